@@ -1,0 +1,50 @@
+"""Everything ptunnel raises on purpose, sorted by whose fault it is.
+
+The text of each is one sentence for a person that says what to do next; the command line prints it and nothing more.
+"""
+
+from __future__ import annotations
+
+
+class TunnelError(Exception):
+    """Root of everything ptunnel raises on purpose."""
+
+
+class ConfigurationError(TunnelError):
+    """You asked for something impossible; the text says what to change."""
+
+
+class StateError(ConfigurationError):
+    """PTUNNEL_HOME cannot be read, written or understood; nothing in it was changed."""
+
+
+class AlreadyRunningError(ConfigurationError):
+    """Another process of the same PTUNNEL_HOME already does this."""
+
+
+class UnreachableError(TunnelError):
+    """No path to the peer was found, or the last one died."""
+
+
+class ServerUnreachableError(UnreachableError):
+    """The rendezvous server does not answer, or what answers is no ptunnel server."""
+
+
+class PairingError(TunnelError):
+    """The code was wrong, spent, expired or never allocated: get a fresh one."""
+
+
+class PermissionDeniedError(TunnelError):
+    """The peer does not let us reach what we asked for."""
+
+
+class PeerError(TunnelError):
+    """The peer, once authenticated, broke the protocol."""
+
+
+class MalformedPacket(TunnelError):
+    """Bytes that do not parse: all a decoder may raise; becomes a drop or a PeerError."""
+
+
+class InternalError(TunnelError):
+    """A bug in ptunnel; please report it with the trace."""
