@@ -1,0 +1,199 @@
+"""What a connection tells its owner, and the small values it shows.  All frozen; match on them, all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from tunnel.units import Address, PathKey, Seconds, StreamId
+
+
+class PathKind(Enum):
+    """How a path carries: straight to the peer, or through the rendezvous server's relay."""
+
+    DIRECT = "direct"
+    RELAY = "relay"
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReason:
+    """Why a connection ended: `code` is one of CloseCode, `text` a sentence for a person."""
+
+    code: int
+    text: str
+    by_peer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """The peer opened a stream; it may be readable already."""
+
+    stream_id: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReadable:
+    """stream_read has something, or the peer's FIN came."""
+
+    stream_id: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWritable:
+    """stream_space has room again after it was empty, or everything written was acknowledged."""
+
+    stream_id: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset:
+    """The peer gave up sending (RESET); `code` is a StreamCode.  What was not read is gone."""
+
+    stream_id: StreamId
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStopped:
+    """The peer will read no more (STOP_SENDING); our sending half has been reset with the same code."""
+
+    stream_id: StreamId
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramsReceived:
+    """receive_datagrams has something."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlReceived:
+    """One whole message of the control stream."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PathValidated:
+    """The peer answered our PATH_CHALLENGE there: both directions work.  RFC 9000 §8.2."""
+
+    key: PathKey
+    kind: PathKind
+    rtt: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PathProbed:
+    """An authenticated PATH_CHALLENGE came from an address that is no path yet (a peer-reflexive candidate, RFC 8445 §7.3.1.3)."""
+
+    key: PathKey
+
+
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """Data goes here until the next PathChanged."""
+
+    key: PathKey
+    kind: PathKind
+    remote: Address
+    rtt: Seconds
+    mtu: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PathLost:
+    """A path that worked fell silent; it is probed no more unless someone challenges it again."""
+
+    key: PathKey
+    kind: PathKind
+
+
+@dataclass(frozen=True, slots=True)
+class RekeyDue:
+    """The keypair is old or worn (REKEY_AFTER): make a new handshake over the current path."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllPathsLost:
+    """Nothing authenticated arrived for a while on any path; the owner should meet the peer again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """The last event."""
+
+    reason: CloseReason
+
+
+ConnectionEvent: TypeAlias = (
+    StreamOpened
+    | StreamReadable
+    | StreamWritable
+    | StreamReset
+    | StreamStopped
+    | DatagramsReceived
+    | ControlReceived
+    | PathValidated
+    | PathProbed
+    | PathChanged
+    | PathLost
+    | RekeyDue
+    | AllPathsLost
+    | ConnectionClosed
+)
+
+
+class CloseCode:
+    """Codes of the CLOSE frame."""
+
+    NO_ERROR = 0
+    PROTOCOL_VIOLATION = 1
+    FLOW_CONTROL = 2
+    STREAM_LIMIT = 3
+    FORGOTTEN = 4  # the peer has removed us from its remembered peers
+    PATH_POLICY = 5  # `--path direct` met `--path relay`
+    IDLE = 6
+    REPLACED = 7
+    INTERNAL = 8
+
+
+class StreamCode:
+    """Codes of RESET and STOP_SENDING: what became of the local connection behind a stream."""
+
+    NO_ERROR = 0
+    REFUSED = 1
+    RESET = 2
+    DENIED = 3
+    UNREACHABLE = 4
+    TIMED_OUT = 5
+    INTERNAL = 6
+    CANCELLED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class PathView:
+    """The current path as `status` shows it.  `mtu` is the largest UDP payload in bytes, as sent today."""
+
+    key: PathKey
+    kind: PathKind
+    smoothed_rtt: Seconds
+    min_rtt: Seconds
+    mtu: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionStats:
+    """Counters since the connection began; bytes are of UDP payload."""
+
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    packets_lost: int
+    streams_open: int
+    congestion_window: int
+    bytes_in_flight: int
+    drops: dict[str, int]
