@@ -1,0 +1,94 @@
+"""What `connect` and `expose` tell their caller while they run: one frozen value for each event of the machine interface.
+
+`to_dict` gives the JSON object, `event` first; its keys are as stable as the wire format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """We stand ready at `bind`.  For an embedded server that is the address the other side must name as its server."""
+
+    bind: str
+    embedded: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"event": "listening", "bind": self.bind}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeReady:
+    """Tell this code to one person.  Replaces any earlier one."""
+
+    code: str
+    expires_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"event": "code", "code": self.code, "expires_s": round(self.expires_s)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """The code led to this peer, who is remembered from now on under the name `peer`."""
+
+    peer: str
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"event": "paired", "peer": self.peer, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathReport:
+    """Data to and from `peer` goes this way until the next PathReport."""
+
+    kind: str
+    remote: str
+    rtt_s: float
+    mtu: int
+    why: str
+    peer: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "event": "path",
+            "kind": self.kind,
+            "remote": self.remote,
+            "rtt_s": round(self.rtt_s, 6),
+            "mtu": self.mtu,
+            "why": self.why,
+            "peer": self.peer,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The link to `peer` has ended."""
+
+    reason: str
+    peer: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"event": "closed", "reason": self.reason, "peer": self.peer}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Something a person should know; what can heal is being retried.  What cannot is raised instead, or after this.
+
+    `code` is one of: wrong_code, code_expired, code_unanswered, server_unreachable, server_lost, server_refused, peer_absent,
+    peer_lost, key_changed, path_policy.
+    """
+
+    code: str
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"event": "error", "code": self.code, "message": self.message}
+
+
+Event: TypeAlias = Listening | CodeReady | Paired | PathReport | Closed | Trouble

@@ -1,0 +1,321 @@
+"""One peer as trio code sees it.  A link outlives paths, keys and, where the peer restarted, even its connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from tunnel.driver.datagrams import Datagrams
+from tunnel.driver.stream import TunnelStream
+from tunnel.errors import PeerError, UnreachableError
+from tunnel.proto.endpoint import (
+    CloseCode,
+    CloseReason,
+    Connection,
+    ConnectionClosed,
+    ConnectionEvent,
+    DatagramsReceived,
+    GrantSet,
+    KnownPeer,
+    PathChanged,
+    PathKind,
+    Peering,
+    StreamLimitError,
+    StreamOpened,
+    StreamReadable,
+    StreamReset,
+    StreamStopped,
+    StreamWritable,
+    fingerprint,
+)
+from tunnel.units import Buffer, Instant, Seconds, StreamId
+
+ACCEPT_BACKLOG = 1_024  # streams opened by the peer that nobody has accepted yet; more are reset
+
+StreamHandler = Callable[[TunnelStream], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStatus:
+    """What `status` shows of one link.  Durations in seconds, rates in bytes per second since the last look."""
+
+    peer: str
+    fingerprint: str
+    kind: str | None  # "direct", "relay", or None while there is no path
+    remote: str | None
+    rtt_s: float | None
+    mtu: int | None
+    why: str
+    sent_bytes: int
+    received_bytes: int
+    send_rate: float
+    receive_rate: float
+    packets_sent: int
+    packets_lost: int
+    streams: int
+    drops: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"drops": dict(self.drops)}
+
+
+class Link:
+    """One peer.  Made by the driver; `open_stream`, `serve_streams` and `flows` are what forwards stand on."""
+
+    def __init__(self, peering: Peering, *, flush: Callable[[], None], clock: Callable[[], Instant]) -> None:
+        self._peering = peering
+        self._flush = flush
+        self._clock = clock
+        self._streams: dict[StreamId, TunnelStream] = {}
+        self._accepted: deque[TunnelStream] = deque()
+        self._changed = trio.Event()  # set and replaced whenever anything that somebody may wait for changes
+        self._closed: CloseReason | None = None
+        self._path: PathChanged | None = None
+        self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
+        self._rates = (0.0, 0.0)
+        self.flows = Datagrams(self._send_datagram)
+
+    # --- who
+
+    @property
+    def peer(self) -> KnownPeer:
+        return self._peering.peer
+
+    @property
+    def peer_name(self) -> str:
+        return self._peering.peer.name
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._peering.peer.static)
+
+    @property
+    def grants(self) -> GrantSet:
+        """What this peer may reach here, as of now."""
+        return self._peering.grants
+
+    @property
+    def is_connector(self) -> bool:
+        """True on the side that connected; the other one exposes."""
+        return self._peering.is_initiator
+
+    @property
+    def is_connected(self) -> bool:
+        return self._closed is None and self._peering.connection is not None
+
+    @property
+    def connection(self) -> Connection | None:
+        return self._peering.connection
+
+    # --- streams
+
+    async def open_stream(self, open_message: bytes = b"") -> TunnelStream:
+        """A new stream whose first bytes are `open_message`; waits while the peer is away or its stream limit is reached.
+
+        Raises UnreachableError when the link is closed.
+        """
+        while True:
+            self._raise_if_closed()
+            changed = self._changed
+            connection = self._peering.connection
+            if connection is not None:
+                try:
+                    stream_id = connection.open_stream()
+                except StreamLimitError:
+                    pass
+                else:
+                    stream = self._make_stream(connection, stream_id)
+                    if open_message:
+                        written = connection.stream_write(stream_id, open_message)
+                        self._flush()
+                        if written < len(open_message):
+                            await stream.send_all(open_message[written:])
+                    return stream
+            with trio.move_on_after(1):  # a stream limit that rises announces itself by no event of ours
+                await changed.wait()
+
+    async def accept_stream(self) -> TunnelStream:
+        """The next stream that the peer opened.  Raises UnreachableError when the link is closed."""
+        while not self._accepted:
+            self._raise_if_closed()
+            await self._changed.wait()
+        return self._accepted.popleft()
+
+    async def serve_streams(self, handler: StreamHandler) -> None:
+        """Run `handler(stream)` for each stream that the peer opens, until the link is closed.
+
+        A handler that fails resets only its own stream, unless what it raised was no TunnelError.
+        """
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    stream = await self.accept_stream()
+                except UnreachableError:
+                    break
+                nursery.start_soon(handler, stream)
+            nursery.cancel_scope.cancel()
+
+    # --- what it is like
+
+    def status(self) -> LinkStatus:
+        connection, path = self._peering.connection, None
+        stats = connection.stats() if connection is not None else None
+        if connection is not None:
+            path = connection.current_path
+        now = self._clock()
+        sent = stats.bytes_sent if stats else 0
+        received = stats.bytes_received if stats else 0
+        at, sent_then, received_then = self._rate_base
+        if now - at >= 0.5:
+            self._rates = (max(0, sent - sent_then) / (now - at), max(0, received - received_then) / (now - at))
+            self._rate_base = (now, sent, received)
+        return LinkStatus(
+            peer=self.peer_name,
+            fingerprint=self.fingerprint,
+            kind=path.kind.value if path else None,
+            remote=str(path.key.remote) if path else None,
+            rtt_s=path.smoothed_rtt if path else None,
+            mtu=path.mtu if path else None,
+            why=self._peering.why_relayed(now) if path and path.kind is PathKind.RELAY else (path.why if path else ""),
+            sent_bytes=sent,
+            received_bytes=received,
+            send_rate=self._rates[0],
+            receive_rate=self._rates[1],
+            packets_sent=stats.packets_sent if stats else 0,
+            packets_lost=stats.packets_lost if stats else 0,
+            streams=stats.streams_open if stats else 0,
+            drops=dict(stats.drops) if stats else {},
+        )
+
+    @property
+    def is_direct(self) -> bool:
+        connection = self._peering.connection
+        path = connection.current_path if connection is not None else None
+        return path is not None and path.kind is PathKind.DIRECT
+
+    async def wait_direct(self) -> None:
+        """Wait until the current path is a direct one.  Raises UnreachableError when the link is closed."""
+        while not self.is_direct:
+            self._raise_if_closed()
+            await self._changed.wait()
+
+    async def ping(self) -> Seconds:
+        """One round trip through the tunnel over the current path, measured.  Raises UnreachableError."""
+        self._raise_if_closed()
+        started = self._clock()
+        token = self._peering.send_ping(started)
+        self._flush()
+        while token not in self._peering.pongs:
+            self._raise_if_closed()
+            await self._changed.wait()
+        return Seconds(self._peering.pongs.pop(token) - started)
+
+    async def closed(self) -> CloseReason:
+        """Wait until the link has ended; why it did."""
+        while self._closed is None:
+            await self._changed.wait()
+        return self._closed
+
+    @property
+    def close_reason(self) -> CloseReason | None:
+        return self._closed
+
+    def close(self, reason: str = "closed", code: int = CloseCode.NO_ERROR) -> None:
+        """Say goodbye to the peer; every stream of the link ends."""
+        if self._closed is None:
+            self._peering.close(self._clock(), code, reason)
+            self._flush()
+
+    # --- told by the driver
+
+    def handle_event(self, event: ConnectionEvent) -> None:
+        match event:
+            case StreamReadable(stream_id=stream_id):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.on_readable()
+            case StreamWritable(stream_id=stream_id):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.on_writable()
+            case DatagramsReceived():
+                connection = self._peering.connection
+                if connection is not None:
+                    self.flows.deliver(connection.receive_datagrams())
+            case StreamOpened(stream_id=stream_id):
+                self._accept(stream_id)
+            case StreamReset(stream_id=stream_id, code=code):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.on_reset(code)
+            case StreamStopped(stream_id=stream_id, code=code):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.on_stopped(code)
+            case PathChanged():
+                self._path = event
+                self.notify()
+            case ConnectionClosed(reason=reason):
+                self._end_streams(reason.text)
+                self.notify()
+            case _:  # the endpoint answers the others: candidates, punching, rekeying
+                self.notify()
+
+    def handle_restarted(self) -> None:
+        """The peer lost its half of the connection and a new one stands: the old streams are gone, the link goes on."""
+        self._end_streams("the peer has restarted")
+        self.notify()
+
+    def handle_closed(self, reason: CloseReason) -> None:
+        """The link has ended."""
+        self._end_streams(reason.text)
+        self._closed = reason
+        self.notify()
+
+    def notify(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _raise_if_closed(self) -> None:
+        if self._closed is not None:
+            if self._closed.code in (CloseCode.NO_ERROR, CloseCode.IDLE):
+                raise UnreachableError(f"the link to {self.peer_name} is closed: {self._closed.text}")
+            raise PeerError(f"the link to {self.peer_name} was closed: {self._closed.text}")
+
+    def _make_stream(self, connection: Connection, stream_id: StreamId) -> TunnelStream:
+        stream = TunnelStream(connection, stream_id, self._flush, self._forget)
+        self._streams[stream_id] = stream
+        return stream
+
+    def _accept(self, stream_id: StreamId) -> None:
+        connection = self._peering.connection
+        if connection is None:
+            return
+        stream = self._make_stream(connection, stream_id)
+        if len(self._accepted) >= ACCEPT_BACKLOG:
+            stream.reset(1)
+            stream.stop(1)
+            return
+        self._accepted.append(stream)
+        self.notify()
+
+    def _forget(self, stream: TunnelStream) -> None:
+        if self._streams.get(stream.stream_id) is stream:
+            del self._streams[stream.stream_id]
+
+    def _end_streams(self, text: str) -> None:
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            stream.on_connection_closed(text)
+
+    def _send_datagram(self, flow: int, data: Buffer) -> bool:
+        connection = self._peering.connection
+        if connection is None or self._closed is not None:
+            return False
+        sent = connection.send_datagram(self._clock(), flow, data)
+        self._flush()
+        return sent
