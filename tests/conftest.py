@@ -1,0 +1,98 @@
+"""Rules for every test: a time limit each, and under CI=true no test may be skipped."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Generator
+from types import FrameType
+
+import pytest
+
+IN_CI = os.environ.get("CI") == "true"
+
+DEFAULT_LIMIT_S = 60
+"""Seconds one test may take (set-up and tear-down included); `@pytest.mark.time_limit(seconds)` gives another."""
+
+NETNS_LIMIT_S = 120
+"""The same for tests that are marked `netns`."""
+
+HARD_EXTRA_S = 30
+"""Seconds after the limit at which the whole run is ended, with every thread's stack printed."""
+
+
+class TestTookTooLong(Exception):
+    """The test went over its limit."""
+
+    __test__ = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
+
+
+def _limit_of(item: pytest.Item) -> int:
+    mark = item.get_closest_marker("time_limit")
+    if mark is not None:
+        return int(mark.args[0])
+    return NETNS_LIMIT_S if item.get_closest_marker("netns") else DEFAULT_LIMIT_S
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if not hasattr(signal, "SIGALRM"):
+        return (yield)
+    limit = _limit_of(item)
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        raise TestTookTooLong(f"{item.nodeid} took longer than {limit} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    # Standard error is captured by now; the stacks must reach the real one.
+    faulthandler.dump_traceback_later(limit + HARD_EXTRA_S, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2])
+    return str(report.longrepr)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.longrepr = f"skipped, which CI=true forbids: {_reason(report)}"
+        report.outcome = "failed"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if IN_CI and report.skipped:
+        report.longrepr = f"{collector.nodeid} skipped, which CI=true forbids: {_reason(report)}"
+        report.outcome = "failed"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lab = os.environ.get("PTUNNEL_LAB", "")
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "tests/netns" in report.nodeid]
+    if lab == "user":
+        what = f"left out for want of root: {len(left_out)} tests of tests/netns" if left_out else "nothing was left out"
+        terminalreporter.write_line(f"ran in an unprivileged user namespace; {what}")
+    elif lab == "none" and "quick" not in sys.argv:
+        deselected = terminalreporter.stats.get("deselected", [])
+        names = sorted({item.nodeid.split("::")[0] for item in deselected if "tests/netns" in item.nodeid})
+        if names:
+            terminalreporter.write_line(f"left out, since no network namespaces may be made here: {', '.join(names)}")

@@ -1,0 +1,209 @@
+"""The arrows between the rooms: who may import whom, and what from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from tests.style.source import ROOT, Import, Module, modules
+
+# A room is named without `tunnel.`; the longest name that fits is a module's room.
+CORE = {"proto.wire", "proto.ranges", "proto.timers", "proto.trace"}
+BASE = {"units", "errors"}
+
+#: room -> the rooms that it may import, besides itself.
+ARROWS: dict[str, set[str]] = {
+    "": {"api", "config", "driver", "forward", *BASE},  # tunnel/__init__.py: the public API, re-exported
+    "__main__": {"cli"},
+    "api": {"driver", "state", "host", "config", "proto.pairing", "forward", *BASE},
+    "cli": {"api", "forward", "control", "driver", "state", "telemetry", "config", *BASE},
+    "control": {"driver", *BASE},
+    "forward": {"driver", "tun", "proto.ip", "proto.lan", *BASE},
+    "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "config", *BASE},
+    "udp": BASE,
+    "tls": BASE,
+    "tun": BASE,
+    "state": BASE,
+    "host": BASE,
+    "config": BASE,
+    "telemetry": {"proto.trace", *BASE},
+    "proto": BASE,
+    "proto.endpoint": {
+        "proto.connection", "proto.nat", "proto.rendezvous", "proto.pairing", "proto.lan", "proto.crypto", *CORE, *BASE,
+    },
+    "proto.connection": {"proto.stream", "proto.packet", "proto.recovery", "proto.crypto", *CORE, *BASE},
+    "proto.stream": CORE | BASE,
+    "proto.packet": CORE | BASE,
+    "proto.recovery": CORE | BASE,
+    "proto.crypto": CORE | BASE,
+    "proto.pairing": CORE | BASE,
+    "proto.nat": CORE | BASE,
+    "proto.rendezvous": CORE | BASE,
+    "proto.lan": CORE | BASE,
+    "proto.ip": CORE | BASE,
+    "proto.wire": {"proto.trace", *BASE},
+    "proto.ranges": BASE,
+    "proto.timers": BASE,
+    "proto.trace": BASE,
+    "units": set(),
+    "errors": set(),
+}  # fmt: skip
+
+#: room -> the packages from outside the standard library that it may import.
+PACKAGES: dict[str, set[str]] = {
+    "": set(),
+    "__main__": set(),
+    "api": {"trio"},
+    "cli": {"click", "rich", "segno", "trio", "msgspec"},
+    "control": {"trio", "msgspec"},
+    "forward": {"trio", "msgspec"},
+    "driver": {"trio"},
+    "udp": {"trio"},
+    "tls": {"trio"},
+    "tun": {"trio", "pyroute2"},
+    "state": {"platformdirs"},
+    "host": {"ifaddr", "pyroute2", "trio"},
+    "config": {"platformdirs"},
+    "telemetry": {"prometheus_client"},
+    "proto.crypto": {"cryptography"},
+    "proto.pairing": {"spake2", "cryptography"},
+    "proto.rendezvous": {"msgspec"},
+    "proto.lan": {"msgspec", "cryptography"},
+    "proto.endpoint": {"msgspec", "cryptography"},
+    "proto.connection": {"cryptography"},
+}
+
+#: What would bring a clock, chance, sockets, files or threads into the core.
+NOT_IN_THE_CORE = {
+    "asyncio", "datetime", "logging", "os", "pathlib", "random", "secrets", "select", "selectors", "shutil", "signal",
+    "socket", "socketserver", "ssl", "subprocess", "tempfile", "threading", "time", "trio", "urllib", "uuid",
+}  # fmt: skip
+
+#: Modules that Windows or macOS lack.
+NOT_EVERYWHERE = {"fcntl", "grp", "pwd", "pyroute2", "resource", "termios", "tty", "pty", "syslog", "spwd", "readline"}
+ONLY_ON_LINUX = ("tunnel.udp.linux", "tunnel.tun")
+
+
+def room_of(name: str) -> str:
+    inner = name.removeprefix("tunnel").removeprefix(".")
+    while inner and inner not in ARROWS:
+        inner = inner.rpartition(".")[0]
+    return inner
+
+
+def is_room(name: str) -> bool:
+    """Whether the table knows this module: all but `tunnel` itself need a line that is not the empty one."""
+    return name == "tunnel" or room_of(name) != ""
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert [module.name for module in modules() if not is_room(module.name)] == []
+
+
+def wrong_arrows(module: Module) -> Iterable[str]:
+    room = room_of(module.name)
+    for found in module.imports:
+        top = found.target.split(".")[0]
+        place = f"{module.relative}:{found.line}"
+        if top == "tunnel":
+            target = room_of(found.target)
+            if target != room and target not in ARROWS[room]:
+                yield f"{place}: {room or 'tunnel'} may not import {found.target}"
+        elif top not in sys.stdlib_module_names and top not in PACKAGES.get(room, set()):
+            yield f"{place}: {room or 'tunnel'} may not import {found.target}"
+
+
+def test_imports_follow_the_arrows() -> None:
+    assert "\n".join(line for module in modules() for line in wrong_arrows(module)) == ""
+
+
+def test_the_core_has_no_clock_no_chance_and_no_sockets() -> None:
+    wrong = [
+        f"{module.relative}:{found.line}: {found.target}"
+        for module in modules()
+        if module.name.startswith("tunnel.proto.")
+        for found in module.imports
+        if found.target.split(".")[0] in NOT_IN_THE_CORE and not found.for_typing
+    ]
+    assert wrong == []
+
+
+def test_only_pake_knows_spake2() -> None:
+    users = {module.name for module in modules() for found in module.imports if found.target.split(".")[0] == "spake2"}
+    assert users <= {"tunnel.proto.pairing.pake"}
+
+
+def test_no_import_cycles() -> None:
+    names = {module.name for module in modules()}
+    edges = {
+        module.name: sorted({
+            found.target
+            for found in module.imports
+            if found.target in names and found.at_module_level and not found.for_typing and found.target != module.name
+        })
+        for module in modules()
+    }  # fmt: skip
+    finished: set[str] = set()
+    cycles: list[str] = []
+
+    def visit(name: str, trail: list[str]) -> None:
+        if name in trail:
+            cycles.append(" -> ".join([*trail[trail.index(name) :], name]))
+        elif name not in finished:
+            for target in edges[name]:
+                visit(target, [*trail, name])
+            finished.add(name)
+
+    for name in sorted(names):
+        visit(name, [])
+    assert cycles == []
+
+
+def test_no_linux_only_import_at_module_level() -> None:
+    def is_wrong(found: Import) -> bool:
+        if not found.at_module_level or found.for_typing or found.guarded:
+            return False
+        return found.target.split(".")[0] in NOT_EVERYWHERE or found.target.startswith(ONLY_ON_LINUX)
+
+    wrong = [
+        f"{module.relative}:{found.line}: {found.target}"
+        for module in modules()
+        if not module.name.startswith(ONLY_ON_LINUX)
+        for found in module.imports
+        if is_wrong(found)
+    ]
+    assert wrong == []
+
+
+ELSEWHERE = """
+import builtins, importlib, socket, os
+import trio, click, rich.console, rich.live, cryptography.hazmat.primitives.ciphers.aead     # these mind their own platform
+
+absent = set({absent!r})
+real_import = builtins.__import__
+def guarded(name, globals=None, locals=None, fromlist=(), level=0):
+    if globals and str(globals.get("__name__", "")).startswith("tunnel") and name.split(".")[0] in absent and not level:
+        raise ModuleNotFoundError(f"No module named {{name!r}} on this system", name=name)
+    return real_import(name, globals, locals, fromlist, level)
+builtins.__import__ = guarded
+for name in ("AF_UNIX", "AF_NETLINK", "AF_PACKET", "CMSG_SPACE", "CMSG_LEN", "SO_REUSEPORT", "SO_PEERCRED",
+             "MSG_DONTWAIT", "SCM_RIGHTS", "SO_BINDTODEVICE", "SO_MARK", "IP_RECVTOS"):
+    if hasattr(socket, name):
+        delattr(socket, name)
+for name in ("getuid", "geteuid", "fork", "O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "O_DIRECTORY",
+             "sched_getaffinity", "getresuid"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+
+
+def test_everything_imports_where_linux_is_not() -> None:
+    names = [
+        module.name for module in modules() if not module.name.startswith(ONLY_ON_LINUX) and module.name != "tunnel.__main__"
+    ]
+    script = ELSEWHERE.format(absent=sorted(NOT_EVERYWHERE), names=names)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

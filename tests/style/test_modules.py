@@ -1,0 +1,70 @@
+"""How a module of ptunnel looks: its length, what it may call, tables that are total."""
+
+from __future__ import annotations
+
+import ast
+import enum
+import importlib
+from collections.abc import Mapping
+
+from tests.style.source import modules
+
+MAX_LINES = 500
+"""Lines of a module at which it is split, or says why not: a docstring line that begins with `Long because`."""
+
+
+def test_modules_are_short_or_say_why_not() -> None:
+    wrong = [
+        f"{module.relative}: {len(module.text.splitlines())} lines"
+        for module in modules()
+        if len(module.text.splitlines()) > MAX_LINES
+        and "\nLong because" not in (ast.get_docstring(module.tree) or "")
+        and not module.relative.endswith("/words.py")  # a table of words
+    ]
+    assert wrong == []
+
+
+def test_every_module_says_what_it_is() -> None:
+    wrong = [module.relative for module in modules() if module.text.strip() and not ast.get_docstring(module.tree)]
+    assert wrong == []
+
+
+def test_the_core_draws_no_keys_by_itself() -> None:
+    """X25519PrivateKey.generate() and its like ask the system for chance; the core is handed it."""
+    wrong = [
+        f"{module.relative}:{node.lineno}"
+        for module in modules()
+        if module.name.startswith("tunnel.proto.")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr in {"generate", "generate_key", "urandom"}
+    ]
+    assert wrong == []
+
+
+def test_asserts_state_no_facts_about_input() -> None:
+    """`python -O` drops asserts, so none may stand in a decoder: functions named decode_* or parse_*."""
+    wrong = [
+        f"{module.relative}:{inner.lineno}"
+        for module in modules()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith(("decode_", "parse_"))
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Assert)
+    ]
+    assert wrong == []
+
+
+def test_transition_tables_are_total() -> None:
+    for module in modules():
+        if "TRANSITIONS" not in module.text:
+            continue
+        table = getattr(importlib.import_module(module.name), "TRANSITIONS", None)
+        if not isinstance(table, Mapping):
+            continue
+        states = {type(state) for state in table}
+        assert len(states) == 1, f"{module.relative}: keys of more than one type"
+        (state_type,) = states
+        assert issubclass(state_type, enum.Enum)
+        assert set(table) == set(state_type), f"{module.relative}: states without a row"
+        for row in table.values():
+            assert set(row.values()) <= set(state_type)
