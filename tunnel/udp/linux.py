@@ -1,0 +1,201 @@
+"""The fast socket: UDP_SEGMENT sends, and UDP_GRO receives, up to 64 datagrams with one call.  Linux only.
+
+Source: udp(7), ip(7), ipv6(7), Documentation/networking/segmentation-offloads; the shape is quinn-udp's unix.rs.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from typing import Final, TypeAlias
+
+from tunnel.udp.addresses import SockAddr
+from tunnel.udp.base import MAX_USELESS, RECEIVE_BUFFER, SEND_BUFFER, BoundSocket, segment_count
+from tunnel.udp.socket import MAX_BATCH, ReceivedBatch
+from tunnel.units import Address
+
+# What the socket module does not name (linux/udp.h, linux/in.h, linux/in6.h, asm-generic/socket.h).
+SOL_UDP: Final = 17
+UDP_SEGMENT: Final = 103
+UDP_GRO: Final = 104
+IP_TOS: Final = 1
+IP_TTL: Final = 2
+IP_MTU_DISCOVER: Final = 10
+IP_RECVTOS: Final = 13
+IP_PMTUDISC_PROBE: Final = 3
+IPV6_MTU_DISCOVER: Final = 23
+IPV6_HOPLIMIT: Final = 52
+IPV6_DONTFRAG: Final = 62
+IPV6_RECVTCLASS: Final = 66
+IPV6_TCLASS: Final = 67
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
+SO_MEMINFO: Final = 55
+_MEMINFO = struct.Struct("=9I")  # the last is SK_MEMINFO_DROPS
+
+_INT = struct.Struct("=i")
+_U16 = struct.Struct("=H")
+
+Control: TypeAlias = tuple[tuple[int, int, bytes], ...]
+
+#: Room for the stride (UDP_GRO) and the traffic class, and one more that some later kernel may add.
+ANCILLARY_SPACE: Final = 3 * socket.CMSG_SPACE(4)
+#: Control messages remembered, by segment size.
+MAX_CONTROLS: Final = 512
+_ALONE: Final[Control] = ()
+_TRUNCATED: Final = socket.MSG_TRUNC | socket.MSG_CTRUNC
+
+
+class LinuxSocket(BoundSocket):
+    """See UdpSocket.  `uses_gso` and `uses_gro` tell what the kernel agreed to; GSO is left once it proves broken."""
+
+    def __init__(self, host: str, port: int, *, reuse: bool = False, dual_stack: bool = False) -> None:
+        super().__init__(host, port, reuse=reuse, dual_stack=dual_stack)
+        self._grow_buffers()
+        if not self.is_ipv6 or self._dual_stack:
+            self._try_option(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+            self._try_option(socket.IPPROTO_IP, IP_RECVTOS, 1)
+        if self.is_ipv6:
+            self._try_option(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+            self._try_option(socket.IPPROTO_IPV6, IPV6_DONTFRAG, 1)
+            self._try_option(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
+        self.uses_gro = self._try_option(SOL_UDP, UDP_GRO, 1)
+        self.uses_gso = self._try_option(SOL_UDP, UDP_SEGMENT, 0)  # 0 changes nothing, but asks whether it is known
+        self._controls: dict[int, Control] = {}
+        # Bound once: the hot path looks up nothing that does not change.
+        self._sendmsg = self._socket.sendmsg
+        self._recvmsg_into = self._socket.recvmsg_into
+        self._into = [self._buffer]
+        self._sockaddrs = self._cache.sockaddrs
+        self._addresses = self._cache.addresses
+
+    def _grow_buffers(self) -> None:
+        """FORCE needs CAP_NET_ADMIN; without it the kernel cuts what we ask for down to net.core.rmem_max."""
+        for force, ask, size in (
+            (SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER),
+            (SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER),
+        ):
+            if self._option(ask) < 2 * size and not self._try_option(socket.SOL_SOCKET, force, size):
+                self._try_option(socket.SOL_SOCKET, ask, size)
+
+    @property
+    def receive_buffer(self) -> int:
+        """Bytes.  getsockopt reports twice what was granted, the other half being the kernel's own overhead: socket(7)."""
+        return self._option(socket.SO_RCVBUF) // 2
+
+    def overruns(self) -> int:
+        """SK_MEMINFO_DROPS: a counter of the kernel, so it costs the receive path nothing."""
+        try:
+            info = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
+        except OSError:
+            return 0
+        return int(_MEMINFO.unpack(info)[8]) if len(info) == _MEMINFO.size else 0
+
+    # -- sending
+
+    def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
+        length = len(buffer)
+        sockaddr = self._sockaddrs.get(remote) or self._resolve(remote)
+        if sockaddr is None:
+            return True
+        if length <= segment_size:
+            count = 1 if 0 < length <= MAX_BATCH else segment_count(length, segment_size)
+            control = _ALONE
+        else:
+            count = segment_count(length, segment_size)
+            if not self.uses_gso or self._unfinished is not None:
+                return self._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn)[0]
+            control = self._controls.get(segment_size) or self._segment_control(segment_size)
+        if ttl is not None or ecn:
+            control += self._header_control(sockaddr, ttl, ecn)
+        counters = self.counters
+        counters.send_calls += 1
+        try:
+            self._sendmsg((buffer,), control, 0, sockaddr)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if count > 1 and error.errno in (errno.EIO, errno.EINVAL):
+                return self._send_without_gso(error, remote, sockaddr, buffer, segment_size, ttl, ecn)
+            self._count_error(error)
+            return True
+        counters.sent_datagrams += count
+        counters.sent_bytes += length
+        return True
+
+    def _send_without_gso(
+        self,
+        refusal: OSError,
+        remote: Address,
+        sockaddr: SockAddr,
+        buffer: memoryview,
+        segment_size: int,
+        ttl: int | None,
+        ecn: int,
+    ) -> bool:
+        """EIO: no checksum offload on the way, or IPsec.  EINVAL: an old kernel, or before 5.19 a segment over the MTU."""
+        self.counters.errors["no_gso"] += 1
+        done, errors = self._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn)
+        if refusal.errno == errno.EIO or "EMSGSIZE" not in errors:
+            self.uses_gso = False
+        return done
+
+    def _send_one(self, datagram: memoryview, sockaddr: SockAddr, ttl: int | None, ecn: int) -> None:
+        control = _ALONE if ttl is None and not ecn else self._header_control(sockaddr, ttl, ecn)
+        self._sendmsg((datagram,), control, 0, sockaddr)
+
+    def _segment_control(self, segment_size: int) -> Control:
+        control: Control = ((SOL_UDP, UDP_SEGMENT, _U16.pack(segment_size)),)
+        if len(self._controls) >= MAX_CONTROLS:
+            self._controls.clear()
+        self._controls[segment_size] = control
+        return control
+
+    def _header_control(self, sockaddr: SockAddr, ttl: int | None, ecn: int) -> Control:
+        """Fields of the IP header.  An IPv4-mapped destination on an IPv6 socket takes IPv4's own: udpv6_sendmsg."""
+        is_ipv4 = not self.is_ipv6 or sockaddr[0].startswith("::ffff:")
+        level, hops, traffic = (
+            (socket.IPPROTO_IP, IP_TTL, IP_TOS) if is_ipv4 else (socket.IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_TCLASS)
+        )
+        control: Control = ()
+        if ttl is not None:
+            control += ((level, hops, _INT.pack(ttl)),)
+        if ecn:
+            control += ((level, traffic, _INT.pack(ecn & 3)),)
+        return control
+
+    # -- receiving
+
+    def receive(self) -> ReceivedBatch | None:
+        counters = self.counters
+        for _ in range(MAX_USELESS):
+            counters.receive_calls += 1
+            try:
+                length, ancillary, flags, sockaddr = self._recvmsg_into(self._into, ANCILLARY_SPACE)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if self._count_error(error) == "closed":
+                    return None
+                continue
+            if not length or flags & _TRUNCATED:
+                counters.errors["truncated" if length else "empty"] += 1
+                continue
+            stride = length
+            ecn = 0
+            for level, _kind, data in ancillary:
+                if level == SOL_UDP:
+                    stride = _INT.unpack(data)[0]
+                else:  # one byte from IPv4, an int from IPv6
+                    ecn = int.from_bytes(data, sys.byteorder) & 3
+            counters.received_bytes += length
+            if 0 < stride < length:
+                counters.received_datagrams += -(-length // stride)
+            else:
+                stride = length
+                counters.received_datagrams += 1
+            remote = self._addresses.get(sockaddr) or self._cache.address(sockaddr)
+            return ReceivedBatch(remote, self._buffer[:length], stride, ecn)
+        return None

@@ -1,0 +1,114 @@
+"""What every UDP socket of ours can do, whatever the system; `open_socket` picks the best kind there is.
+
+The unit of work is a batch: one address, one buffer, equal segments of which the last may be shorter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import NamedTuple, Protocol
+
+from tunnel.units import Address
+
+#: Segments of one send: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS before Linux 6.9).
+MAX_SEGMENTS = 64
+#: Bytes of one send, whether one datagram or many: 65,535 less the IPv4 and UDP headers.
+MAX_BATCH = 65_507
+
+
+class ReceivedBatch(NamedTuple):
+    """Datagrams of one sender that came together: `buffer` cut every `stride` bytes, the last may be shorter.
+
+    `buffer` is never empty, `stride` never 0, and both belong to the socket again at its next receive.
+    All of them carried the same ECN field (`ecn`, two bits, RFC 3168).
+    """
+
+    remote: Address
+    buffer: memoryview
+    stride: int
+    ecn: int
+
+
+class UdpCounters:
+    """Plain integers, so that counting costs nothing; `errors` is by name: an errno, or a reason of our own.
+
+    Reasons of our own: `bad_address` (not numeric, unknown zone), `family` (an address the socket cannot reach),
+    `no_gso` (the kernel refused a batch and it was sent one by one), `truncated`, `empty` (received and thrown away),
+    `overrun` (memory twin only: the receive buffer was full), `closed` (sent after close).
+    """
+
+    __slots__ = (
+        "errors",
+        "receive_calls",
+        "received_bytes",
+        "received_datagrams",
+        "send_calls",
+        "sent_bytes",
+        "sent_datagrams",
+    )
+
+    def __init__(self) -> None:
+        self.send_calls = 0
+        self.sent_datagrams = 0
+        self.sent_bytes = 0
+        self.receive_calls = 0
+        self.received_datagrams = 0
+        self.received_bytes = 0
+        self.errors: Counter[str] = Counter()
+
+
+class UdpSocket(Protocol):
+    """One bound, non-blocking UDP socket."""
+
+    @property
+    def local_address(self) -> Address:
+        """Where it is bound; the port is the real one, the host may be a wildcard."""
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it speaks IPv6 (a dual-stack one speaks both)."""
+
+    @property
+    def receive_buffer(self) -> int:
+        """Bytes of payload the kernel holds for us while we are busy, as granted (not as asked for)."""
+
+    @property
+    def counters(self) -> UdpCounters: ...
+
+    def fileno(self) -> int: ...
+
+    def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
+        """Send `buffer` as datagrams of `segment_size` bytes; at most MAX_SEGMENTS and MAX_BATCH bytes.
+
+        False means: would block; wait_writable, then call again with the same arguments (what an incomplete
+        call already sent is remembered and left out).  True means sent, or dropped and counted: UDP promises no more.
+        """
+
+    def receive(self) -> ReceivedBatch | None:
+        """The next batch, or None when there is none now: call until None, then wait_readable."""
+
+    def overruns(self) -> int:
+        """Datagrams that the system threw away because our receive buffer was full."""
+
+    async def wait_readable(self) -> None: ...
+
+    async def wait_writable(self) -> None: ...
+
+    def close(self) -> None:
+        """Close now; a task that waits on the socket gets trio.ClosedResourceError."""
+
+
+def open_socket(host: str, port: int, *, reuse: bool = False, dual_stack: bool = False) -> UdpSocket:
+    """Bind a socket to a numeric host and a port (0: any free one).
+
+    `reuse` lets several processes share the port (SO_REUSEPORT); `dual_stack` lets an IPv6 socket speak IPv4 too.
+    Raises ConfigurationError with a sentence when the address cannot be bound.
+    """
+    if sys.platform == "linux":
+        from tunnel.udp.linux import LinuxSocket
+
+        return LinuxSocket(host, port, reuse=reuse, dual_stack=dual_stack)
+    from tunnel.udp.plain import PlainSocket
+
+    return PlainSocket(host, port, reuse=reuse, dual_stack=dual_stack)
