@@ -1,0 +1,189 @@
+"""Candidates: where a peer may be reached, how they are checked, ranked and put on the wire.
+
+Source: RFC 8445 §5.1 for the kinds and the priority; docs/protocol.md for the encoding.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.nat.behaviour import Mapping
+from tunnel.proto.wire import Reader, Writer
+from tunnel.units import Address, Buffer, SocketId
+
+#: The most candidates one side may name; more are ignored, ours are cut.  Few: each costs some 25 checks a round.
+MAX_CANDIDATES: Final = 16
+
+FLAG_OPENED: Final = 0x01
+_IPV4_LENGTH: Final = 4
+_IPV6_LENGTH: Final = 16
+
+
+class CandidateKind(Enum):
+    """RFC 8445 §5.1.1, and PORT_MAPPED for what the router granted on request.  The values go over the wire."""
+
+    HOST = 1
+    SERVER_REFLEXIVE = 2
+    PEER_REFLEXIVE = 3
+    PORT_MAPPED = 4
+    RELAYED = 5
+
+
+#: RFC 8445 §5.1.2.2 for the four of its kinds; a mapped port outlives a reflexive one, so it stands above.
+TYPE_PREFERENCE: Final = {
+    CandidateKind.HOST: 126,
+    CandidateKind.PEER_REFLEXIVE: 110,
+    CandidateKind.PORT_MAPPED: 105,
+    CandidateKind.SERVER_REFLEXIVE: 100,
+    CandidateKind.RELAYED: 0,
+}
+IPV6_PREFERENCE: Final = 40_000  # RFC 8421 §4: IPv6 first within a kind, since nothing is translated there
+IPV4_PREFERENCE: Final = 30_000
+
+
+class Candidate(NamedTuple):
+    """One address where a peer may be reached.  `base` is our own socket behind it; in a remote candidate it says nothing."""
+
+    kind: CandidateKind
+    address: Address
+    base: SocketId = SocketId(0)
+    priority: int = 0
+
+
+class Offer(NamedTuple):
+    """What one agent tells the other over the authenticated channel.
+
+    `generation` rises with each offer that asks for a fresh round.  `opened` says only: my openers towards the candidates of your
+    generation `generation` are out, so send at full TTL; it names no candidates.
+    """
+
+    generation: int
+    candidates: tuple[Candidate, ...] = ()
+    mapping: Mapping = Mapping.UNKNOWN
+    opened: bool = False
+
+
+def compute_priority(kind: CandidateKind, address: Address) -> int:
+    """RFC 8445 §5.1.2.1, for component 1."""
+    local = IPV6_PREFERENCE if address.is_ipv6 else IPV4_PREFERENCE
+    return (TYPE_PREFERENCE[kind] << 24) + (local << 8) + 255
+
+
+def make_candidate(kind: CandidateKind, address: Address, base: SocketId) -> Candidate:
+    """A candidate of our own, canonical and ranked.  Raises MalformedPacket when the host is not numeric."""
+    address = Address(canonical(address.host), address.port)
+    return Candidate(kind, address, base, compute_priority(kind, address))
+
+
+def canonical(host: str) -> str:
+    """The one spelling of a numeric host: IPv4-mapped IPv6 becomes IPv4, IPv6 is compressed.  Raises MalformedPacket."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise MalformedPacket("not a numeric address") from None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
+def _networks(*texts: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+# Not is_global: 203.0.113.0/24 and friends count as private there, and LANs are wanted.
+_FORBIDDEN: Final = _networks(
+    "0.0.0.0/8",  # this network; unspecified
+    "224.0.0.0/4",  # multicast
+    "240.0.0.0/4",  # reserved and broadcast
+    "169.254.169.0/24",  # metadata and agents of AWS, Azure, GCP, OpenStack
+    "169.254.170.0/24",  # credentials of AWS containers
+    "100.100.100.200/32",  # metadata of Alibaba
+    "168.63.129.16/32",  # wire server of Azure
+    "192.0.0.192/32",  # metadata of Oracle
+    "::/96",  # unspecified, and IPv4-compatible (deprecated)
+    "::ffff:0:0/96",  # IPv4-mapped: canonical() has already rewritten it
+    "ff00::/8",  # multicast
+    "fe80::/10",  # link-local: a zone of the peer's means nothing here
+    "fec0::/10",  # site-local (deprecated)
+    "fd00:ec2::/32",  # metadata of AWS
+    "fd20:ce::/32",  # metadata of GCP
+    "fd00:c1::/32",  # metadata of Oracle
+)
+_LOOPBACK: Final = _networks("127.0.0.0/8", "::1/128")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def is_allowed(address: Address, same_machine: bool = False) -> bool:
+    """May checks be sent there because a peer said so?  Loopback only when both peers are known to share this machine."""
+    if not 0 < address.port <= 0xFFFF:
+        return False
+    try:
+        host = ipaddress.ip_address(canonical(address.host))
+    except MalformedPacket:
+        return False
+    if any(host in network for network in _LOOPBACK):
+        return same_machine
+    if any(host in network for network in _FORBIDDEN):
+        return False
+    if isinstance(host, ipaddress.IPv6Address):
+        inner = host.sixtofour or (ipaddress.IPv4Address(int(host) & 0xFFFFFFFF) if host in _NAT64 else None)
+        if inner is not None:  # a translator would carry it there
+            return is_allowed(Address(str(inner), address.port))
+    return True
+
+
+def encode_candidates(candidates: Iterable[Candidate]) -> bytes:
+    """A count, then per candidate: kind u8, address length u8 (4 or 16), address, port u16, priority u32.
+
+    Only the first MAX_CANDIDATES are written.
+    """
+    chosen: Sequence[Candidate] = tuple(candidates)[:MAX_CANDIDATES]
+    writer = Writer().u8(len(chosen))
+    for candidate in chosen:
+        packed = ipaddress.ip_address(canonical(candidate.address.host)).packed
+        writer.u8(candidate.kind.value).u8(len(packed)).raw(packed).u16(candidate.address.port).u32(candidate.priority)
+    return writer.finish()
+
+
+def decode_candidates(data: Buffer | Reader) -> tuple[Candidate, ...]:
+    """What encode_candidates wrote.  Kinds from a later version are left out.  Raises MalformedPacket.
+
+    The addresses are canonical, not yet allowed: the agent filters them.
+    """
+    reader = data if isinstance(data, Reader) else Reader(data)
+    count = reader.u8()
+    if count > MAX_CANDIDATES:
+        raise MalformedPacket(f"{count} candidates, at most {MAX_CANDIDATES} are allowed")
+    found: list[Candidate] = []
+    for _ in range(count):
+        kind, length = reader.u8(), reader.u8()
+        if length not in (_IPV4_LENGTH, _IPV6_LENGTH):
+            raise MalformedPacket(f"an address of {length} bytes")
+        address = Address(canonical(str(ipaddress.ip_address(reader.take(length)))), reader.u16())
+        priority = reader.u32()
+        if kind in _KINDS:
+            found.append(Candidate(CandidateKind(kind), address, SocketId(0), priority))
+    return tuple(found)
+
+
+_KINDS: Final = frozenset(kind.value for kind in CandidateKind)
+_MAPPINGS: Final = frozenset(mapping.value for mapping in Mapping)
+
+
+def encode_offer(offer: Offer) -> bytes:
+    """flags u8, mapping u8, generation u32, candidates; docs/protocol.md."""
+    flags = FLAG_OPENED if offer.opened else 0
+    return Writer().u8(flags).u8(offer.mapping.value).u32(offer.generation).raw(encode_candidates(offer.candidates)).finish()
+
+
+def decode_offer(data: Buffer) -> Offer:
+    """Unknown flags, an unknown mapping and trailing bytes are ignored.  Raises MalformedPacket."""
+    reader = Reader(data)
+    flags, mapping, generation = reader.u8(), reader.u8(), reader.u32()
+    candidates = decode_candidates(reader)
+    known = Mapping(mapping) if mapping in _MAPPINGS else Mapping.UNKNOWN
+    return Offer(generation, candidates, known, bool(flags & FLAG_OPENED))
