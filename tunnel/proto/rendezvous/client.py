@@ -1,0 +1,616 @@
+"""A peer's side of the rendezvous: one server, reached over each of its addresses from the sockets that carry the tunnel.
+
+Every address is greeted at once; the first to answer becomes the primary one, which carries all registrations.  The others
+keep their NAT mapping warm, and take over when the primary one falls silent.  All that the owner asked for is remembered,
+so that after a restart of the server everything is registered again without being asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Final, assert_never
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.rendezvous import events, messages
+from tunnel.proto.rendezvous.events import ClientEvent, RelayChannel
+from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
+from tunnel.proto.rendezvous.requests import PendingRequest, RequestTable, ServerAddress
+from tunnel.proto.timers import earliest
+from tunnel.proto.trace import Drops
+from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
+
+__all__ = ["Client", "ClientEvent", "RelayChannel"]
+
+REFRESH_INTERVAL: Final = Seconds(20.0)  # under the 30 s after which Linux forgets an unreplied UDP mapping
+LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
+PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
+POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
+RETRY_AFTER_FULL: Final = Seconds(30.0)  # before asking again for rooms that were full
+HINT_INTERVAL: Final = Seconds(0.5)  # between Rebinds of one channel because of the server's hints
+AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
+SEEN_PUSHES: Final = 256  # push ids remembered, so that repeats are acknowledged but not told again
+MAX_CHANNELS: Final = 1024  # relay channels of one client; the server's limit is lower
+
+
+class _Channel:
+    __slots__ = ("counter", "hinted_at", "info", "mailbox")
+
+    def __init__(self, info: RelayChannel) -> None:
+        self.info = info
+        self.counter = 0
+        self.hinted_at: Instant | None = None
+
+
+class Client:
+    """Talks to one server.  Never blocks, never gives up; see the verbs, then events.py for what comes back."""
+
+    def __init__(
+        self,
+        *,
+        servers: list[tuple[SocketId, Address]],
+        now: Instant,
+        rng: Random,
+        entropy: Callable[[int], bytes],
+        access_token: bytes = b"",
+    ) -> None:
+        self._entropy = entropy
+        self._rng = rng
+        self._access_token = access_token
+        self._session = entropy(messages.SESSION_SIZE)
+        self._homes = [ServerAddress(socket_id, address, now) for socket_id, address in servers]
+        self._primary: ServerAddress | None = None
+        self._requests = RequestTable(rng)
+        self._out: deque[tuple[SocketId, Address, bytes]] = deque()
+        self._events: deque[ClientEvent] = deque()
+        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._listening: dict[bytes, None] = {}
+        self._dials: dict[bytes, tuple[bytes, ...]] = {}  # room → all rooms of the dial it belongs to
+        self._nameplates: dict[int, None] = {}
+        self._channels: dict[bytes, _Channel] = {}
+        self._rejoin_at: Instant | None = None
+        self._is_lost = False
+        self._is_closed = False
+        self.drops = Drops()
+        self.is_reached = False
+        for home in self._homes:
+            self._greet(now, home)
+
+    # what is known
+
+    @property
+    def reflexive(self) -> dict[SocketId, Address]:
+        """Where the server sees each of our sockets."""
+        return {home.socket_id: home.reflexive for home in self._homes if home.reflexive is not None}
+
+    @property
+    def mapping_varies(self) -> bool | None:
+        """Whether the NAT maps one IPv4 socket differently for another port (or address) of the server; None if unknown."""
+        views = [home for home in self._homes if home.second_reflexive is not None]
+        for home in sorted(views, key=lambda home: home.address.is_ipv6):
+            return home.second_reflexive != home.reflexive
+        return None
+
+    @property
+    def round_trip(self) -> Seconds | None:
+        return self._primary.round_trip if self._primary is not None else None
+
+    @property
+    def server(self) -> Address | None:
+        """The address in use, once one has answered."""
+        return self._primary.address if self._primary is not None else None
+
+    @property
+    def channels(self) -> list[RelayChannel]:
+        return [channel.info for channel in self._channels.values()]
+
+    # verbs
+
+    def allocate(self, now: Instant) -> None:
+        """Ask for a nameplate.  Answer: Allocated or Refused."""
+        self._request(now, messages.Allocate())
+
+    def release(self, now: Instant, nameplate: int) -> None:
+        """The code is over; a claim that already came keeps its mailbox and channel."""
+        if self._nameplates.pop(nameplate, 0) is None:
+            self._request(now, messages.Release(nameplate), expires_at=Instant(now + POST_LIFETIME))
+
+    def claim(self, now: Instant, nameplate: int, body: bytes) -> None:
+        """Meet the owner of a nameplate.  Answer: ClaimAccepted, then Posted; or Refused."""
+        self._request(now, messages.Claim(nameplate, body), subject=nameplate)
+
+    def post(self, now: Instant, mailbox: bytes, body: bytes) -> None:
+        """Send through a mailbox.  Answer only when refused."""
+        self._request(now, messages.Post(mailbox, body), subject=mailbox, expires_at=Instant(now + POST_LIFETIME))
+
+    def listen(self, now: Instant, rooms: list[bytes]) -> None:
+        """Wait in these rooms until leave().  Each dialer comes as Introduced with side 0."""
+        fresh = [room for room in rooms if room not in self._listening]
+        self._listening.update(dict.fromkeys(fresh))
+        self._join(now, Role.LISTEN, fresh)
+
+    def dial(self, now: Instant, rooms: list[bytes]) -> None:
+        """Meet each listener of these rooms (all of one peer) once, now or when he comes: Introduced with side 1.
+
+        Dialing again meets them again.  Leave the rooms when the peer has answered.
+        """
+        group = tuple(rooms[: messages.MAX_ROOMS])
+        self._dials.update(dict.fromkeys(group, group))
+        self._join(now, Role.DIAL, group)
+
+    def leave(self, now: Instant, rooms: list[bytes]) -> None:
+        """Neither listen nor dial there any more."""
+        gone = set(rooms)
+        known = [room for room in dict.fromkeys(rooms) if room in self._listening or room in self._dials]
+        for room in known:
+            self._listening.pop(room, None)
+            self._dials.pop(room, None)
+        self._requests.remove_where(lambda r: isinstance(r.message, messages.Join) and gone.issuperset(r.message.rooms))
+        for start in range(0, len(known), messages.MAX_ROOMS):
+            part = tuple(known[start : start + messages.MAX_ROOMS])
+            self._request(now, messages.Leave(rooms=part), expires_at=Instant(now + POST_LIFETIME))
+
+    def leave_channel(self, now: Instant, channel: bytes) -> None:
+        """Give a relay channel back; the other side hears PeerGone."""
+        if self._channels.pop(channel, None) is not None:
+            self._request(now, messages.Leave(channels=(channel,)), expires_at=Instant(now + POST_LIFETIME))
+
+    def leave_mailbox(self, now: Instant, mailbox: bytes) -> None:
+        self._request(now, messages.Leave(mailboxes=(mailbox,)), expires_at=Instant(now + POST_LIFETIME))
+
+    def network_changed(self, now: Instant) -> None:
+        """The host roamed or woke up: greet every address at once instead of at the next refresh."""
+        for home in self._homes:
+            home.refresh_at = now
+            home.round_trip = None
+        self._requests.remove_where(lambda r: isinstance(r.message, messages.Hello | messages.Refresh))
+        self._refresh(now)
+
+    def close(self, now: Instant) -> None:
+        """Say goodbye once, without waiting for an answer."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._requests.remove_where(lambda request: True)
+        if self._primary is not None and self._primary.cookie:
+            transaction = int.from_bytes(self._entropy(8), "big")
+            self._emit(self._primary.socket_id, self._primary.address, transaction, messages.Goodbye(), self._primary)
+
+    # inputs and outputs
+
+    def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
+        """One datagram whose first byte is 0x41 or 0x42.  Rubbish is counted, nothing is raised."""
+        if self._is_closed:
+            return
+        try:
+            if data[0] == messages.RESPONSE:
+                self._on_response(now, socket_id, remote, messages.decode_response(data))
+            elif data[0] == messages.PUSH:
+                self._on_push(now, socket_id, remote, messages.decode_push(data))
+            else:
+                self.drops["rendezvous_type"] += 1
+        except (MalformedPacket, IndexError):
+            self.drops["rendezvous_malformed"] += 1
+
+    def handle_timeout(self, now: Instant) -> None:
+        if self._is_closed:
+            return
+        if self._rejoin_at is not None and now >= self._rejoin_at:
+            self._rejoin_at = None
+            self._register(now)
+        self._refresh(now)
+        for request in self._requests.due(now):
+            home = request.home
+            assert home is not None
+            if request.is_probe and request.attempts >= PROBE_ATTEMPTS:
+                self._requests.remove(request)
+                continue
+            if request.attempts and not request.is_probe and request.sent_at is not None:
+                self._on_miss(now, home, request)
+            self._send(now, request)
+
+    def poll_timeout(self) -> Instant | None:
+        if self._is_closed:
+            return None
+        refresh = min((home.refresh_at for home in self._homes), default=None)
+        return earliest(self._requests.next_due(), refresh, self._rejoin_at)
+
+    def poll_transmit(self, now: Instant) -> tuple[SocketId, Address, bytes] | None:
+        return self._out.popleft() if self._out else None
+
+    def poll_event(self) -> ClientEvent | None:
+        return self._events.popleft() if self._events else None
+
+    # sending
+
+    def _transaction(self) -> int:
+        return int.from_bytes(self._entropy(8), "big")
+
+    def _request(
+        self,
+        now: Instant,
+        message: messages.RequestMessage,
+        *,
+        subject: object = None,
+        expires_at: Instant | None = None,
+        home: ServerAddress | None = None,
+        is_probe: bool = False,
+    ) -> None:
+        """Send now, or as soon as a server address has answered."""
+        if self._is_closed:
+            return
+        request = PendingRequest(
+            self._transaction(),
+            message,
+            home or self._primary,
+            now,
+            subject=subject,
+            expires_at=expires_at,
+            is_probe=is_probe,
+        )
+        self._requests.add(request)
+        if request.home is not None:
+            self._send(now, request)
+
+    def _send(self, now: Instant, request: PendingRequest) -> None:
+        home = request.home
+        assert home is not None
+        message = request.message
+        if isinstance(message, messages.Rebind):  # its MAC covers the cookie it travels with
+            channel = self._channels.get(message.channel)
+            if channel is None:
+                self._requests.remove(request)
+                return
+            channel.counter += 1
+            mac = messages.rebind_mac(channel.info.token, message.channel, message.side, channel.counter, home.cookie)
+            message = messages.Rebind(message.channel, message.side, channel.counter, mac)
+        target = home.second if request.is_probe and home.second is not None else home.address
+        if home.asked_at is None and not request.is_probe:
+            home.asked_at = now
+        self._requests.on_sent(request, now)
+        self._emit(home.socket_id, target, request.transaction, message, home)
+
+    def _emit(
+        self, socket_id: SocketId, target: Address, transaction: int, message: messages.RequestMessage, home: ServerAddress
+    ) -> None:
+        cookie = b"" if isinstance(message, messages.Hello) else home.cookie
+        datagram = messages.encode_request(transaction, self._session, message, cookie=cookie, access_token=self._access_token)
+        self._out.append((socket_id, target, datagram))
+
+    def _greet(self, now: Instant, home: ServerAddress) -> None:
+        home.refresh_at = self._next_refresh(now)
+        self._request(now, messages.Hello(), home=home)
+
+    def _next_refresh(self, now: Instant) -> Instant:
+        return Instant(now + REFRESH_INTERVAL * (0.9 + 0.2 * self._rng.random()))
+
+    def _refresh(self, now: Instant) -> None:
+        for home in self._homes:
+            if now < home.refresh_at:
+                continue
+            home.refresh_at = self._next_refresh(now)
+            if any(r.home is home and isinstance(r.message, messages.Hello | messages.Refresh) for r in self._requests):
+                continue  # the last one is still being repeated
+            if home is self._primary:
+                self._request(now, messages.Refresh(), home=home)
+            else:
+                self._request(now, messages.Hello(), home=home)
+
+    # registrations
+
+    def _join(self, now: Instant, role: Role, rooms: Iterable[bytes]) -> None:
+        wanted = list(rooms)
+        for start in range(0, len(wanted), messages.MAX_ROOMS):
+            self._request(now, messages.Join(int(role), tuple(wanted[start : start + messages.MAX_ROOMS])))
+
+    def _register(self, now: Instant) -> None:
+        """Everything again: the server has forgotten us."""
+        self._requests.remove_where(lambda r: isinstance(r.message, messages.Join | messages.Rebind | messages.Restore))
+        self._join(now, Role.LISTEN, self._listening)
+        for group in dict.fromkeys(self._dials.values()):
+            self._join(now, Role.DIAL, [room for room in group if room in self._dials])
+        pending = {r.message.wanted for r in self._requests if isinstance(r.message, messages.Allocate)}
+        for nameplate in self._nameplates:
+            if nameplate not in pending:
+                self._request(now, messages.Allocate(nameplate), subject=nameplate)
+        self._rebind_all(now)
+
+    def _rebind_all(self, now: Instant) -> None:
+        """Our address changed, or the server forgot: claim our side of every channel."""
+        for channel in self._channels.values():
+            self._rebind(now, channel)
+
+    def _rebind(self, now: Instant, channel: _Channel) -> None:
+        info = channel.info
+        self._requests.remove_where(lambda r: isinstance(r.message, messages.Rebind) and r.message.channel == info.channel)
+        self._request(now, messages.Rebind(info.channel, info.side, 0, bytes(messages.MAC_SIZE)), subject=info.channel)
+
+    def _set_primary(self, now: Instant, home: ServerAddress) -> None:
+        if self._primary is home:
+            return
+        former, self._primary = self._primary, home
+        for request in self._requests:
+            if request.is_probe or isinstance(request.message, messages.Hello):
+                continue
+            if request.home is None or request.home is former:
+                request.home = home
+                request.attempts = 0
+                self._send(now, request)
+        if former is None:
+            return
+        for channel in self._channels.values():
+            old = channel.info
+            channel.info = old._replace(socket_id=home.socket_id, server=home.address)
+            self._events.append(events.ChannelMoved(old=old, new=channel.info))
+        self._request(now, messages.Refresh(), home=home)
+        self._rebind_all(now)
+        self._greet(now, former)
+
+    # answers
+
+    def _on_response(self, now: Instant, socket_id: SocketId, remote: Address, response: messages.Response) -> None:
+        request = self._requests.get(response.transaction)
+        home = request.home if request is not None else None
+        if request is None or home is None or request.sent_at is None:
+            self.drops["rendezvous_transaction"] += 1
+            return
+        if socket_id != home.socket_id or remote != (home.second if request.is_probe else home.address):
+            self.drops["rendezvous_source"] += 1
+            return
+        if request.is_probe:
+            self._on_probe_answer(home, request, response.message)
+            return
+        self._on_alive(now, home, request)
+        message = response.message
+        if isinstance(message, messages.Retry):
+            self._on_retry(now, home, request, message)
+            return
+        if isinstance(message, messages.Refused) and message.code == RefusalCode.SLOW_DOWN:
+            request.due_at = Instant(now + max(1, message.retry_after_s))
+            return
+        self._requests.remove(request)
+        match message:
+            case messages.Welcome():
+                you = messages.unpack_address(message.you)
+                home.cookie = message.cookie
+                self._on_instance(now, home, message.instance)
+                self._on_reflexive(now, home, you)
+                if not message.known:
+                    self._register(now)
+            case messages.Allocated(nameplate=nameplate):
+                self._nameplates[nameplate] = None
+                if request.subject is None:
+                    self._events.append(events.Allocated(nameplate=nameplate, expires_s=message.expires_s))
+            case messages.ClaimAccepted():
+                if not isinstance(request.message, messages.Claim):
+                    self.drops["rendezvous_answer"] += 1
+                    return
+                channel = self._add_channel(home, message.channel, message.token, message.side)
+                self._events.append(
+                    events.ClaimAccepted(nameplate=request.message.nameplate, mailbox=message.mailbox, channel=channel)
+                )
+            case messages.Done():
+                self._on_done(now, request, message.granted)
+            case messages.Refused():
+                self._on_refused(now, request, message)
+            case _:
+                assert_never(message)
+
+    def _on_alive(self, now: Instant, home: ServerAddress, request: PendingRequest) -> None:
+        if request.attempts == 1 and request.sent_at is not None:  # Karn: a repeated request's answer is ambiguous
+            sample = Seconds(now - request.sent_at)
+            home.round_trip = sample if home.round_trip is None else Seconds(0.75 * home.round_trip + 0.25 * sample)
+        home.answered_at = now
+        home.asked_at = None
+        home.misses = 0
+
+    def _on_retry(self, now: Instant, home: ServerAddress, request: PendingRequest, message: messages.Retry) -> None:
+        you = messages.unpack_address(message.you)
+        second_host = messages.unpack_host(message.second_host) if message.second_host else home.address.host
+        home.cookie = message.cookie
+        is_hello = isinstance(request.message, messages.Hello)
+        if is_hello:
+            self._requests.remove(request)
+        is_new = home.reflexive is None
+        home.second = Address(second_host, message.second_port) if message.second_port else None
+        if self._primary is None:
+            home.instance = message.instance
+            home.reflexive = you
+            self._set_primary(now, home)
+        self._on_instance(now, home, message.instance)
+        self._on_reflexive(now, home, you)
+        if is_new:
+            self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=you))
+            self._probe_mapping(now, home)
+        self._check_reached(home)
+        if not is_hello and request.home is not None:
+            if request.attempts > 20 and now < request.due_at:
+                return  # a server that never accepts its own cookies is repeated at the slow pace
+            self._send(now, request)
+
+    def _check_reached(self, home: ServerAddress) -> None:
+        if home is self._primary and not self.is_reached:
+            self.is_reached = True
+            self._is_lost = False
+            self._events.append(
+                events.Reached(server=home.address, reflexive=self.reflexive, round_trip=home.round_trip or Seconds(0.0))
+            )
+
+    def _probe_mapping(self, now: Instant, home: ServerAddress) -> None:
+        home.second_reflexive = None
+        if home.second is not None:
+            self._requests.remove_where(lambda r: r.is_probe and r.home is home)
+            self._request(now, messages.Hello(), home=home, is_probe=True)
+
+    def _on_probe_answer(self, home: ServerAddress, request: PendingRequest, message: messages.ResponseMessage) -> None:
+        self._requests.remove(request)
+        if isinstance(message, messages.Retry):
+            home.second_reflexive = messages.unpack_address(message.you)
+
+    def _on_reflexive(self, now: Instant, home: ServerAddress, address: Address) -> None:
+        self._check_reached(home)
+        if home.reflexive == address:
+            return
+        known = home.reflexive is not None
+        home.reflexive = address
+        if known:
+            self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=address))
+            self._probe_mapping(now, home)
+            if home is self._primary:
+                self._rebind_all(now)
+
+    def _on_instance(self, now: Instant, home: ServerAddress, instance: int) -> None:
+        known, home.instance = home.instance, instance
+        if home is self._primary and known is not None and known != instance:
+            self._register(now)
+
+    def _on_done(self, now: Instant, request: PendingRequest, granted: int) -> None:
+        message = request.message
+        if not isinstance(message, messages.Join):
+            return
+        refused = tuple(room for index, room in enumerate(message.rooms) if not granted >> index & 1)
+        if refused:
+            self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
+            what = "listen" if message.role == Role.LISTEN else "dial"
+            self._events.append(
+                events.Refused(what=what, code=RefusalCode.FULL, text="the room or the server is full", rooms=refused)
+            )
+
+    def _on_refused(self, now: Instant, request: PendingRequest, message: messages.Refused) -> None:
+        try:
+            code: RefusalCode | int = RefusalCode(message.code)
+        except ValueError:
+            code = message.code
+        what, nameplate, mailbox = "refresh", 0, b""
+        rooms: tuple[bytes, ...] = ()
+        match request.message:
+            case messages.Allocate(wanted=wanted):
+                if wanted:
+                    self._nameplates.pop(wanted, None)
+                    self._events.append(events.NameplateLost(nameplate=wanted))
+                    return
+                what = "allocate"
+            case messages.Claim(nameplate=nameplate):
+                what = "claim"
+            case messages.Post(mailbox=mailbox):
+                what = "post"
+            case messages.Join(role=role, rooms=rooms):
+                what = "listen" if role == Role.LISTEN else "dial"
+                self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
+            case messages.Rebind(channel=channel_id, side=side):
+                channel = self._channels.get(channel_id)
+                if channel is not None and code in (RefusalCode.UNKNOWN_CHANNEL, RefusalCode.BAD_MAC):
+                    self._request(now, messages.Restore(channel_id, side, channel.info.token))
+                return
+            case messages.Restore(channel=channel_id):
+                self._end_channel(channel_id, GoneReason.UNKNOWN)
+                return
+            case messages.Release() | messages.Leave():
+                return
+            case _:
+                pass
+        self._events.append(
+            events.Refused(
+                what=what,
+                code=code,
+                text=message.text,
+                retry_after=Seconds(float(message.retry_after_s)),
+                nameplate=nameplate,
+                mailbox=mailbox,
+                rooms=rooms,
+            )
+        )
+
+    # pushes
+
+    def _on_push(self, now: Instant, socket_id: SocketId, remote: Address, push: messages.Push) -> None:
+        home = next((h for h in self._homes if h.socket_id == socket_id and h.address == remote), None)
+        if home is None:
+            self.drops["rendezvous_source"] += 1
+            return
+        if push.session != self._session:
+            if push.session == bytes(messages.SESSION_SIZE) and isinstance(push.message, messages.Gone):
+                self._on_hint(now, push.message)
+            else:
+                self.drops["rendezvous_session"] += 1
+            return
+        self._out.append((socket_id, remote, messages.encode_push_ack(self._session, push.push_id)))
+        if push.push_id in self._seen:
+            return
+        self._seen[push.push_id] = None
+        if len(self._seen) > SEEN_PUSHES:
+            self._seen.popitem(last=False)
+        match push.message:
+            case messages.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=body) as message:
+                channel = self._add_channel(home, message.channel, message.token, message.side)
+                self._events.append(events.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=body, channel=channel))
+            case messages.Posted(mailbox=mailbox, body=body):
+                self._events.append(events.Posted(mailbox=mailbox, body=body))
+            case messages.Introduced(room=room) as message:
+                if room not in self._listening and room not in self._dials:
+                    self._request(now, messages.Leave(channels=(message.channel,)), expires_at=Instant(now + POST_LIFETIME))
+                    return
+                channel = self._add_channel(home, message.channel, message.token, message.side)
+                self._events.append(events.Introduced(room=room, channel=channel))
+            case messages.Gone(kind=kind, identifier=identifier, reason=reason):
+                if kind == GoneKind.CHANNEL:
+                    self._end_channel(identifier, reason)
+                elif kind == GoneKind.MAILBOX:
+                    self._events.append(events.PeerGone(channel=None, mailbox=identifier, reason=reason))
+            case messages.Bye():
+                self._on_lost(now, now)
+                for each in self._homes:
+                    each.refresh_at = Instant(now + AFTER_BYE)
+            case _:
+                assert_never(push.message)
+
+    def _on_hint(self, now: Instant, message: messages.Gone) -> None:
+        """The server does not know our channel from our address.  Anybody may say so; we only ask, and not often."""
+        channel = self._channels.get(message.identifier)
+        if channel is None or (channel.hinted_at is not None and now - channel.hinted_at < HINT_INTERVAL):
+            self.drops["rendezvous_hint"] += 1
+            return
+        channel.hinted_at = now
+        self._rebind(now, channel)
+
+    def _add_channel(self, home: ServerAddress, channel: bytes, token: bytes, side: int) -> RelayChannel:
+        info = RelayChannel(channel, token, side, home.socket_id, home.address)
+        if len(self._channels) >= MAX_CHANNELS:
+            del self._channels[next(iter(self._channels))]
+        self._channels[channel] = _Channel(info)
+        return info
+
+    def _end_channel(self, identifier: bytes, reason: int) -> None:
+        channel = self._channels.pop(identifier, None)
+        if channel is not None:
+            with contextlib.suppress(ValueError):
+                reason = GoneReason(reason)
+            self._events.append(events.PeerGone(channel=channel.info, mailbox=None, reason=reason))
+
+    # silence
+
+    def _on_miss(self, now: Instant, home: ServerAddress, request: PendingRequest) -> None:
+        home.misses += 1
+        if home is not self._primary:
+            return
+        if home.misses == 2:  # ask the other addresses whether they fare better
+            for other in self._homes:
+                if other is not home:
+                    other.refresh_at = now
+            self._refresh(now)
+        if request.attempts < LOST_AFTER:
+            return
+        asked_at = home.asked_at if home.asked_at is not None else now
+        for other in self._homes:
+            if other is not home and other.answered_at is not None and other.answered_at > asked_at:
+                self._set_primary(now, other)
+                return
+        self._on_lost(now, asked_at)
+
+    def _on_lost(self, now: Instant, since: Instant) -> None:
+        if self.is_reached:
+            self.is_reached = False
+            self._is_lost = True
+            self._events.append(events.Lost(since=since))

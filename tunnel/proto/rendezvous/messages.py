@@ -1,0 +1,434 @@
+"""What peers and the rendezvous server say to each other: msgpack in four kinds of datagram, every field bounded.
+
+Datagrams (all integers big-endian; version is 1):
+
+    request   0x40  version, transaction u64, session 16, cookie length u8 + cookie, proof length u8 + proof,
+                    body length u16 + body, zeros up to at least MIN_REQUEST bytes
+    response  0x41  version, transaction u64, body
+    push      0x42  version, session 16, push id u64, body
+    push-ack  0x43  version, session 16, push id u64
+
+The first ten bytes of a request and of a response never change, so that a server may refuse a version it does not speak.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from enum import IntEnum
+from functools import lru_cache
+from hashlib import sha256
+from struct import Struct
+from typing import Annotated, Final, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.wire import Reader
+from tunnel.units import Address, Buffer
+
+VERSION: Final = 1
+REQUEST: Final = 0x40
+RESPONSE: Final = 0x41
+PUSH: Final = 0x42
+PUSH_ACK: Final = 0x43
+
+MIN_REQUEST: Final = 512  # bytes; every response is shorter, so an unproven answer never amplifies
+MAX_RESPONSE: Final = 512  # bytes; follows from the bounds below, a test holds us to it
+MAX_DATAGRAM: Final = 1200  # bytes; fits the smallest path that IPv6 allows, with room to spare
+MAX_BODY: Final = 512  # bytes of one PAKE message or mailbox post
+MAX_ROOMS: Final = 24  # rooms in one Join or Leave: eight peers of three days each, still within MAX_DATAGRAM
+MAX_COOKIE: Final = 32  # bytes; ours are 17, another server's may be longer
+SESSION_SIZE: Final = 16  # bytes; unguessable, so a push that names it comes from somebody who saw our requests
+TOKEN_SIZE: Final = 16  # bytes
+CHANNEL_SIZE: Final = 8  # bytes; the header of every relayed datagram
+MAILBOX_SIZE: Final = 8  # bytes
+ROOM_SIZE: Final = 16  # bytes
+PROOF_SIZE: Final = 16  # bytes, of the access token's MAC
+MAC_SIZE: Final = 16  # bytes, of a Rebind
+MAX_NAMEPLATE: Final = 999_999_999
+ADDRESS_MASK: Final = 0xA5  # addresses are XORed, because some NATs rewrite whatever looks like one (RFC 8489 §14.2)
+
+_REQUEST_HEAD: Final = Struct(">BBQ16s")
+_RESPONSE_HEAD: Final = Struct(">BBQ")
+_PUSH_HEAD: Final = Struct(">BB16sQ")
+
+U8 = Annotated[int, Meta(ge=0, le=0xFF)]
+U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
+U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+U64 = Annotated[int, Meta(ge=0)]  # msgpack itself ends at 64 bits
+Nameplate = Annotated[int, Meta(ge=0, le=MAX_NAMEPLATE)]
+Body = Annotated[bytes, Meta(max_length=MAX_BODY)]
+Cookie = Annotated[bytes, Meta(max_length=MAX_COOKIE)]
+Token = Annotated[bytes, Meta(min_length=TOKEN_SIZE, max_length=TOKEN_SIZE)]
+ChannelId = Annotated[bytes, Meta(min_length=CHANNEL_SIZE, max_length=CHANNEL_SIZE)]
+MailboxId = Annotated[bytes, Meta(min_length=MAILBOX_SIZE, max_length=MAILBOX_SIZE)]
+Room = Annotated[bytes, Meta(min_length=ROOM_SIZE, max_length=ROOM_SIZE)]
+Mac = Annotated[bytes, Meta(min_length=MAC_SIZE, max_length=MAC_SIZE)]
+PackedAddress = Annotated[bytes, Meta(min_length=6, max_length=18)]
+Side = Annotated[int, Meta(ge=0, le=1)]
+Text = Annotated[str, Meta(max_length=200)]
+
+
+class Role(IntEnum):
+    """What a registrant of a room waits for."""
+
+    LISTEN = 0
+    DIAL = 1
+
+
+class RefusalCode(IntEnum):
+    """Why a request was turned down."""
+
+    VERSION = 1  # the server does not speak this version
+    DENIED = 2  # the server's access list does not name this client
+    UNKNOWN_NAMEPLATE = 3  # nobody allocated this code, or it has expired
+    SPENT = 4  # somebody claimed this code before
+    LOCKED_OUT = 5  # too many claims on codes nobody allocated
+    FULL = 6  # a limit of the server, the address or the room
+    QUOTA = 7  # no more relaying for this pair or address for now
+    UNKNOWN_CHANNEL = 8  # the server forgot it: Restore
+    BAD_MAC = 9  # a Rebind or Restore with the wrong token or an old counter
+    UNKNOWN_MAILBOX = 10
+    SLOW_DOWN = 11  # too many requests a second
+    TAKEN = 12  # the wanted nameplate is somebody else's
+    CLOSING = 13  # the server is shutting down
+
+
+class GoneKind(IntEnum):
+    CHANNEL = 1
+    MAILBOX = 2
+
+
+class GoneReason(IntEnum):
+    LEFT = 1  # the other side said so
+    EXPIRED = 2  # the other side fell silent
+    QUOTA = 3  # bytes of this pair used up
+    UNKNOWN = 4  # the server does not know this channel, or not from this address
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    """An array: tag, then the fields in order.  Further elements are ignored, so that fields can be added."""
+
+
+# client → server
+
+
+class Hello(_Message, frozen=True, tag=1):
+    """Who am I to you?  Always answered by Retry; makes no state."""
+
+
+class Refresh(_Message, frozen=True, tag=2):
+    """I am still here: keeps my registrations and my NAT's mapping.  Answered by Welcome."""
+
+
+class Allocate(_Message, frozen=True, tag=3):
+    """A nameplate for a code.  `wanted` 0 for any; after a restart of the server the one already shown to people."""
+
+    wanted: Nameplate = 0
+
+
+class Release(_Message, frozen=True, tag=4):
+    nameplate: Nameplate
+
+
+class Claim(_Message, frozen=True, tag=5):
+    """Meet the owner of a nameplate; `body` is the claimer's PAKE message."""
+
+    nameplate: Nameplate
+    body: Body
+
+
+class Post(_Message, frozen=True, tag=6):
+    """To the other side of a mailbox."""
+
+    mailbox: MailboxId
+    body: Body
+
+
+class Join(_Message, frozen=True, tag=7):
+    """Register in rooms.  Answered by Done with the mask of those granted.  One dial meets each listener once."""
+
+    role: Annotated[int, Meta(ge=0, le=1)]
+    rooms: Annotated[tuple[Room, ...], Meta(min_length=1, max_length=MAX_ROOMS)]
+
+
+class Leave(_Message, frozen=True, tag=8):
+    """End registrations, relay channels and mailboxes."""
+
+    rooms: Annotated[tuple[Room, ...], Meta(max_length=MAX_ROOMS)] = ()
+    channels: Annotated[tuple[ChannelId, ...], Meta(max_length=MAX_ROOMS)] = ()
+    mailboxes: Annotated[tuple[MailboxId, ...], Meta(max_length=MAX_ROOMS)] = ()
+
+
+class Rebind(_Message, frozen=True, tag=9):
+    """Move one side of a channel to the address this comes from.  `counter` only ever grows; see rebind_mac."""
+
+    channel: ChannelId
+    side: Side
+    counter: U64
+    mac: Mac
+
+
+class Restore(_Message, frozen=True, tag=10):
+    """Make a channel again that the server forgot; it forwards once both sides have shown the same token."""
+
+    channel: ChannelId
+    side: Side
+    token: Token
+
+
+class Goodbye(_Message, frozen=True, tag=11):
+    """Forget me.  Not answered."""
+
+
+# server → client, responses
+
+
+class Retry(_Message, frozen=True, tag=32):
+    """Prove that you receive at your address: repeat the request with this cookie.  Also the answer to Hello.
+
+    `second_port`, and `second_host` if that differs, is another socket of the server, to learn whether the mapping varies.
+    """
+
+    cookie: Cookie
+    you: PackedAddress
+    second_port: U16
+    second_host: Annotated[bytes, Meta(max_length=16)]
+    instance: U64
+
+
+class Welcome(_Message, frozen=True, tag=33):
+    """You are registered for `lifetime_s` more seconds.  `known` is false when the server had forgotten you."""
+
+    cookie: Cookie
+    you: PackedAddress
+    lifetime_s: U16
+    known: bool
+    instance: U64
+    software: Text
+
+
+class Allocated(_Message, frozen=True, tag=34):
+    nameplate: Nameplate
+    expires_s: U16
+
+
+class ClaimAccepted(_Message, frozen=True, tag=35):
+    mailbox: MailboxId
+    channel: ChannelId
+    token: Token
+    side: Side
+
+
+class Done(_Message, frozen=True, tag=36):
+    """Bit i of `granted`: element i of the request was granted."""
+
+    granted: U32 = 0
+
+
+class Refused(_Message, frozen=True, tag=37):
+    code: U8
+    text: Text
+    retry_after_s: U16 = 0
+
+
+# server → client, pushes; repeated until acknowledged
+
+
+class ClaimReceived(_Message, frozen=True, tag=64):
+    nameplate: Nameplate
+    mailbox: MailboxId
+    body: Body
+    channel: ChannelId
+    token: Token
+    side: Side
+
+
+class Posted(_Message, frozen=True, tag=65):
+    mailbox: MailboxId
+    body: Body
+
+
+class Introduced(_Message, frozen=True, tag=66):
+    room: Room
+    channel: ChannelId
+    token: Token
+    side: Side
+
+
+class Gone(_Message, frozen=True, tag=67):
+    """A channel or mailbox ended.  With an all-zero session and push id 0 it is a mere hint (reason UNKNOWN): Rebind."""
+
+    kind: U8
+    identifier: ChannelId
+    reason: U8
+
+
+class Bye(_Message, frozen=True, tag=68):
+    """The server shuts down."""
+
+
+RequestMessage: TypeAlias = Hello | Refresh | Allocate | Release | Claim | Post | Join | Leave | Rebind | Restore | Goodbye
+ResponseMessage: TypeAlias = Retry | Welcome | Allocated | ClaimAccepted | Done | Refused
+PushMessage: TypeAlias = ClaimReceived | Posted | Introduced | Gone | Bye
+
+MessageT = TypeVar("MessageT")
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_request_decoder: Final[msgspec.msgpack.Decoder[RequestMessage]] = msgspec.msgpack.Decoder(RequestMessage)
+_response_decoder: Final[msgspec.msgpack.Decoder[ResponseMessage]] = msgspec.msgpack.Decoder(ResponseMessage)
+_push_decoder: Final[msgspec.msgpack.Decoder[PushMessage]] = msgspec.msgpack.Decoder(PushMessage)
+
+
+class Request(NamedTuple):
+    transaction: int
+    session: bytes
+    cookie: bytes
+    proof: bytes
+    message: RequestMessage
+    proven_part: bytes  # what `proof` is the MAC of
+
+
+class Response(NamedTuple):
+    transaction: int
+    message: ResponseMessage
+
+
+class Push(NamedTuple):
+    session: bytes
+    push_id: int
+    message: PushMessage
+
+
+def _decode_body(decoder: msgspec.msgpack.Decoder[MessageT], body: Buffer) -> MessageT:
+    """The one place where msgspec's three ways of saying no become ours."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPacket(f"rendezvous body: {type(error).__name__}") from None
+
+
+def encode_request(
+    transaction: int, session: bytes, message: RequestMessage, *, cookie: bytes = b"", access_token: bytes = b""
+) -> bytes:
+    """A padded request.  `access_token` is the server's shared secret, where it asks for one; only its MAC travels."""
+    body = _encoder.encode(message)
+    head = _REQUEST_HEAD.pack(REQUEST, VERSION, transaction, session) + bytes((len(cookie),)) + cookie
+    tail = len(body).to_bytes(2, "big") + body
+    proof = access_proof(access_token, head + tail) if access_token else b""
+    return (head + bytes((len(proof),)) + proof + tail).ljust(MIN_REQUEST, b"\0")
+
+
+def access_proof(access_token: bytes, proven_part: bytes) -> bytes:
+    """The MAC of a request without its proof field.  The cookie inside it ties it to one address and a few minutes."""
+    return hmac.digest(access_token, b"ptunnel access" + proven_part, sha256)[:PROOF_SIZE]
+
+
+def decode_request_head(datagram: Buffer) -> tuple[int, int]:
+    """(version, transaction) of a request of any version.  Raises MalformedPacket."""
+    if len(datagram) < MIN_REQUEST or datagram[0] != REQUEST:
+        raise MalformedPacket("rendezvous request: too short or another type")
+    _, version, transaction = _RESPONSE_HEAD.unpack_from(datagram)
+    return version, transaction
+
+
+def decode_request(datagram: Buffer) -> Request:
+    """Raises MalformedPacket."""
+    if not MIN_REQUEST <= len(datagram) <= MAX_DATAGRAM:
+        raise MalformedPacket("rendezvous request: length out of bounds")
+    kind, version, transaction, session = _REQUEST_HEAD.unpack_from(datagram)
+    if kind != REQUEST or version != VERSION:
+        raise MalformedPacket("rendezvous request: another type or version")
+    reader = Reader(datagram, _REQUEST_HEAD.size)
+    cookie_length = reader.u8()
+    if cookie_length > MAX_COOKIE:
+        raise MalformedPacket("rendezvous request: cookie too long")
+    cookie = reader.take(cookie_length)
+    head_end = reader.position
+    proof_length = reader.u8()
+    if proof_length not in (0, PROOF_SIZE):
+        raise MalformedPacket("rendezvous request: proof length")
+    proof = reader.take(proof_length)
+    tail_start = reader.position
+    body = reader.take(reader.u16())
+    proven_part = bytes(datagram[:head_end]) + bytes(datagram[tail_start : reader.position]) if proof else b""
+    message = _decode_body(_request_decoder, body)
+    return Request(transaction, session, cookie, proof, message, proven_part)
+
+
+def encode_response(transaction: int, message: ResponseMessage) -> bytes:
+    return _RESPONSE_HEAD.pack(RESPONSE, VERSION, transaction) + _encoder.encode(message)
+
+
+def decode_response(datagram: Buffer) -> Response:
+    """Raises MalformedPacket."""
+    if not _RESPONSE_HEAD.size < len(datagram) <= MAX_DATAGRAM:
+        raise MalformedPacket("rendezvous response: length out of bounds")
+    kind, version, transaction = _RESPONSE_HEAD.unpack_from(datagram)
+    if kind != RESPONSE or version != VERSION:
+        raise MalformedPacket("rendezvous response: another type or version")
+    message = _decode_body(_response_decoder, datagram[_RESPONSE_HEAD.size :])
+    return Response(transaction, message)
+
+
+def encode_push(session: bytes, push_id: int, message: PushMessage) -> bytes:
+    return _PUSH_HEAD.pack(PUSH, VERSION, session, push_id) + _encoder.encode(message)
+
+
+def decode_push(datagram: Buffer) -> Push:
+    """Raises MalformedPacket."""
+    if not _PUSH_HEAD.size < len(datagram) <= MAX_DATAGRAM:
+        raise MalformedPacket("rendezvous push: length out of bounds")
+    kind, version, session, push_id = _PUSH_HEAD.unpack_from(datagram)
+    if kind != PUSH or version != VERSION:
+        raise MalformedPacket("rendezvous push: another type or version")
+    message = _decode_body(_push_decoder, datagram[_PUSH_HEAD.size :])
+    return Push(session, push_id, message)
+
+
+def encode_push_ack(session: bytes, push_id: int) -> bytes:
+    return _PUSH_HEAD.pack(PUSH_ACK, VERSION, session, push_id)
+
+
+def decode_push_ack(datagram: Buffer) -> tuple[bytes, int]:
+    """(session, push id).  Raises MalformedPacket."""
+    if len(datagram) != _PUSH_HEAD.size:
+        raise MalformedPacket("rendezvous push-ack: length")
+    kind, version, session, push_id = _PUSH_HEAD.unpack_from(datagram)
+    if kind != PUSH_ACK or version != VERSION:
+        raise MalformedPacket("rendezvous push-ack: another type or version")
+    return session, push_id
+
+
+def rebind_mac(token: bytes, channel: bytes, side: int, counter: int, cookie: bytes) -> bytes:
+    """Ties a move to the token, to one use (the counter) and, through the cookie, to the address it comes from."""
+    text = b"ptunnel rebind" + channel + bytes((side,)) + counter.to_bytes(8, "big") + cookie
+    return hmac.digest(token, text, sha256)[:MAC_SIZE]
+
+
+@lru_cache(maxsize=4096)
+def pack_host(host: str) -> bytes:
+    """4 or 16 bytes, masked.  Any zone is left out.  Raises ValueError for what is no numeric address."""
+    return bytes(byte ^ ADDRESS_MASK for byte in ipaddress.ip_address(host.partition("%")[0]).packed)
+
+
+def pack_address(address: Address) -> bytes:
+    return pack_host(address.host) + (address.port ^ (ADDRESS_MASK << 8 | ADDRESS_MASK)).to_bytes(2, "big")
+
+
+def unpack_host(data: bytes) -> str:
+    """Canonical text; an IPv4-mapped IPv6 address becomes IPv4.  Raises MalformedPacket."""
+    if len(data) not in (4, 16):
+        raise MalformedPacket("rendezvous: an address of neither family")
+    address = ipaddress.ip_address(bytes(byte ^ ADDRESS_MASK for byte in data))
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
+def unpack_address(data: bytes) -> Address:
+    """Raises MalformedPacket."""
+    port = int.from_bytes(data[-2:], "big") ^ (ADDRESS_MASK << 8 | ADDRESS_MASK)
+    return Address(unpack_host(data[:-2]), port)
