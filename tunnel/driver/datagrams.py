@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import trio
-
 from tunnel.proto.trace import Drops
 from tunnel.units import Buffer
+
+MAX_FLOW = 0xFFFF_FFFF  # 32 bits in the DATAGRAM frame
 
 
 class Datagrams:
     """Sends and hands out datagrams by flow number.  A datagram may be lost, late or doubled, never damaged."""
 
-    __slots__ = ("_callbacks", "_send", "drops")
+    __slots__ = ("_callbacks", "_next_flow", "_send", "drops")
 
-    def __init__(self, send: Callable[[int, Buffer], bool]) -> None:
+    def __init__(self, send: Callable[[int, Buffer], bool], *, first_flow: int) -> None:
+        """`first_flow` is 2 on the connecting side and 1 on the other one, so that both may number flows."""
         self._send = send
+        self._next_flow = first_flow
         self._callbacks: dict[int, Callable[[bytes], None]] = {}
         self.drops = Drops()
 
-    def send_nowait(self, flow: int, data: Buffer) -> bool:
+    def allocate(self) -> int:
+        """A flow number that was not used lately; even ones are the connecting side's."""
+        while True:
+            flow = self._next_flow
+            self._next_flow = flow + 2 if flow + 2 <= MAX_FLOW else 2 - flow % 2
+            if flow not in self._callbacks:
+                return flow
+
+    def send(self, flow: int, data: Buffer) -> bool:
         """Queue one datagram for `flow`; False when it was dropped (too long, or no connection just now)."""
         sent = self._send(flow, data)
         if not sent:
             self.drops["datagram not queued"] += 1
         return sent
-
-    async def send(self, flow: int, data: Buffer) -> bool:
-        """send_nowait, and a checkpoint."""
-        await trio.lowlevel.checkpoint()
-        return self.send_nowait(flow, data)
 
     def register(self, flow: int, callback: Callable[[bytes], None]) -> None:
         """`callback` is called, without awaiting, for each datagram of `flow` from now on."""

@@ -77,7 +77,7 @@ class Link:
         self._path: PathChanged | None = None
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
         self._rates = (0.0, 0.0)
-        self.flows = Datagrams(self._send_datagram)
+        self.flows = Datagrams(self._send_datagram, first_flow=2 if peering.is_initiator else 1)
 
     # --- who
 

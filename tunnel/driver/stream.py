@@ -47,6 +47,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         "_receive_error",
         "_send_error",
         "_writable",
+        "on_abort",
         "stream_id",
     )
 
@@ -54,6 +55,8 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         self, connection: Connection, stream_id: StreamId, flush: Callable[[], None], forget: Callable[[TunnelStream], None]
     ) -> None:
         self.stream_id = stream_id
+        #: Called once, without awaiting, with a StreamCode when the peer resets or stops the stream or the connection ends.
+        self.on_abort: Callable[[int], None] | None = None
         self._connection = connection
         self._flush = flush
         self._forget = forget
@@ -206,11 +209,14 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     def on_reset(self, code: int) -> None:
         if not self._at_end:
             self._receive_error = self._receive_error or StreamResetError(code)
+            self._abort(code)
         self._wake(readable=True)
         self._forget_if_done()
 
     def on_stopped(self, code: int) -> None:
-        self._send_error = self._send_error or StreamStoppedError(code)
+        if self._send_error is None:
+            self._send_error = StreamStoppedError(code)
+            self._abort(code)
         self._wake(writable=True)
         self._forget_if_done()
 
@@ -221,6 +227,12 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         if not self._at_end:
             self._receive_error = self._receive_error or error
         self._wake(readable=True, writable=True)
+        self._abort(StreamCode.CANCELLED)
+
+    def _abort(self, code: int) -> None:
+        callback, self.on_abort = self.on_abort, None
+        if callback is not None:
+            callback(code)
 
     def _wake(self, *, readable: bool = False, writable: bool = False) -> None:
         if readable and self._readable is not None:

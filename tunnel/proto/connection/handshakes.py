@@ -1,0 +1,206 @@
+"""Noise handshakes over a path: crypto says what the datagrams hold, this file when they are sent and for how long.
+
+The initiator repeats itself: an IK init is a fresh one each time (new ephemeral, new timestamp), an XX init and an XX finish are
+the same bytes again.  The responder only ever answers, so its side needs no timer and stays in crypto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.crypto.cookie import COOKIE_REPLY, CookieChecker, reply_index, verify_mac1
+from tunnel.proto.crypto.handshake import (
+    FINISH,
+    INIT,
+    RESPONSE,
+    Completed,
+    IkOpened,
+    Initiator,
+    Pattern,
+    XxResponder,
+    ik_prologue,
+    mac1_key,
+    open_ik_init,
+    parse_init,
+    parse_response,
+    xx_prologue,
+)
+from tunnel.proto.crypto.keys import Keypair, preferred_aeads
+from tunnel.proto.crypto.params import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.proto.timers import TimerTable
+from tunnel.proto.trace import Drops
+from tunnel.units import Address, Buffer, Instant, PathKey, Seconds
+
+if TYPE_CHECKING:
+    import random
+
+    from tunnel.proto.crypto.noise import Entropy
+
+FIRST_RETRY: Final = Seconds(0.5)
+LONGEST_RETRY: Final = Seconds(5.0)
+RETRY_JITTER: Final = 0.1  # each wait is longer by up to this share, so that two peers do not stay in step
+FINISH_RETRY: Final = Seconds(0.3)
+FINISH_ATTEMPTS: Final = 10  # finishes sent without hearing a transport datagram; then the connection's own probes are alone
+INITS_UNQUESTIONED: Final = 50  # inits a second that are opened without asking for a cookie; each costs some 150 us
+
+__all__ = [
+    "COOKIE_REPLY",
+    "FINISH",
+    "INIT",
+    "PATH_AUTO",
+    "PATH_DIRECT",
+    "PATH_RELAY",
+    "RESPONSE",
+    "Completed",
+    "Gatekeeper",
+    "IkOpened",
+    "Initiator",
+    "InitiatorHandshake",
+    "Keypair",
+    "Params",
+    "Pattern",
+    "XxResponder",
+    "ik_prologue",
+    "open_ik_init",
+    "parse_init",
+    "parse_response",
+    "preferred_aeads",
+    "receiver_index",
+    "xx_prologue",
+]
+
+
+def receiver_index(datagram: Buffer) -> int:
+    """Whom a response, a finish or a cookie reply is for.  Raises MalformedPacket."""
+    kind = datagram[0]
+    if kind == COOKIE_REPLY:
+        return reply_index(datagram)
+    return parse_response(datagram, kind).receiver_index
+
+
+class _Timer(Enum):
+    SEND = "send"
+    GIVE_UP = "give up"
+
+
+class InitiatorHandshake:
+    """Our side of a handshake that we began.  Sans IO: poll_transmit gives a datagram for `path`."""
+
+    def __init__(
+        self,
+        *,
+        initiator: Initiator,
+        path: PathKey,
+        now: Instant,
+        timestamp: Callable[[], int],
+        rng: random.Random,
+        give_up_after: Seconds | None = None,
+    ) -> None:
+        """`timestamp` gives strictly increasing nanoseconds; `give_up_after` None means: never."""
+        self.path = path
+        self.index = initiator.index
+        self.completed: Completed | None = None
+        self.has_failed = False
+        self.attempts = 0
+        self.drops = Drops()
+        self._initiator = initiator
+        self._timestamp = timestamp
+        self._rng = rng
+        self._wait = FIRST_RETRY
+        self._finishes = 0
+        self._timers: TimerTable[_Timer] = TimerTable()
+        self._timers.set(_Timer.SEND, now)
+        if give_up_after is not None:
+            self._timers.set(_Timer.GIVE_UP, Instant(now + give_up_after))
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will be sent."""
+        return self.has_failed or (self.completed is not None and self._timers.get(_Timer.SEND) is None)
+
+    def handle_datagram(self, now: Instant, datagram: Buffer) -> Completed | None:
+        """A response or a cookie reply for our index.  What does not authenticate is counted and dropped."""
+        if self.completed is not None or self.has_failed:
+            self.drops["handshake already over"] += 1
+            return None
+        try:
+            if datagram[0] == COOKIE_REPLY:
+                self._initiator.handle_cookie_reply(datagram)
+                return None  # the next repetition carries it: at once would serve a flood
+            completed = self._initiator.handle_response(bytes(datagram))
+        except MalformedPacket:
+            self.drops["handshake answer not authentic"] += 1
+            return None
+        self.completed = completed
+        self._timers.clear(_Timer.GIVE_UP)
+        if completed.finish is not None:
+            self._timers.set(_Timer.SEND, now)
+        else:
+            self._timers.clear(_Timer.SEND)
+        return completed
+
+    def confirm(self) -> None:
+        """A transport datagram of the peer authenticated: it has our finish."""
+        self._timers.clear(_Timer.SEND)
+
+    def move(self, now: Instant, path: PathKey) -> None:
+        """Go on over another path, at once."""
+        if path != self.path and self.completed is None and not self.has_failed:
+            self.path = path
+            self._wait = FIRST_RETRY
+            self._timers.set(_Timer.SEND, now)
+
+    def handle_timeout(self, now: Instant) -> None:
+        at = self._timers.get(_Timer.GIVE_UP)
+        if at is not None and at <= now:
+            self.has_failed = True
+            self._timers.clear(_Timer.GIVE_UP)
+            self._timers.clear(_Timer.SEND)
+
+    def poll_timeout(self) -> Instant | None:
+        return self._timers.next()
+
+    def poll_transmit(self, now: Instant) -> bytes | None:
+        at = self._timers.get(_Timer.SEND)
+        if at is None or at > now or self.has_failed:
+            return None
+        if self.completed is not None:
+            self._finishes += 1
+            if self._finishes >= FINISH_ATTEMPTS:
+                self._timers.clear(_Timer.SEND)
+            else:
+                self._timers.set(_Timer.SEND, Instant(now + FINISH_RETRY))
+            return self.completed.finish
+        wait = self._wait * (1.0 + RETRY_JITTER * self._rng.random())
+        self._timers.set(_Timer.SEND, Instant(now + wait))
+        self._wait = Seconds(min(2 * self._wait, LONGEST_RETRY))
+        self.attempts += 1
+        return self._initiator.first_datagram(self._timestamp())
+
+
+class Gatekeeper:
+    """What stands before the costly half of an IK init: mac1 always, a cookie under load.  Holds no state about any sender."""
+
+    def __init__(self, static_public: bytes, entropy: Entropy) -> None:
+        self._material = static_public
+        self._key = mac1_key(static_public)
+        self._checker = CookieChecker(entropy)
+        self._second = -1
+        self._count = 0
+
+    def check(self, now: Instant, datagram: Buffer, remote: Address) -> tuple[str, bytes | None]:
+        """("", None) to go on; else a reason to drop it, and the cookie reply to send where there is one."""
+        if not verify_mac1(datagram, self._key):
+            return "init with a wrong mac1", None
+        if int(now) != self._second:
+            self._second, self._count = int(now), 0
+        self._count += 1
+        if self._count <= INITS_UNQUESTIONED or self._checker.verify_mac2(now, datagram, remote):
+            return "", None
+        try:
+            return "init without a cookie under load", self._checker.make_reply(now, datagram, remote, self._material)
+        except MalformedPacket:
+            return "init too short", None
