@@ -46,14 +46,14 @@ class MemoryNetwork:
         self,
         *,
         seed: int = 0,
-        delay: Seconds = Seconds(0.0),
-        jitter: Seconds = Seconds(0.0),
+        delay: float = 0.0,
+        jitter: float = 0.0,
         loss: float = 0.0,
         mtu: int = 65_536,
         hops: int = 1,
     ) -> None:
-        self.delay = delay
-        self.jitter = jitter
+        self.delay = Seconds(delay)
+        self.jitter = Seconds(jitter)
         self.loss = loss
         self.mtu = mtu
         self.hops = hops
@@ -192,18 +192,20 @@ class MemorySocket:
     # -- receiving
 
     def _deliver(self, datagram: _Datagram) -> None:
-        size = len(datagram.data) + DATAGRAM_OVERHEAD
-        if self._held + size > self.receive_buffer + DATAGRAM_OVERHEAD * MAX_SEGMENTS:
-            self.counters.errors["overrun"] += 1
-            return
-        self._held += size
         heappush(self._travelling, datagram)
         self._changed()
 
     def _collect(self) -> None:
+        """What has come since nobody looked; the receive buffer is judged in the order of arrival."""
         now = trio.current_time()
         while self._travelling and self._travelling[0].due <= now:
-            self._arrived.append(heappop(self._travelling))
+            datagram = heappop(self._travelling)
+            size = len(datagram.data) + DATAGRAM_OVERHEAD
+            if self._held + size > self.receive_buffer:
+                self.counters.errors["overrun"] += 1
+                continue
+            self._held += size
+            self._arrived.append(datagram)
 
     def receive(self) -> ReceivedBatch | None:
         self.counters.receive_calls += 1

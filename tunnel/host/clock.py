@@ -1,0 +1,38 @@
+"""The two clocks: one for ages and deadlines, which runs on in suspend, and the calendar for people and for files."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tunnel.units import Instant
+
+
+def _pick_clock() -> int | None:
+    """CLOCK_BOOTTIME on Linux; on macOS CLOCK_MONOTONIC runs on in sleep.  Windows' time.monotonic does so by itself."""
+    if sys.platform == "win32":
+        return None
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    if clock is None and sys.platform == "darwin":
+        clock = time.CLOCK_MONOTONIC
+    if clock is not None:
+        try:
+            time.clock_gettime(clock)
+        except OSError:
+            return None
+    return clock
+
+
+_CLOCK = _pick_clock()
+
+
+def boottime() -> Instant:
+    """Seconds since some moment before we started; never goes back, and counts the time spent in suspend."""
+    if _CLOCK is None or sys.platform == "win32":
+        return Instant(time.monotonic())
+    return Instant(time.clock_gettime(_CLOCK))
+
+
+def wall_ns() -> int:
+    """Nanoseconds since 1970.  May jump: only for time stamps that strangers' clocks are compared with, and for files."""
+    return time.time_ns()

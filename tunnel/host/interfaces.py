@@ -1,0 +1,103 @@
+"""Which addresses of ours a peer could reach."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+# Flags of /proc/net/if_inet6 (linux/if_addr.h).
+_DADFAILED: Final = 0x08
+_DEPRECATED: Final = 0x20
+_TENTATIVE: Final = 0x40
+_UNUSABLE: Final = _DADFAILED | _DEPRECATED | _TENTATIVE
+
+#: Never a way to a peer: the metadata services of cloud machines.
+_METADATA: Final = frozenset(("169.254.169.254", "fd00:ec2::254"))
+
+
+class LocalAddress(NamedTuple):
+    """One address of one interface; `prefix` is the length of its network's."""
+
+    address: str
+    interface: str
+    is_ipv6: bool
+    prefix: int
+
+
+def local_addresses(exclude: Iterable[str] = ()) -> list[LocalAddress]:
+    """Addresses of the interfaces that are up: IPv4, and the IPv6 ones that can be used from elsewhere.
+
+    Left out: loopback, multicast, IPv6 link-local (its zone means nothing to a peer), IPv6 that is still tentative, deprecated
+    or a duplicate, and the interfaces named in `exclude` (our own tunnels).  An empty list when the system tells nothing.
+    """
+    import ifaddr
+
+    skipped = set(exclude)
+    unusable = _unusable_ipv6()
+    found: dict[str, LocalAddress] = {}
+    try:
+        adapters = list(ifaddr.get_adapters())
+    except OSError:
+        return []
+    for adapter in adapters:
+        name = str(adapter.name)
+        if name in skipped or not _is_up(name):
+            continue
+        for ip in adapter.ips:
+            host = str(ip.ip if isinstance(ip.ip, str) else ip.ip[0]).partition("%")[0]
+            if _is_usable(host) and host not in unusable:
+                found.setdefault(host, LocalAddress(host, name, ":" in host, int(ip.network_prefix)))
+    return list(found.values())
+
+
+def source_address(remote: str) -> str | None:
+    """The address of ours that the routing table picks towards a numeric host; nothing is sent.  None: no route."""
+    family = socket.AF_INET6 if ":" in remote else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((remote, 9))  # the discard port
+        host = str(probe.getsockname()[0]).partition("%")[0]
+        return host if _is_usable(host) else None
+    return None
+
+
+def _is_usable(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if address.is_loopback or address.is_multicast or address.is_unspecified or host in _METADATA:
+        return False
+    return not (address.version == 6 and (address.is_link_local or address.ipv4_mapped is not None))
+
+
+def _is_up(interface: str) -> bool:
+    """False only when Linux says that the link is down."""
+    if sys.platform != "linux" or "/" in interface:
+        return True
+    with contextlib.suppress(OSError):
+        return (Path("/sys/class/net") / interface / "operstate").read_text().strip() not in ("down", "lowerlayerdown")
+    return True
+
+
+def _unusable_ipv6() -> set[str]:
+    if sys.platform != "linux":
+        return set()
+    with contextlib.suppress(OSError):
+        return unusable_in(Path("/proc/net/if_inet6").read_text())
+    return set()
+
+
+def unusable_in(table: str) -> set[str]:
+    """Addresses of /proc/net/if_inet6 (address, index, prefix, scope, flags, name) that must not be offered."""
+    unusable = set()
+    for line in table.splitlines():
+        fields = line.split()
+        with contextlib.suppress(ValueError, IndexError):
+            if int(fields[4], 16) & _UNUSABLE:
+                unusable.add(str(ipaddress.IPv6Address(bytes.fromhex(fields[0]))))
+    return unusable

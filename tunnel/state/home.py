@@ -1,0 +1,205 @@
+"""PTUNNEL_HOME: identity.json, peers.json, config.toml, the locks, and the directory of control sockets.
+
+Reading takes no lock, because files are replaced whole; writing reads, changes and replaces under one lock.  A file
+that is damaged or of a newer format raises StateError from reading, and so is never written over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from tunnel.errors import AlreadyRunningError, StateError
+from tunnel.state import peers as rules
+from tunnel.state.documents import BadContent, damaged, encode_bytes, field_bytes, read_document, write_document
+from tunnel.state.files import FileLock, exclusive, explain, make_private_directory, read_private
+from tunnel.state.peers import KEY_SIZE, Peer
+
+IDENTITY_KIND: Final = "identity"
+IDENTITY_VERSION: Final = 1
+#: Bytes of the longest path a Unix socket may have (sun_path, 104 on macOS), less room for "/4194304.sock".
+MAX_RUN_PATH: Final = 104 - 1 - len("/4194304.sock")
+
+Change = Callable[[list[Peer]], tuple[list[Peer], Peer]]
+
+
+def default_path(environ: Mapping[str, str] | None = None) -> Path:
+    """PTUNNEL_HOME, or the user's directory for state (~/.local/state/ptunnel on Linux)."""
+    chosen = (os.environ if environ is None else environ).get("PTUNNEL_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return platformdirs.user_state_path("ptunnel", appauthor=False)
+
+
+class Home:
+    """One PTUNNEL_HOME.  Nothing is made before something is written."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = Path(path if path is not None else default_path()).absolute()
+        self._identity_path = self.path / "identity.json"
+        self._peers_path = self.path / "peers.json"
+        self._config_path = self.path / "config.toml"
+        self._lock_path = self.path / "lock"
+
+    # -- who we are
+
+    def identity(self) -> bytes:
+        """Our static private key, 32 random bytes, made at the first call.  Raises StateError."""
+        private_key = self._read_identity()
+        if private_key is not None:
+            return private_key
+        make_private_directory(self.path)
+        with exclusive(self._lock_path):
+            return self._identity_locked()
+
+    def _identity_locked(self) -> bytes:
+        private_key = self._read_identity()  # another process may have been first
+        if private_key is None:
+            private_key = os.urandom(KEY_SIZE)
+            write_document(self._identity_path, IDENTITY_KIND, IDENTITY_VERSION, {"private_key": encode_bytes(private_key)})
+        return private_key
+
+    def _read_identity(self) -> bytes | None:
+        content = read_document(self._identity_path, IDENTITY_KIND, IDENTITY_VERSION)
+        if content is None:
+            return None
+        try:
+            return field_bytes(content, "private_key", KEY_SIZE)
+        except BadContent:
+            raise damaged(self._identity_path) from None
+
+    # -- whom we remember
+
+    def peers(self) -> list[Peer]:
+        """All remembered peers by name.  Raises StateError."""
+        content = read_document(self._peers_path, rules.KIND, rules.VERSION)
+        if content is None:
+            return []
+        try:
+            return sorted(rules.decode_peers(content), key=lambda peer: peer.name.casefold())
+        except BadContent:
+            raise damaged(self._peers_path) from None
+
+    def peer(self, name: str) -> Peer:
+        """Raises ConfigurationError with the known names."""
+        return rules.known(self.peers(), name)
+
+    def find_static(self, static: bytes) -> Peer | None:
+        """The peer with this public key."""
+        return next((peer for peer in self.peers() if peer.static == static), None)
+
+    def save_peer(self, peer: Peer) -> Peer:
+        """Remember a peer, or replace what is known under its key; returns it under the name that it got.
+
+        A known key keeps its name; a name that is taken by another gets a number.
+        """
+        return self._change_peers(lambda peers: rules.add(peers, peer))
+
+    def update_peer(self, static: bytes, **changes: Any) -> Peer | None:
+        """Change some fields (last_seen, server, grants, psk, version) of a peer; None when it has been forgotten."""
+
+        def change(peers: list[Peer]) -> tuple[list[Peer], Peer]:
+            known = next((peer for peer in peers if peer.static == static), None)
+            if known is None:
+                raise LookupError
+            return rules.add(peers, replace(known, **changes))
+
+        try:
+            return self._change_peers(change)
+        except LookupError:
+            return None
+
+    def rename(self, old: str, new: str) -> Peer:
+        """Raises ConfigurationError."""
+        return self._change_peers(lambda peers: rules.rename(peers, old, new))
+
+    def forget(self, name: str) -> Peer:
+        """Returns what was forgotten.  Raises ConfigurationError."""
+        return self._change_peers(lambda peers: rules.forget(peers, name))
+
+    def peers_stamp(self) -> tuple[int, int, int]:
+        """Differs after every change of the peers, by whichever process: cheap enough to look at once a second."""
+        try:
+            status = os.stat(self._peers_path)
+        except OSError:
+            return (0, 0, 0)
+        return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+    def _change_peers(self, change: Change) -> Peer:
+        make_private_directory(self.path)
+        with exclusive(self._lock_path):
+            self._identity_locked()  # peers without the identity they know would be worthless
+            after, subject = change(self.peers())
+            after.sort(key=lambda peer: peer.name.casefold())
+            write_document(self._peers_path, rules.KIND, rules.VERSION, rules.encode_peers(after))
+        return subject
+
+    # -- how we are set up
+
+    def config(self) -> dict[str, Any]:
+        """config.toml as written by the user; empty when there is none.  Raises StateError with the line."""
+        data = read_private(self._config_path)
+        if data is None:
+            return {}
+        try:
+            return tomllib.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            reason = str(error).partition("\n")[0] if isinstance(error, tomllib.TOMLDecodeError) else "it is not UTF-8 text"
+            raise StateError(f"{self._config_path} is not valid TOML: {reason}.") from None
+
+    # -- who else runs
+
+    def lock_expose(self) -> FileLock:
+        """Held for as long as this process exposes; release it or die.  Raises AlreadyRunningError."""
+        return self.hold("expose", "Another 'ptunnel expose' serves this home already")
+
+    def hold(self, name: str, sentence: str) -> FileLock:
+        """The lock of one role of this home.  Raises AlreadyRunningError with the sentence and the other's process."""
+        make_private_directory(self.path)
+        lock = FileLock(self.path / f"{name}.lock")
+        if not lock.try_acquire():
+            holder = lock.read_note()
+            raise AlreadyRunningError(
+                f"{sentence}{f' (process {holder})' if holder else ''}: stop it first, or use another home."
+            )
+        lock.write_note(str(os.getpid()))
+        return lock
+
+    def run_dir(self) -> Path:
+        """Where control sockets live, mode 0700.  Raises StateError.
+
+        Normally `run` in the home; a home whose path is too long for a Unix socket gets a short one in the directory
+        for temporary files, the same for every process.
+        """
+        path = self.path / "run"
+        if len(os.fsencode(path)) > MAX_RUN_PATH and sys.platform != "win32":
+            digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+            path = Path(tempfile.gettempdir()) / f"ptunnel-{os.getuid()}-{digest}"
+        else:
+            make_private_directory(self.path)
+        make_private_directory(path)
+        _require_own(path)
+        return path
+
+
+def _require_own(path: Path) -> None:
+    """Somebody else may have made it first, or a link to somewhere.  Raises StateError."""
+    if sys.platform == "win32":
+        return
+    try:
+        status = path.lstat()
+        if path.is_symlink() or status.st_uid != os.geteuid():
+            raise StateError(f"{path} belongs to somebody else: remove it or set PTUNNEL_HOME to another place.")
+        if status.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise StateError(f"{path} cannot be used: {explain(error)}.") from error

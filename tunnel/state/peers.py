@@ -1,0 +1,161 @@
+"""What is remembered of a peer, and the rules for names: a person's names stay put, a newcomer gets a free one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from tunnel.errors import ConfigurationError
+from tunnel.state.documents import BadContent, Document, encode_bytes, field_bytes, field_number, field_text
+
+KIND: Final = "peers"
+#: Format of peers.json; a file with a larger one is left alone.
+VERSION: Final = 1
+#: Bytes of a static public key and of a pair's psk.
+KEY_SIZE: Final = 32
+#: Characters of a name, as in the handshake's Params.
+MAX_NAME: Final = 64
+#: Remembered peers of one home; keeps peers.json under files.MAX_FILE_SIZE.
+MAX_PEERS: Final = 10_000
+
+_FIELDS: Final = frozenset(("name", "static", "psk", "server", "grants", "created", "last_seen", "version"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """One remembered peer.  `created` and `last_seen` are Unix times; `server` is the host:port to meet it at.
+
+    `grants` are plain dicts: what the peer may reach here.  `version` is the ptunnel protocol it spoke last.
+    """
+
+    name: str
+    static: bytes
+    psk: bytes = field(repr=False)
+    server: str | None = None
+    grants: list[dict[str, Any]] = field(default_factory=list)
+    created: float = 0.0
+    last_seen: float = 0.0
+    version: int = 1
+
+
+def encode_peers(peers: Iterable[Peer]) -> Document:
+    return {
+        "peers": [
+            {
+                "name": peer.name,
+                "static": encode_bytes(peer.static),
+                "psk": encode_bytes(peer.psk),
+                "server": peer.server,
+                "grants": peer.grants,
+                "created": peer.created,
+                "last_seen": peer.last_seen,
+                "version": peer.version,
+            }
+            for peer in peers
+        ]
+    }
+
+
+def decode_peers(content: Document) -> list[Peer]:
+    """Raises BadContent."""
+    records = content.get("peers")
+    if content.keys() != {"peers"} or not isinstance(records, list) or len(records) > MAX_PEERS:
+        raise BadContent("peers")
+    peers = [_decode_peer(record) for record in records]
+    if len({peer.name.casefold() for peer in peers}) != len(peers) or len({peer.static for peer in peers}) != len(peers):
+        raise BadContent("two peers of one name or key")
+    return peers
+
+
+def _decode_peer(record: Any) -> Peer:
+    if not isinstance(record, dict) or record.keys() != _FIELDS:
+        raise BadContent("peer")
+    grants, server, version = record["grants"], record["server"], record["version"]
+    if not isinstance(grants, list) or not all(isinstance(grant, dict) for grant in grants):
+        raise BadContent("grants")
+    if not (server is None or isinstance(server, str)) or type(version) is not int:
+        raise BadContent("server or version")
+    name = field_text(record, "name")
+    if not is_name(name):
+        raise BadContent("name")
+    return Peer(
+        name=name,
+        static=field_bytes(record, "static", KEY_SIZE),
+        psk=field_bytes(record, "psk", KEY_SIZE),
+        server=server,
+        grants=grants,
+        created=field_number(record, "created"),
+        last_seen=field_number(record, "last_seen"),
+        version=version,
+    )
+
+
+# -- names
+
+
+def is_name(text: str) -> bool:
+    """Printable, not empty, not padded, at most MAX_NAME characters."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable() and text.strip() == text
+
+
+def find(peers: Iterable[Peer], name: str) -> Peer | None:
+    """By exact name, or else by the only one that differs in case alone (names are unique that way too)."""
+    return next((peer for peer in peers if peer.name.casefold() == name.casefold()), None)
+
+
+def add(peers: list[Peer], newcomer: Peer) -> tuple[list[Peer], Peer]:
+    """Remember a peer.  A known key keeps the name and the birthday it has; a taken name gets a number: nas, nas-2, nas-3.
+
+    Raises ConfigurationError.
+    """
+    if len(newcomer.static) != KEY_SIZE or len(newcomer.psk) != KEY_SIZE or not is_name(newcomer.name):
+        raise ConfigurationError(f"{newcomer.name!r} cannot be remembered: its name or its keys have the wrong size.")
+    known = next((peer for peer in peers if peer.static == newcomer.static), None)
+    others = [peer for peer in peers if peer is not known]
+    if known is not None:
+        saved = replace(newcomer, name=known.name, created=known.created)
+    else:
+        if len(peers) >= MAX_PEERS:
+            raise ConfigurationError(f"{MAX_PEERS} peers are remembered: forget some with 'ptunnel peers forget NAME'.")
+        saved = replace(newcomer, name=_free_name(others, newcomer.name))
+    return [*others, saved], saved
+
+
+def rename(peers: list[Peer], old: str, new: str) -> tuple[list[Peer], Peer]:
+    """Raises ConfigurationError."""
+    peer = known(peers, old)
+    others = [other for other in peers if other is not peer]
+    if not is_name(new):
+        raise ConfigurationError(f"{new!r} is not a name: use 1 to {MAX_NAME} printable characters.")
+    if find(others, new) is not None:
+        raise ConfigurationError(f"Another peer is called {new!r}: rename or forget that one first.")
+    saved = replace(peer, name=new)
+    return [*others, saved], saved
+
+
+def forget(peers: list[Peer], name: str) -> tuple[list[Peer], Peer]:
+    """Raises ConfigurationError."""
+    peer = known(peers, name)
+    return [other for other in peers if other is not peer], peer
+
+
+def known(peers: list[Peer], name: str) -> Peer:
+    """Raises ConfigurationError with the names there are."""
+    peer = find(peers, name)
+    if peer is not None:
+        return peer
+    names = ", ".join(sorted(peer.name for peer in peers)[:10])
+    raise ConfigurationError(
+        f"No peer called {name!r} is remembered: " + (f"known are {names}." if names else "there are none yet.")
+    )
+
+
+def _free_name(peers: list[Peer], wanted: str) -> str:
+    taken = {peer.name.casefold() for peer in peers}
+    name, number = wanted, 1
+    while name.casefold() in taken:
+        number += 1
+        ending = f"-{number}"
+        name = wanted[: MAX_NAME - len(ending)] + ending
+    return name
