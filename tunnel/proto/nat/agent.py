@@ -101,7 +101,8 @@ class _Pair:
     priority: int
     opens: bool  # starts with openers
     next_at: Instant
-    openers: int = 0  # sent in this round
+    openers: int = 0  # of OPENERS that are behind us in this round
+    sent: bool = False  # anything, in this round
     checks: int = 0  # sent in full in this round
     triggered: bool = False
     done: bool = False  # succeeded
@@ -134,6 +135,7 @@ class Agent:
         self._reflexive: dict[tuple[SocketId, Address], int] = {}  # peer-reflexive pairs with their priority, oldest first
         self._pairs: dict[tuple[SocketId, Address], _Pair] = {}
         self._selected: _Pair | None = None
+        self._in_round = False
         self._round_ends = now
         self._retry_at: Instant | None = None
         self._retry_after = RETRY_AFTER
@@ -204,22 +206,9 @@ class Agent:
     def add_remote(self, now: Instant, candidates: Iterable[Candidate]) -> None:
         """The peer's candidates, complete: those that may be tried join the check list, those no longer named leave it.
 
-        A new one starts a fresh round.  So does a repeated list when the last round is over: the peer wants to start together.
+        A new one starts a fresh round.  So does a repeated list when the last round found nothing: the peer wants to go in step.
         """
-        named: dict[Address, Candidate] = {}
-        for candidate in tuple(candidates)[:MAX_CANDIDATES]:
-            address = Address(canonical(candidate.address.host), candidate.address.port)
-            if candidate.kind is not CandidateKind.RELAYED and is_allowed(address, self._allow_loopback):
-                named.setdefault(address, candidate._replace(address=address))
-        fresh = any(address not in self._remote for address in named)
-        self._remote = named
-        kept = {key: pair for key, pair in self._pairs.items() if key[1] in named or key in self._reflexive or pair.done}
-        self._pairs = kept
-        if fresh or not self._is_in_round(now):
-            if self._last_restart is not None and now - self._last_restart < MIN_RESTART_INTERVAL:
-                self._form_pairs(now)
-            elif self.state is not AgentState.CONNECTED or fresh:
-                self._start_round(now, ROUND)
+        self._take_remote(now, candidates, together=self.state is not AgentState.CONNECTED)
 
     def handle_offer(self, now: Instant, offer: Offer) -> None:
         """What the peer's agent said.  Older generations are ignored."""
@@ -231,7 +220,10 @@ class Agent:
             return
         self._remote_generation = offer.generation
         self.remote_mapping = offer.mapping
-        self.add_remote(now, offer.candidates)
+        if offer.searching and self.state is AgentState.CONNECTED and not self._restarted_lately(now):
+            self._selected = None  # what we hold is no path for the peer
+            self.state = AgentState.IDLE
+        self._take_remote(now, offer.candidates, together=True)
 
     def poll_offer(self) -> Offer | None:
         """What to tell the peer's agent over the authenticated channel, in order."""
@@ -241,9 +233,6 @@ class Agent:
         """The peer's openers are out: what we send now finds its NAT ready, so stop holding back."""
         for pair in self._pairs.values():
             if pair.opens and pair.openers < len(OPENERS):
-                if pair.openers == 0:
-                    pair.openers = len(OPENERS) - 1  # ours is still to go: once, at a low TTL
-                    continue
                 pair.openers = len(OPENERS)
                 pair.next_at = now
 
@@ -274,8 +263,10 @@ class Agent:
         pair.triggered = True
         pair.opens = False
         pair.next_at = now
+        if not self._is_in_round(now):
+            self._open_round(now, RETRY_ROUND)
         if self.state is not AgentState.CONNECTED:
-            self._enter_checking(now)
+            self.state = AgentState.CHECKING
 
     def check_succeeded(self, now: Instant, socket_id: SocketId, remote: Address, rtt: Seconds) -> None:
         """A check to there was answered from there.  Worse pairs are left alone, better ones go on to the end of the round."""
@@ -315,12 +306,13 @@ class Agent:
         if self._is_in_round(now):
             for pair in self._pairs.values():
                 if pair.next_at <= now and self._is_wanted(pair):
-                    rank = (pair.triggered, pair.next_at <= now, pair.priority)
-                    if best is None or rank > (best.triggered, best.next_at <= now, best.priority):
+                    rank = (pair.triggered, -pair.next_at, pair.priority)
+                    if best is None or rank > (best.triggered, -best.next_at, best.priority):
                         best = pair
         check: Check | None = None
         if best is not None:
             check = Check(best.socket_id, best.remote, self._advance(best, now))
+            self._tell_opened()
         elif self.state is AgentState.CHECKING:
             for technique in self._techniques:
                 check = technique.poll_check(now)
@@ -335,40 +327,59 @@ class Agent:
     def poll_timeout(self) -> Instant | None:
         """When poll_check has something to do next."""
         due: Instant | None = None
-        for pair in self._pairs.values():
-            if pair.next_at < self._round_ends and self._is_wanted(pair) and (due is None or pair.next_at < due):
-                due = pair.next_at
-        if self.state is AgentState.CHECKING:
-            for technique in self._techniques:
-                due = earliest(due, technique.poll_timeout())
+        if self._in_round:
+            for pair in self._pairs.values():
+                if (due is None or pair.next_at < due) and self._is_wanted(pair):
+                    due = pair.next_at
+            if self.state is AgentState.CHECKING:
+                for technique in self._techniques:
+                    due = earliest(due, technique.poll_timeout())
         if due is not None:
             due = max(due, self._next_slot)
             if self._tokens < 1.0:
                 due = max(due, Instant(self._tokens_at + (1.0 - self._tokens) / CHECK_RATE))
-        return earliest(due, self._retry_at, self._round_ends if self.state is AgentState.CHECKING else None)
+        return earliest(due, self._retry_at, self._round_ends if self._in_round else None)
 
     # --- inside -----------------------------------------------------------------------------------------------------------
 
     def _offer(self) -> None:
         self._generation += 1
         self._offers = [offer for offer in self._offers if offer.opened]
-        self._offers.append(Offer(self._generation, self._local, self.mapping))
+        searching = self.state is not AgentState.CONNECTED
+        self._offers.append(Offer(self._generation, self._local, self.mapping, searching=searching))
 
     def _usable(self, candidate: Candidate) -> bool:
         return any(self._sockets[socket_id] == candidate.address.is_ipv6 for socket_id in self._plain)
 
     def _is_in_round(self, now: Instant) -> bool:
-        return now < self._round_ends
+        return self._in_round and now < self._round_ends
+
+    def _restarted_lately(self, now: Instant) -> bool:
+        return self._last_restart is not None and now - self._last_restart < MIN_RESTART_INTERVAL
+
+    def _take_remote(self, now: Instant, candidates: Iterable[Candidate], *, together: bool) -> None:
+        named: dict[Address, Candidate] = {}
+        for candidate in tuple(candidates)[:MAX_CANDIDATES]:
+            address = Address(canonical(candidate.address.host), candidate.address.port)
+            if candidate.kind is not CandidateKind.RELAYED and is_allowed(address, self._allow_loopback):
+                named.setdefault(address, candidate._replace(address=address))
+        fresh = any(address not in self._remote for address in named)
+        self._remote = named
+        self._pairs = {key: pair for key, pair in self._pairs.items() if key[1] in named or key in self._reflexive or pair.done}
+        if self._restarted_lately(now):
+            self._form_pairs(now)
+        elif fresh:
+            self._start_round(now, ROUND)
+        elif together and not self._is_in_round(now):
+            self._start_round(now, RETRY_ROUND)
 
     def _is_wanted(self, pair: _Pair) -> bool:
         return not pair.done and (self._selected is None or pair.triggered or pair.priority > self._selected.priority)
 
-    def _enter_checking(self, now: Instant) -> None:
-        """A check came in between rounds: go on for a short round."""
-        self.state = AgentState.CHECKING
-        if not self._is_in_round(now):
-            self._round_ends = Instant(now + RETRY_ROUND)
-            self._retry_at = None
+    def _open_round(self, now: Instant, length: Seconds) -> None:
+        self._in_round = True
+        self._round_ends = Instant(now + length)
+        self._retry_at = None
 
     def _start_round(self, now: Instant, length: Seconds) -> None:
         self._pairs = {key: pair for key, pair in self._pairs.items() if pair is self._selected}
@@ -376,13 +387,13 @@ class Agent:
             if self._selected is None:  # an address seen once is worth a try, like a named one
                 pair = _Pair(socket_id, remote, CandidateKind.PEER_REFLEXIVE, rank, not remote.is_ipv6, now)
                 self._pairs[socket_id, remote] = pair
-        self._round_ends = Instant(now + length)
-        self._retry_at = None
         self._form_pairs(now)
+        self._retry_at = None
+        self._in_round = False
         if not self._pairs:
             self.state = AgentState.IDLE
-            self._round_ends = now
             return
+        self._open_round(now, length)
         self._rounds += 1
         self._last_restart = now
         if self.state is not AgentState.CONNECTED:
@@ -407,6 +418,7 @@ class Agent:
     def _advance(self, pair: _Pair, now: Instant) -> int | None:
         """Count one check on this pair, plan its next one, and return the TTL of this one."""
         pair.triggered = False
+        pair.sent = True
         if pair.opens and pair.openers < len(OPENERS):
             begun = Instant(pair.next_at - OPENERS[pair.openers][0])
             ttl = OPENERS[pair.openers][1]
@@ -414,7 +426,6 @@ class Agent:
             self._openers_sent += 1
             after = OPENERS[pair.openers][0] if pair.openers < len(OPENERS) else OPENER_PHASE
             pair.next_at = Instant(begun + after)
-            self._tell_opened()
             return ttl
         interval = FIRST_INTERVAL * INTERVAL_GROWTH ** max(0, pair.checks - FAST_CHECKS + 1)
         pair.checks += 1
@@ -423,8 +434,8 @@ class Agent:
         return None
 
     def _tell_opened(self) -> None:
-        """Once every opener of a generation has gone out a first time, let the peer know."""
-        if self._opened_told < self._remote_generation and all(p.openers for p in self._pairs.values() if p.opens):
+        """Once something has gone out towards every address of a generation, let the peer know."""
+        if self._opened_told < self._remote_generation and all(pair.sent or pair.done for pair in self._pairs.values()):
             self._opened_told = self._remote_generation
             self._offers.append(Offer(self._remote_generation, opened=True))
 
@@ -437,15 +448,16 @@ class Agent:
     def _turn_rounds(self, now: Instant) -> None:
         if self._retry_at is not None and now >= self._retry_at:
             self._start_round(now, RETRY_ROUND)
-            if self._retry_at is None and self.state is not AgentState.IDLE:
+            if self._in_round:
                 self._offer()
-        elif self._retry_at is None and self.state in (AgentState.CHECKING, AgentState.CONNECTED) and not self._is_in_round(now):
+        elif self._in_round and now >= self._round_ends:
+            self._in_round = False
             for technique in self._techniques:
                 technique.stop()
             if self.state is AgentState.CHECKING:
                 self.state = AgentState.EXHAUSTED
             elif not any(self._is_wanted(pair) for pair in self._pairs.values()):
-                return  # connected on the best there is
+                return  # connected, and on the best there is
             grace = Seconds(0.0) if self.controlling else FOLLOWER_GRACE
             self._retry_at = Instant(now + self._retry_after + grace)
             self._retry_after = Seconds(min(self._retry_after * RETRY_GROWTH, MAX_RETRY_AFTER))

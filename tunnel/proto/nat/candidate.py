@@ -19,6 +19,7 @@ from tunnel.units import Address, Buffer, SocketId
 MAX_CANDIDATES: Final = 16
 
 FLAG_OPENED: Final = 0x01
+FLAG_SEARCHING: Final = 0x02
 _IPV4_LENGTH: Final = 4
 _IPV6_LENGTH: Final = 16
 
@@ -57,14 +58,15 @@ class Candidate(NamedTuple):
 class Offer(NamedTuple):
     """What one agent tells the other over the authenticated channel.
 
-    `generation` rises with each offer that asks for a fresh round.  `opened` says only: my openers towards the candidates of your
-    generation `generation` are out, so send at full TTL; it names no candidates.
+    `generation` rises with each offer.  `searching`: the sender has no direct path: begin a round together.  `opened` says
+    only: my openers towards the candidates of your generation `generation` are out, so send at full TTL; it names no candidates.
     """
 
     generation: int
     candidates: tuple[Candidate, ...] = ()
     mapping: Mapping = Mapping.UNKNOWN
     opened: bool = False
+    searching: bool = True
 
 
 def compute_priority(kind: CandidateKind, address: Address) -> int:
@@ -176,7 +178,7 @@ _MAPPINGS: Final = frozenset(mapping.value for mapping in Mapping)
 
 def encode_offer(offer: Offer) -> bytes:
     """flags u8, mapping u8, generation u32, candidates; docs/protocol.md."""
-    flags = FLAG_OPENED if offer.opened else 0
+    flags = (FLAG_OPENED if offer.opened else 0) | (FLAG_SEARCHING if offer.searching else 0)
     return Writer().u8(flags).u8(offer.mapping.value).u32(offer.generation).raw(encode_candidates(offer.candidates)).finish()
 
 
@@ -186,4 +188,4 @@ def decode_offer(data: Buffer) -> Offer:
     flags, mapping, generation = reader.u8(), reader.u8(), reader.u32()
     candidates = decode_candidates(reader)
     known = Mapping(mapping) if mapping in _MAPPINGS else Mapping.UNKNOWN
-    return Offer(generation, candidates, known, bool(flags & FLAG_OPENED))
+    return Offer(generation, candidates, known, bool(flags & FLAG_OPENED), bool(flags & FLAG_SEARCHING))
