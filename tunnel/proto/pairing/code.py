@@ -1,0 +1,93 @@
+"""Pairing codes, `731-crossover-clockwork`: a nameplate that the server knows, and words that it must never see."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tunnel.errors import ConfigurationError
+from tunnel.proto.pairing.words import WORDS
+
+MIN_NAMEPLATE_DIGITS: Final = 3
+MAX_NAMEPLATE_DIGITS: Final = 9
+MAX_NAMEPLATE: Final = 10**MAX_NAMEPLATE_DIGITS - 1
+MIN_WORDS: Final = 2  # 22 bits, for one guess
+MAX_WORDS: Final = 8
+MAX_TEXT: Final = 200  # characters that anybody can have meant as a code
+
+_EXAMPLE: Final = "731-garden-violin"
+_SEPARATORS: Final = re.compile(r"[\s\-_.,\u2010-\u2015\u2212]+")
+_LOOKS_LIKE: Final = re.compile(r"[0-9]{3,}(?:[\s\-_.,\u2010-\u2015\u2212]+[^\W\d_]+){2,}")
+_WORD_SET: Final = frozenset(WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """`password` is the words, lower-case, joined with hyphens.  It stays out of repr: codes must not reach a log."""
+
+    nameplate: int
+    password: str
+
+    def __str__(self) -> str:
+        return f"{self.nameplate}-{self.password}"
+
+    def __repr__(self) -> str:
+        return f"Code({self.nameplate}, ...)"
+
+
+def make_code(nameplate: int, entropy: Callable[[int], bytes], words: int = MIN_WORDS) -> str:
+    """A fresh code; `entropy` gives two secret bytes a word, of which eleven bits are used."""
+    if not 0 <= nameplate <= MAX_NAMEPLATE or not MIN_WORDS <= words <= MAX_WORDS:
+        raise ValueError("a nameplate of at most nine digits and two to eight words")
+    numbers = (int.from_bytes(entropy(2), "big") % len(WORDS) for _ in range(words))
+    return "-".join([str(nameplate).zfill(MIN_NAMEPLATE_DIGITS), *(WORDS[number] for number in numbers)])
+
+
+def _normalise(text: str) -> str:
+    return unicodedata.normalize("NFKC", text[:MAX_TEXT]).casefold().strip()
+
+
+def looks_like_code(text: str) -> bool:
+    """Would a person take this for a code?  True for misspelt ones too, so that names never look like codes."""
+    return _LOOKS_LIKE.fullmatch(_normalise(text)) is not None
+
+
+def parse_code(text: str) -> Code:
+    """Read what a person typed: any case, and spaces, dots or several hyphens between the parts.
+
+    Raises ConfigurationError with one sentence; nothing was sent then, so the code is still good.
+    """
+    parts = [part for part in _SEPARATORS.split(_normalise(text)) if part]
+    if not parts or len(text) > MAX_TEXT:
+        raise ConfigurationError(f"A code looks like {_EXAMPLE}: a number and at least two words.")
+    number, words = parts[0], parts[1:]
+    if not (number.isascii() and number.isdecimal()):
+        raise ConfigurationError(f"A code begins with a number, as in {_EXAMPLE}.")
+    if not MIN_NAMEPLATE_DIGITS <= len(number) <= MAX_NAMEPLATE_DIGITS:
+        raise ConfigurationError(f"The number of a code has three to nine digits, as in {_EXAMPLE}.")
+    for word in words:
+        if word not in _WORD_SET:
+            raise ConfigurationError(_unknown_word(word))
+    if not MIN_WORDS <= len(words) <= MAX_WORDS:
+        raise ConfigurationError(f"A code has at least two words after its number, as in {_EXAMPLE}.")
+    return Code(int(number), "-".join(words))
+
+
+def _unknown_word(word: str) -> str:
+    shown = "".join(letter for letter in word if letter.isprintable())[:24]
+    nearest = difflib.get_close_matches(word[:24], WORDS, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}" if nearest else "please compare it with the code on the other screen"
+    return f"No code has the word {shown!r} in it; {hint}{'?' if nearest else '.'}"
+
+
+def complete(prefix: str) -> list[str]:
+    """What a code that begins like this may go on as, up to its next word.  Nothing for the number: only the server knows it."""
+    text = prefix.casefold()[:MAX_TEXT]
+    head, hyphen, beginning = text.rpartition("-")
+    if not hyphen or not head or not head[0].isdigit() or head.count("-") >= MAX_WORDS:
+        return []
+    return [f"{head}-{word}" for word in WORDS if word.startswith(beginning)]
