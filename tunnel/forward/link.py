@@ -1,0 +1,73 @@
+"""What a forward needs of a connection to one peer; `tunnel.driver` has it, and so has the twin in the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from tunnel.units import Buffer
+
+#: (protocol, target) -> where that is on the exposer's side, or None when it is not granted.  Asked for each stream and flow.
+Allow: TypeAlias = Callable[[str, "int | str"], "tuple[str, int] | None"]
+
+#: Takes one sentence for a person.
+Notice: TypeAlias = Callable[[str], None]
+
+
+class Stream(Protocol):
+    """Reliable bytes both ways; each half ends by itself, in order (FIN) or not (RESET, STOP_SENDING)."""
+
+    #: Called once, at once, when the peer resets or stops the stream or the connection closes; the code is a StreamCode.
+    on_abort: Callable[[int], None] | None
+
+    async def wait_send_space(self) -> memoryview:
+        """Room in the send buffer, never empty; valid until the next await."""
+
+    def commit(self, count: int) -> None:
+        """`count` bytes were written at the start of what wait_send_space gave."""
+
+    async def receive_chunks(self) -> list[bytes]:
+        """What arrived, in order; [] at the peer's FIN."""
+
+    async def send_all(self, data: Buffer) -> None: ...
+
+    def finish(self) -> None:
+        """FIN behind what was committed; the other direction goes on."""
+
+    def reset(self, code: int) -> None:
+        """Give up sending; nothing happens when the half has ended already."""
+
+    def stop(self, code: int) -> None:
+        """Give up receiving; nothing happens when the half has ended already."""
+
+    async def aclose(self) -> None: ...
+
+
+class Flows(Protocol):
+    """Unreliable datagrams of up to 65,507 bytes, told apart by a 32-bit flow number."""
+
+    def allocate(self) -> int:
+        """A flow number that neither side uses."""
+
+    def send(self, flow: int, data: Buffer) -> bool:
+        """False when the queue was full or the connection is gone, and the datagram dropped."""
+
+    def register(self, flow: int, callback: Callable[[bytes], None]) -> None: ...
+
+    def unregister(self, flow: int) -> None: ...
+
+
+class Link(Protocol):
+    """One connection to one peer."""
+
+    @property
+    def peer_name(self) -> str: ...
+
+    @property
+    def flows(self) -> Flows: ...
+
+    async def open_stream(self, open_message: bytes) -> Stream:
+        """A new stream with `open_message` as its first bytes; waits while the peer's stream limit is reached."""
+
+    async def closed(self) -> object:
+        """Until the connection has ended."""

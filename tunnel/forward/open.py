@@ -1,0 +1,81 @@
+"""The first message each way on a forwarded stream: what the opener wants, and that it got it.
+
+On the wire: u16 length, then a MessagePack array.  A refusal is no message but RESET with a StreamCode.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from tunnel.errors import MalformedPacket
+from tunnel.forward.link import Stream
+from tunnel.units import Buffer
+
+MAX_MESSAGE: Final = 1024  # bytes after the length; later versions may append fields, which are ignored
+LENGTH_SIZE: Final = 2
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+#: NAME or NAME:port.  No control characters: it is shown to the exposer.
+TargetName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[0-9]{1,5})?\Z")]
+FlowNumber = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+
+
+class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
+    """Opener to exposer.  `target` is a port or an exposed NAME or NAME:port; `flow` is used by kind "udp" only."""
+
+    kind: Literal["tcp", "udp"]
+    target: Port | TargetName
+    flow: FlowNumber = 0
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
+    """Exposer to opener: the local program accepted (tcp), or datagrams are awaited (udp)."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_open_decoder = msgspec.msgpack.Decoder(Open)
+_opened_decoder = msgspec.msgpack.Decoder(Opened)
+
+
+def encode(message: Open | Opened) -> bytes:
+    body = _encoder.encode(message)
+    return len(body).to_bytes(LENGTH_SIZE, "big") + body
+
+
+def decode_open(body: Buffer) -> Open:
+    """Raises MalformedPacket."""
+    try:
+        return _open_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPacket(f"stream opening: {error}") from None
+
+
+def decode_opened(body: Buffer) -> Opened:
+    """Raises MalformedPacket."""
+    try:
+        return _opened_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPacket(f"answer to a stream opening: {error}") from None
+
+
+async def read_message(stream: Stream) -> tuple[bytes, list[bytes]]:
+    """The first message of a stream, and the chunks that came behind it.  Raises MalformedPacket."""
+    head = b""
+    while True:
+        chunks = await stream.receive_chunks()
+        if not chunks:
+            raise MalformedPacket("the stream ended inside its first message")
+        for index, chunk in enumerate(chunks):
+            head += chunk
+            if len(head) < LENGTH_SIZE:
+                continue
+            end = LENGTH_SIZE + int.from_bytes(head[:LENGTH_SIZE], "big")
+            if end > LENGTH_SIZE + MAX_MESSAGE:
+                raise MalformedPacket(f"first message of {end - LENGTH_SIZE} bytes")
+            if len(head) >= end:
+                rest = chunks[index + 1 :]
+                if len(head) > end:
+                    rest.insert(0, head[end:])
+                return head[LENGTH_SIZE:end], rest

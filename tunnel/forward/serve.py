@@ -1,0 +1,147 @@
+"""Forwards as a whole: the connecting side's listeners, and the exposing side's answer to every stream."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
+
+from tunnel.driver.stream import StreamCode
+from tunnel.errors import MalformedPacket, TunnelError
+from tunnel.forward.counters import ForwardCounters, Notices
+from tunnel.forward.link import Allow, Link, Notice, Stream
+from tunnel.forward.local import open_listeners
+from tunnel.forward.open import Open, decode_open, read_message
+from tunnel.forward.spec import Forward
+from tunnel.forward.tcp import TcpForward, refuse, serve_tcp
+from tunnel.forward.udp import FlowTable, UdpForward, serve_udp
+
+if TYPE_CHECKING:
+    from tunnel.driver.link import Link as DriverLink
+
+OPEN_TIMEOUT: Final = 10.0  # seconds for the first message of a stream that the peer opened
+
+
+class Ready(NamedTuple):
+    """One forward that local programs can use now; `bind` is host:port."""
+
+    bind: str
+    target: str  # as tcp/22 or udp/nas:53
+
+
+class Listeners:
+    """The local sockets of `--forward`: bound once, before anybody is waited for; they outlive links.
+
+    Connections that arrive while no link serves them wait in the kernel's queue.
+    """
+
+    def __init__(self, forwards: Sequence[Forward]) -> None:
+        """Raises ConfigurationError, with nothing left open."""
+        self._open: list[tuple[Forward, list[socket.socket]]] = []
+        self.counters = ForwardCounters()
+        try:
+            for forward in forwards:
+                self._open.append((forward, open_listeners(forward)))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ready(self) -> list[Ready]:
+        return [Ready(_address_text(sockets[0]), f"{forward.protocol}/{forward.target}") for forward, sockets in self._open]
+
+    async def serve(self, link: Link, *, notice: Notice | None = None) -> None:
+        """Carry what arrives to `link`'s peer until the link closes or this is cancelled.  `notice` takes sentences."""
+        notices = Notices(notice)
+        async with trio.open_nursery() as nursery:
+            for forward, sockets in self._open:
+                for sock in sockets:
+                    if forward.protocol == "tcp":
+                        tcp = TcpForward(sock, forward.target, link=link, counters=self.counters, notices=notices)
+                        nursery.start_soon(tcp.run)
+                    else:
+                        udp = UdpForward(sock, forward.target, link=link, counters=self.counters, notices=notices)
+                        nursery.start_soon(udp.run)
+            await link.closed()
+            nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        for _forward, sockets in self._open:
+            for sock in sockets:
+                sock.close()
+        self._open.clear()
+
+    def __enter__(self) -> Listeners:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def _address_text(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Exposed:
+    """The exposing side for one link: each stream's Open is checked against the grants of that moment, then served."""
+
+    def __init__(
+        self, link: Link, allow: Allow, *, counters: ForwardCounters | None = None, notice: Notice | None = None
+    ) -> None:
+        self._link = link
+        self._allow = allow
+        self._notices = Notices(notice)
+        self.counters = counters or ForwardCounters()
+        self._table = FlowTable(self.counters)
+
+    async def handle(self, stream: Stream) -> None:
+        """One stream from its first byte to its end.  Never raises for what the peer or a local program did."""
+        try:
+            with trio.move_on_after(OPEN_TIMEOUT) as limit:
+                body, early = await read_message(stream)
+                opening = decode_open(body)
+            if limit.cancelled_caught:
+                refuse(stream, StreamCode.TIMED_OUT)
+                return
+        except MalformedPacket:
+            self.counters.malformed_opens += 1
+            refuse(stream, StreamCode.INTERNAL)
+            return
+        except TunnelError:
+            refuse(stream, StreamCode.CANCELLED)
+            return
+        address = self._allow(opening.kind, opening.target)
+        if address is None:
+            self._deny(stream, opening)
+        elif opening.kind == "tcp":
+            await serve_tcp(stream, early, address, counters=self.counters, notices=self._notices)
+        else:
+            await serve_udp(
+                stream,
+                opening.flow,
+                address,
+                flows=self._link.flows,
+                table=self._table,
+                counters=self.counters,
+                notices=self._notices,
+            )
+
+    def _deny(self, stream: Stream, opening: Open) -> None:
+        if opening.kind == "tcp":
+            self.counters.tcp_denied += 1
+        else:
+            self.counters.udp_denied += 1
+        name = f"{opening.kind}/{opening.target}"
+        self._notices.say(f"denied {name}", f"{self._link.peer_name} asked for {name}, which is not shared with them.")
+        refuse(stream, StreamCode.DENIED)
+
+
+async def serve_link(
+    link: DriverLink, *, counters: ForwardCounters | None = None, notice: Callable[[str], None] | None = None
+) -> None:
+    """Answer the peer's streams against `link.grants`, read anew for each, until the link closes."""
+    exposed = Exposed(link, lambda protocol, target: link.grants.allows(protocol, target), counters=counters, notice=notice)
+    await link.serve_streams(exposed.handle)

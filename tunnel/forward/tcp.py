@@ -1,0 +1,307 @@
+"""TCP connections over streams: bytes both ways, half-close, reset and refusal as the local kernels gave them.
+
+The hot path has no copy and one await a turn: a socket is read straight into the stream's send buffer, and what the
+stream received goes to the socket in one `sendmsg`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from tunnel.driver.stream import StreamCode, StreamResetError, StreamStoppedError
+from tunnel.errors import TunnelError
+from tunnel.forward.counters import ForwardCounters, Notices
+from tunnel.forward.link import Link, Stream
+from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_tcp, stream_code
+from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
+
+ACCEPT_BATCH: Final = 64  # connections accepted before other tasks get their turn
+ACCEPT_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
+MAX_CONNECTIONS: Final = 8_192  # local connections at once, on either side, of one link
+OPEN_TIMEOUT: Final = 10.0  # seconds for the peer's first message on a stream that it opened
+LINGER_RST: Final = struct.pack("ii", 1, 0)  # l_onoff, l_linger: close() sends RST; socket(7)
+
+REFUSALS: Final = {
+    StreamCode.REFUSED: "nothing listens there",
+    StreamCode.DENIED: "that is not shared with you",
+    StreamCode.UNREACHABLE: "that machine cannot be reached from there",
+    StreamCode.TIMED_OUT: "that machine does not answer there",
+    StreamCode.RESET: "the program there hung up at once",
+}
+
+
+def cut(sock: socket.socket) -> None:
+    """Close with RST, as the far side's program was reset.  Data not yet read by the local program is gone, as with TCP."""
+    with contextlib.suppress(OSError):  # already dead
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RST)
+    sock.close()
+
+
+def set_up(sock: socket.socket) -> None:
+    """Options of every forwarded local connection: the tunnel paces, so nothing waits for more (RFC 896 is off)."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+class Relay:
+    """One local TCP connection joined to one stream.  Owns the socket; gives up both together.
+
+    `refused` makes it the opener's side: the peer's Opened is awaited, a reset before it is a refusal and told there.
+    """
+
+    __slots__ = ("_counters", "_has_finished", "_nursery", "_refused", "_sock", "_stream", "_was_cut")
+
+    def __init__(
+        self, sock: socket.socket, stream: Stream, counters: ForwardCounters, refused: Callable[[int], None] | None = None
+    ) -> None:
+        self._sock = sock
+        self._stream = stream
+        self._counters = counters
+        self._refused = refused
+        self._nursery: trio.Nursery | None = None
+        self._has_finished = False  # the local program's FIN is on its way
+        self._was_cut = False
+
+    async def run(self, early: list[bytes]) -> None:
+        """`early` came behind the first message.  Returns when both directions have ended; the socket is closed then."""
+        whole = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._stream.on_abort = self._abort
+                nursery.start_soon(self._upload)
+                await self._download(early)
+            whole = not self._was_cut
+        finally:
+            self._stream.on_abort = None
+            if whole:
+                self._sock.close()
+            else:
+                self._give_up_stream(StreamCode.CANCELLED)
+                cut(self._sock)
+
+    def _abort(self, code: int) -> None:
+        """The peer reset or stopped the stream, or the link closed: the local program hears it at once."""
+        if not self._was_cut:
+            self._was_cut = True
+            self._counters.tcp_resets += 1
+            if self._refused is not None:
+                self._refused(code)
+            assert self._nursery is not None
+            self._nursery.cancel_scope.cancel()
+
+    def _local_died(self) -> None:
+        """The local program reset the connection, or its machine fell silent."""
+        self._refused = None
+        self._give_up_stream(StreamCode.RESET)
+        self._abort(StreamCode.RESET)
+
+    def _give_up_stream(self, code: int) -> None:
+        if not self._has_finished:  # what came before a FIN is still the peer's
+            self._stream.reset(code)
+        self._stream.stop(code)
+
+    async def _upload(self) -> None:
+        sock, stream = self._sock, self._stream
+        receive_into, commit, wait_send_space = sock.recv_into, stream.commit, stream.wait_send_space
+        try:
+            while True:
+                space = await wait_send_space()
+                try:
+                    count = receive_into(space)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(sock)
+                    continue
+                if not count:
+                    break
+                commit(count)
+                if count < len(space):  # drained: waiting now saves the failing call
+                    await trio.lowlevel.wait_readable(sock)
+            stream.finish()
+            self._has_finished = True
+        except OSError:
+            self._local_died()
+        except TunnelError as error:
+            self._abort(code_of(error))
+
+    async def _download(self, chunks: list[bytes]) -> None:
+        sock, receive_chunks = self._sock, self._stream.receive_chunks
+        try:
+            if self._refused is not None:
+                body, chunks = await read_message(self._stream)
+                decode_opened(body)
+                self._refused = None
+            while True:
+                if chunks:
+                    await write_chunks(sock, chunks)
+                chunks = await receive_chunks()
+                if not chunks:
+                    break
+            sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # shutdown found it gone, after it has read all there was
+                self._local_died()
+        except TunnelError as error:
+            self._abort(code_of(error))
+
+
+def code_of(error: TunnelError) -> int:
+    """The StreamCode behind an error that a stream raised."""
+    return error.code if isinstance(error, StreamResetError | StreamStoppedError) else StreamCode.CANCELLED
+
+
+async def write_chunks(sock: socket.socket, chunks: list[bytes]) -> None:
+    """All of `chunks` to a non-blocking socket, in as few calls as it takes.  Raises OSError."""
+    views: list[bytes | memoryview] = list(chunks)
+    left = sum(map(len, chunks))
+    while True:
+        try:
+            count = sock.sendmsg(views)
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)
+            continue
+        left -= count
+        if not left:
+            return
+        index = 0
+        while count >= len(views[index]):
+            count -= len(views[index])
+            index += 1
+        del views[:index]
+        views[0] = memoryview(views[0])[count:]
+        await trio.lowlevel.wait_writable(sock)
+
+
+def describe_refusal(peer: str, protocol: str, target: int | str, code: int) -> str:
+    return f"{peer} refused {protocol}/{target}: {REFUSALS.get(code, f'it could not serve it (code {code})')}."
+
+
+class TcpForward:
+    """The connecting side of one forward: accepts local connections and opens a stream for each."""
+
+    def __init__(
+        self, listener: socket.socket, target: int | str, *, link: Link, counters: ForwardCounters, notices: Notices
+    ) -> None:
+        self._listener = listener
+        self._target = target
+        self._message = encode(Open("tcp", target))
+        self._link = link
+        self._counters = counters
+        self._notices = notices
+
+    async def run(self) -> None:
+        """Until cancelled.  Running out of descriptors turns connections away and does not end this."""
+        listener, counters = self._listener, self._counters
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                for _ in range(ACCEPT_BATCH):
+                    try:
+                        sock, _address = listener.accept()
+                    except BlockingIOError:
+                        break
+                    except OSError as error:
+                        if error.errno in OUT_OF_DESCRIPTORS:
+                            await self._shed(error)
+                            break
+                        continue  # that one connection died in the queue (accept(2))
+                    if counters.tcp_active >= MAX_CONNECTIONS:
+                        counters.tcp_capped += 1
+                        cut(sock)
+                        self._notices.say("capped", f"{MAX_CONNECTIONS} connections are open: a further one was turned away.")
+                        continue
+                    counters.tcp_active += 1
+                    nursery.start_soon(self._serve, sock)
+                else:
+                    await trio.lowlevel.checkpoint()
+
+    async def _shed(self, error: OSError) -> None:
+        self._counters.tcp_shed += 1
+        self._notices.say(
+            "shed", f"Connections have to wait: {error.strerror}.  Raise the limit with `ulimit -n`, or close some connections."
+        )
+        await trio.sleep(ACCEPT_PAUSE)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        counters = self._counters
+        try:
+            set_up(sock)
+            stream = await self._link.open_stream(self._message)
+            counters.tcp_opened += 1
+            await Relay(sock, stream, counters, self._refused).run([])
+        except (TunnelError, OSError):
+            pass  # the link closed, or the local program did, before anything was sent
+        finally:
+            counters.tcp_active -= 1
+            cut(sock)  # nothing happens where the relay has closed it
+
+    def _refused(self, code: int) -> None:
+        if code == StreamCode.CANCELLED:
+            return  # the link closed; that is told elsewhere
+        if code == StreamCode.DENIED:
+            self._counters.tcp_denied += 1
+        else:
+            self._counters.tcp_refused += 1
+        peer = self._link.peer_name
+        self._notices.say(f"tcp {self._target} {code}", describe_refusal(peer, "tcp", self._target, code))
+
+
+async def serve_tcp(
+    stream: Stream, early: list[bytes], address: tuple[str, int], *, counters: ForwardCounters, notices: Notices
+) -> None:
+    """The exposing side of one stream whose Open was granted: connect to `address`, answer, relay.
+
+    What the peer sent early waits in `early` and in the stream.  A failure becomes RESET with the code that says why.
+    """
+    if counters.tcp_active >= MAX_CONNECTIONS:
+        counters.tcp_capped += 1
+        refuse(stream, StreamCode.INTERNAL)
+        return
+    counters.tcp_active += 1
+    try:
+        sock = await _connect_unless_aborted(stream, address)
+        if sock is None:
+            return
+        try:
+            set_up(sock)
+            await stream.send_all(encode(Opened()))
+            counters.tcp_opened += 1
+            await Relay(sock, stream, counters).run(early)
+        finally:
+            cut(sock)
+    except OSError as error:
+        if error.errno in OUT_OF_DESCRIPTORS:
+            counters.tcp_shed += 1
+            notices.say("shed", f"A connection was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")
+        counters.tcp_refused += 1
+        refuse(stream, stream_code(error))
+    except TunnelError:
+        refuse(stream, StreamCode.CANCELLED)
+    finally:
+        counters.tcp_active -= 1
+
+
+async def _connect_unless_aborted(stream: Stream, address: tuple[str, int]) -> socket.socket | None:
+    """None when the opener gave up in the meantime.  Raises OSError."""
+    with trio.CancelScope() as scope:
+        stream.on_abort = lambda _code: scope.cancel()
+        try:
+            return await connect_tcp(*address)
+        finally:
+            stream.on_abort = None
+    refuse(stream, StreamCode.CANCELLED)
+    return None
+
+
+def refuse(stream: Stream, code: int) -> None:
+    """Both halves end; the opener learns `code`."""
+    stream.reset(code)
+    stream.stop(code)

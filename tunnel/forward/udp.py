@@ -1,0 +1,317 @@
+"""UDP over flows: one flow for each local client's address, with a stream as its lifeline.
+
+The connecting side numbers the flow and names its target in the stream's Open; datagrams ride beside the stream.  Either
+side ends a flow by ending the stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import OrderedDict, deque
+from typing import Any, Final
+
+import trio
+
+from tunnel.driver.stream import StreamCode
+from tunnel.errors import TunnelError
+from tunnel.forward.counters import ForwardCounters, Notices
+from tunnel.forward.link import Flows, Link, Stream
+from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_udp, stream_code
+from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
+from tunnel.forward.tcp import code_of, describe_refusal, refuse
+from tunnel.units import Seconds
+
+FLOW_IDLE: Final = Seconds(120.0)  # a flow without datagrams ends; RFC 4787 §4.3 asks for two minutes at least
+IDLE_TICKS: Final = 8  # looks at a flow in one FLOW_IDLE: it ends at most one look late
+MAX_FLOWS: Final = 1_024  # of one local port, or of one peer on the exposing side; beyond, the oldest ends
+MAX_HELD: Final = 64 * 1024  # bytes of datagrams held while a flow opens; one of the largest fits
+MAX_HELD_TOTAL: Final = 4 * 1024 * 1024  # bytes so held by one local port
+NEW_FLOW_RATE: Final = 500.0  # new clients a second of one local port
+NEW_FLOW_BURST: Final = 1_000  # new clients at once
+REFUSED_PAUSE: Final = Seconds(1.0)  # a client's datagrams are dropped so long after a refusal
+MAX_DATAGRAM: Final = 65_535  # bytes to offer recvfrom
+DRAIN_BATCH: Final = 128  # datagrams taken from one socket before other tasks get their turn
+
+
+class Flow:
+    """One client's datagrams.  `is_active` is set by each of them and cleared by the idle watch."""
+
+    __slots__ = ("client", "held", "held_size", "is_active", "number", "scope")
+
+    def __init__(self, number: int, client: Any = None) -> None:
+        self.number = number
+        self.client = client  # as recvfrom gave it; on the connecting side only
+        self.scope = trio.CancelScope()
+        self.is_active = True
+        self.held: deque[bytes] | None = deque()  # None once the peer has opened the flow
+        self.held_size = 0
+
+
+class FlowTable:
+    """The flows of one local port, or of one peer; the eldest by last activity stands first."""
+
+    def __init__(self, counters: ForwardCounters, *, limit: int = MAX_FLOWS, idle: Seconds = FLOW_IDLE) -> None:
+        self._flows: OrderedDict[Any, Flow] = OrderedDict()
+        self._counters = counters
+        self._limit = limit
+        self._idle = idle
+        self.get = self._flows.get
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def add(self, key: Any, flow: Flow) -> None:
+        if len(self._flows) >= self._limit:
+            _key, oldest = self._flows.popitem(last=False)
+            oldest.scope.cancel()
+            self._counters.udp_flows_evicted += 1
+        self._flows[key] = flow
+        self._counters.udp_flows_active += 1
+
+    def discard(self, key: Any, flow: Flow) -> None:
+        """The flow has ended; an evicted one left the table before."""
+        self._counters.udp_flows_active -= 1
+        if self._flows.get(key) is flow:
+            del self._flows[key]
+
+    async def wait_over(self, key: Any, flow: Flow, stream: Stream) -> None:
+        """Until the peer ends the flow or it was idle for long enough.  Raises what the stream raises."""
+        quiet = 0
+        while quiet < IDLE_TICKS:
+            with trio.move_on_after(self._idle / IDLE_TICKS) as tick:
+                if not await stream.receive_chunks():
+                    return
+            if flow.is_active:
+                flow.is_active = False
+                quiet = 0
+                if self._flows.get(key) is flow:
+                    self._flows.move_to_end(key)
+            elif tick.cancelled_caught:
+                quiet += 1
+        self._counters.udp_flows_idle += 1
+
+
+class UdpForward:
+    """The connecting side of one UDP forward."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        target: int | str,
+        *,
+        link: Link,
+        counters: ForwardCounters,
+        notices: Notices,
+        idle: Seconds = FLOW_IDLE,
+        limit: int = MAX_FLOWS,
+    ) -> None:
+        self._sock = sock
+        self._target = target
+        self._link = link
+        self._counters = counters
+        self._notices = notices
+        self._table = FlowTable(counters, limit=limit, idle=idle)
+        self._held_size = 0
+        self._tokens = float(NEW_FLOW_BURST)
+        self._tokens_at = trio.current_time()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        sock, counters, get, send = self._sock, self._counters, self._table.get, self._link.flows.send
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                for _ in range(DRAIN_BATCH):
+                    try:
+                        data, client = sock.recvfrom(MAX_DATAGRAM)
+                    except BlockingIOError:
+                        break
+                    except OSError:
+                        continue  # an ICMP error for something we sent (udp(7)): that flow ends by idleness
+                    counters.udp_datagrams_in += 1
+                    flow = get(client)
+                    if flow is None:
+                        flow = self._start(nursery, client)
+                        if flow is None:
+                            continue
+                    flow.is_active = True
+                    if flow.held is not None:
+                        self._hold(flow, data)
+                    elif not send(flow.number, data):
+                        counters.udp_queue_dropped += 1
+                else:
+                    await trio.lowlevel.checkpoint()
+
+    def _start(self, nursery: trio.Nursery, client: Any) -> Flow | None:
+        """A flow for a new client; None when clients come faster than NEW_FLOW_RATE."""
+        now = trio.current_time()
+        self._tokens = min(NEW_FLOW_BURST, self._tokens + (now - self._tokens_at) * NEW_FLOW_RATE)
+        self._tokens_at = now
+        if self._tokens < 1:
+            self._counters.udp_flood_dropped += 1
+            self._notices.say("udp flood", f"New clients of udp/{self._target} come too fast: some datagrams are dropped.")
+            return None
+        self._tokens -= 1
+        flow = Flow(self._link.flows.allocate(), client)
+        self._link.flows.register(flow.number, self._deliverer(flow))  # at once, so that no other flow gets this number
+        self._table.add(client, flow)
+        nursery.start_soon(self._serve, flow)
+        return flow
+
+    def _hold(self, flow: Flow, data: bytes) -> None:
+        """Keep a datagram until the peer has opened the flow."""
+        held, size = flow.held, len(data)
+        assert held is not None
+        if flow.held_size + size > MAX_HELD or self._held_size + size > MAX_HELD_TOTAL:
+            self._counters.udp_held_dropped += 1
+            return
+        held.append(data)
+        flow.held_size += size
+        self._held_size += size
+
+    def _release(self, flow: Flow) -> deque[bytes]:
+        """What was held; the flow holds no more."""
+        held, flow.held = flow.held or deque(), None
+        self._held_size -= flow.held_size
+        flow.held_size = 0
+        return held
+
+    def _deliverer(self, flow: Flow) -> Any:
+        sock, counters, client = self._sock, self._counters, flow.client
+
+        def deliver(data: bytes) -> None:
+            flow.is_active = True
+            try:
+                sock.sendto(data, client)
+            except OSError:
+                counters.udp_local_dropped += 1
+            else:
+                counters.udp_datagrams_out += 1
+
+        return deliver
+
+    async def _serve(self, flow: Flow) -> None:
+        counters, flows = self._counters, self._link.flows
+        stream: Stream | None = None
+        try:
+            with flow.scope:
+                stream = await self._link.open_stream(encode(Open("udp", self._target, flow.number)))
+                body, _rest = await read_message(stream)
+                decode_opened(body)
+                counters.udp_flows_opened += 1
+                for data in self._release(flow):
+                    if not flows.send(flow.number, data):
+                        counters.udp_queue_dropped += 1
+                await self._table.wait_over(flow.client, flow, stream)
+        except TunnelError as error:
+            if flow.held is not None:
+                with flow.scope:
+                    await self._pause(flow, code_of(error))
+        finally:
+            self._release(flow)
+            flows.unregister(flow.number)
+            self._table.discard(flow.client, flow)
+            if stream is not None:
+                refuse(stream, StreamCode.CANCELLED)
+
+    async def _pause(self, flow: Flow, code: int) -> None:
+        """The peer turned the flow away: its client is not asked for again for a while."""
+        if code == StreamCode.CANCELLED:
+            return  # the link closed
+        if code == StreamCode.DENIED:
+            self._counters.udp_denied += 1
+        dropped = len(self._release(flow))
+        flow.held = deque()
+        flow.held_size = MAX_HELD  # so that _hold drops what comes
+        self._counters.udp_refused += dropped
+        peer = self._link.peer_name
+        self._notices.say(f"udp {self._target} {code}", describe_refusal(peer, "udp", self._target, code))
+        try:
+            await trio.sleep(REFUSED_PAUSE)
+        finally:
+            flow.held_size = 0
+
+
+async def serve_udp(
+    stream: Stream,
+    number: int,
+    address: tuple[str, int],
+    *,
+    flows: Flows,
+    table: FlowTable,
+    counters: ForwardCounters,
+    notices: Notices,
+) -> None:
+    """The exposing side of one flow whose Open was granted: a socket of its own towards `address`, until either side ends it."""
+    if table.get(number) is not None:
+        counters.malformed_opens += 1  # two flows of one number: the peer is at fault
+        refuse(stream, StreamCode.INTERNAL)
+        return
+    flow = Flow(number)
+    table.add(number, flow)
+    try:
+        with flow.scope:
+            sock = await connect_udp(*address)
+            try:
+                flows.register(number, _Outlet(flow, sock, counters).deliver)
+                await stream.send_all(encode(Opened()))
+                counters.udp_flows_opened += 1
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_return_datagrams, flow, sock, flows, counters)
+                    with contextlib.suppress(TunnelError):  # the opener ended it by RESET, or the link closed
+                        await table.wait_over(number, flow, stream)
+                    nursery.cancel_scope.cancel()
+            finally:
+                flows.unregister(number)
+                sock.close()
+    except OSError as error:
+        if error.errno in OUT_OF_DESCRIPTORS:
+            notices.say("shed", f"A UDP flow was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")
+        refuse(stream, stream_code(error))
+    except TunnelError:
+        pass
+    finally:
+        table.discard(number, flow)
+        refuse(stream, StreamCode.CANCELLED)
+
+
+class _Outlet:
+    """Takes the peer's datagrams to the exposed program."""
+
+    __slots__ = ("_counters", "_flow", "_send")
+
+    def __init__(self, flow: Flow, sock: socket.socket, counters: ForwardCounters) -> None:
+        self._flow = flow
+        self._send = sock.send
+        self._counters = counters
+
+    def deliver(self, data: bytes) -> None:
+        self._flow.is_active = True
+        try:
+            self._send(data)
+        except OSError:  # full, or an ICMP refusal of an earlier one: as lost as on any network
+            self._counters.udp_local_dropped += 1
+        else:
+            self._counters.udp_datagrams_out += 1
+
+
+async def _return_datagrams(flow: Flow, sock: socket.socket, flows: Flows, counters: ForwardCounters) -> None:
+    """Replies of the exposed program to the peer, until cancelled."""
+    receive, send, number = sock.recv, flows.send, flow.number
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        for _ in range(DRAIN_BATCH):
+            try:
+                data = receive(MAX_DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError:
+                counters.udp_local_dropped += 1  # ECONNREFUSED: nothing listens there now
+                continue
+            flow.is_active = True
+            counters.udp_datagrams_in += 1
+            if not send(number, data):
+                counters.udp_queue_dropped += 1
+        else:
+            await trio.lowlevel.checkpoint()
