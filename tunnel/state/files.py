@@ -153,10 +153,9 @@ class FileLock:
 
     def read_note(self) -> str:
         """What the holder wrote about itself: at most 64 characters, for people."""
-        with contextlib.suppress(OSError):
-            with open(self.path, "rb") as file:
-                file.seek(_NOTE_AT)
-                return file.read(64).decode("ascii", "replace").strip()
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            file.seek(_NOTE_AT)
+            return file.read(64).decode("ascii", "replace").strip()
         return ""
 
     def write_note(self, text: str) -> None:

@@ -71,7 +71,7 @@ class MemoryNetwork:
             to_sockaddr(Address(host, port or 1), is_ipv6=":" in host, dual_stack=False)
         except AddressError:
             raise ConfigurationError(f"{host!r} port {port} is not an address that a socket can be bound to.") from None
-        local = Address(host, port or self._free_port(host))
+        local = Address(host, port or self._free_port())
         if local in self._sockets:
             raise ConfigurationError(f"UDP port {port} of {host} is in use by another program.")
         opened = MemorySocket(self, local, dual_stack=dual_stack, receive_buffer=receive_buffer)
@@ -85,8 +85,10 @@ class MemoryNetwork:
     def unblock(self, source: Address | str, destination: Address | str) -> None:
         self._walls.discard((source, destination))
 
-    def _free_port(self, host: str) -> int:
-        return next(port for port in range(FIRST_FREE_PORT, 65_536) if Address(host, port) not in self._sockets)
+    def _free_port(self) -> int:
+        """Free on every host, so that a wildcard never stands in front of another's port."""
+        taken = {local.port for local in self._sockets}
+        return next(port for port in range(FIRST_FREE_PORT, 65_536) if port not in taken)
 
     def _forget(self, local: Address) -> None:
         self._sockets.pop(local, None)

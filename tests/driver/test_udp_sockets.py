@@ -1,0 +1,460 @@
+"""The sockets of the door and their twin in memory pass the same tests; what only Linux can do comes after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tunnel.errors import ConfigurationError, InternalError
+from tunnel.udp import addresses
+from tunnel.udp.addresses import AddressCache, to_address
+from tunnel.udp.memory import MemoryNetwork, MemorySocket
+from tunnel.udp.plain import PlainSocket
+from tunnel.udp.socket import MAX_SEGMENTS, ReceivedBatch, UdpSocket, open_socket
+from tunnel.units import Address
+
+Opener = Callable[..., UdpSocket]
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="UDP_SEGMENT is Linux only")
+PAYLOAD = bytes(range(256)) * 200
+
+
+@pytest.fixture(params=["best", "plain", "memory"])
+def opener(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    """Opens sockets of one kind; all are closed at the end."""
+    opened: list[UdpSocket] = []
+    kinds: dict[str, Opener] = {"best": open_socket, "plain": PlainSocket, "memory": MemoryNetwork(seed=1).open_socket}
+
+    def open_one(host: str, port: int = 0, **options: Any) -> UdpSocket:
+        opened.append(kinds[request.param](host, port, **options))
+        return opened[-1]
+
+    yield open_one
+    for udp in opened:
+        udp.close()
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def host(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def view(data: bytes) -> memoryview:
+    return memoryview(bytearray(data))
+
+
+def cut(batch: ReceivedBatch) -> list[bytes]:
+    return [bytes(batch.buffer[at : at + batch.stride]) for at in range(0, len(batch.buffer), batch.stride)]
+
+
+async def receive(udp: UdpSocket, datagrams: int) -> tuple[list[bytes], list[ReceivedBatch]]:
+    """Wait for so many datagrams.  Of each batch only the buffer's length is still good afterwards."""
+    got: list[bytes] = []
+    batches: list[ReceivedBatch] = []
+    with trio.fail_after(5):
+        while len(got) < datagrams:
+            await udp.wait_readable()
+            while (batch := udp.receive()) is not None:
+                got += cut(batch)
+                batches.append(batch)
+    return got, batches
+
+
+# -- the same for every kind
+
+
+async def test_a_batch_arrives_as_the_datagrams_it_was(opener: Opener, host: str) -> None:
+    sender, receiver = opener(host), opener(host)
+    assert sender.send(receiver.local_address, view(PAYLOAD), 1200)
+    got, batches = await receive(receiver, 43)
+    assert got == [PAYLOAD[at : at + 1200] for at in range(0, len(PAYLOAD), 1200)]
+    assert {batch.remote for batch in batches} == {sender.local_address}
+    assert sender.counters.sent_datagrams == receiver.counters.received_datagrams == 43
+    assert sender.counters.sent_bytes == receiver.counters.received_bytes == len(PAYLOAD)
+    assert not sender.counters.errors
+    assert not receiver.counters.errors
+
+
+async def test_datagrams_of_different_sizes_keep_their_borders(opener: Opener, host: str) -> None:
+    sender, receiver = opener(host), opener(host)
+    sizes = [100, 100, 40, 100, 1, 1400, 1400, 1399]
+    for size in sizes:
+        assert sender.send(receiver.local_address, view(b"x" * size), size)
+    got, _ = await receive(receiver, len(sizes))
+    assert [len(one) for one in got] == sizes
+
+
+async def test_the_largest_datagram_goes_through_on_loopback(opener: Opener, host: str) -> None:
+    sender, receiver = opener(host), opener(host)
+    assert sender.send(receiver.local_address, view(b"z" * 65_000), 65_507)
+    got, batches = await receive(receiver, 1)
+    assert got == [b"z" * 65_000]
+    assert batches[0].stride == 65_000
+
+
+async def test_nothing_there_is_none_and_not_an_error(opener: Opener, host: str) -> None:
+    receiver = opener(host)
+    assert receiver.receive() is None
+    assert not receiver.counters.errors
+
+
+async def test_a_waiting_reader_is_woken_by_a_datagram(opener: Opener, host: str) -> None:
+    sender, receiver = opener(host), opener(host)
+    async with trio.open_nursery() as nursery:
+        woken = trio.Event()
+
+        async def wait() -> None:
+            await receiver.wait_readable()
+            woken.set()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not woken.is_set()
+        sender.send(receiver.local_address, view(b"hello"), 1200)
+        with trio.fail_after(5):
+            await woken.wait()
+
+
+async def test_closing_wakes_whoever_waits(opener: Opener, host: str) -> None:
+    receiver, other = opener(host), opener(host)
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await receiver.wait_readable()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        receiver.close()
+    receiver.close()
+    assert receiver.receive() is None
+    assert receiver.send(other.local_address, view(b"late"), 1200)
+    assert receiver.counters.errors["closed"] >= 1
+
+
+async def test_a_fresh_socket_is_writable(opener: Opener, host: str) -> None:
+    with trio.fail_after(5):
+        await opener(host).wait_writable()
+
+
+async def test_addresses_that_cannot_be_reached_are_counted_not_raised(opener: Opener, host: str) -> None:
+    sender = opener(host)
+    wrong_family = Address("192.0.2.1" if sender.is_ipv6 else "2001:db8::1", 9)
+    for remote in (wrong_family, Address("example.net", 9), Address("fe80::1%no-such-if", 9), Address(host, 0)):
+        assert sender.send(remote, view(b"lost"), 1200)
+    assert sum(sender.counters.errors.values()) == 4
+    assert set(sender.counters.errors) == {"family", "bad_address"} or not sender.is_ipv6
+    assert sender.counters.sent_datagrams == 0
+
+
+async def test_a_datagram_to_a_port_where_nobody_listens_is_just_lost(opener: Opener, host: str) -> None:
+    sender, gone = opener(host), opener(host)
+    gone.close()
+    for _ in range(3):
+        assert sender.send(gone.local_address, view(b"anyone?"), 1200)
+        await trio.sleep(0.001)
+        assert sender.receive() is None
+
+
+@pytest.mark.parametrize(("length", "segment"), [(0, 1200), (65, 1), (65_508, 65_508), (65_508, 1200), (10, 0)])
+async def test_a_batch_that_nobody_may_build_is_a_bug(opener: Opener, host: str, length: int, segment: int) -> None:
+    sender = opener(host)
+    with pytest.raises(InternalError):
+        sender.send(opener(host).local_address, view(b"x" * length), segment)
+
+
+async def test_64_segments_are_one_batch(opener: Opener, host: str) -> None:
+    sender, receiver = opener(host), opener(host)
+    assert sender.send(receiver.local_address, view(bytes(range(MAX_SEGMENTS))), 1)
+    got, _ = await receive(receiver, MAX_SEGMENTS)
+    assert b"".join(got) == bytes(range(MAX_SEGMENTS))
+
+
+async def test_a_dual_stack_socket_writes_ipv4_as_ipv4(opener: Opener) -> None:
+    dual, four = opener("::", dual_stack=True), opener("127.0.0.1")
+    port = dual.local_address.port
+    assert four.send(Address("127.0.0.1", port), view(b"to six"), 1200)
+    _, batches = await receive(dual, 1)
+    assert batches[0].remote == four.local_address
+    assert dual.send(four.local_address, view(b"back" * 600), 1200)
+    got, batches = await receive(four, 2)
+    assert b"".join(got) == b"back" * 600
+    assert batches[0].remote == Address("127.0.0.1", port)
+
+
+async def test_a_low_ttl_still_crosses_one_hop_and_the_next_is_normal(opener: Opener, host: str) -> None:
+    sender, receiver = opener(host), opener(host)
+    assert sender.send(receiver.local_address, view(b"one" * 500), 500, ttl=1)
+    assert sender.send(receiver.local_address, view(b"two"), 500)
+    got, _ = await receive(receiver, 4)
+    assert b"".join(got) == b"one" * 500 + b"two"
+
+
+def test_a_port_in_use_is_a_sentence(opener: Opener, host: str) -> None:
+    first = opener(host)
+    with pytest.raises(ConfigurationError, match="in use"):
+        opener(host, first.local_address.port)
+
+
+@pytest.mark.parametrize(("where", "port"), [("example.net", 0), ("127.0.0.1", 70_000), ("1.2.3", 0), ("::g", 0)])
+def test_an_impossible_address_is_a_sentence(opener: Opener, where: str, port: int) -> None:
+    with pytest.raises(ConfigurationError):
+        opener(where, port)
+
+
+def test_receive_buffer_is_what_the_kernel_granted(opener: Opener, host: str) -> None:
+    assert opener(host).receive_buffer >= 2048
+    assert opener(host).overruns() == 0
+
+
+# -- real sockets only
+
+
+def test_an_address_of_another_machine_is_a_sentence() -> None:
+    with pytest.raises(ConfigurationError, match="not an address of this machine"):
+        open_socket("192.0.2.77", 0)
+
+
+@on_linux
+async def test_two_processes_can_share_a_port_when_asked() -> None:
+    first = open_socket("127.0.0.1", 0, reuse=True)
+    second = open_socket("127.0.0.1", first.local_address.port, reuse=True)
+    first.close()
+    second.close()
+
+
+@on_linux
+async def test_a_batch_is_one_call_each_way_and_carries_ecn() -> None:
+    for host in ("127.0.0.1", "::1"):
+        sender, receiver = open_socket(host, 0), open_socket(host, 0)
+        for ecn in (0, 1, 2, 3):
+            assert sender.send(receiver.local_address, view(PAYLOAD), 1400, ecn=ecn)
+            _, batches = await receive(receiver, 37)
+            assert [(batch.stride, batch.ecn) for batch in batches] == [(1400, ecn)]
+        assert sender.counters.send_calls == 4
+        sender.close()
+        receiver.close()
+
+
+@on_linux
+async def test_ttl_and_ecn_stand_in_the_ip_header() -> None:
+    for host, level, name, kind in (
+        ("127.0.0.1", socket.IPPROTO_IP, 12, 2),  # IP_RECVTTL, IP_TTL
+        ("::1", socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, socket.IPV6_HOPLIMIT),
+    ):
+        sender = open_socket(host, 0)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as raw:
+            raw.bind((host, 0))
+            raw.setsockopt(level, name, 1)
+            raw.settimeout(5)
+            remote = Address(host, raw.getsockname()[1])
+            for ttl, ecn, data in ((5, 0, b"x"), (7, 1, b"y" * 20), (None, 0, b"z")):
+                assert sender.send(remote, view(data), 10, ttl=ttl, ecn=ecn)
+                for _ in range(-(-len(data) // 10)):
+                    _, ancillary, _, _ = raw.recvmsg(100, 256)
+                    seen = [int.from_bytes(value, sys.byteorder) for at, what, value in ancillary if (at, what) == (level, kind)]
+                    assert seen == [ttl or 64]
+        sender.close()
+
+
+class Raw:
+    """A socket whose next sends fail as told: an errno, or 0 to go through."""
+
+    def __init__(self, udp: Any, failures: Callable[[int, bool], int]) -> None:
+        self.calls = 0
+        self._real, self._failures = udp._socket, failures
+        if hasattr(udp, "_sendmsg"):
+            udp._sendmsg = self.sendmsg
+        udp._socket = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def sendmsg(self, buffers: Any, control: Any, flags: int, sockaddr: Any) -> int:
+        self._maybe_fail(any(what == 103 for _, what, _ in control))
+        return int(self._real.sendmsg(buffers, control, flags, sockaddr))
+
+    def sendto(self, data: Any, sockaddr: Any) -> int:
+        self._maybe_fail(False)
+        return int(self._real.sendto(data, sockaddr))
+
+    def _maybe_fail(self, is_batch: bool) -> None:
+        self.calls += 1
+        code = self._failures(self.calls, is_batch)
+        if code:
+            raise OSError(code, os.strerror(code))
+
+
+@on_linux
+@pytest.mark.parametrize("refusal", [errno.EIO, errno.EINVAL])
+async def test_without_gso_a_batch_is_sent_one_by_one_and_gso_is_left(refusal: int) -> None:
+    sender, receiver = open_socket("127.0.0.1", 0), open_socket("127.0.0.1", 0)
+    raw = Raw(sender, lambda _, is_batch: refusal if is_batch else 0)
+    for turn in (1, 2):
+        assert sender.send(receiver.local_address, view(PAYLOAD[:5000]), 1200)
+        got, _ = await receive(receiver, 5)
+        assert b"".join(got) == PAYLOAD[:5000]
+        assert raw.calls == 1 + 5 * turn
+    assert sender.counters.errors == {"no_gso": 1}
+    sender.close()
+    receiver.close()
+
+
+@on_linux
+async def test_an_old_kernel_that_minds_the_size_of_a_segment_keeps_gso() -> None:
+    sender, receiver = open_socket("127.0.0.1", 0), open_socket("127.0.0.1", 0)
+    Raw(sender, lambda _, is_batch: errno.EINVAL if is_batch else errno.EMSGSIZE)
+    assert sender.send(receiver.local_address, view(PAYLOAD[:2400]), 1200)
+    assert sender.counters.errors == {"no_gso": 1, "EMSGSIZE": 2}
+    assert getattr(sender, "uses_gso", False)
+    sender.close()
+    receiver.close()
+
+
+@pytest.mark.parametrize("kind", [open_socket, PlainSocket])
+async def test_a_batch_that_blocks_midway_resumes_where_it_stopped(kind: Opener) -> None:
+    sender, receiver = kind("127.0.0.1", 0), kind("127.0.0.1", 0)
+    sender.uses_gso = False  # type: ignore[attr-defined]
+    Raw(sender, lambda call, _: errno.EAGAIN if call in (3, 4, 8) else 0)
+    batch, other = view(PAYLOAD[:6000]), view(b"other" * 600)
+    assert not sender.send(receiver.local_address, batch, 1000)
+    assert not sender.send(receiver.local_address, batch, 1000)
+    assert sender.send(receiver.local_address, batch[:], 1000) is False
+    assert sender.send(receiver.local_address, batch, 1000)
+    got, _ = await receive(receiver, 6)
+    assert b"".join(got) == PAYLOAD[:6000]
+    assert sender.send(receiver.local_address, other, 1000)
+    got, _ = await receive(receiver, 3)
+    assert b"".join(got) == bytes(other)
+    sender.close()
+    receiver.close()
+
+
+async def test_another_batch_after_one_that_blocked_is_sent_whole() -> None:
+    sender, receiver = open_socket("127.0.0.1", 0), open_socket("127.0.0.1", 0)
+    sender.uses_gso = False  # type: ignore[attr-defined]
+    Raw(sender, lambda call, _: errno.EAGAIN if call == 3 else 0)
+    assert not sender.send(receiver.local_address, view(b"a" * 3000), 1000)
+    assert sender.send(receiver.local_address, view(b"b" * 3000), 1000)
+    got, _ = await receive(receiver, 5)
+    assert [one[:1] for one in got] == [b"a", b"a", b"b", b"b", b"b"]
+    sender.close()
+    receiver.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.ECONNREFUSED, errno.ENOBUFS])
+@pytest.mark.parametrize("kind", [open_socket, PlainSocket])
+async def test_an_error_of_the_network_is_counted_and_the_next_send_is_normal(kind: Opener, code: int) -> None:
+    sender, receiver = kind("127.0.0.1", 0), kind("127.0.0.1", 0)
+    Raw(sender, lambda call, _: code if call == 1 else 0)
+    assert sender.send(receiver.local_address, view(b"first"), 1000)
+    assert sender.send(receiver.local_address, view(b"second"), 1000)
+    got, _ = await receive(receiver, 1)
+    assert got == [b"second"]
+    assert sender.counters.errors == {errno.errorcode[code]: 1}
+    sender.close()
+    receiver.close()
+
+
+async def test_empty_datagrams_are_counted_and_never_seen() -> None:
+    receiver = open_socket("127.0.0.1", 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
+        for data in (b"", b"", b"real"):
+            raw.sendto(data, receiver.local_address)
+    got, _ = await receive(receiver, 1)
+    assert got == [b"real"]
+    assert receiver.counters.errors == {"empty": 2}
+    receiver.close()
+
+
+@on_linux
+async def test_what_the_kernel_threw_away_is_known() -> None:
+    sender, receiver = open_socket("127.0.0.1", 0), open_socket("127.0.0.1", 0)
+    receiver._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # type: ignore[attr-defined]
+    for _ in range(50):
+        sender.send(receiver.local_address, view(b"x" * 1000), 1000)
+    assert 0 < receiver.overruns() < 50
+    sender.close()
+    receiver.close()
+
+
+def test_the_caches_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "MAX_CACHED", 10)
+    cache = AddressCache(is_ipv6=False, dual_stack=False)
+    for port in range(1, 100):
+        assert cache.address(("192.0.2.1", port)) == Address("192.0.2.1", port)
+        assert cache.sockaddr(Address("192.0.2.1", port)) == ("192.0.2.1", port)
+        assert len(cache.addresses) <= 10
+        assert len(cache.sockaddrs) <= 10
+
+
+def test_addresses_are_canonical() -> None:
+    index, name = socket.if_nameindex()[0]
+    assert to_address(("::ffff:192.0.2.1", 5, 0, 0)) == Address("192.0.2.1", 5)
+    assert to_address(("fe80::1", 5, 0, index)) == Address(f"fe80::1%{name}", 5)
+    assert to_address(("fe80::1", 5, 0, 4_000_000)) == Address("fe80::1%4000000", 5)
+    cache = AddressCache(is_ipv6=True, dual_stack=False)
+    assert cache.sockaddr(Address(f"fe80::1%{name}", 5)) == ("fe80::1", 5, 0, index)
+    assert cache.sockaddr(Address("fe80::1%7", 5)) == ("fe80::1", 5, 0, 7)
+
+
+# -- the memory twin only
+
+
+async def test_delay_and_loss_are_drawn_from_the_seed(autojump_clock: trio.testing.MockClock) -> None:
+    outcomes = []
+    for seed in (7, 7, 8):
+        network = MemoryNetwork(seed=seed, delay=0.05, loss=0.3)
+        sender, receiver = network.open_socket("10.0.0.1", 1), network.open_socket("10.0.0.2", 2)
+        sent_at = trio.current_time()
+        assert sender.send(receiver.local_address, view(bytes(range(60))), 1)
+        assert receiver.receive() is None
+        await receiver.wait_readable()
+        assert trio.current_time() - sent_at == pytest.approx(0.05)
+        batch = receiver.receive()
+        assert batch is not None
+        assert batch.stride == 1
+        assert 0 < network.lost < 60
+        outcomes.append(bytes(batch.buffer))
+    assert outcomes[0] == outcomes[1] != outcomes[2]
+
+
+async def test_walls_hops_and_mtu_of_the_memory_network() -> None:
+    network = MemoryNetwork(hops=3, mtu=1500)
+    a, b = network.open_socket("10.0.0.1", 1), network.open_socket("10.0.0.2", 2)
+
+    def crosses(source: MemorySocket, target: MemorySocket, size: int = 10, ttl: int | None = None) -> bool:
+        assert source.send(target.local_address, view(b"x" * size), size, ttl=ttl)
+        return target.receive() is not None
+
+    network.block("10.0.0.1", b.local_address)
+    assert (crosses(a, b), crosses(b, a)) == (False, True)
+    network.unblock("10.0.0.1", b.local_address)
+    assert crosses(a, b)
+    assert not crosses(a, b, ttl=2)
+    assert crosses(a, b, ttl=3)
+    assert crosses(a, b, size=1472)
+    assert not crosses(a, b, size=1473)
+    assert a.counters.errors == {"EMSGSIZE": 1}
+
+
+async def test_a_full_memory_socket_blocks_its_writer_and_a_full_reader_loses() -> None:
+    network = MemoryNetwork()
+    a, b = network.open_socket("10.0.0.1", 1), network.open_socket("10.0.0.2", 2, receive_buffer=5000)
+    a.set_writable(False)
+    assert not a.send(b.local_address, view(b"x"), 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.wait_writable)
+        await trio.testing.wait_all_tasks_blocked()
+        a.set_writable(True)
+    assert a.send(b.local_address, view(b"x" * 10_000), 1000)
+    got, _ = await receive(b, 3)
+    assert len(got) == 3
+    assert b.overruns() == 7

@@ -1,0 +1,308 @@
+"""PTUNNEL_HOME: made private, shared by many processes, never written over when it is not understood."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunnel.errors import AlreadyRunningError, ConfigurationError, StateError
+from tunnel.state import files
+from tunnel.state.home import MAX_RUN_PATH, Home, default_path
+from tunnel.state.peers import MAX_NAME, Peer
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+
+
+def peer(name: str = "nas", key: int = 1, **changes: Any) -> Peer:
+    fields: dict[str, Any] = {"static": bytes([key]) * 32, "psk": bytes([key + 100]) * 32, "created": 1.0, "last_seen": 2.5}
+    return Peer(name=name, **{**fields, **changes})
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "state" / "ptunnel")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# -- identity
+
+
+def test_the_identity_is_made_once_and_stays(home: Home) -> None:
+    private_key = home.identity()
+    assert len(private_key) == 32
+    assert Home(home.path).identity() == private_key
+    assert Home(home.path.with_name("other")).identity() != private_key
+
+
+@posix
+def test_nobody_else_can_read_what_was_made(home: Home) -> None:
+    os.umask(os.umask(0o000))
+    home.save_peer(peer())
+    home.lock_expose().release()
+    assert mode(home.path) == mode(home.run_dir()) == 0o700
+    assert {mode(path) for path in home.path.iterdir() if path.is_file()} == {0o600}
+
+
+@posix
+def test_a_file_of_ours_that_others_could_read_is_closed_to_them(home: Home) -> None:
+    home.identity()
+    path = home.path / "identity.json"
+    path.chmod(0o644)
+    home.identity()
+    assert mode(path) == 0o600
+
+
+@posix
+def test_a_home_that_others_may_write_to_is_refused_with_the_command_that_helps(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(StateError, match="chmod go-w"):
+        Home(tmp_path).identity()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_an_absent_home_makes_nothing(home: Home) -> None:
+    assert home.peers() == []
+    assert home.config() == {}
+    assert home.peers_stamp() == (0, 0, 0)
+    assert not home.path.exists()
+
+
+def test_a_home_that_is_a_file_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    for attempt in (Home(path).identity, Home(path).peers, Home(path / "below").identity, Home(path).run_dir):
+        with pytest.raises(StateError):
+            attempt()
+    assert path.read_text() == "mine"
+
+
+def test_the_place_is_ptunnel_home_or_the_platforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTUNNEL_HOME", str(tmp_path))
+    assert Home().path == tmp_path
+    monkeypatch.delenv("PTUNNEL_HOME")
+    assert default_path({}).name == "ptunnel"
+    assert default_path({"PTUNNEL_HOME": "/x"}) == Path("/x")
+
+
+# -- peers
+
+
+def test_a_peer_comes_back_as_it_was_saved(home: Home) -> None:
+    saved = peer("наш сервер", server="rv.example.net:24531", grants=[{"protocol": "tcp", "ports": [22, 22]}], version=3)
+    assert home.save_peer(saved) == saved
+    assert Home(home.path).peers() == [saved]
+    assert home.peer("НАШ СЕРВЕР") == home.find_static(saved.static) == saved
+    assert repr(saved.psk) not in repr(saved)
+
+
+def test_a_newcomer_never_takes_a_name(home: Home) -> None:
+    first = home.save_peer(peer("nas", 1))
+    assert [home.save_peer(peer(name, key)).name for key, name in ((2, "nas"), (3, "NAS"), (4, "x" * MAX_NAME))] == [
+        "nas-2",
+        "NAS-3",
+        "x" * MAX_NAME,
+    ]
+    assert home.save_peer(peer("x" * MAX_NAME, 5)).name == "x" * (MAX_NAME - 2) + "-2"
+    assert home.peer("nas") == first
+
+
+def test_pairing_again_keeps_the_name_a_person_gave(home: Home) -> None:
+    home.save_peer(peer("laptop", 1))
+    home.rename("laptop", "Anna")
+    again = home.save_peer(peer("laptop", 1, psk=b"n" * 32, created=9.0))
+    assert (again.name, again.psk, again.created) == ("Anna", b"n" * 32, 1.0)
+    assert home.peers() == [again]
+
+
+def test_updating_changes_what_is_named_and_forgets_nothing(home: Home) -> None:
+    saved = home.save_peer(peer())
+    assert home.update_peer(saved.static, last_seen=9.0, grants=[{"a": 1}]) == peer(last_seen=9.0, grants=[{"a": 1}])
+    assert home.update_peer(b"?" * 32, last_seen=9.0) is None
+
+
+def test_forgetting_and_renaming(home: Home) -> None:
+    home.save_peer(peer("a", 1))
+    home.save_peer(peer("b", 2))
+    assert home.rename("a", "A").name == "A"
+    for wrong in ("b", "B", "", " c", "c\x1b[0m", "x" * 65):
+        with pytest.raises(ConfigurationError):
+            home.rename("A", wrong)
+    assert home.forget("b").static == bytes([2]) * 32
+    with pytest.raises(ConfigurationError, match="known are A"):
+        home.forget("b")
+    assert [known.name for known in home.peers()] == ["A"]
+
+
+@pytest.mark.parametrize("wrong", [{"static": b"short"}, {"psk": b""}, {"name": ""}, {"name": "two\nlines"}])
+def test_what_could_not_be_read_back_is_not_saved(home: Home, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        home.save_peer(peer(**wrong))
+    assert home.peers() == []
+
+
+def test_the_stamp_differs_after_every_change(home: Home) -> None:
+    stamps = {home.peers_stamp()}
+    home.save_peer(peer("a", 1))
+    stamps.add(home.peers_stamp())
+    home.rename("a", "b")
+    stamps.add(home.peers_stamp())
+    home.forget("b")
+    stamps.add(home.peers_stamp())
+    assert len(stamps) == 4
+
+
+# -- damage
+
+
+def test_a_newer_format_is_left_alone_and_says_so(home: Home) -> None:
+    home.save_peer(peer())
+    path = home.path / "peers.json"
+    document = json.loads(path.read_text())
+    document["version"] = 2
+    path.write_text(json.dumps(document))
+    before = path.read_bytes()
+    for attempt in (home.peers, lambda: home.save_peer(peer("b", 2)), lambda: home.forget("nas")):
+        with pytest.raises(StateError, match="newer ptunnel"):
+            attempt()
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_identity_stops_every_write(home: Home) -> None:
+    home.identity()
+    path = home.path / "identity.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(StateError, match="damaged"):
+        home.identity()
+    with pytest.raises(StateError, match="damaged"):
+        home.save_peer(peer())
+    assert not (home.path / "peers.json").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.save_peer(peer())
+    before = (home.path / "peers.json").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StateError, match="No space left"):
+        home.save_peer(peer("b", 2))
+    assert (home.path / "peers.json").read_bytes() == before
+    assert not list(home.path.glob(".*.tmp"))
+
+
+def test_what_a_dead_writer_left_behind_is_removed(home: Home) -> None:
+    home.identity()
+    leftover = home.path / ".peers.json.4194303.tmp"
+    leftover.write_text("half")
+    home.save_peer(peer())
+    assert not leftover.exists()
+
+
+@posix
+def test_a_fifo_in_the_place_of_a_file_does_not_hang(home: Home) -> None:
+    home.identity()
+    os.mkfifo(home.path / "peers.json")
+    with pytest.raises(StateError, match="not a regular file"):
+        home.peers()
+
+
+def test_a_broken_config_names_the_line(home: Home) -> None:
+    home.identity()
+    path = home.path / "config.toml"
+    path.write_text('server = "rv.example.net:24531"\n')
+    assert home.config() == {"server": "rv.example.net:24531"}
+    path.write_text("server = \n")
+    with pytest.raises(StateError, match="line 1"):
+        home.config()
+    path.write_bytes(b"name = '\xff'\n")
+    with pytest.raises(StateError, match="UTF-8"):
+        home.config()
+
+
+# -- many processes
+
+
+def test_a_second_exposer_is_told_which_process_runs(home: Home) -> None:
+    lock = home.lock_expose()
+    with pytest.raises(AlreadyRunningError, match=f"process {os.getpid()}"):
+        Home(home.path).lock_expose()
+    lock.release()
+    lock.release()
+    with home.lock_expose():
+        pass
+
+
+def test_a_lock_dies_with_its_process(home: Home) -> None:
+    code = "import sys; from tunnel.state.home import Home; Home(sys.argv[1]).lock_expose(); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(home.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(AlreadyRunningError, match=f"process {other.pid}"):
+            home.lock_expose()
+        other.kill()
+        other.wait()
+    home.lock_expose().release()
+
+
+def test_processes_that_save_at_once_lose_nothing(home: Home) -> None:
+    code = """if True:
+        import sys
+        from tunnel.state.home import Home
+        from tunnel.state.peers import Peer
+        home, number = Home(sys.argv[1]), int(sys.argv[2])
+        for turn in range(10):
+            home.save_peer(Peer(name="friend", static=bytes([number, turn]) * 16, psk=bytes(32)))
+        print(home.identity().hex())
+    """
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(home.path), str(number)], stdout=subprocess.PIPE, text=True)
+        for number in range(4)
+    ]
+    identities = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0] * 4
+    assert identities == {home.identity().hex() + "\n"}
+    assert len(home.peers()) == 40
+    assert len({known.name for known in home.peers()}) == 40
+
+
+def test_a_holder_that_never_lets_go_is_a_sentence(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.identity()
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.02)
+    with files.exclusive(home.path / "lock"), pytest.raises(StateError, match="has held"):
+        home.save_peer(peer())
+
+
+# -- the directory of control sockets
+
+
+@posix
+def test_a_home_too_long_for_a_socket_gets_a_short_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    home = Home(tmp_path / ("x" * 100))
+    path = home.run_dir()
+    assert path == Home(home.path).run_dir() != Home(str(home.path) + "y").run_dir()
+    assert path.parent == tmp_path
+    assert mode(path) == 0o700
+    assert len(os.fsencode(Home("/h").path / "run")) <= MAX_RUN_PATH
+
+
+@posix
+def test_a_run_directory_that_is_a_link_is_refused(home: Home, tmp_path: Path) -> None:
+    home.identity()
+    (home.path / "run").symlink_to(tmp_path)
+    with pytest.raises(StateError, match="somebody else"):
+        home.run_dir()
