@@ -1,0 +1,231 @@
+"""Simulated middleboxes: Mapping x Filtering x Expiry as RFC 4787 names them, Linux's conntrack race, stateful firewalls.
+
+A box stands between an inner and an outer realm (world.py).  It sees addresses and times, never payloads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final
+
+from tunnel.proto.nat.behaviour import Filtering, Mapping
+from tunnel.units import Address, Instant, Seconds
+
+EI, AD, APD = Mapping.ENDPOINT_INDEPENDENT, Mapping.ADDRESS_DEPENDENT, Mapping.ADDRESS_AND_PORT_DEPENDENT
+FILTER_EI, FILTER_AD, FILTER_APD = (
+    Filtering.ENDPOINT_INDEPENDENT,
+    Filtering.ADDRESS_DEPENDENT,
+    Filtering.ADDRESS_AND_PORT_DEPENDENT,
+)
+
+
+LINUX_UNREPLIED: Final = Seconds(30.0)
+LINUX_REPLIED: Final = Seconds(120.0)
+
+
+class Ports(Enum):
+    """How an external port is chosen."""
+
+    PRESERVING = auto()
+    RANDOM = auto()
+    SEQUENTIAL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """Linux: 30 s, and 120 s once replied (nf_conntrack_udp_timeout and _stream)."""
+
+    unreplied: Seconds = LINUX_UNREPLIED
+    replied: Seconds = LINUX_REPLIED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """All knobs of one box.  `translates` False makes it a stateful firewall."""
+
+    mapping: Mapping = EI
+    filtering: Filtering = FILTER_APD
+    ports: Ports = Ports.PRESERVING
+    races: bool = False  # an unsolicited datagram makes a conntrack entry, which takes the port away from our own host
+    expiry: Expiry = Expiry()
+    hairpins: bool = False
+    quota: int | None = None  # mappings per inner host
+    translates: bool = True
+
+
+@dataclass(slots=True)
+class _Permission:
+    """A remote that may send in, and until when."""
+
+    expires_at: float
+    replied: bool = False
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One mapping.  It lives as long as any of its permissions."""
+
+    inner: Address
+    outer: Address
+    permitted: dict[object, _Permission] = field(default_factory=dict)
+
+    def is_alive(self, now: float) -> bool:
+        return any(permission.expires_at > now for permission in self.permitted.values())
+
+
+class Box:
+    """One NAT or stateful firewall for one address family."""
+
+    def __init__(self, behaviour: Behaviour, host: str, rng: random.Random, report: Callable[[str, str], None]) -> None:
+        """`host` is the outer address (unused by a firewall); `report(reason, text)` is told of every drop."""
+        self.behaviour = behaviour
+        self.host = host
+        self._rng = rng
+        self._report = report
+        self._entries: dict[object, _Entry] = {}  # by mapping key
+        self._by_outer: dict[Address, list[_Entry]] = {}  # more than one only after the race
+        self._stolen: dict[tuple[int, Address], float] = {}  # (our port, remote) that conntrack gave to the router itself
+        self._next_port = rng.randrange(20_000, 40_000)
+        self.drops: dict[str, int] = {}
+
+    # --- verbs ------------------------------------------------------------------------------------------------------------
+
+    def outbound(self, now: Instant, source: Address, destination: Address) -> Address | None:
+        """The source that the outside sees, or None when it is dropped."""
+        behaviour = self.behaviour
+        key = self._key(source, destination)
+        entry = self._entries.get(key)
+        if entry is not None and not entry.is_alive(now):
+            self._forget(key, entry)
+            entry = None
+        if behaviour.races:
+            flow_key = (source, destination)
+            flow = self._entries.get(flow_key)
+            if flow is not None and flow.is_alive(now):
+                key, entry = flow_key, flow
+            else:
+                wanted = entry.outer.port if entry is not None else source.port
+                if self._stolen.get((wanted, destination), 0.0) > now and (
+                    entry is None or destination not in entry.permitted or entry.permitted[destination].expires_at <= now
+                ):
+                    if flow is not None:
+                        self._forget(flow_key, flow)
+                    key, entry = flow_key, self._create(flow_key, source, avoid=wanted)
+        if entry is None:
+            if behaviour.quota is not None and self._count(now, source.host) >= behaviour.quota:
+                self._drop("quota", f"{source} -> {destination}")
+                return None
+            entry = self._create(key, source)
+        permission = entry.permitted.setdefault(self._filter_key(destination), _Permission(0.0))
+        if permission.expires_at <= now:
+            permission.replied = False
+        permission.expires_at = now + (behaviour.expiry.replied if permission.replied else behaviour.expiry.unreplied)
+        return entry.outer
+
+    def inbound(self, now: Instant, source: Address, destination: Address) -> Address | None:
+        """The inner address that gets it, or None when it is dropped."""
+        filtered = False
+        for entry in self._by_outer.get(destination, ()):
+            if not entry.is_alive(now):
+                continue
+            permission = entry.permitted.get(self._filter_key(source))
+            if permission is not None and permission.expires_at > now:
+                permission.replied = True
+                permission.expires_at = now + self.behaviour.expiry.replied
+                return entry.inner
+            if self.behaviour.filtering is FILTER_EI:
+                return entry.inner
+            filtered = True
+        if self.behaviour.races:
+            self._stolen[destination.port, source] = now + self.behaviour.expiry.unreplied
+        self._drop("filtered" if filtered else "unmapped", f"{source} -> {destination}")
+        return None
+
+    def owns(self, address: Address) -> bool:
+        """Is this the box's own outer address?"""
+        return self.behaviour.translates and address.host == self.host
+
+    def flush(self) -> None:
+        """Lose every mapping, as after a restart of the router."""
+        self._entries.clear()
+        self._by_outer.clear()
+        self._stolen.clear()
+
+    # --- inside -----------------------------------------------------------------------------------------------------------
+
+    def _drop(self, reason: str, text: str) -> None:
+        self.drops[reason] = self.drops.get(reason, 0) + 1
+        self._report(reason, text)
+
+    def _key(self, source: Address, destination: Address) -> object:
+        match self.behaviour.mapping:
+            case Mapping.ADDRESS_DEPENDENT:
+                return (source, destination.host)
+            case Mapping.ADDRESS_AND_PORT_DEPENDENT:
+                return (source, destination)
+            case _:
+                return source
+
+    def _filter_key(self, remote: Address) -> object:
+        match self.behaviour.filtering:
+            case Filtering.ADDRESS_AND_PORT_DEPENDENT:
+                return remote
+            case Filtering.ADDRESS_DEPENDENT:
+                return remote.host
+            case _:
+                return None
+
+    def _count(self, now: float, host: str) -> int:
+        return sum(entry.inner.host == host and entry.is_alive(now) for entry in self._entries.values())
+
+    def _forget(self, key: object, entry: _Entry) -> None:
+        del self._entries[key]
+        self._by_outer[entry.outer].remove(entry)
+
+    def _create(self, key: object, source: Address, avoid: int | None = None) -> _Entry:
+        if not self.behaviour.translates:
+            outer = source
+        else:
+            outer = Address(self.host, self._choose_port(source.port, avoid))
+        entry = _Entry(source, outer)
+        self._entries[key] = entry
+        self._by_outer.setdefault(outer, []).append(entry)
+        return entry
+
+    def _choose_port(self, wanted: int, avoid: int | None) -> int:
+        if self.behaviour.ports is Ports.SEQUENTIAL:
+            while True:
+                self._next_port += 1
+                if self._next_port > 65_535:
+                    self._next_port = 1024
+                if not self._by_outer.get(Address(self.host, self._next_port)):
+                    return self._next_port
+        port = wanted if self.behaviour.ports is Ports.PRESERVING else self._rng.randrange(1024, 65_536)
+        while port == avoid or self._by_outer.get(Address(self.host, port)):
+            port = self._rng.randrange(1024, 65_536)
+        return port
+
+
+#: The kinds of site by name; a double NAT is listed from the home outwards, an empty list is a public address.
+HOME = Behaviour()
+SYMMETRIC = Behaviour(mapping=APD, ports=Ports.RANDOM)
+SITES: dict[str, tuple[Behaviour, ...]] = {
+    "open": (),
+    "fw": (Behaviour(translates=False),),
+    "full": (Behaviour(filtering=FILTER_EI, ports=Ports.RANDOM),),
+    "restricted": (Behaviour(filtering=FILTER_AD, ports=Ports.RANDOM),),
+    "prc": (HOME,),
+    "prcrace": (Behaviour(races=True),),
+    "uprc": (Behaviour(ports=Ports.RANDOM),),
+    "sym": (SYMMETRIC,),
+    "symseq": (Behaviour(mapping=APD, ports=Ports.SEQUENTIAL),),
+    "symad": (Behaviour(mapping=AD, filtering=FILTER_AD, ports=Ports.RANDOM),),
+    "cgn": (HOME, Behaviour(ports=Ports.RANDOM, quota=128)),
+    "cgnsym": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, quota=128)),
+    "short": (Behaviour(expiry=Expiry(Seconds(8.0), Seconds(12.0))),),
+}
+#: An IPv6 site is open or behind this.
+FIREWALL = Behaviour(translates=False)
