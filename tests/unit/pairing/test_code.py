@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.crypto.helpers import Entropy
+from tunnel.errors import ConfigurationError
+from tunnel.proto.pairing.code import Code, complete, looks_like_code, make_code, parse_code
+from tunnel.proto.pairing.words import WORDS
+
+
+def test_there_are_2048_words_that_four_letters_tell_apart() -> None:
+    assert len(WORDS) == len({word[:4] for word in WORDS}) == 2048
+    assert all(word.isascii() and word.islower() and word.isalpha() for word in WORDS)
+
+
+def test_a_code_is_a_number_and_words_from_all_of_the_list() -> None:
+    assert make_code(731, lambda _: b"\x00\x00") == "731-abandon-abandon"
+    assert make_code(7, lambda _: b"\xff\xff", words=3) == "007-zoo-zoo-zoo"
+    entropy = Entropy(1)
+    seen = {word for _ in range(4000) for word in make_code(123, entropy).split("-")[1:]}
+    assert len(seen) > 1900
+    with pytest.raises(ValueError):
+        make_code(10**9, entropy)
+    with pytest.raises(ValueError):
+        make_code(123, entropy, words=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "731-garden-violin",
+        " 731 Garden  VIOLIN \n",
+        "731--garden_violin",
+        "731.garden, violin",
+        "731–garden—violin",
+        "\uff17\uff13\uff11-garden-violin",
+    ],
+)
+def test_a_code_may_be_typed_in_many_ways(text: str) -> None:
+    assert parse_code(text) == Code(731, "garden-violin")
+    assert str(parse_code(text)) == "731-garden-violin"
+    assert looks_like_code(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "731-garden-violin"),
+        ("   ", "731-garden-violin"),
+        ("garden-violin", "begins with a number"),
+        ("73-garden-violin", "three to nine digits"),
+        ("7310000000-garden-violin", "three to nine digits"),
+        ("731", "at least two words"),
+        ("731-garden", "at least two words"),
+        ("731-garden-violni", "did you mean 'violin'"),
+        ("731-garden-xqxqxq", "other screen"),
+        ("731-" + "-".join(["zoo"] * 9), "at least two words"),
+        ("731-garden-\x1b[2J", "other screen"),
+        ("731-garden-violin" + " " * 300, "731-garden-violin"),
+        ("²²²-garden-violin-\U0001d7d9", "other screen"),
+    ],
+)
+def test_a_bad_code_gets_one_sentence(text: str, hint: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_code(text)
+    sentence = str(caught.value)
+    assert hint in sentence
+    assert sentence.isprintable()
+    assert sentence[-1] in ".?"
+
+
+@pytest.mark.parametrize("text", ["731-gardn-violni", "12345 a b", "731-one-two-three"])
+def test_misspelt_codes_still_look_like_codes(text: str) -> None:
+    assert looks_like_code(text)
+
+
+@pytest.mark.parametrize("text", ["home", "7-eleven", "731", "nas-2-b", "2222:22", "192.168.1.5", "731-4-5", ""])
+def test_names_and_ports_do_not_look_like_codes(text: str) -> None:
+    assert not looks_like_code(text)
+
+
+def test_a_code_stays_out_of_logs() -> None:
+    assert "garden" not in repr(parse_code("731-garden-violin"))
+
+
+def test_tab_completes_the_word_begun() -> None:
+    assert complete("731-garden-viol") == ["731-garden-violin"]
+    assert complete("731-GARD") == ["731-garden"]
+    assert len(complete("731-")) == 2048
+    assert complete("73") == complete("") == complete("x-gard") == complete("-") == []
