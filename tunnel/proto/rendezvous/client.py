@@ -475,7 +475,13 @@ class Client:
             self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
             what = "listen" if message.role == Role.LISTEN else "dial"
             self._events.append(
-                events.Refused(what=what, code=RefusalCode.FULL, text="the room or the server is full", rooms=refused)
+                events.Refused(
+                    what=what,
+                    code=RefusalCode.FULL,
+                    text="the room or the server is full",
+                    retry_after=RETRY_AFTER_FULL,
+                    rooms=refused,
+                )
             )
 
     def _on_refused(self, now: Instant, request: PendingRequest, message: messages.Refused) -> None:

@@ -1,0 +1,183 @@
+"""Who may ask for what how often: cookies, rate buckets of fixed size, lock-outs and the operator's access list."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import sha256
+from typing import Final, TypeAlias
+
+from tunnel.errors import ConfigurationError
+from tunnel.proto.rendezvous import messages
+from tunnel.units import Address, Instant, Seconds
+
+COOKIE_EPOCH: Final = Seconds(120.0)  # a cookie is good in its own epoch and the next one
+COOKIE_SIZE: Final = 17  # bytes: the epoch's low byte and half a SHA-256
+BUCKET_SLOTS: Final = 16_384  # slots; strangers share them, so that no number of strangers grows our memory
+MIN_TOKEN: Final = 16  # characters of an access token, so that its MAC cannot be searched
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@lru_cache(maxsize=8192)
+def address_key(host: str) -> str:
+    """What limits count: an IPv4 address, or the /64 of an IPv6 address.  Raises ValueError for no numeric address."""
+    if ":" not in host:
+        return host
+    packed = ipaddress.IPv6Address(host.partition("%")[0]).packed
+    return packed[:8].hex()
+
+
+class Cookies:
+    """Stateless proof that somebody receives at an address (RFC 6347 §4.2.1 has the same idea)."""
+
+    __slots__ = ("_master",)
+
+    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+        self._master = entropy(32)
+
+    def issue(self, now: Instant, remote: Address) -> bytes:
+        return self._make(int(now // COOKIE_EPOCH), remote)
+
+    def is_valid(self, now: Instant, remote: Address, cookie: bytes) -> bool:
+        if len(cookie) != COOKIE_SIZE:
+            return False
+        epoch = int(now // COOKIE_EPOCH)
+        if cookie[0] != epoch & 0xFF:
+            epoch -= 1
+        return hmac.compare_digest(cookie, self._make(epoch, remote))
+
+    def _make(self, epoch: int, remote: Address) -> bytes:
+        text = f"ptunnel cookie {epoch} {remote.host} {remote.port}".encode()
+        return bytes((epoch & 0xFF,)) + hmac.digest(self._master, text, sha256)[: COOKIE_SIZE - 1]
+
+
+class Buckets:
+    """Token buckets in a table of fixed size: two keys may share a slot, and then share its tokens."""
+
+    __slots__ = ("_at", "_burst", "_rate", "_salt", "_tokens")
+
+    def __init__(self, rate: float, burst: float, salt: bytes, slots: int = BUCKET_SLOTS) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._salt = salt
+        self._tokens = [float(burst)] * slots
+        self._at = [0.0] * slots
+
+    def take(self, now: Instant, key: str) -> bool:
+        """Whether one more is allowed."""
+        slot = hash((self._salt, key)) % len(self._tokens)
+        tokens = min(self._burst, self._tokens[slot] + max(0.0, now - self._at[slot]) * self._rate)
+        self._at[slot] = now
+        is_allowed = tokens >= 1.0
+        self._tokens[slot] = tokens - 1.0 if is_allowed else tokens
+        return is_allowed
+
+
+class Lockouts:
+    """Who guesses codes.  Keyed exactly, so that nobody pays for a neighbour in the table; bounded, oldest out first."""
+
+    __slots__ = ("_duration", "_guesses", "_limit", "_refill", "_size")
+
+    def __init__(self, *, limit: int, refill: Seconds, duration: Seconds, size: int) -> None:
+        self._limit = limit
+        self._refill = refill
+        self._duration = duration
+        self._size = size
+        self._guesses: OrderedDict[str, tuple[float, Instant, Instant]] = OrderedDict()  # count, as of, locked until
+
+    def __len__(self) -> int:
+        return len(self._guesses)
+
+    def remaining(self, now: Instant, key: str) -> Seconds:
+        """How long this address still may not claim; 0 if it may."""
+        entry = self._guesses.get(key)
+        return Seconds(max(0.0, entry[2] - now)) if entry is not None else Seconds(0.0)
+
+    def count(self, now: Instant, key: str) -> None:
+        """One more wrong guess."""
+        count, as_of, until = self._guesses.pop(key, (0.0, now, now))
+        count = max(0.0, count - (now - as_of) / self._refill) + 1.0
+        if count >= self._limit:
+            until = Instant(now + self._duration)
+        self._guesses[key] = (count, now, until)
+        if len(self._guesses) > self._size:
+            self._guesses.popitem(last=False)
+
+    def sweep(self, now: Instant) -> None:
+        """Forget those at the front whose guesses are long ago."""
+        old = self._duration + self._limit * self._refill
+        while self._guesses:
+            key = next(iter(self._guesses))
+            if now - self._guesses[key][1] < old:
+                return
+            del self._guesses[key]
+
+
+class AccessList:
+    """Who may use a server: hosts and prefixes, and shared tokens of which a client proves knowledge.  Empty: everybody."""
+
+    __slots__ = ("_known", "_networks", "_tokens")
+
+    def __init__(self, networks: tuple[Network, ...] = (), tokens: tuple[bytes, ...] = ()) -> None:
+        self._networks = networks
+        self._tokens = tokens
+        self._known: dict[str, bool] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return not self._networks and not self._tokens
+
+    def allows_host(self, host: str) -> bool:
+        """Whether the address alone is enough."""
+        if self.is_open:
+            return True
+        known = self._known.get(host)
+        if known is None:
+            address = ipaddress.ip_address(host.partition("%")[0])
+            known = any(address in network for network in self._networks if network.version == address.version)
+            if len(self._known) >= 4096:
+                self._known.clear()
+            self._known[host] = known
+        return known
+
+    def allows(self, host: str, request: messages.Request) -> bool:
+        if self.allows_host(host):
+            return True
+        if not request.proof:
+            return False
+        proofs = [messages.access_proof(token, request.proven_part) for token in self._tokens]
+        return any(hmac.compare_digest(proof, request.proof) for proof in proofs)
+
+    @classmethod
+    def parse(cls, text: str, source: str = "access file") -> AccessList:
+        """One entry a line: an address, a prefix, or `token SECRET`; `#` begins a comment.
+
+        Raises ConfigurationError naming the line.  A file without any entry lets nobody in, so it is refused.
+        """
+        networks: list[Network] = []
+        tokens: list[bytes] = []
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.partition("#")[0].split()
+            if not words:
+                continue
+            if words[0] == "token":
+                if len(words) != 2 or len(words[1]) < MIN_TOKEN:
+                    raise ConfigurationError(
+                        f"{source}, line {number}: write `token` and one secret of at least {MIN_TOKEN} characters."
+                    )
+                tokens.append(words[1].encode())
+                continue
+            try:
+                (word,) = words
+                networks.append(ipaddress.ip_network(word))
+            except ValueError:
+                raise ConfigurationError(
+                    f"{source}, line {number}: {words[0]!r} is no address, no prefix such as 198.51.100.0/24 and no token."
+                ) from None
+        if not networks and not tokens:
+            raise ConfigurationError(f"{source} names nobody: give addresses, prefixes or tokens, or leave --access out.")
+        return cls(tuple(networks), tuple(tokens))

@@ -1,0 +1,288 @@
+"""The server's soft state: sessions, rooms, nameplates and mailboxes.  Every table is bounded; a newcomer never evicts."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from tunnel.proto.rendezvous.admission import address_key
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.messages import MAILBOX_SIZE, MAX_NAMEPLATE, PushMessage
+from tunnel.units import Address, Instant, SocketId
+
+REMEMBERED_ANSWERS: Final = 16  # answers a session, so that a repeated request is answered alike instead of done twice
+NAMEPLATE_TRIES: Final = 64  # random numbers tried; at most a tenth of them is taken
+
+
+class PendingPush:
+    __slots__ = ("attempts", "due_at", "expires_at", "message", "push_id")
+
+    def __init__(self, push_id: int, message: PushMessage, now: Instant, expires_at: Instant) -> None:
+        self.push_id = push_id
+        self.message = message
+        self.attempts = 0
+        self.due_at = now
+        self.expires_at = expires_at
+
+
+class Dial:
+    """One wish to meet each listener of some rooms once."""
+
+    __slots__ = ("introduced", "rooms", "session")
+
+    def __init__(self, session: Session, rooms: tuple[bytes, ...]) -> None:
+        self.session = session
+        self.rooms = rooms
+        self.introduced: set[bytes] = set()
+
+
+class Session:
+    """One client process.  Whoever names its 16 random bytes from a proven address is that client."""
+
+    __slots__ = (
+        "answers",
+        "channels",
+        "dialing",
+        "id",
+        "key",
+        "listening",
+        "mailboxes",
+        "nameplates",
+        "pushes",
+        "remote",
+        "seen_at",
+        "socket_id",
+    )
+
+    def __init__(self, identifier: bytes, socket_id: SocketId, remote: Address, now: Instant) -> None:
+        self.id = identifier
+        self.socket_id = socket_id
+        self.remote = remote
+        self.key = address_key(remote.host)
+        self.seen_at = now
+        self.listening: set[bytes] = set()
+        self.dialing: dict[bytes, Dial] = {}
+        self.nameplates: set[int] = set()
+        self.mailboxes: set[bytes] = set()
+        self.channels: set[bytes] = set()
+        self.answers: OrderedDict[int, bytes] = OrderedDict()
+        self.pushes: OrderedDict[int, PendingPush] = OrderedDict()
+
+    def remember(self, transaction: int, answer: bytes) -> None:
+        self.answers[transaction] = answer
+        if len(self.answers) > REMEMBERED_ANSWERS:
+            self.answers.popitem(last=False)
+
+
+class Room:
+    __slots__ = ("dialers", "listeners")
+
+    def __init__(self) -> None:
+        self.listeners: dict[bytes, Session] = {}
+        self.dialers: dict[bytes, Dial] = {}
+
+
+class Nameplate:
+    __slots__ = ("claim", "expires_at", "owner")
+
+    def __init__(self, owner: Session, expires_at: Instant) -> None:
+        self.owner = owner
+        self.expires_at = expires_at
+        self.claim: bytes | None = None  # the mailbox of who claimed it
+
+
+class Mailbox:
+    __slots__ = ("channel", "expires_at", "id", "nameplate", "posts", "sides")
+
+    def __init__(
+        self, identifier: bytes, sides: tuple[Session, Session], channel: bytes, nameplate: int, expires_at: Instant
+    ) -> None:
+        self.id = identifier
+        self.sides = sides
+        self.channel = channel
+        self.nameplate = nameplate
+        self.posts = 0
+        self.expires_at = expires_at
+
+
+class Registry:
+    """Tables and their bounds; what to tell whom is the server's business."""
+
+    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes]) -> None:
+        self._config = config
+        self._entropy = entropy
+        self.sessions: OrderedDict[bytes, Session] = OrderedDict()  # the longest silent first
+        self.rooms: dict[bytes, Room] = {}
+        self.nameplates: OrderedDict[int, Nameplate] = OrderedDict()  # the first to expire first
+        self.mailboxes: OrderedDict[bytes, Mailbox] = OrderedDict()  # likewise
+        self._sessions_per_key: Counter[str] = Counter()
+        self._nameplates_per_key: Counter[str] = Counter()
+        self._room_entries = 0
+
+    @property
+    def room_entries(self) -> int:
+        return self._room_entries
+
+    # sessions
+
+    def session(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:
+        """The session, made if need be, moved to where it speaks from; None when a limit forbids a new one."""
+        session = self.sessions.get(identifier)
+        if session is None:
+            key = address_key(remote.host)
+            if len(self.sessions) >= self._config.max_sessions:
+                return None
+            if self._sessions_per_key[key] >= self._config.sessions_per_address:
+                return None
+            session = self.sessions[identifier] = Session(identifier, socket_id, remote, now)
+            self._sessions_per_key[key] += 1
+            return session
+        self.touch(now, session, socket_id, remote)
+        return session
+
+    def touch(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> None:
+        session.seen_at = now
+        self.sessions.move_to_end(session.id)
+        session.socket_id = socket_id
+        if session.remote != remote:
+            session.remote = remote
+            key = address_key(remote.host)
+            _decrement(self._sessions_per_key, session.key)
+            self._sessions_per_key[key] += 1
+            for _ in session.nameplates:
+                _decrement(self._nameplates_per_key, session.key)
+                self._nameplates_per_key[key] += 1
+            session.key = key
+
+    def remove_session(self, session: Session) -> None:
+        """With its rooms and nameplates; mailboxes and channels have two sides, the server tells the other."""
+        if self.sessions.pop(session.id, None) is None:
+            return
+        self.leave(session, session.listening | session.dialing.keys())
+        for number in list(session.nameplates):
+            self.remove_nameplate(number)
+        _decrement(self._sessions_per_key, session.key)
+
+    # rooms
+
+    def listen(self, session: Session, name: bytes) -> bool:
+        if name in session.listening:
+            return True
+        room = self.rooms.get(name)
+        if room is not None and len(room.listeners) >= self._config.listeners_per_room:
+            return False
+        if not self._may_enter(session):
+            return False
+        if room is None:
+            room = self.rooms[name] = Room()
+        room.listeners[session.id] = session
+        session.listening.add(name)
+        self._room_entries += 1
+        return True
+
+    def dial(self, dial: Dial, name: bytes) -> bool:
+        """Replaces what this session dialed there before."""
+        session = dial.session
+        room = self.rooms.get(name)
+        if name not in session.dialing:
+            if room is not None and len(room.dialers) >= self._config.dialers_per_room:
+                return False
+            if not self._may_enter(session):
+                return False
+            self._room_entries += 1
+        if room is None:
+            room = self.rooms[name] = Room()
+        room.dialers[session.id] = dial
+        session.dialing[name] = dial
+        return True
+
+    def _may_enter(self, session: Session) -> bool:
+        return (
+            self._room_entries < self._config.max_room_entries
+            and len(session.listening) + len(session.dialing) < self._config.rooms_per_session
+        )
+
+    def leave(self, session: Session, names: set[bytes]) -> None:
+        for name in names:
+            room = self.rooms.get(name)
+            if room is None:
+                continue
+            if name in session.listening:
+                session.listening.discard(name)
+                del room.listeners[session.id]
+                self._room_entries -= 1
+                for dial in room.dialers.values():  # should it come back, it is met again
+                    dial.introduced.discard(session.id)
+            if session.dialing.pop(name, None) is not None:
+                del room.dialers[session.id]
+                self._room_entries -= 1
+            if not room.listeners and not room.dialers:
+                del self.rooms[name]
+
+    # nameplates
+
+    def allocate(self, now: Instant, session: Session, wanted: int) -> int | None:
+        """A number; None when a limit or another owner forbids it.  A wanted one of our own is renewed."""
+        config = self._config
+        if wanted:
+            known = self.nameplates.get(wanted)
+            if known is not None:
+                return wanted if known.owner is session else None
+        if len(self.nameplates) >= config.max_nameplates:
+            return None
+        if self._nameplates_per_key[session.key] >= config.nameplates_per_address:
+            return None
+        number = wanted or self._free_number()
+        if number is None:
+            return None
+        self.nameplates[number] = Nameplate(session, Instant(now + config.nameplate_lifetime))
+        self._nameplates_per_key[session.key] += 1
+        session.nameplates.add(number)
+        return number
+
+    def _free_number(self) -> int | None:
+        """Random, of as many digits as keep guesses wrong nine times in ten."""
+        digits = self._config.first_nameplate_digits
+        while len(self.nameplates) >= self._config.nameplate_density * 9 * 10 ** (digits - 1):
+            digits += 1
+        lowest, count = 10 ** (digits - 1), 9 * 10 ** (digits - 1)
+        for _ in range(NAMEPLATE_TRIES):
+            number = lowest + int.from_bytes(self._entropy(8), "big") % count
+            if number not in self.nameplates and number <= MAX_NAMEPLATE:
+                return number
+        return None
+
+    def remove_nameplate(self, number: int) -> None:
+        nameplate = self.nameplates.pop(number, None)
+        if nameplate is not None:
+            nameplate.owner.nameplates.discard(number)
+            _decrement(self._nameplates_per_key, nameplate.owner.key)
+
+    # mailboxes
+
+    def open_mailbox(self, now: Instant, owner: Session, claimer: Session, channel: bytes, nameplate: int) -> Mailbox:
+        """The caller has looked at may_open_mailbox."""
+        identifier = self._entropy(MAILBOX_SIZE)
+        while identifier in self.mailboxes:
+            identifier = self._entropy(MAILBOX_SIZE)
+        expires_at = Instant(now + self._config.mailbox_lifetime)
+        mailbox = Mailbox(identifier, (owner, claimer), channel, nameplate, expires_at)
+        self.mailboxes[identifier] = mailbox
+        owner.mailboxes.add(identifier)
+        claimer.mailboxes.add(identifier)
+        return mailbox
+
+    def may_open_mailbox(self) -> bool:
+        return len(self.mailboxes) < self._config.max_mailboxes
+
+    def remove_mailbox(self, mailbox: Mailbox) -> None:
+        self.mailboxes.pop(mailbox.id, None)
+        for session in mailbox.sides:
+            session.mailboxes.discard(mailbox.id)
+
+
+def _decrement(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

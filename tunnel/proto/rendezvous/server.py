@@ -1,0 +1,596 @@
+"""The rendezvous server's whole decision-making, without a socket, a clock or a store.
+
+A datagram goes in, answers and pushes come out of poll_transmit; relayed bursts are returned by handle_batch at once, because
+they are views of the buffer that came in.  Nothing that a stranger sends is remembered: state begins with a valid cookie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Any, Final, NamedTuple, assert_never
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.rendezvous import messages
+from tunnel.proto.rendezvous.admission import Buckets, Cookies, Lockouts, address_key
+from tunnel.proto.rendezvous.directory import Directory, is_question
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
+from tunnel.proto.rendezvous.registry import Dial, Mailbox, PendingPush, Registry, Session
+from tunnel.proto.rendezvous.relay import CHANNEL_BYTE, Channel, Relay
+from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec, StunDesk
+from tunnel.proto.timers import earliest
+from tunnel.proto.trace import Drops, Trace
+from tunnel.units import Address, Buffer, Instant, Seconds, SocketId, Transmit
+
+__all__ = ["Server", "ServerConfig", "ServerSocket", "StunCodec"]
+
+SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
+CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more
+FIRST_PUSH_TIMEOUT: Final = Seconds(0.25)  # doubles each time; the server measures no round trips
+MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
+ACK_REASON: Final = "does not answer"
+
+
+class Inbound(NamedTuple):
+    """Where a request came from and what it was."""
+
+    socket_id: SocketId
+    remote: Address
+    request: messages.Request
+
+
+class Server:
+    """See INTERNALS in the module's neighbours: registry (state), relay (channels), admission (limits), stun, directory."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        sockets: Sequence[ServerSocket],
+        now: Instant,
+        entropy: Callable[[int], bytes],
+        stun: StunCodec | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.config = config
+        self.drops = Drops()
+        self.relay = Relay(config, entropy)
+        self.registry = Registry(config, entropy)
+        self._entropy = entropy
+        self._trace = trace
+        self._sockets = {each.socket_id: each for each in sockets}
+        self._cookies = Cookies(entropy)
+        self._instance = int.from_bytes(entropy(8), "big")
+        self._stun = StunDesk(sockets, stun) if stun is not None else None
+        self._directory = Directory(lifetime=config.directory_lifetime, size=config.directory_entries)
+        salt = entropy(16)
+        self._request_rate = Buckets(config.requests_per_second, config.request_burst, salt)
+        self._stun_rate = Buckets(config.stun_rate, config.stun_burst, salt)
+        self._directory_rate = Buckets(config.directory_rate, config.directory_burst, salt)
+        self._hint_rate = Buckets(config.hint_rate, config.hint_burst, salt)
+        self._unproven_rate = Buckets(config.unproven_rate, config.unproven_rate, salt, slots=1)
+        self._lockouts = Lockouts(
+            limit=config.wrong_claims,
+            refill=config.wrong_claim_refill,
+            duration=config.lockout,
+            size=config.max_lockouts,
+        )
+        self._out: deque[tuple[SocketId, Address, bytes]] = deque()
+        self._pushes: list[tuple[Instant, int, bytes, int]] = []  # due, tie-breaker, session, push id
+        self._push_count = 0
+        self._sweep_at = Instant(now + SWEEP_INTERVAL)
+        self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
+        self._counts: Counter[str] = Counter()
+        self._is_stopping = False
+
+    # inputs
+
+    def handle_batch(
+        self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int, ecn: int = 0
+    ) -> list[Transmit]:
+        """All datagrams of one receive.  What it returns are views of `buffer`: send them before the next receive."""
+        relayed: list[Transmit] = []
+        length = len(buffer)
+        start = 0
+        while start < length:
+            if buffer[start] >= CHANNEL_BYTE:
+                strangers: list[tuple[bytes, int]] = []
+                start = self.relay.forward(now, socket_id, remote, buffer, start, stride, ecn, relayed, strangers)
+                for identifier, size in strangers:
+                    self._hint(now, socket_id, remote, identifier, size)
+                while self.relay.exhausted:
+                    self._end_channel(now, self.relay.exhausted.pop(), GoneReason.QUOTA)
+            else:
+                self.handle_datagram(now, socket_id, remote, buffer[start : start + stride])
+                start += stride
+        return relayed
+
+    def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
+        """One datagram that is not relayed (those go through handle_batch).  Rubbish is counted, nothing is raised."""
+        if not len(data):
+            return
+        kind = data[0]
+        try:
+            if kind == messages.REQUEST:
+                self._on_request(now, socket_id, remote, data)
+            elif kind == messages.PUSH_ACK:
+                self._on_push_ack(remote, *messages.decode_push_ack(data))
+            elif kind <= 3:
+                self._on_stun(now, socket_id, remote, data)
+            elif kind == 0x69 or (self.config.open_directory and is_question(data)):
+                self._on_directory(now, socket_id, remote, data)
+            else:
+                self.drops["server_type"] += 1
+        except MalformedPacket:
+            self.drops["server_malformed"] += 1
+
+    def handle_timeout(self, now: Instant) -> None:
+        while self._pushes and self._pushes[0][0] <= now:
+            _, _, session_id, push_id = heappop(self._pushes)
+            session = self.registry.sessions.get(session_id)
+            push = session.pushes.get(push_id) if session is not None else None
+            if session is not None and push is not None:
+                self._repeat_push(now, session, push)
+        if now >= self._sweep_at:
+            self._sweep_at = Instant(now + SWEEP_INTERVAL)
+            self._sweep(now)
+        if now >= self._channel_sweep_at:
+            self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
+            for channel in self.relay.expired(now):
+                self._end_channel(now, channel, GoneReason.EXPIRED)
+            self.relay.sweep(now)
+
+    def stop(self, now: Instant) -> None:
+        """Tell every client Bye; afterwards drain poll_transmit once and close the sockets."""
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        for session in self.registry.sessions.values():
+            push_id = int.from_bytes(self._entropy(8), "big")
+            self._out.append((session.socket_id, session.remote, messages.encode_push(session.id, push_id, messages.Bye())))
+
+    # outputs
+
+    def poll_transmit(self, now: Instant) -> Transmit | None:
+        if not self._out:
+            return None
+        socket_id, remote, data = self._out.popleft()
+        return Transmit(socket_id, remote, len(data), memoryview(data))
+
+    def poll_timeout(self) -> Instant | None:
+        push = self._pushes[0][0] if self._pushes else None
+        return earliest(push, self._sweep_at, self._channel_sweep_at)
+
+    def counters(self) -> dict[str, int]:
+        """A snapshot: what there is now, what was done, what was dropped (by reason)."""
+        return {
+            "sessions": len(self.registry.sessions),
+            "rooms": len(self.registry.rooms),
+            "nameplates": len(self.registry.nameplates),
+            "mailboxes": len(self.registry.mailboxes),
+            "channels": len(self.relay),
+            "relayed_bytes": self.relay.relayed_bytes,
+            "relayed_bursts": self.relay.relayed_bursts,
+            **{f"did_{name}": count for name, count in sorted(self._counts.items())},
+            **{f"dropped_{name}": count for name, count in sorted((self.drops + self.relay.drops).items())},
+        }
+
+    def _note(self, now: Instant, name: str, **data: Any) -> None:
+        """Count what was done and let a listener know; the shell logs, not we."""
+        self._counts[name] += 1
+        if self._trace is not None:
+            self._trace.event(now, f"rendezvous:{name}", data)
+
+    def _queue(self, socket_id: SocketId, remote: Address, data: bytes) -> None:
+        if len(self._out) >= MAX_QUEUE:
+            self.drops["server_queue"] += 1
+            return
+        self._out.append((socket_id, remote, data))
+
+    # the unproven
+
+    def _on_stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
+        if self._stun is None or not self.config.access.allows_host(remote.host):
+            self.drops["server_stun_off"] += 1
+            return
+        answer = self._stun.answer(socket_id, remote, data)
+        if answer is None:
+            self.drops["server_stun_unanswerable"] += 1
+        elif not self._may_answer(now, self._stun_rate, remote):
+            self.drops["server_stun_rate"] += 1
+        else:
+            self._note(now, "stun", remote=remote)
+            self._queue(answer[0], remote, answer[1])
+
+    def _on_directory(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
+        if not self.config.open_directory or not self.config.access.allows_host(remote.host):
+            self.drops["server_directory_off"] += 1
+            return
+        if not is_question(data):
+            self.drops["server_type"] += 1
+            return
+        self._note(now, "directory", remote=remote, text=bytes(data).decode("ascii", "replace"))
+        if not self._may_answer(now, self._directory_rate, remote):
+            self.drops["server_directory_rate"] += 1
+            return
+        self._queue(socket_id, remote, self._directory.ask(now, remote))
+
+    def _may_answer(self, now: Instant, rate: Buckets, remote: Address) -> bool:
+        return rate.take(now, address_key(remote.host)) and self._unproven_rate.take(now, "")
+
+    def _hint(self, now: Instant, socket_id: SocketId, remote: Address, identifier: bytes, size: int) -> None:
+        """Somebody relays through a channel we do not know from there: he moved, or we were restarted."""
+        hint = messages.encode_push(
+            bytes(messages.SESSION_SIZE), 0, messages.Gone(GoneKind.CHANNEL, identifier, GoneReason.UNKNOWN)
+        )
+        if len(identifier) == messages.CHANNEL_SIZE and len(hint) <= size and self._may_answer(now, self._hint_rate, remote):
+            self._queue(socket_id, remote, hint)
+
+    # requests
+
+    def _on_request(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
+        version, transaction = messages.decode_request_head(data)
+        if version != messages.VERSION:
+            text = f"this server speaks version {messages.VERSION} of the protocol, not {version}"
+            self._refuse(Refusal(RefusalCode.VERSION, text), socket_id, remote, transaction)
+            return
+        request = messages.decode_request(data)
+        if isinstance(request.message, messages.Hello) or not self._cookies.is_valid(now, remote, request.cookie):
+            self._on_unproven(now, socket_id, remote, request)
+            return
+        if not self._request_rate.take(now, address_key(remote.host)):
+            self.drops["server_request_rate"] += 1
+            self._refuse(Refusal(RefusalCode.SLOW_DOWN, "too many requests from this address", 2), socket_id, remote, transaction)
+            return
+        if not self.config.access.allows(remote.host, request):
+            self._note(now, "denied", remote=remote)
+            self._refuse(
+                Refusal(RefusalCode.DENIED, "this server's operator lets only listed clients in"), socket_id, remote, transaction
+            )
+            return
+        answer = self._answer(now, Inbound(socket_id, remote, request))
+        if isinstance(answer, Refusal):
+            self._refuse(answer, socket_id, remote, transaction)
+        elif answer is not None:
+            self._queue(socket_id, remote, answer)
+
+    def _on_unproven(self, now: Instant, socket_id: SocketId, remote: Address, request: messages.Request) -> None:
+        """No state, and an answer shorter than the question."""
+        if isinstance(request.message, messages.Goodbye):
+            return
+        second = self._second(socket_id)
+        host = b""
+        if second is not None and second.local.host != self._sockets[socket_id].local.host:
+            host = messages.pack_host(second.local.host)
+        retry = messages.Retry(
+            cookie=self._cookies.issue(now, remote),
+            you=messages.pack_address(remote),
+            second_port=second.local.port if second is not None else 0,
+            second_host=host,
+            instance=self._instance,
+        )
+        self._counts["retry"] += 1
+        self._queue(socket_id, remote, messages.encode_response(request.transaction, retry))
+
+    def _second(self, socket_id: SocketId) -> ServerSocket | None:
+        here = self._sockets.get(socket_id)
+        return self._sockets.get(here.second) if here is not None and here.second is not None else None
+
+    def _refuse(self, refusal: Refusal, socket_id: SocketId, remote: Address, transaction: int) -> None:
+        self._counts[f"refused_{refusal.code.name.lower()}"] += 1
+        message = messages.Refused(int(refusal.code), refusal.text, refusal.retry_after_s)
+        self._queue(socket_id, remote, messages.encode_response(transaction, message))
+
+    def _answer(self, now: Instant, inbound: Inbound) -> bytes | Refusal | None:
+        """What a proven and permitted client gets."""
+        socket_id, remote, request = inbound
+        message = request.message
+        if isinstance(message, messages.Goodbye):
+            known = self.registry.sessions.get(request.session)
+            if known is not None:
+                self._end_session(now, known, GoneReason.LEFT)
+            return None
+        if isinstance(message, messages.Refresh):
+            return self._on_refresh(now, inbound)
+        if self._is_stopping:
+            return Refusal(RefusalCode.CLOSING, "the server is shutting down")
+        session = self.registry.session(now, request.session, socket_id, remote)
+        if session is None:
+            return Refusal(RefusalCode.FULL, "the server has too many clients, or too many from this address", 30)
+        if request.transaction in session.answers:
+            return session.answers[request.transaction]
+        answer: messages.ResponseMessage | Refusal
+        match message:
+            case messages.Allocate(wanted=wanted):
+                answer = self._on_allocate(now, session, wanted)
+            case messages.Release(nameplate=number):
+                nameplate = self.registry.nameplates.get(number)
+                if nameplate is not None and nameplate.owner is session:
+                    self.registry.remove_nameplate(number)
+                answer = messages.Done()
+            case messages.Claim():
+                answer = self._on_claim(now, session, message)
+            case messages.Post():
+                answer = self._on_post(now, session, message)
+            case messages.Join():
+                answer = self._on_join(now, session, message)
+            case messages.Leave():
+                answer = self._on_leave(now, session, message)
+            case messages.Rebind() | messages.Restore():
+                answer = self._on_channel(now, session, message, request.cookie)
+            case messages.Hello():  # answered before
+                answer = messages.Done()
+            case _:
+                assert_never(message)
+        if isinstance(answer, Refusal):
+            return answer
+        encoded = messages.encode_response(request.transaction, answer)
+        session.remember(request.transaction, encoded)
+        return encoded
+
+    def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes:
+        socket_id, remote, request = inbound
+        session = self.registry.sessions.get(request.session)
+        if session is not None:
+            self.registry.touch(now, session, socket_id, remote)
+            for identifier in list(session.channels):
+                channel = self.relay.get(identifier)
+                for side in channel.sides if channel is not None else ():
+                    if side.session == session.id:
+                        side.seen_at = now
+        welcome = messages.Welcome(
+            cookie=self._cookies.issue(now, remote),
+            you=messages.pack_address(remote),
+            lifetime_s=int(self.config.session_lifetime),
+            known=session is not None,
+            instance=self._instance,
+            software=self.config.software,
+        )
+        return messages.encode_response(request.transaction, welcome)
+
+    def _is_owner_host(self, session: Session) -> bool:
+        return self.config.own_hosts is None or session.remote.host in self.config.own_hosts
+
+    def _on_allocate(self, now: Instant, session: Session, wanted: int) -> messages.ResponseMessage | Refusal:
+        if not self._is_owner_host(session):
+            return Refusal(RefusalCode.DENIED, "this server serves the codes of its own machine only")
+        number = self.registry.allocate(now, session, wanted)
+        if number is None and wanted in self.registry.nameplates:
+            return Refusal(RefusalCode.TAKEN, "that code belongs to somebody else now")
+        if number is None:
+            return Refusal(RefusalCode.FULL, "no more codes for now, or not for this address", 30)
+        self._note(now, "allocated", remote=session.remote)
+        lifetime = self.registry.nameplates[number].expires_at - now
+        return messages.Allocated(nameplate=number, expires_s=int(lifetime))
+
+    def _on_claim(self, now: Instant, session: Session, message: messages.Claim) -> messages.ResponseMessage | Refusal:
+        locked = self._lockouts.remaining(now, session.key)
+        if locked:
+            return Refusal(
+                RefusalCode.LOCKED_OUT, "too many claims on codes that do not exist, from this address", int(locked) + 1
+            )
+        nameplate = self.registry.nameplates.get(message.nameplate)
+        if nameplate is None or nameplate.claim is not None:
+            self._lockouts.count(now, session.key)
+            self._note(now, "wrong_claim", remote=session.remote)
+            if nameplate is None:
+                return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "nobody is waiting with this code")
+            return Refusal(RefusalCode.SPENT, "this code has been used")
+        owner = nameplate.owner
+        if owner is session:
+            return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "this is your own code")
+        if not self.registry.may_open_mailbox():
+            return Refusal(RefusalCode.FULL, "the server is busy", 10)
+        channel = self._open_channel(now, owner, session)
+        if channel is None:
+            return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
+        mailbox = self.registry.open_mailbox(now, owner, session, channel.id, message.nameplate)
+        nameplate.claim = mailbox.id
+        self._note(now, "claimed", remote=session.remote, owner=owner.remote)
+        self._push(
+            now,
+            owner,
+            messages.ClaimReceived(message.nameplate, mailbox.id, message.body, channel.id, channel.token, 0),
+        )
+        return messages.ClaimAccepted(mailbox.id, channel.id, channel.token, 1)
+
+    def _on_post(self, now: Instant, session: Session, message: messages.Post) -> messages.ResponseMessage | Refusal:
+        mailbox = self.registry.mailboxes.get(message.mailbox)
+        if mailbox is None or session not in mailbox.sides:
+            return Refusal(RefusalCode.UNKNOWN_MAILBOX, "this mailbox is gone")
+        if mailbox.posts >= self.config.posts_per_mailbox:
+            return Refusal(RefusalCode.FULL, "this mailbox is full")
+        mailbox.posts += 1
+        self._push(now, _other(mailbox, session), messages.Posted(mailbox.id, message.body))
+        return messages.Done()
+
+    def _on_join(self, now: Instant, session: Session, message: messages.Join) -> messages.ResponseMessage | Refusal:
+        granted = 0
+        is_full = False
+        if message.role == Role.LISTEN:
+            if not self._is_owner_host(session):
+                return Refusal(RefusalCode.DENIED, "only the machine of this server may wait here")
+            for index, name in enumerate(message.rooms):
+                is_new = name not in session.listening
+                if not self.registry.listen(session, name):
+                    continue
+                granted |= 1 << index
+                if is_new:
+                    for dial in list(self.registry.rooms[name].dialers.values()):
+                        self._introduce(now, name, session, dial)
+        else:
+            dial = Dial(session, message.rooms)
+            for index, name in enumerate(message.rooms):
+                if not self.registry.dial(dial, name):
+                    continue
+                granted |= 1 << index
+                for listener in list(self.registry.rooms[name].listeners.values()):
+                    is_full |= not self._introduce(now, name, listener, dial)
+        if is_full:
+            return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
+        return messages.Done(granted)
+
+    def _introduce(self, now: Instant, room: bytes, listener: Session, dial: Dial) -> bool:
+        """Each dial meets each listener once, in whichever of its rooms comes first.  False: a quota forbids it."""
+        dialer = dial.session
+        if listener is dialer or listener.id in dial.introduced:
+            return True
+        channel = self._open_channel(now, listener, dialer)
+        if channel is None:
+            return False
+        dial.introduced.add(listener.id)
+        self._note(now, "introduced", listener=listener.remote, dialer=dialer.remote)
+        self._push(now, listener, messages.Introduced(room, channel.id, channel.token, 0))
+        self._push(now, dialer, messages.Introduced(room, channel.id, channel.token, 1))
+        return True
+
+    def _on_leave(self, now: Instant, session: Session, message: messages.Leave) -> messages.ResponseMessage:
+        self.registry.leave(session, set(message.rooms))
+        for identifier in message.channels:
+            channel = self.relay.get(identifier)
+            if channel is not None and any(side.session == session.id for side in channel.sides):
+                self._end_channel(now, channel, GoneReason.LEFT, leaver=session)
+        for identifier in message.mailboxes:
+            mailbox = self.registry.mailboxes.get(identifier)
+            if mailbox is not None and session in mailbox.sides:
+                self._end_mailbox(now, mailbox, GoneReason.LEFT, leaver=session)
+        return messages.Done()
+
+    # channels
+
+    def _open_channel(self, now: Instant, first: Session, second: Session) -> Channel | None:
+        channel = self.relay.open(now, (first.socket_id, first.remote, first.id), (second.socket_id, second.remote, second.id))
+        if channel is not None:
+            first.channels.add(channel.id)
+            second.channels.add(channel.id)
+        return channel
+
+    def _on_channel(
+        self, now: Instant, session: Session, message: messages.Rebind | messages.Restore, cookie: bytes
+    ) -> messages.ResponseMessage | Refusal:
+        """Rebind and Restore: one side of a channel speaks from here now."""
+        if len(session.channels) >= self.config.channels_per_address and message.channel not in session.channels:
+            return Refusal(RefusalCode.QUOTA, "too many relay channels", 30)
+        before = self.relay.get(message.channel)
+        former = before.sides[message.side].session if before is not None else b""
+        place = (session.socket_id, session.remote, session.id)
+        if isinstance(message, messages.Rebind):
+            done = self.relay.rebind(now, message.channel, message.side, message.counter, message.mac, cookie, *place)
+            if done is None:
+                return Refusal(RefusalCode.UNKNOWN_CHANNEL, "this channel is not known here")
+        else:
+            done = self.relay.restore(now, message.channel, message.side, message.token, *place)
+            if done is None:
+                return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
+        if not done:
+            self.drops["server_rebind_mac"] += 1
+            return Refusal(RefusalCode.BAD_MAC, "wrong token or an old counter")
+        if former != session.id and former in self.registry.sessions:
+            self.registry.sessions[former].channels.discard(message.channel)
+        session.channels.add(message.channel)
+        return messages.Done()
+
+    def _end_channel(self, now: Instant, channel: Channel, reason: GoneReason, *, leaver: Session | None = None) -> None:
+        self.relay.close(channel)
+        for identifier in {side.session for side in channel.sides}:
+            session = self.registry.sessions.get(identifier)
+            if session is None:
+                continue
+            session.channels.discard(channel.id)
+            if session is not leaver:
+                self._push(now, session, messages.Gone(GoneKind.CHANNEL, channel.id, reason))
+
+    def _end_mailbox(self, now: Instant, mailbox: Mailbox, reason: GoneReason, *, leaver: Session | None = None) -> None:
+        self.registry.remove_mailbox(mailbox)
+        for session in mailbox.sides:
+            if session is not leaver and session.id in self.registry.sessions:
+                self._push(now, session, messages.Gone(GoneKind.MAILBOX, mailbox.id, reason))
+
+    def _end_session(self, now: Instant, session: Session, reason: GoneReason) -> None:
+        self.registry.remove_session(session)
+        for identifier in list(session.mailboxes):
+            self._end_mailbox(now, self.registry.mailboxes[identifier], reason, leaver=session)
+        for identifier in list(session.channels):
+            channel = self.relay.get(identifier)
+            if channel is not None:
+                self._end_channel(now, channel, reason, leaver=session)
+        session.pushes.clear()
+
+    # pushes
+
+    def _push(self, now: Instant, session: Session, message: messages.PushMessage) -> None:
+        if session.id not in self.registry.sessions:
+            return
+        if len(session.pushes) >= self.config.pushes_per_session:
+            self.drops["server_pushes_full"] += 1
+            return
+        push_id = int.from_bytes(self._entropy(8), "big")
+        push = PendingPush(push_id, message, now, Instant(now + self.config.push_lifetime))
+        session.pushes[push_id] = push
+        self._repeat_push(now, session, push)
+
+    def _repeat_push(self, now: Instant, session: Session, push: PendingPush) -> None:
+        if now >= push.expires_at:
+            del session.pushes[push.push_id]
+            self._counts["push_expired"] += 1
+            if isinstance(push.message, messages.ClaimReceived):
+                self._on_deaf_owner(now, push.message)
+            return
+        push.due_at = Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts))
+        push.attempts += 1
+        self._push_count += 1
+        heappush(self._pushes, (push.due_at, self._push_count, session.id, push.push_id))
+        self._queue(session.socket_id, session.remote, messages.encode_push(session.id, push.push_id, push.message))
+
+    def _on_deaf_owner(self, now: Instant, message: messages.ClaimReceived) -> None:
+        """The owner of a code never heard of a claim: the claimer is told, and the code is whole again."""
+        mailbox = self.registry.mailboxes.get(message.mailbox)
+        if mailbox is None:
+            return
+        nameplate = self.registry.nameplates.get(message.nameplate)
+        if nameplate is not None and nameplate.claim == mailbox.id:
+            nameplate.claim = None
+        channel = self.relay.get(mailbox.channel)
+        self._end_mailbox(now, mailbox, GoneReason.EXPIRED, leaver=mailbox.sides[0])
+        if channel is not None:
+            self._end_channel(now, channel, GoneReason.EXPIRED, leaver=mailbox.sides[0])
+
+    def _on_push_ack(self, remote: Address, session_id: bytes, push_id: int) -> None:
+        """The push id is random, so only who received the push can name it."""
+        session = self.registry.sessions.get(session_id)
+        if session is None or session.pushes.pop(push_id, None) is None:
+            self.drops["server_ack_unknown"] += 1
+
+    # expiry
+
+    def _sweep(self, now: Instant) -> None:
+        registry = self.registry
+        while registry.sessions:
+            oldest = next(iter(registry.sessions.values()))
+            if now - oldest.seen_at < self.config.session_lifetime:
+                break
+            self._counts["session_expired"] += 1
+            self._end_session(now, oldest, GoneReason.EXPIRED)
+        while registry.nameplates:
+            number = next(iter(registry.nameplates))
+            if now < registry.nameplates[number].expires_at:
+                break
+            registry.remove_nameplate(number)
+        while registry.mailboxes:
+            mailbox = next(iter(registry.mailboxes.values()))
+            if now < mailbox.expires_at:
+                break
+            registry.remove_mailbox(mailbox)
+        self._lockouts.sweep(now)
+
+
+class Refusal(NamedTuple):
+    code: RefusalCode
+    text: str
+    retry_after_s: int = 0
+
+
+def _other(mailbox: Mailbox, session: Session) -> Session:
+    return mailbox.sides[1] if mailbox.sides[0] is session else mailbox.sides[0]
