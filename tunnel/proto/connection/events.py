@@ -85,7 +85,7 @@ class PathValidated:
 
 @dataclass(frozen=True, slots=True)
 class PathProbed:
-    """An authenticated PATH_CHALLENGE came from an address that is no path yet (a peer-reflexive candidate, RFC 8445 §7.3.1.3)."""
+    """Something authenticated came from an address that is no path yet (peer-reflexive, RFC 8445 §7.3.1.3)."""
 
     key: PathKey
 

@@ -1,0 +1,514 @@
+"""One peer, over any number of paths and keys: the verbs.  Sans IO: bytes and `now` in; bursts, a deadline and events out.
+
+After any input or application call, poll until all three are dry, in this order: poll_transmit, poll_event, poll_timeout.
+Calls with different instants must not be interleaved, and `now` never goes back.  All calls are cheap and none waits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Final
+
+from tunnel.errors import PeerError
+from tunnel.proto.connection.control import ControlReader, frame
+from tunnel.proto.connection.events import (
+    AllPathsLost,
+    CloseCode,
+    CloseReason,
+    ConnectionClosed,
+    ConnectionEvent,
+    ConnectionStats,
+    ControlReceived,
+    PathChanged,
+    PathKind,
+    PathLost,
+    PathView,
+    RekeyDue,
+    StreamReadable,
+    StreamWritable,
+)
+from tunnel.proto.connection.paths import Path
+from tunnel.proto.connection.receive import Receiver
+from tunnel.proto.connection.send import Sender
+from tunnel.proto.connection.shared import Shared
+from tunnel.proto.connection.state import Cue, State, apply
+from tunnel.proto.crypto.keys import Keypair
+from tunnel.proto.crypto.params import Params
+from tunnel.proto.stream.datagrams import MAX_DATAGRAM
+from tunnel.proto.stream.streams import CONTROL_STREAM
+from tunnel.proto.timers import earliest
+from tunnel.proto.trace import Drops, Trace
+from tunnel.units import Buffer, Instant, PathKey, Seconds, StreamId, Transmit
+
+IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is over: it outlives sleep, not abandonment
+LINGER: Final = Seconds(1.0)  # how long CLOSE is repeated to a peer that still talks
+CLOSE_SPACING: Final = Seconds(0.1)  # between two of those repetitions
+MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
+DEMOTED: Final = "the direct path fell silent"
+
+
+class Connection:
+    """A connection is (peer's static key, instance id).  It is born when its handshake is done, and ends with ConnectionClosed.
+
+    Not told by any method: streams, paths and keys of one connection never mix with another's; sequence numbers never restart.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_initiator: bool,
+        keypair: Keypair,
+        local: Params,
+        remote: Params,
+        remote_static: bytes,
+        path: PathKey,
+        path_kind: PathKind,
+        now: Instant,
+        rng: random.Random,
+        trace: Trace | None = None,
+    ) -> None:
+        self.is_initiator = is_initiator
+        self.peer_static = remote_static
+        self.instance = local.instance
+        self.remote_instance = remote.instance
+        self.peer_name = remote.name
+        self.close_reason: CloseReason | None = None
+        self._shared = Shared(
+            is_initiator=is_initiator,
+            keypair=keypair,
+            peer_receive_buffer=max(remote.receive_buffer, MINIMUM_RECEIVE_BUFFER),
+            path=path,
+            path_kind=path_kind,
+            now=now,
+            rng=rng,
+            trace=trace,
+        )
+        self._sender = Sender(self._shared)
+        self._receiver = Receiver(self._shared)
+        self._control = ControlReader()
+        self._control_out = bytearray()
+        self._state = State.ESTABLISHED
+        self._linger_until: Instant | None = None
+        self._close_at: Instant | None = None
+        if is_initiator:  # the responder seals nothing before it has opened something under the new keys
+            self._shared.control.ping = True
+        self._may_send = is_initiator
+        self._announce(now)
+
+    # getters
+
+    @property
+    def drops(self) -> Drops:
+        """How often something was dropped, by reason."""
+        return self._shared.drops
+
+    @property
+    def is_closed(self) -> bool:
+        """No stream works any more; some last datagrams may still be due."""
+        return self._state is not State.ESTABLISHED
+
+    @property
+    def is_drained(self) -> bool:
+        """Nothing more will come: forget it."""
+        return self._state is State.CLOSED
+
+    @property
+    def last_heard(self) -> Instant:
+        """When something authenticated last arrived."""
+        return self._shared.last_heard
+
+    @property
+    def is_confirmed(self) -> bool:
+        """The peer has proved that it has the keys."""
+        return self._shared.packets_received > 0
+
+    def indices(self) -> tuple[int, ...]:
+        """The receiver indices that belong to this connection now."""
+        return tuple(self._shared.keys.by_index)
+
+    @property
+    def current_path(self) -> PathView:
+        path = self._shared.paths.current
+        rtt = path.recovery.rtt
+        return PathView(path.key, path.kind, rtt.smoothed_rtt, rtt.min_rtt, path.mtu, self._shared.paths.why)
+
+    @property
+    def paths(self) -> list[PathKey]:
+        """The keys of all validated paths, the current one first."""
+        paths = self._shared.paths
+        rest = [path.key for path in paths.known.values() if path.validated and path is not paths.current]
+        return [paths.current.key, *rest]
+
+    def stats(self) -> ConnectionStats:
+        """A snapshot of the counters."""
+        shared = self._shared
+        recovery = shared.paths.current.recovery
+        drops = dict(shared.drops)
+        if shared.datagrams.dropped:
+            drops["datagram waited too long"] = shared.datagrams.dropped
+        if shared.rejoiner.dropped:
+            drops["split datagram never whole"] = shared.rejoiner.dropped
+        return ConnectionStats(
+            bytes_sent=shared.bytes_sent,
+            bytes_received=shared.bytes_received,
+            packets_sent=shared.packets_sent,
+            packets_received=shared.packets_received,
+            packets_lost=shared.packets_lost,
+            streams_open=len(shared.streams),
+            congestion_window=recovery.congestion.window,
+            bytes_in_flight=recovery.bytes_in_flight,
+            drops=drops,
+        )
+
+    # inputs
+
+    def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int) -> int:
+        """Transport datagrams that arrived on `key`, from `start` on, `stride` bytes each (the last may be shorter).
+
+        Returns the position of the first one that is not this connection's, or the end.
+        """
+        if self._state in (State.CLOSED, State.DRAINING):
+            return len(buffer)
+        try:
+            position = self._receiver.handle_datagrams(now, key, buffer, start, stride)
+        except PeerError as error:
+            self.close(now, CloseCode.PROTOCOL_VIOLATION, str(error))
+            return len(buffer)
+        if position == start:
+            return position
+        if self._state is State.CLOSING:
+            self._close_at = earliest(self._close_at, Instant(now + CLOSE_SPACING))
+        if self._shared.packets_received:
+            self._may_send = True
+        if self._receiver.peer_close is not None:
+            code, text = self._receiver.peer_close
+            self._peer_closed(now, code, text)
+        self._choose_path(now, "")
+        return position
+
+    def handle_timeout(self, now: Instant) -> None:
+        """Call when poll_timeout's instant has come; earlier is harmless."""
+        if self._state is not State.ESTABLISHED:
+            if self._linger_until is not None and now >= self._linger_until and self._state is not State.CLOSED:
+                self._state = apply(self._state, Cue.LINGERED)
+            return
+        shared = self._shared
+        if now - shared.last_heard >= IDLE_LIMIT:
+            self._end(now, Cue.WENT_SILENT, CloseReason(CloseCode.IDLE, "nothing was heard from the peer for an hour", False))
+            return
+        shared.keys.expire(now)
+        if shared.keys.wants_rekey(now):
+            shared.events.append(RekeyDue())
+        for path in list(shared.paths.known.values()):
+            at = path.recovery.poll_timeout()
+            if at is not None and at <= now:
+                self._recovery_timeout(now, path)
+        for path in shared.paths.handle_timeout(now):
+            self._path_failed(now, path)
+        self._choose_path(now, "")
+
+    def poll_timeout(self) -> Instant | None:
+        """When to call handle_timeout next; None when drained."""
+        if self._state is State.CLOSED:
+            return None
+        if self._state is not State.ESTABLISHED:
+            return earliest(self._linger_until, self._close_at)
+        shared = self._shared
+        deadline = earliest(
+            Instant(shared.last_heard + IDLE_LIMIT),
+            shared.keys.rekey_at(),
+            shared.keys.previous_until(),
+            shared.paths.poll_timeout(),
+            shared.acks.deadline(),
+            self._sender.pacing_until if self._sender.blocked else None,
+        )
+        for path in shared.paths.known.values():
+            deadline = earliest(deadline, path.recovery.poll_timeout())
+        return deadline
+
+    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        """The next burst for one address, sealed into `out` (at least 65,536 bytes); None when nothing may leave now."""
+        if self._state is State.CLOSING:
+            if self._close_at is None or now < self._close_at:
+                return None
+            self._close_at = None
+            assert self.close_reason is not None
+            return self._sender.close_packet(out, self.close_reason.code, self.close_reason.text)
+        if self._state is not State.ESTABLISHED or not self._may_send:
+            return None
+        if self._control_out:
+            self._write_control()
+        return self._sender.poll_transmit(now, out)
+
+    def poll_event(self) -> ConnectionEvent | None:
+        """The next thing to be told, in the order it happened."""
+        events = self._shared.events
+        while events:
+            event = events.popleft()
+            match event:
+                case StreamReadable(stream_id=stream_id) if stream_id == CONTROL_STREAM:
+                    self._read_control()
+                case StreamWritable(stream_id=stream_id) if stream_id == CONTROL_STREAM:
+                    pass
+                case _:
+                    return event
+        return None
+
+    # keys
+
+    def install_keypair(self, now: Instant, keypair: Keypair, confirmed: bool) -> None:
+        """A handshake with the same peer for the same instance ended.  Its initiator passes `confirmed`."""
+        self._shared.keys.install(keypair, now, confirmed=confirmed)
+        if confirmed:
+            self._shared.control.ping = True
+
+    # paths
+
+    def set_policy(self, now: Instant, policy: str) -> None:
+        """`auto`, `direct` or `relay`: which paths may carry streams."""
+        self._shared.paths.policy = policy
+        self._choose_path(now, f"--path {policy}")
+
+    def challenge(self, now: Instant, key: PathKey, kind: PathKind, ttl: int | None = None) -> None:
+        """Send one PATH_CHALLENGE there; PathValidated follows if it is answered."""
+        self._shared.paths.challenge(now, key, kind, ttl)
+
+    def add_relay(self, now: Instant, key: PathKey) -> None:
+        """A relay channel to the same peer: validate it and keep it in reserve."""
+        self._shared.paths.challenge(now, key, PathKind.RELAY)
+
+    def migrate(self, now: Instant, key: PathKey, kind: PathKind) -> None:
+        """A handshake has just run over `key`, which proves the path: use it if the current one is in doubt or gone."""
+        self._shared.paths.adopt(now, key, kind)
+        self._choose_path(now, "")
+
+    def drop_path(self, now: Instant, key: PathKey) -> None:
+        """The path is gone for certain (its channel was closed, its socket removed)."""
+        path = self._shared.paths.known.get(key)
+        if path is not None:
+            path.validated = False
+            self._path_failed(now, path)
+            self._choose_path(now, "")
+            self._shared.paths.remove(key)
+
+    def verify_paths(self, now: Instant) -> None:
+        """Something happened to the network or the clock: let every path prove itself at once."""
+        for path in self._shared.paths.known.values():
+            path.verify(now)
+
+    # streams
+
+    def open_stream(self) -> StreamId:
+        """Raises StreamLimitError."""
+        return self._shared.streams.open()
+
+    def stream_space(self, stream_id: StreamId) -> memoryview:
+        """Free contiguous room in the send buffer to read a socket into; empty when full or over (StreamWritable will tell)."""
+        stream = self._shared.streams.sending.get(stream_id)
+        if stream is None or self.is_closed:
+            return memoryview(b"")
+        room = stream.space(self._ring_limit())
+        if not len(room):
+            stream.wants_space = True
+        return room
+
+    def stream_commit(self, stream_id: StreamId, count: int) -> None:
+        """`count` bytes were put into what stream_space gave."""
+        stream = self._shared.streams.sending.get(stream_id)
+        if stream is not None:
+            stream.commit(count)
+            self._shared.streams.scheduler.wake(stream)
+
+    def stream_write(self, stream_id: StreamId, data: Buffer) -> int:
+        """Copy in what fits; returns how many bytes that was."""
+        stream = self._shared.streams.sending.get(stream_id)
+        if stream is None or self.is_closed:
+            return 0
+        count = stream.write(memoryview(data), self._ring_limit())
+        if count < len(data):
+            stream.wants_space = True
+        self._shared.streams.scheduler.wake(stream)
+        return count
+
+    def _ring_limit(self) -> int:
+        return self._shared.streams.ring_limit(self._shared.paths.current.recovery.congestion.window)
+
+    def stream_finish(self, stream_id: StreamId) -> None:
+        """No more bytes: the FIN follows what was written."""
+        stream = self._shared.streams.sending.get(stream_id)
+        if stream is not None:
+            stream.finish()
+            self._shared.streams.scheduler.wake(stream)
+
+    def stream_reset(self, stream_id: StreamId, code: int) -> None:
+        """Give up our sending half; what the peer has not read it will not read."""
+        stream = self._shared.streams.sending.get(stream_id)
+        if stream is not None and not stream.is_done and stream.reset_code is None:
+            stream.reset(code)
+            self._shared.control.resets.add(stream_id)
+
+    def stream_stop(self, stream_id: StreamId, code: int) -> None:
+        """Read no more; the peer is asked to stop sending."""
+        stream = self._shared.streams.receiving.get(stream_id)
+        if stream is None or stream.is_done or stream.stop_code is not None:
+            return
+        before = stream.read_offset
+        stream.stop(code)
+        self._shared.control.stops.add(stream_id)
+        self._receiver.consumed(self._shared.last_heard, stream_id, stream.read_offset - before)
+        self._shared.forget_if_done(stream_id)
+
+    def stream_read(self, stream_id: StreamId, most: int = 256, now: Instant | None = None) -> list[bytes]:
+        """Up to `most` chunks in order; reading returns the peer's credit.  Empty: nothing now (see stream_at_end)."""
+        stream = self._shared.streams.receiving.get(stream_id)
+        if stream is None:
+            return []
+        chunks = stream.read(most)
+        if chunks:
+            total = sum(map(len, chunks))
+            self._receiver.consumed(self._shared.last_heard if now is None else now, stream_id, total)
+        if stream.is_readable and not stream.is_at_end:
+            self._shared.readable(stream_id)
+        if stream.is_at_end:
+            self._shared.forget_if_done(stream_id)
+        return chunks
+
+    def stream_at_end(self, stream_id: StreamId) -> bool:
+        """The peer's FIN was read (or the stream is over and forgotten)."""
+        stream = self._shared.streams.receiving.get(stream_id)
+        return stream is None or stream.is_at_end
+
+    def stream_is_acked(self, stream_id: StreamId) -> bool:
+        """The peer has everything that was written, or the stream is over."""
+        stream = self._shared.streams.sending.get(stream_id)
+        return stream is None or stream.is_done or stream.base == stream.written
+
+    def stream_want_space(self, stream_id: StreamId) -> None:
+        """Ask for a StreamWritable at the next acknowledgement."""
+        stream = self._shared.streams.sending.get(stream_id)
+        if stream is not None:
+            stream.wants_space = True
+
+    # datagrams
+
+    def send_datagram(self, now: Instant, flow: int, data: Buffer) -> bool:
+        """Queue one; False if it is larger than any UDP payload or the connection is over."""
+        if len(data) > MAX_DATAGRAM or self.is_closed:
+            self._shared.drops["datagram too large"] += 1
+            return False
+        self._shared.datagrams.push(now, flow, bytes(data))
+        return True
+
+    def receive_datagrams(self) -> list[tuple[int, bytes]]:
+        """All that arrived, as (flow, payload)."""
+        taken = list(self._shared.received_datagrams)
+        self._shared.received_datagrams.clear()
+        self._shared.received_datagram_bytes = 0
+        return taken
+
+    # the rest
+
+    def send_control(self, data: bytes) -> None:
+        """One message for the other endpoint, in order and reliably.  Raises ValueError beyond control.MAX_MESSAGE bytes."""
+        self._control_out += frame(data)
+        self._write_control()
+
+    def ping(self, now: Instant) -> None:
+        """Make the peer acknowledge something; the round trip shows in current_path."""
+        self._shared.control.ping = True
+
+    def close(self, now: Instant, code: int, reason: str) -> None:
+        """Say goodbye.  Streams end at once; CLOSE is sent, and again to a peer that still talks."""
+        if self._state is State.ESTABLISHED:
+            self._end(now, Cue.CLOSE_CALLED, CloseReason(code, reason, False))
+            self._close_at = now
+
+    # inside
+
+    def _announce(self, now: Instant) -> None:
+        path = self._shared.paths.current
+        self._shared.events.append(
+            PathChanged(path.key, path.kind, path.key.remote, path.recovery.rtt.smoothed_rtt, path.mtu, self._shared.paths.why)
+        )
+
+    def _choose_path(self, now: Instant, why: str) -> None:
+        """Change to a better path if there is one; what was under way on the old one is sent again if that one failed."""
+        paths = self._shared.paths
+        better = paths.better()
+        if better is None:
+            return
+        previous, paths.current = paths.current, better
+        if not why:
+            if not previous.validated:
+                why = DEMOTED if previous.kind is PathKind.DIRECT else "the relay fell silent"
+            elif better.kind is PathKind.DIRECT:
+                why = "a direct path was found" if previous.kind is PathKind.RELAY else "a faster direct path was found"
+        paths.why = why
+        if not previous.validated:
+            self._requeue(now, previous)
+        self._announce(now)
+
+    def _requeue(self, now: Instant, path: Path) -> None:
+        path.probes_owed = 0
+        for burst, mask in path.recovery.discard(now):
+            self._shared.content_lost(burst.content, mask, burst.count)
+
+    def _path_failed(self, now: Instant, path: Path) -> None:
+        self._shared.events.append(PathLost(path.key, path.kind))
+        paths = self._shared.paths
+        if path is paths.current and not any(p.validated for p in paths.known.values()):
+            self._shared.events.append(AllPathsLost())
+        elif path is not paths.current:
+            self._requeue(now, path)
+
+    def _recovery_timeout(self, now: Instant, path: Path) -> None:
+        result = path.recovery.on_timeout(now)
+        for burst, mask in result.lost:
+            self._shared.content_lost(burst.content, mask, burst.count)
+        path.pacer.set_rate(path.recovery.pacing_rate(), now)
+        if not result.probes:
+            return
+        # The probes repeat what is oldest; that it is declared lost here costs a copy, not a congestion event.
+        for burst, mask in path.recovery.oldest_outstanding(result.probes):
+            self._repeat(burst.content, mask, burst.count)
+        path.probes_owed = result.probes
+        path.verify(now)
+        if path is self._shared.paths.current:
+            for other in self._shared.paths.known.values():
+                if other is not path and other.validated:
+                    other.probes_owed = max(other.probes_owed, 1)  # the other path may be the one that still works
+
+    def _repeat(self, content: object, mask: int, count: int) -> None:
+        lost = self._shared.packets_lost
+        low = mask & -mask  # the oldest packet only
+        self._shared.content_lost(content, low, count)
+        self._shared.packets_lost = lost
+
+    def _peer_closed(self, now: Instant, code: int, text: str) -> None:
+        if self._state is State.ESTABLISHED:
+            self._end(now, Cue.PEER_CLOSED, CloseReason(code, text, True))
+        elif self._state is State.CLOSING:
+            self._state = apply(self._state, Cue.PEER_CLOSED)
+
+    def _end(self, now: Instant, cue: Cue, reason: CloseReason) -> None:
+        self._state = apply(self._state, cue)
+        self.close_reason = reason
+        self._linger_until = Instant(now + LINGER)
+        self._shared.events.append(ConnectionClosed(reason))
+
+    def _write_control(self) -> None:
+        count = self.stream_write(CONTROL_STREAM, bytes(self._control_out))
+        del self._control_out[:count]
+
+    def _read_control(self) -> None:
+        chunks: Sequence[bytes] = self.stream_read(CONTROL_STREAM)
+        try:
+            for chunk in chunks:
+                for message in self._control.feed(chunk):
+                    self._shared.events.append(ControlReceived(message))
+        except PeerError as error:
+            self.close(self._shared.last_heard, CloseCode.PROTOCOL_VIOLATION, str(error))
+
+
+__all__ = ["Connection"]

@@ -1,0 +1,246 @@
+"""The paths of a connection: which one carries data, which ones are known to work, and how one is found out to have died.
+
+One law: a path carries data only after the peer answered a PATH_CHALLENGE there (RFC 9000 §8.2); the first one is the
+handshake's own.  Who schedules challenges for punching is the NAT room; this file validates, whoever asked.
+A path is left when it does not answer VERIFY_ATTEMPTS challenges while nothing sent on it is acknowledged either.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Final, NamedTuple
+
+from tunnel.proto.connection.events import PathKind
+from tunnel.proto.packet.header import OVERHEAD
+from tunnel.proto.recovery.loss import Recovery
+from tunnel.proto.recovery.pacer import Pacer
+from tunnel.units import Instant, PathKey, Seconds
+
+BASE_MTU: Final = 1_200  # bytes of UDP payload that every path carries (RFC 9000 §14)
+MAX_CHALLENGES: Final = 512  # outstanding; the oldest is forgotten
+CHALLENGE_LIFE: Final = Seconds(10.0)  # an answer later than this proves nothing about now
+MAX_PATHS: Final = 8  # validated paths kept; each holds a recovery value
+MAX_QUEUED_PROBES: Final = 512  # challenges and responses waiting to leave
+KEEPALIVE: Final = Seconds(15.0)  # half the shortest common mapping life (Linux conntrack: 30 s unreplied)
+STANDBY_CHECK: Final = Seconds(25.0)  # how often a path that carries nothing proves that it still would
+VERIFY_ATTEMPTS: Final = 4
+VERIFY_SPACING: Final = Seconds(0.06)  # at least, between two challenges of a path in doubt; else 1.5 round trips
+BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
+ALL_LOST_AFTER: Final = Seconds(4.0)  # of silence while we expect an answer, before the owner should meet the peer anew
+
+
+class Probe(NamedTuple):
+    """One PATH_CHALLENGE or PATH_RESPONSE to send, past window and pacer."""
+
+    key: PathKey
+    is_challenge: bool
+    data: bytes
+    ttl: int | None
+
+
+class Path:
+    """A validated path with its own recovery state."""
+
+    __slots__ = (
+        "capacity",
+        "in_doubt_since",
+        "key",
+        "kind",
+        "last_heard",
+        "last_sent",
+        "mtu",
+        "number",
+        "pacer",
+        "probes_owed",
+        "recovery",
+        "validated",
+        "verify_at",
+        "verify_attempts",
+    )
+
+    def __init__(self, number: int, key: PathKey, kind: PathKind, now: Instant, rtt: Seconds | None) -> None:
+        self.number = number
+        self.key = key
+        self.kind = kind
+        self.mtu = BASE_MTU
+        self.capacity = BASE_MTU - len(key.prefix) - OVERHEAD  # bytes of frames in one datagram
+        self.recovery = (
+            Recovery(now, datagram_size=self.mtu) if rtt is None else Recovery(now, datagram_size=self.mtu, initial_rtt=rtt)
+        )
+        self.pacer = Pacer(self.recovery.pacing_rate(), self.mtu, now)
+        self.validated = True
+        self.last_heard = now
+        self.last_sent = now
+        self.probes_owed = 0
+        self.in_doubt_since: Instant | None = None
+        self.verify_at = now
+        self.verify_attempts = 0
+
+    def set_mtu(self, mtu: int, now: Instant) -> None:
+        """Bytes of UDP payload, the channel header included."""
+        self.mtu = mtu
+        self.capacity = mtu - len(self.key.prefix) - OVERHEAD
+        self.recovery.set_datagram_size(mtu)
+        self.pacer.set_datagram_size(mtu, now)
+
+    def verify(self, now: Instant) -> None:
+        """Put the path in doubt: it must answer soon."""
+        if self.in_doubt_since is None:
+            self.in_doubt_since = now
+            self.verify_at = now
+            self.verify_attempts = 0
+
+    def trust(self) -> None:
+        self.in_doubt_since = None
+
+    def verify_spacing(self) -> Seconds:
+        return Seconds(max(VERIFY_SPACING, 1.5 * self.recovery.rtt.smoothed_rtt))
+
+
+class Paths:
+    """All paths of one connection."""
+
+    def __init__(self, key: PathKey, kind: PathKind, now: Instant, rng: random.Random) -> None:
+        self._rng = rng
+        self._numbers = 0
+        self.known: dict[PathKey, Path] = {}
+        self._challenges: dict[bytes, tuple[PathKey, PathKind, Instant]] = {}
+        self.probes: deque[Probe] = deque()
+        self.policy = "auto"
+        self.why = "the relay carries until a direct path is found" if kind is PathKind.RELAY else ""
+        self.current = self._make(key, kind, now, None)
+        self.answering = self.current  # where the newest data came from: ACKs go there
+
+    def _make(self, key: PathKey, kind: PathKind, now: Instant, rtt: Seconds | None) -> Path:
+        path = Path(self._numbers, key, kind, now, rtt)
+        self._numbers += 1
+        self.known[key] = path
+        return path
+
+    # validation
+
+    def challenge(self, now: Instant, key: PathKey, kind: PathKind, ttl: int | None = None) -> None:
+        """Queue one PATH_CHALLENGE for `key`."""
+        data = self._rng.randbytes(8)
+        if len(self._challenges) >= MAX_CHALLENGES:
+            del self._challenges[next(iter(self._challenges))]
+        self._challenges[data] = (key, kind, now)
+        self._queue(Probe(key, True, data, ttl))
+
+    def respond(self, key: PathKey, data: bytes) -> None:
+        """Answer a challenge where it came from: one for one, and no longer than it."""
+        self._queue(Probe(key, False, data, None))
+
+    def _queue(self, probe: Probe) -> None:
+        if len(self.probes) >= MAX_QUEUED_PROBES:
+            self.probes.popleft()
+        self.probes.append(probe)
+
+    def on_response(self, now: Instant, data: bytes) -> tuple[Path, Seconds, bool] | None:
+        """The path a PATH_RESPONSE validates, its round trip, and whether it is news.  None for an unknown or stale one.
+
+        The path is the one the challenge was sent on, wherever the answer came from (RFC 9000 §8.2.2).
+        """
+        found = self._challenges.pop(data, None)
+        if found is None or now - found[2] > CHALLENGE_LIFE:
+            return None
+        key, kind, sent_at = found
+        rtt = Seconds(now - sent_at)
+        path = self.known.get(key)
+        news = path is None or not path.validated
+        if path is None:
+            self._make_room()
+            path = self._make(key, kind, now, rtt)
+        path.validated = True
+        path.last_heard = now
+        path.trust()
+        return path, rtt, news
+
+    def adopt(self, now: Instant, key: PathKey, kind: PathKind) -> Path:
+        """A handshake ran over `key`: as good as a validation."""
+        path = self.known.get(key)
+        if path is None:
+            self._make_room()
+            path = self._make(key, kind, now, None)
+        path.validated = True
+        path.last_heard = now
+        path.trust()
+        return path
+
+    def _make_room(self) -> None:
+        while len(self.known) >= MAX_PATHS:
+            spare = [p for p in self.known.values() if p is not self.current and p is not self.answering]
+            oldest = min(spare, key=lambda p: (p.validated, p.last_heard))
+            del self.known[oldest.key]
+
+    # choice
+
+    def is_allowed(self, path: Path) -> bool:
+        return self.policy != "relay" or path.kind is PathKind.RELAY
+
+    def better(self) -> Path | None:
+        """The path to change to now, or None to stay."""
+        current = self.current
+        best: Path | None = None
+        for path in self.known.values():
+            if path.validated and self.is_allowed(path) and (best is None or self._rank(path) < self._rank(best)):
+                best = path
+        if best is None or best is current:
+            return None
+        if not current.validated or not self.is_allowed(current) or best.kind is not current.kind:
+            return best
+        if best.recovery.rtt.smoothed_rtt < BETTER_RTT * current.recovery.rtt.smoothed_rtt - 0.001:
+            return best
+        return None
+
+    @staticmethod
+    def _rank(path: Path) -> tuple[bool, float, int]:
+        return path.kind is PathKind.RELAY, path.recovery.rtt.smoothed_rtt, -path.number
+
+    def remove(self, key: PathKey) -> Path | None:
+        path = self.known.get(key)
+        if path is not None and path is not self.current:
+            del self.known[key]
+            if self.answering is path:
+                self.answering = self.current
+        return path
+
+    # time
+
+    def poll_timeout(self) -> Instant:
+        """When handle_timeout has something to do."""
+        at = float("inf")
+        for path in self.known.values():
+            if path.in_doubt_since is not None:
+                at = min(at, path.verify_at)
+            elif path is self.current:
+                at = min(at, path.last_sent + KEEPALIVE)
+            elif path.validated:
+                at = min(at, path.last_heard + STANDBY_CHECK)
+        return Instant(at)
+
+    def handle_timeout(self, now: Instant) -> list[Path]:
+        """Challenge what is in doubt or quiet; returns the paths that just failed."""
+        failed: list[Path] = []
+        for path in list(self.known.values()):
+            if path.in_doubt_since is None:
+                quiet = path.last_sent + KEEPALIVE if path is self.current else path.last_heard + STANDBY_CHECK
+                if now < quiet or (path is not self.current and not path.validated):
+                    continue
+                path.verify(now)
+            if now < path.verify_at:
+                continue
+            if path.verify_attempts >= VERIFY_ATTEMPTS and path.validated:
+                path.validated = False
+                failed.append(path)
+            if path.verify_attempts >= VERIFY_ATTEMPTS and path is not self.current:
+                path.trust()
+                continue
+            # The current path is asked for ever, ever more slowly, when there is no other to go to.
+            backing_off = max(0, path.verify_attempts - VERIFY_ATTEMPTS)
+            path.verify_attempts += 1
+            path.verify_at = Instant(now + min(path.verify_spacing() * 2 ** min(backing_off, 8), 5.0))
+            path.last_sent = now
+            self.challenge(now, path.key, path.kind)
+        return failed

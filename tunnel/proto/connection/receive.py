@@ -1,0 +1,388 @@
+"""Inbound flow of a connection, in the order a datagram goes through:
+
+1. header: is it ours (channel, type, receiver index)?  else the batch goes back to the endpoint
+2. opening, then the replay window: a forged number moves nothing
+3. frames: a lone STREAM frame is the fast way, everything else goes through one loop
+4. runs: consecutive bytes of one stream are joined into one piece before the stream sees them
+5. at the end of the batch: what arrived is noted for the ACK, the newest path is remembered
+
+Whatever does not authenticate is counted and dropped here; it raises no further.  What an authenticated peer does wrong raises
+PeerError, which ends the connection.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidTag
+
+from tunnel.errors import MalformedPacket, PeerError
+from tunnel.proto.connection.events import (
+    DatagramsReceived,
+    PathKind,
+    PathProbed,
+    PathValidated,
+    StreamOpened,
+    StreamReset,
+    StreamStopped,
+)
+from tunnel.proto.connection.shared import Shared
+from tunnel.proto.crypto.keys import Keypair
+from tunnel.proto.packet import frames
+from tunnel.proto.packet.frames import Frame
+from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, TAG_SIZE, TRANSPORT
+from tunnel.proto.recovery.acks import MAX_ACK_DELAY
+from tunnel.units import Instant, PathKey, Seconds, StreamId
+
+MAX_UNREAD_DATAGRAM_BYTES: Final = 4 * 1024 * 1024  # bytes the application has not taken; the newest are dropped beyond
+_STREAM = int(Frame.STREAM)
+_STREAM_FIN = int(Frame.STREAM_FIN)
+
+
+class Receiver:
+    """Opens batches.  One plaintext buffer serves all: streams get joined copies, so nothing points into it afterwards."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._plain = memoryview(bytearray(65_536))
+        self.peer_close: tuple[int, str] | None = None
+        self._received_in_all = 0  # bytes of all streams, gaps included: what counts against MAX_DATA
+        # the run being gathered
+        self._run_stream = -1
+        self._run_offset = 0
+        self._run_end = 0
+        self._run_fin = False
+        self._run: list[memoryview] = []
+
+    def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int) -> int:
+        """Open the datagrams from `start` on, `stride` bytes each but the last; returns where the first foreign one begins.
+
+        Raises PeerError.
+        """
+        shared = self._shared
+        by_index = shared.keys.by_index
+        plain = self._plain
+        prefix = key.prefix
+        skip = len(prefix)
+        unpack = HEADER.unpack_from
+        end = len(buffer)
+        position = start
+        keypair: Keypair | None = None
+        index = -1
+        at = 0  # in the plaintext buffer
+        run_first = run_count = 0  # consecutive packet numbers that opened
+        run_eliciting = False
+        opened = 0
+        highest_before = known_highest = shared.replay.highest
+        acted = False  # some frame other than probes arrived
+        try:
+            while position < end:
+                stop = position + stride
+                if stop > end:
+                    stop = end
+                head = position + skip
+                sealed = head + HEADER_SIZE
+                size = stop - sealed - TAG_SIZE
+                if size < 0 or (skip and buffer[position:head] != prefix):
+                    break
+                kind, receiver, number = unpack(buffer, head)
+                if receiver != index:
+                    found = by_index.get(receiver)
+                    if found is None:
+                        break
+                    keypair, index = found, receiver
+                if kind != TRANSPORT or keypair is None:
+                    break
+                position = stop
+                if at + size > len(plain):
+                    self._flush_run(now)
+                    at = 0
+                try:
+                    keypair.receive.decrypt_into(
+                        NONCE_PREFIX + number.to_bytes(8, "big"), buffer[sealed:stop], buffer[head:sealed], plain[at : at + size]
+                    )
+                except InvalidTag:
+                    shared.drops["does not authenticate"] += 1
+                    continue
+                if number == run_first + run_count and run_count and number > known_highest:
+                    run_count += 1
+                else:
+                    if run_count:
+                        self._note(run_first, run_count, run_eliciting, now)
+                        known_highest = shared.replay.highest
+                    if not shared.replay.check(number):
+                        shared.drops["replayed"] += 1
+                        run_count = 0
+                        continue
+                    run_first, run_count, run_eliciting = number, 1, False
+                opened += 1
+                kind = plain[at] if size else 0
+                if (kind == _STREAM or kind == _STREAM_FIN) and size >= frames.STREAM_SIZE:
+                    _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
+                    if length == size - frames.STREAM_SIZE:
+                        body = plain[at + frames.STREAM_SIZE : at + size]
+                        if stream == self._run_stream and offset == self._run_end and not self._run_fin:
+                            self._run.append(body)
+                            self._run_end += length
+                        else:
+                            self._flush_run(now)
+                            self._run_stream, self._run_offset, self._run_end = stream, offset, offset + length
+                            self._run.append(body)
+                        if kind == _STREAM_FIN:
+                            self._run_fin = True
+                        at += size
+                        run_eliciting = acted = True
+                        continue
+                eliciting, active = self._frames(now, key, plain, at, at + size)
+                run_eliciting |= eliciting
+                acted |= active
+                at += size
+        except MalformedPacket as error:
+            raise PeerError(f"the peer sent a frame that does not parse: {error}") from error
+        finally:
+            if run_count:
+                self._note(run_first, run_count, run_eliciting, now)
+        self._flush_run(now)
+        if opened:
+            shared.packets_received += opened
+            shared.bytes_received += position - start
+            assert keypair is not None
+            self._heard(now, key, keypair, acted and shared.replay.highest > highest_before)
+        return position
+
+    # 2
+
+    def _note(self, first: int, count: int, eliciting: bool, now: Instant) -> None:
+        self._shared.replay.accept_run(first, count)
+        self._shared.acks.on_packets(first, count, eliciting, now)
+
+    # 4
+
+    def _flush_run(self, now: Instant) -> None:
+        """Give the gathered run to its stream as one piece."""
+        if not self._run:
+            return
+        run, self._run = self._run, []
+        stream_id, fin = self._run_stream, self._run_fin
+        self._run_stream, self._run_fin = -1, False
+        self._stream_data(now, stream_id, self._run_offset, bytes(run[0]) if len(run) == 1 else b"".join(run), fin)
+
+    def _stream_data(self, now: Instant, number: int, offset: int, data: bytes, fin: bool) -> None:
+        shared = self._shared
+        if not self._opens(number):
+            return
+        stream_id = StreamId(number)
+        stream = shared.streams.receiving[stream_id]
+        window = shared.streams.receive_window
+        before = stream.read_offset
+        grown = stream.receive(offset, data, fin)
+        if grown:
+            window_used = self._connection_highest(grown)
+            if window_used > window.limit:
+                raise PeerError(f"{window_used} bytes sent on all streams, {window.limit} granted")
+        if stream.read_offset != before:  # nobody reads it any more: what came counts as read
+            self.consumed(now, stream_id, stream.read_offset - before)
+        shared.readable(stream_id)
+        if stream.is_done:
+            shared.forget_if_done(stream_id)
+
+    def _connection_highest(self, grown: int) -> int:
+        """What the peer has sent on all streams together, after `grown` more bytes."""
+        self._received_in_all += grown
+        return self._received_in_all
+
+    def consumed(self, now: Instant, stream_id: StreamId, count: int) -> None:
+        """The application took `count` bytes of a stream, or they were thrown away: return the credit."""
+        shared = self._shared
+        rtt = shared.paths.current.recovery.rtt.smoothed_rtt
+        stream = shared.streams.receiving.get(stream_id)
+        if stream is not None and stream.window.consume(count, now, rtt) and not stream.is_done:
+            shared.control.max_stream_data.add(stream_id)
+        if shared.streams.receive_window.consume(count, now, rtt):
+            shared.control.max_data = True
+
+    def _opens(self, number: int) -> bool:
+        """Make sure the stream that a frame names exists; False if it is over and the frame is late."""
+        opened = self._shared.streams.accept(number)
+        if opened is None:
+            return False
+        for stream_id in opened:
+            self._shared.events.append(StreamOpened(stream_id))
+        return StreamId(number) in self._shared.streams.receiving
+
+    # 3
+
+    def _frames(self, now: Instant, key: PathKey, plain: memoryview, at: int, end: int) -> tuple[bool, bool]:
+        """All frames of one packet.  Returns whether it is ack-eliciting, and whether it was more than a probe."""
+        shared = self._shared
+        streams = shared.streams
+        eliciting = active = False
+        while at < end:
+            kind = plain[at]
+            if kind == Frame.PADDING:
+                at = end if not any(plain[at:end]) else at + 1
+                continue
+            if kind == Frame.PATH_CHALLENGE:
+                (_, data), at = _unpack(frames.PATH, plain, at, end)
+                shared.paths.respond(key, data)
+                if key not in shared.paths.known:
+                    shared.events.append(PathProbed(key))
+                continue
+            if kind == Frame.PATH_RESPONSE:
+                (_, data), at = _unpack(frames.PATH, plain, at, end)
+                self._path_response(now, data)
+                continue
+            active = True
+            if kind == Frame.ACK:
+                ranges, delay, at = frames.decode_ack(plain, at, end)
+                self._ack(now, ranges, delay)
+                continue
+            if kind == Frame.CLOSE:
+                code, text, at = frames.decode_close(plain, at, end)
+                self.peer_close = (code, text)
+                continue
+            eliciting = True
+            if kind == Frame.PING:
+                at += 1
+            elif kind in (Frame.STREAM, Frame.STREAM_FIN):
+                (_, number, offset, length), at = _unpack(frames.STREAM, plain, at, end)
+                if length > end - at:
+                    raise MalformedPacket("STREAM: cut short")
+                if self._run:
+                    self._flush_run(now)
+                self._stream_data(now, number, offset, bytes(plain[at : at + length]), kind == Frame.STREAM_FIN)
+                at += length
+            elif kind == Frame.DATAGRAM:
+                (_, flow, identifier, index, count, length), at = _unpack(frames.DATAGRAM, plain, at, end)
+                if length > end - at:
+                    raise MalformedPacket("DATAGRAM: cut short")
+                self._datagram(now, flow, identifier, index, count, bytes(plain[at : at + length]))
+                at += length
+            elif kind == Frame.MAX_DATA:
+                (_, limit), at = _unpack(frames.MAX_DATA, plain, at, end)
+                streams.raise_credit(limit)
+            elif kind == Frame.MAX_STREAM_DATA:
+                (_, number, limit), at = _unpack(frames.MAX_STREAM_DATA, plain, at, end)
+                sender = streams.sending.get(StreamId(number)) if self._opens(number) else None
+                if sender is not None and limit > sender.limit:
+                    sender.limit = limit
+                    if sender.has_work():
+                        streams.scheduler.wake(sender)
+            elif kind == Frame.MAX_STREAMS:
+                (_, limit), at = _unpack(frames.MAX_DATA, plain, at, end)
+                streams.peer_max_streams = max(streams.peer_max_streams, limit)
+            elif kind == Frame.RESET:
+                (_, number, code, final_size), at = _unpack(frames.RESET, plain, at, end)
+                self._flush_run(now)
+                self._reset(now, number, code, final_size)
+            elif kind == Frame.STOP_SENDING:
+                (_, number, code), at = _unpack(frames.STOP_SENDING, plain, at, end)
+                self._stop(number, code)
+            else:
+                raise MalformedPacket(f"unknown frame {kind:#04x}")
+        return eliciting, active
+
+    def _datagram(self, now: Instant, flow: int, identifier: int, index: int, count: int, data: bytes) -> None:
+        shared = self._shared
+        whole: bytes | None = data
+        if count != 1:
+            whole = shared.rejoiner.add(now, flow, identifier, index, count, data)
+            if whole is None:
+                return
+        if shared.received_datagram_bytes > MAX_UNREAD_DATAGRAM_BYTES:
+            shared.drops["datagram not taken by the application"] += 1
+            return
+        if not shared.received_datagrams:
+            shared.events.append(DatagramsReceived())
+        shared.received_datagrams.append((flow, whole or b""))
+        shared.received_datagram_bytes += len(data) + 64
+
+    def _reset(self, now: Instant, number: int, code: int, final_size: int) -> None:
+        shared = self._shared
+        if number == 0 or not self._opens(number):
+            return
+        stream_id = StreamId(number)
+        stream = shared.streams.receiving[stream_id]
+        unread = stream.highest - stream.read_offset
+        known = stream.reset_code
+        grown = stream.reset(code, final_size)
+        if self._connection_highest(grown) > shared.streams.receive_window.limit:
+            raise PeerError("RESET: its final size is beyond the connection's credit")
+        if stream.reset_code is not None and known is None:
+            self.consumed(now, stream_id, unread + grown)
+            shared.events.append(StreamReset(stream_id, code))
+        shared.forget_if_done(stream_id)
+
+    def _stop(self, number: int, code: int) -> None:
+        shared = self._shared
+        if number == 0 or not self._opens(number):
+            return
+        sender = shared.streams.sending.get(StreamId(number))
+        if sender is not None and not sender.is_done and sender.reset_code is None:
+            sender.reset(code)
+            shared.control.resets.add(sender.stream_id)
+            shared.events.append(StreamStopped(sender.stream_id, code))
+
+    def _path_response(self, now: Instant, data: bytes) -> None:
+        """A challenge of ours was answered; which path to use is chosen when the batch is done."""
+        found = self._shared.paths.on_response(now, data)
+        if found is None:
+            self._shared.drops["stale path response"] += 1
+            return
+        path, rtt, news = found
+        path.recovery.rtt.update(rtt, Seconds(0.0), now)
+        if news or path is not self._shared.paths.current:
+            self._shared.events.append(PathValidated(path.key, path.kind, rtt))
+
+    def _ack(self, now: Instant, ranges: list[tuple[int, int]], delay: float) -> None:
+        """Settle what the peer has, path by path.  Raises PeerError on an ACK of what was never sent (RFC 9000 §13.1)."""
+        shared = self._shared
+        if ranges[0][1] >= shared.next_number:
+            raise PeerError("the peer acknowledged a packet that was never sent")
+        ack_delay = Seconds(min(delay, MAX_ACK_DELAY))
+        for path in shared.paths.known.values():
+            recovery = path.recovery
+            if not recovery.bytes_in_flight and not len(recovery.ring):
+                continue
+            result = recovery.on_ack(ranges, ack_delay, now)
+            for burst, mask in result.acked:
+                shared.content_acked(burst.content, mask, burst.count)
+                if path.in_doubt_since is not None and burst.sent_at >= path.in_doubt_since:
+                    path.trust()
+            for burst, mask in result.spurious:
+                shared.content_acked(burst.content, mask, burst.count)
+            for burst, mask in result.lost:
+                shared.content_lost(burst.content, mask, burst.count)
+            if result.acked:
+                path.pacer.set_rate(recovery.pacing_rate(), now)
+        pruned = shared.unacknowledged_acks
+        while pruned and pruned[0][0] <= ranges[0][1]:
+            number, largest = pruned.popleft()
+            if any(low <= number <= high for low, high in ranges):
+                shared.acks.prune(largest - 2048)
+
+    # 5
+
+    def _heard(self, now: Instant, key: PathKey, keypair: Keypair, newest: bool) -> None:
+        shared = self._shared
+        shared.last_heard = now
+        if shared.keys.authenticated(keypair, now):
+            shared.control.ping = True
+        path = shared.paths.known.get(key)
+        if path is None:
+            if newest:  # a path we do not know yet: never trusted, but worth a challenge
+                shared.events.append(PathProbed(key))
+            return
+        path.last_heard = now
+        if newest and path is not shared.paths.answering:
+            shared.paths.answering = path
+            if path is not shared.paths.current and path.kind is PathKind.RELAY:
+                shared.paths.current.verify(now)  # the peer left our path: does it still work?
+
+
+def _unpack(layout: Struct, plain: memoryview, at: int, end: int) -> tuple[tuple[Any, ...], int]:
+    after = at + layout.size
+    if after > end:
+        raise MalformedPacket("a frame is cut short")
+    return layout.unpack_from(plain, at), after

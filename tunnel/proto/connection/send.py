@@ -1,0 +1,402 @@
+"""Outbound flow of a connection, in the order a datagram goes through:
+
+1. probes (PATH_CHALLENGE, PATH_RESPONSE): where they are asked for, past window and pacer
+2. an ACK alone, on the path the newest data came from, when that is not the one we send on
+3. how much may leave: window and pacer of the current path, or a probe that a timeout earned
+4. filling: a mixed packet (ACK, control, small things), then a burst of equal datagrams of one stream or of DATAGRAMs
+5. sealing, each packet once, straight into the caller's buffer; one record for the burst
+
+The functions stand in this order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tunnel.proto.connection.events import PathKind
+from tunnel.proto.connection.paths import Path
+from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
+from tunnel.proto.packet import frames
+from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM_SIZE, Frame
+from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NONCE_PREFIX, OVERHEAD, TAG_SIZE, TRANSPORT
+from tunnel.proto.recovery.sent import SentBurst
+from tunnel.proto.stream.streams import CONTROL_STREAM
+from tunnel.units import Instant, PathKey, Transmit
+
+SMALLEST_DATAGRAM: Final = 28  # bytes of frames in a probe: what is sent looks no different from a small packet
+_ACK_ROOM: Final = frames.ack_size(frames.MAX_ACK_RANGES + 1)
+_HEADER_AND_STREAM = frames.HEADER_AND_STREAM
+
+
+class Sender:
+    """Fills one buffer a call with one burst for one address."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.blocked = False  # something waits for the window or the pacer of the current path
+        self.pacing_until: Instant | None = None
+
+    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        """The next burst, or None.  `out` has room for MAX_BURST bytes and is overwritten."""
+        view = memoryview(out)
+        shared = self._shared
+        self.pacing_until = None
+        self.blocked = False
+        if shared.paths.probes:
+            return self._probe(now, view)
+        paths = shared.paths
+        current = paths.current
+        if paths.answering is not current and shared.acks.due(now):
+            size = self._mixed(now, paths.answering, view, 0, may_send=False)
+            if size:
+                return Transmit(paths.answering.key.socket_id, paths.answering.key.remote, size, view[:size])
+        for path in paths.known.values():
+            if path.probes_owed:
+                path.probes_owed -= 1
+                size = self._mixed(now, path, view, 0, may_send=True, must_elicit=True)
+                return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
+        return self._burst(now, current, view)
+
+    # 1
+
+    def _probe(self, now: Instant, view: memoryview) -> Transmit:
+        probe = self._shared.paths.probes.popleft()
+        start = len(probe.key.prefix) + HEADER_SIZE
+        kind = Frame.PATH_CHALLENGE if probe.is_challenge else Frame.PATH_RESPONSE
+        frames.PATH.pack_into(view, start, kind, probe.data)
+        position = start + frames.PATH.size
+        view[position : start + SMALLEST_DATAGRAM] = bytes(start + SMALLEST_DATAGRAM - position)
+        size = self._seal(probe.key, view, 0, start + SMALLEST_DATAGRAM)
+        path = self._shared.paths.known.get(probe.key)
+        if path is not None:
+            path.last_sent = now
+        return Transmit(probe.key.socket_id, probe.key.remote, size, view[:size], probe.ttl)
+
+    def close_packet(self, out: bytearray, code: int, text: str) -> Transmit:
+        """A CLOSE on the current path; not acknowledged, the caller repeats it to whoever still talks."""
+        view = memoryview(out)
+        key = self._shared.paths.current.key
+        start = len(key.prefix) + HEADER_SIZE
+        body = frames.encode_close(code, text)
+        view[start : start + len(body)] = body
+        size = self._seal(key, view, 0, start + len(body))
+        return Transmit(key.socket_id, key.remote, size, view[:size])
+
+    # 3, 4
+
+    def _burst(self, now: Instant, path: Path, view: memoryview) -> Transmit | None:
+        shared = self._shared
+        mtu = path.mtu
+        wants = self._wants(path)
+        ack_due = shared.acks.due(now)
+        if not wants:
+            if not ack_due:
+                return None
+            size = self._mixed(now, path, view, 0, may_send=False)
+            return Transmit(path.key.socket_id, path.key.remote, size, view[:size]) if size else None
+        room = path.recovery.inflight_limit(shared.peer_receive_buffer) - path.recovery.bytes_in_flight
+        if room >= mtu:
+            paced = path.pacer.budget(now)
+            if paced < mtu:
+                room = 0
+                self.pacing_until = path.pacer.next_at(now, path.pacer.quantum)
+            elif paced < room:
+                room = paced
+        if room < mtu:
+            self.blocked = True
+            shared.datagrams.drop_stale(now)
+            if not ack_due:
+                return None
+            size = self._mixed(now, path, view, 0, may_send=False)
+            return Transmit(path.key.socket_id, path.key.remote, size, view[:size]) if size else None
+
+        position = 0
+        segments = min(room // mtu, MAX_SEGMENTS, MAX_BURST // mtu)
+        if ack_due or shared.control or shared.acks.owes:
+            position = self._mixed(now, path, view, 0, may_send=True)
+            if position != mtu or segments == 1:
+                return Transmit(path.key.socket_id, path.key.remote, position, view[:position]) if position else None
+            segments -= 1
+        first = mtu if position else 0
+        if shared.datagrams:
+            end, first = self._datagram_burst(now, path, view, position, segments, first)
+        else:
+            end = self._stream_burst(now, path, view, position, segments)
+            first = mtu
+            if end == position:  # too little for a burst of one stream: several small things in one packet
+                end += self._mixed(now, path, view, position, may_send=True)
+                first = first if position else end
+        if end == 0:
+            return None
+        return Transmit(path.key.socket_id, path.key.remote, first, view[:end])
+
+    def _wants(self, path: Path) -> bool:
+        """Whether anything waits that window and pacer may hold back."""
+        shared = self._shared
+        if shared.control or shared.datagrams:
+            return True
+        stream = shared.streams.head()
+        if stream is None:
+            return False
+        return not self._relay_forbidden(path) or shared.streams.sending[CONTROL_STREAM].has_work()
+
+    def _relay_forbidden(self, path: Path) -> bool:
+        """Under the policy `direct` the relay carries the control stream only: candidates must cross it."""
+        return path.kind is PathKind.RELAY and self._shared.paths.policy == "direct"
+
+    def _stream_burst(self, now: Instant, path: Path, view: memoryview, position: int, segments: int) -> int:
+        """Fill equal datagrams with bytes of the stream whose turn it is; returns the end, `position` if there is too little.
+
+        This is the hot loop: per packet one struct call, one copy out of the ring, one sealing in place.
+        """
+        shared = self._shared
+        scheduler = shared.streams.scheduler
+        stream = shared.streams.head()
+        if stream is None or self._relay_forbidden(path):
+            return position
+        step = path.capacity - STREAM_SIZE
+        turn = -(-scheduler.allowance(stream) // step)
+        credit = shared.streams.send_credit
+        offset, length, fin, new = stream.next_range(min(segments, turn) * step, credit.available)
+        if length < step:
+            return position
+        if new:
+            if length % step:  # leave the short tail for a packet that it shares with others
+                length -= length % step
+                fin = False
+            credit.used += length
+        count = -(-length // step)
+        first_number = shared.next_number
+        prefix = path.key.prefix
+        keypair = shared.keys.current
+        index = keypair.remote_index
+        seal = keypair.send.encrypt_into
+        pack = _HEADER_AND_STREAM.pack_into
+        ring, mask = stream.contiguous
+        ring_size = mask + 1
+        frame = Frame.STREAM.value
+        stream_id = stream.stream_id
+        number = first_number
+        at = position
+        stop = offset + length
+        skip = len(prefix)
+        body = HEADER_SIZE + STREAM_SIZE
+        while offset < stop:
+            size = stop - offset
+            if size > step:
+                size = step
+            elif fin:
+                frame = Frame.STREAM_FIN.value
+            if skip:
+                view[at : at + skip] = prefix
+                at += skip
+            pack(view, at, TRANSPORT, index, number, frame, stream_id, offset, size)
+            start = at + body
+            end = start + size
+            low = offset & mask
+            high = low + size
+            if high <= ring_size:
+                view[start:end] = ring[low:high]
+            else:
+                stream.copy_to(view, start, offset, size)
+            sealed = at + HEADER_SIZE
+            seal(NONCE_PREFIX + number.to_bytes(8, "big"), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
+            at = end + TAG_SIZE
+            number += 1
+            offset += size
+        stream.mark_sent(stop - length, length, fin, new)
+        scheduler.charge(stream, length)
+        last = at - position - (count - 1) * path.mtu
+        content = BulkRun(stream, stop - length, length, step, fin)
+        self._account(now, path, count, path.mtu, last, content, eliciting=True)
+        return at
+
+    def _datagram_burst(
+        self, now: Instant, path: Path, view: memoryview, position: int, segments: int, size: int
+    ) -> tuple[int, int]:
+        """Fill datagrams with queued DATAGRAMs, one each while they are of one size; returns the end and the segment size."""
+        shared = self._shared
+        queue = shared.datagrams
+        room = path.capacity - DATAGRAM_SIZE
+        start = position
+        count = 0
+        while queue and count < segments:
+            head = min(queue.head_size(), room)
+            sealed = len(path.key.prefix) + DATAGRAM_SIZE + head + OVERHEAD
+            if head <= room // 2 or (size and sealed > size):
+                break
+            fragment = queue.next_fragment(room)
+            if fragment is None:
+                shared.drops["datagram too large"] += 1
+                continue
+            flow, identifier, index, total, data = fragment
+            at = position + len(path.key.prefix) + HEADER_SIZE
+            frames.DATAGRAM.pack_into(view, at, Frame.DATAGRAM, flow, identifier, index, total, len(data))
+            end = at + DATAGRAM_SIZE + len(data)
+            view[at + DATAGRAM_SIZE : end] = data
+            position += self._seal(path.key, view, position, end)
+            count += 1
+            if not size:
+                size = sealed
+            elif sealed < size:
+                break
+        if count:
+            last = position - start - (count - 1) * size
+            self._account(now, path, count, size, last, None, eliciting=True)
+            return position, size
+        if queue and position == 0:
+            end = self._mixed(now, path, view, 0, may_send=True)
+            return end, end
+        return position, size
+
+    def _mixed(
+        self, now: Instant, path: Path, view: memoryview, position: int, *, may_send: bool, must_elicit: bool = False
+    ) -> int:
+        """One packet of everything small, at `position`; returns its size, 0 if there was nothing to say.
+
+        Without `may_send` it is an ACK only.  `must_elicit` adds a PING if nothing else asks for an answer.
+        """
+        shared = self._shared
+        start = at = position + len(path.key.prefix) + HEADER_SIZE
+        limit = start + path.capacity
+        largest = -1
+        if shared.acks.largest >= 0 and (shared.acks.owes or shared.acks.due(now)):
+            ranges = shared.acks.build_ranges()
+            at = frames.encode_ack(view, at, ranges, shared.acks.ack_delay(now), min(_ACK_ROOM, limit - at))
+            largest = ranges[0][1]
+            shared.acks.on_ack_sent(now)
+        items: list[Any] = []
+        eliciting = False
+        if may_send:
+            before = at
+            at = self._control_frames(view, at, limit, items)
+            at = self._small_datagrams(view, at, limit)
+            at = self._stream_chunks(path, view, at, limit, items)
+            if (at == before and must_elicit) or (shared.acks.wants_pruning and at == before and largest >= 0):
+                view[at] = Frame.PING
+                at += 1
+            eliciting = at > before
+        if at == start:
+            return 0
+        if largest >= 0 and eliciting:
+            shared.unacknowledged_acks.append((shared.next_number, largest))
+        size = self._seal(path.key, view, position, at)
+        self._account(now, path, 1, size, size, items or None, eliciting=eliciting)
+        return size
+
+    def _control_frames(self, view: memoryview, at: int, limit: int, items: list[Any]) -> int:
+        control = self._shared.control
+        if not control:
+            return at
+        streams = self._shared.streams
+        if control.ping and at + 1 <= limit:
+            control.ping = False
+            view[at] = Frame.PING
+            at += 1
+        if control.max_data and at + frames.MAX_DATA.size <= limit:
+            control.max_data = False
+            frames.MAX_DATA.pack_into(view, at, Frame.MAX_DATA, streams.receive_window.limit)
+            at += frames.MAX_DATA.size
+            items.append(CreditSent(None))
+        if control.max_streams and at + frames.MAX_DATA.size <= limit:
+            control.max_streams = False
+            frames.MAX_DATA.pack_into(view, at, Frame.MAX_STREAMS, streams.max_streams)
+            at += frames.MAX_DATA.size
+            items.append(CreditSent(None))
+        while control.resets and at + frames.RESET.size <= limit:
+            sender = streams.sending.get(control.resets.pop())
+            if sender is not None and sender.reset_code is not None and not sender.is_done:
+                frames.RESET.pack_into(view, at, Frame.RESET, sender.stream_id, sender.reset_code, sender.final_size)
+                at += frames.RESET.size
+                items.append(ResetSent(sender))
+        while control.stops and at + frames.STOP_SENDING.size <= limit:
+            receiver = streams.receiving.get(control.stops.pop())
+            if receiver is not None and receiver.stop_code is not None:
+                frames.STOP_SENDING.pack_into(view, at, Frame.STOP_SENDING, receiver.stream_id, receiver.stop_code)
+                at += frames.STOP_SENDING.size
+                items.append(StopSent(receiver.stream_id))
+        while control.max_stream_data and at + frames.MAX_STREAM_DATA.size <= limit:
+            receiver = streams.receiving.get(control.max_stream_data.pop())
+            if receiver is not None and not receiver.is_done:
+                frames.MAX_STREAM_DATA.pack_into(view, at, Frame.MAX_STREAM_DATA, receiver.stream_id, receiver.window.limit)
+                at += frames.MAX_STREAM_DATA.size
+                items.append(CreditSent(receiver.stream_id))
+        return at
+
+    def _small_datagrams(self, view: memoryview, at: int, limit: int) -> int:
+        queue = self._shared.datagrams
+        while queue and at + DATAGRAM_SIZE + queue.head_size() <= limit:
+            fragment = queue.next_fragment(queue.head_size())
+            if fragment is None:
+                self._shared.drops["datagram too large"] += 1
+                continue
+            flow, identifier, index, total, data = fragment
+            frames.DATAGRAM.pack_into(view, at, Frame.DATAGRAM, flow, identifier, index, total, len(data))
+            at += DATAGRAM_SIZE
+            view[at : at + len(data)] = data
+            at += len(data)
+        return at
+
+    def _stream_chunks(self, path: Path, view: memoryview, at: int, limit: int, items: list[Any]) -> int:
+        streams = self._shared.streams
+        only_control = self._relay_forbidden(path)
+        while limit - at > STREAM_SIZE:
+            stream = streams.head()
+            if only_control:
+                stream = streams.sending[CONTROL_STREAM]
+                if not stream.has_work():
+                    break
+            if stream is None:
+                break
+            offset, length, fin, new = stream.next_range(limit - at - STREAM_SIZE, streams.send_credit.available)
+            if not length and not fin:
+                break
+            kind = Frame.STREAM_FIN if fin else Frame.STREAM
+            frames.STREAM.pack_into(view, at, kind, stream.stream_id, offset, length)
+            at += STREAM_SIZE
+            if length:
+                stream.copy_to(view, at, offset, length)
+                at += length
+            stream.mark_sent(offset, length, fin, new)
+            if new:
+                streams.send_credit.used += length
+            if not only_control:
+                streams.scheduler.charge(stream, length + STREAM_SIZE)
+            items.append(StreamChunk(stream, offset, length, fin))
+        return at
+
+    # 5
+
+    def _seal(self, key: PathKey, view: memoryview, position: int, end: int) -> int:
+        """Seal the frames that end at `end` of the datagram that begins at `position`; returns the datagram's size."""
+        shared = self._shared
+        keypair = shared.keys.current
+        number = shared.next_number
+        prefix = key.prefix
+        at = position + len(prefix)
+        view[position:at] = prefix
+        HEADER.pack_into(view, at, TRANSPORT, keypair.remote_index, number)
+        sealed = at + HEADER_SIZE
+        nonce = NONCE_PREFIX + number.to_bytes(8, "big")
+        keypair.send.encrypt_into(nonce, view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
+        shared.next_number = number + 1
+        keypair.sent_packets += 1
+        size = end + TAG_SIZE - position
+        shared.packets_sent += 1
+        shared.bytes_sent += size
+        return size
+
+    def _account(self, now: Instant, path: Path, count: int, size: int, last: int, content: object, *, eliciting: bool) -> None:
+        """File the burst that was just sealed; its packets have the numbers up to `next_number`."""
+        shared = self._shared
+        if type(content) is BulkRun:  # _stream_burst seals by itself
+            shared.next_number += count
+            shared.keys.current.sent_packets += count
+            shared.packets_sent += count
+            shared.bytes_sent += size * (count - 1) + last
+        path.last_sent = now
+        if not eliciting:
+            return
+        burst = SentBurst(shared.next_number - count, count, size, last, now, content, path=path.number)
+        path.recovery.on_sent(burst, now)
+        path.pacer.consume(burst.total)

@@ -1,0 +1,223 @@
+"""What the sending and the receiving half of one connection both touch."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamReadable, StreamWritable
+from tunnel.proto.connection.keyring import Keyring
+from tunnel.proto.connection.paths import Path, Paths
+from tunnel.proto.crypto.keys import Keypair
+from tunnel.proto.crypto.replay import ReplayWindow
+from tunnel.proto.recovery.acks import AckTracker
+from tunnel.proto.stream.datagrams import DatagramQueue, Rejoiner
+from tunnel.proto.stream.send import SendStream
+from tunnel.proto.stream.streams import Streams
+from tunnel.proto.trace import Drops, Trace
+from tunnel.units import Instant, PathKey, StreamId
+
+
+class Control:
+    """Frames that must arrive and carry no stream bytes: what is to be said, not its bytes, so that it is said as of now."""
+
+    __slots__ = ("max_data", "max_stream_data", "max_streams", "ping", "resets", "stops")
+
+    def __init__(self) -> None:
+        self.ping = False
+        self.max_data = False
+        self.max_streams = False
+        self.max_stream_data: set[StreamId] = set()
+        self.resets: set[StreamId] = set()
+        self.stops: set[StreamId] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self.ping or self.max_data or self.max_streams or self.max_stream_data or self.resets or self.stops)
+
+
+class Shared:
+    """One connection's state, composed of the rooms' values.  `send.py` and `receive.py` work on it; `connection.py` owns it."""
+
+    def __init__(
+        self,
+        *,
+        is_initiator: bool,
+        keypair: Keypair,
+        peer_receive_buffer: int,
+        path: PathKey,
+        path_kind: PathKind,
+        now: Instant,
+        rng: random.Random,
+        trace: Trace | None,
+    ) -> None:
+        self.is_initiator = is_initiator
+        self.keys = Keyring(keypair, now)
+        self.peer_receive_buffer = peer_receive_buffer  # bytes the peer's socket holds
+        self.paths = Paths(path, path_kind, now, rng)
+        self.replay = ReplayWindow()
+        self.acks = AckTracker()
+        self.streams = Streams(is_initiator=is_initiator)
+        self.datagrams = DatagramQueue()
+        self.rejoiner = Rejoiner()
+        self.received_datagrams: deque[tuple[int, bytes]] = deque()
+        self.received_datagram_bytes = 0
+        self.control = Control()
+        self.events: deque[ConnectionEvent] = deque()
+        self.drops = Drops()
+        self.trace = trace
+        self.next_number = 0  # of the next packet we seal, over all keys and paths
+        self.unacknowledged_acks: deque[tuple[int, int]] = deque(maxlen=64)  # (our packet, largest it acknowledged)
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.packets_sent = 0
+        self.packets_received = 0
+        self.packets_lost = 0
+        self.last_heard = now
+
+    def readable(self, stream_id: StreamId) -> None:
+        """Announce a stream once until the application reads it."""
+        stream = self.streams.receiving[stream_id]
+        if not stream.announced and stream.is_readable:
+            stream.announced = True
+            self.events.append(StreamReadable(stream_id))
+
+    def settled(self, stream: SendStream) -> None:
+        """Bytes of `stream` were acknowledged: its writer may go on."""
+        if stream.wants_space or stream.is_done:
+            stream.wants_space = False
+            self.events.append(StreamWritable(stream.stream_id))
+        if stream.is_done:
+            self.forget_if_done(stream.stream_id)
+
+    def forget_if_done(self, stream_id: StreamId) -> None:
+        if self.streams.forget_if_done(stream_id):
+            self.control.max_streams = True
+
+    # what the datagrams carried
+
+    def content_acked(self, content: object, mask: int, count: int) -> None:
+        """The packets in `mask` of a burst of `count` arrived."""
+        if type(content) is BulkRun:
+            content.settle(mask, count, self, acked=True)
+        elif content is not None:
+            for item in content:  # type: ignore[attr-defined]  # a list of items, see send.py
+                item.acked(self)
+
+    def content_lost(self, content: object, mask: int, count: int) -> None:
+        """The packets in `mask` of a burst of `count` are lost; what they carried is sent again if it still matters."""
+        self.packets_lost += mask.bit_count()
+        if type(content) is BulkRun:
+            content.settle(mask, count, self, acked=False)
+        elif content is not None:
+            for item in content:  # type: ignore[attr-defined]
+                item.lost(self)
+
+    def path_for(self, key: PathKey) -> Path | None:
+        return self.paths.known.get(key)
+
+
+class BulkRun:
+    """A run of stream bytes over a run of packets, `step` bytes each but the last."""
+
+    __slots__ = ("fin", "length", "offset", "step", "stream")
+
+    def __init__(self, stream: SendStream, offset: int, length: int, step: int, fin: bool) -> None:
+        self.stream = stream
+        self.offset = offset
+        self.length = length
+        self.step = step
+        self.fin = fin
+
+    def settle(self, mask: int, count: int, shared: Shared, *, acked: bool) -> None:
+        stream = self.stream
+        tell = stream.on_acked if acked else stream.on_lost
+        if mask == (1 << count) - 1:
+            tell(self.offset, self.length, self.fin)
+        else:
+            first = 0
+            while mask:
+                skip = (mask & -mask).bit_length() - 1
+                mask >>= skip
+                first += skip
+                run = (~mask & (mask + 1)).bit_length() - 1  # how many ones stand at the low end
+                start = first * self.step
+                tell(self.offset + start, min(run * self.step, self.length - start), self.fin and first + run == count)
+                mask >>= run
+                first += run
+        if acked:
+            shared.settled(stream)
+        elif stream.has_work():
+            shared.streams.scheduler.wake(stream)
+
+
+class StreamChunk:
+    """Stream bytes in a packet that holds other things too."""
+
+    __slots__ = ("fin", "length", "offset", "stream")
+
+    def __init__(self, stream: SendStream, offset: int, length: int, fin: bool) -> None:
+        self.stream = stream
+        self.offset = offset
+        self.length = length
+        self.fin = fin
+
+    def acked(self, shared: Shared) -> None:
+        self.stream.on_acked(self.offset, self.length, self.fin)
+        shared.settled(self.stream)
+
+    def lost(self, shared: Shared) -> None:
+        self.stream.on_lost(self.offset, self.length, self.fin)
+        if self.stream.has_work():
+            shared.streams.scheduler.wake(self.stream)
+
+
+class ResetSent:
+    """A RESET of our sending half."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: SendStream) -> None:
+        self.stream = stream
+
+    def acked(self, shared: Shared) -> None:
+        self.stream.on_reset_acked()
+        shared.settled(self.stream)
+
+    def lost(self, shared: Shared) -> None:
+        if not self.stream.is_done:
+            shared.control.resets.add(self.stream.stream_id)
+
+
+class StopSent:
+    """A STOP_SENDING for the peer's sending half."""
+
+    __slots__ = ("stream_id",)
+
+    def __init__(self, stream_id: StreamId) -> None:
+        self.stream_id = stream_id
+
+    def acked(self, shared: Shared) -> None:
+        pass
+
+    def lost(self, shared: Shared) -> None:
+        stream = shared.streams.receiving.get(self.stream_id)
+        if stream is not None and not stream.is_done:
+            shared.control.stops.add(self.stream_id)
+
+
+class CreditSent:
+    """MAX_DATA, MAX_STREAMS (`stream_id` None) or MAX_STREAM_DATA: when lost, the newest limit is said again."""
+
+    __slots__ = ("stream_id",)
+
+    def __init__(self, stream_id: StreamId | None) -> None:
+        self.stream_id = stream_id
+
+    def acked(self, shared: Shared) -> None:
+        pass
+
+    def lost(self, shared: Shared) -> None:
+        if self.stream_id is None:
+            shared.control.max_data = shared.control.max_streams = True
+        elif self.stream_id in shared.streams.receiving:
+            shared.control.max_stream_data.add(self.stream_id)

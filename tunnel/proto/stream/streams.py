@@ -1,0 +1,180 @@
+"""All streams of one connection: who exists, who may be opened, and who writes next."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from tunnel.errors import PeerError, TunnelError
+from tunnel.proto.stream.flow import CONNECTION_WINDOW, INITIAL_STREAM_WINDOW, MAX_STREAMS, ReceiveWindow, SendCredit
+from tunnel.proto.stream.receive import ReceiveStream
+from tunnel.proto.stream.send import SMALLEST_RING, SendStream
+from tunnel.units import StreamId
+
+CONTROL_STREAM: Final = StreamId(0)  # open from the start, both ways
+QUANTUM: Final = 32 * 1024  # bytes a stream may send before the next one's turn
+LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: as much as MAX_STREAM_WINDOW
+RINGS_IN_ALL: Final = 64 * 1024 * 1024  # bytes that all rings share; each gets its part
+
+
+class StreamLimitError(TunnelError):
+    """The peer allows no further streams right now; wait for one to end."""
+
+
+class Scheduler:
+    """Who writes next: deficit round robin that serves a stream which just woke before those that are always busy.
+
+    So a keystroke does not wait behind bulk.  Source: fq_codel (RFC 8290 §4.2), without its queues' CoDel.
+    """
+
+    __slots__ = ("_credit", "_new", "_old")
+
+    def __init__(self) -> None:
+        self._new: deque[SendStream] = deque()
+        self._old: deque[SendStream] = deque()
+        self._credit: dict[StreamId, int] = {}
+
+    def wake(self, stream: SendStream) -> None:
+        if not stream.scheduled:
+            stream.scheduled = True
+            self._credit[stream.stream_id] = QUANTUM
+            self._new.append(stream)
+
+    def __bool__(self) -> bool:
+        return bool(self._new or self._old)
+
+    def head(self, may_send_new: bool) -> SendStream | None:
+        """The stream whose turn it is, of those that have work; `may_send_new` says that the connection has credit.
+
+        A stream without work leaves the round until it is woken again.
+        """
+        while True:
+            if self._new:
+                queue = self._new
+            elif self._old:
+                queue = self._old
+            else:
+                return None
+            stream = queue[0]
+            if stream.has_work(may_send_new):
+                if self._credit[stream.stream_id] > 0:
+                    return stream
+                self._credit[stream.stream_id] += QUANTUM
+                queue.popleft()
+                self._old.append(stream)
+            else:
+                queue.popleft()
+                if queue is self._new and self._old:
+                    self._old.append(stream)  # one round as an old one, so that waking often does not starve the others
+                else:
+                    stream.scheduled = False
+                    del self._credit[stream.stream_id]
+
+    def charge(self, stream: SendStream, count: int) -> None:
+        self._credit[stream.stream_id] -= max(count, 1)
+
+    def allowance(self, stream: SendStream) -> int:
+        """Bytes it may send in this turn; all there is when nobody else waits."""
+        if len(self._new) + len(self._old) == 1:
+            return 1 << 30
+        return self._credit[stream.stream_id]
+
+
+class Streams:
+    """The streams by id, with the connection's credit both ways.  Ids: even ones are opened by the initiator."""
+
+    def __init__(self, *, is_initiator: bool) -> None:
+        self._ours = 0 if is_initiator else 1
+        self.sending: dict[StreamId, SendStream] = {}
+        self.receiving: dict[StreamId, ReceiveStream] = {}
+        self.scheduler = Scheduler()
+        self.receive_window = ReceiveWindow(CONNECTION_WINDOW, CONNECTION_WINDOW)
+        self.send_credit = SendCredit(CONNECTION_WINDOW)
+        self._next_ours = 2 if is_initiator else 1
+        self.peer_max_streams = MAX_STREAMS  # cumulative, in streams: what we may open in all
+        self.max_streams = MAX_STREAMS  # cumulative: what the peer may open in all
+        self._opened = 0
+        self._accepted: int = 0  # ids of the peer below this ordinal exist or existed
+        self._peer_closed = 0
+        self._add(CONTROL_STREAM)
+
+    def __len__(self) -> int:
+        return len(self.sending.keys() | self.receiving.keys()) - 1
+
+    def _add(self, stream_id: StreamId) -> None:
+        self.sending[stream_id] = SendStream(stream_id, INITIAL_STREAM_WINDOW)
+        self.receiving[stream_id] = ReceiveStream(stream_id)
+
+    @property
+    def can_open(self) -> bool:
+        return self._opened < self.peer_max_streams
+
+    def open(self) -> StreamId:
+        """Raises StreamLimitError."""
+        if not self.can_open:
+            raise StreamLimitError(f"the peer allows {MAX_STREAMS} open streams; wait for one to end")
+        stream_id = StreamId(self._next_ours)
+        self._next_ours += 2
+        self._opened += 1
+        self._add(stream_id)
+        return stream_id
+
+    def is_ours(self, stream_id: int) -> bool:
+        return stream_id & 1 == self._ours
+
+    def head(self) -> SendStream | None:
+        """The stream to send from now."""
+        return self.scheduler.head(self.send_credit.available > 0)
+
+    def raise_credit(self, limit: int) -> None:
+        """MAX_DATA came: whoever was held back by the connection's credit joins the round again."""
+        if self.send_credit.raise_to(limit):
+            for stream in self.sending.values():
+                if stream.has_work():
+                    self.scheduler.wake(stream)
+
+    def accept(self, stream_id: int) -> list[StreamId] | None:
+        """A frame names `stream_id`: the streams it opens (also those below that were not seen yet), or None if it is over.
+
+        Raises PeerError if the peer may not open it, or names one that we never opened.
+        """
+        if stream_id in self.receiving or stream_id in self.sending:
+            return []
+        if self.is_ours(stream_id):
+            if stream_id >= self._next_ours:
+                raise PeerError(f"stream {stream_id} was never opened")
+            return None
+        ordinal = stream_id // 2 if stream_id & 1 else stream_id // 2 - 1
+        if ordinal < self._accepted:
+            return None
+        if ordinal >= self.max_streams:
+            raise PeerError(f"stream {stream_id} is beyond the {self.max_streams} that were granted")
+        first = self._accepted
+        self._accepted = ordinal + 1
+        low = 1 if stream_id & 1 else 2
+        opened = [StreamId(low + 2 * n) for n in range(first, ordinal + 1)]
+        for new in opened:
+            self._add(new)
+        return opened
+
+    def forget_if_done(self, stream_id: StreamId) -> bool:
+        """Drop a stream whose two halves are over; True when the peer earned the right to open another one worth telling."""
+        if stream_id == CONTROL_STREAM:
+            return False
+        sender, receiver = self.sending.get(stream_id), self.receiving.get(stream_id)
+        if sender is None or receiver is None or not sender.is_done or not receiver.is_done:
+            return False
+        del self.sending[stream_id], self.receiving[stream_id]
+        if self.is_ours(stream_id):
+            return False
+        self._peer_closed += 1
+        if self._peer_closed + MAX_STREAMS - self.max_streams < MAX_STREAMS // 8:
+            return False
+        self.max_streams = self._peer_closed + MAX_STREAMS
+        return True
+
+    def ring_limit(self, congestion_window: int) -> int:
+        """Bytes one stream may hold: enough for the path, a fair part of RINGS_IN_ALL, a power of two."""
+        fair = RINGS_IN_ALL // max(len(self.sending), 8)
+        want = max(min(4 * congestion_window, LARGEST_RING, fair), 4 * SMALLEST_RING)
+        return 1 << (want - 1).bit_length() if want & (want - 1) else want
