@@ -37,13 +37,14 @@ DRAIN_BATCH: Final = 128  # datagrams taken from one socket before other tasks g
 class Flow:
     """One client's datagrams.  `is_active` is set by each of them and cleared by the idle watch."""
 
-    __slots__ = ("client", "held", "held_size", "is_active", "number", "scope")
+    __slots__ = ("client", "held", "held_size", "is_active", "is_refused", "number", "scope")
 
     def __init__(self, number: int, client: Any = None) -> None:
         self.number = number
         self.client = client  # as recvfrom gave it; on the connecting side only
         self.scope = trio.CancelScope()
         self.is_active = True
+        self.is_refused = False
         self.held: deque[bytes] | None = deque()  # None once the peer has opened the flow
         self.held_size = 0
 
@@ -163,6 +164,9 @@ class UdpForward:
         """Keep a datagram until the peer has opened the flow."""
         held, size = flow.held, len(data)
         assert held is not None
+        if flow.is_refused:
+            self._counters.udp_refused += 1
+            return
         if flow.held_size + size > MAX_HELD or self._held_size + size > MAX_HELD_TOTAL:
             self._counters.udp_held_dropped += 1
             return
@@ -196,18 +200,18 @@ class UdpForward:
         stream: Stream | None = None
         try:
             with flow.scope:
-                stream = await self._link.open_stream(encode(Open("udp", self._target, flow.number)))
-                body, _rest = await read_message(stream)
-                decode_opened(body)
-                counters.udp_flows_opened += 1
-                for data in self._release(flow):
-                    if not flows.send(flow.number, data):
-                        counters.udp_queue_dropped += 1
-                await self._table.wait_over(flow.client, flow, stream)
-        except TunnelError as error:
-            if flow.held is not None:
-                with flow.scope:
-                    await self._pause(flow, code_of(error))
+                try:
+                    stream = await self._link.open_stream(encode(Open("udp", self._target, flow.number)))
+                    body, _rest = await read_message(stream)
+                    decode_opened(body)
+                    counters.udp_flows_opened += 1
+                    for data in self._release(flow):
+                        if not flows.send(flow.number, data):
+                            counters.udp_queue_dropped += 1
+                    await self._table.wait_over(flow.client, flow, stream)
+                except TunnelError as error:
+                    if flow.held is not None:
+                        await self._pause(flow, code_of(error))
         finally:
             self._release(flow)
             flows.unregister(flow.number)
@@ -221,16 +225,12 @@ class UdpForward:
             return  # the link closed
         if code == StreamCode.DENIED:
             self._counters.udp_denied += 1
-        dropped = len(self._release(flow))
+        self._counters.udp_refused += len(self._release(flow))
         flow.held = deque()
-        flow.held_size = MAX_HELD  # so that _hold drops what comes
-        self._counters.udp_refused += dropped
+        flow.is_refused = True
         peer = self._link.peer_name
         self._notices.say(f"udp {self._target} {code}", describe_refusal(peer, "udp", self._target, code))
-        try:
-            await trio.sleep(REFUSED_PAUSE)
-        finally:
-            flow.held_size = 0
+        await trio.sleep(REFUSED_PAUSE)
 
 
 async def serve_udp(

@@ -1,0 +1,319 @@
+"""TCP forwards between real loopback sockets, over a link without a network."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.driver.fake_link import FakeLink, linked_pair
+from tunnel.errors import ConfigurationError
+from tunnel.forward.serve import Exposed, Listeners
+from tunnel.forward.spec import parse_forwards
+from tunnel.forward.tcp import LINGER_RST
+
+Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+class Bench:
+    """A forwarded server: `connect()` reaches it through both sides of the forward."""
+
+    def __init__(self, listeners: Listeners, exposed: Exposed, near: FakeLink, notices: list[str]) -> None:
+        self.listeners = listeners
+        self.exposed = exposed
+        self.near = near
+        self.notices = notices
+        self.port = int(listeners.ready[0].bind.rpartition(":")[2])
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", self.port)
+
+
+@asynccontextmanager
+async def forwarded(handler: Handler | None, *, granted: bool = True) -> AsyncIterator[Bench]:
+    """`handler` None: nothing listens at the granted port."""
+    near, far = linked_pair()
+    notices: list[str] = []
+    async with trio.open_nursery() as nursery:
+        if handler is None:
+            with socket.create_server(("127.0.0.1", 0)) as placeholder:
+                port = placeholder.getsockname()[1]
+        else:
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listener.socket.getsockname()[1]
+            nursery.start_soon(trio.serve_listeners, handler, [listener])
+        exposed = Exposed(far, lambda _protocol, _target: ("127.0.0.1", port) if granted else None)
+        nursery.start_soon(far.serve_streams, exposed.handle)
+        with Listeners(parse_forwards(["127.0.0.1:0:80"])) as listeners:
+            bench = Bench(listeners, exposed, near, notices)
+
+            async def serve() -> None:
+                await listeners.serve(near, notice=notices.append)
+
+            nursery.start_soon(serve)
+            with trio.fail_after(20):
+                yield bench
+            nursery.cancel_scope.cancel()
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    data = bytearray()
+    async for chunk in stream:
+        data += chunk
+    return bytes(data)
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    async with stream:
+        async for chunk in stream:
+            await stream.send_all(chunk)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await trio.lowlevel.checkpoint()
+
+
+def reset(stream: trio.SocketStream) -> None:
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RST)
+    stream.socket.close()
+
+
+async def test_what_is_said_comes_back() -> None:
+    async with forwarded(echo) as bench, await bench.connect() as client:
+        await client.send_all(b"hello")
+        assert await client.receive_some() == b"hello"
+
+
+async def test_four_megabytes_each_way_at_once_arrive_whole() -> None:
+    data = os.urandom(4 << 20)
+    async with forwarded(echo) as bench, await bench.connect() as client, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await client.send_all(data)
+            await client.send_eof()
+
+        nursery.start_soon(send)
+        assert hashlib.sha256(await read_all(client)).digest() == hashlib.sha256(data).digest()
+    assert bench.listeners.counters.tcp_resets == 0
+
+
+async def test_a_client_that_half_closes_still_gets_its_answer() -> None:
+    async def answer_at_the_end(stream: trio.SocketStream) -> None:
+        async with stream:
+            question = await read_all(stream)
+            await stream.send_all(question.upper() * 50_000)
+
+    async with forwarded(answer_at_the_end) as bench, await bench.connect() as client:
+        await client.send_all(b"question ")
+        await client.send_eof()
+        assert await read_all(client) == b"QUESTION " * 50_000
+
+
+async def test_a_server_that_half_closes_still_hears_the_client() -> None:
+    heard = []
+    done = trio.Event()
+
+    async def greet_and_listen(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.send_all(b"that is all from me")
+            await stream.send_eof()
+            heard.append(await read_all(stream))
+            done.set()
+
+    async with forwarded(greet_and_listen) as bench, await bench.connect() as client:
+        assert await read_all(client) == b"that is all from me"
+        await client.send_all(b"one more thing")
+        await client.send_eof()
+        await done.wait()
+    assert heard == [b"one more thing"]
+
+
+async def test_a_server_that_resets_resets_the_client() -> None:
+    async def reset_on_first_byte(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        reset(stream)
+
+    async with forwarded(reset_on_first_byte) as bench, await bench.connect() as client:
+        await client.send_all(b"x")
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await client.receive_some()
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+async def test_a_client_that_resets_resets_the_server() -> None:
+    seen = []
+    done = trio.Event()
+
+    async def wait_for_the_end(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"ready")
+        try:
+            seen.append(await stream.receive_some())
+        except trio.BrokenResourceError as error:
+            seen.append(type(error.__cause__))
+        done.set()
+
+    async with forwarded(wait_for_the_end) as bench:
+        client = await bench.connect()
+        assert await client.receive_some() == b"ready"
+        reset(client)
+        await done.wait()
+    assert seen == [ConnectionResetError]
+
+
+async def test_a_client_that_leaves_resets_a_server_that_goes_on_talking() -> None:
+    done = trio.Event()
+
+    async def talk_for_ever(stream: trio.SocketStream) -> None:
+        try:
+            while True:
+                await stream.send_all(b"and another thing " * 1000)
+        except trio.BrokenResourceError:
+            done.set()
+
+    async with forwarded(talk_for_ever) as bench:
+        async with await bench.connect() as client:
+            await client.receive_some()
+        await done.wait()
+
+
+async def test_a_refused_connection_is_reset_and_explained() -> None:
+    async with forwarded(None) as bench:
+        async with await bench.connect() as client:
+            with pytest.raises(trio.BrokenResourceError):
+                await client.receive_some()
+        assert bench.notices == ["home refused tcp/80: nothing listens there."]
+        assert bench.listeners.counters.tcp_refused == 1
+
+
+async def test_what_is_not_granted_is_reset_and_explained_on_both_sides() -> None:
+    async with forwarded(echo, granted=False) as bench:
+        async with await bench.connect() as client:
+            with pytest.raises(trio.BrokenResourceError):
+                await client.receive_some()
+        assert bench.notices == ["home refused tcp/80: that is not shared with you."]
+        assert bench.exposed.counters.tcp_denied == 1
+
+
+async def test_two_hundred_connections_at_once_leave_nothing_behind() -> None:
+    done = 0
+
+    async with forwarded(echo) as bench:
+        descriptors = len(os.listdir("/proc/self/fd"))
+
+        async def converse(number: int) -> None:
+            nonlocal done
+            async with await bench.connect() as client:
+                data = number.to_bytes(4, "big") * 1000
+                await client.send_all(data)
+                await client.send_eof()
+                assert await read_all(client) == data
+            done += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(converse, number)
+        assert done == 200
+        await until(lambda: bench.listeners.counters.tcp_active == bench.exposed.counters.tcp_active == 0)
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+        assert bench.listeners.counters.tcp_opened == 200
+
+
+async def test_a_slow_reader_holds_up_only_itself() -> None:
+    async def pour(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                await stream.send_all(bytes(64 << 20))
+            except trio.BrokenResourceError:
+                return
+
+    async with forwarded(pour) as bench, await bench.connect() as slow:
+        assert await slow.receive_some(10)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        async with await bench.connect() as quick:
+            got = 0
+            while got < 8 << 20:
+                got += len(await quick.receive_some())
+        assert bench.near.streams[0].into.held <= 2 * 64 * 1024
+
+
+async def test_a_link_that_closes_resets_its_connections() -> None:
+    async with forwarded(echo) as bench, await bench.connect() as client:
+        await client.send_all(b"x")
+        assert await client.receive_some() == b"x"
+        bench.near.close()
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
+
+
+async def test_running_out_of_descriptors_makes_connections_wait_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, failures = socket.socket.accept, 3
+
+    def failing_accept(self: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal failures
+        if failures and self.getsockname()[1] == bench.port:
+            failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    async with forwarded(echo) as bench:
+        monkeypatch.setattr(socket.socket, "accept", failing_accept)
+        async with await bench.connect() as client:
+            await client.send_all(b"patience")
+            assert await client.receive_some() == b"patience"
+        assert bench.listeners.counters.tcp_shed == 3
+        assert len(bench.notices) == 1
+        assert "ulimit -n" in bench.notices[0]
+
+
+async def test_rubbish_instead_of_an_opening_is_counted_and_reset() -> None:
+    async with forwarded(echo) as bench:
+        stream = await bench.near.open_stream(b"\x00\x05rubbi")
+        aborted = trio.Event()
+        stream.on_abort = lambda _code: aborted.set()
+        await aborted.wait()
+        assert bench.exposed.counters.malformed_opens == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("{port}:80", "Another program already uses"),
+        ("192.0.2.77:8080", "is no address of this computer"),
+    ],
+)
+def test_a_listener_that_cannot_be_gets_one_sentence(spec: str, sentence: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError, match=sentence):
+        Listeners(parse_forwards([spec.format(port=taken.getsockname()[1])]))
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (errno.EACCES, "Only root may listen on tcp port 80: choose a port from 1024 up, as in 8080:80."),
+        (errno.EMFILE, "Too many files are open"),
+        (errno.EAFNOSUPPORT, "This computer has no IPv6"),
+    ],
+)
+def test_each_reason_not_to_listen_has_its_sentence(monkeypatch: pytest.MonkeyPatch, code: int, sentence: str) -> None:
+    def failing_bind(self: socket.socket, address: object) -> None:
+        raise OSError(code, "nothing doing")
+
+    monkeypatch.setattr(socket.socket, "bind", failing_bind)
+    with pytest.raises(ConfigurationError, match=sentence):
+        Listeners(parse_forwards(["80"]))
+
+
+def test_without_a_bind_both_loopback_addresses_listen() -> None:
+    with Listeners(parse_forwards(["0:80"])) as listeners:
+        host, _, port = listeners.ready[0].bind.rpartition(":")
+        assert host == "127.0.0.1"
+        with socket.create_connection(("127.0.0.1", int(port))), socket.create_connection(("::1", int(port))):
+            pass

@@ -1,0 +1,173 @@
+"""UDP forwards between real loopback sockets, over a link without a network."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.driver.fake_link import FakeLink, linked_pair
+from tunnel.forward import udp
+from tunnel.forward.counters import ForwardCounters, Notices
+from tunnel.forward.local import open_listeners
+from tunnel.forward.open import Open, encode
+from tunnel.forward.serve import Exposed
+from tunnel.forward.spec import parse_forward
+from tunnel.forward.udp import UdpForward
+from tunnel.units import Seconds
+
+
+class Bench:
+    def __init__(self, port: int, near: FakeLink, counters: ForwardCounters, exposed: Exposed, notices: list[str]) -> None:
+        self.port = port
+        self.near = near
+        self.counters = counters
+        self.exposed = exposed
+        self.notices = notices
+
+    async def client(self) -> trio.socket.SocketType:
+        sock = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        await sock.connect(("127.0.0.1", self.port))
+        return sock
+
+
+@asynccontextmanager
+async def forwarded(*, idle: float = 120.0, limit: int = udp.MAX_FLOWS, granted: bool = True) -> AsyncIterator[Bench]:
+    """A UDP echo behind a forward; it answers to whoever asked."""
+    near, far = linked_pair()
+    notices: list[str] = []
+    server = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    await server.bind(("127.0.0.1", 0))
+    target = server.getsockname()
+
+    async def echo() -> None:
+        while True:
+            data, client = await server.recvfrom(65_535)
+            await server.sendto(data, client)
+
+    [listener] = open_listeners(parse_forward("127.0.0.1:0:53/udp")[0])
+    exposed = Exposed(far, lambda _protocol, _target: target if granted else None)
+    counters = ForwardCounters()
+    with server, listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo)
+            nursery.start_soon(far.serve_streams, exposed.handle)
+            forward = UdpForward(
+                listener, 53, link=near, counters=counters, notices=Notices(notices.append), idle=Seconds(idle), limit=limit
+            )
+            nursery.start_soon(forward.run)
+            with trio.fail_after(20):
+                yield Bench(listener.getsockname()[1], near, counters, exposed, notices)
+            nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_200, 9_000, 60_000, 65_507])
+async def test_a_datagram_of_any_size_comes_back(size: int) -> None:
+    async with forwarded() as bench:
+        with await bench.client() as client:
+            await client.send(b"u" * size)
+            assert await client.recv(65_535) == b"u" * size
+
+
+async def test_each_client_gets_its_own_replies() -> None:
+    async with forwarded() as bench:
+        clients = [await bench.client() for _ in range(50)]
+        for number, client in enumerate(clients):
+            await client.send(b"%d" % number)
+        for number, client in enumerate(clients):
+            assert await client.recv(100) == b"%d" % number
+            client.close()
+        assert bench.counters.udp_flows_opened == 50
+
+
+async def test_datagrams_of_one_client_share_one_flow() -> None:
+    async with forwarded() as bench:
+        with await bench.client() as client:
+            for number in range(20):
+                await client.send(b"%d" % number)
+                assert await client.recv(100) == b"%d" % number
+        assert bench.counters.udp_flows_opened == bench.exposed.counters.udp_flows_opened == 1
+
+
+async def test_an_idle_flow_ends_on_both_sides_and_the_next_datagram_opens_another() -> None:
+    async with forwarded(idle=0.04) as bench:
+        with await bench.client() as client:
+            await client.send(b"first")
+            assert await client.recv(100) == b"first"
+            await until(lambda: bench.counters.udp_flows_active == bench.exposed.counters.udp_flows_active == 0)
+            assert bench.counters.udp_flows_idle == 1
+            assert not bench.near.flows.callbacks
+            await client.send(b"second")
+            assert await client.recv(100) == b"second"
+
+
+async def test_the_oldest_flow_is_evicted_at_the_cap() -> None:
+    async with forwarded(limit=3) as bench:
+        clients = [await bench.client() for _ in range(5)]
+        for client in clients:
+            await client.send(b"x")
+            assert await client.recv(100) == b"x"
+        await until(lambda: bench.counters.udp_flows_active == 3)
+        await until(lambda: bench.exposed.counters.udp_flows_active == 3)
+        assert bench.counters.udp_flows_evicted == 2
+        for client in clients:
+            client.close()
+
+
+async def test_a_flood_of_new_clients_is_capped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp, "NEW_FLOW_BURST", 10)
+    monkeypatch.setattr(udp, "NEW_FLOW_RATE", 0.0)
+    async with forwarded() as bench:
+        for _ in range(30):
+            with await bench.client() as client:
+                await client.send(b"flood")
+        await until(lambda: bench.counters.udp_flood_dropped == 20)
+        assert bench.counters.udp_flows_active == 10
+
+
+async def test_what_a_client_says_while_its_flow_opens_is_held_up_to_a_limit() -> None:
+    near, _far = linked_pair()  # nobody answers there
+    [listener] = open_listeners(parse_forward("127.0.0.1:0:53/udp")[0])
+    counters = ForwardCounters()
+    with listener, trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(UdpForward(listener, 53, link=near, counters=counters, notices=Notices()).run)
+            await client.connect(listener.getsockname())
+            for _ in range(10):
+                await client.send(bytes(10_000))
+            with trio.fail_after(5):
+                await until(lambda: counters.udp_datagrams_in == 10)
+            assert counters.udp_held_dropped == 4
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_flow_that_is_not_granted_is_explained_once_and_its_client_is_not_asked_for_again_at_once() -> None:
+    async with forwarded(granted=False) as bench:
+        with await bench.client() as client:
+            for _ in range(20):
+                await client.send(b"may I?")
+                await trio.testing.wait_all_tasks_blocked()
+            await until(lambda: bench.counters.udp_datagrams_in == 20)
+            await until(lambda: len(bench.notices) == 1)
+        assert bench.notices == ["home refused udp/53: that is not shared with you."]
+        assert bench.exposed.counters.udp_denied == bench.counters.udp_denied == 1
+        assert bench.counters.udp_refused == 20
+
+
+async def test_two_flows_of_one_number_are_the_peers_fault() -> None:
+    async with forwarded() as bench:
+        for _ in range(2):
+            stream = await bench.near.open_stream(encode(Open("udp", 53, 4)))
+        aborted = trio.Event()
+        stream.on_abort = lambda _code: aborted.set()
+        await aborted.wait()
+        assert bench.exposed.counters.malformed_opens == 1
