@@ -246,7 +246,8 @@ class Registry:
         digits = self._config.first_nameplate_digits
         while len(self.nameplates) >= self._config.nameplate_density * 9 * 10 ** (digits - 1):
             digits += 1
-        lowest, count = 10 ** (digits - 1), 9 * 10 ** (digits - 1)
+        lowest: int = 10 ** (digits - 1)
+        count = 9 * lowest
         for _ in range(NAMEPLATE_TRIES):
             number = lowest + int.from_bytes(self._entropy(8), "big") % count
             if number not in self.nameplates and number <= MAX_NAMEPLATE:

@@ -49,7 +49,8 @@ class StunDesk:
             for other in primaries:
                 if other.local.host == each.local.host or other.local.is_ipv6 != each.local.is_ipv6:
                     continue
-                assert each.second is not None and other.second is not None
+                assert each.second is not None
+                assert other.second is not None
                 self._elsewhere[each.socket_id] = other.socket_id
                 self._elsewhere[each.second] = other.second
                 break

@@ -1,0 +1,229 @@
+"""The rendezvous server under trio: a task for each socket, one for the deadlines, and a clean end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import trio
+
+from tunnel.errors import ConfigurationError
+from tunnel.host.clock import boottime
+from tunnel.proto.endpoint.stun_codec import ServerStun
+from tunnel.proto.rendezvous.admission import AccessList
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.server import Server
+from tunnel.proto.rendezvous.stun import ServerSocket
+from tunnel.proto.trace import Trace
+from tunnel.udp.socket import UdpSocket, open_socket
+from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
+
+__all__ = ["DEFAULT_LISTEN", "DEFAULT_PORT", "LogTrace", "RunningServer", "ServerConfig", "read_access_file", "serve"]
+
+DEFAULT_PORT: Final = 24_531
+DEFAULT_LISTEN: Final = (("0.0.0.0", DEFAULT_PORT), ("::", DEFAULT_PORT))
+BATCHES_PER_TURN: Final = 32  # receives of one socket before the others get their turn
+WRITABLE_PATIENCE: Final = Seconds(
+    0.005
+)  # a relayed burst waits no longer for a full send buffer: then it is lost, as in any router
+
+
+logger = logging.getLogger("ptunnel.serve")
+
+
+class OpenSocket(Protocol):
+    def __call__(self, host: str, port: int, /) -> UdpSocket: ...
+
+
+class LogTrace:
+    """Writes what the server reports to the log: the open directory's messages at INFO, everything else at DEBUG."""
+
+    def event(self, now: Instant, name: str, data: dict[str, Any]) -> None:
+        level = logging.INFO if name == "rendezvous:directory" else logging.DEBUG
+        if logger.isEnabledFor(level):
+            details = " ".join(f"{key}={value!r}" if isinstance(value, str) else f"{key}={value}" for key, value in data.items())
+            logger.log(level, "%s %s", name.removeprefix("rendezvous:"), details)
+
+
+class RunningServer:
+    """What serve() hands to whoever started it."""
+
+    def __init__(self, server: Server, sockets: dict[SocketId, UdpSocket], addresses: list[Address]) -> None:
+        self._server = server
+        self._sockets = sockets
+        self._stop = trio.Event()
+        #: Where it listens, without the second ports; a port that was 0 is the real one.
+        self.addresses = addresses
+
+    @property
+    def second_addresses(self) -> list[Address]:
+        return [each.local_address for each in self._sockets.values() if each.local_address not in self.addresses]
+
+    def counters(self) -> dict[str, int]:
+        """A snapshot: the server's own, and what its sockets did."""
+        counts = self._server.counters()
+        for each in self._sockets.values():
+            for name in ("received_datagrams", "received_bytes", "sent_datagrams", "sent_bytes"):
+                counts[name] = counts.get(name, 0) + getattr(each.counters, name)
+            for name, count in each.counters.errors.items():
+                counts[f"error_{name}"] = counts.get(f"error_{name}", 0) + count
+            counts["overruns"] = counts.get("overruns", 0) + each.overruns()
+        return counts
+
+    def stop(self) -> None:
+        """Let serve() return after telling every client Bye."""
+        self._stop.set()
+
+    async def wait_stop(self) -> None:
+        await self._stop.wait()
+
+
+def read_access_file(path: str | os.PathLike[str]) -> AccessList:
+    """One entry a line: an address, a prefix, or `token SECRET`.  Raises ConfigurationError with one sentence."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"The access file {os.fspath(path)} cannot be read: {reason}.") from None
+    return AccessList.parse(text, os.fspath(path))
+
+
+async def serve(
+    listen: Sequence[tuple[str, int]] = DEFAULT_LISTEN,
+    *,
+    config: ServerConfig | None = None,
+    trace: Trace | None = None,
+    clock: Callable[[], Instant] = boottime,
+    opener: OpenSocket = open_socket,
+    task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled or RunningServer.stop(); either way every client hears Bye.
+
+    Listens on each (host, port) and beside it on port+1 (any free port, if that is taken, or if `port` is 0).
+    An IPv6 wildcard beside an IPv4 one is left out on a machine without IPv6.
+    Raises ConfigurationError when an address cannot be bound.
+    """
+    sockets: dict[SocketId, UdpSocket] = {}
+    try:
+        addresses = _open_all(listen, opener, sockets)
+        places = [ServerSocket(each, sockets[each].local_address, SocketId(each ^ 1)) for each in sockets]
+        server = Server(config or ServerConfig(), sockets=places, now=clock(), entropy=os.urandom, stun=ServerStun(), trace=trace)
+        running = RunningServer(server, sockets, addresses)
+        loop = _Loop(server, sockets, clock)
+        task_status.started(running)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(loop.run_timers)
+                for socket_id in sockets:
+                    nursery.start_soon(loop.run_socket, socket_id)
+                await running.wait_stop()
+                nursery.cancel_scope.cancel()
+        finally:
+            server.stop(clock())
+            loop.flush()  # sends without waiting, so there is nothing to shield
+    finally:
+        for each in sockets.values():
+            each.close()
+
+
+def _open_all(listen: Sequence[tuple[str, int]], opener: OpenSocket, sockets: dict[SocketId, UdpSocket]) -> list[Address]:
+    """Bind every address and its second port; socket ids come in pairs (2n, 2n+1)."""
+    addresses: list[Address] = []
+    hosts = [host for host, _ in listen]
+    free_port = 0  # what port 0 became, so that all hosts share it where they can
+    for host, port in listen:
+        try:
+            first = _open_first(host, port or free_port, is_wish=not port, opener=opener)
+        except ConfigurationError:
+            if host == "::" and "0.0.0.0" in hosts and addresses:
+                logger.warning("no IPv6 here: listening on IPv4 only")
+                continue
+            raise
+        sockets[SocketId(len(sockets))] = first
+        where = first.local_address
+        addresses.append(where)
+        if not port:
+            free_port = where.port
+        sockets[SocketId(len(sockets))] = _open_first(
+            host, where.port + 1 if where.port < 65_535 else 0, is_wish=True, opener=opener
+        )
+    if not addresses:
+        raise ConfigurationError("There is no address to listen on.")
+    return addresses
+
+
+def _open_first(host: str, port: int, *, is_wish: bool, opener: OpenSocket) -> UdpSocket:
+    """Bind that port; if it is only a wish and taken, any free one."""
+    try:
+        return opener(host, port)
+    except ConfigurationError:
+        if not is_wish or not port:
+            raise
+        return opener(host, 0)
+
+
+class _Loop:
+    """Moves datagrams between the sockets and the server."""
+
+    def __init__(self, server: Server, sockets: dict[SocketId, UdpSocket], clock: Callable[[], Instant]) -> None:
+        self._server = server
+        self._sockets = sockets
+        self._clock = clock
+        self._armed: float = math.inf
+        self._wakeup = trio.Event()
+
+    async def run_socket(self, socket_id: SocketId) -> None:
+        udp = self._sockets[socket_id]
+        server, clock = self._server, self._clock
+        turn = 0
+        while True:
+            batch = udp.receive()
+            if batch is None:
+                turn = 0
+                await udp.wait_readable()
+                continue
+            now = clock()
+            for burst in server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn):
+                # a view of the socket's buffer: must be gone before the next receive
+                if not self._sockets[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
+                    await self._send_late(burst)
+            self.flush()
+            deadline = server.poll_timeout()
+            if deadline is not None and deadline < self._armed:
+                self._wakeup.set()
+            turn += 1
+            if turn >= BATCHES_PER_TURN:
+                turn = 0
+                await trio.lowlevel.checkpoint()
+
+    async def _send_late(self, burst: Transmit) -> None:
+        """The send buffer is full: wait a moment, then the burst is lost."""
+        udp = self._sockets[burst.socket_id]
+        with trio.move_on_after(WRITABLE_PATIENCE):
+            await udp.wait_writable()
+            if udp.send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
+                return
+        self._server.drops["relay_congested"] += 1
+
+    def flush(self) -> None:
+        """Answers and pushes; what a full buffer does not take is asked for again."""
+        now = self._clock()
+        while (transmit := self._server.poll_transmit(now)) is not None:
+            udp = self._sockets[transmit.socket_id]
+            if not udp.send(transmit.remote, transmit.buffer, transmit.segment_size):
+                self._server.drops["server_congested"] += 1
+
+    async def run_timers(self) -> None:
+        while True:
+            self._wakeup = trio.Event()
+            now = self._clock()
+            self._server.handle_timeout(now)
+            self.flush()
+            deadline = self._server.poll_timeout()
+            self._armed = math.inf if deadline is None else deadline
+            with trio.move_on_after(max(0.0, self._armed - self._clock())):
+                await self._wakeup.wait()
