@@ -170,7 +170,7 @@ class Initiator:
     ) -> None:
         self.pattern = Pattern(pattern)
         self.index = index
-        self.cookie: bytes | None = None  # from the last cookie reply; forget it after two minutes
+        self.cookie: bytes | None = None  # from the last cookie reply; a stale one only earns a fresh reply
         self._static = static
         self._remote_static = remote_static if self.pattern is Pattern.IK else None
         self._psk = psk
