@@ -385,6 +385,18 @@ async def test_what_the_kernel_threw_away_is_known() -> None:
     receiver.close()
 
 
+@on_linux
+def test_an_ordinary_user_gets_what_the_kernel_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/proc/sys/net/core/rmem_max") as file:
+        allowed = int(file.read())
+    monkeypatch.setattr("tunnel.udp.linux.SO_RCVBUFFORCE", 9999)  # unknown, as refused
+    for wanted in (100_000_000, 300_000):
+        monkeypatch.setattr("tunnel.udp.linux.RECEIVE_BUFFER", wanted)
+        ordinary = open_socket("127.0.0.1", 0)
+        assert ordinary.receive_buffer == min(wanted, allowed)
+        ordinary.close()
+
+
 def test_the_caches_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "MAX_CACHED", 10)
     cache = AddressCache(is_ipv6=False, dual_stack=False)

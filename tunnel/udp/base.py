@@ -18,8 +18,9 @@ from tunnel.units import Address
 
 #: Bytes of receive buffer we ask for.  An ordinary user gets at most net.core.rmem_max (212,992 by default).
 RECEIVE_BUFFER = 4 << 20
-#: Bytes of send buffer we ask for; more would only fill the queue of the network card.
-SEND_BUFFER = 1 << 20
+#: Bytes of send buffer we want at least.  This is Linux's own default, three batches: what does not fit waits with us, where
+#: interactive streams can still overtake it, and not in the queue of a slow interface.
+SEND_BUFFER = 212_992
 #: Bytes that one receive can hold: more than any datagram and any super-packet of UDP_GRO.
 BATCH_BUFFER = 65_536
 #: Useless receives in a row (errors, empty datagrams) before the caller gets to do something else.

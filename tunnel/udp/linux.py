@@ -79,11 +79,11 @@ class LinuxSocket(BoundSocket):
 
     def _grow_buffers(self) -> None:
         """FORCE needs CAP_NET_ADMIN; without it the kernel cuts what we ask for down to net.core.rmem_max."""
-        for force, ask, size in (
-            (SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER),
-            (SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER),
+        for force, ask, size, granted in (
+            (SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER, self.receive_buffer),
+            (SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER, self._option(socket.SO_SNDBUF)),
         ):
-            if self._option(ask) < 2 * size and not self._try_option(socket.SOL_SOCKET, force, size):
+            if granted < size and not self._try_option(socket.SOL_SOCKET, force, size):
                 self._try_option(socket.SOL_SOCKET, ask, size)
 
     @property
