@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest import approx
+import pytest
 
 from tunnel.proto.recovery import acks
 from tunnel.proto.recovery.acks import AckTracker
@@ -16,7 +16,7 @@ def test_a_lone_packet_waits_and_a_second_one_does_not() -> None:
     tracker.on_packets(0, 1, True, NOW)
     assert not tracker.due(NOW)
     assert tracker.owes
-    assert tracker.deadline() == approx(NOW + acks.MAX_ACK_DELAY)
+    assert tracker.deadline() == pytest.approx(NOW + acks.MAX_ACK_DELAY)
     assert tracker.due(Instant(NOW + acks.MAX_ACK_DELAY))
     tracker.on_packets(1, 1, True, NOW)
     assert tracker.due(NOW)
@@ -49,7 +49,7 @@ def test_the_delay_is_that_of_the_largest_packet() -> None:
     tracker = AckTracker()
     tracker.on_packets(7, 1, True, NOW)
     tracker.on_packets(3, 1, True, Instant(NOW + 0.002))
-    assert tracker.ack_delay(Instant(NOW + 0.003)) == approx(0.003)
+    assert tracker.ack_delay(Instant(NOW + 0.003)) == pytest.approx(0.003)
     assert tracker.largest == 7
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from pytest import approx
 
 from tunnel.proto.recovery.cubic import CSS_ROUNDS, N_RTT_SAMPLE, Cubic
 from tunnel.proto.recovery.rtt import RttEstimator
@@ -61,20 +60,20 @@ def test_the_plateau_is_reached_after_k_seconds() -> None:
     cubic, rtt = grown_to(1000), rtt_of(0.1)
     cubic.on_loss(MSS, at(0.0), at(0.0), False)
     k = (300 / 0.4) ** (1 / 3)
-    assert k == approx(9.0856, abs=1e-4)
+    assert k == pytest.approx(9.0856, abs=1e-4)
     now = 0.1
     started = now
     while now - started < k:
         cubic.on_ack(cubic.window // 2, at(now), at(now), rtt)
         now += 0.05
-        if now - started == approx(k / 2, abs=0.026):
+        if now - started == pytest.approx(k / 2, abs=0.026):
             # An eighth of the dip is left half way: 1000 - 300 / 8 = 962.5
-            assert cubic.window == approx(962_500, rel=0.01)
-    assert cubic.window == approx(1_000_000, rel=0.002)
+            assert cubic.window == pytest.approx(962_500, rel=0.01)
+    assert cubic.window == pytest.approx(1_000_000, rel=0.002)
     while now - started < k + 5:
         cubic.on_ack(cubic.window // 2, at(now), at(now), rtt)
         now += 0.05
-    assert cubic.window == approx(1_000_000 + 0.4 * 5**3 * MSS, rel=0.01)  # 0.4 * 5^3 = 50 segments above
+    assert cubic.window == pytest.approx(1_000_000 + 0.4 * 5**3 * MSS, rel=0.01)  # 0.4 * 5^3 = 50 segments above
 
 
 def test_a_target_is_at_most_half_a_window_away() -> None:
@@ -87,7 +86,7 @@ def test_a_target_is_at_most_half_a_window_away() -> None:
     for i in range(1, 600):
         cubic.on_sent(1, at(0.1 + i * 0.1))
     cubic.on_ack(before, at(59.0), at(60.0), rtt)
-    assert cubic.window == approx(1.5 * before, rel=0.01)
+    assert cubic.window == pytest.approx(1.5 * before, rel=0.01)
 
 
 def test_a_short_path_grows_like_reno() -> None:
@@ -98,7 +97,7 @@ def test_a_short_path_grows_like_reno() -> None:
     for _ in range(10):
         cubic.on_ack(cubic.window, at(now), at(now), rtt)
         now += 0.001
-    assert cubic.window == approx((28 + 10 * 0.5294) * MSS, rel=0.005)
+    assert cubic.window == pytest.approx((28 + 10 * 0.5294) * MSS, rel=0.005)
     for _ in range(30):
         cubic.on_ack(cubic.window, at(now), at(now), rtt)
         now += 0.001
@@ -117,7 +116,7 @@ def test_a_falling_peak_gives_way_faster() -> None:
     while now - started < k - 0.5:
         cubic.on_ack(cubic.window // 10, at(now), at(now), rtt)
         now += 0.05
-    assert cubic.window == approx(59.5 * MSS, rel=0.02)
+    assert cubic.window == pytest.approx(59.5 * MSS, rel=0.02)
 
 
 def test_persistent_congestion_leaves_two_segments_and_slow_start_to_the_old_threshold() -> None:
@@ -152,7 +151,7 @@ def test_idle_time_does_not_count_as_time_to_grow() -> None:
             cubic.on_ack(cubic.window, at(now), at(now + 0.05), rtt)
             now += 0.05
         windows.append(cubic.window)
-    assert windows[1] == approx(windows[0], rel=0.02)
+    assert windows[1] == pytest.approx(windows[0], rel=0.02)
 
 
 def round_trip(cubic: Cubic, rtt: RttEstimator, now: float, seconds: float) -> float:
@@ -173,7 +172,7 @@ def test_slow_start_turns_cautious_when_round_trips_grow_and_ends_five_rounds_la
     assert cubic.window > 60 * MSS  # doubling
     before = cubic.window
     now = round_trip(cubic, rtt, now, base + threshold * 0.9)
-    assert cubic.window == approx(2 * before, rel=0.02)
+    assert cubic.window == pytest.approx(2 * before, rel=0.02)
     grown = base + threshold * 2.2
     before = cubic.window
     now = round_trip(cubic, rtt, now, grown)
@@ -181,7 +180,7 @@ def test_slow_start_turns_cautious_when_round_trips_grow_and_ends_five_rounds_la
     for _ in range(CSS_ROUNDS - 1):
         before = cubic.window
         now = round_trip(cubic, rtt, now, grown)
-        assert cubic.window == approx(1.25 * before, rel=0.02)
+        assert cubic.window == pytest.approx(1.25 * before, rel=0.02)
         assert cubic.in_slow_start
     round_trip(cubic, rtt, now, grown)
     assert not cubic.in_slow_start
@@ -197,15 +196,15 @@ def test_a_hiccup_does_not_end_slow_start() -> None:
     for _ in range(CSS_ROUNDS + 1):
         before = cubic.window
         now = round_trip(cubic, rtt, now, 0.02)
-        assert cubic.window == approx(2 * before, rel=0.02)
+        assert cubic.window == pytest.approx(2 * before, rel=0.02)
     assert cubic.in_slow_start
 
 
 def test_pacing_is_faster_than_the_window_per_round_trip() -> None:
     cubic, rtt = grown_to(100), rtt_of(0.1)
-    assert cubic.pacing_rate(rtt) == approx(2.0 * 100 * MSS / 0.1)
+    assert cubic.pacing_rate(rtt) == pytest.approx(2.0 * 100 * MSS / 0.1)
     cubic.on_loss(MSS, at(1.0), at(1.0), False)
-    assert cubic.pacing_rate(rtt) == approx(1.25 * 70 * MSS / 0.1)
+    assert cubic.pacing_rate(rtt) == pytest.approx(1.25 * 70 * MSS / 0.1)
 
 
 def test_a_larger_datagram_size_enlarges_only_a_fresh_window() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pytest import approx
+import pytest
 
-from tunnel.proto.recovery import loss
+from tunnel.proto.recovery import loss, reordering
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
@@ -51,7 +51,7 @@ def test_a_packet_nearer_is_lost_after_nine_eighths_of_a_round_trip() -> None:
     first, second = path.send(), path.send()
     path.now += 0.1
     assert path.ack((2, 2)).lost == []
-    assert path.recovery.poll_timeout() == approx(0.1 + 0.1125)
+    assert path.recovery.poll_timeout() == pytest.approx(0.1 + 0.1125)
     path.now = path.recovery.poll_timeout() or 0.0
     assert path.recovery.on_timeout(Instant(path.now)) == ([(first, 1)], 0)
     assert second.outstanding == 0
@@ -71,7 +71,7 @@ def test_an_ack_delay_beyond_the_promised_one_is_not_believed() -> None:
     path.send()
     path.now += 0.2
     path.ack((0, 1), delay=0.1)
-    assert path.recovery.rtt.smoothed_rtt == approx(0.875 * 0.1 + 0.125 * 0.195)
+    assert path.recovery.rtt.smoothed_rtt == pytest.approx(0.875 * 0.1 + 0.125 * 0.195)
 
 
 def test_a_frame_whose_largest_belongs_to_another_path_gives_no_sample() -> None:
@@ -96,7 +96,7 @@ def test_silence_earns_two_probes_with_doubling_patience_up_to_a_cap() -> None:
     path = Sender().with_rtt(0.1)
     path.send()
     base = path.recovery.rtt.pto(loss.MAX_ACK_DELAY)
-    assert base == approx(0.1 + 4 * 0.05 + 0.005)
+    assert base == pytest.approx(0.1 + 4 * 0.05 + 0.005)
     waits = []
     for _ in range(8):
         deadline = path.recovery.poll_timeout()
@@ -106,7 +106,7 @@ def test_silence_earns_two_probes_with_doubling_patience_up_to_a_cap() -> None:
         waits.append(deadline - path.now)
         path.now = deadline
         path.send()
-    assert waits == approx([base, base * 2, base * 4, base * 8] + [loss.MAX_PTO_INTERVAL] * 4)
+    assert waits == pytest.approx([base, base * 2, base * 4, base * 8] + [loss.MAX_PTO_INTERVAL] * 4)
     assert path.recovery.pto_count == 8
     path.now += 0.1
     path.ack((path.number - 1, path.number - 1))
@@ -140,7 +140,7 @@ def test_only_acks_sent_need_no_timer_no_window_and_no_memory() -> None:
     assert len(path.recovery.ring) <= loss.MAX_UNCOUNTED_BURSTS + 1
     path.ack((path.number - 1, path.number - 1), (0, 0))
     assert path.recovery.congestion.window == window
-    assert len(path.recovery.ring) <= loss.LOST_MEMORY_BURSTS + loss.PACKET_THRESHOLD
+    assert len(path.recovery.ring) <= loss.LOST_MEMORY_BURSTS + reordering.PACKET_THRESHOLD
 
 
 def test_a_peer_that_acknowledges_nothing_does_not_grow_our_memory() -> None:
@@ -200,7 +200,7 @@ def test_a_packet_lost_by_time_that_comes_late_widens_the_time_by_at_most_min_rt
     assert path.recovery.on_timeout(Instant(path.now)).lost == [(late, 1)]
     path.now = 0.25
     assert path.ack((0, 2)).spurious == [(late, 1)]
-    assert path.recovery.loss_delay == approx(0.15)
+    assert path.recovery.loss_delay == pytest.approx(0.15)
     path.now = 0.3
     late = path.send()
     path.send()
@@ -210,7 +210,7 @@ def test_a_packet_lost_by_time_that_comes_late_widens_the_time_by_at_most_min_rt
     path.recovery.on_timeout(Instant(path.now))
     path.now += 0.2
     path.ack((0, 4))
-    assert path.recovery.loss_delay == approx(0.1125 + 0.1, rel=0.05)
+    assert path.recovery.loss_delay == pytest.approx(0.1125 + 0.1, rel=0.05)
 
 
 def test_patience_wears_off_when_losses_are_real() -> None:
@@ -220,12 +220,12 @@ def test_patience_wears_off_when_losses_are_real() -> None:
     path.ack((2, 9), (0, 0))
     path.ack((0, 9))
     assert path.recovery.packet_threshold == 9
-    for _ in range(loss.EVENTS_TO_UNLEARN):
+    for _ in range(reordering.EVENTS_TO_UNLEARN):
         path.now += 0.02
         path.send(20)
         path.now += 0.01
         path.ack((path.number - 19, path.number - 1))
-    assert path.recovery.packet_threshold == loss.PACKET_THRESHOLD
+    assert path.recovery.packet_threshold == reordering.PACKET_THRESHOLD
 
 
 def test_a_real_loss_among_late_packets_is_not_undone() -> None:
@@ -263,7 +263,7 @@ def test_the_same_stretch_with_one_arrival_in_between_is_not() -> None:
         ranges = [(9, 16), (4, 4), (0, 0)] if arrived else [(9, 16), (0, 0)]
         path.now += 0.2
         path.ack(*ranges)
-        assert path.recovery.rtt.min_rtt == approx(0.1 if arrived else 0.2)  # forgotten in persistent congestion
+        assert path.recovery.rtt.min_rtt == pytest.approx(0.1 if arrived else 0.2)  # forgotten in persistent congestion
         assert path.recovery.congestion.window == (8_400 if arrived else 2 * 1200 + 8 * 1200)
 
 
@@ -315,6 +315,6 @@ def test_in_flight_is_capped_by_what_the_peers_socket_holds_and_drains() -> None
         path.ack((0, path.number - 1))
     window, rate = path.recovery.congestion.window, path.recovery.delivery_rate
     assert window > 1_000_000
-    assert rate == approx(window / 2 / 0.01, rel=0.5)
+    assert rate == pytest.approx(window / 2 / 0.01, rel=0.5)
     assert path.recovery.inflight_limit(100_000) == min(window, 100_000 + int(2 * rate * 0.01))
     assert Sender().recovery.inflight_limit(0) == 12_000

@@ -13,16 +13,13 @@ from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.recovery.congestion import INITIAL_WINDOW_PACKETS, CongestionController
 from tunnel.proto.recovery.cubic import Cubic
 from tunnel.proto.recovery.rate import DeliveryRate
-from tunnel.proto.recovery.rtt import GRANULARITY, INITIAL_RTT, RttEstimator
-from tunnel.proto.recovery.sent import SentBurst, SentRing
+from tunnel.proto.recovery.reordering import Reordering, is_persistent
+from tunnel.proto.recovery.rtt import INITIAL_RTT, RttEstimator
+from tunnel.proto.recovery.sent import Marked, SentBurst, SentRing
 from tunnel.units import Instant, Seconds
 
-PACKET_THRESHOLD: Final = 3  # kPacketThreshold, RFC 9002 §6.1.1
-TIME_THRESHOLD: Final = 9 / 8  # kTimeThreshold, RFC 9002 §6.1.2
 PERSISTENT_CONGESTION_THRESHOLD: Final = 3  # kPersistentCongestionThreshold, RFC 9002 §7.6.1
 PROBES: Final = 2  # packets per probe timeout, RFC 9002 §6.2.4
-MAX_PACKET_THRESHOLD: Final = 256  # packets: four bursts may overtake one another before we stop learning
-EVENTS_TO_UNLEARN: Final = 16  # congestion events without reordering until the thresholds return (as RACK, RFC 8985 §7.2)
 LOST_MEMORY_PTOS: Final = 2  # probe timeouts since sending for which a lost burst may still turn out spurious
 LOST_MEMORY_BURSTS: Final = 256  # settled bursts kept for that, at most
 MAX_PTO_INTERVAL: Final = Seconds(4.0)  # the doubling stops here (or at one PTO, if that is longer): paths must be tried
@@ -30,7 +27,6 @@ MAX_UNCOUNTED_BURSTS: Final = 1024  # bursts not in flight (ACKs, checks) that a
 FLIGHT_BDPS: Final = 2  # bandwidth-delay products allowed above the peer's buffer: one on the way, one to grow
 SHORTEST_SAMPLE: Final = 0.000_001  # seconds: a clock may not have moved between sending and the ACK
 
-Marked = tuple[SentBurst, int]  # a burst and the mask of the packets meant
 _NOTHING_SEEN: Final[AbstractSet[tuple[int, int]]] = frozenset()
 
 
@@ -58,16 +54,14 @@ class Recovery:
         "_eliciting",
         "_event",
         "_event_losses",
-        "_events_since_spurious",
         "_largest",
         "_last_eliciting_at",
         "_max_ack_delay",
         "_mss",
-        "_packet_threshold",
         "_peak",
         "_peak_before",
         "_rate",
-        "_reorder_extra",
+        "_reordering",
         "_round_end",
         "_seen",
         "_sent",
@@ -111,11 +105,9 @@ class Recovery:
         self._last_eliciting_at = now  # when one was sent last, or a probe timeout fired
         self._top = (0, -1)  # the last ACK frame's first range (empty at first) and the others: nothing in them is news
         self._seen = _NOTHING_SEEN
-        self._packet_threshold = PACKET_THRESHOLD
-        self._reorder_extra = 0.0  # seconds added to the time threshold
-        self._event = 0  # number of the latest congestion event, its losses not yet refuted, and how calm it has been
+        self._reordering = Reordering()
+        self._event = 0  # number of the latest congestion event, and its losses not yet refuted
         self._event_losses = 0
-        self._events_since_spurious = 0
         self._round_end = 0  # ordinal that ends this round trip; most bytes in flight in it and in the one before
         self._peak = 0
         self._peak_before = 0
@@ -297,14 +289,12 @@ class Recovery:
     @property
     def loss_delay(self) -> Seconds:
         """How long after sending a packet is lost, once a later one was acknowledged.  RFC 9002 §6.1.2."""
-        rtt = self.rtt
-        delay = TIME_THRESHOLD * max(rtt.latest_rtt, rtt.smoothed_rtt)
-        return Seconds(max(delay, GRANULARITY) + self._reorder_extra)
+        return self._reordering.loss_delay(self.rtt)
 
     @property
     def packet_threshold(self) -> int:
         """How many later packets must be acknowledged for one to be lost; grows with the reordering seen."""
-        return self._packet_threshold
+        return self._reordering.packet_threshold
 
     def detect_lost(self, now: Instant) -> list[Marked]:
         """Declare lost what is lost by now, tell congestion control, and set `loss_deadline` for what may be soon.
@@ -317,8 +307,8 @@ class Recovery:
         largest = self._largest
         lost: list[Marked] = []
         if base < len(bursts) and bursts[base].ordinal < largest:
-            delay = self.loss_delay
-            sure = largest - self._packet_threshold + 1  # ordinals below this are lost by distance
+            delay = self._reordering.loss_delay(self.rtt)
+            sure = largest - self._reordering.packet_threshold + 1  # ordinals below this are lost by distance
             for index in range(base, len(bursts)):
                 burst = bursts[index]
                 outstanding = burst.outstanding
@@ -407,63 +397,27 @@ class Recovery:
         if newest is None:
             return
         self.bytes_in_flight -= size
-        persistent = self._is_persistent(lost)
+        duration = self.rtt.pto(self._max_ack_delay) * PERSISTENT_CONGESTION_THRESHOLD
+        persistent = is_persistent(lost, self.rtt.first_sample_at, duration)
         if self.congestion.on_loss(size, newest.sent_at, now, persistent):
             self._event += 1
             self._event_losses = 0
-            self._events_since_spurious += 1
-            if self._events_since_spurious >= EVENTS_TO_UNLEARN:
-                self._packet_threshold = PACKET_THRESHOLD
-                self._reorder_extra = 0.0
+            self._reordering.on_congestion_event()
         self._event_losses += packets
         for burst, _ in lost:
             burst.event = self._event
         if persistent:
             self.rtt.forget_min()
 
-    def _is_persistent(self, lost: list[Marked]) -> bool:
-        """Whether `lost` spans persistent congestion: long enough, and nothing sent in between arrived.  RFC 9002 §7.6.2."""
-        first_sample_at = self.rtt.first_sample_at
-        if first_sample_at is None:
-            return False
-        duration = self.rtt.pto(self._max_ack_delay) * PERSISTENT_CONGESTION_THRESHOLD
-        if lost[-1][0].sent_at - lost[0][0].sent_at < duration:
-            return False  # the usual end
-        since: Instant | None = None  # when the run of losses that we are in began
-        previous = -1  # ordinal behind the last packet looked at
-        for burst, mask in lost:
-            if burst.ordinal != previous:
-                since = None  # a whole burst in between arrived
-            previous = burst.ordinal + burst.count
-            arrived = (1 << burst.count) - 1 & ~burst.outstanding & ~burst.lost
-            counts = burst.ack_eliciting and burst.in_flight and burst.sent_at > first_sample_at
-            if arrived and not mask & (arrived & -arrived) - 1:
-                since = None  # it began with an arrival
-            if counts and since is not None and burst.sent_at - since >= duration:
-                return True
-            if arrived:
-                since = burst.sent_at if counts and mask >> arrived.bit_length() else None
-            elif counts and since is None:
-                since = burst.sent_at
-        return False
-
     def _on_spurious(self, spurious: list[Marked], now: Instant) -> None:
         """Losses were reordering: be more patient from now on, and undo the reduction if none of them was real."""
-        rtt = self.rtt
+        self._reordering.on_spurious(spurious, self._largest, now, self.rtt)
         refuted = 0
         for burst, mask in spurious:
             number = mask.bit_count()
             self.spurious_packets += number
             if burst.in_flight and burst.event == self._event:
                 refuted += number
-            lowest_bit = (mask & -mask).bit_length() - 1
-            distance = self._largest - burst.ordinal - lowest_bit + 1
-            if distance > self._packet_threshold:
-                self._packet_threshold = min(distance, MAX_PACKET_THRESHOLD)
-            extra = now - burst.sent_at - TIME_THRESHOLD * max(rtt.latest_rtt, rtt.smoothed_rtt)
-            if extra > self._reorder_extra:
-                self._reorder_extra = min(extra, rtt.min_rtt)
-        self._events_since_spurious = 0
         if refuted and self._event_losses > 0:
             self._event_losses -= refuted
             if self._event_losses <= 0:

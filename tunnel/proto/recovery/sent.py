@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeAlias
 
 from tunnel.units import Instant
 
@@ -91,6 +91,9 @@ class SentBurst:
         """How many sealed bytes the packets of `mask` had."""
         size = mask.bit_count() * self.size
         return size + self.last_size - self.size if mask >> (self.count - 1) & 1 else size
+
+
+Marked: TypeAlias = tuple[SentBurst, int]  # a burst and the mask of the packets meant
 
 
 class SentRing:
