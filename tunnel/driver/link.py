@@ -11,7 +11,7 @@ import trio
 
 from tunnel.driver.datagrams import Datagrams
 from tunnel.driver.stream import TunnelStream
-from tunnel.errors import PeerError, UnreachableError
+from tunnel.errors import PeerError, TunnelError, UnreachableError
 from tunnel.proto.endpoint import (
     CloseCode,
     CloseReason,
@@ -24,7 +24,6 @@ from tunnel.proto.endpoint import (
     PathChanged,
     PathKind,
     Peering,
-    StreamLimitError,
     StreamOpened,
     StreamReadable,
     StreamReset,
@@ -125,7 +124,7 @@ class Link:
             if connection is not None:
                 try:
                     stream_id = connection.open_stream()
-                except StreamLimitError:
+                except TunnelError:  # the peer's stream limit is reached
                     pass
                 else:
                     stream = self._make_stream(connection, stream_id)
@@ -162,10 +161,9 @@ class Link:
     # --- what it is like
 
     def status(self) -> LinkStatus:
-        connection, path = self._peering.connection, None
+        connection = self._peering.connection
         stats = connection.stats() if connection is not None else None
-        if connection is not None:
-            path = connection.current_path
+        path = connection.current_path if connection is not None else None
         now = self._clock()
         sent = stats.bytes_sent if stats else 0
         received = stats.bytes_received if stats else 0
@@ -194,8 +192,7 @@ class Link:
     @property
     def is_direct(self) -> bool:
         connection = self._peering.connection
-        path = connection.current_path if connection is not None else None
-        return path is not None and path.kind is PathKind.DIRECT
+        return connection is not None and connection.current_path.kind is PathKind.DIRECT
 
     async def wait_direct(self) -> None:
         """Wait until the current path is a direct one.  Raises UnreachableError when the link is closed."""

@@ -14,7 +14,7 @@ from tunnel.errors import TunnelError, UnreachableError
 from tunnel.proto.endpoint import Connection, StreamCode
 from tunnel.units import StreamId
 
-CHUNKS_A_READ = 64  # received pieces handed over at once: one GRO batch
+CHUNKS_A_READ = 256  # received pieces handed over at once: one GRO batch
 
 
 class StreamResetError(TunnelError):
@@ -122,8 +122,8 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             self._forget_if_done()
 
     def reset(self, code: int) -> None:
-        """Give up sending: what the peer has not read yet is thrown away there."""
-        if self._send_error is None:
+        """Give up sending: what the peer has not read yet is thrown away there.  Nothing happens after finish()."""
+        if self._send_error is None and not self._finished:
             self._finished = True
             self._send_error = StreamResetError(code)
             self._connection.stream_reset(self.stream_id, code)
@@ -148,6 +148,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     async def wait_acked(self) -> None:
         """Wait until the peer has acknowledged everything we sent, FIN included."""
         while self._send_error is None and not self._connection.stream_is_acked(self.stream_id):
+            self._connection.stream_want_space(self.stream_id)
             waiter = self._writable = trio.Event()
             await waiter.wait()
 

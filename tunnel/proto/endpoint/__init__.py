@@ -2,4 +2,98 @@
 
 from __future__ import annotations
 
-from tunnel.proto.connection.events import CloseCode as CloseCode
+from tunnel.proto.connection.connection import Connection
+from tunnel.proto.connection.events import (
+    AllPathsLost,
+    CloseCode,
+    CloseReason,
+    ConnectionClosed,
+    ConnectionEvent,
+    ConnectionStats,
+    ControlReceived,
+    DatagramsReceived,
+    PathChanged,
+    PathKind,
+    PathLost,
+    PathProbed,
+    PathValidated,
+    PathView,
+    RekeyDue,
+    StreamCode,
+    StreamOpened,
+    StreamReadable,
+    StreamReset,
+    StreamStopped,
+    StreamWritable,
+)
+from tunnel.proto.connection.handshakes import preferred_aeads
+from tunnel.proto.endpoint.context import EndpointConfig, PeerStore
+from tunnel.proto.endpoint.endpoint import Endpoint
+from tunnel.proto.endpoint.events import (
+    CodeIssued,
+    EndpointEvent,
+    KnownPeer,
+    PeeringClosed,
+    PeeringEvent,
+    PeeringRestarted,
+    PeeringStarted,
+    PeerPaired,
+    Problem,
+    ServerReached,
+    Troubled,
+)
+from tunnel.proto.endpoint.pairing import ExposerPairing
+from tunnel.proto.endpoint.peering import Peering
+from tunnel.proto.pairing.code import Code, complete, looks_like_code, parse_code
+from tunnel.proto.pairing.grants import Grant, GrantSet
+from tunnel.proto.pairing.identity import fingerprint, sanitise_name
+
+__all__ = [
+    "Endpoint",
+    "EndpointConfig",
+    "EndpointEvent",
+    "ServerReached",
+    "CodeIssued",
+    "PeerPaired",
+    "PeeringStarted",
+    "PeeringRestarted",
+    "PeeringClosed",
+    "PeeringEvent",
+    "Troubled",
+    "Problem",
+    "KnownPeer",
+    "PeerStore",
+    "Peering",
+    "ExposerPairing",
+    "Connection",
+    "ConnectionEvent",
+    "ConnectionStats",
+    "ConnectionClosed",
+    "CloseCode",
+    "CloseReason",
+    "AllPathsLost",
+    "ControlReceived",
+    "DatagramsReceived",
+    "PathChanged",
+    "PathKind",
+    "PathLost",
+    "PathProbed",
+    "PathValidated",
+    "PathView",
+    "RekeyDue",
+    "StreamCode",
+    "StreamOpened",
+    "StreamReadable",
+    "StreamReset",
+    "StreamStopped",
+    "StreamWritable",
+    "Code",
+    "complete",
+    "looks_like_code",
+    "parse_code",
+    "Grant",
+    "GrantSet",
+    "fingerprint",
+    "sanitise_name",
+    "preferred_aeads",
+]

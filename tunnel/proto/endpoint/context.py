@@ -1,0 +1,134 @@
+"""What the flows of one endpoint share: who we are, the sources of chance and time, the clients, and the way out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
+from tunnel.proto.trace import Drops, Trace
+from tunnel.units import Buffer, Instant, PathKey, SocketId
+
+if TYPE_CHECKING:
+    import random
+
+    from tunnel.proto.endpoint.punching import LocalSocket
+    from tunnel.proto.rendezvous.client import Client
+
+MAX_QUEUED: Final = 256  # handshake datagrams waiting to leave; the oldest is dropped
+DAY_NS: Final = 86_400 * 10**9
+
+PATH_POLICIES: Final = {"auto": PATH_AUTO, "direct": PATH_DIRECT, "relay": PATH_RELAY}
+POLICY_NAMES: Final = {number: name for name, number in PATH_POLICIES.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointConfig:
+    """What does not change while the endpoint lives."""
+
+    name: str  # how we introduce ourselves, at most 64 bytes of UTF-8
+    aeads: tuple[int, ...]
+    receive_buffer: int  # bytes, of the smallest socket
+    path_policy: str = "auto"
+
+
+class PeerStore(Protocol):
+    """Where peers are remembered; the core opens no file."""
+
+    def save(self, peer: KnownPeer) -> KnownPeer:
+        """Remember `peer`; returns it with the name that it got."""
+
+
+class Context:
+    """One of these for each endpoint, handed to every flow."""
+
+    def __init__(
+        self,
+        *,
+        config: EndpointConfig,
+        static_key: bytes,
+        store: PeerStore,
+        entropy: Callable[[int], bytes],
+        rng: random.Random,
+        wall_ns: Callable[[], int],
+        trace: Trace | None,
+    ) -> None:
+        self.config = config
+        self.static = X25519PrivateKey.from_private_bytes(static_key)
+        self.static_public = self.static.public_key().public_bytes_raw()
+        self.store = store
+        self.entropy = entropy
+        self.rng = rng
+        self.wall_ns = wall_ns
+        self.trace = trace
+        self.drops = Drops()
+        self.events: deque[EndpointEvent] = deque()
+        self.out: deque[tuple[PathKey, bytes]] = deque()
+        self.clients: dict[str, Client] = {}
+        self.peers: dict[bytes, KnownPeer] = {}  # by static key
+        self.sockets: dict[SocketId, LocalSocket] = {}
+        self.hosts: tuple[str, ...] = ()
+        #: Who takes the answers (response, finish, cookie reply) for a receiver index.
+        self.answers: dict[int, Callable[[Instant, PathKey, Buffer], bool]] = {}
+        self.is_index_taken: Callable[[int], bool] = lambda index: False
+        self._last_timestamp = 0
+
+    def emit(self, event: EndpointEvent) -> None:
+        self.events.append(event)
+
+    def send(self, key: PathKey, datagram: bytes) -> None:
+        """Queue one handshake datagram, without the channel header of `key`."""
+        if len(self.out) >= MAX_QUEUED:
+            self.out.popleft()
+            self.drops["handshake queue full"] += 1
+        self.out.append((key, datagram))
+
+    def new_index(self) -> int:
+        """A receiver index that nobody of us answers to."""
+        while True:
+            index = int.from_bytes(self.entropy(4), "big")
+            if index and index not in self.answers and not self.is_index_taken(index):
+                return index
+
+    def new_instance(self) -> int:
+        return int.from_bytes(self.entropy(8), "big") or 1
+
+    def timestamp(self) -> int:
+        """Nanoseconds of the calendar, strictly increasing."""
+        self._last_timestamp = max(self.wall_ns(), self._last_timestamp + 1)
+        return self._last_timestamp
+
+    def unix_time(self) -> float:
+        return self.wall_ns() / 1e9
+
+    def params(self, instance: int, resume: int = 0) -> Params:
+        """What we say of ourselves in a handshake."""
+        config = self.config
+        return Params(
+            instance=instance,
+            name=config.name,
+            aeads=config.aeads,
+            receive_buffer=config.receive_buffer,
+            path_policy=PATH_POLICIES[config.path_policy],
+            resume=resume,
+        )
+
+    def remember(self, peer: KnownPeer) -> KnownPeer:
+        """Save a newly paired peer; the store has the last word on its name."""
+        saved = self.store.save(peer)
+        self.peers[saved.static] = saved
+        return saved
+
+
+def combine_policies(ours: int, theirs: int) -> str | None:
+    """The stricter of the two path policies; None where they contradict one another."""
+    if ours == theirs or theirs == PATH_AUTO:
+        return POLICY_NAMES[ours]
+    if ours == PATH_AUTO:
+        return POLICY_NAMES[theirs]
+    return None

@@ -1,0 +1,156 @@
+"""Remembered peers: the rooms in which an exposer listens, and the dialing that a connector does, first or again.
+
+The room of a pair is HKDF(psk, day).  A listener registers for yesterday, today and tomorrow, so that two clocks may differ; a
+dialer asks for today's, and for its neighbours when nobody is there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunnel.proto.endpoint.context import Context
+from tunnel.proto.endpoint.events import Problem, Troubled
+from tunnel.proto.endpoint.peering import Peering
+from tunnel.proto.pairing.identity import days_around, room_id
+from tunnel.proto.rendezvous import events as told
+from tunnel.proto.rendezvous.client import Client
+from tunnel.proto.timers import earliest
+from tunnel.units import Instant, Seconds
+
+ROOMS_INTERVAL: Final = Seconds(60.0)  # how often the calendar is looked at
+NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
+ABSENT_AFTER: Final = Seconds(5.0)  # before a person is told that the peer is not there
+REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
+MAX_LISTENING: Final = 64  # peers one client listens for; the most recently seen are kept
+
+
+class Listener:
+    """Registers the rooms of all remembered peers with their servers."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._rooms: dict[str, set[bytes]] = {}
+        self._look_at: Instant | None = None
+        self.is_on = False
+
+    def start(self, now: Instant) -> None:
+        self.is_on = True
+        self.update(now)
+
+    def update(self, now: Instant) -> None:
+        """Peers, servers or the day changed."""
+        if not self.is_on:
+            return
+        self._look_at = Instant(now + ROOMS_INTERVAL)
+        days = days_around(self._context.unix_time())
+        wanted: dict[str, set[bytes]] = {name: set() for name in self._rooms}
+        counts: dict[str, int] = {}
+        for peer in self._context.peers.values():
+            server = peer.server
+            if server is None or server not in self._context.clients or counts.get(server, 0) >= MAX_LISTENING:
+                continue
+            counts[server] = counts.get(server, 0) + 1
+            wanted.setdefault(server, set()).update(room_id(peer.psk, day) for day in days)
+        for server, rooms in wanted.items():
+            client, known = self._context.clients[server], self._rooms.get(server, set())
+            if rooms - known:
+                client.listen(now, sorted(rooms - known))
+            if known - rooms:
+                client.leave(now, sorted(known - rooms))
+        self._rooms = wanted
+
+    def handle_timeout(self, now: Instant) -> None:
+        if self._look_at is not None and now >= self._look_at:
+            self.update(now)
+
+    def poll_timeout(self) -> Instant | None:
+        return self._look_at
+
+
+class Dialer:
+    """Meets one remembered peer whenever its peering needs it, and hands the way there to the peering's handshake."""
+
+    def __init__(self, context: Context, peering: Peering, client: Client, now: Instant) -> None:
+        self.peering = peering
+        self.client = client
+        self._context = context
+        self._rooms: list[bytes] = []
+        self._channel: told.RelayChannel | None = None
+        self._widen_at: Instant | None = None
+        self._absent_at: Instant | None = None
+        self._redial_at: Instant | None = None
+        self.dial(now)
+
+    @property
+    def is_dialing(self) -> bool:
+        return bool(self._rooms)
+
+    def dial(self, now: Instant, *, wide: bool = False) -> None:
+        days = days_around(self._context.unix_time())
+        self._leave(now)
+        self._rooms = [room_id(self.peering.peer.psk, day) for day in (days if wide else days[1:2])]
+        self.client.dial(now, self._rooms)
+        self._widen_at = None if wide else Instant(now + NEIGHBOURS_AFTER)
+        if self._absent_at is None:
+            self._absent_at = Instant(now + ABSENT_AFTER)
+        self._redial_at = None
+
+    def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
+        match event:
+            case told.Introduced(room=room, channel=channel) if room in self._rooms:
+                self._use(now, channel)  # the newest counts
+            case told.ChannelMoved(old=old, new=new) if self._channel is not None and old.channel == self._channel.channel:
+                self._use(now, new)
+            case told.Refused(what="dial", text=text, rooms=rooms) if set(rooms) & set(self._rooms):
+                words = "".join(character for character in text if character.isprintable())
+                self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=f"The server refused: {words}"))
+            case _:
+                pass
+
+    def _use(self, now: Instant, channel: told.RelayChannel) -> None:
+        self._channel = channel
+        self._widen_at = None
+        self._redial_at = Instant(now + REDIAL_AFTER)
+        if self.is_dialing:
+            self.peering.begin_handshake(now, channel.path_key)
+        elif self.peering.connection is not None:
+            self.peering.connection.add_relay(now, channel.path_key)
+
+    def answered(self, now: Instant) -> None:
+        """The handshake is done: nobody needs to be met any more."""
+        self._leave(now)
+        self._widen_at = self._absent_at = self._redial_at = None
+        self.peering.needs_meeting = False
+
+    def close(self, now: Instant) -> None:
+        self.answered(now)
+        if self._channel is not None:
+            self.client.leave_channel(now, self._channel.channel)
+            self._channel = None
+
+    def handle_timeout(self, now: Instant) -> None:
+        peering = self.peering
+        if peering.needs_meeting and not self.is_dialing:
+            peering.needs_meeting = False
+            self.dial(now)
+        if self._widen_at is not None and now >= self._widen_at:
+            self.dial(now, wide=True)
+        if self._absent_at is not None and now >= self._absent_at:
+            self._absent_at = None
+            if self.client.is_reached:
+                name = peering.peer.name
+                self._context.emit(
+                    Troubled(
+                        problem=Problem.PEER_ABSENT, text=f"{name} does not answer: is 'ptunnel expose' running there? Waiting."
+                    )
+                )
+        if self._redial_at is not None and now >= self._redial_at:
+            self.dial(now, wide=True)
+
+    def poll_timeout(self) -> Instant | None:
+        return earliest(self._widen_at, self._absent_at, self._redial_at)
+
+    def _leave(self, now: Instant) -> None:
+        if self._rooms:
+            self.client.leave(now, self._rooms)
+        self._rooms = []

@@ -1,0 +1,253 @@
+"""Many sockets, many peers: each received batch is split into runs by kind and receiver, and every run goes to whom it is for.
+
+Sans IO: the driver hands in batches and instants, and takes datagrams, a deadline and events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from tunnel.errors import ConfigurationError
+from tunnel.proto.endpoint.context import Context, EndpointConfig, PeerStore
+from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
+from tunnel.proto.endpoint.meetings import Meetings
+from tunnel.proto.endpoint.pairing import ExposerPairing
+from tunnel.proto.endpoint.peering import Peering
+from tunnel.proto.endpoint.punching import LocalSocket
+from tunnel.proto.rendezvous.client import Client
+from tunnel.proto.timers import earliest
+from tunnel.proto.trace import Trace
+from tunnel.units import Address, Instant, PathKey, SocketId, Transmit
+
+if TYPE_CHECKING:
+    import random
+
+CHANNEL_SIZE: Final = 8  # bytes of a relay channel's header
+MAX_KEYS: Final = 4_096  # PathKeys kept for reuse
+
+
+class Endpoint:
+    """One process's end of all its tunnels."""
+
+    def __init__(
+        self,
+        *,
+        config: EndpointConfig,
+        static_key: bytes,
+        peers: Iterable[KnownPeer],
+        store: PeerStore,
+        entropy: Callable[[int], bytes],
+        rng: random.Random,
+        wall_ns: Callable[[], int],
+        trace: Trace | None = None,
+    ) -> None:
+        self._context = Context(
+            config=config, static_key=static_key, store=store, entropy=entropy, rng=rng, wall_ns=wall_ns, trace=trace
+        )
+        self._context.peers = {peer.static: peer for peer in peers}
+        self.drops = self._context.drops
+        self._meetings = Meetings(self._context)
+        self._client_of: dict[tuple[SocketId, str], Client] = {}
+        self._keys: dict[tuple[SocketId, Address, bytes], PathKey] = {}
+
+    # --- what it stands on
+
+    @property
+    def static_public(self) -> bytes:
+        return self._context.static_public
+
+    @property
+    def peerings(self) -> list[Peering]:
+        return self._meetings.live
+
+    @property
+    def peers(self) -> dict[bytes, KnownPeer]:
+        """By static key."""
+        return self._context.peers
+
+    def add_socket(self, socket_id: SocketId, *, is_ipv6: bool, port: int) -> None:
+        self._context.sockets[socket_id] = LocalSocket(socket_id, is_ipv6, port)
+
+    def set_hosts(self, now: Instant, hosts: Iterable[str]) -> None:
+        """The machine's own addresses, numeric; call again when they may have changed."""
+        hosts = tuple(hosts)
+        if hosts == self._context.hosts:
+            return
+        is_change = bool(self._context.hosts)
+        self._context.hosts = hosts
+        for peering in self._meetings.live:
+            if peering.puncher is not None:
+                peering.puncher.set_hosts(now, hosts)
+        if is_change:
+            self.network_changed(now)
+        self._meetings.pump(now)
+
+    def network_changed(self, now: Instant) -> None:
+        """The host roamed or woke up: ask every server at once where it sees us now."""
+        for client in self._context.clients.values():
+            client.network_changed(now)
+
+    def add_server(self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"") -> None:
+        """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them."""
+        context = self._context
+        if name in context.clients:
+            return
+        ways = [
+            (socket.socket_id, address)
+            for address in addresses
+            for socket in context.sockets.values()
+            if socket.is_ipv6 == address.is_ipv6
+        ]
+        if not ways:
+            raise ConfigurationError(f"The server {name} has no address of a family that this machine speaks.")
+        client = Client(servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token)
+        context.clients[name] = client
+        self._client_of.update({(socket_id, address.host): client for socket_id, address in ways})
+        self._meetings.servers_changed(now)
+
+    def has_server(self, name: str) -> bool:
+        return name in self._context.clients
+
+    def is_reached(self, name: str) -> bool:
+        """Has the server answered, and not fallen silent since?"""
+        return self._context.clients[name].is_reached
+
+    # --- verbs
+
+    def offer_code(self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool) -> ExposerPairing:
+        """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired."""
+        return self._meetings.offer_code(now, server, grants=grants, keep=keep)
+
+    def claim_code(self, now: Instant, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
+        """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError."""
+        self._meetings.claim_code(now, server, code, expected=expected)
+
+    def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
+        """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
+        return self._meetings.dial(now, peer, server)
+
+    def listen(self, now: Instant) -> None:
+        """Let remembered peers in, from now on."""
+        self._meetings.listen(now)
+
+    def set_peers(self, now: Instant, peers: Iterable[KnownPeer]) -> None:
+        """What the store says now: new grants and names count at once, whoever is forgotten is cut off."""
+        self._meetings.set_peers(now, peers)
+
+    def close(self, now: Instant, text: str = "the other side has ended") -> None:
+        """Say goodbye to every peer and server; poll_transmit still has to be called."""
+        self._meetings.close(now, text)
+        for client in self._context.clients.values():
+            client.close(now)
+
+    # --- inputs
+
+    def handle_batch(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+        """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter."""
+        position, length = 0, len(buffer)
+        touched: Peering | None = None
+        is_cold = False
+        by_index = self._meetings.by_index
+        while position < length:
+            end = min(position + stride, length)
+            kind = buffer[position]
+            start = position
+            prefix = b""
+            if kind >= 0xC0 and end - position > CHANNEL_SIZE:
+                start = position + CHANNEL_SIZE
+                prefix = bytes(buffer[position:start])
+                kind = buffer[start]
+            if 0x80 <= kind <= 0xBF:
+                key = self._key(socket_id, remote, prefix)
+                peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
+                if peering is None:
+                    peering = self._meetings.confirm(now, key, buffer[start:end])
+                    is_cold = True
+                if peering is not None and peering.connection is not None:
+                    after = peering.connection.handle_datagrams(now, key, buffer, position, stride)
+                    if touched is not None and touched is not peering:
+                        touched.drain(now)
+                    touched = peering
+                    position = after if after > position else end
+                    continue
+                self.drops["transport to nobody"] += 1
+            elif 0x70 <= kind <= 0x73:
+                is_cold = True
+                self._meetings.handle_handshake(now, self._key(socket_id, remote, prefix), buffer[start:end])
+            elif kind in (0x41, 0x42) and not prefix:
+                is_cold = True
+                client = self._client_of.get((socket_id, remote.host))
+                if client is None:
+                    self.drops["rendezvous datagram from a stranger"] += 1
+                else:
+                    client.handle_datagram(now, socket_id, remote, buffer[position:end])
+            else:
+                self.drops["unknown first byte"] += 1
+            position = end
+        if touched is not None:
+            touched.drain(now)
+            is_cold = is_cold or touched.needs_meeting or touched.is_closed
+        if is_cold:
+            self._meetings.pump(now)
+
+    def handle_timeout(self, now: Instant) -> None:
+        for client in self._context.clients.values():
+            client.handle_timeout(now)
+        self._meetings.handle_timeout(now)
+
+    # --- outputs
+
+    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        """The next burst; `out` has room for 65,536 bytes and may be lent to the Transmit."""
+        context = self._context
+        if context.out:
+            key, datagram = context.out.popleft()
+            return _single(key, key.prefix + datagram, out)
+        for client in context.clients.values():
+            ready = client.poll_transmit(now)
+            if ready is not None:
+                return _single(PathKey(ready[0], ready[1]), ready[2], out)
+        peerings = self._meetings.peerings
+        for position, peering in enumerate(peerings):
+            connection = peering.connection
+            if connection is None:
+                continue
+            puncher = peering.puncher
+            if puncher is not None and puncher.next_at is not None and puncher.next_at <= now:
+                peering.pump(now)
+            transmit = connection.poll_transmit(now, out)
+            if transmit is not None:
+                if len(peerings) > 1:
+                    peerings.append(peerings.pop(position))
+                return transmit
+        return None
+
+    def poll_timeout(self) -> Instant | None:
+        at = self._meetings.poll_timeout()
+        for client in self._context.clients.values():
+            at = earliest(at, client.poll_timeout())
+        return at
+
+    def poll_event(self, now: Instant) -> EndpointEvent | None:
+        """The next event; call until None.  `now` is for what the connections have to say meanwhile."""
+        events = self._context.events
+        if not events:
+            for peering in self._meetings.peerings:
+                peering.drain(now)
+        return events.popleft() if events else None
+
+    def _key(self, socket_id: SocketId, remote: Address, prefix: bytes) -> PathKey:
+        found = self._keys.get((socket_id, remote, prefix))
+        if found is None:
+            if len(self._keys) >= MAX_KEYS:
+                self._keys.clear()
+            found = PathKey(socket_id, remote, prefix)
+            self._keys[socket_id, remote, prefix] = found
+        return found
+
+
+def _single(key: PathKey, datagram: bytes, out: bytearray) -> Transmit:
+    """One datagram by itself."""
+    out[: len(datagram)] = datagram
+    return Transmit(key.socket_id, key.remote, len(datagram), memoryview(out)[: len(datagram)])

@@ -1,0 +1,108 @@
+"""What an endpoint tells its driver.  All frozen; match on them, all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tunnel.proto.connection.events import CloseReason, ConnectionEvent
+from tunnel.units import Address
+
+if TYPE_CHECKING:
+    from tunnel.proto.endpoint.peering import Peering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPeer:
+    """A remembered peer, as far as the core needs it.  `grants` is what the peer may reach on our side, as plain dicts."""
+
+    name: str
+    static: bytes
+    psk: bytes = field(repr=False)
+    server: str | None
+    grants: tuple[dict[str, Any], ...] = ()
+
+
+class Problem(Enum):
+    """Codes of Trouble in the machine interface."""
+
+    WRONG_CODE = "wrong_code"
+    CODE_EXPIRED = "code_expired"
+    CODE_UNANSWERED = "code_unanswered"
+    CODE_UNKNOWN = "code_unknown"
+    CODE_SPENT = "code_spent"
+    SERVER_UNREACHABLE = "server_unreachable"
+    SERVER_LOST = "server_lost"
+    SERVER_REFUSED = "server_refused"
+    PEER_ABSENT = "peer_absent"
+    PEER_LOST = "peer_lost"
+    KEY_CHANGED = "key_changed"
+    PATH_POLICY = "path_policy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerReached:
+    """The rendezvous server answers; it sees us at these addresses."""
+
+    server: str
+    reflexive: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeIssued:
+    """Tell this code to one person; it replaces any earlier one of this exposure."""
+
+    code: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerPaired:
+    """A code led to this peer, who is remembered from now on."""
+
+    peer: KnownPeer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeeringStarted:
+    """A peering has its first connection: bytes may flow."""
+
+    peering: Peering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeeringRestarted:
+    """The peer lost its half of the connection; a new one stands in the same peering, and the old streams are gone."""
+
+    peering: Peering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeeringClosed:
+    """The peering is over."""
+
+    peering: Peering
+    reason: CloseReason
+
+
+@dataclass(frozen=True, slots=True)
+class PeeringEvent:
+    """Something happened on the connection of a peering."""
+
+    peering: Peering
+    event: ConnectionEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Troubled:
+    """Something a person should know.  `is_final`: retrying cannot heal it, the flow that met it has ended."""
+
+    problem: Problem
+    text: str
+    is_final: bool = False
+
+
+EndpointEvent: TypeAlias = (
+    ServerReached | CodeIssued | PeerPaired | PeeringStarted | PeeringRestarted | PeeringClosed | PeeringEvent | Troubled
+)

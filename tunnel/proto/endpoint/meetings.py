@@ -1,0 +1,382 @@
+"""Everything by which an endpoint meets peers: codes, rooms, dialing, answering; and what comes of it, the peerings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.connection.connection import Connection
+from tunnel.proto.connection.events import CloseCode, PathKind
+from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Pattern, parse_init, receiver_index
+from tunnel.proto.endpoint.context import PATH_POLICIES, Context, combine_policies
+from tunnel.proto.endpoint.dialing import Dialer, Listener
+from tunnel.proto.endpoint.events import (
+    KnownPeer,
+    PeeringRestarted,
+    PeeringStarted,
+    PeerPaired,
+    Problem,
+    ServerReached,
+    Troubled,
+)
+from tunnel.proto.endpoint.pairing import ConnectorPairing, ExposerPairing
+from tunnel.proto.endpoint.peering import Peering
+from tunnel.proto.endpoint.punching import Puncher, is_loopback
+from tunnel.proto.endpoint.responding import IkResponder
+from tunnel.proto.pairing.code import parse_code
+from tunnel.proto.pairing.identity import sanitise_name
+from tunnel.proto.rendezvous import events as told
+from tunnel.proto.timers import earliest
+from tunnel.units import Buffer, Instant, PathKey
+
+MAX_PEERINGS: Final = 1_024
+
+
+class Meetings:
+    """The flows under way and the peerings that stand."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        context.is_index_taken = self._is_index_taken
+        self._listener = Listener(context)
+        self._responder = IkResponder(context, self._find)
+        self._exposing: list[tuple[str, ExposerPairing]] = []
+        self._claiming: list[tuple[str, ConnectorPairing]] = []
+        self._dialers: dict[Peering, Dialer] = {}
+        self.peerings: list[Peering] = []  # round robin: the one served last goes to the end
+        self.by_index: dict[int, Peering] = {}
+
+    @property
+    def live(self) -> list[Peering]:
+        return [peering for peering in self.peerings if not peering.is_closed]
+
+    # --- verbs
+
+    def offer_code(self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool) -> ExposerPairing:
+        """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired."""
+        flow: list[ExposerPairing] = []
+
+        def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> None:
+            self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow[0].grants)
+
+        client = self._context.clients[server]
+        flow.append(ExposerPairing(self._context, client, grants=grants, keep=keep, adopt=adopt, now=now))
+        self._exposing.append((server, flow[0]))
+        return flow[0]
+
+    def claim_code(self, now: Instant, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
+        """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError.
+
+        `expected`: it has to be this peer, with the key that we remember.
+        """
+
+        def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> None:
+            if expected is not None and completed.remote_static != expected.static:
+                text = f"The key of {expected.name} has changed: it is another machine, or somebody in between. Nothing was sent."
+                self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=True))
+                return
+            self._adopt(at, completed, path, instance, is_initiator, server=server, grants=())
+
+        flow = ConnectorPairing(self._context, self._context.clients[server], parse_code(code), adopt=adopt, now=now)
+        self._claiming.append((server, flow))
+
+    def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
+        """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
+        context = self._context
+        peering = Peering(context, peer, is_initiator=True, server=server, instance=context.new_instance())
+        self.peerings.append(peering)
+        self._dialers[peering] = Dialer(context, peering, context.clients[server], now)
+        self.pump(now)
+        return peering
+
+    def listen(self, now: Instant) -> None:
+        """Let remembered peers in, from now on."""
+        self._listener.start(now)
+
+    def set_peers(self, now: Instant, peers: Iterable[KnownPeer]) -> None:
+        """What the store says now: new grants and names count at once, whoever is forgotten is cut off."""
+        known = {peer.static: peer for peer in peers}
+        gone = self._context.peers.keys() - known.keys()
+        self._context.peers = known
+        for static in gone:
+            self._responder.forget(static)
+        for peering in self.live:
+            peer = known.get(peering.peer.static)
+            if peer is None:
+                peering.close(now, CloseCode.FORGOTTEN, "this peer was forgotten")
+            else:
+                peering.peer = peer
+        self._listener.update(now)
+        self.pump(now)
+
+    def close(self, now: Instant, text: str = "the other side has ended") -> None:
+        """Say goodbye to every peer and server; poll_transmit still has to be called."""
+        for _, flow in self._exposing:
+            flow.close(now)
+        for _, claim in self._claiming:
+            claim.close(now)
+        for peering in self.live:
+            peering.close(now, CloseCode.NO_ERROR, text)
+        for dialer in self._dialers.values():
+            dialer.close(now)
+
+    def servers_changed(self, now: Instant) -> None:
+        self._listener.update(now)
+
+    # --- inputs
+
+    def handle_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
+        """One of 0x70 to 0x73, without the channel header."""
+        drops = self._context.drops
+        try:
+            if datagram[0] == INIT:
+                if parse_init(datagram).pattern is Pattern.IK:
+                    self._responder.handle_init(now, path, datagram)
+                elif not any(flow.handle_init(now, path, datagram) for _, flow in self._exposing):
+                    drops["pairing init for no code of ours"] += 1
+                return
+            index = receiver_index(datagram)
+        except MalformedPacket:
+            drops["handshake malformed"] += 1
+            return
+        if datagram[0] == FINISH:
+            if not any(flow.handle_finish(now, path, datagram) for _, flow in self._exposing):
+                drops["finish for nobody"] += 1
+            return
+        take = self._context.answers.get(index)
+        if take is not None:
+            take(now, path, datagram)
+            return
+        for peering in self.peerings:
+            handshake = peering.handshake
+            if handshake is not None and handshake.index == index:
+                completed = handshake.handle_datagram(now, datagram)
+                if completed is not None:
+                    self._dialed(now, peering, completed, path)
+                return
+        drops["handshake answer for nobody"] += 1
+
+    def confirm(self, now: Instant, path: PathKey, datagram: Buffer) -> Peering | None:
+        """A transport datagram that no connection knows: it may be the first under keys that we answered with."""
+        pending = self._responder.confirm(now, path, datagram)
+        if pending is None:
+            return None
+        completed = pending.completed
+        peer = self._context.peers.get(completed.remote_static)
+        if peer is None:
+            return None
+        peering = self._find(completed.remote_static, completed.params.instance)
+        if peering is not None and peering.instance == pending.instance and peering.connection is not None:
+            peering.install(now, completed, path)
+            self._index(peering)
+            return peering
+        peering = Peering(self._context, peer, is_initiator=False, server=peer.server, instance=pending.instance)
+        self._connect(now, peering, completed, path)
+        return peering
+
+    def handle_timeout(self, now: Instant) -> None:
+        for _, flow in self._exposing:
+            flow.handle_timeout(now)
+        for peering in list(self.peerings):
+            peering.handle_timeout(now)
+        self._listener.handle_timeout(now)
+        self._responder.expire(now)
+        self.pump(now)
+
+    def poll_timeout(self) -> Instant | None:
+        at = earliest(self._listener.poll_timeout(), self._responder.poll_timeout())
+        for _, flow in self._exposing:
+            at = earliest(at, flow.poll_timeout())
+        for _, claim in self._claiming:
+            at = earliest(at, claim.poll_timeout())
+        for dialer in self._dialers.values():
+            at = earliest(at, dialer.poll_timeout())
+        for peering in self.peerings:
+            at = earliest(at, peering.poll_timeout())
+        return at
+
+    def pump(self, now: Instant) -> None:
+        """Everything that follows from what just came in: server events, due repetitions, meetings that are needed."""
+        for name, client in self._context.clients.items():
+            while (event := client.poll_event()) is not None:
+                self._on_server(now, name, event)
+        for _, claim in self._claiming:
+            claim.handle_timeout(now)
+        if any(claim.is_done for _, claim in self._claiming):
+            self._claiming = [item for item in self._claiming if not item[1].is_done]
+        for peering in list(self.peerings):
+            if peering.is_closed:
+                self._retire(now, peering)
+            elif peering.is_initiator:
+                self._meet(now, peering)
+
+    def _meet(self, now: Instant, peering: Peering) -> None:
+        """Dial where the peering asks for it."""
+        dialer = self._dialers.get(peering)
+        if dialer is None:
+            client = self._context.clients.get(peering.server or "")
+            if not peering.needs_meeting or client is None:
+                return
+            peering.needs_meeting = False
+            self._dialers[peering] = Dialer(self._context, peering, client, now)
+        else:
+            dialer.handle_timeout(now)
+        peering.pump(now)
+
+    def _on_server(self, now: Instant, name: str, event: told.ClientEvent) -> None:
+        context = self._context
+        match event:
+            case told.Reached(reflexive=reflexive):
+                context.emit(ServerReached(server=name, reflexive=tuple(reflexive.values())))
+                self._refresh_candidates(now, name)
+            case told.ReflexiveChanged():
+                self._refresh_candidates(now, name)
+            case told.Lost():
+                text = f"The server {name} does not answer any more: trying on. Direct connections are not touched."
+                context.emit(Troubled(problem=Problem.SERVER_LOST, text=text))
+            case told.ChannelMoved(old=old, new=new):
+                for peering in self.live:
+                    connection = peering.connection
+                    if connection is not None and old.path_key in connection.paths:
+                        connection.add_relay(now, new.path_key)
+            case _:
+                pass
+        for server, flow in self._exposing:
+            if server == name:
+                flow.handle_event(now, event)
+        for server, claim in self._claiming:
+            if server == name:
+                claim.handle_event(now, event)
+        for dialer in self._dialers.values():
+            if dialer.client is context.clients[name]:
+                dialer.handle_event(now, event)
+
+    def _refresh_candidates(self, now: Instant, server: str) -> None:
+        for peering in self.live:
+            if peering.server == server and peering.puncher is not None:
+                peering.puncher.refresh(now)
+                peering.pump(now)
+
+    # --- what comes of it
+
+    def _adopt(
+        self,
+        now: Instant,
+        completed: Completed,
+        path: PathKey,
+        instance: int,
+        is_initiator: bool,
+        *,
+        server: str,
+        grants: tuple[dict[str, Any], ...],
+    ) -> None:
+        """Paired by a code: remember the peer, and connect."""
+        context = self._context
+        if completed.remote_static == context.static_public:
+            text = "Both sides are the same identity: use another PTUNNEL_HOME for one of them."
+            context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=is_initiator))
+            return
+        before = context.peers.get(completed.remote_static)
+        peer = context.remember(
+            KnownPeer(
+                name=sanitise_name(completed.params.name),
+                static=completed.remote_static,
+                psk=completed.pair_psk,
+                server=server,
+                grants=(*(before.grants if before is not None else ()), *grants),
+            )
+        )
+        context.emit(PeerPaired(peer=peer))
+        peering = Peering(context, peer, is_initiator=is_initiator, server=server, instance=instance)
+        self._connect(now, peering, completed, path)
+        self._listener.update(now)
+
+    def _dialed(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
+        """Our own IK handshake ended: a first connection, new keys for it, or a peer that has forgotten it."""
+        peering.end_handshake()
+        dialer = self._dialers.get(peering)
+        if dialer is not None and dialer.is_dialing:
+            dialer.answered(now)
+        connection = peering.connection
+        if connection is None or connection.is_closed:
+            self._connect(now, peering, completed, path)
+        elif completed.params.instance == connection.remote_instance:
+            peering.install(now, completed, path)
+            self._index(peering)
+        elif peering.is_initiator:
+            self._connect(now, peering, completed, path)
+            self._context.emit(PeeringRestarted(peering=peering))
+        else:
+            peering.close(now, CloseCode.REPLACED, "the peer has restarted")
+
+    def _connect(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
+        """A new connection over the relay path where the handshake went."""
+        context = self._context
+        is_first = peering.connection is None
+        local = context.params(peering.instance, completed.params.instance)
+        connection = Connection(
+            is_initiator=peering.is_initiator,
+            keypair=completed.keypair,
+            local=local,
+            remote=completed.params,
+            remote_static=completed.remote_static,
+            path=path,
+            path_kind=PathKind.RELAY if path.prefix else PathKind.DIRECT,
+            now=now,
+            rng=context.rng,
+            trace=context.trace,
+        )
+        policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
+        if peering not in self.peerings:
+            self.peerings.append(peering)
+        puncher = None if policy in (None, "relay") else self._puncher(now, peering, connection)
+        peering.attach(now, connection, puncher, policy or "auto")
+        self._index(peering)
+        if policy is None:
+            text = f"{peering.peer.name} and this side ask for opposite paths (direct and relay): change --path on one of them."
+            context.emit(Troubled(problem=Problem.PATH_POLICY, text=text, is_final=peering.is_initiator))
+            peering.close(now, CloseCode.PATH_POLICY, text)
+        elif is_first:
+            context.emit(PeeringStarted(peering=peering))
+
+    def _puncher(self, now: Instant, peering: Peering, connection: Connection) -> Puncher:
+        context = self._context
+        client = context.clients.get(peering.server or "")
+        return Puncher(
+            connection,
+            controlling=peering.is_initiator,
+            sockets=context.sockets.values(),
+            hosts=context.hosts,
+            client=client,
+            same_machine=client is not None and client.server is not None and is_loopback(client.server.host),
+            now=now,
+            rng=context.rng,
+        )
+
+    def _index(self, peering: Peering) -> None:
+        """Route the receiver indices of its connection, and no others, to the peering."""
+        for index in [index for index, owner in self.by_index.items() if owner is peering]:
+            del self.by_index[index]
+        if peering.connection is not None:
+            self.by_index.update(dict.fromkeys(peering.connection.indices(), peering))
+
+    def _retire(self, now: Instant, peering: Peering) -> None:
+        """A closed peering goes when its connection has nothing more to say."""
+        dialer = self._dialers.pop(peering, None)
+        if dialer is not None:
+            dialer.close(now)
+        if peering.connection is None or peering.connection.is_drained:
+            self.peerings.remove(peering)
+            for index in [index for index, owner in self.by_index.items() if owner is peering]:
+                del self.by_index[index]
+
+    def _find(self, static: bytes, instance: int) -> Peering | None:
+        for peering in self.live:
+            connection = peering.connection
+            if connection is not None and connection.remote_instance == instance and connection.peer_static == static:
+                return peering
+        return None
+
+    def _is_index_taken(self, index: int) -> bool:
+        return index in self.by_index or index in self._responder.pending

@@ -1,0 +1,239 @@
+"""One peer of this endpoint: its connection, the handshakes that renew it, its punching, and small talk on the control stream.
+
+A peering outlives its connection only where the peer restarted; keys, paths and channels change inside the connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tunnel.errors import MalformedPacket, StateError, UnreachableError
+from tunnel.proto.connection.connection import Connection
+from tunnel.proto.connection.events import (
+    AllPathsLost,
+    CloseReason,
+    ConnectionClosed,
+    ConnectionEvent,
+    ControlReceived,
+    PathKind,
+    RekeyDue,
+)
+from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
+from tunnel.proto.endpoint.context import Context
+from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent
+from tunnel.proto.endpoint.punching import Puncher
+from tunnel.proto.pairing.grants import GrantSet
+from tunnel.proto.timers import earliest
+from tunnel.units import Buffer, Instant, PathKey, Seconds
+
+# First byte of a message on the control stream; unknown ones are left for later versions.
+CONTROL_HELLO: Final = 0  # nothing but a first packet under the new keys
+CONTROL_OFFER: Final = 1  # candidates: nat/candidate.py
+CONTROL_PING: Final = 2  # 8 bytes that come back as
+CONTROL_PONG: Final = 3
+
+MAX_PONGS: Final = 64  # answers that nobody has fetched
+RELAY_GRACE: Final = Seconds(1.5)  # so long a relayed path is simply the beginning and needs no explanation
+REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
+
+
+class Peering:
+    """One peer.  `is_initiator` on the connecting side, which also is the one that meets the peer anew."""
+
+    def __init__(self, context: Context, peer: KnownPeer, *, is_initiator: bool, server: str | None, instance: int) -> None:
+        self.peer = peer
+        self.is_initiator = is_initiator
+        self.server = server
+        self.instance = instance
+        self.connection: Connection | None = None
+        self.puncher: Puncher | None = None
+        self.handshake: InitiatorHandshake | None = None
+        self.pongs: dict[int, Instant] = {}
+        self.needs_meeting = False
+        self.is_closed = False
+        self.policy = context.config.path_policy
+        self._context = context
+        self._connected_at: Instant | None = None
+        self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
+        self._pings = 0
+
+    @property
+    def grants(self) -> GrantSet:
+        """What this peer may reach on our side."""
+        if self._grants is None or self._grants[0] is not self.peer.grants:
+            try:
+                self._grants = (self.peer.grants, GrantSet.from_dicts(self.peer.grants))
+            except StateError:
+                self._grants = (self.peer.grants, GrantSet())  # what cannot be read grants nothing
+        return self._grants[1]
+
+    # --- connection and keys
+
+    def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str) -> None:
+        """A connection stands: the first one, or one with the peer's new instance."""
+        self.connection = connection
+        self.puncher = puncher
+        self.policy = policy
+        self._connected_at = now
+        connection.set_policy(now, policy)
+        connection.send_control(bytes((CONTROL_HELLO,)))
+        self.pump(now)
+
+    def begin_handshake(self, now: Instant, path: PathKey, *, give_up_after: Seconds | None = None) -> None:
+        """IK towards the peer over `path`; one that is under way moves there instead."""
+        if self.handshake is not None and self.handshake.completed is None and not self.handshake.has_failed:
+            self.handshake.move(now, path)
+            return
+        self.end_handshake()
+        context = self._context
+        resume = self.connection.remote_instance if self.connection is not None else 0
+        initiator = Initiator(
+            Pattern.IK,
+            static=context.static,
+            remote_static=self.peer.static,
+            psk=self.peer.psk,
+            prologue=ik_prologue(),
+            index=context.new_index(),
+            params=context.params(self.instance, resume),
+            entropy=context.entropy,
+        )
+        self.handshake = InitiatorHandshake(
+            initiator=initiator,
+            path=path,
+            now=now,
+            timestamp=context.timestamp,
+            rng=context.rng,
+            give_up_after=give_up_after,
+        )
+
+    def end_handshake(self) -> None:
+        if self.handshake is not None:
+            self._context.answers.pop(self.handshake.index, None)
+            self.handshake = None
+
+    def install(self, now: Instant, completed: Completed, path: PathKey) -> None:
+        """New keys for the connection that stands, over a path that may be new too."""
+        connection = self.connection
+        assert connection is not None
+        connection.install_keypair(now, completed.keypair, True)
+        connection.migrate(now, path, PathKind.RELAY if path.prefix else PathKind.DIRECT)
+        connection.send_control(bytes((CONTROL_HELLO,)))
+        if self.puncher is not None and connection.current_path.kind is PathKind.RELAY:
+            self.puncher.refresh(now)
+        self.pump(now)
+
+    # --- inputs
+
+    def drain(self, now: Instant) -> None:
+        """Take the connection's events: answer what is ours, pass on the rest."""
+        connection = self.connection
+        if connection is None:
+            return
+        while (event := connection.poll_event()) is not None:
+            self._on_event(now, event)
+
+    def _on_event(self, now: Instant, event: ConnectionEvent) -> None:
+        match event:
+            case ControlReceived(data=data):
+                self._on_control(now, data)
+                return
+            case RekeyDue():
+                assert self.connection is not None
+                view = self.connection.current_path
+                if self.handshake is None or self.handshake.completed is not None or self.handshake.has_failed:
+                    self.begin_handshake(now, view.key, give_up_after=REKEY_GIVES_UP)
+            case AllPathsLost():
+                self.needs_meeting = True
+                if self.puncher is not None:
+                    self.puncher.agent.path_lost(now)
+                    self.puncher.next_at = now
+            case ConnectionClosed(reason=reason):
+                self._context.events.append(PeeringEvent(self, event))
+                self.finish(reason)
+                return
+            case _:
+                if self.puncher is not None:
+                    self.puncher.handle_event(now, event)
+        self._context.events.append(PeeringEvent(self, event))
+
+    def finish(self, reason: CloseReason) -> None:
+        """The peering is over; the connection may still linger to say so."""
+        if not self.is_closed:
+            self.is_closed = True
+            self.end_handshake()
+            self._context.events.append(PeeringClosed(peering=self, reason=reason))
+
+    def _on_control(self, now: Instant, data: Buffer) -> None:
+        kind = data[0] if len(data) else -1
+        connection = self.connection
+        assert connection is not None
+        if kind == CONTROL_OFFER and self.puncher is not None:
+            try:
+                self.puncher.handle_offer(now, data[1:])
+            except MalformedPacket:
+                self._context.drops["offer malformed"] += 1
+        elif kind == CONTROL_PING and len(data) == 9:
+            connection.send_control(bytes((CONTROL_PONG,)) + bytes(data[1:]))
+        elif kind == CONTROL_PONG and len(data) == 9:
+            while len(self.pongs) >= MAX_PONGS:
+                del self.pongs[next(iter(self.pongs))]
+            self.pongs[int.from_bytes(data[1:], "big")] = now
+            self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
+
+    # --- verbs
+
+    def send_ping(self, now: Instant) -> int:
+        """Ask the peer for a PONG; its token appears in `pongs` with the instant it came.  Raises UnreachableError."""
+        if self.connection is None or self.is_closed:
+            raise UnreachableError(f"There is no connection to {self.peer.name} just now.")
+        self._pings += 1
+        self.connection.send_control(bytes((CONTROL_PING,)) + self._pings.to_bytes(8, "big"))
+        return self._pings
+
+    def close(self, now: Instant, code: int, text: str) -> None:
+        if self.is_closed:
+            return
+        if self.connection is not None:
+            self.connection.close(now, code, text)
+            self.drain(now)
+        self.finish(CloseReason(code, text, False))
+
+    def why_relayed(self, now: Instant) -> str:
+        """One sentence for a person, about a connection that is relayed."""
+        if self.policy == "relay":
+            return "the path was set to relay"
+        if self.puncher is None or (self._connected_at is not None and now - self._connected_at < RELAY_GRACE):
+            return "the relay carries until a direct path is found"
+        return self.puncher.agent.why_relayed
+
+    # --- time
+
+    def handle_timeout(self, now: Instant) -> None:
+        if self.connection is not None:
+            at = self.connection.poll_timeout()
+            if at is not None and at <= now:
+                self.connection.handle_timeout(now)
+                self.drain(now)
+        self.pump(now)
+
+    def pump(self, now: Instant) -> None:
+        """Send what is due of handshake, checks and offers."""
+        handshake = self.handshake
+        if handshake is not None:
+            handshake.handle_timeout(now)
+            if handshake.has_failed:
+                self.end_handshake()
+            else:
+                datagram = handshake.poll_transmit(now)
+                if datagram is not None:
+                    self._context.send(handshake.path, datagram)
+        if self.puncher is not None and self.connection is not None and not self.is_closed:
+            while (offer := self.puncher.pump(now)) is not None:
+                self.connection.send_control(bytes((CONTROL_OFFER,)) + offer)
+
+    def poll_timeout(self) -> Instant | None:
+        return earliest(
+            self.connection.poll_timeout() if self.connection is not None else None,
+            self.handshake.poll_timeout() if self.handshake is not None else None,
+            self.puncher.next_at if self.puncher is not None and not self.is_closed else None,
+        )

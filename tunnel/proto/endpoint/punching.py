@@ -1,0 +1,132 @@
+"""Punching for one connection: nat.agent says where to check, the connection seals and validates, the peer is told.
+
+With the path policy `relay` there is no agent at all: no candidate leaves the machine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.connection.events import ConnectionEvent, PathKind, PathLost, PathProbed, PathValidated
+from tunnel.proto.nat.agent import Agent
+from tunnel.proto.nat.behaviour import Mapping
+from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, is_allowed, make_candidate
+from tunnel.units import Address, Buffer, Instant, PathKey, SocketId
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable
+
+    from tunnel.proto.connection.connection import Connection
+    from tunnel.proto.rendezvous.client import Client
+
+MAX_OFFERS_A_TURN: Final = 8
+MAX_CHECKS_A_TURN: Final = 32
+
+
+class LocalSocket(NamedTuple):
+    """One of our sockets, as candidates need it."""
+
+    socket_id: SocketId
+    is_ipv6: bool
+    port: int
+
+
+def is_loopback(host: str) -> bool:
+    return host == "::1" or host.startswith("127.")
+
+
+class Puncher:
+    """Finds direct paths for one connection, for as long as it lives."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        controlling: bool,
+        sockets: Iterable[LocalSocket],
+        hosts: Iterable[str],
+        client: Client | None,
+        same_machine: bool,
+        now: Instant,
+        rng: random.Random,
+    ) -> None:
+        """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too."""
+        self._connection = connection
+        self._sockets = {socket.socket_id: socket for socket in sockets}
+        self._same_machine = same_machine
+        self._client = client
+        self._hosts = tuple(hosts)
+        self.next_at: Instant | None = now
+        self.agent = Agent(
+            controlling=controlling,
+            now=now,
+            rng=rng,
+            sockets={socket.socket_id: socket.is_ipv6 for socket in self._sockets.values()},
+            allow_loopback=same_machine,
+        )
+        self.refresh(now)
+
+    def set_hosts(self, now: Instant, hosts: Iterable[str]) -> None:
+        """The machine's addresses are these now."""
+        self._hosts = tuple(hosts)
+        self.refresh(now)
+
+    def refresh(self, now: Instant) -> None:
+        """Our candidates may have changed: say so to the agent, who tells the peer."""
+        candidates: list[Candidate] = []
+        hosts = (*self._hosts, "127.0.0.1") if self._same_machine else self._hosts
+        for socket in self._sockets.values():
+            for host in hosts:
+                if (":" in host) == socket.is_ipv6:
+                    self._add(candidates, CandidateKind.HOST, Address(host, socket.port), socket.socket_id)
+        mapping = Mapping.UNKNOWN
+        if self._client is not None:
+            for socket_id, address in self._client.reflexive.items():
+                if socket_id in self._sockets:
+                    self._add(candidates, CandidateKind.SERVER_REFLEXIVE, address, socket_id)
+            varies = self._client.mapping_varies
+            if varies is not None:
+                mapping = Mapping.ADDRESS_AND_PORT_DEPENDENT if varies else Mapping.ENDPOINT_INDEPENDENT
+        self.agent.set_local(now, candidates, mapping)
+        self.next_at = now
+
+    def _add(self, candidates: list[Candidate], kind: CandidateKind, address: Address, socket_id: SocketId) -> None:
+        if is_allowed(address, self._same_machine):
+            candidates.append(make_candidate(kind, address, socket_id))
+
+    def handle_offer(self, now: Instant, data: Buffer) -> None:
+        """Candidates of the peer.  Raises MalformedPacket."""
+        self.agent.handle_offer(now, decode_offer(data))
+        self.next_at = now
+
+    def handle_event(self, now: Instant, event: ConnectionEvent) -> None:
+        match event:
+            case PathValidated(key=key, kind=PathKind.DIRECT, rtt=rtt):
+                self.agent.check_succeeded(now, key.socket_id, key.remote, rtt)
+            case PathProbed(key=key) if not key.prefix:
+                self.agent.peer_reflexive(now, key.socket_id, key.remote)
+            case PathLost(kind=PathKind.DIRECT):
+                self.agent.path_lost(now)
+            case _:
+                return
+        self.next_at = now
+
+    def pump(self, now: Instant) -> bytes | None:
+        """Queue the checks that are due; returns an offer for the peer, if there is one: call again until None."""
+        if self.next_at is None or now < self.next_at:
+            return None
+        for _ in range(MAX_CHECKS_A_TURN):
+            check = self.agent.poll_check(now)
+            if check is None:
+                break
+            self._connection.challenge(now, PathKey(check.socket_id, check.remote), PathKind.DIRECT, check.ttl)
+        offer = self.agent.poll_offer()
+        if offer is not None:
+            return encode_offer(offer)
+        self.next_at = self.agent.poll_timeout()
+        return None
+
+
+__all__ = ["LocalSocket", "MalformedPacket", "Puncher", "is_loopback"]

@@ -1,0 +1,114 @@
+"""Answering IK inits of remembered peers.  Nothing is made of an answer until one packet under its keys has authenticated.
+
+A replayed init is refused by its timestamp; one replayed to a responder that has restarted gets an answer that nobody can use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cryptography.exceptions import InvalidTag
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.connection.handshakes import Completed, Gatekeeper, ik_prologue, open_ik_init
+from tunnel.proto.endpoint.context import Context
+from tunnel.proto.endpoint.events import Problem, Troubled
+from tunnel.units import Buffer, Instant, PathKey, Seconds
+
+if TYPE_CHECKING:
+    from tunnel.proto.endpoint.peering import Peering
+
+PENDING_LIFETIME: Final = Seconds(30.0)  # from an answer to the first packet under its keys
+MAX_PENDING: Final = 64
+HEADER_SIZE: Final = 13  # of a transport datagram: type, receiver index, sequence number
+
+
+class Pending(NamedTuple):
+    """An answered init."""
+
+    completed: Completed
+    instance: int  # ours, as we told it
+    path: PathKey
+    expires_at: Instant
+
+
+class IkResponder:
+    """Holds the answers that are not confirmed yet, by our receiver index."""
+
+    def __init__(self, context: Context, find: Callable[[bytes, int], Peering | None]) -> None:
+        """`find(static, instance)` is the peering with that peer's instance, if there is one."""
+        self._context = context
+        self._find = find
+        self._gate = Gatekeeper(context.static_public, context.entropy)
+        self._latest: dict[bytes, int] = {}  # the last timestamp by static key: remembered peers only, so it is bounded
+        self.pending: dict[int, Pending] = {}
+
+    def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
+        context = self._context
+        reason, reply = self._gate.check(now, datagram, path.remote)
+        if reason:
+            context.drops[reason] += 1
+            if reply is not None:
+                context.send(path, reply)
+            return
+        try:
+            opened = open_ik_init(bytes(datagram), context.static, ik_prologue(), context.entropy)
+        except MalformedPacket:
+            context.drops["init not authentic"] += 1
+            return
+        peer = context.peers.get(opened.remote_static)
+        if peer is None:
+            context.drops["init of a stranger"] += 1
+            return
+        if opened.timestamp <= self._latest.get(peer.static, 0):
+            context.drops["init replayed"] += 1
+            return
+        instance = self._instance_for(peer.static, opened.params.instance, opened.params.resume)
+        index = context.new_index()
+        try:
+            response, completed = opened.respond(peer.psk, index, context.params(instance, opened.params.instance))
+        except MalformedPacket as error:
+            context.emit(Troubled(problem=Problem.PEER_LOST, text=f"{peer.name} cannot talk to us: {error}."))
+            return
+        self._latest[peer.static] = opened.timestamp
+        while len(self.pending) >= MAX_PENDING:
+            del self.pending[next(iter(self.pending))]
+        self.pending[index] = Pending(completed, instance, path, Instant(now + PENDING_LIFETIME))
+        context.send(path, response)
+
+    def confirm(self, now: Instant, path: PathKey, datagram: Buffer) -> Pending | None:
+        """A transport datagram for a pending answer: the answer, if it authenticates."""
+        index = int.from_bytes(datagram[1:5], "big")
+        pending = self.pending.get(index)
+        if pending is None or len(datagram) < HEADER_SIZE + 16:
+            return None
+        nonce = bytes(4) + bytes(datagram[5:HEADER_SIZE])
+        try:
+            pending.completed.keypair.receive.decrypt(nonce, bytes(datagram[HEADER_SIZE:]), bytes(datagram[:HEADER_SIZE]))
+        except InvalidTag:
+            self._context.drops["first packet not authentic"] += 1
+            return None
+        del self.pending[index]
+        return pending._replace(path=path)
+
+    def forget(self, static: bytes) -> None:
+        self._latest.pop(static, None)
+        self.pending = {index: item for index, item in self.pending.items() if item.completed.remote_static != static}
+
+    def expire(self, now: Instant) -> None:
+        if self.pending:
+            self.pending = {index: item for index, item in self.pending.items() if item.expires_at > now}
+
+    def poll_timeout(self) -> Instant | None:
+        return min((item.expires_at for item in self.pending.values()), default=None)
+
+    def _instance_for(self, static: bytes, remote_instance: int, resume: int) -> int:
+        """Our instance towards that one of the peer: the same as before, so that a connection goes on."""
+        peering = self._find(static, remote_instance)
+        if peering is not None and resume in (0, peering.instance):
+            return peering.instance
+        for item in self.pending.values():
+            if item.completed.remote_static == static and item.completed.params.instance == remote_instance:
+                return item.instance
+        return self._context.new_instance()
