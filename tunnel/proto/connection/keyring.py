@@ -11,7 +11,7 @@ from tunnel.proto.crypto.keys import REKEY_AFTER, REKEY_AFTER_PACKETS, Keypair
 from tunnel.units import Instant, Seconds
 
 OVERLAP: Final = Seconds(30.0)  # how long the keypair before still opens what was under way
-RESPONDER_PATIENCE: Final = Seconds(20.0)  # beyond REKEY_AFTER, before the responder of the last handshake begins one
+RESPONDER_PATIENCE: Final = Seconds(30.0)  # beyond REKEY_AFTER, before the responder of the last handshake begins one
 MAX_PENDING: Final = 4  # inits in flight that an initiator still takes an answer to
 RETRY_REKEY: Final = Seconds(10.0)  # before RekeyDue is said again
 

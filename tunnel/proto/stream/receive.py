@@ -138,8 +138,9 @@ class ReceiveStream:
         if final_size < self.highest or final_size > self.window.limit or self.final_size not in (None, final_size):
             raise PeerError(f"stream {self.stream_id}: RESET with an impossible final size")
         growth = final_size - self.highest
+        was_at_end = self.is_at_end  # a RESET after everything was read says nothing new (RFC 9000 §3.2)
         self.highest = self.final_size = final_size
-        if not self.is_at_end and self.reset_code is None:
+        if not was_at_end and self.reset_code is None:
             self.reset_code = code
             self._ready.clear()
             self._early.clear()
