@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
 from typing import Final
@@ -69,32 +70,30 @@ async def connect_tcp(host: str, port: int) -> socket.socket:
     with trio.move_on_after(CONNECT_TIMEOUT):
         refused: OSError = OSError(errno.EHOSTUNREACH, "the name has no address")
         for family, address in await resolve(host, port):
-            sock: socket.socket | None = None
             try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
-                sock.setblocking(False)
-                await _connect(sock, address)
-                sock, connected = None, sock
-                return connected
+                return await _connect(family, address)
             except OSError as error:
-                # a refusal says more than "no such address family here"
-                if stream_code(refused) != StreamCode.REFUSED:
+                if stream_code(refused) != StreamCode.REFUSED:  # which says more than "no such address family here"
                     refused = error
-            finally:
-                if sock is not None:
-                    sock.close()
         raise refused
     raise OSError(errno.ETIMEDOUT, "no answer")
 
 
-async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
+async def _connect(family: int, address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.connect(address)
-    except BlockingIOError:
-        await trio.lowlevel.wait_writable(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, errno.errorcode.get(code, "connect")) from None
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code)) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def connect_udp(host: str, port: int) -> socket.socket:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -25,8 +26,11 @@ from tunnel.forward.open import Open, Opened, decode_opened, encode, read_messag
 ACCEPT_BATCH: Final = 64  # connections accepted before other tasks get their turn
 ACCEPT_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
 MAX_CONNECTIONS: Final = 8_192  # local connections at once, on either side, of one link
-OPEN_TIMEOUT: Final = 10.0  # seconds for the peer's first message on a stream that it opened
-LINGER_RST: Final = struct.pack("ii", 1, 0)  # l_onoff, l_linger: close() sends RST; socket(7)
+LINGER_RST: Final = struct.pack(
+    "hh" if sys.platform == "win32" else "ii", 1, 0
+)  # l_onoff, l_linger: close() sends RST; socket(7)
+
+HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")  # CPython on Windows has none
 
 REFUSALS: Final = {
     StreamCode.REFUSED: "nothing listens there",
@@ -160,11 +164,13 @@ def code_of(error: TunnelError) -> int:
 
 async def write_chunks(sock: socket.socket, chunks: list[bytes]) -> None:
     """All of `chunks` to a non-blocking socket, in as few calls as it takes.  Raises OSError."""
+    if not HAS_SENDMSG:
+        chunks = [b"".join(chunks)]
     views: list[bytes | memoryview] = list(chunks)
     left = sum(map(len, chunks))
     while True:
         try:
-            count = sock.sendmsg(views)
+            count = sock.sendmsg(views) if HAS_SENDMSG else sock.send(views[0])
         except BlockingIOError:
             await trio.lowlevel.wait_writable(sock)
             continue

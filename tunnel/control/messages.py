@@ -1,0 +1,87 @@
+"""What is said over a process's control socket: one JSON object a line each way.
+
+A request has its verb in `do`; each answer has `event` first, and the last one of a request is `done` or `error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+
+from tunnel.errors import MalformedPacket
+from tunnel.units import Buffer
+
+MAX_REQUEST: Final = 4 * 1024  # bytes of a line
+MAX_ANSWER: Final = 1024 * 1024  # bytes of a line; 1,024 forwards with their names fit
+
+PeerName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]  # a name or a fingerprint
+Duration = Annotated[float, msgspec.Meta(ge=0, le=86_400)]  # seconds
+
+
+class Status(msgspec.Struct, frozen=True, tag_field="do", tag="status"):
+    """What the process does and how its links are.  Answered by one `status`."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag_field="do", tag="ping"):
+    """Round trips through the tunnel to `peer` (None: the only one), each answered by a `ping`.
+
+    `until_direct` ends at the first one over a direct path, or with an error after `limit_s` seconds; else `count` ends it.
+    """
+
+    peer: PeerName | None = None
+    count: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4
+    interval_s: Annotated[float, msgspec.Meta(ge=0.01, le=3_600)] = 1.0
+    until_direct: bool = False
+    limit_s: Duration = 60.0
+
+
+class Check(msgspec.Struct, frozen=True, tag_field="do", tag="check"):
+    """Whether the path to `peer` (None: to every one) is direct, waiting up to `wait_s` for it.  One `check` for each link."""
+
+    peer: PeerName | None = None
+    wait_s: Duration = 0.0
+
+
+class Forget(msgspec.Struct, frozen=True, tag_field="do", tag="forget"):
+    """Cut the links to `peer` now and take no more from it.  Answered by one `forgotten`."""
+
+    peer: PeerName
+
+
+class Close(msgspec.Struct, frozen=True, tag_field="do", tag="close"):
+    """End the process as Ctrl-C would.  Answered by one `closing`."""
+
+
+Request: TypeAlias = Status | Ping | Check | Forget | Close
+Answer: TypeAlias = dict[str, Any]
+
+_decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
+
+
+def encode_line(message: Request | Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode(message) + b"\n"
+
+
+def decode_request(line: Buffer) -> Request:
+    """Raises MalformedPacket."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPacket(f"control request: {error}") from None
+
+
+def decode_answer(line: Buffer) -> Answer:
+    """Raises MalformedPacket."""
+    try:
+        answer = msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPacket(f"control answer: {error}") from None
+    if not isinstance(answer.get("event"), str):
+        raise MalformedPacket("control answer without an event")
+    return answer
+
+
+def error(code: str, message: str) -> Answer:
+    return {"event": "error", "code": code, "message": message}

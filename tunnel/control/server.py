@@ -1,0 +1,322 @@
+"""The control socket of one running process: `run/PID.sock` in PTUNNEL_HOME, for this user and root only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, assert_never
+
+import trio
+
+from tunnel.control.messages import (
+    MAX_REQUEST,
+    Answer,
+    Check,
+    Close,
+    Forget,
+    Ping,
+    Request,
+    Status,
+    decode_request,
+    encode_line,
+    error,
+)
+from tunnel.control.sockets import Lines, has_control_sockets, is_ours, short_path, socket_path, sweep
+from tunnel.driver.link import CloseCode
+from tunnel.errors import MalformedPacket, StateError, TunnelError
+
+MAX_CLIENTS: Final = 16  # at once; more are told to come again
+REQUEST_TIMEOUT: Final = 10.0  # seconds for the next request
+WRITE_TIMEOUT: Final = 10.0  # seconds for a client to take an answer
+PING_TIMEOUT: Final = 5.0  # seconds until a ping counts as lost
+BACKLOG: Final = 32
+SHED_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
+
+
+class LinkStatus(Protocol):
+    @property
+    def kind(self) -> str | None: ...
+
+    @property
+    def remote(self) -> str | None: ...
+
+    @property
+    def why(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class ControlledLink(Protocol):
+    """What the control socket needs of a `tunnel.driver.link.Link`."""
+
+    @property
+    def peer_name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def is_direct(self) -> bool: ...
+
+    def status(self) -> LinkStatus: ...
+
+    async def wait_direct(self) -> None: ...
+
+    async def ping(self) -> float: ...
+
+    def close(self, reason: str, code: int) -> None: ...
+
+
+def _nothing(*_arguments: object) -> None:
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class Process:
+    """What the process lets be seen and done."""
+
+    role: str  # "connect", "expose", "lan"
+    links: Callable[[], Sequence[ControlledLink]]
+    forget: Callable[[str], None] = _nothing  # drop the peer's key and grants; its links are cut here afterwards
+    close: Callable[[], None] = _nothing  # end as Ctrl-C would
+    details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
+
+
+@asynccontextmanager
+async def serve_control(run_dir: Path, process: Process) -> AsyncIterator[None]:
+    """Answer on `run_dir`/PID.sock while the block runs.  Where there are no UNIX sockets, nothing happens.
+
+    Raises StateError when the socket cannot be made.
+    """
+    if not has_control_sockets():
+        yield
+        return
+    path = socket_path(run_dir, os.getpid())
+    try:
+        listener = _open_listener(run_dir, path)
+    except OSError as problem:
+        raise StateError(f"The control socket {path} cannot be made: {problem.strerror or problem}.") from None
+    inode = path.stat().st_ino
+    problem_inside: BaseException | None = None
+    try:
+        with listener:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_accept, listener, process)
+                try:
+                    yield
+                except trio.Cancelled:
+                    raise
+                except BaseException as problem:  # passed on as it is: the nursery would wrap it in a group
+                    problem_inside = problem
+                nursery.cancel_scope.cancel()
+        if problem_inside is not None:
+            raise problem_inside
+    finally:
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == inode:
+                path.unlink()
+
+
+def _open_listener(run_dir: Path, path: Path) -> socket.socket:
+    """It gets its name only once it listens, and never stands open to others."""
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sweep(run_dir)
+    unnamed = path.with_name(f".{path.name}.new")
+    unnamed.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        mask = os.umask(0o177)
+        try:
+            with short_path(unnamed) as spelling:
+                listener.bind(spelling)
+        finally:
+            os.umask(mask)
+        os.chmod(unnamed, 0o600)
+        listener.listen(BACKLOG)
+        os.replace(unnamed, path)
+    except BaseException:
+        listener.close()
+        unnamed.unlink(missing_ok=True)
+        raise
+    return listener
+
+
+async def _accept(listener: socket.socket, process: Process) -> None:
+    clients = 0
+    started = time.monotonic()
+
+    async def serve(sock: socket.socket) -> None:
+        nonlocal clients
+        clients += 1
+        try:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, MalformedPacket):
+                    await _Conversation(stream, process, started).run(is_busy=clients > MAX_CLIENTS)
+        finally:
+            clients -= 1
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, _address = listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError:  # out of descriptors: whoever asks has to wait
+                await trio.sleep(SHED_PAUSE)
+                continue
+            if is_ours(sock):
+                nursery.start_soon(serve, sock)
+            else:
+                sock.close()
+
+
+class _Conversation:
+    """One client: requests in, answers out."""
+
+    def __init__(self, stream: trio.SocketStream, process: Process, started: float) -> None:
+        self._stream = stream
+        self._process = process
+        self._started = started
+
+    async def run(self, *, is_busy: bool) -> None:
+        if is_busy:
+            await self._say(error("busy", "Too many programs are asking this process: try again."))
+            return
+        lines = Lines(self._stream, MAX_REQUEST)
+        while True:
+            with trio.move_on_after(REQUEST_TIMEOUT) as limit:
+                line = await lines.next()
+            if limit.cancelled_caught or line is None:
+                return
+            try:
+                request = decode_request(line)
+            except MalformedPacket as problem:
+                await self._say(error("bad_request", str(problem)))
+                continue
+            await self._answer(request)
+
+    async def _say(self, answer: Answer) -> None:
+        with trio.move_on_after(WRITE_TIMEOUT) as limit:
+            await self._stream.send_all(encode_line(answer))
+        if limit.cancelled_caught:
+            raise trio.BrokenResourceError("the client does not listen")
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            match request:
+                case Status():
+                    await self._say(self._status())
+                case Ping():
+                    if not await self._ping(request):
+                        return
+                case Check():
+                    await self._check(request)
+                case Forget(peer=peer):
+                    await self._say({"event": "forgotten", "peer": peer, "links": self._forget(peer)})
+                case Close():
+                    await self._say({"event": "closing", "pid": os.getpid()})
+                    self._process.close()
+                case _:
+                    assert_never(request)
+        except TunnelError as problem:
+            await self._say(error("link_lost", str(problem)))
+        else:
+            await self._say({"event": "done"})
+
+    def _status(self) -> Answer:
+        return {
+            "event": "status",
+            "pid": os.getpid(),
+            "role": self._process.role,
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "links": [link.status().to_dict() for link in self._process.links()],
+            **self._process.details(),
+        }
+
+    def _find(self, peer: str | None) -> list[ControlledLink]:
+        """Those to `peer`, by name or fingerprint; None for all."""
+        return [link for link in self._process.links() if peer is None or peer in (link.peer_name, link.fingerprint)]
+
+    def _forget(self, peer: str) -> int:
+        links = self._find(peer)  # before the name is gone
+        self._process.forget(peer)
+        for link in links:
+            link.close("you were removed from the peer's list", CloseCode.FORGOTTEN)
+        return len(links)
+
+    async def _ping(self, request: Ping) -> bool:
+        """False when an error was said."""
+        links = self._find(request.peer)
+        if not links:
+            await self._say(error("no_link", f"This process has no link to {request.peer or 'anybody'} now."))
+            return False
+        if len({link.peer_name for link in links}) > 1:
+            names = ", ".join(sorted(link.peer_name for link in links))
+            await self._say(error("several_peers", f"Several peers are connected: name one of {names}."))
+            return False
+        link = links[0]
+        number = 0
+        with trio.move_on_after(request.limit_s if request.until_direct else float("inf")) as limit:
+            while request.until_direct or number < request.count:
+                number += 1
+                begun = trio.current_time()
+                await self._say(await self._ping_once(link, number))
+                if request.until_direct and link.is_direct:
+                    return True
+                if request.until_direct or number < request.count:
+                    await self._pause(link, request, begun)
+        if limit.cancelled_caught:
+            why = link.status().why
+            text = f"The path to {link.peer_name} is still relayed after {request.limit_s:g} s" + (f": {why}" if why else ".")
+            await self._say(error("not_direct", text))
+            return False
+        return True
+
+    async def _pause(self, link: ControlledLink, request: Ping, begun: float) -> None:
+        """Until the next ping is due, or the path became direct where that is awaited."""
+        with trio.move_on_at(begun + request.interval_s):
+            if request.until_direct:
+                await link.wait_direct()
+            else:
+                await trio.sleep_forever()
+
+    async def _ping_once(self, link: ControlledLink, number: int) -> Answer:
+        rtt: float | None = None
+        with trio.move_on_after(PING_TIMEOUT):
+            rtt = await link.ping()
+        status = link.status()
+        return {
+            "event": "ping",
+            "peer": link.peer_name,
+            "n": number,
+            "rtt_s": None if rtt is None else round(rtt, 6),
+            "kind": status.kind,
+            "remote": status.remote,
+        }
+
+    async def _check(self, request: Check) -> None:
+        links = self._find(request.peer)
+        with trio.move_on_after(request.wait_s):
+            for link in links:
+                with contextlib.suppress(TunnelError):  # one that closes meanwhile is told as it is
+                    await link.wait_direct()
+        for link in links:
+            status = link.status()
+            await self._say(
+                {
+                    "event": "check",
+                    "peer": link.peer_name,
+                    "direct": link.is_direct,
+                    "kind": status.kind,
+                    "remote": status.remote,
+                    "why": status.why,
+                }
+            )
