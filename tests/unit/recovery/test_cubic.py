@@ -214,3 +214,24 @@ def test_a_larger_datagram_size_enlarges_only_a_fresh_window() -> None:
     cubic = grown_to(100)
     cubic.on_datagram_size(1400)
     assert cubic.window == 100 * MSS
+
+
+def test_an_ack_aims_at_where_the_curve_is_one_round_trip_ahead() -> None:
+    """One second into the epoch at 1 s: W(2) = 1000 - 0.4 * 7.0856^3 = 857.70; a tenth of the window moves a tenth of the way."""
+    cubic, rtt = grown_to(1000), rtt_of(1.0)
+    cubic.on_loss(MSS, at(0.0), at(0.0), False)
+    cubic.on_ack(1, at(0.5), at(1.0), rtt)
+    cubic.on_ack(70 * MSS, at(1.0), at(2.0), rtt)
+    assert cubic.window == pytest.approx(715_770, abs=20)
+
+
+def test_time_limited_by_the_application_is_left_out_of_the_epoch() -> None:
+    windows = []
+    for quiet in (0.0, 10.0):
+        cubic, rtt = grown_to(1000), rtt_of(1.0)
+        cubic.on_loss(MSS, at(0.0), at(0.0), False)
+        cubic.on_ack(1, at(0.5), at(1.0), rtt)
+        cubic.on_ack(0, at(1.0), at(2.0), rtt)
+        cubic.on_ack(70 * MSS, at(1.5 + quiet), at(2.0 + quiet), rtt)
+        windows.append(cubic.window)
+    assert windows[0] == windows[1] > 710 * MSS
