@@ -65,7 +65,7 @@ class PunchNode:
         )
         self._reflexive: dict[tuple[SocketId, Address], Address] = {}
         self._stun_at: Instant | None = world.now
-        self._stun_left = 8
+        self._stun_left = 40
         self._sent: dict[bytes, tuple[SocketId, Address, Instant]] = {}
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         world.attach(host, self, sockets)
@@ -126,7 +126,7 @@ class PunchNode:
     def gather(self, now: Instant) -> None:
         """Ask the servers again, as after a roam."""
         self._reflexive.clear()
-        self._stun_at, self._stun_left = now, 8
+        self._stun_at, self._stun_left = now, 40
         self.world.touch(self.host)
 
     def _ask_servers(self, now: Instant) -> None:

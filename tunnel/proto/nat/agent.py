@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 
 # --- the schedule of one pair -------------------------------------------------------------------------------------------------
 #: When openers go out after the start of a round, and their TTL.  3 leaves a home and a carrier router and dies at the second hop
-#: beyond; 5 comes last, for carriers with hops of their own.  Never more: from 10 on an opener reaches the far NAT.
-OPENERS: Final = ((Seconds(0.0), 3), (Seconds(0.1), 3), (Seconds(0.2), 5))
-OPENER_PHASE: Final = Seconds(0.3)  # from here on full TTL; so the peer may be some 250 ms late
+#: beyond; 5 comes last, for carriers with hops of their own.  Never more: from 10 on an opener reaches the far NAT, and on a
+#: short path between neighbours 5 already may, so the peer gets a tenth of a second to open before it.
+OPENERS: Final = ((Seconds(0.0), 3), (Seconds(0.05), 3), (Seconds(0.1), 5))
+#: Full TTL once the peer says that its openers are out, and without that word from here on.
+OPENER_PHASE: Final = Seconds(1.0)
+#: The same towards a peer that sends no offers and so no word either; it may be some 250 ms late.
+BLIND_OPENER_PHASE: Final = Seconds(0.3)
 FIRST_INTERVAL: Final = Seconds(0.05)  # 20 checks a second ...
 FAST_CHECKS: Final = 6  # ... for so many, then falling off
 INTERVAL_GROWTH: Final = 1.3
@@ -354,6 +358,10 @@ class Agent:
     def _is_in_round(self, now: Instant) -> bool:
         return self._in_round and now < self._round_ends
 
+    @property
+    def _opener_phase(self) -> Seconds:
+        return OPENER_PHASE if self._remote_generation else BLIND_OPENER_PHASE
+
     def _restarted_lately(self, now: Instant) -> bool:
         return self._last_restart is not None and now - self._last_restart < MIN_RESTART_INTERVAL
 
@@ -394,6 +402,7 @@ class Agent:
             self.state = AgentState.IDLE
             return
         self._open_round(now, length)
+        self._opened_told = -1
         self._rounds += 1
         self._last_restart = now
         if self.state is not AgentState.CONNECTED:
@@ -424,7 +433,7 @@ class Agent:
             ttl = OPENERS[pair.openers][1]
             pair.openers += 1
             self._openers_sent += 1
-            after = OPENERS[pair.openers][0] if pair.openers < len(OPENERS) else OPENER_PHASE
+            after = OPENERS[pair.openers][0] if pair.openers < len(OPENERS) else self._opener_phase
             pair.next_at = Instant(begun + after)
             return ttl
         interval = FIRST_INTERVAL * INTERVAL_GROWTH ** max(0, pair.checks - FAST_CHECKS + 1)
@@ -434,10 +443,15 @@ class Agent:
         return None
 
     def _tell_opened(self) -> None:
-        """Once something has gone out towards every address of a generation, let the peer know."""
-        if self._opened_told < self._remote_generation and all(pair.sent or pair.done for pair in self._pairs.values()):
+        """Once our NAT has been opened towards every address of a generation, let the peer know."""
+        if self._opened_told < self._remote_generation and all(map(self._has_opened, self._pairs.values())):
             self._opened_told = self._remote_generation
+            self._offers = [offer for offer in self._offers if not offer.opened]
             self._offers.append(Offer(self._remote_generation, opened=True))
+
+    @staticmethod
+    def _has_opened(pair: _Pair) -> bool:
+        return pair.done or (pair.sent and (not pair.opens or pair.openers == len(OPENERS)))
 
     def _has_token(self, now: Instant) -> bool:
         if now > self._tokens_at:
