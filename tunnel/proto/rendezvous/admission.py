@@ -101,7 +101,7 @@ class Lockouts:
         """One more wrong guess."""
         count, as_of, until = self._guesses.pop(key, (0.0, now, now))
         count = max(0.0, count - (now - as_of) / self._refill) + 1.0
-        if count >= self._limit:
+        if count > self._limit - 1:  # what little was forgiven in between does not buy a guess
             until = Instant(now + self._duration)
         self._guesses[key] = (count, now, until)
         if len(self._guesses) > self._size:

@@ -1,0 +1,369 @@
+"""A client and a server that talk to each other through a network with loss, reordering, restarts and NATs that move."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.rendezvous.world import SERVER, V4, V6, World
+from tunnel.proto.rendezvous import events
+from tunnel.proto.rendezvous.events import RelayChannel
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.messages import GoneReason, RefusalCode
+from tunnel.units import Address, Seconds, SocketId
+
+ROOMS = [bytes((day,)) * 16 for day in range(3)]
+
+
+def paired(world: World) -> tuple[events.ClaimReceived, events.ClaimAccepted]:
+    """The hosts 0 and 1 meet over a code."""
+    owner, claimer = world.hosts[:2]
+    owner.client.allocate(world.now)
+    world.run(20, until=lambda: bool(owner.of(events.Allocated)))
+    claimer.client.claim(world.now, owner.of(events.Allocated)[-1].nameplate, b"pake B")
+    world.run(20, until=lambda: bool(claimer.of(events.ClaimAccepted) and owner.of(events.ClaimReceived)))
+    return owner.of(events.ClaimReceived)[-1], claimer.of(events.ClaimAccepted)[-1]
+
+
+def introduced(world: World) -> tuple[RelayChannel, RelayChannel]:
+    """The hosts 0 (listening) and 1 (dialing) meet in a room."""
+    listener, dialer = world.hosts[:2]
+    listener.client.listen(world.now, ROOMS)
+    dialer.client.dial(world.now, ROOMS)
+    world.run(20, until=lambda: bool(listener.of(events.Introduced) and dialer.of(events.Introduced)))
+    return listener.of(events.Introduced)[-1].channel, dialer.of(events.Introduced)[-1].channel
+
+
+def relays_both_ways(world: World, channel: bytes, seconds: float = 1.0) -> bool:
+    first, second = world.hosts[:2]
+    first.relayed.clear()
+    second.relayed.clear()
+    first.relay(channel, b"\x80from first")
+    second.relay(channel, b"\x80from second")
+    world.run(seconds)
+    return first.relayed == [channel + b"\x80from second"] and second.relayed == [channel + b"\x80from first"]
+
+
+def test_hello_is_answered_within_one_round_trip_and_tells_the_reflexive_address() -> None:
+    world = World()
+    started = world.now
+    host = world.host("a")
+    world.run(1, until=lambda: host.client.is_reached)
+    assert world.now - started == pytest.approx(2 * world.delay)
+    assert host.client.reflexive == {SocketId(10): Address("198.18.0.1", 5000)}
+    assert host.client.round_trip == pytest.approx(2 * world.delay)
+    assert host.client.server == SERVER[V4]
+    assert [type(event) for event in host.events] == [events.Reached, events.ReflexiveChanged]
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_the_second_port_tells_whether_the_mapping_varies(varies: bool) -> None:
+    world = World()
+    host = world.host("a")
+    host.varies = varies
+    assert host.client.mapping_varies is None
+    world.run(1)
+    assert host.client.mapping_varies is varies
+
+
+def test_a_claim_reaches_the_owner_in_two_round_trips_and_posts_go_both_ways() -> None:
+    world = World()
+    owner, claimer = world.host("owner"), world.host("claimer")
+    received, accepted = paired(world)
+    assert received.body == b"pake B"
+    assert received.mailbox == accepted.mailbox
+    assert received.channel.channel == accepted.channel.channel
+    assert (received.channel.side, accepted.channel.side) == (0, 1)
+    owner.client.post(world.now, received.mailbox, b"pake A")
+    claimer.client.post(world.now, accepted.mailbox, b"confirmed")
+    world.run(1)
+    assert [e.body for e in claimer.of(events.Posted)] == [b"pake A"]
+    assert [e.body for e in owner.of(events.Posted)] == [b"confirmed"]
+    assert relays_both_ways(world, received.channel.channel)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_with_a_third_lost_and_everything_reordered_each_step_happens_exactly_once(seed: int) -> None:
+    world = World(seed)
+    world.loss, world.jitter = 0.33, 0.2
+    owner, claimer = world.host("owner"), world.host("claimer")
+    received, accepted = paired(world)
+    owner.client.post(world.now, received.mailbox, b"pake A")
+    world.run(30, until=lambda: bool(claimer.of(events.Posted)))
+    introduced(world)
+    world.run(30)
+    assert len(owner.of(events.Allocated)) == len(owner.of(events.ClaimReceived)) == 1
+    assert len(claimer.of(events.ClaimAccepted)) == len(claimer.of(events.Posted)) == 1
+    assert len(owner.of(events.Introduced)) == len(claimer.of(events.Introduced)) == 1
+    assert world.server.counters()["channels"] == 2
+    assert accepted.channel.token == received.channel.token
+
+
+def test_a_code_is_claimed_once() -> None:
+    world = World()
+    owner, claimer, late = world.host("owner"), world.host("claimer"), world.host("late")
+    received, _ = paired(world)
+    late.client.claim(world.now, received.nameplate, b"me too")
+    world.run(1)
+    assert [e.code for e in late.of(events.Refused)] == [RefusalCode.SPENT]
+    owner.client.release(world.now, received.nameplate)
+    world.run(1)
+    late.client.claim(world.now, received.nameplate, b"me too")
+    world.run(1)
+    assert [e.code for e in late.of(events.Refused)] == [RefusalCode.SPENT, RefusalCode.UNKNOWN_NAMEPLATE]
+    assert len(owner.of(events.ClaimReceived)) == 1
+    assert claimer.of(events.ClaimAccepted)
+
+
+def test_an_owner_who_never_hears_of_a_claim_keeps_his_code() -> None:
+    world = World()
+    owner, claimer, late = world.host("owner"), world.host("claimer"), world.host("late")
+    owner.client.allocate(world.now)
+    world.run(1)
+    owner.is_deaf = True
+    nameplate = owner.of(events.Allocated)[0].nameplate
+    claimer.client.claim(world.now, nameplate, b"x")
+    world.run(15)
+    assert [e.reason for e in claimer.of(events.PeerGone)] == [GoneReason.EXPIRED] * 2  # mailbox and channel
+    owner.is_deaf = False
+    late.client.claim(world.now, nameplate, b"y")
+    world.run(1)
+    assert [e.body for e in owner.of(events.ClaimReceived)] == [b"y"]
+
+
+def test_codes_expire_after_ten_minutes() -> None:
+    world = World()
+    owner, late = world.host("owner"), world.host("late")
+    owner.client.allocate(world.now)
+    world.run(1)
+    assert owner.of(events.Allocated)[0].expires_s == 600
+    world.run(605)
+    late.client.claim(world.now, owner.of(events.Allocated)[0].nameplate, b"x")
+    world.run(1)
+    assert [e.code for e in late.of(events.Refused)] == [RefusalCode.UNKNOWN_NAMEPLATE]
+
+
+@pytest.mark.parametrize("listener_first", [True, False])
+def test_a_dialer_meets_a_listener_once_whoever_comes_first(listener_first: bool) -> None:
+    world = World()
+    listener, dialer = world.host("listener"), world.host("dialer")
+    for host in (listener, dialer) if listener_first else (dialer, listener):
+        if host is listener:
+            host.client.listen(world.now, ROOMS)
+        else:
+            host.client.dial(world.now, ROOMS)
+        world.run(1)
+    assert len(listener.of(events.Introduced)) == len(dialer.of(events.Introduced)) == 1
+    first, second = listener.of(events.Introduced)[0].channel, dialer.of(events.Introduced)[0].channel
+    assert first.channel == second.channel
+    assert (first.side, second.side) == (0, 1)
+    assert first.channel[0] >= 0xC0
+    assert relays_both_ways(world, first.channel)
+
+
+def test_dialing_again_makes_a_fresh_channel() -> None:
+    world = World()
+    world.host("listener"), world.host("dialer")
+    first, _ = introduced(world)
+    world.hosts[1].client.dial(world.now, ROOMS)
+    world.run(1)
+    assert len({e.channel.channel for e in world.hosts[1].of(events.Introduced)}) == 2
+    assert first.channel in {c.channel for c in world.hosts[0].client.channels}
+
+
+def test_who_left_a_room_is_not_introduced_any_more() -> None:
+    world = World()
+    listener, dialer = world.host("listener"), world.host("dialer")
+    listener.client.listen(world.now, ROOMS)
+    world.run(1)
+    listener.client.leave(world.now, ROOMS)
+    world.run(1)
+    dialer.client.dial(world.now, ROOMS)
+    world.run(1)
+    assert not listener.of(events.Introduced)
+    assert not dialer.of(events.Introduced)
+
+
+def test_a_channel_ends_for_both_when_one_leaves_it_or_closes() -> None:
+    world = World()
+    listener, dialer = world.host("listener"), world.host("dialer")
+    channel, _ = introduced(world)
+    dialer.client.leave_channel(world.now, channel.channel)
+    world.run(1)
+    assert [e.channel for e in listener.of(events.PeerGone)] == [channel]
+    assert world.server.counters()["channels"] == 0
+    dialer.client.dial(world.now, ROOMS)
+    world.run(1)
+    assert world.server.counters()["channels"] == 1
+    dialer.client.close(world.now)
+    world.run(1)
+    assert world.server.counters()["channels"] == 0
+    assert [e.reason for e in listener.of(events.PeerGone)] == [GoneReason.LEFT] * 2
+    assert world.server.counters()["sessions"] == 1
+
+
+def test_registrations_outlast_hours_of_quiet_and_end_soon_after_their_owner_falls_silent() -> None:
+    world = World()
+    listener, dialer = world.host("listener"), world.host("dialer")
+    channel, _ = introduced(world)
+    world.run(3600)
+    assert world.server.counters()["channels"] == 1
+    assert relays_both_ways(world, channel.channel)
+    world.hosts.remove(listener)
+    world.run(200)
+    assert world.server.counters()["channels"] == 0
+    assert world.server.counters()["sessions"] == 1
+    assert [e.reason for e in dialer.of(events.PeerGone)] == [GoneReason.EXPIRED]
+
+
+def test_after_a_restart_of_the_server_everything_is_registered_again_and_relaying_goes_on() -> None:
+    world = World()
+    owner, dialer, late = world.host("owner"), world.host("dialer"), world.host("late")
+    owner.client.allocate(world.now)
+    channel, _ = introduced(world)
+    dialer.client.leave(world.now, ROOMS)  # the peer has answered
+    world.run(1)
+    world.start_server()
+    world.run(1)
+    owner.relay(channel.channel, b"\x80" + bytes(100))  # traffic notices at once: the server says it knows no such channel
+    dialer.relay(channel.channel, b"\x80" + bytes(100))
+    world.run(1)
+    assert relays_both_ways(world, channel.channel)
+    world.run(25)  # the rest comes back with the next refresh at the latest
+    late.client.claim(world.now, owner.of(events.Allocated)[0].nameplate, b"hello")
+    late.client.dial(world.now, ROOMS)
+    world.run(1)
+    assert [e.body for e in owner.of(events.ClaimReceived)] == [b"hello"]
+    assert len(late.of(events.Introduced)) == 1
+    assert len(owner.of(events.Allocated)) == 1  # nobody was told a second time
+
+
+def test_a_server_that_stays_away_is_lost_and_found_within_five_seconds_of_its_return() -> None:
+    world = World()
+    host = world.host("a")
+    host.client.listen(world.now, ROOMS)
+    world.run(1)
+    world.is_up = False
+    went = world.now
+    world.run(60)
+    (lost,) = host.of(events.Lost)
+    assert 0 <= lost.since - went <= 23
+    assert not host.client.is_reached
+    world.start_server()
+    world.run(5.5, until=lambda: host.client.is_reached)
+    world.run(1)
+    assert world.server.counters()["rooms"] == len(ROOMS)
+    assert len(host.of(events.Reached)) == 2
+
+
+def test_a_server_that_stops_says_so_and_is_found_again_after_its_restart() -> None:
+    world = World()
+    host = world.host("a")
+    host.client.listen(world.now, ROOMS)
+    world.run(1)
+    world.server.stop(world.now)
+    world.pump()
+    world.run(0.1)
+    assert len(host.of(events.Lost)) == 1
+    world.start_server()
+    world.run(7, until=lambda: len(world.server.registry.rooms) == len(ROOMS))
+    assert host.client.is_reached
+
+
+def test_a_new_address_is_noticed_by_traffic_and_the_channel_moves_with_its_mac() -> None:
+    world = World()
+    listener, dialer = world.host("listener"), world.host("dialer")
+    channel, _ = introduced(world)
+    dialer.addresses[SocketId(10)] = Address("198.18.77.7", 6123)
+    dialer.relay(channel.channel, b"\x80" + bytes(100))
+    world.run(0.2)
+    assert relays_both_ways(world, channel.channel)
+    assert dialer.client.reflexive[SocketId(10)] == Address("198.18.77.7", 6123)
+    assert dialer.of(events.ReflexiveChanged)[-1].address == Address("198.18.77.7", 6123)
+    assert not listener.of(events.PeerGone)
+
+
+def test_a_new_address_is_noticed_by_the_next_refresh_or_at_once_when_the_host_says_so() -> None:
+    world = World()
+    world.host("listener")
+    dialer = world.host("dialer")
+    channel, _ = introduced(world)
+    dialer.addresses[SocketId(10)] = Address("198.18.77.7", 6123)
+    world.run(23)
+    assert relays_both_ways(world, channel.channel)
+    dialer.addresses[SocketId(10)] = Address("198.18.77.8", 6124)
+    dialer.client.network_changed(world.now)
+    world.run(0.2)
+    assert relays_both_ways(world, channel.channel)
+
+
+def test_both_families_are_greeted_and_the_other_takes_over_when_the_first_falls_silent() -> None:
+    world = World()
+    host, other = world.host("dual", "198.18.5.5", v6="3fff:5::5"), world.host("other")
+    world.run(1)
+    assert set(host.client.reflexive) == {SocketId(10), SocketId(11)}
+    host.client.listen(world.now, ROOMS)
+    other.client.dial(world.now, ROOMS)
+    world.run(1)
+    channel = host.of(events.Introduced)[0].channel
+    assert channel.server == SERVER[V4]
+    world.down.add(V4)
+    other.addresses = {SocketId(10): Address("3fff:6::6", 5000)}
+    world.run(40, until=lambda: bool(host.of(events.ChannelMoved)))
+    moved = host.of(events.ChannelMoved)[0]
+    assert moved.new.server == SERVER[V6]
+    assert moved.new.path_key.prefix == channel.channel
+    world.run(1)
+    assert world.server.relay.get(channel.channel).sides[0].remote == Address("3fff:5::5", 5000)  # type: ignore[union-attr]
+
+
+def test_guessers_of_codes_are_shut_out_for_a_while() -> None:
+    world = World()
+    owner, guesser, neighbour = world.host("owner"), world.host("guesser"), world.host("neighbour")
+    owner.client.allocate(world.now)
+    world.run(1)
+    nameplate = owner.of(events.Allocated)[0].nameplate
+    for wrong in range(6):
+        guesser.client.claim(world.now, 1000 + wrong, b"x")
+        world.run(0.5)
+    guesser.client.claim(world.now, nameplate, b"x")
+    world.run(0.5)
+    codes = [e.code for e in guesser.of(events.Refused)]
+    assert codes == [RefusalCode.UNKNOWN_NAMEPLATE] * 5 + [RefusalCode.LOCKED_OUT] * 2
+    assert 0 < guesser.of(events.Refused)[-1].retry_after <= 121
+    assert not owner.of(events.ClaimReceived)
+    neighbour.client.claim(world.now, nameplate, b"fine")
+    world.run(1)
+    assert neighbour.of(events.ClaimAccepted)
+    world.run(130)
+    guesser.client.claim(world.now, nameplate, b"x")
+    world.run(1)
+    assert guesser.of(events.Refused)[-1].code == RefusalCode.SPENT
+
+
+def test_the_bytes_of_a_pair_are_limited_and_both_are_told() -> None:
+    world = World(config=ServerConfig(pair_bytes=1000, pair_bytes_period=Seconds(1000.0)))
+    listener, dialer = world.host("listener"), world.host("dialer")
+    channel, _ = introduced(world)
+    for _ in range(3):
+        listener.relay(channel.channel, b"\x80" + bytes(391))
+    world.run(1)
+    assert len(dialer.relayed) == 2
+    assert [e.reason for e in listener.of(events.PeerGone)] == [GoneReason.QUOTA]
+    assert [e.reason for e in dialer.of(events.PeerGone)] == [GoneReason.QUOTA]
+
+
+def test_an_embedded_server_lets_only_its_own_machine_wait() -> None:
+    world = World(config=ServerConfig(own_hosts=frozenset({"198.18.0.1"})))
+    own, stranger = world.host("own"), world.host("stranger")
+    for host in (own, stranger):
+        host.client.allocate(world.now)
+        host.client.listen(world.now, ROOMS)
+    world.run(1)
+    assert own.of(events.Allocated)
+    assert {(e.what, e.code) for e in stranger.of(events.Refused)} == {
+        ("allocate", RefusalCode.DENIED),
+        ("listen", RefusalCode.DENIED),
+    }
+    stranger.client.claim(world.now, own.of(events.Allocated)[0].nameplate, b"x")
+    world.run(1)
+    assert stranger.of(events.ClaimAccepted)

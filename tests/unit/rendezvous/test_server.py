@@ -1,0 +1,418 @@
+"""The server against strangers, floods, thieves and its own limits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.unit.rendezvous.world import SECOND, SERVER, SOCKETS, V4, World, entropy_of
+from tunnel.errors import ConfigurationError
+from tunnel.proto.endpoint.stun_codec import ServerStun
+from tunnel.proto.nat import stun
+from tunnel.proto.rendezvous import messages
+from tunnel.proto.rendezvous.admission import AccessList, Cookies, address_key
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.messages import RefusalCode, Role
+from tunnel.proto.rendezvous.server import Server
+from tunnel.units import Address, Instant, Seconds
+
+A = Address("198.18.0.1", 1000)
+B = Address("198.18.0.2", 1000)
+ROOM = b"r" * 16
+REQUESTS: list[messages.RequestMessage] = [
+    messages.Hello(),
+    messages.Refresh(),
+    messages.Allocate(),
+    messages.Release(7),
+    messages.Claim(731, b"b" * 512),
+    messages.Post(b"m" * 8, b"b" * 512),
+    messages.Join(0, (ROOM,)),
+    messages.Join(1, (ROOM,) * 24),
+    messages.Leave((ROOM,)),
+    messages.Rebind(b"\xc0" + bytes(7), 0, 1, bytes(16)),
+    messages.Restore(b"\xc0" + bytes(7), 0, bytes(16)),
+    messages.Goodbye(),
+]
+
+
+def has_no_state(server: Server) -> bool:
+    return all(server.counters()[name] == 0 for name in ("sessions", "rooms", "nameplates", "mailboxes", "channels"))
+
+
+@pytest.mark.parametrize("message", REQUESTS, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("cookie", [b"", bytes(17)])
+def test_the_unproven_get_a_cookie_no_state_and_fewer_bytes_than_they_sent(
+    message: messages.RequestMessage, cookie: bytes
+) -> None:
+    world = World()
+    for _ in range(50):
+        answers = world.ask(A, message, cookie=cookie)
+        assert all(isinstance(answer, messages.Retry) for answer in answers)
+        assert len(answers) == (not isinstance(message, messages.Goodbye))
+    assert has_no_state(world.server)
+    assert world.bytes_out[A] < world.bytes_in[A] / 3
+
+
+def test_short_requests_are_not_answered() -> None:
+    world = World()
+    data = messages.encode_request(1, b"s" * 16, messages.Hello())
+    world.server.handle_datagram(world.now, V4, A, data[:511])
+    assert world.server.poll_transmit(world.now) is None
+    assert world.server.drops["server_malformed"] == 1
+
+
+def test_a_cookie_is_good_for_one_address_and_some_minutes() -> None:
+    cookies = Cookies(entropy_of(1))
+    cookie = cookies.issue(Instant(1000.0), A)
+    assert cookies.is_valid(Instant(1000.0), A, cookie)
+    assert cookies.is_valid(Instant(1100.0), A, cookie)
+    assert not cookies.is_valid(Instant(1300.0), A, cookie)
+    assert not cookies.is_valid(Instant(1000.0), B, cookie)
+    assert not cookies.is_valid(Instant(1000.0), Address(A.host, 1001), cookie)
+    assert not Cookies(entropy_of(2)).is_valid(Instant(1000.0), A, cookie)
+
+
+def test_another_version_is_refused_in_words() -> None:
+    world = World()
+    data = bytearray(messages.encode_request(5, b"s" * 16, messages.Hello()))
+    data[1] = 9
+    world.server.handle_datagram(world.now, V4, A, bytes(data))
+    transmit = world.server.poll_transmit(world.now)
+    assert transmit is not None
+    response = messages.decode_response(transmit.buffer)
+    assert response.transaction == 5
+    assert isinstance(response.message, messages.Refused)
+    assert response.message.code == RefusalCode.VERSION
+    assert len(transmit.buffer) < len(data)
+
+
+def test_registrants_are_capped_and_a_newcomer_never_evicts_one() -> None:
+    world = World(config=ServerConfig(listeners_per_room=2, dialers_per_room=3))
+    for role, cap in ((Role.LISTEN, 2), (Role.DIAL, 3)):
+        for index in range(10):
+            source = Address(f"198.18.{int(role)}.{index}", 1000)
+            session = bytes((int(role), index)) * 8
+            (answer,) = world.ask(source, messages.Join(int(role), (ROOM,)), session=session, cookie=world.cookie(source))
+            assert answer == messages.Done(granted=int(index < cap))
+    room = world.server.registry.rooms[ROOM]
+    assert [session[1] for session in room.listeners] == [0, 1]
+    assert [session[1] for session in room.dialers] == [0, 1, 2]
+
+
+def test_state_stays_bounded_when_proven_clients_ask_for_everything() -> None:
+    config = ServerConfig(
+        max_sessions=50,
+        sessions_per_address=20,
+        rooms_per_session=10,
+        max_room_entries=100,
+        max_nameplates=30,
+        nameplates_per_address=5,
+        channels_per_address=6,
+        max_channels=20,
+        max_mailboxes=4,
+        pushes_per_session=3,
+        requests_per_second=1e6,
+        request_burst=10**6,
+    )
+    world = World(config=config)
+    codes: Counter[int] = Counter()
+    for host in range(6):
+        for index in range(30):
+            source = Address(f"198.18.0.{host}", 1000 + index)
+            session = bytes((host, index)) * 8
+            cookie = world.cookie(source)
+            wanted: list[messages.RequestMessage] = [
+                messages.Allocate(),
+                messages.Join(0, (ROOM, *(bytes((host, index, n, 0)) * 4 for n in range(23)))),
+                messages.Join(1, (ROOM, *(bytes((host, index, n, 1)) * 4 for n in range(23)))),
+                messages.Restore(bytes((0xC0, host, index)) + bytes(5), 0, bytes(16)),
+            ]
+            wanted += [messages.Claim(number, b"x") for number in list(world.server.registry.nameplates)[-2:]]
+            for message in wanted:
+                for answer in world.ask(source, message, session=session, cookie=cookie):
+                    if isinstance(answer, messages.Refused):
+                        codes[answer.code] += 1
+    registry, relay = world.server.registry, world.server.relay
+    assert len(registry.sessions) == 50
+    assert registry.room_entries <= 100
+    assert len(registry.nameplates) <= 30
+    assert len(registry.mailboxes) <= 4
+    assert len(relay) <= 20
+    assert all(len(session.pushes) <= 3 for session in registry.sessions.values())
+    assert {RefusalCode.FULL, RefusalCode.QUOTA} <= set(codes)
+    world.run(700)  # everybody fell silent
+    assert has_no_state(world.server)
+    assert registry.room_entries == 0
+    assert not registry._sessions_per_key
+    assert not registry._nameplates_per_key
+    assert not relay._per_key
+
+
+def test_one_address_asking_too_fast_is_told_to_slow_down() -> None:
+    world = World(config=ServerConfig(request_burst=5))
+    cookie = world.cookie(A)
+    answers = [world.ask(A, messages.Refresh(), cookie=cookie)[0] for _ in range(8)]
+    assert [isinstance(answer, messages.Welcome) for answer in answers] == [True] * 5 + [False] * 3
+    assert isinstance(answers[-1], messages.Refused)
+    assert answers[-1].code == RefusalCode.SLOW_DOWN
+    assert isinstance(world.ask(B, messages.Refresh(), cookie=world.cookie(B))[0], messages.Welcome)
+
+
+def test_nameplates_are_random_and_grow_with_the_crowd() -> None:
+    world = World(config=ServerConfig(requests_per_second=1e6, request_burst=10**6))
+    numbers = []
+    for index in range(120):
+        source = Address(f"198.18.0.{index}", 1000)
+        (answer,) = world.ask(source, messages.Allocate(), session=bytes((index,)) * 16, cookie=world.cookie(source))
+        assert isinstance(answer, messages.Allocated)
+        numbers.append(answer.nameplate)
+    assert len(set(numbers)) == 120
+    assert all(100 <= number <= 999 for number in numbers[:90])
+    assert all(1000 <= number <= 9999 for number in numbers[90:])
+    assert sorted(numbers[:90]) != numbers[:90]
+
+
+def test_another_client_cannot_take_release_or_leave_what_is_not_its_own() -> None:
+    world = World()
+    (mine,) = world.ask(A, messages.Allocate(), session=b"a" * 16, cookie=world.cookie(A))
+    assert isinstance(mine, messages.Allocated)
+    cookie = world.cookie(B)
+    world.ask(B, messages.Release(mine.nameplate), session=b"b" * 16, cookie=cookie)
+    assert mine.nameplate in world.server.registry.nameplates
+    (answer,) = world.ask(B, messages.Allocate(mine.nameplate), session=b"b" * 16, cookie=cookie)
+    assert isinstance(answer, messages.Refused)
+    assert answer.code == RefusalCode.TAKEN
+    (claim,) = world.ask(B, messages.Claim(mine.nameplate, b""), session=b"b" * 16, cookie=cookie)
+    assert isinstance(claim, messages.ClaimAccepted)
+    thief = Address("198.18.0.3", 1000)
+    cookie = world.cookie(thief)
+    world.ask(thief, messages.Leave((), (claim.channel,), (claim.mailbox,)), session=b"t" * 16, cookie=cookie)
+    (answer,) = world.ask(thief, messages.Post(claim.mailbox, b""), session=b"t" * 16, cookie=cookie)
+    assert isinstance(answer, messages.Refused)
+    assert answer.code == RefusalCode.UNKNOWN_MAILBOX
+    assert world.server.counters()["channels"] == world.server.counters()["mailboxes"] == 1
+
+
+def test_a_channel_moves_only_with_its_tokens_mac_a_fresh_counter_and_the_movers_own_cookie() -> None:
+    world = World()
+    (mine,) = world.ask(A, messages.Allocate(), session=b"a" * 16, cookie=world.cookie(A))
+    assert isinstance(mine, messages.Allocated)
+    (claim,) = world.ask(B, messages.Claim(mine.nameplate, b""), session=b"b" * 16, cookie=world.cookie(B))
+    assert isinstance(claim, messages.ClaimAccepted)
+    channel = world.server.relay.get(claim.channel)
+    assert channel is not None
+    moved, thief = Address("198.18.9.9", 9), Address("198.18.6.6", 6)
+
+    def rebind(source: Address, counter: int, token: bytes, mac_cookie: bytes | None = None) -> int:
+        cookie = world.cookie(source)
+        mac = messages.rebind_mac(token, claim.channel, 1, counter, cookie if mac_cookie is None else mac_cookie)
+        message = messages.Rebind(claim.channel, 1, counter, mac)
+        (answer,) = world.ask(source, message, session=b"b" * 16, cookie=cookie)
+        return 0 if isinstance(answer, messages.Done) else answer.code  # type: ignore[union-attr]
+
+    assert rebind(thief, 1, b"x" * 16) == RefusalCode.BAD_MAC
+    assert channel.sides[1].remote == B
+    assert rebind(moved, 5, claim.token) == 0
+    assert channel.sides[1].remote == moved
+    assert rebind(thief, 5, claim.token) == RefusalCode.BAD_MAC  # the counter does not grow
+    assert rebind(thief, 6, claim.token, world.cookie(moved)) == RefusalCode.BAD_MAC  # overheard, replayed from elsewhere
+    assert channel.sides[1].remote == moved
+    (answer,) = world.ask(thief, messages.Restore(claim.channel, 1, b"x" * 16), session=b"t" * 16, cookie=world.cookie(thief))
+    assert isinstance(answer, messages.Refused)
+    assert channel.sides[1].remote == moved
+
+
+def test_what_strangers_send_into_a_channel_goes_nowhere_and_hints_never_amplify() -> None:
+    world = World()
+    listener, dialer = world.host("listener"), world.host("dialer")
+    listener.client.listen(world.now, [ROOM])
+    dialer.client.dial(world.now, [ROOM])
+    world.run(1)
+    channel = dialer.client.channels[0].channel
+    stranger = Address("198.18.66.66", 6)
+    for size in (1, 8, 9, 20, 39, 60, 1200):
+        world.send_to_server(stranger, SERVER[V4], (channel + bytes(size))[:size])
+    world.run(1)
+    assert not listener.relayed
+    assert not dialer.relayed
+    assert world.bytes_out[stranger] <= world.bytes_in[stranger]
+    assert all(len(data) <= 60 for _, _, data in world.stray)
+    world.stray.clear()
+    for _ in range(1000):
+        world.send_to_server(stranger, SERVER[V4], b"\xc1" + bytes(1000))
+    world.run(1)
+    assert len(world.stray) <= 10 + 5
+
+
+# STUN and the open directory
+
+
+def stun_ask(world: World, source: Address, **options: bool) -> list[tuple[int, stun.StunMessage]]:
+    world.server.handle_datagram(world.now, V4, source, stun.encode_binding_request(bytes(12), **options))
+    answers = []
+    while (transmit := world.server.poll_transmit(world.now)) is not None:
+        answers.append((transmit.socket_id, stun.decode(transmit.buffer)))
+    return answers
+
+
+def test_stun_answers_the_mapped_address_alone_and_more_when_asked() -> None:
+    world = World(stun=ServerStun())
+    ((socket_id, plain),) = stun_ask(world, A)
+    assert socket_id == V4
+    assert plain.mapped_address == A
+    assert plain.other_address is None
+    ((socket_id, changed),) = stun_ask(world, A, change_port=True)
+    assert socket_id == SECOND
+    assert changed.mapped_address == A
+    assert changed.response_origin == SERVER[SECOND]
+    assert changed.other_address == SERVER[SECOND]
+    assert stun_ask(world, A, change_address=True) == []  # there is one IPv4 address only
+    world.server.handle_datagram(world.now, V4, A, b"\0\1\0\4" + bytes(16))
+    assert world.server.poll_transmit(world.now) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("198.18.0.1", "198.18.0.1"), ("3fff::1:0:0:0:1", "3fff::1:ffff:0:0:2")],
+)
+def test_stun_answers_one_a_second_per_ipv4_address_or_ipv6_slash_64(first: str, second: str) -> None:
+    world = World(stun=ServerStun(), config=ServerConfig(stun_burst=3))
+    assert address_key(first) == address_key(second)
+    hosts = [first, second] * 3
+    assert [len(stun_ask(world, Address(host, 1000 + n))) for n, host in enumerate(hosts)] == [1, 1, 1, 0, 0, 0]
+    world.now = Instant(world.now + 1.01)
+    assert [len(stun_ask(world, Address(host, 1000))) for host in hosts] == [1, 0, 0, 0, 0, 0]
+    assert stun_ask(world, Address("198.18.0.99", 1))
+
+
+def test_a_flood_of_forged_sources_is_limited_as_a_whole_and_leaves_no_state() -> None:
+    world = World(stun=ServerStun(), config=ServerConfig(unproven_rate=100.0))
+    answered = sum(len(stun_ask(world, Address(f"198.18.{n >> 8}.{n & 255}", 9))) for n in range(5000))
+    assert answered == 100
+    assert has_no_state(world.server)
+
+
+def ip_ver(world: World, source: Address, text: bytes = b"ip ver") -> list[bytes]:
+    world.server.handle_datagram(world.now, V4, source, text)
+    answers = []
+    while (transmit := world.server.poll_transmit(world.now)) is not None:
+        assert transmit.remote == source
+        answers.append(bytes(transmit.buffer))
+    return answers
+
+
+def test_the_open_directory_lists_the_others_newest_first_each_once() -> None:
+    world = World(config=ServerConfig(open_directory=True))
+    c = Address("3fff::7", 7)
+    assert ip_ver(world, A) == [b"[]"]
+    assert ip_ver(world, B, b" ip ver\n") == [b'[["198.18.0.1", 1000]]']
+    assert ip_ver(world, c) == [b'[["198.18.0.2", 1000], ["198.18.0.1", 1000]]']
+    assert ip_ver(world, A) == [b'[["3fff::7", 7], ["198.18.0.2", 1000]]']
+    assert ip_ver(world, B) == [b'[["198.18.0.1", 1000], ["3fff::7", 7]]']
+    assert ip_ver(world, B, b"ip verme") == []
+    world.ask(Address("198.18.0.9", 9), messages.Hello())  # speaks another protocol
+    world.now = Instant(world.now + 400)
+    assert ip_ver(world, A) == [b'[["198.18.0.2", 1000], ["3fff::7", 7]]']
+    world.now = Instant(world.now + 400)
+    assert ip_ver(world, B) == [b'[["198.18.0.1", 1000]]']
+
+
+def test_the_open_directory_is_off_by_default_bounded_and_fits_into_a_kilobyte() -> None:
+    assert ip_ver(World(), A) == []
+    world = World(config=ServerConfig(open_directory=True))
+    for n in range(1000):
+        world.now = Instant(world.now + 0.01)
+        for answer in ip_ver(world, Address(f"198.18.{n >> 8}.{n & 255}", 60_000 + n)):
+            assert len(answer) <= 1024
+            json.loads(answer)
+    assert len(json.loads(answer)) >= 40
+    assert len(world.server._directory) <= 256
+    answers = [len(ip_ver(world, A)) for _ in range(10)]
+    assert answers == [1] * 5 + [0] * 5
+
+
+def test_every_message_of_the_open_directory_is_reported_with_its_address() -> None:
+    heard = []
+
+    class Listener:
+        def event(self, now: Instant, name: str, data: dict[str, object]) -> None:
+            heard.append((name, data))
+
+    server = Server(
+        ServerConfig(open_directory=True),
+        sockets=SOCKETS,
+        now=Instant(0.0),
+        entropy=entropy_of(1),
+        trace=Listener(),
+    )
+    server.handle_datagram(Instant(0.0), V4, A, b"ip ver")
+    assert heard == [("rendezvous:directory", {"remote": A, "text": "ip ver"})]
+
+
+# who may use the server
+
+ACCESS = """
+# the office
+198.18.0.0/24
+3fff:1::/32   # and its IPv6
+198.19.1.1
+token correct-horse-battery-staple
+"""
+
+
+def test_an_access_list_admits_addresses_prefixes_and_tokens() -> None:
+    world = World(config=ServerConfig(access=AccessList.parse(ACCESS)), stun=ServerStun())
+
+    def is_admitted(host: str, token: bytes = b"") -> bool:
+        source = Address(host, 1)
+        cookie = world.cookie(source)
+        (answer,) = world.ask(source, messages.Refresh(), cookie=cookie, access_token=token)
+        assert isinstance(answer, messages.Welcome) or answer.code == RefusalCode.DENIED  # type: ignore[union-attr]
+        return isinstance(answer, messages.Welcome)
+
+    assert is_admitted("198.18.0.77")
+    assert is_admitted("3fff:1::5")
+    assert is_admitted("198.19.1.1")
+    assert not is_admitted("198.19.1.2")
+    assert is_admitted("198.19.1.2", b"correct-horse-battery-staple")
+    assert not is_admitted("198.19.1.2", b"incorrect-horse-battery-staple")
+    assert stun_ask(world, A)
+    assert not stun_ask(world, Address("198.19.1.2", 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "names nobody"),
+        ("# nothing", "names nobody"),
+        ("198.18.0.0/33", "line 1"),
+        ("198.18.0.1\nexample.net", "line 2"),
+        ("token short", "at least 16"),
+        ("token", "one secret"),
+        ("198.18.0.1 198.18.0.2", "line 1"),
+    ],
+)
+def test_a_wrong_access_file_is_refused_with_its_line(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        AccessList.parse(text)
+
+
+def test_a_client_with_the_token_is_served_by_name() -> None:
+    world = World(config=ServerConfig(access=AccessList.parse("token correct-horse-battery-staple")))
+    good = world.host("good", access_token=b"correct-horse-battery-staple")
+    bad = world.host("bad")
+    for host in (good, bad):
+        host.client.allocate(world.now)
+    world.run(1)
+    assert [type(event).__name__ for event in good.events if "eflexive" not in type(event).__name__] == ["Reached", "Allocated"]
+    assert [e.code for e in bad.events if hasattr(e, "code")] == [RefusalCode.DENIED]
+
+
+def test_lifetimes_are_counted_on_the_clock_that_is_handed_in() -> None:
+    world = World(config=ServerConfig(session_lifetime=Seconds(5.0)))
+    world.ask(A, messages.Join(0, (ROOM,)), cookie=world.cookie(A))
+    world.now = Instant(world.now + 6)  # a suspend
+    world.server.handle_timeout(world.now)
+    assert has_no_state(world.server)
