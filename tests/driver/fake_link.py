@@ -96,9 +96,14 @@ class FakeStream:
             self.out.finished = True
             self.out.wake()
 
+    async def wait_acked(self) -> None:
+        out = self.out
+        while out.held and out.stopped is None and out.reset is None and not out.gone:
+            await out.changed.wait()
+
     def reset(self, code: int) -> None:
         out = self.out
-        if out.reset is None and out.stopped is None and not out.at_end and not out.gone:
+        if out.reset is None and out.stopped is None and not out.finished and not out.gone:
             out.reset = code
             out.chunks.clear()
             out.wake()

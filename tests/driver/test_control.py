@@ -96,17 +96,15 @@ async def test_pings_are_counted_and_timed(tmp_path: Path) -> None:
 
 
 async def test_ping_until_direct_ends_when_the_path_becomes_direct(tmp_path: Path) -> None:
-    link = FakeLink()
-    answers: list[Answer] = []
+    class Punching(FakeLink):
+        async def ping(self) -> float:
+            if self.pings == 2:
+                self.go_direct()
+            return await super().ping()
 
-    def note(_pid: int, answer: Answer) -> None:
-        answers.append(answer)
-        if len(answers) == 2:
-            link.go_direct()
-
+    link = Punching()
     async with serve_control(tmp_path, Process(role="connect", links=lambda: [link])):
-        with trio.fail_after(10):
-            await ask_all(tmp_path, Ping(until_direct=True, interval_s=0.01), note)
+        answers = await asked(tmp_path, Ping(until_direct=True, interval_s=0.01))
     assert [answer["kind"] for answer in answers] == ["relay", "relay", "direct"]
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -182,6 +182,24 @@ async def test_a_client_that_leaves_resets_a_server_that_goes_on_talking() -> No
         async with await bench.connect() as client:
             await client.receive_some()
         await done.wait()
+
+
+async def test_a_server_that_answers_and_hangs_up_without_reading_is_still_heard() -> None:
+    answer = b"413 that is too large " * 2_000
+
+    async def complain(stream: trio.SocketStream) -> None:
+        await stream.receive_some(10)
+        await stream.send_all(answer)
+        await stream.aclose()  # with unread data: the kernel sends RST behind the answer
+
+    async with forwarded(complain) as bench, await bench.connect() as client:
+        with suppress(trio.BrokenResourceError):
+            await client.send_all(bytes(1 << 20))
+        got = b""
+        with suppress(trio.BrokenResourceError):
+            async for chunk in client:
+                got += chunk
+        assert got == answer
 
 
 async def test_a_refused_connection_is_reset_and_explained() -> None:

@@ -165,9 +165,9 @@ async def test_a_flow_that_is_not_granted_is_explained_once_and_its_client_is_no
 
 async def test_two_flows_of_one_number_are_the_peers_fault() -> None:
     async with forwarded() as bench:
+        aborted = trio.Event()
         for _ in range(2):
             stream = await bench.near.open_stream(encode(Open("udp", 53, 4)))
-        aborted = trio.Event()
-        stream.on_abort = lambda _code: aborted.set()
+            stream.on_abort = lambda _code: aborted.set()
         await aborted.wait()
         assert bench.exposed.counters.malformed_opens == 1

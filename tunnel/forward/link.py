@@ -34,6 +34,9 @@ class Stream(Protocol):
     def finish(self) -> None:
         """FIN behind what was committed; the other direction goes on."""
 
+    async def wait_acked(self) -> None:
+        """Until the peer has acknowledged everything committed so far."""
+
     def reset(self, code: int) -> None:
         """Give up sending; nothing happens when the half has ended already."""
 

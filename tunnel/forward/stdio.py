@@ -16,7 +16,7 @@ from tunnel.driver.stream import StreamCode
 from tunnel.errors import PermissionDeniedError, TunnelError, UnreachableError
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.open import Open, decode_opened, encode, read_message
-from tunnel.forward.tcp import code_of, describe_refusal
+from tunnel.forward.tcp import code_of, describe_refusal, refuse
 
 CHUNK: Final = 65_536  # bytes read at once where reading takes a thread
 
@@ -61,9 +61,10 @@ async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, std
                 _end_output(stdout)
                 if os.isatty(stdin):  # a person would have to press Ctrl-D to no purpose
                     nursery.cancel_scope.cancel()
-            except OSError:
-                nursery.cancel_scope.cancel()  # EPIPE: whoever read our output is gone
-                stream.reset(StreamCode.RESET)
+            except OSError:  # EPIPE: whoever read our output is gone
+                stream.on_abort = None
+                refuse(stream, StreamCode.RESET)
+                nursery.cancel_scope.cancel()
             except TunnelError as error:
                 abort(code_of(error))
     finally:

@@ -25,6 +25,7 @@ from tunnel.forward.open import Open, Opened, decode_opened, encode, read_messag
 
 ACCEPT_BATCH: Final = 64  # connections accepted before other tasks get their turn
 ACCEPT_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
+LAST_WORDS: Final = 1.0  # seconds for what a local program said before it reset the connection; RESET follows behind it
 MAX_CONNECTIONS: Final = 8_192  # local connections at once, on either side, of one link
 LINGER_RST: Final = struct.pack(
     "hh" if sys.platform == "win32" else "ii", 1, 0
@@ -61,7 +62,7 @@ class Relay:
     `refused` makes it the opener's side: the peer's Opened is awaited, a reset before it is a refusal and told there.
     """
 
-    __slots__ = ("_counters", "_has_finished", "_nursery", "_refused", "_sock", "_stream", "_was_cut")
+    __slots__ = ("_counters", "_is_unwritable", "_nursery", "_refused", "_sock", "_stream", "_upload_ended", "_was_cut")
 
     def __init__(
         self, sock: socket.socket, stream: Stream, counters: ForwardCounters, refused: Callable[[int], None] | None = None
@@ -71,7 +72,8 @@ class Relay:
         self._counters = counters
         self._refused = refused
         self._nursery: trio.Nursery | None = None
-        self._has_finished = False  # the local program's FIN is on its way
+        self._upload_ended = trio.Event()
+        self._is_unwritable = False  # a write failed: what comes from the local program now is its last words
         self._was_cut = False
 
     async def run(self, early: list[bytes]) -> None:
@@ -89,7 +91,7 @@ class Relay:
             if whole:
                 self._sock.close()
             else:
-                self._give_up_stream(StreamCode.CANCELLED)
+                refuse(self._stream, StreamCode.CANCELLED)
                 cut(self._sock)
 
     def _abort(self, code: int) -> None:
@@ -105,13 +107,8 @@ class Relay:
     def _local_died(self) -> None:
         """The local program reset the connection, or its machine fell silent."""
         self._refused = None
-        self._give_up_stream(StreamCode.RESET)
+        refuse(self._stream, StreamCode.RESET)
         self._abort(StreamCode.RESET)
-
-    def _give_up_stream(self, code: int) -> None:
-        if not self._has_finished:  # what came before a FIN is still the peer's
-            self._stream.reset(code)
-        self._stream.stop(code)
 
     async def _upload(self) -> None:
         sock, stream = self._sock, self._stream
@@ -129,12 +126,19 @@ class Relay:
                 commit(count)
                 if count < len(space):  # drained: waiting now saves the failing call
                     await trio.lowlevel.wait_readable(sock)
-            stream.finish()
-            self._has_finished = True
+            if not self._is_unwritable:
+                stream.finish()
+                return
         except OSError:
-            self._local_died()
+            pass
         except TunnelError as error:
             self._abort(code_of(error))
+            return
+        finally:
+            self._upload_ended.set()
+        with trio.move_on_after(LAST_WORDS):
+            await stream.wait_acked()
+        self._local_died()
 
     async def _download(self, chunks: list[bytes]) -> None:
         sock, receive_chunks = self._sock, self._stream.receive_chunks
@@ -152,9 +156,17 @@ class Relay:
             sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             if error.errno != errno.ENOTCONN:  # shutdown found it gone, after it has read all there was
-                self._local_died()
+                await self._hear_last_words()
         except TunnelError as error:
             self._abort(code_of(error))
+
+    async def _hear_last_words(self) -> None:
+        """A server that answers and hangs up without reading all: the answer still lies in our socket, and goes first."""
+        self._is_unwritable = True
+        with trio.move_on_after(LAST_WORDS):
+            await self._upload_ended.wait()
+            await self._stream.wait_acked()
+        self._local_died()
 
 
 def code_of(error: TunnelError) -> int:
