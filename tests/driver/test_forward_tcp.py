@@ -1,4 +1,4 @@
-"""TCP forwards between real loopback sockets, over a link without a network."""
+"""TCP forwards between real loopback sockets, over a link without a network: the twin, and the core's own connection."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from tests.driver.fake_link import FakeLink, linked_pair
+from tests.driver.core_link import CoreLinks
+from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
 from tunnel.errors import ConfigurationError
 from tunnel.forward.serve import Exposed, Listeners
 from tunnel.forward.spec import parse_forwards
@@ -22,10 +24,19 @@ from tunnel.forward.tcp import LINGER_RST
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
 
+IS_CORE = {"core": False}  # which of the two carries, set for each test by the fixture
+
+
+@pytest.fixture(autouse=True, params=["twin", "core"])
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(IS_CORE, "core", request.param == "core")
+    return str(request.param)
+
+
 class Bench:
     """A forwarded server: `connect()` reaches it through both sides of the forward."""
 
-    def __init__(self, listeners: Listeners, exposed: Exposed, near: FakeLink, notices: list[str]) -> None:
+    def __init__(self, listeners: Listeners, exposed: Exposed, near: Any, notices: list[str]) -> None:
         self.listeners = listeners
         self.exposed = exposed
         self.near = near
@@ -39,9 +50,16 @@ class Bench:
 @asynccontextmanager
 async def forwarded(handler: Handler | None, *, granted: bool = True) -> AsyncIterator[Bench]:
     """`handler` None: nothing listens at the granted port."""
-    near, far = linked_pair()
+    near: Any
+    far: Any
     notices: list[str] = []
     async with trio.open_nursery() as nursery:
+        if IS_CORE["core"]:
+            links = CoreLinks()
+            near, far = links.near, links.far
+            nursery.start_soon(links.run)
+        else:
+            near, far = linked_pair()
         if handler is None:
             with socket.create_server(("127.0.0.1", 0)) as placeholder:
                 port = placeholder.getsockname()[1]
@@ -259,7 +277,8 @@ async def test_a_slow_reader_holds_up_only_itself() -> None:
             got = 0
             while got < 8 << 20:
                 got += len(await quick.receive_some())
-        assert bench.near.streams[0].into.held <= 2 * 64 * 1024
+        if isinstance(bench.near, FakeLink):
+            assert bench.near.streams[0].into.held <= 2 * WINDOW
 
 
 async def test_a_link_that_closes_resets_its_connections() -> None:
