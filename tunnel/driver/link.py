@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from tunnel.driver.datagrams import Datagrams
-from tunnel.driver.stream import TunnelStream
+from tunnel.driver.stream import StreamCode, TunnelStream
 from tunnel.errors import PeerError, TunnelError, UnreachableError
 from tunnel.proto.endpoint import (
     CloseCode,
@@ -153,10 +153,18 @@ class Link:
             while True:
                 try:
                     stream = await self.accept_stream()
-                except UnreachableError:
+                except (UnreachableError, PeerError):
                     break
-                nursery.start_soon(handler, stream)
+                nursery.start_soon(self._handle, handler, stream)
             nursery.cancel_scope.cancel()
+
+    @staticmethod
+    async def _handle(handler: StreamHandler, stream: TunnelStream) -> None:
+        try:
+            await handler(stream)
+        except TunnelError:
+            stream.reset(StreamCode.CANCELLED)
+            stream.stop(StreamCode.CANCELLED)
 
     # --- what it is like
 

@@ -14,6 +14,8 @@ from tunnel.errors import TunnelError, UnreachableError
 from tunnel.proto.endpoint import Connection, StreamCode
 from tunnel.units import StreamId
 
+__all__ = ["StreamCode", "StreamResetError", "StreamStoppedError", "TunnelStream"]
+
 CHUNKS_A_READ = 256  # received pieces handed over at once: one GRO batch
 
 

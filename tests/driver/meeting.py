@@ -1,0 +1,78 @@
+"""What the tests of connect and expose share: a server, homes, events, and an echo behind every stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tunnel.driver.events import CodeReady, Event
+from tunnel.driver.link import Link
+from tunnel.driver.rendezvous import RunningServer, serve
+from tunnel.driver.stream import TunnelStream
+
+
+class Heard(list[Event]):
+    """An on_event that remembers, and that can be waited on."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+    async def wait(self, wanted: Callable[[Event], bool], *, after: int = 0) -> Event:
+        while True:
+            for event in self[after:]:
+                if wanted(event):
+                    return event
+            await trio.sleep(0.01)
+
+    async def code(self, *, after: int = 0) -> str:
+        event = await self.wait(lambda event: isinstance(event, CodeReady), after=after)
+        assert isinstance(event, CodeReady)
+        return event.code
+
+
+async def echo(link: Link) -> None:
+    async def handle(stream: TunnelStream) -> None:
+        while chunks := await stream.receive_chunks():
+            for chunk in chunks:
+                await stream.send_all(chunk)
+        await stream.send_eof()
+
+    await link.serve_streams(handle)
+
+
+async def shout(link: Link, data: bytes) -> bytes:
+    """What comes back for `data`."""
+    answer = bytearray()
+    async with trio.open_nursery() as nursery:
+        stream = await link.open_stream(b"")
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        nursery.start_soon(send)
+        while chunks := await stream.receive_chunks():
+            for chunk in chunks:
+                answer += chunk
+    return bytes(answer)
+
+
+@asynccontextmanager
+async def a_server(**options: Any) -> AsyncIterator[str]:
+    """host:port of a rendezvous server on loopback."""
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[RunningServer]) -> None:
+            await serve([("127.0.0.1", 0)], task_status=task_status, **options)
+
+        running: RunningServer = await nursery.start(run)
+        yield str(running.addresses[0])
+        nursery.cancel_scope.cancel()
+
+
+def homes(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "exposer", tmp_path / "connector"

@@ -1,0 +1,15 @@
+"""The library: what the command line itself uses.
+
+async with tunnel.connect("731-crossover-clockwork", server="rv.example.net") as link:
+    stream = await link.open_stream(...)
+
+async with tunnel.expose(["22"], server="rv.example.net", on_event=print) as exposure:
+    await exposure.run()
+"""
+
+from __future__ import annotations
+
+from tunnel.api.connecting import connect
+from tunnel.api.exposing import Exposure, expose
+
+__all__ = ["connect", "expose", "Exposure"]

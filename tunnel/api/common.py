@@ -1,0 +1,49 @@
+"""What connect and expose share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from tunnel.driver.events import Event
+from tunnel.driver.link import Link
+from tunnel.errors import ConfigurationError
+
+OnEvent: TypeAlias = Callable[[Event], None]
+LinkHandler: TypeAlias = Callable[[Link], Awaitable[None]]
+#: Arguments of EndpointDriver that tests replace: opener, bind, hosts, clock.
+Seams: TypeAlias = "dict[str, Any] | None"
+
+PATHS: Final = ("auto", "direct", "relay")
+SERVER_PATIENCE: Final = 10.0  # seconds for a server to answer for the first time; later silence is waited out
+
+
+def check_path(path: str) -> str:
+    """Raises ConfigurationError."""
+    if path not in PATHS:
+        raise ConfigurationError(f"{path!r} is not a path: choose auto, direct or relay.")
+    return path
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+@contextmanager
+def single_error() -> Iterator[None]:
+    """Our nursery is our own affair: the one exception that came out of it is raised as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
+        if len(errors) != 1:
+            raise
+        error = errors[0]
+        raise error from error.__cause__

@@ -1,0 +1,119 @@
+"""tunnel.connect: by a code, or to a remembered peer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
+from tunnel.api.store import HomeStore
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer
+from tunnel.driver.link import Link
+from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
+from tunnel.errors import ConfigurationError, TunnelError
+from tunnel.proto.pairing.code import parse_code
+from tunnel.state.peers import find
+
+
+class _Connecting:
+    """Waits for the link, or for the reason why there will be none."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self.link: Link | None = None
+        self.problem: TunnelError | None = None
+        self.done = trio.Event()
+        self.driver: EndpointDriver | None = None
+        self._on_event = on_event
+
+    def handle_link(self, link: Link) -> None:
+        if self.link is None:
+            self.link = link
+            self.done.set()
+
+    def handle_event(self, event: EndpointEvent) -> None:
+        if isinstance(event, Troubled) and event.is_final and self.problem is None:
+            self.problem = to_exception(event)
+            self.done.set()
+        if self._on_event is not None and self.driver is not None:
+            report = to_event(event, self.driver.clock())
+            if report is not None:
+                self._on_event(report)
+
+    async def wait(self) -> Link:
+        await self.done.wait()
+        if self.problem is not None:
+            raise self.problem
+        assert self.link is not None
+        if self.link.close_reason is not None:
+            raise closed_exception(self.link, self.link.close_reason)
+        return self.link
+
+
+@asynccontextmanager
+async def connect(
+    code: str | None = None,
+    *,
+    peer: str | None = None,
+    server: str | None = None,
+    home: Path | str | None = None,
+    path: str = "auto",
+    name: str | None = None,
+    on_event: OnEvent | None = None,
+    handler: LinkHandler | None = None,
+    seams: Seams = None,
+) -> AsyncIterator[Link]:
+    """Connect by a pairing code, or to the remembered peer `peer` (the only one there is where none is named).
+
+    The link is connected when the block is entered, over the relay at least; it heals by itself until the block is left.
+    `server` is host or host:port; None means the remembered peer's, else the one configured.  `home` None means PTUNNEL_HOME.
+    `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block.
+    A remembered peer that is not there is waited for: time-outs belong to the caller, around the entry.
+    Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
+    """
+    check_path(path)
+    store = HomeStore(home)
+    if code is not None:
+        parse_code(code)
+    target: KnownPeer | None = store.choose(peer) if code is None else None
+    expected: KnownPeer | None = None
+    if code is not None and peer is not None and find(store.home.peers(), peer) is not None:
+        expected = store.choose(peer)
+    rendezvous = server or (target.server if target is not None else None) or store.server(None)
+    if rendezvous is None:
+        raise ConfigurationError("No server is configured: name the one that 'ptunnel expose' printed, with --server HOST:PORT.")
+    waiting = _Connecting(on_event)
+    driver = EndpointDriver(
+        static_key=store.home.identity(),
+        name=store.name(name),
+        peers=store.load(),
+        store=store,
+        path=path,
+        on_event=waiting.handle_event,
+        on_link=waiting.handle_link,
+        **(seams or {}),
+    )
+    waiting.driver = driver
+    farewell = "the other side has ended"
+    with single_error():
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(driver.run)
+                nursery.start_soon(store.watch, driver.set_peers)
+                await driver.add_server(rendezvous)
+                if code is not None:
+                    driver.claim_code(rendezvous, code, expected=expected)
+                else:
+                    assert target is not None
+                    driver.dial(target, rendezvous)
+                await driver.wait_reached(rendezvous, SERVER_PATIENCE)
+                link = await waiting.wait()
+                store.seen(link.peer)
+                if handler is not None:
+                    nursery.start_soon(handler, link)
+                yield link
+            finally:
+                driver.close(farewell)
+                nursery.cancel_scope.cancel()

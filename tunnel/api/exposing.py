@@ -1,0 +1,220 @@
+"""tunnel.expose: let peers reach what is granted to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
+from tunnel.api.store import HomeStore
+from tunnel.driver.endpoint import EndpointDriver, machine_hosts
+from tunnel.driver.events import Event, Listening, Trouble
+from tunnel.driver.link import Link
+from tunnel.driver.rendezvous import DEFAULT_PORT, RunningServer, ServerConfig, serve
+from tunnel.driver.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
+from tunnel.errors import ConfigurationError, ServerUnreachableError, TunnelError
+from tunnel.host.interfaces import source_address
+from tunnel.proto.pairing.grants import GrantSet
+from tunnel.units import Address
+
+RESOLVE_AGAIN: Final = 30.0  # seconds before a server name that was unknown is looked up again
+ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
+
+
+class Exposure:
+    """A running `expose`."""
+
+    def __init__(self, nursery: trio.Nursery, store: HomeStore, handler: LinkHandler, on_event: OnEvent | None) -> None:
+        self.server: str | None = None  # host:port as the other side must name it; None: remembered peers only
+        self.is_embedded = False
+        self.driver: EndpointDriver | None = None
+        self.flow: ExposerPairing | None = None
+        self._nursery = nursery
+        self._store = store
+        self._handler = handler
+        self._on_event = on_event
+        self._problem: TunnelError | None = None
+        self._changed = trio.Event()
+
+    @property
+    def links(self) -> list[Link]:
+        """The live ones."""
+        return list(self.driver.links.values()) if self.driver is not None else []
+
+    async def run(self) -> None:
+        """Serve until cancelled.  Raises what cannot be healed."""
+        while self._problem is None:
+            await self._changed.wait()
+        raise self._problem
+
+    async def wait_link(self) -> Link:
+        """The first live link.  Raises what cannot be healed."""
+        while not self.links:
+            if self._problem is not None:
+                raise self._problem
+            await self._changed.wait()
+        return self.links[0]
+
+    def new_code(self) -> None:
+        """One more code, now: it arrives as a CodeReady event.  Raises ConfigurationError."""
+        if self.flow is None or self.driver is None:
+            raise ConfigurationError("There is nothing to pair for: name what to expose.")
+        self.driver.renew_code(self.flow)
+
+    def tell(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def handle_link(self, link: Link) -> None:
+        self._store.seen(link.peer)
+        self._nursery.start_soon(self._serve, link)
+        self._notify()
+
+    def handle_event(self, event: EndpointEvent) -> None:
+        if isinstance(event, Troubled) and event.is_final and self._problem is None:
+            self._problem = to_exception(event)
+            self._notify()
+        if self._on_event is not None and self.driver is not None:
+            report = to_event(event, self.driver.clock())
+            if report is not None:
+                self._on_event(report)
+
+    async def _serve(self, link: Link) -> None:
+        try:
+            await self._handler(link)
+        except TunnelError as error:  # one peer's trouble is not the others'
+            self.tell(Trouble(code="peer_lost", message=str(error)))
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+
+async def _serve_forwards(link: Link) -> None:
+    from tunnel.forward.serve import serve_link
+
+    await serve_link(link)
+
+
+@asynccontextmanager
+async def expose(
+    grants: Sequence[str] = (),
+    *,
+    server: str | None = None,
+    home: Path | str | None = None,
+    keep: bool = False,
+    to: Sequence[str] = (),
+    path: str = "auto",
+    name: str | None = None,
+    on_event: OnEvent | None = None,
+    handler: LinkHandler | None = None,
+    seams: Seams = None,
+) -> AsyncIterator[Exposure]:
+    """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
+
+    With grants and without `to`, a code is made (CodeReady event) for one new peer; with `keep`, a fresh one after each.
+    `to` grants them to remembered peers instead.  Without grants the saved ones are served.  Remembered peers are always served.
+    With no server configured one is embedded for our own codes only; the Listening event carries its address.
+    `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.
+    Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
+    """
+    check_path(path)
+    wanted = GrantSet.parse(*grants)
+    store = HomeStore(home)
+    wants_code = bool(len(wanted)) and not to
+    if to:
+        if not len(wanted):
+            raise ConfigurationError("Say what to expose to them: for example 'ptunnel expose 22 --to NAME'.")
+        store.grant(to, wanted)
+    peers = store.load()
+    if not wants_code and not peers:
+        raise ConfigurationError("Say what to expose, for example 'ptunnel expose 22': no peer is remembered yet.")
+    lock = store.home.lock_expose()
+    try:
+        with single_error():
+            async with trio.open_nursery() as nursery:
+                exposure = Exposure(nursery, store, handler or _serve_forwards, on_event)
+                rendezvous = store.server(server)
+                if rendezvous is None and wants_code:
+                    rendezvous = await _embed(nursery, seams)
+                    exposure.is_embedded = True
+                exposure.server = rendezvous
+                driver = exposure.driver = EndpointDriver(
+                    static_key=store.home.identity(),
+                    name=store.name(name),
+                    peers=peers,
+                    store=store,
+                    path=path,
+                    on_event=exposure.handle_event,
+                    on_link=exposure.handle_link,
+                    **(seams or {}),
+                )
+                try:
+                    await nursery.start(driver.run)
+                    driver.listen()
+                    others = {peer.server for peer in peers if peer.server} - {rendezvous}
+                    if rendezvous is not None:
+                        await _greet(driver, rendezvous, exposure, must_answer=wants_code, nursery=nursery)
+                    for other in sorted(others):
+                        nursery.start_soon(_resolve, driver, other, exposure)
+                    nursery.start_soon(store.watch, driver.set_peers)
+                    where = rendezvous or ", ".join(sorted(others)) or "nowhere"
+                    exposure.tell(Listening(bind=where, embedded=exposure.is_embedded))
+                    if wants_code and rendezvous is not None:
+                        exposure.flow = driver.offer_code(rendezvous, grants=tuple(wanted.to_dicts()), keep=keep)
+                    yield exposure
+                finally:
+                    driver.close("the exposing side has ended")
+                    nursery.cancel_scope.cancel()
+    finally:
+        lock.release()
+
+
+async def _greet(driver: EndpointDriver, server: str, exposure: Exposure, *, must_answer: bool, nursery: trio.Nursery) -> None:
+    """The server that codes are made at has to answer; one that only remembered peers use may come later."""
+    if not must_answer:
+        nursery.start_soon(_resolve, driver, server, exposure)
+        return
+    await driver.add_server(server)
+    await driver.wait_reached(server, SERVER_PATIENCE)
+
+
+async def _resolve(driver: EndpointDriver, server: str, exposure: Exposure) -> None:
+    """Until the name is known: the network may not be up yet."""
+    while True:
+        try:
+            await driver.add_server(server)
+            await driver.wait_reached(server, SERVER_PATIENCE)
+        except ServerUnreachableError as error:
+            exposure.tell(Trouble(code="server_unreachable", message=f"{error} Trying on."))
+            if driver.core.has_server(server):
+                return  # its client goes on by itself
+            await trio.sleep(RESOLVE_AGAIN)
+        except ConfigurationError as error:
+            exposure.tell(Trouble(code="server_unreachable", message=str(error)))
+            return
+        else:
+            return
+
+
+async def _embed(nursery: trio.Nursery, seams: Seams) -> str:
+    """A server of our own on the LAN, for our own codes and peers.  Returns host:port as others reach it."""
+    options = seams or {}
+    hosts: list[str] = list(options.get("hosts", machine_hosts)())
+    best = source_address(ANYWHERE)
+    host: str = best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
+    own = ServerConfig(own_hosts=frozenset((*hosts, host, "127.0.0.1", "::1")))
+    extra = {key: options[key] for key in ("opener", "clock") if key in options}
+
+    async def run(port: int, *, task_status: trio.TaskStatus[RunningServer]) -> None:
+        await serve([("0.0.0.0", port)], config=own, task_status=task_status, **extra)
+
+    try:
+        running: RunningServer = await nursery.start(run, DEFAULT_PORT)
+    except (ConfigurationError, BaseExceptionGroup):
+        running = await nursery.start(run, 0)
+    return str(Address(str(host), running.addresses[0].port))

@@ -1,0 +1,104 @@
+"""PTUNNEL_HOME as the core and the library see it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from tunnel.driver.endpoint import KnownPeer
+from tunnel.errors import ConfigurationError, StateError, TunnelError
+from tunnel.proto.pairing.grants import GrantSet
+from tunnel.proto.pairing.identity import sanitise_name
+from tunnel.state.home import Home
+from tunnel.state.peers import Peer
+
+WATCH_INTERVAL: Final = 0.4  # seconds between looks at the peers' file: `peers forget` cuts live streams within one
+
+
+def known_peer(peer: Peer) -> KnownPeer:
+    return KnownPeer(name=peer.name, static=peer.static, psk=peer.psk, server=peer.server, grants=tuple(peer.grants))
+
+
+class HomeStore:
+    """A PeerStore on top of a Home."""
+
+    def __init__(self, home: Path | str | None) -> None:
+        self.home = Home(home)
+        self.config = self.home.config()
+        self._stamp = self.home.peers_stamp()
+
+    def save(self, peer: KnownPeer) -> KnownPeer:
+        """Remember a newly paired peer.  A full disk does not cost the pairing of this day."""
+        now = time.time()
+        grants = GrantSet().union(GrantSet.from_dicts(peer.grants)).to_dicts()
+        record = Peer(
+            name=peer.name, static=peer.static, psk=peer.psk, server=peer.server, grants=grants, created=now, last_seen=now
+        )
+        try:
+            return known_peer(self.home.save_peer(record))
+        except (StateError, ConfigurationError):
+            return replace(peer, grants=tuple(grants))
+
+    def load(self) -> list[KnownPeer]:
+        """All remembered peers, most recently seen first.  Raises StateError."""
+        self._stamp = self.home.peers_stamp()
+        return [known_peer(peer) for peer in sorted(self.home.peers(), key=lambda peer: -peer.last_seen)]
+
+    def seen(self, peer: KnownPeer) -> None:
+        """The peer was here just now."""
+        try:
+            self.home.update_peer(peer.static, last_seen=time.time())
+        except TunnelError:
+            return
+
+    def grant(self, names: Iterable[str], grants: GrantSet) -> None:
+        """Give remembered peers more to reach.  Raises ConfigurationError for an unknown name."""
+        peers = [self.home.peer(name) for name in names]
+        for peer in peers:
+            both = GrantSet.from_dicts(peer.grants).union(grants)
+            self.home.update_peer(peer.static, grants=both.to_dicts())
+
+    async def watch(self, changed: Callable[[list[KnownPeer]], None]) -> None:
+        """Tell of every change that any process makes to the peers, until cancelled."""
+        while True:
+            await trio.sleep(WATCH_INTERVAL)
+            if self.home.peers_stamp() != self._stamp:
+                try:
+                    changed(self.load())
+                except StateError:
+                    continue  # damaged: what we know stays, and the person hears of it at the next command
+
+    def choose(self, name: str | None) -> KnownPeer:
+        """The peer called `name`, or the only one there is.  Raises ConfigurationError."""
+        if name is not None:
+            return known_peer(self.home.peer(name))
+        peers = self.home.peers()
+        if len(peers) == 1:
+            return known_peer(peers[0])
+        if not peers:
+            raise ConfigurationError(
+                "No peer is remembered yet: connect with a code from 'ptunnel expose' on the other computer."
+            )
+        names = ", ".join(peer.name for peer in peers[:10])
+        raise ConfigurationError(f"Several peers are remembered: name one of {names}.")
+
+    def server(self, given: str | None) -> str | None:
+        """The server to use: the one given, PTUNNEL_SERVER, or the configured one."""
+        if given:
+            return given
+        configured: Any = os.environ.get("PTUNNEL_SERVER") or self.config.get("server")
+        if configured is not None and not isinstance(configured, str):
+            raise ConfigurationError("config.toml: server is a text, HOST or HOST:PORT.")
+        return configured or None
+
+    def name(self, given: str | None) -> str:
+        """How we introduce ourselves."""
+        configured = given or self.config.get("name")
+        return sanitise_name(configured if isinstance(configured, str) else socket.gethostname())

@@ -1,0 +1,344 @@
+"""An endpoint under trio: a task for each socket, one for the deadlines, and a flush after every input.
+
+Whoever calls into the core (a stream, a link) flushes behind it, without awaiting; the tasks here only wait.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, assert_never
+
+import trio
+
+from tunnel.driver.link import Link
+from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.host.clock import boottime, wall_ns
+from tunnel.host.cpu import has_aes
+from tunnel.host.interfaces import local_addresses
+from tunnel.proto.endpoint import (
+    CodeIssued,
+    Endpoint,
+    EndpointConfig,
+    EndpointEvent,
+    ExposerPairing,
+    KnownPeer,
+    Peering,
+    PeeringClosed,
+    PeeringEvent,
+    PeeringRestarted,
+    PeeringStarted,
+    PeerPaired,
+    PeerStore,
+    ServerReached,
+    Troubled,
+    preferred_aeads,
+)
+from tunnel.proto.trace import Trace
+from tunnel.udp.socket import UdpSocket, open_socket
+from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
+
+DEFAULT_PORT: Final = 24_531  # of a rendezvous server
+BATCHES_A_TURN: Final = 16  # receives of one socket before what they caused is sent and others get their turn
+BURSTS_A_TURN: Final = 32  # sends before whoever called goes on; the timer task sends the rest
+LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, ours does not: look at it this often
+SHORTEST_SLEEP: Final = Seconds(0.0003)
+JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
+HOSTS_INTERVAL: Final = Seconds(5.0)  # how often the machine's addresses are looked at
+ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
+
+
+__all__ = ["EndpointDriver", "KnownPeer", "OpenSocket", "machine_hosts", "parse_server"]
+
+
+class OpenSocket(Protocol):
+    def __call__(self, host: str, port: int, /) -> UdpSocket: ...
+
+
+def machine_hosts() -> list[str]:
+    """The addresses of this machine that a peer could reach."""
+    return [local.address for local in local_addresses()]
+
+
+def parse_server(text: str) -> tuple[str, int]:
+    """host, host:port, [v6]:port or a bare IPv6 address.  Raises ConfigurationError."""
+    host, port = text.strip(), str(DEFAULT_PORT)
+    if host.startswith("["):
+        host, _, rest = host[1:].partition("]")
+        port = rest[1:] if rest.startswith(":") else port
+    elif host.count(":") == 1:
+        host, _, port = host.partition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise ConfigurationError(f"{text!r} is not a server: write HOST or HOST:PORT.")
+    return host, int(port)
+
+
+class EndpointDriver:
+    """Owns the sockets and the core; makes a Link of every peering."""
+
+    def __init__(
+        self,
+        *,
+        static_key: bytes,
+        name: str,
+        peers: Iterable[KnownPeer],
+        store: PeerStore,
+        path: str = "auto",
+        on_event: Callable[[EndpointEvent], None] | None = None,
+        on_link: Callable[[Link], None] | None = None,
+        opener: OpenSocket = open_socket,
+        bind: Iterable[str] = ("0.0.0.0", "::"),
+        hosts: Callable[[], list[str]] = machine_hosts,
+        clock: Callable[[], Instant] = boottime,
+        trace: Trace | None = None,
+    ) -> None:
+        """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError."""
+        self.clock = clock
+        self.links: dict[Peering, Link] = {}
+        self.on_event = on_event
+        self.on_link = on_link
+        self._sockets: dict[SocketId, UdpSocket] = {}
+        self._hosts = hosts
+        self._out = bytearray(65_536)
+        self._blocked: Transmit | None = None
+        self._unblock = trio.Event()
+        self._wakeup = trio.Event()
+        self._changed = trio.Event()
+        self._armed = float("inf")
+        self._is_flushing = False
+        self._has_more = False
+        self._open(bind, opener)
+        config = EndpointConfig(
+            name=name,
+            aeads=preferred_aeads(has_aes()),
+            receive_buffer=min(socket.receive_buffer for socket in self._sockets.values()),
+            path_policy=path,
+        )
+        self.core = Endpoint(
+            config=config,
+            static_key=static_key,
+            peers=peers,
+            store=store,
+            entropy=os.urandom,
+            rng=random.Random(os.urandom(16)),
+            wall_ns=wall_ns,
+            trace=trace,
+        )
+        for socket_id, socket in self._sockets.items():
+            self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
+        self.core.set_hosts(clock(), hosts())
+
+    def _open(self, bind: Iterable[str], opener: OpenSocket) -> None:
+        problem: ConfigurationError | None = None
+        for host in bind:
+            try:
+                self._sockets[SocketId(len(self._sockets))] = opener(host, 0)
+            except ConfigurationError as error:
+                problem = problem or error
+        if not self._sockets:
+            raise problem or ConfigurationError("There is no address to send from.")
+
+    # --- verbs
+
+    async def add_server(self, name: str) -> None:
+        """Resolve and greet a rendezvous server.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
+        if self.core.has_server(name):
+            return
+        host, port = parse_server(name)
+        try:
+            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
+        except (OSError, UnicodeError):
+            raise ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.") from None
+        addresses: dict[bool, list[Address]] = {False: [], True: []}
+        for *_, sockaddr in found:
+            address = Address(str(sockaddr[0]), port)
+            of_family = addresses[address.is_ipv6]
+            if address not in of_family and len(of_family) < ADDRESSES_A_FAMILY:
+                of_family.append(address)
+        if not self.core.has_server(name):
+            self.core.add_server(self.clock(), name, [*addresses[True], *addresses[False]])
+        self.flush()
+
+    async def wait_reached(self, name: str, patience: float) -> None:
+        """Until the server has answered.  Raises ServerUnreachableError after `patience` seconds."""
+        with trio.move_on_after(patience):
+            while not self.core.is_reached(name):
+                await self._changed.wait()
+            return
+        host, port = parse_server(name)
+        raise ServerUnreachableError(
+            f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
+        )
+
+    def offer_code(self, server: str, *, grants: tuple[dict[str, object], ...], keep: bool) -> ExposerPairing:
+        flow = self.core.offer_code(self.clock(), server, grants=grants, keep=keep)
+        self.flush()
+        return flow
+
+    def renew_code(self, flow: ExposerPairing) -> None:
+        flow.renew(self.clock())
+        self.flush()
+
+    def claim_code(self, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
+        self.core.claim_code(self.clock(), server, code, expected=expected)
+        self.flush()
+
+    def dial(self, peer: KnownPeer, server: str) -> None:
+        self.core.dial(self.clock(), peer, server)
+        self.flush()
+
+    def listen(self) -> None:
+        self.core.listen(self.clock())
+        self.flush()
+
+    def set_peers(self, peers: Iterable[KnownPeer]) -> None:
+        """What the store holds now; whoever is no longer there is cut off."""
+        self.core.set_peers(self.clock(), peers)
+        self.flush()
+
+    def close(self, text: str) -> None:
+        """Say goodbye to everybody.  Sends without waiting, so there is nothing to shield; then cancel run()."""
+        self.core.close(self.clock(), text)
+        self.flush()
+
+    # --- tasks
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; closes the sockets in the end."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for socket_id in self._sockets:
+                    nursery.start_soon(self._run_socket, socket_id)
+                nursery.start_soon(self._run_timers)
+                nursery.start_soon(self._run_writer)
+                nursery.start_soon(self._run_hosts)
+                task_status.started()
+        finally:
+            for socket in self._sockets.values():
+                socket.close()
+
+    async def _run_socket(self, socket_id: SocketId) -> None:
+        socket, core, clock = self._sockets[socket_id], self.core, self.clock
+        while True:
+            await socket.wait_readable()
+            batches = 0
+            while (batch := socket.receive()) is not None:
+                core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride)
+                batches += 1
+                if batches >= BATCHES_A_TURN:
+                    batches = 0
+                    self.flush()
+                    await trio.lowlevel.checkpoint()
+            if batches:
+                self.flush()
+
+    async def _run_timers(self) -> None:
+        core, clock = self.core, self.clock
+        before = clock()
+        while True:
+            self._wakeup = trio.Event()
+            now = clock()
+            if now - before > LONGEST_SLEEP + JUMP:
+                core.network_changed(now)
+            before = now
+            deadline = core.poll_timeout()
+            if deadline is not None and deadline <= now:
+                core.handle_timeout(now)
+            self.flush()
+            deadline = core.poll_timeout()
+            now = clock()
+            if self._has_more:
+                await trio.lowlevel.checkpoint()
+                continue
+            delay = LONGEST_SLEEP if deadline is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, deadline - now))
+            self._armed = now + delay
+            with trio.move_on_after(delay):
+                await self._wakeup.wait()
+            self._armed = float("-inf")
+
+    async def _run_writer(self) -> None:
+        """Waits where a socket would block; everything stands still meanwhile, as the kernel's queue is full."""
+        while True:
+            blocked = self._blocked
+            if blocked is None:
+                self._unblock = trio.Event()
+                await self._unblock.wait()
+                continue
+            socket = self._sockets[blocked.socket_id]
+            await socket.wait_writable()
+            if socket.send(blocked.remote, blocked.buffer, blocked.segment_size, blocked.ttl, blocked.ecn):
+                self._blocked = None
+                self.flush()
+
+    async def _run_hosts(self) -> None:
+        while True:
+            await trio.sleep(HOSTS_INTERVAL)
+            self.core.set_hosts(self.clock(), self._hosts())
+            self.flush()
+
+    # --- after every input
+
+    def flush(self) -> None:
+        """Send what may leave now, tell what happened, and arm the timer.  Never waits; calls from inside are merged."""
+        if self._is_flushing:
+            return
+        self._is_flushing = True
+        core = self.core
+        try:
+            now = self.clock()
+            while True:
+                is_dry = self._send(now)
+                event = core.poll_event(now)
+                if event is None:
+                    break
+                while event is not None:
+                    self._dispatch(event)
+                    event = core.poll_event(now)
+            self._has_more = not is_dry
+            if self._armed == float("-inf"):
+                return  # the timer task is about to look by itself
+            deadline = core.poll_timeout() if is_dry else now
+            if deadline is not None and deadline < self._armed:
+                self._armed = float("-inf")
+                self._wakeup.set()
+        finally:
+            self._is_flushing = False
+
+    def _send(self, now: Instant) -> bool:
+        """False when there is more to send than one turn allows."""
+        core, out, sockets = self.core, self._out, self._sockets
+        for _ in range(BURSTS_A_TURN):
+            if self._blocked is not None:
+                return True
+            burst = core.poll_transmit(now, out)
+            if burst is None:
+                return True
+            if not sockets[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, burst.ttl, burst.ecn):
+                self._blocked = burst
+                self._unblock.set()
+        return False
+
+    def _dispatch(self, event: EndpointEvent) -> None:
+        match event:
+            case PeeringEvent(peering=peering, event=inner):
+                link = self.links.get(peering)
+                if link is not None:
+                    link.handle_event(inner)
+            case PeeringStarted(peering=peering):
+                link = self.links[peering] = Link(peering, flush=self.flush, clock=self.clock)
+                if self.on_link is not None:
+                    self.on_link(link)
+            case PeeringRestarted(peering=peering):
+                self.links[peering].handle_restarted()
+            case PeeringClosed(peering=peering, reason=reason):
+                link = self.links.pop(peering, None)
+                if link is not None:
+                    link.handle_closed(reason)
+            case ServerReached() | CodeIssued() | PeerPaired() | Troubled():
+                self._changed.set()
+                self._changed = trio.Event()
+            case _:
+                assert_never(event)
+        if self.on_event is not None:
+            self.on_event(event)

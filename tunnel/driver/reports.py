@@ -1,0 +1,79 @@
+"""From what the endpoint tells to what a person or a program is told: the machine interface's events, and the exceptions."""
+
+from __future__ import annotations
+
+from tunnel.driver.events import Closed, CodeReady, Event, Paired, PathReport, Trouble
+from tunnel.driver.link import Link
+from tunnel.errors import ConfigurationError, PairingError, PeerError, ServerUnreachableError, TunnelError, UnreachableError
+from tunnel.proto.endpoint import (
+    CloseCode,
+    CloseReason,
+    CodeIssued,
+    EndpointEvent,
+    ExposerPairing,
+    PathChanged,
+    PathKind,
+    PeeringClosed,
+    PeeringEvent,
+    PeerPaired,
+    Problem,
+    Troubled,
+    fingerprint,
+)
+from tunnel.units import Instant
+
+__all__ = ["EndpointEvent", "ExposerPairing", "Troubled", "closed_exception", "to_event", "to_exception"]
+
+_RAISED: dict[Problem, type[TunnelError]] = {
+    Problem.WRONG_CODE: PairingError,
+    Problem.CODE_EXPIRED: PairingError,
+    Problem.CODE_UNANSWERED: PairingError,
+    Problem.CODE_UNKNOWN: PairingError,
+    Problem.CODE_SPENT: PairingError,
+    Problem.SERVER_UNREACHABLE: ServerUnreachableError,
+    Problem.SERVER_LOST: ServerUnreachableError,
+    Problem.SERVER_REFUSED: ServerUnreachableError,
+    Problem.PEER_ABSENT: UnreachableError,
+    Problem.PEER_LOST: PairingError,
+    Problem.KEY_CHANGED: PeerError,
+    Problem.PATH_POLICY: ConfigurationError,
+}
+
+
+def to_exception(event: Troubled) -> TunnelError:
+    """What a final Troubled is raised as."""
+    return _RAISED[event.problem](event.text)
+
+
+def closed_exception(link: Link, reason: CloseReason) -> TunnelError:
+    """What the end of a link is raised as by whoever still needs it."""
+    if reason.code == CloseCode.PATH_POLICY:
+        return ConfigurationError(reason.text)
+    if reason.code == CloseCode.FORGOTTEN:
+        return PeerError(f"{link.peer_name} has forgotten this machine: pair again with a fresh code.")
+    return UnreachableError(f"The link to {link.peer_name} has ended: {reason.text}.")
+
+
+def to_event(event: EndpointEvent, now: Instant) -> Event | None:
+    """The machine interface's event for it, where there is one.  A final Troubled is raised instead."""
+    match event:
+        case CodeIssued(code=code, expires_s=expires_s):
+            return CodeReady(code=code, expires_s=expires_s)
+        case PeerPaired(peer=peer):
+            return Paired(peer=peer.name, fingerprint=fingerprint(peer.static))
+        case PeeringEvent(peering=peering, event=PathChanged() as path):
+            why = path.why if path.kind is PathKind.DIRECT else (path.why or peering.why_relayed(now))
+            return PathReport(
+                kind=path.kind.value,
+                remote=str(path.remote),
+                rtt_s=path.rtt,
+                mtu=path.mtu,
+                why=why,
+                peer=peering.peer.name,
+            )
+        case PeeringClosed(peering=peering, reason=reason):
+            return Closed(reason=reason.text, peer=peering.peer.name)
+        case Troubled(problem=problem, text=text, is_final=False):
+            return Trouble(code=problem.value, message=text)
+        case _:
+            return None
