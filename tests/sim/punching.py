@@ -166,6 +166,7 @@ class PunchNode:
         peer = self.peer
         while peer is not None and (offer := self.agent.poll_offer()) is not None:
             encoded = encode_offer(offer)
+            self.world.note(self.host.name, f"says {'opened' if offer.opened else 'offer'} {offer.generation}")
             self.world.call_later(self.signal_delay, lambda encoded=encoded: peer.receive_offer(encoded))  # type: ignore[misc]
 
     def receive_offer(self, encoded: bytes) -> None:

@@ -153,6 +153,25 @@ def test_an_opened_notice_ends_the_opener_phase() -> None:
     assert agent.poll_check(now) == Check(V4, FAR.address, None)
 
 
+def test_an_opened_notice_after_our_last_opener_ends_the_phase_too() -> None:
+    agent = make_agent()
+    agent.set_local(T0, [FAR_LAN._replace(address=Address("192.168.1.2", 1))])
+    agent.handle_offer(T0, Offer(1, (FAR,)))
+    assert len(run(agent, T0, 0.2)) == 3
+    agent.handle_offer(Instant(T0 + 0.2), Offer(1, opened=True))
+    assert agent.poll_check(Instant(T0 + 0.2)) == Check(V4, FAR.address, None)
+
+
+def test_an_opened_notice_that_overtakes_the_offer_counts() -> None:
+    agent = make_agent()
+    agent.set_local(T0, [FAR_LAN._replace(address=Address("192.168.1.2", 1))])
+    agent.handle_offer(T0, Offer(1, opened=True))
+    agent.handle_offer(T0, Offer(1, (FAR,)))
+    assert agent.poll_check(T0) == Check(V4, FAR.address, None)
+    agent.path_lost(T0)
+    assert agent.poll_check(Instant(T0 + 0.1)) == Check(V4, FAR.address, 3)
+
+
 def test_we_tell_when_our_openers_are_out() -> None:
     agent = make_agent()
     agent.handle_offer(T0, Offer(4, (FAR, FAR_LAN)))

@@ -149,7 +149,8 @@ class Agent:
         self._last_restart: Instant | None = None
         self._generation = 0
         self._remote_generation = 0
-        self._opened_told = 0
+        self._opened_told = -1
+        self._peer_has_opened = False  # towards all of ours, in this round or just before it
         self._offers: list[Offer] = []
         self._checks_sent = self._openers_sent = self._rounds = 0
 
@@ -222,6 +223,8 @@ class Agent:
             return
         if offer.generation <= self._remote_generation:
             return
+        if self._remote_generation and not self._is_in_round(now):
+            self._peer_has_opened = False
         self._remote_generation = offer.generation
         self.remote_mapping = offer.mapping
         if offer.searching and self.state is AgentState.CONNECTED and not self._restarted_lately(now):
@@ -234,11 +237,12 @@ class Agent:
         return self._offers.pop(0) if self._offers else None
 
     def peer_has_opened(self, now: Instant) -> None:
-        """The peer's openers are out: what we send now finds its NAT ready, so stop holding back."""
+        """The peer's openers are out: what we send now finds its NAT ready, so stop holding back, or do not begin to."""
+        self._peer_has_opened = True
         for pair in self._pairs.values():
-            if pair.opens and pair.openers < len(OPENERS):
+            if pair.opens and not pair.checks:
                 pair.openers = len(OPENERS)
-                pair.next_at = now
+                pair.next_at = min(pair.next_at, now)
 
     def peer_reflexive(self, now: Instant, socket_id: SocketId, remote: Address) -> None:
         """An authenticated check came from there: answer the source you see.  RFC 8445 §7.3.1.3 and §7.3.1.4.
@@ -295,6 +299,7 @@ class Agent:
     def restart(self, now: Instant) -> None:
         """Forget what succeeded and begin a fresh round, for instance after a roam."""
         self._selected = None
+        self._peer_has_opened = False
         self._retry_after = RETRY_AFTER
         self.state = AgentState.IDLE
         self._start_round(now, ROUND)
@@ -348,6 +353,7 @@ class Agent:
 
     def _offer(self) -> None:
         self._generation += 1
+        self._peer_has_opened = False
         self._offers = [offer for offer in self._offers if offer.opened]
         searching = self.state is not AgentState.CONNECTED
         self._offers.append(Offer(self._generation, self._local, self.mapping, searching=searching))
@@ -421,6 +427,7 @@ class Agent:
                 if self._sockets[socket_id] != remote.address.is_ipv6 or key in self._pairs or len(self._pairs) >= MAX_PAIRS:
                     continue
                 opens = not remote.address.is_ipv6 and remote.kind is not CandidateKind.HOST
+                opens = opens and not self._peer_has_opened
                 rank = compute_priority(remote.kind, remote.address)  # what the peer claims of itself does not rank it
                 self._pairs[key] = _Pair(socket_id, remote.address, remote.kind, rank, opens, now)
 
@@ -465,7 +472,7 @@ class Agent:
             if self._in_round:
                 self._offer()
         elif self._in_round and now >= self._round_ends:
-            self._in_round = False
+            self._in_round = self._peer_has_opened = False
             for technique in self._techniques:
                 technique.stop()
             if self.state is AgentState.CHECKING:
