@@ -55,15 +55,15 @@ def time_to_direct(pair: tuple[PunchNode, PunchNode]) -> float:
 
 @pytest.mark.parametrize("a", KINDS)
 def test_every_pair_in_both_orders_is_direct_exactly_where_it_can_be(a: str) -> None:
-    for b, (number, skew) in itertools.product(KINDS, enumerate(SKEWS)):
-        first, second, world = meet(a, b, seed=number, skew=skew)
+    for b, skew, seed in itertools.product(KINDS, SKEWS, range(2)):
+        first, second, world = meet(a, b, seed, skew=skew)
         possible = oracle.can_meet(a, b)
         assert are_direct((first, second)) == possible, f"{a} x {b}, skew {skew}, possible {possible}\n{world.trace()}"
 
 
 @pytest.mark.parametrize(("a", "b"), [(a, b) for a in EASY for b in EASY if oracle.races(a) or oracle.races(b)])
 def test_the_conntrack_race_is_won_however_late_one_side_is(a: str, b: str) -> None:
-    for seed in range(12):
+    for seed in range(24):
         late = random.Random(seed).uniform(0.0, 0.9)
         for skew in ((0.01 + late, 0.01), (0.01, 0.01 + late)):
             first, second, world = meet(a, b, seed, skew=skew)
@@ -80,7 +80,7 @@ def test_without_openers_the_race_is_lost(monkeypatch: pytest.MonkeyPatch) -> No
 def test_easy_pairs_are_direct_within_half_a_second_also_over_a_lossy_link() -> None:
     rough = Link(delay=Seconds(0.02), jitter=Seconds(0.01), loss=0.05, bursts=Bursts(enter=0.02, leave=0.3), reorder=0.1)
     times: list[float] = []
-    for seed in range(400):
+    for seed in range(600):
         a, b = random.Random(seed).choices([kind for kind in KINDS if kind not in HARD], k=2)
         first, second, world = meet(a, b, seed, link=rough, limit=9.0)
         assert are_direct((first, second)), f"{a} x {b} seed {seed}\n{world.trace()}"
