@@ -187,7 +187,13 @@ class _Loop:
                 await udp.wait_readable()
                 continue
             now = clock()
-            for burst in server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn):
+            try:
+                bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
+            except Exception:  # a bug of ours must not let one datagram end the service of everybody
+                logger.exception("internal error on a datagram from %s; please report it", batch.remote)
+                server.drops["server_internal"] += 1
+                continue
+            for burst in bursts:
                 # a view of the socket's buffer: must be gone before the next receive
                 if not self._sockets[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
                     await self._send_late(burst)

@@ -328,7 +328,7 @@ def test_the_open_directory_is_off_by_default_bounded_and_fits_into_a_kilobyte()
             assert len(answer) <= 1024
             json.loads(answer)
     assert len(json.loads(answer)) >= 40
-    assert len(world.server._directory) <= 256
+    assert len(world.server._strangers.directory) <= 256
     answers = [len(ip_ver(world, A)) for _ in range(10)]
     assert answers == [1] * 5 + [0] * 5
 

@@ -3,6 +3,8 @@
 Every address is greeted at once; the first to answer becomes the primary one, which carries all registrations.  The others
 keep their NAT mapping warm, and take over when the primary one falls silent.  All that the owner asked for is remembered,
 so that after a restart of the server everything is registered again without being asked.
+
+Long because verbs, answers and silence all act on the same state: what one server knows of us.
 """
 
 from __future__ import annotations
@@ -10,17 +12,20 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from random import Random
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.events import ClientEvent, RelayChannel
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.proto.rendezvous.requests import PendingRequest, RequestTable, ServerAddress
+from tunnel.proto.rendezvous.wishes import ChannelBook, Wishes, joins, refusal_of, role_name
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
+
+if TYPE_CHECKING:
+    from random import Random
 
 __all__ = ["Client", "ClientEvent", "RelayChannel"]
 
@@ -29,19 +34,8 @@ LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported an
 PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
 RETRY_AFTER_FULL: Final = Seconds(30.0)  # before asking again for rooms that were full
-HINT_INTERVAL: Final = Seconds(0.5)  # between Rebinds of one channel because of the server's hints
 AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
 SEEN_PUSHES: Final = 256  # push ids remembered, so that repeats are acknowledged but not told again
-MAX_CHANNELS: Final = 1024  # relay channels of one client; the server's limit is lower
-
-
-class _Channel:
-    __slots__ = ("counter", "hinted_at", "info", "mailbox")
-
-    def __init__(self, info: RelayChannel) -> None:
-        self.info = info
-        self.counter = 0
-        self.hinted_at: Instant | None = None
 
 
 class Client:
@@ -66,12 +60,9 @@ class Client:
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         self._events: deque[ClientEvent] = deque()
         self._seen: OrderedDict[int, None] = OrderedDict()
-        self._listening: dict[bytes, None] = {}
-        self._dials: dict[bytes, tuple[bytes, ...]] = {}  # room → all rooms of the dial it belongs to
-        self._nameplates: dict[int, None] = {}
-        self._channels: dict[bytes, _Channel] = {}
+        self._wishes = Wishes()
+        self._channels = ChannelBook()
         self._rejoin_at: Instant | None = None
-        self._is_lost = False
         self._is_closed = False
         self.drops = Drops()
         self.is_reached = False
@@ -104,7 +95,7 @@ class Client:
 
     @property
     def channels(self) -> list[RelayChannel]:
-        return [channel.info for channel in self._channels.values()]
+        return list(self._channels)
 
     # verbs
 
@@ -114,7 +105,7 @@ class Client:
 
     def release(self, now: Instant, nameplate: int) -> None:
         """The code is over; a claim that already came keeps its mailbox and channel."""
-        if self._nameplates.pop(nameplate, 0) is None:
+        if self._wishes.nameplates.pop(nameplate, 0) is None:
             self._request(now, messages.Release(nameplate), expires_at=Instant(now + POST_LIFETIME))
 
     def claim(self, now: Instant, nameplate: int, body: bytes) -> None:
@@ -127,9 +118,9 @@ class Client:
 
     def listen(self, now: Instant, rooms: list[bytes]) -> None:
         """Wait in these rooms until leave().  Each dialer comes as Introduced with side 0."""
-        fresh = [room for room in rooms if room not in self._listening]
-        self._listening.update(dict.fromkeys(fresh))
-        self._join(now, Role.LISTEN, fresh)
+        fresh = [room for room in dict.fromkeys(rooms) if room not in self._wishes.listening]
+        self._wishes.listening.update(dict.fromkeys(fresh))
+        self._join(now, joins(Role.LISTEN, fresh))
 
     def dial(self, now: Instant, rooms: list[bytes]) -> None:
         """Meet each listener of these rooms (all of one peer) once, now or when he comes: Introduced with side 1.
@@ -137,16 +128,15 @@ class Client:
         Dialing again meets them again.  Leave the rooms when the peer has answered.
         """
         group = tuple(rooms[: messages.MAX_ROOMS])
-        self._dials.update(dict.fromkeys(group, group))
-        self._join(now, Role.DIAL, group)
+        self._wishes.dialing.update(dict.fromkeys(group, group))
+        self._join(now, joins(Role.DIAL, group))
 
     def leave(self, now: Instant, rooms: list[bytes]) -> None:
         """Neither listen nor dial there any more."""
         gone = set(rooms)
-        known = [room for room in dict.fromkeys(rooms) if room in self._listening or room in self._dials]
+        known = [room for room in dict.fromkeys(rooms) if self._wishes.knows_room(room)]
         for room in known:
-            self._listening.pop(room, None)
-            self._dials.pop(room, None)
+            self._wishes.forget_room(room)
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Join) and gone.issuperset(r.message.rooms))
         for start in range(0, len(known), messages.MAX_ROOMS):
             part = tuple(known[start : start + messages.MAX_ROOMS])
@@ -154,7 +144,7 @@ class Client:
 
     def leave_channel(self, now: Instant, channel: bytes) -> None:
         """Give a relay channel back; the other side hears PeerGone."""
-        if self._channels.pop(channel, None) is not None:
+        if self._channels.remove(channel) is not None:
             self._request(now, messages.Leave(channels=(channel,)), expires_at=Instant(now + POST_LIFETIME))
 
     def leave_mailbox(self, now: Instant, mailbox: bytes) -> None:
@@ -199,7 +189,7 @@ class Client:
             return
         if self._rejoin_at is not None and now >= self._rejoin_at:
             self._rejoin_at = None
-            self._register(now)
+            self._join(now, self._wishes.refused_joins())
         self._refresh(now)
         for request in self._requests.due(now):
             home = request.home
@@ -258,14 +248,12 @@ class Client:
         home = request.home
         assert home is not None
         message = request.message
-        if isinstance(message, messages.Rebind):  # its MAC covers the cookie it travels with
-            channel = self._channels.get(message.channel)
-            if channel is None:
+        if isinstance(message, messages.Rebind):
+            rebind = self._channels.next_rebind(message.channel, home.cookie)
+            if rebind is None:
                 self._requests.remove(request)
                 return
-            channel.counter += 1
-            mac = messages.rebind_mac(channel.info.token, message.channel, message.side, channel.counter, home.cookie)
-            message = messages.Rebind(message.channel, message.side, channel.counter, mac)
+            message = rebind
         target = home.second if request.is_probe and home.second is not None else home.address
         if home.asked_at is None and not request.is_probe:
             home.asked_at = now
@@ -300,30 +288,26 @@ class Client:
 
     # registrations
 
-    def _join(self, now: Instant, role: Role, rooms: Iterable[bytes]) -> None:
-        wanted = list(rooms)
-        for start in range(0, len(wanted), messages.MAX_ROOMS):
-            self._request(now, messages.Join(int(role), tuple(wanted[start : start + messages.MAX_ROOMS])))
+    def _join(self, now: Instant, wanted: Iterable[messages.Join]) -> None:
+        for message in wanted:
+            self._request(now, message)
 
     def _register(self, now: Instant) -> None:
         """Everything again: the server has forgotten us."""
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Join | messages.Rebind | messages.Restore))
-        self._join(now, Role.LISTEN, self._listening)
-        for group in dict.fromkeys(self._dials.values()):
-            self._join(now, Role.DIAL, [room for room in group if room in self._dials])
+        self._join(now, self._wishes.all_joins())
         pending = {r.message.wanted for r in self._requests if isinstance(r.message, messages.Allocate)}
-        for nameplate in self._nameplates:
+        for nameplate in self._wishes.nameplates:
             if nameplate not in pending:
                 self._request(now, messages.Allocate(nameplate), subject=nameplate)
         self._rebind_all(now)
 
     def _rebind_all(self, now: Instant) -> None:
         """Our address changed, or the server forgot: claim our side of every channel."""
-        for channel in self._channels.values():
+        for channel in self._channels:
             self._rebind(now, channel)
 
-    def _rebind(self, now: Instant, channel: _Channel) -> None:
-        info = channel.info
+    def _rebind(self, now: Instant, info: RelayChannel) -> None:
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Rebind) and r.message.channel == info.channel)
         self._request(now, messages.Rebind(info.channel, info.side, 0, bytes(messages.MAC_SIZE)), subject=info.channel)
 
@@ -340,10 +324,7 @@ class Client:
                 self._send(now, request)
         if former is None:
             return
-        for channel in self._channels.values():
-            old = channel.info
-            channel.info = old._replace(socket_id=home.socket_id, server=home.address)
-            self._events.append(events.ChannelMoved(old=old, new=channel.info))
+        self._events.extend(self._channels.move_all(home.socket_id, home.address))
         self._request(now, messages.Refresh(), home=home)
         self._rebind_all(now)
         self._greet(now, former)
@@ -367,7 +348,7 @@ class Client:
         if isinstance(message, messages.Retry):
             self._on_retry(now, home, request, message)
             return
-        if isinstance(message, messages.Refused) and message.code == RefusalCode.SLOW_DOWN:
+        if isinstance(message, messages.Refused) and message.code in (RefusalCode.SLOW_DOWN, RefusalCode.CLOSING):
             request.due_at = Instant(now + max(1, message.retry_after_s))
             return
         self._requests.remove(request)
@@ -380,7 +361,7 @@ class Client:
                 if not message.known:
                     self._register(now)
             case messages.Allocated(nameplate=nameplate):
-                self._nameplates[nameplate] = None
+                self._wishes.nameplates[nameplate] = None
                 if request.subject is None:
                     self._events.append(events.Allocated(nameplate=nameplate, expires_s=message.expires_s))
             case messages.ClaimAccepted():
@@ -433,8 +414,7 @@ class Client:
     def _check_reached(self, home: ServerAddress) -> None:
         if home is self._primary and not self.is_reached:
             self.is_reached = True
-            self._is_lost = False
-            self._events.append(
+                self._events.append(
                 events.Reached(server=home.address, reflexive=self.reflexive, round_trip=home.round_trip or Seconds(0.0))
             )
 
@@ -473,10 +453,10 @@ class Client:
         refused = tuple(room for index, room in enumerate(message.rooms) if not granted >> index & 1)
         if refused:
             self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
-            what = "listen" if message.role == Role.LISTEN else "dial"
+            self._wishes.refuse(message, refused)
             self._events.append(
                 events.Refused(
-                    what=what,
+                    what=role_name(message.role),
                     code=RefusalCode.FULL,
                     text="the room or the server is full",
                     retry_after=RETRY_AFTER_FULL,
@@ -485,49 +465,27 @@ class Client:
             )
 
     def _on_refused(self, now: Instant, request: PendingRequest, message: messages.Refused) -> None:
-        try:
-            code: RefusalCode | int = RefusalCode(message.code)
-        except ValueError:
-            code = message.code
-        what, nameplate, mailbox = "refresh", 0, b""
-        rooms: tuple[bytes, ...] = ()
         match request.message:
-            case messages.Allocate(wanted=wanted):
-                if wanted:
-                    self._nameplates.pop(wanted, None)
-                    self._events.append(events.NameplateLost(nameplate=wanted))
-                    return
-                what = "allocate"
-            case messages.Claim(nameplate=nameplate):
-                what = "claim"
-            case messages.Post(mailbox=mailbox):
-                what = "post"
-            case messages.Join(role=role, rooms=rooms):
-                what = "listen" if role == Role.LISTEN else "dial"
-                self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
-            case messages.Rebind(channel=channel_id, side=side):
-                channel = self._channels.get(channel_id)
-                if channel is not None and code in (RefusalCode.UNKNOWN_CHANNEL, RefusalCode.BAD_MAC):
-                    self._request(now, messages.Restore(channel_id, side, channel.info.token))
+            case messages.Allocate(wanted=wanted) if wanted:
+                self._wishes.nameplates.pop(wanted, None)
+                self._events.append(events.NameplateLost(nameplate=wanted))
                 return
-            case messages.Restore(channel=channel_id):
-                self._end_channel(channel_id, GoneReason.UNKNOWN)
+            case messages.Join() as join:
+                self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
+                self._wishes.refuse(join, join.rooms)
+            case messages.Rebind(channel=identifier, side=side):
+                info = self._channels.get(identifier)
+                if info is not None and message.code in (RefusalCode.UNKNOWN_CHANNEL, RefusalCode.BAD_MAC):
+                    self._request(now, messages.Restore(identifier, side, info.token))
+                return
+            case messages.Restore(channel=identifier):
+                self._end_channel(identifier, GoneReason.UNKNOWN)
                 return
             case messages.Release() | messages.Leave():
                 return
             case _:
                 pass
-        self._events.append(
-            events.Refused(
-                what=what,
-                code=code,
-                text=message.text,
-                retry_after=Seconds(float(message.retry_after_s)),
-                nameplate=nameplate,
-                mailbox=mailbox,
-                rooms=rooms,
-            )
-        )
+        self._events.append(refusal_of(request.message, message))
 
     # pushes
 
@@ -555,7 +513,7 @@ class Client:
             case messages.Posted(mailbox=mailbox, body=body):
                 self._events.append(events.Posted(mailbox=mailbox, body=body))
             case messages.Introduced(room=room) as message:
-                if room not in self._listening and room not in self._dials:
+                if not self._wishes.knows_room(room):
                     self._request(now, messages.Leave(channels=(message.channel,)), expires_at=Instant(now + POST_LIFETIME))
                     return
                 channel = self._add_channel(home, message.channel, message.token, message.side)
@@ -574,26 +532,21 @@ class Client:
 
     def _on_hint(self, now: Instant, message: messages.Gone) -> None:
         """The server does not know our channel from our address.  Anybody may say so; we only ask, and not often."""
-        channel = self._channels.get(message.identifier)
-        if channel is None or (channel.hinted_at is not None and now - channel.hinted_at < HINT_INTERVAL):
+        info = self._channels.take_hint(now, message.identifier)
+        if info is None:
             self.drops["rendezvous_hint"] += 1
             return
-        channel.hinted_at = now
-        self._rebind(now, channel)
+        self._rebind(now, info)
 
     def _add_channel(self, home: ServerAddress, channel: bytes, token: bytes, side: int) -> RelayChannel:
-        info = RelayChannel(channel, token, side, home.socket_id, home.address)
-        if len(self._channels) >= MAX_CHANNELS:
-            del self._channels[next(iter(self._channels))]
-        self._channels[channel] = _Channel(info)
-        return info
+        return self._channels.add(RelayChannel(channel, token, side, home.socket_id, home.address))
 
     def _end_channel(self, identifier: bytes, reason: int) -> None:
-        channel = self._channels.pop(identifier, None)
-        if channel is not None:
+        info = self._channels.remove(identifier)
+        if info is not None:
             with contextlib.suppress(ValueError):
                 reason = GoneReason(reason)
-            self._events.append(events.PeerGone(channel=channel.info, mailbox=None, reason=reason))
+            self._events.append(events.PeerGone(channel=info, mailbox=None, reason=reason))
 
     # silence
 
@@ -618,5 +571,4 @@ class Client:
     def _on_lost(self, now: Instant, since: Instant) -> None:
         if self.is_reached:
             self.is_reached = False
-            self._is_lost = True
             self._events.append(events.Lost(since=since))

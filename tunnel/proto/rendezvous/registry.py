@@ -16,13 +16,12 @@ NAMEPLATE_TRIES: Final = 64  # random numbers tried; at most a tenth of them is 
 
 
 class PendingPush:
-    __slots__ = ("attempts", "due_at", "expires_at", "message", "push_id")
+    __slots__ = ("attempts", "expires_at", "message", "push_id")
 
-    def __init__(self, push_id: int, message: PushMessage, now: Instant, expires_at: Instant) -> None:
+    def __init__(self, push_id: int, message: PushMessage, expires_at: Instant) -> None:
         self.push_id = push_id
         self.message = message
         self.attempts = 0
-        self.due_at = now
         self.expires_at = expires_at
 
 

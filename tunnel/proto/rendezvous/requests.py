@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.rendezvous.messages import RequestMessage
 from tunnel.units import Address, Instant, Seconds, SocketId
+
+if TYPE_CHECKING:
+    from random import Random
 
 FIRST_TIMEOUT: Final = Seconds(0.3)  # before the first round trip is known
 MIN_TIMEOUT: Final = Seconds(0.1)

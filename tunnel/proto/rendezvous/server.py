@@ -2,35 +2,36 @@
 
 A datagram goes in, answers and pushes come out of poll_transmit; relayed bursts are returned by handle_batch at once, because
 they are views of the buffer that came in.  Nothing that a stranger sends is remembered: state begins with a valid cookie.
+
+Long because every request is answered here, beside the others: what each may do to the shared state is read in one place.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple, assert_never
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.rendezvous import messages
 from tunnel.proto.rendezvous.admission import Buckets, Cookies, Lockouts, address_key
-from tunnel.proto.rendezvous.directory import Directory, is_question
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
-from tunnel.proto.rendezvous.registry import Dial, Mailbox, PendingPush, Registry, Session
+from tunnel.proto.rendezvous.pushes import Pushes
+from tunnel.proto.rendezvous.registry import Dial, Mailbox, Registry, Session
 from tunnel.proto.rendezvous.relay import CHANNEL_BYTE, Channel, Relay
-from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec, StunDesk
+from tunnel.proto.rendezvous.strangers import Strangers
+from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId, Transmit
 
 __all__ = ["Server", "ServerConfig", "ServerSocket", "StunCodec"]
 
+DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around it forgiven
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
 CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more
-FIRST_PUSH_TIMEOUT: Final = Seconds(0.25)  # doubles each time; the server measures no round trips
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
-ACK_REASON: Final = "does not answer"
 
 
 class Inbound(NamedTuple):
@@ -42,7 +43,7 @@ class Inbound(NamedTuple):
 
 
 class Server:
-    """See INTERNALS in the module's neighbours: registry (state), relay (channels), admission (limits), stun, directory."""
+    """One server.  Its neighbours keep what it decides about: registry, relay, pushes, strangers, admission."""
 
     def __init__(
         self,
@@ -58,19 +59,13 @@ class Server:
         self.drops = Drops()
         self.relay = Relay(config, entropy)
         self.registry = Registry(config, entropy)
-        self._entropy = entropy
         self._trace = trace
         self._sockets = {each.socket_id: each for each in sockets}
         self._cookies = Cookies(entropy)
         self._instance = int.from_bytes(entropy(8), "big")
-        self._stun = StunDesk(sockets, stun) if stun is not None else None
-        self._directory = Directory(lifetime=config.directory_lifetime, size=config.directory_entries)
-        salt = entropy(16)
-        self._request_rate = Buckets(config.requests_per_second, config.request_burst, salt)
-        self._stun_rate = Buckets(config.stun_rate, config.stun_burst, salt)
-        self._directory_rate = Buckets(config.directory_rate, config.directory_burst, salt)
-        self._hint_rate = Buckets(config.hint_rate, config.hint_burst, salt)
-        self._unproven_rate = Buckets(config.unproven_rate, config.unproven_rate, salt, slots=1)
+        self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
+        self._pushes = Pushes(config, self.registry, entropy, self.drops, self._queue)
+        self._request_rate = Buckets(config.requests_per_second, config.request_burst, entropy(16))
         self._lockouts = Lockouts(
             limit=config.wrong_claims,
             refill=config.wrong_claim_refill,
@@ -78,8 +73,6 @@ class Server:
             size=config.max_lockouts,
         )
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
-        self._pushes: list[tuple[Instant, int, bytes, int]] = []  # due, tie-breaker, session, push id
-        self._push_count = 0
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
         self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
         self._counts: Counter[str] = Counter()
@@ -99,7 +92,9 @@ class Server:
                 strangers: list[tuple[bytes, int]] = []
                 start = self.relay.forward(now, socket_id, remote, buffer, start, stride, ecn, relayed, strangers)
                 for identifier, size in strangers:
-                    self._hint(now, socket_id, remote, identifier, size)
+                    hint = self._strangers.hint(now, remote, identifier, size)
+                    if hint is not None:
+                        self._queue(socket_id, remote, hint)
                 while self.relay.exhausted:
                     self._end_channel(now, self.relay.exhausted.pop(), GoneReason.QUOTA)
             else:
@@ -116,10 +111,10 @@ class Server:
             if kind == messages.REQUEST:
                 self._on_request(now, socket_id, remote, data)
             elif kind == messages.PUSH_ACK:
-                self._on_push_ack(remote, *messages.decode_push_ack(data))
+                self._pushes.on_ack(*messages.decode_push_ack(data))
             elif kind <= 3:
                 self._on_stun(now, socket_id, remote, data)
-            elif kind == 0x69 or (self.config.open_directory and is_question(data)):
+            elif kind in DIRECTORY_KINDS:
                 self._on_directory(now, socket_id, remote, data)
             else:
                 self.drops["server_type"] += 1
@@ -127,12 +122,9 @@ class Server:
             self.drops["server_malformed"] += 1
 
     def handle_timeout(self, now: Instant) -> None:
-        while self._pushes and self._pushes[0][0] <= now:
-            _, _, session_id, push_id = heappop(self._pushes)
-            session = self.registry.sessions.get(session_id)
-            push = session.pushes.get(push_id) if session is not None else None
-            if session is not None and push is not None:
-                self._repeat_push(now, session, push)
+        for message in self._pushes.on_timeout(now):
+            if isinstance(message, messages.ClaimReceived):
+                self._on_deaf_owner(now, message)
         if now >= self._sweep_at:
             self._sweep_at = Instant(now + SWEEP_INTERVAL)
             self._sweep(now)
@@ -148,8 +140,7 @@ class Server:
             return
         self._is_stopping = True
         for session in self.registry.sessions.values():
-            push_id = int.from_bytes(self._entropy(8), "big")
-            self._out.append((session.socket_id, session.remote, messages.encode_push(session.id, push_id, messages.Bye())))
+            self._pushes.once(session, messages.Bye())
 
     # outputs
 
@@ -160,8 +151,7 @@ class Server:
         return Transmit(socket_id, remote, len(data), memoryview(data))
 
     def poll_timeout(self) -> Instant | None:
-        push = self._pushes[0][0] if self._pushes else None
-        return earliest(push, self._sweep_at, self._channel_sweep_at)
+        return earliest(self._pushes.next_due(), self._sweep_at, self._channel_sweep_at)
 
     def counters(self) -> dict[str, int]:
         """A snapshot: what there is now, what was done, what was dropped (by reason)."""
@@ -192,41 +182,18 @@ class Server:
     # the unproven
 
     def _on_stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
-        if self._stun is None or not self.config.access.allows_host(remote.host):
-            self.drops["server_stun_off"] += 1
-            return
-        answer = self._stun.answer(socket_id, remote, data)
-        if answer is None:
-            self.drops["server_stun_unanswerable"] += 1
-        elif not self._may_answer(now, self._stun_rate, remote):
-            self.drops["server_stun_rate"] += 1
-        else:
+        answer = self._strangers.stun(now, socket_id, remote, data)
+        if answer is not None:
             self._note(now, "stun", remote=remote)
             self._queue(answer[0], remote, answer[1])
 
     def _on_directory(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
-        if not self.config.open_directory or not self.config.access.allows_host(remote.host):
-            self.drops["server_directory_off"] += 1
-            return
-        if not is_question(data):
-            self.drops["server_type"] += 1
+        if not self._strangers.may_ask_directory(remote, data):
             return
         self._note(now, "directory", remote=remote, text=bytes(data).decode("ascii", "replace"))
-        if not self._may_answer(now, self._directory_rate, remote):
-            self.drops["server_directory_rate"] += 1
-            return
-        self._queue(socket_id, remote, self._directory.ask(now, remote))
-
-    def _may_answer(self, now: Instant, rate: Buckets, remote: Address) -> bool:
-        return rate.take(now, address_key(remote.host)) and self._unproven_rate.take(now, "")
-
-    def _hint(self, now: Instant, socket_id: SocketId, remote: Address, identifier: bytes, size: int) -> None:
-        """Somebody relays through a channel we do not know from there: he moved, or we were restarted."""
-        hint = messages.encode_push(
-            bytes(messages.SESSION_SIZE), 0, messages.Gone(GoneKind.CHANNEL, identifier, GoneReason.UNKNOWN)
-        )
-        if len(identifier) == messages.CHANNEL_SIZE and len(hint) <= size and self._may_answer(now, self._hint_rate, remote):
-            self._queue(socket_id, remote, hint)
+        answer = self._strangers.directory_answer(now, remote)
+        if answer is not None:
+            self._queue(socket_id, remote, answer)
 
     # requests
 
@@ -518,31 +485,8 @@ class Server:
                 self._end_channel(now, channel, reason, leaver=session)
         session.pushes.clear()
 
-    # pushes
-
     def _push(self, now: Instant, session: Session, message: messages.PushMessage) -> None:
-        if session.id not in self.registry.sessions:
-            return
-        if len(session.pushes) >= self.config.pushes_per_session:
-            self.drops["server_pushes_full"] += 1
-            return
-        push_id = int.from_bytes(self._entropy(8), "big")
-        push = PendingPush(push_id, message, now, Instant(now + self.config.push_lifetime))
-        session.pushes[push_id] = push
-        self._repeat_push(now, session, push)
-
-    def _repeat_push(self, now: Instant, session: Session, push: PendingPush) -> None:
-        if now >= push.expires_at:
-            del session.pushes[push.push_id]
-            self._counts["push_expired"] += 1
-            if isinstance(push.message, messages.ClaimReceived):
-                self._on_deaf_owner(now, push.message)
-            return
-        push.due_at = Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts))
-        push.attempts += 1
-        self._push_count += 1
-        heappush(self._pushes, (push.due_at, self._push_count, session.id, push.push_id))
-        self._queue(session.socket_id, session.remote, messages.encode_push(session.id, push.push_id, push.message))
+        self._pushes.push(now, session, message)
 
     def _on_deaf_owner(self, now: Instant, message: messages.ClaimReceived) -> None:
         """The owner of a code never heard of a claim: the claimer is told, and the code is whole again."""
@@ -556,12 +500,6 @@ class Server:
         self._end_mailbox(now, mailbox, GoneReason.EXPIRED, leaver=mailbox.sides[0])
         if channel is not None:
             self._end_channel(now, channel, GoneReason.EXPIRED, leaver=mailbox.sides[0])
-
-    def _on_push_ack(self, remote: Address, session_id: bytes, push_id: int) -> None:
-        """The push id is random, so only who received the push can name it."""
-        session = self.registry.sessions.get(session_id)
-        if session is None or session.pushes.pop(push_id, None) is None:
-            self.drops["server_ack_unknown"] += 1
 
     # expiry
 
