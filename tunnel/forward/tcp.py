@@ -26,7 +26,7 @@ from tunnel.forward.open import Open, Opened, decode_opened, encode, read_messag
 ACCEPT_BATCH: Final = 64  # connections accepted before other tasks get their turn
 ACCEPT_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
 LAST_WORDS: Final = 1.0  # seconds for what a local program said before it reset the connection; RESET follows behind it
-MAX_CONNECTIONS: Final = 8_192  # local connections at once, on either side, of one link
+MAX_CONNECTIONS: Final = 8_192  # local connections at once, of all that share one ForwardCounters
 LINGER_RST: Final = struct.pack(
     "hh" if sys.platform == "win32" else "ii", 1, 0
 )  # l_onoff, l_linger: close() sends RST; socket(7)
