@@ -414,7 +414,7 @@ class Client:
     def _check_reached(self, home: ServerAddress) -> None:
         if home is self._primary and not self.is_reached:
             self.is_reached = True
-                self._events.append(
+            self._events.append(
                 events.Reached(server=home.address, reflexive=self.reflexive, round_trip=home.round_trip or Seconds(0.0))
             )
 
