@@ -1,0 +1,172 @@
+"""Network namespaces without names: each is an open descriptor, gone when the laboratory's process is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+CLONE_NEWNET = 0x4000_0000
+TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000
+ROOT = Path(__file__).resolve().parents[2]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
+
+
+class LabError(Exception):
+    """The laboratory could not be built, or something in it did not come in time."""
+
+
+def _in_thread(prepare: Callable[[], None], action: Callable[[], T]) -> T:
+    """Run `action` in a thread of its own, whose namespace `prepare` changes; the thread is thrown away."""
+    result: list[T] = []
+    trouble: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            prepare()
+            result.append(action())
+        except BaseException as error:
+            trouble.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    if trouble:
+        raise trouble[0]
+    return result[0]
+
+
+def _call(name: str, *arguments: int) -> None:
+    if getattr(_libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def why_unavailable() -> str | None:
+    """None if this process may make namespaces, else the reason in one sentence."""
+    try:
+        Namespace("probe").close()
+    except OSError as error:
+        return f"no network namespaces may be made here ({error.strerror}); run scripts/test, or it under sudo"
+    return None
+
+
+class Namespace:
+    """One network namespace, with what is needed to furnish it and to run programs in it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fd = _in_thread(
+            lambda: _call("unshare", CLONE_NEWNET), lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        )
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def inside(self, action: Callable[[], T]) -> T:
+        """Run a short function in here: whatever socket or /proc/sys/net file it opens is this namespace's."""
+        return _in_thread(lambda: _call("setns", self.fd, CLONE_NEWNET), action)
+
+    # ------------------------------------------------------------ programs
+
+    def command(self, arguments: Sequence[str | Path]) -> list[str]:
+        """The words that run `arguments` in here, in the same process, ended when the laboratory's process ends."""
+        return ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/proc/self/fd/{self.fd}", "--", *map(str, arguments)]
+
+    def popen(self, arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+        options.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.Popen(self.command(arguments), pass_fds=[self.fd, *options.pop("pass_fds", ())], text=True, **options)
+
+    def run(
+        self,
+        *arguments: str | Path,
+        stdin: str | None = None,
+        check: bool = True,
+        timeout: float = 30,
+        env: dict[str, str] | None = None,
+        stdout: int | IO[Any] = subprocess.PIPE,
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(arguments),
+            pass_fds=[self.fd],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=env,
+        )
+        if check and done.returncode:
+            words = " ".join(map(str, arguments))
+            raise LabError(f"{self.name}: {words}: exit {done.returncode}\n{stdin or ''}\n{done.stdout or ''}{done.stderr}")
+        return done
+
+    # ------------------------------------------------------------ furniture
+
+    def ip(self, batch: str) -> None:
+        """Run `ip` commands, one a line."""
+        self.run("ip", "-batch", "-", stdin=batch)
+
+    def nft(self, rules: str) -> None:
+        self.run("nft", "-f", "-", stdin=rules)
+
+    def sysctl(self, name: str, value: int | str) -> None:
+        path = "/proc/sys/" + name.replace(".", "/")
+
+        def write() -> None:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(value))
+
+        self.inside(write)
+
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+        return self.inside(lambda: socket.socket(family, kind))
+
+    def tap(self, name: str) -> int:
+        """Make a tap device in here and return its descriptor: frames come and go whole, checksummed, no longer than the MTU."""
+
+        def make() -> int:
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+            return fd
+
+        return self.inside(make)
+
+    def counter(self, table: str, name: str) -> tuple[int, int]:
+        """(packets, bytes) of a named nft counter."""
+        words = self.run("nft", "list", "counter", "inet", table, name).stdout.split()
+        return int(words[words.index("packets") + 1]), int(words[words.index("bytes") + 1])
+
+    def device_bytes(self, device: str) -> tuple[int, int]:
+        """(received, sent) by a network device, as the kernel counts."""
+
+        def read() -> str:
+            with open("/proc/thread-self/net/dev", encoding="ascii") as file:
+                return file.read()
+
+        for line in self.inside(read).splitlines():
+            name, colon, numbers = line.partition(":")
+            if colon and name.strip() == device:
+                fields = numbers.split()
+                return int(fields[0]), int(fields[8])
+        raise LabError(f"{self.name} has no device {device}")
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The words that run one of our own modules."""
+    return [sys.executable, "-m", module, *arguments]
