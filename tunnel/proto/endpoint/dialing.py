@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from tunnel.proto.endpoint.checking import KeyAnswerer, KeyQuestion
 from tunnel.proto.endpoint.context import Context
-from tunnel.proto.endpoint.events import Problem, Troubled
+from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.pairing.identity import days_around, room_id
 from tunnel.proto.rendezvous import events as told
@@ -20,7 +21,9 @@ from tunnel.units import Instant, Seconds
 ROOMS_INTERVAL: Final = Seconds(60.0)  # how often the calendar is looked at
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
 ABSENT_AFTER: Final = Seconds(5.0)  # before a person is told that the peer is not there
+ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
+LISTENER_SIDE: Final = 0  # of an introduced channel
 MAX_LISTENING: Final = 64  # peers one client listens for; the most recently seen are kept
 
 
@@ -30,6 +33,8 @@ class Listener:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._rooms: dict[str, set[bytes]] = {}
+        self._peer_of: dict[bytes, KnownPeer] = {}
+        self.answerer = KeyAnswerer(context)
         self._look_at: Instant | None = None
         self.is_on = False
 
@@ -45,19 +50,27 @@ class Listener:
         days = days_around(self._context.unix_time())
         wanted: dict[str, set[bytes]] = {name: set() for name in self._rooms}
         counts: dict[str, int] = {}
+        peer_of: dict[bytes, KnownPeer] = {}
         for peer in self._context.peers.values():
             server = peer.server
             if server is None or server not in self._context.clients or counts.get(server, 0) >= MAX_LISTENING:
                 continue
             counts[server] = counts.get(server, 0) + 1
-            wanted.setdefault(server, set()).update(room_id(peer.psk, day) for day in days)
-        for server, rooms in wanted.items():
+            rooms = [room_id(peer.psk, day) for day in days]
+            wanted.setdefault(server, set()).update(rooms)
+            peer_of.update(dict.fromkeys(rooms, peer))
+        for server, all_rooms in wanted.items():
             client, known = self._context.clients[server], self._rooms.get(server, set())
-            if rooms - known:
-                client.listen(now, sorted(rooms - known))
-            if known - rooms:
-                client.leave(now, sorted(known - rooms))
+            if all_rooms - known:
+                client.listen(now, sorted(all_rooms - known))
+            if known - all_rooms:
+                client.leave(now, sorted(known - all_rooms))
         self._rooms = wanted
+        self._peer_of = peer_of
+
+    def handle_event(self, event: told.ClientEvent) -> None:
+        if isinstance(event, told.Introduced) and event.room in self._peer_of and event.channel.side == LISTENER_SIDE:
+            self.answerer.introduced(event.channel.channel, self._peer_of[event.room])
 
     def handle_timeout(self, now: Instant) -> None:
         if self._look_at is not None and now >= self._look_at:
@@ -79,6 +92,8 @@ class Dialer:
         self._widen_at: Instant | None = None
         self._absent_at: Instant | None = None
         self._redial_at: Instant | None = None
+        self._ask_at: Instant | None = None
+        self._question: KeyQuestion | None = None
         self.dial(now)
 
     @property
@@ -112,6 +127,7 @@ class Dialer:
         self._widen_at = None
         self._redial_at = Instant(now + REDIAL_AFTER)
         if self.is_dialing:
+            self._ask_at = Instant(now + ASK_AFTER)
             self.peering.begin_handshake(now, channel.path_key)
         elif self.peering.connection is not None:
             self.peering.connection.add_relay(now, channel.path_key)
@@ -119,7 +135,10 @@ class Dialer:
     def answered(self, now: Instant) -> None:
         """The handshake is done: nobody needs to be met any more."""
         self._leave(now)
-        self._widen_at = self._absent_at = self._redial_at = None
+        self._widen_at = self._absent_at = self._redial_at = self._ask_at = None
+        if self._question is not None:
+            self._question.close()
+            self._question = None
         self.peering.needs_meeting = False
 
     def close(self, now: Instant) -> None:
@@ -144,11 +163,21 @@ class Dialer:
                         problem=Problem.PEER_ABSENT, text=f"{name} does not answer: is 'ptunnel expose' running there? Waiting."
                     )
                 )
+        if self._ask_at is not None and now >= self._ask_at:
+            self._ask_at = None
+            if self._channel is not None and self._question is None:
+                self._question = KeyQuestion(self._context, peering.peer, self._channel.path_key, now)
+        if self._question is not None:
+            self._question.handle_timeout(now)
+            if self._question.is_over:
+                self._question.close()
+                self._question = None
         if self._redial_at is not None and now >= self._redial_at:
             self.dial(now, wide=True)
 
     def poll_timeout(self) -> Instant | None:
-        return earliest(self._widen_at, self._absent_at, self._redial_at)
+        question = self._question.poll_timeout() if self._question is not None else None
+        return earliest(self._widen_at, self._absent_at, self._redial_at, self._ask_at, question)
 
     def _leave(self, now: Instant) -> None:
         if self._rooms:

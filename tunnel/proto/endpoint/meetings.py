@@ -57,8 +57,8 @@ class Meetings:
         """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired."""
         flow: list[ExposerPairing] = []
 
-        def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> None:
-            self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow[0].grants)
+        def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> Peering | None:
+            return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow[0].grants)
 
         client = self._context.clients[server]
         flow.append(ExposerPairing(self._context, client, grants=grants, keep=keep, adopt=adopt, now=now))
@@ -71,12 +71,12 @@ class Meetings:
         `expected`: it has to be this peer, with the key that we remember.
         """
 
-        def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> None:
+        def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> Peering | None:
             if expected is not None and completed.remote_static != expected.static:
                 text = f"The key of {expected.name} has changed: it is another machine, or somebody in between. Nothing was sent."
                 self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=True))
-                return
-            self._adopt(at, completed, path, instance, is_initiator, server=server, grants=())
+                return None
+            return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=())
 
         flow = ConnectorPairing(self._context, self._context.clients[server], parse_code(code), adopt=adopt, now=now)
         self._claiming.append((server, flow))
@@ -133,15 +133,19 @@ class Meetings:
             if datagram[0] == INIT:
                 if parse_init(datagram).pattern is Pattern.IK:
                     self._responder.handle_init(now, path, datagram)
-                elif not any(flow.handle_init(now, path, datagram) for _, flow in self._exposing):
-                    drops["pairing init for no code of ours"] += 1
+                elif not any(flow.handle_init(now, path, datagram) for _, flow in self._exposing) and (
+                    not self._listener.answerer.handle_init(now, path, datagram)
+                ):
+                    drops["XX init for no code or channel of ours"] += 1
                 return
             index = receiver_index(datagram)
         except MalformedPacket:
             drops["handshake malformed"] += 1
             return
         if datagram[0] == FINISH:
-            if not any(flow.handle_finish(now, path, datagram) for _, flow in self._exposing):
+            if not any(flow.handle_finish(now, path, datagram) for _, flow in self._exposing) and (
+                not self._listener.answerer.handle_finish(now, path, datagram)
+            ):
                 drops["finish for nobody"] += 1
             return
         take = self._context.answers.get(index)
@@ -202,6 +206,8 @@ class Meetings:
             while (event := client.poll_event()) is not None:
                 self._on_server(now, name, event)
         for _, claim in self._claiming:
+            if claim.peering is not None and (claim.peering.is_closed or claim.peering.is_confirmed):
+                claim.close(now)
             claim.handle_timeout(now)
         if any(claim.is_done for _, claim in self._claiming):
             self._claiming = [item for item in self._claiming if not item[1].is_done]
@@ -242,6 +248,7 @@ class Meetings:
                         connection.add_relay(now, new.path_key)
             case _:
                 pass
+        self._listener.handle_event(event)
         for server, flow in self._exposing:
             if server == name:
                 flow.handle_event(now, event)
@@ -270,13 +277,13 @@ class Meetings:
         *,
         server: str,
         grants: tuple[dict[str, Any], ...],
-    ) -> None:
+    ) -> Peering | None:
         """Paired by a code: remember the peer, and connect."""
         context = self._context
         if completed.remote_static == context.static_public:
             text = "Both sides are the same identity: use another PTUNNEL_HOME for one of them."
             context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=is_initiator))
-            return
+            return None
         before = context.peers.get(completed.remote_static)
         peer = context.remember(
             KnownPeer(
@@ -291,6 +298,7 @@ class Meetings:
         peering = Peering(context, peer, is_initiator=is_initiator, server=server, instance=instance)
         self._connect(now, peering, completed, path)
         self._listener.update(now)
+        return peering
 
     def _dialed(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
         """Our own IK handshake ended: a first connection, new keys for it, or a peer that has forgotten it."""

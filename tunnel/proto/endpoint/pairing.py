@@ -13,7 +13,7 @@ Answering a claim spends the code, whatever follows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, XxResponder, xx_prologue
@@ -27,6 +27,7 @@ from tunnel.proto.timers import earliest
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:
+    from tunnel.proto.endpoint.peering import Peering
     from tunnel.proto.rendezvous.client import Client
 
 CODE_LIFETIME: Final = Seconds(600.0)  # as people are told
@@ -49,8 +50,8 @@ _REFUSALS: Final[dict[int, tuple[Problem, str]]] = {
     RefusalCode.LOCKED_OUT: (Problem.CODE_UNKNOWN, "Too many unknown codes came from this address: wait a few minutes."),
 }
 
-#: (now, completed, path, our instance, are we the initiator) -> None: make the connection.
-Adopt = Callable[[Instant, Completed, PathKey, int, bool], None]
+#: (now, completed, path, our instance, are we the initiator): make the connection; None when it may not be.
+Adopt: TypeAlias = "Callable[[Instant, Completed, PathKey, int, bool], Peering | None]"
 
 
 class _Attempt(NamedTuple):
@@ -232,6 +233,7 @@ class ConnectorPairing:
     def __init__(self, context: Context, client: Client, code: Code, *, adopt: Adopt, now: Instant) -> None:
         self.is_done = False
         self.handshake: InitiatorHandshake | None = None
+        self.peering: Peering | None = None  # what came of it
         self._context = context
         self._client = client
         self._code = code
@@ -275,14 +277,10 @@ class ConnectorPairing:
         completed = handshake.handle_datagram(now, datagram)
         if completed is not None:
             self._deadline = None
-            self._adopt(now, completed, path, self._instance, True)
+            self.peering = self._adopt(now, completed, path, self._instance, True)
+            if self.peering is None:
+                self.close(now)
         return True
-
-    def confirm(self) -> None:
-        """The connection has heard the peer: our finish arrived."""
-        if self.handshake is not None:
-            self.handshake.confirm()
-        self.is_done = True
 
     def handle_timeout(self, now: Instant) -> None:
         if self.is_done:
@@ -333,7 +331,7 @@ class ConnectorPairing:
         context.answers[initiator.index] = self.handle_answer
 
     def _fail(self, now: Instant, problem: Problem, text: str) -> None:
-        self.is_done = True
+        self.close(now)
         self._context.emit(Troubled(problem=problem, text=text, is_final=True))
 
 

@@ -67,6 +67,11 @@ class Peering:
                 self._grants = (self.peer.grants, GrantSet())  # what cannot be read grants nothing
         return self._grants[1]
 
+    @property
+    def is_confirmed(self) -> bool:
+        """The peer has spoken under the connection's keys."""
+        return self.connection is not None and self.connection.is_confirmed
+
     # --- connection and keys
 
     def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str) -> None:

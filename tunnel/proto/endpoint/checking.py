@@ -1,0 +1,136 @@
+"""Who are you, then?  Two sides that share a psk but get no IK handshake done exchange their static keys by XXpsk0.
+
+IK says nothing when a static key is not the remembered one: the init is simply not for that machine.  So a dialer whose inits
+stay unanswered on a live channel asks once more by XX, under the pair's psk, and people hear a clear sentence instead of silence.
+No connection comes of it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.connection.handshakes import Initiator, InitiatorHandshake, Pattern, XxResponder
+from tunnel.proto.endpoint.context import Context
+from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
+from tunnel.units import Buffer, Instant, PathKey, Seconds
+
+PROLOGUE: Final = b"ptunnel 1 XX check"
+GIVE_UP_AFTER: Final = Seconds(6.0)
+MAX_CHANNELS: Final = 256  # introduced channels that are remembered; the oldest is forgotten
+
+
+class KeyQuestion:
+    """The dialer's side."""
+
+    def __init__(self, context: Context, peer: KnownPeer, path: PathKey, now: Instant) -> None:
+        self._context = context
+        self._peer = peer
+        initiator = Initiator(
+            Pattern.XX,
+            static=context.static,
+            remote_static=None,
+            psk=peer.psk,
+            prologue=PROLOGUE,
+            index=context.new_index(),
+            params=context.params(context.new_instance()),
+            entropy=context.entropy,
+        )
+        self._handshake = InitiatorHandshake(
+            initiator=initiator,
+            path=path,
+            now=now,
+            timestamp=context.timestamp,
+            rng=context.rng,
+            give_up_after=GIVE_UP_AFTER,
+        )
+        context.answers[initiator.index] = self._on_answer
+
+    @property
+    def is_over(self) -> bool:
+        return self._handshake.has_failed or self._handshake.completed is not None
+
+    def close(self) -> None:
+        self._context.answers.pop(self._handshake.index, None)
+
+    def handle_timeout(self, now: Instant) -> None:
+        self._handshake.handle_timeout(now)
+        datagram = self._handshake.poll_transmit(now)
+        if datagram is not None:
+            self._context.send(self._handshake.path, datagram)
+
+    def poll_timeout(self) -> Instant | None:
+        return None if self.is_over else self._handshake.poll_timeout()
+
+    def _on_answer(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        completed = self._handshake.handle_datagram(now, datagram)
+        if completed is None:
+            return True
+        if completed.finish is not None:
+            self._context.send(path, completed.finish)
+        self.close()
+        name = self._peer.name
+        if completed.remote_static != self._peer.static:
+            text = (
+                f"The key of {name} has changed since you paired: it was set up anew, or its secrets were copied. "
+                f"If that is expected, run 'ptunnel peers forget {name}' and pair again."
+            )
+        else:
+            text = f"{name} does not know the key of this machine any more: pair again with a fresh code."
+        self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=True))
+        return True
+
+
+class KeyAnswerer:
+    """The listener's side: answers on channels that a room of a remembered peer led to."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._peers: dict[bytes, KnownPeer] = {}  # by channel
+        self._asked: dict[bytes, XxResponder] = {}
+
+    def introduced(self, channel: bytes, peer: KnownPeer) -> None:
+        while len(self._peers) >= MAX_CHANNELS:
+            oldest = next(iter(self._peers))
+            del self._peers[oldest]
+            self._asked.pop(oldest, None)
+        self._peers[channel] = peer
+
+    def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        peer = self._peers.get(path.prefix)
+        if peer is None:
+            return False
+        context = self._context
+        responder = self._asked.get(path.prefix)
+        if responder is None:
+            responder = XxResponder(
+                static=context.static,
+                psk=peer.psk,
+                prologue=PROLOGUE,
+                index=context.new_index(),
+                params=context.params(context.new_instance()),
+                entropy=context.entropy,
+            )
+        try:
+            response = responder.handle_init(bytes(datagram))
+        except MalformedPacket:
+            context.drops["key question not authentic"] += 1
+            return True
+        self._asked[path.prefix] = responder
+        context.send(path, response)
+        return True
+
+    def handle_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        peer, responder = self._peers.get(path.prefix), self._asked.get(path.prefix)
+        if peer is None or responder is None or responder.index != int.from_bytes(datagram[8:12], "big"):
+            return False
+        try:
+            completed = responder.handle_finish(bytes(datagram))
+        except MalformedPacket:
+            self._context.drops["key question not authentic"] += 1
+            return True
+        del self._asked[path.prefix], self._peers[path.prefix]
+        if completed.remote_static != peer.static:
+            text = f"{peer.name} came with another key than you paired with: forget it and pair again if that is expected."
+            self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text))
+        return True
