@@ -1,0 +1,277 @@
+"""`ptunnel expose`: let peers reach ports of this machine."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import shutil
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home
+
+if TYPE_CHECKING:
+    from tunnel.api import Exposure
+    from tunnel.cli.render import Line, Output
+    from tunnel.config import Settings
+    from tunnel.driver.events import Event
+    from tunnel.driver.link import Link
+    from tunnel.driver.vocabulary import Grant
+    from tunnel.forward.counters import ForwardCounters
+    from tunnel.state.home import Home
+
+#: Ports that an ordinary user may not listen on -> what people take instead; any other gets 10,000 added.
+SUGGESTED: Final = {22: 2222, 23: 2323, 53: 5353, 80: 8080, 443: 8443, 445: 1445}
+LABEL: Final = 32  # columns of what stands before the command and the code
+
+
+@click.command("expose")
+@click.argument("grants", nargs=-1, metavar="[PORT | PORT/udp | NAME=HOST:PORT]...")
+@click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
+              help="Let this remembered peer reach it too, without a code; repeatable.")  # fmt: skip
+@click.option("--keep", is_flag=True, help="Go on for further peers: a fresh code after each.")
+@meeting
+@common
+def command(
+    grants: tuple[str, ...], to: tuple[str, ...], keep: bool,
+    server: str | None, path: str | None, name: str | None, is_json: bool, verbose: int,
+) -> int:  # fmt: skip
+    """Let a peer reach ports of this machine, and nothing else.  Prints a code that works once; without PORT, serves the
+    remembered peers with what they were given before.
+
+    \b
+    Examples:
+      ptunnel expose 22 --server rv.example.net
+      ptunnel expose 53/udp 5000-5010 8080/tcp+udp
+      ptunnel expose nas=192.168.1.5:445         a machine in this LAN; they use --forward 1445:nas
+      ptunnel expose 3389 --to friend            a remembered peer, no code
+      ptunnel expose                             all remembered peers
+    Without a server, one is started here for this code only; that does for one desk or one LAN.
+    """
+    from tunnel.cli.render import Output
+    from tunnel.driver.vocabulary import GrantSet, raise_descriptor_limit
+    from tunnel.errors import ConfigurationError
+
+    parsed = GrantSet.parse(*grants)
+    if to and not grants:
+        raise ConfigurationError("--to needs something to share: name a port, as in 'ptunnel expose 22 --to NAME'.")
+    if keep and (to or not grants):
+        raise ConfigurationError("--keep makes codes for new peers: it goes with ports to share, and without --to.")
+    home = open_home()
+    settings = load_settings(home, server=server, path=path, name=name)
+    for each in to:
+        home.peer(each)
+    if not grants and not home.peers():
+        raise ConfigurationError("No peer is remembered yet: say what to share with a new one, as in 'ptunnel expose 22'.")
+
+    from tunnel.cli.running import run
+
+    raise_descriptor_limit()
+    output = Output(is_json=is_json, may_be_live=not verbose)
+    return run(Exposing(home, settings, grants, list(parsed), to, keep, output).run)
+
+
+class Exposing:
+    """One run of `expose`."""
+
+    def __init__(
+        self, home: Home, settings: Settings, texts: Sequence[str], grants: list[Grant], to: Sequence[str], keep: bool,
+        output: Output,
+    ) -> None:  # fmt: skip
+        from tunnel.forward.counters import ForwardCounters
+
+        self._home = home
+        self._settings = settings
+        self._texts = texts
+        self._grants = grants
+        self._to = to
+        self._keep = keep
+        self._output = output
+        self._server = settings.server or ""
+        self._exposure: Exposure | None = None
+        self._code_ends: float | None = None  # time.monotonic() at which the code expires
+        self._codes = 0
+        self._counters: ForwardCounters = ForwardCounters()
+
+    async def run(self) -> int:
+        import trio
+
+        from tunnel.api import expose
+        from tunnel.control.server import Process, serve_control
+
+        if not self._texts or self._to:
+            self._introduce_remembered()
+        ended = trio.Event()
+        process = Process(
+            role="expose",
+            links=lambda: self._exposure.links if self._exposure else [],
+            close=ended.set,
+            details=lambda: {"server": self._server, "counters": self._counters.as_dict()},
+        )
+        settings = self._settings
+        async with (
+            self._output.live(self._lines),
+            expose(
+                self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, path=settings.path,
+                name=settings.name, on_event=self._handle, handler=self._serve_link,
+            ) as exposure,
+            serve_control(self._home.run_dir(), process),
+            trio.open_nursery() as nursery,
+        ):  # fmt: skip
+            self._exposure = exposure
+
+            async def wait() -> None:
+                await exposure.run()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait)
+            await ended.wait()
+            nursery.cancel_scope.cancel()
+        return 0
+
+    async def _serve_link(self, link: Link) -> None:
+        from tunnel.forward.serve import serve_link
+
+        await serve_link(link, counters=self._counters, notice=self._output.warn)
+
+    # -- what is said
+
+    def _introduce_remembered(self) -> None:
+        from tunnel.cli.render import listing
+        from tunnel.driver.vocabulary import GrantSet
+
+        if self._to:
+            shared = listing(str(grant) for grant in self._grants)
+            self._output.say(f"Sharing {shared} of this machine with {listing(self._to)}. No code is needed.")
+            return
+        for peer in self._home.peers():
+            shared = listing(str(grant) for grant in GrantSet.from_dicts(peer.grants))
+            self._output.say(f'Serving "{peer.name}": {shared}.')
+
+    def _handle(self, event: Event) -> None:
+        from tunnel.cli.render import path_line
+        from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
+
+        self._output.emit(event.to_dict())
+        match event:
+            case Listening(bind=bind, embedded=embedded):
+                if embedded:
+                    self._server = bind
+                    self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind)}.")
+            case CodeReady(code=code, expires_s=expires_s):
+                self._code_ends = time.monotonic() + expires_s
+                self._show_code(code, expires_s)
+            case Paired(peer=peer):
+                self._code_ends = None
+                self._output.say(f'Paired with "{peer}".')
+            case PathReport(peer=peer):
+                if not self._output.is_live:
+                    self._output.say(f"{path_line(event.to_dict())}    {peer}")
+            case Trouble(message=message):
+                self._output.warn(message)
+            case Closed(peer=peer, reason=reason):
+                self._output.say(f'The link to "{peer}" has ended: {reason.rstrip(".")}.')
+
+    def _show_code(self, code: str, expires_s: float) -> None:
+        from tunnel.cli.render import duration, listing
+
+        self._codes += 1
+        if self._codes == 1:
+            shared = listing(str(grant) for grant in self._grants)
+            whom = "one new peer at a time. Each code works once" if self._keep else "one new peer. The code works once"
+            self._output.say(f"Sharing {shared} of this machine with {whom}, for {duration(expires_s)}.")
+        else:
+            self._output.say(f"Here is a fresh code; it works once, for {duration(expires_s)}.")
+        command = other_command(self._server, self._grants)
+        self._output.say(f"{'On the other computer run:':<{LABEL}}{command}")
+        self._output.say(f"{'and type the code:':<{LABEL}}{code}")
+        if self._output.is_live:
+            picture = qr_picture(f"{command} {code}", code)
+            if picture:
+                self._output.say(picture)
+
+    def _lines(self) -> list[Line]:
+        from tunnel.cli.render import path_line, traffic
+
+        lines: list[Line] = []
+        for link in self._exposure.links if self._exposure else ():
+            status = link.status().to_dict()
+            lines.append((f"{path_line(status)}  {traffic(status)}    {status['peer']}", False))
+            if status["kind"] == "relay" and status["why"]:
+                lines.append((f"        {status['why']}", False))
+        if self._code_ends is not None:
+            left = max(0, round(self._code_ends - time.monotonic()))
+            lines.append((f"Waiting for the other computer ... the code works for {left // 60}:{left % 60:02d} more", True))
+        elif not lines:
+            lines.append(("Waiting for a peer ... (Ctrl-C ends it)" if self._exposure else "Meeting the server ...", True))
+        return lines
+
+
+def other_command(server: str, grants: Sequence[Grant]) -> str:
+    """What the other side has to run to use all of `grants`."""
+    return " ".join(
+        ["ptunnel connect", f"--server {_short_server(server)}", *(f"--forward {text}" for text in forwards_for(grants))]
+    )
+
+
+def _short_server(server: str) -> str:
+    from tunnel.config import DEFAULT_PORT
+
+    short = server.removesuffix(f":{DEFAULT_PORT}")
+    return f"'{server}'" if "[" in server else short if ":" not in short else server
+
+
+def forwards_for(grants: Sequence[Grant]) -> list[str]:
+    """A --forward for each grant, with local ports that an ordinary user may use; tcp and udp of one place together."""
+    protocols: dict[tuple[str | None, int, int], list[str]] = {}
+    for grant in grants:
+        protocols.setdefault((grant.name, grant.first, grant.last), []).append(grant.protocol)
+    texts = []
+    for (name, first, last), kinds in protocols.items():
+        local = _span(_suggest(first, last), last - first)
+        remote = f"{name}:{_span(first, last - first)}" if name and last > first else name or _span(first, last - first)
+        suffix = "" if kinds == ["tcp"] else f"/{'+'.join(kinds)}"
+        texts.append(f"{local}{suffix}" if local == remote else f"{local}:{remote}{suffix}")
+    return texts
+
+
+def _suggest(first: int, last: int) -> int:
+    if first >= 1024:
+        return first
+    return SUGGESTED.get(first, first + 10_000) if first == last else first + 10_000
+
+
+def _span(first: int, more: int) -> str:
+    return f"{first}-{first + more}" if more else str(first)
+
+
+def who_can_reach(bind: str) -> str:
+    """One sentence's end about the embedded server's address."""
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return "whoever can reach that address over UDP can use the code"
+    if address.is_loopback:
+        return "only this computer can reach it"
+    if address.is_private or address.is_link_local:
+        return "only computers in the same network can reach it"
+    return "whoever can reach that address over UDP can use the code"
+
+
+def qr_picture(text: str, short: str) -> str | None:
+    """`text` as a QR code for the terminal, else `short`, else None: whichever fits on half the screen."""
+    columns, rows = shutil.get_terminal_size()
+    import segno
+
+    for content in (text, short):
+        code = segno.make(content, error="l", micro=False)
+        side = code.symbol_size(border=2)[0]
+        if side <= columns and side // 2 + 1 <= max(rows - 12, 0):
+            out = io.StringIO()
+            code.terminal(out, border=2, compact=True)
+            return out.getvalue().rstrip("\n")
+    return None

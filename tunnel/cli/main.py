@@ -1,0 +1,250 @@
+"""`ptunnel`: parse, run, and the one table from exception to exit code and sentence.
+
+Only click is imported to get here; each sub-command lives in a module of its own and is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+import click
+
+from tunnel import __version__
+from tunnel.errors import (
+    AlreadyRunningError,
+    ConfigurationError,
+    PairingError,
+    PeerError,
+    PermissionDeniedError,
+    ServerUnreachableError,
+    StateError,
+    TunnelError,
+    UnreachableError,
+)
+
+logger = logging.getLogger("ptunnel")
+
+#: The first row that fits counts, so the narrower kind stands before the wider: exception, exit code, `code` of the JSON error.
+TABLE: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
+    (KeyboardInterrupt, 130, "interrupted"),
+    (StateError, 7, "state_unusable"),
+    (AlreadyRunningError, 8, "already_running"),
+    (ConfigurationError, 2, "usage"),
+    (click.UsageError, 2, "usage"),
+    (click.ClickException, 2, "usage"),
+    (PairingError, 4, "pairing_failed"),
+    (PermissionDeniedError, 6, "denied"),
+    (ServerUnreachableError, 3, "server_unreachable"),
+    (UnreachableError, 5, "peer_unreachable"),
+    (PeerError, 5, "peer_unreachable"),
+    (TunnelError, 1, "internal"),
+    (OSError, 1, "system"),
+    (Exception, 1, "internal"),
+)
+
+COMMANDS: Final = {
+    "serve": "Run a rendezvous server on a public host.",
+    "expose": "Let a peer reach ports of this machine; prints a code.",
+    "connect": "Reach a peer: forward local ports to it, or --stdio for ssh.",
+    "peers": "List, rename and forget remembered peers.",
+    "status": "Show the links of running commands: path, rtt, loss, rates.",
+    "ping": "Measure round trips through a running link.",
+}
+
+PAGE: Final = """
+Reach a port of one computer from another, both behind home routers, over an encrypted
+UDP path that the two punch through their NATs.  Where no direct path exists, a server
+relays datagrams that it cannot read.
+
+\b
+A HOME SSH PORT FOR A FRIEND.  Somewhere a small public host runs `ptunnel serve`.
+  home$    ptunnel expose 22 --server rv.example.net
+           ... prints a code that works once, for 10 minutes
+  friend$  ptunnel connect --server rv.example.net --forward 2222:22
+           Code: 731-crossover-clockwork
+  friend$  ssh -p 2222 localhost
+\b
+NEXT WEEK.  Both sides remember each other; no code is needed.
+  home$    ptunnel expose
+  friend$  ptunnel connect home --forward 2222:22
+  friend$  ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
+\b
+MORE EXAMPLES
+  ptunnel expose 25565/udp 8080               two ports at once, no server: one desk or one LAN
+  ptunnel expose nas=192.168.1.5:445          a machine in this LAN; they use --forward 1445:nas
+  ptunnel connect --forward 8080              port 8080 to the only remembered peer's 8080
+  ptunnel connect home --forward 5000-5010/tcp+udp
+  ptunnel status --watch                      the links of this user, live
+  ptunnel ping home --until-direct            wait for the direct path
+  ptunnel peers forget friend                 cuts what is open within a second
+"""
+
+REFERENCE: Final = """
+\b
+Exit codes:
+    0  done, or ended as asked (also by SIGTERM)
+    1  something inside ptunnel went wrong
+    2  the command or the configuration cannot work as written
+    3  the server cannot be reached, or is no ptunnel server
+    4  pairing failed: the code is wrong, spent, expired or unknown
+    5  the peer cannot be reached, or the path is not as asked
+    6  the peer does not allow it
+    7  the state directory cannot be used
+    8  another process does this already
+  130  interrupted by Ctrl-C
+\b
+Environment:
+  PTUNNEL_SERVER   stands in for --server: HOST or HOST:PORT (24531)
+  PTUNNEL_CODE     stands in for the code, so that it need not be on a command line
+  PTUNNEL_HOME     the directory of identity, peers and config.toml (server, name, path)
+\b
+Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
+  listening, code, paired, path, forward, closed, error.  People are spoken to on stderr.
+\b
+Completion by the shell, of commands, options and peers' names:
+  bash   eval "$(_PTUNNEL_COMPLETE=bash_source ptunnel)"
+  zsh    eval "$(_PTUNNEL_COMPLETE=zsh_source ptunnel)"
+  fish   _PTUNNEL_COMPLETE=fish_source ptunnel | source
+"""
+
+
+class Commands(click.Group):
+    """Sub-commands by name; their modules are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"tunnel.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean 'ptunnel {near[0]}'?" if near else f"there are {', '.join(COMMANDS)}."
+            raise ConfigurationError(f"There is no command {args[0][:40]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands (each explains itself with --help)"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=Commands,
+    help=PAGE,
+    epilog=REFERENCE,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    options_metavar="",
+    subcommand_metavar="COMMAND ...",
+)
+@click.version_option(__version__, prog_name="ptunnel", message="%(prog)s %(version)s")
+def group() -> None:
+    pass
+
+
+def main() -> None:
+    """The program."""
+    code = run(sys.argv[1:])
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    sys.stdout = None  # nothing is left to flush at exit, where EPIPE would be printed
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """One command line; returns the exit code.  No exception gets past here but SystemExit of shell completion."""
+    try:
+        result = group.main(args=arguments, prog_name="ptunnel", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as shown:
+        click.echo(shown.ctx.get_help(), err=True)
+        return 2
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return report(KeyboardInterrupt(), is_json="--json" in arguments)
+    except SystemExit:
+        raise
+    except BaseException as problem:
+        return report(problem, is_json="--json" in arguments)
+
+
+def report(problem: BaseException, *, is_json: bool) -> int:
+    """Say what happened, once, in one sentence; returns the exit code."""
+    leaves = list(_leaves(problem))
+    if any(_is_broken_pipe(leaf) for leaf in leaves):
+        _silence_stdout()
+        return 0
+    rank, leaf = min(((_row(leaf), leaf) for leaf in leaves), key=lambda pair: pair[0], default=(len(TABLE) - 1, problem))
+    kind, code, name = TABLE[rank]
+    logger.debug("how it came to this", exc_info=problem)
+    sentence = _sentence(leaf, kind)
+    try:
+        if is_json and name != "interrupted":
+            import json
+
+            click.echo(json.dumps({"event": "error", "code": name, "message": sentence}, ensure_ascii=False))
+        if name == "interrupted":
+            if sys.stderr.isatty() and not is_json:
+                click.echo("", err=True)
+        else:
+            click.echo(f"ptunnel: {sentence}", err=True)
+    except OSError:
+        _silence_stdout()
+    return code
+
+
+def _leaves(problem: BaseException) -> Iterator[BaseException]:
+    if isinstance(problem, BaseExceptionGroup):
+        for inner in problem.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield problem
+
+
+def _row(problem: BaseException) -> int:
+    return next((rank for rank, row in enumerate(TABLE) if isinstance(problem, row[0])), len(TABLE) - 1)
+
+
+def _is_broken_pipe(problem: BaseException) -> bool:
+    return isinstance(problem, BrokenPipeError) or (isinstance(problem, OSError) and problem.errno == errno.EPIPE)
+
+
+def _sentence(problem: BaseException, kind: type[BaseException]) -> str:
+    if isinstance(problem, click.ClickException):
+        text = problem.format_message().strip()
+        context = getattr(problem, "ctx", None)
+        if context is not None and isinstance(problem, click.UsageError):
+            text = f"{text.rstrip('.')}. See '{context.command_path} --help'."
+        return text
+    if isinstance(problem, TunnelError) and kind is not TunnelError:
+        return str(problem)
+    if isinstance(problem, OSError):
+        if problem.errno in (errno.EMFILE, errno.ENFILE):
+            return "Too many files are open: raise the limit with `ulimit -n`, or forward fewer ports."
+        where = f" ({problem.filename})" if problem.filename else ""
+        return f"The system refused: {problem.strerror or problem}{where}. Run it again with -vv for details."
+    detail = str(problem).partition("\n")[0]
+    return (
+        f"This is a bug in ptunnel ({type(problem).__name__}: {detail}). Please run it again with -vv and report what it prints."
+    )
+
+
+def _silence_stdout() -> None:
+    """Whoever read our output is gone; that is no failure."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

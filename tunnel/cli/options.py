@@ -1,0 +1,70 @@
+"""What several sub-commands share: their common options, PTUNNEL_HOME, the log, and the names of peers for completion."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tunnel.config import Settings
+    from tunnel.state.home import Home
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def common(function: Function) -> Function:
+    """--json and -v, on every command."""
+    function = click.option("--json", "is_json", is_flag=True, help="Print one JSON object a line on stdout.")(function)
+    return click.option(
+        "-v", "--verbose", count=True, callback=_start_log, expose_value=True, help="Log details on stderr; -vv for more."
+    )(function)
+
+
+def meeting(function: Function) -> Function:
+    """What `expose` and `connect` share."""
+    for option in (
+        click.option("--name", metavar="NAME", help="How to introduce this machine to a new peer; its host name unless said."),
+        click.option(
+            "--path",
+            type=click.Choice(["auto", "direct", "relay"]),
+            help="Which paths may be used; the stricter of both sides wins. With relay the other side never learns this address.",
+        ),
+        click.option("--server", metavar="HOST[:PORT]", help="The rendezvous server. Also PTUNNEL_SERVER or config.toml."),
+    ):
+        function = option(function)
+    return function
+
+
+def _start_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> int:
+    if verbosity:
+        level = logging.INFO if verbosity == 1 else logging.DEBUG
+        logging.basicConfig(level=level, format="%(asctime)s %(name)s %(message)s", force=True)
+    return verbosity
+
+
+def open_home() -> Home:
+    """PTUNNEL_HOME, of which nothing was read or made yet."""
+    from tunnel.state.home import Home
+
+    return Home()
+
+
+def load_settings(home: Home, **flags: str | None) -> Settings:
+    """Raises ConfigurationError, StateError."""
+    from tunnel.config import load
+
+    return load(home.config(), os.environ, **flags)
+
+
+def complete_peer(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell.  Says nothing where the state cannot be read."""
+    from tunnel.errors import TunnelError
+
+    try:
+        return [peer.name for peer in open_home().peers() if peer.name.startswith(incomplete)]
+    except TunnelError:
+        return []

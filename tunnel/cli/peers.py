@@ -1,0 +1,138 @@
+"""`ptunnel peers`: whom we remember."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunnel.cli.options import common, complete_peer, open_home
+
+if TYPE_CHECKING:
+    from tunnel.state.peers import Peer
+
+
+@click.group("peers", invoke_without_command=True)
+@common
+@click.pass_context
+def command(context: click.Context, is_json: bool, verbose: int) -> None:
+    """List, rename and forget remembered peers.  Alone, lists them.
+
+    \b
+    Examples:
+      ptunnel peers
+      ptunnel peers rename home-2 office
+      ptunnel peers forget friend          its open connections are cut within a second
+    """
+    if context.invoked_subcommand is None:
+        show(is_json)
+
+
+@command.command("list")
+@common
+def list_command(is_json: bool, verbose: int) -> None:
+    """Show each peer, its fingerprint, its server and what it may reach here."""
+    show(is_json)
+
+
+@command.command("rename")
+@click.argument("old", shell_complete=complete_peer)
+@click.argument("new")
+@common
+def rename_command(old: str, new: str, is_json: bool, verbose: int) -> None:
+    """Call the peer OLD by the name NEW from now on."""
+    from tunnel.driver.vocabulary import looks_like_code
+    from tunnel.errors import ConfigurationError
+
+    if looks_like_code(new) or new.startswith("-"):
+        raise ConfigurationError(f"{new[:40]!r} looks like a code or an option: choose another name.")
+    peer = open_home().rename(old, new)
+    if is_json:
+        _emit({"event": "renamed", "old": old, "peer": peer.name})
+    else:
+        click.echo(f'"{old}" is called "{peer.name}" now.', err=True)
+
+
+@command.command("forget")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_peer)
+@common
+def forget_command(names: tuple[str, ...], is_json: bool, verbose: int) -> None:
+    """Forget peers and what they may reach, and cut what is open with them."""
+    import trio
+
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Forget
+
+    home = open_home()
+    for name in names:
+        home.peer(name)  # all or none
+    for name in names:
+        forgotten = home.forget(name)
+        cut = 0
+
+        def count(_pid: int, answer: dict[str, Any]) -> None:
+            nonlocal cut
+            cut += int(answer.get("links", 0)) if answer["event"] == "forgotten" else 0
+
+        trio.run(ask_all, home.run_dir(), Forget(forgotten.name), count)
+        if is_json:
+            _emit({"event": "forgotten", "peer": forgotten.name, "links": cut})
+        else:
+            ending = f"; {cut} open link{'' if cut == 1 else 's'} cut" if cut else ""
+            click.echo(f'"{forgotten.name}" is forgotten{ending}.', err=True)
+
+
+def show(is_json: bool) -> None:
+    """The list, as data on stdout."""
+    peers = open_home().peers()
+    if is_json:
+        for peer in peers:
+            _emit(_describe(peer))
+        return
+    if not peers:
+        click.echo("No peer is remembered yet: 'ptunnel expose PORT' and 'ptunnel connect' make two meet.", err=True)
+        return
+    from tunnel.cli.render import columns
+
+    rows = [("NAME", "MAY REACH HERE", "LAST SEEN", "SERVER", "FINGERPRINT")]
+    for peer in peers:
+        grants = ", ".join(_grants(peer)) or "-"
+        rows.append((peer.name, grants, _ago(peer.last_seen), peer.server or "-", _fingerprint(peer)))
+    for line in columns(rows):
+        click.echo(line)
+
+
+def _describe(peer: Peer) -> dict[str, Any]:
+    return {
+        "event": "peer",
+        "peer": peer.name,
+        "fingerprint": _fingerprint(peer),
+        "server": peer.server,
+        "grants": _grants(peer),
+        "created": peer.created,
+        "last_seen": peer.last_seen,
+    }
+
+
+def _grants(peer: Peer) -> list[str]:
+    from tunnel.driver.vocabulary import GrantSet
+
+    return [str(grant) for grant in GrantSet.from_dicts(peer.grants)]
+
+
+def _fingerprint(peer: Peer) -> str:
+    from tunnel.driver.vocabulary import fingerprint
+
+    return fingerprint(peer.static)
+
+
+def _ago(unix_time: float) -> str:
+    from tunnel.cli.render import duration
+
+    return f"{duration(max(0.0, time.time() - unix_time))} ago" if unix_time else "never"
+
+
+def _emit(event: dict[str, Any]) -> None:
+    click.echo(json.dumps(event, ensure_ascii=False))

@@ -1,0 +1,184 @@
+"""How a command speaks: JSON objects on stdout, sentences on stderr, and on a terminal a live status below them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+REFRESH_S: Final = 1.0  # seconds between two looks at the links
+SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
+
+#: A line of the live status: its text, and whether it stands for something awaited, which gets a spinner.
+Line = tuple[str, bool]
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """One that can show something live."""
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:
+        return False
+
+
+class Output:
+    """One for each command that runs for a while."""
+
+    def __init__(self, *, is_json: bool = False, is_quiet: bool = False, may_be_live: bool = True) -> None:
+        self.is_json = is_json
+        self.is_quiet = is_quiet
+        self.is_live = may_be_live and not is_json and not is_quiet and is_terminal(sys.stderr)
+        self._live: Live | None = None
+        self._console: Console | None = None
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """One event of the machine interface.  Nothing without --json."""
+        if self.is_json:
+            sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def say(self, text: str = "") -> None:
+        """For a person; nothing with --json or --stdio."""
+        if not self.is_json and not self.is_quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """The same, with --stdio too."""
+        if not self.is_json:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if self._live is not None and self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+        else:
+            click.echo(text, err=True)
+
+    @asynccontextmanager
+    async def live(self, lines: Callable[[], Sequence[Line]]) -> AsyncIterator[None]:
+        """While the block runs, show `lines()` below everything else, on a terminal; the last picture stays."""
+        if not self.is_live:
+            yield
+            return
+        import trio
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        show = self._live
+
+        async def refresh() -> None:
+            while True:
+                current = lines()
+                show.update(_picture(current), refresh=True)
+                await trio.sleep(SPIN_S if any(spins for _, spins in current) else REFRESH_S)
+
+        with show:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(refresh)
+                    yield
+                    nursery.cancel_scope.cancel()
+            finally:
+                show.update(_picture([line for line in lines() if not line[1]]), refresh=True)
+                self._live = None
+
+
+_spinner: Any = None
+
+
+def _picture(lines: Sequence[Line]) -> RenderableType:
+    from rich.console import Group
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    global _spinner
+    if _spinner is None:
+        _spinner = Spinner("dots")
+    parts: list[RenderableType] = []
+    for text, spins in lines:
+        shown = Text(text, no_wrap=True, overflow="ellipsis")
+        if text.startswith("direct"):
+            shown.stylize("green", 0, 6)
+        elif text.startswith("relay"):
+            shown.stylize("yellow", 0, 5)
+        if spins:
+            _spinner.update(text=shown)
+            parts.append(_spinner)
+        else:
+            parts.append(shown)
+    return Group(*parts)
+
+
+# -- words and figures
+
+
+def path_line(status: Mapping[str, Any]) -> str:
+    """`direct  udp 198.51.100.7:41641  rtt 23 ms  mtu 1472`; `status` is a path event or a link's status."""
+    if not status.get("kind"):
+        return "looking for a path"
+    parts = [str(status["kind"]), f"udp {status['remote']}"]
+    if status.get("rtt_s"):
+        parts.append(f"rtt {milliseconds(status['rtt_s'])}")
+    if status.get("mtu"):
+        parts.append(f"mtu {status['mtu']}")
+    return "  ".join(parts)
+
+
+def traffic(status: Mapping[str, Any]) -> str:
+    """Loss, rates and streams of a link's status."""
+    sent = status.get("packets_sent", 0)
+    loss = 100 * status.get("packets_lost", 0) / sent if sent else 0.0
+    streams = status.get("streams", 0)
+    return (
+        f"loss {loss:.1f} %  up {rate(status.get('send_rate', 0))}  down {rate(status.get('receive_rate', 0))}"
+        f"  {streams} stream{'' if streams == 1 else 's'}"
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+
+
+def rate(bytes_per_second: float) -> str:
+    return f"{size(bytes_per_second)}/s"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """`10 minutes`, `an hour`: for people, rounded."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} minutes"
+    hours = round(seconds / 3600)
+    return f"{hours} hours" if hours < 48 else f"{round(seconds / 86400)} days"
+
+
+def listing(things: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    words = list(things)
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "nothing"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text, aligned; the first is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

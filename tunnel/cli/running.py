@@ -1,0 +1,60 @@
+"""Runs one command under trio: Ctrl-C, SIGTERM and a closed terminal end it cleanly, a second Ctrl-C at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from tunnel.cli.main import logger
+
+GOODBYE_LIMIT: Final = 2.5  # seconds from the signal until the process ends, whatever still hangs
+
+ENDING: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def run(command: Callable[[], Awaitable[int | None]]) -> int:
+    """The command's exit code, or 130 after Ctrl-C and 0 after SIGTERM; its exceptions come out as they are."""
+    caught: list[int] = []
+    result: int | None = None
+
+    async def watch(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(*ENDING) as signals:
+            task_status.started()
+            async for number in signals:
+                logger.info("ending: %s", signal.Signals(number).name)
+                if caught:
+                    os._exit(exit_code(number))
+                caught.append(number)
+                _end_anyway(exit_code(number))
+                scope.cancel()
+
+    async def body() -> None:
+        nonlocal result
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: watch(nursery.cancel_scope, task_status))
+            result = await command()
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(body, strict_exception_groups=True)
+    except BaseException:
+        if not caught:
+            raise
+        logger.debug("while ending", exc_info=True)
+    return exit_code(caught[0]) if caught else result or 0
+
+
+def exit_code(number: int) -> int:
+    return 130 if number == signal.SIGINT else 0
+
+
+def _end_anyway(code: int) -> None:
+    """A thread of the system's resolver cannot be cancelled and must not hold up the end."""
+    timer = threading.Timer(GOODBYE_LIMIT, os._exit, [code])
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,136 @@
+"""`ptunnel status`: what the running commands of this home do, asked over their control sockets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from tunnel.cli.options import common, complete_peer, open_home
+
+NO_PROCESS: Final = "No ptunnel command of this home runs: start 'ptunnel expose' or 'ptunnel connect' first."
+WATCH_S: Final = 1.0  # seconds between two looks
+
+
+@click.command("status")
+@click.argument("peer", required=False, shell_complete=complete_peer)
+@click.option("--watch", is_flag=True, help="Look again every second, until Ctrl-C.")
+@click.option("--check", type=click.Choice(["direct"]), help="Exit code 0 if every path is direct, else 5 and a sentence why.")
+@click.option("--wait", "wait_s", type=click.FloatRange(0, 86_400), default=0.0, metavar="SECONDS",
+              help="With --check: wait so long for it.")  # fmt: skip
+@common
+def command(peer: str | None, watch: bool, check: str | None, wait_s: float, is_json: bool, verbose: int) -> int:
+    """Show the links of every running `expose` and `connect` of this user: path, rtt, loss, rates, streams.
+
+    \b
+    Examples:
+      ptunnel status --watch
+      ptunnel status --json | jq .links
+      ptunnel status --check direct --wait 10 && echo punched
+    """
+    from tunnel.cli.running import run
+    from tunnel.errors import ConfigurationError
+
+    if check and watch:
+        raise ConfigurationError("--check looks once and --watch for ever: leave one of them out.")
+    run_dir = open_home().run_dir()
+    if check:
+        return run(lambda: _check(run_dir, peer, wait_s, is_json))
+    return run(lambda: _watch(run_dir, peer, is_json) if watch else _once(run_dir, peer, is_json))
+
+
+async def _ask(run_dir: Path, peer: str | None) -> list[dict[str, Any]]:
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Status
+
+    answers: list[dict[str, Any]] = []
+
+    def take(_pid: int, answer: dict[str, Any]) -> None:
+        if answer["event"] == "status" and peer is not None:
+            answer["links"] = [link for link in answer["links"] if peer in (link["peer"], link["fingerprint"])]
+        answers.append(answer)
+
+    await ask_all(run_dir, Status(), take)
+    return sorted(answers, key=lambda answer: int(answer.get("pid", 0)))
+
+
+async def _once(run_dir: Path, peer: str | None, is_json: bool) -> int:
+    answers = await _ask(run_dir, peer)
+    if is_json:
+        for answer in answers:
+            click.echo(json.dumps(answer, ensure_ascii=False))
+    elif not answers:
+        click.echo(NO_PROCESS, err=True)
+    else:
+        for line in page(answers):
+            click.echo(line)
+    return 0
+
+
+async def _watch(run_dir: Path, peer: str | None, is_json: bool) -> int:
+    import sys
+
+    import trio
+
+    from tunnel.cli.render import is_terminal
+
+    if is_json or not is_terminal(sys.stdout):
+        while True:
+            await _once(run_dir, peer, is_json)
+            sys.stdout.flush()
+            await trio.sleep(WATCH_S)
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(highlight=False), auto_refresh=False, screen=False) as live:
+        while True:
+            text = "\n".join(page(await _ask(run_dir, peer)) or [NO_PROCESS])
+            live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+            await trio.sleep(WATCH_S)
+
+
+async def _check(run_dir: Path, peer: str | None, wait_s: float, is_json: bool) -> int:
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Check
+    from tunnel.errors import UnreachableError
+
+    found: list[dict[str, Any]] = []
+    asked = await ask_all(run_dir, Check(peer, wait_s), lambda _pid, answer: found.append(answer))
+    links = [answer for answer in found if answer["event"] == "check"]
+    for link in links:
+        if is_json:
+            click.echo(json.dumps(link, ensure_ascii=False))
+        else:
+            click.echo(f"{link['peer']}: {link['kind'] or 'no path'}  udp {link['remote']}")
+    if not links:
+        raise UnreachableError(f"There is no link to {peer or 'anybody'}." if asked else NO_PROCESS)
+    relayed = [link for link in links if not link["direct"]]
+    if relayed:
+        why = str(relayed[0]["why"]).rstrip(".")
+        raise UnreachableError(f"The path to {relayed[0]['peer']} is not direct{f': {why}' if why else ''}.")
+    return 0
+
+
+def page(answers: list[dict[str, Any]]) -> list[str]:
+    """What a person reads: a line a process, then its links and forwards."""
+    from tunnel.cli.render import duration, path_line, traffic
+
+    lines: list[str] = []
+    for answer in answers:
+        if answer["event"] != "status":
+            lines.append(str(answer.get("message", answer)))
+            continue
+        links: list[Mapping[str, Any]] = answer["links"]
+        lines.append(
+            f"{answer['role']}  process {answer['pid']}  for {duration(answer['uptime_s'])}" + ("" if links else "  no link yet")
+        )
+        for link in links:
+            lines.append(f"  {link['peer']}  {path_line(link)}  {traffic(link)}")
+            if link["kind"] == "relay" and link["why"]:
+                lines.append(f"    {link['why']}")
+        lines += [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
+    return lines

@@ -1,0 +1,116 @@
+"""Settings: from flags, then the environment, then config.toml of PTUNNEL_HOME, then safe defaults; checked once.
+
+config.toml knows the same words as the flags:
+
+    server = "rv.example.net"      # host or host:port; the port is 24531 unless said
+    name = "home"                  # how we introduce ourselves to new peers
+    path = "auto"                  # auto, direct or relay
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tunnel.errors import ConfigurationError
+
+DEFAULT_PORT: Final = 24_531
+PATHS: Final = ("auto", "direct", "relay")
+MAX_NAME: Final = 64  # characters
+_HOST_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
+)
+_ZONE: Final = re.compile(r"%[A-Za-z0-9_.-]{1,15}\Z")
+
+#: Setting -> the variable of the environment that stands in for its flag.
+VARIABLES: Final = {"server": "PTUNNEL_SERVER", "code": "PTUNNEL_CODE"}
+IN_FILE: Final = frozenset(("server", "name", "path"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a command goes by."""
+
+    server: str | None = None  # host or host:port
+    is_server_given: bool = False  # by flag: goes before the one that a peer is remembered with
+    code: str | None = None
+    name: str | None = None
+    path: str = "auto"
+
+    @property
+    def given_server(self) -> str | None:
+        return self.server if self.is_server_given else None
+
+
+def load(file: Mapping[str, Any], environ: Mapping[str, str], **flags: str | None) -> Settings:
+    """Raises ConfigurationError, naming where the bad value stands."""
+    for key in file:
+        if key not in IN_FILE:
+            known = ", ".join(sorted(IN_FILE))
+            raise ConfigurationError(f"config.toml has the unknown setting {str(key)[:40]!r}: known are {known}.")
+    chosen: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for key, value in file.items():
+        if not isinstance(value, str):
+            raise ConfigurationError(f'config.toml: {key} must be text in quotes, as in {key} = "...".')
+        chosen[key], places[key] = value, f"config.toml: {key}"
+    for key, variable in VARIABLES.items():
+        if environ.get(variable):
+            chosen[key], places[key] = environ[variable], variable
+    for key, flag in flags.items():
+        if flag is not None:
+            chosen[key], places[key] = flag, f"--{key}"
+    settings = Settings(**chosen, is_server_given=places.get("server") == "--server")
+    if settings.server is not None:
+        parse_server(settings.server, places["server"])
+    if settings.path not in PATHS:
+        raise ConfigurationError(f"{places['path']} is auto, direct or relay, not {settings.path[:40]!r}.")
+    if settings.name is not None and not (0 < len(settings.name) <= MAX_NAME and settings.name.isprintable()):
+        raise ConfigurationError(f"{places['name']} needs 1 to {MAX_NAME} printable characters.")
+    return settings
+
+
+def parse_server(text: str, place: str = "--server") -> tuple[str, int]:
+    """`host`, `host:port`, `1.2.3.4:port`, `[2001:db8::1]:port` or a bare IPv6 address.  Raises ConfigurationError."""
+    host, port = split_host_port(text, place, DEFAULT_PORT)
+    if not port:
+        raise ConfigurationError(f"{place}: port 0 of {text[:80]!r} is no port to send to.")
+    return host, port
+
+
+def split_host_port(text: str, place: str, default_port: int) -> tuple[str, int]:
+    """The same with port 0 allowed, for addresses to listen on.  Raises ConfigurationError."""
+    text = text.strip()
+    shown = repr(text[:80])
+    port_text: str | None
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ConfigurationError(f"{place}: {shown} has no closing bracket before the port: write [ADDRESS]:PORT.")
+        port_text = rest[1:] if rest else None
+    elif text.count(":") > 1:
+        host, port_text = text, None
+    else:
+        host, colon, rest = text.partition(":")
+        port_text = rest if colon else None
+    if port_text is None:
+        port = default_port
+    elif port_text.isascii() and port_text.isdecimal() and len(port_text) <= 5 and int(port_text) <= 65_535:
+        port = int(port_text)
+    else:
+        raise ConfigurationError(f"{place}: {port_text[:20]!r} in {shown} is no port: ports go from 1 to 65535.")
+    if not _is_host(host):
+        raise ConfigurationError(f"{place}: {shown} is neither a host name nor an address: write HOST or HOST:PORT.")
+    return host, port
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(_ZONE.sub("", host))
+    except ValueError:
+        looks_numeric = host.replace(".", "").isdigit()  # 300.1.1.1 is a mistyped address, not a name
+        return not looks_numeric and _HOST_NAME.match(host) is not None
+    return True

@@ -1,0 +1,17 @@
+"""What a command line needs before there is an endpoint: codes, grants, fingerprints, the process's limits.  No trio."""
+
+from __future__ import annotations
+
+from tunnel.host.limits import raise_descriptor_limit
+from tunnel.proto.endpoint import CloseCode, Grant, GrantSet, complete, fingerprint, looks_like_code, parse_code
+
+__all__ = [
+    "CloseCode",
+    "Grant",
+    "GrantSet",
+    "complete",
+    "fingerprint",
+    "looks_like_code",
+    "parse_code",
+    "raise_descriptor_limit",
+]
