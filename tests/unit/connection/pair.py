@@ -38,11 +38,13 @@ class Pair:
         receive_buffer: int = 4 << 20,
         rate: float | None = None,
         queue: float = 0.05,
+        mtu: int = 1472,
     ) -> None:
         self.rng = random.Random(seed)
         self.now = Instant(1000.0)
         self.delay, self.loss = delay, loss
         self.rate, self.queue = rate, queue
+        self.mtu = mtu
         self._busy_until = {"a": 0.0, "b": 0.0}
         self.cut: set[tuple[str, bool]] = set()  # (sender, via relay)
         key_a, key_b = keypairs(self.rng)
@@ -91,7 +93,7 @@ class Pair:
 
     def _send(self, name: str, relayed: bool, data: bytes) -> None:
         self.datagrams += 1
-        if (name, relayed) in self.cut:
+        if (name, relayed) in self.cut or len(data) > self.mtu:
             return
         delays = self.hook(name, relayed, data) if self.hook is not None else None
         if delays is None:

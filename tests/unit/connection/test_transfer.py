@@ -57,8 +57,10 @@ def test_a_reset_and_a_stop_cross_faithfully() -> None:
     pair.b.stream_stop(stream, StreamCode.RESET)
     pair.b.stream_reset(stream, StreamCode.REFUSED)
     pair.run_until(
-        lambda: StreamReset(stream, StreamCode.REFUSED) in pair.events["a"]
-        and StreamStopped(stream, StreamCode.RESET) in pair.events["a"]
+        lambda: (
+            StreamReset(stream, StreamCode.REFUSED) in pair.events["a"]
+            and StreamStopped(stream, StreamCode.RESET) in pair.events["a"]
+        )
     )
     pair.run(3.0)
     assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0

@@ -44,6 +44,7 @@ from tunnel.units import Buffer, Instant, PathKey, Seconds, StreamId, Transmit
 IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is over: it outlives sleep, not abandonment
 LINGER: Final = Seconds(1.0)  # how long CLOSE is repeated to a peer that still talks
 CLOSE_SPACING: Final = Seconds(0.1)  # between two of those repetitions
+BLACK_HOLE_PTOS: Final = 2  # probe timeouts in a row, before large datagrams are suspected (RFC 8899 §4.3)
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
 DEMOTED: Final = "the direct path fell silent"
 
@@ -222,6 +223,7 @@ class Connection:
             shared.paths.poll_timeout(),
             shared.acks.deadline(),
             self._sender.pacing_until if self._sender.blocked else None,
+            shared.paths.current.pmtu.poll_timeout() if self._may_send else None,
         )
         for path in shared.paths.known.values():
             deadline = earliest(deadline, path.recovery.poll_timeout())
@@ -437,6 +439,9 @@ class Connection:
         paths = self._shared.paths
         better = paths.better()
         if better is None:
+            if self._shared.mtu_changed:
+                self._shared.mtu_changed = False
+                self._announce(now)
             return
         previous, paths.current = paths.current, better
         if not why:
@@ -445,6 +450,7 @@ class Connection:
             elif better.kind is PathKind.DIRECT:
                 why = "a direct path was found" if previous.kind is PathKind.RELAY else "a faster direct path was found"
         paths.why = why
+        self._shared.mtu_changed = False
         if not previous.validated:
             self._requeue(now, previous)
         self._announce(now)
@@ -469,6 +475,10 @@ class Connection:
         path.pacer.set_rate(path.recovery.pacing_rate(), now)
         if not result.probes:
             return
+        if path.recovery.pto_count >= BLACK_HOLE_PTOS and path.pmtu.on_black_hole(now):
+            path.set_mtu(path.pmtu.size, now)
+            self._shared.mtu_changed |= path is self._shared.paths.current
+            self._requeue(now, path)
         # The probes repeat what is oldest; that it is declared lost here costs a copy, not a congestion event.
         for burst, mask in path.recovery.oldest_outstanding(result.probes):
             self._repeat(burst.content, mask, burst.count)

@@ -15,9 +15,9 @@ from tunnel.proto.connection.events import PathKind
 from tunnel.proto.packet.header import OVERHEAD
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.pacer import Pacer
+from tunnel.proto.recovery.pmtu import PathMtu
 from tunnel.units import Instant, PathKey, Seconds
 
-BASE_MTU: Final = 1_200  # bytes of UDP payload that every path carries (RFC 9000 §14)
 MAX_CHALLENGES: Final = 512  # outstanding; the oldest is forgotten
 CHALLENGE_LIFE: Final = Seconds(10.0)  # an answer later than this proves nothing about now
 MAX_PATHS: Final = 8  # validated paths kept; each holds a recovery value
@@ -52,6 +52,7 @@ class Path:
         "mtu",
         "number",
         "pacer",
+        "pmtu",
         "probes_owed",
         "recovery",
         "validated",
@@ -63,8 +64,9 @@ class Path:
         self.number = number
         self.key = key
         self.kind = kind
-        self.mtu = BASE_MTU
-        self.capacity = BASE_MTU - len(key.prefix) - OVERHEAD  # bytes of frames in one datagram
+        self.pmtu = PathMtu(now, is_ipv6=key.remote.is_ipv6)
+        self.mtu = self.pmtu.size
+        self.capacity = self.mtu - len(key.prefix) - OVERHEAD  # bytes of frames in one datagram
         self.recovery = (
             Recovery(now, datagram_size=self.mtu) if rtt is None else Recovery(now, datagram_size=self.mtu, initial_rtt=rtt)
         )

@@ -343,6 +343,9 @@ class Receiver:
         ack_delay = Seconds(min(delay, MAX_ACK_DELAY))
         for path in shared.paths.known.values():
             recovery = path.recovery
+            if path.pmtu.awaits(ranges):
+                path.set_mtu(path.pmtu.on_probe_acked(now), now)
+                shared.mtu_changed |= path is shared.paths.current
             if not recovery.bytes_in_flight and not len(recovery.ring):
                 continue
             result = recovery.on_ack(ranges, ack_delay, now)

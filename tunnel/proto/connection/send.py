@@ -55,6 +55,9 @@ class Sender:
                 path.probes_owed -= 1
                 size = self._mixed(now, path, view, 0, may_send=True, must_elicit=True)
                 return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
+        probe = current.pmtu.next_probe(now, current.recovery.rtt.smoothed_rtt)
+        if probe is not None:
+            return self._mtu_probe(now, current, view, probe)
         return self._burst(now, current, view)
 
     # 1
@@ -71,6 +74,17 @@ class Sender:
         if path is not None:
             path.last_sent = now
         return Transmit(probe.key.socket_id, probe.key.remote, size, view[:size], probe.ttl)
+
+    def _mtu_probe(self, now: Instant, path: Path, view: memoryview, size: int) -> Transmit:
+        """A PING padded to `size` bytes of UDP payload.  Neither in flight nor in the ring: its loss means something else."""
+        start = len(path.key.prefix) + HEADER_SIZE
+        end = size - TAG_SIZE
+        view[start:end] = bytes(end - start)
+        view[start] = Frame.PING
+        path.pmtu.on_probe_sent(self._shared.next_number)
+        self._seal(path.key, view, 0, end)
+        path.last_sent = now
+        return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
 
     def close_packet(self, out: bytearray, code: int, text: str) -> Transmit:
         """A CLOSE on the current path; not acknowledged, the caller repeats it to whoever still talks."""
@@ -90,6 +104,7 @@ class Sender:
         wants = self._wants(path)
         ack_due = shared.acks.due(now)
         if not wants:
+            path.recovery.on_app_limited(now)
             if not ack_due:
                 return None
             size = self._mixed(now, path, view, 0, may_send=False)

@@ -73,6 +73,7 @@ class Shared:
         self.packets_received = 0
         self.packets_lost = 0
         self.last_heard = now
+        self.mtu_changed = False  # of the current path, not yet announced
 
     def readable(self, stream_id: StreamId) -> None:
         """Announce a stream once until the application reads it."""

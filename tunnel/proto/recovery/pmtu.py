@@ -1,7 +1,7 @@
 """Path MTU discovery by probes of our own (RFC 8899): no ICMP is believed, none is needed.
 
-Sizes are bytes of UDP payload.  Probes are padded PINGs outside window and loss detection: a lost one says something of the path's
-MTU, nothing of its congestion (RFC 8899 §3, item 5).
+Sizes are bytes of UDP payload.  Probes are padded PINGs outside window and loss detection: a lost one says something of the
+path's MTU, nothing of its congestion (RFC 8899 §3, item 5).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Final
 from tunnel.units import Instant, Seconds
 
 BASE_PLPMTU: Final = 1_200  # carried by every path QUIC or we run on (RFC 9000 §14)
-#: What links out there have, less 28 bytes of IPv4 and UDP (48 of IPv6): 1280, 1360, 1400, 1420 (WireGuard), 1480, 1492 (PPPoE), 1500, 9000.
+#: What links out there have, less 28 bytes of IPv4 and UDP (48 of IPv6): 1280, 1360, 1400, 1420 (WireGuard), 1480, 1492 (PPPoE),
+#: 1500, 9000.
 STEPS_IPV4: Final = (1_200, 1_252, 1_332, 1_372, 1_392, 1_452, 1_464, 1_472, 8_972)
 STEPS_IPV6: Final = (1_200, 1_232, 1_312, 1_352, 1_372, 1_432, 1_444, 1_452, 8_952)
 COMMON: Final = -2  # index of the Ethernet size, which is tried first
@@ -51,12 +52,12 @@ class PathMtu:
             self._high = self._probing
             self._probing = None
         if self._probing is None:
-            if self._high - self._low <= 1:
-                # The search is over.  Much later the path may carry more; the next round begins above what passes.
-                self._high = len(self._steps)
-                self._at = Instant(now + RAISE_AFTER) if self._low < self._high - 1 else None
-                return None
             common = len(self._steps) + COMMON
+            if self._high - self._low <= 1:
+                # The search is over.  Much later a path below Ethernet's size may carry more; jumbo frames do not come by themselves.
+                self._high = max(common, self._low) + 1
+                self._at = Instant(now + RAISE_AFTER) if self._low < common else None
+                return None
             if self._low < common < self._high:
                 self._probing = common
             elif self._low >= common:
@@ -89,7 +90,7 @@ class PathMtu:
         return self.size
 
     def on_black_hole(self, now: Instant) -> bool:
-        """Nothing large arrives any more (RFC 8899 §4.3): back to the base, and search below what failed.  False if already there."""
+        """Nothing large arrives any more (RFC 8899 §4.3): back to the base, to search below; False if there already."""
         if self._low == 0:
             return False
         self._high = self._low
