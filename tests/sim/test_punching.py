@@ -28,11 +28,14 @@ SKEWS = ((0.02, 0.02), (0.27, 0.02), (0.02, 0.27))  # relay delay a -> b, b -> a
 def meet(
     a: str, b: str, seed: int, *, skew: tuple[float, float] = SKEWS[0], link: Link | None = None, limit: float = 2.0
 ) -> tuple[PunchNode, PunchNode, World]:
-    """Run until both are direct, or for `limit` seconds."""
-    with World(seed, link) as world:
+    """Run until both are direct, or for `limit` seconds.  `link` lies between the two; the server is on a better one."""
+    with World(seed) as world:
         pair = make_pair(world, world.host("a", world.site("left", a)), world.host("b", world.site("right", b)))
         for node, delay in zip(pair, skew, strict=True):
             node.signal_delay = delay
+        if link is not None:
+            world.set_link(pair[0].host, pair[1].host, link)
+            world.set_link(pair[1].host, pair[0].host, link)
         end = world.now + limit
         while not are_direct(pair) and world.step(end):  # type: ignore[arg-type]
             pass

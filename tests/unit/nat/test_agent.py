@@ -57,9 +57,19 @@ def test_openers_with_a_low_ttl_come_first_and_full_checks_after_the_phase() -> 
 
 def test_full_checks_wait_longer_for_a_peer_that_will_say_when_it_is_ready() -> None:
     agent = make_agent()
+    agent.set_local(T0, [FAR_LAN._replace(address=Address("192.168.1.2", 1))])
     agent.handle_offer(T0, Offer(1, (FAR,)))
     checks = run(agent, T0, 2.0)
     assert min(at for at, check in checks if check.ttl is None) == pytest.approx(module.OPENER_PHASE, abs=1e-6)
+
+
+def test_full_checks_wait_for_our_own_candidates_to_be_named() -> None:
+    agent = make_agent()
+    agent.handle_offer(T0, Offer(1, (FAR,)))
+    assert all(check.ttl is not None for _, check in run(agent, T0, 1.5))
+    agent.set_local(Instant(T0 + 1.5), [FAR_LAN._replace(address=Address("192.168.1.2", 1))])
+    assert run(agent, T0 + 1.5, 0.9) == []
+    assert run(agent, T0 + 2.4, 0.2)[0][1] == Check(V4, FAR.address, None)
 
 
 def test_host_and_ipv6_candidates_need_no_openers() -> None:

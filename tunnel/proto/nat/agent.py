@@ -33,6 +33,8 @@ OPENERS: Final = ((Seconds(0.0), 3), (Seconds(0.05), 3), (Seconds(0.1), 5))
 OPENER_PHASE: Final = Seconds(1.0)
 #: The same towards a peer that sends no offers and so no word either; it may be some 250 ms late.
 BLIND_OPENER_PHASE: Final = Seconds(0.3)
+#: The same while we have named no candidates ourselves, so that the peer cannot have opened towards us.
+UNNAMED_OPENER_PHASE: Final = Seconds(3.0)
 FIRST_INTERVAL: Final = Seconds(0.05)  # 20 checks a second ...
 FAST_CHECKS: Final = 6  # ... for so many, then falling off
 INTERVAL_GROWTH: Final = 1.3
@@ -206,6 +208,9 @@ class Agent:
             self._local = chosen
             for key in [key for key in self._pairs if key[1] in unique]:  # trap: the peer's LAN address can be ours
                 del self._pairs[key]
+            for pair in self._pairs.values():
+                if pair.opens and not pair.checks and pair.openers == len(OPENERS) and not self._peer_has_opened:
+                    pair.next_at = Instant(now + OPENER_PHASE)  # the peer hears of these only now
             self._offer()
 
     def add_remote(self, now: Instant, candidates: Iterable[Candidate]) -> None:
@@ -366,7 +371,9 @@ class Agent:
 
     @property
     def _opener_phase(self) -> Seconds:
-        return OPENER_PHASE if self._remote_generation else BLIND_OPENER_PHASE
+        if not self._remote_generation:
+            return BLIND_OPENER_PHASE
+        return OPENER_PHASE if self._generation else UNNAMED_OPENER_PHASE
 
     def _restarted_lately(self, now: Instant) -> bool:
         return self._last_restart is not None and now - self._last_restart < MIN_RESTART_INTERVAL
