@@ -192,13 +192,13 @@ class Paths:
             return None
         if not current.validated or not self.is_allowed(current) or best.kind is not current.kind:
             return best
-        if best.recovery.rtt.smoothed_rtt < BETTER_RTT * current.recovery.rtt.smoothed_rtt - 0.001:
+        if _quickest(best) < BETTER_RTT * _quickest(current) - 0.001:
             return best
         return None
 
     @staticmethod
     def _rank(path: Path) -> tuple[bool, float, int]:
-        return path.kind is PathKind.RELAY, path.recovery.rtt.smoothed_rtt, -path.number
+        return path.kind is PathKind.RELAY, _quickest(path), -path.number
 
     def remove(self, key: PathKey) -> Path | None:
         path = self.known.get(key)
@@ -246,3 +246,9 @@ class Paths:
             path.last_sent = now
             self.challenge(now, path.key, path.kind)
         return failed
+
+
+def _quickest(path: Path) -> Seconds:
+    """The round trip without queues, of ours or others: a path must not lose for being used."""
+    rtt = path.recovery.rtt
+    return rtt.min_rtt if rtt.samples else rtt.smoothed_rtt

@@ -54,7 +54,7 @@ class PathMtu:
         if self._probing is None:
             common = len(self._steps) + COMMON
             if self._high - self._low <= 1:
-                # The search is over.  Much later a path below Ethernet's size may carry more; jumbo frames do not come by themselves.
+                # The search is over.  Much later a path below Ethernet's size may carry more; jumbo frames do not appear.
                 self._high = max(common, self._low) + 1
                 self._at = Instant(now + RAISE_AFTER) if self._low < common else None
                 return None
