@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.rendezvous.world import SERVER, V4, V6, World
-from tunnel.proto.rendezvous import events
+from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.events import RelayChannel
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import GoneReason, RefusalCode
@@ -367,3 +367,95 @@ def test_an_embedded_server_lets_only_its_own_machine_wait() -> None:
     stranger.client.claim(world.now, own.of(events.Allocated)[0].nameplate, b"x")
     world.run(1)
     assert stranger.of(events.ClaimAccepted)
+
+
+def test_a_full_room_is_asked_for_again_and_what_was_granted_is_left_alone() -> None:
+    world = World(config=ServerConfig(listeners_per_room=1))
+    first, second, dialer = world.host("first"), world.host("second"), world.host("dialer")
+    for host in (first, second):
+        host.client.listen(world.now, ROOMS)
+        world.run(1)
+    dialer.client.dial(world.now, ROOMS)
+    world.run(1)
+    (refused,) = second.of(events.Refused)
+    assert (refused.what, refused.code, set(refused.rooms)) == ("listen", RefusalCode.FULL, set(ROOMS))
+    first.client.close(world.now)
+    world.run(31)
+    assert len(second.of(events.Introduced)) == 1
+    assert len(dialer.of(events.Introduced)) == 2  # the first listener, then the second, each once
+
+
+def test_a_dialer_waits_through_a_restart_of_the_listener() -> None:
+    world = World()
+    world.host("listener"), world.host("dialer")
+    introduced(world)
+    world.hosts[0].client.close(world.now)
+    world.run(1)
+    again = world.host("again")
+    again.client.listen(world.now, ROOMS)
+    world.run(1)
+    assert len(again.of(events.Introduced)) == 1
+    assert len(world.hosts[1].of(events.Introduced)) == 2
+
+
+def test_after_a_long_suspend_the_client_registers_again_by_itself() -> None:
+    world = World()
+    host = world.host("a")
+    host.client.listen(world.now, ROOMS)
+    host.client.allocate(world.now)
+    world.run(1)
+    nameplate = host.of(events.Allocated)[0].nameplate
+    world.hosts.remove(host)
+    world.run(300)
+    assert world.server.counters()["sessions"] == 0
+    world.hosts.append(host)
+    world.run(1)
+    assert world.server.counters()["rooms"] == len(ROOMS)
+    assert nameplate in world.server.registry.nameplates
+
+
+def test_a_nameplate_given_away_meanwhile_is_reported_lost() -> None:
+    world = World()
+    host, other = world.host("a"), world.host("b")
+    host.client.allocate(world.now)
+    world.run(1)
+    nameplate = host.of(events.Allocated)[0].nameplate
+    world.start_server()
+    world.ask(Address("198.18.3.3", 3), messages.Hello())
+    cookie = world.cookie(Address("198.18.3.3", 3))
+    world.ask(Address("198.18.3.3", 3), messages.Allocate(nameplate), cookie=cookie)
+    world.run(25)
+    assert [e.nameplate for e in host.of(events.NameplateLost)] == [nameplate]
+    assert not other.of(events.NameplateLost)
+
+
+def test_a_forged_answer_or_push_from_off_the_path_is_dropped() -> None:
+    world = World()
+    host = world.host("a")
+    world.run(1)
+    told = list(host.events)
+    for data in (
+        messages.encode_response(12345, messages.Allocated(731, 600)),
+        messages.encode_push(b"x" * 16, 1, messages.Bye()),
+        messages.encode_push(bytes(16), 0, messages.Gone(1, b"\xc0" + bytes(7), 4)),
+        messages.encode_push(bytes(16), 0, messages.Bye()),
+    ):
+        host.client.handle_datagram(world.now, SocketId(10), SERVER[V4], data)
+        host.client.handle_datagram(world.now, SocketId(10), Address("198.18.66.6", 6), data)
+    world.run(1)
+    assert host.events == told
+    assert host.client.drops.total() == 8
+    assert host.client.is_reached
+
+
+def test_a_client_never_floods_however_long_the_server_is_away() -> None:
+    world = World()
+    host = world.host("a")
+    for day in range(240):
+        host.client.listen(world.now, [day.to_bytes(16, "big")])
+    world.run(5)
+    assert world.server.counters()["rooms"] == 240
+    sent: list[int] = []
+    world._arrive_at_server = lambda socket_id, source, data: sent.append(len(data))  # type: ignore[method-assign]
+    world.run(300)
+    assert 300 / 5 - 10 <= len(sent) <= 300 / 5 + 10  # one question each five seconds, whatever is registered

@@ -22,7 +22,7 @@ class ServerConfig:
 
     # registrations: soft state, gone when its owner falls silent
     session_lifetime: Seconds = field(default=Seconds(90.0))  # four refreshes of 20 s may be lost
-    max_sessions: int = 32_768  # sessions; some 2 KB each
+    max_sessions: int = 32_768  # sessions; some 3.6 KB each with three rooms
     sessions_per_address: int = 256  # sessions; a large carrier's NAT has many homes behind one address
     rooms_per_session: int = 1024  # rooms; 341 remembered peers of three days each
     max_room_entries: int = 200_000  # registrations in rooms, over all sessions; some 300 bytes each
@@ -50,7 +50,7 @@ class ServerConfig:
     # relay: on by default, so that a public server is no free ride
     max_channels: int = 16_384  # channels; some 700 bytes each
     channels_per_address: int = 256  # channels that have a side there
-    channel_idle: Seconds = field(default=Seconds(180.0))  # two refresh lifetimes without a sign of one side
+    channel_idle: Seconds = field(default=Seconds(180.0))  # two session lifetimes without a sign of one side
     pair_bytes: int = 64 * GIBIBYTE  # bytes a pair of addresses may relay at a stretch ...
     pair_bytes_period: Seconds = field(default=Seconds(86_400.0))  # ... and gets back evenly over this long
     max_pairs: int = 65_536  # pairs of addresses whose bytes are counted
