@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 FIRST_RETRY: Final = Seconds(0.5)
 LONGEST_RETRY: Final = Seconds(5.0)
+LONGEST_XX_RETRY: Final = Seconds(1.0)  # somebody waits, and giving up costs a code
 RETRY_JITTER: Final = 0.1  # each wait is longer by up to this share, so that two peers do not stay in step
 FINISH_RETRY: Final = Seconds(0.3)
 FINISH_ATTEMPTS: Final = 10  # finishes sent without hearing a transport datagram; then the connection's own probes are alone
@@ -110,6 +111,7 @@ class InitiatorHandshake:
         self._timestamp = timestamp
         self._rng = rng
         self._wait = FIRST_RETRY
+        self._longest = LONGEST_XX_RETRY if initiator.pattern is Pattern.XX else LONGEST_RETRY
         self._finishes = 0
         self._timers: TimerTable[_Timer] = TimerTable()
         self._timers.set(_Timer.SEND, now)
@@ -176,7 +178,7 @@ class InitiatorHandshake:
             return self.completed.finish
         wait = self._wait * (1.0 + RETRY_JITTER * self._rng.random())
         self._timers.set(_Timer.SEND, Instant(now + wait))
-        self._wait = Seconds(min(2 * self._wait, LONGEST_RETRY))
+        self._wait = Seconds(min(2 * self._wait, self._longest))
         self.attempts += 1
         return self._initiator.first_datagram(self._timestamp())
 

@@ -37,6 +37,8 @@ PATIENT_FAILURES: Final = 3  # wrong guesses in a row before a fresh code has to
 FIRST_DELAY: Final = Seconds(5.0)
 LONGEST_DELAY: Final = Seconds(600.0)
 
+MAX_EARLY: Final = 4  # posts kept until we know which mailbox is ours
+
 POST_ANSWER: Final = 1  # first byte of a mailbox body: PAKE message and confirmation follow
 POST_FAILURE: Final = 2  # the codes differ
 
@@ -240,6 +242,7 @@ class ConnectorPairing:
         self._adopt = adopt
         self._pake = Pake("B", code, context.entropy)
         self._mailbox: bytes | None = None
+        self._early: list[told.Posted] = []  # what overtook the answer to our claim
         self._channel: told.RelayChannel | None = None
         self._instance = context.new_instance()
         self._deadline: Instant | None = None
@@ -255,8 +258,14 @@ class ConnectorPairing:
             case told.ClaimAccepted(nameplate=nameplate, mailbox=mailbox, channel=channel) if nameplate == self._code.nameplate:
                 self._mailbox, self._channel = mailbox, channel
                 self._deadline = Instant(now + ANSWER_TIMEOUT)
-            case told.Posted(mailbox=mailbox, body=body) if mailbox == self._mailbox:
-                self._on_post(now, body)
+                early, self._early = self._early, []
+                for post in early:
+                    self.handle_event(now, post)
+            case told.Posted(mailbox=mailbox, body=body):
+                if mailbox == self._mailbox:
+                    self._on_post(now, body)
+                elif self._mailbox is None and len(self._early) < MAX_EARLY:
+                    self._early.append(event)
             case told.Refused(what="claim", code=code, text=text):
                 problem, sentence = _REFUSALS.get(int(code), (Problem.SERVER_REFUSED, _server_says(text)))
                 self._fail(now, problem, sentence)
@@ -277,6 +286,9 @@ class ConnectorPairing:
         completed = handshake.handle_datagram(now, datagram)
         if completed is not None:
             self._deadline = None
+            finish = handshake.poll_transmit(now)
+            if finish is not None:
+                self._context.send(path, finish)  # before anything under the new keys
             self.peering = self._adopt(now, completed, path, self._instance, True)
             if self.peering is None:
                 self.close(now)
