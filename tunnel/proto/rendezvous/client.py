@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "ClientEvent", "RelayChannel"]
 
-REFRESH_INTERVAL: Final = Seconds(20.0)  # under the 30 s after which Linux forgets an unreplied UDP mapping
+REFRESH_INTERVAL: Final = Seconds(7.0)  # some NATs forget a mapping after 8 s, and pushes must find us; ±10 % of jitter
 LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
 PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody

@@ -141,6 +141,7 @@ class Registry:
         return session
 
     def touch(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> None:
+        """A sign of life, maybe from a new address."""
         session.seen_at = now
         self.sessions.move_to_end(session.id)
         session.socket_id = socket_id

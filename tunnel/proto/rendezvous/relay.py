@@ -217,6 +217,13 @@ class Relay:
         self._settle(now, channel)
         return True
 
+    def follow(self, now: Instant, identifier: bytes, index: int, socket_id: SocketId, remote: Address, session: bytes) -> None:
+        """Move a side whose owner has not yet heard of the channel, and so cannot know its token, with his session."""
+        channel = self._channels.get(identifier)
+        if channel is not None and channel.sides[index].session == session:
+            self._bind(now, channel.sides[index], socket_id, remote, session)
+            self._settle(now, channel)
+
     def close(self, channel: Channel) -> None:
         if self._channels.pop(channel.id, None) is None:
             return

@@ -263,6 +263,7 @@ class Server:
             return self._on_refresh(now, inbound)
         if self._is_stopping:
             return Refusal(RefusalCode.CLOSING, "the server is shutting down")
+        self._follow(now, inbound)
         session = self.registry.session(now, request.session, socket_id, remote)
         if session is None:
             return Refusal(RefusalCode.FULL, "the server has too many clients, or too many from this address", 30)
@@ -299,6 +300,7 @@ class Server:
 
     def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes:
         socket_id, remote, request = inbound
+        self._follow(now, inbound)
         session = self.registry.sessions.get(request.session)
         if session is not None:
             self.registry.touch(now, session, socket_id, remote)
@@ -426,6 +428,16 @@ class Server:
         return messages.Done()
 
     # channels
+
+    def _follow(self, now: Instant, inbound: Inbound) -> None:
+        """A session speaks from elsewhere: channels it was told of in vain move with it, the others wait for its Rebind."""
+        socket_id, remote, request = inbound
+        session = self.registry.sessions.get(request.session)
+        if session is None or (session.remote == remote and session.socket_id == socket_id):
+            return
+        for push in session.pushes.values():
+            if isinstance(push.message, messages.Introduced | messages.ClaimReceived):
+                self.relay.follow(now, push.message.channel, push.message.side, socket_id, remote, session.id)
 
     def _open_channel(self, now: Instant, first: Session, second: Session) -> Channel | None:
         channel = self.relay.open(now, (first.socket_id, first.remote, first.id), (second.socket_id, second.remote, second.id))
