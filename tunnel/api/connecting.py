@@ -110,7 +110,7 @@ async def connect(
                     driver.dial(target, rendezvous)
                 await driver.wait_reached(rendezvous, SERVER_PATIENCE)
                 link = await waiting.wait()
-                store.seen(link.peer)
+                nursery.start_soon(trio.to_thread.run_sync, store.seen, link.peer)
                 if handler is not None:
                     nursery.start_soon(handler, link)
                 yield link

@@ -70,7 +70,7 @@ class Exposure:
             self._on_event(event)
 
     def handle_link(self, link: Link) -> None:
-        self._store.seen(link.peer)
+        self._nursery.start_soon(trio.to_thread.run_sync, self._store.seen, link.peer)
         self._nursery.start_soon(self._serve, link)
         self._notify()
 

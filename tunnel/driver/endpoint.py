@@ -177,7 +177,7 @@ class EndpointDriver:
         return flow
 
     def renew_code(self, flow: ExposerPairing) -> None:
-        flow.renew(self.clock())
+        self.core.renew_code(self.clock(), flow)
         self.flush()
 
     def claim_code(self, server: str, code: str, *, expected: KnownPeer | None = None) -> None:

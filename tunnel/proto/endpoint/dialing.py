@@ -143,9 +143,7 @@ class Dialer:
 
     def close(self, now: Instant) -> None:
         self.answered(now)
-        if self._channel is not None:
-            self.client.leave_channel(now, self._channel.channel)
-            self._channel = None
+        self._channel = None
 
     def handle_timeout(self, now: Instant) -> None:
         peering = self.peering

@@ -50,6 +50,9 @@ class Endpoint:
         self._meetings = Meetings(self._context)
         self._client_of: dict[tuple[SocketId, str], Client] = {}
         self._keys: dict[tuple[SocketId, Address, bytes], PathKey] = {}
+        self._cold_at: Instant | None = None  # the first deadline of everything but the peerings
+        self._is_cold_at_stale = True
+        self._is_closing = False
 
     # --- what it stands on
 
@@ -71,6 +74,7 @@ class Endpoint:
 
     def set_hosts(self, now: Instant, hosts: Iterable[str]) -> None:
         """The machine's own addresses, numeric; call again when they may have changed."""
+        self._is_cold_at_stale = True
         hosts = tuple(hosts)
         if hosts == self._context.hosts:
             return
@@ -85,11 +89,13 @@ class Endpoint:
 
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up: ask every server at once where it sees us now."""
+        self._is_cold_at_stale = True
         for client in self._context.clients.values():
             client.network_changed(now)
 
     def add_server(self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"") -> None:
         """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them."""
+        self._is_cold_at_stale = True
         context = self._context
         if name in context.clients:
             return
@@ -117,26 +123,33 @@ class Endpoint:
 
     def offer_code(self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool) -> ExposerPairing:
         """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired."""
+        self._is_cold_at_stale = True
         return self._meetings.offer_code(now, server, grants=grants, keep=keep)
 
     def claim_code(self, now: Instant, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
         """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError."""
+        self._is_cold_at_stale = True
         self._meetings.claim_code(now, server, code, expected=expected)
 
     def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
         """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
+        self._is_cold_at_stale = True
         return self._meetings.dial(now, peer, server)
 
     def listen(self, now: Instant) -> None:
         """Let remembered peers in, from now on."""
+        self._is_cold_at_stale = True
         self._meetings.listen(now)
 
     def set_peers(self, now: Instant, peers: Iterable[KnownPeer]) -> None:
         """What the store says now: new grants and names count at once, whoever is forgotten is cut off."""
+        self._is_cold_at_stale = True
         self._meetings.set_peers(now, peers)
 
     def close(self, now: Instant, text: str = "the other side has ended") -> None:
         """Say goodbye to every peer and server; poll_transmit still has to be called."""
+        self._is_cold_at_stale = True
+        self._is_closing = True
         self._meetings.close(now, text)
         for client in self._context.clients.values():
             client.close(now)
@@ -190,8 +203,10 @@ class Endpoint:
             is_cold = is_cold or touched.needs_meeting or touched.is_closed
         if is_cold:
             self._meetings.pump(now)
+            self._is_cold_at_stale = True
 
     def handle_timeout(self, now: Instant) -> None:
+        self._is_cold_at_stale = True
         for client in self._context.clients.values():
             client.handle_timeout(now)
         self._meetings.handle_timeout(now)
@@ -200,6 +215,16 @@ class Endpoint:
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
         """The next burst; `out` has room for 65,536 bytes and may be lent to the Transmit."""
+        burst: Transmit | None = None
+        if self._is_closing:  # the goodbyes to peers go through the server, so they have to come first
+            burst = self._poll_peerings(now, out)
+        if burst is None:
+            burst = self._poll_cold(now, out)
+        if burst is None and not self._is_closing:
+            burst = self._poll_peerings(now, out)
+        return burst
+
+    def _poll_cold(self, now: Instant, out: bytearray) -> Transmit | None:
         context = self._context
         if context.out:
             key, datagram = context.out.popleft()
@@ -208,6 +233,10 @@ class Endpoint:
             ready = client.poll_transmit(now)
             if ready is not None:
                 return _single(PathKey(ready[0], ready[1]), ready[2], out)
+        return None
+
+    def _poll_peerings(self, now: Instant, out: bytearray) -> Transmit | None:
+        """Round robin: whoever was served goes to the end."""
         peerings = self._meetings.peerings
         for position, peering in enumerate(peerings):
             connection = peering.connection
@@ -224,17 +253,35 @@ class Endpoint:
         return None
 
     def poll_timeout(self) -> Instant | None:
-        at = self._meetings.poll_timeout()
-        for client in self._context.clients.values():
-            at = earliest(at, client.poll_timeout())
-        return at
+        if self._is_cold_at_stale:
+            at = self._meetings.poll_timeout()
+            for client in self._context.clients.values():
+                at = earliest(at, client.poll_timeout())
+            self._cold_at = at
+            self._is_cold_at_stale = False
+        first = self._cold_at
+        for peering in self._meetings.peerings:
+            at = peering.poll_timeout()
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
+
+    def renew_code(self, now: Instant, flow: ExposerPairing) -> None:
+        """One more code for an exposure, now."""
+        self._is_cold_at_stale = True
+        flow.renew(now)
 
     def poll_event(self, now: Instant) -> EndpointEvent | None:
         """The next event; call until None.  `now` is for what the connections have to say meanwhile."""
         events = self._context.events
         if not events:
+            is_cold = False
             for peering in self._meetings.peerings:
                 peering.drain(now)
+                is_cold = is_cold or peering.needs_meeting
+            if is_cold:
+                self._meetings.pump(now)
+                self._is_cold_at_stale = True
         return events.popleft() if events else None
 
     def _key(self, socket_id: SocketId, remote: Address, prefix: bytes) -> PathKey:

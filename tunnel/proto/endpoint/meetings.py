@@ -189,6 +189,7 @@ class Meetings:
         self.pump(now)
 
     def poll_timeout(self) -> Instant | None:
+        """Of the flows; the peerings are asked by themselves."""
         at = earliest(self._listener.poll_timeout(), self._responder.poll_timeout())
         for _, flow in self._exposing:
             at = earliest(at, flow.poll_timeout())
@@ -196,8 +197,6 @@ class Meetings:
             at = earliest(at, claim.poll_timeout())
         for dialer in self._dialers.values():
             at = earliest(at, dialer.poll_timeout())
-        for peering in self.peerings:
-            at = earliest(at, peering.poll_timeout())
         return at
 
     def pump(self, now: Instant) -> None:
@@ -246,6 +245,12 @@ class Meetings:
                     connection = peering.connection
                     if connection is not None and old.path_key in connection.paths:
                         connection.add_relay(now, new.path_key)
+            case told.PeerGone(channel=channel) if channel is not None:
+                for peering in self.live:
+                    connection = peering.connection
+                    if connection is not None and channel.path_key in connection.paths:
+                        connection.drop_path(now, channel.path_key)
+                        peering.drain(now)
             case _:
                 pass
         self._listener.handle_event(event)
@@ -374,7 +379,13 @@ class Meetings:
         dialer = self._dialers.pop(peering, None)
         if dialer is not None:
             dialer.close(now)
-        if peering.connection is None or peering.connection.is_drained:
+        connection = peering.connection
+        if connection is None or connection.is_drained:
+            client = self._context.clients.get(peering.server or "")
+            if connection is not None and client is not None:
+                for key in connection.paths:
+                    if key.prefix:
+                        client.leave_channel(now, key.prefix)
             self.peerings.remove(peering)
             for index in [index for index, owner in self.by_index.items() if owner is peering]:
                 del self.by_index[index]

@@ -237,8 +237,10 @@ class Peering:
                 self.connection.send_control(bytes((CONTROL_OFFER,)) + offer)
 
     def poll_timeout(self) -> Instant | None:
-        return earliest(
-            self.connection.poll_timeout() if self.connection is not None else None,
-            self.handshake.poll_timeout() if self.handshake is not None else None,
-            self.puncher.next_at if self.puncher is not None and not self.is_closed else None,
-        )
+        at = self.connection.poll_timeout() if self.connection is not None else None
+        if self.handshake is not None:
+            at = earliest(at, self.handshake.poll_timeout())
+        puncher = self.puncher
+        if puncher is not None and puncher.next_at is not None and not self.is_closed and (at is None or puncher.next_at < at):
+            return puncher.next_at
+        return at
