@@ -33,6 +33,7 @@ from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 SERVER = "rv.example.net"
 FIRST, SECOND = SocketId(0), SocketId(1)
 EPOCH_NS = 1_700_000_000 * 10**9
+DAY_NS = 86_400 * 10**9
 GRANTS = tuple(GrantSet.parse("22").to_dicts())
 
 
@@ -88,6 +89,7 @@ class Person:
         self.told: list[EndpointEvent] = []
         self.received: dict[Peering, bytes] = {}
         self.boots = 0
+        self.days_ahead = 0  # of its calendar
         self.boot()
 
     def boot(self) -> None:
@@ -99,7 +101,7 @@ class Person:
             store=self,
             entropy=entropy_of((self.name, self.boots, self.world.seed)),
             rng=random.Random(f"{self.name} {self.boots} {self.world.seed}"),
-            wall_ns=lambda: EPOCH_NS + int(self.world.now * 1e9),
+            wall_ns=lambda: EPOCH_NS + self.days_ahead * DAY_NS + int(self.world.now * 1e9),
         )
         self.told.clear()
         address = self.host.bind()

@@ -1,0 +1,103 @@
+"""Which way the bytes go, and what happens when a way is lost: endpoints, server and routers in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.link import Link
+from tests.unit.endpoint.people import Party
+from tunnel.proto.connection.events import PathKind
+from tunnel.proto.endpoint import PeeringClosed, Problem
+from tunnel.units import Seconds
+
+BLACK_HOLE = Link(loss=1.0)
+
+
+def is_direct(party: Party) -> bool:
+    return party.friend.kinds[-1:] == [PathKind.DIRECT] and party.home.kinds[-1:] == [PathKind.DIRECT]
+
+
+@pytest.mark.parametrize("friend", ["open", "fw", "prc", "uprc", "prcrace", "cgn"])
+@pytest.mark.parametrize("home", ["open", "fw", "prc", "uprc", "prcrace"])
+def test_easy_routers_let_a_direct_path_through_soon(home: str, friend: str) -> None:
+    with Party(home=home, friend=friend) as party:
+        peering = party.pair()
+        took = party.world.run_until(lambda: is_direct(party), 5)
+        assert took < 1.5
+        party.echoed(peering, b"hello")
+
+
+def test_two_hard_routers_are_relayed_and_the_user_is_told_why() -> None:
+    with Party(home="sym", friend="sym") as party:
+        peering = party.pair()
+        party.world.run(15.0)
+        assert not is_direct(party)
+        assert party.echoed(peering, b"hello") < 0.2
+        assert "both routers" in peering.why_relayed(party.world.now)
+
+
+def test_a_relayed_goodbye_arrives() -> None:
+    with Party(home="sym", friend="sym") as party:
+        party.pair()
+        party.friend.endpoint.close(party.world.now, "done here")
+        party.world.touch(party.friend.host)
+        party.world.run(0.5)
+        closed = [event for event in party.home.told if isinstance(event, PeeringClosed)]
+        assert [event.reason.text for event in closed] == ["done here"]
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+def test_a_black_hole_on_the_direct_path_is_left_for_the_relay_within_two_seconds(one_way: bool) -> None:
+    with Party() as party:
+        peering = party.pair()
+        party.world.run_until(lambda: is_direct(party), 5)
+        party.world.set_link(party.friend.host, party.home.host, BLACK_HOLE)
+        if not one_way:
+            party.world.set_link(party.home.host, party.friend.host, BLACK_HOLE)
+        assert party.echoed(peering, b"x" * 50_000) < 2
+        party.world.set_link(party.friend.host, party.home.host, Link())
+        party.world.set_link(party.home.host, party.friend.host, Link())
+        party.world.run_until(lambda: is_direct(party), 150)
+
+
+def test_a_relayed_link_outlives_a_restart_of_the_server() -> None:
+    with Party(home="sym", friend="sym") as party:
+        peering = party.pair()
+        party.echoed(peering, b"before")
+        party.server.boot()
+        party.friend.say(peering, b"across the restart")
+        party.world.run_until(lambda: party.friend.received.get(peering, b"").endswith(b"restart"), 60)
+        assert not peering.is_closed
+
+
+def test_a_new_public_address_is_found_out_and_punched_from() -> None:
+    with Party() as party:
+        peering = party.pair()
+        party.world.run_until(lambda: is_direct(party), 5)
+        party.world.renumber(party.friend_site)
+        assert party.echoed(peering, b"x" * 50_000) < 5
+        party.world.renumber(party.home_site)
+        assert party.echoed(peering, b"x" * 50_000) < 30
+        assert not peering.is_closed
+
+
+def test_an_absent_peer_is_waited_for() -> None:
+    with Party() as party:
+        party.acquaint()
+        peering = party.friend.dial(party.home)
+        party.world.run(100.0)
+        assert Problem.PEER_ABSENT in party.friend.problems
+        party.home.listen()
+        assert party.world.run_until(lambda: peering.connection is not None, 10) < Seconds(1.0)
+
+
+@pytest.mark.parametrize("ahead", [-1, 0, 1])
+def test_days_pass_and_the_rooms_with_them_even_if_two_calendars_differ(ahead: int) -> None:
+    with Party() as party:
+        party.acquaint()
+        party.home.listen()
+        party.world.run(10.0)
+        party.home.days_ahead, party.friend.days_ahead = 5, 5 + ahead
+        party.world.run(130.0)
+        peering = party.friend.dial(party.home)
+        party.world.run_until(lambda: peering.connection is not None, 5)
