@@ -18,6 +18,12 @@ QUEUE_S = 0.1
 FRAMES_A_TURN = 128
 
 
+def is_neighbour_talk(frame: bytes) -> bool:
+    """ARP, or IPv6 neighbour discovery: Ethernet's own business, which a lossy path beyond it does not lose."""
+    kind = frame[12:14]
+    return kind == b"\x08\x06" or (kind == b"\x86\xdd" and frame[20:21] == b"\x3a" and 133 <= frame[54] <= 137)
+
+
 class Direction:
     """Frames on their way from one tap to the other, in order."""
 
@@ -42,7 +48,7 @@ class Direction:
                 frame = os.read(self.source, 65_536)
             except BlockingIOError:
                 return
-            if self._loss and self._rng.random() < self._loss:
+            if self._loss and self._rng.random() < self._loss and not is_neighbour_talk(frame):
                 continue
             if self._byte_time:
                 self._free_at = max(self._free_at, now)

@@ -156,12 +156,12 @@ class Ptunnel(Program):
             if event is not None:
                 self.events.append(event)
 
-    def wait_event(self, kind: str, timeout: float = START_S, *, after: int = 0, **fields: Any) -> Event:
+    def wait_event(self, event_name: str, timeout: float = START_S, /, *, after: int = 0, **fields: Any) -> Event:
         """The first event of this kind with these fields, from the `after`th event on, whether it came already or comes yet."""
         end = time.monotonic() + timeout
 
         def fits(event: Event) -> bool:
-            return event.get("event") == kind and all(event.get(key) == value for key, value in fields.items())
+            return event.get("event") == event_name and all(event.get(key) == value for key, value in fields.items())
 
         for event in self.collect()[after:]:
             if fits(event):
@@ -170,9 +170,9 @@ class Ptunnel(Program):
             try:
                 event = self._lines.get(timeout=max(0.0, end - time.monotonic()))
             except queue.Empty:
-                raise self.trouble(f"no event {kind} {fields} within {timeout} s") from None
+                raise self.trouble(f"no event {event_name} {fields} within {timeout} s") from None
             if event is None:
-                raise self.trouble(f"{self.name} ended without an event {kind} {fields}")
+                raise self.trouble(f"{self.name} ended without an event {event_name} {fields}")
             self.events.append(event)
             if fits(event) and len(self.events) > after:
                 return event
@@ -267,7 +267,7 @@ class Pair:
 class Sshd(Program):
     """A real sshd on a port of its own, with keys and an account that exist only for the test."""
 
-    def __init__(self, lab: Lab, space: Namespace, port: int = 2022) -> None:
+    def __init__(self, lab: Lab, space: Namespace, port: int = 2022, *, address: str = "127.0.0.1") -> None:
         self.folder = lab.folder / "sshd"
         self.folder.mkdir(exist_ok=True)
         self.port = port
@@ -296,7 +296,7 @@ class Sshd(Program):
         authorized.write_text((self.folder / "key.pub").read_text(encoding="utf-8"), encoding="utf-8")
         config = self.folder / "sshd_config"
         config.write_text(
-            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {self.folder / 'host_key'}\nPidFile none\n"
+            f"Port {port}\nListenAddress {address}\nHostKey {self.folder / 'host_key'}\nPidFile none\n"
             f"AuthorizedKeysFile {authorized}\nStrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             "PermitRootLogin yes\nUsePAM no\nPrintMotd no\nPrintLastLog no\nUseDNS no\nMaxStartups 200\nLogLevel VERBOSE\n"
             "Subsystem sftp internal-sftp\n",
