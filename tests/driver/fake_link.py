@@ -152,6 +152,9 @@ class FakeFlows:
             callback(bytes(data))
         return True
 
+    def flush(self) -> None:
+        pass
+
     def register(self, flow: int, callback: Callable[[bytes], None]) -> None:
         self.callbacks[flow] = callback
 

@@ -13,11 +13,12 @@ MAX_FLOW = 0xFFFF_FFFF  # 32 bits in the DATAGRAM frame
 class Datagrams:
     """Sends and hands out datagrams by flow number.  A datagram may be lost, late or doubled, never damaged."""
 
-    __slots__ = ("_callbacks", "_next_flow", "_send", "drops")
+    __slots__ = ("_callbacks", "_next_flow", "_flush", "_send", "drops")
 
-    def __init__(self, send: Callable[[int, Buffer], bool], *, first_flow: int) -> None:
+    def __init__(self, send: Callable[[int, Buffer], bool], flush: Callable[[], None], *, first_flow: int) -> None:
         """`first_flow` is 2 on the connecting side and 1 on the other one, so that both may number flows."""
         self._send = send
+        self._flush = flush
         self._next_flow = first_flow
         self._callbacks: dict[int, Callable[[bytes], None]] = {}
         self.drops = Drops()
@@ -31,11 +32,15 @@ class Datagrams:
                 return flow
 
     def send(self, flow: int, data: Buffer) -> bool:
-        """Queue one datagram for `flow`; False when it was dropped (too long, or no connection just now)."""
+        """Queue one datagram for `flow` (then `flush`); False when it was dropped (too long, or no connection just now)."""
         sent = self._send(flow, data)
         if not sent:
             self.drops["datagram not queued"] += 1
         return sent
+
+    def flush(self) -> None:
+        """Send what was queued.  Whoever drains a socket calls it once for the batch, so that equal datagrams leave as a burst."""
+        self._flush()
 
     def register(self, flow: int, callback: Callable[[bytes], None]) -> None:
         """`callback` is called, without awaiting, for each datagram of `flow` from now on."""

@@ -85,6 +85,7 @@ class EndpointDriver:
         peers: Iterable[KnownPeer],
         store: PeerStore,
         path: str = "auto",
+        access_token: bytes = b"",
         on_event: Callable[[EndpointEvent], None] | None = None,
         on_link: Callable[[Link], None] | None = None,
         opener: OpenSocket = open_socket,
@@ -93,7 +94,11 @@ class EndpointDriver:
         clock: Callable[[], Instant] = boottime,
         trace: Trace | None = None,
     ) -> None:
-        """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError."""
+        """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
+
+        `access_token` is for servers that let in only those who hold one.
+        """
+        self._access_token = access_token
         self.clock = clock
         self.links: dict[Peering, Link] = {}
         self.on_event = on_event
@@ -157,7 +162,7 @@ class EndpointDriver:
             if address not in of_family and len(of_family) < ADDRESSES_A_FAMILY:
                 of_family.append(address)
         if not self.core.has_server(name):
-            self.core.add_server(self.clock(), name, [*addresses[True], *addresses[False]])
+            self.core.add_server(self.clock(), name, [*addresses[True], *addresses[False]], self._access_token)
         self.flush()
 
     async def wait_reached(self, name: str, patience: float) -> None:

@@ -33,6 +33,8 @@ from tunnel.proto.endpoint import (
 )
 from tunnel.units import Buffer, Instant, Seconds, StreamId
 
+__all__ = ["CloseCode", "CloseReason", "Link", "LinkStatus", "StreamHandler"]
+
 ACCEPT_BACKLOG = 1_024  # streams opened by the peer that nobody has accepted yet; more are reset
 
 StreamHandler = Callable[[TunnelStream], Awaitable[None]]
@@ -76,7 +78,7 @@ class Link:
         self._path: PathChanged | None = None
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
         self._rates = (0.0, 0.0)
-        self.flows = Datagrams(self._send_datagram, first_flow=2 if peering.is_initiator else 1)
+        self.flows = Datagrams(self._send_datagram, flush, first_flow=2 if peering.is_initiator else 1)
 
     # --- who
 
@@ -321,6 +323,4 @@ class Link:
         connection = self._peering.connection
         if connection is None or self._closed is not None:
             return False
-        sent = connection.send_datagram(self._clock(), flow, data)
-        self._flush()
-        return sent
+        return connection.send_datagram(self._clock(), flow, data)

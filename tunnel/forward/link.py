@@ -53,7 +53,10 @@ class Flows(Protocol):
         """A flow number that neither side uses."""
 
     def send(self, flow: int, data: Buffer) -> bool:
-        """False when the queue was full or the connection is gone, and the datagram dropped."""
+        """Queue one, to leave with the next `flush`.  False when the connection is gone, and the datagram dropped."""
+
+    def flush(self) -> None:
+        """Send what was queued: once for a batch, so that it leaves as a burst."""
 
     def register(self, flow: int, callback: Callable[[bytes], None]) -> None: ...
 

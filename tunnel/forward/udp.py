@@ -120,6 +120,7 @@ class UdpForward:
     async def run(self) -> None:
         """Until cancelled."""
         sock, counters, get, send = self._sock, self._counters, self._table.get, self._link.flows.send
+        flush = self._link.flows.flush
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(sock)
@@ -142,7 +143,10 @@ class UdpForward:
                     elif not send(flow.number, data):
                         counters.udp_queue_dropped += 1
                 else:
+                    flush()
                     await trio.lowlevel.checkpoint()
+                    continue
+                flush()
 
     def _start(self, nursery: trio.Nursery, client: Any) -> Flow | None:
         """A flow for a new client; None when clients come faster than NEW_FLOW_RATE."""
@@ -208,6 +212,7 @@ class UdpForward:
                     for data in self._release(flow):
                         if not flows.send(flow.number, data):
                             counters.udp_queue_dropped += 1
+                    flows.flush()
                     await self._table.wait_over(flow.client, flow, stream)
                 except TunnelError as error:
                     if flow.held is not None:
@@ -314,4 +319,7 @@ async def _return_datagrams(flow: Flow, sock: socket.socket, flows: Flows, count
             if not send(number, data):
                 counters.udp_queue_dropped += 1
         else:
+            flows.flush()
             await trio.lowlevel.checkpoint()
+            continue
+        flows.flush()

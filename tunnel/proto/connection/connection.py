@@ -46,6 +46,7 @@ LINGER: Final = Seconds(1.0)  # how long CLOSE is repeated to a peer that still 
 CLOSE_SPACING: Final = Seconds(0.1)  # between two of those repetitions
 BLACK_HOLE_PTOS: Final = 2  # probe timeouts in a row, before large datagrams are suspected (RFC 8899 §4.3)
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
+MAXIMUM_RECEIVE_BUFFER: Final = 2 * 1024 * 1024  # bytes of it that we fill: a queue like any other, 8 ms at 2 Gbit/s
 DEMOTED: Final = "the direct path fell silent"
 
 
@@ -78,7 +79,7 @@ class Connection:
         self._shared = Shared(
             is_initiator=is_initiator,
             keypair=keypair,
-            peer_receive_buffer=max(remote.receive_buffer, MINIMUM_RECEIVE_BUFFER),
+            peer_receive_buffer=min(max(remote.receive_buffer, MINIMUM_RECEIVE_BUFFER), MAXIMUM_RECEIVE_BUFFER),
             path=path,
             path_kind=path_kind,
             now=now,
@@ -92,6 +93,7 @@ class Connection:
         self._state = State.ESTABLISHED
         self._linger_until: Instant | None = None
         self._close_at: Instant | None = None
+        self._said_closed = False
         if is_initiator:  # the responder seals nothing before it has opened something under the new keys
             self._shared.control.ping = True
         self._may_send = is_initiator
@@ -214,7 +216,7 @@ class Connection:
         if self._state is State.CLOSED:
             return None
         if self._state is not State.ESTABLISHED:
-            return earliest(self._linger_until, self._close_at)
+            return earliest(self._linger_until, self._close_at if self._may_send else None)
         shared = self._shared
         deadline = earliest(
             Instant(shared.last_heard + IDLE_LIMIT),
@@ -232,7 +234,7 @@ class Connection:
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
         """The next burst for one address, sealed into `out` (at least 65,536 bytes); None when nothing may leave now."""
         if self._state is State.CLOSING:
-            if self._close_at is None or now < self._close_at:
+            if self._close_at is None or now < self._close_at or not self._may_send:
                 return None
             self._close_at = None
             assert self.close_reason is not None
@@ -246,13 +248,17 @@ class Connection:
     def poll_event(self) -> ConnectionEvent | None:
         """The next thing to be told, in the order it happened."""
         events = self._shared.events
-        while events:
+        while events and not self._said_closed:
             event = events.popleft()
             match event:
                 case StreamReadable(stream_id=stream_id) if stream_id == CONTROL_STREAM:
                     self._read_control()
                 case StreamWritable(stream_id=stream_id) if stream_id == CONTROL_STREAM:
                     pass
+                case ConnectionClosed():
+                    self._said_closed = True
+                    events.clear()
+                    return event
                 case _:
                     return event
         return None
@@ -334,7 +340,8 @@ class Connection:
         return count
 
     def _ring_limit(self) -> int:
-        return self._shared.streams.ring_limit(self._shared.paths.current.recovery.congestion.window)
+        recovery = self._shared.paths.current.recovery
+        return self._shared.streams.ring_limit(recovery.inflight_limit(self._shared.peer_receive_buffer))
 
     def stream_finish(self, stream_id: StreamId) -> None:
         """No more bytes: the FIN follows what was written."""
@@ -437,6 +444,8 @@ class Connection:
     def _choose_path(self, now: Instant, why: str) -> None:
         """Change to a better path if there is one; what was under way on the old one is sent again if that one failed."""
         paths = self._shared.paths
+        while paths.evicted:
+            self._requeue(now, paths.evicted.pop())
         better = paths.better()
         if better is None:
             if self._shared.mtu_changed:

@@ -109,6 +109,7 @@ class Paths:
         self.known: dict[PathKey, Path] = {}
         self._challenges: dict[bytes, tuple[PathKey, PathKind, Instant]] = {}
         self.probes: deque[Probe] = deque()
+        self.evicted: list[Path] = []  # made room for another; what was under way there has not been sent again yet
         self.policy = "auto"
         self.why = "the relay carries until a direct path is found" if kind is PathKind.RELAY else ""
         self.current = self._make(key, kind, now, None)
@@ -174,7 +175,7 @@ class Paths:
         while len(self.known) >= MAX_PATHS:
             spare = [p for p in self.known.values() if p is not self.current and p is not self.answering]
             oldest = min(spare, key=lambda p: (p.validated, p.last_heard))
-            del self.known[oldest.key]
+            self.evicted.append(self.known.pop(oldest.key))
 
     # choice
 

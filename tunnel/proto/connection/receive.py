@@ -31,10 +31,11 @@ from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
-from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, TAG_SIZE, TRANSPORT
+from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 
+MAX_GAPS_IN_ALL: Final = 65_536  # pieces held out of order in all streams: the connection window in datagrams of 1 KiB
 MAX_UNREAD_DATAGRAM_BYTES: Final = 4 * 1024 * 1024  # bytes the application has not taken; the newest are dropped beyond
 _STREAM = int(Frame.STREAM)
 _STREAM_FIN = int(Frame.STREAM_FIN)
@@ -47,6 +48,7 @@ class Receiver:
         self._shared = shared
         self._plain = memoryview(bytearray(65_536))
         self.peer_close: tuple[int, str] | None = None
+        self._early_pieces = 0  # of all streams, held out of order
         self._received_in_all = 0  # bytes of all streams, gaps included: what counts against MAX_DATA
         # the run being gathered
         self._run_stream = -1
@@ -175,8 +177,12 @@ class Receiver:
         stream_id = StreamId(number)
         stream = shared.streams.receiving[stream_id]
         window = shared.streams.receive_window
-        before = stream.read_offset
+        before, early = stream.read_offset, stream.early_pieces
         grown = stream.receive(offset, data, fin)
+        if early or stream.early_pieces:
+            self._early_pieces += stream.early_pieces - early
+            if self._early_pieces > MAX_GAPS_IN_ALL:
+                raise PeerError(f"more than {MAX_GAPS_IN_ALL} gaps in all streams together")
         if grown:
             window_used = self._connection_highest(grown)
             if window_used > window.limit:
@@ -218,6 +224,7 @@ class Receiver:
         shared = self._shared
         streams = shared.streams
         eliciting = active = False
+        may_answer = end - at >= SMALLEST_PROBE  # one challenge a packet: an answer is never longer than what asked for it
         while at < end:
             kind = plain[at]
             if kind == Frame.PADDING:
@@ -225,6 +232,10 @@ class Receiver:
                 continue
             if kind == Frame.PATH_CHALLENGE:
                 (_, data), at = _unpack(frames.PATH, plain, at, end)
+                if not may_answer:
+                    shared.drops["challenge not worth an answer"] += 1
+                    continue
+                may_answer = False
                 shared.paths.respond(key, data)
                 if key not in shared.paths.known:
                     shared.events.append(PathProbed(key))
@@ -285,18 +296,19 @@ class Receiver:
 
     def _datagram(self, now: Instant, flow: int, identifier: int, index: int, count: int, data: bytes) -> None:
         shared = self._shared
-        whole: bytes | None = data
+        whole = data
         if count != 1:
-            whole = shared.rejoiner.add(now, flow, identifier, index, count, data)
-            if whole is None:
+            rejoined = shared.rejoiner.add(now, flow, identifier, index, count, data)
+            if rejoined is None:
                 return
+            whole = rejoined
         if shared.received_datagram_bytes > MAX_UNREAD_DATAGRAM_BYTES:
             shared.drops["datagram not taken by the application"] += 1
             return
         if not shared.received_datagrams:
             shared.events.append(DatagramsReceived())
-        shared.received_datagrams.append((flow, whole or b""))
-        shared.received_datagram_bytes += len(data) + 64
+        shared.received_datagrams.append((flow, whole))
+        shared.received_datagram_bytes += len(whole) + 64
 
     def _reset(self, now: Instant, number: int, code: int, final_size: int) -> None:
         shared = self._shared
@@ -306,7 +318,9 @@ class Receiver:
         stream = shared.streams.receiving[stream_id]
         unread = stream.highest - stream.read_offset
         known = stream.reset_code
+        early = stream.early_pieces
         grown = stream.reset(code, final_size)
+        self._early_pieces -= early - stream.early_pieces
         if self._connection_highest(grown) > shared.streams.receive_window.limit:
             raise PeerError("RESET: its final size is beyond the connection's credit")
         if stream.reset_code is not None and known is None:

@@ -18,12 +18,21 @@ from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM_SIZE, Frame
-from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NONCE_PREFIX, OVERHEAD, TAG_SIZE, TRANSPORT
+from tunnel.proto.packet.header import (
+    HEADER,
+    HEADER_SIZE,
+    MAX_BURST,
+    MAX_SEGMENTS,
+    NONCE_PREFIX,
+    OVERHEAD,
+    SMALLEST_PROBE,
+    TAG_SIZE,
+    TRANSPORT,
+)
 from tunnel.proto.recovery.sent import SentBurst
-from tunnel.proto.stream.streams import CONTROL_STREAM
+from tunnel.proto.stream.streams import CONTROL_STREAM, QUANTUM
 from tunnel.units import Instant, PathKey, Transmit
 
-SMALLEST_DATAGRAM: Final = 28  # bytes of frames in a probe: what is sent looks no different from a small packet
 _ACK_ROOM: Final = frames.ack_size(frames.MAX_ACK_RANGES + 1)
 _HEADER_AND_STREAM = frames.HEADER_AND_STREAM
 
@@ -35,6 +44,7 @@ class Sender:
         self._shared = shared
         self.blocked = False  # something waits for the window or the pacer of the current path
         self.pacing_until: Instant | None = None
+        self._datagrams_ahead = 0  # bytes that datagrams sent while streams waited
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
         """The next burst, or None.  `out` has room for MAX_BURST bytes and is overwritten."""
@@ -68,8 +78,8 @@ class Sender:
         kind = Frame.PATH_CHALLENGE if probe.is_challenge else Frame.PATH_RESPONSE
         frames.PATH.pack_into(view, start, kind, probe.data)
         position = start + frames.PATH.size
-        view[position : start + SMALLEST_DATAGRAM] = bytes(start + SMALLEST_DATAGRAM - position)
-        size = self._seal(probe.key, view, 0, start + SMALLEST_DATAGRAM)
+        view[position : start + SMALLEST_PROBE] = bytes(start + SMALLEST_PROBE - position)
+        size = self._seal(probe.key, view, 0, start + SMALLEST_PROBE)
         path = self._shared.paths.known.get(probe.key)
         if path is not None:
             path.last_sent = now
@@ -101,7 +111,7 @@ class Sender:
     def _burst(self, now: Instant, path: Path, view: memoryview) -> Transmit | None:
         shared = self._shared
         mtu = path.mtu
-        wants = self._wants(path)
+        wants = self._wants(now, path)
         ack_due = shared.acks.due(now)
         if not wants:
             path.recovery.on_app_limited(now)
@@ -133,7 +143,7 @@ class Sender:
                 return Transmit(path.key.socket_id, path.key.remote, position, view[:position]) if position else None
             segments -= 1
         first = mtu if position else 0
-        if shared.datagrams:
+        if shared.datagrams and not self._relay_forbidden(path) and not self._streams_first():
             end, first = self._datagram_burst(now, path, view, position, segments, first)
         else:
             end = self._stream_burst(now, path, view, position, segments)
@@ -145,11 +155,15 @@ class Sender:
             return None
         return Transmit(path.key.socket_id, path.key.remote, first, view[:end])
 
-    def _wants(self, path: Path) -> bool:
+    def _wants(self, now: Instant, path: Path) -> bool:
         """Whether anything waits that window and pacer may hold back."""
         shared = self._shared
-        if shared.control or shared.datagrams:
+        if shared.control:
             return True
+        if shared.datagrams:
+            if not self._relay_forbidden(path):
+                return True
+            shared.datagrams.drop_stale(now)
         stream = shared.streams.head()
         if stream is None:
             return False
@@ -158,6 +172,10 @@ class Sender:
     def _relay_forbidden(self, path: Path) -> bool:
         """Under the policy `direct` the relay carries the control stream only: candidates must cross it."""
         return path.kind is PathKind.RELAY and self._shared.paths.policy == "direct"
+
+    def _streams_first(self) -> bool:
+        """Datagrams go before streams, until they have had a QUANTUM more than streams that wait too."""
+        return self._datagrams_ahead >= QUANTUM and self._shared.streams.head() is not None
 
     def _stream_burst(self, now: Instant, path: Path, view: memoryview, position: int, segments: int) -> int:
         """Fill equal datagrams with bytes of the stream whose turn it is; returns the end, `position` if there is too little.
@@ -221,6 +239,8 @@ class Sender:
             offset += size
         stream.mark_sent(stop - length, length, fin, new)
         scheduler.charge(stream, length)
+        if self._datagrams_ahead:
+            self._datagrams_ahead = max(0, self._datagrams_ahead - length)
         last = at - position - (count - 1) * path.mtu
         content = BulkRun(stream, stop - length, length, step, fin)
         self._account(now, path, count, path.mtu, last, content, eliciting=True)
@@ -251,6 +271,7 @@ class Sender:
             view[at + DATAGRAM_SIZE : end] = data
             position += self._seal(path.key, view, position, end)
             count += 1
+            self._datagram_sent(len(data))
             if not size:
                 size = sealed
             elif sealed < size:
@@ -285,7 +306,10 @@ class Sender:
         if may_send:
             before = at
             at = self._control_frames(view, at, limit, items)
-            at = self._small_datagrams(view, at, limit)
+            if self._streams_first():
+                at = self._stream_chunks(path, view, at, limit, items)
+            if not self._relay_forbidden(path):
+                at = self._small_datagrams(view, at, limit)
             at = self._stream_chunks(path, view, at, limit, items)
             if (at == before and must_elicit) or (shared.acks.wants_pruning and at == before and largest >= 0):
                 view[at] = Frame.PING
@@ -350,7 +374,14 @@ class Sender:
             at += DATAGRAM_SIZE
             view[at : at + len(data)] = data
             at += len(data)
+            self._datagram_sent(len(data))
         return at
+
+    def _datagram_sent(self, size: int) -> None:
+        if self._shared.streams.head() is not None:
+            self._datagrams_ahead = min(self._datagrams_ahead + size, 2 * QUANTUM)
+        else:
+            self._datagrams_ahead = 0
 
     def _stream_chunks(self, path: Path, view: memoryview, at: int, limit: int, items: list[Any]) -> int:
         streams = self._shared.streams
@@ -377,6 +408,7 @@ class Sender:
                 streams.send_credit.used += length
             if not only_control:
                 streams.scheduler.charge(stream, length + STREAM_SIZE)
+            self._datagrams_ahead = max(0, self._datagrams_ahead - length - STREAM_SIZE)
             items.append(StreamChunk(stream, offset, length, fin))
         return at
 

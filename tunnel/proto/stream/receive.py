@@ -10,6 +10,7 @@ from tunnel.errors import PeerError
 from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAM_WINDOW, ReceiveWindow
 from tunnel.units import StreamId
 
+JOIN_BELOW: Final = 1024  # bytes; smaller neighbours become one piece, so that tiny frames cost no more memory than bytes
 MAX_GAPS: Final = 8_192  # pieces held out of order; 8 MiB of window in datagrams of 1 KiB
 
 
@@ -63,6 +64,11 @@ class ReceiveStream:
     def is_readable(self) -> bool:
         return bool(self._ready) or self.is_at_end
 
+    @property
+    def early_pieces(self) -> int:
+        """How many pieces wait for what is missing before them."""
+        return len(self._early)
+
     def receive(self, offset: int, data: bytes, fin: bool) -> int:
         """Take a run of stream bytes; returns by how much `highest` grew.
 
@@ -82,7 +88,7 @@ class ReceiveStream:
         if self.reset_code is not None or not data or stop <= self.arrived:
             return growth
         if offset <= self.arrived:
-            self._ready.append(data[self.arrived - offset :] if offset < self.arrived else data)
+            self._append(data[self.arrived - offset :] if offset < self.arrived else data)
             self.arrived = stop
             if self._early:
                 self._collect()
@@ -91,6 +97,13 @@ class ReceiveStream:
         if self.stop_code is not None:
             self._discard_ready()
         return growth
+
+    def _append(self, data: bytes) -> None:
+        ready = self._ready
+        if ready and len(data) + len(ready[-1]) <= JOIN_BELOW:
+            ready[-1] += data
+        else:
+            ready.append(data)
 
     def _collect(self) -> None:
         taken = 0
@@ -101,7 +114,7 @@ class ReceiveStream:
             self._early_bytes -= len(data)
             stop = offset + len(data)
             if stop > self.arrived:
-                self._ready.append(data[self.arrived - offset :])
+                self._append(data[self.arrived - offset :])
                 self.arrived = stop
         del self._early[:taken]
 
@@ -109,7 +122,10 @@ class ReceiveStream:
         """File what came early, without the parts that are there already."""
         early = self._early
         if not early or offset >= early[-1][0] + len(early[-1][1]):
-            early.append((offset, data))
+            if early and offset == early[-1][0] + len(early[-1][1]) and len(data) + len(early[-1][1]) <= JOIN_BELOW:
+                early[-1] = (early[-1][0], early[-1][1] + data)
+            else:
+                early.append((offset, data))
             self._early_bytes += len(data)
         else:
             index = bisect_left(early, (offset,))

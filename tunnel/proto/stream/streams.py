@@ -12,9 +12,10 @@ from tunnel.proto.stream.send import SMALLEST_RING, SendStream
 from tunnel.units import StreamId
 
 CONTROL_STREAM: Final = StreamId(0)  # open from the start, both ways
-QUANTUM: Final = 32 * 1024  # bytes a stream may send before the next one's turn
-LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: as much as MAX_STREAM_WINDOW
-RINGS_IN_ALL: Final = 64 * 1024 * 1024  # bytes that all rings share; each gets its part
+LAST_STREAM: Final = 0xFFFF_FFFF  # ids have 32 bits
+QUANTUM: Final = 64 * 1024  # bytes a stream may send before the next one's turn: one full GSO burst
+LARGEST_RING: Final = 4 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms
+RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
 
 class StreamLimitError(TunnelError):
@@ -107,7 +108,7 @@ class Streams:
 
     @property
     def can_open(self) -> bool:
-        return self._opened < self.peer_max_streams
+        return self._opened < self.peer_max_streams and self._next_ours <= LAST_STREAM
 
     def open(self) -> StreamId:
         """Raises StreamLimitError."""
@@ -173,8 +174,8 @@ class Streams:
         self.max_streams = self._peer_closed + MAX_STREAMS
         return True
 
-    def ring_limit(self, congestion_window: int) -> int:
-        """Bytes one stream may hold: enough for the path, a fair part of RINGS_IN_ALL, a power of two."""
-        fair = RINGS_IN_ALL // max(len(self.sending), 8)
-        want = max(min(4 * congestion_window, LARGEST_RING, fair), 4 * SMALLEST_RING)
-        return 1 << (want - 1).bit_length() if want & (want - 1) else want
+    def ring_limit(self, inflight_limit: int) -> int:
+        """Bytes one stream may hold: twice what may be in flight, within a fair part of RINGS_IN_ALL; a power of two."""
+        fair = RINGS_IN_ALL // max(len(self.sending), 4)
+        want = max(min(2 * inflight_limit, LARGEST_RING, fair), 4 * SMALLEST_RING)
+        return 1 << (want.bit_length() - 1)
