@@ -13,7 +13,7 @@ MAX_FLOW = 0xFFFF_FFFF  # 32 bits in the DATAGRAM frame
 class Datagrams:
     """Sends and hands out datagrams by flow number.  A datagram may be lost, late or doubled, never damaged."""
 
-    __slots__ = ("_callbacks", "_next_flow", "_flush", "_send", "drops")
+    __slots__ = ("_callbacks", "_flush", "_next_flow", "_send", "drops")
 
     def __init__(self, send: Callable[[int, Buffer], bool], flush: Callable[[], None], *, first_flow: int) -> None:
         """`first_flow` is 2 on the connecting side and 1 on the other one, so that both may number flows."""
@@ -39,7 +39,7 @@ class Datagrams:
         return sent
 
     def flush(self) -> None:
-        """Send what was queued.  Whoever drains a socket calls it once for the batch, so that equal datagrams leave as a burst."""
+        """Send what was queued.  Whoever drains a socket calls it once for the batch, so that it leaves as a burst."""
         self._flush()
 
     def register(self, flow: int, callback: Callable[[bytes], None]) -> None:
