@@ -23,4 +23,6 @@ MAX_PACKET_NUMBER: Final = 2**64 - 2
 MAX_SEGMENTS: Final = 64  # datagrams in one GSO call (UDP_MAX_SEGMENTS of older kernels)
 MAX_BURST: Final = 65_507  # bytes in one GSO call: the largest IPv4 UDP payload
 
+SMALLEST_PROBE: Final = 28  # bytes of frames in a probe: what is sent looks no different from a small packet
+
 NONCE_PREFIX: Final = bytes(4)

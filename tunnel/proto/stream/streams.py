@@ -13,7 +13,7 @@ from tunnel.units import StreamId
 
 CONTROL_STREAM: Final = StreamId(0)  # open from the start, both ways
 LAST_STREAM: Final = 0xFFFF_FFFF  # ids have 32 bits
-QUANTUM: Final = 64 * 1024  # bytes a stream may send before the next one's turn: one full GSO burst
+QUANTUM: Final = 32 * 1024  # bytes a stream may send before the next one's turn: one full GSO burst
 LARGEST_RING: Final = 4 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms
 RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
