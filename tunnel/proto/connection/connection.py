@@ -97,7 +97,7 @@ class Connection:
         if is_initiator:  # the responder seals nothing before it has opened something under the new keys
             self._shared.control.ping = True
         self._may_send = is_initiator
-        self._announce(now)
+        self._is_announced = False  # the first PathChanged waits for the first round trip, so that it has one to tell
 
     # getters
 
@@ -182,8 +182,9 @@ class Connection:
             return position
         if self._state is State.CLOSING:
             self._close_at = earliest(self._close_at, Instant(now + CLOSE_SPACING))
-        if self._shared.packets_received:
+        if self._shared.packets_received and not self._may_send:
             self._may_send = True
+            self._shared.control.ping = True
         if self._receiver.peer_close is not None:
             code, text = self._receiver.peer_close
             self._peer_closed(now, code, text)
@@ -437,6 +438,9 @@ class Connection:
 
     def _announce(self, now: Instant) -> None:
         path = self._shared.paths.current
+        self._is_announced = path.recovery.rtt.samples > 0
+        if not self._is_announced:
+            return
         self._shared.events.append(
             PathChanged(path.key, path.kind, path.key.remote, path.recovery.rtt.smoothed_rtt, path.mtu, self._shared.paths.why)
         )
@@ -448,7 +452,7 @@ class Connection:
             self._requeue(now, paths.evicted.pop())
         better = paths.better()
         if better is None:
-            if self._shared.mtu_changed:
+            if self._shared.mtu_changed or not self._is_announced:
                 self._shared.mtu_changed = False
                 self._announce(now)
             return
