@@ -110,8 +110,8 @@ def decode_ack(buffer: Buffer, position: int, end: int) -> tuple[list[tuple[int,
 
 def encode_close(code: int, text: str) -> bytes:
     """A CLOSE frame; the text is cut at MAX_CLOSE_TEXT bytes."""
-    body = text.encode()[:MAX_CLOSE_TEXT]
-    return CLOSE.pack(Frame.CLOSE, code, len(body)) + body
+    body = text.encode(errors="replace")[:MAX_CLOSE_TEXT]
+    return CLOSE.pack(Frame.CLOSE, min(max(code, 0), 0xFFFF), len(body)) + body
 
 
 def decode_close(buffer: Buffer, position: int, end: int) -> tuple[int, str, int]:

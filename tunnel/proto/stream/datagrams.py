@@ -10,6 +10,7 @@ from tunnel.units import Instant, Seconds
 
 QUEUE_TIME: Final = Seconds(0.005)  # a datagram older than this is worth less than the next one
 QUEUE_BYTES: Final = 2 * 1024 * 1024  # bytes queued: 5 ms at 3 Gbit/s
+ENTRY_BYTES: Final = 64  # what a queued datagram counts for besides its payload, so that empty ones are bounded too
 MAX_DATAGRAM: Final = 65_507  # bytes: the largest UDP payload over IPv4
 MAX_FRAGMENTS: Final = 255
 REJOIN_TIME: Final = Seconds(2.0)  # a datagram not whole by then never will be: several round trips
@@ -33,13 +34,13 @@ class DatagramQueue:
     def push(self, now: Instant, flow: int, data: bytes) -> None:
         self._queue.append((flow, self._next_id, data, 0, 0, now))
         self._next_id = (self._next_id + 1) & 0xFFFF
-        self._bytes += len(data)
+        self._bytes += len(data) + ENTRY_BYTES
         while self._bytes > QUEUE_BYTES:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         _, _, data, _, _, _ = self._queue.popleft()
-        self._bytes -= len(data)
+        self._bytes -= len(data) + ENTRY_BYTES
         self.dropped += 1
 
     def drop_stale(self, now: Instant) -> None:
@@ -65,7 +66,7 @@ class DatagramQueue:
         size = len(data)
         if offset == 0 and size <= room:
             self._queue.popleft()
-            self._bytes -= size
+            self._bytes -= size + ENTRY_BYTES
             return flow, identifier, 0, 1, data
         if not step:
             step = room
@@ -77,7 +78,7 @@ class DatagramQueue:
         index = offset // step
         if offset + step >= size:
             self._queue.popleft()
-            self._bytes -= size
+            self._bytes -= size + ENTRY_BYTES
         else:
             self._queue[0] = (flow, identifier, data, offset + step, step, since)
         return flow, identifier, index, count, payload

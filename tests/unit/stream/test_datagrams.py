@@ -1,0 +1,112 @@
+"""The queue of datagrams and the rejoining of split ones: whole or not at all, and bounded."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.stream.datagrams import (
+    ENTRY_BYTES,
+    MAX_DATAGRAM,
+    MAX_FRAGMENTS,
+    QUEUE_BYTES,
+    QUEUE_TIME,
+    REJOIN_BYTES,
+    REJOIN_TIME,
+    DatagramQueue,
+    Rejoiner,
+)
+from tunnel.units import Instant
+
+NOW = Instant(5.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 9000), max_size=8), st.lists(st.integers(300, 1400), min_size=1, max_size=5), st.randoms())
+def test_datagrams_split_by_any_room_come_out_whole(sizes: list[int], rooms: list[int], rng: random.Random) -> None:
+    queue, rejoiner = DatagramQueue(), Rejoiner()
+    data = {flow: rng.randbytes(size) for flow, size in enumerate(sizes)}
+    for flow, payload in data.items():
+        queue.push(NOW, flow, payload)
+    fragments = []
+    turn = 0
+    while queue:
+        room = rooms[turn % len(rooms)]
+        turn += 1
+        fragment = queue.next_fragment(room)
+        if fragment is not None:
+            assert len(fragment[4]) <= room
+            fragments.append(fragment)
+    rng.shuffle(fragments)
+    whole: dict[int, bytes] = {}
+    for flow, identifier, index, count, payload in fragments:
+        joined = bytes(payload) if count == 1 else rejoiner.add(NOW, flow, identifier, index, count, bytes(payload))
+        if joined is not None:
+            whole[flow] = joined
+    assert all(data[flow] == payload for flow, payload in whole.items())
+    assert len(whole) + queue.dropped == len(data)
+
+
+def test_the_queue_drops_the_oldest_first_by_bytes_and_by_age() -> None:
+    queue = DatagramQueue()
+    for number in range(40):
+        queue.push(NOW, number, bytes(MAX_DATAGRAM))
+    assert queue._bytes <= QUEUE_BYTES
+    assert queue.dropped == 40 - QUEUE_BYTES // (MAX_DATAGRAM + ENTRY_BYTES)
+    first = queue.next_fragment(1000)
+    assert first is not None
+    queue.push(Instant(NOW + 1), 99, b"young")
+    queue.drop_stale(Instant(NOW + 1))
+    assert queue.next_fragment(1000) is not None  # the one that is partly sent is finished
+    queue.drop_stale(Instant(NOW + 1 + 2 * QUEUE_TIME))
+    assert [entry[0] for entry in queue._queue] == [first[0]]
+
+
+def test_a_flood_of_empty_datagrams_is_bounded_too() -> None:
+    queue = DatagramQueue()
+    for number in range(100_000):
+        queue.push(NOW, number, b"")
+    assert len(queue._queue) <= QUEUE_BYTES // ENTRY_BYTES
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 255), st.integers(0, 255), st.integers(0, 1300))))
+def test_any_fragments_give_a_datagram_nothing_or_malformed(pieces: list[tuple[int, int, int, int, int]]) -> None:
+    rejoiner = Rejoiner()
+    for flow, identifier, index, count, size in pieces:
+        try:
+            whole = rejoiner.add(NOW, flow, identifier, index, count, bytes(size))
+        except MalformedPacket:
+            assert index >= count
+            continue
+        assert whole is None or len(whole) <= MAX_DATAGRAM
+        held = sum(len(part) for partial in rejoiner._partials.values() for part in partial.parts.values())
+        assert held == rejoiner._bytes <= REJOIN_BYTES
+        assert len(rejoiner._partials) <= MAX_FRAGMENTS
+
+
+def test_a_flood_of_first_fragments_is_bounded_and_counted() -> None:
+    rejoiner = Rejoiner()
+    for number in range(3000):
+        rejoiner.add(NOW, number, 0, 0, 2, bytes(1200))
+    assert rejoiner._bytes <= REJOIN_BYTES
+    assert len(rejoiner._partials) <= MAX_FRAGMENTS
+    assert rejoiner.dropped == 3000 - len(rejoiner._partials)
+
+
+def test_fragments_of_different_times_are_not_joined() -> None:
+    rejoiner = Rejoiner()
+    rejoiner.add(NOW, 1, 1, 0, 2, b"old")
+    late = Instant(NOW + REJOIN_TIME + 0.1)
+    assert rejoiner.add(late, 1, 1, 1, 2, b"new") is None
+    assert rejoiner.dropped == 1
+    assert rejoiner.add(late, 1, 1, 0, 2, b"first ") == b"first new"
+
+
+def test_an_impossible_index_is_malformed() -> None:
+    with pytest.raises(MalformedPacket):
+        Rejoiner().add(NOW, 1, 1, 0, 0, b"")

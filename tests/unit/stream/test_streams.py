@@ -1,0 +1,152 @@
+"""Who writes next, who may open what, and how much may be under way."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnel.errors import PeerError
+from tunnel.proto.stream.flow import MAX_STREAMS, ReceiveWindow, SendCredit
+from tunnel.proto.stream.send import SMALLEST_RING, SendStream
+from tunnel.proto.stream.streams import LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, StreamLimitError, Streams
+from tunnel.units import Instant, Seconds, StreamId
+
+BIG = 1 << 40
+
+
+def busy(stream_id: int) -> SendStream:
+    stream = SendStream(StreamId(stream_id), BIG)
+    stream.written = BIG // 2  # only offsets matter to the scheduler
+    return stream
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 6), st.lists(st.integers(1, 3 * QUANTUM), min_size=400, max_size=600))
+def test_busy_streams_share_alike_whatever_their_packets(count: int, sizes: list[int]) -> None:
+    scheduler = Scheduler()
+    streams = [busy(n) for n in range(count)]
+    for stream in streams:
+        scheduler.wake(stream)
+    sent = dict.fromkeys(range(count), 0)
+    for size in sizes:
+        head = scheduler.head(True)
+        assert head is not None
+        size = max(1, min(size, scheduler.allowance(head)))
+        head.sent += size
+        sent[head.stream_id] += size
+        scheduler.charge(head, size)
+    assert max(sent.values()) - min(sent.values()) <= 2 * QUANTUM
+
+
+def test_a_stream_that_wakes_goes_before_those_always_busy() -> None:
+    scheduler = Scheduler()
+    bulk, keys = busy(1), busy(2)
+    scheduler.wake(bulk)
+    for _ in range(5):
+        assert scheduler.head(True) is bulk
+        scheduler.charge(bulk, QUANTUM)
+    scheduler.wake(keys)
+    assert scheduler.head(True) is keys
+
+
+def test_waking_often_does_not_starve_the_others() -> None:
+    scheduler = Scheduler()
+    bulk, nagging = busy(1), SendStream(StreamId(2), BIG)
+    scheduler.wake(bulk)
+    served = {1: 0, 2: 0}
+    for _ in range(3000):
+        if nagging.sent == nagging.written:
+            nagging.written += 1000
+            scheduler.wake(nagging)
+        head = scheduler.head(True)
+        assert head is not None
+        head.sent += 1000
+        scheduler.charge(head, 1000)
+        served[head.stream_id] += 1000
+    assert served[1] > 1_000_000
+
+
+def test_streams_held_back_by_the_connections_credit_come_back_with_it() -> None:
+    streams = Streams(is_initiator=True)
+    stream = streams.sending[streams.open()]
+    stream.write(memoryview(b"x" * 100), 1 << 16)
+    streams.scheduler.wake(stream)
+    streams.send_credit.used = streams.send_credit.limit
+    assert streams.head() is None
+    streams.raise_credit(streams.send_credit.limit)
+    assert streams.head() is None
+    streams.raise_credit(streams.send_credit.limit + 1)
+    assert streams.head() is stream
+
+
+@pytest.mark.parametrize("is_initiator", [True, False])
+def test_ids_are_checked_by_side_and_by_what_was_granted(is_initiator: bool) -> None:
+    streams = Streams(is_initiator=is_initiator)
+    ours, theirs = (2, 1) if is_initiator else (1, 2)
+    with pytest.raises(PeerError, match="never opened"):
+        streams.accept(ours)
+    assert streams.open() == ours
+    assert streams.accept(ours) == []
+    assert streams.accept(theirs + 4) == [theirs, theirs + 2, theirs + 4]
+    assert streams.accept(theirs) == []
+    assert streams.accept(0) == []
+    with pytest.raises(PeerError, match="beyond"):
+        streams.accept(theirs + 2 * MAX_STREAMS)
+    assert streams.accept(theirs + 2 * (MAX_STREAMS - 1)) is not None
+    assert len(streams) == MAX_STREAMS + 1
+
+
+def test_ids_end_at_32_bits_whatever_the_peer_grants() -> None:
+    streams = Streams(is_initiator=True)
+    streams.peer_max_streams = 2**64 - 1
+    streams._next_ours = LAST_STREAM - 1
+    assert streams.open() == LAST_STREAM - 1
+    with pytest.raises(StreamLimitError):
+        streams.open()
+
+
+def test_an_ended_stream_is_forgotten_and_late_frames_for_it_are_ignored() -> None:
+    streams = Streams(is_initiator=True)
+    streams.accept(1)
+    streams.receiving[StreamId(1)].receive(0, b"", True)
+    assert not streams.forget_if_done(StreamId(1))
+    streams.sending[StreamId(1)].reset(1)
+    streams.sending[StreamId(1)].on_reset_acked()
+    streams.forget_if_done(StreamId(1))
+    assert len(streams) == 0
+    assert streams.accept(1) is None
+
+
+@given(st.integers(0, 1 << 40), st.integers(1, 3000))
+def test_ring_limits_are_bounded_powers_of_two(window: int, count: int) -> None:
+    streams = Streams(is_initiator=True)
+    streams.sending = {StreamId(n): None for n in range(count)}  # type: ignore[misc]
+    limit = streams.ring_limit(window)
+    assert limit & (limit - 1) == 0
+    assert 4 * SMALLEST_RING <= limit <= LARGEST_RING
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 1)), max_size=60))
+def test_a_window_never_shrinks_and_never_grants_more_than_itself(reads: list[tuple[int, float]]) -> None:
+    window = ReceiveWindow(1000, 8000)
+    now, limit = 0.0, window.limit
+    for count, wait in reads:
+        now += wait
+        count = min(count, window.limit - window.consumed)
+        moved = window.consume(count, Instant(now), Seconds(0.1))
+        assert window.limit >= limit
+        assert moved == (window.limit > limit)
+        assert window.limit - window.consumed <= window.window <= 8000
+        assert window.limit - window.consumed >= window.window // 2 or not moved
+        limit = window.limit
+
+
+def test_credit_never_shrinks() -> None:
+    credit = SendCredit(100)
+    credit.used = 60
+    assert not credit.raise_to(50)
+    assert credit.available == 40
+    assert credit.raise_to(2**64 - 1)
+    assert credit.available == 2**64 - 61
