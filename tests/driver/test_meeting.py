@@ -203,3 +203,22 @@ async def test_a_live_direct_link_outlives_its_server(tmp_path: Path) -> None:
                 await trio.sleep(0.3)
                 assert await shout(link, b"still here" * 1000) == b"still here" * 1000
                 assert 0 < await link.ping() < 1
+
+
+@pytest.mark.parametrize("path", ["auto", "relay"])
+async def test_whoever_is_cancelled_says_goodbye_and_the_other_side_hears_it_at_once(tmp_path: Path, path: str) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    with trio.fail_after(20):
+        async with (
+            a_server() as server,
+            tunnel.expose(["22"], server=server, home=exposer, path=path, on_event=heard, handler=echo),
+        ):
+            with trio.CancelScope() as scope:
+                async with tunnel.connect(await heard.code(), server=server, home=connector) as link:
+                    assert await shout(link, b"x") == b"x"
+                    scope.cancel()
+                    await trio.sleep_forever()
+            with trio.fail_after(0.5):
+                closed = await heard.wait(lambda event: isinstance(event, Closed))
+            assert closed.to_dict()["reason"] == "the connecting side has ended"

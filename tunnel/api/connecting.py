@@ -91,29 +91,32 @@ async def connect(
         peers=store.load(),
         store=store,
         path=path,
+        access_token=store.access_token(),
         on_event=waiting.handle_event,
         on_link=waiting.handle_link,
         **(seams or {}),
     )
     waiting.driver = driver
-    farewell = "the other side has ended"
-    with single_error():
-        async with trio.open_nursery() as nursery:
-            try:
-                await nursery.start(driver.run)
-                nursery.start_soon(store.watch, driver.set_peers)
-                await driver.add_server(rendezvous)
-                if code is not None:
-                    driver.claim_code(rendezvous, code, expected=expected)
-                else:
-                    assert target is not None
-                    driver.dial(target, rendezvous)
-                await driver.wait_reached(rendezvous, SERVER_PATIENCE)
-                link = await waiting.wait()
-                nursery.start_soon(trio.to_thread.run_sync, store.seen, link.peer)
-                if handler is not None:
-                    nursery.start_soon(handler, link)
-                yield link
-            finally:
-                driver.close(farewell)
-                nursery.cancel_scope.cancel()
+    try:
+        with single_error():
+            async with trio.open_nursery() as nursery:
+                try:
+                    await nursery.start(driver.run)
+                    nursery.start_soon(store.watch, driver.set_peers)
+                    await driver.add_server(rendezvous)
+                    if code is not None:
+                        driver.claim_code(rendezvous, code, expected=expected)
+                    else:
+                        assert target is not None
+                        driver.dial(target, rendezvous)
+                    await driver.wait_reached(rendezvous, SERVER_PATIENCE)
+                    link = await waiting.wait()
+                    nursery.start_soon(trio.to_thread.run_sync, store.seen, link.peer)
+                    if handler is not None:
+                        nursery.start_soon(handler, link)
+                    yield link
+                finally:
+                    driver.close("the connecting side has ended")
+                    nursery.cancel_scope.cancel()
+    finally:
+        driver.release()

@@ -134,6 +134,7 @@ async def expose(
     if not wants_code and not peers:
         raise ConfigurationError("Say what to expose, for example 'ptunnel expose 22': no peer is remembered yet.")
     lock = store.home.lock_expose()
+    driver: EndpointDriver | None = None
     try:
         with single_error():
             async with trio.open_nursery() as nursery:
@@ -149,6 +150,7 @@ async def expose(
                     peers=peers,
                     store=store,
                     path=path,
+                    access_token=store.access_token(),
                     on_event=exposure.handle_event,
                     on_link=exposure.handle_link,
                     **(seams or {}),
@@ -171,6 +173,8 @@ async def expose(
                     driver.close("the exposing side has ended")
                     nursery.cancel_scope.cancel()
     finally:
+        if driver is not None:
+            driver.release()
         lock.release()
 
 

@@ -98,6 +98,13 @@ class HomeStore:
             raise ConfigurationError("config.toml: server is a text, HOST or HOST:PORT.")
         return configured or None
 
+    def access_token(self) -> bytes:
+        """PTUNNEL_ACCESS_TOKEN, or the configured one: for servers that let in only those who hold it."""
+        configured: Any = os.environ.get("PTUNNEL_ACCESS_TOKEN") or self.config.get("access_token") or ""
+        if not isinstance(configured, str):
+            raise ConfigurationError("config.toml: access_token is a text.")
+        return configured.encode()
+
     def name(self, given: str | None) -> str:
         """How we introduce ourselves."""
         configured = given or self.config.get("name")

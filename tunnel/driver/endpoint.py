@@ -203,25 +203,27 @@ class EndpointDriver:
         self.flush()
 
     def close(self, text: str) -> None:
-        """Say goodbye to everybody.  Sends without waiting, so there is nothing to shield; then cancel run()."""
+        """Say goodbye to everybody.  Sends without waiting, so there is nothing to shield; then cancel run() and release()."""
         self.core.close(self.clock(), text)
+        self._blocked = None
         self.flush()
+
+    def release(self) -> None:
+        """Close the sockets, when run() has ended."""
+        for socket in self._sockets.values():
+            socket.close()
 
     # --- tasks
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled; closes the sockets in the end."""
-        try:
-            async with trio.open_nursery() as nursery:
-                for socket_id in self._sockets:
-                    nursery.start_soon(self._run_socket, socket_id)
-                nursery.start_soon(self._run_timers)
-                nursery.start_soon(self._run_writer)
-                nursery.start_soon(self._run_hosts)
-                task_status.started()
-        finally:
-            for socket in self._sockets.values():
-                socket.close()
+        """Until cancelled.  The sockets stay open, so that close() can still say goodbye; release() ends them."""
+        async with trio.open_nursery() as nursery:
+            for socket_id in self._sockets:
+                nursery.start_soon(self._run_socket, socket_id)
+            nursery.start_soon(self._run_timers)
+            nursery.start_soon(self._run_writer)
+            nursery.start_soon(self._run_hosts)
+            task_status.started()
 
     async def _run_socket(self, socket_id: SocketId) -> None:
         socket, core, clock = self._sockets[socket_id], self.core, self.clock

@@ -30,7 +30,7 @@ from tunnel.proto.rendezvous import events as told
 from tunnel.proto.timers import earliest
 from tunnel.units import Buffer, Instant, PathKey
 
-MAX_PEERINGS: Final = 1_024
+MAX_PEERINGS_A_PEER: Final = 64  # connections of one peer at once; the one silent for longest makes room
 
 
 class Meetings:
@@ -175,6 +175,7 @@ class Meetings:
             peering.install(now, completed, path)
             self._index(peering)
             return peering
+        self._make_room(now, peer)
         peering = Peering(self._context, peer, is_initiator=False, server=peer.server, instance=pending.instance)
         self._connect(now, peering, completed, path)
         return peering
@@ -389,6 +390,13 @@ class Meetings:
             self.peerings.remove(peering)
             for index in [index for index, owner in self.by_index.items() if owner is peering]:
                 del self.by_index[index]
+
+    def _make_room(self, now: Instant, peer: KnownPeer) -> None:
+        """Processes that died without a goodbye leave connections behind, for an hour: a peer may have so many."""
+        of_peer = [each for each in self.live if each.peer.static == peer.static and each.connection is not None]
+        if len(of_peer) >= MAX_PEERINGS_A_PEER:
+            oldest = min(of_peer, key=lambda each: each.connection.last_heard if each.connection is not None else now)
+            oldest.close(now, CloseCode.REPLACED, "too many connections of one peer")
 
     def _find(self, static: bytes, instance: int) -> Peering | None:
         for peering in self.live:

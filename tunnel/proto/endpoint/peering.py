@@ -11,6 +11,7 @@ from tunnel.errors import MalformedPacket, StateError, UnreachableError
 from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.events import (
     AllPathsLost,
+    CloseCode,
     CloseReason,
     ConnectionClosed,
     ConnectionEvent,
@@ -196,12 +197,15 @@ class Peering:
         return self._pings
 
     def close(self, now: Instant, code: int, text: str) -> None:
+        """`text` is for the peer."""
         if self.is_closed:
             return
+        ours = "this side has ended" if code == CloseCode.NO_ERROR else text
         if self.connection is not None:
-            self.connection.close(now, code, text)
             self.drain(now)
-        self.finish(CloseReason(code, text, False))
+            self.connection.close(now, code, text)
+        self.finish(CloseReason(code, ours, False))
+        self.drain(now)
 
     def why_relayed(self, now: Instant) -> str:
         """One sentence for a person, about a connection that is relayed."""
