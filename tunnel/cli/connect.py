@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,10 @@ import click
 from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home
 
 if TYPE_CHECKING:
+    import trio
+
     from tunnel.cli.render import Line, Output
+    from tunnel.cli.running import Ending
     from tunnel.config import Settings
     from tunnel.driver.events import Event
     from tunnel.driver.link import Link
@@ -133,10 +137,13 @@ class Connecting:
         self._link: Link | None = None
         self._path: dict[str, Any] | None = None
         self._shown_forwards = False
+        self._shown_path: tuple[str, str] | None = None
+        self._is_leaving = False
         if code is not None:
             _require_server(settings)
 
-    async def run(self) -> int:
+    async def run(self, ending: Ending) -> int:
+        """Its exit code."""
         import trio
 
         from tunnel.api import connect
@@ -154,24 +161,29 @@ class Connecting:
                 ) as link,
             ):  # fmt: skip
                 limit.deadline = math.inf
-                return await self._use(link)
+                return await self._use(link, ending)
         raise UnreachableError(
             f"{whom[:1].upper()}{whom[1:]} was not reached within {self._timeout:g} seconds: is it running there?"
         )
 
-    async def _use(self, link: Link) -> int:
+    async def _use(self, link: Link, ending: Ending) -> int:
         import trio
 
         from tunnel.control.server import Process, serve_control
-        from tunnel.forward.stdio import run_stdio
 
         self._link = link
         ended = trio.Event()
+
+        def stop() -> None:
+            self._is_leaving = True
+            ended.set()
+
+        ending.stop = stop
         ready = self._listeners.ready
         process = Process(
             role="connect",
             links=lambda: [link],
-            close=ended.set,
+            close=stop,
             details=lambda: {
                 "forwards": [{"bind": each.bind, "target": each.target} for each in ready],
                 "counters": self._listeners.counters.as_dict(),
@@ -180,21 +192,25 @@ class Connecting:
         async with serve_control(self._home.run_dir(), process):
             for each in ready:
                 self._output.emit({"event": "forward", "bind": each.bind, "target": each.target})
-            if self._target is not None:
-                await run_stdio(link, self._target)
-                return 0
-            if not ready:
+            if self._target is None and not ready:
                 self._output.say("Nothing is forwarded: --forward LOCAL:REMOTE or --stdio PORT would use the link.")
             if not self._output.is_live:
                 self._show_path()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve_until_closed, link, nursery.cancel_scope)
+                nursery.start_soon(self._serve, link, nursery.cancel_scope)
                 await ended.wait()
                 nursery.cancel_scope.cancel()
         return self._verdict(link)
 
-    async def _serve_until_closed(self, link: Link, scope: Any) -> None:
-        await self._listeners.serve(link, notice=self._output.warn)
+    async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
+        """Until the link is closed or standard input and output have ended."""
+        from tunnel.forward.stdio import run_stdio
+
+        if self._target is not None:
+            await run_stdio(link, self._target)
+            self._is_leaving = True
+        else:
+            await self._listeners.serve(link, notice=self._output.warn)
         scope.cancel()
 
     def _verdict(self, link: Link) -> int:
@@ -213,6 +229,8 @@ class Connecting:
     def _handle(self, event: Event) -> None:
         from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
 
+        if isinstance(event, Closed) and self._is_leaving:
+            event = replace(event, reason="ended here")
         self._output.emit(event.to_dict())
         match event:
             case Paired(peer=peer):
@@ -228,6 +246,10 @@ class Connecting:
                 pass
 
     def _show_path(self) -> None:
+        """A line whenever kind or address have changed; the rest is for --json and `status`."""
+        if self._path is None or (path := (self._path["kind"], self._path["remote"])) == self._shown_path:
+            return
+        self._shown_path = path
         for line, _spins in self._path_lines():
             self._output.say(line)
 

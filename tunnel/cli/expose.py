@@ -16,6 +16,7 @@ from tunnel.cli.options import common, complete_peer, load_settings, meeting, op
 if TYPE_CHECKING:
     from tunnel.api import Exposure
     from tunnel.cli.render import Line, Output
+    from tunnel.cli.running import Ending
     from tunnel.config import Settings
     from tunnel.driver.events import Event
     from tunnel.driver.link import Link
@@ -94,9 +95,11 @@ class Exposing:
         self._exposure: Exposure | None = None
         self._code_ends: float | None = None  # time.monotonic() at which the code expires
         self._codes = 0
+        self._shown_paths: dict[str, tuple[str, str]] = {}  # by peer
         self._counters: ForwardCounters = ForwardCounters()
 
-    async def run(self) -> int:
+    async def run(self, ending: Ending) -> int:
+        """Its exit code."""
         import trio
 
         from tunnel.api import expose
@@ -122,6 +125,7 @@ class Exposing:
             trio.open_nursery() as nursery,
         ):  # fmt: skip
             self._exposure = exposure
+            ending.stop = ended.set
 
             async def wait() -> None:
                 await exposure.run()
@@ -167,12 +171,14 @@ class Exposing:
             case Paired(peer=peer):
                 self._code_ends = None
                 self._output.say(f'Paired with "{peer}".')
-            case PathReport(peer=peer):
-                if not self._output.is_live:
+            case PathReport(peer=peer, kind=kind, remote=remote):
+                if not self._output.is_live and self._shown_paths.get(peer) != (kind, remote):
+                    self._shown_paths[peer] = (kind, remote)
                     self._output.say(f"{path_line(event.to_dict())}    {peer}")
             case Trouble(message=message):
                 self._output.warn(message)
             case Closed(peer=peer, reason=reason):
+                self._shown_paths.pop(peer, None)
                 self._output.say(f'The link to "{peer}" has ended: {reason.rstrip(".")}.')
 
     def _show_code(self, code: str, expires_s: float) -> None:

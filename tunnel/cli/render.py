@@ -39,6 +39,7 @@ class Output:
         self.is_live = may_be_live and not is_json and not is_quiet and is_terminal(sys.stderr)
         self._live: Live | None = None
         self._console: Console | None = None
+        self._last = ""
 
     def emit(self, event: Mapping[str, Any]) -> None:
         """One event of the machine interface.  Nothing without --json."""
@@ -52,11 +53,12 @@ class Output:
             self._print(text)
 
     def warn(self, text: str) -> None:
-        """The same, with --stdio too."""
-        if not self.is_json:
+        """The same, with --stdio too.  What was said last is not said again."""
+        if not self.is_json and text != self._last:
             self._print(text)
 
     def _print(self, text: str) -> None:
+        self._last = text
         if self._live is not None and self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
         else:

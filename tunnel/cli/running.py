@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -17,8 +18,16 @@ GOODBYE_LIMIT: Final = 2.5  # seconds from the signal until the process ends, wh
 ENDING: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-def run(command: Callable[[], Awaitable[int | None]]) -> int:
+@dataclass(slots=True)
+class Ending:
+    """How a command wants to be ended: by `stop()`, where it has said so, and else by being cancelled."""
+
+    stop: Callable[[], None] | None = None
+
+
+def run(command: Callable[[Ending], Awaitable[int | None]]) -> int:
     """The command's exit code, or 130 after Ctrl-C and 0 after SIGTERM; its exceptions come out as they are."""
+    ending = Ending()
     caught: list[int] = []
     result: int | None = None
 
@@ -31,13 +40,16 @@ def run(command: Callable[[], Awaitable[int | None]]) -> int:
                     os._exit(exit_code(number))
                 caught.append(number)
                 _end_anyway(exit_code(number))
-                scope.cancel()
+                if ending.stop is not None:
+                    ending.stop()
+                else:
+                    scope.cancel()
 
     async def body() -> None:
         nonlocal result
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: watch(nursery.cancel_scope, task_status))
-            result = await command()
+            result = await command(ending)
             nursery.cancel_scope.cancel()
 
     try:

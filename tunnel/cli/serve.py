@@ -47,7 +47,7 @@ def command(listen: tuple[str, ...], open_directory: bool, access: str | None, i
         logging.getLogger("ptunnel.serve").setLevel(logging.INFO)
     output = Output(is_json=is_json, may_be_live=False)
     config = ServerConfig(**options)
-    return run(lambda: _serve(places, config, output))
+    return run(lambda _ending: _serve(places, config, output))
 
 
 def _address(text: str) -> str:

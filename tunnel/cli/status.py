@@ -38,8 +38,8 @@ def command(peer: str | None, watch: bool, check: str | None, wait_s: float, is_
         raise ConfigurationError("--check looks once and --watch for ever: leave one of them out.")
     run_dir = open_home().run_dir()
     if check:
-        return run(lambda: _check(run_dir, peer, wait_s, is_json))
-    return run(lambda: _watch(run_dir, peer, is_json) if watch else _once(run_dir, peer, is_json))
+        return run(lambda _ending: _check(run_dir, peer, wait_s, is_json))
+    return run(lambda _ending: _watch(run_dir, peer, is_json) if watch else _once(run_dir, peer, is_json))
 
 
 async def _ask(run_dir: Path, peer: str | None) -> list[dict[str, Any]]:
