@@ -176,6 +176,7 @@ class Connection:
         try:
             position = self._receiver.handle_datagrams(now, key, buffer, start, stride)
         except PeerError as error:
+            self._may_send = True  # only what authenticates can be a breach
             self.close(now, CloseCode.PROTOCOL_VIOLATION, str(error))
             return len(buffer)
         if position == start:
@@ -513,6 +514,7 @@ class Connection:
             self._end(now, Cue.PEER_CLOSED, CloseReason(code, text, True))
         elif self._state is State.CLOSING:
             self._state = apply(self._state, Cue.PEER_CLOSED)
+            self._close_at = None
 
     def _end(self, now: Instant, cue: Cue, reason: CloseReason) -> None:
         self._state = apply(self._state, cue)
