@@ -16,6 +16,7 @@ RELAY = b"\xc0relayed"
 A = Address("192.88.99.1", 1000)
 B = Address("192.88.99.2", 2000)
 SERVER = Address("192.88.99.99", 24531)
+STANDING_STILL = 50  # steps at one instant
 
 
 def keypairs(rng: random.Random, base: int = 100) -> tuple[Keypair, Keypair]:
@@ -61,6 +62,7 @@ class Pair:
         self._queue: list[tuple[float, int, str, PathKey, bytes, int]] = []
         self._count = 0
         self._out = bytearray(65_536)
+        self._standing = 0
         self.bursts = 0
         self.datagrams = 0
         self.hook: Callable[[str, bool, bytes], list[float] | None] | None = None
@@ -126,6 +128,7 @@ class Pair:
 
     def step(self, until: float = float("inf")) -> bool:
         """Go to the next thing that happens, or to `until` if that is sooner; False when nothing ever will."""
+        before = self.now
         self.flush()
         times = [side.poll_timeout() for side in self.sides.values()]
         deadline = min([t for t in times if t is not None], default=None)
@@ -145,7 +148,13 @@ class Pair:
         else:
             return False
         self.flush()
+        self._assert_time_moves(before)
         return True
+
+    def _assert_time_moves(self, before: Instant) -> None:
+        """A deadline that stays in the past makes a driver spin: many steps at one instant with nothing on the way are a bug."""
+        self._standing = self._standing + 1 if self.now == before and not (self._queue and self._queue[0][0] <= self.now) else 0
+        assert self._standing < STANDING_STILL, f"time stands still: {[side.poll_timeout() for side in self.sides.values()]}"
 
     def run(self, seconds: float) -> None:
         until = self.now + seconds
