@@ -184,3 +184,22 @@ def test_unknown_stream_calls_are_harmless() -> None:
     pair.a.stream_reset(ghost, 1)
     pair.a.stream_stop(ghost, 1)
     assert pair.a.stream_at_end(ghost)
+
+
+def test_many_slow_readers_that_were_fast_once_block_no_other() -> None:
+    """Their windows have grown; still every stream's credit fits into the connection's."""
+    pair = Pair(delay=0.005)
+    slow = [pair.a.open_stream() for _ in range(20)]
+    for stream in slow:
+        pair.write_all("a", stream, bytes(3_000_000), fin=False)
+        pair.run(0.05)
+    pair.not_read = set(slow)
+    for _ in range(40):
+        for stream in slow:
+            while pair.a.stream_write(stream, bytes(100_000)):
+                pass
+        pair.run(0.05)
+    data = random.Random(3).randbytes(1_000_000)
+    free = pair.a.open_stream()
+    pair.write_all("a", free, data)
+    pair.run_until(lambda: pair.read["b"].get(free) == data, 20)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import PeerError
-from tunnel.proto.stream.flow import MAX_STREAMS, ReceiveWindow, SendCredit
+from tunnel.proto.stream.flow import GROWTH_IN_ALL, MAX_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
 from tunnel.proto.stream.send import SMALLEST_RING, SendStream
 from tunnel.proto.stream.streams import LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, StreamLimitError, Streams
 from tunnel.units import Instant, Seconds, StreamId
@@ -130,7 +130,7 @@ def test_ring_limits_are_bounded_powers_of_two(window: int, count: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 1)), max_size=60))
 def test_a_window_never_shrinks_and_never_grants_more_than_itself(reads: list[tuple[int, float]]) -> None:
-    window = ReceiveWindow(1000, 8000)
+    window = ReceiveWindow(1000, Growth())
     now, limit = 0.0, window.limit
     for count, wait in reads:
         now += wait
@@ -138,7 +138,7 @@ def test_a_window_never_shrinks_and_never_grants_more_than_itself(reads: list[tu
         moved = window.consume(count, Instant(now), Seconds(0.1))
         assert window.limit >= limit
         assert moved == (window.limit > limit)
-        assert window.limit - window.consumed <= window.window <= 8000
+        assert window.limit - window.consumed <= window.window <= MAX_STREAM_WINDOW
         assert window.limit - window.consumed >= window.window // 2 or not moved
         limit = window.limit
 
@@ -150,3 +150,18 @@ def test_credit_never_shrinks() -> None:
     assert credit.available == 40
     assert credit.raise_to(2**64 - 1)
     assert credit.available == 2**64 - 61
+
+
+def test_growth_always_leaves_some_for_the_next_one_and_comes_back() -> None:
+    growth = Growth()
+    windows = [ReceiveWindow(1 << 20, growth) for _ in range(50)]
+    for step in range(200):
+        for window in windows:
+            window.consume(window.limit - window.consumed, Instant(step * 0.01), Seconds(0.1))
+    assert sum(window.window - (1 << 20) for window in windows) <= GROWTH_IN_ALL
+    assert windows[0].window == MAX_STREAM_WINDOW
+    assert growth.left > 0
+    for window in windows:
+        window.release()
+        window.release()
+    assert growth.left == GROWTH_IN_ALL

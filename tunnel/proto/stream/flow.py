@@ -6,23 +6,46 @@ from typing import Final
 
 from tunnel.units import Instant, Seconds
 
-INITIAL_STREAM_WINDOW: Final = 64 * 1024  # bytes; a stream nobody reads holds no more (Linux TCP's first window)
+INITIAL_STREAM_WINDOW: Final = 32 * 1024  # bytes; a stream nobody reads holds no more (twice TCP's first flight of RFC 6928)
 MAX_STREAM_WINDOW: Final = 8 * 1024 * 1024  # bytes; 200 Mbit/s at 300 ms
-CONNECTION_WINDOW: Final = 64 * 1024 * 1024  # bytes unread on all streams of one peer: bounds what a peer can make us hold
 MAX_STREAMS: Final = 2_048  # streams a peer may have open at once
+GROWTH_IN_ALL: Final = 32 * 1024 * 1024  # bytes by which the windows of all streams together may exceed their first size
+#: Bytes unread on all streams of one peer: what it can make us hold.  All windows fit in, so a slow reader blocks no other.
+CONNECTION_WINDOW: Final = MAX_STREAMS * INITIAL_STREAM_WINDOW + GROWTH_IN_ALL
+
+
+class Growth:
+    """What is left of GROWTH_IN_ALL.  A window may take at most half of it, so that there is always some for the next one.
+
+    Source: Choudhury and Hahne, dynamic queue length thresholds (1998): the share follows how many ask.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = GROWTH_IN_ALL
+
+    def take(self, count: int) -> bool:
+        if count > self.left // 2:
+            return False
+        self.left -= count
+        return True
+
+    def give_back(self, count: int) -> None:
+        self.left += count
 
 
 class ReceiveWindow:
     """The limit we grant, moved as the application reads, doubled while it reads a window within two round trips.
 
-    `limit` is the highest offset the peer may use.  With `largest` equal to `window` it never grows.
+    `limit` is the highest offset the peer may use.  Without a `growth` to take from it never grows.
     """
 
-    __slots__ = ("_largest", "_moved_at", "consumed", "limit", "window")
+    __slots__ = ("_first", "_growth", "_moved_at", "consumed", "limit", "window")
 
-    def __init__(self, window: int, largest: int) -> None:
-        self.window = window
-        self._largest = largest
+    def __init__(self, window: int, growth: Growth | None = None) -> None:
+        self.window = self._first = window
+        self._growth = growth
         self.limit = window
         self.consumed = 0
         self._moved_at = Instant(-1e9)
@@ -32,11 +55,19 @@ class ReceiveWindow:
         self.consumed += count
         if self.limit - self.consumed > self.window // 2:
             return False
-        if now - self._moved_at < 4 * smoothed_rtt and self.window < self._largest:
-            self.window = min(self.window * 2, self._largest)
+        if self._growth is not None and now - self._moved_at < 4 * smoothed_rtt and self.window < MAX_STREAM_WINDOW:
+            more = min(self.window, MAX_STREAM_WINDOW - self.window)
+            if self._growth.take(more):
+                self.window += more
         self._moved_at = now
         self.limit = self.consumed + self.window
         return True
+
+    def release(self) -> None:
+        """The stream is over: its growth is free for others."""
+        if self._growth is not None:
+            self._growth.give_back(self.window - self._first)
+            self._growth = None
 
 
 class SendCredit:

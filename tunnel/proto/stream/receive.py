@@ -7,7 +7,7 @@ from collections import deque
 from typing import Final
 
 from tunnel.errors import PeerError
-from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAM_WINDOW, ReceiveWindow
+from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW, Growth, ReceiveWindow
 from tunnel.units import StreamId
 
 JOIN_BELOW: Final = 1024  # bytes; smaller neighbours become one piece, so that tiny frames cost no more memory than bytes
@@ -36,9 +36,9 @@ class ReceiveStream:
         "window",
     )
 
-    def __init__(self, stream_id: StreamId) -> None:
+    def __init__(self, stream_id: StreamId, growth: Growth | None = None) -> None:
         self.stream_id = stream_id
-        self.window = ReceiveWindow(INITIAL_STREAM_WINDOW, MAX_STREAM_WINDOW)
+        self.window = ReceiveWindow(INITIAL_STREAM_WINDOW, growth)
         self._ready: deque[bytes] = deque()
         self._early: list[tuple[int, bytes]] = []  # sorted by offset, disjoint, all above `arrived`
         self._early_bytes = 0

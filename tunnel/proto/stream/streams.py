@@ -6,7 +6,7 @@ from collections import deque
 from typing import Final
 
 from tunnel.errors import PeerError, TunnelError
-from tunnel.proto.stream.flow import CONNECTION_WINDOW, INITIAL_STREAM_WINDOW, MAX_STREAMS, ReceiveWindow, SendCredit
+from tunnel.proto.stream.flow import CONNECTION_WINDOW, INITIAL_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
 from tunnel.proto.stream.receive import ReceiveStream
 from tunnel.proto.stream.send import SMALLEST_RING, SendStream
 from tunnel.units import StreamId
@@ -89,7 +89,8 @@ class Streams:
         self.sending: dict[StreamId, SendStream] = {}
         self.receiving: dict[StreamId, ReceiveStream] = {}
         self.scheduler = Scheduler()
-        self.receive_window = ReceiveWindow(CONNECTION_WINDOW, CONNECTION_WINDOW)
+        self._growth = Growth()
+        self.receive_window = ReceiveWindow(CONNECTION_WINDOW)
         self.send_credit = SendCredit(CONNECTION_WINDOW)
         self._next_ours = 2 if is_initiator else 1
         self.peer_max_streams = MAX_STREAMS  # cumulative, in streams: what we may open in all
@@ -104,7 +105,7 @@ class Streams:
 
     def _add(self, stream_id: StreamId) -> None:
         self.sending[stream_id] = SendStream(stream_id, INITIAL_STREAM_WINDOW)
-        self.receiving[stream_id] = ReceiveStream(stream_id)
+        self.receiving[stream_id] = ReceiveStream(stream_id, self._growth)
 
     @property
     def can_open(self) -> bool:
@@ -165,6 +166,7 @@ class Streams:
         sender, receiver = self.sending.get(stream_id), self.receiving.get(stream_id)
         if sender is None or receiver is None or not sender.is_done or not receiver.is_done:
             return False
+        receiver.window.release()
         del self.sending[stream_id], self.receiving[stream_id]
         if self.is_ours(stream_id):
             return False
