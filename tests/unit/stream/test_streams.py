@@ -154,12 +154,12 @@ def test_credit_never_shrinks() -> None:
 
 def test_growth_always_leaves_some_for_the_next_one_and_comes_back() -> None:
     growth = Growth()
-    windows = [ReceiveWindow(1 << 20, growth) for _ in range(50)]
+    windows = [ReceiveWindow(1 << 18, growth) for _ in range(50)]
     for step in range(200):
-        for window in windows:
+        for window in windows[: 1 + step // 4]:  # the first one is alone at first
             window.consume(window.limit - window.consumed, Instant(step * 0.01), Seconds(0.1))
-    assert sum(window.window - (1 << 20) for window in windows) <= GROWTH_IN_ALL
-    assert windows[0].window == MAX_STREAM_WINDOW
+    assert sum(window.window - (1 << 18) for window in windows) <= GROWTH_IN_ALL
+    assert windows[0].window > 4 << 20
     assert growth.left > 0
     for window in windows:
         window.release()
