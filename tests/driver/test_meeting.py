@@ -222,3 +222,19 @@ async def test_whoever_is_cancelled_says_goodbye_and_the_other_side_hears_it_at_
             with trio.fail_after(0.5):
                 closed = await heard.wait(lambda event: isinstance(event, Closed))
             assert closed.to_dict()["reason"] == "the connecting side has ended"
+
+
+async def test_an_embedded_server_stands_again_for_the_peers_that_remember_it(tmp_path: Path) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    with trio.fail_after(20):
+        async with (
+            tunnel.expose(["22"], home=exposer, name="home", on_event=heard, handler=echo),
+        ):
+            listening = await heard.wait(lambda event: isinstance(event, Listening))
+            assert isinstance(listening, Listening)
+            async with tunnel.connect(await heard.code(), server=listening.bind, home=connector):
+                await heard.wait(lambda event: isinstance(event, Paired))
+        if not listening.bind.startswith("127."):  # on a machine with no address but loopback nobody else could come
+            async with tunnel.expose(home=exposer, handler=echo), tunnel.connect(peer="home", home=connector) as link:
+                assert await shout(link, b"again") == b"again"

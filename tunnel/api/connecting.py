@@ -11,6 +11,7 @@ import trio
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer
+from tunnel.driver.events import Trouble
 from tunnel.driver.link import Link
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
 from tunnel.errors import ConfigurationError, TunnelError
@@ -74,7 +75,12 @@ async def connect(
     Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
     """
     check_path(path)
-    store = HomeStore(home)
+
+    def not_saved(text: str) -> None:
+        if on_event is not None:
+            on_event(Trouble(code="not_saved", message=text))
+
+    store = HomeStore(home, not_saved)
     if code is not None:
         parse_code(code)
     target: KnownPeer | None = store.choose(peer) if code is None else None
@@ -111,7 +117,7 @@ async def connect(
                         driver.dial(target, rendezvous)
                     await driver.wait_reached(rendezvous, SERVER_PATIENCE)
                     link = await waiting.wait()
-                    nursery.start_soon(trio.to_thread.run_sync, store.seen, link.peer)
+                    nursery.start_soon(store.note_seen, link.peer)
                     if handler is not None:
                         nursery.start_soon(handler, link)
                     yield link

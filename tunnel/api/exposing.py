@@ -11,7 +11,7 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
 from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import EndpointDriver, machine_hosts
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer, machine_hosts, parse_server
 from tunnel.driver.events import Event, Listening, Trouble
 from tunnel.driver.link import Link
 from tunnel.driver.rendezvous import DEFAULT_PORT, RunningServer, ServerConfig, serve
@@ -70,7 +70,7 @@ class Exposure:
             self._on_event(event)
 
     def handle_link(self, link: Link) -> None:
-        self._nursery.start_soon(trio.to_thread.run_sync, self._store.seen, link.peer)
+        self._nursery.start_soon(self._store.note_seen, link.peer)
         self._nursery.start_soon(self._serve, link)
         self._notify()
 
@@ -124,7 +124,12 @@ async def expose(
     """
     check_path(path)
     wanted = GrantSet.parse(*grants)
-    store = HomeStore(home)
+
+    def not_saved(text: str) -> None:
+        if on_event is not None:
+            on_event(Trouble(code="not_saved", message=text))
+
+    store = HomeStore(home, not_saved)
     wants_code = bool(len(wanted)) and not to
     if to:
         if not len(wanted):
@@ -140,9 +145,12 @@ async def expose(
             async with trio.open_nursery() as nursery:
                 exposure = Exposure(nursery, store, handler or _serve_forwards, on_event)
                 rendezvous = store.server(server)
-                if rendezvous is None and wants_code:
-                    rendezvous = await _embed(nursery, seams)
-                    exposure.is_embedded = True
+                ours = _was_ours(peers, seams)
+                if rendezvous is None and (wants_code or ours):
+                    rendezvous = await _embed(nursery, seams, ours)
+                    exposure.is_embedded = rendezvous is not None
+                    if rendezvous is None and wants_code:
+                        rendezvous = ours[0]
                 exposure.server = rendezvous
                 driver = exposure.driver = EndpointDriver(
                     static_key=store.home.identity(),
@@ -205,20 +213,39 @@ async def _resolve(driver: EndpointDriver, server: str, exposure: Exposure) -> N
             return
 
 
-async def _embed(nursery: trio.Nursery, seams: Seams) -> str:
-    """A server of our own on the LAN, for our own codes and peers.  Returns host:port as others reach it."""
+async def _embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str]) -> str | None:
+    """A server of our own on the LAN, for our own codes and peers.  Returns host:port as others reach it.
+
+    `before` are servers that peers remember.  One of them that was ours is opened again, at the port they know; None when that
+    port is taken, which is then a server of its own.
+    """
     options = seams or {}
     hosts: list[str] = list(options.get("hosts", machine_hosts)())
-    best = source_address(ANYWHERE)
-    host: str = best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
-    own = ServerConfig(own_hosts=frozenset((*hosts, host, "127.0.0.1", "::1")))
+    own = ServerConfig(own_hosts=frozenset((*hosts, "127.0.0.1", "::1")))
     extra = {key: options[key] for key in ("opener", "clock") if key in options}
 
     async def run(port: int, *, task_status: trio.TaskStatus[RunningServer]) -> None:
         await serve([("0.0.0.0", port)], config=own, task_status=task_status, **extra)
 
+    for server in before:
+        host, port = parse_server(server)
+        if host in hosts:
+            try:
+                await nursery.start(run, port)
+            except ConfigurationError:
+                return None
+            return server
+    best = source_address(ANYWHERE)
+    host = best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
     try:
         running: RunningServer = await nursery.start(run, DEFAULT_PORT)
-    except (ConfigurationError, BaseExceptionGroup):
+    except ConfigurationError:
         running = await nursery.start(run, 0)
-    return str(Address(str(host), running.addresses[0].port))
+    return str(Address(host, running.addresses[0].port))
+
+
+def _was_ours(peers: Sequence[KnownPeer], seams: Seams) -> list[str]:
+    """The servers that peers remember and that stood on this machine: embedded ones of an earlier run."""
+    hosts = set((seams or {}).get("hosts", machine_hosts)())
+    servers = {peer.server for peer in peers if peer.server is not None}
+    return sorted(server for server in servers if parse_server(server)[0] in hosts)

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from tunnel.proto.pairing.identity import sanitise_name
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
+SEEN_AFTER: Final = 1.0  # seconds
 WATCH_INTERVAL: Final = 0.4  # seconds between looks at the peers' file: `peers forget` cuts live streams within one
 
 
@@ -29,7 +31,9 @@ def known_peer(peer: Peer) -> KnownPeer:
 class HomeStore:
     """A PeerStore on top of a Home."""
 
-    def __init__(self, home: Path | str | None) -> None:
+    def __init__(self, home: Path | str | None, not_saved: Callable[[str], None]) -> None:
+        """`not_saved` is told, in one sentence, why a new peer will not be remembered."""
+        self._not_saved = not_saved
         self.home = Home(home)
         self.config = self.home.config()
         self._stamp = self.home.peers_stamp()
@@ -43,7 +47,8 @@ class HomeStore:
         )
         try:
             return known_peer(self.home.save_peer(record))
-        except (StateError, ConfigurationError):
+        except (StateError, ConfigurationError) as error:
+            self._not_saved(f"{peer.name} is connected but cannot be remembered. {error}")
             return replace(peer, grants=tuple(grants))
 
     def load(self) -> list[KnownPeer]:
@@ -51,12 +56,14 @@ class HomeStore:
         self._stamp = self.home.peers_stamp()
         return [known_peer(peer) for peer in sorted(self.home.peers(), key=lambda peer: -peer.last_seen)]
 
-    def seen(self, peer: KnownPeer) -> None:
-        """The peer was here just now."""
-        try:
-            self.home.update_peer(peer.static, last_seen=time.time())
-        except TunnelError:
-            return
+    async def note_seen(self, peer: KnownPeer) -> None:
+        """The peer was here: written when nobody waits for bytes, in a thread, because a disk may be slow."""
+        await trio.sleep(SEEN_AFTER)
+        await trio.to_thread.run_sync(self._seen, peer.static)
+
+    def _seen(self, static: bytes) -> None:
+        with suppress(TunnelError):
+            self.home.update_peer(static, last_seen=time.time())
 
     def grant(self, names: Iterable[str], grants: GrantSet) -> None:
         """Give remembered peers more to reach.  Raises ConfigurationError for an unknown name."""
