@@ -1,0 +1,232 @@
+"""The program itself, as real processes on loopback: serve, expose, connect, and what is asked of them while they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATIENCE_S = 20.0
+
+
+class Program:
+    """One `ptunnel --json` process and the events that it has printed."""
+
+    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tunnel", *arguments, "--json"],
+            env={**os.environ, "PTUNNEL_HOME": str(home), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+
+    def wait(self, event: str, **fields: Any) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            for each in list(self.events):
+                if each["event"] == event and fields.items() <= each.items():
+                    return each
+            if self.process.poll() is not None and not self._reader.is_alive():
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"no {event} {fields}: {self.events} {self.process.poll()}")
+
+    def end(self, number: int = signal.SIGINT) -> tuple[int, float]:
+        """Exit code and seconds after the signal."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        return self.join(), time.monotonic() - started
+
+    def join(self) -> int:
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
+    def stderr(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(PATIENCE_S)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+class Lab:
+    """A server, an echo behind a port, two homes."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._programs: list[Program] = []
+        self.exposer, self.connector = tmp_path / "exposer", tmp_path / "connector"
+        self._echo = socket.create_server(("127.0.0.1", 0))
+        self.port = self._echo.getsockname()[1]
+        threading.Thread(target=self._serve_echo, daemon=True).start()
+        self.server_program = self.run(tmp_path / "server", "serve", "--listen", "127.0.0.1:0")
+        self.server = self.server_program.wait("listening")["bind"]
+
+    def _serve_echo(self) -> None:
+        while True:
+            try:
+                connection, _ = self._echo.accept()
+            except OSError:
+                return
+            with connection:
+                while data := connection.recv(65_536):
+                    connection.sendall(data)
+
+    def run(self, home: Path, *arguments: str, **environment: str) -> Program:
+        self._programs.append(Program(home, *arguments, **environment))
+        return self._programs[-1]
+
+    def expose(self, *arguments: str) -> Program:
+        return self.run(self.exposer, "expose", *arguments, "--server", self.server, "--name", "home")
+
+    def ask(self, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tunnel", *arguments],
+            env={**os.environ, "PTUNNEL_HOME": str(home)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def close(self) -> None:
+        for program in reversed(self._programs):
+            program.close()
+        self._echo.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+def echo_through(bind: str, data: bytes) -> bytes:
+    host, _, port = bind.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := connection.recv(65_536):
+            answer += part
+    return answer
+
+
+def pair(lab: Lab) -> tuple[Program, Program, str]:
+    """expose and connect, paired by code, and where the forward listens."""
+    exposing = lab.expose(str(lab.port))
+    code = exposing.wait("code")
+    assert list(code) == ["event", "code", "expires_s"]
+    connecting = lab.run(
+        lab.connector, "connect", "--server", lab.server, "--forward", f"0:{lab.port}", "--name", "friend", PTUNNEL_CODE=code["code"]
+    )  # fmt: skip
+    ready = connecting.wait("forward", target=f"tcp/{lab.port}")
+    return exposing, connecting, ready["bind"]
+
+
+def test_two_pair_by_code_forward_and_meet_again_by_name(lab: Lab) -> None:
+    exposing, connecting, bind = pair(lab)
+    assert connecting.wait("paired", peer="home")["fingerprint"].startswith("SHA256:")
+    exposing.wait("paired", peer="friend")
+    assert echo_through(bind, b"hello" * 10_000) == b"hello" * 10_000
+    connecting.wait("path", kind="direct")
+
+    status = json.loads(lab.ask(lab.connector, "status", "--json").stdout)
+    assert (status["event"], status["role"], status["links"][0]["peer"]) == ("status", "connect", "home")
+    assert lab.ask(lab.connector, "status", "--check", "direct", "--wait", "10").returncode == 0
+    pinged = lab.ask(lab.connector, "ping", "home", "--until-direct", "--json")
+    assert (pinged.returncode, json.loads(pinged.stdout.splitlines()[-1])["kind"]) == (0, "direct")
+    again = lab.expose()
+    assert again.join() == 8
+    assert again.events[-1]["code"] == "already_running"
+
+    code, took = connecting.end(signal.SIGINT)
+    assert code == 130
+    assert took < 1.5
+    exposing.wait("closed", peer="friend")
+    assert connecting.stderr() == ""
+
+    by_name = lab.run(lab.connector, "connect", "--forward", f"0:{lab.port}")
+    bind = by_name.wait("forward")["bind"]
+    assert echo_through(bind, b"again") == b"again"
+    talk = subprocess.run(
+        [sys.executable, "-m", "tunnel", "connect", "home", "--stdio", str(lab.port)],
+        env={**os.environ, "PTUNNEL_HOME": str(lab.connector)},
+        input=b"over stdio",
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (talk.returncode, talk.stdout, talk.stderr) == (0, b"over stdio", b"")
+    code, took = exposing.end(signal.SIGTERM)
+    assert code == 0
+    assert took < 1.5
+    by_name.wait("closed", peer="home")
+    assert by_name.join() == 0
+    assert lab.server_program.end(signal.SIGTERM)[0] == 0
+
+
+def test_forgetting_a_peer_cuts_what_is_open_within_a_second(lab: Lab) -> None:
+    exposing, connecting, bind = pair(lab)
+    host, _, port = bind.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+        forgotten = lab.ask(lab.exposer, "peers", "forget", "friend", "--json")
+        assert json.loads(forgotten.stdout)["peer"] == "friend"
+        connection.settimeout(1.0)
+        try:
+            assert connection.recv(1) == b""
+        except ConnectionResetError:
+            pass
+    assert connecting.join() == 6
+    assert "forgotten" in connecting.stderr()
+    exposing.wait("closed", peer="friend")
+
+
+def test_a_wrong_code_and_one_that_nobody_allocated_fail_with_their_exit_code(lab: Lab) -> None:
+    exposing = lab.expose(str(lab.port))
+    nameplate = exposing.wait("code")["code"].partition("-")[0]
+    for code in (f"{nameplate}-zoo-zoo", "999999-zoo-zoo"):
+        failed = lab.run(lab.connector, "connect", "--server", lab.server, "--forward", "0:1", PTUNNEL_CODE=code)
+        assert failed.join() == 4
+        assert failed.events[-1]["code"] == "pairing_failed"
+        assert failed.stderr().count("\n") == 1
+    exposing.wait("error", code="wrong_code")
+
+
+def test_a_server_that_does_not_answer_has_its_exit_code(lab: Lab) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{silent.getsockname()[1]}"
+        failed = lab.run(lab.connector, "connect", "--server", server, "--forward", "0:1", PTUNNEL_CODE="731-zoo-zoo")
+        assert failed.join() == 3
+    assert failed.events[-1]["code"] == "server_unreachable"

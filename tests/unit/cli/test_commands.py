@@ -1,0 +1,277 @@
+"""What the commands say and choose, without a network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from tunnel.cli import prompt
+from tunnel.cli.connect import choose
+from tunnel.cli.expose import forwards_for, other_command, qr_picture, who_can_reach
+from tunnel.cli.main import COMMANDS, TABLE, group, report, run
+from tunnel.cli.render import Output, columns, duration, listing, path_line, size
+from tunnel.config import Settings, load, parse_server
+from tunnel.driver.vocabulary import GrantSet
+from tunnel.errors import (
+    AlreadyRunningError,
+    ConfigurationError,
+    PairingError,
+    PeerError,
+    PermissionDeniedError,
+    ServerUnreachableError,
+    StateError,
+    UnreachableError,
+)
+from tunnel.state.home import Home
+
+Remember = Callable[..., object]
+
+
+def test_help_reads_like_a_page() -> None:
+    shown = CliRunner().invoke(group, ["--help"], prog_name="ptunnel")
+    assert shown.exit_code == 0
+    for part in ("ptunnel serve", "ptunnel connect home --stdio 22", "Exit codes:", "130", "PTUNNEL_HOME", "_PTUNNEL_COMPLETE"):
+        assert part in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_examples(name: str) -> None:
+    shown = CliRunner().invoke(group, [name, "--help"], prog_name="ptunnel")
+    assert shown.exit_code == 0
+    assert "Examples:" in shown.output
+    assert "--json" in shown.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from tunnel.cli.main import run; run(['--help']);"
+        "print(*sorted({'trio', 'rich', 'segno', 'cryptography', 'msgspec', 'spake2'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (StateError("s"), 7), (AlreadyRunningError("s"), 8), (ConfigurationError("s"), 2), (PairingError("s"), 4),
+        (PermissionDeniedError("s"), 6), (ServerUnreachableError("s"), 3), (UnreachableError("s"), 5), (PeerError("s"), 5),
+        (KeyboardInterrupt(), 130), (ZeroDivisionError("s"), 1), (OSError(24, "too many"), 1), (BrokenPipeError(), 0),
+        (ExceptionGroup("g", [ExceptionGroup("h", [PairingError("s")])]), 4),
+        (ExceptionGroup("g", [ValueError("x"), PairingError("s")]), 4),
+    ],
+)  # fmt: skip
+def test_every_exception_has_its_exit_code(
+    problem: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tunnel.cli.main._silence_stdout", lambda: None)
+    assert report(problem, is_json=False) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_table_goes_from_narrow_to_wide() -> None:
+    kinds = [row[0] for row in TABLE]
+    for rank, kind in enumerate(kinds):
+        assert not any(issubclass(kind, earlier) for earlier in kinds[:rank])
+
+
+# -- whom to connect to
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Somebody at the terminal, with answers to give."""
+    answers: list[str] = []
+    monkeypatch.setattr(prompt, "can_ask", lambda: True)
+    monkeypatch.setattr(prompt, "_read_line", lambda text, candidates: answers.pop(0))
+    return answers
+
+
+def chosen(
+    home: Path, given: str | None = None, *, is_new: bool = False, **settings: str | bool
+) -> tuple[str | None, str | None]:
+    return choose(Home(home), Settings(**settings), given, is_new=is_new, may_ask=True)  # type: ignore[arg-type]
+
+
+def test_the_only_remembered_peer_is_meant(home: Path, remember: Remember) -> None:
+    remember("home")
+    assert chosen(home) == ("home", None)
+
+
+def test_several_peers_are_asked_for(home: Path, remember: Remember, person: list[str]) -> None:
+    remember("home")
+    remember("office")
+    person += ["nobody", "", "2"]
+    assert chosen(home) == ("office", None)
+    person.append("731-garden-violin")
+    assert chosen(home) == (None, "731-garden-violin")
+
+
+def test_without_peers_a_code_is_asked_for(home: Path, person: list[str]) -> None:
+    person += ["731-gardn-violin", "731 garden violin"]
+    assert chosen(home, server="rv") == (None, "731 garden violin")
+
+
+def test_another_server_than_the_remembered_peers_is_a_reason_to_ask(home: Path, remember: Remember, person: list[str]) -> None:
+    remember("home", server="old.example.net")
+    person.append("731-garden-violin")
+    assert chosen(home, server="new.example.net", is_server_given=True) == (None, "731-garden-violin")
+    assert chosen(home, server="old.example.net", is_server_given=True) == ("home", None)
+
+
+def test_a_code_by_argument_or_environment_needs_nobody(home: Path, remember: Remember) -> None:
+    remember("home")
+    assert chosen(home, "731-garden-violin") == (None, "731-garden-violin")
+    assert chosen(home, code="731-garden-violin") == (None, "731-garden-violin")
+    assert chosen(home, "HOME", code="731-garden-violin") == ("home", None)
+
+
+def test_five_useless_answers_end_the_questions(home: Path, person: list[str]) -> None:
+    person += ["x"] * 5
+    with pytest.raises(ConfigurationError, match="No usable answer"):
+        chosen(home, server="rv")
+
+
+# -- what expose says
+
+
+@pytest.mark.parametrize(
+    ("grants", "forwards"),
+    [
+        (["22"], "2222:22"),
+        (["8080"], "8080"),
+        (["53/udp"], "5353:53/udp"),
+        (["25565/tcp+udp"], "25565/tcp+udp"),
+        (["5000-5010"], "5000-5010"),
+        (["80-90"], "10080-10090:80-90"),
+        (["nas=192.168.1.5:445"], "1445:nas"),
+        (["games=10.0.0.2:7000-7002/udp"], "7000-7002:games:7000-7002/udp"),
+        (["999"], "10999:999"),
+    ],
+)
+def test_the_other_sides_command_uses_ports_that_anybody_may_open(grants: list[str], forwards: str) -> None:
+    from tunnel.forward.spec import parse_forwards
+
+    texts = forwards_for(list(GrantSet.parse(*grants)))
+    assert " ".join(texts) == forwards
+    assert parse_forwards(texts)
+
+
+def test_the_other_sides_command_names_the_server_shortly() -> None:
+    grants = list(GrantSet.parse("22"))
+    assert other_command("rv.example.net", grants) == "ptunnel connect --server rv.example.net --forward 2222:22"
+    assert "--server 192.168.1.5 " in other_command("192.168.1.5:24531", grants)
+    assert "--server 192.168.1.5:9999 " in other_command("192.168.1.5:9999", grants)
+    assert "--server '[2001:db8::1]:24531' " in other_command("[2001:db8::1]:24531", grants)
+    for server in ("rv.example.net", "[2001:db8::1]:24531", "2001:db8::1"):
+        parse_server(server)
+
+
+def test_who_can_reach_an_embedded_server() -> None:
+    assert who_can_reach("127.0.0.1:1") == "only this computer can reach it"
+    assert "same network" in who_can_reach("192.168.1.5:24531")
+    assert "whoever" in who_can_reach("8.8.8.8:24531")
+
+
+def test_a_qr_code_is_drawn_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: (80, 50))
+    assert "▄" in (qr_picture("ptunnel connect", "731-garden-violin") or "")
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: (80, 12))
+    assert qr_picture("ptunnel connect", "731-garden-violin") is None
+
+
+# -- peers
+
+
+def test_peers_are_listed_renamed_and_forgotten(remember: Remember, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remember("home")
+    assert run(["peers"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split()[:1] == ["NAME"]
+    assert row.startswith("home  tcp/22")
+    assert run(["peers", "list", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["event"], record["peer"], record["grants"]) == ("peer", "home", ["tcp/22"])
+    assert run(["peers", "rename", "home", "attic"]) == 0
+    assert run(["peers", "forget", "attic"]) == 0
+    assert '"attic" is forgotten.' in capsys.readouterr().err
+    assert Home(home).peers() == []
+
+
+def test_names_of_peers_are_completed(remember: Remember) -> None:
+    remember("home")
+    remember("office")
+    environment = {"_PTUNNEL_COMPLETE": "bash_complete", "COMP_WORDS": "ptunnel connect ho", "COMP_CWORD": "2"}
+    shown = CliRunner().invoke(group, [], prog_name="ptunnel", env=environment)
+    assert "home" in shown.output
+    assert "office" not in shown.output
+
+
+# -- settings
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file() -> None:
+    file = {"server": "file.example.net", "path": "relay"}
+    assert load(file, {}).server == "file.example.net"
+    assert load(file, {"PTUNNEL_SERVER": "env.example.net"}).server == "env.example.net"
+    settings = load(file, {"PTUNNEL_SERVER": "env.example.net"}, server="flag.example.net", path=None)
+    assert (settings.server, settings.given_server, settings.path) == ("flag.example.net", "flag.example.net", "relay")
+    assert load(file, {}).given_server is None
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("rv.example.net", ("rv.example.net", 24_531)),
+        ("rv:1", ("rv", 1)),
+        ("192.0.2.1:5", ("192.0.2.1", 5)),
+        ("[2001:db8::1]:5", ("2001:db8::1", 5)),
+        ("2001:db8::1", ("2001:db8::1", 24_531)),
+        ("[fe80::1%eth0]:7", ("fe80::1%eth0", 7)),
+    ],
+)
+def test_servers_are_read(text: str, server: tuple[str, int]) -> None:
+    assert parse_server(text) == server
+
+
+# -- figures
+
+
+def test_figures_are_short() -> None:
+    assert (size(999), size(1000), size(1_234_567), size(2e12)) == ("999 B", "1.0 kB", "1.2 MB", "2000 GB")
+    assert (duration(600), duration(60), duration(7200)) == ("10 minutes", "60 seconds", "2 hours")
+    assert (listing([]), listing(["a"]), listing(["a", "b", "c"])) == ("nothing", "a", "a, b and c")
+    path = {"kind": "direct", "remote": "198.51.100.7:41641", "rtt_s": 0.023, "mtu": 1472}
+    assert path_line(path) == "direct  udp 198.51.100.7:41641  rtt 23 ms  mtu 1472"
+    assert columns([("A", "B"), ("long", "x")]) == ["A     B", "long  x"]
+
+
+def test_json_leaves_stderr_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(is_json=True)
+    output.emit({"event": "forward", "bind": "127.0.0.1:1", "target": "tcp/1"})
+    output.say("for people")
+    output.warn("for people")
+    shown = capsys.readouterr()
+    assert shown.out == '{"event": "forward", "bind": "127.0.0.1:1", "target": "tcp/1"}\n'
+    assert shown.err == ""
+
+
+def test_without_a_terminal_nothing_is_live(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+
+    async def body() -> None:
+        async with output.live(lambda: [("never shown", True)]):
+            output.say("a line")
+            output.warn("the same")
+            output.warn("the same")
+
+    trio.run(body)
+    assert capsys.readouterr().err == "a line\nthe same\n"
