@@ -16,7 +16,6 @@ from typing import Final
 
 import click
 
-from tunnel import __version__
 from tunnel.errors import (
     AlreadyRunningError,
     ConfigurationError,
@@ -149,7 +148,7 @@ class Commands(click.Group):
     options_metavar="",
     subcommand_metavar="COMMAND ...",
 )
-@click.version_option(__version__, prog_name="ptunnel", message="%(prog)s %(version)s")
+@click.version_option(package_name="ptunnel", prog_name="ptunnel", message="%(prog)s %(version)s")
 def group() -> None:
     pass
 
