@@ -37,6 +37,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.PEER_LOST: PairingError,
     Problem.KEY_CHANGED: PeerError,
     Problem.PATH_POLICY: ConfigurationError,
+    Problem.NO_DIRECT: UnreachableError,
 }
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.sim.link import Link
 from tests.unit.endpoint.people import Party
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import PeeringClosed, Problem
+from tunnel.proto.connection.events import PathChanged, PathKind
+from tunnel.proto.endpoint import PeeringClosed, PeeringEvent, Problem
 from tunnel.units import Seconds
 
 BLACK_HOLE = Link(loss=1.0)
@@ -34,6 +34,14 @@ def test_two_hard_routers_are_relayed_and_the_user_is_told_why() -> None:
         assert not is_direct(party)
         assert party.echoed(peering, b"hello") < 0.2
         assert "both routers" in peering.why_relayed(party.world.now)
+        last = [e.event for e in party.friend.told if isinstance(e, PeeringEvent) and isinstance(e.event, PathChanged)][-1]
+        assert "both routers" in last.why
+
+
+def test_with_direct_only_a_person_hears_that_there_is_no_such_path() -> None:
+    with Party(home="sym", friend="sym", friend_path="direct") as party:
+        party.pair()
+        party.world.run_until(lambda: Problem.NO_DIRECT in party.friend.problems, 30)
 
 
 def test_a_relayed_goodbye_arrives() -> None:

@@ -39,6 +39,7 @@ class Problem(Enum):
     PEER_LOST = "peer_lost"
     KEY_CHANGED = "key_changed"
     PATH_POLICY = "path_policy"
+    NO_DIRECT = "no_direct"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,14 @@ from tunnel.proto.connection.events import (
     ConnectionClosed,
     ConnectionEvent,
     ControlReceived,
+    PathChanged,
     PathKind,
     RekeyDue,
 )
 from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
 from tunnel.proto.endpoint.context import Context
-from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent
-from tunnel.proto.endpoint.punching import Puncher
+from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent, Problem, Troubled
+from tunnel.proto.endpoint.punching import AgentState, Puncher
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.timers import earliest
 from tunnel.units import Buffer, Instant, PathKey, Seconds
@@ -34,7 +35,6 @@ CONTROL_PING: Final = 2  # 8 bytes that come back as
 CONTROL_PONG: Final = 3
 
 MAX_PONGS: Final = 64  # answers that nobody has fetched
-RELAY_GRACE: Final = Seconds(1.5)  # so long a relayed path is simply the beginning and needs no explanation
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
 
 
@@ -54,7 +54,7 @@ class Peering:
         self.is_closed = False
         self.policy = context.config.path_policy
         self._context = context
-        self._connected_at: Instant | None = None
+        self._is_explained = False
         self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
         self._pings = 0
 
@@ -80,7 +80,7 @@ class Peering:
         self.connection = connection
         self.puncher = puncher
         self.policy = policy
-        self._connected_at = now
+        self._is_explained = False
         connection.set_policy(now, policy)
         connection.send_control(bytes((CONTROL_HELLO,)))
         self.pump(now)
@@ -150,6 +150,9 @@ class Peering:
                     self.begin_handshake(now, view.key, give_up_after=REKEY_GIVES_UP)
             case AllPathsLost():
                 self.needs_meeting = True
+                if self.is_initiator:
+                    text = f"{self.peer.name} fell silent: looking for it again."
+                    self._context.emit(Troubled(problem=Problem.PEER_LOST, text=text))
                 if self.puncher is not None:
                     self.puncher.agent.path_lost(now)
                     self.puncher.next_at = now
@@ -211,9 +214,24 @@ class Peering:
         """One sentence for a person, about a connection that is relayed."""
         if self.policy == "relay":
             return "the path was set to relay"
-        if self.puncher is None or (self._connected_at is not None and now - self._connected_at < RELAY_GRACE):
+        if self.puncher is None or self.puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
             return "the relay carries until a direct path is found"
         return self.puncher.agent.why_relayed
+
+    def _explain(self, now: Instant) -> None:
+        """Once punching has come to nothing, say why: the path is what it was, but a person now knows more."""
+        connection, puncher = self.connection, self.puncher
+        if connection is None or puncher is None or connection.current_path.kind is PathKind.DIRECT:
+            self._is_explained = False
+        elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
+            self._is_explained = True
+            view, why = connection.current_path, puncher.agent.why_relayed
+            if self.policy == "direct":
+                text = f"No direct path to {self.peer.name} was found: {why}. Trying on."
+                self._context.emit(Troubled(problem=Problem.NO_DIRECT, text=text))
+                return
+            event = PathChanged(view.key, view.kind, view.key.remote, view.smoothed_rtt, view.mtu, why)
+            self._context.emit(PeeringEvent(self, event))
 
     # --- time
 
@@ -239,6 +257,7 @@ class Peering:
         if self.puncher is not None and self.connection is not None and not self.is_closed:
             while (offer := self.puncher.pump(now)) is not None:
                 self.connection.send_control(bytes((CONTROL_OFFER,)) + offer)
+            self._explain(now)
 
     def poll_timeout(self) -> Instant | None:
         at = self.connection.poll_timeout() if self.connection is not None else None

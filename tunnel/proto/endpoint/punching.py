@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, PathLost, PathProbed, PathValidated
-from tunnel.proto.nat.agent import Agent
+from tunnel.proto.nat.agent import Agent, AgentState
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, is_allowed, make_candidate
 from tunnel.units import Address, Buffer, Instant, PathKey, SocketId
@@ -129,4 +129,4 @@ class Puncher:
         return None
 
 
-__all__ = ["LocalSocket", "MalformedPacket", "Puncher", "is_loopback"]
+__all__ = ["AgentState", "LocalSocket", "MalformedPacket", "Puncher", "is_loopback"]
