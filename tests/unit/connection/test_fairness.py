@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.connection.pair import Pair
 from tests.unit.connection.test_paths import upgrade
-from tunnel.proto.connection.events import CloseCode, ConnectionClosed
+from tunnel.proto.connection.events import CloseCode, ConnectionClosed, PathKind
 from tunnel.units import Instant
 
 
@@ -107,3 +107,16 @@ def test_any_delay_from_nothing_to_a_second_carries(delay: float) -> None:
     pair.run_until(lambda: pair.read["b"].get(stream) == data, 120)
     upgrade(pair)
     pair.run(60)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_path_that_narrows_while_small_packets_still_arrive_is_noticed(seed: int) -> None:
+    pair = Pair(seed)
+    streams = [pair.b.open_stream() for _ in range(3)]
+    pair.b.challenge(pair.now, pair.direct("b"), PathKind.DIRECT)
+    pair.run(2)
+    assert pair.b.current_path.mtu > 1_400
+    pair.hook = lambda name, relayed, data: [] if len(data) > 1_200 else None
+    for stream in streams:
+        pair.b.stream_write(stream, bytes(1000))
+    pair.run_until(lambda: all(len(pair.read["a"].get(s, b"")) == 1000 for s in streams), 3)

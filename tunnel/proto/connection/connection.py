@@ -487,6 +487,8 @@ class Connection:
         for burst, mask in result.lost:
             self._shared.content_lost(burst.content, mask, burst.count)
         path.pacer.set_rate(path.recovery.pacing_rate(), now)
+        if result.lost and path.weigh([], result.lost, now):
+            self._shared.mtu_changed |= path is self._shared.paths.current
         if not result.probes:
             return
         if path.recovery.pto_count >= BLACK_HOLE_PTOS and path.pmtu.on_black_hole(now):

@@ -15,9 +15,11 @@ from tunnel.proto.connection.events import PathKind
 from tunnel.proto.packet.header import OVERHEAD
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.pacer import Pacer
-from tunnel.proto.recovery.pmtu import PathMtu
+from tunnel.proto.recovery.pmtu import BASE_PLPMTU, PathMtu
+from tunnel.proto.recovery.sent import Marked, SentBurst
 from tunnel.units import Instant, PathKey, Seconds
 
+LARGE_LOSSES: Final = 4  # losses of large datagrams in a row, while small ones arrive, that make a black hole (RFC 8899 §4.3)
 MAX_CHALLENGES: Final = 512  # outstanding; the oldest is forgotten
 CHALLENGE_LIFE: Final = Seconds(10.0)  # an answer later than this proves nothing about now
 MAX_PATHS: Final = 8  # validated paths kept; each holds a recovery value
@@ -47,6 +49,7 @@ class Path:
         "in_doubt_since",
         "key",
         "kind",
+        "large_losses",
         "last_heard",
         "last_sent",
         "mtu",
@@ -75,6 +78,7 @@ class Path:
         self.last_heard = now
         self.last_sent = now
         self.probes_owed = 0
+        self.large_losses = 0
         self.in_doubt_since: Instant | None = None
         self.verify_at = now
         self.verify_attempts = 0
@@ -85,6 +89,19 @@ class Path:
         self.capacity = mtu - len(self.key.prefix) - OVERHEAD
         self.recovery.set_datagram_size(mtu)
         self.pacer.set_datagram_size(mtu, now)
+
+    def weigh(self, acked: list[Marked], lost: list[Marked], now: Instant) -> bool:
+        """Watch for a black hole: only what is larger than the base goes missing.  True when the MTU was taken back for it."""
+        if self.large_losses and any(_is_large(*marked) for marked in acked):
+            self.large_losses = 0
+        if lost and self.mtu > BASE_PLPMTU and any(_is_large(*marked) for marked in lost):
+            if not any(_is_large(*marked) for marked in acked):
+                self.large_losses += 1
+            if self.large_losses >= LARGE_LOSSES and self.pmtu.on_black_hole(now):
+                self.large_losses = 0
+                self.set_mtu(self.pmtu.size, now)
+                return True
+        return False
 
     def verify(self, now: Instant) -> None:
         """Put the path in doubt: it must answer soon."""
@@ -247,6 +264,11 @@ class Paths:
             path.last_sent = now
             self.challenge(now, path.key, path.kind)
         return failed
+
+
+def _is_large(burst: SentBurst, mask: int) -> bool:
+    size = burst.last_size if mask == 1 << (burst.count - 1) else burst.size
+    return size > BASE_PLPMTU
 
 
 def _quickest(path: Path) -> Seconds:

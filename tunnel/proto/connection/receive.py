@@ -371,6 +371,8 @@ class Receiver:
                 shared.content_acked(burst.content, mask, burst.count)
             for burst, mask in result.lost:
                 shared.content_lost(burst.content, mask, burst.count)
+            if (result.lost or path.large_losses) and path.weigh(result.acked, result.lost, now):
+                shared.mtu_changed |= path is shared.paths.current
             if result.acked:
                 path.pacer.set_rate(recovery.pacing_rate(), now)
         pruned = shared.unacknowledged_acks
