@@ -238,3 +238,24 @@ async def test_an_embedded_server_stands_again_for_the_peers_that_remember_it(tm
         if not listening.bind.startswith("127."):  # on a machine with no address but loopback nobody else could come
             async with tunnel.expose(home=exposer, handler=echo), tunnel.connect(peer="home", home=connector) as link:
                 assert await shout(link, b"again") == b"again"
+
+
+async def test_an_exposer_serves_peers_of_several_servers_at_once(tmp_path: Path) -> None:
+    exposer, connector = homes(tmp_path)
+    with trio.fail_after(20):
+        async with a_server() as one, a_server() as two:
+            for server, home in ((one, connector), (two, tmp_path / "third")):
+                heard = Heard()
+                async with (
+                    tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo),
+                    tunnel.connect(await heard.code(), server=server, home=home),
+                ):
+                    await heard.wait(lambda event: isinstance(event, Paired))
+            port = two.rpartition(":")[2]
+            async with (
+                tunnel.expose(server=f"localhost:{port}", home=exposer, handler=echo),
+                tunnel.connect(home=connector) as first,
+                tunnel.connect(home=tmp_path / "third") as second,
+            ):
+                assert await shout(first, b"1") == b"1"
+                assert await shout(second, b"2") == b"2"

@@ -48,7 +48,7 @@ class Endpoint:
         self._context.peers = {peer.static: peer for peer in peers}
         self.drops = self._context.drops
         self._meetings = Meetings(self._context)
-        self._client_of: dict[tuple[SocketId, str], Client] = {}
+        self._clients_at: dict[tuple[SocketId, str], list[Client]] = {}  # one server may go by several names and ports
         self._keys: dict[tuple[SocketId, Address, bytes], PathKey] = {}
         self._cold_at: Instant | None = None  # the first deadline of everything but the peerings
         self._is_cold_at_stale = True
@@ -109,7 +109,8 @@ class Endpoint:
             raise ConfigurationError(f"The server {name} has no address of a family that this machine speaks.")
         client = Client(servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token)
         context.clients[name] = client
-        self._client_of.update({(socket_id, address.host): client for socket_id, address in ways})
+        for way in dict.fromkeys((socket_id, address.host) for socket_id, address in ways):
+            self._clients_at.setdefault(way, []).append(client)
         self._meetings.servers_changed(now)
 
     def has_server(self, name: str) -> bool:
@@ -190,11 +191,12 @@ class Endpoint:
                 self._meetings.handle_handshake(now, self._key(socket_id, remote, prefix), buffer[start:end])
             elif kind in (0x41, 0x42) and not prefix:
                 is_cold = True
-                client = self._client_of.get((socket_id, remote.host))
-                if client is None:
+                clients = self._clients_at.get((socket_id, remote.host))
+                if clients is None:
                     self.drops["rendezvous datagram from a stranger"] += 1
                 else:
-                    client.handle_datagram(now, socket_id, remote, buffer[position:end])
+                    for client in clients:  # each knows its own by transaction or session
+                        client.handle_datagram(now, socket_id, remote, buffer[position:end])
             else:
                 self.drops["unknown first byte"] += 1
             position = end
