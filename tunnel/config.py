@@ -5,6 +5,7 @@ config.toml knows the same words as the flags:
     server = "rv.example.net"      # host or host:port; the port is 24531 unless said
     name = "home"                  # how we introduce ourselves to new peers
     path = "auto"                  # auto, direct or relay
+    access_token = "..."           # for a server that lets in only those who hold one
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tunnel.errors import ConfigurationError
@@ -26,8 +27,8 @@ _HOST_NAME: Final = re.compile(
 _ZONE: Final = re.compile(r"%[A-Za-z0-9_.-]{1,15}\Z")
 
 #: Setting -> the variable of the environment that stands in for its flag.
-VARIABLES: Final = {"server": "PTUNNEL_SERVER", "code": "PTUNNEL_CODE"}
-IN_FILE: Final = frozenset(("server", "name", "path"))
+VARIABLES: Final = {"server": "PTUNNEL_SERVER", "code": "PTUNNEL_CODE", "access_token": "PTUNNEL_ACCESS_TOKEN"}
+IN_FILE: Final = frozenset(("server", "name", "path", "access_token"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Settings:
     code: str | None = None
     name: str | None = None
     path: str = "auto"
+    access_token: str | None = field(default=None, repr=False)  # a secret: by environment or file only
 
     @property
     def given_server(self) -> str | None:

@@ -102,7 +102,9 @@ Exit codes:
 Environment:
   PTUNNEL_SERVER   stands in for --server: HOST or HOST:PORT (24531)
   PTUNNEL_CODE     stands in for the code, so that it need not be on a command line
-  PTUNNEL_HOME     the directory of identity, peers and config.toml (server, name, path)
+  PTUNNEL_HOME     the directory of identity, peers and config.toml
+                   (server, name, path, access_token)
+  PTUNNEL_ACCESS_TOKEN   what a server with --access asks for
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
   listening, code, paired, path, forward, closed, error.  People are spoken to on stderr.

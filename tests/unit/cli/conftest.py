@@ -16,7 +16,7 @@ from tunnel.state.peers import Peer
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "home"
     monkeypatch.setenv("PTUNNEL_HOME", str(path))
-    for variable in ("PTUNNEL_SERVER", "PTUNNEL_CODE"):
+    for variable in ("PTUNNEL_SERVER", "PTUNNEL_CODE", "PTUNNEL_ACCESS_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     return path
