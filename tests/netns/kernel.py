@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -17,6 +18,17 @@ from typing import IO, Any, TypeVar
 CLONE_NEWNET = 0x4000_0000
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000
 ROOT = Path(__file__).resolve().parents[2]
+
+TOOLS = (
+    "nft", "ip", "setpriv", "nsenter", "unshare", "prlimit", "ss", "conntrack", "sshd", "ssh", "scp", "ssh-keygen", "curl",
+    "iperf3", "tcpdump", "dnsmasq", "dig", "stun", "turnserver", "turnutils_stunclient", "timeout", "stdbuf",
+)  # fmt: skip
+"""What the laboratory and its tests call."""
+
+# An ordinary user's PATH lacks the folders where half of them are.
+os.environ["PATH"] = os.pathsep.join(
+    dict.fromkeys([*os.environ.get("PATH", "/usr/bin:/bin").split(os.pathsep), "/usr/sbin", "/sbin"])
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
@@ -53,7 +65,10 @@ def _call(name: str, *arguments: int) -> None:
 
 
 def why_unavailable() -> str | None:
-    """None if this process may make namespaces, else the reason in one sentence."""
+    """None if this process may make namespaces and has what furnishes them, else the reason in one sentence."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} is missing; scripts/test says how to install it"
     try:
         Namespace("probe").close()
     except OSError as error:

@@ -109,6 +109,21 @@ class Site:
         """IP packets from outside that the gateway let through to a host inside, by its own counter."""
         return self._gateway().counter("firewall", "let_in")[0]
 
+    def watch(self, other: Site) -> None:
+        """Have the gateway count apart what comes from another site's public address; see `seen_from`."""
+        source = f'iifname "wan" ip saddr {other.wan} meta l4proto udp'
+        self._gateway().nft(
+            f"add counter inet firewall thrown_from_{other.name}\nadd counter inet firewall let_in_from_{other.name}\n"
+            f"insert rule inet firewall forward {source} counter name let_in_from_{other.name}\n"
+            f"insert rule inet firewall input {source} ct state new counter name thrown_from_{other.name}"
+        )
+
+    def seen_from(self, other: Site) -> tuple[int, int]:
+        """(datagrams thrown away, IP packets let in) from the other site's public address since `watch`."""
+        gateway = self._gateway()
+        thrown = gateway.counter("firewall", f"thrown_from_{other.name}")[0]
+        return thrown, gateway.counter("firewall", f"let_in_from_{other.name}")[0]
+
     def mappings(self) -> list[dict[str, str]]:
         """The gateway's UDP mappings: src, dst, sport, dport as inside; rsrc, rdst, rsport, rdport as outside."""
         found = []

@@ -283,12 +283,12 @@ class Sshd(Program):
                     timeout=20,
                     stdin=subprocess.DEVNULL,
                 )
-        # In an unprivileged user namespace only our own user id exists: sshd runs as that one and lets it in.  As root it
-        # is root.  Either way the account stands in copies of passwd and shadow that only this sshd sees.
-        mapped = os.environ.get("PTUNNEL_LAB") == "user" or not _is_real_root()
-        uid = int(os.environ.get("PTUNNEL_LAB_UID", "1000")) if mapped else 0
-        gid = int(os.environ.get("PTUNNEL_LAB_GID", "1000")) if mapped else 0
-        account = f"{self.user}:x:{uid}:{gid}:visitor:{self.home}:/bin/sh\n"
+        # In an unprivileged user namespace there is one user id only.  There sshd runs as an ordinary user (in one more
+        # namespace, where that id has another number), which it then lets in; as root it is root.  Either way the account
+        # stands in copies of passwd and shadow that only this sshd sees.
+        mapped = not _is_real_root()
+        number = 1000 if mapped else 0
+        account = f"{self.user}:x:{number}:{number}:visitor:{self.home}:/bin/sh\n"
         passwd, shadow = self.folder / "passwd", self.folder / "shadow"
         passwd.write_text(account + Path("/etc/passwd").read_text(encoding="utf-8"), encoding="utf-8")
         shadow.write_text(f"{self.user}:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n", encoding="utf-8")
@@ -304,7 +304,7 @@ class Sshd(Program):
         )
         if not mapped:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        enter = ["unshare", "--user", f"--map-user={uid}", f"--map-group={gid}"] if mapped else []
+        enter = ["unshare", "--user", f"--map-user={number}", f"--map-group={number}"] if mapped else []
         script = 'mount --bind "$1" /etc/passwd && mount --bind "$2" /etc/shadow && shift 2 && exec "$@"'
         super().__init__(
             lab,
