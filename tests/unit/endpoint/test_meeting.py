@@ -257,5 +257,9 @@ def test_nothing_is_left_behind_by_peers_that_come_and_go() -> None:
             party.world.run(5.0)
         for person in (party.home, party.friend):
             meetings = person.endpoint._meetings
-            assert (len(meetings.peerings), len(meetings.by_index), len(person.endpoint._context.answers)) == (0, 0, 0)
+            assert (len(meetings.peerings.all), len(meetings.peerings.by_index), len(person.endpoint._context.answers)) == (
+                0,
+                0,
+                0,
+            )
         assert party.home.endpoint.has_server(SERVER)

@@ -62,7 +62,7 @@ class Endpoint:
 
     @property
     def peerings(self) -> list[Peering]:
-        return self._meetings.live
+        return self._meetings.peerings.live
 
     @property
     def peers(self) -> dict[bytes, KnownPeer]:
@@ -80,7 +80,7 @@ class Endpoint:
             return
         is_change = bool(self._context.hosts)
         self._context.hosts = hosts
-        for peering in self._meetings.live:
+        for peering in self._meetings.peerings.live:
             if peering.puncher is not None:
                 peering.puncher.set_hosts(now, hosts)
         if is_change:
@@ -162,7 +162,7 @@ class Endpoint:
         position, length = 0, len(buffer)
         touched: Peering | None = None
         is_cold = False
-        by_index = self._meetings.by_index
+        by_index = self._meetings.peerings.by_index
         while position < length:
             end = min(position + stride, length)
             kind = buffer[position]
@@ -239,7 +239,7 @@ class Endpoint:
 
     def _poll_peerings(self, now: Instant, out: bytearray) -> Transmit | None:
         """Round robin: whoever was served goes to the end."""
-        peerings = self._meetings.peerings
+        peerings = self._meetings.peerings.all
         for position, peering in enumerate(peerings):
             connection = peering.connection
             if connection is None:
@@ -262,7 +262,7 @@ class Endpoint:
             self._cold_at = at
             self._is_cold_at_stale = False
         first = self._cold_at
-        for peering in self._meetings.peerings:
+        for peering in self._meetings.peerings.all:
             at = peering.poll_timeout()
             if at is not None and (first is None or at < first):
                 first = at
@@ -278,7 +278,7 @@ class Endpoint:
         events = self._context.events
         if not events:
             is_cold = False
-            for peering in self._meetings.peerings:
+            for peering in self._meetings.peerings.all:
                 peering.drain(now)
                 is_cold = is_cold or peering.needs_meeting
             if is_cold:

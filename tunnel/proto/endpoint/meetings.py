@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.events import CloseCode, PathKind
+from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Pattern, parse_init, receiver_index
-from tunnel.proto.endpoint.context import PATH_POLICIES, Context, combine_policies
+from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.dialing import Dialer, Listener
 from tunnel.proto.endpoint.events import (
     KnownPeer,
     PeeringRestarted,
-    PeeringStarted,
-    PeerPaired,
     Problem,
     ServerReached,
     Troubled,
 )
 from tunnel.proto.endpoint.pairing import ConnectorPairing, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
-from tunnel.proto.endpoint.punching import Puncher, is_loopback
+from tunnel.proto.endpoint.peerings import Peerings
 from tunnel.proto.endpoint.responding import IkResponder
 from tunnel.proto.pairing.code import parse_code
-from tunnel.proto.pairing.identity import sanitise_name
 from tunnel.proto.rendezvous import events as told
 from tunnel.proto.timers import earliest
 from tunnel.units import Buffer, Instant, PathKey
-
-MAX_PEERINGS_A_PEER: Final = 64  # connections of one peer at once; the one silent for longest makes room
 
 
 class Meetings:
@@ -38,18 +32,13 @@ class Meetings:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.peerings = Peerings(context)
         context.is_index_taken = self._is_index_taken
         self._listener = Listener(context)
-        self._responder = IkResponder(context, self._find)
+        self._responder = IkResponder(context, self.peerings.find)
         self._exposing: list[tuple[str, ExposerPairing]] = []
         self._claiming: list[tuple[str, ConnectorPairing]] = []
         self._dialers: dict[Peering, Dialer] = {}
-        self.peerings: list[Peering] = []  # round robin: the one served last goes to the end
-        self.by_index: dict[int, Peering] = {}
-
-    @property
-    def live(self) -> list[Peering]:
-        return [peering for peering in self.peerings if not peering.is_closed]
 
     # --- verbs
 
@@ -85,7 +74,7 @@ class Meetings:
         """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
         context = self._context
         peering = Peering(context, peer, is_initiator=True, server=server, instance=context.new_instance())
-        self.peerings.append(peering)
+        self.peerings.all.append(peering)
         self._dialers[peering] = Dialer(context, peering, context.clients[server], now)
         self.pump(now)
         return peering
@@ -101,7 +90,7 @@ class Meetings:
         self._context.peers = known
         for static in gone:
             self._responder.forget(static)
-        for peering in self.live:
+        for peering in self.peerings.live:
             peer = known.get(peering.peer.static)
             if peer is None:
                 peering.close(now, CloseCode.FORGOTTEN, "this peer was forgotten")
@@ -116,7 +105,7 @@ class Meetings:
             flow.close(now)
         for _, claim in self._claiming:
             claim.close(now)
-        for peering in self.live:
+        for peering in self.peerings.live:
             peering.close(now, CloseCode.NO_ERROR, text)
         for dialer in self._dialers.values():
             dialer.close(now)
@@ -152,7 +141,7 @@ class Meetings:
         if take is not None:
             take(now, path, datagram)
             return
-        for peering in self.peerings:
+        for peering in self.peerings.all:
             handshake = peering.handshake
             if handshake is not None and handshake.index == index:
                 completed = handshake.handle_datagram(now, datagram)
@@ -170,20 +159,20 @@ class Meetings:
         peer = self._context.peers.get(completed.remote_static)
         if peer is None:
             return None
-        peering = self._find(completed.remote_static, completed.params.instance)
+        peering = self.peerings.find(completed.remote_static, completed.params.instance)
         if peering is not None and peering.instance == pending.instance and peering.connection is not None:
             peering.install(now, completed, path)
-            self._index(peering)
+            self.peerings.index(peering)
             return peering
-        self._make_room(now, peer)
+        self.peerings.make_room(now, peer)
         peering = Peering(self._context, peer, is_initiator=False, server=peer.server, instance=pending.instance)
-        self._connect(now, peering, completed, path)
+        self.peerings.connect(now, peering, completed, path)
         return peering
 
     def handle_timeout(self, now: Instant) -> None:
         for _, flow in self._exposing:
             flow.handle_timeout(now)
-        for peering in list(self.peerings):
+        for peering in list(self.peerings.all):
             peering.handle_timeout(now)
         self._listener.handle_timeout(now)
         self._responder.expire(now)
@@ -211,7 +200,7 @@ class Meetings:
             claim.handle_timeout(now)
         if any(claim.is_done for _, claim in self._claiming):
             self._claiming = [item for item in self._claiming if not item[1].is_done]
-        for peering in list(self.peerings):
+        for peering in list(self.peerings.all):
             if peering.is_closed:
                 self._retire(now, peering)
             elif peering.is_initiator:
@@ -242,12 +231,12 @@ class Meetings:
                 text = f"The server {name} does not answer any more: trying on. Direct connections are not touched."
                 context.emit(Troubled(problem=Problem.SERVER_LOST, text=text))
             case told.ChannelMoved(old=old, new=new):
-                for peering in self.live:
+                for peering in self.peerings.live:
                     connection = peering.connection
                     if connection is not None and old.path_key in connection.paths:
                         connection.add_relay(now, new.path_key)
             case told.PeerGone(channel=channel) if channel is not None:
-                for peering in self.live:
+                for peering in self.peerings.live:
                     connection = peering.connection
                     if connection is not None and channel.path_key in connection.paths:
                         connection.drop_path(now, channel.path_key)
@@ -266,12 +255,28 @@ class Meetings:
                 dialer.handle_event(now, event)
 
     def _refresh_candidates(self, now: Instant, server: str) -> None:
-        for peering in self.live:
+        for peering in self.peerings.live:
             if peering.server == server and peering.puncher is not None:
                 peering.puncher.refresh(now)
                 peering.pump(now)
 
-    # --- what comes of it
+    def _dialed(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
+        """Our own IK handshake ended: a first connection, new keys for it, or a peer that has forgotten it."""
+        peering.end_handshake()
+        dialer = self._dialers.get(peering)
+        if dialer is not None and dialer.is_dialing:
+            dialer.answered(now)
+        connection = peering.connection
+        if connection is None or connection.is_closed:
+            self.peerings.connect(now, peering, completed, path)
+        elif completed.params.instance == connection.remote_instance:
+            peering.install(now, completed, path)
+            self.peerings.index(peering)
+        elif peering.is_initiator:
+            self.peerings.connect(now, peering, completed, path)
+            self._context.emit(PeeringRestarted(peering=peering))
+        else:
+            peering.close(now, CloseCode.REPLACED, "the peer has restarted")
 
     def _adopt(
         self,
@@ -284,126 +289,15 @@ class Meetings:
         server: str,
         grants: tuple[dict[str, Any], ...],
     ) -> Peering | None:
-        """Paired by a code: remember the peer, and connect."""
-        context = self._context
-        if completed.remote_static == context.static_public:
-            text = "Both sides are the same identity: use another PTUNNEL_HOME for one of them."
-            context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=is_initiator))
-            return None
-        before = context.peers.get(completed.remote_static)
-        peer = context.remember(
-            KnownPeer(
-                name=sanitise_name(completed.params.name),
-                static=completed.remote_static,
-                psk=completed.pair_psk,
-                server=server,
-                grants=(*(before.grants if before is not None else ()), *grants),
-            )
-        )
-        context.emit(PeerPaired(peer=peer))
-        peering = Peering(context, peer, is_initiator=is_initiator, server=server, instance=instance)
-        self._connect(now, peering, completed, path)
+        peering = self.peerings.adopt(now, completed, path, instance, is_initiator, server=server, grants=grants)
         self._listener.update(now)
         return peering
 
-    def _dialed(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
-        """Our own IK handshake ended: a first connection, new keys for it, or a peer that has forgotten it."""
-        peering.end_handshake()
-        dialer = self._dialers.get(peering)
-        if dialer is not None and dialer.is_dialing:
-            dialer.answered(now)
-        connection = peering.connection
-        if connection is None or connection.is_closed:
-            self._connect(now, peering, completed, path)
-        elif completed.params.instance == connection.remote_instance:
-            peering.install(now, completed, path)
-            self._index(peering)
-        elif peering.is_initiator:
-            self._connect(now, peering, completed, path)
-            self._context.emit(PeeringRestarted(peering=peering))
-        else:
-            peering.close(now, CloseCode.REPLACED, "the peer has restarted")
-
-    def _connect(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
-        """A new connection over the relay path where the handshake went."""
-        context = self._context
-        is_first = peering.connection is None
-        local = context.params(peering.instance, completed.params.instance)
-        connection = Connection(
-            is_initiator=peering.is_initiator,
-            keypair=completed.keypair,
-            local=local,
-            remote=completed.params,
-            remote_static=completed.remote_static,
-            path=path,
-            path_kind=PathKind.RELAY if path.prefix else PathKind.DIRECT,
-            now=now,
-            rng=context.rng,
-            trace=context.trace,
-        )
-        policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
-        if peering not in self.peerings:
-            self.peerings.append(peering)
-        puncher = None if policy in (None, "relay") else self._puncher(now, peering, connection)
-        peering.attach(now, connection, puncher, policy or "auto")
-        self._index(peering)
-        if policy is None:
-            text = f"{peering.peer.name} and this side ask for opposite paths (direct and relay): change --path on one of them."
-            context.emit(Troubled(problem=Problem.PATH_POLICY, text=text, is_final=peering.is_initiator))
-            peering.close(now, CloseCode.PATH_POLICY, text)
-        elif is_first:
-            context.emit(PeeringStarted(peering=peering))
-
-    def _puncher(self, now: Instant, peering: Peering, connection: Connection) -> Puncher:
-        context = self._context
-        client = context.clients.get(peering.server or "")
-        return Puncher(
-            connection,
-            controlling=peering.is_initiator,
-            sockets=context.sockets.values(),
-            hosts=context.hosts,
-            client=client,
-            same_machine=client is not None and client.server is not None and is_loopback(client.server.host),
-            now=now,
-            rng=context.rng,
-        )
-
-    def _index(self, peering: Peering) -> None:
-        """Route the receiver indices of its connection, and no others, to the peering."""
-        for index in [index for index, owner in self.by_index.items() if owner is peering]:
-            del self.by_index[index]
-        if peering.connection is not None:
-            self.by_index.update(dict.fromkeys(peering.connection.indices(), peering))
-
     def _retire(self, now: Instant, peering: Peering) -> None:
-        """A closed peering goes when its connection has nothing more to say."""
         dialer = self._dialers.pop(peering, None)
         if dialer is not None:
             dialer.close(now)
-        connection = peering.connection
-        if connection is None or connection.is_drained:
-            client = self._context.clients.get(peering.server or "")
-            if connection is not None and client is not None:
-                for key in connection.paths:
-                    if key.prefix:
-                        client.leave_channel(now, key.prefix)
-            self.peerings.remove(peering)
-            for index in [index for index, owner in self.by_index.items() if owner is peering]:
-                del self.by_index[index]
-
-    def _make_room(self, now: Instant, peer: KnownPeer) -> None:
-        """Processes that died without a goodbye leave connections behind, for an hour: a peer may have so many."""
-        of_peer = [each for each in self.live if each.peer.static == peer.static and each.connection is not None]
-        if len(of_peer) >= MAX_PEERINGS_A_PEER:
-            oldest = min(of_peer, key=lambda each: each.connection.last_heard if each.connection is not None else now)
-            oldest.close(now, CloseCode.REPLACED, "too many connections of one peer")
-
-    def _find(self, static: bytes, instance: int) -> Peering | None:
-        for peering in self.live:
-            connection = peering.connection
-            if connection is not None and connection.remote_instance == instance and connection.peer_static == static:
-                return peering
-        return None
+        self.peerings.retire(now, peering)
 
     def _is_index_taken(self, index: int) -> bool:
-        return index in self.by_index or index in self._responder.pending
+        return index in self.peerings.by_index or index in self._responder.pending

@@ -1,0 +1,140 @@
+"""The peerings of an endpoint: how a finished handshake becomes a connection, which indices are whose, and how they end."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tunnel.proto.connection.connection import Connection
+from tunnel.proto.connection.events import CloseCode, PathKind
+from tunnel.proto.connection.handshakes import Completed
+from tunnel.proto.endpoint.context import PATH_POLICIES, Context, combine_policies
+from tunnel.proto.endpoint.events import KnownPeer, PeeringStarted, PeerPaired, Problem, Troubled
+from tunnel.proto.endpoint.peering import Peering
+from tunnel.proto.endpoint.punching import Puncher, is_loopback
+from tunnel.proto.pairing.identity import sanitise_name
+from tunnel.units import Instant, PathKey
+
+MAX_PEERINGS_A_PEER: Final = 64  # connections of one peer at once; the one silent for longest makes room
+
+
+class Peerings:
+    """All of them, the closed ones too until they have said goodbye."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.all: list[Peering] = []  # round robin: the one served last goes to the end
+        self.by_index: dict[int, Peering] = {}
+
+    @property
+    def live(self) -> list[Peering]:
+        return [peering for peering in self.all if not peering.is_closed]
+
+    def adopt(
+        self,
+        now: Instant,
+        completed: Completed,
+        path: PathKey,
+        instance: int,
+        is_initiator: bool,
+        *,
+        server: str,
+        grants: tuple[dict[str, Any], ...],
+    ) -> Peering | None:
+        """Paired by a code: remember the peer, and connect."""
+        context = self._context
+        if completed.remote_static == context.static_public:
+            text = "Both sides are the same identity: use another PTUNNEL_HOME for one of them."
+            context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=is_initiator))
+            return None
+        before = context.peers.get(completed.remote_static)
+        peer = context.remember(
+            KnownPeer(
+                name=sanitise_name(completed.params.name),
+                static=completed.remote_static,
+                psk=completed.pair_psk,
+                server=server,
+                grants=(*(before.grants if before is not None else ()), *grants),
+            )
+        )
+        context.emit(PeerPaired(peer=peer))
+        peering = Peering(context, peer, is_initiator=is_initiator, server=server, instance=instance)
+        self.connect(now, peering, completed, path)
+        return peering
+
+    def connect(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
+        """A new connection over the relay path where the handshake went."""
+        context = self._context
+        is_first = peering.connection is None
+        local = context.params(peering.instance, completed.params.instance)
+        connection = Connection(
+            is_initiator=peering.is_initiator,
+            keypair=completed.keypair,
+            local=local,
+            remote=completed.params,
+            remote_static=completed.remote_static,
+            path=path,
+            path_kind=PathKind.RELAY if path.prefix else PathKind.DIRECT,
+            now=now,
+            rng=context.rng,
+            trace=context.trace,
+        )
+        policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
+        if peering not in self.all:
+            self.all.append(peering)
+        puncher = None if policy in (None, "relay") else self._puncher(now, peering, connection)
+        peering.attach(now, connection, puncher, policy or "auto")
+        self.index(peering)
+        if policy is None:
+            text = f"{peering.peer.name} and this side ask for opposite paths (direct and relay): change --path on one of them."
+            context.emit(Troubled(problem=Problem.PATH_POLICY, text=text, is_final=peering.is_initiator))
+            peering.close(now, CloseCode.PATH_POLICY, text)
+        elif is_first:
+            context.emit(PeeringStarted(peering=peering))
+
+    def _puncher(self, now: Instant, peering: Peering, connection: Connection) -> Puncher:
+        context = self._context
+        client = context.clients.get(peering.server or "")
+        return Puncher(
+            connection,
+            controlling=peering.is_initiator,
+            sockets=context.sockets.values(),
+            hosts=context.hosts,
+            client=client,
+            same_machine=client is not None and client.server is not None and is_loopback(client.server.host),
+            now=now,
+            rng=context.rng,
+        )
+
+    def index(self, peering: Peering) -> None:
+        """Route the receiver indices of its connection, and no others, to the peering."""
+        for index in [index for index, owner in self.by_index.items() if owner is peering]:
+            del self.by_index[index]
+        if peering.connection is not None:
+            self.by_index.update(dict.fromkeys(peering.connection.indices(), peering))
+
+    def retire(self, now: Instant, peering: Peering) -> None:
+        """A closed peering goes when its connection has nothing more to say."""
+        connection = peering.connection
+        if connection is None or connection.is_drained:
+            client = self._context.clients.get(peering.server or "")
+            if connection is not None and client is not None:
+                for key in connection.paths:
+                    if key.prefix:
+                        client.leave_channel(now, key.prefix)
+            self.all.remove(peering)
+            for index in [index for index, owner in self.by_index.items() if owner is peering]:
+                del self.by_index[index]
+
+    def make_room(self, now: Instant, peer: KnownPeer) -> None:
+        """Processes that died without a goodbye leave connections behind, for an hour: a peer may have so many."""
+        of_peer = [each for each in self.live if each.peer.static == peer.static and each.connection is not None]
+        if len(of_peer) >= MAX_PEERINGS_A_PEER:
+            oldest = min(of_peer, key=lambda each: each.connection.last_heard if each.connection is not None else now)
+            oldest.close(now, CloseCode.REPLACED, "too many connections of one peer")
+
+    def find(self, static: bytes, instance: int) -> Peering | None:
+        for peering in self.live:
+            connection = peering.connection
+            if connection is not None and connection.remote_instance == instance and connection.peer_static == static:
+                return peering
+        return None
