@@ -44,18 +44,21 @@ class Keyring:
 
     def authenticated(self, keypair: Keypair, now: Instant) -> bool:
         """Something under `keypair` opened; True when that confirmed a pending one."""
+        if keypair is self._previous:
+            self._previous_until = Instant(now + OVERLAP)  # handshakes crossed: the peer still seals with it
         if keypair not in self._pending:
             return False
+        # Those answered before it will not be used; those answered after it may yet be: the peer may have gone on already.
+        index = self._pending.index(keypair)
+        for older in self._pending[:index]:
+            self.by_index.pop(older.local_index, None)
+        del self._pending[: index + 1]
         self._promote(keypair, now)
         return True
 
     def _promote(self, keypair: Keypair, now: Instant) -> None:
         if self._previous is not None:
             self.by_index.pop(self._previous.local_index, None)
-        for other in self._pending:
-            if other is not keypair:
-                self.by_index.pop(other.local_index, None)
-        self._pending.clear()
         self._previous = self.current
         self._previous_until = Instant(now + OVERLAP)
         self.current = keypair
