@@ -1,0 +1,172 @@
+"""The documents say what the code does: links, limits, tables of the wire, exit codes, and the two languages of the tutorial."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.style.source import ROOT, project_files
+from tunnel.cli import main as cli
+from tunnel.proto.connection import events
+from tunnel.proto.crypto import cookie, handshake
+from tunnel.proto.nat import candidate
+from tunnel.proto.packet import header
+from tunnel.proto.packet.frames import Frame
+from tunnel.proto.rendezvous import messages, relay, server
+from tunnel.proto.stream import flow
+
+DOCUMENTS = [path for path in project_files() if path.suffix == ".md" and path.exists()]
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+LIMIT_ROW = re.compile(r"^\| `([\w.]+)` \| ([\d.,]+) [^|]*\|[^|]+\| `(tunnel[\w.]*)` \|$", re.MULTILINE)
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(text: str) -> set[str]:
+    """The fragments by which the headings of a Markdown page are reached, as common renderers make them."""
+    heads = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row."""
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+
+
+def chapter(number: int) -> str:
+    return read("docs/protocol.md").split(f"\n## {number}. ", 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    broken = []
+    for target in LINK.findall(FENCE.sub("", text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, fragment = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (fragment and fragment not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_scripts_that_are_named_exist(path: Path) -> None:
+    named = set(re.findall(r"\bscripts/[a-z][\w-]*", path.read_text(encoding="utf-8")))
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_pictures_stand_alone() -> None:
+    for path in (ROOT / "docs").rglob("*.svg"):
+        tree = ElementTree.parse(path)
+        names = {element.tag.rpartition("}")[2] for element in tree.iter()}
+        assert {"title", "desc"} <= names, f"{path.name} says nothing to those who cannot see it"
+        assert not names & {"script", "image", "foreignObject"}
+        assert not [value for element in tree.iter() for value in element.attrib.values() if value.startswith("http")]
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(LINK.findall((folder / "README.md").read_text(encoding="utf-8")))
+    assert {path.name for path in folder.glob("*.md")} - listed == {"README.md"}
+
+
+def test_the_limits_of_the_security_page_are_those_of_the_code() -> None:
+    found = LIMIT_ROW.findall(read("docs/security.md"))
+    assert len(found) > 60
+    wrong = []
+    for name, written, module in found:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part, None)
+            value = value() if isinstance(value, type) else value
+        if value is None or float(written.replace(",", "")) != pytest.approx(float(value)):
+            wrong.append(f"docs/security.md says {name} = {written}, {module} says {value}")
+    assert wrong == []
+
+
+def test_the_first_byte_table() -> None:
+    table = {cells[0]: cells[1] for cells in rows(chapter(1)) if cells[0].startswith("0x")}
+    expected = {
+        messages.REQUEST: "request",
+        messages.RESPONSE: "response",
+        messages.PUSH: "push,",
+        messages.PUSH_ACK: "push-ack",
+        handshake.INIT: "init",
+        handshake.RESPONSE: "response",
+        handshake.FINISH: "finish",
+        cookie.COOKIE_REPLY: "cookie reply",
+    }
+    assert {f"0x{number:02X}": word in table.get(f"0x{number:02X}", "") for number, word in expected.items()} == {
+        f"0x{number:02X}": True for number in expected
+    }
+    assert f"0x{header.TRANSPORT:02X}–0xBF" in table
+    assert f"0x{relay.CHANNEL_BYTE:02X}–0xFF" in table
+    assert {int(text, 16) for key in table if "," in key for text in key.split(", ")} == server.DIRECTORY_KINDS
+
+
+def test_the_messages_of_the_rendezvous_protocol() -> None:
+    text = chapter(2)
+    written = {(cells[0], cells[1]) for cells in rows(text.split("### Requests", 1)[1]) if cells[0].isdecimal()}
+    kinds = [
+        value
+        for value in vars(messages).values()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and not value.__name__.startswith("_")
+    ]
+    defined = {(str(kind.__struct_config__.tag), kind.__name__) for kind in kinds}
+    assert len(defined) > 20
+    assert written == defined
+    for name in messages.RefusalCode:
+        assert re.search(rf"\b{int(name)} ", text.split("Refusal codes:", 1)[1].split("\n\n", 1)[0]), f"code {name!r}"
+
+
+def test_the_frames_of_the_transport() -> None:
+    written: dict[int, str] = {}
+    for cells in rows(chapter(4)):
+        if cells[0].startswith("0x"):
+            written.update(zip((int(text, 16) for text in cells[0].split(", ")), cells[1].split(", "), strict=True))
+    names = {int(frame): frame.name for frame in Frame} | {int(Frame.STREAM_FIN): "STREAM with FIN"}
+    assert written == names
+
+
+def test_numbers_that_both_sides_count_on() -> None:
+    text = chapter(4)
+    for number in (flow.INITIAL_STREAM_WINDOW, flow.CONNECTION_WINDOW, flow.MAX_STREAMS, header.SMALLEST_PROBE):
+        assert re.search(rf"(?<![\d,]){number:,}(?![\d,])", text), f"{number:,} is not in chapter 4"
+    assert f"at most {candidate.MAX_CANDIDATES}" in chapter(7)
+    codes = text.split("### CLOSE", 1)[1]
+    known = [value for name, value in vars(events.CloseCode).items() if name.isupper()]
+    assert [code for code in known if not re.search(rf"\b{code} \w", codes)] == []
+
+
+def test_exit_codes_and_commands_of_the_readme() -> None:
+    text = read("README.md")
+    written = {int(cells[0]): cells[1] for cells in rows(text) if cells[0].isdecimal()}
+    printed = {int(code): words for code, words in re.findall(r"^ +(\d+)  (\w.*)$", cli.REFERENCE, re.MULTILINE)}
+    assert written == printed
+    assert {code for _kind, code, _name in cli.TABLE} <= set(printed)
+    assert set(re.findall(r"^\| `ptunnel (\w+)", text, re.MULTILINE)) == set(cli.COMMANDS)
+
+
+def commands(name: str) -> list[str]:
+    """What the tutorial has its reader type, without comments."""
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", read(name), re.MULTILINE | re.DOTALL)
+    return [re.sub(r"\s+#\s.*$", "", block, flags=re.MULTILINE) for block in blocks]
+
+
+def test_both_languages_of_the_tutorial_type_the_same() -> None:
+    english, turkish = commands("docs/tutorial.md"), commands("docs/tutorial.tr.md")
+    assert len(english) > 10
+    assert english == turkish
+    subprocess.run(["bash", "-n"], input="\n".join(english), text=True, check=True, timeout=10)
