@@ -2,6 +2,8 @@
 
 After any input or application call, poll until all three are dry, in this order: poll_transmit, poll_event, poll_timeout.
 Calls with different instants must not be interleaved, and `now` never goes back.  All calls are cheap and none waits.
+
+Long because it is the whole face of a connection: some forty short verbs, each of which hands on to the room that does the work.
 """
 
 from __future__ import annotations
