@@ -1,0 +1,468 @@
+"""The real thing on the simulated network: endpoints with a store in memory, and a rendezvous server that can be killed.
+
+Every node gets chance and both clocks from the world, so that a seed is a whole story.  `Cast` is the usual one: home exposes,
+friend connects, the server stands between.
+
+    with Cast(seed=7, home="prc", friend="sym") as cast:
+        peering = cast.meet()
+        cast.transfer(peering, 100_000)
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+from tests.sim.link import Link
+from tests.sim.world import Host, Realm, World
+from tunnel.proto.connection.events import (
+    PathChanged,
+    PathKind,
+    StreamOpened,
+    StreamReadable,
+    StreamReset,
+    StreamStopped,
+    StreamWritable,
+)
+from tunnel.proto.endpoint import (
+    CodeIssued,
+    Endpoint,
+    EndpointConfig,
+    EndpointEvent,
+    KnownPeer,
+    Peering,
+    PeeringClosed,
+    PeeringEvent,
+    PeeringRestarted,
+    PeeringStarted,
+    PeerPaired,
+    Problem,
+    Troubled,
+)
+from tunnel.proto.endpoint.stun_codec import ServerStun
+from tunnel.proto.pairing.grants import GrantSet
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.server import Server
+from tunnel.proto.rendezvous.stun import ServerSocket
+from tunnel.units import Address, Instant, Seconds, SocketId, StreamId, Transmit
+
+SERVER = "rv.example.net"
+FIRST, SECOND = SocketId(0), SocketId(1)
+EPOCH_NS = 1_700_000_000 * 10**9
+DAY_NS = 86_400 * 10**9
+GRANTS = tuple(GrantSet.parse("22").to_dicts())
+BLACK_HOLE = Link(loss=1.0)
+
+
+def entropy_of(seed: object) -> Callable[[int], bytes]:
+    """Secrets that nobody keeps: the same ones for the same seed."""
+    return random.Random(str(seed)).randbytes
+
+
+class ServerNode:
+    """The rendezvous server with the world's face."""
+
+    def __init__(self, world: World, host: Host, config: ServerConfig | None = None) -> None:
+        self.world = world
+        self.host = host
+        self.addresses = [host.bind(port=24_531), host.bind(port=24_532)]
+        self._config = config or ServerConfig()
+        self._queue: deque[Transmit] = deque()
+        self._boots = 0
+        self.boot()
+
+    def boot(self) -> None:
+        """Start, or start again with empty hands."""
+        self._boots += 1
+        self._queue.clear()
+        places = [ServerSocket(FIRST, self.addresses[0], SECOND), ServerSocket(SECOND, self.addresses[1], FIRST)]
+        entropy = entropy_of(("server", self._boots, self.world.seed))
+        self.server = Server(self._config, sockets=places, now=self.world.now, entropy=entropy, stun=ServerStun())
+        self.world.attach(self.host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1]})
+
+    def kill(self) -> None:
+        """As by SIGKILL: nothing is said, and what is sent to it is lost until boot()."""
+        self.host.node = None
+
+    def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+        for burst in self.server.handle_batch(now, socket_id, remote, buffer, stride, 0):
+            self._queue.append(burst._replace(buffer=memoryview(bytes(burst.buffer))))
+
+    def handle_timeout(self, now: Instant) -> None:
+        self.server.handle_timeout(now)
+
+    def poll_timeout(self) -> Instant | None:
+        return self.server.poll_timeout()
+
+    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        return self._queue.popleft() if self._queue else self.server.poll_transmit(now)
+
+
+@dataclass(eq=False, slots=True)
+class Transfer:
+    """Bytes on one stream there, and what came back of them."""
+
+    peering: Peering
+    stream_id: StreamId
+    data: bytes
+    begun: Instant
+    written: int = 0
+    echo: bytearray = field(default_factory=bytearray)
+    arrivals: list[Instant] = field(default_factory=list)
+    is_cut: bool = False  # reset or stopped
+
+    @property
+    def is_done(self) -> bool:
+        """All came back, byte by byte."""
+        return len(self.echo) == len(self.data) and self.echo == self.data
+
+    def longest_silence(self, since: Instant | None = None) -> Seconds:
+        """The longest time between two arrivals after `since`."""
+        begun = self.begun if since is None else since
+        times = [begun, *(at for at in self.arrivals if at > begun)]
+        return Seconds(max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0))
+
+
+class PeerNode:
+    """An endpoint with the world's face.  It echoes whatever streams the others open, as a program behind a forward would."""
+
+    def __init__(
+        self, world: World, host: Host, name: str, *, path: str = "auto", static: bytes | None = None, server: str = SERVER
+    ) -> None:  # fmt: skip
+        self.world = world
+        self.host = host
+        self.name = name
+        self.static_key = static or sha256(name.encode()).digest()
+        self.path = path
+        self.server = server
+        self.saved: dict[bytes, KnownPeer] = {}
+        self.told: list[EndpointEvent] = []
+        self.told_at: list[Instant] = []
+        self.received: dict[Peering, bytes] = {}
+        self.heard: list[tuple[SocketId, Address, bytes, int]] | None = None  # every datagram, when somebody wants to replay it
+        self.bytes_taken = 0  # from streams that others opened
+        self.boots = 0
+        self.days_ahead = 0  # of its calendar
+        self._transfers: dict[tuple[Peering, StreamId], Transfer] = {}
+        self._backlogs: dict[tuple[Peering, StreamId], bytearray] = {}
+        self.boot()
+
+    def boot(self) -> None:
+        """Start the process, or start it again: it knows what the store holds, and gets a fresh socket."""
+        self.boots += 1
+        self.endpoint = Endpoint(
+            config=EndpointConfig(name=self.name, aeads=(1, 2), receive_buffer=212_992, path_policy=self.path),
+            static_key=self.static_key,
+            peers=self.saved.values(),
+            store=self,
+            entropy=entropy_of((self.host.name, self.boots, self.world.seed)),
+            rng=random.Random(f"{self.host.name} {self.boots} {self.world.seed}"),
+            wall_ns=lambda: EPOCH_NS + self.days_ahead * DAY_NS + int(self.world.now * 1e9),
+        )
+        self.told.clear()
+        self.told_at.clear()
+        self._transfers.clear()
+        self._backlogs.clear()
+        address = self.host.bind()
+        self.endpoint.add_socket(FIRST, is_ipv6=False, port=address.port)
+        self.endpoint.set_hosts(self.world.now, self.host.addresses)
+        self.world.attach(self.host, self, {FIRST: address})
+
+    def kill(self) -> None:
+        """As by SIGKILL."""
+        self.host.node = None
+
+    def save(self, peer: KnownPeer) -> KnownPeer:
+        """The PeerStore: a name that is taken gets a number."""
+        known = self.saved.get(peer.static)
+        taken = {other.name for static, other in self.saved.items() if static != peer.static}
+        name, number = known.name if known is not None else peer.name, 2
+        while name in taken:
+            name, number = f"{peer.name}-{number}", number + 1
+        self.saved[peer.static] = replace(peer, name=name)
+        return self.saved[peer.static]
+
+    # the world's face
+
+    def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+        if self.heard is not None:
+            self.heard.append((socket_id, remote, bytes(buffer), stride))
+        self.endpoint.handle_batch(now, socket_id, remote, buffer, stride)
+        self._hear(now)
+
+    def handle_timeout(self, now: Instant) -> None:
+        self.endpoint.handle_timeout(now)
+        self._hear(now)
+
+    def poll_timeout(self) -> Instant | None:
+        return self.endpoint.poll_timeout()
+
+    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        burst = self.endpoint.poll_transmit(now, out)
+        if burst is None:
+            self._hear(now)
+            burst = self.endpoint.poll_transmit(now, out)
+        return burst
+
+    def _hear(self, now: Instant) -> None:
+        while (event := self.endpoint.poll_event(now)) is not None:
+            self.told.append(event)
+            self.told_at.append(now)
+            match event:
+                case PeeringEvent(peering=peering, event=StreamReadable(stream_id=stream_id) | StreamOpened(stream_id=stream_id)):
+                    self._read(now, peering, stream_id)
+                case PeeringEvent(peering=peering, event=StreamWritable(stream_id=stream_id)):
+                    self._write(peering, stream_id)
+                case PeeringEvent(peering=peering, event=StreamReset(stream_id=stream_id) | StreamStopped(stream_id=stream_id)):
+                    transfer = self._transfers.get((peering, stream_id))
+                    if transfer is not None:
+                        transfer.is_cut = True
+                case PeeringEvent(event=PathChanged() as change):
+                    self.world.note(self.name, f"path {change.kind.name} {change.remote}: {change.why}")
+                case PeeringEvent():
+                    pass
+                case PeeringRestarted(peering=peering):
+                    self._forget_streams(peering)
+                    self.world.note(self.name, "peering restarted")
+                case PeeringClosed(peering=peering):
+                    self._forget_streams(peering)
+                    self.world.note(self.name, f"peering closed: {event.reason.text}")
+                case _:
+                    self.world.note(self.name, type(event).__name__)
+
+    def _read(self, now: Instant, peering: Peering, stream_id: StreamId) -> None:
+        connection = peering.connection
+        assert connection is not None
+        is_ours = stream_id % 2 == (0 if peering.is_initiator else 1)
+        data = b"".join(connection.stream_read(stream_id))
+        if is_ours:
+            self.received[peering] = self.received.get(peering, b"") + data if len(data) < 1_000 else data
+            transfer = self._transfers.get((peering, stream_id))
+            if transfer is not None and data:
+                transfer.echo += data
+                transfer.arrivals.append(now)
+        elif data:
+            self.bytes_taken += len(data)
+            self._backlogs.setdefault((peering, stream_id), bytearray()).extend(data)
+            self._write(peering, stream_id)
+
+    def _write(self, peering: Peering, stream_id: StreamId) -> None:
+        connection = peering.connection
+        assert connection is not None
+        transfer = self._transfers.get((peering, stream_id))
+        if transfer is not None:
+            transfer.written += connection.stream_write(stream_id, memoryview(transfer.data)[transfer.written :])
+        backlog = self._backlogs.get((peering, stream_id))
+        if backlog:
+            del backlog[: connection.stream_write(stream_id, bytes(backlog))]
+
+    def _forget_streams(self, peering: Peering) -> None:
+        for key, transfer in list(self._transfers.items()):
+            if key[0] is peering:
+                transfer.is_cut = True
+                del self._transfers[key]
+        self._backlogs = {key: backlog for key, backlog in self._backlogs.items() if key[0] is not peering}
+
+    # verbs
+
+    def meet(self, server: ServerNode) -> None:
+        self.endpoint.add_server(self.world.now, self.server, server.addresses[:1])
+        self.world.touch(self.host)
+
+    def offer(self, *, keep: bool = False) -> None:
+        self.endpoint.offer_code(self.world.now, self.server, grants=GRANTS, keep=keep)
+        self.endpoint.listen(self.world.now)
+        self.world.touch(self.host)
+
+    def claim(self, code: str) -> None:
+        self.endpoint.claim_code(self.world.now, self.server, code)
+        self.world.touch(self.host)
+
+    def listen(self) -> None:
+        self.endpoint.listen(self.world.now)
+        self.world.touch(self.host)
+
+    def dial(self, other: PeerNode) -> Peering:
+        peering = self.endpoint.dial(self.world.now, self.saved[other.endpoint.static_public], self.server)
+        self.world.touch(self.host)
+        return peering
+
+    def hang_up(self, peering: Peering) -> None:
+        peering.close(self.world.now, 0, "the other side has ended")
+        self.world.touch(self.host)
+
+    def send(self, peering: Peering, data: bytes) -> Transfer:
+        """On a new stream, as fast as it goes; the echo collects in what is returned."""
+        assert peering.connection is not None
+        stream_id = peering.connection.open_stream()
+        transfer = Transfer(peering, stream_id, data, self.world.now)
+        self._transfers[peering, stream_id] = transfer
+        self._write(peering, stream_id)
+        self.world.touch(self.host)
+        return transfer
+
+    def suspend(self, duration: Seconds) -> None:
+        """The machine sleeps so long.  When it wakes, the jump of the clock is noticed, as the driver does."""
+
+        def wake() -> None:
+            self.endpoint.network_changed(self.world.now)
+
+        self.world.call_later(duration, wake)
+        self.world.suspend(self.host, duration)
+
+    # what it told
+
+    @property
+    def codes(self) -> list[str]:
+        return [event.code for event in self.told if isinstance(event, CodeIssued)]
+
+    @property
+    def paired(self) -> list[KnownPeer]:
+        return [event.peer for event in self.told if isinstance(event, PeerPaired)]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [event.problem for event in self.told if isinstance(event, Troubled)]
+
+    @property
+    def peerings(self) -> list[Peering]:
+        """All that ever started."""
+        return [event.peering for event in self.told if isinstance(event, PeeringStarted)]
+
+    @property
+    def live(self) -> list[Peering]:
+        """Those with a connection now."""
+        return [each for each in self.endpoint.peerings if each.connection is not None and not each.connection.is_closed]
+
+    @property
+    def closed(self) -> list[PeeringClosed]:
+        return [event for event in self.told if isinstance(event, PeeringClosed)]
+
+    @property
+    def restarts(self) -> int:
+        return sum(isinstance(event, PeeringRestarted) for event in self.told)
+
+    @property
+    def kinds(self) -> list[PathKind]:
+        return [e.event.kind for e in self.told if isinstance(e, PeeringEvent) and isinstance(e.event, PathChanged)]
+
+    @property
+    def is_direct(self) -> bool:
+        """All its connections have a direct path now."""
+        kinds = [each.connection.current_path.kind for each in self.live if each.connection is not None]
+        return bool(kinds) and all(kind is PathKind.DIRECT for kind in kinds)
+
+
+def acquaint(home: PeerNode, *friends: PeerNode) -> None:
+    """Let each friend and home remember one another, without the ceremony; nobody meets the server by this."""
+    for friend in friends:
+        psk = sha256(home.static_key + friend.static_key).digest()
+        friend.save(KnownPeer(name=home.name, static=home.endpoint.static_public, psk=psk, server=home.server))
+        home.save(KnownPeer(name=friend.name, static=friend.endpoint.static_public, psk=psk, server=home.server, grants=GRANTS))
+        friend.endpoint.set_peers(friend.world.now, friend.saved.values())
+    home.endpoint.set_peers(home.world.now, home.saved.values())
+
+
+class Cast:
+    """A server, home and friend, each at a site of a kind that nat.SITES names, on one link from site to site."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        link: Link | None = None,
+        home: str = "prc",
+        friend: str = "prc",
+        home_path: str = "auto",
+        friend_path: str = "auto",
+        config: ServerConfig | None = None,
+    ) -> None:
+        self.world = World(seed, link or Link(delay=Seconds(0.010)))
+        self.server = ServerNode(self.world, self.world.host("server"), config)
+        self.home_site = self.world.site("home", home)
+        self.friend_site = self.world.site("friend", friend)
+        self.home = PeerNode(self.world, self.world.host("home", self.home_site), "home", path=home_path)
+        self.friend = PeerNode(self.world, self.world.host("friend", self.friend_site), "friend", path=friend_path)
+
+    def __enter__(self) -> Cast:
+        self.world.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.world.__exit__(*error)  # type: ignore[arg-type]
+
+    @property
+    def people(self) -> tuple[PeerNode, PeerNode]:
+        return self.home, self.friend
+
+    def site_of(self, who: str) -> Realm:
+        return self.home_site if who == "home" else self.friend_site
+
+    def who(self, who: str) -> PeerNode:
+        return self.home if who == "home" else self.friend
+
+    def another(self, name: str, kind: str = "prc", *, static: bytes | None = None, path: str = "auto") -> PeerNode:
+        """One more person, at a site of its own."""
+        host = self.world.host(name, self.world.site(name, kind))
+        return PeerNode(self.world, host, name, static=static, path=path)
+
+    def claim(self) -> None:
+        """The friend types the code."""
+        for person in self.people:
+            person.meet(self.server)
+        self.home.offer()
+        self.world.run_until(lambda: bool(self.home.codes))
+        self.friend.claim(self.home.codes[0])
+
+    def pair(self, limit: float = 60.0) -> Peering:
+        """By a code, as far as the friend's first connection."""
+        self.claim()
+        self.world.run_until(lambda: bool(self.friend.peerings and self.home.peerings), limit)
+        return self.friend.peerings[0]
+
+    def acquaint(self) -> None:
+        """They remember each other, home listens and both have greeted the server."""
+        acquaint(self.home, self.friend)
+        for person in self.people:
+            person.meet(self.server)
+        self.home.listen()
+
+    def meet(self, limit: float = 60.0) -> Peering:
+        """As remembered peers, as far as a connection on both sides."""
+        self.acquaint()
+        peering = self.friend.dial(self.home)
+        self.world.run_until(lambda: bool(self.friend.peerings and self.home.peerings), limit)
+        return peering
+
+    def meet_directly(self, limit: float = 10.0) -> Peering:
+        """As remembered peers, as far as a direct path on both sides."""
+        peering = self.meet()
+        self.world.run_until(self.is_direct, limit)
+        return peering
+
+    def is_direct(self) -> bool:
+        return self.home.is_direct and self.friend.is_direct
+
+    def bytes_of(self, size: int) -> bytes:
+        return self.world.rng.randbytes(size)
+
+    def transfer(self, peering: Peering, size: int = 10_000, limit: float = 30.0) -> Seconds:
+        """So many bytes to the other side and back; how long that took."""
+        nodes = [host.node for host in self.world.hosts.values()]
+        sender = next(node for node in nodes if isinstance(node, PeerNode) and peering in node.endpoint.peerings)
+        transfer = sender.send(peering, self.bytes_of(size))
+        return self.world.run_until(lambda: transfer.is_done, limit)
+
+    def black_hole(self, sender: str, *, of_direct: bool = True) -> None:
+        """Nothing gets through any more from `sender` to the other one."""
+        a, b = (self.home, self.friend) if sender == "home" else (self.friend, self.home)
+        self.world.set_link(a.host, b.host, BLACK_HOLE)
+
+    def cut_off_server(self, link: Link = BLACK_HOLE) -> None:
+        """What lies between the server and both sides, in both directions."""
+        for person in self.people:
+            self.world.set_link(person.host, self.server.host, link)
+            self.world.set_link(self.server.host, person.host, link)
