@@ -8,9 +8,8 @@ Long because it is the whole face of a connection: some forty short verbs, each 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import PeerError
 from tunnel.proto.connection.control import ControlReader, frame
@@ -42,6 +41,9 @@ from tunnel.proto.stream.streams import CONTROL_STREAM
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Buffer, Instant, PathKey, Seconds, StreamId, Transmit
+
+if TYPE_CHECKING:
+    import random
 
 IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is over: it outlives sleep, not abandonment
 LINGER: Final = Seconds(1.0)  # how long CLOSE is repeated to a peer that still talks

@@ -7,9 +7,8 @@ A path is left when it does not answer VERIFY_ATTEMPTS challenges while nothing 
 
 from __future__ import annotations
 
-import random
 from collections import deque
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.packet.header import OVERHEAD
@@ -18,6 +17,9 @@ from tunnel.proto.recovery.pacer import Pacer
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU, PathMtu
 from tunnel.proto.recovery.sent import Marked, SentBurst
 from tunnel.units import Instant, PathKey, Seconds
+
+if TYPE_CHECKING:
+    import random
 
 LARGE_LOSSES: Final = 4  # losses of large datagrams in a row, while small ones arrive, that make a black hole (RFC 8899 §4.3)
 MAX_CHALLENGES: Final = 512  # outstanding; the oldest is forgotten

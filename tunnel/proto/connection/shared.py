@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
+from typing import TYPE_CHECKING
 
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamReadable, StreamWritable
 from tunnel.proto.connection.keyring import Keyring
@@ -16,6 +16,9 @@ from tunnel.proto.stream.send import SendStream
 from tunnel.proto.stream.streams import Streams
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, StreamId
+
+if TYPE_CHECKING:
+    import random
 
 
 class Control:
