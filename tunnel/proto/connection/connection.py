@@ -9,7 +9,7 @@ Long because it is the whole face of a connection: some forty short verbs, each 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import PeerError
 from tunnel.proto.connection.control import ControlReader, frame
@@ -45,8 +45,6 @@ from tunnel.units import Buffer, Instant, PathKey, Seconds, StreamId, Transmit
 if TYPE_CHECKING:
     import random
 
-if TYPE_CHECKING:
-    
 IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is over: it outlives sleep, not abandonment
 LINGER: Final = Seconds(1.0)  # how long CLOSE is repeated to a peer that still talks
 CLOSE_SPACING: Final = Seconds(0.1)  # between two of those repetitions

@@ -8,7 +8,7 @@ A path is left when it does not answer VERIFY_ATTEMPTS challenges while nothing 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.packet.header import OVERHEAD
@@ -21,8 +21,6 @@ from tunnel.units import Instant, PathKey, Seconds
 if TYPE_CHECKING:
     import random
 
-if TYPE_CHECKING:
-    
 LARGE_LOSSES: Final = 4  # losses of large datagrams in a row, while small ones arrive, that make a black hole (RFC 8899 §4.3)
 MAX_CHALLENGES: Final = 512  # outstanding; the oldest is forgotten
 CHALLENGE_LIFE: Final = Seconds(10.0)  # an answer later than this proves nothing about now

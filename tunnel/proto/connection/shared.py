@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamReadable, StreamWritable
 from tunnel.proto.connection.keyring import Keyring
@@ -20,8 +20,6 @@ from tunnel.units import Instant, PathKey, StreamId
 if TYPE_CHECKING:
     import random
 
-if TYPE_CHECKING:
-    
 
 class Control:
     """Frames that must arrive and carry no stream bytes: what is to be said, not its bytes, so that it is said as of now."""
