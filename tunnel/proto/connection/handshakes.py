@@ -6,6 +6,7 @@ the same bytes again.  The responder only ever answers, so its side needs no tim
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -45,6 +46,7 @@ LONGEST_XX_RETRY: Final = Seconds(1.0)  # somebody waits, and giving up costs a 
 RETRY_JITTER: Final = 0.1  # each wait is longer by up to this share, so that two peers do not stay in step
 FINISH_RETRY: Final = Seconds(0.3)
 FINISH_ATTEMPTS: Final = 10  # finishes sent without hearing a transport datagram; then the connection's own probes are alone
+MAX_MOVES: Final = 4  # paths of one handshake whose answers still count for them; as many as inits whose answer is welcome
 INITS_UNQUESTIONED: Final = 50  # inits a second that are opened without asking for a cookie; each costs some 150 us
 
 __all__ = [
@@ -113,6 +115,7 @@ class InitiatorHandshake:
         self._wait = FIRST_RETRY
         self._longest = LONGEST_XX_RETRY if initiator.pattern is Pattern.XX else LONGEST_RETRY
         self._finishes = 0
+        self._sent_on: deque[PathKey] = deque((path,), maxlen=MAX_MOVES)
         self._timers: TimerTable[_Timer] = TimerTable()
         self._timers.set(_Timer.SEND, now)
         if give_up_after is not None:
@@ -148,10 +151,18 @@ class InitiatorHandshake:
         """A transport datagram of the peer authenticated: it has our finish."""
         self._timers.clear(_Timer.SEND)
 
+    def proven(self, path: PathKey) -> PathKey:
+        """The path that the completed handshake proved, when its last answer seemed to come over `path`.
+
+        An answer shows that somebody received our init, so only where we sent one; its own source address may be forged.
+        """
+        return path if path in self._sent_on else self.path
+
     def move(self, now: Instant, path: PathKey) -> None:
         """Go on over another path, at once."""
         if path != self.path and self.completed is None and not self.has_failed:
             self.path = path
+            self._sent_on.append(path)
             self._wait = FIRST_RETRY
             self._timers.set(_Timer.SEND, now)
 

@@ -176,7 +176,7 @@ class Endpoint:
                 key = self._key(socket_id, remote, prefix)
                 peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
                 if peering is None:
-                    peering = self._meetings.confirm(now, key, buffer[start:end])
+                    peering = self._meetings.confirm(now, buffer[start:end])
                     is_cold = True
                 if peering is not None and peering.connection is not None:
                     after = peering.connection.handle_datagrams(now, key, buffer, position, stride)

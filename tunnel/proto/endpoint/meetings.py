@@ -146,13 +146,16 @@ class Meetings:
             if handshake is not None and handshake.index == index:
                 completed = handshake.handle_datagram(now, datagram)
                 if completed is not None:
-                    self._dialed(now, peering, completed, path)
+                    self._dialed(now, peering, completed, handshake.proven(path))
                 return
         drops["handshake answer for nobody"] += 1
 
-    def confirm(self, now: Instant, path: PathKey, datagram: Buffer) -> Peering | None:
-        """A transport datagram that no connection knows: it may be the first under keys that we answered with."""
-        pending = self._responder.confirm(now, path, datagram)
+    def confirm(self, now: Instant, datagram: Buffer) -> Peering | None:
+        """A transport datagram that no connection knows: it may be the first under keys that we answered with.
+
+        It proves the path that our answer took; where it seems to come from itself may be forged.
+        """
+        pending = self._responder.confirm(datagram)
         if pending is None:
             return None
         completed = pending.completed
@@ -161,12 +164,12 @@ class Meetings:
             return None
         peering = self.peerings.find(completed.remote_static, completed.params.instance)
         if peering is not None and peering.instance == pending.instance and peering.connection is not None:
-            peering.install(now, completed, path)
+            peering.install(now, completed, pending.path)
             self.peerings.index(peering)
             return peering
         self.peerings.make_room(now, peer)
         peering = Peering(self._context, peer, is_initiator=False, server=peer.server, instance=pending.instance)
-        self.peerings.connect(now, peering, completed, path)
+        self.peerings.connect(now, peering, completed, pending.path)
         return peering
 
     def handle_timeout(self, now: Instant) -> None:

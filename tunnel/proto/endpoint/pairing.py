@@ -86,34 +86,37 @@ class ExposerPairing:
         self._failures = 0
         self._expires_at: Instant | None = None
         self._allocate_at: Instant | None = None
-        client.allocate(now)
+        self._is_asking = False  # a code is wanted from the server; what it gives unasked is no code of ours
+        self._ask(now)
 
     def renew(self, now: Instant) -> None:
         """One more code, now: also after the first one has done its work."""
         self.is_done = False
         if self._attempt is None:
             self._withdraw(now)
-            self._client.allocate(now)
+            self._ask(now)
 
     def close(self, now: Instant) -> None:
         self.is_done = True
+        self._attempt = None
         self._withdraw(now)
 
     def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
         if self.is_done:
             return
         match event:
-            case told.Allocated(nameplate=nameplate, expires_s=expires_s) if self._attempt is None:
+            case told.Allocated(nameplate=nameplate, expires_s=expires_s) if self._attempt is None and self._is_asking:
                 self._issue(now, nameplate, expires_s)
             case told.NameplateLost(nameplate=nameplate) if nameplate == self._nameplate:
                 self._withdraw(now)
-                self._client.allocate(now)
+                self._ask(now)
             case told.ClaimReceived(nameplate=nameplate) if nameplate == self._nameplate and self._attempt is None:
                 self._answer(now, event)
             case told.Posted(mailbox=mailbox, body=body):
                 if self._attempt is not None and mailbox == self._attempt.mailbox and body[:1] == bytes((POST_FAILURE,)):
                     self._fail(now, Problem.WRONG_CODE, "Somebody tried a wrong code; the old one is used up.")
-            case told.Refused(what="allocate", code=code, text=text):
+            case told.Refused(what="allocate", code=code, text=text) if self._is_asking:
+                self._is_asking = False
                 # What can heal is tried again: the server is full, or busy.
                 final = code in (RefusalCode.DENIED, RefusalCode.VERSION)
                 self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=_server_says(text), is_final=final))
@@ -125,7 +128,7 @@ class ExposerPairing:
     def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
         """An XX init; False when it is not for us."""
         attempt = self._attempt
-        if attempt is None or path.prefix != attempt.channel.channel:
+        if attempt is None or not self._is_relayed(attempt, path):
             return False
         try:
             response = attempt.responder.handle_init(bytes(datagram))
@@ -144,6 +147,9 @@ class ExposerPairing:
         attempt = self._attempt
         if attempt is None or attempt.responder.index != int.from_bytes(datagram[8:12], "big"):
             return False
+        if not self._is_relayed(attempt, path):
+            self._context.drops["pairing past the server"] += 1
+            return True
         try:
             completed = attempt.responder.handle_finish(bytes(datagram))
         except MalformedPacket:
@@ -153,7 +159,7 @@ class ExposerPairing:
         self._failures = 0
         self._client.leave_mailbox(now, attempt.mailbox)
         if self._keep:
-            self._client.allocate(now)
+            self._ask(now)
         else:
             self.is_done = True
         self._adopt(now, completed, path, attempt.instance, False)
@@ -167,17 +173,28 @@ class ExposerPairing:
         if self._expires_at is not None and now >= self._expires_at:
             self._withdraw(now)
             self._context.emit(Troubled(problem=Problem.CODE_EXPIRED, text="The code has expired: here comes a fresh one."))
-            self._client.allocate(now)
+            self._ask(now)
         if self._allocate_at is not None and now >= self._allocate_at:
-            self._allocate_at = None
-            self._client.allocate(now)
+            self._ask(now)
 
     def poll_timeout(self) -> Instant | None:
         if self.is_done:
             return None
         return earliest(self._attempt.deadline if self._attempt else None, self._expires_at, self._allocate_at)
 
+    def _is_relayed(self, attempt: _Attempt, path: PathKey) -> bool:
+        """By the server, through the channel of the claim: any other source address may be forged, and would be believed."""
+        return path.prefix == attempt.channel.channel and self._client.is_server(path.socket_id, path.remote)
+
+    def _ask(self, now: Instant) -> None:
+        """The only way to a code: a server that could hand one out unasked would choose how often it may guess."""
+        self._allocate_at = None
+        if not self._is_asking:
+            self._is_asking = True
+            self._client.allocate(now)
+
     def _issue(self, now: Instant, nameplate: int, expires_s: int) -> None:
+        self._is_asking = False
         if self._nameplate is not None:
             self._client.release(now, self._nameplate)
         text = make_code(nameplate, self._context.entropy, words=CODE_WORDS)
@@ -250,6 +267,8 @@ class ConnectorPairing:
 
     def close(self, now: Instant) -> None:
         self.is_done = True
+        if self.handshake is not None:
+            self._context.answers.pop(self.handshake.index, None)
 
     def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
         if self.is_done or (self.handshake is not None and self.handshake.completed is not None):
@@ -289,7 +308,7 @@ class ConnectorPairing:
             finish = handshake.poll_transmit(now)
             if finish is not None:
                 self._context.send(path, finish)  # before anything under the new keys
-            self.peering = self._adopt(now, completed, path, self._instance, True)
+            self.peering = self._adopt(now, completed, handshake.proven(path), self._instance, True)
             if self.peering is None:
                 self.close(now)
         return True

@@ -5,6 +5,7 @@ A replayed init is refused by its timestamp; one replayed to a responder that ha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -64,6 +65,7 @@ class IkResponder:
         if opened.timestamp <= self._latest.get(peer.static, 0):
             context.drops["init replayed"] += 1
             return
+        self._latest[peer.static] = opened.timestamp
         instance = self._instance_for(peer.static, opened.params.instance, opened.params.resume)
         index = context.new_index()
         try:
@@ -71,13 +73,17 @@ class IkResponder:
         except MalformedPacket as error:
             context.emit(Troubled(problem=Problem.PEER_LOST, text=f"{peer.name} cannot talk to us: {error}."))
             return
-        self._latest[peer.static] = opened.timestamp
-        while len(self.pending) >= MAX_PENDING:
-            del self.pending[next(iter(self.pending))]
+        self._make_room()
         self.pending[index] = Pending(completed, instance, path, Instant(now + PENDING_LIFETIME))
         context.send(path, response)
 
-    def confirm(self, now: Instant, path: PathKey, datagram: Buffer) -> Pending | None:
+    def _make_room(self) -> None:
+        """The oldest of whoever holds the most goes, so that nobody crowds out the others."""
+        if len(self.pending) >= MAX_PENDING:
+            greediest = Counter(item.completed.remote_static for item in self.pending.values()).most_common(1)[0][0]
+            del self.pending[next(i for i, item in self.pending.items() if item.completed.remote_static == greediest)]
+
+    def confirm(self, datagram: Buffer) -> Pending | None:
         """A transport datagram for a pending answer: the answer, if it authenticates."""
         index = int.from_bytes(datagram[1:5], "big")
         pending = self.pending.get(index)
@@ -90,7 +96,7 @@ class IkResponder:
             self._context.drops["first packet not authentic"] += 1
             return None
         del self.pending[index]
-        return pending._replace(path=path)
+        return pending
 
     def forget(self, static: bytes) -> None:
         self._latest.pop(static, None)

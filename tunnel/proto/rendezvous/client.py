@@ -93,6 +93,10 @@ class Client:
         """The address in use, once one has answered."""
         return self._primary.address if self._primary is not None else None
 
+    def is_server(self, socket_id: SocketId, address: Address) -> bool:
+        """Whether that is one of the server's addresses, as we reach it from that socket."""
+        return any(home.socket_id == socket_id and home.address == address for home in self._homes)
+
     @property
     def channels(self) -> list[RelayChannel]:
         return list(self._channels)
@@ -361,6 +365,9 @@ class Client:
                 if not message.known:
                     self._register(now)
             case messages.Allocated(nameplate=nameplate):
+                if not isinstance(request.message, messages.Allocate):
+                    self.drops["rendezvous_answer"] += 1
+                    return
                 self._wishes.nameplates[nameplate] = None
                 if request.subject is None:
                     self._events.append(events.Allocated(nameplate=nameplate, expires_s=message.expires_s))

@@ -1,0 +1,197 @@
+"""A rendezvous server that guesses codes, and peers who forge the addresses they send from."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from tests.unit.endpoint.people import GRANTS, Party, entropy_of
+from tunnel.proto.connection.events import PathKind
+from tunnel.proto.endpoint import CodeIssued, PeerPaired
+from tunnel.proto.endpoint.context import Context, EndpointConfig
+from tunnel.proto.endpoint.pairing import PATIENT_FAILURES, ExposerPairing
+from tunnel.proto.endpoint.responding import MAX_PENDING
+from tunnel.proto.pairing.code import parse_code
+from tunnel.proto.pairing.pake import Pake
+from tunnel.proto.rendezvous import events as told
+from tunnel.proto.rendezvous import messages
+from tunnel.proto.rendezvous.client import Client
+from tunnel.proto.rendezvous.events import RelayChannel
+from tunnel.proto.rendezvous.messages import RefusalCode
+from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
+
+RELAY = Address("192.88.99.1", 24_531)
+VICTIM = Address("198.51.100.66", 666)
+SOCKET = SocketId(0)
+
+
+def an_exposer() -> tuple[Context, Client, ExposerPairing]:
+    context = Context(
+        config=EndpointConfig(name="home", aeads=(1, 2), receive_buffer=200_000),
+        static_key=bytes(32),
+        store=None,  # type: ignore[arg-type]
+        entropy=entropy_of("exposer"),
+        rng=random.Random(1),
+        wall_ns=lambda: 10**18,
+        trace=None,
+    )
+    client = Client(servers=[(SOCKET, RELAY)], now=Instant(0.0), rng=random.Random(1), entropy=context.entropy)
+    flow = ExposerPairing(context, client, grants=GRANTS, keep=True, adopt=lambda *_: None, now=Instant(0.0))
+    return context, client, flow
+
+
+def codes_of(context: Context) -> list[str]:
+    return [event.code for event in context.events if isinstance(event, CodeIssued)]
+
+
+def a_wrong_guess(context: Context, flow: ExposerPairing, now: Instant) -> None:
+    """The server claims the newest code itself, with words that it made up."""
+    nameplate = int(codes_of(context)[-1].partition("-")[0])
+    guess = Pake("B", parse_code(f"{nameplate:03}-zoo-zoo"), entropy_of(("guess", now)))
+    channel = RelayChannel(b"\xc0" + bytes(7), bytes(16), 0, SOCKET, RELAY)
+    mailbox = bytes(8)
+    flow.handle_event(now, told.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=guess.message, channel=channel))
+    flow.handle_event(now, told.Posted(mailbox=mailbox, body=b"\x02"))
+
+
+def test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster() -> None:
+    context, _client, flow = an_exposer()
+    guesses = 0
+    for second in range(3_600):
+        now = Instant(float(second))
+        flow.handle_timeout(now)
+        for _ in range(2):  # neither an answer nor a refusal shortens the wait that wrong guesses have earned
+            before = len(codes_of(context))
+            flow.handle_event(now, told.Allocated(nameplate=1000 + second, expires_s=600))
+            if len(codes_of(context)) > before:
+                a_wrong_guess(context, flow, now)
+                guesses += 1
+                full = told.Refused(what="allocate", code=RefusalCode.FULL, text="", retry_after=Seconds(0))
+                flow.handle_event(now, full)
+    assert PATIENT_FAILURES <= guesses <= PATIENT_FAILURES + 12
+
+
+def test_a_nameplate_is_an_answer_to_the_wish_for_one_and_to_nothing_else() -> None:
+    _context, client, _flow = an_exposer()
+    client.leave_mailbox(Instant(0.0), bytes(8))
+
+    def answer(kind: type[messages.RequestMessage], message: messages.ResponseMessage) -> None:
+        while (sent := client.poll_transmit(Instant(0.0))) is not None:
+            request = messages.decode_request(sent[2])
+            if isinstance(request.message, kind):
+                reply = messages.encode_response(request.transaction, message)
+                client.handle_datagram(Instant(0.0), SOCKET, RELAY, reply)
+                return
+
+    answer(messages.Hello, messages.Retry(bytes(17), messages.pack_address(VICTIM), 0, b"", 1))
+    answer(messages.Leave, messages.Allocated(731, 600))
+    heard: list[Any] = []
+    while (event := client.poll_event()) is not None:
+        heard.append(event)
+    assert not [event for event in heard if isinstance(event, told.Allocated)]
+    assert client.drops["rendezvous_answer"] == 1
+
+
+def test_what_a_pairing_proves_is_the_relay_and_never_a_forged_source() -> None:
+    with Party() as party:
+        party.claim()
+        home = party.home.endpoint
+        honest = home.handle_batch
+
+        def forged(now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+            if buffer[0] >= 0xC0 and len(buffer) > 8 and buffer[8] == 0x72:  # the finish
+                remote = VICTIM
+            honest(now, socket_id, remote, buffer, stride)
+
+        home.handle_batch = forged  # type: ignore[method-assign]
+        party.world.run(3.0)
+        assert not [event for event in party.home.told if isinstance(event, PeerPaired)]
+        assert home.drops["pairing past the server"]
+
+
+def test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_source() -> None:
+    with Party(home_path="relay") as party:
+        party.acquaint()
+        party.home.listen()
+        honest = party.home.endpoint.handle_batch
+        forged_ones = 0
+
+        def forged(now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+            nonlocal forged_ones
+            if buffer[0] >= 0xC0 and len(buffer) > 8 and 0x80 <= buffer[8] <= 0xBF and not party.home.peerings:
+                remote, forged_ones = VICTIM, forged_ones + 1
+            honest(now, socket_id, remote, buffer, stride)
+
+        party.home.endpoint.handle_batch = forged  # type: ignore[method-assign]
+        peering = party.friend.dial(party.home)
+        party.world.run_until(lambda: bool(party.home.peerings))
+        assert forged_ones
+        connection = party.home.peerings[0].connection
+        assert connection is not None
+        assert connection.current_path.key.remote != VICTIM
+        party.echoed(peering, b"hello")
+        assert VICTIM not in {key.remote for key in connection.paths}
+
+
+def test_an_answer_that_seems_to_come_from_elsewhere_leaves_the_dialer_on_the_way_it_asked() -> None:
+    with Party(friend_path="relay") as party:
+        party.acquaint()
+        party.home.listen()
+        honest = party.friend.endpoint.handle_batch
+
+        def forged(now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+            is_response = buffer[0] >= 0xC0 and len(buffer) > 8 and buffer[8] == 0x71
+            honest(now, socket_id, VICTIM if is_response else remote, buffer, stride)
+
+        party.friend.endpoint.handle_batch = forged  # type: ignore[method-assign]
+        peering = party.friend.dial(party.home)
+        party.world.run_until(lambda: peering.connection is not None)
+        assert peering.connection is not None
+        assert peering.connection.current_path.kind is PathKind.RELAY
+        assert peering.connection.current_path.key.remote != VICTIM
+        party.echoed(peering, b"hello")
+
+
+def test_a_peer_that_floods_us_with_inits_crowds_out_only_its_own() -> None:
+    with Party() as party:
+        party.acquaint()
+        party.home.listen()
+        responder = party.home.endpoint._meetings._responder
+        party.friend.dial(party.home)
+        party.world.run_until(lambda: bool(responder.pending))
+        (genuine,) = list(responder.pending.items())
+        other = genuine[1].completed
+        for index in range(1, 4 * MAX_PENDING):  # of another peer
+            responder._make_room()
+            flood = genuine[1]._replace(completed=type(other)(**{**_fields(other), "remote_static": b"other" * 6 + b"!!"}))
+            responder.pending[index] = flood
+        assert genuine[0] in responder.pending
+        assert len(responder.pending) <= MAX_PENDING
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def test_a_late_answer_does_not_revive_a_pairing_that_has_failed() -> None:
+    with Party() as party:
+        party.claim()
+        endpoint = party.friend.endpoint
+        held: list[tuple[PathKey, bytes]] = []
+        honest = endpoint.handle_batch
+
+        def late(now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+            if buffer[0] >= 0xC0 and len(buffer) > 8 and buffer[8] == 0x71:
+                held.append((PathKey(socket_id, remote), bytes(buffer)))
+            else:
+                honest(now, socket_id, remote, buffer, stride)
+
+        endpoint.handle_batch = late  # type: ignore[method-assign]
+        party.world.run_until(lambda: bool(party.friend.problems), 40)
+        for path, datagram in held:
+            honest(party.world.now, path.socket_id, path.remote, memoryview(datagram), len(datagram))
+        party.world.touch(party.friend.host)
+        party.world.run(1.0)
+        assert held
+        assert not party.friend.peerings
+        assert not party.friend.saved
