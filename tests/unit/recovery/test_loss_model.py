@@ -23,7 +23,7 @@ class FixedWindow:
         self.acked = self.lost = 0
 
     def on_sent(self, size, now): ...
-    def on_ack(self, acked, sent_at, now, rtt):
+    def on_ack(self, acked, sent_at, now, rtt, rate):
         self.acked += acked
 
     def on_loss(self, lost, sent_at, now, persistent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from tunnel.proto.recovery.rate import DeliveryRate
 from tunnel.proto.recovery.rtt import RttEstimator
 from tunnel.units import Instant
 
@@ -32,10 +33,11 @@ class CongestionController(Protocol):
     def on_sent(self, size: int, now: Instant) -> None:
         """`size` bytes in flight were sent."""
 
-    def on_ack(self, acked: int, sent_at: Instant, now: Instant, rtt: RttEstimator) -> None:
+    def on_ack(self, acked: int, sent_at: Instant, now: Instant, rtt: RttEstimator, rate: DeliveryRate) -> None:
         """`acked` bytes that made use of the window arrived, the newest of them sent at `sent_at`.
 
-        `acked` is 0 when all that arrived was application-limited (RFC 9002 §7.8); `rtt` is already up to date.
+        `acked` is 0 when all that arrived was application-limited (RFC 9002 §7.8); `rtt` and `rate` are already up to date,
+        and what this ACK shows to be lost was told before.
         """
 
     def on_loss(self, lost: int, sent_at: Instant, now: Instant, persistent: bool) -> bool:

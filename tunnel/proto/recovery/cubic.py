@@ -12,6 +12,7 @@ from tunnel.proto.recovery.congestion import (
     SLOW_START_PACING_GAIN,
     initial_window,
 )
+from tunnel.proto.recovery.rate import DeliveryRate
 from tunnel.proto.recovery.rtt import RttEstimator
 from tunnel.units import Instant
 
@@ -131,7 +132,7 @@ class Cubic:
             self._epoch_at += gap
             self._quiet_since = None
 
-    def on_ack(self, acked: int, sent_at: Instant, now: Instant, rtt: RttEstimator) -> None:
+    def on_ack(self, acked: int, sent_at: Instant, now: Instant, rtt: RttEstimator, rate: DeliveryRate | None = None) -> None:
         self._smoothed_rtt = rtt.smoothed_rtt
         if self._recovery_start is not None and sent_at <= self._recovery_start:
             return  # still recovering (RFC 9002 §7.3.2)

@@ -120,7 +120,7 @@ class Recovery:
         if burst.in_flight:
             in_flight = self.bytes_in_flight
             self._rate.on_sent(burst, now, in_flight == 0)
-            self.bytes_in_flight = in_flight = in_flight + burst.total
+            self.bytes_in_flight = burst.flight = in_flight = in_flight + burst.total
             if in_flight > self._peak:
                 self._peak = in_flight
             if burst.ack_eliciting:
@@ -369,15 +369,16 @@ class Recovery:
     def _on_arrived(self, newest: SentBurst, arrived: int, useful: int, now: Instant) -> None:
         """Account for `arrived` bytes in flight; the window grows by the `useful` ones, if it was used at all."""
         self.bytes_in_flight -= arrived
-        rtt, congestion = self.rtt, self.congestion
-        self._rate.on_ack(newest, arrived, now, rtt.min_rtt, rtt.smoothed_rtt)
+        rtt, congestion, rate = self.rtt, self.congestion, self._rate
+        rate.on_ack(newest, arrived, now, rtt.min_rtt, rtt.smoothed_rtt)
+        rate.in_flight = self.bytes_in_flight
         if self._largest >= self._round_end:
             self._round_end = self._sent
             self._peak_before = self._peak
             self._peak = self.bytes_in_flight
         if useful and congestion.window > 2 * max(self._peak, self._peak_before):
             useful = 0  # something else limits us: an unused window must not grow (RFC 9002 §7.8)
-        congestion.on_ack(useful, newest.sent_at, now, rtt)
+        congestion.on_ack(useful, newest.sent_at, now, rtt, rate)
 
     def _on_lost(self, lost: list[Marked], now: Instant) -> None:
         """Account for newly lost packets and tell congestion control.  RFC 9002 §B.8."""
@@ -397,6 +398,7 @@ class Recovery:
         if newest is None:
             return
         self.bytes_in_flight -= size
+        self._rate.lost += size
         duration = self.rtt.pto(self._max_ack_delay) * PERSISTENT_CONGESTION_THRESHOLD
         persistent = is_persistent(lost, self.rtt.first_sample_at, duration)
         if self.congestion.on_loss(size, newest.sent_at, now, persistent):
@@ -416,8 +418,10 @@ class Recovery:
         for burst, mask in spurious:
             number = mask.bit_count()
             self.spurious_packets += number
-            if burst.in_flight and burst.event == self._event:
-                refuted += number
+            if burst.in_flight:
+                self._rate.lost -= burst.bytes_of(mask)
+                if burst.event == self._event:
+                    refuted += number
         if refuted and self._event_losses > 0:
             self._event_losses -= refuted
             if self._event_losses <= 0:

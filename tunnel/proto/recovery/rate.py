@@ -15,13 +15,34 @@ SHORTEST_WINDOW: Final = 0.010  # seconds: on a very short path ten round trips 
 
 
 class DeliveryRate:
-    """Bytes a second; the larger of the best sample of this half window and of the one before."""
+    """Bytes a second; the larger of the best sample of this half window and of the one before.
 
-    __slots__ = ("_best", "_best_before", "_epoch_at", "_first_sent_at", "app_limited_until", "delivered", "delivered_at")
+    `in_flight`, `lost`, `newest`, `newly_acked` and `sample` are what a model of the path needs besides, once per ACK.
+    """
+
+    __slots__ = (
+        "_best",
+        "_best_before",
+        "_epoch_at",
+        "_first_sent_at",
+        "app_limited_until",
+        "delivered",
+        "delivered_at",
+        "in_flight",
+        "lost",
+        "newest",
+        "newly_acked",
+        "sample",
+    )
 
     def __init__(self, now: Instant) -> None:
         self.delivered = 0  # bytes in flight that arrived, ever
         self.delivered_at = now
+        self.lost = 0  # bytes in flight declared lost and not refuted since, ever
+        self.in_flight = 0  # bytes in flight after the last ACK
+        self.newest: SentBurst | None = None  # the latest sent burst among those of the last ACK
+        self.newly_acked = 0  # bytes of the last ACK
+        self.sample = 0.0  # bytes a second told by the last ACK; 0 when it told nothing
         self.app_limited_until = 0  # while `delivered` is below, samples tell of the application, not of the path
         self._first_sent_at = now
         self._best = 0.0
@@ -39,10 +60,14 @@ class DeliveryRate:
         burst.delivered = self.delivered
         burst.delivered_at = self.delivered_at
         burst.first_sent_at = self._first_sent_at
+        burst.lost_before = self.lost
         burst.app_limited = self.delivered < self.app_limited_until
 
     def on_ack(self, newest: SentBurst, acked: int, now: Instant, min_rtt: Seconds, smoothed_rtt: Seconds) -> None:
         """`acked` bytes arrived; `newest` is the latest sent burst among them."""
+        self.newest = newest
+        self.newly_acked = acked
+        self.sample = 0.0
         self.delivered += acked
         self.delivered_at = now
         self._first_sent_at = newest.sent_at
@@ -56,6 +81,6 @@ class DeliveryRate:
         interval = send_elapsed if send_elapsed > ack_elapsed else ack_elapsed
         if interval <= 0.0 or interval < min_rtt:
             return  # ACKs were bunched: the sample would exceed what the path carries
-        rate = (self.delivered - newest.delivered) / interval
+        self.sample = rate = (self.delivered - newest.delivered) / interval
         if rate > self._best and (not newest.app_limited or rate > self._best_before):
             self._best = rate

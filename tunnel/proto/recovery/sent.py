@@ -31,9 +31,11 @@ class SentBurst:
         "event",
         "first",
         "first_sent_at",
+        "flight",
         "in_flight",
         "last_size",
         "lost",
+        "lost_before",
         "ordinal",
         "outstanding",
         "path",
@@ -72,6 +74,8 @@ class SentBurst:
         self.delivered = 0  # snapshots for rate sampling
         self.delivered_at = sent_at
         self.first_sent_at = sent_at
+        self.lost_before = 0
+        self.flight = 0  # bytes in flight when it had left, itself included
         self.app_limited = False
 
     def __repr__(self) -> str:
