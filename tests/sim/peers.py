@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import pairwise
 
 from tests.sim.link import Link
 from tests.sim.world import Host, Realm, World
@@ -123,7 +124,7 @@ class Transfer:
         """The longest time between two arrivals after `since`."""
         begun = self.begun if since is None else since
         times = [begun, *(at for at in self.arrivals if at > begun)]
-        return Seconds(max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0))
+        return Seconds(max((b - a for a, b in pairwise(times)), default=0.0))
 
 
 class PeerNode:
@@ -288,6 +289,12 @@ class PeerNode:
     def dial(self, other: PeerNode) -> Peering:
         peering = self.endpoint.dial(self.world.now, self.saved[other.endpoint.static_public], self.server)
         self.world.touch(self.host)
+        return peering
+
+    def connect(self, other: PeerNode, limit: float = 60.0) -> Peering:
+        """Dial and run the world until a connection stands."""
+        peering = self.dial(other)
+        self.world.run_until(lambda: peering.connection is not None, limit)
         return peering
 
     def hang_up(self, peering: Peering) -> None:

@@ -80,8 +80,7 @@ def test_one_endpoint_is_dialed_many_times_and_forgets_every_one(batch: int) -> 
         with Cast(seed=seed, link=Link(delay=Seconds(0.02), loss=0.02, reorder=0.05, duplicate=0.02)) as cast:
             cast.acquaint()
             for _ in range(dials):
-                peering = cast.friend.dial(cast.home)
-                cast.world.run_until(lambda: peering.connection is not None)
+                peering = cast.friend.connect(cast.home)
                 cast.transfer(peering, 100)
                 cast.friend.hang_up(peering)
                 cast.world.run(0.5)
@@ -332,8 +331,12 @@ def test_calendars_that_differ_do_not_matter_to_the_clock_of_the_world() -> None
 
 
 def test_a_failure_says_its_seed() -> None:
-    with pytest.raises(AssertionError) as failure, Cast(seed=4711) as cast:
-        cast.meet()
-        cast.world.run_until(lambda: False, 1)
+    def fail() -> None:
+        with Cast(seed=4711) as cast:
+            cast.meet()
+            cast.world.run_until(lambda: False, 1)
+
+    with pytest.raises(AssertionError) as failure:
+        fail()
     assert "4711" in str(failure.value)
     assert any("World(seed=4711)" in note for note in failure.value.__notes__)

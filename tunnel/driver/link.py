@@ -123,7 +123,7 @@ class Link:
             self._raise_if_closed()
             changed = self._changed
             connection = self._peering.connection
-            if connection is not None:
+            if connection is not None and not connection.is_closed:
                 try:
                     stream_id = connection.open_stream()
                 except TunnelError:  # the peer's stream limit is reached

@@ -203,7 +203,7 @@ class Connection:
                 self._state = apply(self._state, Cue.LINGERED)
             return
         shared = self._shared
-        if now - shared.last_heard >= IDLE_LIMIT:
+        if now >= shared.last_heard + IDLE_LIMIT:  # as poll_timeout says it: a difference may round to less
             self._end(now, Cue.WENT_SILENT, CloseReason(CloseCode.IDLE, "nothing was heard from the peer for an hour", False))
             return
         shared.keys.expire(now)

@@ -74,7 +74,7 @@ class PeeringStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeeringRestarted:
-    """The peer lost its half of the connection; a new one stands in the same peering, and the old streams are gone."""
+    """The connection was lost on one side or on both; a new one stands in the same peering, and the old streams are gone."""
 
     peering: Peering
 

@@ -270,9 +270,9 @@ class Meetings:
         if dialer is not None and dialer.is_dialing:
             dialer.answered(now)
         connection = peering.connection
-        if connection is None or connection.is_closed:
+        if connection is None:
             self.peerings.connect(now, peering, completed, path)
-        elif completed.params.instance == connection.remote_instance:
+        elif completed.params.instance == connection.remote_instance and not connection.is_closed:
             peering.install(now, completed, path)
             self.peerings.index(peering)
         elif peering.is_initiator:

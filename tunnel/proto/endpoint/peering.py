@@ -92,7 +92,7 @@ class Peering:
             return
         self.end_handshake()
         context = self._context
-        resume = self.connection.remote_instance if self.connection is not None else 0
+        resume = self.connection.remote_instance if self.connection is not None and not self.connection.is_closed else 0
         initiator = Initiator(
             Pattern.IK,
             static=context.static,
@@ -158,12 +158,22 @@ class Peering:
                     self.puncher.next_at = now
             case ConnectionClosed(reason=reason):
                 self._context.events.append(PeeringEvent(self, event))
-                self.finish(reason)
+                if self.is_initiator and reason.code == CloseCode.IDLE:
+                    self._start_over()
+                else:
+                    self.finish(reason)
                 return
             case _:
                 if self.puncher is not None:
                     self.puncher.handle_event(now, event)
         self._context.events.append(PeeringEvent(self, event))
+
+    def _start_over(self) -> None:
+        """An hour of silence is most often a night of sleep: the streams are gone, and the peer is met anew as somebody new."""
+        self.end_handshake()
+        self.puncher = None
+        self.instance = self._context.new_instance()
+        self.needs_meeting = True
 
     def finish(self, reason: CloseReason) -> None:
         """The peering is over; the connection may still linger to say so."""
