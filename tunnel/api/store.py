@@ -41,7 +41,10 @@ class HomeStore:
     def save(self, peer: KnownPeer) -> KnownPeer:
         """Remember a newly paired peer.  A full disk does not cost the pairing of this day."""
         now = time.time()
-        grants = GrantSet().union(GrantSet.from_dicts(peer.grants)).to_dicts()
+        merged = GrantSet()
+        for grant in GrantSet.from_dicts(peer.grants):  # the oldest first: a name given again means its newer place
+            merged = merged.union(GrantSet((grant,)))
+        grants = merged.to_dicts()
         record = Peer(
             name=peer.name, static=peer.static, psk=peer.psk, server=peer.server, grants=grants, created=now, last_seen=now
         )
@@ -53,8 +56,10 @@ class HomeStore:
 
     def load(self) -> list[KnownPeer]:
         """All remembered peers, most recently seen first.  Raises StateError."""
-        self._stamp = self.home.peers_stamp()
-        return [known_peer(peer) for peer in sorted(self.home.peers(), key=lambda peer: -peer.last_seen)]
+        stamp = self.home.peers_stamp()
+        peers = [known_peer(peer) for peer in sorted(self.home.peers(), key=lambda peer: -peer.last_seen)]
+        self._stamp = stamp  # not before: what could not be read is looked at again
+        return peers
 
     async def note_seen(self, peer: KnownPeer) -> None:
         """The peer was here: written when nobody waits for bytes, in a thread, because a disk may be slow."""
@@ -80,7 +85,7 @@ class HomeStore:
                 try:
                     changed(self.load())
                 except StateError:
-                    continue  # damaged: what we know stays, and the person hears of it at the next command
+                    continue  # damaged, or no descriptor is left: what we know stays until it can be read again
 
     def choose(self, name: str | None) -> KnownPeer:
         """The peer called `name`, or the only one there is.  Raises ConfigurationError."""

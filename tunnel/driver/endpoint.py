@@ -126,7 +126,7 @@ class EndpointDriver:
             peers=peers,
             store=store,
             entropy=os.urandom,
-            rng=random.Random(os.urandom(16)),
+            rng=random.SystemRandom(),  # a peer sees what path challenges are made of, and must not foretell the next
             wall_ns=wall_ns,
             trace=trace,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -11,6 +12,7 @@ import trio
 from tunnel.forward.link import Notice
 
 NOTICE_INTERVAL: Final = 10.0  # seconds between two sentences about the same thing
+MAX_NOTICES: Final = 20  # sentences about whatever in NOTICE_INTERVAL: a peer that asks for every port fills no screen
 MAX_NOTICE_SUBJECTS: Final = 256  # subjects remembered; the eldest is forgotten
 
 
@@ -44,12 +46,13 @@ class ForwardCounters:
 
 
 class Notices:
-    """Passes on at most one sentence per subject and NOTICE_INTERVAL."""
+    """Passes on at most one sentence per subject and NOTICE_INTERVAL, and MAX_NOTICES in all."""
 
     def __init__(self, notice: Notice | None = None, clock: Callable[[], float] = trio.current_time) -> None:
         self._notice = notice
         self._clock = clock
         self._said: dict[str, float] = {}
+        self._recent: deque[float] = deque(maxlen=MAX_NOTICES)
 
     def say(self, subject: str, text: str) -> None:
         if self._notice is None:
@@ -59,6 +62,9 @@ class Notices:
         if said is not None and now - said < NOTICE_INTERVAL:
             self._said[subject] = said
             return
+        if len(self._recent) == MAX_NOTICES and now - self._recent[0] < NOTICE_INTERVAL:
+            return
+        self._recent.append(now)
         if len(self._said) >= MAX_NOTICE_SUBJECTS:
             del self._said[next(iter(self._said))]
         self._said[subject] = now

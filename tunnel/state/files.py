@@ -34,7 +34,8 @@ def explain(error: OSError) -> str:
 
 
 def make_private_directory(path: Path) -> None:
-    """Make it with mode 0700, parents as usual.  One that exists is taken as it is, unless others may write to it.
+    """Make it with mode 0700, parents as usual.  One that exists is taken as it is, unless others own it or may write to it:
+    whoever made it could have laid an identity or grants of his own into it.
 
     Raises StateError.
     """
@@ -47,6 +48,8 @@ def make_private_directory(path: Path) -> None:
         raise StateError(f"The directory {path} cannot be made: {explain(error)}.") from error
     if not stat.S_ISDIR(status.st_mode):
         raise StateError(f"{path} is not a directory: move it away or set PTUNNEL_HOME to another place.")
+    if sys.platform != "win32" and os.geteuid() and status.st_uid not in (0, os.geteuid()):  # root may use anybody's
+        raise StateError(f"{path} belongs to somebody else: set PTUNNEL_HOME to another place.")
     if sys.platform != "win32" and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StateError(f"Other users may write to {path}: run 'chmod go-w {path}' or set PTUNNEL_HOME to another place.")
 

@@ -34,6 +34,17 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@posix
+def test_a_home_that_somebody_else_has_made_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.identity()
+    owner = home.path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1 if owner else 1)
+    if not owner:  # what root has made for us is ours to use
+        os.chown(home.path, 4242, -1)
+    with pytest.raises(StateError, match="belongs to somebody else"):
+        home.lock_expose()
+
+
 # -- identity
 
 

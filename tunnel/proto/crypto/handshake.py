@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -97,7 +97,7 @@ class Completed:
     keypair: Keypair
     remote_static: bytes
     params: Params  # the peer's
-    pair_psk: bytes  # keep it after pairing; both sides hold the same
+    pair_psk: bytes = field(repr=False)  # keep it after pairing; both sides hold the same
     handshake_hash: bytes
     finish: bytes | None = None
 

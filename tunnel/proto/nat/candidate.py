@@ -108,6 +108,9 @@ _FORBIDDEN: Final = _networks(
     "192.0.0.192/32",  # metadata of Oracle
     "::/96",  # unspecified, and IPv4-compatible (deprecated)
     "::ffff:0:0/96",  # IPv4-mapped: canonical() has already rewritten it
+    "::ffff:0:0:0/96",  # IPv4-translated (SIIT): a translator would carry it to an IPv4 address not looked at here
+    "64:ff9b:1::/48",  # NAT64 of the local network (RFC 8215): likewise
+    "2001::/32",  # Teredo: likewise, through a relay
     "ff00::/8",  # multicast
     "fe80::/10",  # link-local: a zone of the peer's means nothing here
     "fec0::/10",  # site-local (deprecated)
