@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from tests.unit.rendezvous.world import SERVER, V4, V6, World
+from tests.unit.rendezvous.world import SERVER, V4, V6, World, entropy_of
 from tunnel.proto.rendezvous import events, messages
+from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.rendezvous.events import RelayChannel
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import GoneReason, RefusalCode
-from tunnel.units import Address, Seconds, SocketId
+from tunnel.units import Address, Instant, Seconds, SocketId
 
 ROOMS = [bytes((day,)) * 16 for day in range(3)]
 
@@ -446,6 +449,33 @@ def test_a_forged_answer_or_push_from_off_the_path_is_dropped() -> None:
     assert host.events == told
     assert host.client.drops.total() == 8
     assert host.client.is_reached
+
+
+@pytest.mark.parametrize(
+    ("second_host", "is_asked"),
+    [("", True), ("192.88.99.2", True), ("127.0.0.1", False), ("192.168.1.1", False), ("224.0.0.251", False), ("3fff::2", False)],
+)
+def test_a_server_cannot_make_us_flood_or_enter_the_lan_by_naming_a_second_address(second_host: str, is_asked: bool) -> None:
+    client = Client(servers=[(SocketId(10), SERVER[V4])], now=Instant(0.0), rng=random.Random(1), entropy=entropy_of(1))
+    elsewhere: list[Address] = []
+    now = Instant(0.0)
+    for turn in range(2_000):  # it answers whatever we ask, each time with another address of ours and port of its own
+        now = Instant(now + 0.01)
+        client.handle_timeout(now)
+        while (sent := client.poll_transmit(now)) is not None:
+            if sent[1] != SERVER[V4]:
+                elsewhere.append(sent[1])
+                continue
+            you = messages.pack_address(Address("198.18.0.1", 1 + turn))
+            host = messages.pack_host(second_host) if second_host else b""
+            retry = messages.Retry(bytes(17), you, 1 + turn, host, 1)
+            reply = messages.encode_response(messages.decode_request(sent[2]).transaction, retry)
+            client.handle_datagram(now, SocketId(10), SERVER[V4], reply)
+            break
+        if turn % 10 == 0:
+            client.network_changed(now)
+    assert bool(elsewhere) == is_asked
+    assert len(elsewhere) <= 16  # four times, four attempts each, within this minute
 
 
 def test_a_client_never_floods_however_long_the_server_is_away() -> None:

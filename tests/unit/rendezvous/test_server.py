@@ -147,7 +147,53 @@ def test_state_stays_bounded_when_proven_clients_ask_for_everything() -> None:
     assert registry.room_entries == 0
     assert not registry._sessions_per_key
     assert not registry._nameplates_per_key
+    assert not registry._rooms_per_key
+    assert not registry._mailboxes_per_key
     assert not relay._per_key
+
+
+def test_one_address_cannot_take_all_rooms_or_mailboxes_whatever_sessions_it_makes() -> None:
+    world = World(
+        config=ServerConfig(rooms_per_address=30, mailboxes_per_address=3, requests_per_second=1e6, request_burst=10**6)
+    )
+    granted = 0
+    for index in range(40):
+        session, cookie = bytes((index,)) * 16, world.cookie(A)
+        rooms = tuple(bytes((index, number)) * 8 for number in range(10))
+        (answer,) = world.ask(A, messages.Join(index % 2, rooms), session=session, cookie=cookie)
+        assert isinstance(answer, messages.Done)
+        granted += answer.granted.bit_count()
+    assert granted == world.server.registry.room_entries == 30
+    moved = Address("198.18.0.99", 7)
+    world.ask(moved, messages.Join(0, (ROOM,)), session=bytes((0,)) * 16, cookie=world.cookie(moved))
+    assert world.server.registry._rooms_per_key == {A.host: 20, moved.host: 11}
+    (answer,) = world.ask(B, messages.Join(0, (ROOM,)), session=b"b" * 16, cookie=world.cookie(B))
+    assert answer == messages.Done(granted=1)
+    codes: Counter[int] = Counter()
+    for _ in range(10):  # owner and claimer are one; each code is given back, each channel left
+        (allocated,) = world.ask(B, messages.Allocate(), session=b"o" * 16, cookie=world.cookie(B))
+        assert isinstance(allocated, messages.Allocated)
+        (answer,) = world.ask(A, messages.Claim(allocated.nameplate, b"x"), session=b"c" * 16, cookie=world.cookie(A))
+        codes[answer.code if isinstance(answer, messages.Refused) else 0] += 1
+        world.ask(B, messages.Release(allocated.nameplate), session=b"o" * 16, cookie=world.cookie(B))
+    assert codes == {0: 3, RefusalCode.FULL: 7}
+
+
+def test_strangers_cannot_make_an_embedded_server_their_relay() -> None:
+    world = World(config=ServerConfig(own_hosts=frozenset({"198.18.0.77"})))
+    channel, token = b"\xc0free!!!", b"t" * 16
+    restored = [
+        world.ask(source, messages.Restore(channel, side, token), session=bytes((side,)) * 16, cookie=world.cookie(source))
+        for side, source in enumerate((A, B))
+    ]
+    assert restored[0] == [messages.Refused(int(RefusalCode.DENIED), "this server relays for its own machine only")]
+    assert restored[1] == [messages.Done()]
+    cookie = world.cookie(A)
+    mac = messages.rebind_mac(token, channel, 0, 1, cookie)
+    (answer,) = world.ask(A, messages.Rebind(channel, 0, 1, mac), session=b"a" * 16, cookie=cookie)
+    assert isinstance(answer, messages.Refused)
+    datagram = channel + b"\x80free ride"
+    assert world.server.handle_batch(world.now, V4, B, memoryview(datagram), len(datagram)) == []
 
 
 def test_one_address_asking_too_fast_is_told_to_slow_down() -> None:

@@ -18,8 +18,8 @@ from tunnel.errors import MalformedPacket
 from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.events import ClientEvent, RelayChannel
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
-from tunnel.proto.rendezvous.requests import PendingRequest, RequestTable, ServerAddress
-from tunnel.proto.rendezvous.wishes import ChannelBook, Wishes, joins, refusal_of, role_name
+from tunnel.proto.rendezvous.requests import PROBES, PROBES_PERIOD, PendingRequest, RequestTable, ServerAddress
+from tunnel.proto.rendezvous.wishes import ChannelBook, Wishes, joins, may_be_second, refusal_of, role_name
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
@@ -402,7 +402,8 @@ class Client:
         if is_hello:
             self._requests.remove(request)
         is_new = home.reflexive is None
-        home.second = Address(second_host, message.second_port) if message.second_port else None
+        is_credible = bool(message.second_port) and may_be_second(home.address.host, second_host)
+        home.second = Address(second_host, message.second_port) if is_credible else None
         if self._primary is None:
             home.instance = message.instance
             home.reflexive = you
@@ -427,7 +428,9 @@ class Client:
 
     def _probe_mapping(self, now: Instant, home: ServerAddress) -> None:
         home.second_reflexive = None
-        if home.second is not None:
+        may_ask = len(home.probes) < PROBES or now - home.probes[0] >= PROBES_PERIOD
+        if home.second is not None and may_ask:
+            home.probes.append(now)
             self._requests.remove_where(lambda r: r.is_probe and r.home is home)
             self._request(now, messages.Hello(), home=home, is_probe=True)
 

@@ -25,6 +25,7 @@ class ServerConfig:
     max_sessions: int = 32_768  # sessions; some 3.6 KB each with three rooms
     sessions_per_address: int = 256  # sessions; a large carrier's NAT has many homes behind one address
     rooms_per_session: int = 1024  # rooms; 341 remembered peers of three days each
+    rooms_per_address: int = 8_192  # registrations in rooms; 42 exposers of the most peers, so one address leaves room for others
     max_room_entries: int = 200_000  # registrations in rooms, over all sessions; some 300 bytes each
     listeners_per_room: int = 4  # a room is one pair's; two exposers of one home, plus a former self not yet expired
     dialers_per_room: int = 16  # connects of one pair at once (ssh ProxyCommand, scp, ...)
@@ -42,6 +43,7 @@ class ServerConfig:
     lockout: Seconds = field(default=Seconds(120.0))  # no claims from that address for so long
     max_lockouts: int = 65_536  # addresses remembered as guessers (proven ones, so each costs its owner an address)
     max_mailboxes: int = 8_192  # mailboxes
+    mailboxes_per_address: int = 128  # mailboxes opened from there
     mailbox_lifetime: Seconds = field(default=Seconds(120.0))  # a pairing takes seconds
     posts_per_mailbox: int = 16  # posts; a pairing takes two
     pushes_per_session: int = 64  # pushes not yet acknowledged

@@ -92,13 +92,14 @@ class Nameplate:
 
 
 class Mailbox:
-    __slots__ = ("channel", "expires_at", "id", "nameplate", "posts", "sides")
+    __slots__ = ("channel", "expires_at", "id", "key", "nameplate", "posts", "sides")
 
     def __init__(
         self, identifier: bytes, sides: tuple[Session, Session], channel: bytes, nameplate: int, expires_at: Instant
     ) -> None:
         self.id = identifier
         self.sides = sides
+        self.key = sides[1].key  # who opened it, as limits count
         self.channel = channel
         self.nameplate = nameplate
         self.posts = 0
@@ -117,6 +118,8 @@ class Registry:
         self.mailboxes: OrderedDict[bytes, Mailbox] = OrderedDict()  # likewise
         self._sessions_per_key: Counter[str] = Counter()
         self._nameplates_per_key: Counter[str] = Counter()
+        self._rooms_per_key: Counter[str] = Counter()
+        self._mailboxes_per_key: Counter[str] = Counter()
         self._room_entries = 0
 
     @property
@@ -150,9 +153,8 @@ class Registry:
             key = address_key(remote.host)
             _decrement(self._sessions_per_key, session.key)
             self._sessions_per_key[key] += 1
-            for _ in session.nameplates:
-                _decrement(self._nameplates_per_key, session.key)
-                self._nameplates_per_key[key] += 1
+            _move(self._nameplates_per_key, session.key, key, len(session.nameplates))
+            _move(self._rooms_per_key, session.key, key, len(session.listening) + len(session.dialing))
             session.key = key
 
     def remove_session(self, session: Session) -> None:
@@ -178,7 +180,7 @@ class Registry:
             room = self.rooms[name] = Room()
         room.listeners[session.id] = session
         session.listening.add(name)
-        self._room_entries += 1
+        self._entered(session, 1)
         return True
 
     def dial(self, dial: Dial, name: bytes) -> bool:
@@ -190,7 +192,7 @@ class Registry:
                 return False
             if not self._may_enter(session):
                 return False
-            self._room_entries += 1
+            self._entered(session, 1)
         if room is None:
             room = self.rooms[name] = Room()
         room.dialers[session.id] = dial
@@ -200,8 +202,13 @@ class Registry:
     def _may_enter(self, session: Session) -> bool:
         return (
             self._room_entries < self._config.max_room_entries
+            and self._rooms_per_key.get(session.key, 0) < self._config.rooms_per_address
             and len(session.listening) + len(session.dialing) < self._config.rooms_per_session
         )
+
+    def _entered(self, session: Session, change: int) -> None:
+        self._room_entries += change
+        _add(self._rooms_per_key, session.key, change)
 
     def leave(self, session: Session, names: set[bytes]) -> None:
         for name in names:
@@ -211,12 +218,12 @@ class Registry:
             if name in session.listening:
                 session.listening.discard(name)
                 del room.listeners[session.id]
-                self._room_entries -= 1
+                self._entered(session, -1)
                 for dial in room.dialers.values():  # should it come back, it is met again
                     dial.introduced.discard(session.id)
             if session.dialing.pop(name, None) is not None:
                 del room.dialers[session.id]
-                self._room_entries -= 1
+                self._entered(session, -1)
             if not room.listeners and not room.dialers:
                 del self.rooms[name]
 
@@ -270,20 +277,34 @@ class Registry:
         expires_at = Instant(now + self._config.mailbox_lifetime)
         mailbox = Mailbox(identifier, (owner, claimer), channel, nameplate, expires_at)
         self.mailboxes[identifier] = mailbox
+        self._mailboxes_per_key[mailbox.key] += 1
         owner.mailboxes.add(identifier)
         claimer.mailboxes.add(identifier)
         return mailbox
 
-    def may_open_mailbox(self) -> bool:
-        return len(self.mailboxes) < self._config.max_mailboxes
+    def may_open_mailbox(self, claimer: Session) -> bool:
+        config = self._config
+        of_address = self._mailboxes_per_key.get(claimer.key, 0)
+        return len(self.mailboxes) < config.max_mailboxes and of_address < config.mailboxes_per_address
 
     def remove_mailbox(self, mailbox: Mailbox) -> None:
-        self.mailboxes.pop(mailbox.id, None)
+        if self.mailboxes.pop(mailbox.id, None) is not None:
+            _decrement(self._mailboxes_per_key, mailbox.key)
         for session in mailbox.sides:
             session.mailboxes.discard(mailbox.id)
 
 
-def _decrement(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
+def _add(counter: Counter[str], key: str, change: int) -> None:
+    """Without leaving zeros behind."""
+    counter[key] += change
     if counter[key] <= 0:
         del counter[key]
+
+
+def _decrement(counter: Counter[str], key: str) -> None:
+    _add(counter, key, -1)
+
+
+def _move(counter: Counter[str], old: str, new: str, count: int) -> None:
+    _add(counter, old, -count)
+    _add(counter, new, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 FIRST_TIMEOUT: Final = Seconds(0.3)  # before the first round trip is known
 MIN_TIMEOUT: Final = Seconds(0.1)
 MAX_TIMEOUT: Final = Seconds(5.0)  # an unreachable server is tried at least this often
+PROBES: Final = 4  # times that the server's second socket may be asked in PROBES_PERIOD: its address is only the server's word
+PROBES_PERIOD: Final = Seconds(60.0)
 MAX_REQUESTS: Final = 512  # requests; beyond it the owner is flooding us
 
 
@@ -27,6 +30,7 @@ class ServerAddress:
         "cookie",
         "instance",
         "misses",
+        "probes",
         "reflexive",
         "refresh_at",
         "round_trip",
@@ -48,6 +52,7 @@ class ServerAddress:
         self.asked_at: Instant | None = None  # when the request was first sent that has no answer yet
         self.misses = 0  # time-outs since the last answer
         self.refresh_at = now
+        self.probes: deque[Instant] = deque(maxlen=PROBES)  # when the second socket was last asked
 
     def timeout(self) -> Seconds:
         if self.round_trip is None:

@@ -31,6 +31,7 @@ __all__ = ["Server", "ServerConfig", "ServerSocket", "StunCodec"]
 DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around it forgiven
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
 CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more
+OWNER_SIDE: Final = 0  # of a channel: whoever allocated or listened
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
 
 
@@ -350,7 +351,7 @@ class Server:
         owner = nameplate.owner
         if owner is session:
             return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "this is your own code")
-        if not self.registry.may_open_mailbox():
+        if not self.registry.may_open_mailbox(session):
             return Refusal(RefusalCode.FULL, "the server is busy", 10)
         channel = self._open_channel(now, owner, session)
         if channel is None:
@@ -450,6 +451,8 @@ class Server:
         self, now: Instant, session: Session, message: messages.Rebind | messages.Restore, cookie: bytes
     ) -> messages.ResponseMessage | Refusal:
         """Rebind and Restore: one side of a channel speaks from here now."""
+        if message.side == OWNER_SIDE and not self._is_owner_host(session):
+            return Refusal(RefusalCode.DENIED, "this server relays for its own machine only")
         if len(session.channels) >= self.config.channels_per_address and message.channel not in session.channels:
             return Refusal(RefusalCode.QUOTA, "too many relay channels", 30)
         before = self.relay.get(message.channel)

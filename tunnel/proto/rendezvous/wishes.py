@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
@@ -147,6 +148,15 @@ def refusal_of(request: messages.RequestMessage, refused: messages.Refused) -> e
         mailbox=mailbox,
         rooms=rooms,
     )
+
+
+def may_be_second(first: str, second: str) -> bool:
+    """Whether a server at `first` may send us to `second` to see our mapping there: not to our loopback or LAN from outside."""
+    if first == second:
+        return True
+    ours, other = ipaddress.ip_address(first.partition("%")[0]), ipaddress.ip_address(second)
+    is_special = other.is_loopback or other.is_multicast or other.is_unspecified or other.is_link_local or other.is_reserved
+    return not is_special and ours.version == other.version and ours.is_private == other.is_private
 
 
 def role_name(role: int) -> str:
