@@ -5,14 +5,20 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
 
+from tunnel.api.connecting import _Connecting
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer
+from tunnel.driver.link import Link
+from tunnel.driver.stream import StreamCode
 from tunnel.errors import StateError
 from tunnel.forward.counters import MAX_NOTICES, NOTICE_INTERVAL, Notices
+from tunnel.forward.local import connect_tcp, stream_code
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
@@ -90,6 +96,24 @@ async def test_forgetting_a_peer_counts_though_its_file_cannot_be_read_at_first(
             await heard.wait()
             nursery.cancel_scope.cancel()
     assert told == [[]]
+
+
+async def test_a_shared_host_that_cannot_be_a_name_ends_one_stream_and_not_the_process() -> None:
+    for host in ("nas..local", "a" * 64 + ".local"):
+        assert GrantSet.parse(f"nas={host}:445")
+        with pytest.raises(OSError, match="no host name") as caught:
+            await connect_tcp(host, 445)
+        assert stream_code(caught.value) == StreamCode.UNREACHABLE
+
+
+def test_whoever_comes_by_himself_is_not_taken_for_the_peer_we_connect_to() -> None:
+    """Another remembered peer that finds our port may open a link; connect() must go on waiting for its own."""
+    uninvited, wanted = (cast("Link", SimpleNamespace(is_connector=is_connector)) for is_connector in (False, True))
+    waiting = _Connecting(None)
+    waiting.handle_link(uninvited)
+    assert not waiting.done.is_set()
+    waiting.handle_link(wanted)
+    assert waiting.link is wanted
 
 
 def test_a_name_given_again_leads_to_its_newer_place_only(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class _Connecting:
         self._on_event = on_event
 
     def handle_link(self, link: Link) -> None:
-        if self.link is None:
+        """The link that we asked for.  Another remembered peer may have found our port and come by itself: not to be mistaken."""
+        if self.link is None and link.is_connector:
             self.link = link
             self.done.set()
 

@@ -61,7 +61,10 @@ async def resolve(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
         except OSError:
             continue
         return [(family, (host, port))]
-    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # an empty or overlong label: the codec's way to say that there is no such name
+        raise socket.gaierror(socket.EAI_NONAME, f"{host} is no host name") from None
     return [(family, address) for family, _type, _protocol, _name, address in found]  # type: ignore[misc]
 
 
