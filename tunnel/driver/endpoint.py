@@ -35,7 +35,7 @@ from tunnel.proto.endpoint import (
     Troubled,
     preferred_aeads,
 )
-from tunnel.proto.trace import Trace
+from tunnel.proto.trace import Traces
 from tunnel.udp.socket import UdpSocket, open_socket
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
@@ -92,7 +92,7 @@ class EndpointDriver:
         bind: Iterable[str] = ("0.0.0.0", "::"),
         hosts: Callable[[], list[str]] = machine_hosts,
         clock: Callable[[], Instant] = boottime,
-        trace: Trace | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
 
@@ -128,7 +128,7 @@ class EndpointDriver:
             entropy=os.urandom,
             rng=random.SystemRandom(),  # a peer sees what path challenges are made of, and must not foretell the next
             wall_ns=wall_ns,
-            trace=trace,
+            traces=traces,
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
@@ -212,6 +212,17 @@ class EndpointDriver:
         """Close the sockets, when run() has ended."""
         for socket in self._sockets.values():
             socket.close()
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Every drop outside of connections, by room and reason: endpoint, servers, sockets (what the kernel dropped too)."""
+        found = self.core.counters()
+        for socket in self._sockets.values():
+            drops = dict(socket.counters.errors)
+            overruns = socket.overruns()
+            if overruns:
+                drops["overrun"] = drops.get("overrun", 0) + overruns
+            found[f"udp {socket.local_address}"] = drops
+        return found
 
     # --- tasks
 
@@ -333,7 +344,7 @@ class EndpointDriver:
                 if link is not None:
                     link.handle_event(inner)
             case PeeringStarted(peering=peering):
-                link = self.links[peering] = Link(peering, flush=self.flush, clock=self.clock)
+                link = self.links[peering] = Link(peering, flush=self.flush, clock=self.clock, counters=self.counters)
                 if self.on_link is not None:
                     self.on_link(link)
             case PeeringRestarted(peering=peering):

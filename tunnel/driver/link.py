@@ -67,7 +67,16 @@ class LinkStatus:
 class Link:
     """One peer.  Made by the driver; `open_stream`, `serve_streams` and `flows` are what forwards stand on."""
 
-    def __init__(self, peering: Peering, *, flush: Callable[[], None], clock: Callable[[], Instant]) -> None:
+    def __init__(
+        self,
+        peering: Peering,
+        *,
+        flush: Callable[[], None],
+        clock: Callable[[], Instant],
+        counters: Callable[[], dict[str, dict[str, int]]] = dict,
+    ) -> None:
+        #: Every drop outside of connections, by room and reason; all links of a process share them.
+        self.endpoint_counters = counters
         self._peering = peering
         self._flush = flush
         self._clock = clock
@@ -196,7 +205,7 @@ class Link:
             packets_sent=stats.packets_sent if stats else 0,
             packets_lost=stats.packets_lost if stats else 0,
             streams=stats.streams_open if stats else 0,
-            drops=dict(stats.drops) if stats else {},
+            drops={**(stats.drops if stats else {}), **self.flows.drops},
         )
 
     @property

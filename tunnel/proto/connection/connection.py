@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import PeerError
+from tunnel.proto.connection import tracing
 from tunnel.proto.connection.control import ControlReader, frame
 from tunnel.proto.connection.events import (
     AllPathsLost,
@@ -90,6 +91,8 @@ class Connection:
             rng=rng,
             trace=trace,
         )
+        if trace is not None:
+            tracing.started(trace, now, self._shared.paths.current)
         self._sender = Sender(self._shared)
         self._receiver = Receiver(self._shared)
         self._control = ControlReader()
@@ -276,6 +279,8 @@ class Connection:
         self._shared.keys.install(keypair, now, confirmed=confirmed)
         if confirmed:
             self._shared.control.ping = True
+            if self._shared.trace is not None:
+                tracing.keys_updated(self._shared.trace, now, keypair)
 
     # paths
 
@@ -446,6 +451,8 @@ class Connection:
         self._is_announced = path.recovery.rtt.samples > 0
         if not self._is_announced:
             return
+        if self._shared.trace is not None:
+            tracing.path_changed(self._shared.trace, now, path, self._shared.paths.why)
         self._shared.events.append(
             PathChanged(path.key, path.kind, path.key.remote, path.recovery.rtt.smoothed_rtt, path.mtu, self._shared.paths.why)
         )
@@ -488,6 +495,9 @@ class Connection:
 
     def _recovery_timeout(self, now: Instant, path: Path) -> None:
         result = path.recovery.on_timeout(now)
+        if self._shared.trace is not None:
+            tracing.timed_out(self._shared.trace, now, path, result.probes)
+            tracing.settled(self._shared.trace, now, path, result.lost)
         for burst, mask in result.lost:
             self._shared.content_lost(burst.content, mask, burst.count)
         path.pacer.set_rate(path.recovery.pacing_rate(), now)
@@ -525,6 +535,8 @@ class Connection:
     def _end(self, now: Instant, cue: Cue, reason: CloseReason) -> None:
         self._state = apply(self._state, cue)
         self.close_reason = reason
+        if self._shared.trace is not None:
+            tracing.closed(self._shared.trace, now, reason)
         self._linger_until = Instant(now + LINGER)
         self._shared.events.append(ConnectionClosed(reason))
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from cryptography.exceptions import InvalidTag
 
 from tunnel.errors import MalformedPacket, PeerError
+from tunnel.proto.connection import tracing
 from tunnel.proto.connection.events import (
     DatagramsReceived,
     PathKind,
@@ -33,6 +34,7 @@ from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
+from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 
 MAX_GAPS_IN_ALL: Final = 65_536  # pieces held out of order in all streams: the connection window in datagrams of 1 KiB
@@ -56,6 +58,10 @@ class Receiver:
         self._run_end = 0
         self._run_fin = False
         self._run: list[memoryview] = []
+        # for the trace, if there is one: what the batch at hand brought
+        self._traced_runs: list[tuple[int, int]] = []
+        self._traced_frames: list[tracing.Frame] = []
+        self._traced_drops = Drops()
 
     def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int) -> int:
         """Open the datagrams from `start` on, `stride` bytes each but the last; returns where the first foreign one begins.
@@ -146,6 +152,8 @@ class Receiver:
             if run_count:
                 self._note(run_first, run_count, run_eliciting, now)
         self._flush_run(now)
+        if shared.trace is not None:
+            self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
         if opened:
             shared.packets_received += opened
             shared.bytes_received += position - start
@@ -155,7 +163,20 @@ class Receiver:
 
     # 2
 
+    def _report(self, trace: Trace, now: Instant, key: PathKey, size: int, last: int) -> None:
+        runs, self._traced_runs = self._traced_runs, []
+        found, self._traced_frames = self._traced_frames, []
+        if runs:
+            tracing.packets_received(trace, now, self._shared.paths.known.get(key), runs, (size, last), found)
+        drops = self._shared.drops
+        for reason in drops:
+            if drops[reason] != self._traced_drops[reason]:
+                tracing.packets_dropped(trace, now, reason, drops[reason] - self._traced_drops[reason])
+                self._traced_drops[reason] = drops[reason]
+
     def _note(self, first: int, count: int, eliciting: bool, now: Instant) -> None:
+        if self._shared.trace is not None:
+            self._traced_runs.append((first, count))
         self._shared.replay.accept_run(first, count)
         self._shared.acks.on_packets(first, count, eliciting, now)
 
@@ -168,6 +189,8 @@ class Receiver:
         run, self._run = self._run, []
         stream_id, fin = self._run_stream, self._run_fin
         self._run_stream, self._run_fin = -1, False
+        if self._shared.trace is not None:
+            self._traced_frames.append(tracing.stream_frame(stream_id, self._run_offset, self._run_end - self._run_offset, fin))
         self._stream_data(now, stream_id, self._run_offset, bytes(run[0]) if len(run) == 1 else b"".join(run), fin)
 
     def _stream_data(self, now: Instant, number: int, offset: int, data: bytes, fin: bool) -> None:
@@ -355,6 +378,8 @@ class Receiver:
         if ranges[0][1] >= shared.next_number:
             raise PeerError("the peer acknowledged a packet that was never sent")
         ack_delay = Seconds(min(delay, MAX_ACK_DELAY))
+        if shared.trace is not None:
+            self._traced_frames.append(tracing.ack_frame(ranges, delay))
         for path in shared.paths.known.values():
             recovery = path.recovery
             if path.pmtu.awaits(ranges):
@@ -375,6 +400,8 @@ class Receiver:
                 shared.mtu_changed |= path is shared.paths.current
             if result.acked:
                 path.pacer.set_rate(recovery.pacing_rate(), now)
+            if shared.trace is not None and (result.acked or result.lost):
+                tracing.settled(shared.trace, now, path, result.lost)
         pruned = shared.unacknowledged_acks
         while pruned and pruned[0][0] <= ranges[0][1]:
             number, largest = pruned.popleft()
@@ -388,6 +415,8 @@ class Receiver:
         shared.last_heard = now
         if shared.keys.authenticated(keypair, now):
             shared.control.ping = True
+            if shared.trace is not None:
+                tracing.keys_updated(shared.trace, now, keypair)
         path = shared.paths.known.get(key)
         if path is None:
             if newest:  # a path we do not know yet: never trusted, but worth a challenge

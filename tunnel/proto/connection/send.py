@@ -11,8 +11,10 @@ The functions stand in this order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
+from tunnel.proto.connection import tracing
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
@@ -83,6 +85,9 @@ class Sender:
         path = self._shared.paths.known.get(probe.key)
         if path is not None:
             path.last_sent = now
+        if self._shared.trace is not None:
+            frame = "path_challenge" if probe.is_challenge else "path_response"
+            tracing.packet_sent(self._shared.trace, now, path, self._shared.next_number - 1, size, frame)
         return Transmit(probe.key.socket_id, probe.key.remote, size, view[:size], probe.ttl)
 
     def _mtu_probe(self, now: Instant, path: Path, view: memoryview, size: int) -> Transmit:
@@ -94,6 +99,8 @@ class Sender:
         path.pmtu.on_probe_sent(self._shared.next_number)
         self._seal(path.key, view, 0, end)
         path.last_sent = now
+        if self._shared.trace is not None:
+            tracing.packet_sent(self._shared.trace, now, path, self._shared.next_number - 1, size, "ping")
         return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
 
     def close_packet(self, out: bytearray, code: int, text: str) -> Transmit:
@@ -296,6 +303,7 @@ class Sender:
         start = at = position + len(path.key.prefix) + HEADER_SIZE
         limit = start + path.capacity
         largest = -1
+        ranges: list[tuple[int, int]] = []
         if shared.acks.largest >= 0 and (shared.acks.owes or shared.acks.due(now)):
             ranges = shared.acks.build_ranges()
             at = frames.encode_ack(view, at, ranges, shared.acks.ack_delay(now), min(_ACK_ROOM, limit - at))
@@ -320,7 +328,7 @@ class Sender:
         if largest >= 0 and eliciting:
             shared.unacknowledged_acks.append((shared.next_number, largest))
         size = self._seal(path.key, view, position, at)
-        self._account(now, path, 1, size, size, items or None, eliciting=eliciting)
+        self._account(now, path, 1, size, size, items or None, eliciting=eliciting, ack=ranges)
         return size
 
     def _control_frames(self, view: memoryview, at: int, limit: int, items: list[Any]) -> int:
@@ -433,7 +441,18 @@ class Sender:
         shared.bytes_sent += size
         return size
 
-    def _account(self, now: Instant, path: Path, count: int, size: int, last: int, content: object, *, eliciting: bool) -> None:
+    def _account(
+        self,
+        now: Instant,
+        path: Path,
+        count: int,
+        size: int,
+        last: int,
+        content: object,
+        *,
+        eliciting: bool,
+        ack: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """File the burst that was just sealed; its packets have the numbers up to `next_number`."""
         shared = self._shared
         if type(content) is BulkRun:  # _stream_burst seals by itself
@@ -442,6 +461,8 @@ class Sender:
             shared.packets_sent += count
             shared.bytes_sent += size * (count - 1) + last
         path.last_sent = now
+        if shared.trace is not None:
+            tracing.packets_sent(shared.trace, now, path.number, shared.next_number - count, count, (size, last), content, ack)
         if not eliciting:
             return
         burst = SentBurst(shared.next_number - count, count, size, last, now, content, path=path.number)

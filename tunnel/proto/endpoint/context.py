@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
-from tunnel.proto.trace import Drops, Trace
+from tunnel.proto.trace import Drops, Trace, Traces
 from tunnel.units import Buffer, Instant, PathKey, SocketId
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Context:
         entropy: Callable[[int], bytes],
         rng: random.Random,
         wall_ns: Callable[[], int],
-        trace: Trace | None,
+        traces: Traces | None,
     ) -> None:
         self.config = config
         self.static = X25519PrivateKey.from_private_bytes(static_key)
@@ -65,7 +65,7 @@ class Context:
         self.entropy = entropy
         self.rng = rng
         self.wall_ns = wall_ns
-        self.trace = trace
+        self.traces = traces
         self.drops = Drops()
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
@@ -75,11 +75,17 @@ class Context:
         self.hosts: tuple[str, ...] = ()
         #: Who takes the answers (response, finish, cookie reply) for a receiver index.
         self.answers: dict[int, Callable[[Instant, PathKey, Buffer], bool]] = {}
+        #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
+        self.verdicts: dict[int, Callable[[Buffer], None]] = {}
         self.is_index_taken: Callable[[int], bool] = lambda index: False
         self._last_timestamp = 0
 
     def emit(self, event: EndpointEvent) -> None:
         self.events.append(event)
+
+    def trace(self, now: Instant, peer: str, instance: int, *, is_initiator: bool) -> Trace | None:
+        """Who listens to the connection `instance` that begins now."""
+        return None if self.traces is None else self.traces.open(now, peer=peer, instance=instance, is_initiator=is_initiator)
 
     def send(self, key: PathKey, datagram: bytes) -> None:
         """Queue one handshake datagram, without the channel header of `key`."""

@@ -17,7 +17,7 @@ from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.punching import LocalSocket
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.timers import earliest
-from tunnel.proto.trace import Trace
+from tunnel.proto.trace import Traces
 from tunnel.units import Address, Instant, PathKey, SocketId, Transmit
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Endpoint:
         entropy: Callable[[int], bytes],
         rng: random.Random,
         wall_ns: Callable[[], int],
-        trace: Trace | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._context = Context(
-            config=config, static_key=static_key, store=store, entropy=entropy, rng=rng, wall_ns=wall_ns, trace=trace
+            config=config, static_key=static_key, store=store, entropy=entropy, rng=rng, wall_ns=wall_ns, traces=traces
         )
         self._context.peers = {peer.static: peer for peer in peers}
         self.drops = self._context.drops
@@ -68,6 +68,13 @@ class Endpoint:
     def peers(self) -> dict[bytes, KnownPeer]:
         """By static key."""
         return self._context.peers
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What was dropped outside of connections, by room and reason."""
+        context = self._context
+        found = {"endpoint": dict(context.drops)}
+        found.update((f"server {name}", dict(client.drops)) for name, client in context.clients.items())
+        return found
 
     def add_socket(self, socket_id: SocketId, *, is_ipv6: bool, port: int) -> None:
         self._context.sockets[socket_id] = LocalSocket(socket_id, is_ipv6, port)

@@ -76,7 +76,7 @@ class Peerings:
             path_kind=PathKind.RELAY if path.prefix else PathKind.DIRECT,
             now=now,
             rng=context.rng,
-            trace=context.trace,
+            trace=context.trace(now, peering.peer.name, local.instance, is_initiator=peering.is_initiator),
         )
         policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
         if peering not in self.all:
