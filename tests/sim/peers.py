@@ -287,7 +287,8 @@ class PeerNode:
         self.world.touch(self.host)
 
     def dial(self, other: PeerNode) -> Peering:
-        peering = self.endpoint.dial(self.world.now, self.saved[other.endpoint.static_public], self.server)
+        peer = next(peer for peer in self.saved.values() if peer.name == other.name)
+        peering = self.endpoint.dial(self.world.now, peer, self.server)
         self.world.touch(self.host)
         return peering
 

@@ -73,6 +73,37 @@ def test_remembered_peers_meet_over_any_line(batch: int) -> None:
             assert len(cast.home.live) == 1  # however often it was asked
 
 
+def test_a_line_that_loses_every_init_is_no_reason_to_doubt_a_key() -> None:
+    with Cast() as cast:
+        is_ik = lambda datagram: datagram[8:10] == b"\x70\x02"  # noqa: E731
+        cast.world.filter = lambda sender, destination, datagram: not is_ik(datagram)
+        cast.acquaint()
+        peering = cast.friend.dial(cast.home)
+        cast.world.run(40.0)
+        assert set(cast.friend.problems) <= {Problem.PEER_ABSENT}
+        assert not cast.home.problems
+        cast.world.filter = None
+        cast.world.run_until(lambda: peering.connection is not None, 10)
+        cast.transfer(peering)
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.1])
+@pytest.mark.parametrize("whose", ["home", "friend"])
+def test_a_changed_key_is_named_as_such_on_any_line(whose: str, lost: float) -> None:
+    for seed in range(5):
+        with Cast(seed=seed, link=Link(delay=Seconds(0.02), loss=lost)) as cast:
+            cast.acquaint()
+            cast.who(whose).static_key = bytes(range(32))
+            cast.who(whose).boot()
+            cast.who(whose).meet(cast.server)
+            cast.home.listen()
+            cast.friend.dial(cast.home)
+            cast.world.run_until(lambda: Problem.KEY_CHANGED in cast.friend.problems, 60)
+            if whose == "friend":
+                assert Problem.KEY_CHANGED in cast.home.problems
+            assert not cast.home.peerings + cast.friend.peerings
+
+
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_one_endpoint_is_dialed_many_times_and_forgets_every_one(batch: int) -> None:
     for seed in seeds(BATCHES, batch):

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from cryptography.exceptions import InvalidTag
+
 from tunnel.errors import MalformedPacket
 from tunnel.proto.crypto.cookie import COOKIE_REPLY, CookieChecker, reply_index, verify_mac1
 from tunnel.proto.crypto.handshake import (
@@ -31,6 +33,8 @@ from tunnel.proto.crypto.handshake import (
 )
 from tunnel.proto.crypto.keys import Keypair, preferred_aeads
 from tunnel.proto.crypto.params import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.proto.packet import frames
+from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, OVERHEAD, TRANSPORT
 from tunnel.proto.timers import TimerTable
 from tunnel.proto.trace import Drops
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds
@@ -67,11 +71,13 @@ __all__ = [
     "Pattern",
     "XxResponder",
     "ik_prologue",
+    "open_close",
     "open_ik_init",
     "parse_init",
     "parse_response",
     "preferred_aeads",
     "receiver_index",
+    "seal_close",
     "xx_prologue",
 ]
 
@@ -82,6 +88,24 @@ def receiver_index(datagram: Buffer) -> int:
     if kind == COOKIE_REPLY:
         return reply_index(datagram)
     return parse_response(datagram, kind).receiver_index
+
+
+def seal_close(keypair: Keypair, code: int, text: str) -> bytes:
+    """A CLOSE as the only packet that ever goes under these keys, so the same one again is the same bytes."""
+    header = HEADER.pack(TRANSPORT, keypair.remote_index, 0)
+    return header + keypair.send.encrypt(NONCE_PREFIX + bytes(8), frames.encode_close(code, text), header)
+
+
+def open_close(keypair: Keypair, datagram: Buffer) -> int | None:
+    """The code in what seal_close made; None when it does not authenticate or is something else."""
+    data = bytes(datagram)
+    if len(data) < OVERHEAD:
+        return None
+    try:
+        body = keypair.receive.decrypt(NONCE_PREFIX + data[HEADER_SIZE - 8 : HEADER_SIZE], data[HEADER_SIZE:], data[:HEADER_SIZE])
+        return frames.decode_close(body, 0, len(body))[0] if body[:1] == bytes((frames.Frame.CLOSE,)) else None
+    except (InvalidTag, MalformedPacket):
+        return None
 
 
 class _Timer(Enum):

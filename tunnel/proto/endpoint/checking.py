@@ -1,8 +1,9 @@
 """Who are you, then?  Two sides that share a psk but get no IK handshake done exchange their static keys by XXpsk0.
 
 IK says nothing when a static key is not the remembered one: the init is simply not for that machine.  So a dialer whose inits
-stay unanswered on a live channel asks once more by XX, under the pair's psk, and people hear a clear sentence instead of silence.
-No connection comes of it.
+stay unanswered on a live channel asks by XX, under the pair's psk, and people hear a clear sentence instead of silence.
+Each side judges the key it sees.  A listener that does not know the dialer's says so under the new keys: that the key seen by
+the dialer is the right one proves nothing, for a line may lose every init.  No connection comes of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from __future__ import annotations
 from typing import Final
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.connection.handshakes import Initiator, InitiatorHandshake, Pattern, XxResponder
+from tunnel.proto.connection.events import CloseCode
+from tunnel.proto.connection.handshakes import (
+    Initiator,
+    InitiatorHandshake,
+    Pattern,
+    XxResponder,
+    open_close,
+    seal_close,
+)
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
 from tunnel.units import Buffer, Instant, PathKey, Seconds
@@ -26,6 +35,7 @@ class KeyQuestion:
     def __init__(self, context: Context, peer: KnownPeer, path: PathKey, now: Instant) -> None:
         self._context = context
         self._peer = peer
+        self._is_answered = False
         initiator = Initiator(
             Pattern.XX,
             static=context.static,
@@ -45,40 +55,48 @@ class KeyQuestion:
             give_up_after=GIVE_UP_AFTER,
         )
         context.answers[initiator.index] = self._on_answer
+        context.verdicts[initiator.index] = self._on_verdict
 
     @property
     def is_over(self) -> bool:
-        return self._handshake.has_failed or self._handshake.completed is not None
+        return self._is_answered or self._handshake.is_over
 
     def close(self) -> None:
         self._context.answers.pop(self._handshake.index, None)
+        self._context.verdicts.pop(self._handshake.index, None)
 
     def handle_timeout(self, now: Instant) -> None:
+        """Asks again; after the answer it repeats the finish until there is a verdict, or for three seconds."""
         self._handshake.handle_timeout(now)
         datagram = self._handshake.poll_transmit(now)
         if datagram is not None:
             self._context.send(self._handshake.path, datagram)
 
     def poll_timeout(self) -> Instant | None:
-        return None if self.is_over else self._handshake.poll_timeout()
+        return None if self._is_answered else self._handshake.poll_timeout()
 
     def _on_answer(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
         completed = self._handshake.handle_datagram(now, datagram)
-        if completed is None:
+        if completed is None or completed.remote_static == self._peer.static:
             return True
         if completed.finish is not None:
             self._context.send(path, completed.finish)
-        self.close()
         name = self._peer.name
-        if completed.remote_static != self._peer.static:
-            text = (
-                f"The key of {name} has changed since you paired: it was set up anew, or its secrets were copied. "
-                f"If that is expected, run 'ptunnel peers forget {name}' and pair again."
-            )
-        else:
-            text = f"{name} does not know the key of this machine any more: pair again with a fresh code."
-        self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=True))
+        self._conclude(
+            f"The key of {name} has changed since you paired: it was set up anew, or its secrets were copied. "
+            f"If that is expected, run 'ptunnel peers forget {name}' and pair again."
+        )
         return True
+
+    def _on_verdict(self, datagram: Buffer) -> None:
+        completed = self._handshake.completed
+        if completed is not None and open_close(completed.keypair, datagram) == CloseCode.FORGOTTEN:
+            self._conclude(f"{self._peer.name} does not know the key of this machine any more: pair again with a fresh code.")
+
+    def _conclude(self, text: str) -> None:
+        self._is_answered = True
+        self.close()
+        self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=True))
 
 
 class KeyAnswerer:
@@ -88,12 +106,14 @@ class KeyAnswerer:
         self._context = context
         self._peers: dict[bytes, KnownPeer] = {}  # by channel
         self._asked: dict[bytes, XxResponder] = {}
+        self._judged: set[bytes] = set()  # channels whose wrong key was told here
 
     def introduced(self, channel: bytes, peer: KnownPeer) -> None:
         while len(self._peers) >= MAX_CHANNELS:
             oldest = next(iter(self._peers))
             del self._peers[oldest]
             self._asked.pop(oldest, None)
+            self._judged.discard(oldest)
         self._peers[channel] = peer
 
     def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
@@ -129,8 +149,12 @@ class KeyAnswerer:
         except MalformedPacket:
             self._context.drops["key question not authentic"] += 1
             return True
-        del self._asked[path.prefix], self._peers[path.prefix]
-        if completed.remote_static != peer.static:
+        if completed.remote_static == peer.static:
+            return True  # IK will do, as soon as an init gets through
+        context = self._context
+        context.send(path, seal_close(completed.keypair, CloseCode.FORGOTTEN, "this is not the key that I remember"))
+        if path.prefix not in self._judged:
+            self._judged.add(path.prefix)
             text = f"{peer.name} came with another key than you paired with: forget it and pair again if that is expected."
-            self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text))
+            context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text))
         return True

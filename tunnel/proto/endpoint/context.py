@@ -77,6 +77,8 @@ class Context:
         self.answers: dict[int, Callable[[Instant, PathKey, Buffer], bool]] = {}
         #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
         self.verdicts: dict[int, Callable[[Buffer], None]] = {}
+        #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
+        self.verdicts: dict[int, Callable[[Buffer], None]] = {}
         self.is_index_taken: Callable[[int], bool] = lambda index: False
         self._last_timestamp = 0
 

@@ -157,6 +157,9 @@ class Meetings:
         """
         pending = self._responder.confirm(datagram)
         if pending is None:
+            judge = self._context.verdicts.get(int.from_bytes(datagram[1:5], "big"))
+            if judge is not None:
+                judge(datagram)
             return None
         completed = pending.completed
         peer = self._context.peers.get(completed.remote_static)
