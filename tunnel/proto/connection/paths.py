@@ -8,13 +8,19 @@ A path is left when it does not answer VERIFY_ATTEMPTS challenges while nothing 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.packet.header import OVERHEAD
+from tunnel.proto.recovery.bbr import Bbr
+from tunnel.proto.recovery.congestion import CongestionController
+from tunnel.proto.recovery.cubic import Cubic
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.pacer import Pacer
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU, PathMtu
+from tunnel.proto.recovery.rtt import INITIAL_RTT
 from tunnel.proto.recovery.sent import Marked, SentBurst
 from tunnel.units import Instant, PathKey, Seconds
 
@@ -32,6 +38,20 @@ VERIFY_ATTEMPTS: Final = 4
 VERIFY_SPACING: Final = Seconds(0.06)  # at least, between two challenges of a path in doubt; else 1.5 round trips
 BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
 ALL_LOST_AFTER: Final = Seconds(4.0)  # of silence while we expect an answer, before the owner should meet the peer anew
+
+
+class Congestion(Enum):
+    """What decides how much is in flight."""
+
+    BBR = "bbr"
+    CUBIC = "cubic"
+
+
+DEFAULT_CONGESTION: Final[Congestion] = Congestion.BBR  # by the figures in docs/decisions/congestion-control.md
+MAKE_CONGESTION: Final[Mapping[Congestion, Callable[[int, Instant, random.Random], CongestionController]]] = {
+    Congestion.BBR: Bbr,
+    Congestion.CUBIC: lambda datagram_size, now, _: Cubic(datagram_size, now),
+}
 
 
 class Probe(NamedTuple):
@@ -65,15 +85,18 @@ class Path:
         "verify_attempts",
     )
 
-    def __init__(self, number: int, key: PathKey, kind: PathKind, now: Instant, rtt: Seconds | None) -> None:
+    def __init__(self, number: int, key: PathKey, kind: PathKind, now: Instant, rtt: Seconds | None, rng: random.Random) -> None:
         self.number = number
         self.key = key
         self.kind = kind
         self.pmtu = PathMtu(now, is_ipv6=key.remote.is_ipv6)
         self.mtu = self.pmtu.size
         self.capacity = self.mtu - len(key.prefix) - OVERHEAD  # bytes of frames in one datagram
-        self.recovery = (
-            Recovery(now, datagram_size=self.mtu) if rtt is None else Recovery(now, datagram_size=self.mtu, initial_rtt=rtt)
+        self.recovery = Recovery(
+            now,
+            datagram_size=self.mtu,
+            initial_rtt=INITIAL_RTT if rtt is None else rtt,
+            congestion=MAKE_CONGESTION[DEFAULT_CONGESTION](self.mtu, now, rng),
         )
         self.pacer = Pacer(self.recovery.pacing_rate(), self.mtu, now)
         self.validated = True
@@ -135,7 +158,7 @@ class Paths:
         self.answering = self.current  # where the newest data came from: ACKs go there
 
     def _make(self, key: PathKey, kind: PathKind, now: Instant, rtt: Seconds | None) -> Path:
-        path = Path(self._numbers, key, kind, now, rtt)
+        path = Path(self._numbers, key, kind, now, rtt, self._rng)
         self._numbers += 1
         self.known[key] = path
         return path

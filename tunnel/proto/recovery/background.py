@@ -14,20 +14,21 @@ ENOUGH_PACKETS: Final = 64  # acknowledged or lost, before a share is computed f
 WEIGHT: Final = 0.25  # of a new share in the average
 LARGEST_SHARE: Final = 0.5  # beyond, a path is not worth feeding
 WORTH_ASKING: Final = 0.005  # a smaller share changes nothing
-DEVIATIONS: Final = 2.0  # of a binomial count that pass for chance
+DEVIATIONS: Final = 2.0  # of a count that pass for chance; at least two packets
 TOLERANCE: Final = 0.02  # share lost above the background that is no sign of congestion (LossThresh of the draft, §2.7)
 
 
 class BackgroundLoss:
     """Shares of packets, 0 to 1.  Fed once a round trip."""
 
-    __slots__ = ("_asked_lost", "_asked_total", "_lost", "_suspected", "_total", "share")
+    __slots__ = ("_asked_lost", "_asked_total", "_is_asking", "_lost", "_suspected", "_total", "share")
 
     def __init__(self) -> None:
         self.share = 0.0  # lost whatever we do: the confirmed one, or before the first check the suspected one
         self._suspected = 0.0
         self._lost = self._total = 0.0  # packets of the window being counted
         self._asked_lost = self._asked_total = 0.0
+        self._is_asking = False
 
     @property
     def wants_check(self) -> bool:
@@ -37,11 +38,11 @@ class BackgroundLoss:
     @property
     def is_checked(self) -> bool:
         """Whether the check under way has seen enough."""
-        return self._asked_total == 0.0
+        return not self._is_asking
 
     def begin_check(self) -> None:
-        """From the next round on, packets go no faster than what arrived."""
-        self._asked_lost, self._asked_total = 0.0, 1e-9
+        """From the next round on, packets go no faster than what arrived.  A check cut short is taken up again."""
+        self._is_asking = True
 
     def on_round(self, lost: float, total: float, *, has_queue: bool, is_startup: bool, is_check: bool) -> None:
         """In a round trip `lost` of `total` packets were lost; `is_check` when they were sent during a check."""
@@ -54,12 +55,13 @@ class BackgroundLoss:
                 self._suspected += (share - self._suspected) * (0.5 if is_startup else WEIGHT)
                 if is_startup:
                     self.share = self._suspected
-        if is_check and self._asked_total:
+        if is_check and self._is_asking:
             self._asked_lost += lost
             self._asked_total += total
             if self._asked_total >= ENOUGH_PACKETS:
                 share = min(max(self._asked_lost / self._asked_total, 0.0), LARGEST_SHARE)
                 self._asked_lost = self._asked_total = 0.0
+                self._is_asking = False
                 # Chance is averaged out; a share far from what was believed is believed at once.
                 deviation = math.sqrt(max(share, self.share) / ENOUGH_PACKETS)
                 self.share = share if abs(share - self.share) > 3 * deviation else self.share + (share - self.share) * WEIGHT
@@ -67,4 +69,4 @@ class BackgroundLoss:
     def is_excess(self, lost: float, total: float, tolerance: float) -> bool:
         """Whether `lost` of `total` packets is more than background and chance explain."""
         expected = self.share * total
-        return lost > expected + DEVIATIONS * math.sqrt(expected) + tolerance * total
+        return lost > expected + DEVIATIONS * math.sqrt(expected + 1.0) + tolerance * total

@@ -8,9 +8,8 @@ packet; a round trip as short as the shortest one puts off PROBE_RTT; and PROBE_
 from __future__ import annotations
 
 import math
-import random
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.recovery.background import TOLERANCE, BackgroundLoss
 from tunnel.proto.recovery.congestion import SHORTEST_RTT, initial_window
@@ -18,6 +17,9 @@ from tunnel.proto.recovery.pacer import MAX_BURST_BYTES, QUANTUM
 from tunnel.proto.recovery.rate import DeliveryRate
 from tunnel.proto.recovery.rtt import RttEstimator
 from tunnel.units import Instant
+
+if TYPE_CHECKING:
+    import random
 
 
 class Phase(IntEnum):
@@ -58,9 +60,12 @@ PROBE_RTT_DURATION: Final = 0.200  # seconds
 SAME_RTT: Final = 1 / 16  # this share (or SAME_RTT_SLACK seconds) above the shortest is as good as the shortest
 SAME_RTT_SLACK: Final = 0.001
 EXTRA_ROUNDS: Final = 5  # half the window of the aggregation filter (BBR.ExtraAckedFilterLen is 10)
-QUEUE_SHARE: Final = 1 / 8  # a round trip this share (and QUEUE_SLACK seconds) over the shortest shows a queue
-QUEUE_SLACK: Final = 0.000_5
-UP_QUEUE_SHARE: Final = 1 / 4  # the queue of one round at a gain of 1.25: the probe has found the end
+QUEUE_SHARE: Final = 1 / 8  # a round trip this share of the shortest, or LONG_QUEUE seconds, over it shows a queue
+LONG_QUEUE: Final = 0.005
+QUEUE_SLACK: Final = 0.000_5  # seconds above that, and
+QUEUE_PACKETS: Final = 3  # the time these take: a burst queues behind itself
+UP_QUEUE_SHARE: Final = 1 / 4  # of the shortest round trip: the queue that one round at a gain of 1.25 adds ends the probe
+NO_QUEUE_TOLERANCE: Final = 0.1  # share that a probe may lose above the background while no queue shows: a policer's is 0.2
 _PROBING: Final = frozenset({Phase.STARTUP, Phase.REFILL, Phase.UP})
 _CYCLE: Final = frozenset({Phase.DOWN, Phase.CRUISE, Phase.REFILL, Phase.UP})
 
@@ -94,7 +99,7 @@ class Bbr:
         self._round_lost = 0
         self._round_began_delivered = 0
         self._round_rtt = math.inf  # shortest of this round
-        self._has_queue = False  # in the last round that ended
+        self._last_rtt = math.inf  # shortest of the last one
         self._latest_bw = 0.0
         self._latest_inflight = 0
         self._rtt_samples = 0
@@ -112,6 +117,7 @@ class Bbr:
         self._phase_round = 0
         self._up_rounds = 0
         self._up_share = 0.0
+        self._up_rtt = math.inf
         self._limited_until = -1  # packets sent up to this much delivered found the window full
         # §5.3.4
         self._probe_rtt_until: float | None = None
@@ -212,12 +218,13 @@ class Bbr:
         self._round_delivered = rate.delivered
         self._rounds += 1
         self._rounds_since_probe += 1
-        self._has_queue = has_queue = self._is_queue(self._round_rtt)
+        has_queue = self._is_queue(self._round_rtt)
+        self._last_rtt = self._round_rtt
         self._round_rtt = math.inf
         mss = self._mss
         if lost > 0 or self.background.wants_check:
             lost_packets, packets = max(lost, 0) / mss, (max(lost, 0) + arrived) / mss
-            if lost and has_queue and self.background.is_excess(lost_packets, packets, 0.0):
+            if lost and has_queue and self.background.is_excess(lost_packets, packets, TOLERANCE / 2):
                 if self.phase not in _PROBING:
                     self._adapt_low()
                 elif self.phase is Phase.STARTUP and self.background.is_excess(lost_packets, packets, TOLERANCE):
@@ -236,7 +243,11 @@ class Bbr:
         self._latest_inflight = 0
 
     def _is_queue(self, rtt: float) -> bool:
-        return math.inf > rtt > self._min_rtt * (1 + QUEUE_SHARE) + QUEUE_SLACK
+        return math.inf > rtt > self._min_rtt + min(self._min_rtt * QUEUE_SHARE, LONG_QUEUE) + self._slack()
+
+    def _slack(self) -> float:
+        """Seconds that a round trip may vary without any queue of others: clocks, and packets of our own burst."""
+        return QUEUE_SLACK + QUEUE_PACKETS * self._mss / self._bw if self._bw else QUEUE_SLACK
 
     def _adapt_low(self) -> None:
         """A round lost packets to a queue while we did not probe: give way until the next probe.  §5.5.10.3."""
@@ -292,7 +303,8 @@ class Bbr:
                     self._bw_max = self._bw_before
         lost = rate.lost - newest.lost_before
         flight = newest.flight
-        if lost > 0 and self._is_queue(latest) and self.background.is_excess(lost / self._mss, flight / self._mss, TOLERANCE):
+        tolerance = TOLERANCE if self._is_queue(latest) else NO_QUEUE_TOLERANCE
+        if lost > 0 and self.background.is_excess(lost / self._mss, flight / self._mss, tolerance):
             if self._probe_samples:
                 self._probe_samples = False
                 if not newest.app_limited:
@@ -323,7 +335,9 @@ class Bbr:
         if phase is Phase.CRUISE:
             self._maybe_refill(now)
         elif phase is Phase.DOWN:
-            if self._maybe_refill(now) or (self.background.wants_check and not self.background.is_checked):
+            if self.background.wants_check and not self.background.is_checked and now - self._cycle_at < PROBE_WAIT:
+                return
+            if self._maybe_refill(now):
                 return
             if self._in_flight <= self._inflight(1.0) and self._in_flight <= self._with_headroom():
                 self.phase = Phase.CRUISE
@@ -334,7 +348,8 @@ class Bbr:
             if self._was_limited(self._delivered) and self._window >= self._inflight_high:
                 self._reset_full(sample)
             elif self._full_now or (
-                self._rounds > self._phase_round and math.inf > latest > self._min_rtt * (1 + UP_QUEUE_SHARE) + QUEUE_SLACK
+                self._rounds > self._phase_round
+                and math.inf > latest > self._up_rtt + self._min_rtt * UP_QUEUE_SHARE + self._slack()
             ):
                 self._start_down(now)
 
@@ -356,6 +371,7 @@ class Bbr:
         self._probe_samples = True
         self._start_round()
         self._reset_full(sample)
+        self._up_rtt = max(self._last_rtt, self._min_rtt)
         self.phase = Phase.UP
         self._raise_slope()
 

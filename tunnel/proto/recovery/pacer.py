@@ -8,7 +8,8 @@ from tunnel.units import Instant, Seconds
 
 QUANTUM: Final = Seconds(0.002)  # a sleep under a millisecond takes 1-2 ms, so finer pacing is not to be had
 CATCH_UP: Final = 2  # quanta that may be saved up, so that waking late does not cost rate
-MIN_BURST_PACKETS: Final = 10  # RFC 9002 §7.7: a burst up to the initial window is harmless
+FIRST_BURST_PACKETS: Final = 10  # RFC 9002 §7.7: a burst up to the initial window is harmless, once
+MIN_BURST_PACKETS: Final = 2  # at any rate; ten would fill 59 ms of a queue at 2 Mbit/s
 MAX_BURST_BYTES: Final = 512 * 1024  # at one instant, whatever the rate
 
 
@@ -18,18 +19,17 @@ class Pacer:
     `budget` may be overdrawn by `consume`; the debt is paid before anything further may leave.
     """
 
-    __slots__ = ("_capacity", "_datagram_size", "_floor", "_last", "_quantum", "_rate", "_tokens")
+    __slots__ = ("_capacity", "_floor", "_last", "_quantum", "_rate", "_tokens")
 
     def __init__(self, rate: float, datagram_size: int, now: Instant) -> None:
-        """`rate` in bytes a second; a fresh pacer has a full bucket."""
-        self._datagram_size = datagram_size
+        """`rate` in bytes a second; a fresh pacer lets FIRST_BURST_PACKETS go at once."""
         self._floor = MIN_BURST_PACKETS * datagram_size
         self._rate = -1.0
         self._quantum = self._capacity = float(self._floor)
         self._tokens = 0.0
         self._last = now
         self.set_rate(rate, now)
-        self._tokens = self._capacity
+        self._tokens = max(self._capacity, float(FIRST_BURST_PACKETS * datagram_size))
 
     @property
     def rate(self) -> float:
@@ -38,7 +38,7 @@ class Pacer:
 
     @property
     def quantum(self) -> int:
-        """The bytes that `next_at` waits for at most: about 2 ms of rate, never under 10 packets."""
+        """The bytes that `next_at` waits for at most: about 2 ms of rate, never under MIN_BURST_PACKETS."""
         return int(self._quantum)
 
     def set_rate(self, rate: float, now: Instant) -> None:
@@ -61,7 +61,6 @@ class Pacer:
 
     def set_datagram_size(self, size: int, now: Instant) -> None:
         """The path carries datagrams of another size now."""
-        self._datagram_size = size
         self._floor = MIN_BURST_PACKETS * size
         rate, self._rate = self._rate, -1.0
         self._refill(now)
@@ -71,8 +70,10 @@ class Pacer:
         elapsed = now - self._last
         if elapsed > 0:
             self._last = now
-            tokens = self._tokens + elapsed * self._rate
-            self._tokens = tokens if tokens < self._capacity else self._capacity
+            tokens = self._tokens
+            if tokens < self._capacity:  # the first burst may be more than it holds
+                tokens += elapsed * self._rate
+                self._tokens = tokens if tokens < self._capacity else self._capacity
 
     def budget(self, now: Instant) -> int:
         """Bytes that may leave now; 0 while in debt."""
