@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from tests.unit.endpoint.people import GRANTS, Party, entropy_of
+from tunnel.proto.connection.control import MAX_BACKLOG
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import CodeIssued, PeerPaired
 from tunnel.proto.endpoint.context import Context, EndpointConfig
@@ -33,7 +34,7 @@ def an_exposer() -> tuple[Context, Client, ExposerPairing]:
         entropy=entropy_of("exposer"),
         rng=random.Random(1),
         wall_ns=lambda: 10**18,
-        trace=None,
+        traces=None,
     )
     client = Client(servers=[(SOCKET, RELAY)], now=Instant(0.0), rng=random.Random(1), entropy=context.entropy)
     flow = ExposerPairing(context, client, grants=GRANTS, keep=True, adopt=lambda *_: None, now=Instant(0.0))
@@ -195,3 +196,39 @@ def test_a_late_answer_does_not_revive_a_pairing_that_has_failed() -> None:
         assert held
         assert not party.friend.peerings
         assert not party.friend.saved
+
+
+def test_who_connects_lets_nobody_in_even_a_remembered_peer() -> None:
+    """One that sprays inits over our ports would be a link of ours, and might be taken for the peer that we dialed."""
+    with Party() as party:
+        party.acquaint()
+        inits: list[bytes] = []
+
+        def keep(sender: object, destination: object, datagram: bytes) -> bool:
+            if len(datagram) > 8 and datagram[0] >= 0xC0 and datagram[8] == 0x70:
+                inits.append(datagram[8:])
+                return False
+            return True
+
+        party.world.filter = keep
+        party.home.listen()
+        party.friend.dial(party.home)
+        party.world.run_until(lambda: bool(inits))
+        endpoint, outsider = party.home.endpoint, Address("45.1.0.99", 4444)
+        endpoint._meetings._listener.is_on = False  # as in a process that only connects
+        endpoint.handle_batch(party.world.now, SOCKET, outsider, memoryview(inits[-1]), len(inits[-1]))
+        assert endpoint.drops["init while not listening"] == 1
+        assert not endpoint._meetings._responder.pending
+
+
+def test_a_peer_that_asks_and_asks_and_takes_no_answer_fills_no_memory() -> None:
+    with Party() as party:
+        peering = party.pair()
+        connection = peering.connection
+        assert connection is not None
+        for _ in range(100_000):
+            peering.send_ping(party.world.now)
+        assert len(connection._control_out) <= MAX_BACKLOG
+        assert connection.drops["control backlog full"]
+        party.world.run(2.0)
+        party.echoed(peering, b"still there")

@@ -367,3 +367,13 @@ def test_a_technique_is_asked_when_nothing_plain_is_due_and_stopped_after_succes
     assert POOL in {check.socket_id for _, check in run(agent, T0, 1.0)}
     agent.check_succeeded(Instant(T0 + 1.0), POOL, Address("45.1.1.1", 9), Seconds(0.01))
     assert technique.stopped == 1
+
+
+def test_a_peer_that_answers_from_ever_new_addresses_fills_no_memory() -> None:
+    agent = make_agent()
+    for index in range(10_000):
+        now = Instant(T0 + index / 100)
+        address = Address(f"45.1.{index // 250}.{1 + index % 250}", 4000)
+        agent.peer_reflexive(now, V4, address)
+        agent.check_succeeded(now, V4, address, Seconds(0.05))
+    assert agent.stats.pairs <= module.MAX_PAIRS + module.MAX_PEER_REFLEXIVE

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import PeerError
 from tunnel.proto.connection import tracing
-from tunnel.proto.connection.control import ControlReader, frame
+from tunnel.proto.connection.control import MAX_BACKLOG, ControlReader, frame
 from tunnel.proto.connection.events import (
     AllPathsLost,
     CloseCode,
@@ -430,8 +430,15 @@ class Connection:
     # the rest
 
     def send_control(self, data: bytes) -> None:
-        """One message for the other endpoint, in order and reliably.  Raises ValueError beyond control.MAX_MESSAGE bytes."""
-        self._control_out += frame(data)
+        """One message for the other endpoint, in order and reliably.  Raises ValueError beyond control.MAX_MESSAGE bytes.
+
+        A peer that takes nothing while it makes us answer loses what goes beyond control.MAX_BACKLOG.
+        """
+        message = frame(data)
+        if len(self._control_out) + len(message) > MAX_BACKLOG:
+            self._shared.drops["control backlog full"] += 1
+            return
+        self._control_out += message
         self._write_control()
 
     def ping(self, now: Instant) -> None:

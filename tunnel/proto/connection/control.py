@@ -8,6 +8,8 @@ from tunnel.errors import PeerError
 
 MAX_MESSAGE: Final = 16 * 1024  # bytes; a list of candidates is some hundred
 
+MAX_BACKLOG: Final = 64 * 1024  # bytes waiting for the peer's credit; candidates and pongs are some hundred a minute
+
 
 def frame(message: bytes) -> bytes:
     """Raises ValueError beyond MAX_MESSAGE."""

@@ -35,7 +35,7 @@ class Meetings:
         self.peerings = Peerings(context)
         context.is_index_taken = self._is_index_taken
         self._listener = Listener(context)
-        self._responder = IkResponder(context, self.peerings.find)
+        self._responder = IkResponder(context, self.peerings.find, lambda: self._listener.is_on)
         self._exposing: list[tuple[str, ExposerPairing]] = []
         self._claiming: list[tuple[str, ConnectorPairing]] = []
         self._dialers: dict[Peering, Dialer] = {}

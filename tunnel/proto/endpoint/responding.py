@@ -37,8 +37,12 @@ class Pending(NamedTuple):
 class IkResponder:
     """Holds the answers that are not confirmed yet, by our receiver index."""
 
-    def __init__(self, context: Context, find: Callable[[bytes, int], Peering | None]) -> None:
-        """`find(static, instance)` is the peering with that peer's instance, if there is one."""
+    def __init__(self, context: Context, find: Callable[[bytes, int], Peering | None], is_listening: Callable[[], bool]) -> None:
+        """`find(static, instance)` is the peering with that peer's instance, if there is one.
+
+        Who is not listening takes new keys for the connections that stand, and no new connection from anybody.
+        """
+        self._is_listening = is_listening
         self._context = context
         self._find = find
         self._gate = Gatekeeper(context.static_public, context.entropy)
@@ -66,6 +70,9 @@ class IkResponder:
             context.drops["init replayed"] += 1
             return
         self._latest[peer.static] = opened.timestamp
+        if not self._is_listening() and self._find(peer.static, opened.params.instance) is None:
+            context.drops["init while not listening"] += 1
+            return
         instance = self._instance_for(peer.static, opened.params.instance, opened.params.resume)
         index = context.new_index()
         try:

@@ -286,6 +286,8 @@ class Agent:
         key = (socket_id, remote)
         pair = self._pairs.get(key)
         if pair is None:
+            if len(self._pairs) >= MAX_PAIRS:  # the peer answers from ever new addresses: an old success goes
+                del self._pairs[next(key for key, old in self._pairs.items() if old is not self._selected)]
             pair = _Pair(socket_id, remote, CandidateKind.PEER_REFLEXIVE, 0, False, now)
             self._pairs[key] = pair
         pair.done = True
