@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
 from tests.unit.endpoint.people import GRANTS, Party, entropy_of
 from tunnel.proto.connection.control import MAX_BACKLOG
 from tunnel.proto.connection.events import PathKind
@@ -70,6 +72,18 @@ def test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster() -> None
                 full = told.Refused(what="allocate", code=RefusalCode.FULL, text="", retry_after=Seconds(0))
                 flow.handle_event(now, full)
     assert PATIENT_FAILURES <= guesses <= PATIENT_FAILURES + 12
+
+
+@pytest.mark.parametrize("loses", [True, False])
+def test_a_server_that_gives_codes_no_time_does_not_flood_the_screen(loses: bool) -> None:
+    context, _client, flow = an_exposer()
+    for turn in range(60_000):
+        now = Instant(turn / 1000)
+        flow.handle_timeout(now)
+        flow.handle_event(now, told.Allocated(nameplate=1000 + turn, expires_s=0))
+        if loses and flow._nameplate is not None:
+            flow.handle_event(now, told.NameplateLost(nameplate=flow._nameplate))
+    assert len(codes_of(context)) == (60 if loses else 1)
 
 
 def test_a_nameplate_is_an_answer_to_the_wish_for_one_and_to_nothing_else() -> None:

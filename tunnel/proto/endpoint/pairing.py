@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tunnel.proto.rendezvous.client import Client
 
 CODE_LIFETIME: Final = Seconds(600.0)  # as people are told
+SHORTEST_LIFETIME: Final = Seconds(60.0)  # whatever the server says
+ASK_SPACING: Final = Seconds(1.0)  # between two codes: a server that loses each at once must not flood the screen
 CODE_WORDS: Final = 2
 ANSWER_TIMEOUT: Final = Seconds(15.0)  # of silence after a spent code, on either side
 PATIENT_FAILURES: Final = 3  # wrong guesses in a row before a fresh code has to wait: nobody may guess at network speed
@@ -86,6 +88,7 @@ class ExposerPairing:
         self._failures = 0
         self._expires_at: Instant | None = None
         self._allocate_at: Instant | None = None
+        self._asked_at: Instant | None = None
         self._is_asking = False  # a code is wanted from the server; what it gives unasked is no code of ours
         self._ask(now)
 
@@ -189,9 +192,14 @@ class ExposerPairing:
     def _ask(self, now: Instant) -> None:
         """The only way to a code: a server that could hand one out unasked would choose how often it may guess."""
         self._allocate_at = None
-        if not self._is_asking:
-            self._is_asking = True
-            self._client.allocate(now)
+        if self._is_asking:
+            return
+        if self._asked_at is not None and now < self._asked_at + ASK_SPACING:
+            self._allocate_at = Instant(self._asked_at + ASK_SPACING)
+            return
+        self._is_asking = True
+        self._asked_at = now
+        self._client.allocate(now)
 
     def _issue(self, now: Instant, nameplate: int, expires_s: int) -> None:
         self._is_asking = False
@@ -201,7 +209,7 @@ class ExposerPairing:
         self._nameplate = nameplate
         self._code = parse_code(text)
         self._pake = Pake("A", self._code, self._context.entropy)
-        lifetime = min(float(expires_s), CODE_LIFETIME)
+        lifetime = min(max(float(expires_s), SHORTEST_LIFETIME), CODE_LIFETIME)
         self._expires_at = Instant(now + lifetime)
         self._context.emit(CodeIssued(code=text, expires_s=lifetime))
 
