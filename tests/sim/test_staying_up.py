@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from itertools import product
 
 import pytest
 
 from tests.sim.link import Bursts, Link
 from tests.sim.peers import BLACK_HOLE, Cast, PeerNode, Transfer
-from tests.sim.test_meeting import rough_link
+from tests.sim.test_meeting import BATCHES, rough_link, seeds
 from tests.sim.world import World
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import Peering
@@ -464,3 +465,97 @@ def test_an_idle_link_costs_little(home: str, friend: str, kind: PathKind) -> No
         cast.world.run(1000.0)
         assert max(wakes.values()) < 2_000  # two a second
         assert peering.connection.stats().packets_sent - before < 500  # one in two seconds
+
+
+# --- everything at once -----------------------------------------------------------------------------------------------------
+
+
+class Mishaps:
+    """What may befall a cast, each for a while; `heal` puts everything right that can be."""
+
+    def __init__(self, cast: Cast) -> None:
+        self.cast = cast
+        self.is_server_dead = False
+        self.verbs = (
+            self.hole, self.bad_line, self.flush, self.renumber, self.server_dies, self.server_returns, self.server_hidden,
+            self.sleep, self.nothing,
+        )  # fmt: skip
+
+    def somebody(self) -> str:
+        return self.cast.world.rng.choice(("home", "friend"))
+
+    def happen(self) -> str:
+        verb = self.cast.world.rng.choice(self.verbs)
+        self.cast.world.note("mishap", verb.__name__)
+        verb()
+        return verb.__name__
+
+    def hole(self) -> None:
+        self.cast.black_hole(self.somebody())
+
+    def bad_line(self) -> None:
+        a, b = self.cast.people
+        self.cast.world.set_link(a.host, b.host, rough_link(self.cast.world.rng.randrange(1000), worst=0.3))
+
+    def flush(self) -> None:
+        self.cast.world.flush_mappings(self.cast.site_of(self.somebody()))
+
+    def renumber(self) -> None:
+        self.cast.world.renumber(self.cast.site_of(self.somebody()))
+
+    def server_dies(self) -> None:
+        self.cast.server.kill()
+        self.is_server_dead = True
+
+    def server_returns(self) -> None:
+        self.cast.server.boot()
+        self.is_server_dead = False
+
+    def server_hidden(self) -> None:
+        self.cast.cut_off_server()
+
+    def sleep(self) -> None:
+        self.cast.who(self.somebody()).suspend(Seconds(self.cast.world.rng.uniform(1.0, 300.0)))
+
+    def nothing(self) -> None:
+        self.heal_lines()
+
+    def heal_lines(self) -> None:
+        a, b = self.cast.people
+        self.cast.world.set_link(a.host, b.host, LINE)
+        self.cast.world.set_link(b.host, a.host, LINE)
+        self.cast.cut_off_server(LINE)
+
+    def heal(self) -> None:
+        self.heal_lines()
+        if self.is_server_dead:
+            self.server_returns()
+        self.cast.world.run(max(0.0, *(person.host.asleep_until - self.cast.world.now for person in self.cast.people)))
+
+
+def survive(seed: int) -> None:
+    kinds = random.Random(seed).choices(("prc", "prcrace", "uprc", "sym", "cgn", "full"), k=2)
+    with Cast(seed=seed, link=LINE, home=kinds[0], friend=kinds[1]) as cast:
+        mishaps = Mishaps(cast)
+        transfer = cast.friend.send(cast.meet(), cast.bytes_of(1_000_000))
+        for _ in range(10):
+            cast.world.run(cast.world.rng.expovariate(1 / 4.0))
+            mishaps.happen()
+        mishaps.heal()
+        cast.world.run_until(lambda: transfer.is_done, 20)
+        assert not cast.home.closed + cast.friend.closed
+        assert cast.home.restarts == cast.friend.restarts == 0
+        assert cast.transfer(transfer.peering, limit=30) < 15.0
+        assert len(cast.home.live) == 1
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_no_series_of_mishaps_loses_a_byte_or_a_link(batch: int) -> None:
+    for seed in seeds(60, batch):
+        survive(seed)
+
+
+@pytest.mark.parametrize("seed", [12, 42, 54, 63, 75, 88, 97])
+def test_series_of_mishaps_that_were_too_much_once(seed: int) -> None:
+    """Sleep beyond the server's patience; a relay that failed meanwhile; a Rebind that overtook the Refresh."""
+    survive(seed)

@@ -423,6 +423,8 @@ class Receiver:
                 shared.events.append(PathProbed(key))
             return
         path.last_heard = now
+        if newest and not path.validated:
+            path.verify(now)  # it failed, yet the peer comes from there
         if newest and path is not shared.paths.answering:
             shared.paths.answering = path
             if path is not shared.paths.current and path.kind is PathKind.RELAY:

@@ -34,6 +34,7 @@ LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported an
 PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
 RETRY_AFTER_FULL: Final = Seconds(30.0)  # before asking again for rooms that were full
+SURELY_KNOWN: Final = 0.75  # share of the lifetime that the server gives us; a request and its answer take their time too
 AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
 SEEN_PUSHES: Final = 256  # push ids remembered, so that repeats are acknowledged but not told again
 
@@ -63,6 +64,7 @@ class Client:
         self._wishes = Wishes()
         self._channels = ChannelBook()
         self._rejoin_at: Instant | None = None
+        self._surely_known_until: Instant | None = None
         self._is_closed = False
         self.drops = Drops()
         self.is_reached = False
@@ -306,6 +308,10 @@ class Client:
                 self._request(now, messages.Allocate(nameplate), subject=nameplate)
         self._rebind_all(now)
 
+    def _may_be_forgotten(self, now: Instant) -> bool:
+        """After a sleep, another request may have made a new and empty session before this one asked whether there is one."""
+        return self._surely_known_until is not None and now > self._surely_known_until
+
     def _rebind_all(self, now: Instant) -> None:
         """Our address changed, or the server forgot: claim our side of every channel."""
         for channel in self._channels:
@@ -362,8 +368,9 @@ class Client:
                 home.cookie = message.cookie
                 self._on_instance(now, home, message.instance)
                 self._on_reflexive(now, home, you)
-                if not message.known:
+                if not message.known or self._may_be_forgotten(now):
                     self._register(now)
+                self._surely_known_until = Instant(now + SURELY_KNOWN * message.lifetime_s)
             case messages.Allocated(nameplate=nameplate):
                 if not isinstance(request.message, messages.Allocate):
                     self.drops["rendezvous_answer"] += 1
