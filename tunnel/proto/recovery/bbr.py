@@ -99,6 +99,7 @@ class Bbr:
         self._round_lost = 0
         self._round_began_delivered = 0
         self._round_rtt = math.inf  # shortest of this round
+        self._round_longest = 0.0
         self._last_rtt = math.inf  # shortest of the last one
         self._latest_bw = 0.0
         self._latest_inflight = 0
@@ -195,8 +196,10 @@ class Bbr:
             self._bw_max = max(sample, self._bw_before)
         if latest < self._round_rtt:
             self._round_rtt = latest
+        if self._round_longest < latest < math.inf:
+            self._round_longest = latest
         self._count_extra(rate.newly_acked, now)
-        self._check_full(sample, limited, is_round)
+        self._check_full(sample, limited and not self._is_queue(latest), is_round)
         if self.phase is Phase.STARTUP and self._is_full:
             self.phase = Phase.DRAIN
         if self.phase is Phase.DRAIN and self._in_flight <= self._inflight(1.0):
@@ -218,9 +221,9 @@ class Bbr:
         self._round_delivered = rate.delivered
         self._rounds += 1
         self._rounds_since_probe += 1
-        has_queue = self._is_queue(self._round_rtt)
+        has_queue = self._is_queue(self._round_rtt if self._is_full else self._round_longest)
         self._last_rtt = self._round_rtt
-        self._round_rtt = math.inf
+        self._round_rtt, self._round_longest = math.inf, 0.0
         mss = self._mss
         if lost > 0 or self.background.wants_check:
             lost_packets, packets = max(lost, 0) / mss, (max(lost, 0) + arrived) / mss
@@ -273,7 +276,7 @@ class Bbr:
             self._extra = extra
 
     def _check_full(self, sample: float, limited: bool, is_round: bool) -> None:
-        """§5.3.1.2."""
+        """§5.3.1.2.  A queue shows a full pipe even if the application pauses now and then, as a sender with a ring does."""
         if self._full_now or limited or not sample:
             return
         if sample >= self._full_bw * FULL_GROWTH:

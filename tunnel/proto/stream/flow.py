@@ -9,6 +9,7 @@ from tunnel.units import Instant, Seconds
 INITIAL_STREAM_WINDOW: Final = 32 * 1024  # bytes; a stream nobody reads holds no more (twice TCP's first flight of RFC 6928)
 MAX_STREAM_WINDOW: Final = 8 * 1024 * 1024  # bytes; 200 Mbit/s at 300 ms
 MAX_STREAMS: Final = 2_048  # streams a peer may have open at once
+GROWTH_FACTOR: Final = 4  # of a window whose reader keeps up
 GROWTH_IN_ALL: Final = 32 * 1024 * 1024  # bytes by which the windows of all streams together may exceed their first size
 #: Bytes unread on all streams of one peer: what it can make us hold.  All windows fit in, so a slow reader blocks no other.
 CONNECTION_WINDOW: Final = MAX_STREAMS * INITIAL_STREAM_WINDOW + GROWTH_IN_ALL
@@ -36,7 +37,8 @@ class Growth:
 
 
 class ReceiveWindow:
-    """The limit we grant, moved as the application reads, doubled while it reads a window within two round trips.
+    """The limit we grant, moved as the application reads; made GROWTH_FACTOR times as large while it reads half
+    a window within four round trips: a sender doubles every round trip, and what it may send must not lag behind.
 
     `limit` is the highest offset the peer may use.  Without a `growth` to take from it never grows.
     """
@@ -48,15 +50,19 @@ class ReceiveWindow:
         self._growth = growth
         self.limit = window
         self.consumed = 0
-        self._moved_at = Instant(-1e9)
+        self._moved_at: Instant | None = None  # before that, when the first byte was read
 
     def consume(self, count: int, now: Instant, smoothed_rtt: Seconds) -> bool:
         """The application read `count` bytes; True when the limit moved far enough to be worth a frame."""
         self.consumed += count
-        if self.limit - self.consumed > self.window // 2:
+        moved_at = self._moved_at
+        if moved_at is None:
+            moved_at = self._moved_at = now
+        used = self.window // 4 if self.window == self._first else self.window // 2  # the first step must not cost a round trip
+        if self.limit - self.consumed > self.window - used:
             return False
-        if self._growth is not None and now - self._moved_at < 4 * smoothed_rtt and self.window < MAX_STREAM_WINDOW:
-            more = min(self.window, MAX_STREAM_WINDOW - self.window)
+        if self._growth is not None and now - moved_at < 4 * smoothed_rtt and self.window < MAX_STREAM_WINDOW:
+            more = min((GROWTH_FACTOR - 1) * self.window, MAX_STREAM_WINDOW - self.window)
             if self._growth.take(more):
                 self.window += more
         self._moved_at = now

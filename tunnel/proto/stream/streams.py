@@ -14,7 +14,7 @@ from tunnel.units import StreamId
 CONTROL_STREAM: Final = StreamId(0)  # open from the start, both ways
 LAST_STREAM: Final = 0xFFFF_FFFF  # ids have 32 bits
 QUANTUM: Final = 32 * 1024  # bytes a stream may send before the next one's turn: one full GSO burst
-LARGEST_RING: Final = 4 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms
+LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
 RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
 
@@ -177,7 +177,8 @@ class Streams:
         return True
 
     def ring_limit(self, inflight_limit: int) -> int:
-        """Bytes one stream may hold: twice what may be in flight, within a fair part of RINGS_IN_ALL; a power of two."""
-        fair = RINGS_IN_ALL // max(len(self.sending), 4)
-        want = max(min(2 * inflight_limit, LARGEST_RING, fair), 4 * SMALLEST_RING)
-        return 1 << (want.bit_length() - 1)
+        """Bytes one stream may hold: at least twice what may be in flight, within a fair part of RINGS_IN_ALL; a power of two."""
+        fair = RINGS_IN_ALL // max(len(self.sending), 2)
+        least = 4 * SMALLEST_RING
+        most = max(min(LARGEST_RING, fair), least)
+        return min(1 << (max(2 * inflight_limit, least) - 1).bit_length(), 1 << (most.bit_length() - 1))
