@@ -6,6 +6,7 @@ config.toml knows the same words as the flags:
     name = "home"                  # how we introduce ourselves to new peers
     path = "auto"                  # auto, direct or relay
     access_token = "..."           # for a server that lets in only those who hold one
+    qlog = "/tmp/qlog"             # a folder for traces of connections
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ _HOST_NAME: Final = re.compile(
 _ZONE: Final = re.compile(r"%[A-Za-z0-9_.-]{1,15}\Z")
 
 #: Setting -> the variable of the environment that stands in for its flag.
-VARIABLES: Final = {"server": "PTUNNEL_SERVER", "code": "PTUNNEL_CODE", "access_token": "PTUNNEL_ACCESS_TOKEN"}
-IN_FILE: Final = frozenset(("server", "name", "path", "access_token"))
+VARIABLES: Final = {
+    "server": "PTUNNEL_SERVER",
+    "code": "PTUNNEL_CODE",
+    "access_token": "PTUNNEL_ACCESS_TOKEN",
+    "qlog": "PTUNNEL_QLOG",
+}
+IN_FILE: Final = frozenset(("server", "name", "path", "access_token", "qlog"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +43,10 @@ class Settings:
 
     server: str | None = None  # host or host:port
     is_server_given: bool = False  # by flag: goes before the one that a peer is remembered with
-    code: str | None = None
+    code: str | None = field(default=None, repr=False)  # a secret
     name: str | None = None
     path: str = "auto"
+    qlog: str | None = None  # a folder for traces
     access_token: str | None = field(default=None, repr=False)  # a secret: by environment or file only
 
     @property

@@ -152,6 +152,8 @@ class FakeFlows:
             callback(bytes(data))
         return True
 
+    backlog = 0
+
     def flush(self) -> None:
         pass
 

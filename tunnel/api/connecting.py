@@ -10,7 +10,7 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
 from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import EndpointDriver, KnownPeer
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
 from tunnel.driver.link import Link
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
@@ -65,6 +65,7 @@ async def connect(
     name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
+    traces: Traces | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[Link]:
     """Connect by a pairing code, or to the remembered peer `peer` (the only one there is where none is named).
@@ -72,6 +73,7 @@ async def connect(
     The link is connected when the block is entered, over the relay at least; it heals by itself until the block is left.
     `server` is host or host:port; None means the remembered peer's, else the one configured.  `home` None means PTUNNEL_HOME.
     `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block.
+    `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
     A remembered peer that is not there is waited for: time-outs belong to the caller, around the entry.
     Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
     """
@@ -101,6 +103,7 @@ async def connect(
         access_token=store.access_token(),
         on_event=waiting.handle_event,
         on_link=waiting.handle_link,
+        traces=traces,
         **(seams or {}),
     )
     waiting.driver = driver

@@ -11,7 +11,7 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
 from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import EndpointDriver, KnownPeer, machine_hosts, parse_server
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces, machine_hosts, parse_server
 from tunnel.driver.events import Event, Listening, Trouble
 from tunnel.driver.link import Link
 from tunnel.driver.rendezvous import DEFAULT_PORT, RunningServer, ServerConfig, serve
@@ -112,6 +112,7 @@ async def expose(
     name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
+    traces: Traces | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[Exposure]:
     """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
@@ -120,6 +121,7 @@ async def expose(
     `to` grants them to remembered peers instead.  Without grants the saved ones are served.  Remembered peers are always served.
     With no server configured one is embedded for our own codes only; the Listening event carries its address.
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.
+    `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     check_path(path)
@@ -161,6 +163,7 @@ async def expose(
                     access_token=store.access_token(),
                     on_event=exposure.handle_event,
                     on_link=exposure.handle_link,
+                    traces=traces,
                     **(seams or {}),
                 )
                 try:

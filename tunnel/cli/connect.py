@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home
+from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces
 
 if TYPE_CHECKING:
     import trio
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @common
 def command(
     peer: str | None, forwards: tuple[str, ...], stdio: str | None, is_new: bool, timeout: float | None,
-    server: str | None, path: str | None, name: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, name: str | None, qlog: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Reach a peer.  Without PEER it is the only remembered one; with several you are asked which, with none for a code.
 
@@ -59,7 +59,7 @@ def command(
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=name)
+    settings = load_settings(home, server=server, path=path, name=name, qlog=qlog)
     who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
 
     from tunnel.cli.running import run
@@ -149,6 +149,7 @@ class Connecting:
         from tunnel.api import connect
         from tunnel.errors import UnreachableError
 
+        traces = open_traces(self._settings)
         settings, whom = self._settings, f'"{self._peer}"' if self._peer else "the other side"
         with trio.CancelScope() as limit:
             if self._timeout < math.inf:
@@ -158,6 +159,7 @@ class Connecting:
                 connect(
                     self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
                     home=self._home.path, path=settings.path, name=settings.name, on_event=self._handle,
+                    traces=traces,
                 ) as link,
             ):  # fmt: skip
                 limit.deadline = math.inf
@@ -170,6 +172,9 @@ class Connecting:
         import trio
 
         from tunnel.control.server import Process, serve_control
+        from tunnel.forward.bench import measure
+        from tunnel.forward.serve import serve_nothing
+        from tunnel.telemetry.metrics import snapshot
 
         self._link = link
         ended = trio.Event()
@@ -187,7 +192,9 @@ class Connecting:
             details=lambda: {
                 "forwards": [{"bind": each.bind, "target": each.target} for each in ready],
                 "counters": self._listeners.counters.as_dict(),
+                "drops": snapshot(link.endpoint_counters(), self._listeners.counters.as_dict(), [link]),
             },
+            bench=measure,
         )
         async with serve_control(self._home.run_dir(), process):
             for each in ready:
@@ -198,6 +205,7 @@ class Connecting:
                 self._show_path()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve, link, nursery.cancel_scope)
+                nursery.start_soon(serve_nothing, link)
                 await ended.wait()
                 nursery.cancel_scope.cancel()
         return self._verdict(link)

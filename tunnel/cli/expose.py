@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home
+from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces
 
 if TYPE_CHECKING:
     from tunnel.api import Exposure
@@ -38,7 +38,7 @@ LABEL: Final = 32  # columns of what stands before the command and the code
 @common
 def command(
     grants: tuple[str, ...], to: tuple[str, ...], keep: bool,
-    server: str | None, path: str | None, name: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, name: str | None, qlog: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Let a peer reach ports of this machine, and nothing else.  Prints a code that works once; without PORT, serves the
     remembered peers with what they were given before.
@@ -62,7 +62,7 @@ def command(
     if keep and (to or not grants):
         raise ConfigurationError("--keep makes codes for new peers: it goes with ports to share, and without --to.")
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=name)
+    settings = load_settings(home, server=server, path=path, name=name, qlog=qlog)
     for each in to:
         home.peer(each)
     if not grants and not home.peers():
@@ -104,6 +104,7 @@ class Exposing:
 
         from tunnel.api import expose
         from tunnel.control.server import Process, serve_control
+        from tunnel.forward.bench import measure
 
         if not self._texts or self._to:
             self._introduce_remembered()
@@ -112,7 +113,8 @@ class Exposing:
             role="expose",
             links=lambda: self._exposure.links if self._exposure else [],
             close=ended.set,
-            details=lambda: {"server": self._server, "counters": self._counters.as_dict()},
+            details=self._details,
+            bench=measure,
         )
         settings = self._settings
         async with (
@@ -120,6 +122,7 @@ class Exposing:
             expose(
                 self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, path=settings.path,
                 name=settings.name, on_event=self._handle, handler=self._serve_link,
+                traces=open_traces(settings),
             ) as exposure,
             serve_control(self._home.run_dir(), process),
             trio.open_nursery() as nursery,
@@ -135,6 +138,15 @@ class Exposing:
             await ended.wait()
             nursery.cancel_scope.cancel()
         return 0
+
+    def _details(self) -> dict[str, object]:
+        from tunnel.telemetry.metrics import snapshot
+
+        counters = self._counters.as_dict()
+        found: dict[str, object] = {"server": self._server, "counters": counters}
+        if self._exposure is not None and self._exposure.driver is not None:
+            found["drops"] = snapshot(self._exposure.driver.counters(), counters, self._exposure.links)
+        return found
 
     async def _serve_link(self, link: Link) -> None:
         from tunnel.forward.serve import serve_link

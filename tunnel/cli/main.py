@@ -55,6 +55,7 @@ COMMANDS: Final = {
     "peers": "List, rename and forget remembered peers.",
     "status": "Show the links of running commands: path, rtt, loss, rates.",
     "ping": "Measure round trips through a running link.",
+    "bench": "Measure what a running link can carry.",
 }
 
 PAGE: Final = """
@@ -82,6 +83,7 @@ MORE EXAMPLES
   ptunnel connect home --forward 5000-5010/tcp+udp
   ptunnel status --watch                      the links of this user, live
   ptunnel ping home --until-direct            wait for the direct path
+  ptunnel bench home                          round trips, loss, and Mbit/s both ways
   ptunnel peers forget friend                 cuts what is open within a second
 """
 
@@ -103,8 +105,9 @@ Environment:
   PTUNNEL_SERVER   stands in for --server: HOST or HOST:PORT (24531)
   PTUNNEL_CODE     stands in for the code, so that it need not be on a command line
   PTUNNEL_HOME     the directory of identity, peers and config.toml
-                   (server, name, path, access_token)
+                   (server, name, path, access_token, qlog)
   PTUNNEL_ACCESS_TOKEN   what a server with --access asks for
+  PTUNNEL_QLOG     stands in for --qlog
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
   listening, code, paired, path, forward, closed, error.  People are spoken to on stderr.

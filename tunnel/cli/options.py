@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from tunnel.config import Settings
     from tunnel.state.home import Home
+    from tunnel.telemetry.qlog import QlogDirectory
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,6 +33,9 @@ def meeting(function: Function) -> Function:
             "--path",
             type=click.Choice(["auto", "direct", "relay"]),
             help="Which paths may be used; the stricter of both sides wins. With relay the other side never learns this address.",
+        ),
+        click.option(
+            "--qlog", metavar="DIR", help="Write a trace of each connection into this folder (qlog, for qvis and others)."
         ),
         click.option("--server", metavar="HOST[:PORT]", help="The rendezvous server. Also PTUNNEL_SERVER or config.toml."),
     ):
@@ -58,6 +62,15 @@ def load_settings(home: Home, **flags: str | None) -> Settings:
     from tunnel.config import load
 
     return load(home.config(), os.environ, **flags)
+
+
+def open_traces(settings: Settings) -> QlogDirectory | None:
+    """Where --qlog says.  Raises ConfigurationError."""
+    if settings.qlog is None:
+        return None
+    from tunnel.telemetry.qlog import QlogDirectory
+
+    return QlogDirectory(settings.qlog)
 
 
 def complete_peer(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from tunnel.control.messages import MAX_ANSWER, Answer, Check, Ping, Request, decode_answer, encode_line, error
+from tunnel.control.messages import MAX_ANSWER, Answer, Bench, Check, Ping, Request, decode_answer, encode_line, error
 from tunnel.control.sockets import Lines, connect, has_control_sockets, is_ours, socket_path, sweep
 from tunnel.errors import MalformedPacket
 
@@ -65,6 +65,8 @@ def _expected_pause(request: Request) -> float:
     match request:
         case Ping(interval_s=interval_s):
             return interval_s
+        case Bench(seconds=seconds):
+            return seconds + 10.0  # one transfer is one answer
         case Check(wait_s=wait_s):
             return wait_s
         case _:

@@ -44,6 +44,13 @@ class Check(msgspec.Struct, frozen=True, tag_field="do", tag="check"):
     wait_s: Duration = 0.0
 
 
+class Bench(msgspec.Struct, frozen=True, tag_field="do", tag="bench"):
+    """Measure the link to `peer` (None: the only one), each transfer for `seconds`.  Answered by a `bench` for each result."""
+
+    peer: PeerName | None = None
+    seconds: Annotated[float, msgspec.Meta(ge=0.1, le=30)] = 3.0
+
+
 class Forget(msgspec.Struct, frozen=True, tag_field="do", tag="forget"):
     """Cut the links to `peer` now and take no more from it.  Answered by one `forgotten`."""
 
@@ -54,7 +61,7 @@ class Close(msgspec.Struct, frozen=True, tag_field="do", tag="close"):
     """End the process as Ctrl-C would.  Answered by one `closing`."""
 
 
-Request: TypeAlias = Status | Ping | Check | Forget | Close
+Request: TypeAlias = Status | Ping | Bench | Check | Forget | Close
 Answer: TypeAlias = dict[str, Any]
 
 _decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import trio
 from tunnel.control.messages import (
     MAX_REQUEST,
     Answer,
+    Bench,
     Check,
     Close,
     Forget,
@@ -85,6 +86,8 @@ class Process:
     links: Callable[[], Sequence[ControlledLink]]
     forget: Callable[[str], None] = _nothing  # drop the peer's key and grants; its links are cut here afterwards
     close: Callable[[], None] = _nothing  # end as Ctrl-C would
+    #: Measures a link for so many seconds a transfer and hands out each result.
+    bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
     details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
 
 
@@ -217,6 +220,9 @@ class _Conversation:
                 case Ping():
                     if not await self._ping(request):
                         return
+                case Bench():
+                    if not await self._bench(request):
+                        return
                 case Check():
                     await self._check(request)
                 case Forget(peer=peer):
@@ -252,17 +258,38 @@ class _Conversation:
             link.close("you were removed from the peer's list", CloseCode.FORGOTTEN)
         return len(links)
 
-    async def _ping(self, request: Ping) -> bool:
-        """False when an error was said."""
-        links = self._find(request.peer)
+    async def _find_one(self, peer: str | None) -> ControlledLink | None:
+        """None when an error was said."""
+        links = self._find(peer)
         if not links:
-            await self._say(error("no_link", f"This process has no link to {request.peer or 'anybody'} now."))
-            return False
+            await self._say(error("no_link", f"This process has no link to {peer or 'anybody'} now."))
+            return None
         if len({link.peer_name for link in links}) > 1:
             names = ", ".join(sorted(link.peer_name for link in links))
             await self._say(error("several_peers", f"Several peers are connected: name one of {names}."))
+            return None
+        return links[0]
+
+    async def _bench(self, request: Bench) -> bool:
+        """False when an error was said."""
+        link = await self._find_one(request.peer)
+        if link is None:
             return False
-        link = links[0]
+        if self._process.bench is None:
+            await self._say(error("no_bench", "This process measures nothing."))
+            return False
+
+        async def say(result: Mapping[str, Any]) -> None:
+            await self._say({"event": "bench", "peer": link.peer_name, **result})
+
+        await self._process.bench(link, request.seconds, say)
+        return True
+
+    async def _ping(self, request: Ping) -> bool:
+        """False when an error was said."""
+        link = await self._find_one(request.peer)
+        if link is None:
+            return False
         number = 0
         with trio.move_on_after(request.limit_s if request.until_direct else float("inf")) as limit:
             while request.until_direct or number < request.count:

@@ -13,12 +13,20 @@ MAX_FLOW = 0xFFFF_FFFF  # 32 bits in the DATAGRAM frame
 class Datagrams:
     """Sends and hands out datagrams by flow number.  A datagram may be lost, late or doubled, never damaged."""
 
-    __slots__ = ("_callbacks", "_flush", "_next_flow", "_send", "drops")
+    __slots__ = ("_backlog", "_callbacks", "_flush", "_next_flow", "_send", "drops")
 
-    def __init__(self, send: Callable[[int, Buffer], bool], flush: Callable[[], None], *, first_flow: int) -> None:
+    def __init__(
+        self,
+        send: Callable[[int, Buffer], bool],
+        flush: Callable[[], None],
+        *,
+        first_flow: int,
+        backlog: Callable[[], int] = lambda: 0,
+    ) -> None:
         """`first_flow` is 2 on the connecting side and 1 on the other one, so that both may number flows."""
         self._send = send
         self._flush = flush
+        self._backlog = backlog
         self._next_flow = first_flow
         self._callbacks: dict[int, Callable[[bytes], None]] = {}
         self.drops = Drops()
@@ -41,6 +49,11 @@ class Datagrams:
     def flush(self) -> None:
         """Send what was queued.  Whoever drains a socket calls it once for the batch, so that it leaves as a burst."""
         self._flush()
+
+    @property
+    def backlog(self) -> int:
+        """Datagrams queued and not yet sent."""
+        return self._backlog()
 
     def register(self, flow: int, callback: Callable[[bytes], None]) -> None:
         """`callback` is called, without awaiting, for each datagram of `flow` from now on."""

@@ -49,7 +49,7 @@ HOSTS_INTERVAL: Final = Seconds(5.0)  # how often the machine's addresses are lo
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
 
 
-__all__ = ["EndpointDriver", "KnownPeer", "OpenSocket", "machine_hosts", "parse_server"]
+__all__ = ["EndpointDriver", "KnownPeer", "OpenSocket", "Traces", "machine_hosts", "parse_server"]
 
 
 class OpenSocket(Protocol):

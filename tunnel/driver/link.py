@@ -87,7 +87,9 @@ class Link:
         self._path: PathChanged | None = None
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
         self._rates = (0.0, 0.0)
-        self.flows = Datagrams(self._send_datagram, flush, first_flow=2 if peering.is_initiator else 1)
+        self.flows = Datagrams(
+            self._send_datagram, flush, first_flow=2 if peering.is_initiator else 1, backlog=self._datagram_backlog
+        )
 
     # --- who
 
@@ -327,6 +329,10 @@ class Link:
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             stream.on_connection_closed(text)
+
+    def _datagram_backlog(self) -> int:
+        connection = self._peering.connection
+        return 0 if connection is None else connection.datagram_backlog
 
     def _send_datagram(self, flow: int, data: Buffer) -> bool:
         connection = self._peering.connection

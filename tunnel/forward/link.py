@@ -58,6 +58,10 @@ class Flows(Protocol):
     def flush(self) -> None:
         """Send what was queued: once for a batch, so that it leaves as a burst."""
 
+    @property
+    def backlog(self) -> int:
+        """Datagrams queued and not yet sent."""
+
     def register(self, flow: int, callback: Callable[[bytes], None]) -> None: ...
 
     def unregister(self, flow: int) -> None: ...

@@ -15,6 +15,7 @@ from tunnel.units import Buffer
 
 MAX_MESSAGE: Final = 1024  # bytes after the length; later versions may append fields, which are ignored
 LENGTH_SIZE: Final = 2
+MAX_BENCH_SECONDS: Final = 30.0  # that a peer may ask us to be measured for
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 #: NAME or NAME:port.  No control characters: it is shown to the exposer.
@@ -34,17 +35,38 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
     """Exposer to opener: the local program accepted (tcp), or datagrams are awaited (udp)."""
 
 
+class Bench(msgspec.Struct, frozen=True, array_like=True, tag="bench"):
+    """Opener to either side: be the source or the sink of a measurement for `seconds`; see bench.py.
+
+    Answered by Opened; a source of datagrams and both sinks end with Measured.
+    """
+
+    do: Literal["source", "sink", "datagram source", "datagram sink"]
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_BENCH_SECONDS)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=65_507)] = 1200  # bytes of each datagram
+    flow: FlowNumber = 0
+
+
+class Measured(msgspec.Struct, frozen=True, array_like=True, tag="measured"):
+    """What a sink received, or a source of datagrams sent, and from the first to the last of it in how many seconds."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    datagrams: Annotated[int, msgspec.Meta(ge=0)]
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+
+
 _encoder = msgspec.msgpack.Encoder()
-_open_decoder = msgspec.msgpack.Decoder(Open)
+_open_decoder: Final[msgspec.msgpack.Decoder[Open | Bench]] = msgspec.msgpack.Decoder(Open | Bench)
 _opened_decoder = msgspec.msgpack.Decoder(Opened)
+_measured_decoder = msgspec.msgpack.Decoder(Measured)
 
 
-def encode(message: Open | Opened) -> bytes:
+def encode(message: Open | Opened | Bench | Measured) -> bytes:
     body = _encoder.encode(message)
     return len(body).to_bytes(LENGTH_SIZE, "big") + body
 
 
-def decode_open(body: Buffer) -> Open:
+def decode_open(body: Buffer) -> Open | Bench:
     """Raises MalformedPacket."""
     try:
         return _open_decoder.decode(body)
@@ -58,6 +80,14 @@ def decode_opened(body: Buffer) -> Opened:
         return _opened_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedPacket(f"answer to a stream opening: {error}") from None
+
+
+def decode_measured(body: Buffer) -> Measured:
+    """Raises MalformedPacket."""
+    try:
+        return _measured_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPacket(f"result of a measurement: {error}") from None
 
 
 async def read_message(stream: Stream) -> tuple[bytes, list[bytes]]:

@@ -10,10 +10,11 @@ import trio
 
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import MalformedPacket, TunnelError
+from tunnel.forward.bench import Allowance, serve_bench
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Allow, Link, Notice, Stream
 from tunnel.forward.local import open_listeners
-from tunnel.forward.open import Open, decode_open, read_message
+from tunnel.forward.open import Bench, Open, decode_open, read_message
 from tunnel.forward.spec import Forward
 from tunnel.forward.tcp import TcpForward, refuse, serve_tcp
 from tunnel.forward.udp import FlowTable, UdpForward, serve_udp
@@ -96,6 +97,7 @@ class Exposed:
         self._notices = Notices(notice)
         self.counters = counters or ForwardCounters()
         self._table = FlowTable(self.counters)
+        self._allowance = Allowance()
 
     async def handle(self, stream: Stream) -> None:
         """One stream from its first byte to its end.  Never raises for what the peer or a local program did."""
@@ -112,6 +114,9 @@ class Exposed:
             return
         except TunnelError:
             refuse(stream, StreamCode.CANCELLED)
+            return
+        if isinstance(opening, Bench):
+            await serve_bench(stream, early, opening, flows=self._link.flows, allowance=self._allowance)
             return
         address = self._allow(opening.kind, opening.target)
         if address is None:
@@ -144,4 +149,10 @@ async def serve_link(
 ) -> None:
     """Answer the peer's streams against `link.grants`, read anew for each, until the link closes."""
     exposed = Exposed(link, lambda protocol, target: link.grants.allows(protocol, target), counters=counters, notice=notice)
+    await link.serve_streams(exposed.handle)
+
+
+async def serve_nothing(link: DriverLink) -> None:
+    """The connecting side's answer to streams of its peer: measurements, and no access whatever was granted elsewhere."""
+    exposed = Exposed(link, lambda _protocol, _target: None)
     await link.serve_streams(exposed.handle)

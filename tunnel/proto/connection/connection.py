@@ -420,6 +420,11 @@ class Connection:
         self._shared.datagrams.push(now, flow, bytes(data))
         return True
 
+    @property
+    def datagram_backlog(self) -> int:
+        """How many are queued and not yet sent."""
+        return len(self._shared.datagrams)
+
     def receive_datagrams(self) -> list[tuple[int, bytes]]:
         """All that arrived, as (flow, payload)."""
         taken = list(self._shared.received_datagrams)

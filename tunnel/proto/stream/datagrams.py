@@ -31,6 +31,9 @@ class DatagramQueue:
     def __bool__(self) -> bool:
         return bool(self._queue)
 
+    def __len__(self) -> int:
+        return len(self._queue)
+
     def push(self, now: Instant, flow: int, data: bytes) -> None:
         self._queue.append((flow, self._next_id, data, 0, 0, now))
         self._next_id = (self._next_id + 1) & 0xFFFF
