@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TOOLS = (
     "nft", "ip", "setpriv", "nsenter", "unshare", "prlimit", "ss", "conntrack", "sshd", "ssh", "scp", "ssh-keygen", "curl",
-    "iperf3", "tcpdump", "dnsmasq", "dig", "stun", "turnserver", "turnutils_stunclient", "timeout", "stdbuf",
+    "iperf3", "tcpdump", "dnsmasq", "dig", "stun", "turnserver", "turnutils_stunclient", "miniupnpd", "timeout", "stdbuf",
 )  # fmt: skip
 """What the laboratory and its tests call."""
 

@@ -3,13 +3,15 @@
     host -- gateway -- hop -- hop -- hop -- core -- hop -- hop -- hop -- server
 
 Addresses come from prefixes that count as global (192.88.99.0/24, 3fff::/20), so that nothing treats them as private.
-Each site has 192.88.99.(8i)/29 and 3fff:i::/32.  The core counts the UDP bytes from each site to each other one, so whether
+Each site has 192.88.99.(8i)/29 and 3fff:i::/32; miniupnpd counts the former as reserved, so a upnp site has 44.128.0.(8i)/29,
+from a prefix that radio amateurs keep for tests and that is routed nowhere.  The core counts the UDP bytes from each site to each other one, so whether
 two peers speak directly or over the server is seen without asking ptunnel.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from typing import Literal, TypeVar
 
 from tests.netns.kernel import ROOT, LabError, Namespace, python_module
 
-Kind = Literal["open", "fw", "prc", "prcrace", "sym"]
+Kind = Literal["open", "fw", "prc", "prcrace", "sym", "upnp"]
 T = TypeVar("T")
 
 DEFAULT_HOPS = 3
@@ -51,6 +53,33 @@ table ip nat {
     }
 }
 """
+# What miniupnpd writes into; it makes none of it itself.
+MINIUPNPD_CHAINS = """
+table inet filter {
+    chain miniupnpd { }
+    chain prerouting_miniupnpd { }
+    chain postrouting_miniupnpd { }
+    chain forward { type filter hook forward priority 0; policy accept; jump miniupnpd; }
+    chain prerouting { type nat hook prerouting priority -100; policy accept; jump prerouting_miniupnpd; }
+    chain postrouting { type nat hook postrouting priority 90; policy accept; jump postrouting_miniupnpd; }
+}
+"""
+MINIUPNPD_SETTINGS = """
+ext_ifname=wan
+listening_ip=lan
+http_port=5000
+ipv6_disable=yes
+enable_upnp=%(upnp)s
+enable_natpmp=%(natpmp)s
+min_lifetime=2
+max_lifetime=86400
+secure_mode=yes
+system_uptime=no
+notify_interval=3600
+uuid=12345678-1234-1234-1234-123456789abc
+allow 1024-65535 0.0.0.0/0 1024-65535
+deny 0-65535 0.0.0.0/0 0-65535
+"""
 
 
 def eventually(what: str, condition: Callable[[], T], timeout: float = 10, step: float = 0.05) -> T:
@@ -77,12 +106,14 @@ class Site:
         self.ipv6 = ipv6
         self.gateway: Namespace | None = None
         self.hosts: list[Namespace] = []
-        self.prefix = f"192.88.99.{8 * index}/29"
+        self.net = "44.128.0" if kind == "upnp" else "192.88.99"
+        self.prefix = f"{self.net}.{8 * index}/29"
         self.prefix6 = f"3fff:{index:x}::/32"
-        self.wan = f"192.88.99.{8 * index + 1}"  # the address at which the world sees a site with one
+        self.wan = f"{self.net}.{8 * index + 1}"  # the address at which the world sees a site with one
         self.wan6 = f"3fff:{index:x}:ff::2"
         self.addresses: list[str] = []  # of the hosts, as they know them
         self.addresses6: list[str] = []
+        self._miniupnpd: subprocess.Popen[str] | None = None
 
     @property
     def host(self) -> Namespace:
@@ -135,6 +166,34 @@ class Site:
                     fields["r" + key if key in fields else key] = value
             found.append(fields)
         return found
+
+    def start_miniupnpd(self, *, upnp: bool = True, natpmp: bool = True) -> None:
+        """Have the router map ports on request; NAT-PMP brings PCP along.  Starting it again is a restart that forgets all."""
+        self.stop_miniupnpd()
+        gateway, folder = self._gateway(), self.lab.folder
+        settings = folder / f"miniupnpd-{self.name}.conf"
+        words = {True: "yes", False: "no"}
+        settings.write_text(MINIUPNPD_SETTINGS % {"upnp": words[upnp], "natpmp": words[natpmp]}, encoding="ascii")
+        with (folder / f"miniupnpd-{self.name}.log").open("ab") as log:
+            self._miniupnpd = gateway.popen(
+                ["miniupnpd", "-d", "-f", settings, "-P", folder / f"miniupnpd-{self.name}.pid"], stdout=log, stderr=log
+            )
+        for asked, port in ((upnp, 1900), (natpmp, 5351)):
+            if asked:
+                eventually(f"miniupnpd at {self.name}", lambda port=port: f":{port} " in gateway.run("ss", "-lnu").stdout)
+
+    def stop_miniupnpd(self) -> None:
+        if self._miniupnpd is not None:
+            self._miniupnpd.kill()
+            self._miniupnpd.wait()
+            self._miniupnpd = None
+            self._gateway().nft("flush chain inet filter prerouting_miniupnpd\nflush chain inet filter miniupnpd")
+
+    def mapped_ports(self) -> dict[int, str]:
+        """What the router has mapped on request: the port outside, and host:port inside."""
+        listing = self._gateway().run("nft", "-n", "list", "chain", "inet", "filter", "prerouting_miniupnpd").stdout
+        found = re.findall(r"th dport (\d+) .*dnat ip to ([0-9.]+:\d+)", listing)
+        return {int(port): inside for port, inside in found}
 
     def forget_mappings(self) -> None:
         """The router restarts: every mapping is gone."""
@@ -258,7 +317,7 @@ class Lab:
             )
             edge, edge_device = hop, "south"
 
-        outer = f"192.88.99.{8 * index}"
+        outer = f"{site.net}.{8 * index}"
         outer6 = f"3fff:{index:x}:ff::1"
         if kind == "open":
             border = self._namespace(name)
@@ -313,7 +372,7 @@ class Lab:
 
     def _furnish(self, site: Site, gateway: Namespace, hosts: int, lan: str | None) -> None:
         """Give a gateway its LAN, its hosts and its rules."""
-        natted = site.kind in ("prc", "prcrace", "sym")
+        natted = site.kind in ("prc", "prcrace", "sym", "upnp")
         if natted:
             lan = lan or f"192.168.{10 + site.index}"
             inner, mask, first = f"{lan}.1", 24, 10
@@ -347,7 +406,11 @@ class Lab:
         unasked = "" if site.kind == "prcrace" else DROP
         gateway.nft(FIREWALL % {"input": unasked, "forward": forward})
         if natted:
-            gateway.nft(NAT % ("fully-random" if site.kind == "sym" else ""))
+            gateway.nft(NAT % ("fully-random" if site.kind in ("sym", "upnp") else ""))
+        if site.kind == "upnp":
+            gateway.nft(MINIUPNPD_CHAINS)
+            site.start_miniupnpd()
+            self.on_close(site.stop_miniupnpd)
 
     def _account(self, site: Site) -> None:
         """Have the core count UDP between this site and every other."""
