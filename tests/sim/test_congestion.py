@@ -1,0 +1,150 @@
+"""What congestion control owes its users and its neighbours, on emulated links in virtual time and over several seeds.
+
+Goodput is a share of the link's rate; 100 Mbit/s, 40 ms round trip and 40 ms of queue unless said otherwise.
+The figures behind the bounds are in docs/decisions/congestion-control.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from tests.sim.bottleneck import MBIT, SIZE, Bottleneck, Flow, Make, bursty_loss, random_loss
+from tests.unit.connection.pair import Pair
+from tunnel.proto.connection.paths import DEFAULT_CONGESTION, MAKE_CONGESTION, Congestion
+
+OURS = MAKE_CONGESTION[DEFAULT_CONGESTION]
+CUBIC = MAKE_CONGESTION[Congestion.CUBIC]
+EITHER = [pytest.param(make, id=kind.value) for kind, make in MAKE_CONGESTION.items()]
+
+
+def goodput(link: Bottleneck, make: Make = OURS, *, warm: float = 1.0, seconds: float = 5.0) -> float:
+    link.add(make)
+    link.run(warm)
+    return link.measure(seconds)[0]
+
+
+def added(link: Bottleneck) -> list[float]:
+    """Queueing delays that a ping met, sorted, without the first second."""
+    return sorted(link.pings[100:])
+
+
+@pytest.mark.parametrize("make", EITHER)
+def test_a_clean_link_is_used_whole(make: Make) -> None:
+    assert goodput(Bottleneck(1), make) > 0.97
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.01, 1), (0.01, 2), (0.05, 3), (0.05, 4)])
+def test_random_loss_costs_what_is_lost_and_hardly_more(share: float, seed: int) -> None:
+    assert goodput(Bottleneck(seed, loss=random_loss(share))) > 0.95 * (1 - share)
+
+
+def test_loss_behind_the_bottleneck_costs_what_is_lost_and_hardly_more() -> None:
+    assert goodput(Bottleneck(5, late_loss=random_loss(0.05))) > 0.95 * 0.95
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.01, 1), (0.05, 2)])
+def test_loss_in_bursts_is_no_worse(share: float, seed: int) -> None:
+    assert goodput(Bottleneck(seed, loss=bursty_loss(share))) > 0.9 * (1 - share)
+
+
+@pytest.mark.parametrize("make", EITHER)
+def test_reordering_costs_under_a_tenth(make: Make) -> None:
+    assert goodput(Bottleneck(1, reorder=0.05, by=0.005), make) > 0.9
+
+
+@pytest.mark.parametrize("rate", [2 * MBIT, 20 * MBIT])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_three_lost_in_ten_leave_most_of_the_rest(rate: float, seed: int) -> None:
+    assert goodput(Bottleneck(seed, rate=rate, loss=random_loss(0.3)), warm=5.0, seconds=10.0) > 0.6 * 0.7
+
+
+@pytest.mark.parametrize("make", EITHER)
+def test_two_megabits_are_used_and_a_burst_is_small(make: Make) -> None:
+    link = Bottleneck(1, rate=2 * MBIT)
+    assert goodput(link, make, seconds=20.0) > 0.9
+    assert link.dropped < 0.05 * link.flows[0].next_number
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_long_path_is_full_within_ten_round_trips(seed: int) -> None:
+    link = Bottleneck(seed, delay=0.150, queue=0.300)
+    link.add(OURS)
+    link.run(10 * 0.300)
+    assert link.measure(0.300)[0] > 0.9
+
+
+def test_the_connection_does_not_hold_a_long_path_back() -> None:
+    """Windows and rings keep up: a stream of a real connection fills 100 Mbit/s at 300 ms, soon after recovery alone would."""
+    pair = Pair(1, relayed=False, rate=100 * MBIT, delay=0.150, queue=0.300)
+    pair.run(0.7)
+    stream = pair.a.open_stream()
+    began = pair.now
+    arrived = late = 0
+    chunk = bytes(65_536)
+    while pair.now < began + 4.2:
+        while pair.a.stream_write(stream, chunk):
+            pass
+        pair.step(began + 4.2)
+        data = pair.read["b"].setdefault(stream, bytearray())
+        arrived += len(data)
+        if pair.now > began + 3.6:
+            late += len(data)
+        data.clear()
+    assert late > 0.8 * 0.6 * 100 * MBIT
+
+
+def test_a_saturated_link_with_a_deep_buffer_stays_quick() -> None:
+    link = Bottleneck(1, queue=0.200)
+    assert goodput(link, seconds=8.0) > 0.97
+    delays = added(link)
+    assert statistics.mean(delays) < 0.010
+    assert delays[int(0.99 * len(delays))] < 0.040
+    assert link.dropped == 0
+
+
+def shares(seed: int, buffer: float, first: Make, second: Make, *, seconds: float = 40.0) -> list[float]:
+    """Two flows of 20 Mbit/s in all, `buffer` bandwidth-delay products of queue; the second one is not paced, as a kernel's."""
+    link = Bottleneck(seed, rate=20 * MBIT, queue=0.040 * buffer)
+    link.add(first)
+    link.run(1.0)
+    link.add(second, paced=second is first)
+    link.run(3.0)
+    return link.measure(seconds)
+
+
+@pytest.mark.parametrize(("buffer", "least"), [(0.5, 0.10), (1.0, 0.25), (2.0, 0.25), (4.0, 0.10)])
+def test_beside_a_cubic_flow_neither_starves(buffer: float, least: float) -> None:
+    found = [shares(seed, buffer, OURS, CUBIC) for seed in (1, 2)]
+    assert min(min(pair) for pair in found) > least, found
+    assert min(sum(pair) for pair in found) > 0.95, found
+
+
+def test_two_of_ours_share() -> None:
+    found = shares(1, 1.0, OURS, OURS)
+    assert min(found) > 0.25
+    assert sum(found) > 0.95
+
+
+def test_a_rate_that_falls_and_rises_is_followed() -> None:
+    link = Bottleneck(1, rate=20 * MBIT)
+    link.add(OURS)
+    link.run(3.0)
+    link.rate = 5 * MBIT
+    link.run(3.0)
+    assert link.measure(5.0)[0] > 0.9
+    assert max(link.pings[-300:]) <= link.queue + SIZE / link.rate
+    link.rate = 20 * MBIT
+    link.run(8.0)
+    assert link.measure(5.0)[0] > 0.9
+
+
+def test_a_policer_is_found_out() -> None:
+    """No queue, but loss that depends on our rate: it must not pass for a bad link."""
+    link = Bottleneck(1, rate=20 * MBIT, queue=0.010, police=True)
+    flow: Flow = link.add(OURS)
+    link.run(5.0)
+    sent, dropped = flow.next_number, link.dropped
+    assert link.measure(10.0)[0] > 0.9
+    assert link.dropped - dropped < 0.2 * (flow.next_number - sent)
