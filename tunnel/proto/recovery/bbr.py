@@ -56,7 +56,9 @@ PROBE_WAIT_EXTRA: Final = 1.0
 MAX_RENO_ROUNDS: Final = 63  # a probe comes no later than a Reno flow of this size would have grown, §5.3.3.5.1
 MIN_RTT_FILTER: Final = 10.0  # seconds a round trip stays the shortest, §2.8.1
 PROBE_RTT_INTERVAL: Final = 5.0  # seconds without a short round trip until one is made, §2.8.2
-PROBE_RTT_DURATION: Final = 0.200  # seconds
+PROBE_RTT_DURATION: Final = 0.200  # seconds, at most, and
+PROBE_RTT_ROUNDS: Final = 10  # of the shortest round trip, but no less than SHORTEST_PROBE_RTT: in a house 200 ms are an age
+SHORTEST_PROBE_RTT: Final = 0.020
 SAME_RTT: Final = 1 / 16  # this share (or SAME_RTT_SLACK seconds) above the shortest is as good as the shortest
 SAME_RTT_SLACK: Final = 0.001
 EXTRA_ROUNDS: Final = 5  # half the window of the aggregation filter (BBR.ExtraAckedFilterLen is 10)
@@ -419,7 +421,8 @@ class Bbr:
             return
         if self._probe_rtt_until is None:
             if self._in_flight <= max(self._bdp(WINDOW_GAIN[Phase.PROBE_RTT]), MIN_PIPE_PACKETS * self._mss):
-                self._probe_rtt_until = now + PROBE_RTT_DURATION
+                rounds = PROBE_RTT_ROUNDS * self._min_rtt
+                self._probe_rtt_until = now + min(max(rounds, SHORTEST_PROBE_RTT), PROBE_RTT_DURATION)
                 self._probe_rtt_round = self._rounds
                 self._start_round()
         elif now > self._probe_rtt_until and self._rounds > self._probe_rtt_round:
