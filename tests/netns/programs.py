@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -264,6 +265,17 @@ class Pair:
 # ---------------------------------------------------------------- real programs
 
 
+ORDINARY = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+"""Before a program that would change its user id, which cannot be where there is one only: it sees that it is not root."""
+
+
+def is_real_root() -> bool:
+    """Whether user 0 in here is user 0 of the machine, with all other users beside it."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        fields = file.read().split()
+    return os.geteuid() == 0 and fields[:2] == ["0", "0"] and int(fields[2]) > 1
+
+
 class Sshd(Program):
     """A real sshd on a port of its own, with keys and an account that exist only for the test."""
 
@@ -286,7 +298,7 @@ class Sshd(Program):
         # In an unprivileged user namespace there is one user id only.  There sshd runs as an ordinary user (in one more
         # namespace, where that id has another number), which it then lets in; as root it is root.  Either way the account
         # stands in copies of passwd and shadow that only this sshd sees.
-        mapped = not _is_real_root()
+        mapped = not is_real_root()
         number = 1000 if mapped else 0
         account = f"{self.user}:x:{number}:{number}:visitor:{self.home}:/bin/sh\n"
         passwd, shadow = self.folder / "passwd", self.folder / "shadow"
@@ -304,7 +316,7 @@ class Sshd(Program):
         )
         if not mapped:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        enter = ["unshare", "--user", f"--map-user={number}", f"--map-group={number}"] if mapped else []
+        enter = ORDINARY if mapped else []
         script = 'mount --bind "$1" /etc/passwd && mount --bind "$2" /etc/shadow && shift 2 && exec "$@"'
         super().__init__(
             lab,
@@ -337,13 +349,6 @@ class Sshd(Program):
 
     def remote(self, path: Path) -> str:
         return f"{self.user}@127.0.0.1:{path}"
-
-
-def _is_real_root() -> bool:
-    """Whether user 0 in here is user 0 of the machine."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        fields = file.read().split()
-    return os.geteuid() == 0 and fields[:2] == ["0", "0"] and int(fields[2]) > 1
 
 
 def http_server(lab: Lab, space: Namespace, folder: Path, port: int = 8000, bind: str = "127.0.0.1") -> Program:
@@ -397,21 +402,44 @@ class UdpEcho:
         self.socket.close()
 
 
-class Capture(Program):
-    """tcpdump on one device; `bytes()` is every byte it saw, after `end()`."""
+class Capture:
+    """Everything that crosses one device, from now on; `bytes()` ends it."""
 
-    def __init__(self, lab: Lab, space: Namespace, device: str, name: str = "capture") -> None:
-        self.file = lab.folder / f"{name}.pcap"
-        words = ["tcpdump", "-i", device, "-U", "-s", "0", "-B", "16384", "-w", self.file]
-        # It would give up its rights to a user that an unprivileged user namespace does not have.
-        words += ["-Z", "root"]
-        super().__init__(lab, space, name, words)
-        self.wait_said("listening on")
+    ALL = 0x0003  # ETH_P_ALL
+    SO_RCVBUFFORCE = 33
+
+    def __init__(self, lab: Lab, space: Namespace, device: str) -> None:
+        self._seen: list[bytes] = []
+
+        def listen() -> socket.socket:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(self.ALL))
+            sock.bind((device, self.ALL))
+            return sock
+
+        self._socket = space.inside(listen)
+        for option, size in ((socket.SO_RCVBUF, 8 << 20), (self.SO_RCVBUFFORCE, 64 << 20)):
+            with contextlib.suppress(PermissionError):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, size)
+        self._socket.settimeout(0.2)
+        self._stop = False
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+        lab.on_close(self.end)
+
+    def _listen(self) -> None:
+        while not self._stop:
+            with contextlib.suppress(TimeoutError):
+                self._seen.append(self._socket.recv(65_536 + 64))
+
+    def end(self) -> None:
+        self._stop = True
+        self._thread.join(5)
+        self._socket.close()
 
     def bytes(self) -> bytes:
-        self.interrupt()
-        self.wait(5)
-        return self.file.read_bytes()
+        time.sleep(0.3)  # what is under way now is still seen
+        self.end()
+        return b"".join(self._seen)
 
 
 def random_file(path: Path, size: int) -> str:

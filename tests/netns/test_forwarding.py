@@ -16,6 +16,7 @@ import pytest
 from tests.netns.kernel import Namespace
 from tests.netns.lab import Kind, Lab, eventually
 from tests.netns.programs import (
+    ORDINARY,
     Pair,
     Program,
     Ptunnel,
@@ -24,6 +25,7 @@ from tests.netns.programs import (
     checksum,
     environment,
     http_server,
+    is_real_root,
     python_module,
     random_file,
     server_address,
@@ -207,7 +209,7 @@ def test_a_dns_server_over_udp_and_tcp(lab: Lab) -> None:
     ]
     words += ["--address=/printer.home.example/192.168.7.9", "--log-facility=-"]
     words += [f"--txt-record=long.example,{'x' * 250}" for _ in range(12)]
-    dns = Program(lab, home.host, "dnsmasq", words)
+    dns = Program(lab, home.host, "dnsmasq", words if is_real_root() else [*ORDINARY, *words])
     dns.wait_said("started")
     pair = Pair(lab, home, friend, expose=["5353/tcp+udp"], forward=["5300:5353/tcp+udp"])
     dig = ["dig", "@127.0.0.1", "-p", "5300", "+short", "+time=3", "+tries=1"]

@@ -235,8 +235,8 @@ def test_the_wire_shows_nothing(lab: Lab, tmp_path: Path) -> None:
     captures = []
     for site, device in ((home, "wan"), (friend, "wan")):
         assert site.gateway is not None
-        captures.append(Capture(lab, site.gateway, device, f"capture-{site.name}"))
-    captures.append(Capture(lab, lab.server.host, "eth0", "capture-server"))
+        captures.append(Capture(lab, site.gateway, device))
+    captures.append(Capture(lab, lab.server.host, "eth0"))
     start_server(lab)
     marker = b"the-quick-brown-fox-marks-this-file"
     (tmp_path / "page").write_bytes(marker * 20_000)
