@@ -26,6 +26,9 @@ from tunnel.proto.nat.candidate import (
     encode_offer,
     is_allowed,
 )
+from tunnel.proto.nat.hints import MAX_HINTS, MAX_PREDICTED, MAX_STEP, OpenPool, PredictedPorts
+from tunnel.proto.nat.technique import PoolSocket
+from tunnel.proto.nat.techniques import Techniques
 from tunnel.units import Address, Instant, SocketId
 
 hosts = st.ip_addresses().map(lambda address: canonical(str(address)))
@@ -34,6 +37,14 @@ transactions = st.binary(min_size=12, max_size=12)
 candidates = st.builds(
     Candidate, st.sampled_from(CandidateKind), addresses, st.just(SocketId(0)), st.integers(min_value=0, max_value=2**32 - 1)
 )
+predictions = st.builds(
+    PredictedPorts,
+    st.ip_addresses(v=4).map(str),
+    st.integers(0, 0xFFFF),
+    st.integers(-MAX_STEP, MAX_STEP).filter(bool),
+    st.integers(1, MAX_PREDICTED),
+)
+hints = st.lists(predictions | st.builds(OpenPool, st.integers(0, 0xFFFF)), max_size=MAX_HINTS).map(tuple)
 offers = st.builds(
     Offer,
     st.integers(0, 2**32 - 1),
@@ -41,6 +52,8 @@ offers = st.builds(
     st.sampled_from(Mapping),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
+    hints,
 )
 
 
@@ -128,7 +141,11 @@ def test_is_allowed_never_raises_and_never_lets_loopback_or_multicast_through(ho
 @settings(max_examples=60, deadline=None)
 def test_no_sequence_of_offers_and_events_breaks_the_agent(steps: list[tuple[str, Offer, Address, float]]) -> None:
     now = 100.0
-    agent = Agent(controlling=True, now=Instant(now), rng=random.Random(0), sockets={SocketId(0): False, SocketId(1): True})
+    rng = random.Random(0)
+    technique = Techniques(rng=rng)
+    plain = {SocketId(0): False, SocketId(1): True}
+    agent = Agent(controlling=True, now=Instant(now), rng=rng, sockets=plain, technique=technique)
+    spent = 0
     for what, offer, address, pause in steps:
         at, socket_id = Instant(now), SocketId(int(address.is_ipv6))
         match what:
@@ -148,6 +165,14 @@ def test_no_sequence_of_offers_and_events_breaks_the_agent(steps: list[tuple[str
         for _ in range(5_000):
             while (check := agent.poll_check(Instant(now))) is not None:
                 assert is_allowed(check.remote)
+                spent += 1
+            wanted = technique.wanted_sockets
+            technique.sockets_opened(Instant(now), tuple(PoolSocket(SocketId(9 + n), 40_000 + n) for n in range(wanted)))
+            while (measure := technique.poll_measure(Instant(now))) is not None:
+                technique.measured(Instant(now), measure, address)
+                agent.refine_mapping(Instant(now))
+            while agent.poll_offer() is not None:
+                pass
             deadline = agent.poll_timeout()
             if deadline is None or deadline > end:
                 break
@@ -155,3 +180,4 @@ def test_no_sequence_of_offers_and_events_breaks_the_agent(steps: list[tuple[str
         else:
             raise AssertionError("busy for ever")
         now = end
+    assert spent <= 600 + 4500 + 1200 + 45 * (now - 100.0)

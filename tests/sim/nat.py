@@ -225,6 +225,8 @@ SITES: dict[str, tuple[Behaviour, ...]] = {
     "symad": (Behaviour(mapping=AD, filtering=FILTER_AD, ports=Ports.RANDOM),),
     "cgn": (HOME, Behaviour(ports=Ports.RANDOM, quota=128)),
     "cgnsym": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, quota=128)),
+    "quota": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, quota=64)),
+    "sympres": (Behaviour(mapping=APD),),
     "short": (Behaviour(expiry=Expiry(Seconds(8.0), Seconds(12.0))),),
 }
 #: An IPv6 site is open or behind this.

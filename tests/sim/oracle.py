@@ -14,8 +14,8 @@ class Technique(Enum):
     BIRTHDAY = auto()  # many sockets on one side, many ports tried by the other
 
 
-#: What the agent does today.
-TODAY = frozenset({Technique.OPENERS})
+#: What the agent does.
+TODAY = frozenset(Technique)
 
 
 def outermost(kind: str) -> Behaviour | None:
@@ -54,10 +54,30 @@ def can_meet(a: str, b: str, techniques: frozenset[Technique] = TODAY, *, ipv6: 
         return _predictable(hard[0], techniques) or Technique.BIRTHDAY in techniques
     if _predictable(a, techniques) and _predictable(b, techniques):
         return True
-    address_dependent = any(box.mapping is Mapping.ADDRESS_DEPENDENT for kind in (a, b) for box in SITES[kind])
-    return address_dependent and Technique.BIRTHDAY in techniques
+    return Technique.BIRTHDAY in techniques and any(
+        _varies_by_address(one) and (_varies_by_address(other) or not has_quota(other)) for one, other in ((a, b), (b, a))
+    )
+
+
+def is_birthday(a: str, b: str) -> bool:
+    """Is that the only way?"""
+    return can_meet(a, b) and not can_meet(a, b, frozenset(Technique) - {Technique.BIRTHDAY})
+
+
+def is_luck(a: str, b: str) -> bool:
+    """Random ports from a NAT with a quota: a hundred of them, which may suffice."""
+    return any(_varies_by_address(one) and is_hard(other) and has_quota(other) for one, other in ((a, b), (b, a)))
+
+
+def has_quota(kind: str) -> bool:
+    """Too few mappings to try random ports from a NAT that makes one for each."""
+    return any(box.quota is not None for box in SITES[kind])
+
+
+def _varies_by_address(kind: str) -> bool:
+    return any(box.mapping is Mapping.ADDRESS_DEPENDENT for box in SITES[kind])
 
 
 def _predictable(kind: str, techniques: frozenset[Technique]) -> bool:
     box = outermost(kind)
-    return Technique.PREDICTION in techniques and box is not None and box.ports is Ports.SEQUENTIAL
+    return Technique.PREDICTION in techniques and box is not None and box.ports is not Ports.RANDOM

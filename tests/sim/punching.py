@@ -11,6 +11,8 @@ from tunnel.errors import MalformedPacket
 from tunnel.proto.nat import behaviour, stun
 from tunnel.proto.nat.agent import Agent, AgentState
 from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, make_candidate
+from tunnel.proto.nat.technique import Measure, PoolSocket
+from tunnel.proto.nat.techniques import Techniques
 from tunnel.proto.timers import earliest
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
@@ -46,7 +48,16 @@ class StunNode:
 class PunchNode:
     """Learns its reflexive address, exchanges offers with its peer by `signal_delay`, and runs the agent's checks."""
 
-    def __init__(self, world: World, host: Host, *, is_a: bool, servers: list[Address], mapping_servers: list[Address]) -> None:
+    def __init__(
+        self,
+        world: World,
+        host: Host,
+        *,
+        is_a: bool,
+        servers: list[Address],
+        mapping_servers: list[Address],
+        elsewhere: Address | None = None,
+    ) -> None:
         self.world, self.host, self.is_a = world, host, is_a
         self.rng = random.Random(world.rng.random())
         self.peer: PunchNode | None = None
@@ -60,9 +71,20 @@ class PunchNode:
         if any(":" in address for address in host.addresses):
             sockets[V6] = host.bind(ipv6=True)
         self.sockets = sockets
+        self.technique = Techniques(rng=self.rng)
         self.agent = Agent(
-            controlling=is_a, now=world.now, rng=self.rng, sockets={key: address.is_ipv6 for key, address in sockets.items()}
+            controlling=is_a,
+            now=world.now,
+            rng=self.rng,
+            sockets={key: address.is_ipv6 for key, address in sockets.items()},
+            technique=self.technique,
         )
+        self.pool: dict[SocketId, Address] = {}
+        self.most_sockets = 0
+        self.most_pool = 1000  # what the system grants
+        self._elsewhere = elsewhere
+        self._next_socket = 100
+        self._measures: dict[bytes, Measure] = {}
         self._reflexive: dict[tuple[SocketId, Address], Address] = {}
         self._stun_at: Instant | None = world.now
         self._stun_left = 40
@@ -80,6 +102,7 @@ class PunchNode:
             else:
                 self._handle_check(now, socket_id, remote, datagram)
         self._signal()
+        self._manage_pool(now)
 
     def handle_timeout(self, now: Instant) -> None:
         if self._stun_at is not None and now >= self._stun_at:
@@ -89,12 +112,21 @@ class PunchNode:
         return earliest(self._stun_at, self.agent.poll_timeout())
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        while self._out and self._out[0][0] not in self.host.sockets:
+            self._out.popleft()  # of a socket that has been closed
         if self._out:
             return _transmit(self._out, out)
         check = self.agent.poll_check(now)
+        self._manage_pool(now)
+        while (measure := self.technique.poll_measure(now)) is not None:
+            server = self._elsewhere if measure.elsewhere else self._servers[0]
+            if server is not None:
+                transaction = self.rng.randbytes(12)
+                self._measures[transaction] = measure
+                self._out.append((measure.socket_id, server, stun.encode_binding_request(transaction)))
         self._signal()
-        if check is None:
-            return None
+        if check is None or check.socket_id not in self.host.sockets:
+            return _transmit(self._out, out)
         nonce = self.rng.randbytes(8)
         self._sent[nonce] = (check.socket_id, check.remote, now)
         datagram = self._seal(_CHECK, nonce)
@@ -105,6 +137,24 @@ class PunchNode:
 
     def _seal(self, kind: int, nonce: bytes) -> bytes:
         return b"\x80" + (b"A" if self.is_a else b"B") + bytes((kind,)) + nonce
+
+    def _manage_pool(self, now: Instant) -> None:
+        """Open and close the sockets of the techniques, as the endpoint and its driver do."""
+        wanted = min(self.technique.wanted_sockets, self.most_pool)
+        if wanted > len(self.pool):
+            while wanted > len(self.pool):
+                key, self._next_socket = SocketId(self._next_socket), self._next_socket + 1
+                self.pool[key] = self.host.sockets[key] = address = self.host.bind()
+                self.host.by_address[address] = key
+                self.agent.add_socket(now, key, False, plain=False)
+            self.technique.sockets_opened(now, tuple(PoolSocket(key, address.port) for key, address in self.pool.items()))
+            self.most_sockets = max(self.most_sockets, len(self.pool))
+        elif not self.technique.wanted_sockets and self.pool:
+            kept = {key for key, _ in self.succeeded}
+            for key in [key for key in self.pool if key not in kept]:
+                del self.host.by_address[self.pool.pop(key)]
+                del self.host.sockets[key]
+                self.agent.remove_socket(key)
 
     def _handle_check(self, now: Instant, socket_id: SocketId, remote: Address, datagram: bytes) -> None:
         if datagram[1:2] != (b"B" if self.is_a else b"A"):
@@ -141,6 +191,11 @@ class PunchNode:
     def _handle_stun(self, now: Instant, socket_id: SocketId, remote: Address, datagram: bytes) -> None:
         response = stun.decode(datagram)
         if response.mapped_address is None:
+            return
+        measure = self._measures.pop(response.transaction, None)
+        if measure is not None:
+            self.technique.measured(now, measure, response.mapped_address)
+            self.agent.refine_mapping(now)
             return
         self._reflexive[socket_id, remote] = response.mapped_address
         wanted = [
@@ -180,8 +235,8 @@ class PunchNode:
         self.world.touch(self.host)
 
 
-def make_pair(world: World, a: Host, b: Host, *, ipv6: bool = False) -> tuple[PunchNode, PunchNode]:
-    """A server and two nodes that have begun to ask it."""
+def make_pair(world: World, a: Host, b: Host, *, ipv6: bool = False, second_host: bool = True) -> tuple[PunchNode, PunchNode]:
+    """A server, with two addresses if `second_host`, and two nodes that have begun to ask it."""
     server = world.host("server", ipv6=ipv6)
     first, second = server.bind(), server.bind()
     sockets, servers, extra = {V4: first, SocketId(2): second}, [first], [second]
@@ -189,8 +244,14 @@ def make_pair(world: World, a: Host, b: Host, *, ipv6: bool = False) -> tuple[Pu
         sockets[V6] = server.bind(ipv6=True)
         servers.append(sockets[V6])
     world.attach(server, StunNode(), sockets)
+    elsewhere = None
+    if second_host:
+        other = world.host("server's other address")
+        elsewhere = other.bind()
+        world.attach(other, StunNode(), {V4: elsewhere})
     nodes = tuple(
-        PunchNode(world, host, is_a=is_a, servers=servers, mapping_servers=extra) for host, is_a in ((a, True), (b, False))
+        PunchNode(world, host, is_a=is_a, servers=servers, mapping_servers=extra, elsewhere=elsewhere)
+        for host, is_a in ((a, True), (b, False))
     )
     nodes[0].peer, nodes[1].peer = nodes[1], nodes[0]
     return nodes[0], nodes[1]

@@ -13,7 +13,7 @@ from tests.sim.link import Bursts, Link
 from tests.sim.nat import APD, HOME, SITES, Behaviour, Ports
 from tests.sim.punching import V4, V6, PunchNode, make_pair
 from tests.sim.world import World
-from tunnel.proto.nat import agent as agent_module
+from tunnel.proto.nat import checklist
 from tunnel.proto.nat.agent import AgentState
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.candidate import CandidateKind
@@ -58,7 +58,10 @@ def time_to_direct(pair: tuple[PunchNode, PunchNode]) -> float:
 
 @pytest.mark.parametrize("a", KINDS)
 def test_every_pair_in_both_orders_is_direct_exactly_where_it_can_be(a: str) -> None:
+    """Those that need the birthday technique are in test_techniques.py."""
     for b, skew, seed in itertools.product(KINDS, SKEWS, range(2)):
+        if oracle.is_birthday(a, b) or oracle.is_luck(a, b):
+            continue
         first, second, world = meet(a, b, seed, skew=skew)
         possible = oracle.can_meet(a, b)
         assert are_direct((first, second)) == possible, f"{a} x {b}, skew {skew}, possible {possible}\n{world.trace()}"
@@ -75,7 +78,7 @@ def test_the_conntrack_race_is_won_however_late_one_side_is(a: str, b: str) -> N
 
 def test_without_openers_the_race_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulated race is a real one: openers that reach the far NAT (TTL above 10) do not help, as measured."""
-    monkeypatch.setattr(agent_module, "OPENERS", tuple((at, 12) for at, _ in agent_module.OPENERS))
+    monkeypatch.setattr(checklist, "OPENERS", tuple((at, 12) for at, _ in checklist.OPENERS))
     lost = {(a, b) for a, b in itertools.product(EASY, EASY) if not are_direct(meet(a, b, 0, skew=SKEWS[1])[:2])}
     assert lost == {(a, b) for a, b in itertools.product(EASY, EASY) if oracle.races(b) and oracle.filters_ports(a)}
 
@@ -106,18 +109,18 @@ def test_the_mapping_is_seen_as_it_is() -> None:
         assert first.agent.mapping.is_hard == (oracle.is_hard(kind) and kind != "symad")  # one server address cannot tell symad
 
 
-@pytest.mark.parametrize(("a", "b"), [("sym", "sym"), ("sym", "cgnsym"), ("symseq", "sym"), ("sym", "prc")])
+@pytest.mark.parametrize(("a", "b"), [("sym", "sym"), ("sym", "cgnsym"), ("symseq", "sym"), ("quota", "symseq")])
 def test_an_impossible_pair_is_reported_exhausted_and_retries_slowly(a: str, b: str) -> None:
     first, second, world = meet(a, b, 3, limit=12.0)
     assert first.agent.state is second.agent.state is AgentState.EXHAUSTED
-    assert first.agent.stats.checks_sent < 120
+    assert first.agent.stats.checks_sent < 140
     assert "port for every destination" in first.agent.why_relayed
     before = first.agent.stats.checks_sent
     world.run(3600.0)
     assert not are_direct((first, second))
     assert 50 < first.agent.stats.checks_sent - before < 1200
     assert 10 <= first.agent.stats.rounds <= 30
-    assert first.agent.remote_mapping is Mapping.ADDRESS_AND_PORT_DEPENDENT or b == "prc"
+    assert first.agent.remote_mapping is Mapping.ADDRESS_AND_PORT_DEPENDENT
 
 
 def test_a_retry_goes_in_step_and_wins_a_race_that_the_first_round_lost() -> None:

@@ -9,6 +9,8 @@ import pytest
 from tunnel.proto.nat import agent as module
 from tunnel.proto.nat.agent import Agent, AgentState, Check
 from tunnel.proto.nat.candidate import MAX_CANDIDATES, Candidate, CandidateKind, Offer, make_candidate
+from tunnel.proto.nat.hints import Hint
+from tunnel.proto.nat.technique import Measure, PoolSocket, Scene, TechniqueStats
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 V4, V6, POOL = SocketId(0), SocketId(1), SocketId(9)
@@ -337,17 +339,36 @@ def test_a_jump_of_the_clock_does_no_harm() -> None:
 class Recorder:
     """A technique that sends one check from its own socket."""
 
-    name = "recorder"
+    differs_elsewhere = None
+    busy_until = None
+    wanted_sockets = 1
 
     def __init__(self) -> None:
         self.started: list[Instant] = []
         self.stopped = 0
         self.left = 1
 
-    def start(self, now: Instant, remotes: tuple[Candidate, ...]) -> None:
+    def start(self, now: Instant, scene: Scene, *, fresh: bool) -> None:
+        assert fresh
+        assert scene.target == FAR.address
+        assert scene.sockets == (V4,)
         self.started.append(now)
 
-    def stop(self) -> None:
+    def update(self, now: Instant, scene: Scene) -> None: ...
+    def handle_hint(self, now: Instant, hint: Hint) -> None: ...
+    def sockets_opened(self, now: Instant, sockets: tuple[PoolSocket, ...]) -> None: ...
+    def measured(self, now: Instant, measure: Measure, address: Address) -> None: ...
+
+    def poll_hint(self) -> Hint | None:
+        return None
+
+    def poll_measure(self, now: Instant) -> Measure | None:
+        return None
+
+    def stats(self, now: Instant) -> TechniqueStats:
+        raise NotImplementedError
+
+    def stop(self, now: Instant) -> None:
         self.stopped += 1
 
     def poll_check(self, now: Instant) -> Check | None:
@@ -360,7 +381,7 @@ class Recorder:
 
 def test_a_technique_is_asked_when_nothing_plain_is_due_and_stopped_after_success() -> None:
     technique = Recorder()
-    agent = Agent(controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, techniques=[technique])
+    agent = Agent(controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, technique=technique)
     agent.add_socket(T0, POOL, False, plain=False)
     agent.add_remote(T0, [FAR])
     assert technique.started == [T0]

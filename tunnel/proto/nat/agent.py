@@ -3,9 +3,8 @@
 It sends nothing and validates nothing: poll_check says where the next check goes, connection/paths seals it as PATH_CHALLENGE,
 and what came of it is told back here.  Shape: RFC 8445 §6 (check list, pacing, triggered checks), without roles that decide.
 
-A round.  Towards addresses behind an IPv4 NAT the first checks are openers with a low TTL: they open our own NAT and die before
-the peer's.  A Linux router that saw our probe before its own host's would move that host to another port.  Then the checks go out
-in full, fast at first and falling off; a round that finds nothing ends, and short ones follow slowly while the peer lives.
+A round.  The check list goes out, openers first, fast at first and falling off; when nothing plain is due, the costlier technique
+is asked.  A round that finds nothing ends, and short ones follow slowly while the peer lives.
 """
 
 from __future__ import annotations
@@ -14,33 +13,26 @@ from collections.abc import Iterable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.nat.behaviour import Mapping, explain_relayed
-from tunnel.proto.nat.candidate import MAX_CANDIDATES, Candidate, CandidateKind, Offer, canonical, compute_priority, is_allowed
+from tunnel.proto.nat.candidate import MAX_CANDIDATES, NO_GENERATION, Candidate, CandidateKind, Offer, canonical, is_allowed
+from tunnel.proto.nat.checklist import MAX_PAIRS, MAX_PEER_REFLEXIVE, OPENERS, Check, Checklist, Pair
+from tunnel.proto.nat.technique import Scene, Technique, is_seen_by_the_world
 from tunnel.proto.timers import earliest
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
     import random
 
-# --- the schedule of one pair -------------------------------------------------------------------------------------------------
-#: When openers go out after the start of a round, and their TTL.  3 leaves a home and a carrier router and dies at the second hop
-#: beyond; 5 comes last, for carriers with hops of their own.  Never more: from 10 on an opener reaches the far NAT, and on a
-#: short path between neighbours 5 already may, so the peer gets a tenth of a second to open before it.
-OPENERS: Final = ((Seconds(0.0), 3), (Seconds(0.05), 3), (Seconds(0.1), 5))
+__all__ = ["MAX_PAIRS", "MAX_PEER_REFLEXIVE", "OPENERS", "Agent", "AgentState", "AgentStats", "Check"]
+
 #: Full TTL once the peer says that its openers are out, and without that word from here on.
 OPENER_PHASE: Final = Seconds(1.0)
 #: The same towards a peer that sends no offers and so no word either; it may be some 250 ms late.
 BLIND_OPENER_PHASE: Final = Seconds(0.3)
 #: The same while we have named no candidates ourselves, so that the peer cannot have opened towards us.
 UNNAMED_OPENER_PHASE: Final = Seconds(3.0)
-FIRST_INTERVAL: Final = Seconds(0.05)  # 20 checks a second ...
-FAST_CHECKS: Final = 6  # ... for so many, then falling off
-INTERVAL_GROWTH: Final = 1.3
-MAX_INTERVAL: Final = Seconds(1.0)
-JITTER: Final = 0.1  # of an interval, so that two agents do not collide for ever
-
 # --- the schedule of rounds ---------------------------------------------------------------------------------------------------
 ROUND: Final = Seconds(10.0)  # a fresh round without success ends after so long
 RETRY_ROUND: Final = Seconds(2.5)  # a slow retry is a short round
@@ -54,8 +46,6 @@ MIN_RESTART_INTERVAL: Final = Seconds(1.0)  # calls of the peer for a fresh roun
 PACE: Final = Seconds(0.005)  # between any two checks of one agent: 200 a second
 CHECK_BURST: Final = 600  # checks that may go out without waiting ...
 CHECK_RATE: Final = 20.0  # ... and a second after that, whatever the peer does
-MAX_PAIRS: Final = 64
-MAX_PEER_REFLEXIVE: Final = 8
 
 
 class AgentState(Enum):
@@ -63,14 +53,6 @@ class AgentState(Enum):
     CHECKING = "checking"
     CONNECTED = "connected"
     EXHAUSTED = "exhausted"
-
-
-class Check(NamedTuple):
-    """Send one check from there to there.  `ttl` is None for the system's default."""
-
-    socket_id: SocketId
-    remote: Address
-    ttl: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,37 +63,6 @@ class AgentStats:
     rounds: int
     pairs: int
     budget: int  # checks that may go out at once
-
-
-class Technique(Protocol):
-    """A costlier way to meet: port prediction, the birthday technique.  Asked when the plain checks have nothing due.
-
-    It may use sockets of its own, announced by Agent.add_socket with `plain=False`.
-    """
-
-    name: str
-
-    def start(self, now: Instant, remotes: tuple[Candidate, ...]) -> None: ...
-    def stop(self) -> None: ...
-    def poll_check(self, now: Instant) -> Check | None: ...
-    def poll_timeout(self) -> Instant | None: ...
-
-
-@dataclass(slots=True)
-class _Pair:
-    """One socket of ours and one address of theirs.  RFC 8445 §6.1.2."""
-
-    socket_id: SocketId
-    remote: Address
-    kind: CandidateKind
-    priority: int
-    opens: bool  # starts with openers
-    next_at: Instant
-    openers: int = 0  # of OPENERS that are behind us in this round
-    sent: bool = False  # anything, in this round
-    checks: int = 0  # sent in full in this round
-    triggered: bool = False
-    done: bool = False  # succeeded
 
 
 class Agent:
@@ -125,22 +76,21 @@ class Agent:
         rng: random.Random,
         sockets: MappingType[SocketId, bool],
         allow_loopback: bool = False,
-        techniques: Iterable[Technique] = (),
+        technique: Technique | None = None,
     ) -> None:
         self.controlling = controlling
         self.state = AgentState.IDLE
         self.mapping = Mapping.UNKNOWN  # ours, as the rendezvous client observed it
         self.remote_mapping = Mapping.UNKNOWN
-        self._rng = rng
+        self._observed = Mapping.UNKNOWN  # without what a technique found out
+        self._is_confirmed = self._is_remote_confirmed = False
         self._sockets = dict(sockets)
         self._plain = set(sockets)
         self._allow_loopback = allow_loopback
-        self._techniques = tuple(techniques)
+        self.technique = technique
         self._local: tuple[Candidate, ...] = ()
         self._remote: dict[Address, Candidate] = {}
-        self._reflexive: dict[tuple[SocketId, Address], int] = {}  # peer-reflexive pairs with their priority, oldest first
-        self._pairs: dict[tuple[SocketId, Address], _Pair] = {}
-        self._selected: _Pair | None = None
+        self._list = Checklist(rng)
         self._in_round = False
         self._round_ends = now
         self._retry_at: Instant | None = None
@@ -169,7 +119,7 @@ class Agent:
     @property
     def stats(self) -> AgentStats:
         return AgentStats(
-            self.state, self._checks_sent, self._openers_sent, self._rounds, len(self._pairs), max(0, int(self._tokens))
+            self.state, self._checks_sent, self._openers_sent, self._rounds, len(self._list), max(0, int(self._tokens))
         )
 
     @property
@@ -191,10 +141,7 @@ class Agent:
     def remove_socket(self, socket_id: SocketId) -> None:
         self._sockets.pop(socket_id, None)
         self._plain.discard(socket_id)
-        self._pairs = {key: pair for key, pair in self._pairs.items() if key[0] != socket_id}
-        self._reflexive = {key: rank for key, rank in self._reflexive.items() if key[0] != socket_id}
-        if self._selected is not None and self._selected.socket_id == socket_id:
-            self._selected = None
+        self._list.drop_socket(socket_id)
 
     def set_local(self, now: Instant, candidates: Iterable[Candidate], mapping: Mapping | None = None) -> None:
         """Our own candidates, complete; when they differ from the last ones an offer to the peer is queued."""
@@ -202,16 +149,25 @@ class Agent:
         for candidate in sorted(candidates, key=lambda candidate: -candidate.priority):
             unique.setdefault(candidate.address, candidate)
         chosen = tuple(unique.values())[:MAX_CANDIDATES]
+        known = self.mapping, self._is_confirmed
         if mapping is not None:
-            self.mapping = mapping
+            self._observed = mapping
+            self._refine()
         if chosen != self._local:
             self._local = chosen
-            for key in [key for key in self._pairs if key[1] in unique]:  # trap: the peer's LAN address can be ours
-                del self._pairs[key]
-            for pair in self._pairs.values():
-                if pair.opens and not pair.checks and pair.openers == len(OPENERS) and not self._peer_has_opened:
-                    pair.next_at = Instant(now + OPENER_PHASE)  # the peer hears of these only now
+            self._list.drop_remotes(unique)
+            if not self._peer_has_opened:
+                self._list.hold_back(Instant(now + OPENER_PHASE))  # the peer hears of these only now
             self._offer()
+        elif known != (self.mapping, self._is_confirmed) and self._generation:
+            self._offer()
+        self._update(now)
+
+    def refine_mapping(self, now: Instant) -> None:
+        """The technique may have found out more about our NAT: if so, the peer hears of it."""
+        if self._refine():
+            self._offer()
+            self._update(now)
 
     def add_remote(self, now: Instant, candidates: Iterable[Candidate]) -> None:
         """The peer's candidates, complete: those that may be tried join the check list, those no longer named leave it.
@@ -225,6 +181,7 @@ class Agent:
         if offer.opened:
             if offer.generation == self._generation:
                 self.peer_has_opened(now)
+            self._take_hints(now, offer)
             return
         if offer.generation <= self._remote_generation:
             return
@@ -232,22 +189,24 @@ class Agent:
             self._peer_has_opened = False
         self._remote_generation = offer.generation
         self.remote_mapping = offer.mapping
+        self._is_remote_confirmed = offer.confirmed
         if offer.searching and self.state is AgentState.CONNECTED and not self._restarted_lately(now):
-            self._selected = None  # what we hold is no path for the peer
+            self._list.selected = None  # what we hold is no path for the peer
             self.state = AgentState.IDLE
         self._take_remote(now, offer.candidates, together=True)
+        self._update(now)
 
     def poll_offer(self) -> Offer | None:
         """What to tell the peer's agent over the authenticated channel, in order."""
-        return self._offers.pop(0) if self._offers else None
+        if self._offers:
+            return self._offers.pop(0)
+        hint = self.technique.poll_hint() if self.technique is not None else None
+        return None if hint is None else Offer(NO_GENERATION, opened=True, hints=(hint,))
 
     def peer_has_opened(self, now: Instant) -> None:
         """The peer's openers are out: what we send now finds its NAT ready, so stop holding back, or do not begin to."""
         self._peer_has_opened = True
-        for pair in self._pairs.values():
-            if pair.opens and not pair.checks:
-                pair.openers = len(OPENERS)
-                pair.next_at = min(pair.next_at, now)
+        self._list.open_up(now)
 
     def peer_reflexive(self, now: Instant, socket_id: SocketId, remote: Address) -> None:
         """An authenticated check came from there: answer the source you see.  RFC 8445 §7.3.1.3 and §7.3.1.4.
@@ -258,24 +217,8 @@ class Agent:
             return
         if not is_allowed(remote, self._allow_loopback):
             return
-        key = (socket_id, remote)
-        pair = self._pairs.get(key)
-        if pair is None:
-            rank = compute_priority(CandidateKind.PEER_REFLEXIVE, remote)
-            self._reflexive[key] = rank
-            while len(self._reflexive) > MAX_PEER_REFLEXIVE:
-                oldest = next(iter(self._reflexive))
-                del self._reflexive[oldest]
-                evicted = self._pairs.get(oldest)
-                if evicted is not None and evicted is not self._selected:
-                    del self._pairs[oldest]
-            pair = _Pair(socket_id, remote, CandidateKind.PEER_REFLEXIVE, rank, False, now)
-            self._pairs[key] = pair
-        if pair.done or pair.triggered:
+        if not self._list.trigger(now, socket_id, remote):
             return
-        pair.triggered = True
-        pair.opens = False
-        pair.next_at = now
         if not self._is_in_round(now):
             self._open_round(now, RETRY_ROUND)
         if self.state is not AgentState.CONNECTED:
@@ -283,20 +226,11 @@ class Agent:
 
     def check_succeeded(self, now: Instant, socket_id: SocketId, remote: Address, rtt: Seconds) -> None:
         """A check to there was answered from there.  Worse pairs are left alone, better ones go on to the end of the round."""
-        key = (socket_id, remote)
-        pair = self._pairs.get(key)
-        if pair is None:
-            if len(self._pairs) >= MAX_PAIRS:  # the peer answers from ever new addresses: an old success goes
-                del self._pairs[next(key for key, old in self._pairs.items() if old is not self._selected)]
-            pair = _Pair(socket_id, remote, CandidateKind.PEER_REFLEXIVE, 0, False, now)
-            self._pairs[key] = pair
-        pair.done = True
-        if self._selected is None or pair.priority > self._selected.priority:
-            self._selected = pair
+        self._list.succeed(now, socket_id, remote)
         self.state = AgentState.CONNECTED
         self._retry_after = RETRY_AFTER
-        for technique in self._techniques:
-            technique.stop()
+        if self.technique is not None:
+            self.technique.stop(now)
 
     def path_lost(self, now: Instant) -> None:
         """The direct path went quiet: look for one again, at once, and call the peer to do the same."""
@@ -305,7 +239,7 @@ class Agent:
 
     def restart(self, now: Instant) -> None:
         """Forget what succeeded and begin a fresh round, for instance after a roam."""
-        self._selected = None
+        self._list.selected = None
         self._peer_has_opened = False
         self._retry_after = RETRY_AFTER
         self.state = AgentState.IDLE
@@ -316,45 +250,32 @@ class Agent:
     def poll_check(self, now: Instant) -> Check | None:
         """The next check that is due, or None; call until None.  Rounds end and begin in here too."""
         self._turn_rounds(now)
-        if now < self._next_slot or not self._has_token(now):
-            return None
-        best: _Pair | None = None
-        if self._is_in_round(now):
-            for pair in self._pairs.values():
-                if pair.next_at <= now and self._is_wanted(pair):
-                    rank = (pair.triggered, -pair.next_at, pair.priority)
-                    if best is None or rank > (best.triggered, -best.next_at, best.priority):
-                        best = pair
-        check: Check | None = None
-        if best is not None:
-            check = Check(best.socket_id, best.remote, self._advance(best, now))
-            self._tell_opened()
-        elif self.state is AgentState.CHECKING:
-            for technique in self._techniques:
-                check = technique.poll_check(now)
-                if check is not None:
-                    break
-        if check is not None:
-            self._checks_sent += 1
-            self._tokens -= 1.0
-            self._next_slot = Instant(now + PACE)
-        return check
+        if now >= self._next_slot and self._is_in_round(now) and self._has_token(now):
+            pair = self._list.pick(now)
+            if pair is not None:
+                self._tokens -= 1.0
+                self._next_slot = Instant(now + PACE)
+                return self._count(self._list.advance(pair, now, self._opener_phase), pair)
+        if self._asks_technique(now):
+            assert self.technique is not None
+            check = self.technique.poll_check(now)
+            if check is not None:
+                return self._count(check)
+        return None
 
     def poll_timeout(self) -> Instant | None:
         """When poll_check has something to do next."""
         due: Instant | None = None
+        technique: Instant | None = None
         if self._in_round:
-            for pair in self._pairs.values():
-                if (due is None or pair.next_at < due) and self._is_wanted(pair):
-                    due = pair.next_at
-            if self.state is AgentState.CHECKING:
-                for technique in self._techniques:
-                    due = earliest(due, technique.poll_timeout())
+            due = self._list.next_due()
+            if self.state is AgentState.CHECKING and self.technique is not None:
+                technique = self.technique.poll_timeout()
         if due is not None:
             due = max(due, self._next_slot)
             if self._tokens < 1.0:
                 due = max(due, Instant(self._tokens_at + (1.0 - self._tokens) / CHECK_RATE))
-        return earliest(due, self._retry_at, self._round_ends if self._in_round else None)
+        return earliest(due, technique, self._retry_at, self._round_ends if self._in_round else None)
 
     # --- inside -----------------------------------------------------------------------------------------------------------
 
@@ -363,7 +284,56 @@ class Agent:
         self._peer_has_opened = False
         self._offers = [offer for offer in self._offers if offer.opened]
         searching = self.state is not AgentState.CONNECTED
-        self._offers.append(Offer(self._generation, self._local, self.mapping, searching=searching))
+        offer = Offer(self._generation, self._local, self.mapping, searching=searching, confirmed=self._is_confirmed)
+        self._offers.append(offer)
+
+    def _count(self, check: Check, pair: Pair | None = None) -> Check:
+        self._checks_sent += 1
+        self._openers_sent += check.ttl is not None
+        if pair is not None:
+            self._tell_opened()
+        return check
+
+    def _scene(self) -> Scene:
+        remotes = sorted(self._remote.values(), key=lambda each: (each.kind is CandidateKind.HOST, -each.priority))
+        return Scene(
+            self.controlling,
+            self.mapping,
+            self._is_confirmed,
+            self.remote_mapping,
+            self._is_remote_confirmed,
+            tuple(socket_id for socket_id in sorted(self._plain) if not self._sockets[socket_id]),
+            frozenset(each.address.host for each in self._local if is_seen_by_the_world(each)),
+            tuple(remotes),
+        )
+
+    def _update(self, now: Instant) -> None:
+        if self.technique is not None and self.state is AgentState.CHECKING:
+            self.technique.update(now, self._scene())
+
+    def _asks_technique(self, now: Instant) -> bool:
+        return self.technique is not None and self.state is AgentState.CHECKING and self._is_in_round(now)
+
+    def _take_hints(self, now: Instant, offer: Offer) -> None:
+        if self.technique is None or not offer.hints or self.state is AgentState.CONNECTED or not self._remote:
+            return
+        if not self._is_in_round(now):
+            self._open_round(now, RETRY_ROUND)
+        if self.state is not AgentState.CHECKING:
+            self.state = AgentState.CHECKING
+        self.technique.update(now, self._scene())
+        for hint in offer.hints:
+            self.technique.handle_hint(now, hint)
+
+    def _refine(self) -> bool:
+        """Two ports of the server saw one mapping, its other address another one: address-dependent.  RFC 5780 §4.3."""
+        before = self.mapping, self._is_confirmed
+        differs = self.technique.differs_elsewhere if self.technique is not None else None
+        self.mapping = self._observed
+        if self._observed is Mapping.ENDPOINT_INDEPENDENT and differs:
+            self.mapping = Mapping.ADDRESS_DEPENDENT
+        self._is_confirmed = differs is not None and self._observed is not Mapping.UNKNOWN
+        return before != (self.mapping, self._is_confirmed)
 
     def _usable(self, candidate: Candidate) -> bool:
         return any(self._sockets[socket_id] == candidate.address.is_ipv6 for socket_id in self._plain)
@@ -388,7 +358,7 @@ class Agent:
                 named.setdefault(address, candidate._replace(address=address))
         fresh = any(address not in self._remote for address in named)
         self._remote = named
-        self._pairs = {key: pair for key, pair in self._pairs.items() if key[1] in named or key in self._reflexive or pair.done}
+        self._list.keep_named(named)
         if self._restarted_lately(now):
             self._form_pairs(now)
         elif fresh:
@@ -396,24 +366,17 @@ class Agent:
         elif together and not self._is_in_round(now):
             self._start_round(now, RETRY_ROUND)
 
-    def _is_wanted(self, pair: _Pair) -> bool:
-        return not pair.done and (self._selected is None or pair.triggered or pair.priority > self._selected.priority)
-
     def _open_round(self, now: Instant, length: Seconds) -> None:
         self._in_round = True
         self._round_ends = Instant(now + length)
         self._retry_at = None
 
     def _start_round(self, now: Instant, length: Seconds) -> None:
-        self._pairs = {key: pair for key, pair in self._pairs.items() if pair is self._selected}
-        for (socket_id, remote), rank in self._reflexive.items():
-            if self._selected is None:  # an address seen once is worth a try, like a named one
-                pair = _Pair(socket_id, remote, CandidateKind.PEER_REFLEXIVE, rank, not remote.is_ipv6, now)
-                self._pairs[socket_id, remote] = pair
+        self._list.begin_round(now)
         self._form_pairs(now)
         self._retry_at = None
         self._in_round = False
-        if not self._pairs:
+        if not self._list:
             self.state = AgentState.IDLE
             return
         self._open_round(now, length)
@@ -422,52 +385,19 @@ class Agent:
         self._last_restart = now
         if self.state is not AgentState.CONNECTED:
             self.state = AgentState.CHECKING
-            for technique in self._techniques:
-                technique.start(now, self.remote_candidates)
+            if self.technique is not None:
+                self.technique.start(now, self._scene(), fresh=length > RETRY_ROUND)
 
     def _form_pairs(self, now: Instant) -> None:
-        """Every plain socket with every address of its family.  RFC 8445 §6.1.2.2, pruned as §6.1.2.4 says: by base."""
         own = {candidate.address for candidate in self._local}
-        for remote in sorted(self._remote.values(), key=lambda candidate: -candidate.priority):
-            if remote.address in own:
-                continue
-            for socket_id in self._plain:
-                key = (socket_id, remote.address)
-                if self._sockets[socket_id] != remote.address.is_ipv6 or key in self._pairs or len(self._pairs) >= MAX_PAIRS:
-                    continue
-                opens = not remote.address.is_ipv6 and remote.kind is not CandidateKind.HOST
-                opens = opens and not self._peer_has_opened
-                rank = compute_priority(remote.kind, remote.address)  # what the peer claims of itself does not rank it
-                self._pairs[key] = _Pair(socket_id, remote.address, remote.kind, rank, opens, now)
-
-    def _advance(self, pair: _Pair, now: Instant) -> int | None:
-        """Count one check on this pair, plan its next one, and return the TTL of this one."""
-        pair.triggered = False
-        pair.sent = True
-        if pair.opens and pair.openers < len(OPENERS):
-            begun = Instant(pair.next_at - OPENERS[pair.openers][0])
-            ttl = OPENERS[pair.openers][1]
-            pair.openers += 1
-            self._openers_sent += 1
-            after = OPENERS[pair.openers][0] if pair.openers < len(OPENERS) else self._opener_phase
-            pair.next_at = Instant(begun + after)
-            return ttl
-        interval = FIRST_INTERVAL * INTERVAL_GROWTH ** max(0, pair.checks - FAST_CHECKS + 1)
-        pair.checks += 1
-        interval = min(interval, MAX_INTERVAL) * (1.0 + JITTER * (2.0 * self._rng.random() - 1.0))
-        pair.next_at = Instant(now + interval)
-        return None
+        self._list.form(now, self._remote.values(), own, self._plain, self._sockets, may_open=not self._peer_has_opened)
 
     def _tell_opened(self) -> None:
         """Once our NAT has been opened towards every address of a generation, let the peer know."""
-        if self._opened_told < self._remote_generation and all(map(self._has_opened, self._pairs.values())):
+        if self._opened_told < self._remote_generation and self._list.has_all_opened:
             self._opened_told = self._remote_generation
             self._offers = [offer for offer in self._offers if not offer.opened]
             self._offers.append(Offer(self._remote_generation, opened=True))
-
-    @staticmethod
-    def _has_opened(pair: _Pair) -> bool:
-        return pair.done or (pair.sent and (not pair.opens or pair.openers == len(OPENERS)))
 
     def _has_token(self, now: Instant) -> bool:
         if now > self._tokens_at:
@@ -481,12 +411,16 @@ class Agent:
             if self._in_round:
                 self._offer()
         elif self._in_round and now >= self._round_ends:
+            busy = self.technique.busy_until if self.technique is not None and self.state is AgentState.CHECKING else None
+            if busy is not None and busy > now:
+                self._round_ends = busy
+                return
             self._in_round = self._peer_has_opened = False
-            for technique in self._techniques:
-                technique.stop()
+            if self.technique is not None:
+                self.technique.stop(now)
             if self.state is AgentState.CHECKING:
                 self.state = AgentState.EXHAUSTED
-            elif not any(self._is_wanted(pair) for pair in self._pairs.values()):
+            elif not self._list.has_wanted:
                 return  # connected, and on the best there is
             grace = Seconds(0.0) if self.controlling else FOLLOWER_GRACE
             self._retry_at = Instant(now + self._retry_after + grace)

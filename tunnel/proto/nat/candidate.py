@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.nat.behaviour import Mapping
+from tunnel.proto.nat.hints import Hint, decode_hints, encode_hints
 from tunnel.proto.wire import Reader, Writer
 from tunnel.units import Address, Buffer, SocketId
 
@@ -20,6 +21,7 @@ MAX_CANDIDATES: Final = 16
 
 FLAG_OPENED: Final = 0x01
 FLAG_SEARCHING: Final = 0x02
+FLAG_CONFIRMED: Final = 0x04
 _IPV4_LENGTH: Final = 4
 _IPV6_LENGTH: Final = 16
 
@@ -60,6 +62,8 @@ class Offer(NamedTuple):
 
     `generation` rises with each offer.  `searching`: the sender has no direct path: begin a round together.  `opened` says
     only: my openers towards the candidates of your generation `generation` are out, so send at full TTL; it names no candidates.
+    `confirmed`: `mapping` was compared at two addresses of the server, so an address-dependent one would have been seen.
+    `hints` is what the costlier techniques have to say; they travel in notices of the generation NO_GENERATION.
     """
 
     generation: int
@@ -67,6 +71,12 @@ class Offer(NamedTuple):
     mapping: Mapping = Mapping.UNKNOWN
     opened: bool = False
     searching: bool = True
+    confirmed: bool = False
+    hints: tuple[Hint, ...] = ()
+
+
+#: Of a notice that is about no offer at all.
+NO_GENERATION: Final = 0xFFFF_FFFF
 
 
 def compute_priority(kind: CandidateKind, address: Address) -> int:
@@ -180,15 +190,25 @@ _MAPPINGS: Final = frozenset(mapping.value for mapping in Mapping)
 
 
 def encode_offer(offer: Offer) -> bytes:
-    """flags u8, mapping u8, generation u32, candidates; docs/protocol.md."""
+    """flags u8, mapping u8, generation u32, candidates, hints; docs/protocol.md."""
     flags = (FLAG_OPENED if offer.opened else 0) | (FLAG_SEARCHING if offer.searching else 0)
-    return Writer().u8(flags).u8(offer.mapping.value).u32(offer.generation).raw(encode_candidates(offer.candidates)).finish()
+    flags |= FLAG_CONFIRMED if offer.confirmed else 0
+    head = Writer().u8(flags).u8(offer.mapping.value).u32(offer.generation)
+    return head.raw(encode_candidates(offer.candidates)).raw(encode_hints(offer.hints)).finish()
 
 
 def decode_offer(data: Buffer) -> Offer:
-    """Unknown flags, an unknown mapping and trailing bytes are ignored.  Raises MalformedPacket."""
+    """Unknown flags, an unknown mapping, unknown hints and trailing bytes are ignored.  Raises MalformedPacket."""
     reader = Reader(data)
     flags, mapping, generation = reader.u8(), reader.u8(), reader.u32()
     candidates = decode_candidates(reader)
     known = Mapping(mapping) if mapping in _MAPPINGS else Mapping.UNKNOWN
-    return Offer(generation, candidates, known, bool(flags & FLAG_OPENED), bool(flags & FLAG_SEARCHING))
+    return Offer(
+        generation,
+        candidates,
+        known,
+        bool(flags & FLAG_OPENED),
+        bool(flags & FLAG_SEARCHING),
+        bool(flags & FLAG_CONFIRMED),
+        decode_hints(reader.rest()),
+    )
