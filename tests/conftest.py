@@ -13,6 +13,8 @@ import pytest
 
 IN_CI = os.environ.get("CI") == "true"
 
+os.environ.setdefault("PTUNNEL_PORTMAP", "off")  # no test asks anything of the router of the machine that runs it
+
 DEFAULT_LIMIT_S = 60
 """Seconds one test may take (set-up and tear-down included); `@pytest.mark.time_limit(seconds)` gives another."""
 

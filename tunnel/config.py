@@ -7,6 +7,7 @@ config.toml knows the same words as the flags:
     path = "auto"                  # auto, direct or relay
     access_token = "..."           # for a server that lets in only those who hold one
     qlog = "/tmp/qlog"             # a folder for traces of connections
+    portmap = "on"                 # on or off: ask the router to forward a port
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ VARIABLES: Final = {
     "code": "PTUNNEL_CODE",
     "access_token": "PTUNNEL_ACCESS_TOKEN",
     "qlog": "PTUNNEL_QLOG",
+    "portmap": "PTUNNEL_PORTMAP",
 }
-IN_FILE: Final = frozenset(("server", "name", "path", "access_token", "qlog"))
+IN_FILE: Final = frozenset(("server", "name", "path", "access_token", "qlog", "portmap"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class Settings:
     name: str | None = None
     path: str = "auto"
     qlog: str | None = None  # a folder for traces
+    portmap: str = "on"  # or off
     access_token: str | None = field(default=None, repr=False)  # a secret: by environment or file only
 
     @property
@@ -77,6 +80,8 @@ def load(file: Mapping[str, Any], environ: Mapping[str, str], **flags: str | Non
         parse_server(settings.server, places["server"])
     if settings.path not in PATHS:
         raise ConfigurationError(f"{places['path']} is auto, direct or relay, not {settings.path[:40]!r}.")
+    if settings.portmap not in ("on", "off"):
+        raise ConfigurationError(f"{places['portmap']} is on or off, not {settings.portmap[:40]!r}.")
     if settings.name is not None and not (0 < len(settings.name) <= MAX_NAME and settings.name.isprintable()):
         raise ConfigurationError(f"{places['name']} needs 1 to {MAX_NAME} printable characters.")
     return settings

@@ -28,6 +28,11 @@ def check_path(path: str) -> str:
     return path
 
 
+def uses_own_network(seams: Seams) -> bool:
+    """False in tests that bring a network of their own, where no router is to be asked for anything."""
+    return "opener" not in (seams or {})
+
+
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):

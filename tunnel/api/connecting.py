@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
+from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
@@ -66,6 +66,7 @@ async def connect(
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
     traces: Traces | None = None,
+    portmap: bool | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[Link]:
     """Connect by a pairing code, or to the remembered peer `peer` (the only one there is where none is named).
@@ -74,6 +75,7 @@ async def connect(
     `server` is host or host:port; None means the remembered peer's, else the one configured.  `home` None means PTUNNEL_HOME.
     `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
+    `portmap`: ask the router to forward a port while this runs; None means as configured.
     A remembered peer that is not there is waited for: time-outs belong to the caller, around the entry.
     Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
     """
@@ -104,6 +106,7 @@ async def connect(
         on_event=waiting.handle_event,
         on_link=waiting.handle_link,
         traces=traces,
+        port_mapping=uses_own_network(seams) and store.wants_port_mapping(portmap),
         **(seams or {}),
     )
     waiting.driver = driver

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error
+from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces, machine_hosts, parse_server
 from tunnel.driver.events import Event, Listening, Trouble
@@ -21,6 +21,7 @@ from tunnel.host.interfaces import source_address
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.units import Address
 
+MAPPING_PATIENCE: Final = 0.4  # seconds that the address of an embedded server waits for the router, to be told at once
 RESOLVE_AGAIN: Final = 30.0  # seconds before a server name that was unknown is looked up again
 ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
 
@@ -31,12 +32,14 @@ class Exposure:
     def __init__(self, nursery: trio.Nursery, store: HomeStore, handler: LinkHandler, on_event: OnEvent | None) -> None:
         self.server: str | None = None  # host:port as the other side must name it; None: remembered peers only
         self.is_embedded = False
+        self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
         self.driver: EndpointDriver | None = None
         self.flow: ExposerPairing | None = None
         self._nursery = nursery
         self._store = store
         self._handler = handler
         self._on_event = on_event
+        self._where: str | None = None  # once it was told
         self._problem: TunnelError | None = None
         self._changed = trio.Event()
 
@@ -64,6 +67,17 @@ class Exposure:
         if self.flow is None or self.driver is None:
             raise ConfigurationError("There is nothing to pair for: name what to expose.")
         self.driver.renew_code(self.flow)
+
+    def tell_listening(self, where: str) -> None:
+        """Where others reach us; again each time that this changes."""
+        self._where = where
+        self.tell(Listening(bind=where, embedded=self.is_embedded, public=self.public_server))
+
+    def set_public(self, public: str | None) -> None:
+        """The router forwards a port to the embedded server, or no longer."""
+        self.public_server = public
+        if self._where is not None:
+            self.tell_listening(self._where)
 
     def tell(self, event: Event) -> None:
         if self._on_event is not None:
@@ -113,6 +127,7 @@ async def expose(
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
     traces: Traces | None = None,
+    portmap: bool | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[Exposure]:
     """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
@@ -122,6 +137,7 @@ async def expose(
     With no server configured one is embedded for our own codes only; the Listening event carries its address.
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
+    `portmap`: ask the router to forward a port while this runs, and one to the embedded server; None means as configured.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     check_path(path)
@@ -132,6 +148,7 @@ async def expose(
             on_event(Trouble(code="not_saved", message=text))
 
     store = HomeStore(home, not_saved)
+    maps_ports = uses_own_network(seams) and store.wants_port_mapping(portmap)
     wants_code = bool(len(wanted)) and not to
     if to:
         if not len(wanted):
@@ -154,6 +171,8 @@ async def expose(
                     if rendezvous is None and wants_code:
                         rendezvous = ours[0]
                 exposure.server = rendezvous
+                if exposure.is_embedded and maps_ports and rendezvous is not None:
+                    await _map_server(nursery, exposure, rendezvous)
                 driver = exposure.driver = EndpointDriver(
                     static_key=store.home.identity(),
                     name=store.name(name),
@@ -164,6 +183,7 @@ async def expose(
                     on_event=exposure.handle_event,
                     on_link=exposure.handle_link,
                     traces=traces,
+                    port_mapping=maps_ports,
                     **(seams or {}),
                 )
                 try:
@@ -176,7 +196,7 @@ async def expose(
                         nursery.start_soon(_resolve, driver, other, exposure)
                     nursery.start_soon(store.watch, driver.set_peers)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
-                    exposure.tell(Listening(bind=where, embedded=exposure.is_embedded))
+                    exposure.tell_listening(where)
                     if wants_code and rendezvous is not None:
                         exposure.flow = driver.offer_code(rendezvous, grants=tuple(wanted.to_dicts()), keep=keep)
                     yield exposure
@@ -245,6 +265,24 @@ async def _embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str]) -> 
     except ConfigurationError:
         running = await nursery.start(run, 0)
     return str(Address(host, running.addresses[0].port))
+
+
+async def _map_server(nursery: trio.Nursery, exposure: Exposure, server: str) -> None:
+    """Have the router forward a port to the embedded server; go on without after a moment, and tell when it comes."""
+    from tunnel.driver.portmap import PortMapKeeper, is_behind_translator, is_reachable_from_everywhere
+
+    answered = trio.Event()
+
+    def changed(_port: int, external: Address | None) -> None:
+        is_public = external is not None and is_reachable_from_everywhere(external)
+        if not nursery.cancel_scope.cancel_called:
+            exposure.set_public(str(external) if is_public else None)
+        answered.set()
+
+    nursery.start_soon(PortMapKeeper(on_change=changed).run, (parse_server(server)[1],))
+    if is_behind_translator():
+        with trio.move_on_after(MAPPING_PATIENCE):
+            await answered.wait()
 
 
 def _was_ours(peers: Sequence[KnownPeer], seams: Seams) -> list[str]:

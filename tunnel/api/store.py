@@ -117,6 +117,15 @@ class HomeStore:
             raise ConfigurationError("config.toml: access_token is a text.")
         return configured.encode()
 
+    def wants_port_mapping(self, given: bool | None) -> bool:
+        """As given, PTUNNEL_PORTMAP, or the configured one, `on` or `off`; on where nothing is said."""
+        if given is not None:
+            return given
+        configured: Any = os.environ.get("PTUNNEL_PORTMAP") or self.config.get("portmap") or "on"
+        if configured not in ("on", "off"):
+            raise ConfigurationError("PTUNNEL_PORTMAP and portmap in config.toml are on or off.")
+        return bool(configured == "on")
+
     def name(self, given: str | None) -> str:
         """How we introduce ourselves."""
         configured = given or self.config.get("name")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @common
 def command(
     peer: str | None, forwards: tuple[str, ...], stdio: str | None, is_new: bool, timeout: float | None,
-    server: str | None, path: str | None, name: str | None, qlog: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Reach a peer.  Without PEER it is the only remembered one; with several you are asked which, with none for a code.
 
@@ -59,7 +59,7 @@ def command(
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=name, qlog=qlog)
+    settings = load_settings(home, server=server, path=path, name=name, portmap=portmap, qlog=qlog)
     who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
 
     from tunnel.cli.running import run

@@ -38,7 +38,7 @@ LABEL: Final = 32  # columns of what stands before the command and the code
 @common
 def command(
     grants: tuple[str, ...], to: tuple[str, ...], keep: bool,
-    server: str | None, path: str | None, name: str | None, qlog: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Let a peer reach ports of this machine, and nothing else.  Prints a code that works once; without PORT, serves the
     remembered peers with what they were given before.
@@ -62,7 +62,7 @@ def command(
     if keep and (to or not grants):
         raise ConfigurationError("--keep makes codes for new peers: it goes with ports to share, and without --to.")
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=name, qlog=qlog)
+    settings = load_settings(home, server=server, path=path, name=name, portmap=portmap, qlog=qlog)
     for each in to:
         home.peer(each)
     if not grants and not home.peers():
@@ -92,6 +92,7 @@ class Exposing:
         self._keep = keep
         self._output = output
         self._server = settings.server or ""
+        self._public: str | None = None  # the embedded server's address as other networks reach it
         self._exposure: Exposure | None = None
         self._code_ends: float | None = None  # time.monotonic() at which the code expires
         self._codes = 0
@@ -122,7 +123,7 @@ class Exposing:
             expose(
                 self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, path=settings.path,
                 name=settings.name, on_event=self._handle, handler=self._serve_link,
-                traces=open_traces(settings),
+                traces=open_traces(settings), portmap=settings.portmap == "on",
             ) as exposure,
             serve_control(self._home.run_dir(), process),
             trio.open_nursery() as nursery,
@@ -173,10 +174,10 @@ class Exposing:
 
         self._output.emit(event.to_dict())
         match event:
-            case Listening(bind=bind, embedded=embedded):
+            case Listening(bind=bind, embedded=embedded, public=public):
                 if embedded:
-                    self._server = bind
-                    self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind)}.")
+                    self._server, self._public = bind, public
+                    self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
             case CodeReady(code=code, expires_s=expires_s):
                 self._code_ends = time.monotonic() + expires_s
                 self._show_code(code, expires_s)
@@ -205,6 +206,9 @@ class Exposing:
             self._output.say(f"Here is a fresh code; it works once, for {duration(expires_s)}.")
         command = other_command(self._server, self._grants)
         self._output.say(f"{'On the other computer run:':<{LABEL}}{command}")
+        if self._public is not None:
+            outside = other_command(self._public, self._grants)
+            self._output.say(f"{'or, in another network:':<{LABEL}}{outside}")
         self._output.say(f"{'and type the code:':<{LABEL}}{code}")
         if self._output.is_live:
             picture = qr_picture(f"{command} {code}", code)
@@ -266,8 +270,10 @@ def _span(first: int, more: int) -> str:
     return f"{first}-{first + more}" if more else str(first)
 
 
-def who_can_reach(bind: str) -> str:
-    """One sentence's end about the embedded server's address."""
+def who_can_reach(bind: str, public: str | None = None) -> str:
+    """One sentence's end about the embedded server's address, and the one where the router forwards a port to it."""
+    if public is not None:
+        return f"computers in the same network can reach it there, and all others at {public}, where the router lets them in"
     host = bind.rpartition(":")[0].strip("[]")
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

@@ -37,6 +37,9 @@ def meeting(function: Function) -> Function:
         click.option(
             "--qlog", metavar="DIR", help="Write a trace of each connection into this folder (qlog, for qvis and others)."
         ),
+        click.option(
+            "--no-portmap", "portmap", flag_value="off", help="Do not ask the router to forward a port to this program."
+        ),
         click.option("--server", metavar="HOST[:PORT]", help="The rendezvous server. Also PTUNNEL_SERVER or config.toml."),
     ):
         function = option(function)

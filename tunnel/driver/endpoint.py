@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import trio
 
@@ -17,6 +17,7 @@ from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.host.clock import boottime, wall_ns
 from tunnel.host.cpu import has_aes
 from tunnel.host.interfaces import local_addresses
+from tunnel.host.monitor import watch
 from tunnel.proto.endpoint import (
     CodeIssued,
     Endpoint,
@@ -39,13 +40,15 @@ from tunnel.proto.trace import Traces
 from tunnel.udp.socket import UdpSocket, open_socket
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
+if TYPE_CHECKING:
+    from tunnel.driver.portmap import PortMapKeeper
+
 DEFAULT_PORT: Final = 24_531  # of a rendezvous server
 BATCHES_A_TURN: Final = 16  # receives of one socket before what they caused is sent and others get their turn
 BURSTS_A_TURN: Final = 32  # sends before whoever called goes on; the timer task sends the rest
 LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, ours does not: look at it this often
 SHORTEST_SLEEP: Final = Seconds(0.0003)
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
-HOSTS_INTERVAL: Final = Seconds(5.0)  # how often the machine's addresses are looked at
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
 
 
@@ -93,12 +96,16 @@ class EndpointDriver:
         hosts: Callable[[], list[str]] = machine_hosts,
         clock: Callable[[], Instant] = boottime,
         traces: Traces | None = None,
+        port_mapping: bool = False,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
 
-        `access_token` is for servers that let in only those who hold one.
+        `access_token` is for servers that let in only those who hold one.  `port_mapping`: ask the router for ports, while
+        run() runs, unless the path policy keeps candidates at home anyway.
         """
+        self._port_mapping = port_mapping and path != "relay"
         self._access_token = access_token
+        self.port_maps: PortMapKeeper | None = None
         self.clock = clock
         self.links: dict[Peering, Link] = {}
         self.on_event = on_event
@@ -233,7 +240,9 @@ class EndpointDriver:
                 nursery.start_soon(self._run_socket, socket_id)
             nursery.start_soon(self._run_timers)
             nursery.start_soon(self._run_writer)
-            nursery.start_soon(self._run_hosts)
+            nursery.start_soon(watch, self._network_changed, self._resumed)
+            if self._port_mapping:
+                nursery.start_soon(self._run_port_mapping)
             task_status.started()
 
     async def _run_socket(self, socket_id: SocketId) -> None:
@@ -289,11 +298,28 @@ class EndpointDriver:
                 self._blocked = None
                 self.flush()
 
-    async def _run_hosts(self) -> None:
-        while True:
-            await trio.sleep(HOSTS_INTERVAL)
-            self.core.set_hosts(self.clock(), self._hosts())
+    def _network_changed(self) -> None:
+        now = self.clock()
+        if not self.core.set_hosts(now, self._hosts()):
+            self.core.network_changed(now)  # the same addresses, but another way out
+        self.flush()
+
+    def _resumed(self) -> None:
+        self.core.network_changed(self.clock())
+        self.flush()
+
+    async def _run_port_mapping(self) -> None:
+        """Beside everything else; nobody waits for it."""
+        from tunnel.driver.portmap import PortMapKeeper
+
+        sockets = {socket.local_address.port: socket_id for socket_id, socket in self._sockets.items() if not socket.is_ipv6}
+
+        def changed(port: int, external: Address | None) -> None:
+            self.core.set_port_mapped(self.clock(), sockets[port], external)
             self.flush()
+
+        self.port_maps = PortMapKeeper(on_change=changed, clock=self.clock)
+        await self.port_maps.run(tuple(sockets))
 
     # --- after every input
 

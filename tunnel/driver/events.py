@@ -11,13 +11,18 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
-    """We stand ready at `bind`.  For an embedded server that is the address the other side must name as its server."""
+    """We stand ready at `bind`.  For an embedded server that is the address the other side must name as its server.
+
+    `public` is where it is reached from other networks, when the router forwards a port to it; told again when that changes.
+    """
 
     bind: str
     embedded: bool = False
+    public: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"event": "listening", "bind": self.bind}
+        told = {"event": "listening", "bind": self.bind}
+        return told if self.public is None else {**told, "public": self.public}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

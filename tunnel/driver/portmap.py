@@ -29,7 +29,7 @@ from tunnel.proto.endpoint.mapping import (
 )
 from tunnel.units import Address, Instant, Seconds
 
-__all__ = ["PortMapKeeper", "Protocol", "is_reachable_from_everywhere"]
+__all__ = ["PortMapKeeper", "Protocol", "is_behind_translator", "is_reachable_from_everywhere"]
 
 LOOK_INTERVAL: Final = 2.0  # seconds between looks at the default route
 LONGEST_SLEEP: Final = 30.0  # seconds; trio's clock stands still in suspend, the lease does not
@@ -40,6 +40,12 @@ ANNOUNCEMENTS: Final = ("224.0.0.1", 5350)  # where routers say that they have r
 def is_reachable_from_everywhere(external: Address) -> bool:
     """False where the router that maps is behind another translator itself."""
     return not is_translated(external.host)
+
+
+def is_behind_translator() -> bool:
+    """Is there a router that could map ports, and a reason to ask it?  Not where our own address can be reached as it is."""
+    gateway = default_gateway()
+    return gateway is not None and is_translated(gateway.own)
 
 
 class PortMapKeeper:

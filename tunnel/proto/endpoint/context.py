@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
 from tunnel.proto.trace import Drops, Trace, Traces
-from tunnel.units import Buffer, Instant, PathKey, SocketId
+from tunnel.units import Address, Buffer, Instant, PathKey, SocketId
 
 if TYPE_CHECKING:
     import random
@@ -73,10 +73,9 @@ class Context:
         self.peers: dict[bytes, KnownPeer] = {}  # by static key
         self.sockets: dict[SocketId, LocalSocket] = {}
         self.hosts: tuple[str, ...] = ()
+        self.port_mapped: dict[SocketId, Address] = {}  # what a router forwards to a socket of ours, on request
         #: Who takes the answers (response, finish, cookie reply) for a receiver index.
         self.answers: dict[int, Callable[[Instant, PathKey, Buffer], bool]] = {}
-        #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
-        self.verdicts: dict[int, Callable[[Buffer], None]] = {}
         #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
         self.verdicts: dict[int, Callable[[Buffer], None]] = {}
         self.is_index_taken: Callable[[int], bool] = lambda index: False

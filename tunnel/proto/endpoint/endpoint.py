@@ -79,12 +79,12 @@ class Endpoint:
     def add_socket(self, socket_id: SocketId, *, is_ipv6: bool, port: int) -> None:
         self._context.sockets[socket_id] = LocalSocket(socket_id, is_ipv6, port)
 
-    def set_hosts(self, now: Instant, hosts: Iterable[str]) -> None:
-        """The machine's own addresses, numeric; call again when they may have changed."""
+    def set_hosts(self, now: Instant, hosts: Iterable[str]) -> bool:
+        """The machine's own addresses, numeric; call again when they may have changed.  True when they have."""
         self._is_cold_at_stale = True
         hosts = tuple(hosts)
         if hosts == self._context.hosts:
-            return
+            return False
         is_change = bool(self._context.hosts)
         self._context.hosts = hosts
         for peering in self._meetings.peerings.live:
@@ -92,6 +92,22 @@ class Endpoint:
                 peering.puncher.set_hosts(now, hosts)
         if is_change:
             self.network_changed(now)
+        self._meetings.pump(now)
+
+    def set_port_mapped(self, now: Instant, socket_id: SocketId, external: Address | None) -> None:
+        """A router forwards `external` to this socket from now on, or (None) no longer does: peers with a path policy that allows
+        it are told."""
+        self._is_cold_at_stale = True
+        mapped = self._context.port_mapped
+        if mapped.get(socket_id) == external:
+            return
+        if external is None:
+            del mapped[socket_id]
+        else:
+            mapped[socket_id] = external
+        for peering in self._meetings.peerings.live:
+            if peering.puncher is not None:
+                peering.puncher.refresh(now)
         self._meetings.pump(now)
 
     def network_changed(self, now: Instant) -> None:

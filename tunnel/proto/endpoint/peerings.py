@@ -99,6 +99,7 @@ class Peerings:
             controlling=peering.is_initiator,
             sockets=context.sockets.values(),
             hosts=context.hosts,
+            port_mapped=context.port_mapped,
             client=client,
             same_machine=client is not None and client.server is not None and is_loopback(client.server.host),
             now=now,

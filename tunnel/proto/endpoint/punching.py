@@ -5,6 +5,7 @@ With the path policy `relay` there is no agent at all: no candidate leaves the m
 
 from __future__ import annotations
 
+from collections.abc import Mapping as MappingType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tunnel.proto.connection.connection import Connection
     from tunnel.proto.rendezvous.client import Client
 
+_NOTHING: Final[MappingType[SocketId, Address]] = {}
 MAX_OFFERS_A_TURN: Final = 8
 MAX_CHECKS_A_TURN: Final = 32
 
@@ -47,17 +49,22 @@ class Puncher:
         controlling: bool,
         sockets: Iterable[LocalSocket],
         hosts: Iterable[str],
+        port_mapped: MappingType[SocketId, Address] = _NOTHING,
         client: Client | None,
         same_machine: bool,
         now: Instant,
         rng: random.Random,
     ) -> None:
-        """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too."""
+        """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too.
+
+        `port_mapped` stays the caller's, who calls refresh when it changes.
+        """
         self._connection = connection
         self._sockets = {socket.socket_id: socket for socket in sockets}
         self._same_machine = same_machine
         self._client = client
         self._hosts = tuple(hosts)
+        self._port_mapped = port_mapped
         self.next_at: Instant | None = now
         self.agent = Agent(
             controlling=controlling,
@@ -81,6 +88,9 @@ class Puncher:
             for host in hosts:
                 if (":" in host) == socket.is_ipv6:
                     self._add(candidates, CandidateKind.HOST, Address(host, socket.port), socket.socket_id)
+        for socket_id, address in self._port_mapped.items():
+            if socket_id in self._sockets:
+                self._add(candidates, CandidateKind.PORT_MAPPED, address, socket_id)
         mapping = Mapping.UNKNOWN
         if self._client is not None:
             for socket_id, address in self._client.reflexive.items():
