@@ -142,7 +142,6 @@ class PeerNode:
         self.saved: dict[bytes, KnownPeer] = {}
         self.told: list[EndpointEvent] = []
         self.told_at: list[Instant] = []
-        self.received: dict[Peering, bytes] = {}
         self.heard: list[tuple[SocketId, Address, bytes, int]] | None = None  # every datagram, when somebody wants to replay it
         self.bytes_taken = 0  # from streams that others opened
         self.boots = 0
@@ -240,7 +239,6 @@ class PeerNode:
         is_ours = stream_id % 2 == (0 if peering.is_initiator else 1)
         data = b"".join(connection.stream_read(stream_id))
         if is_ours:
-            self.received[peering] = self.received.get(peering, b"") + data if len(data) < 1_000 else data
             transfer = self._transfers.get((peering, stream_id))
             if transfer is not None and data:
                 transfer.echo += data
@@ -464,7 +462,7 @@ class Cast:
         transfer = sender.send(peering, self.bytes_of(size))
         return self.world.run_until(lambda: transfer.is_done, limit)
 
-    def black_hole(self, sender: str, *, of_direct: bool = True) -> None:
+    def black_hole(self, sender: str) -> None:
         """Nothing gets through any more from `sender` to the other one."""
         a, b = (self.home, self.friend) if sender == "home" else (self.friend, self.home)
         self.world.set_link(a.host, b.host, BLACK_HOLE)

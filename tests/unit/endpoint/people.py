@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 
 from tests.sim.link import Link
+from tests.sim.peers import DAY_NS, EPOCH_NS, FIRST, GRANTS, SERVER, ServerNode, entropy_of
 from tests.sim.world import Host, World
 from tunnel.proto.connection.events import PathChanged, PathKind, StreamOpened, StreamReadable
 from tunnel.proto.endpoint import (
@@ -23,57 +22,9 @@ from tunnel.proto.endpoint import (
     Problem,
     Troubled,
 )
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.pairing.grants import GrantSet
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
-from tunnel.proto.rendezvous.stun import ServerSocket
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
-SERVER = "rv.example.net"
-FIRST, SECOND = SocketId(0), SocketId(1)
-EPOCH_NS = 1_700_000_000 * 10**9
-DAY_NS = 86_400 * 10**9
-GRANTS = tuple(GrantSet.parse("22").to_dicts())
-
-
-def entropy_of(seed: object) -> Callable[[int], bytes]:
-    rng = random.Random(str(seed))
-    return rng.randbytes
-
-
-class ServerNode:
-    """The rendezvous server with the world's face."""
-
-    def __init__(self, world: World, host: Host) -> None:
-        self._world = world
-        self.host = host
-        self.addresses = [host.bind(port=24_531), host.bind(port=24_532)]
-        self._queue: deque[Transmit] = deque()
-        self._boots = 0
-        self.boot()
-        world.attach(host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1]})
-
-    def boot(self) -> None:
-        """Start, or start again with empty hands."""
-        self._boots += 1
-        places = [ServerSocket(FIRST, self.addresses[0], SECOND), ServerSocket(SECOND, self.addresses[1], FIRST)]
-        self.server = Server(
-            ServerConfig(), sockets=places, now=self._world.now, entropy=entropy_of(("server", self._boots)), stun=ServerStun()
-        )
-
-    def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
-        for burst in self.server.handle_batch(now, socket_id, remote, buffer, stride, 0):
-            self._queue.append(burst._replace(buffer=memoryview(bytes(burst.buffer))))
-
-    def handle_timeout(self, now: Instant) -> None:
-        self.server.handle_timeout(now)
-
-    def poll_timeout(self) -> Instant | None:
-        return self.server.poll_timeout()
-
-    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
-        return self._queue.popleft() if self._queue else self.server.poll_transmit(now)
+__all__ = ["DAY_NS", "EPOCH_NS", "FIRST", "GRANTS", "SERVER", "Party", "Person", "ServerNode", "entropy_of"]
 
 
 class Person:

@@ -35,6 +35,7 @@ PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping co
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
 RETRY_AFTER_FULL: Final = Seconds(30.0)  # before asking again for rooms that were full
 SURELY_KNOWN: Final = 0.75  # share of the lifetime that the server gives us; a request and its answer take their time too
+FIRST_WELCOME: Final = Seconds(3.0 * REFRESH_INTERVAL)  # by then the first Refresh should have been answered
 AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
 SEEN_PUSHES: Final = 256  # push ids remembered, so that repeats are acknowledged but not told again
 
@@ -414,6 +415,7 @@ class Client:
         if self._primary is None:
             home.instance = message.instance
             home.reflexive = you
+            self._surely_known_until = Instant(now + FIRST_WELCOME)
             self._set_primary(now, home)
         self._on_instance(now, home, message.instance)
         self._on_reflexive(now, home, you)
