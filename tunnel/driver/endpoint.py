@@ -302,6 +302,8 @@ class EndpointDriver:
         now = self.clock()
         if not self.core.set_hosts(now, self._hosts()):
             self.core.network_changed(now)  # the same addresses, but another way out
+        if self.port_maps is not None:
+            self.port_maps.network_changed()
         self.flush()
 
     def _resumed(self) -> None:

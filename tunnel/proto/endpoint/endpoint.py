@@ -14,7 +14,9 @@ from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
 from tunnel.proto.endpoint.meetings import Meetings
 from tunnel.proto.endpoint.pairing import ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
-from tunnel.proto.endpoint.punching import LocalSocket
+from tunnel.proto.endpoint.pool import SocketOrder
+from tunnel.proto.endpoint.punching import LocalSocket, Puncher
+from tunnel.proto.nat.technique import PoolSocket
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Traces
@@ -79,6 +81,15 @@ class Endpoint:
     def add_socket(self, socket_id: SocketId, *, is_ipv6: bool, port: int) -> None:
         self._context.sockets[socket_id] = LocalSocket(socket_id, is_ipv6, port)
 
+    def poll_socket_order(self) -> SocketOrder | None:
+        """Sockets to open or to close; call until None after every input, before poll_transmit."""
+        orders = self._context.pool.orders
+        return orders.popleft() if orders else None
+
+    def add_pool_sockets(self, now: Instant, sockets: Iterable[PoolSocket], count: int) -> None:
+        """What came of OpenSockets(count).  They are used for punching only, and closed by CloseSockets."""
+        self._context.pool.opened(now, sockets, count)
+
     def set_hosts(self, now: Instant, hosts: Iterable[str]) -> bool:
         """The machine's own addresses, numeric; call again when they may have changed.  True when they have."""
         self._is_cold_at_stale = True
@@ -93,6 +104,7 @@ class Endpoint:
         if is_change:
             self.network_changed(now)
         self._meetings.pump(now)
+        return is_change
 
     def set_port_mapped(self, now: Instant, socket_id: SocketId, external: Address | None) -> None:
         """A router forwards `external` to this socket from now on, or (None) no longer does: peers with a path policy that allows
@@ -111,10 +123,11 @@ class Endpoint:
         self._meetings.pump(now)
 
     def network_changed(self, now: Instant) -> None:
-        """The host roamed or woke up: ask every server at once where it sees us now."""
+        """The host roamed or woke up: every path proves itself at once, and every server is asked where it sees us now."""
         self._is_cold_at_stale = True
         for client in self._context.clients.values():
             client.network_changed(now)
+        self._meetings.network_changed(now)
 
     def add_server(self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"") -> None:
         """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them."""
@@ -220,6 +233,10 @@ class Endpoint:
                 else:
                     for client in clients:  # each knows its own by transaction or session
                         client.handle_datagram(now, socket_id, remote, buffer[position:end])
+            elif kind <= 3 and not prefix:
+                datagram = buffer[position:end]
+                if not any(puncher.handle_stun(now, socket_id, remote, datagram) for puncher in self._punchers()):
+                    self.drops["answer to no question"] += 1
             else:
                 self.drops["unknown first byte"] += 1
             position = end
@@ -235,6 +252,7 @@ class Endpoint:
         for client in self._context.clients.values():
             client.handle_timeout(now)
         self._meetings.handle_timeout(now)
+        self._context.pool.sweep(now, self._punchers())
 
     # --- outputs
 
@@ -308,6 +326,9 @@ class Endpoint:
                 self._meetings.pump(now)
                 self._is_cold_at_stale = True
         return events.popleft() if events else None
+
+    def _punchers(self) -> list[Puncher]:
+        return [each.puncher for each in self._meetings.peerings.live if each.puncher is not None]
 
     def _key(self, socket_id: SocketId, remote: Address, prefix: bytes) -> PathKey:
         found = self._keys.get((socket_id, remote, prefix))

@@ -110,6 +110,11 @@ class Meetings:
         for dialer in self._dialers.values():
             dialer.close(now)
 
+    def network_changed(self, now: Instant) -> None:
+        """The host roamed or woke up: what stands has to prove itself, and better ways are looked for at once."""
+        for peering in self.peerings.live:
+            peering.network_changed(now)
+
     def servers_changed(self, now: Instant) -> None:
         self._listener.update(now)
 

@@ -168,6 +168,16 @@ class Peering:
                     self.puncher.handle_event(now, event)
         self._context.events.append(PeeringEvent(self, event))
 
+    def network_changed(self, now: Instant) -> None:
+        """The host roamed or woke up.  The paths that stand are used until they fail; a fresh round of checks runs beside."""
+        connection = self.connection
+        if connection is None or self.is_closed:
+            return
+        connection.verify_paths(now)
+        if self.puncher is not None:
+            self.puncher.agent.path_lost(now)
+            self.puncher.next_at = now
+
     def _start_over(self) -> None:
         """An hour of silence is most often a night of sleep: the streams are gone, and the peer is met anew as somebody new."""
         self.end_handshake()
