@@ -32,7 +32,7 @@ from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
-from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
+from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, Seconds, StreamId
@@ -100,6 +100,7 @@ class Receiver:
                     if found is None:
                         break
                     keypair, index = found, receiver
+                    unseal = found.receive.decrypt_into
                 if kind != TRANSPORT or keypair is None:
                     break
                 position = stop
@@ -107,9 +108,7 @@ class Receiver:
                     self._flush_run(now)
                     at = 0
                 try:
-                    keypair.receive.decrypt_into(
-                        NONCE_PREFIX + number.to_bytes(8, "big"), buffer[sealed:stop], buffer[head:sealed], plain[at : at + size]
-                    )
+                    unseal(number.to_bytes(NONCE_SIZE, "big"), buffer[sealed:stop], buffer[head:sealed], plain[at : at + size])
                 except InvalidTag:
                     shared.drops["does not authenticate"] += 1
                     continue

@@ -25,7 +25,7 @@ from tunnel.proto.packet.header import (
     HEADER_SIZE,
     MAX_BURST,
     MAX_SEGMENTS,
-    NONCE_PREFIX,
+    NONCE_SIZE,
     OVERHEAD,
     SMALLEST_PROBE,
     TAG_SIZE,
@@ -240,7 +240,7 @@ class Sender:
             else:
                 stream.copy_to(view, start, offset, size)
             sealed = at + HEADER_SIZE
-            seal(NONCE_PREFIX + number.to_bytes(8, "big"), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
+            seal(number.to_bytes(NONCE_SIZE, "big"), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
             at = end + TAG_SIZE
             number += 1
             offset += size
@@ -432,7 +432,7 @@ class Sender:
         view[position:at] = prefix
         HEADER.pack_into(view, at, TRANSPORT, keypair.remote_index, number)
         sealed = at + HEADER_SIZE
-        nonce = NONCE_PREFIX + number.to_bytes(8, "big")
+        nonce = number.to_bytes(NONCE_SIZE, "big")
         keypair.send.encrypt_into(nonce, view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
         shared.next_number = number + 1
         keypair.sent_packets += 1

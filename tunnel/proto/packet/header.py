@@ -25,4 +25,5 @@ MAX_BURST: Final = 65_507  # bytes in one GSO call: the largest IPv4 UDP payload
 
 SMALLEST_PROBE: Final = 28  # bytes of frames in a probe: what is sent looks no different from a small packet
 
+NONCE_SIZE: Final = 12  # bytes: four zeros and the sequence number, which is the number in 96 bits
 NONCE_PREFIX: Final = bytes(4)
