@@ -3,6 +3,8 @@
 Section numbers are the draft's.  It differs in four things, argued in docs/decisions/congestion-control.md: loss that
 is no sign of a queue is compensated instead of obeyed (see background.py); all is counted per ACK and burst, never per
 packet; a round trip as short as the shortest one puts off PROBE_RTT; and PROBE_UP ends when a queue shows.
+
+Long because it is one machine whose parts all look at the same model, kept in the draft's order.
 """
 
 from __future__ import annotations
