@@ -125,14 +125,15 @@ class InitiatorHandshake:
         timestamp: Callable[[], int],
         rng: random.Random,
         give_up_after: Seconds | None = None,
+        drops: Drops | None = None,
     ) -> None:
-        """`timestamp` gives strictly increasing nanoseconds; `give_up_after` None means: never."""
+        """`timestamp` gives strictly increasing nanoseconds; `give_up_after` None means: never; `drops` is where to count."""
         self.path = path
         self.index = initiator.index
         self.completed: Completed | None = None
         self.has_failed = False
         self.attempts = 0
-        self.drops = Drops()
+        self.drops = Drops() if drops is None else drops
         self._initiator = initiator
         self._timestamp = timestamp
         self._rng = rng

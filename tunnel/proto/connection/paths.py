@@ -151,6 +151,7 @@ class Paths:
         self.known: dict[PathKey, Path] = {}
         self._challenges: dict[bytes, tuple[PathKey, PathKind, Instant]] = {}
         self.probes: deque[Probe] = deque()
+        self.dropped = 0  # probes that waited in too long a queue
         self.evicted: list[Path] = []  # made room for another; what was under way there has not been sent again yet
         self.policy = "auto"
         self.why = "the relay carries until a direct path is found" if kind is PathKind.RELAY else ""
@@ -180,6 +181,7 @@ class Paths:
     def _queue(self, probe: Probe) -> None:
         if len(self.probes) >= MAX_QUEUED_PROBES:
             self.probes.popleft()
+            self.dropped += 1
         self.probes.append(probe)
 
     def on_response(self, now: Instant, data: bytes) -> tuple[Path, Seconds, bool] | None:

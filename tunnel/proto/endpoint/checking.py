@@ -53,6 +53,7 @@ class KeyQuestion:
             timestamp=context.timestamp,
             rng=context.rng,
             give_up_after=GIVE_UP_AFTER,
+            drops=context.drops,
         )
         context.answers[initiator.index] = self._on_answer
         context.verdicts[initiator.index] = self._on_verdict

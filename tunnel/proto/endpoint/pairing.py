@@ -365,7 +365,12 @@ class ConnectorPairing:
         )
         self._deadline = Instant(now + ANSWER_TIMEOUT)
         self.handshake = InitiatorHandshake(
-            initiator=initiator, path=self._channel.path_key, now=now, timestamp=context.timestamp, rng=context.rng
+            initiator=initiator,
+            path=self._channel.path_key,
+            now=now,
+            timestamp=context.timestamp,
+            rng=context.rng,
+            drops=context.drops,
         )
         context.answers[initiator.index] = self.handle_answer
 

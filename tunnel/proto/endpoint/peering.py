@@ -110,6 +110,7 @@ class Peering:
             timestamp=context.timestamp,
             rng=context.rng,
             give_up_after=give_up_after,
+            drops=context.drops,
         )
 
     def end_handshake(self) -> None:
