@@ -555,7 +555,7 @@ def test_no_series_of_mishaps_loses_a_byte_or_a_link(batch: int) -> None:
         survive(seed)
 
 
-@pytest.mark.parametrize("seed", [12, 42, 54, 63, 75, 88, 97, 143, 425])
+@pytest.mark.parametrize("seed", [12, 42, 54, 63, 75, 88, 97, 143, 425, 893])
 def test_series_of_mishaps_that_were_too_much_once(seed: int) -> None:
-    """Sleep beyond the server's patience; a relay that failed meanwhile; a Rebind that overtook the Refresh."""
+    """Sleep beyond the server's patience, a relay that failed meanwhile, a Rebind before the Refresh, a Leave after the Join."""
     survive(seed)

@@ -102,8 +102,10 @@ class Dialer:
 
     def dial(self, now: Instant, *, wide: bool = False) -> None:
         days = days_around(self._context.unix_time())
-        self._leave(now)
-        self._rooms = [room_id(self.peering.peer.psk, day) for day in (days if wide else days[1:2])]
+        rooms = [room_id(self.peering.peer.psk, day) for day in (days if wide else days[1:2])]
+        self._rooms = [room for room in self._rooms if room not in rooms]
+        self._leave(now)  # not what is dialed again: a Leave that overtakes the next Join would undo it
+        self._rooms = rooms
         self.client.dial(now, self._rooms)
         self._widen_at = None if wide else Instant(now + NEIGHBOURS_AFTER)
         if self._absent_at is None:

@@ -96,6 +96,12 @@ class Client:
         """The address in use, once one has answered."""
         return self._primary.address if self._primary is not None else None
 
+    @property
+    def ipv4_address(self) -> Address | None:
+        """An IPv4 address of the server that has answered, the one in use if it is one."""
+        known = [home for home in self._homes if home.reflexive is not None and not home.address.is_ipv6]
+        return next((home.address for home in known if home is self._primary), known[0].address if known else None)
+
     def is_server(self, socket_id: SocketId, address: Address) -> bool:
         """Whether that is one of the server's addresses, as we reach it from that socket."""
         return any(home.socket_id == socket_id and home.address == address for home in self._homes)
@@ -127,6 +133,7 @@ class Client:
         """Wait in these rooms until leave().  Each dialer comes as Introduced with side 0."""
         fresh = [room for room in dict.fromkeys(rooms) if room not in self._wishes.listening]
         self._wishes.listening.update(dict.fromkeys(fresh))
+        self._forget_leaving(now, fresh)
         self._join(now, joins(Role.LISTEN, fresh))
 
     def dial(self, now: Instant, rooms: list[bytes]) -> None:
@@ -136,6 +143,7 @@ class Client:
         """
         group = tuple(rooms[: messages.MAX_ROOMS])
         self._wishes.dialing.update(dict.fromkeys(group, group))
+        self._forget_leaving(now, group)
         self._join(now, joins(Role.DIAL, group))
 
     def leave(self, now: Instant, rooms: list[bytes]) -> None:
@@ -298,6 +306,17 @@ class Client:
     def _join(self, now: Instant, wanted: Iterable[messages.Join]) -> None:
         for message in wanted:
             self._request(now, message)
+
+    def _forget_leaving(self, now: Instant, rooms: Iterable[bytes]) -> None:
+        """A Leave that is still being repeated must not undo the Join that comes after it."""
+        wanted = set(rooms)
+        for request in self._requests:
+            message = request.message
+            if isinstance(message, messages.Leave) and not wanted.isdisjoint(message.rooms):
+                self._requests.remove(request)
+                rest = tuple(room for room in message.rooms if room not in wanted)
+                if rest:
+                    self._request(now, messages.Leave(rooms=rest), expires_at=Instant(now + POST_LIFETIME))
 
     def _register(self, now: Instant) -> None:
         """Everything again: the server has forgotten us."""
