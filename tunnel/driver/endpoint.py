@@ -5,6 +5,7 @@ Whoever calls into the core (a stream, a link) flushes behind it, without awaiti
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 import trio
 
 from tunnel.driver.link import Link
+from tunnel.driver.pool import PoolSockets
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.host.clock import boottime, wall_ns
 from tunnel.host.cpu import has_aes
@@ -25,6 +27,7 @@ from tunnel.proto.endpoint import (
     EndpointEvent,
     ExposerPairing,
     KnownPeer,
+    OpenSockets,
     Peering,
     PeeringClosed,
     PeeringEvent,
@@ -120,7 +123,9 @@ class EndpointDriver:
         self._armed = float("inf")
         self._is_flushing = False
         self._has_more = False
+        bind = tuple(bind)
         self._open(bind, opener)
+        self.pool = PoolSockets(self._sockets, opener, next((host for host in bind if ":" not in host), None))
         config = EndpointConfig(
             name=name,
             aeads=preferred_aeads(has_aes()),
@@ -238,6 +243,7 @@ class EndpointDriver:
         async with trio.open_nursery() as nursery:
             for socket_id in self._sockets:
                 nursery.start_soon(self._run_socket, socket_id)
+            self.pool.nursery = nursery
             nursery.start_soon(self._run_timers)
             nursery.start_soon(self._run_writer)
             nursery.start_soon(watch, self._network_changed, self._resumed)
@@ -245,9 +251,13 @@ class EndpointDriver:
                 nursery.start_soon(self._run_port_mapping)
             task_status.started()
 
+    async def _run_pool_socket(self, socket_id: SocketId) -> None:
+        with contextlib.suppress(trio.ClosedResourceError):
+            await self._run_socket(socket_id)
+
     async def _run_socket(self, socket_id: SocketId) -> None:
-        socket, core, clock = self._sockets[socket_id], self.core, self.clock
-        while True:
+        core, clock, socket = self.core, self.clock, self._sockets.get(socket_id)
+        while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
             await socket.wait_readable()
             batches = 0
             while (batch := socket.receive()) is not None:
@@ -292,8 +302,15 @@ class EndpointDriver:
                 self._unblock = trio.Event()
                 await self._unblock.wait()
                 continue
-            socket = self._sockets[blocked.socket_id]
-            await socket.wait_writable()
+            socket = self._sockets.get(blocked.socket_id)
+            if socket is None:
+                self._blocked = None
+                self.flush()
+                continue
+            try:
+                await socket.wait_writable()
+            except trio.ClosedResourceError:
+                continue
             if socket.send(blocked.remote, blocked.buffer, blocked.segment_size, blocked.ttl, blocked.ecn):
                 self._blocked = None
                 self.flush()
@@ -335,6 +352,11 @@ class EndpointDriver:
             now = self.clock()
             while True:
                 is_dry = self._send(now)
+                while (order := core.poll_socket_order()) is not None:
+                    opened = self.pool.fulfil(order, self._run_pool_socket)
+                    if isinstance(order, OpenSockets):
+                        core.add_pool_sockets(now, opened or (), order.count)
+                        is_dry = False
                 event = core.poll_event(now)
                 if event is None:
                     break
@@ -360,7 +382,10 @@ class EndpointDriver:
             burst = core.poll_transmit(now, out)
             if burst is None:
                 return True
-            if not sockets[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, burst.ttl, burst.ecn):
+            socket = sockets.get(burst.socket_id)
+            if socket is None:
+                continue  # of the pool, and closed meanwhile
+            if not socket.send(burst.remote, burst.buffer, burst.segment_size, burst.ttl, burst.ecn):
                 self._blocked = burst
                 self._unblock.set()
         return False

@@ -41,7 +41,7 @@ from tunnel.proto.stream.datagrams import MAX_DATAGRAM
 from tunnel.proto.stream.streams import CONTROL_STREAM
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops, Trace
-from tunnel.units import Buffer, Instant, PathKey, Seconds, StreamId, Transmit
+from tunnel.units import Buffer, Instant, PathKey, Seconds, SocketId, StreamId, Transmit
 
 if TYPE_CHECKING:
     import random
@@ -150,6 +150,13 @@ class Connection:
         rest = [path.key for path in paths.known.values() if path.validated and path is not paths.current]
         return [paths.current.key, *rest]
 
+    @property
+    def used_sockets(self) -> set[SocketId]:
+        """Those of the paths in use, and of all that the peer has lately answered on."""
+        paths = self._shared.paths
+        used = {path.key.socket_id for path in paths.known.values() if path.validated}
+        return used | {paths.current.key.socket_id, paths.answering.key.socket_id}
+
     def stats(self) -> ConnectionStats:
         """A snapshot of the counters."""
         shared = self._shared
@@ -157,6 +164,8 @@ class Connection:
         drops = dict(shared.drops)
         if shared.datagrams.dropped:
             drops["datagram waited too long"] = shared.datagrams.dropped
+        if shared.paths.dropped:
+            drops["path probe queue full"] = shared.paths.dropped
         if shared.rejoiner.dropped:
             drops["split datagram never whole"] = shared.rejoiner.dropped
         return ConnectionStats(

@@ -44,6 +44,8 @@ from tunnel.proto.endpoint.events import (
 )
 from tunnel.proto.endpoint.pairing import ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
+from tunnel.proto.endpoint.pool import CloseSockets, OpenSockets, SocketOrder
+from tunnel.proto.nat.technique import PoolSocket
 from tunnel.proto.pairing.code import Code, complete, looks_like_code, parse_code
 from tunnel.proto.pairing.grants import Grant, GrantSet
 from tunnel.proto.pairing.identity import fingerprint, sanitise_name
@@ -64,6 +66,10 @@ __all__ = [
     "KnownPeer",
     "PeerStore",
     "Peering",
+    "OpenSockets",
+    "CloseSockets",
+    "SocketOrder",
+    "PoolSocket",
     "ExposerPairing",
     "Connection",
     "ConnectionEvent",

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
+from tunnel.proto.endpoint.pool import SocketPool
 from tunnel.proto.trace import Drops, Trace, Traces
 from tunnel.units import Address, Buffer, Instant, PathKey, SocketId
 
@@ -67,6 +68,7 @@ class Context:
         self.wall_ns = wall_ns
         self.traces = traces
         self.drops = Drops()
+        self.pool = SocketPool()
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
         self.clients: dict[str, Client] = {}

@@ -104,6 +104,8 @@ class Peerings:
             same_machine=client is not None and client.server is not None and is_loopback(client.server.host),
             now=now,
             rng=context.rng,
+            pool=context.pool,
+            send=context.send,
         )
 
     def index(self, peering: Peering) -> None:

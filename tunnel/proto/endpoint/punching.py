@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, PathLost, PathProbed, PathValidated
+from tunnel.proto.nat import stun
 from tunnel.proto.nat.agent import Agent, AgentState
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, is_allowed, make_candidate
+from tunnel.proto.nat.technique import Measure, PoolSocket, TechniqueStats
+from tunnel.proto.nat.techniques import Techniques
 from tunnel.units import Address, Buffer, Instant, PathKey, SocketId
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tunnel.proto.connection.connection import Connection
+    from tunnel.proto.endpoint.pool import SocketPool
     from tunnel.proto.rendezvous.client import Client
 
 _NOTHING: Final[MappingType[SocketId, Address]] = {}
 MAX_OFFERS_A_TURN: Final = 8
 MAX_CHECKS_A_TURN: Final = 32
+MAX_MEASURES: Final = 32  # questions to the server that wait for an answer
+QUESTION_SIZE: Final = 100  # bytes; the padding asks for the server's other address (RFC 5780 §7.6)
 
 
 class LocalSocket(NamedTuple):
@@ -54,9 +60,12 @@ class Puncher:
         same_machine: bool,
         now: Instant,
         rng: random.Random,
+        pool: SocketPool | None = None,
+        send: Callable[[PathKey, bytes], None] | None = None,
     ) -> None:
         """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too.
 
+        `pool` and `send` are what the costlier techniques need; without them there are none.
         `port_mapped` stays the caller's, who calls refresh when it changes.
         """
         self._connection = connection
@@ -65,6 +74,12 @@ class Puncher:
         self._client = client
         self._hosts = tuple(hosts)
         self._port_mapped = port_mapped
+        self._pool = pool
+        self._send = send
+        self._rng = rng
+        self._measures: dict[bytes, tuple[Measure, Address]] = {}
+        self._elsewhere: Address | None = None
+        self.technique = Techniques(rng=rng, budget=pool.budget) if pool is not None else None
         self.next_at: Instant | None = now
         self.agent = Agent(
             controlling=controlling,
@@ -72,6 +87,7 @@ class Puncher:
             rng=rng,
             sockets={socket.socket_id: socket.is_ipv6 for socket in self._sockets.values()},
             allow_loopback=same_machine,
+            technique=self.technique,
         )
         self.refresh(now)
 
@@ -123,6 +139,70 @@ class Puncher:
                 return
         self.next_at = now
 
+    # --- sockets and measurements of the techniques
+
+    @property
+    def wanted_sockets(self) -> int:
+        return self.technique.wanted_sockets if self.technique is not None else 0
+
+    def sockets_opened(self, now: Instant, fresh: Iterable[PoolSocket], sockets: tuple[PoolSocket, ...]) -> None:
+        """`fresh` of all `sockets` of the pool are new."""
+        for socket in fresh:
+            self.agent.add_socket(now, socket.socket_id, False, plain=False)
+        if self.technique is not None:
+            self.technique.sockets_opened(now, sockets)
+        self.next_at = now
+
+    def sockets_closed(self, now: Instant, gone: Iterable[SocketId]) -> None:
+        for socket_id in gone:
+            self.agent.remove_socket(socket_id)
+        for key in self._connection.paths:
+            if key.socket_id in gone:
+                self._connection.drop_path(now, key)
+
+    def used_sockets(self) -> set[SocketId]:
+        """Those that carry a path of ours."""
+        if self._connection.is_closed:
+            return set()
+        return self._connection.used_sockets
+
+    def stats(self, now: Instant) -> TechniqueStats | None:
+        return self.technique.stats(now) if self.technique is not None else None
+
+    def _measure(self, now: Instant) -> None:
+        technique, client, send = self.technique, self._client, self._send
+        if technique is None or client is None or send is None:
+            return
+        while (measure := technique.poll_measure(now)) is not None:
+            server = self._elsewhere if measure.elsewhere else client.ipv4_address
+            if server is None:
+                continue
+            while len(self._measures) >= MAX_MEASURES:
+                del self._measures[next(iter(self._measures))]
+            transaction = self._rng.randbytes(12)
+            self._measures[transaction] = measure, server
+            send(PathKey(measure.socket_id, server), stun.encode_binding_request(transaction, padding_to=QUESTION_SIZE))
+
+    def handle_stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> bool:
+        """An answer to one of our questions?"""
+        asked = self._measures.get(bytes(data[8:20]))
+        if asked is None or asked[0].socket_id != socket_id or asked[1] != remote or self.technique is None:
+            return False
+        try:
+            message = stun.decode(data)
+            mapped, other = message.mapped_address, message.other_address
+        except MalformedPacket:
+            return False
+        del self._measures[message.transaction]
+        if mapped is None or message.type != stun.BINDING_RESPONSE:
+            return True
+        if other is not None and other.host != remote.host and not other.is_ipv6 and is_allowed(other):
+            self._elsewhere = other
+        self.technique.measured(now, asked[0], mapped)
+        self.agent.refine_mapping(now)
+        self.next_at = now
+        return True
+
     def pump(self, now: Instant) -> bytes | None:
         """Queue the checks that are due; returns an offer for the peer, if there is one: call again until None."""
         if self.next_at is None or now < self.next_at:
@@ -132,6 +212,9 @@ class Puncher:
             if check is None:
                 break
             self._connection.challenge(now, PathKey(check.socket_id, check.remote), PathKind.DIRECT, check.ttl)
+        if self._pool is not None:
+            self._measure(now)
+            self._pool.serve(now, self)
         offer = self.agent.poll_offer()
         if offer is not None:
             return encode_offer(offer)

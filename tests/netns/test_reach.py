@@ -1,0 +1,76 @@
+"""Direct paths between real routers, one test for each technique.  Direct is what the core's byte counters say."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.netns.lab import Kind, Lab, eventually
+from tests.netns.programs import Pair, http_server, ptunnel, start_server
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def meet(lab: Lab, home: Kind, friend: Kind, tmp_path: Path, *, patience: float = 15.0) -> tuple[Pair, float]:
+    """Pair two sites and wait for the direct path; returns the seconds from the pairing until then."""
+    sites = lab.add_site("home", home), lab.add_site("friend", friend)
+    start_server(lab)
+    (tmp_path / "page").write_text("hello", encoding="utf-8")
+    http_server(lab, sites[0].host, tmp_path)
+    pair = Pair(lab, *sites, expose=["8000"], forward=["8000"])
+    begun = time.monotonic()
+    assert fetch(pair) == "hello"  # over the relay meanwhile
+    pair.wait_direct(patience)
+    return pair, time.monotonic() - begun
+
+
+def fetch(pair: Pair) -> str:
+    return pair.friend.host.run("curl", "-sS", "--max-time", "5", "http://127.0.0.1:8000/page", check=False).stdout
+
+
+def goes_direct(pair: Pair) -> None:
+    before = pair.went_direct()
+    for _ in range(5):
+        assert fetch(pair) == "hello"
+    assert pair.went_direct() - before > 5 * 300
+
+
+@pytest.mark.parametrize(("home", "friend"), [("sym", "prc"), ("prc", "sym"), ("sym", "prcrace")])
+def test_a_random_mapping_and_a_port_filter_meet_by_birthday(lab: Lab, tmp_path: Path, home: Kind, friend: Kind) -> None:
+    pair, took = meet(lab, home, friend, tmp_path)
+    goes_direct(pair)
+    assert took < 15.0
+    # The pool is closed: what is left is what there was, and the socket or two that carry the path.
+    hard = pair.exposer if home == "sym" else pair.connector
+    eventually("the pool is closed", lambda: descriptors(hard.pid) < 40)
+
+
+@pytest.mark.parametrize(("home", "friend"), [("sym", "open"), ("fw", "sym")])
+def test_a_random_mapping_and_no_port_filter_meet_at_once(lab: Lab, tmp_path: Path, home: Kind, friend: Kind) -> None:
+    pair, took = meet(lab, home, friend, tmp_path)
+    goes_direct(pair)
+    if "open" in (home, friend):
+        assert took < 5.0
+
+
+def test_two_random_mappings_are_relayed_and_the_reason_is_said(lab: Lab, tmp_path: Path) -> None:
+    home, friend = lab.add_site("home", "sym"), lab.add_site("friend", "sym")
+    start_server(lab)
+    (tmp_path / "page").write_text("hello", encoding="utf-8")
+    http_server(lab, home.host, tmp_path)
+    pair = Pair(lab, home, friend, expose=["8000"], forward=["8000"])
+    assert fetch(pair) == "hello"
+    event = eventually(
+        "the reason",
+        lambda: [e for e in pair.connector.collect() if e["event"] == "path" and "new port for every" in e.get("why", "")],
+        20,
+    )
+    assert event[0]["kind"] == "relay"
+    status = ptunnel(friend.host, pair.connector.home, "status", "--json")
+    assert "both routers" in status.stdout
+    assert descriptors(pair.connector.pid) < 40
