@@ -150,7 +150,7 @@ async def _watch_sleep(on_resume: Callable[[], None]) -> None:
 
 
 def _open_timer() -> int | None:
-    """A descriptor that becomes readable when the calendar is set, as it is at resume (timerfd_create(2)); None: cannot be had."""
+    """Becomes readable when the calendar is set, as it is at resume (timerfd_create(2)); None: cannot be had."""
     import ctypes
     import os
     import time
