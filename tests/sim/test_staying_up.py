@@ -116,7 +116,7 @@ def test_dialing_while_the_server_is_away_succeeds_when_it_returns() -> None:
 
 @pytest.mark.parametrize("holes", [("home",), ("friend",), ("home", "friend")])
 def test_a_direct_path_that_swallows_everything_is_left_within_two_seconds(holes: tuple[str, ...]) -> None:
-    for seed in range(6):
+    for seed in range(3):
         with Cast(seed=seed, link=LINE) as cast:
             transfer = under_way(cast, cast.meet_directly())
             for sender in holes:
@@ -306,7 +306,7 @@ def test_both_processes_and_the_server_restart_at_once() -> None:
 @pytest.mark.parametrize(("home", "friend"), [("prc", "prc"), ("sym", "sym")])
 def test_keys_are_renewed_under_loss_while_bytes_flow(home: str, friend: str) -> None:
     lossy = Link(delay=Seconds(0.02), loss=0.1, bursts=Bursts(enter=0.01, leave=0.3), reorder=0.1, duplicate=0.1)
-    for seed in range(5):
+    for seed in range(3):
         with Cast(seed=seed, link=lossy, home=home, friend=friend) as cast:
             peering = cast.meet()
             connection = peering.connection
@@ -551,7 +551,7 @@ def survive(seed: int) -> None:
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_no_series_of_mishaps_loses_a_byte_or_a_link(batch: int) -> None:
-    for seed in seeds(60, batch):
+    for seed in seeds(30, batch):
         survive(seed)
 
 
