@@ -1,7 +1,8 @@
 """ptunnel beside what others use, in one go: run it by scripts/bench, which fetches them.
 
 Every tool joins the same two namespaces (veth, MTU 1500) and carries the same iperf3; the runs are interleaved, so that a noisy
-machine is noisy for all, and what is printed are medians and ratios.  Forwards carry a TCP connection, the others an IP packet.
+machine is noisy for all, and what is printed are medians and ratios.  Forwards carry a TCP connection, the others IP packets.
+Kernel TCP, alone and in IP tunnels, is CUBIC whatever this machine's default is; that of ssh is told.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ from tests.netns.programs import Program, Sshd
 SECONDS = 3
 #: iperf3 and the echo behind one another, so that a forward of the n-th port leads to the n-th.
 BASE = 5400
+CUBIC = ("-C", "cubic")
 
 
 class Tool:
     """Something that carries TCP from B to A: where to connect in B, and whose CPU time it costs."""
 
-    def __init__(self, name: str, host: str, ports: tuple[int, int], programs: list[Program | int]) -> None:
+    def __init__(
+        self, name: str, host: str, ports: tuple[int, int], programs: list[Program | int], words: tuple[str, ...] = ()
+    ) -> None:
+        self.words = words
         self.name, self.host = name, host
         self.iperf, self.echo = ports
         self._programs = programs
@@ -72,6 +77,7 @@ class Bench:
         self.desk = desk
         self.tools: list[Tool] = []
         self.missing: dict[str, str] = {}
+        self.is_bad = False  # the link: then BBR is a reference too
         self._deb = tools
         self._python = python
 
@@ -103,7 +109,10 @@ class Bench:
     # the tools
 
     def kernel(self) -> Tool:
-        return Tool("kernel TCP", A, (IPERF, ECHO), [])
+        return Tool("kernel TCP", A, (IPERF, ECHO), [], CUBIC)
+
+    def kernel_bbr(self) -> Tool:
+        return Tool("kernel TCP, BBR", A, (IPERF, ECHO), [], ("-C", "bbr"))
 
     def ptunnel(self, path: str) -> Tool:
         shift = 0 if path == "auto" else 100
@@ -159,7 +168,7 @@ class Bench:
             peer = ["peer", keys[other][1], "allowed-ips", "10.91.0.0/24", *endpoint]
             space.run(wg, "set", device, "listen-port", "4703", "private-key", keys[side][0], *peer)
             space.ip(f"addr add {address}/24 dev {device}\nlink set {device} mtu 1420 up")
-        return Tool("wireguard-go", "10.91.0.1", (IPERF, ECHO), programs)
+        return Tool("wireguard-go", "10.91.0.1", (IPERF, ECHO), programs, CUBIC)
 
     def n2n(self) -> Tool:
         supernode, edge = self.find("supernode", "usr/bin", "usr/sbin"), self.find("edge", "usr/sbin", "usr/bin")
@@ -170,7 +179,7 @@ class Bench:
         for side, space, address in (("a", self.desk.a, "10.92.0.1"), ("b", self.desk.b, "10.92.0.2")):
             words = ["-d", f"n2n-{side}", "-a", address, "-s", "255.255.255.0", "-c", "bench", "-k", "bench", "-l", f"{A}:4704"]
             programs.append(Program(self.desk, space, f"edge-{side}", [edge, *words], env=environment))
-        return Tool("n2n", "10.92.0.1", (IPERF, ECHO), programs)
+        return Tool("n2n", "10.92.0.1", (IPERF, ECHO), programs, CUBIC)
 
     # measuring
 
@@ -205,7 +214,7 @@ class Bench:
 
 
 def _rate(desk: Desk, tool: Tool, seconds: int, *words: str) -> tuple[float, float]:
-    command = ["iperf3", "-c", tool.host, "-p", str(tool.iperf), "-t", str(seconds), "-J", *words]
+    command = ["iperf3", "-c", tool.host, "-p", str(tool.iperf), "-t", str(seconds), "-J", *tool.words, *words]
     end = json.loads(desk.b.run(*command, timeout=60 + seconds).stdout)["end"]["sum_received"]
     return end["bits_per_second"] / 1e6, max(1.0, end["bytes"])
 
@@ -249,14 +258,43 @@ def table(medians: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+class BadDesk(Desk):
+    """The same desk over the laboratory's emulator: `rate` in Mbit/s, `rtt` in ms, `loss` each way in %."""
+
+    def __init__(self, folder: Path, rate: float, rtt: float, loss: float, *, ordinary: bool) -> None:
+        self._shape = (rtt / 2e3, rate * 1e6, loss / 100)
+        super().__init__(folder, rtt / 2e3, ordinary=ordinary)
+
+    def _cable(self, one: Any, one_name: str, other: Any, other_name: str, shape: tuple[float, float, float]) -> None:
+        super()._cable(one, one_name, other, other_name, self._shape)
+
+
+def a_desk(arguments: argparse.Namespace, folder: Path) -> Desk:
+    if arguments.link is None:
+        return Desk(folder, ordinary=arguments.ordinary)
+    return BadDesk(folder, *arguments.link, ordinary=arguments.ordinary)
+
+
+def link_of(text: str) -> tuple[float, float, float]:
+    rate, rtt, loss = (float(part) for part in text.split(","))
+    return rate, rtt, loss
+
+
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    with Desk(folder, ordinary=arguments.ordinary) as desk:
+    with a_desk(arguments, folder) as desk:
+        default = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text(encoding="ascii").strip()
+        for space in (desk.a, desk.b):
+            with contextlib.suppress(PermissionError):  # where the machine's default is the only one for namespaces
+                space.sysctl("net.ipv4.tcp_congestion_control", "cubic")
+                default = "cubic"
         for port in (IPERF, BASE):
             Program(desk, desk.a, f"iperf3-{port}", ["iperf3", "-s", "-p", str(port)])
         echoes = [echo_server(desk.a, port) for port in (ECHO, BASE + 1)]
         bench = Bench(desk, arguments.tools, arguments.python)
+        bench.is_bad = arguments.link is not None
         makers: dict[str, Callable[[], Tool]] = {
             "kernel TCP": bench.kernel,
+            **({"kernel TCP, BBR": bench.kernel_bbr} if bench.is_bad else {}),
             "ptunnel": lambda: bench.ptunnel("auto"),
             "ptunnel, relayed": lambda: bench.ptunnel("relay"),
             "ssh -L": bench.ssh,
@@ -271,7 +309,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         medians = bench.measure(arguments.runs, arguments.seconds)
         for echo in echoes:
             echo.close()
-    return {"medians": medians, "missing": bench.missing}
+    return {"medians": medians, "missing": bench.missing, "congestion control of ssh": default}
 
 
 def main() -> None:
@@ -279,6 +317,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="interleaved; medians are shown (5)")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of each transfer (3)")
     parser.add_argument("--only", action="append", metavar="TOOL", help="this one; repeatable")
+    parser.add_argument("--link", type=link_of, metavar="MBIT,RTT_MS,LOSS_%",
+                        help="over an emulated link with 100 ms of queue, as 100,40,1, instead of the bare veth")  # fmt: skip
     parser.add_argument("--ordinary", action="store_true", help="without CAP_NET_ADMIN: the kernel's default socket buffers")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the SVG here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
@@ -288,12 +328,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = compare(arguments, Path(folder))
     print(table(found["medians"]))
+    print(f"ssh -L rides on kernel TCP with {found['congestion control of ssh']}")
     for name, why in found["missing"].items():
         print(f"{name:<18} left out: {why}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if arguments.plot:
-        arguments.plot.write_text(plot.bars(found["medians"], arguments.runs), encoding="utf-8")
+        where = "veth of MTU 1500"
+        if arguments.link is not None:
+            rate, rtt, loss = arguments.link
+            where = f"{rate:g} Mbit/s, {rtt:g} ms, {loss:g} % lost each way"
+        arguments.plot.write_text(plot.bars(found["medians"], arguments.runs, where), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ OURS, THEIRS, FLOOR = "#0b6e4f", "#8a94a0", "#c9ced4"
 LEFT_OUT = ("kernel TCP",)  # no tunnel: it would dwarf all others; it is told in the caption
 
 
-def bars(medians: dict[str, dict[str, float]], runs: int) -> str:
+def bars(medians: dict[str, dict[str, float]], runs: int, where: str = "veth of MTU 1500") -> str:
     """Mbit/s of one TCP stream, up and down, a pair of bars for each tool, the fastest first."""
-    rows = [(name, found.get("up", 0.0), found.get("down", 0.0)) for name, found in medians.items() if name not in LEFT_OUT]
+    rows = [(name, found.get("up", 0.0), found.get("down", 0.0)) for name, found in medians.items()]
+    if where.startswith("veth"):
+        rows = [row for row in rows if row[0] not in LEFT_OUT]
     rows.sort(key=lambda row: -(row[1] + row[2]))
     top = max((value for _, *values in rows for value in values), default=1.0) or 1.0
     height = TOP + len(rows) * (2 * BAR + GAP) + 34
@@ -23,8 +25,7 @@ def bars(medians: dict[str, dict[str, float]], runs: int) -> str:
         "<title>One TCP stream through each tool, Mbit/s</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         '<text x="12" y="24" font-size="16" font-weight="600" fill="#1c2126">One TCP stream through each tool, Mbit/s</text>',
-        f'<text x="12" y="44" fill="#57606a">Both ends on one machine, veth of MTU 1500, {whence}. '
-        "Upper bar: up; lower bar: down.</text>",
+        f'<text x="12" y="44" fill="#57606a">Both ends on one machine, {where}, {whence}. Upper bar: up; lower bar: down.</text>',
     ]
     for step in _ticks(top):
         x = LEFT + step * scale

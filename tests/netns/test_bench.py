@@ -14,7 +14,7 @@ from tests.bench import compare, plot
 @pytest.mark.time_limit(90)
 def test_a_short_comparison(tmp_path: Path) -> None:
     only = ["kernel TCP", "ptunnel", "ssh -L", "iroh"]
-    arguments = argparse.Namespace(runs=1, seconds=1, only=only, ordinary=False, tools=None, python=None)
+    arguments = argparse.Namespace(runs=1, seconds=1, only=only, link=None, ordinary=False, tools=None, python=None)
     found = compare.compare(arguments, tmp_path)
     assert list(found["medians"]) == ["kernel TCP", "ptunnel", "ssh -L"]
     assert found["missing"] == {"iroh": "it is not installed"}
