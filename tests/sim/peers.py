@@ -29,17 +29,20 @@ from tunnel.proto.connection.events import (
     StreamWritable,
 )
 from tunnel.proto.endpoint import (
+    CloseSockets,
     CodeIssued,
     Endpoint,
     EndpointConfig,
     EndpointEvent,
     KnownPeer,
+    OpenSockets,
     Peering,
     PeeringClosed,
     PeeringEvent,
     PeeringRestarted,
     PeeringStarted,
     PeerPaired,
+    PoolSocket,
     Problem,
     Troubled,
 )
@@ -148,6 +151,7 @@ class PeerNode:
         self.days_ahead = 0  # of its calendar
         self._transfers: dict[tuple[Peering, StreamId], Transfer] = {}
         self._backlogs: dict[tuple[Peering, StreamId], bytearray] = {}
+        self._pool_ids = 1000
         self.boot()
 
     def boot(self) -> None:
@@ -207,7 +211,25 @@ class PeerNode:
             burst = self.endpoint.poll_transmit(now, out)
         return burst
 
+    def _serve_pool(self, now: Instant) -> None:
+        """Open and close the sockets that punching asks for, as the driver does."""
+        while (order := self.endpoint.poll_socket_order()) is not None:
+            match order:
+                case OpenSockets(count=count):
+                    fresh: list[PoolSocket] = []
+                    for _ in range(count):
+                        self._pool_ids += 1
+                        socket_id, address = SocketId(self._pool_ids), self.host.bind()
+                        self.host.sockets[socket_id] = address
+                        self.host.by_address[address] = socket_id
+                        fresh.append(PoolSocket(socket_id, address.port))
+                    self.endpoint.add_pool_sockets(now, fresh, count)
+                case CloseSockets(socket_ids=socket_ids):
+                    for socket_id in socket_ids:
+                        del self.host.by_address[self.host.sockets.pop(socket_id)]
+
     def _hear(self, now: Instant) -> None:
+        self._serve_pool(now)
         while (event := self.endpoint.poll_event(now)) is not None:
             self.told.append(event)
             self.told_at.append(now)

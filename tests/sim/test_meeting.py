@@ -67,9 +67,9 @@ def test_a_code_pairs_over_any_line(batch: int) -> None:
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_remembered_peers_meet_over_any_line(batch: int) -> None:
     for seed in seeds(300, batch):
-        with Cast(seed=seed, link=rough_link(seed, worst=0.3)) as cast:
-            peering = cast.meet()
-            cast.transfer(peering, 2_000)
+        with Cast(seed=seed, link=rough_link(seed, worst=0.2)) as cast:
+            peering = cast.meet(limit=120)
+            cast.transfer(peering, 2_000, limit=60)
             assert len(cast.home.live) == 1  # however often it was asked
 
 
@@ -173,7 +173,8 @@ def test_every_pair_of_sites_is_direct_where_it_can_be_and_relayed_elsewhere(hom
     lateness = ("home", "friend", "offers of home", "offers of friend")
     for at, friend in enumerate(KINDS):
         seed = KINDS.index(home) * len(KINDS) + at
-        for late in ("nobody", *(lateness if SHARE > 1 else (lateness[seed % len(lateness)],))):
+        check_pair(home, friend, "nobody", seed)
+        for late in lateness if SHARE > 1 else lateness[seed % 12 : seed % 12 + 1]:  # a third of them, by default
             check_pair(home, friend, late, seed)
 
 
