@@ -25,7 +25,8 @@ from tunnel.units import Address, Instant
 
 MAX_TRACE: Final = 256 * 1024 * 1024  # bytes of one file; the trace ends there, and says so
 MAX_FILES: Final = 1_024  # traces a process begins; a peer that reconnects for ever must not fill the disk
-FLUSH_AT: Final = 64 * 1024  # bytes gathered before they are written
+FLUSH_AT: Final = 64 * 1024  # bytes gathered before they are written, ...
+FLUSH_AFTER: Final = 1.0  # ... or seconds, so that a trace can be read while it grows
 RECORD: Final = "\x1e"  # RFC 7464: before each record
 FILE_SCHEMA: Final = "urn:ietf:params:qlog:file:sequential"
 EVENT_SCHEMA: Final = "urn:ietf:params:qlog:events:quic-12"
@@ -101,7 +102,7 @@ class QlogTrace:
     def __init__(self, file: BinaryIO, now: Instant, *, peer: str, instance: int, is_initiator: bool) -> None:
         self.is_closed = False
         self._file = file
-        self._started_at = now
+        self._started_at = self._flushed_at = now
         self._lines: list[str] = []
         self._gathered = 0
         self._written = 0
@@ -120,7 +121,10 @@ class QlogTrace:
             self._event(at, f"ptunnel:{name}", data)
         else:
             handler(at, data)
-        if self._gathered >= FLUSH_AT:
+        if self.is_closed:
+            return
+        if self._gathered >= FLUSH_AT or now >= self._flushed_at + FLUSH_AFTER:
+            self._flushed_at = now
             self._flush()
 
     def close(self) -> None:
