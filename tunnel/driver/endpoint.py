@@ -325,6 +325,8 @@ class EndpointDriver:
 
     def _resumed(self) -> None:
         self.core.network_changed(self.clock())
+        if self.port_maps is not None:
+            self.port_maps.network_changed()
         self.flush()
 
     async def _run_port_mapping(self) -> None:

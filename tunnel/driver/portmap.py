@@ -74,8 +74,10 @@ class PortMapKeeper:
         self._is_leaving = False
 
     def network_changed(self) -> None:
-        """Look at the default route now."""
+        """Look at the default route and at the leases now: the host roamed or woke up."""
         self._look.set()
+        for wake in self._wakes.values():
+            wake.set()
 
     def why_unmapped(self, port: int) -> str:
         """The end of a sentence, where `port` has no mapping."""

@@ -278,6 +278,7 @@ class PortMapper:
         if mapping is not None and now >= mapping.expires_at and not self._is_closed:
             self.mapping = None
             self._failed(now, self._ways[mapping.protocol], "the router no longer answers")
+            self._retry_after = RETRY_AFTER
             self._restart(now)
         for way in self._ways.values():
             if way.stage is Stage.HELD and way.next_at is not None and now >= way.next_at:

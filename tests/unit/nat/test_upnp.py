@@ -1,0 +1,150 @@
+"""UPnP-IGD: what is asked, and how little of an answer is believed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunnel.errors import MalformedPacket
+from tunnel.proto.nat import upnp
+from tunnel.proto.nat.upnp import HttpAnswer, HttpReader, Place, Service
+
+GATEWAY = "192.168.1.1"
+SERVICE = Service(Place(5000, "/ctl/IPConn"), upnp.SERVICES[1])
+
+
+def search_answer(location: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\nST: x\r\nLocation: {location}\r\n\r\n".encode("latin-1")
+
+
+def description(*services: tuple[str, str], base: str = "") -> bytes:
+    inner = "".join(
+        f"<service><serviceType>{kind}</serviceType><serviceId>x</serviceId><controlURL>{url}</controlURL></service>"
+        for kind, url in services
+    )
+    return f'<?xml version="1.0"?><root>{base}<device><serviceList>{inner}</serviceList></device></root>'.encode()
+
+
+def test_a_search_answer_names_the_place_of_the_description() -> None:
+    assert upnp.decode_search_answer(search_answer("http://192.168.1.1:5000/root.xml"), GATEWAY) == Place(5000, "/root.xml")
+    assert upnp.decode_search_answer(search_answer("http://192.168.1.1"), GATEWAY) == Place(80, "/")
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://192.168.1.2:5000/root.xml",  # another host
+        "http://localhost/root.xml",
+        "http://router.lan/root.xml",  # a name could be anything
+        "http://192.168.1.1@evil.example/root.xml",
+        "http://192.168.1.1:0/root.xml",
+        "http://192.168.1.1:99999/root.xml",
+        "https://192.168.1.1/root.xml",
+        "file:///etc/passwd",
+        "http://192.168.1.1/root.xml\x00",
+        "http://192.168.1.1/a b",
+        "http://192.168.1.1/\nHost: evil",
+        "http://192.168.1.1/" + "a" * 600,
+        "",
+    ],
+)
+def test_a_place_that_is_not_the_gateways_own_is_refused(location: str) -> None:
+    with pytest.raises(MalformedPacket):
+        upnp.decode_search_answer(search_answer(location), GATEWAY)
+
+
+def test_the_best_service_is_taken() -> None:
+    place = Place(5000, "/igd/root.xml")
+    v1, ppp = (upnp.SERVICES[1], "/ctl/IP"), (upnp.SERVICES[2], "/ctl/PPP")
+    other = ("urn:schemas-upnp-org:service:Layer3Forwarding:1", "/ctl/L3F")
+    assert upnp.decode_description(description(other, ppp, v1), GATEWAY, place) == Service(Place(5000, "/ctl/IP"), v1[0])
+    assert upnp.decode_description(description(ppp), GATEWAY, place).place == Place(5000, "/ctl/PPP")
+    assert upnp.decode_description(description((v1[0], "ctl?a=1&amp;b=2")), GATEWAY, place).place == Place(
+        5000, "/igd/ctl?a=1&b=2"
+    )
+    base = "<URLBase>http://192.168.1.1:6000/</URLBase>"
+    assert upnp.decode_description(description(v1, base=base), GATEWAY, place).place == Place(6000, "/ctl/IP")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        description(("urn:schemas-upnp-org:service:Layer3Forwarding:1", "/ctl")),
+        description((upnp.SERVICES[0], "http://192.168.1.9/ctl")),
+        description((upnp.SERVICES[0], "/ctl"), base="<URLBase>http://evil.example/</URLBase>"),
+        description((upnp.SERVICES[0], "/c tl")),
+        description((upnp.SERVICES[0], "/ctl\r\nX: y")),
+        b"<service>" * 7_000,
+        b"<!DOCTYPE x [<!ENTITY a 'aaaa'>]>&a;" * 1_000,
+    ],
+)
+def test_a_bad_description_is_refused(data: bytes) -> None:
+    with pytest.raises(MalformedPacket):
+        upnp.decode_description(data, GATEWAY, Place(5000, "/"))
+
+
+def read(*pieces: bytes) -> HttpAnswer:
+    reader = HttpReader()
+    for piece in pieces:
+        if reader.feed(piece):
+            break
+    return reader.answer()
+
+
+def test_http_answers_of_every_shape_are_read() -> None:
+    assert read(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r", b"\nhel", b"lo and more") == HttpAnswer(200, b"hello")
+    assert read(b"HTTP/1.0 500 Internal Server Error\r\nServer: x\r\n\r\nup to the end") == HttpAnswer(500, b"up to the end")
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n"
+    assert read(chunked) == HttpAnswer(200, b"hello")
+    reader = HttpReader()
+    done = [reader.feed(chunked[position : position + 1]) for position in range(len(chunked))]
+    assert done.index(True) == len(chunked) - 1
+    assert reader.answer().body == b"hello"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b"",),
+        (b"HTTP/1.1 200 OK\r\n",),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello",),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\nhello",),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nhello",),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\nhel",),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",),
+        (b"SSH-2.0-OpenSSH\r\n\r\n",),
+        (b"x" * 10_000,),
+        (b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 8_192] * 9),
+    ],
+)
+def test_http_answers_that_are_none_are_refused(pieces: tuple[bytes, ...]) -> None:
+    with pytest.raises(MalformedPacket):
+        read(*pieces)
+
+
+def test_a_mapping_is_asked_for_and_given_back() -> None:
+    request = upnp.encode_add(GATEWAY, SERVICE, "192.168.1.10", 40_000, 40_001, 3600)
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /ctl/IPConn HTTP/1.1\r\nHost: 192.168.1.1:5000\r\n")
+    assert f'SOAPAction: "{SERVICE.kind}#AddPortMapping"'.encode() in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    for part in (
+        b"<NewExternalPort>40001<",
+        b"<NewInternalPort>40000<",
+        b"<NewInternalClient>192.168.1.10<",
+        b"<NewLeaseDuration>3600<",
+    ):
+        assert part in body
+    assert b"#DeletePortMapping" in upnp.encode_delete(GATEWAY, SERVICE, 40_001)
+
+
+def test_soap_answers() -> None:
+    told = HttpAnswer(200, b"<a><NewExternalIPAddress>44.128.0.1</NewExternalIPAddress></a>")
+    assert upnp.decode_external(told) == "44.128.0.1"
+    for bad in (b"", b"<NewExternalIPAddress></NewExternalIPAddress>", b"<NewExternalIPAddress>::1</NewExternalIPAddress>"):
+        with pytest.raises(MalformedPacket):
+            upnp.decode_external(HttpAnswer(200, bad))
+    assert upnp.decode_error(HttpAnswer(200, b"")) == 0
+    assert upnp.decode_error(HttpAnswer(500, b"<UPnPError><errorCode>718</errorCode></UPnPError>")) == upnp.CONFLICT
+    assert upnp.decode_error(HttpAnswer(500, b"<errorCode>7 1 8</errorCode>")) == 500
+    assert upnp.decode_error(HttpAnswer(403, b"")) == 403
