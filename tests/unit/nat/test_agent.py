@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from tunnel.proto.nat import agent as module
+from tunnel.proto.nat import checklist, state
 from tunnel.proto.nat.agent import Agent, AgentState, Check
 from tunnel.proto.nat.candidate import MAX_CANDIDATES, Candidate, CandidateKind, Offer, make_candidate
 from tunnel.proto.nat.hints import Hint
@@ -210,7 +211,7 @@ def test_better_pairs_are_retried_slowly_while_connected() -> None:
     agent = make_agent()
     agent.add_remote(T0, [FAR, FAR_LAN])
     agent.check_succeeded(Instant(T0 + 0.1), V4, FAR.address, Seconds(0.02))
-    checks = [(at, check) for at, check in run(agent, T0 + 0.1, 3600.0) if at > module.ROUND]
+    checks = [(at, check) for at, check in run(agent, T0 + 0.1, 3600.0) if at > state.ROUND]
     assert remotes(checks) == {FAR_LAN.address}
     assert 50 < len(checks) < 400
 
@@ -218,13 +219,13 @@ def test_better_pairs_are_retried_slowly_while_connected() -> None:
 def test_a_round_ends_exhausted_and_short_ones_follow_slowly() -> None:
     agent = make_agent()
     agent.add_remote(T0, [FAR])
-    first = run(agent, T0, module.ROUND + 1.0)
+    first = run(agent, T0, state.ROUND + 1.0)
     assert agent.state is AgentState.EXHAUSTED
     assert 15 < len(first) < 40
     hour = run(agent, T0 + 11.0, 3600.0)
     starts = [after for (before, _), (after, _) in itertools.pairwise(hour) if after - before > 10]
     assert 10 <= len(starts) <= 20
-    assert hour[0][0] == pytest.approx(module.ROUND + module.RETRY_AFTER - 11.0, abs=0.1)
+    assert hour[0][0] == pytest.approx(state.ROUND + state.RETRY_AFTER - 11.0, abs=0.1)
     assert hour[0][1].ttl == 3  # each retry opens again
 
 
@@ -239,7 +240,7 @@ def test_a_retry_calls_the_peer_so_that_both_go_in_step() -> None:
     at, late = leader.poll_timeout(), follower.poll_timeout()
     assert at is not None
     assert late is not None
-    assert late - at == pytest.approx(module.FOLLOWER_GRACE)
+    assert late - at == pytest.approx(state.FOLLOWER_GRACE)
     assert leader.poll_check(at) is not None
     offer = leader.poll_offer()
     assert offer is not None
@@ -288,7 +289,7 @@ def test_a_peer_that_calls_for_ever_stays_within_the_budget() -> None:
         agent.peer_reflexive(now, V4, Address(f"45.8.{rng.randrange(256)}.{rng.randrange(256)}", 7))
         for tick in range(5):
             sent += agent.poll_check(Instant(now + 0.006 * tick)) is not None
-        assert agent.stats.pairs <= module.MAX_PAIRS
+        assert agent.stats.pairs <= checklist.MAX_PAIRS
         while agent.poll_offer():
             pass
     assert module.CHECK_BURST < sent <= module.CHECK_BURST + module.CHECK_RATE * (now + 0.03 - T0) + 1
@@ -397,4 +398,4 @@ def test_a_peer_that_answers_from_ever_new_addresses_fills_no_memory() -> None:
         address = Address(f"45.1.{index // 250}.{1 + index % 250}", 4000)
         agent.peer_reflexive(now, V4, address)
         agent.check_succeeded(now, V4, address, Seconds(0.05))
-    assert agent.stats.pairs <= module.MAX_PAIRS + module.MAX_PEER_REFLEXIVE
+    assert agent.stats.pairs <= checklist.MAX_PAIRS + checklist.MAX_PEER_REFLEXIVE

@@ -11,21 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from tunnel.proto.nat import state as rounds
 from tunnel.proto.nat.behaviour import Mapping, explain_relayed
-from tunnel.proto.nat.candidate import MAX_CANDIDATES, NO_GENERATION, Candidate, CandidateKind, Offer, canonical, is_allowed
-from tunnel.proto.nat.checklist import MAX_PAIRS, MAX_PEER_REFLEXIVE, OPENERS, Check, Checklist, Pair
-from tunnel.proto.nat.technique import Scene, Technique, is_seen_by_the_world
+from tunnel.proto.nat.budget import Bucket
+from tunnel.proto.nat.candidate import NO_GENERATION, Candidate, Offer
+from tunnel.proto.nat.checklist import Check, Checklist
+from tunnel.proto.nat.sides import Outbox, Sides
+from tunnel.proto.nat.state import AgentState, AgentStats
+from tunnel.proto.nat.technique import Technique
 from tunnel.proto.timers import earliest
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
     import random
 
-__all__ = ["MAX_PAIRS", "MAX_PEER_REFLEXIVE", "OPENERS", "Agent", "AgentState", "AgentStats", "Check"]
+__all__ = ["Agent", "AgentState", "AgentStats", "Check"]
 
 #: Full TTL once the peer says that its openers are out, and without that word from here on.
 OPENER_PHASE: Final = Seconds(1.0)
@@ -33,36 +35,10 @@ OPENER_PHASE: Final = Seconds(1.0)
 BLIND_OPENER_PHASE: Final = Seconds(0.3)
 #: The same while we have named no candidates ourselves, so that the peer cannot have opened towards us.
 UNNAMED_OPENER_PHASE: Final = Seconds(3.0)
-# --- the schedule of rounds ---------------------------------------------------------------------------------------------------
-ROUND: Final = Seconds(10.0)  # a fresh round without success ends after so long
-RETRY_ROUND: Final = Seconds(2.5)  # a slow retry is a short round
-RETRY_AFTER: Final = Seconds(60.0)  # from the end of a round; longer than Linux keeps an unanswered flow (30 s)
-RETRY_GROWTH: Final = 1.5
-MAX_RETRY_AFTER: Final = Seconds(300.0)
-FOLLOWER_GRACE: Final = Seconds(15.0)  # the controlled side waits so much longer for the controlling side's call to retry
-MIN_RESTART_INTERVAL: Final = Seconds(1.0)  # calls of the peer for a fresh round are heeded no more often
-
 # --- budgets ------------------------------------------------------------------------------------------------------------------
 PACE: Final = Seconds(0.005)  # between any two checks of one agent: 200 a second
 CHECK_BURST: Final = 600  # checks that may go out without waiting ...
 CHECK_RATE: Final = 20.0  # ... and a second after that, whatever the peer does
-
-
-class AgentState(Enum):
-    IDLE = "idle"  # nothing to check yet
-    CHECKING = "checking"
-    CONNECTED = "connected"
-    EXHAUSTED = "exhausted"
-
-
-@dataclass(frozen=True, slots=True)
-class AgentStats:
-    state: AgentState
-    checks_sent: int
-    openers_sent: int
-    rounds: int
-    pairs: int
-    budget: int  # checks that may go out at once
 
 
 class Agent:
@@ -78,54 +54,50 @@ class Agent:
         allow_loopback: bool = False,
         technique: Technique | None = None,
     ) -> None:
-        self.controlling = controlling
         self.state = AgentState.IDLE
-        self.mapping = Mapping.UNKNOWN  # ours, as the rendezvous client observed it
-        self.remote_mapping = Mapping.UNKNOWN
-        self._observed = Mapping.UNKNOWN  # without what a technique found out
-        self._is_confirmed = self._is_remote_confirmed = False
-        self._sockets = dict(sockets)
-        self._plain = set(sockets)
-        self._allow_loopback = allow_loopback
+        self._sides = Sides(sockets, controlling=controlling, allow_loopback=allow_loopback)
+        self._outbox = Outbox()
         self.technique = technique
-        self._local: tuple[Candidate, ...] = ()
-        self._remote: dict[Address, Candidate] = {}
         self._list = Checklist(rng)
         self._in_round = False
         self._round_ends = now
         self._retry_at: Instant | None = None
-        self._retry_after = RETRY_AFTER
+        self._retry_after = rounds.RETRY_AFTER
         self._next_slot = now
-        self._tokens = float(CHECK_BURST)
-        self._tokens_at = now
+        self._tokens = Bucket(CHECK_BURST, CHECK_RATE)
         self._last_restart: Instant | None = None
-        self._generation = 0
         self._remote_generation = 0
-        self._opened_told = -1
         self._peer_has_opened = False  # towards all of ours, in this round or just before it
-        self._offers: list[Offer] = []
         self._checks_sent = self._openers_sent = self._rounds = 0
 
     # --- what we know -----------------------------------------------------------------------------------------------------
 
     @property
     def local_candidates(self) -> tuple[Candidate, ...]:
-        return self._local
+        return self._sides.local
 
     @property
     def remote_candidates(self) -> tuple[Candidate, ...]:
-        return tuple(self._remote.values())
+        return tuple(self._sides.remote.values())
+
+    @property
+    def mapping(self) -> Mapping:
+        """Ours."""
+        return self._sides.mapping
+
+    @property
+    def remote_mapping(self) -> Mapping:
+        return self._sides.remote_mapping
 
     @property
     def stats(self) -> AgentStats:
-        return AgentStats(
-            self.state, self._checks_sent, self._openers_sent, self._rounds, len(self._list), max(0, int(self._tokens))
-        )
+        budget = self._tokens.whole
+        return AgentStats(self.state, self._checks_sent, self._openers_sent, self._rounds, len(self._list), budget)
 
     @property
     def why_relayed(self) -> str:
         """One sentence for a person."""
-        if not any(self._usable(candidate) for candidate in self._remote.values()):
+        if not self._sides.has_common_family:
             return "the two sides have no address family in common, or named no address that may be tried"
         return explain_relayed(self.mapping, self.remote_mapping)
 
@@ -133,39 +105,31 @@ class Agent:
 
     def add_socket(self, now: Instant, socket_id: SocketId, is_ipv6: bool, *, plain: bool = True) -> None:
         """A socket came up.  One that is not plain belongs to a technique: no check list is made for it."""
-        self._sockets[socket_id] = is_ipv6
+        self._sides.sockets[socket_id] = is_ipv6
         if plain:
-            self._plain.add(socket_id)
+            self._sides.plain.add(socket_id)
             self._form_pairs(now)
 
     def remove_socket(self, socket_id: SocketId) -> None:
-        self._sockets.pop(socket_id, None)
-        self._plain.discard(socket_id)
+        self._sides.sockets.pop(socket_id, None)
+        self._sides.plain.discard(socket_id)
         self._list.drop_socket(socket_id)
 
     def set_local(self, now: Instant, candidates: Iterable[Candidate], mapping: Mapping | None = None) -> None:
         """Our own candidates, complete; when they differ from the last ones an offer to the peer is queued."""
-        unique: dict[Address, Candidate] = {}
-        for candidate in sorted(candidates, key=lambda candidate: -candidate.priority):
-            unique.setdefault(candidate.address, candidate)
-        chosen = tuple(unique.values())[:MAX_CANDIDATES]
-        known = self.mapping, self._is_confirmed
-        if mapping is not None:
-            self._observed = mapping
-            self._refine()
-        if chosen != self._local:
-            self._local = chosen
-            self._list.drop_remotes(unique)
+        is_news = self._sides.observe(mapping, self._differs_elsewhere)
+        if self._sides.take_local(candidates):
+            self._list.drop_remotes(candidate.address for candidate in self._sides.local)
             if not self._peer_has_opened:
                 self._list.hold_back(Instant(now + OPENER_PHASE))  # the peer hears of these only now
             self._offer()
-        elif known != (self.mapping, self._is_confirmed) and self._generation:
+        elif is_news and self._outbox.generation:
             self._offer()
         self._update(now)
 
     def refine_mapping(self, now: Instant) -> None:
         """The technique may have found out more about our NAT: if so, the peer hears of it."""
-        if self._refine():
+        if self._sides.observe(None, self._differs_elsewhere):
             self._offer()
             self._update(now)
 
@@ -179,7 +143,7 @@ class Agent:
     def handle_offer(self, now: Instant, offer: Offer) -> None:
         """What the peer's agent said.  Older generations are ignored."""
         if offer.opened:
-            if offer.generation == self._generation:
+            if offer.generation == self._outbox.generation:
                 self.peer_has_opened(now)
             self._take_hints(now, offer)
             return
@@ -188,8 +152,8 @@ class Agent:
         if self._remote_generation and not self._is_in_round(now):
             self._peer_has_opened = False
         self._remote_generation = offer.generation
-        self.remote_mapping = offer.mapping
-        self._is_remote_confirmed = offer.confirmed
+        self._sides.remote_mapping = offer.mapping
+        self._sides.is_remote_confirmed = offer.confirmed
         if offer.searching and self.state is AgentState.CONNECTED and not self._restarted_lately(now):
             self._list.selected = None  # what we hold is no path for the peer
             self.state = AgentState.IDLE
@@ -198,8 +162,9 @@ class Agent:
 
     def poll_offer(self) -> Offer | None:
         """What to tell the peer's agent over the authenticated channel, in order."""
-        if self._offers:
-            return self._offers.pop(0)
+        offer = self._outbox.poll()
+        if offer is not None:
+            return offer
         hint = self.technique.poll_hint() if self.technique is not None else None
         return None if hint is None else Offer(NO_GENERATION, opened=True, hints=(hint,))
 
@@ -213,14 +178,12 @@ class Agent:
 
         The triggered check goes out at once at full TTL, since the datagram has just come the same way.
         """
-        if socket_id not in self._sockets or self._sockets[socket_id] != remote.is_ipv6:
-            return
-        if not is_allowed(remote, self._allow_loopback):
+        if self._sides.sockets.get(socket_id) != remote.is_ipv6 or not self._sides.may_try(remote):
             return
         if not self._list.trigger(now, socket_id, remote):
             return
         if not self._is_in_round(now):
-            self._open_round(now, RETRY_ROUND)
+            self._open_round(now, rounds.RETRY_ROUND)
         if self.state is not AgentState.CONNECTED:
             self.state = AgentState.CHECKING
 
@@ -228,7 +191,7 @@ class Agent:
         """A check to there was answered from there.  Worse pairs are left alone, better ones go on to the end of the round."""
         self._list.succeed(now, socket_id, remote)
         self.state = AgentState.CONNECTED
-        self._retry_after = RETRY_AFTER
+        self._retry_after = rounds.RETRY_AFTER
         if self.technique is not None:
             self.technique.stop(now)
 
@@ -241,21 +204,24 @@ class Agent:
         """Forget what succeeded and begin a fresh round, for instance after a roam."""
         self._list.selected = None
         self._peer_has_opened = False
-        self._retry_after = RETRY_AFTER
+        self._retry_after = rounds.RETRY_AFTER
         self.state = AgentState.IDLE
-        self._start_round(now, ROUND)
+        self._start_round(now, rounds.ROUND)
 
     # --- outputs ----------------------------------------------------------------------------------------------------------
 
     def poll_check(self, now: Instant) -> Check | None:
         """The next check that is due, or None; call until None.  Rounds end and begin in here too."""
         self._turn_rounds(now)
-        if now >= self._next_slot and self._is_in_round(now) and self._has_token(now):
+        if now >= self._next_slot and self._is_in_round(now) and self._tokens.left(now):
             pair = self._list.pick(now)
             if pair is not None:
-                self._tokens -= 1.0
+                self._tokens.take(now)
                 self._next_slot = Instant(now + PACE)
-                return self._count(self._list.advance(pair, now, self._opener_phase), pair)
+                sent = self._list.advance(pair, now, self._opener_phase)
+                if self._list.has_all_opened:
+                    self._outbox.tell_opened(self._remote_generation)
+                return self._count(sent)
         if self._asks_technique(now):
             assert self.technique is not None
             check = self.technique.poll_check(now)
@@ -273,70 +239,41 @@ class Agent:
                 technique = self.technique.poll_timeout()
         if due is not None:
             due = max(due, self._next_slot)
-            if self._tokens < 1.0:
-                due = max(due, Instant(self._tokens_at + (1.0 - self._tokens) / CHECK_RATE))
+            due = max(due, self._tokens.ready_at(due))
         return earliest(due, technique, self._retry_at, self._round_ends if self._in_round else None)
 
     # --- inside -----------------------------------------------------------------------------------------------------------
 
     def _offer(self) -> None:
-        self._generation += 1
         self._peer_has_opened = False
-        self._offers = [offer for offer in self._offers if offer.opened]
-        searching = self.state is not AgentState.CONNECTED
-        offer = Offer(self._generation, self._local, self.mapping, searching=searching, confirmed=self._is_confirmed)
-        self._offers.append(offer)
+        self._outbox.offer(self._sides, searching=self.state is not AgentState.CONNECTED)
 
-    def _count(self, check: Check, pair: Pair | None = None) -> Check:
+    def _count(self, check: Check) -> Check:
         self._checks_sent += 1
         self._openers_sent += check.ttl is not None
-        if pair is not None:
-            self._tell_opened()
         return check
 
-    def _scene(self) -> Scene:
-        remotes = sorted(self._remote.values(), key=lambda each: (each.kind is CandidateKind.HOST, -each.priority))
-        return Scene(
-            self.controlling,
-            self.mapping,
-            self._is_confirmed,
-            self.remote_mapping,
-            self._is_remote_confirmed,
-            tuple(socket_id for socket_id in sorted(self._plain) if not self._sockets[socket_id]),
-            frozenset(each.address.host for each in self._local if is_seen_by_the_world(each)),
-            tuple(remotes),
-        )
+    @property
+    def _differs_elsewhere(self) -> bool | None:
+        return self.technique.differs_elsewhere if self.technique is not None else None
 
     def _update(self, now: Instant) -> None:
         if self.technique is not None and self.state is AgentState.CHECKING:
-            self.technique.update(now, self._scene())
+            self.technique.update(now, self._sides.scene())
 
     def _asks_technique(self, now: Instant) -> bool:
         return self.technique is not None and self.state is AgentState.CHECKING and self._is_in_round(now)
 
     def _take_hints(self, now: Instant, offer: Offer) -> None:
-        if self.technique is None or not offer.hints or self.state is AgentState.CONNECTED or not self._remote:
+        if self.technique is None or not offer.hints or self.state is AgentState.CONNECTED or not self._sides.remote:
             return
         if not self._is_in_round(now):
-            self._open_round(now, RETRY_ROUND)
+            self._open_round(now, rounds.RETRY_ROUND)
         if self.state is not AgentState.CHECKING:
             self.state = AgentState.CHECKING
-        self.technique.update(now, self._scene())
+        self.technique.update(now, self._sides.scene())
         for hint in offer.hints:
             self.technique.handle_hint(now, hint)
-
-    def _refine(self) -> bool:
-        """Two ports of the server saw one mapping, its other address another one: address-dependent.  RFC 5780 §4.3."""
-        before = self.mapping, self._is_confirmed
-        differs = self.technique.differs_elsewhere if self.technique is not None else None
-        self.mapping = self._observed
-        if self._observed is Mapping.ENDPOINT_INDEPENDENT and differs:
-            self.mapping = Mapping.ADDRESS_DEPENDENT
-        self._is_confirmed = differs is not None and self._observed is not Mapping.UNKNOWN
-        return before != (self.mapping, self._is_confirmed)
-
-    def _usable(self, candidate: Candidate) -> bool:
-        return any(self._sockets[socket_id] == candidate.address.is_ipv6 for socket_id in self._plain)
 
     def _is_in_round(self, now: Instant) -> bool:
         return self._in_round and now < self._round_ends
@@ -345,26 +282,20 @@ class Agent:
     def _opener_phase(self) -> Seconds:
         if not self._remote_generation:
             return BLIND_OPENER_PHASE
-        return OPENER_PHASE if self._generation else UNNAMED_OPENER_PHASE
+        return OPENER_PHASE if self._outbox.generation else UNNAMED_OPENER_PHASE
 
     def _restarted_lately(self, now: Instant) -> bool:
-        return self._last_restart is not None and now - self._last_restart < MIN_RESTART_INTERVAL
+        return self._last_restart is not None and now - self._last_restart < rounds.MIN_RESTART_INTERVAL
 
     def _take_remote(self, now: Instant, candidates: Iterable[Candidate], *, together: bool) -> None:
-        named: dict[Address, Candidate] = {}
-        for candidate in tuple(candidates)[:MAX_CANDIDATES]:
-            address = Address(canonical(candidate.address.host), candidate.address.port)
-            if candidate.kind is not CandidateKind.RELAYED and is_allowed(address, self._allow_loopback):
-                named.setdefault(address, candidate._replace(address=address))
-        fresh = any(address not in self._remote for address in named)
-        self._remote = named
-        self._list.keep_named(named)
+        fresh = self._sides.take_remote(candidates)
+        self._list.keep_named(self._sides.remote)
         if self._restarted_lately(now):
             self._form_pairs(now)
         elif fresh:
-            self._start_round(now, ROUND)
+            self._start_round(now, rounds.ROUND)
         elif together and not self._is_in_round(now):
-            self._start_round(now, RETRY_ROUND)
+            self._start_round(now, rounds.RETRY_ROUND)
 
     def _open_round(self, now: Instant, length: Seconds) -> None:
         self._in_round = True
@@ -380,34 +311,22 @@ class Agent:
             self.state = AgentState.IDLE
             return
         self._open_round(now, length)
-        self._opened_told = -1
+        self._outbox.begin_round()
         self._rounds += 1
         self._last_restart = now
         if self.state is not AgentState.CONNECTED:
             self.state = AgentState.CHECKING
             if self.technique is not None:
-                self.technique.start(now, self._scene(), fresh=length > RETRY_ROUND)
+                self.technique.start(now, self._sides.scene(), fresh=length > rounds.RETRY_ROUND)
 
     def _form_pairs(self, now: Instant) -> None:
-        own = {candidate.address for candidate in self._local}
-        self._list.form(now, self._remote.values(), own, self._plain, self._sockets, may_open=not self._peer_has_opened)
-
-    def _tell_opened(self) -> None:
-        """Once our NAT has been opened towards every address of a generation, let the peer know."""
-        if self._opened_told < self._remote_generation and self._list.has_all_opened:
-            self._opened_told = self._remote_generation
-            self._offers = [offer for offer in self._offers if not offer.opened]
-            self._offers.append(Offer(self._remote_generation, opened=True))
-
-    def _has_token(self, now: Instant) -> bool:
-        if now > self._tokens_at:
-            self._tokens = min(float(CHECK_BURST), self._tokens + (now - self._tokens_at) * CHECK_RATE)
-            self._tokens_at = now
-        return self._tokens >= 1.0 - 1e-6
+        sides = self._sides
+        own = {candidate.address for candidate in sides.local}
+        self._list.form(now, sides.remote.values(), own, sides.plain, sides.sockets, may_open=not self._peer_has_opened)
 
     def _turn_rounds(self, now: Instant) -> None:
         if self._retry_at is not None and now >= self._retry_at:
-            self._start_round(now, RETRY_ROUND)
+            self._start_round(now, rounds.RETRY_ROUND)
             if self._in_round:
                 self._offer()
         elif self._in_round and now >= self._round_ends:
@@ -422,6 +341,6 @@ class Agent:
                 self.state = AgentState.EXHAUSTED
             elif not self._list.has_wanted:
                 return  # connected, and on the best there is
-            grace = Seconds(0.0) if self.controlling else FOLLOWER_GRACE
+            grace = Seconds(0.0) if self._sides.controlling else rounds.FOLLOWER_GRACE
             self._retry_at = Instant(now + self._retry_after + grace)
-            self._retry_after = Seconds(min(self._retry_after * RETRY_GROWTH, MAX_RETRY_AFTER))
+            self._retry_after = Seconds(min(self._retry_after * rounds.RETRY_GROWTH, rounds.MAX_RETRY_AFTER))

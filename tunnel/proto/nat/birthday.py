@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 FIRST_PORT: Final = 1024  # NATs give ports below only to those who come from there
 LAST_PORT: Final = 65_535
+PORTS: Final = LAST_PORT + 1 - FIRST_PORT
+#: Between two ports tried, coprime to PORTS, so that none comes twice.  The NAT draws its ports at random, so any order will do;
+#: a wide stride spreads over NATs that hand out blocks.
+STRIDES: Final = (10_007, 20_011, 30_011, 40_009)
 POOL_PASSES: Final = ((Seconds(0.0), 3), (Seconds(0.7), 5), (Seconds(5.0), 5), (Seconds(10.0), 5))  # when, TTL
 POOL_PACE: Final = Seconds(0.001)  # between two openers
 POOL_SECONDS: Final = Seconds(15.0)
@@ -70,7 +74,6 @@ class Pool:
 
     def __init__(self) -> None:
         self.hint: OpenPool | None = None
-        self.openers = 0
         self.ends_at: Instant | None = None
         self._target: Address | None = None
         self._plan: deque[tuple[Instant, Check]] = deque()
@@ -106,7 +109,6 @@ class Pool:
     def poll_check(self, now: Instant) -> Check | None:
         if not self._plan or self._plan[0][0] > now:
             return None
-        self.openers += 1
         return self._plan.popleft()[1]
 
     def poll_timeout(self) -> Instant | None:
@@ -118,24 +120,22 @@ class Spray:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self.probes = 0
         self.ends_at: Instant | None = None
         self._host = ""
         self._socket = SocketId(0)
-        self._ports: list[int] = []
+        self._place = self._stride = self._left = 0
         self._next_at: Instant | None = None
 
     def begin(self, now: Instant, socket_id: SocketId, host: str) -> None:
         if self._next_at is not None and self._host == host:
             return
         self._socket, self._host = socket_id, host
-        self._ports = self._rng.sample(range(FIRST_PORT, LAST_PORT + 1), SPRAY_PROBES)
+        self._place, self._stride, self._left = self._rng.randrange(PORTS), self._rng.choice(STRIDES), SPRAY_PROBES
         self._next_at = now
         self.ends_at = Instant(now + SPRAY_SECONDS)
 
     def end(self) -> None:
         self._next_at = self.ends_at = None
-        self._ports = []
 
     @property
     def is_on(self) -> bool:
@@ -144,13 +144,14 @@ class Spray:
     def poll_check(self, now: Instant) -> Check | None:
         if self._next_at is None or now < self._next_at:
             return None
-        if not self._ports or (self.ends_at is not None and now >= self.ends_at):
+        if not self._left or (self.ends_at is not None and now >= self.ends_at):
             self.end()
             return None
         # A late timer is made up for, but not by a burst.
         self._next_at = Instant(max(self._next_at + SPRAY_PACE, now - 8 * SPRAY_PACE))
-        self.probes += 1
-        return Check(self._socket, Address(self._host, self._ports.pop()))
+        self._left -= 1
+        self._place = (self._place + self._stride) % PORTS
+        return Check(self._socket, Address(self._host, FIRST_PORT + self._place))
 
     def poll_timeout(self) -> Instant | None:
         return self._next_at

@@ -33,6 +33,17 @@ class Bucket:
         self._at = now if self._at is None else max(self._at, now)
         return int(self._tokens + 1e-6)
 
+    @property
+    def whole(self) -> int:
+        """As of the last look."""
+        return int(self._tokens + 1e-6)
+
+    def ready_at(self, now: Instant) -> Instant:
+        """When there is one, as of the last look; `now` if that is already so."""
+        if self._at is None or self._tokens >= 1.0 - 1e-6:
+            return now
+        return Instant(self._at + (1.0 - self._tokens) / self._rate)
+
     def take(self, now: Instant) -> bool:
         if not self.left(now):
             return False

@@ -42,8 +42,6 @@ class Prediction:
         self.step: int | None = None  # between two ports; 0: kept from inside; None: random or not known
         self.is_settled = True  # nothing more to find out
         self.hint: PredictedPorts | None = None  # to tell the peer
-        self.probes = 0
-        self.openers = 0
         self._scene: Scene | None = None
         self._begun: Instant | None = None
         self._begins: Instant | None = None
@@ -165,12 +163,7 @@ class Prediction:
     def poll_check(self, now: Instant) -> Check | None:
         if not self._plan or self._plan[0][0] > now:
             return None
-        check = self._plan.pop(0)[1]
-        if check.ttl is None:
-            self.probes += 1
-        else:
-            self.openers += 1
-        return check
+        return self._plan.pop(0)[1]
 
     def poll_timeout(self) -> Instant | None:
         begins = self._begins if self._attempt == 0 else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: An attempt begins only with that much left: the openers of two passes, and as many probes as find a port in 99 of 100 cases.
 MIN_OPENERS: Final = 512
 MIN_PROBES: Final = 1_200
+MAX_ATTEMPTS: Final = 3  # to open the pool: in the first round and in the retries that follow it
 OPEN_AGAIN: Final = Seconds(30.0)  # from the end of an attempt to the next one of this agent; Linux forgets the ports meanwhile
 
 
@@ -33,10 +34,11 @@ class Techniques:
         self._spray = birthday.Spray(rng)
         self._scene: Scene | None = None
         self._begun: Instant | None = None
-        self._may_open = False
+        self._attempts_left = 0
         self._not_before: Instant | None = None  # the pool: another attempt has just been, or a prediction is on its way
         self._sockets: tuple[PoolSocket, ...] = ()
         self._hints: list[Hint] = []
+        self._probes = self._openers = 0
         self._seconds = 0.0
         self._since: Instant | None = None
         self.used = ""  # the technique under way, or the last one
@@ -49,7 +51,8 @@ class Techniques:
             return
         self._scene = scene
         self._begun = now
-        self._may_open = fresh
+        if fresh:
+            self._attempts_left = MAX_ATTEMPTS
         self._prediction.start(now, scene)
 
     def update(self, now: Instant, scene: Scene) -> None:
@@ -95,7 +98,11 @@ class Techniques:
             check = source.poll_check(now)
             if check is None:
                 continue
-            if (budget.probes if check.ttl is None else budget.openers).take(now):
+            if check.ttl is None and budget.probes.take(now):
+                self._probes += 1
+                return check
+            if check.ttl is not None and budget.openers.take(now):
+                self._openers += 1
                 return check
             if source is self._spray:
                 self._end_spray(now)
@@ -155,8 +162,8 @@ class Techniques:
         return TechniqueStats(
             active,
             len(self._sockets),
-            self._prediction.probes + self._spray.probes,
-            self._prediction.openers + self._pool.openers,
+            self._probes,
+            self._openers,
             seconds,
             self._budget.probes.left(now),
             self._budget.openers.left(now),
@@ -166,7 +173,7 @@ class Techniques:
 
     def _opens_at(self) -> Instant | None:
         scene = self._scene
-        if self._begun is None or scene is None or not self._may_open or self._pool.is_open:
+        if self._begun is None or scene is None or not self._attempts_left or self._pool.is_open:
             return None
         after = birthday.opens_after(scene)
         if after is None:
@@ -184,7 +191,8 @@ class Techniques:
         if not self._prediction.is_idle:
             self._not_before = Instant(now + 0.05)
             return
-        self._may_open = False
+        is_guess = not scene.ours.is_hard and not scene.theirs.is_hard  # most often it is a firewall
+        self._attempts_left = 0 if is_guess else self._attempts_left - 1
         target = scene.target
         if target is not None and self._budget.openers.left(now) >= MIN_OPENERS:
             self.used = "birthday"
