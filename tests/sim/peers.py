@@ -205,10 +205,16 @@ class PeerNode:
         return self.endpoint.poll_timeout()
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
-        burst = self.endpoint.poll_transmit(now, out)
+        burst = self._next_burst(now, out)
         if burst is None:
             self._hear(now)
-            burst = self.endpoint.poll_transmit(now, out)
+            burst = self._next_burst(now, out)
+        return burst
+
+    def _next_burst(self, now: Instant, out: bytearray) -> Transmit | None:
+        """What leaves by a socket of the pool that was closed meanwhile is dropped, as the driver does."""
+        while (burst := self.endpoint.poll_transmit(now, out)) is not None and burst.socket_id not in self.host.sockets:
+            pass
         return burst
 
     def _serve_pool(self, now: Instant) -> None:
