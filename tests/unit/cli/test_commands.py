@@ -182,9 +182,9 @@ def test_who_can_reach_an_embedded_server() -> None:
 
 
 def test_a_qr_code_is_drawn_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: (80, 50))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda **_: (80, 50))
     assert "▄" in (qr_picture("ptunnel connect", "731-garden-violin") or "")
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: (80, 12))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda **_: (80, 12))
     assert qr_picture("ptunnel connect", "731-garden-violin") is None
 
 
