@@ -113,6 +113,11 @@ def test_a_lossy_line_makes_no_easy_network_hard(kind: str) -> None:
             assert found.kind.is_hard == KINDS[kind].is_hard, (seed, found)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_next_door_is_no_different(kind: str) -> None:
+    assert examine(kind, link=Link(delay=Seconds(0.0005))).kind is KINDS[kind]
+
+
 def test_ports_and_sizes_are_told() -> None:
     assert examine("prc").ports is Ports.KEPT
     assert examine("uprc").ports is Ports.RANDOM

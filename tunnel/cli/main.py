@@ -56,6 +56,7 @@ COMMANDS: Final = {
     "status": "Show the links of running commands: path, rtt, loss, rates.",
     "ping": "Measure round trips through a running link.",
     "bench": "Measure what a running link can carry.",
+    "doctor": "Say what this network is, and why a path is direct or relayed.",
 }
 
 PAGE: Final = """
@@ -84,6 +85,7 @@ MORE EXAMPLES
   ptunnel status --watch                      the links of this user, live
   ptunnel ping home --until-direct            wait for the direct path
   ptunnel bench home                          round trips, loss, and Mbit/s both ways
+  ptunnel doctor home                         what this network is, and why a path is relayed
   ptunnel peers forget friend                 cuts what is open within a second
 """
 
@@ -110,7 +112,7 @@ Environment:
   PTUNNEL_QLOG     stands in for --qlog
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
-  listening, code, paired, path, forward, closed, error.  People are spoken to on stderr.
+  listening, code, paired, path, forward, closed, doctor, error.  People are spoken to on stderr.
 \b
 Completion by the shell, of commands, options and peers' names:
   bash   eval "$(_PTUNNEL_COMPLETE=bash_source ptunnel)"

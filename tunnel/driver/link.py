@@ -59,9 +59,11 @@ class LinkStatus:
     packets_lost: int
     streams: int
     drops: Mapping[str, int]
+    punching: Mapping[str, Any]  # what the search for a direct path has cost and may still cost
+    nat: Mapping[str, str]  # `ours` and `theirs`: how the routers map; `technique` that was needed, if any
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"drops": dict(self.drops)}
+        return {name: getattr(self, name) for name in self.__slots__} | {"drops": dict(self.drops), "nat": dict(self.nat)}
 
 
 class Link:
@@ -208,6 +210,8 @@ class Link:
             packets_lost=stats.packets_lost if stats else 0,
             streams=stats.streams_open if stats else 0,
             drops={**(stats.drops if stats else {}), **self.flows.drops},
+            punching=self._peering.punching(now),
+            nat=self._peering.nat,
         )
 
     @property

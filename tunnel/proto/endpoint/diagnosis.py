@@ -15,16 +15,7 @@ from typing import Final, NamedTuple
 from tunnel.errors import MalformedPacket
 from tunnel.proto.nat import stun
 from tunnel.proto.nat.behaviour import Filtering, Mapping, observe, observe_filtering
-from tunnel.proto.nat.report import (
-    Findings,
-    PortMapFindings,
-    Ports,
-    advise_relayed,
-    describe,
-    describe_portmap,
-    explain_direct,
-    prospects,
-)
+from tunnel.proto.nat.report import Findings, PortMapFindings, Ports, advise, describe, describe_portmap, prospects
 from tunnel.proto.rendezvous import messages
 from tunnel.proto.rendezvous.wishes import may_be_second
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
@@ -75,6 +66,7 @@ class Diagnosis:
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         self._names: dict[tuple[SocketId, bytes], tuple[str, Instant]] = {}  # by transaction: what was asked, and when last
         self._answers: dict[str, Address | None] = {}
+        self._expected: set[str] = set()  # what this step asks
         self._ends = Instant(now + PATIENCE)
         self._step = 0
         self._round_trip: Seconds | None = None
@@ -159,6 +151,7 @@ class Diagnosis:
     def _next_step(self, now: Instant) -> None:
         self._step += 1
         self._asked.clear()
+        self._expected.clear()
         if self._step == 1 and "A" in self._answers:
             self._ask_much(now)
         elif self._step == 2 and "A" in self._answers:
@@ -197,9 +190,7 @@ class Diagnosis:
 
     def _is_step_answered(self) -> bool:
         """Everything that was asked has come.  What must not come (unasked for, by firewalls) is waited for to the end."""
-        if self._step == 0:
-            return "A" in self._answers
-        return all(name in self._answers for name, _ in self._names.values())
+        return self._expected <= self._answers.keys()
 
     # --- asking
 
@@ -228,6 +219,7 @@ class Diagnosis:
     def _ask(
         self, now: Instant, socket_id: SocketId, remote: Address, name: str, attempts: tuple[float, ...], datagram: bytes
     ) -> None:
+        self._expected.add(name)
         self._asked += (_Question(Instant(now + after), socket_id, remote, datagram, name) for after in attempts)
         self._asked.sort(key=lambda question: question.at)
 
@@ -313,9 +305,8 @@ __all__ = [
     "Findings",
     "Mapping",
     "PortMapFindings",
-    "advise_relayed",
+    "advise",
     "describe",
     "describe_portmap",
-    "explain_direct",
     "prospects",
 ]

@@ -24,6 +24,8 @@ from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHa
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent, Problem, Troubled
 from tunnel.proto.endpoint.punching import AgentState, Puncher
+from tunnel.proto.nat.birthday import POOL_SECONDS
+from tunnel.proto.nat.budget import POOL_SOCKETS
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.timers import earliest
 from tunnel.units import Buffer, Instant, PathKey, Seconds
@@ -238,6 +240,34 @@ class Peering:
         if self.puncher is None or self.puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
             return "the relay carries until a direct path is found"
         return self.puncher.agent.why_relayed
+
+    @property
+    def nat(self) -> dict[str, str]:
+        """How our router maps and how the peer's does, as far as known, and which costlier technique was used last."""
+        if self.puncher is None:
+            return {}
+        agent, technique = self.puncher.agent, self.puncher.technique
+        ours, theirs = (each.name.lower().replace("_", "-") for each in (agent.mapping, agent.remote_mapping))
+        return {"ours": ours, "theirs": theirs, "technique": technique.used if technique is not None else ""}
+
+    def punching(self, now: Instant) -> dict[str, Any]:
+        """What the search for a direct path has cost and may still cost: packets, sockets, seconds; for `status`."""
+        puncher = self.puncher
+        if puncher is None:
+            return {}
+        stats, technique = puncher.agent.stats, puncher.stats(now)
+        shown: dict[str, Any] = {
+            "state": stats.state.value,
+            "rounds": stats.rounds,
+            "checks_sent": stats.checks_sent,
+            "checks_left": stats.budget,
+        }
+        if technique is not None:
+            shown |= {"technique": technique.name, "sockets": technique.sockets, "sockets_limit": POOL_SOCKETS}
+            shown |= {"probes_sent": technique.probes_sent, "probes_left": technique.probes_left}
+            shown |= {"openers_sent": technique.openers_sent, "openers_left": technique.openers_left}
+            shown |= {"seconds": round(technique.seconds, 3), "seconds_limit": POOL_SECONDS}
+        return shown
 
     def _explain(self, now: Instant) -> None:
         """Once punching has come to nothing, say why: the path is what it was, but a person now knows more."""

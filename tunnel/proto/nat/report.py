@@ -30,6 +30,7 @@ class NetworkKind(Enum):
     """What stands between one machine and the internet, for one address family."""
 
     NONE = "none"  # no address of the family
+    UNKNOWN = "unknown"  # the server has no address of the family
     SILENT = "silent"  # the server does not answer: nothing is known
     OPEN = "open"
     FIREWALL = "firewall"
@@ -66,6 +67,7 @@ class Findings:
     races: bool | None = None
     mtu: int | None = None  # bytes of the largest IP packet that the server answered
     is_refused: bool = False  # the server's machine says that nobody listens there
+    tcp_answers: bool | None = None  # it answers TCP; only asked where it is silent over UDP
 
     @property
     def is_translated(self) -> bool | None:
@@ -77,6 +79,8 @@ class Findings:
     def kind(self) -> NetworkKind:
         if self.own is None:
             return NetworkKind.NONE
+        if self.server is None:
+            return NetworkKind.UNKNOWN
         if self.seen is None:
             return NetworkKind.SILENT
         if not self.is_translated:
@@ -157,12 +161,16 @@ def describe(found: Findings) -> list[str]:
     kind = found.kind
     if kind is NetworkKind.NONE:
         return [f"This machine has no {family} address that reaches the internet."]
+    if found.server is None:
+        return [f"The server has no {family} address, so nothing is known of {family} here."]
     if kind is NetworkKind.SILENT:
-        if found.server is None:
-            return [f"The server has no {family} address, so nothing is known of {family} here."]
         if found.is_refused:
             return [f"The server's machine answers over {family}, but no ptunnel server listens at UDP port {found.server.port}."]
-        return [f"No answer from the server over {family}: it is not running, or a firewall on the way drops UDP."]
+        if found.tcp_answers:
+            return [
+                f"The server's machine answers TCP over {family} but no UDP: a firewall on the way drops UDP, or no server runs."
+            ]
+        return [f"No answer from the server over {family}: it is not running, or a firewall on the way drops everything."]
     sentences = [f"{family}: {_IS[kind]}", _MEANS[kind]]
     if found.mapping is Mapping.UNKNOWN and found.is_translated:
         sentences.append("The server's second port did not answer, so whether the router's ports vary is not known.")
@@ -206,28 +214,39 @@ def prospects(ipv4: Findings, ipv6: Findings, portmap: PortMapFindings | None) -
     return "Direct paths to nearly every peer."
 
 
-def explain_direct(why: str, technique: str = "") -> str:
-    """One sentence about a pair that is direct."""
-    how = {"prediction": "by foretelling a port", "birthday": "by guessing ports"}.get(technique, "")
-    return "The path is direct" + (f", {how}" if how else "") + "." + (f" It was chosen because {why}." if why else "")
+_TECHNIQUES: Final = {"prediction": "foretelling the next port", "birthday": "guessing ports"}
 
 
-def advise_relayed(ours: NetworkKind, theirs: Mapping, *, both_ipv6: bool | None = None) -> str:
-    """One sentence about what would make a relayed pair direct."""
-    ours_hard = ours.is_hard
-    if ours_hard and theirs.is_hard:
-        return "Port mapping (UPnP-IGD, NAT-PMP or PCP) at either router, or IPv6 at both, would make it direct."
-    if ours_hard:
-        return "Port mapping at this router, or IPv6 at both ends, would make it direct; guessing ports goes on meanwhile."
-    if theirs.is_hard:
-        return "Port mapping at either router, or IPv6 at both ends, would make it direct; guessing ports goes on meanwhile."
-    if both_ipv6 is False:
-        return "Look for a firewall that drops UDP at either end; IPv6 at both ends would help too."
-    return "Look for a firewall that drops UDP at either end, or a router without hairpinning that both sides share."
+def advise(kind: str, why: str, ours: str, theirs: str, technique: str = "") -> list[str]:
+    """Sentences about one pair: why its path is direct or relayed, and what would change that.
+
+    `kind` is direct or relay, `ours` and `theirs` are names of mappings as Findings.to_dict gives them.
+    """
+    if kind == "direct":
+        how = _TECHNIQUES.get(technique)
+        return [f"The path is direct{f', found by {how}' if how else ''}: nothing needs to change."]
+    sentences = [f"The path is relayed: {why or 'no direct path was found yet'}."]
+    if "set to relay" in why:
+        sentences.append("--path auto on both sides would let it be direct.")
+        return sentences
+    hard = [name in _HARD_WORDS for name in (ours, theirs)]
+    if all(hard):
+        sentences.append("Port mapping (UPnP-IGD, NAT-PMP or PCP) at either router, or IPv6 at both ends, would make it direct.")
+    elif any(hard):
+        where = "this router" if hard[0] else "the peer's router"
+        sentences.append(f"Port mapping (UPnP-IGD, NAT-PMP or PCP) at {where}, or IPv6 at both ends, would make it direct.")
+    else:
+        sentences.append(
+            "Look for a firewall that drops UDP at either end, or a router that both share and that does not hairpin."
+        )
+    return sentences
 
 
 def _word(value: Mapping | Filtering) -> str:
     return value.name.lower().replace("_", "-")
+
+
+_HARD_WORDS: Final = frozenset(_word(mapping) for mapping in Mapping if mapping.is_hard)
 
 
 __all__ = [
@@ -235,9 +254,8 @@ __all__ = [
     "NetworkKind",
     "PortMapFindings",
     "Ports",
-    "advise_relayed",
+    "advise",
     "describe",
     "describe_portmap",
-    "explain_direct",
     "prospects",
 ]

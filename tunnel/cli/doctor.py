@@ -1,0 +1,185 @@
+"""`ptunnel doctor`: what this network is, what that means for reaching others, and why a path is direct or relayed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from tunnel.cli.options import common, complete_peer, load_settings, open_home
+
+if TYPE_CHECKING:
+    from tunnel.driver.doctor import Examination
+    from tunnel.state.home import Home
+
+MEET_S: Final = 15.0  # seconds to meet a peer to whom no running command has a link
+DIRECT_S: Final = 10.0  # seconds for a direct path to be found then
+
+
+@click.command("doctor")
+@click.argument("peer", required=False, shell_complete=complete_peer)
+@click.option("--server", metavar="HOST[:PORT]", help="Whom to ask; else PEER's server, or the configured one.")
+@common
+def command(peer: str | None, server: str | None, is_json: bool, verbose: int) -> int:
+    """Examine this network, and with PEER the path to it; some five seconds.
+
+    A rendezvous server is asked what it sees of this machine: how the router maps and filters, over IPv4 and IPv6,
+    whether it maps ports on request, how large packets may be.  One sentence each says what that means and what would help.
+    With PEER: whether the path is direct or relayed, why, and what would change it; where no running command has a
+    link to PEER, the doctor makes one for a few seconds.
+
+    \b
+    Examples:
+      ptunnel doctor
+      ptunnel doctor home
+      ptunnel doctor --server rv.example.net --json | jq .ipv4.kind
+    """
+    from tunnel.cli.running import run
+
+    home = open_home()
+    return run(lambda _ending: _doctor(home, peer, server, is_json))
+
+
+def choose_server(home: Home, peer: str | None, given: str | None) -> str:
+    """Given, the peer's, the configured one, or that of the peer seen last.  Raises ConfigurationError."""
+    from tunnel.errors import ConfigurationError
+
+    remembered = home.peer(peer).server if peer is not None else None
+    found = given or remembered or load_settings(home).server
+    if found is None:
+        servers = [each.server for each in sorted(home.peers(), key=lambda each: -each.last_seen) if each.server]
+        found = servers[0] if servers else None
+    if found is None:
+        raise ConfigurationError("The doctor asks a server what it sees of this machine: name one with --server HOST[:PORT].")
+    return str(found)
+
+
+async def _doctor(home: Home, peer: str | None, given: str | None, is_json: bool) -> int:
+    from tunnel.driver.doctor import advise, examine
+    from tunnel.errors import ServerUnreachableError, UnreachableError
+
+    server = choose_server(home, peer, given)
+    if not is_json:
+        click.echo(f"Asking {server} what it sees of this machine ...", err=True)
+    found = await examine(server)
+    link: dict[str, Any] | None = None
+    absent = ""
+    if peer is not None:
+        link = await _running_link(home, peer)
+        if link is None and found.is_reached:
+            try:
+                link = await _own_link(home, peer, server)
+            except UnreachableError as error:
+                absent = str(error)
+    advice: list[str] = []
+    if link is not None:
+        nat = link["nat"]
+        words = (nat.get("ours", ""), nat.get("theirs", ""), nat.get("technique", ""))
+        advice = advise(str(link["kind"]), str(link["why"]).rstrip("."), *words)
+    if is_json:
+        answer = {"event": "doctor", **found.to_dict()}
+        if peer is not None:
+            answer["peer"] = {"peer": peer, "link": link, "sentences": advice or [absent]}
+        click.echo(json.dumps(answer, ensure_ascii=False))
+    else:
+        _show(found, link, advice)
+    if link is None and peer is not None and found.is_reached:
+        raise UnreachableError(absent or f"There is no link to {peer}.")
+    if not found.is_reached:
+        raise ServerUnreachableError(_why_silent(found))
+    return 0
+
+
+def _why_silent(found: Examination) -> str:
+    if found.is_refused:
+        return f"No ptunnel server listens at {found.server}."
+    if found.is_udp_blocked:
+        return f"UDP does not get through to {found.server}, TCP does: this network blocks UDP, or no server runs there."
+    return f"{found.server} does not answer over UDP: no server runs there, or a firewall drops UDP."
+
+
+def _show(found: Examination, link: dict[str, Any] | None, advice: list[str]) -> None:
+    from tunnel.cli.render import path_line
+
+    for line in table(found):
+        click.echo(line)
+    click.echo("")
+    for sentence in found.sentences():
+        click.echo(sentence)
+    if link is not None:
+        click.echo("")
+        click.echo(f"{link['peer']}: {path_line(link)}")
+        for sentence in advice:
+            click.echo(sentence)
+
+
+def table(found: Examination) -> list[str]:
+    """A row a property, a column an address family."""
+    from tunnel.cli.render import columns, milliseconds
+
+    families = [found.ipv4.to_dict(), found.ipv6.to_dict()]
+
+    def row(title: str, key: str) -> list[str]:
+        cells = []
+        for each in families:
+            value = each[key]
+            if value is None or value == "unknown":
+                cells.append("-")
+            elif isinstance(value, bool):
+                cells.append("yes" if value else "no")
+            elif isinstance(value, float):
+                cells.append(milliseconds(value))
+            else:
+                cells.append(str(value))
+        return [title, *cells]
+
+    rows = [
+        ["", "IPv4", "IPv6"],
+        row("network", "kind"),
+        row("own address", "own"),
+        row("seen by the server as", "seen"),
+        row("mapping", "mapping"),
+        row("filtering", "filtering"),
+        row("external ports", "ports"),
+        row("hairpins", "hairpins"),
+        row("largest packet", "mtu"),
+        row("round trip to the server", "rtt_s"),
+    ]
+    mapped = found.portmap
+    if mapped is not None:
+        rows.append(["port mapping", f"{mapped.protocol} {mapped.external}" if mapped.external is not None else "none", "-"])
+    return columns(rows)
+
+
+async def _running_link(home: Home, peer: str) -> dict[str, Any] | None:
+    """What a running command says of its link to the peer."""
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Status
+
+    links: list[dict[str, Any]] = []
+
+    def take(_pid: int, answer: dict[str, Any]) -> None:
+        if answer["event"] == "status":
+            links.extend(link for link in answer["links"] if peer in (link["peer"], link["fingerprint"]) and link["kind"])
+
+    await ask_all(home.run_dir(), Status(), take)
+    return links[0] if links else None
+
+
+async def _own_link(home: Home, peer: str, server: str) -> dict[str, Any]:
+    """Meet the peer, give a direct path some time, and leave.  Raises UnreachableError."""
+    import trio
+
+    from tunnel.api import connect
+    from tunnel.errors import UnreachableError
+
+    scope = trio.CancelScope(deadline=trio.current_time() + MEET_S)
+    with scope:
+        async with connect(peer=peer, server=server, home=home.path, name=None) as link:
+            scope.deadline = trio.current_time() + DIRECT_S
+            with trio.move_on_after(DIRECT_S - 1.0):
+                await link.wait_direct()
+            await link.ping()
+            return link.status().to_dict()
+    raise UnreachableError(f"{peer} does not answer: is 'ptunnel expose' running there?")

@@ -1,0 +1,220 @@
+"""`ptunnel doctor` under trio: examines both address families at once from sockets of its own, and asks the router for a port."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from tunnel.driver.endpoint import OpenSocket, parse_server
+from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
+from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.host.clock import boottime
+from tunnel.host.gateway import default_gateway, is_translated
+from tunnel.host.interfaces import source_address
+from tunnel.proto.endpoint.diagnosis import (
+    SOCKETS,
+    Diagnosis,
+    Findings,
+    PortMapFindings,
+    advise,
+    describe,
+    describe_portmap,
+    prospects,
+)
+from tunnel.udp.socket import UdpSocket, open_socket
+from tunnel.units import Address, SocketId
+
+__all__ = ["Examination", "advise", "examine"]
+
+LONGEST_SLEEP: Final = 1.0  # seconds
+PORTMAP_PATIENCE: Final = 3.0  # seconds for a router to map a port
+REFUSAL_PATIENCE: Final = 0.5  # seconds for "nobody listens here"
+TCP_PATIENCE: Final = 2.0  # seconds for the server's machine to answer TCP, with whatever
+TCP_PORT: Final = 443  # the last one that networks close
+_ANYWHERE: Final = {False: "192.0.2.1", True: "2001:db8::1"}  # RFC 5737, RFC 3849; nothing is sent there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """All that was found out."""
+
+    server: str
+    ipv4: Findings
+    ipv6: Findings
+    portmap: PortMapFindings | None  # None: no router of ours translates
+
+    @property
+    def is_reached(self) -> bool:
+        return self.ipv4.seen is not None or self.ipv6.seen is not None
+
+    @property
+    def is_udp_blocked(self) -> bool:
+        """The server's machine answers TCP, but nothing came back over UDP."""
+        return not self.is_reached and not self.is_refused and bool(self.ipv4.tcp_answers or self.ipv6.tcp_answers)
+
+    @property
+    def is_refused(self) -> bool:
+        return self.ipv4.is_refused or self.ipv6.is_refused
+
+    @property
+    def summary(self) -> str:
+        return prospects(self.ipv4, self.ipv6, self.portmap)
+
+    def sentences(self) -> list[str]:
+        """For a person, the most important first."""
+        lines = [self.summary, *describe(self.ipv4)]
+        if self.ipv4.own is not None:
+            lines.append(describe_portmap(self.portmap))
+        return [*lines, *describe(self.ipv6)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "server": self.server,
+            "reached": self.is_reached,
+            "udp_blocked": self.is_udp_blocked,
+            "ipv4": self.ipv4.to_dict(),
+            "ipv6": self.ipv6.to_dict(),
+            "portmap": None if self.portmap is None else self.portmap.to_dict(),
+            "summary": self.summary,
+            "sentences": self.sentences(),
+        }
+
+
+async def examine(server: str, *, opener: OpenSocket = open_socket, portmap: bool = True) -> Examination:
+    """Some four seconds.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
+    host, port = parse_server(server)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        raise ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.") from None
+    addresses: dict[bool, Address] = {}
+    for *_, sockaddr in found:
+        address = Address(str(sockaddr[0]), port)
+        addresses.setdefault(address.is_ipv6, address)
+    results: dict[bool, Findings] = {}
+    mapped: list[PortMapFindings | None] = [None]
+    async with trio.open_nursery() as nursery:
+        for is_ipv6 in (False, True):
+            nursery.start_soon(_examine_family, addresses.get(is_ipv6), is_ipv6, opener, results)
+        if portmap:
+            nursery.start_soon(_examine_portmap, opener, mapped)
+    return Examination(server=server, ipv4=results[False], ipv6=results[True], portmap=mapped[0])
+
+
+async def _examine_family(server: Address | None, is_ipv6: bool, opener: OpenSocket, results: dict[bool, Findings]) -> None:
+    own = source_address(server.host if server is not None else _ANYWHERE[is_ipv6])
+    if server is not None and own is None and ":" not in server.host and server.host.startswith("127."):
+        own = server.host
+    results[is_ipv6] = found = Findings(is_ipv6=is_ipv6, own=own, server=server)
+    if server is None or own is None:
+        return
+    sockets: list[UdpSocket] = []
+    try:
+        try:
+            sockets += (opener("::" if is_ipv6 else "0.0.0.0", 0) for _ in range(SOCKETS))
+        except ConfigurationError:
+            return
+        ports = tuple(each.local_address.port for each in sockets)
+        diagnosis = Diagnosis(server=server, own=own, ports=ports, now=boottime(), entropy=os.urandom)
+        async with trio.open_nursery() as nursery:
+            wake: list[trio.Event] = [trio.Event()]
+            for number, each in enumerate(sockets):
+                nursery.start_soon(_receive, each, SocketId(number), diagnosis, wake)
+            await _drive(diagnosis, sockets, wake)
+            nursery.cancel_scope.cancel()
+        found = diagnosis.findings
+    finally:
+        for each in sockets:
+            each.close()
+    if found.seen is None:
+        found = replace(found, is_refused=await _is_refused(server), tcp_answers=await _answers_tcp(server))
+    results[is_ipv6] = found
+
+
+async def _receive(sock: UdpSocket, socket_id: SocketId, diagnosis: Diagnosis, wake: list[trio.Event]) -> None:
+    while True:
+        await sock.wait_readable()
+        while (batch := sock.receive()) is not None:
+            for at in range(0, len(batch.buffer), batch.stride):
+                diagnosis.handle_datagram(boottime(), socket_id, batch.buffer[at : at + batch.stride])
+            wake[0].set()
+
+
+async def _drive(diagnosis: Diagnosis, sockets: list[UdpSocket], wake: list[trio.Event]) -> None:
+    while not diagnosis.is_done:
+        wake[0] = trio.Event()
+        now = boottime()
+        diagnosis.handle_timeout(now)
+        while (ready := diagnosis.poll_transmit()) is not None:
+            socket_id, remote, datagram = ready
+            sockets[socket_id].send(remote, memoryview(datagram), len(datagram))
+        deadline = diagnosis.poll_timeout()
+        if deadline is None:
+            return
+        with trio.move_on_after(min(LONGEST_SLEEP, max(0.001, deadline - boottime()))):
+            await wake[0].wait()
+
+
+async def _is_refused(server: Address) -> bool:
+    """Does the server's machine say that nobody listens there?  Only a connected socket is told."""
+    family = trio.socket.AF_INET6 if server.is_ipv6 else trio.socket.AF_INET
+    with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock, trio.move_on_after(REFUSAL_PATIENCE):
+        try:
+            await sock.connect((server.host, server.port))
+            await sock.send(bytes(1))
+            await sock.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+async def _answers_tcp(server: Address) -> bool:
+    """Accepted or refused, either is an answer."""
+    family = trio.socket.AF_INET6 if server.is_ipv6 else trio.socket.AF_INET
+    with trio.socket.socket(family, trio.socket.SOCK_STREAM) as sock, trio.move_on_after(TCP_PATIENCE):
+        try:
+            await sock.connect((server.host, TCP_PORT))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return True
+    return False
+
+
+async def _examine_portmap(opener: OpenSocket, mapped: list[PortMapFindings | None]) -> None:
+    """The mapping that is made is taken back at once."""
+    gateway = default_gateway()
+    if gateway is None or not is_translated(gateway.own):
+        return
+    try:
+        sock = opener("0.0.0.0", 0)
+    except ConfigurationError:
+        return
+    port = sock.local_address.port
+    done = trio.Event()
+
+    def changed(_port: int, external: Address | None) -> None:
+        if external is not None and not done.is_set():
+            mapping = keeper.mappings[port]
+            public = is_reachable_from_everywhere(external)
+            mapped[0] = PortMapFindings(protocol=mapping.protocol.value, external=external, is_public=public)
+            done.set()
+
+    keeper = PortMapKeeper(on_change=changed)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(keeper.run, (port,)))
+            with trio.move_on_after(PORTMAP_PATIENCE):
+                await done.wait()
+            if mapped[0] is None:
+                mapped[0] = PortMapFindings(trouble=keeper.why_unmapped(port))
+            nursery.cancel_scope.cancel()
+    finally:
+        sock.close()
