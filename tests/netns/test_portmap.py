@@ -174,8 +174,12 @@ def test_it_can_be_turned_off(lab: Lab, words: list[str]) -> None:
     home = lab.add_site("home", "upnp")
     start_server(lab)
     exposer = Ptunnel(lab, home.host, "expose", "expose", "22", "--server", lab.server.address, *words)
-    exposer.wait_event("code")
-    time.sleep(1)
+    code = exposer.wait_event("code")["code"]
+    connector = Ptunnel(
+        lab, home.host, "connect", "connect", "--server", lab.server.address, "--forward", "2222:22", *words, PTUNNEL_CODE=code
+    )
+    connector.wait_event("forward")
+    time.sleep(0.7)
     assert home.mapped_ports() == {}
 
 

@@ -159,7 +159,7 @@ class Connecting:
                 connect(
                     self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
                     home=self._home.path, path=settings.path, name=settings.name, on_event=self._handle,
-                    traces=traces,
+                    traces=traces, portmap=settings.portmap == "on",
                 ) as link,
             ):  # fmt: skip
                 limit.deadline = math.inf
