@@ -28,6 +28,10 @@ class PoolSockets:
         self.opened = 0  # so far
         self.nursery: trio.Nursery | None = None  # while the driver runs
 
+    @staticmethod
+    def owns(socket_id: SocketId) -> bool:
+        return socket_id >= FIRST_ID
+
     def fulfil(self, order: SocketOrder, serve: Callable[[SocketId], Awaitable[None]]) -> list[PoolSocket] | None:
         """Do what the core ordered; returns the new sockets of OpenSockets, perhaps fewer than asked for."""
         match order:
