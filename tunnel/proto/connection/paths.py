@@ -32,9 +32,18 @@ MAX_CHALLENGES: Final = 512  # outstanding; the oldest is forgotten
 CHALLENGE_LIFE: Final = Seconds(10.0)  # an answer later than this proves nothing about now
 MAX_PATHS: Final = 8  # validated paths kept; each holds a recovery value
 MAX_QUEUED_PROBES: Final = 512  # challenges and responses waiting to leave
-KEEPALIVE: Final = Seconds(15.0)  # half the shortest common mapping life (Linux conntrack: 30 s unreplied)
+KEEPALIVE: Final = Seconds(15.0)  # to begin with: half the shortest common mapping life (Linux conntrack: 30 s unreplied)
+MAX_KEEPALIVE: Final = Seconds(25.0)  # where the mappings live long enough; more would save little and cost a punch where not
+MIN_KEEPALIVE: Final = Seconds(4.0)  # where they do not; RFC 4787 REQ-5 asks for two minutes, but 8 s have been seen
+KEEPALIVE_GROWTH: Final = 1.25  # after PROOFS of a silence were survived
+KEEPALIVE_DROP: Final = 0.6  # of a silence that was not
+KEEPALIVE_MEMORY: Final = Seconds(3600.0)  # before a silence is tried again that was not survived
+PROOFS: Final = 2
 STANDBY_CHECK: Final = Seconds(25.0)  # how often a path that carries nothing proves that it still would
 VERIFY_ATTEMPTS: Final = 4
+VERIFY_BACKING_OFF: Final = Seconds(1.0)  # at most, between challenges of a current path that is silent and has no substitute ...
+VERIFY_PATIENCE: Final = Seconds(120.0)  # ... for so long; a line that returns is noticed within the former
+VERIFY_AT_LEAST: Final = Seconds(5.0)  # and then so often
 VERIFY_SPACING: Final = Seconds(0.06)  # at least, between two challenges of a path in doubt; else 1.5 round trips
 BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
 ALL_LOST_AFTER: Final = Seconds(4.0)  # of silence while we expect an answer, before the owner should meet the peer anew
@@ -68,6 +77,7 @@ class Path:
 
     __slots__ = (
         "capacity",
+        "idle_for",
         "in_doubt_since",
         "key",
         "kind",
@@ -104,6 +114,7 @@ class Path:
         self.last_sent = now
         self.probes_owed = 0
         self.large_losses = 0
+        self.idle_for: Seconds | None = None  # the silence before the challenge that is on its way
         self.in_doubt_since: Instant | None = None
         self.verify_at = now
         self.verify_attempts = 0
@@ -137,9 +148,48 @@ class Path:
 
     def trust(self) -> None:
         self.in_doubt_since = None
+        self.idle_for = None
 
     def verify_spacing(self) -> Seconds:
         return Seconds(max(VERIFY_SPACING, 1.5 * self.recovery.rtt.smoothed_rtt))
+
+
+class Keepalive:
+    """How long the direct paths of one connection may be silent before a NAT on the way forgets them, as measured by them."""
+
+    __slots__ = ("_barred_until", "_ceiling", "_proofs", "_rng", "interval", "next_after")
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.interval = KEEPALIVE
+        self.next_after = (
+            KEEPALIVE  # the interval, less some jitter: two sides that speak at once open both NATs, and prove nothing
+        )
+        self.roll()
+        self._proofs = 0
+        self._ceiling = MAX_KEEPALIVE
+        self._barred_until: Instant | None = None
+
+    def roll(self) -> None:
+        self.next_after = Seconds(self.interval * (0.8 + 0.2 * self._rng.random()))
+
+    def survived(self, now: Instant, silence: Seconds) -> None:
+        """A challenge after so long was answered at once."""
+        if silence < 0.75 * self.interval:
+            return
+        if self._barred_until is not None and now >= self._barred_until:
+            self._ceiling, self._barred_until = MAX_KEEPALIVE, None
+        self._proofs += 1
+        if self._proofs >= PROOFS:
+            self._proofs = 0
+            self.interval = Seconds(min(self.interval * KEEPALIVE_GROWTH, self._ceiling))
+
+    def died(self, now: Instant, silence: Seconds) -> None:
+        """After so long there was no answer."""
+        self._proofs = 0
+        self.interval = Seconds(max(MIN_KEEPALIVE, min(self.interval, silence * KEEPALIVE_DROP)))
+        self._ceiling = self.interval
+        self._barred_until = Instant(now + KEEPALIVE_MEMORY)
 
 
 class Paths:
@@ -154,6 +204,7 @@ class Paths:
         self.dropped = 0  # probes that waited in too long a queue
         self.evicted: list[Path] = []  # made room for another; what was under way there has not been sent again yet
         self.policy = "auto"
+        self.keepalive = Keepalive(rng)
         self.why = "the relay carries until a direct path is found" if kind is PathKind.RELAY else ""
         self.current = self._make(key, kind, now, None)
         self.answering = self.current  # where the newest data came from: ACKs go there
@@ -196,6 +247,8 @@ class Paths:
         rtt = Seconds(now - sent_at)
         path = self.known.get(key)
         news = path is None or not path.validated
+        if path is not None and path.idle_for is not None and path.verify_attempts == 1:
+            self.keepalive.survived(now, path.idle_for)
         if path is None:
             self._make_room()
             path = self._make(key, kind, now, rtt)
@@ -262,24 +315,34 @@ class Paths:
             if path.in_doubt_since is not None:
                 at = min(at, path.verify_at)
             elif path is self.current:
-                at = min(at, path.last_sent + KEEPALIVE)
+                at = min(at, path.last_sent + self._quiet(path))
             elif path.validated:
                 at = min(at, path.last_heard + STANDBY_CHECK)
         return Instant(at)
+
+    def _quiet(self, path: Path) -> Seconds:
+        """How long the current path may be silent."""
+        return self.keepalive.next_after if path.kind is PathKind.DIRECT else KEEPALIVE
 
     def handle_timeout(self, now: Instant) -> list[Path]:
         """Challenge what is in doubt or quiet; returns the paths that just failed."""
         failed: list[Path] = []
         for path in list(self.known.values()):
             if path.in_doubt_since is None:
-                quiet = path.last_sent + KEEPALIVE if path is self.current else path.last_heard + STANDBY_CHECK
+                quiet = path.last_sent + self._quiet(path) if path is self.current else path.last_heard + STANDBY_CHECK
                 if now < quiet or (path is not self.current and not path.validated):
                     continue
                 path.verify(now)
+                if path is self.current and path.kind is PathKind.DIRECT:
+                    path.idle_for = Seconds(now - path.last_sent)
+                    self.keepalive.roll()
             if now < path.verify_at:
                 continue
             if path.verify_attempts >= VERIFY_ATTEMPTS and path.validated:
                 path.validated = False
+                if path.idle_for is not None:
+                    self.keepalive.died(now, path.idle_for)
+                    path.idle_for = None
                 failed.append(path)
             if path.verify_attempts >= VERIFY_ATTEMPTS and path is not self.current:
                 path.trust()
@@ -287,7 +350,9 @@ class Paths:
             # The current path is asked for ever, ever more slowly, when there is no other to go to.
             backing_off = max(0, path.verify_attempts - VERIFY_ATTEMPTS)
             path.verify_attempts += 1
-            path.verify_at = Instant(now + min(path.verify_spacing() * 2 ** min(backing_off, 8), 5.0))
+            is_fresh = path.in_doubt_since is not None and now - path.in_doubt_since < VERIFY_PATIENCE
+            longest = VERIFY_BACKING_OFF if is_fresh else VERIFY_AT_LEAST
+            path.verify_at = Instant(now + min(path.verify_spacing() * 2 ** min(backing_off, 8), longest))
             path.last_sent = now
             self.challenge(now, path.key, path.kind)
         return failed

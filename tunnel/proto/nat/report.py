@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from tunnel.proto.nat.behaviour import Filtering, Mapping
+from tunnel.proto.nat.behaviour import Filtering, Mapping, explain_relayed
 from tunnel.units import Address, Seconds
 
 FULL_MTU: Final = 1_500  # bytes of an IP packet on Ethernet
@@ -225,12 +225,13 @@ def advise(kind: str, why: str, ours: str, theirs: str, technique: str = "") -> 
     if kind == "direct":
         how = _TECHNIQUES.get(technique)
         return [f"The path is direct{f', found by {how}' if how else ''}: nothing needs to change."]
+    hard = [name in _MAPPINGS and _MAPPINGS[name].is_hard for name in (ours, theirs)]
+    if all(hard) and "set to relay" not in why:
+        why = explain_relayed(_MAPPINGS[ours], _MAPPINGS[theirs])
     sentences = [f"The path is relayed: {why or 'no direct path was found yet'}."]
     if "set to relay" in why:
         sentences.append("--path auto on both sides would let it be direct.")
-        return sentences
-    hard = [name in _HARD_WORDS for name in (ours, theirs)]
-    if all(hard):
+    elif all(hard):
         sentences.append("Port mapping (UPnP-IGD, NAT-PMP or PCP) at either router, or IPv6 at both ends, would make it direct.")
     elif any(hard):
         where = "this router" if hard[0] else "the peer's router"
@@ -246,7 +247,7 @@ def _word(value: Mapping | Filtering) -> str:
     return value.name.lower().replace("_", "-")
 
 
-_HARD_WORDS: Final = frozenset(_word(mapping) for mapping in Mapping if mapping.is_hard)
+_MAPPINGS: Final = {_word(mapping): mapping for mapping in Mapping}
 
 
 __all__ = [

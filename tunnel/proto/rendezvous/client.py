@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "ClientEvent", "RelayChannel"]
 
 REFRESH_INTERVAL: Final = Seconds(7.0)  # some NATs forget a mapping after 8 s, and pushes must find us; ±10 % of jitter
+STANDBY_REFRESH: Final = Seconds(20.0)  # of the addresses that carry no registration: nothing is pushed there
 LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
 PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
@@ -283,17 +284,19 @@ class Client:
         self._out.append((socket_id, target, datagram))
 
     def _greet(self, now: Instant, home: ServerAddress) -> None:
-        home.refresh_at = self._next_refresh(now)
+        home.refresh_at = self._next_refresh(now, home)
         self._request(now, messages.Hello(), home=home)
 
-    def _next_refresh(self, now: Instant) -> Instant:
-        return Instant(now + REFRESH_INTERVAL * (0.9 + 0.2 * self._rng.random()))
+    def _next_refresh(self, now: Instant, home: ServerAddress) -> Instant:
+        is_standby = self._primary is not None and home is not self._primary
+        interval = STANDBY_REFRESH if is_standby else REFRESH_INTERVAL
+        return Instant(now + interval * (0.9 + 0.2 * self._rng.random()))
 
     def _refresh(self, now: Instant) -> None:
         for home in self._homes:
             if now < home.refresh_at:
                 continue
-            home.refresh_at = self._next_refresh(now)
+            home.refresh_at = self._next_refresh(now, home)
             if any(r.home is home and isinstance(r.message, messages.Hello | messages.Refresh) for r in self._requests):
                 continue  # the last one is still being repeated
             if home is self._primary:
