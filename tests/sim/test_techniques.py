@@ -56,7 +56,7 @@ def test_birthday_pairs_are_direct_on_the_first_try_whoever_is_late() -> None:
     times: list[float] = []
     unlucky = 0
     rng = random.Random(5)
-    for number in range(300):
+    for number in range(110):
         a, b = BIRTHDAY[number % len(BIRTHDAY)]
         late = rng.uniform(0.0, 0.25)
         skew = (0.02 + late, 0.02) if rng.random() < 0.5 else (0.02, 0.02 + late)
@@ -68,7 +68,7 @@ def test_birthday_pairs_are_direct_on_the_first_try_whoever_is_late() -> None:
         assert first.agent.stats.rounds == second.agent.stats.rounds == 1
         assert "birthday" in used((first, second))
         times.append(time_to_direct((first, second)))
-    assert unlucky <= 4
+    assert unlucky <= 3
     assert statistics.median(times) < 2.5
     assert sorted(times)[int(0.99 * len(times))] < 15.0
 
@@ -78,14 +78,14 @@ def test_birthday_pairs_are_direct_on_the_first_try_whoever_is_late() -> None:
 )
 def test_the_birthday_takes_as_long_as_the_mathematics_says(a: str, b: str, median: float, worst: float) -> None:
     times, probes = [], []
-    for seed in range(100):
+    for seed in range(60):
         first, second, _ = meet(a, b, seed, limit=LIMIT)
         assert are_direct((first, second))
         times.append(time_to_direct((first, second)))
         probes.append(max(node.technique.stats(node.world.now).probes_sent for node in (first, second)))
     assert 120 < statistics.median(probes) < 260  # ln 2 x 64,512 / 256 = 175
     assert statistics.median(times) < 2.0
-    assert sorted(times)[98] < 6.0
+    assert sorted(times)[58] < 6.0
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ class Flood:
 
 @pytest.mark.parametrize("kind", ["prc", "sym", "symseq"])
 def test_a_malicious_peer_cannot_make_us_flood_anybody(kind: str) -> None:
-    """Ten minutes of lies, four a second: new victims, pools that are not, ports predicted anywhere."""
+    """Four minutes of lies, four a second: new victims, pools that are not, ports predicted anywhere."""
     from tunnel.proto.nat.candidate import NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
 
     flood, rng = Flood(kind), random.Random(1)
     world, victim = flood.world, flood.victim
     forbidden = ["127.0.0.1", "224.0.0.1", "169.254.169.254", "0.0.0.0", "255.255.255.255"]
-    duration = 600.0
+    duration = 240.0
     for generation in range(1, int(duration / 0.25)):
         hosts = [f"45.9.0.{rng.randrange(1, 4)}", rng.choice(forbidden)]
         named = tuple(
