@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.packet.header import OVERHEAD
+from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.recovery.bbr import Bbr
 from tunnel.proto.recovery.congestion import CongestionController
 from tunnel.proto.recovery.cubic import Cubic
@@ -40,6 +41,7 @@ KEEPALIVE_DROP: Final = 0.6  # of a silence that was not
 KEEPALIVE_MEMORY: Final = Seconds(3600.0)  # before a silence is tried again that was not survived
 PROOFS: Final = 2
 STANDBY_CHECK: Final = Seconds(25.0)  # how often a path that carries nothing proves that it still would
+SILENCE: Final = Seconds(0.1)  # at least, and a probe timeout, without any answer while we send: then the path is asked
 VERIFY_ATTEMPTS: Final = 4
 VERIFY_BACKING_OFF: Final = Seconds(1.0)  # at most, between challenges of a current path that is silent and has no substitute ...
 VERIFY_PATIENCE: Final = Seconds(120.0)  # ... for so long; a line that returns is noticed within the former
@@ -90,6 +92,7 @@ class Path:
         "pmtu",
         "probes_owed",
         "recovery",
+        "unanswered_since",
         "validated",
         "verify_at",
         "verify_attempts",
@@ -114,6 +117,7 @@ class Path:
         self.last_sent = now
         self.probes_owed = 0
         self.large_losses = 0
+        self.unanswered_since: Instant | None = None  # of what we sent here, when the oldest left, or when the last answer came
         self.idle_for: Seconds | None = None  # the silence before the challenge that is on its way
         self.in_doubt_since: Instant | None = None
         self.verify_at = now
@@ -149,6 +153,20 @@ class Path:
     def trust(self) -> None:
         self.in_doubt_since = None
         self.idle_for = None
+
+    def on_acked(self, now: Instant) -> None:
+        """The peer has something that we sent here."""
+        self.unanswered_since = now if self.recovery.bytes_in_flight else None
+
+    def silent_at(self) -> Instant | None:
+        """When to doubt the path because nothing we send is answered.
+
+        The probe timeout does not tell: it begins anew with every packet sent (RFC 9002 §6.2.1), so a stream that goes on and on
+        would speak into the dark for as long as its buffer lasts.
+        """
+        if self.unanswered_since is None or not self.recovery.bytes_in_flight:
+            return None
+        return Instant(self.unanswered_since + max(SILENCE, self.recovery.rtt.pto(MAX_ACK_DELAY)))
 
     def verify_spacing(self) -> Seconds:
         return Seconds(max(VERIFY_SPACING, 1.5 * self.recovery.rtt.smoothed_rtt))
@@ -249,6 +267,8 @@ class Paths:
         news = path is None or not path.validated
         if path is not None and path.idle_for is not None and path.verify_attempts == 1:
             self.keepalive.survived(now, path.idle_for)
+        if path is not None and path.unanswered_since is not None:
+            path.unanswered_since = now
         if path is None:
             self._make_room()
             path = self._make(key, kind, now, rtt)
@@ -316,6 +336,9 @@ class Paths:
                 at = min(at, path.verify_at)
             elif path is self.current:
                 at = min(at, path.last_sent + self._quiet(path))
+                silent_at = path.silent_at()
+                if silent_at is not None and silent_at < at:
+                    at = silent_at
             elif path.validated:
                 at = min(at, path.last_heard + STANDBY_CHECK)
         return Instant(at)
@@ -330,10 +353,12 @@ class Paths:
         for path in list(self.known.values()):
             if path.in_doubt_since is None:
                 quiet = path.last_sent + self._quiet(path) if path is self.current else path.last_heard + STANDBY_CHECK
-                if now < quiet or (path is not self.current and not path.validated):
+                silent_at = path.silent_at() if path is self.current else None
+                is_silent = silent_at is not None and now >= silent_at
+                if not is_silent and (now < quiet or (path is not self.current and not path.validated)):
                     continue
                 path.verify(now)
-                if path is self.current and path.kind is PathKind.DIRECT:
+                if not is_silent and path is self.current and path.kind is PathKind.DIRECT:
                     path.idle_for = Seconds(now - path.last_sent)
                     self.keepalive.roll()
             if now < path.verify_at:

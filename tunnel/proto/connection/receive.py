@@ -398,6 +398,7 @@ class Receiver:
             if (result.lost or path.large_losses) and path.weigh(result.acked, result.lost, now):
                 shared.mtu_changed |= path is shared.paths.current
             if result.acked:
+                path.on_acked(now)
                 path.pacer.set_rate(recovery.pacing_rate(), now)
             if shared.trace is not None and (result.acked or result.lost):
                 tracing.settled(shared.trace, now, path, result.lost)

@@ -467,4 +467,6 @@ class Sender:
             return
         burst = SentBurst(shared.next_number - count, count, size, last, now, content, path=path.number)
         path.recovery.on_sent(burst, now)
+        if path.unanswered_since is None:
+            path.unanswered_since = now
         path.pacer.consume(burst.total)
