@@ -20,6 +20,7 @@ SAYINGS: list[tuple[Kind, str]] = [
     ("prc", "Independent Mapping, Port Dependent Filter, preserves ports, no hairpin"),
     ("prcrace", "Independent Mapping, Port Dependent Filter, preserves ports, no hairpin"),
     ("sym", "Dependent Mapping, random port, no hairpin"),
+    ("upnp", "Dependent Mapping, random port, no hairpin"),
 ]
 
 
