@@ -25,6 +25,18 @@ HARD_EXTRA_S = 30
 """Seconds after the limit at which the whole run is ended, with every thread's stack printed."""
 
 
+THOROUGH = {
+    "tests/driver/test_bench_loopback.py",
+    "tests/driver/test_cli_loopback.py",
+    "tests/fuzz/test_rendezvous_decoders.py",
+    "tests/sim/test_congestion.py",
+    "tests/sim/test_meeting.py",
+    "tests/sim/test_staying_up.py",
+    "tests/sim/test_techniques.py",
+}
+"""Files that take ten seconds or more each: in every full run, but not in the quick one."""
+
+
 class TestTookTooLong(Exception):
     """The test went over its limit."""
 
@@ -33,6 +45,12 @@ class TestTookTooLong(Exception):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(item.config.rootpath).as_posix() in THOROUGH:
+            item.add_marker("thorough")
 
 
 def _limit_of(item: pytest.Item) -> int:

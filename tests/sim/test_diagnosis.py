@@ -100,7 +100,7 @@ def test_each_kind_of_network_is_named(kind: str) -> None:
         assert describe(found)[0].startswith("IPv4: ")
 
 
-@pytest.mark.parametrize("kind", set(KINDS) - {"symad", "restricted"})
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("symad", "restricted")])
 def test_one_address_of_the_server_is_enough_for_most(kind: str) -> None:
     assert examine(kind, two=False).kind is KINDS[kind]
 

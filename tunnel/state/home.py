@@ -180,12 +180,11 @@ class Home:
         Normally `run` in the home; a home whose path is too long for a Unix socket gets a short one in the directory
         for temporary files, the same for every process.
         """
+        make_private_directory(self.path)
         path = self.path / "run"
         if len(os.fsencode(path)) > MAX_RUN_PATH and sys.platform != "win32":
             digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
             path = Path(tempfile.gettempdir()) / f"ptunnel-{os.getuid()}-{digest}"
-        else:
-            make_private_directory(self.path)
         make_private_directory(path)
         _require_own(path)
         return path

@@ -7,6 +7,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ def peer(name: str = "nas", key: int = 1, **changes: Any) -> Peer:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "state" / "ptunnel")
+def home() -> Iterator[Home]:
+    """Not under tmp_path, whose length may be too much for a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="pt") as folder:
+        yield Home(Path(folder) / "state" / "ptunnel")
 
 
 def mode(path: Path) -> int:
