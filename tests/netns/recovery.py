@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tests.netns.kernel import Namespace
@@ -92,7 +93,7 @@ class Talk:
     def silence(self, since: float) -> float:
         """The longest time from `since` on in which nothing came."""
         heard = [since, *(at for at in self.heard if at > since)]
-        return max((after - before for before, after in zip(heard, heard[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in pairwise(heard)), default=0.0)
 
     def finish(self) -> None:
         """Every record must have come back; raises what went wrong."""
@@ -214,6 +215,8 @@ class Event:
 EVENTS = (
     Event("mapping flushed, connecting side", lambda s: s.site("friend").forget_mappings(), 2.0),
     Event("mapping flushed, exposing side", lambda s: s.site("home").forget_mappings(), 2.0),
+    Event("mapping flushed, connecting side, racing routers", lambda s: s.site("friend").forget_mappings(), 2.0, kind="prcrace"),
+    Event("mapping flushed, exposing side, racing routers", lambda s: s.site("home").forget_mappings(), 2.0, kind="prcrace"),
     Event("public address changed, connecting side", lambda s: s.renumber("friend"), 2.0),
     Event("public address changed, exposing side", lambda s: s.renumber("home"), 2.0),
     Event("interface changed, connecting side", lambda s: s.unplug("friend"), 1.0, uplink="friend"),
