@@ -28,7 +28,7 @@ from tests.netns.programs import Program, Ptunnel, Sshd, environment
 
 A, B = "192.88.99.1", "192.88.99.2"
 IPERF, ECHO = 5201, 5300
-SECONDS = 3
+SECONDS = 2
 RMEM = Path("/proc/sys/net/core/rmem_max")
 TICKS = os.sysconf("SC_CLK_TCK")
 

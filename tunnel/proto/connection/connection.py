@@ -51,7 +51,7 @@ LINGER: Final = Seconds(1.0)  # how long CLOSE is repeated to a peer that still 
 CLOSE_SPACING: Final = Seconds(0.1)  # between two of those repetitions
 BLACK_HOLE_PTOS: Final = 2  # probe timeouts in a row, before large datagrams are suspected (RFC 8899 §4.3)
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
-MAXIMUM_RECEIVE_BUFFER: Final = 2 * 1024 * 1024  # bytes of it that we fill: a queue like any other, 8 ms at 2 Gbit/s
+MAXIMUM_RECEIVE_BUFFER: Final = 1024 * 1024  # bytes of it that we fill: a queue like any other, 4 ms at 2 Gbit/s
 DEMOTED: Final = "the direct path fell silent"
 
 

@@ -9,7 +9,7 @@ from tunnel.errors import MalformedPacket
 from tunnel.units import Instant, Seconds
 
 QUEUE_TIME: Final = Seconds(0.005)  # a datagram older than this is worth less than the next one
-QUEUE_BYTES: Final = 2 * 1024 * 1024  # bytes queued: 5 ms at 3 Gbit/s
+QUEUE_BYTES: Final = 1024 * 1024  # bytes queued: 5 ms at 1.6 Gbit/s
 ENTRY_BYTES: Final = 64  # what a queued datagram counts for besides its payload, so that empty ones are bounded too
 MAX_DATAGRAM: Final = 65_507  # bytes: the largest UDP payload over IPv4
 MAX_FRAGMENTS: Final = 255
