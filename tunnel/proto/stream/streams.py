@@ -15,7 +15,7 @@ CONTROL_STREAM: Final = StreamId(0)  # open from the start, both ways
 LAST_STREAM: Final = 0xFFFF_FFFF  # ids have 32 bits
 QUANTUM: Final = 32 * 1024  # bytes a stream may send before the next one's turn: one full GSO burst
 LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
-RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
+RINGS_IN_ALL: Final = 8 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
 
 class StreamLimitError(TunnelError):
@@ -178,7 +178,7 @@ class Streams:
 
     def ring_limit(self, inflight_limit: int) -> int:
         """Bytes one stream may hold: at least twice what may be in flight, within a fair part of RINGS_IN_ALL; a power of two."""
-        fair = RINGS_IN_ALL // max(len(self.sending), 2)
+        fair = RINGS_IN_ALL // max(len(self.sending) - 1, 1)  # the control stream needs next to nothing
         least = 4 * SMALLEST_RING
         most = max(min(LARGEST_RING, fair), least)
         return min(1 << (max(2 * inflight_limit, least) - 1).bit_length(), 1 << (most.bit_length() - 1))
