@@ -21,7 +21,7 @@ from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import Problem
 from tunnel.units import Seconds
 
-QUOTA = {"quota", "cgnsym"}  # kinds whose carrier grants few mappings a home
+QUOTA = {"quota"}  # the kind whose carrier grants 64 mappings a home: 1 to 2 % of the birthdays miss their first round
 SHARE = float(os.environ.get("PTUNNEL_SIM_SHARE", "1"))
 KINDS = tuple(SITES)
 LATE = Seconds(0.250)
