@@ -1,0 +1,279 @@
+"""The TAP interface on a real kernel: what it is made into, that frames cross, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.netns.kernel import Namespace
+from tests.netns.lab import eventually
+from tunnel.tun.config import InterfaceConfig
+from tunnel.tun.configure import apply, renumber, set_mtu
+from tunnel.tun.device import TapDevice, from_descriptor, open_tap
+from tunnel.tun.routes import taken_prefixes
+from tunnel.tun.tap import HEADROOM, MAX_FRAME, OFFLOAD_CSUM, OFFLOAD_TSO4
+
+T = TypeVar("T")
+ETHERTYPE_IPV4 = b"\x08\x00"
+
+
+def config(number: int, **changes: Any) -> InterfaceConfig:
+    fields: dict[str, Any] = {
+        "name": "lan0",
+        "mac": f"02:70:74:00:00:{number:02x}",
+        "ipv4": (f"10.77.1.{number}", 24),
+        "ipv6": ((f"fd12:3456:789a::{number:x}", 64), (f"fe80::7074:0:0:{number:x}", 64)),
+        "mtu": 1400,
+        "routes": ("224.0.2.60/32",),
+    }
+    return InterfaceConfig(**{**fields, **changes})
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    space = Namespace("tun")
+    space.ip("link set lo up")
+    yield space
+    space.close()
+
+
+@pytest.fixture
+def other() -> Iterator[Namespace]:
+    space = Namespace("tun-other")
+    space.ip("link set lo up")
+    yield space
+    space.close()
+
+
+def open_in(space: Namespace, number: int, **changes: Any) -> TapDevice:
+    def make() -> TapDevice:
+        device = open_tap("lan0")
+        assert apply(config(number, **changes)) == []
+        return device
+
+    return space.inside(make)
+
+
+def shown(space: Namespace, *words: str) -> Any:
+    return json.loads(space.run("ip", "-json", "-details", *words).stdout or "[]")
+
+
+def addresses(space: Namespace) -> set[str]:
+    return {f"{info['local']}/{info['prefixlen']}" for info in shown(space, "addr", "show", "lan0")[0]["addr_info"]}
+
+
+def read_frame(device: TapDevice, wanted: Callable[[bytes], bool]) -> bytes:
+    """The next frame that is `wanted`; others (IGMP, MLD) are thrown away."""
+    view = memoryview(bytearray(MAX_FRAME))
+
+    def next_one() -> bytes | None:
+        while length := device.read_into(view):
+            if wanted(bytes(view[:length])):
+                return bytes(view[:length])
+        return None
+
+    return eventually("a frame from the host", next_one)
+
+
+def is_udp4(frame: bytes) -> bool:
+    return frame[22:24] == ETHERTYPE_IPV4 and frame[HEADROOM + 9] == socket.IPPROTO_UDP
+
+
+def udp4_frame(source: str, target: str, port: int, payload: bytes, mac: bytes) -> list[bytes]:
+    """A frame as a member's, in three pieces; the UDP checksum is left out, as IPv4 allows."""
+    udp = struct.pack("!HHHH", 5555, port, 8 + len(payload), 0) + payload
+    header = struct.pack(
+        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(target)
+    )
+    total = sum(struct.unpack("!10H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    header = header[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + header[12:]
+    return [bytes(10), mac + bytes.fromhex("027074000009") + ETHERTYPE_IPV4, header + udp]
+
+
+def test_the_interface_is_a_broadcasting_one_without_arp_and_has_what_the_configuration_says(space: Namespace) -> None:
+    device = open_in(space, 3, gso_max_size=60_000, gso_max_segs=40)
+    link = shown(space, "link", "show", "lan0")[0]
+    assert {"BROADCAST", "MULTICAST", "NOARP", "UP", "LOWER_UP"} <= set(link["flags"])
+    assert (link["address"], link["mtu"], link["txqlen"]) == ("02:70:74:00:00:03", 1400, 500)
+    assert (link["gso_max_size"], link["gso_max_segs"]) == (60_000, 40)
+    assert addresses(space) == {"10.77.1.3/24", "fd12:3456:789a::3/64", "fe80::7074:0:0:3/64"}
+    infos = shown(space, "addr", "show", "lan0")[0]["addr_info"]
+    assert infos[0]["broadcast"] == "10.77.1.255"
+    assert not any(info.get("tentative") for info in infos)
+    assert "224.0.2.60" in {route["dst"] for route in shown(space, "route", "show", "dev", "lan0")}
+    assert device.offloads & (OFFLOAD_CSUM | OFFLOAD_TSO4)
+    device.close()
+
+
+def test_nothing_is_forwarded_from_the_lan_and_no_router_is_believed(space: Namespace) -> None:
+    space.sysctl("net.ipv4.ip_forward", 1)
+    device = open_in(space, 3)
+
+    def read(path: str) -> str:
+        with open(f"/proc/sys/net/{path}", encoding="ascii") as file:
+            return file.read().strip()
+
+    for path in ("ipv4/conf/lan0/forwarding", "ipv6/conf/lan0/accept_ra", "ipv4/conf/lan0/accept_redirects"):
+        assert space.inside(lambda path=path: read(path)) == "0", path
+    device.close()
+
+
+def test_closing_the_descriptor_takes_interface_addresses_and_routes_away(space: Namespace) -> None:
+    before = shown(space, "route", "show", "table", "all")
+    device = open_in(space, 3)
+    assert shown(space, "route", "show", "table", "all") != before
+    device.close()
+    eventually("the interface is gone", lambda: [link["ifname"] for link in shown(space, "link")] == ["lo"])
+    assert shown(space, "route", "show", "table", "all") == before
+
+
+def test_applying_twice_changes_nothing_and_renumbering_leaves_no_old_address(space: Namespace) -> None:
+    device = open_in(space, 3)
+    before = addresses(space)
+    assert space.inside(lambda: apply(config(3))) == []
+    assert addresses(space) == before
+    new = config(3, ipv4=("10.99.4.3", 24), ipv6=(("fd99:1::3", 64), ("fe80::7074:0:0:3", 64)))
+    assert space.inside(lambda: renumber(new)) == []
+    assert addresses(space) == {"10.99.4.3/24", "fd99:1::3/64", "fe80::7074:0:0:3/64"}
+    assert {route["dst"] for route in shown(space, "route", "show", "dev", "lan0")} == {"10.99.4.0/24", "224.0.2.60"}
+    device.close()
+
+
+def test_the_mtu_follows_and_leaves_ipv6_in_place(space: Namespace) -> None:
+    device = open_in(space, 3)
+    before = addresses(space)
+    for mtu in (1280, 9000, 1372):
+        space.inside(lambda mtu=mtu: set_mtu("lan0", mtu))
+        assert shown(space, "link", "show", "lan0")[0]["mtu"] == mtu
+    assert addresses(space) == before
+    device.close()
+
+
+def test_ipv6_switched_off_is_a_fact_and_no_failure(space: Namespace) -> None:
+    for scope in ("all", "default"):
+        space.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 1)
+
+    def make() -> tuple[TapDevice, list[str]]:
+        return open_tap("lan0"), apply(config(3))
+
+    device, facts = space.inside(make)
+    assert facts == ["IPv6 is switched off on this machine, so the LAN is IPv4 only here."]
+    assert addresses(space) == {"10.77.1.3/24"}
+    assert "UP" in shown(space, "link", "show", "lan0")[0]["flags"]
+    device.close()
+
+
+def test_a_name_that_is_taken_gets_a_number(space: Namespace) -> None:
+    devices = space.inside(lambda: [open_tap("lan"), open_tap("lan"), open_tap("lan%d")])
+    assert [device.name for device in devices] == ["lan", "lan0", "lan1"]
+    for device in devices:
+        device.close()
+
+
+def test_a_datagram_to_any_neighbour_is_read_without_one_word_of_arp(space: Namespace) -> None:
+    device = open_in(space, 3)
+    with space.socket() as sender:
+        sender.sendto(b"hello", ("10.77.1.9", 7777))
+        frame = read_frame(device, lambda frame: frame[22:24] != b"\x86\xdd")
+        assert is_udp4(frame), "the first IPv4 frame is the datagram itself"
+        assert frame.endswith(b"hello")
+        assert frame[10:16] == bytes.fromhex("027074000003")
+    device.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "mac"),
+    [
+        ("10.77.1.3", "027074000003"),
+        ("10.77.1.255", "ffffffffffff"),
+        ("255.255.255.255", "ffffffffffff"),
+        ("255.255.255.255", "027074000003"),
+    ],
+)
+def test_a_written_frame_reaches_a_program(space: Namespace, target: str, mac: str) -> None:
+    device = open_in(space, 3)
+    with space.socket() as receiver:
+        receiver.settimeout(5)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        receiver.bind(("0.0.0.0", 7777))
+        assert device.writev(udp4_frame("10.77.1.9", target, 7777, b"from afar", bytes.fromhex(mac)))
+        assert receiver.recvfrom(100) == (b"from afar", ("10.77.1.9", 5555))
+    device.close()
+
+
+def test_what_the_kernel_refuses_is_counted(space: Namespace) -> None:
+    device = open_in(space, 3)
+    assert device.writev([b"short"])
+    assert device.writev([bytes([1, 9]) + bytes(8), bytes(64)])  # no such gso_type
+    assert device.counters.errors == {"EINVAL": 2}
+    space.ip("link set lan0 down")
+    assert device.writev(udp4_frame("10.77.1.9", "10.77.1.3", 7, b"", bytes(6)))
+    assert device.counters.errors["EIO"] == 1
+    device.close()
+
+
+def test_a_descriptor_from_another_process_is_the_same_device(space: Namespace) -> None:
+    first = open_in(space, 3)
+    device = from_descriptor(os.dup(first.fileno()))
+    assert (device.name, device.offloads) == (first.name, first.offloads)
+    first.close()
+    assert "lan0" in [link["ifname"] for link in shown(space, "link")]
+    device.close()
+
+
+def test_taken_prefixes_leave_our_own_out(space: Namespace) -> None:
+    space.ip(
+        "link add eth0 type veth peer name eth1\nlink set eth0 up\nlink set eth1 up\naddr add 192.168.7.2/24 dev eth0\n"
+        "route add default via 192.168.7.1\nroute add 172.20.0.0/16 via 192.168.7.1\nroute add 44.0.0.0/8 via 192.168.7.1\n"
+        "route add unreachable 10.50.0.0/24 table 77\nroute add 0.0.0.0/1 via 192.168.7.1"
+    )
+    device = open_in(space, 3)
+    assert space.inside(lambda: taken_prefixes("lan0")) == ["10.50.0.0/24", "172.20.0.0/16", "192.168.7.0/24"]
+    assert "10.77.1.0/24" in space.inside(taken_prefixes)
+    device.close()
+
+
+def test_super_packets_cross_from_tap_to_tap(space: Namespace, other: Namespace) -> None:
+    """A megabyte of TCP between two kernels, in fewer frames than a TAP without offloads would need."""
+    taps = [open_in(space, 1), open_in(other, 2)]
+    listener = other.socket(kind=socket.SOCK_STREAM)
+    listener.bind(("10.77.1.2", 7000))
+    listener.listen()
+    sender = space.socket(kind=socket.SOCK_STREAM)
+    sender.setblocking(False)
+    sender.connect_ex(("10.77.1.2", 7000))
+    view = memoryview(bytearray(MAX_FRAME))
+    macs = [bytes.fromhex(f"0270740000{number:02x}") for number in (1, 2)]
+    data = os.urandom(1 << 20)
+    sent, received, peer = 0, bytearray(), None
+    listener.setblocking(False)
+    end = time.monotonic() + 20
+    while len(received) < len(data):
+        assert time.monotonic() < end, f"{len(received)} bytes arrived"
+        for source, target, mac in ((taps[0], taps[1], macs[1]), (taps[1], taps[0], macs[0])):
+            while length := source.read_into(view):
+                view[10:16] = mac
+                assert target.writev([view[:length]])
+        with contextlib.suppress(BlockingIOError, OSError):
+            sent += sender.send(data[sent : sent + 65_536])
+        try:
+            peer = peer or listener.accept()[0]
+            peer.setblocking(False)
+            received += peer.recv(1 << 20)
+        except BlockingIOError:
+            pass
+    assert received == data
+    assert taps[0].counters.read_frames < len(data) / 1400 / 2
+    assert not taps[1].counters.errors
+    for thing in (*taps, listener, sender, peer):
+        assert thing is not None
+        thing.close()

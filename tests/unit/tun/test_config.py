@@ -1,0 +1,119 @@
+"""What an interface may be given, what crosses to the privileged child, and which routes count as taken."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnel.errors import ConfigurationError
+from tunnel.tun.config import MAX_MTU, MIN_MTU, InterfaceConfig
+from tunnel.tun.configure import set_mtu
+from tunnel.tun.device import from_descriptor, open_tap
+from tunnel.tun.routes import taken_prefixes
+
+GOOD: dict[str, Any] = {
+    "name": "ptunnel0",
+    "mac": "02:70:74:00:00:03",
+    "ipv4": ("10.77.1.3", 24),
+    "ipv6": (("fd12:3456:789a::3", 64), ("fe80::7074:0:0:3", 64)),
+    "mtu": 1400,
+    "routes": ("224.0.2.60/32",),
+}
+
+
+def test_a_configuration_survives_json() -> None:
+    config = InterfaceConfig(**GOOD)
+    assert InterfaceConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_an_interface_may_be_of_one_family_alone() -> None:
+    assert InterfaceConfig(mac=GOOD["mac"], ipv4=None, ipv6=GOOD["ipv6"]).ipv4 is None
+    assert InterfaceConfig(mac=GOOD["mac"], ipv4=GOOD["ipv4"]).ipv6 == ()
+
+
+def test_networks_are_the_subnets_of_all_addresses() -> None:
+    assert [str(network) for network in InterfaceConfig(**GOOD).networks] == ["10.77.1.0/24", "fd12:3456:789a::/64", "fe80::/64"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "a/b"},
+        {"name": ""},
+        {"name": ".."},
+        {"name": "x" * 16},
+        {"name": "eth0 up"},
+        {"name": "%d%d"},
+        {"mac": "01:70:74:00:00:03"},
+        {"mac": "00:70:74:00:00:03"},
+        {"mac": "02:70:74"},
+        {"mtu": MIN_MTU - 1},
+        {"mtu": MAX_MTU + 1},
+        {"mtu": True},
+        {"mtu": 1400.0},
+        {"txqueuelen": 0},
+        {"gso_max_size": 65_537},
+        {"gso_max_segs": -1},
+        {"ipv4": ("8.8.8.8", 24)},
+        {"ipv4": ("10.77.1.0", 24)},
+        {"ipv4": ("10.77.1.255", 24)},
+        {"ipv4": ("10.77.1.3", 8)},
+        {"ipv4": ("10.77.1.3", 31)},
+        {"ipv4": ("here", 24)},
+        {"ipv6": (("2a00::1", 64),)},
+        {"ipv6": (("fe80::1%eth0", 64),)},
+        {"ipv6": (("fd00::1", 7),)},
+        {"ipv6": (("fd00::1", 64),) * 9},
+        {"routes": ("0.0.0.0/0",)},
+        {"routes": ("224.0.0.0/3",)},
+        {"routes": ("192.168.1.0/24",)},
+        {"routes": ("2000::/3",)},
+        {"routes": ("somewhere",)},
+        {"routes": ("224.0.2.60/32",) * 17},
+    ],
+)
+def test_what_no_lan_interface_may_have_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        InterfaceConfig(**{**GOOD, **change})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(GOOD)) | st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(json_values, st.sampled_from([*sorted(GOOD), "unknown"]))
+def test_any_json_is_a_configuration_or_a_configuration_error(value: object, field: str) -> None:
+    for candidate in (value, {**GOOD, field: value}):
+        with contextlib.suppress(ConfigurationError):
+            assert isinstance(InterfaceConfig.from_json(candidate), InterfaceConfig)
+
+
+def test_an_mtu_out_of_bounds_never_reaches_the_kernel() -> None:
+    with pytest.raises(ConfigurationError, match="1280 to 65521"):
+        set_mtu("lo", 68)
+
+
+def test_a_descriptor_that_is_no_tap_is_refused() -> None:
+    with open("/dev/null", "rb") as file, pytest.raises(ConfigurationError, match="no TAP"):
+        from_descriptor(file.fileno())
+
+
+def test_a_name_too_long_for_an_interface_is_refused() -> None:
+    with pytest.raises(ConfigurationError):
+        open_tap("x" * 16)
+
+
+def test_taken_prefixes_are_private_and_not_nested() -> None:
+    taken = taken_prefixes()
+    assert taken == sorted(set(taken), key=taken.index)
+    assert not {"0.0.0.0/0", "127.0.0.0/8"} & set(taken)
