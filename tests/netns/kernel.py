@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 CLONE_NEWNET = 0x4000_0000
-TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000
+TUNSETIFF, IFF_TUN, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x1, 0x2, 0x1000
 ROOT = Path(__file__).resolve().parents[2]
 
 TOOLS = (
     "nft", "ip", "setpriv", "nsenter", "unshare", "prlimit", "ss", "conntrack", "sshd", "ssh", "scp", "ssh-keygen", "curl",
-    "iperf3", "tcpdump", "dnsmasq", "dig", "stun", "turnserver", "turnutils_stunclient", "miniupnpd", "timeout", "stdbuf",
+    "iperf3", "tcpdump", "dnsmasq", "dig", "stun", "turnserver", "turnutils_stunclient", "turnutils_natdiscovery",
+    "miniupnpd", "timeout", "stdbuf",
 )  # fmt: skip
 """What the laboratory and its tests call."""
 
@@ -152,12 +153,16 @@ class Namespace:
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> socket.socket:
         return self.inside(lambda: socket.socket(family, kind))
 
-    def tap(self, name: str) -> int:
-        """Make a tap device in here and return its descriptor: frames come and go whole, checksummed, no longer than the MTU."""
+    def tap(self, name: str, *, tun: bool = False) -> int:
+        """Make a tap device in here and return its descriptor: frames come and go whole, checksummed, no longer than the MTU.
+
+        `tun`: a device for IP packets instead, with no frames around them.
+        """
+        flags = (IFF_TUN if tun else IFF_TAP) | IFF_NO_PI
 
         def make() -> int:
             fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             return fd
 
         return self.inside(make)

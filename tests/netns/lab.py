@@ -11,24 +11,22 @@ each other one, so whether two peers speak directly or over the server is seen w
 from __future__ import annotations
 
 import os
-import re
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Any
 
-from tests.netns.kernel import ROOT, LabError, Namespace, python_module
+from tests.netns.kernel import ROOT, Namespace, python_module
+from tests.netns.site import CARRIERS, RULES, SHORT_LIFE, Kind, Site, eventually
 
-Kind = Literal["open", "fw", "prc", "prcrace", "sym", "upnp"]
-T = TypeVar("T")
+__all__ = ["Kind", "Lab", "Site", "eventually"]
 
 DEFAULT_HOPS = 3
 """Routers between a site's gateway and the core: a datagram with a TTL of 5 dies before the far gateway."""
 
 FIREWALL = """
-table inet firewall {
+table %(family)s firewall {
     counter thrown_away { }
     counter let_in { }
     chain input {
@@ -64,140 +62,6 @@ table inet filter {
     chain postrouting { type nat hook postrouting priority 90; policy accept; jump postrouting_miniupnpd; }
 }
 """
-MINIUPNPD_SETTINGS = """
-ext_ifname=wan
-listening_ip=lan
-http_port=5000
-ipv6_disable=yes
-enable_upnp=%(upnp)s
-enable_natpmp=%(natpmp)s
-min_lifetime=2
-max_lifetime=86400
-secure_mode=yes
-system_uptime=no
-notify_interval=3600
-uuid=12345678-1234-1234-1234-123456789abc
-allow 1024-65535 0.0.0.0/0 1024-65535
-deny 0-65535 0.0.0.0/0 0-65535
-"""
-
-
-def eventually(what: str, condition: Callable[[], T], timeout: float = 10, step: float = 0.05) -> T:
-    """Wait until `condition` gives something true and return that; LabError with `what` when it does not come in time."""
-    end = time.monotonic() + timeout
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() >= end:
-            raise LabError(f"not within {timeout} s: {what}")
-        time.sleep(step)
-
-
-class Site:
-    """A home, a firm or a lone host: what stands behind one connection to the core."""
-
-    def __init__(self, lab: Lab, index: int, name: str, kind: Kind, ipv4: bool, ipv6: bool) -> None:
-        self.lab = lab
-        self.index = index
-        self.name = name
-        self.kind: Kind = kind
-        self.ipv4 = ipv4
-        self.ipv6 = ipv6
-        self.gateway: Namespace | None = None
-        self.hosts: list[Namespace] = []
-        self.net = "44.128.0" if kind == "upnp" else "192.88.99"
-        self.prefix = f"{self.net}.{8 * index}/29"
-        self.prefix6 = f"3fff:{index:x}::/32"
-        self.wan = f"{self.net}.{8 * index + 1}"  # the address at which the world sees a site with one
-        self.wan6 = f"3fff:{index:x}:ff::2"
-        self.addresses: list[str] = []  # of the hosts, as they know them
-        self.addresses6: list[str] = []
-        self._miniupnpd: subprocess.Popen[str] | None = None
-
-    @property
-    def host(self) -> Namespace:
-        return self.hosts[0]
-
-    @property
-    def address(self) -> str:
-        return self.addresses[0]
-
-    @property
-    def address6(self) -> str:
-        return self.addresses6[0]
-
-    def _gateway(self) -> Namespace:
-        if self.gateway is None:
-            raise LabError(f"{self.name} is an open site and has no gateway")
-        return self.gateway
-
-    def thrown_away(self) -> int:
-        """Datagrams from outside that nobody inside had asked for, by the gateway's own counter."""
-        return self._gateway().counter("firewall", "thrown_away")[0]
-
-    def let_in(self) -> int:
-        """IP packets from outside that the gateway let through to a host inside, by its own counter."""
-        return self._gateway().counter("firewall", "let_in")[0]
-
-    def watch(self, other: Site) -> None:
-        """Have the gateway count apart what comes from another site's public address; see `seen_from`."""
-        source = f'iifname "wan" ip saddr {other.wan} meta l4proto udp'
-        self._gateway().nft(
-            f"add counter inet firewall thrown_from_{other.name}\nadd counter inet firewall let_in_from_{other.name}\n"
-            f"insert rule inet firewall forward {source} counter name let_in_from_{other.name}\n"
-            f"insert rule inet firewall input {source} ct state new counter name thrown_from_{other.name}"
-        )
-
-    def seen_from(self, other: Site) -> tuple[int, int]:
-        """(datagrams thrown away, IP packets let in) from the other site's public address since `watch`."""
-        gateway = self._gateway()
-        thrown = gateway.counter("firewall", f"thrown_from_{other.name}")[0]
-        return thrown, gateway.counter("firewall", f"let_in_from_{other.name}")[0]
-
-    def mappings(self) -> list[dict[str, str]]:
-        """The gateway's UDP mappings: src, dst, sport, dport as inside; rsrc, rdst, rsport, rdport as outside."""
-        found = []
-        for line in self._gateway().run("conntrack", "-L", "-p", "udp").stdout.splitlines():
-            fields: dict[str, str] = {}
-            for word in line.split():
-                key, equals, value = word.partition("=")
-                if equals and key in {"src", "dst", "sport", "dport"}:
-                    fields["r" + key if key in fields else key] = value
-            found.append(fields)
-        return found
-
-    def start_miniupnpd(self, *, upnp: bool = True, natpmp: bool = True) -> None:
-        """Have the router map ports on request; NAT-PMP brings PCP along.  Starting it again is a restart that forgets all."""
-        self.stop_miniupnpd()
-        gateway, folder = self._gateway(), self.lab.folder
-        settings = folder / f"miniupnpd-{self.name}.conf"
-        words = {True: "yes", False: "no"}
-        settings.write_text(MINIUPNPD_SETTINGS % {"upnp": words[upnp], "natpmp": words[natpmp]}, encoding="ascii")
-        with (folder / f"miniupnpd-{self.name}.log").open("ab") as log:
-            self._miniupnpd = gateway.popen(
-                ["miniupnpd", "-d", "-f", settings, "-P", folder / f"miniupnpd-{self.name}.pid"], stdout=log, stderr=log
-            )
-        for asked, port in ((upnp, 1900), (natpmp, 5351)):
-            if asked:
-                eventually(f"miniupnpd at {self.name}", lambda port=port: f":{port} " in gateway.run("ss", "-lnu").stdout)
-
-    def stop_miniupnpd(self) -> None:
-        if self._miniupnpd is not None:
-            self._miniupnpd.kill()
-            self._miniupnpd.wait()
-            self._miniupnpd = None
-            self._gateway().nft("flush chain inet filter prerouting_miniupnpd\nflush chain inet filter miniupnpd")
-
-    def mapped_ports(self) -> dict[int, str]:
-        """What the router has mapped on request: the port outside, and host:port inside."""
-        listing = self._gateway().run("nft", "-n", "list", "chain", "inet", "filter", "prerouting_miniupnpd").stdout
-        found = re.findall(r"th dport (\d+) .*dnat ip to ([0-9.]+:\d+)", listing)
-        return {int(port): inside for port, inside in found}
-
-    def forget_mappings(self) -> None:
-        """The router restarts: every mapping is gone."""
-        self._gateway().run("conntrack", "-F", check=False)
 
 
 class Lab:
@@ -293,21 +157,65 @@ class Lab:
         delay: float = 0.0,
         rate: float = 0.0,
         loss: float = 0.0,
+        rules: dict[str, Any] | None = None,
+        behind: Site | None = None,
+        isolated: bool = False,
     ) -> Site:
         """Build one site and connect it to the core.
 
         `lan` is the first three bytes of the private network (default 192.168.(10+i)).  `mapping_life` is in seconds.
         `delay` (s, one way), `rate` (bit/s) and `loss` (0 to 1) are of the link between the site and its first router.
+        `rules` are those of our own NAT, beyond what its kind says (usernat.Rules).  `behind` is the carrier's site that this
+        home hangs on; of `hosts` on one LAN that are `isolated` none reaches another there.
         """
-        index = len(self.sites)
-        site = Site(self, index, name, kind, ipv4, ipv6)
-        hops = self.hops if hops is None else hops
         shape = (delay, rate, loss)
+        if kind in CARRIERS and behind is None:
+            behind = self.add_site(
+                f"{name}-carrier",
+                "user",
+                hosts=0,
+                hops=hops,
+                delay=delay,
+                rate=rate,
+                loss=loss,
+                rules=CARRIERS[kind] | (rules or {}),
+            )
+            shape = (0, 0, 0)
+        index = len(self.sites)
+        site = Site(self, index, name, kind, ipv4, ipv6, behind)
+        if kind == "open":
+            border = self._namespace(name)
+            site.hosts.append(border)
+            site.addresses.append(site.wan)
+            site.addresses6.append(site.wan6)
+        else:
+            border = site.gateway = self._namespace(f"{name}-gateway", router=True)
+        if behind is None:
+            self._connect(site, border, "eth0" if kind == "open" else "wan", self.hops if hops is None else hops, shape)
+        else:
+            self._hang(site, border, behind, shape)
+        if site.gateway is not None:
+            own = {**RULES.get(kind, {}), **(rules or {})} if kind in RULES or kind == "user" else None
+            self._furnish(site, site.gateway, hosts, lan, own, isolated)
+            if kind == "short":
+                mapping_life = mapping_life or SHORT_LIFE
+            if mapping_life is not None and own is None:
+                border.sysctl("net.netfilter.nf_conntrack_udp_timeout", mapping_life)
+                border.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", mapping_life)
+        self.sites[name] = site
+        if behind is None:
+            self._account(site)
+        self._unsettled.append(self.core)
+        self._settle()
+        return site
 
+    def _connect(self, site: Site, border: Namespace, device: str, hops: int, shape: tuple[float, float, float]) -> None:
+        """Lay the line from the core to a site of its own prefix."""
         # From the core outwards: each router has `north` towards the core and `south` (`s<i>` at the core) towards the site.
+        index = site.index
         edge, edge_device = self.core, f"s{index}"
         for number in range(hops):
-            hop = self._namespace(f"{name}-hop{hops - number}", router=True)
+            hop = self._namespace(f"{site.name}-hop{hops - number}", router=True)
             self._cable(hop, "north", edge, edge_device, (0, 0, 0))
             first, second = f"100.64.{index}.{2 * number}", f"100.64.{index}.{2 * number + 1}"
             first6, second6 = f"3fff:{2048 + index:x}:{number:x}::1", f"3fff:{2048 + index:x}:{number:x}::2"
@@ -321,29 +229,18 @@ class Lab:
                 f"route add default via {first}\nroute add default via {first6}"
             )
             edge, edge_device = hop, "south"
-
         outer = f"{site.net}.{8 * index}"
         outer6 = f"3fff:{index:x}:ff::1"
-        if kind == "open":
-            border = self._namespace(name)
-            device = "eth0"
-            site.hosts.append(border)
-            site.addresses.append(site.wan)
-            site.addresses6.append(site.wan6)
-        else:
-            border = self._namespace(f"{name}-gateway", router=True)
-            device = "wan"
-            site.gateway = border
         self._cable(border, device, edge, edge_device, shape)
         downwards = [f"link set {edge_device} up"]
         upwards = [f"link set {device} up"]
-        if ipv4:
+        if site.ipv4:
             downwards += [
                 f"addr add {outer}/31 dev {edge_device}",
-                f"route replace {site.prefix} via {site.wan} dev {edge_device}",
+                f"route replace {site.prefix} via {site.line} dev {edge_device}",
             ]
-            upwards += [f"addr add {site.wan}/31 dev {device}", f"route add default via {outer}"]
-        if ipv6:
+            upwards += [f"addr add {site.line}/31 dev {device}", f"route add default via {outer}"]
+        if site.ipv6:
             downwards += [
                 f"addr add {outer6}/64 dev {edge_device} nodad",
                 f"route replace {site.prefix6} via {site.wan6} dev {edge_device}",
@@ -351,16 +248,16 @@ class Lab:
             upwards += [f"addr add {site.wan6}/64 dev {device} nodad", f"route add default via {outer6}"]
         edge.ip("\n".join(downwards))
         border.ip("\n".join(upwards))
-        if kind != "open":
-            self._furnish(site, border, hosts, lan)
-            if mapping_life is not None:
-                border.sysctl("net.netfilter.nf_conntrack_udp_timeout", mapping_life)
-                border.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", mapping_life)
-        self.sites[name] = site
-        self._account(site)
-        self._unsettled.append(self.core)
-        self._settle()
-        return site
+
+    def _hang(self, site: Site, border: Namespace, carrier: Site, shape: tuple[float, float, float]) -> None:
+        """Lay the line from a carrier's router to a home.  IPv4 only."""
+        assert carrier.gateway is not None
+        number = sum(other.behind is carrier for other in self.sites.values())
+        self._cable(border, "wan", carrier.gateway, f"home{number}", shape)
+        carrier.gateway.ip(f"link set home{number} master lan\nlink set home{number} up")
+        lan = f"100.127.{carrier.index}"
+        site.line = f"{lan}.{10 + number}"
+        border.ip(f"link set wan up\naddr add {site.line}/24 dev wan\nroute add default via {lan}.1")
 
     def _settle(self) -> None:
         """Wait until the kernel has noticed that every cable is plugged in at both ends; it takes up to a second over that."""
@@ -375,11 +272,13 @@ class Lab:
             )
             self._unsettled.pop()
 
-    def _furnish(self, site: Site, gateway: Namespace, hosts: int, lan: str | None) -> None:
-        """Give a gateway its LAN, its hosts and its rules."""
-        natted = site.kind in ("prc", "prcrace", "sym", "upnp")
+    def _furnish(
+        self, site: Site, gateway: Namespace, hosts: int, lan: str | None, rules: dict[str, Any] | None, isolated: bool
+    ) -> None:
+        """Give a gateway its LAN, its hosts and its rules; `rules`, if any, are those of our own NAT."""
+        natted = site.kind != "fw"
         if natted:
-            lan = lan or f"192.168.{10 + site.index}"
+            lan = lan or (f"192.168.{10 + site.index}" if hosts else f"100.127.{site.index}")
             inner, mask, first = f"{lan}.1", 24, 10
         else:
             lan = "192.88.99"
@@ -395,6 +294,8 @@ class Lab:
             host = self._namespace(site.name if hosts == 1 else f"{site.name}-{number}")
             gateway.ip(f"link add dev port{number} type veth peer name eth0 netns {host.path}")
             gateway.ip(f"link set port{number} master lan\nlink set port{number} up")
+            if isolated:
+                gateway.ip(f"link set port{number} type bridge_slave isolated on")
             lines = ["link set eth0 up"]
             if site.ipv4:
                 site.addresses.append(f"{lan}.{first + number}")
@@ -405,11 +306,21 @@ class Lab:
             host.ip("\n".join(lines))
             site.hosts.append(host)
 
+        if rules is not None:
+            addresses = rules.pop("addresses", 1)
+            site.pool = tuple(f"{site.net}.{8 * site.index + 2 + number}" for number in range(addresses))
+            site.wan = site.pool[0]
+            gateway.nft(FIREWALL % {"family": "ip6", "input": "", "forward": DROP_ALL})
+            site.start_nat(lan, rules)
+            self.on_close(site.stop_nat)
+            return
         # IPv6 passes a stateful firewall wherever there is a gateway.  prcrace answers unasked datagrams with an ICMP error,
         # and by that makes the conntrack entry that moves its own mapping to another port.
         forward = DROP_ALL if not natted else f"meta nfproto ipv6 {DROP_ALL}"
+        if site.kind == "tcp443":
+            forward = f"meta l4proto udp drop\n{forward}"
         unasked = "" if site.kind == "prcrace" else DROP
-        gateway.nft(FIREWALL % {"input": unasked, "forward": forward})
+        gateway.nft(FIREWALL % {"family": "inet", "input": unasked, "forward": forward})
         if natted:
             gateway.nft(NAT % ("fully-random" if site.kind in ("sym", "upnp") else ""))
         if site.kind == "upnp":
@@ -421,6 +332,8 @@ class Lab:
         """Have the core count UDP between this site and every other."""
         rules = []
         for other in self.sites.values():
+            if other.behind is not None:
+                continue
             for one, two in ((site, other), (other, site)):
                 if one is two:
                     continue
@@ -435,7 +348,7 @@ class Lab:
 
     def udp_bytes(self, source: Site, target: Site) -> int:
         """UDP bytes (with headers) that went over the core from one site to another so far."""
-        return self.core.counter("account", f"{source.name}_to_{target.name}")[1]
+        return self.core.counter("account", f"{source.outermost.name}_to_{target.outermost.name}")[1]
 
     def udp_bytes_both_ways(self, one: Site, other: Site) -> int:
         return self.udp_bytes(one, other) + self.udp_bytes(other, one)

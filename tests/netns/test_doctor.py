@@ -16,6 +16,13 @@ KINDS: dict[Kind, tuple[str, str]] = {
     "prcrace": ("nat-race", ""),
     "sym": ("nat-hard", ""),
     "upnp": ("nat-hard", "PCP"),
+    "full": ("nat-open", ""),
+    "restricted": ("nat-restricted", ""),
+    "uprc": ("nat", ""),
+    "symseq": ("nat-hard-sequential", ""),
+    "symad": ("nat-hard-address", ""),
+    "cgn": ("nat", ""),
+    "cgnsym": ("nat-hard", ""),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.kernel import Namespace
-from tests.netns.lab import Kind, Lab, eventually
+from tests.netns.lab import Kind, Lab, Site, eventually
 from tests.netns.programs import Capture, Program, Sshd, UdpEcho, checksum, http_server, random_file
 
 # What Debian's stun-client (RFC 3489) says of each kind.
@@ -21,6 +21,33 @@ SAYINGS: list[tuple[Kind, str]] = [
     ("prcrace", "Independent Mapping, Port Dependent Filter, preserves ports, no hairpin"),
     ("sym", "Dependent Mapping, random port, no hairpin"),
     ("upnp", "Dependent Mapping, random port, no hairpin"),
+    ("short", "Independent Mapping, Port Dependent Filter, preserves ports, no hairpin"),
+    ("tcp443", "Blocked or could not reach STUN server"),
+    ("full", "Independent Mapping, Independent Filter, random port, no hairpin"),
+    ("restricted", "Independent Mapping, Address Dependent Filter, random port, no hairpin"),
+    ("uprc", "Independent Mapping, Port Dependent Filter, random port, no hairpin"),
+    ("symseq", "Dependent Mapping, random port, no hairpin"),
+    ("symad", "Dependent Mapping, random port, no hairpin"),
+    ("cgn", "Independent Mapping, Port Dependent Filter, random port, no hairpin"),
+    ("cgnsym", "Dependent Mapping, random port, no hairpin"),
+    ("quota", "Dependent Mapping, random port, no hairpin"),
+]
+
+# What coturn's turnutils_natdiscovery (RFC 5780) says of each kind's mapping and filtering.
+E, A, AP = "Endpoint Independent", "Address Dependent", "Address and Port Dependent"
+DISCOVERIES: list[tuple[Kind, str, str]] = [
+    ("prc", E, AP),
+    ("sym", AP, AP),
+    ("upnp", AP, AP),
+    ("short", E, AP),
+    ("full", E, E),
+    ("restricted", E, A),
+    ("uprc", E, AP),
+    ("symseq", AP, AP),
+    ("symad", A, A),
+    ("cgn", E, AP),
+    ("cgnsym", AP, AP),
+    ("quota", AP, AP),
 ]
 
 
@@ -44,8 +71,36 @@ def test_stun_client_names_every_kind(lab: Lab) -> None:
     sites = [lab.add_site(kind, kind) for kind, _ in SAYINGS]
     clients = [site.host.popen(["stun", lab.server.address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for site in sites]
     for client, (kind, saying) in zip(clients, SAYINGS, strict=True):
-        said, _ = client.communicate(timeout=20)
+        said, _ = client.communicate(timeout=40)
         assert f"Primary: {saying}" in said, f"{kind}: {said}"
+
+
+def discover(site: Site, *options: str) -> subprocess.Popen[str]:
+    words = ["turnutils_natdiscovery", *options, site.lab.server.address]
+    return site.host.popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_coturn_names_the_mapping_and_the_filtering_of_every_kind_of_nat(lab: Lab) -> None:
+    start_coturn(lab)
+    clients = [discover(lab.add_site(kind, kind), "-m", "-f") for kind, _, _ in DISCOVERIES]
+    for client, (kind, mapping, filtering) in zip(clients, DISCOVERIES, strict=True):
+        said, _ = client.communicate(timeout=60)
+        assert f"NAT with {mapping} Mapping!" in said, f"{kind}: {said}"
+        assert f"NAT with {filtering} Filtering!" in said, f"{kind}: {said}"
+
+
+def test_both_tools_see_which_nats_hairpin_and_how_long_a_mapping_lives(lab: Lab) -> None:
+    start_coturn(lab)
+    hairpins = lab.add_site("hairpins", "full", rules={"hairpin": True})
+    plain = lab.add_site("plain", "full")
+    forgets = lab.add_site("forgets", "full", rules={"life": 2.0})
+    old = [site.host.popen(["stun", lab.server.address], stdout=subprocess.PIPE) for site in (hairpins, plain)]
+    wait = ("-t", "-T", "4")  # seconds of silence, then the server answers to where it saw the socket before
+    clients = [discover(hairpins, "-H"), discover(plain, "-H"), discover(plain, *wait), discover(forgets, *wait)]
+    saying = [client.communicate(timeout=60)[0] for client in clients]
+    assert ["successful hairpinning" in each for each in saying[:2]] == [True, False], saying[:2]
+    assert ["RFC 5780 response 2" in each for each in saying[2:]] == [True, False], saying[2:]
+    assert ["will hairpin" in client.communicate(timeout=40)[0] for client in old] == [True, False]
 
 
 def test_turnutils_stunclient_sees_the_wan_address(lab: Lab) -> None:
