@@ -152,9 +152,10 @@ class Bbr:
         return self.phase is Phase.STARTUP
 
     def pacing_rate(self, rtt: RttEstimator) -> float:
-        if self._pacing:
+        if self._is_full:
             return self._pacing
-        return PACING_GAIN[Phase.STARTUP] * self._window / max(rtt.smoothed_rtt, SHORTEST_RTT)
+        # The first samples may be of lone packets; they must not slow down the first window.  §5.6.2, BBRInitPacingRate
+        return max(self._pacing, PACING_GAIN[Phase.STARTUP] * initial_window(self._mss) / max(rtt.smoothed_rtt, SHORTEST_RTT))
 
     def on_app_limited(self, now: Instant) -> None:
         pass  # the samples say so themselves

@@ -10,6 +10,7 @@ INITIAL_STREAM_WINDOW: Final = 32 * 1024  # bytes; a stream nobody reads holds n
 MAX_STREAM_WINDOW: Final = 8 * 1024 * 1024  # bytes; 200 Mbit/s at 300 ms
 MAX_STREAMS: Final = 2_048  # streams a peer may have open at once
 GROWTH_FACTOR: Final = 4  # of a window whose reader keeps up
+GROWTH_ROUNDS: Final = 3  # round trips within which such a reader takes a quarter of its window
 GROWTH_IN_ALL: Final = 32 * 1024 * 1024  # bytes by which the windows of all streams together may exceed their first size
 #: Bytes unread on all streams of one peer: what it can make us hold.  All windows fit in, so a slow reader blocks no other.
 CONNECTION_WINDOW: Final = MAX_STREAMS * INITIAL_STREAM_WINDOW + GROWTH_IN_ALL
@@ -37,8 +38,8 @@ class Growth:
 
 
 class ReceiveWindow:
-    """The limit we grant, moved as the application reads; made GROWTH_FACTOR times as large while it reads half
-    a window within four round trips: a sender doubles every round trip, and what it may send must not lag behind.
+    """The limit we grant, moved at every quarter that the application reads; made GROWTH_FACTOR times as large while that
+    takes fewer than GROWTH_ROUNDS round trips: a sender doubles every round trip, and what it may send must not lag behind.
 
     `limit` is the highest offset the peer may use.  Without a `growth` to take from it never grows.
     """
@@ -58,10 +59,9 @@ class ReceiveWindow:
         moved_at = self._moved_at
         if moved_at is None:
             moved_at = self._moved_at = now
-        used = self.window // 4 if self.window == self._first else self.window // 2  # the first step must not cost a round trip
-        if self.limit - self.consumed > self.window - used:
+        if self.limit - self.consumed > self.window - self.window // 4:
             return False
-        if self._growth is not None and now - moved_at < 4 * smoothed_rtt and self.window < MAX_STREAM_WINDOW:
+        if self._growth is not None and now - moved_at < GROWTH_ROUNDS * smoothed_rtt and self.window < MAX_STREAM_WINDOW:
             more = min((GROWTH_FACTOR - 1) * self.window, MAX_STREAM_WINDOW - self.window)
             if self._growth.take(more):
                 self.window += more
