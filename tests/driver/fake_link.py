@@ -136,7 +136,7 @@ class FakeStream:
 class FakeFlows:
     def __init__(self) -> None:
         self.peer: FakeFlows = self
-        self.callbacks: dict[int, Callable[[bytes], None]] = {}
+        self.callbacks: dict[int, Callable[[list[bytes]], None]] = {}
         self.unknown = 0
         self._next = 2
 
@@ -144,20 +144,20 @@ class FakeFlows:
         self._next += 2
         return self._next
 
-    def send(self, flow: int, data: bytes | bytearray | memoryview) -> bool:
+    def send(self, flow: int, batch: list[bytes]) -> int:
         callback = self.peer.callbacks.get(flow)
         if callback is None:
-            self.unknown += 1
+            self.unknown += len(batch)
         else:
-            callback(bytes(data))
-        return True
+            callback(batch)
+        return len(batch)
 
     backlog = 0
 
     def flush(self) -> None:
         pass
 
-    def register(self, flow: int, callback: Callable[[bytes], None]) -> None:
+    def register(self, flow: int, callback: Callable[[list[bytes]], None]) -> None:
         self.callbacks[flow] = callback
 
     def unregister(self, flow: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunnel.proto.trace import Drops
-from tunnel.units import Buffer
 
 MAX_FLOW = 0xFFFF_FFFF  # 32 bits in the DATAGRAM frame
 
@@ -17,7 +16,7 @@ class Datagrams:
 
     def __init__(
         self,
-        send: Callable[[int, Buffer], bool],
+        send: Callable[[int, list[bytes]], int],
         flush: Callable[[], None],
         *,
         first_flow: int,
@@ -28,7 +27,7 @@ class Datagrams:
         self._flush = flush
         self._backlog = backlog
         self._next_flow = first_flow
-        self._callbacks: dict[int, Callable[[bytes], None]] = {}
+        self._callbacks: dict[int, Callable[[list[bytes]], None]] = {}
         self.drops = Drops()
 
     def allocate(self) -> int:
@@ -39,11 +38,11 @@ class Datagrams:
             if flow not in self._callbacks:
                 return flow
 
-    def send(self, flow: int, data: Buffer) -> bool:
-        """Queue one datagram for `flow` (then `flush`); False when it was dropped (too long, or no connection just now)."""
-        sent = self._send(flow, data)
-        if not sent:
-            self.drops["datagram not queued"] += 1
+    def send(self, flow: int, batch: list[bytes]) -> int:
+        """Queue datagrams for `flow` (then `flush`); how many: the others were too long, or there is no connection just now."""
+        sent = self._send(flow, batch)
+        if sent < len(batch):
+            self.drops["datagram not queued"] += len(batch) - sent
         return sent
 
     def flush(self) -> None:
@@ -55,8 +54,8 @@ class Datagrams:
         """Datagrams queued and not yet sent."""
         return self._backlog()
 
-    def register(self, flow: int, callback: Callable[[bytes], None]) -> None:
-        """`callback` is called, without awaiting, for each datagram of `flow` from now on."""
+    def register(self, flow: int, callback: Callable[[list[bytes]], None]) -> None:
+        """`callback` is called, without awaiting, with what arrives of `flow` from now on: all at once that came at once."""
         self._callbacks[flow] = callback
 
     def unregister(self, flow: int) -> None:
@@ -64,10 +63,16 @@ class Datagrams:
 
     def deliver(self, datagrams: list[tuple[int, bytes]]) -> None:
         """Told by the link: these have arrived."""
-        callbacks = self._callbacks
+        batches: dict[int, list[bytes]] = {}
         for flow, data in datagrams:
-            callback = callbacks.get(flow)
-            if callback is None:
-                self.drops["datagram of an unknown flow"] += 1
+            batch = batches.get(flow)
+            if batch is None:
+                batches[flow] = [data]
             else:
-                callback(data)
+                batch.append(data)
+        for flow, batch in batches.items():
+            callback = self._callbacks.get(flow)
+            if callback is None:
+                self.drops["datagram of an unknown flow"] += len(batch)
+            else:
+                callback(batch)

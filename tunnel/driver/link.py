@@ -31,7 +31,7 @@ from tunnel.proto.endpoint import (
     StreamWritable,
     fingerprint,
 )
-from tunnel.units import Buffer, Instant, Seconds, StreamId
+from tunnel.units import Instant, Seconds, StreamId
 
 __all__ = ["CloseCode", "CloseReason", "Link", "LinkStatus", "StreamHandler"]
 
@@ -90,7 +90,7 @@ class Link:
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
         self._rates = (0.0, 0.0)
         self.flows = Datagrams(
-            self._send_datagram, flush, first_flow=2 if peering.is_initiator else 1, backlog=self._datagram_backlog
+            self._send_datagrams, flush, first_flow=2 if peering.is_initiator else 1, backlog=self._datagram_backlog
         )
 
     # --- who
@@ -338,8 +338,8 @@ class Link:
         connection = self._peering.connection
         return 0 if connection is None else connection.datagram_backlog
 
-    def _send_datagram(self, flow: int, data: Buffer) -> bool:
+    def _send_datagrams(self, flow: int, batch: list[bytes]) -> int:
         connection = self._peering.connection
         if connection is None or self._closed is not None:
-            return False
-        return connection.send_datagram(self._clock(), flow, data)
+            return 0
+        return connection.send_datagrams(self._clock(), flow, batch)

@@ -141,7 +141,7 @@ async def _send_datagrams(flows: Flows, flow: int, size: int, seconds: float, li
     ends = trio.current_time() + seconds
     data, batch = bytes(size), 8
     while trio.current_time() < ends and counted.bytes < limit:
-        sent = sum(flows.send(flow, data) for _ in range(batch))
+        sent = flows.send(flow, [data] * batch)
         flows.flush()
         counted.add(sent * size, sent)
         if flows.backlog:
@@ -160,9 +160,9 @@ async def _drained(flows: Flows, ends: float) -> None:
 async def _count_datagrams(stream: Stream, flows: Flows, flow: int, limit: int, counted: _Counted) -> None:
     """Until the stream beside them ends."""
 
-    def take(data: bytes) -> None:
+    def take(batch: list[bytes]) -> None:
         if counted.bytes < limit:
-            counted.add(len(data), 1)
+            counted.add(sum(map(len, batch)), len(batch))
 
     flows.register(flow, take)
     try:
@@ -258,7 +258,7 @@ async def _datagrams(link: Any, seconds: float, way: str) -> dict[str, Any]:
         arrived = await _verdict(stream)
         sent = counted.datagrams
     else:
-        link.flows.register(flow, lambda data: counted.add(len(data), 1))
+        link.flows.register(flow, lambda batch: counted.add(sum(map(len, batch)), len(batch)))
         try:
             stream, _rest = await _ask(link, Bench("datagram source", seconds, DATAGRAM, flow))
             sent = (await _verdict(stream, _rest, seconds)).datagrams

@@ -52,8 +52,8 @@ class Flows(Protocol):
     def allocate(self) -> int:
         """A flow number that neither side uses."""
 
-    def send(self, flow: int, data: Buffer) -> bool:
-        """Queue one, to leave with the next `flush`.  False when the connection is gone, and the datagram dropped."""
+    def send(self, flow: int, batch: list[bytes]) -> int:
+        """Queue them, to leave with the next `flush`.  How many were: none when the connection is gone."""
 
     def flush(self) -> None:
         """Send what was queued: once for a batch, so that it leaves as a burst."""
@@ -62,7 +62,8 @@ class Flows(Protocol):
     def backlog(self) -> int:
         """Datagrams queued and not yet sent."""
 
-    def register(self, flow: int, callback: Callable[[bytes], None]) -> None: ...
+    def register(self, flow: int, callback: Callable[[list[bytes]], None]) -> None:
+        """`callback` gets what arrives of `flow`, as many at once as came at once."""
 
     def unregister(self, flow: int) -> None: ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
@@ -19,6 +20,7 @@ from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Flows, Link, Stream
 from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_udp, stream_code
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
+from tunnel.forward.outlet import Outlet
 from tunnel.forward.tcp import code_of, describe_refusal, refuse
 from tunnel.units import Seconds
 
@@ -118,35 +120,48 @@ class UdpForward:
         self._tokens_at = trio.current_time()
 
     async def run(self) -> None:
-        """Until cancelled."""
-        sock, counters, get, send = self._sock, self._counters, self._table.get, self._link.flows.send
-        flush = self._link.flows.flush
+        """Until cancelled.  Neighbours of one client go to the link together."""
+        sock, get, flush = self._sock, self._table.get, self._link.flows.flush
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(sock)
+                is_drained = False
+                last: Any = None
+                flow: Flow | None = None
+                batch: list[bytes] = []
                 for _ in range(DRAIN_BATCH):
                     try:
                         data, client = sock.recvfrom(MAX_DATAGRAM)
                     except BlockingIOError:
+                        is_drained = True
                         break
                     except OSError:
                         continue  # an ICMP error for something we sent (udp(7)): that flow ends by idleness
-                    counters.udp_datagrams_in += 1
-                    flow = get(client)
-                    if flow is None:
-                        flow = self._start(nursery, client)
-                        if flow is None:
-                            continue
-                    flow.is_active = True
-                    if flow.held is not None:
-                        self._hold(flow, data)
-                    elif not send(flow.number, data):
-                        counters.udp_queue_dropped += 1
-                else:
-                    flush()
-                    await trio.lowlevel.checkpoint()
-                    continue
+                    if client != last:
+                        if batch:
+                            self._pass_on(flow, batch)
+                        last, batch = client, []
+                        flow = get(client) or self._start(nursery, client)
+                    batch.append(data)
+                if batch:
+                    self._pass_on(flow, batch)
                 flush()
+                if not is_drained:
+                    await trio.lowlevel.checkpoint()
+
+    def _pass_on(self, flow: Flow | None, batch: list[bytes]) -> None:
+        """From one client to the link, or wherever else they end."""
+        counters = self._counters
+        counters.udp_datagrams_in += len(batch)
+        if flow is None:
+            counters.udp_flood_dropped += len(batch)
+            return
+        flow.is_active = True
+        if flow.held is not None:
+            for data in batch:
+                self._hold(flow, data)
+        else:
+            counters.udp_queue_dropped += len(batch) - self._link.flows.send(flow.number, batch)
 
     def _start(self, nursery: trio.Nursery, client: Any) -> Flow | None:
         """A flow for a new client; None when clients come faster than NEW_FLOW_RATE."""
@@ -154,7 +169,6 @@ class UdpForward:
         self._tokens = min(NEW_FLOW_BURST, self._tokens + (now - self._tokens_at) * NEW_FLOW_RATE)
         self._tokens_at = now
         if self._tokens < 1:
-            self._counters.udp_flood_dropped += 1
             self._notices.say("udp flood", f"New clients of udp/{self._target} come too fast: some datagrams are dropped.")
             return None
         self._tokens -= 1
@@ -185,19 +199,8 @@ class UdpForward:
         flow.held_size = 0
         return held
 
-    def _deliverer(self, flow: Flow) -> Any:
-        sock, counters, client = self._sock, self._counters, flow.client
-
-        def deliver(data: bytes) -> None:
-            flow.is_active = True
-            try:
-                sock.sendto(data, client)
-            except OSError:
-                counters.udp_local_dropped += 1
-            else:
-                counters.udp_datagrams_out += 1
-
-        return deliver
+    def _deliverer(self, flow: Flow) -> Callable[[list[bytes]], None]:
+        return _deliverer(flow, Outlet(self._sock, flow.client, self._counters))
 
     async def _serve(self, flow: Flow) -> None:
         counters, flows = self._counters, self._link.flows
@@ -209,9 +212,8 @@ class UdpForward:
                     body, _rest = await read_message(stream)
                     decode_opened(body)
                     counters.udp_flows_opened += 1
-                    for data in self._release(flow):
-                        if not flows.send(flow.number, data):
-                            counters.udp_queue_dropped += 1
+                    held = list(self._release(flow))
+                    counters.udp_queue_dropped += len(held) - flows.send(flow.number, held)
                     flows.flush()
                     await self._table.wait_over(flow.client, flow, stream)
                 except TunnelError as error:
@@ -259,7 +261,7 @@ async def serve_udp(
         with flow.scope:
             sock = await connect_udp(*address)
             try:
-                flows.register(number, _Outlet(flow, sock, counters).deliver)
+                flows.register(number, _deliverer(flow, Outlet(sock, None, counters)))
                 await stream.send_all(encode(Opened()))
                 counters.udp_flows_opened += 1
                 async with trio.open_nursery() as nursery:
@@ -281,45 +283,35 @@ async def serve_udp(
         refuse(stream, StreamCode.CANCELLED)
 
 
-class _Outlet:
-    """Takes the peer's datagrams to the exposed program."""
+def _deliverer(flow: Flow, outlet: Outlet) -> Callable[[list[bytes]], None]:
+    """Takes the peer's datagrams to the local program."""
 
-    __slots__ = ("_counters", "_flow", "_send")
+    def deliver(batch: list[bytes]) -> None:
+        flow.is_active = True
+        outlet.send(batch)
 
-    def __init__(self, flow: Flow, sock: socket.socket, counters: ForwardCounters) -> None:
-        self._flow = flow
-        self._send = sock.send
-        self._counters = counters
-
-    def deliver(self, data: bytes) -> None:
-        self._flow.is_active = True
-        try:
-            self._send(data)
-        except OSError:  # full, or an ICMP refusal of an earlier one: as lost as on any network
-            self._counters.udp_local_dropped += 1
-        else:
-            self._counters.udp_datagrams_out += 1
+    return deliver
 
 
 async def _return_datagrams(flow: Flow, sock: socket.socket, flows: Flows, counters: ForwardCounters) -> None:
     """Replies of the exposed program to the peer, until cancelled."""
-    receive, send, number = sock.recv, flows.send, flow.number
+    receive, number = sock.recv, flow.number
     while True:
         await trio.lowlevel.wait_readable(sock)
+        is_drained = False
+        batch: list[bytes] = []
         for _ in range(DRAIN_BATCH):
             try:
-                data = receive(MAX_DATAGRAM)
+                batch.append(receive(MAX_DATAGRAM))
             except BlockingIOError:
+                is_drained = True
                 break
             except OSError:
                 counters.udp_local_dropped += 1  # ECONNREFUSED: nothing listens there now
-                continue
+        if batch:
             flow.is_active = True
-            counters.udp_datagrams_in += 1
-            if not send(number, data):
-                counters.udp_queue_dropped += 1
-        else:
+            counters.udp_datagrams_in += len(batch)
+            counters.udp_queue_dropped += len(batch) - flows.send(number, batch)
             flows.flush()
+        if not is_drained:
             await trio.lowlevel.checkpoint()
-            continue
-        flows.flush()

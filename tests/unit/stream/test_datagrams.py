@@ -31,7 +31,7 @@ def test_datagrams_split_by_any_room_come_out_whole(sizes: list[int], rooms: lis
     queue, rejoiner = DatagramQueue(), Rejoiner()
     data = {flow: rng.randbytes(size) for flow, size in enumerate(sizes)}
     for flow, payload in data.items():
-        queue.push(NOW, flow, payload)
+        queue.push(NOW, flow, [payload])
     fragments = []
     turn = 0
     while queue:
@@ -51,15 +51,53 @@ def test_datagrams_split_by_any_room_come_out_whole(sizes: list[int], rooms: lis
     assert len(whole) + queue.dropped == len(data)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 5000), max_size=40), st.integers(1, 20), st.integers(300, 1400))
+def test_runs_are_of_pieces_that_make_equal_packets_and_hold_all_there_is(sizes: list[int], count: int, room: int) -> None:
+    queue, rejoiner = DatagramQueue(), Rejoiner()
+    data = [bytes([flow]) * size for flow, size in enumerate(sizes)]
+    for flow, payload in enumerate(data):
+        queue.push(NOW, flow, [payload])
+    arrived: dict[int, bytes] = {}
+    while queue:
+        run = queue.take_run(count, room // 2, room)
+        lengths = [len(payload) for *_, payload in run]
+        assert len(run) <= count
+        assert all(room // 2 < length <= room for length in lengths)
+        assert len(set(lengths[:-1])) <= 1
+        assert not lengths[1:] or lengths[-1] <= lengths[0]
+        if not run:  # something small stands in front: it goes by itself
+            assert queue.head_size() <= room // 2
+            one = queue.next_fragment(room)
+            assert one is not None
+            run = [one]
+        for flow, identifier, index, total, payload in run:
+            whole = rejoiner.add(NOW, flow, identifier, index, total, bytes(payload)) if total > 1 else bytes(payload)
+            if whole is not None:
+                arrived[flow] = whole
+    assert arrived == dict(enumerate(data))
+    assert queue._bytes == 0
+    assert list(arrived) == sorted(arrived)
+
+
+def test_what_needs_too_many_pieces_is_dropped_and_those_behind_it_are_sent() -> None:
+    queue = DatagramQueue()
+    queue.push(NOW, 1, [bytes(MAX_DATAGRAM), bytes(200)])
+    assert [(flow, len(data)) for flow, _, _, _, data in queue.take_run(10, 100, MAX_DATAGRAM // MAX_FRAGMENTS - 10)] == [
+        (1, 200)
+    ]
+    assert queue.dropped == 1
+
+
 def test_the_queue_drops_the_oldest_first_by_bytes_and_by_age() -> None:
     queue = DatagramQueue()
     for number in range(40):
-        queue.push(NOW, number, bytes(MAX_DATAGRAM))
+        queue.push(NOW, number, [bytes(MAX_DATAGRAM)])
     assert queue._bytes <= QUEUE_BYTES
     assert queue.dropped == 40 - QUEUE_BYTES // (MAX_DATAGRAM + ENTRY_BYTES)
     first = queue.next_fragment(1000)
     assert first is not None
-    queue.push(Instant(NOW + 1), 99, b"young")
+    queue.push(Instant(NOW + 1), 99, [b"young"])
     queue.drop_stale(Instant(NOW + 1))
     assert queue.next_fragment(1000) is not None  # the one that is partly sent is finished
     queue.drop_stale(Instant(NOW + 1 + 2 * QUEUE_TIME))
@@ -69,7 +107,7 @@ def test_the_queue_drops_the_oldest_first_by_bytes_and_by_age() -> None:
 def test_a_flood_of_empty_datagrams_is_bounded_too() -> None:
     queue = DatagramQueue()
     for number in range(100_000):
-        queue.push(NOW, number, b"")
+        queue.push(NOW, number, [b""])
     assert len(queue._queue) <= QUEUE_BYTES // ENTRY_BYTES
 
 

@@ -421,13 +421,21 @@ class Connection:
 
     # datagrams
 
-    def send_datagram(self, now: Instant, flow: int, data: Buffer) -> bool:
+    def send_datagram(self, now: Instant, flow: int, data: bytes) -> bool:
         """Queue one; False if it is larger than any UDP payload or the connection is over."""
-        if len(data) > MAX_DATAGRAM or self.is_closed:
-            self._shared.drops["datagram too large"] += 1
-            return False
-        self._shared.datagrams.push(now, flow, bytes(data))
-        return True
+        return self.send_datagrams(now, flow, [data]) == 1
+
+    def send_datagrams(self, now: Instant, flow: int, batch: list[bytes]) -> int:
+        """Queue them; returns how many.  The others are larger than any UDP payload, or the connection is over."""
+        shared = self._shared
+        fitting = batch
+        if self._state is not State.ESTABLISHED:
+            fitting = []
+        elif max(map(len, batch), default=0) > MAX_DATAGRAM:
+            fitting = [data for data in batch if len(data) <= MAX_DATAGRAM]
+            shared.drops["datagram too large"] += len(batch) - len(fitting)
+        shared.datagrams.push(now, flow, fitting)
+        return len(fitting)
 
     @property
     def datagram_backlog(self) -> int:

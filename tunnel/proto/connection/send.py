@@ -26,7 +26,6 @@ from tunnel.proto.packet.header import (
     MAX_BURST,
     MAX_SEGMENTS,
     NONCE_SIZE,
-    OVERHEAD,
     SMALLEST_PROBE,
     TAG_SIZE,
     TRANSPORT,
@@ -37,6 +36,7 @@ from tunnel.units import Instant, PathKey, Transmit
 
 _ACK_ROOM: Final = frames.ack_size(frames.MAX_ACK_RANGES + 1)
 _HEADER_AND_STREAM = frames.HEADER_AND_STREAM
+_HEADER_AND_DATAGRAM = frames.HEADER_AND_DATAGRAM
 
 
 class Sender:
@@ -250,47 +250,58 @@ class Sender:
             self._datagrams_ahead = max(0, self._datagrams_ahead - length)
         last = at - position - (count - 1) * path.mtu
         content = BulkRun(stream, stop - length, length, step, fin)
+        self._count(count, at - position)
         self._account(now, path, count, path.mtu, last, content, eliciting=True)
         return at
 
     def _datagram_burst(
         self, now: Instant, path: Path, view: memoryview, position: int, segments: int, size: int
     ) -> tuple[int, int]:
-        """Fill datagrams with queued DATAGRAMs, one each while they are of one size; returns the end and the segment size."""
+        """Fill datagrams with queued DATAGRAMs, one each while they are of one size; returns the end and the segment size.
+
+        The other hot loop.
+        """
         shared = self._shared
         queue = shared.datagrams
         room = path.capacity - DATAGRAM_SIZE
-        start = position
-        count = 0
-        while queue and count < segments:
-            head = min(queue.head_size(), room)
-            sealed = len(path.key.prefix) + DATAGRAM_SIZE + head + OVERHEAD
-            if head <= room // 2 or (size and sealed > size):
-                break
-            fragment = queue.next_fragment(room)
-            if fragment is None:
-                shared.drops["datagram too large"] += 1
-                continue
-            flow, identifier, index, total, data = fragment
-            at = position + len(path.key.prefix) + HEADER_SIZE
-            frames.DATAGRAM.pack_into(view, at, Frame.DATAGRAM, flow, identifier, index, total, len(data))
-            end = at + DATAGRAM_SIZE + len(data)
-            view[at + DATAGRAM_SIZE : end] = data
-            position += self._seal(path.key, view, position, end)
-            count += 1
-            self._datagram_sent(len(data))
-            if not size:
-                size = sealed
-            elif sealed < size:
-                break
-        if count:
-            last = position - start - (count - 1) * size
-            self._account(now, path, count, size, last, None, eliciting=True)
+        if size and queue.head_size() < room:
+            segments = 1  # shorter than what stands before it: the last of its burst
+        run = queue.take_run(segments, room // 2, room)  # two smaller ones share a packet
+        if not run:
+            if queue and position == 0:
+                position = size = self._mixed(now, path, view, 0, may_send=True)
             return position, size
-        if queue and position == 0:
-            end = self._mixed(now, path, view, 0, may_send=True)
-            return end, end
-        return position, size
+        prefix = path.key.prefix
+        keypair = shared.keys.current
+        receiver = keypair.remote_index
+        seal = keypair.send.encrypt_into
+        pack = _HEADER_AND_DATAGRAM.pack_into
+        kind = Frame.DATAGRAM.value
+        number = shared.next_number
+        skip = len(prefix)
+        body = HEADER_SIZE + DATAGRAM_SIZE
+        at = position
+        payload = 0
+        for flow, identifier, index, total, data in run:
+            if skip:
+                view[at : at + skip] = prefix
+                at += skip
+            length = len(data)
+            pack(view, at, TRANSPORT, receiver, number, kind, flow, identifier, index, total, length)
+            start = at + body
+            end = start + length
+            view[start:end] = data
+            sealed = at + HEADER_SIZE
+            seal(number.to_bytes(NONCE_SIZE, "big"), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
+            at = end + TAG_SIZE
+            number += 1
+            payload += length
+        count = len(run)
+        first = skip + body + len(run[0][4]) + TAG_SIZE
+        self._count(count, at - position)
+        self._account(now, path, count, first, at - position - (count - 1) * first, None, eliciting=True)
+        self._datagram_sent(payload)
+        return at, size or first
 
     def _mixed(
         self, now: Instant, path: Path, view: memoryview, position: int, *, may_send: bool, must_elicit: bool = False
@@ -375,7 +386,6 @@ class Sender:
         while queue and at + DATAGRAM_SIZE + queue.head_size() <= limit:
             fragment = queue.next_fragment(queue.head_size())
             if fragment is None:
-                self._shared.drops["datagram too large"] += 1
                 continue
             flow, identifier, index, total, data = fragment
             frames.DATAGRAM.pack_into(view, at, Frame.DATAGRAM, flow, identifier, index, total, len(data))
@@ -434,12 +444,17 @@ class Sender:
         sealed = at + HEADER_SIZE
         nonce = number.to_bytes(NONCE_SIZE, "big")
         keypair.send.encrypt_into(nonce, view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
-        shared.next_number = number + 1
-        keypair.sent_packets += 1
         size = end + TAG_SIZE - position
-        shared.packets_sent += 1
-        shared.bytes_sent += size
+        self._count(1, size)
         return size
+
+    def _count(self, packets: int, size: int) -> None:
+        """So many packets of `size` bytes together were sealed."""
+        shared = self._shared
+        shared.next_number += packets
+        shared.keys.current.sent_packets += packets
+        shared.packets_sent += packets
+        shared.bytes_sent += size
 
     def _account(
         self,
@@ -455,11 +470,6 @@ class Sender:
     ) -> None:
         """File the burst that was just sealed; its packets have the numbers up to `next_number`."""
         shared = self._shared
-        if type(content) is BulkRun:  # _stream_burst seals by itself
-            shared.next_number += count
-            shared.keys.current.sent_packets += count
-            shared.packets_sent += count
-            shared.bytes_sent += size * (count - 1) + last
         path.last_sent = now
         if shared.trace is not None:
             tracing.packets_sent(shared.trace, now, path.number, shared.next_number - count, count, (size, last), content, ack)

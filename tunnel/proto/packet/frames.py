@@ -48,6 +48,8 @@ CLOSE: Final = Struct(">BHH")  # type, code, length of the text
 
 #: Header and STREAM frame in one call: type, receiver index, sequence number, frame type, stream id, offset, length.
 HEADER_AND_STREAM: Final = Struct(">BIQBIQH")
+#: The same with a DATAGRAM: ..., frame type, flow, datagram id, fragment index, fragment count, length.
+HEADER_AND_DATAGRAM: Final = Struct(">BIQBIHBBH")
 
 _ACK_HEAD = Struct(">BHBQI")  # type, delay in ACK_DELAY_UNIT, further ranges, largest, packets below it in the first range
 _ACK_RANGE = Struct(">II")  # packets missing before this range, packets in it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, TypeAlias
 
 from tunnel.errors import MalformedPacket
 from tunnel.units import Instant, Seconds
@@ -15,6 +15,10 @@ MAX_DATAGRAM: Final = 65_507  # bytes: the largest UDP payload over IPv4
 MAX_FRAGMENTS: Final = 255
 REJOIN_TIME: Final = Seconds(2.0)  # a datagram not whole by then never will be: several round trips
 REJOIN_BYTES: Final = 1024 * 1024  # bytes of incomplete datagrams; the oldest goes first
+
+
+#: Flow, id, fragment index, fragment count, payload.
+Fragment: TypeAlias = tuple[int, int, int, int, bytes | memoryview]
 
 
 class DatagramQueue:
@@ -34,10 +38,14 @@ class DatagramQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def push(self, now: Instant, flow: int, data: bytes) -> None:
-        self._queue.append((flow, self._next_id, data, 0, 0, now))
-        self._next_id = (self._next_id + 1) & 0xFFFF
-        self._bytes += len(data) + ENTRY_BYTES
+    def push(self, now: Instant, flow: int, batch: list[bytes]) -> None:
+        append, identifier, size = self._queue.append, self._next_id, 0
+        for data in batch:
+            append((flow, identifier, data, 0, 0, now))
+            identifier = (identifier + 1) & 0xFFFF
+            size += len(data) + ENTRY_BYTES
+        self._next_id = identifier
+        self._bytes += size
         while self._bytes > QUEUE_BYTES:
             self._drop_oldest()
 
@@ -60,8 +68,40 @@ class DatagramQueue:
         left = len(data) - offset
         return min(left, step) if step else left
 
-    def next_fragment(self, room: int) -> tuple[int, int, int, int, bytes | memoryview] | None:
-        """Flow, id, fragment index, fragment count and payload of at most `room` bytes; None when the head cannot be sent so.
+    def take_run(self, count: int, over: int, room: int) -> list[Fragment]:
+        """Up to `count` fragments for a burst of equal packets: all of one size, but the last may be shorter.
+
+        Each has at most `room` bytes and more than `over`: less is better sent together in one packet.
+        """
+        queue = self._queue
+        run: list[Fragment] = []
+        size = 0  # of the first, once there is one
+        while queue and len(run) < count:
+            flow, identifier, data, offset, step, _ = queue[0]
+            length = len(data) - offset
+            if step and step < length:
+                length = step
+            elif length > room:
+                length = room
+            if length <= over or (size and length > size):
+                break
+            if length == len(data):
+                queue.popleft()
+                self._bytes -= length + ENTRY_BYTES
+                run.append((flow, identifier, 0, 1, data))
+            else:
+                fragment = self.next_fragment(room)
+                if fragment is None:
+                    continue
+                run.append(fragment)
+            if not size:
+                size = length
+            elif length < size:
+                break
+        return run
+
+    def next_fragment(self, room: int) -> Fragment | None:
+        """A fragment of at most `room` bytes; None when the head cannot be sent so.
 
         A datagram is split by the `room` of its first fragment; when a later one no longer fits, it is given up and counted.
         """
