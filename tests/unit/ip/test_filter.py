@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from tests.unit.ip.packets import A4, A6, B4, B6, Flow, ip4, ip6, padded_options
+from tunnel.proto.ip import REASONS, UNSAFE, MemberFilter, parse, parse_head
+from tunnel.proto.ip.filter import (
+    ENCAPSULATED,
+    GROUP_MEMBERSHIP,
+    NEIGHBOUR_DISCOVERY,
+    REDIRECT_OR_ROUTER,
+    UNKNOWN_ICMP,
+    WRONG_DESTINATION,
+    WRONG_SOURCE,
+)
+from tunnel.proto.ip.header import ROUTING_HEADER, SOURCE_ROUTE
+
+LINK_LOCAL_A = bytes.fromhex("fe80000000000000707400000000000a")
+LINK_LOCAL_B = bytes.fromhex("fe80000000000000707400000000000b")
+ALL_NODES = b"\xff\x02" + bytes(13) + b"\x01"
+UDP = struct.pack("!HHHH", 1, 2, 8, 0)
+FILTER = MemberFilter({A4, A6, LINK_LOCAL_A}, {B4, B6, LINK_LOCAL_B}, {bytes((10, 86, 0, 255))})
+
+
+def verdict(packet: bytes) -> str | None:
+    found = FILTER.why_dropped(parse(b"##" + packet, 2, len(packet) + 2), b"##" + packet, 2)
+    assert found is None or found in REASONS or found in UNSAFE
+    return found
+
+
+def fragment_header(offset: int, more: bool) -> tuple[int, bytes]:
+    return 44, bytes(1) + struct.pack("!HI", offset << 3 | more, 0x1234)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Flow().packet(b"x"),
+        Flow(version=6, extensions=((60, padded_options(8)),)).packet(b"x"),
+        ip6(17, UDP, source=LINK_LOCAL_A, destination=LINK_LOCAL_B),
+        ip6(17, UDP, source=LINK_LOCAL_A, destination=ALL_NODES),
+        ip4(17, UDP, destination=b"\xff\xff\xff\xff"),
+        ip4(17, UDP, destination=bytes((10, 86, 0, 255))),
+        ip4(17, UDP, destination=bytes((224, 0, 0, 251))),
+        ip4(17, UDP, destination=bytes((239, 255, 255, 250))),
+        ip4(132, b"sctp"),
+        ip4(17, b"12345678", field=0x2000),
+        ip4(17, b"12345678", field=0x0001),
+        ip4(1, b"\x05", field=0x0001),  # the middle of something
+        *(ip4(1, bytes([kind]) + bytes(7)) for kind in (0, 3, 8, 11, 12, 13, 14)),
+        *(ip6(58, bytes([kind]) + bytes(7)) for kind in (1, 2, 3, 4, 128, 129)),
+    ],
+)
+def test_what_a_lan_carries_passes(packet: bytes) -> None:
+    assert verdict(packet) is None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [B4, bytes((10, 86, 0, 3)), bytes(4), bytes((127, 0, 0, 1)), bytes((255, 255, 255, 255)), bytes((224, 0, 0, 1))],
+)
+def test_an_ipv4_source_that_is_not_the_members_is_refused(source: bytes) -> None:
+    assert verdict(ip4(17, UDP, source=source)) == WRONG_SOURCE
+
+
+@pytest.mark.parametrize(
+    "source", [B6, LINK_LOCAL_B, bytes(16), bytes(15) + b"\x01", bytes(10) + b"\xff\xff" + A4, ALL_NODES, bytes(12) + A4]
+)
+def test_an_ipv6_source_that_is_not_the_members_is_refused(source: bytes) -> None:
+    assert verdict(ip6(17, UDP, source=source)) == WRONG_SOURCE
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        *(ip4(17, UDP, destination=bytes(to)) for to in (
+            (10, 86, 0, 3), (8, 8, 8, 8), (127, 0, 0, 1), (10, 86, 1, 255), (0, 0, 0, 0), (240, 0, 0, 1), (10, 86, 0, 1),
+        )),
+        *(ip6(17, UDP, destination=to) for to in (
+            bytes(16), bytes(15) + b"\1", bytes(10) + b"\xff\xff" + B4, b"\xfe" + ALL_NODES[1:], A6[:-1] + b"\7",
+        )),
+    ],
+)  # fmt: skip
+def test_nothing_goes_on_through_us(packet: bytes) -> None:
+    assert verdict(packet) == WRONG_DESTINATION
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (ip4(17, UDP, options=b"\x83\x07\x04\x0a\0\0\x09\0"), SOURCE_ROUTE),
+        (ip6(17, UDP, extensions=[(43, b"\0\0\0" + bytes(4))]), ROUTING_HEADER),
+        (ip6(58, b"\x80" + bytes(7), extensions=[(43, b"\0\0\0" + bytes(4))]), ROUTING_HEADER),
+        *((ip4(1, bytes([kind]) + bytes(7)), REDIRECT_OR_ROUTER) for kind in (5, 9, 10)),
+        *((ip4(1, bytes([kind]) + bytes(7)), UNKNOWN_ICMP) for kind in (4, 15, 17, 18, 42, 255)),
+        *((ip6(58, bytes([kind]) + bytes(7)), REDIRECT_OR_ROUTER) for kind in (133, 134, 137, 138)),
+        *((ip6(58, bytes([kind]) + bytes(7)), NEIGHBOUR_DISCOVERY) for kind in (135, 136, 141, 142)),
+        *((ip6(58, bytes([kind]) + bytes(7)), GROUP_MEMBERSHIP) for kind in (130, 131, 132, 143)),
+        *((ip6(58, bytes([kind]) + bytes(7)), UNKNOWN_ICMP) for kind in (0, 5, 139, 151, 155, 255)),
+        (ip6(58, b"\x86" + bytes(7), extensions=[(0, padded_options(8)), (60, padded_options(8))]), REDIRECT_OR_ROUTER),
+        (ip6(58, b"\x86" + bytes(7), extensions=[fragment_header(0, True)]), REDIRECT_OR_ROUTER),
+        (ip6(58, b"\x86" + bytes(7), extensions=[fragment_header(0, False)]), REDIRECT_OR_ROUTER),
+        (ip6(58, b"\x86" + bytes(7), source=LINK_LOCAL_A, destination=ALL_NODES), REDIRECT_OR_ROUTER),
+        (ip4(1, b"\x05" + bytes(7), field=0x2000), REDIRECT_OR_ROUTER),
+        (ip4(1, b""), UNKNOWN_ICMP),
+        (ip6(58, b""), UNKNOWN_ICMP),
+        (ip4(58, b"\x80" + bytes(7)), UNKNOWN_ICMP),
+        (ip6(1, b"\x08" + bytes(7)), UNKNOWN_ICMP),
+        (ip4(2, b"\x16" + bytes(7), destination=bytes((224, 0, 0, 22))), GROUP_MEMBERSHIP),
+        *((ip4(kind, bytes(40)), ENCAPSULATED) for kind in (4, 41, 47, 97, 115)),
+        *((ip6(kind, bytes(40)), ENCAPSULATED) for kind in (4, 41, 47, 97, 115)),
+        (ip4(41, bytes(40), field=0x0001), ENCAPSULATED),
+    ],
+)
+def test_a_member_does_not_reconfigure_our_host(packet: bytes, reason: str) -> None:
+    assert verdict(packet) == reason
+
+
+def test_the_head_of_a_run_is_judged_alike() -> None:
+    for flow in (Flow(), Flow(version=6)):
+        head = flow.packet(b"")
+        assert FILTER.why_dropped(parse_head(head), head) is None
+        assert MemberFilter({B4, B6}, {A4, A6}).why_dropped(parse_head(head), head) == WRONG_SOURCE
+        assert MemberFilter({A4, A6}, {A4, A6}).why_dropped(parse_head(head), head) == WRONG_DESTINATION

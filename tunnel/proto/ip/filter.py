@@ -1,0 +1,91 @@
+"""Whether a member may send us this inner packet.
+
+A member speaks from its own inner addresses, to ours or to all, and may not reconfigure our host: the interface does no
+neighbour discovery and has no router, so whatever would change neighbours, routes, addresses or groups is an attack.
+The lists of what is allowed are short on purpose: what nobody thought of is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from tunnel.proto.ip.header import ICMP, ICMPV6, IGMP, Inner
+from tunnel.units import Buffer
+
+WRONG_SOURCE: Final = "the source is not the member's"
+WRONG_DESTINATION: Final = "the destination is not ours"
+REDIRECT_OR_ROUTER: Final = "ICMP redirect or router advertisement"
+NEIGHBOUR_DISCOVERY: Final = "neighbour discovery"
+GROUP_MEMBERSHIP: Final = "IGMP or MLD"
+UNKNOWN_ICMP: Final = "an ICMP type that no member needs"
+ENCAPSULATED: Final = "a packet inside of a packet"
+REASONS: Final = (
+    WRONG_SOURCE, WRONG_DESTINATION, REDIRECT_OR_ROUTER, NEIGHBOUR_DISCOVERY, GROUP_MEMBERSHIP, UNKNOWN_ICMP, ENCAPSULATED,
+)  # fmt: skip
+"""What `why_dropped` gives, besides the values of header.UNSAFE: they name a counter."""
+
+# IP in IP, IPv6, GRE, AX.25, Ethernet, encapsulation header, L2TP, MPLS: a kernel with such a device open to anybody would
+# unpack them, and forward what is inside past this filter.
+_TUNNELS: Final = frozenset({4, 41, 47, 93, 94, 97, 98, 115, 137})
+
+# Echo, unreachable, time exceeded, parameter problem, timestamps.
+_ICMP_ALLOWED: Final = frozenset({0, 3, 8, 11, 12, 13, 14})
+_ICMP_REASONS: Final = {5: REDIRECT_OR_ROUTER, 9: REDIRECT_OR_ROUTER, 10: REDIRECT_OR_ROUTER}
+
+# Unreachable, too big, time exceeded, parameter problem, echo.
+_ICMPV6_ALLOWED: Final = frozenset({1, 2, 3, 4, 128, 129})
+_ICMPV6_REASONS: Final = {
+    130: GROUP_MEMBERSHIP, 131: GROUP_MEMBERSHIP, 132: GROUP_MEMBERSHIP, 143: GROUP_MEMBERSHIP,
+    133: REDIRECT_OR_ROUTER, 134: REDIRECT_OR_ROUTER, 137: REDIRECT_OR_ROUTER, 138: REDIRECT_OR_ROUTER,
+    135: NEIGHBOUR_DISCOVERY, 136: NEIGHBOUR_DISCOVERY, 141: NEIGHBOUR_DISCOVERY, 142: NEIGHBOUR_DISCOVERY,
+}  # fmt: skip
+
+_BROADCAST: Final = b"\xff\xff\xff\xff"
+
+
+class MemberFilter:
+    """What one member may send us.  Sets of 4- and 16-byte addresses; nothing in it grows."""
+
+    __slots__ = ("_destinations", "_sources")
+
+    def __init__(self, sources: Iterable[bytes], ours: Iterable[bytes], broadcasts: Iterable[bytes] = ()) -> None:
+        """`sources` are the member's inner addresses, `ours` our own; `broadcasts` are the subnet's."""
+        self._sources = frozenset(sources)
+        self._destinations = frozenset({*ours, *broadcasts, _BROADCAST})
+
+    def why_dropped(self, inner: Inner, buffer: Buffer, at: int = 0) -> str | None:
+        """None when the packet at `buffer[at]`, which parse or parse_head read, may pass; else a reason, one of a fixed few.
+
+        `buffer` need hold no more than what `inner` was read from.
+        """
+        if inner.source not in self._sources:
+            return WRONG_SOURCE
+        destination = inner.destination
+        if destination not in self._destinations and not (
+            destination[0] & 0xF0 == 0xE0 if inner.version == 4 else destination[0] == 0xFF
+        ):
+            return WRONG_DESTINATION
+        if inner.unsafe:
+            return inner.unsafe
+        if inner.head_size != inner.network_size:
+            return None  # a whole TCP or UDP packet
+        return _why_not_transport(inner, buffer, at)
+
+
+def _why_not_transport(inner: Inner, buffer: Buffer, at: int) -> str | None:
+    protocol = inner.protocol
+    if protocol in _TUNNELS:
+        return ENCAPSULATED
+    if protocol == IGMP:
+        return GROUP_MEMBERSHIP
+    if protocol != ICMP and protocol != ICMPV6:
+        return None
+    if inner.is_fragment and not inner.is_first_fragment:
+        return None  # nothing without its first fragment, which was looked at
+    if inner.total_size == inner.network_size or (protocol == ICMP) != (inner.version == 4):
+        return UNKNOWN_ICMP
+    kind = buffer[at + inner.network_size]
+    if protocol == ICMP:
+        return None if kind in _ICMP_ALLOWED else _ICMP_REASONS.get(kind, UNKNOWN_ICMP)
+    return None if kind in _ICMPV6_ALLOWED else _ICMPV6_REASONS.get(kind, UNKNOWN_ICMP)
