@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ip.packets import ACK, CWR, ECE, FIN, PSH, SYN, URG, Flow, ip4, ip6, is_right, kernel_takes, padded_options
@@ -126,8 +126,8 @@ def nearly_right(draw: st.DrawFn) -> bytes:
         draw(
             flows((SYN, CWR)).map(lambda flow: flow.packet(body))
             | st.sampled_from([ip4(1, bytes([kind]) + body), ip6(58, bytes([kind]) + body)])
-            | st.builds(lambda options, field: ip4(17, bytes(4) + b"\0\x08" + body, options=options, field=field),
-                        options4(), st.sampled_from([0, 0x2000, 0x2005, 5]))
+            | st.builds(lambda options, field: ip4(17, bytes(4) + b"\0\x08\0\0" + body, options=options, field=field),
+                        st.sampled_from([b"", b"\x94\4\0\0\1\x44\4\5" + bytes(4)]), st.sampled_from([0, 0, 0x2000, 0x2005, 5]))
         )
     )  # fmt: skip
     if draw(st.booleans()):
@@ -167,7 +167,8 @@ def test_any_bytes_are_a_head_or_malformed(data: bytes) -> None:
         assert inner.head_size == len(data) > inner.network_size
 
 
-@given(ANY, st.integers(0, 2_000) | st.integers(0, 70_000), st.booleans())
+@settings(max_examples=300)
+@given(ANY, st.sampled_from([68, 300, 576, 1280, 1400]) | st.integers(0, 70_000), st.booleans())
 def test_whatever_parses_can_be_asked_about(data: bytes, mtu: int, partial: bool) -> None:
     try:
         inner = parse(data, 0, len(data))
@@ -189,6 +190,25 @@ def test_whatever_parses_can_be_asked_about(data: bytes, mtu: int, partial: bool
     with contextlib.suppress(MalformedPacket):
         for piece in fragment(data, inner, max(mtu, 68)):
             assert parse(piece, 0, len(piece)).total_size == len(piece)
+
+
+@given(
+    st.sampled_from([4, 6]),
+    st.sampled_from([SYN, SYN | ACK]),
+    tcp_options() | st.binary(max_size=40).map(lambda data: data + bytes(-len(data) % 4)),
+    st.integers(0, 2_000),
+    st.booleans(),
+)
+def test_any_options_of_a_syn(version: int, flags: int, options: bytes, mtu: int, partial: bool) -> None:
+    packet = Flow(version=version, flags=flags, options=options).packet(b"early", partial=partial)
+    changed = bytearray(packet)
+    inner = parse(changed, 0, len(changed))
+    if clamp(changed, 0, inner, mtu, partial):
+        assert sum(one != other for one, other in zip(changed, packet, strict=True)) <= 4
+        assert partial or is_right(bytes(changed))
+        assert not clamp(changed, 0, inner, mtu, partial)
+    else:
+        assert changed == packet
 
 
 @given(ANY, st.builds(Offload, st.booleans(), st.integers(0, 7) | U8, U16, U16, U16), st.integers(0, 70_000))
