@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ip.packets import ACK, CWR, ECE, FIN, PSH, SYN, URG, Flow, ip4, ip6, is_right, kernel_takes, padded_options
@@ -32,6 +32,9 @@ from tunnel.proto.ip import (
     too_big,
     wants_cut,
 )
+
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""How long an example takes says something about the machine, not about what is tested."""
 
 ETHERNET = bytes(14)
 OURS = {4: bytes((10, 86, 0, 9)), 6: bytes.fromhex("fd707400000000000000000000000009")}
@@ -147,6 +150,7 @@ def checked(inner: Inner, room: int) -> None:
     assert inner.head_size == inner.network_size or (inner.protocol in (6, 17) and not inner.is_fragment)
 
 
+@CALM
 @given(ANY, st.integers(0, 3), st.integers(-4, 3))
 def test_any_bytes_are_a_packet_or_malformed(data: bytes, at: int, beyond: int) -> None:
     destination = destination_of(data, 0, len(data))
@@ -159,6 +163,7 @@ def test_any_bytes_are_a_packet_or_malformed(data: bytes, at: int, beyond: int) 
         assert parse(memoryview(data)[at:], 0, len(data) - at) == parse(bytearray(data), at, len(data)) or beyond
 
 
+@CALM
 @given(ANY)
 def test_any_bytes_are_a_head_or_malformed(data: bytes) -> None:
     with contextlib.suppress(MalformedPacket):
@@ -167,7 +172,7 @@ def test_any_bytes_are_a_head_or_malformed(data: bytes) -> None:
         assert inner.head_size == len(data) > inner.network_size
 
 
-@settings(max_examples=300)
+@settings(CALM, max_examples=300)
 @given(ANY, st.sampled_from([68, 300, 576, 1280, 1400]) | st.integers(0, 70_000), st.booleans())
 def test_whatever_parses_can_be_asked_about(data: bytes, mtu: int, partial: bool) -> None:
     try:
@@ -192,6 +197,7 @@ def test_whatever_parses_can_be_asked_about(data: bytes, mtu: int, partial: bool
             assert parse(piece, 0, len(piece)).total_size == len(piece)
 
 
+@CALM
 @given(
     st.sampled_from([4, 6]),
     st.sampled_from([SYN, SYN | ACK]),
@@ -211,6 +217,7 @@ def test_any_options_of_a_syn(version: int, flags: int, options: bytes, mtu: int
         assert changed == packet
 
 
+@CALM
 @given(ANY, st.builds(Offload, st.booleans(), st.integers(0, 7) | U8, U16, U16, U16), st.integers(0, 70_000))
 def test_whatever_the_kernel_says_of_a_packet(data: bytes, offload: Offload, size: int) -> None:
     frame = bytearray(ETHERNET + data)
@@ -231,6 +238,7 @@ def test_whatever_the_kernel_says_of_a_packet(data: bytes, offload: Offload, siz
     assert is_own_checksum(offload, inner) in (False, True)
 
 
+@CALM
 @given(st.binary(max_size=20), st.integers(-2, 12))
 def test_any_virtio_header(data: bytes, at: int) -> None:
     with contextlib.suppress(MalformedPacket):
@@ -240,6 +248,7 @@ def test_any_virtio_header(data: bytes, at: int) -> None:
 # ------------------------------------------------------------------ cut and join
 
 
+@CALM
 @given(flows(), st.integers(8, 1500), st.integers(1, 20_000), st.data())
 def test_cut_and_join_gives_what_the_flows_own_stack_sends(flow: Flow, step: int, size: int, data: st.DataObject) -> None:
     size = min(size, step * 60)
@@ -284,6 +293,7 @@ def runs(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return index, count, draw(st.integers(0, 70_000)), step
 
 
+@CALM
 @given(flows() | st.builds(lambda flow: Flow(version=flow.version, flags=SYN), flows()), runs(), st.booleans(), st.booleans())
 def test_no_numbers_of_a_peer_make_a_write_that_the_kernel_refuses(
     flow: Flow, run: tuple[int, int, int, int], is_last: bool, partial: bool
