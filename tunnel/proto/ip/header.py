@@ -112,7 +112,7 @@ def parse_head(head: Buffer) -> Inner:
         inner = _parse_v6(head, 0, size, True)
     else:
         raise MalformedPacket(f"head: version {version}")
-    if inner[5] != size or (inner[1] != TCP and inner[1] != UDP):
+    if inner.head_size != size or inner.head_size == inner.network_size:
         raise MalformedPacket("head: not exactly an IP and a TCP or UDP header")
     return inner
 

@@ -165,11 +165,11 @@ def build_run(
         out = bytearray(build_prefix(inner, partial, ethernet))
         out += head
         return out
-    protocol, network, head_size = inner[1], inner[4], inner[5]
+    protocol, network = inner.protocol, inner.network_size
     link = len(ethernet)
     gso_type = hdr_len = size = 0
     if count > 1:
-        hdr_len, size = link + head_size, gso_size
+        hdr_len, size = link + inner.head_size, gso_size
         if protocol == UDP:
             gso_type = GSO_UDP_L4
             if count > MAX_UDP_SEGMENTS:
@@ -178,7 +178,7 @@ def build_run(
             flags = head[network + 13]
             if flags & (_SYN | _RST) or gso_size < MIN_TCP_SEGMENT:
                 raise MalformedPacket(BAD_RUN)
-            gso_type = GSO_TCPV4 if inner[0] == 4 else GSO_TCPV6
+            gso_type = GSO_TCPV4 if inner.version == 4 else GSO_TCPV6
             if flags & _CWR and not index:
                 gso_type |= GSO_ECN
     out = bytearray(
