@@ -190,6 +190,19 @@ def test_a_datagram_to_any_neighbour_is_read_without_one_word_of_arp(space: Name
     device.close()
 
 
+def test_the_mac_address_of_a_frame_says_nothing_about_broadcast(space: Namespace) -> None:
+    device = open_in(space, 3, routes=("239.0.0.0/8",))
+    with space.socket() as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sender.bind(("10.77.1.3", 0))
+        found = []
+        for target in ("10.77.1.9", "10.77.1.255", "255.255.255.255", "239.1.2.3"):
+            sender.sendto(b"x", (target, 7777))
+            found.append(read_frame(device, is_udp4)[10:16].hex())
+    assert found == ["027074000003", "027074000003", "027074000003", "01005e010203"]
+    device.close()
+
+
 @pytest.mark.parametrize(
     ("target", "mac"),
     [

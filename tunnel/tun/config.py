@@ -24,6 +24,8 @@ MAX_ROUTES: Final = 16  # extra routes: multicast groups
 MIN_IPV4_PREFIX: Final = 16  # a room has 254 members at most
 MIN_IPV6_PREFIX: Final = 48  # a ULA's own
 
+MAC_PREFIX: Final = bytes.fromhex("027074")  # of every LAN interface of ours, so that the rooms of one machine know each other
+
 #: Where a room's IPv4 subnet may lie: RFC 1918, RFC 6598, RFC 2544, and RFC 5737 for examples and tests.
 IPV4_RANGES: Final = tuple(
     map(

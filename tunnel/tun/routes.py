@@ -25,6 +25,7 @@ _RTN_UNICAST: Final = 1
 _RTN_BLACKHOLE: Final = 6
 _RTN_PROHIBIT: Final = 8
 _IFA_ADDRESS: Final = 1
+_IFA_LOCAL: Final = 2
 _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -59,11 +60,24 @@ def taken_prefixes(interface: str | None = None) -> list[str]:
 
 def _addresses() -> Iterator[tuple[ipaddress.IPv4Network, int]]:
     """(subnet, interface index) of every IPv4 address."""
-    for body in _dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)):
-        _, prefix, _, _, index = _ADDRESS.unpack_from(body)
-        raw = _attributes(body, _ADDRESS.size).get(_IFA_ADDRESS, b"")
+    for index, prefix, raw in _address_messages(socket.AF_INET):
         if len(raw) == 4 and prefix <= 32:
             yield ipaddress.IPv4Network((raw, prefix), strict=False), index
+
+
+def own_addresses() -> set[tuple[int, bytes]]:
+    """(interface index, packed address) of every IPv4 and IPv6 address of this machine.  Raises OSError."""
+    both = (*_address_messages(socket.AF_INET), *_address_messages(socket.AF_INET6))
+    return {(index, raw) for index, _, raw in both}
+
+
+def _address_messages(family: int) -> Iterator[tuple[int, int, bytes]]:
+    """(interface index, prefix length, packed address) of every address of one family."""
+    for body in _dump(_RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
+        _, prefix, _, _, index = _ADDRESS.unpack_from(body)
+        attributes = _attributes(body, _ADDRESS.size)
+        # On a point-to-point interface IFA_ADDRESS is the far end.
+        yield index, prefix, attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
 
 
 def _routes() -> Iterator[tuple[ipaddress.IPv4Network, int]]:

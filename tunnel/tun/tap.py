@@ -2,6 +2,10 @@
 
 The unit of work is a frame: 10 bytes of virtio-net header (struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start,
 csum_offset, in host byte order), 14 bytes of Ethernet header, then an IP packet of up to 64 KB.
+
+Without ARP the MAC address of a frame that is read says nothing: the kernel puts the interface's own there for every unicast and
+broadcast address, and a group's for multicast alone.  In a frame that is written, the interface's own MAC address is right for
+every destination, broadcast and multicast included.
 """
 
 from __future__ import annotations

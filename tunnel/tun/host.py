@@ -1,0 +1,114 @@
+"""A LAN interface on the host itself: the TAP in our hands, its configuration in the hands of a small privileged child.
+
+Order: TAP and packet socket are opened here, the keeper is started, then this process gives up every capability.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from tunnel.errors import ConfigurationError
+from tunnel.tun import process
+from tunnel.tun.config import InterfaceConfig
+from tunnel.tun.device import NO_PRIVILEGE, TapDevice, open_tap
+from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability, inherited
+from tunnel.tun.reflector import Reflector
+
+HOSTS_PATH: Final = "/etc/hosts"
+
+
+class HostInterface:
+    """A LAN interface that all programs of this machine use.  Made by open_host_interface; close it in the end.
+
+    `facts` are sentences for the user about what this machine would not do; `reflector` is None where it has no packet sockets.
+    """
+
+    def __init__(
+        self, device: TapDevice, reflector: Reflector | None, keeper: subprocess.Popen[bytes], client: process.KeeperClient
+    ) -> None:
+        self.device = device
+        self.reflector = reflector
+        self.facts: list[str] = []
+        self.keeper_pid = keeper.pid
+        self._keeper = keeper
+        self._client = client
+
+    @property
+    def name(self) -> str:
+        return self.device.name
+
+    async def set_mtu(self, mtu: int) -> None:
+        """Bytes, between MIN_MTU and MAX_MTU.  Raises ConfigurationError."""
+        await self._client.set_mtu(mtu)
+
+    async def renumber(self, config: InterfaceConfig) -> list[str]:
+        """Replace addresses and routes; the name stays what it is.  Gives facts.  Raises ConfigurationError."""
+        return await self._client.configure(dataclasses.replace(config, name=self.device.name))
+
+    async def set_names(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Let NAME.ptunnel stand for the addresses, in place of all names before.  Raises ConfigurationError."""
+        await self._client.set_names({name: list(addresses) for name, addresses in names.items()})
+
+    async def close(self) -> None:
+        """Take names and interface away; brief, and not cut short by a cancellation."""
+        self._client.quit()
+        try:
+            await process.end(self._keeper)
+        finally:
+            if self.reflector is not None:
+                self.reflector.close()
+            self.device.close()
+
+
+async def open_host_interface(
+    config: InterfaceConfig, *, hosts_path: str | Path = HOSTS_PATH, drop: bool = True, reflect: bool = True
+) -> HostInterface:
+    """Make, configure and bring up the interface, then give up this process's privileges for good (unless not `drop`).
+
+    The interface may get another name than config.name when that is taken.  Takes about half a second.
+    Raises ConfigurationError with a sentence: no privilege, no /dev/net/tun, refused by the kernel.
+    """
+    if not has_capability(CAP_NET_ADMIN):
+        raise ConfigurationError(NO_PRIVILEGE)
+    with contextlib.ExitStack() as on_failure:
+        device = open_tap(config.name)
+        on_failure.callback(device.close)
+        facts = []
+        reflector = None
+        if reflect:
+            try:
+                reflector = Reflector(device.name)
+                on_failure.callback(reflector.close)
+            except ConfigurationError as error:
+                facts.append(str(error))
+        ours, theirs = process.socket_pair()
+        client = process.KeeperClient(ours)
+        on_failure.callback(ours.close)
+        words = process.python_words("tunnel.tun.keeper", str(theirs.fileno()), device.name, str(hosts_path))
+        with theirs, inherited(CAP_NET_ADMIN):
+            keeper = process.spawn(words, [theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
+        on_failure.callback(_kill, keeper)
+        on_failure.callback(client.quit)
+        interface = HostInterface(device, reflector, keeper, client)
+        facts += await interface.renumber(config)
+        if drop:
+            left = await process.drop_privileges_everywhere()
+            if left:
+                facts.append(f"{len(left)} threads of this process keep their privileges.")
+        interface.facts = facts
+        on_failure.pop_all()
+        return interface
+
+
+def _kill(keeper: subprocess.Popen[bytes]) -> None:
+    """After `quit`: whatever it is doing, it is not needed; the kernel takes the interface away."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        keeper.wait(process.GOODBYE_TIMEOUT)
+        return
+    keeper.kill()
+    keeper.wait()

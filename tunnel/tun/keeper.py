@@ -1,0 +1,182 @@
+"""The small privileged child: it configures one interface and keeps the hosts block, and does nothing else it is asked.
+
+It speaks over a socket pair (SOCK_SEQPACKET: one JSON object a message, answered in order) and has no capability but
+CAP_NET_ADMIN.  It ends, and takes the hosts block out, when the parent closes its end or dies.  It stays small: pyroute2 runs in
+a child of its own that ends with each command that needs it.
+
+Commands: {"id", "do"} and for do = "configure": config (InterfaceConfig.to_json); "mtu": mtu, in bytes; "names": names, as
+{name: [addresses]}, all inside the interface's own subnets; "quit".  Answers: {"id", "ok": true, "facts": [...]} or
+{"id", "ok": false, "error": "sentence"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from tunnel.errors import ConfigurationError, TunnelError
+from tunnel.tun import configure
+from tunnel.tun.config import InterfaceConfig
+from tunnel.tun.names import MAX_ADDRESSES, MAX_NAMES, HostsFile
+from tunnel.tun.privileges import CAP_NET_ADMIN, hide_memory, keep_only
+
+MAX_MESSAGE: Final = 65_536  # bytes of one command: 256 names of 4 addresses fit
+MAX_MEMBER_NAME: Final = 256  # letters of a member's name before it becomes a label
+CHILD_TIMEOUT: Final = 15.0  # seconds for pyroute2 to be imported and do its work; half a second is usual
+_SILENT: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP)  # of the terminal: the parent decides
+
+#: Writes the names where programs look; raises ConfigurationError.
+WriteNames = Callable[[dict[str, list[str]]], None]
+
+
+class Keeper:
+    """Executes commands for the interface `name`, whatever name a command gives."""
+
+    def __init__(self, name: str, write_names: WriteNames) -> None:
+        self._name = name
+        self._write_names = write_names
+        self._config: InterfaceConfig | None = None
+
+    def serve(self, sock: socket.socket) -> None:
+        """Until the parent quits or is gone."""
+        while True:
+            message = sock.recv(MAX_MESSAGE + 1)
+            if not message:
+                return
+            answer, goes_on = self.answer(message)
+            try:
+                sock.send(json.dumps(answer).encode())
+            except OSError:
+                return
+            if not goes_on:
+                return
+
+    def answer(self, message: bytes) -> tuple[dict[str, Any], bool]:
+        """The answer to one command, and whether there may be more."""
+        number: object = None
+        try:
+            if len(message) > MAX_MESSAGE:
+                raise ConfigurationError("This command is too long.")
+            try:
+                command = json.loads(message)
+                number, do = command.get("id"), command.get("do")
+            except (ValueError, AttributeError, RecursionError):
+                raise ConfigurationError("This is no command.") from None
+            if type(number) is not int:
+                raise ConfigurationError("A command has a number.")
+            if do == "quit":
+                return {"id": number, "ok": True, "facts": []}, False
+            return {"id": number, "ok": True, "facts": self._execute(do, command)}, True
+        except TunnelError as error:
+            return {"id": number if type(number) is int else None, "ok": False, "error": str(error)}, True
+
+    def _execute(self, do: object, command: dict[str, Any]) -> list[str]:
+        match do:
+            case "configure":
+                fields = command.get("config")
+                config = InterfaceConfig.from_json({**fields, "name": self._name} if isinstance(fields, dict) else None)
+                facts = _in_child(lambda: configure.apply(config))
+                self._config = config
+                return facts
+            case "mtu":
+                mtu = command.get("mtu")
+                configure.set_mtu(self._name, mtu if type(mtu) is int else -1)
+                return []
+            case "names":
+                self._write_names(self._checked_names(command.get("names")))
+                return []
+        raise ConfigurationError(f"{do!r} is no command.")
+
+    def _checked_names(self, names: object) -> dict[str, list[str]]:
+        """Names may point into our own subnets only: the hosts file must not lead anybody astray."""
+        networks = self._config.networks if self._config is not None else ()
+        if not isinstance(names, dict) or len(names) > MAX_NAMES:
+            raise ConfigurationError(f"A room has at most {MAX_NAMES} names.")
+        for name, addresses in names.items():
+            if len(name) > MAX_MEMBER_NAME or not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:
+                raise ConfigurationError(f"A name has at most {MAX_MEMBER_NAME} letters and {MAX_ADDRESSES} addresses.")
+            for address in addresses:
+                try:
+                    parsed = ipaddress.ip_address(address if isinstance(address, str) else "")
+                except ValueError:
+                    raise ConfigurationError(f"{address!r} is no address that a name can stand for.") from None
+                if not any(parsed in network for network in networks):
+                    raise ConfigurationError(f"{parsed} is no address of this LAN.")
+        return names
+
+
+def _in_child(action: Callable[[], list[str]]) -> list[str]:
+    """Run `action` in a process that ends with it, so that what it imports goes away again.  Raises ConfigurationError."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            try:
+                answer: dict[str, Any] = {"facts": action()}
+            except TunnelError as error:
+                answer = {"error": str(error)}
+            except Exception as error:
+                answer = {"error": f"The interface could not be set up: {type(error).__name__}: {error}."}
+            os.write(writer, json.dumps(answer).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        ready, _, _ = select.select([reader], [], [], CHILD_TIMEOUT)
+        if not ready:
+            os.kill(pid, signal.SIGKILL)
+        text = os.read(reader, MAX_MESSAGE)
+    finally:
+        os.close(reader)
+        os.waitpid(pid, 0)
+    result = json.loads(text) if text else {"error": f"The interface could not be set up within {CHILD_TIMEOUT:.0f} seconds."}
+    if "error" in result:
+        raise ConfigurationError(result["error"])
+    return list(result["facts"])
+
+
+def settle(keep: tuple[int, ...]) -> None:
+    """Become a process that nobody sees: a session of its own, no terminal, no descriptors but `keep`, one capability."""
+    with contextlib.suppress(OSError):
+        os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    for low, high in itertools.pairwise((2, *sorted(keep), 1 << 20)):
+        os.closerange(low + 1, high)
+    for number in _SILENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    keep_only(CAP_NET_ADMIN)
+    hide_memory()
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(0)
+
+
+def main() -> None:
+    """`python -m tunnel.tun.keeper DESCRIPTOR INTERFACE HOSTS_FILE`: started by tunnel.tun.host, of no use by itself."""
+    descriptor, name, hosts_path = int(sys.argv[1]), sys.argv[2], os.path.abspath(sys.argv[3])
+    settle((descriptor,))
+    hosts = HostsFile(hosts_path)
+    with socket.socket(fileno=descriptor) as sock:
+        try:
+            Keeper(name, hosts.write).serve(sock)
+        finally:
+            with contextlib.suppress(TunnelError):
+                hosts.remove()
+
+
+if __name__ == "__main__":
+    main()
