@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 import trio
 
 from tunnel.driver.link import Link
+from tunnel.driver.packets import PacketDoor
 from tunnel.driver.pool import PoolSockets
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.host.clock import boottime, wall_ns
@@ -116,6 +117,7 @@ class EndpointDriver:
         self._sockets: dict[SocketId, UdpSocket] = {}
         self._hosts = hosts
         self._out = bytearray(65_536)
+        self._packet_door = PacketDoor(self._sockets, self.flush)
         self._blocked: Transmit | None = None
         self._unblock = trio.Event()
         self._wakeup = trio.Event()
@@ -262,7 +264,7 @@ class EndpointDriver:
             await socket.wait_readable()
             batches = 0
             while (batch := socket.receive()) is not None:
-                core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride)
+                core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
                 batches += 1
                 if batches >= BATCHES_A_TURN:
                     batches = 0
@@ -400,7 +402,9 @@ class EndpointDriver:
                 if link is not None:
                     link.handle_event(inner)
             case PeeringStarted(peering=peering):
-                link = self.links[peering] = Link(peering, flush=self.flush, clock=self.clock, counters=self.counters)
+                link = self.links[peering] = Link(
+                    peering, flush=self.flush, clock=self.clock, counters=self.counters, door=self._packet_door
+                )
                 if self.on_link is not None:
                     self.on_link(link)
             case PeeringRestarted(peering=peering):

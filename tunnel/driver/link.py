@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from tunnel.driver.datagrams import Datagrams
+from tunnel.driver.packets import PacketDoor, PacketSealer, PacketSink
 from tunnel.driver.stream import StreamCode, TunnelStream
 from tunnel.errors import PeerError, TunnelError, UnreachableError
 from tunnel.proto.endpoint import (
@@ -76,9 +77,12 @@ class Link:
         flush: Callable[[], None],
         clock: Callable[[], Instant],
         counters: Callable[[], dict[str, dict[str, int]]] = dict,
+        door: PacketDoor | None = None,
     ) -> None:
         #: Every drop outside of connections, by room and reason; all links of a process share them.
         self.endpoint_counters = counters
+        self.door = door  # for IP packets
+        self._packet_sink: PacketSink | None = None
         self._peering = peering
         self._flush = flush
         self._clock = clock
@@ -180,6 +184,20 @@ class Link:
         except TunnelError:
             stream.reset(StreamCode.CANCELLED)
             stream.stop(StreamCode.CANCELLED)
+
+    # --- IP packets
+
+    @property
+    def packets(self) -> PacketSealer | None:
+        """Seals IP packets for this peer as of now; None while it cannot be reached."""
+        connection = self._peering.connection
+        return None if connection is None or self._closed is not None else connection.packets
+
+    def set_packet_sink(self, sink: PacketSink | None) -> None:
+        """Who takes IP packets from this peer, from inside the receiving: the views in it live no longer than the call."""
+        self._packet_sink = sink
+        if self._peering.connection is not None:
+            self._peering.connection.set_packet_sink(sink)
 
     # --- what it is like
 
@@ -290,6 +308,7 @@ class Link:
     def handle_restarted(self) -> None:
         """The peer lost its half of the connection and a new one stands: the old streams are gone, the link goes on."""
         self._end_streams("the peer has restarted")
+        self.set_packet_sink(self._packet_sink)
         self.notify()
 
     def handle_closed(self, reason: CloseReason) -> None:

@@ -30,6 +30,7 @@ from tunnel.proto.connection.events import (
     StreamReadable,
     StreamWritable,
 )
+from tunnel.proto.connection.packets import PacketSealer, PacketSink
 from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.receive import Receiver
 from tunnel.proto.connection.send import Sender
@@ -95,6 +96,7 @@ class Connection:
             tracing.started(trace, now, self._shared.paths.current)
         self._sender = Sender(self._shared)
         self._receiver = Receiver(self._shared)
+        self._packets = PacketSealer(self._shared)
         self._control = ControlReader()
         self._control_out = bytearray()
         self._state = State.ESTABLISHED
@@ -182,7 +184,7 @@ class Connection:
 
     # inputs
 
-    def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int) -> int:
+    def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int, ecn: int = 0) -> int:
         """Transport datagrams that arrived on `key`, from `start` on, `stride` bytes each (the last may be shorter).
 
         Returns the position of the first one that is not this connection's, or the end.
@@ -190,7 +192,7 @@ class Connection:
         if self._state in (State.CLOSED, State.DRAINING):
             return len(buffer)
         try:
-            position = self._receiver.handle_datagrams(now, key, buffer, start, stride)
+            position = self._receiver.handle_datagrams(now, key, buffer, start, stride, ecn)
         except PeerError as error:
             self._may_send = True  # only what authenticates can be a breach
             self.close(now, CloseCode.PROTOCOL_VIOLATION, str(error))
@@ -280,6 +282,17 @@ class Connection:
                 case _:
                     return event
         return None
+
+    # IP packets
+
+    @property
+    def packets(self) -> PacketSealer | None:
+        """Seals IP packets, past streams and window; None while there are no keys to send under."""
+        return self._packets if self._may_send and self._state is State.ESTABLISHED else None
+
+    def set_packet_sink(self, sink: PacketSink | None) -> None:
+        """Who takes received IP packets, called from inside handle_datagrams: the views are gone with the next call."""
+        self._receiver.packets.sink = sink
 
     # keys
 

@@ -299,6 +299,10 @@ class Paths:
     def is_allowed(self, path: Path) -> bool:
         return self.policy != "relay" or path.kind is PathKind.RELAY
 
+    def carries(self, path: Path) -> bool:
+        """Under the policy `direct` the relay carries the control stream only: candidates must cross it."""
+        return path.kind is not PathKind.RELAY or self.policy != "direct"
+
     def better(self) -> Path | None:
         """The path to change to now, or None to stay."""
         current = self.current

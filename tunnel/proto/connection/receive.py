@@ -28,6 +28,7 @@ from tunnel.proto.connection.events import (
     StreamReset,
     StreamStopped,
 )
+from tunnel.proto.connection.packets import PacketJoiner
 from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
@@ -42,6 +43,7 @@ MAX_UNREAD_DATAGRAM_BYTES: Final = 4 * 1024 * 1024  # bytes the application has 
 _STREAM = int(Frame.STREAM)
 _STREAM_FIN = int(Frame.STREAM_FIN)
 _DATAGRAM = int(Frame.DATAGRAM)
+_PACKET = int(Frame.PACKET)
 
 
 class Receiver:
@@ -49,6 +51,7 @@ class Receiver:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self.packets = PacketJoiner(shared)
         self._plain = memoryview(bytearray(65_536))
         self.peer_close: tuple[int, str] | None = None
         self._early_pieces = 0  # of all streams, held out of order
@@ -64,7 +67,7 @@ class Receiver:
         self._traced_frames: list[tracing.Frame] = []
         self._traced_drops = Drops()
 
-    def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int) -> int:
+    def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int, ecn: int) -> int:
         """Open the datagrams from `start` on, `stride` bytes each but the last; returns where the first foreign one begins.
 
         Raises PeerError.
@@ -72,6 +75,7 @@ class Receiver:
         shared = self._shared
         by_index = shared.keys.by_index
         plain = self._plain
+        packets = self.packets
         prefix = key.prefix
         skip = len(prefix)
         unpack = HEADER.unpack_from
@@ -126,6 +130,11 @@ class Receiver:
                     run_first, run_count, run_eliciting = number, 1, False
                 opened += 1
                 kind = plain[at] if size else 0
+                if kind == _PACKET:
+                    packets.add(now, plain, at, at + size, ecn)
+                    at += size
+                    acted = True
+                    continue
                 if (kind == _STREAM or kind == _STREAM_FIN) and size >= frames.STREAM_SIZE:
                     _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
                     if length == size - frames.STREAM_SIZE:
@@ -158,6 +167,7 @@ class Receiver:
             if run_count:
                 self._note(run_first, run_count, run_eliciting, now)
         self._flush_run(now)
+        packets.flush(now)
         if shared.trace is not None:
             self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
         if opened:

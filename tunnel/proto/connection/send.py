@@ -67,6 +67,9 @@ class Sender:
                 path.probes_owed -= 1
                 size = self._mixed(now, path, view, 0, may_send=True, must_elicit=True)
                 return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
+        if shared.control.large_ping:
+            shared.control.large_ping = False
+            return self._large_ping(now, current, view)
         probe = current.pmtu.next_probe(now, current.recovery.rtt.smoothed_rtt)
         if probe is not None:
             return self._mtu_probe(now, current, view, probe)
@@ -101,6 +104,16 @@ class Sender:
         path.last_sent = now
         if self._shared.trace is not None:
             tracing.packet_sent(self._shared.trace, now, path, self._shared.next_number - 1, size, "ping")
+        return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
+
+    def _large_ping(self, now: Instant, path: Path, view: memoryview) -> Transmit:
+        """A PING as large as the path carries: IP packets are not acknowledged, so it tells for them that large ones still pass."""
+        start = len(path.key.prefix) + HEADER_SIZE
+        end = path.mtu - TAG_SIZE
+        view[start:end] = bytes(end - start)
+        view[start] = Frame.PING
+        size = self._seal(path.key, view, 0, end)
+        self._account(now, path, 1, size, size, None, eliciting=True)
         return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
 
     def close_packet(self, out: bytearray, code: int, text: str) -> Transmit:
@@ -177,8 +190,7 @@ class Sender:
         return not self._relay_forbidden(path) or shared.streams.sending[CONTROL_STREAM].has_work()
 
     def _relay_forbidden(self, path: Path) -> bool:
-        """Under the policy `direct` the relay carries the control stream only: candidates must cross it."""
-        return path.kind is PathKind.RELAY and self._shared.paths.policy == "direct"
+        return not self._shared.paths.carries(path)
 
     def _streams_first(self) -> bool:
         """Datagrams go before streams, until they have had a QUANTUM more than streams that wait too."""

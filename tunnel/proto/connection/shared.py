@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 class Control:
     """Frames that must arrive and carry no stream bytes: what is to be said, not its bytes, so that it is said as of now."""
 
-    __slots__ = ("max_data", "max_stream_data", "max_streams", "ping", "resets", "stops")
+    __slots__ = ("large_ping", "max_data", "max_stream_data", "max_streams", "ping", "resets", "stops")
 
     def __init__(self) -> None:
         self.ping = False
+        self.large_ping = False  # as large as the path carries; a packet of its own, so not part of bool(self)
         self.max_data = False
         self.max_streams = False
         self.max_stream_data: set[StreamId] = set()

@@ -193,7 +193,7 @@ class Endpoint:
 
     # --- inputs
 
-    def handle_batch(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+    def handle_batch(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int, ecn: int = 0) -> None:
         """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter."""
         position, length = 0, len(buffer)
         touched: Peering | None = None
@@ -215,7 +215,7 @@ class Endpoint:
                     peering = self._meetings.confirm(now, buffer[start:end])
                     is_cold = True
                 if peering is not None and peering.connection is not None:
-                    after = peering.connection.handle_datagrams(now, key, buffer, position, stride)
+                    after = peering.connection.handle_datagrams(now, key, buffer, position, stride, ecn)
                     if touched is not None and touched is not peering:
                         touched.drain(now)
                     touched = peering

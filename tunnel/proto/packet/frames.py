@@ -33,6 +33,7 @@ class Frame(IntEnum):
     PATH_RESPONSE = 0x1B
     CLOSE = 0x1C
     DATAGRAM = 0x30
+    PACKET = 0x31
 
 
 STREAM: Final = Struct(">BIQH")  # type, stream id, offset, length
@@ -45,6 +46,14 @@ MAX_DATA: Final = Struct(">BQ")  # type, limit; MAX_STREAMS too
 MAX_STREAM_DATA: Final = Struct(">BIQ")  # type, stream id, limit
 PATH: Final = Struct(">B8s")  # type, data; challenge and response
 CLOSE: Final = Struct(">BHH")  # type, code, length of the text
+
+PACKET: Final = Struct(">BBBBH")  # type, flags, index, head size, gso size; then head and payload to the end of the packet
+PACKET_SIZE: Final = PACKET.size  # 6
+PACKET_PARTIAL: Final = 0x01  # flags: the transport checksum inside is not filled in
+PACKET_LAST: Final = 0x02  # the last segment of its super-packet
+PACKET_SPLIT: Final = 0x04  # a piece: `index` of `head size` pieces of packet number `gso size`
+MAX_PACKET_SEGMENTS: Final = 256  # of one super-packet, as the index is a byte
+MAX_PACKET_HEAD: Final = 255  # bytes, as its size is a byte: IPv4 and TCP with all options are 120
 
 #: Header and STREAM frame in one call: type, receiver index, sequence number, frame type, stream id, offset, length.
 HEADER_AND_STREAM: Final = Struct(">BIQBIQH")

@@ -1,0 +1,39 @@
+"""IP packets of one link: bursts from the connection's sealer to the socket, past the endpoint's queue; received runs to a sink.
+
+There is no queue here.  A socket that would block keeps its burst, and whoever reads the interface waits meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import trio
+
+from tunnel.proto.endpoint import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
+from tunnel.udp.socket import UdpSocket
+from tunnel.units import SocketId, Transmit
+
+__all__ = ["PACKET_PARTIAL", "PACKET_ROOM", "PacketBurst", "PacketDoor", "PacketRun", "PacketSealer", "PacketSink"]
+
+
+class PacketDoor:
+    """Shared by all links of a driver: its sockets, for bursts that are sealed already."""
+
+    def __init__(self, sockets: Mapping[SocketId, UdpSocket], flush: Callable[[], None]) -> None:
+        self._sockets = sockets
+        self.flush = flush
+
+    def send(self, burst: Transmit) -> bool:
+        """False when the socket would block: wait_writable, then call again with the same burst."""
+        socket = self._sockets.get(burst.socket_id)
+        if socket is None:
+            return True  # of the pool, and closed meanwhile: lost like any datagram
+        return socket.send(burst.remote, burst.buffer, burst.segment_size, burst.ttl, burst.ecn)
+
+    async def wait_writable(self, burst: Transmit) -> None:
+        socket = self._sockets.get(burst.socket_id)
+        if socket is not None:
+            try:
+                await socket.wait_writable()
+            except trio.ClosedResourceError:
+                return
