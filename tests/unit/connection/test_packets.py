@@ -44,7 +44,8 @@ class Lan:
             return
         self.bursts.append(transmit)
         data, stride = bytes(transmit.buffer), transmit.segment_size
-        assert len(data) <= MAX_BURST and -(-len(data) // stride) <= MAX_SEGMENTS
+        assert len(data) <= MAX_BURST
+        assert -(-len(data) // stride) <= MAX_SEGMENTS
         pieces = [data[at : at + stride] for at in range(0, len(data), stride)]
         kept = b"".join(piece for number, piece in enumerate(pieces) if number not in self.lose)
         key = self.pair.b.current_path.key
@@ -59,9 +60,7 @@ class Lan:
             if not sealer.goes_on(self.burst, ecn):
                 self.leave()
                 sealer.begin(self.burst, ecn)
-            index = sealer.seal_segments(
-                self.burst, self.pair.now, packet, PACKET_ROOM, head, len(packet), step, index, flags
-            )
+            index = sealer.seal_segments(self.burst, self.pair.now, packet, PACKET_ROOM, head, len(packet), step, index, flags)
             if index < count:
                 self.leave()
 

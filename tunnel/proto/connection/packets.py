@@ -21,7 +21,6 @@ from tunnel.proto.connection.paths import SILENCE, Path
 from tunnel.proto.connection.shared import Shared
 from tunnel.proto.packet.frames import (
     MAX_PACKET_HEAD,
-    MAX_PACKET_SEGMENTS,
     PACKET,
     PACKET_LAST,
     PACKET_PARTIAL,
@@ -32,6 +31,8 @@ from tunnel.proto.packet.frames import (
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NONCE_SIZE, OVERHEAD, TAG_SIZE, TRANSPORT
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU
 from tunnel.units import Instant, Seconds, Transmit
+
+__all__ = ["PACKET_PARTIAL", "PACKET_ROOM", "PacketBurst", "PacketJoiner", "PacketRun", "PacketSealer", "PacketSink"]
 
 PACKET_ROOM: Final = PACKET_SIZE  # bytes that a caller leaves free in front of each packet; they are overwritten
 SAMPLE_INTERVAL: Final = Seconds(1.0)  # of PINGs while packets flow: they measure round trip and loss
@@ -65,7 +66,7 @@ PacketSink: TypeAlias = Callable[[Instant, list[PacketRun]], None]
 
 
 class PacketBurst:
-    """Datagrams of one connection on their way into one Transmit.  `out` has room for MAX_BURST bytes; one burst at a time uses it."""
+    """Datagrams of one connection on their way into one Transmit.  `out` has room for MAX_BURST bytes."""
 
     __slots__ = ("at", "count", "ecn", "is_closed", "out", "path", "size")
 
@@ -144,11 +145,12 @@ class PacketSealer:
         index: int,
         flags: int,
     ) -> int:
-        """Seal the segments from `index` on of the super-packet whose `head` stands at `packet[start:]`, `step` bytes of payload each.
+        """Seal the segments from `index` on of the super-packet at `packet[start:end]`, which begins with `head`.
 
-        Returns the index of the first one that did not fit the burst, which then has to leave; the number of segments when all did.
-        `packet` is scratch: PACKET_ROOM and the head are written in front of each payload, over what was sealed before.
-        The caller makes sure that head and step fit `room`, and that there are at most MAX_PACKET_SEGMENTS.
+        Each has `step` bytes of payload.  Returns the index of the first one that did not fit the burst, which then has to leave;
+        the number of segments when all did.  `packet` is scratch: PACKET_ROOM bytes and the head are written in front of each
+        payload, over what was sealed before.  The caller sees to it that head and step fit `room`, and that the head has at most
+        MAX_PACKET_HEAD bytes and the super-packet at most 256 segments.
         """
         shared = self._shared
         path = shared.paths.current

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tunnel.proto.connection import tracing
-from tunnel.proto.connection.events import PathKind
 from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
 from tunnel.proto.packet import frames
@@ -107,7 +106,7 @@ class Sender:
         return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
 
     def _large_ping(self, now: Instant, path: Path, view: memoryview) -> Transmit:
-        """A PING as large as the path carries: IP packets are not acknowledged, so it tells for them that large ones still pass."""
+        """A PING as large as the path carries: it tells for IP packets, which nobody acknowledges, that large ones pass."""
         start = len(path.key.prefix) + HEADER_SIZE
         end = path.mtu - TAG_SIZE
         view[start:end] = bytes(end - start)

@@ -27,8 +27,7 @@ from tunnel.proto.connection.events import (
     StreamWritable,
 )
 from tunnel.proto.connection.handshakes import preferred_aeads
-from tunnel.proto.connection.packets import PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
-from tunnel.proto.packet.frames import PACKET_PARTIAL
+from tunnel.proto.connection.packets import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
 from tunnel.proto.endpoint.context import EndpointConfig, PeerStore
 from tunnel.proto.endpoint.endpoint import Endpoint
 from tunnel.proto.endpoint.events import (

@@ -193,8 +193,10 @@ class Endpoint:
 
     # --- inputs
 
-    def handle_batch(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int, ecn: int = 0) -> None:
-        """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter."""
+    def handle_batch(
+        self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int, ecn: int = 0
+    ) -> None:
+        """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter; all had the mark `ecn`."""
         position, length = 0, len(buffer)
         touched: Peering | None = None
         is_cold = False

@@ -52,7 +52,6 @@ PACKET_SIZE: Final = PACKET.size  # 6
 PACKET_PARTIAL: Final = 0x01  # flags: the transport checksum inside is not filled in
 PACKET_LAST: Final = 0x02  # the last segment of its super-packet
 PACKET_SPLIT: Final = 0x04  # a piece: `index` of `head size` pieces of packet number `gso size`
-MAX_PACKET_SEGMENTS: Final = 256  # of one super-packet, as the index is a byte
 MAX_PACKET_HEAD: Final = 255  # bytes, as its size is a byte: IPv4 and TCP with all options are 120
 
 #: Header and STREAM frame in one call: type, receiver index, sequence number, frame type, stream id, offset, length.
