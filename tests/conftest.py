@@ -30,6 +30,7 @@ THOROUGH = {
     "tests/driver/test_cli_loopback.py",
     "tests/fuzz/test_rendezvous_decoders.py",
     "tests/sim/test_congestion.py",
+    "tests/sim/test_lan.py",
     "tests/sim/test_meeting.py",
     "tests/sim/test_staying_up.py",
     "tests/sim/test_techniques.py",

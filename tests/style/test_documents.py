@@ -16,6 +16,9 @@ from tests.style.source import ROOT, project_files
 from tunnel.cli import main as cli
 from tunnel.proto.connection import events
 from tunnel.proto.crypto import cookie, handshake
+from tunnel.proto.endpoint import peering
+from tunnel.proto.lan import messages as room_messages
+from tunnel.proto.lan.roster import Roster
 from tunnel.proto.nat import candidate
 from tunnel.proto.packet import header
 from tunnel.proto.packet.frames import Frame
@@ -129,6 +132,34 @@ def test_the_messages_of_the_rendezvous_protocol() -> None:
     assert written == defined
     for name in messages.RefusalCode:
         assert re.search(rf"\b{int(name)} ", text.split("Refusal codes:", 1)[1].split("\n\n", 1)[0]), f"code {name!r}"
+
+
+def test_the_messages_and_the_roster_of_a_room() -> None:
+    text = chapter(8)
+    written = {
+        (cells[0], cells[1], len([part for part in cells[2].split(", ") if part])) for cells in rows(text) if cells[0].isdecimal()
+    }
+    kinds = [
+        value
+        for value in vars(room_messages).values()
+        if isinstance(value, type)
+        and issubclass(value, msgspec.Struct)
+        and not value.__name__.startswith("_")
+        and value.__struct_config__.tag is not None
+    ]
+    defined = {(str(kind.__struct_config__.tag), kind.__name__) for kind in kinds}
+    assert {row[:2] for row in written} == defined
+    for reason in room_messages.Reason:
+        assert re.search(rf"reason u8:.*\b{int(reason)} ", text), f"reason {reason!r}"
+    body = text.split("### Roster", 1)[1].split("###", 1)[0]
+    fields = [cells[0] for cells in rows(body) if cells[0] not in ("element", "---")]
+    assert fields == [field.name for field in msgspec.structs.fields(Roster)]
+
+
+def test_the_messages_of_the_control_stream() -> None:
+    written = {(int(cells[0]), cells[1]) for cells in rows(chapter(5)) if cells[0].isdecimal()}
+    defined = {(value, name.removeprefix("CONTROL_")) for name, value in vars(peering).items() if name.startswith("CONTROL_")}
+    assert written == defined
 
 
 def test_the_frames_of_the_transport() -> None:

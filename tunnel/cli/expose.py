@@ -178,7 +178,7 @@ class Exposing:
                 if embedded:
                     self._server, self._public = bind, public
                     self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
-            case CodeReady(code=code, expires_s=expires_s):
+            case CodeReady(code=code, expires_s=expires_s) if expires_s is not None:
                 self._code_ends = time.monotonic() + expires_s
                 self._show_code(code, expires_s)
             case Paired(peer=peer):

@@ -27,13 +27,13 @@ class Listening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeReady:
-    """Tell this code to one person.  Replaces any earlier one."""
+    """Tell this code to one person.  Replaces any earlier one.  `expires_s` None: good for many, as long as this runs."""
 
     code: str
-    expires_s: float
+    expires_s: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"event": "code", "code": self.code, "expires_s": round(self.expires_s)}
+        return {"event": "code", "code": self.code, "expires_s": None if self.expires_s is None else round(self.expires_s)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,10 +69,10 @@ def test_pushes_survive_the_wire(message: m.PushMessage) -> None:
 def test_the_bytes_on_the_wire_are_those_of_the_protocol_document() -> None:
     data = m.encode_request(1, bytes(range(16)), m.Allocate(), cookie=b"CK")
     assert data[:33].hex(" ") == (
-        "40 01 00 00 00 00 00 00 00 01 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 02 43 4b 00 00 03 92"
+        "40 01 00 00 00 00 00 00 00 01 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 02 43 4b 00 00 04 93"
     )
-    assert data[33:35].hex(" ") == "03 00"
-    assert not any(data[35:])
+    assert data[33:36].hex(" ") == "03 00 01"
+    assert not any(data[36:])
     assert m.encode_response(1, m.Done(5)).hex(" ") == "41 01 00 00 00 00 00 00 00 01 92 24 05"
     assert m.encode_push(bytes(16), 2, m.Bye()).hex() == "4201" + "00" * 23 + "02" + "9144"
 

@@ -146,6 +146,11 @@ class Connection:
         return PathView(path.key, path.kind, rtt.smoothed_rtt, rtt.min_rtt, path.mtu, self._shared.paths.why)
 
     @property
+    def has_path(self) -> bool:
+        """Some path has not failed: see AllPathsLost."""
+        return any(path.validated for path in self._shared.paths.known.values())
+
+    @property
     def paths(self) -> list[PathKey]:
         """The keys of all validated paths, the current one first."""
         paths = self._shared.paths

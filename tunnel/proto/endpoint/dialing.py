@@ -53,7 +53,12 @@ class Listener:
         peer_of: dict[bytes, KnownPeer] = {}
         for peer in self._context.peers.values():
             server = peer.server
-            if server is None or server not in self._context.clients or counts.get(server, 0) >= MAX_LISTENING:
+            if (
+                not peer.is_awaited
+                or server is None
+                or server not in self._context.clients
+                or counts.get(server, 0) >= MAX_LISTENING
+            ):
                 continue
             counts[server] = counts.get(server, 0) + 1
             rooms = [room_id(peer.psk, day) for day in days]
@@ -99,6 +104,11 @@ class Dialer:
     @property
     def is_dialing(self) -> bool:
         return bool(self._rooms)
+
+    def psk_changed(self, now: Instant) -> None:
+        """The peer will be met with another key, in other rooms.  What is under way with the old one begins anew."""
+        if self.is_dialing:
+            self.dial(now)
 
     def dial(self, now: Instant, *, wide: bool = False) -> None:
         days = days_around(self._context.unix_time())

@@ -12,7 +12,7 @@ from tunnel.errors import ConfigurationError
 from tunnel.proto.endpoint.context import Context, EndpointConfig, PeerStore
 from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
 from tunnel.proto.endpoint.meetings import Meetings
-from tunnel.proto.endpoint.pairing import ExposerPairing
+from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.pool import SocketOrder
 from tunnel.proto.endpoint.punching import LocalSocket, Puncher
@@ -158,10 +158,15 @@ class Endpoint:
 
     # --- verbs
 
-    def offer_code(self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool) -> ExposerPairing:
-        """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired."""
+    def offer_code(
+        self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool, terms: CodeTerms = FOR_ONE
+    ) -> ExposerPairing:
+        """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired.
+
+        `terms` FOR_MANY: a room's code, which many may use at once.
+        """
         self._is_cold_at_stale = True
-        return self._meetings.offer_code(now, server, grants=grants, keep=keep)
+        return self._meetings.offer_code(now, server, grants=grants, keep=keep, terms=terms)
 
     def claim_code(self, now: Instant, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
         """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError."""

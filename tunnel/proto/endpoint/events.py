@@ -22,6 +22,7 @@ class KnownPeer:
     psk: bytes = field(repr=False)
     server: str | None
     grants: tuple[dict[str, Any], ...] = ()
+    is_awaited: bool = True  # by whoever listens: False where only we dial
 
 
 class Problem(Enum):
@@ -52,10 +53,10 @@ class ServerReached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeIssued:
-    """Tell this code to one person; it replaces any earlier one of this exposure."""
+    """Tell this code to one person, or where it never expires, to all who may join; it replaces any earlier one of this flow."""
 
     code: str
-    expires_s: float
+    expires_s: float | None  # None: good for many, as long as we run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

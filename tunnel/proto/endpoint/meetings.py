@@ -8,6 +8,7 @@ from typing import Any
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Pattern, parse_init, receiver_index
+from tunnel.proto.endpoint.claiming import ConnectorPairing
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.dialing import Dialer, Listener
 from tunnel.proto.endpoint.events import (
@@ -17,7 +18,7 @@ from tunnel.proto.endpoint.events import (
     ServerReached,
     Troubled,
 )
-from tunnel.proto.endpoint.pairing import ConnectorPairing, ExposerPairing
+from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.peerings import Peerings
 from tunnel.proto.endpoint.responding import IkResponder
@@ -42,7 +43,9 @@ class Meetings:
 
     # --- verbs
 
-    def offer_code(self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool) -> ExposerPairing:
+    def offer_code(
+        self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool, terms: CodeTerms = FOR_ONE
+    ) -> ExposerPairing:
         """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired."""
         flow: list[ExposerPairing] = []
 
@@ -50,7 +53,7 @@ class Meetings:
             return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow[0].grants)
 
         client = self._context.clients[server]
-        flow.append(ExposerPairing(self._context, client, grants=grants, keep=keep, adopt=adopt, now=now))
+        flow.append(ExposerPairing(self._context, client, grants=grants, keep=keep, adopt=adopt, now=now, terms=terms))
         self._exposing.append((server, flow[0]))
         return flow[0]
 
@@ -95,9 +98,21 @@ class Meetings:
             if peer is None:
                 peering.close(now, CloseCode.FORGOTTEN, "this peer was forgotten")
             else:
-                peering.peer = peer
+                self._renew_peer(now, peering, peer)
         self._listener.update(now)
         self.pump(now)
+
+    def _renew_peer(self, now: Instant, peering: Peering, peer: KnownPeer) -> None:
+        """Another psk counts from the next handshake on; the connection that stands is not touched."""
+        is_rekeyed, peering.peer = peer.psk != peering.peer.psk, peer
+        if not is_rekeyed:
+            return
+        handshake = peering.handshake
+        if handshake is not None and handshake.completed is None:
+            peering.end_handshake()
+        dialer = self._dialers.get(peering)
+        if dialer is not None:
+            dialer.psk_changed(now)
 
     def close(self, now: Instant, text: str = "the other side has ended") -> None:
         """Say goodbye to every peer and server; poll_transmit still has to be called."""

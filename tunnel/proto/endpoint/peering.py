@@ -35,6 +35,7 @@ CONTROL_HELLO: Final = 0  # nothing but a first packet under the new keys
 CONTROL_OFFER: Final = 1  # candidates: nat/candidate.py
 CONTROL_PING: Final = 2  # 8 bytes that come back as
 CONTROL_PONG: Final = 3
+CONTROL_ROOM: Final = 4  # what members of a room tell each other: lan/messages.py
 
 MAX_PONGS: Final = 64  # answers that nobody has fetched
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
@@ -74,6 +75,11 @@ class Peering:
     def is_confirmed(self) -> bool:
         """The peer has spoken under the connection's keys."""
         return self.connection is not None and self.connection.is_confirmed
+
+    @property
+    def is_reachable(self) -> bool:
+        """Some path to the peer works, as far as we know."""
+        return self.connection is not None and not self.is_closed and self.connection.has_path
 
     # --- connection and keys
 
@@ -211,6 +217,8 @@ class Peering:
                 del self.pongs[next(iter(self.pongs))]
             self.pongs[int.from_bytes(data[1:], "big")] = now
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
+        elif kind == CONTROL_ROOM:
+            self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
 
     # --- verbs
 
@@ -221,6 +229,11 @@ class Peering:
         self._pings += 1
         self.connection.send_control(bytes((CONTROL_PING,)) + self._pings.to_bytes(8, "big"))
         return self._pings
+
+    def send_room(self, body: bytes) -> None:
+        """One message about the room whose members both sides are; lost where there is no connection."""
+        if self.connection is not None and not self.is_closed:
+            self.connection.send_control(bytes((CONTROL_ROOM,)) + body)
 
     def close(self, now: Instant, code: int, text: str) -> None:
         """`text` is for the peer."""

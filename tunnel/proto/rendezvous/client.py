@@ -113,13 +113,20 @@ class Client:
 
     # verbs
 
-    def allocate(self, now: Instant) -> None:
-        """Ask for a nameplate.  Answer: Allocated or Refused."""
-        self._request(now, messages.Allocate())
+    def allocate(self, now: Instant, claims: int = 1) -> None:
+        """Ask for a nameplate that so many may claim.  Answer: Allocated or Refused."""
+        self._request(now, messages.Allocate(claims=claims))
+
+    def renew(self, now: Instant, nameplate: int) -> None:
+        """Keep one that many may claim from expiring.  No answer; NameplateLost when it is gone."""
+        claims = self._wishes.nameplates.get(nameplate)
+        if claims is not None:
+            self._request(now, messages.Allocate(nameplate, claims), subject=nameplate)
 
     def release(self, now: Instant, nameplate: int) -> None:
         """The code is over; a claim that already came keeps its mailbox and channel."""
-        if self._wishes.nameplates.pop(nameplate, 0) is None:
+        if self._wishes.nameplates.pop(nameplate, None) is not None:
+            self._requests.remove_where(lambda r: isinstance(r.message, messages.Allocate) and r.message.wanted == nameplate)
             self._request(now, messages.Release(nameplate), expires_at=Instant(now + POST_LIFETIME))
 
     def claim(self, now: Instant, nameplate: int, body: bytes) -> None:
@@ -326,9 +333,9 @@ class Client:
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Join | messages.Rebind | messages.Restore))
         self._join(now, self._wishes.all_joins())
         pending = {r.message.wanted for r in self._requests if isinstance(r.message, messages.Allocate)}
-        for nameplate in self._wishes.nameplates:
+        for nameplate, claims in self._wishes.nameplates.items():
             if nameplate not in pending:
-                self._request(now, messages.Allocate(nameplate), subject=nameplate)
+                self._request(now, messages.Allocate(nameplate, claims), subject=nameplate)
         self._rebind_all(now)
 
     def _may_be_forgotten(self, now: Instant) -> bool:
@@ -398,7 +405,8 @@ class Client:
                 if not isinstance(request.message, messages.Allocate):
                     self.drops["rendezvous_answer"] += 1
                     return
-                self._wishes.nameplates[nameplate] = None
+                if request.subject is None or nameplate in self._wishes.nameplates:
+                    self._wishes.nameplates[nameplate] = request.message.claims
                 if request.subject is None:
                     self._events.append(events.Allocated(nameplate=nameplate, expires_s=message.expires_s))
             case messages.ClaimAccepted():

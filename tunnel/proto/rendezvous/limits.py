@@ -18,6 +18,7 @@ class ServerConfig:
     open_directory: bool = False  # answer the plain-text `ip ver` protocol
     access: AccessList = field(default_factory=AccessList)  # who may use the server; empty: everybody
     own_hosts: frozenset[str] | None = None  # if set, only these hosts may allocate codes and listen (the embedded server)
+    has_guests: bool = False  # whoever was led to one of those hosts may wait here too (a room's embedded server)
     software: str = "ptunnel"  # told in Welcome
 
     # registrations: soft state, gone when its owner falls silent
@@ -40,6 +41,10 @@ class ServerConfig:
     nameplate_density: float = 0.1  # of a digit count's numbers in use, before codes grow by a digit: guesses stay wrong
     wrong_claims: int = 5  # claims on codes nobody allocated, before their address is locked out
     wrong_claim_refill: Seconds = field(default=Seconds(60.0))  # one more wrong claim is forgiven after this long
+    claims_at_once: int = 16  # mailboxes open at a time for one nameplate that many may claim
+    claims_at_once_per_address: int = 4  # of those, from one address: nobody keeps the others out
+    claim_rate: float = 0.5  # claims a second from one address on nameplates that many may claim
+    claim_burst: int = 16  # such claims; a room of friends behind one router
     lockout: Seconds = field(default=Seconds(120.0))  # no claims from that address for so long
     max_lockouts: int = 65_536  # addresses remembered as guessers (proven ones, so each costs its owner an address)
     max_mailboxes: int = 8_192  # mailboxes

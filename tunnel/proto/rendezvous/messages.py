@@ -124,9 +124,13 @@ class Refresh(_Message, frozen=True, tag=2):
 
 
 class Allocate(_Message, frozen=True, tag=3):
-    """A nameplate for a code.  `wanted` 0 for any; after a restart of the server the one already shown to people."""
+    """A nameplate for a code.  `wanted` 0 for any; after a restart of the server the one already shown to people.
+
+    `claims`: how many may claim it.  Asking again for one's own with more than one claim renews its lifetime and its claims.
+    """
 
     wanted: Nameplate = 0
+    claims: Annotated[int, Meta(ge=1, le=0xFFFF)] = 1
 
 
 class Release(_Message, frozen=True, tag=4):

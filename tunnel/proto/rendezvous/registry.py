@@ -44,6 +44,7 @@ class Session:
         "channels",
         "dialing",
         "id",
+        "is_guest",
         "key",
         "listening",
         "mailboxes",
@@ -60,6 +61,7 @@ class Session:
         self.remote = remote
         self.key = address_key(remote.host)
         self.seen_at = now
+        self.is_guest = False  # has been led to a session of the server's own hosts
         self.listening: set[bytes] = set()
         self.dialing: dict[bytes, Dial] = {}
         self.nameplates: set[int] = set()
@@ -83,12 +85,14 @@ class Room:
 
 
 class Nameplate:
-    __slots__ = ("claim", "expires_at", "owner")
+    __slots__ = ("claims", "expires_at", "is_for_many", "left", "owner")
 
-    def __init__(self, owner: Session, expires_at: Instant) -> None:
+    def __init__(self, owner: Session, expires_at: Instant, claims: int) -> None:
         self.owner = owner
         self.expires_at = expires_at
-        self.claim: bytes | None = None  # the mailbox of who claimed it
+        self.is_for_many = claims > 1
+        self.left = claims  # how many may still claim it
+        self.claims: dict[bytes, str] = {}  # open mailboxes of those who did, and their address_key
 
 
 class Mailbox:
@@ -229,11 +233,15 @@ class Registry:
 
     # nameplates
 
-    def allocate(self, now: Instant, session: Session, wanted: int) -> int | None:
-        """A number; None when a limit or another owner forbids it.  A wanted one of our own is renewed."""
+    def allocate(self, now: Instant, session: Session, wanted: int, claims: int = 1) -> int | None:
+        """A number; None when a limit or another owner forbids it.  A wanted one of our own stays, and is renewed if for many."""
         config = self._config
+        expires_at = Instant(now + config.nameplate_lifetime)
         if wanted:
             known = self.nameplates.get(wanted)
+            if known is not None and known.owner is session and known.is_for_many and claims > 1:
+                known.expires_at, known.left = expires_at, claims
+                self.nameplates.move_to_end(wanted)
             if known is not None:
                 return wanted if known.owner is session else None
         if len(self.nameplates) >= config.max_nameplates:
@@ -243,7 +251,7 @@ class Registry:
         number = wanted or self._free_number()
         if number is None:
             return None
-        self.nameplates[number] = Nameplate(session, Instant(now + config.nameplate_lifetime))
+        self.nameplates[number] = Nameplate(session, expires_at, claims)
         self._nameplates_per_key[session.key] += 1
         session.nameplates.add(number)
         return number
@@ -270,7 +278,7 @@ class Registry:
     # mailboxes
 
     def open_mailbox(self, now: Instant, owner: Session, claimer: Session, channel: bytes, nameplate: int) -> Mailbox:
-        """The caller has looked at may_open_mailbox."""
+        """The caller has looked at may_open_mailbox, and at what is left of the nameplate's claims."""
         identifier = self._entropy(MAILBOX_SIZE)
         while identifier in self.mailboxes:
             identifier = self._entropy(MAILBOX_SIZE)
@@ -278,6 +286,9 @@ class Registry:
         mailbox = Mailbox(identifier, (owner, claimer), channel, nameplate, expires_at)
         self.mailboxes[identifier] = mailbox
         self._mailboxes_per_key[mailbox.key] += 1
+        claimed = self.nameplates[nameplate]
+        claimed.left -= 1
+        claimed.claims[identifier] = mailbox.key
         owner.mailboxes.add(identifier)
         claimer.mailboxes.add(identifier)
         return mailbox
@@ -290,6 +301,9 @@ class Registry:
     def remove_mailbox(self, mailbox: Mailbox) -> None:
         if self.mailboxes.pop(mailbox.id, None) is not None:
             _decrement(self._mailboxes_per_key, mailbox.key)
+            claimed = self.nameplates.get(mailbox.nameplate)
+            if claimed is not None:
+                claimed.claims.pop(mailbox.id, None)
         for session in mailbox.sides:
             session.mailboxes.discard(mailbox.id)
 

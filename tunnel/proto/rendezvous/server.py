@@ -18,7 +18,7 @@ from tunnel.proto.rendezvous.admission import Buckets, Cookies, Lockouts, addres
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.proto.rendezvous.pushes import Pushes
-from tunnel.proto.rendezvous.registry import Dial, Mailbox, Registry, Session
+from tunnel.proto.rendezvous.registry import Dial, Mailbox, Nameplate, Registry, Session
 from tunnel.proto.rendezvous.relay import CHANNEL_BYTE, Channel, Relay
 from tunnel.proto.rendezvous.strangers import Strangers
 from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec
@@ -32,6 +32,7 @@ DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around 
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
 CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more
 OWNER_SIDE: Final = 0  # of a channel: whoever allocated or listened
+CLAIM_AGAIN: Final = 2  # seconds after which a claim that was one too many is repeated
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
 
 
@@ -67,6 +68,7 @@ class Server:
         self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
         self._pushes = Pushes(config, self.registry, entropy, self.drops, self._queue)
         self._request_rate = Buckets(config.requests_per_second, config.request_burst, entropy(16))
+        self._claim_rate = Buckets(config.claim_rate, config.claim_burst, entropy(16))
         self._lockouts = Lockouts(
             limit=config.wrong_claims,
             refill=config.wrong_claim_refill,
@@ -272,8 +274,8 @@ class Server:
             return session.answers[request.transaction]
         answer: messages.ResponseMessage | Refusal
         match message:
-            case messages.Allocate(wanted=wanted):
-                answer = self._on_allocate(now, session, wanted)
+            case messages.Allocate(wanted=wanted, claims=claims):
+                answer = self._on_allocate(now, session, wanted, claims)
             case messages.Release(nameplate=number):
                 nameplate = self.registry.nameplates.get(number)
                 if nameplate is not None and nameplate.owner is session:
@@ -323,10 +325,14 @@ class Server:
     def _is_owner_host(self, session: Session) -> bool:
         return self.config.own_hosts is None or session.remote.host in self.config.own_hosts
 
-    def _on_allocate(self, now: Instant, session: Session, wanted: int) -> messages.ResponseMessage | Refusal:
+    def _may_wait(self, session: Session) -> bool:
+        """Whether others may be led to it: it is the server's own, or (in a room of many) has been led to an own one before."""
+        return self._is_owner_host(session) or (self.config.has_guests and session.is_guest)
+
+    def _on_allocate(self, now: Instant, session: Session, wanted: int, claims: int) -> messages.ResponseMessage | Refusal:
         if not self._is_owner_host(session):
             return Refusal(RefusalCode.DENIED, "this server serves the codes of its own machine only")
-        number = self.registry.allocate(now, session, wanted)
+        number = self.registry.allocate(now, session, wanted, claims)
         if number is None and wanted in self.registry.nameplates:
             return Refusal(RefusalCode.TAKEN, "that code belongs to somebody else now")
         if number is None:
@@ -342,7 +348,7 @@ class Server:
                 RefusalCode.LOCKED_OUT, "too many claims on codes that do not exist, from this address", int(locked) + 1
             )
         nameplate = self.registry.nameplates.get(message.nameplate)
-        if nameplate is None or nameplate.claim is not None:
+        if nameplate is None or not nameplate.left:
             self._lockouts.count(now, session.key)
             self._note(now, "wrong_claim", remote=session.remote)
             if nameplate is None:
@@ -351,13 +357,14 @@ class Server:
         owner = nameplate.owner
         if owner is session:
             return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "this is your own code")
+        if nameplate.is_for_many and not self._may_claim_beside(now, nameplate, session):
+            return Refusal(RefusalCode.SLOW_DOWN, "many are claiming this code: once more in a moment", CLAIM_AGAIN)
         if not self.registry.may_open_mailbox(session):
             return Refusal(RefusalCode.FULL, "the server is busy", 10)
         channel = self._open_channel(now, owner, session)
         if channel is None:
             return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
         mailbox = self.registry.open_mailbox(now, owner, session, channel.id, message.nameplate)
-        nameplate.claim = mailbox.id
         self._note(now, "claimed", remote=session.remote, owner=owner.remote)
         self._push(
             now,
@@ -365,6 +372,16 @@ class Server:
             messages.ClaimReceived(message.nameplate, mailbox.id, message.body, channel.id, channel.token, 0),
         )
         return messages.ClaimAccepted(mailbox.id, channel.id, channel.token, 1)
+
+    def _may_claim_beside(self, now: Instant, nameplate: Nameplate, session: Session) -> bool:
+        """Nobody keeps the others of a room out, neither by many claims at once nor by one after the other."""
+        config, claims = self.config, nameplate.claims
+        from_there = sum(key == session.key for key in claims.values())
+        return (
+            len(claims) < config.claims_at_once
+            and from_there < config.claims_at_once_per_address
+            and self._claim_rate.take(now, session.key)
+        )
 
     def _on_post(self, now: Instant, session: Session, message: messages.Post) -> messages.ResponseMessage | Refusal:
         mailbox = self.registry.mailboxes.get(message.mailbox)
@@ -380,7 +397,7 @@ class Server:
         granted = 0
         is_full = False
         if message.role == Role.LISTEN:
-            if not self._is_owner_host(session):
+            if not self._may_wait(session):
                 return Refusal(RefusalCode.DENIED, "only the machine of this server may wait here")
             for index, name in enumerate(message.rooms):
                 is_new = name not in session.listening
@@ -445,13 +462,14 @@ class Server:
         if channel is not None:
             first.channels.add(channel.id)
             second.channels.add(channel.id)
+            second.is_guest = second.is_guest or self._is_owner_host(first)
         return channel
 
     def _on_channel(
         self, now: Instant, session: Session, message: messages.Rebind | messages.Restore, cookie: bytes
     ) -> messages.ResponseMessage | Refusal:
         """Rebind and Restore: one side of a channel speaks from here now."""
-        if message.side == OWNER_SIDE and not self._is_owner_host(session):
+        if message.side == OWNER_SIDE and not self._may_wait(session):
             return Refusal(RefusalCode.DENIED, "this server relays for its own machine only")
         if len(session.channels) >= self.config.channels_per_address and message.channel not in session.channels:
             return Refusal(RefusalCode.QUOTA, "too many relay channels", 30)
@@ -509,8 +527,8 @@ class Server:
         if mailbox is None:
             return
         nameplate = self.registry.nameplates.get(message.nameplate)
-        if nameplate is not None and nameplate.claim == mailbox.id:
-            nameplate.claim = None
+        if nameplate is not None and mailbox.id in nameplate.claims:
+            nameplate.left += 1
         channel = self.relay.get(mailbox.channel)
         self._end_mailbox(now, mailbox, GoneReason.EXPIRED, leaver=mailbox.sides[0])
         if channel is not None:

@@ -30,7 +30,7 @@ class Wishes:
     def __init__(self) -> None:
         self.listening: dict[bytes, None] = {}
         self.dialing: dict[bytes, tuple[bytes, ...]] = {}  # room → all rooms of the dial it belongs to
-        self.nameplates: dict[int, None] = {}
+        self.nameplates: dict[int, int] = {}  # and how many may claim each
         self.refused: dict[bytes, Role] = {}  # rooms that were full, to be asked for again
 
     def knows_room(self, room: bytes) -> bool:

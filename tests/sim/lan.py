@@ -1,0 +1,271 @@
+"""Rooms on the simulated network: members with an endpoint, a room and what both told, and a server that may be killed."""
+
+from __future__ import annotations
+
+import random
+from hashlib import sha256
+
+from tests.sim.link import Link
+from tests.sim.peers import EPOCH_NS, FIRST, SERVER, ServerNode, entropy_of
+from tests.sim.world import Host, World
+from tunnel.proto.endpoint import CodeIssued, Endpoint, EndpointConfig, EndpointEvent, Problem, Troubled
+from tunnel.proto.endpoint.membership import Membership, NewcomerStore
+from tunnel.proto.lan.addresses import Prefix
+from tunnel.proto.lan.events import RoomEvent
+from tunnel.proto.lan.records import RoomState
+from tunnel.proto.lan.room import Room
+from tunnel.proto.lan.roster import Roster, invited_psk
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
+
+BLACK_HOLE = Link(loss=1.0)
+
+
+class MemberNode:
+    """One process of `lan`, with the world's face."""
+
+    def __init__(self, world: World, host: Host, server: ServerNode, name: str, *, keeps: bool = False, routes: str = "") -> None:
+        self.world = world
+        self.host = host
+        self.server = server
+        self.name = name
+        self.keeps = keeps
+        self.routes = tuple(Prefix.parse(text) for text in routes.split())
+        self.static_key = sha256(name.encode()).digest()
+        self.saved: RoomState | None = None
+        self.told: list[EndpointEvent] = []
+        self.heard: list[RoomEvent] = []
+        self.boots = 0
+        self.claims: list[str] = []
+
+    # life
+
+    def boot(self, room_name: str | None = None) -> None:
+        """Start: what was saved if anything was, else a new room of that name, or a joiner that knows none."""
+        self.boots += 1
+        entropy = entropy_of((self.name, self.boots, self.world.seed))
+        store = NewcomerStore()
+        self.endpoint = Endpoint(
+            config=EndpointConfig(name=self.name, aeads=(1, 2), receive_buffer=212_992),
+            static_key=self.static_key,
+            peers=(),
+            store=store,
+            entropy=entropy,
+            rng=random.Random(f"{self.name} {self.boots} {self.world.seed}"),
+            wall_ns=lambda: EPOCH_NS + int(self.world.now * 1e9),
+        )
+        self.told.clear()
+        self.heard.clear()
+        static, now = self.endpoint.static_public, self.world.now
+        if self.saved is not None:
+            room = Room.restore(self.saved, now=now, static=static, routes=self.routes, entropy=entropy)
+        elif room_name is not None:
+            room = Room.create(
+                now=now, static=static, member_name=self.name, room_name=room_name, routes=self.routes, keeps=self.keeps,
+                entropy=entropy,
+            )  # fmt: skip
+        else:
+            room = Room.join(static=static, member_name=self.name, keeps=self.keeps, routes=self.routes, entropy=entropy)
+        address = self.host.bind()
+        self.endpoint.add_socket(FIRST, is_ipv6=False, port=address.port)
+        self.endpoint.set_hosts(now, self.host.addresses)
+        self.endpoint.add_server(now, SERVER, self.server.addresses[:1])
+        self.members = Membership(self.endpoint, room, store, server=SERVER, now=now, save=self._save)
+        self.members.pump(now)
+        self.world.attach(self.host, self, {FIRST: address})
+
+    def _save(self, state: RoomState) -> None:
+        if self.keeps:
+            self.saved = state
+
+    def kill(self) -> None:
+        """As by SIGKILL."""
+        self.host.node = None
+
+    def quit(self) -> None:
+        """As by Ctrl-C."""
+        self.members.leave(self.world.now)
+        self.world.touch(self.host)
+        self.endpoint.close(self.world.now)
+        self.world.touch(self.host)
+        self.host.node = None
+
+    # the world's face
+
+    def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+        self.endpoint.handle_batch(now, socket_id, remote, buffer, stride)
+        self.hear(now)
+
+    def handle_timeout(self, now: Instant) -> None:
+        self.endpoint.handle_timeout(now)
+        self.members.handle_timeout(now)
+        self.hear(now)
+
+    def poll_timeout(self) -> Instant | None:
+        deadlines = (self.endpoint.poll_timeout(), self.members.poll_timeout())
+        return min((at for at in deadlines if at is not None), default=None)
+
+    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        self.hear(now)
+        return self.endpoint.poll_transmit(now, out)
+
+    def hear(self, now: Instant) -> None:
+        while (event := self.endpoint.poll_event(now)) is not None:
+            self.told.append(event)
+            if isinstance(event, Troubled | CodeIssued):
+                self.world.note(self.name, str(event))
+            self.members.handle_event(now, event)
+        self.members.pump(now)
+        while (heard := self.members.poll_event()) is not None:
+            self.heard.append(heard)
+            self.world.note(self.name, f"{type(heard).__name__} {getattr(getattr(heard, 'member', None), 'name', '')}")
+
+    # verbs
+
+    def claim(self, code: str) -> None:
+        self.claims.append(code)
+        self.members.claim_code(self.world.now, code)
+        self.world.touch(self.host)
+
+    def offer(self) -> None:
+        self.members.offer_code(self.world.now)
+        self.world.touch(self.host)
+
+    def remove(self, name: str) -> None:
+        self.members.remove(self.world.now, name)
+        self.hear(self.world.now)
+        self.world.touch(self.host)
+
+    def invite(self, other: MemberNode, psk: bytes) -> None:
+        self.room.expect(self.world.now, other.static, invited_psk(psk), invited=True)
+        self.members.pump(self.world.now)
+        self.world.touch(self.host)
+
+    def join_peer(self, other: MemberNode, psk: bytes) -> None:
+        self.room.paired(other.static, invited_psk(psk))
+        self.members.pump(self.world.now)
+        self.world.touch(self.host)
+
+    # what is known
+
+    @property
+    def room(self) -> Room:
+        return self.members.room
+
+    @property
+    def static(self) -> bytes:
+        return self.endpoint.static_public
+
+    @property
+    def roster(self) -> Roster:
+        assert self.room.roster is not None
+        return self.room.roster
+
+    @property
+    def version(self) -> int:
+        return self.room.roster.version if self.room.roster is not None else 0
+
+    @property
+    def online(self) -> set[str]:
+        return {member.name for member in self.room.online}
+
+    @property
+    def code(self) -> str:
+        return [event.code for event in self.told if isinstance(event, CodeIssued)][-1]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [event.problem for event in self.told if isinstance(event, Troubled) and event.problem is not Problem.PEER_ABSENT]
+
+    def code_is_stale(self, code: str) -> bool:
+        """Whether the last one that it tried is another than this, or came to nothing in some other way."""
+        return not self.endpoint._meetings._claiming
+
+    def of(self, kind: type[RoomEvent]) -> list[RoomEvent]:
+        return [event for event in self.heard if isinstance(event, kind)]
+
+
+class Party:
+    """A server, a creator and friends, each at a site of its own."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        link: Link | None = None,
+        keeps: bool = False,
+        config: ServerConfig | None = None,
+        kind: str = "prc",
+    ) -> None:
+        self.world = World(seed, link or Link(delay=Seconds(0.010)))
+        self.server = ServerNode(self.world, self.world.host("server"), config)
+        self.keeps = keeps
+        self.kind = kind
+        self.creator = self.node("creator")
+        self.friends: list[MemberNode] = []
+
+    def __enter__(self) -> Party:
+        self.world.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.world.__exit__(*error)  # type: ignore[arg-type]
+
+    @property
+    def everybody(self) -> list[MemberNode]:
+        return [self.creator, *self.friends]
+
+    def node(self, name: str, *, routes: str = "") -> MemberNode:
+        host = self.world.host(name, self.world.site(name, self.kind))
+        return MemberNode(self.world, host, self.server, name, keeps=self.keeps, routes=routes)
+
+    def friend(self, name: str, *, routes: str = "") -> MemberNode:
+        """Somebody more, who knows no code yet."""
+        friend = self.node(name, routes=routes)
+        friend.boot()
+        self.friends.append(friend)
+        return friend
+
+    def open(self) -> str:
+        """The creator has a room and a code."""
+        self.creator.boot("game")
+        self.creator.offer()
+        self.world.run_until(lambda: bool([e for e in self.creator.told if isinstance(e, CodeIssued)]), 30)
+        return self.creator.code
+
+    def gather(self, count: int, limit: float = 60.0) -> None:
+        """A room with so many friends, who all see one another."""
+        code = self.open()
+        for number in range(count):
+            self.friend(f"friend{number}").claim(code)
+        self.world.run_until(lambda: self.is_whole(), limit)
+
+    def is_whole(self, members: list[MemberNode] | None = None) -> bool:
+        """All of these have the same roster, and see all the others."""
+        members = self.everybody if members is None else members
+        names = {each.room.me.name for each in members if each.room.me is not None}
+        return (
+            len(names) == len(members)
+            and len({each.version for each in members}) == 1
+            and all(names - {each.room.me.name} <= each.online for each in members if each.room.me is not None)
+        )
+
+    def is_whole_but_for(self, name: str) -> bool:
+        """All friends have the same roster and see one another, and this one, whom the roster has, is not to be seen."""
+        names = {friend.name for friend in self.friends}
+        return all(friend.online == names - {friend.name} for friend in self.friends if friend.name != name) and all(
+            friend.roster.named(name) is not None and friend.version == self.friends[0].version for friend in self.friends
+        )
+
+    def split(self, one: list[MemberNode], other: list[MemberNode], link: Link = BLACK_HOLE) -> None:
+        """Nothing gets from one group to the other any more; with a link it does again."""
+        for a in one:
+            for b in other:
+                self.world.set_link(a.host, b.host, link)
+                self.world.set_link(b.host, a.host, link)
+
+    def cut_off(self, who: MemberNode, link: Link = BLACK_HOLE) -> None:
+        """From everybody and the server."""
+        self.split([who], [each for each in self.everybody if each is not who], link)
+        for a, b in ((who.host, self.server.host), (self.server.host, who.host)):
+            self.world.set_link(a, b, link)
