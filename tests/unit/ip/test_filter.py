@@ -8,6 +8,7 @@ from tests.unit.ip.packets import A4, A6, B4, B6, Flow, ip4, ip6, padded_options
 from tunnel.proto.ip import REASONS, UNSAFE, MemberFilter, parse, parse_head
 from tunnel.proto.ip.filter import (
     ENCAPSULATED,
+    FOREIGN_QUOTE,
     GROUP_MEMBERSHIP,
     NEIGHBOUR_DISCOVERY,
     REDIRECT_OR_ROUTER,
@@ -21,6 +22,8 @@ LINK_LOCAL_A = bytes.fromhex("fe80000000000000707400000000000a")
 LINK_LOCAL_B = bytes.fromhex("fe80000000000000707400000000000b")
 ALL_NODES = b"\xff\x02" + bytes(13) + b"\x01"
 UDP = struct.pack("!HHHH", 1, 2, 8, 0)
+BACK4 = ip4(17, UDP, source=B4, destination=A4, options=b"\x94\4\0\0")  # what we sent to the member
+BACK6 = ip6(17, UDP, source=LINK_LOCAL_B, destination=LINK_LOCAL_A)
 FILTER = MemberFilter({A4, A6, LINK_LOCAL_A}, {B4, B6, LINK_LOCAL_B}, {bytes((10, 86, 0, 255))})
 
 
@@ -49,8 +52,12 @@ def fragment_header(offset: int, more: bool) -> tuple[int, bytes]:
         ip4(17, b"12345678", field=0x2000),
         ip4(17, b"12345678", field=0x0001),
         ip4(1, b"\x05", field=0x0001),  # the middle of something
-        *(ip4(1, bytes([kind]) + bytes(7)) for kind in (0, 3, 8, 11, 12, 13, 14)),
-        *(ip6(58, bytes([kind]) + bytes(7)) for kind in (1, 2, 3, 4, 128, 129)),
+        *(ip4(1, bytes([kind]) + bytes(7)) for kind in (0, 8, 13, 14)),
+        *(ip6(58, bytes([kind]) + bytes(7)) for kind in (128, 129)),
+        *(ip4(1, bytes([kind]) + bytes(7) + BACK4[:28]) for kind in (3, 11, 12)),
+        *(ip6(58, bytes([kind]) + bytes(7) + BACK6) for kind in (1, 2, 3, 4)),
+        ip4(1, b"\x03" + bytes(7) + BACK4[:20], options=b"\x94\4\0\0"),
+        ip6(58, b"\x02" + bytes(7) + BACK6[:40], extensions=[(60, padded_options(8))]),
     ],
 )
 def test_what_a_lan_carries_passes(packet: bytes) -> None:
@@ -116,6 +123,31 @@ def test_nothing_goes_on_through_us(packet: bytes) -> None:
 )
 def test_a_member_does_not_reconfigure_our_host(packet: bytes, reason: str) -> None:
     assert verdict(packet) == reason
+
+
+FAR4, FAR6 = bytes((8, 8, 8, 8)), bytes.fromhex("20014860486000000000000000008888")
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        *(ip4(1, bytes([kind]) + bytes(7) + ip4(17, UDP, source=B4, destination=FAR4)) for kind in (3, 11, 12)),
+        *(ip6(58, bytes([kind]) + bytes(7) + ip6(58, b"\x80", source=B6, destination=FAR6)) for kind in (1, 2, 3, 4)),
+        ip4(1, b"\x03" + bytes(7) + ip4(17, UDP, source=FAR4, destination=A4)),
+        ip6(58, b"\x02" + bytes(7) + ip6(17, UDP, source=FAR6, destination=A6)),
+        ip4(1, b"\x03" + bytes(7) + BACK4[:19]),
+        ip6(58, b"\x02" + bytes(7) + BACK6[:39]),
+        ip4(1, b"\x03"),
+        ip6(58, b"\x02"),
+        ip4(1, b"\x03" + bytes(7) + b"\x55" + BACK4[1:]),
+        ip4(1, b"\x03" + bytes(7) + BACK6),
+        ip6(58, b"\x02" + bytes(7) + BACK4 + bytes(20)),
+        ip4(1, b"\x03" + bytes(7) + BACK4[:12], total=40) + BACK4[12:],  # the rest is padding
+        ip4(1, b"\x03" + bytes(7) + ip4(17, UDP, source=B4, destination=FAR4), field=0x2000),
+    ],
+)
+def test_a_member_tells_errors_only_of_what_we_sent_to_it(packet: bytes) -> None:
+    assert verdict(packet) == FOREIGN_QUOTE
 
 
 def test_the_head_of_a_run_is_judged_alike() -> None:

@@ -156,6 +156,24 @@ def test_every_run_of_segments_arrives_as_its_stack_would_have_sent_it(flow: Flo
             assert frame.gso_type == kind | ecn
 
 
+@pytest.mark.parametrize(("flow", "size"), [(Flow(protocol=17), 65_507), (Flow(version=6, protocol=17), 65_527)])
+def test_the_largest_super_packet_of_each_version_arrives(flow: Flow, size: int) -> None:
+    payload = payload_of(size)
+    packet = flow.packet(payload, partial=True)
+    assert wants_cut(said_of(flow, 1400), parse(packet, 0, len(packet)), len(packet)) == (flow.head_size, 1400)
+    head = packet[: flow.head_size]
+    inner, step, arrived = parse_head(head), 1400, []
+    for index in (0, 30):
+        part = payload[30 * step :] if index else payload[: 17 * step]
+        count = -(-len(part) // step)
+        written = build_run(inner, head, index, count, len(part), step, index == 30, True, ETHERNET)
+        arrived += kernel_takes(bytes(written) + part).packets
+    expected = flow.segments(payload, step)
+    assert arrived == expected[:17] + expected[30:]
+    with pytest.raises(MalformedPacket, match=BAD_RUN):
+        build_run(inner, head, 30, count, len(part) + 1, step, True, True, ETHERNET)
+
+
 def test_the_virtio_header_says_where_things_are() -> None:
     flow = FLOWS[3]
     head = flow.packet(payload_of(4200), partial=True)[: flow.head_size]

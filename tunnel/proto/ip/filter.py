@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from tunnel.proto.ip.header import ICMP, ICMPV6, IGMP, Inner
+from tunnel.proto.ip.header import ICMP, ICMPV6, IGMP, IPV4_HEADER, IPV6_HEADER, Inner
 from tunnel.units import Buffer
 
 WRONG_SOURCE: Final = "the source is not the member's"
@@ -19,9 +19,11 @@ REDIRECT_OR_ROUTER: Final = "ICMP redirect or router advertisement"
 NEIGHBOUR_DISCOVERY: Final = "neighbour discovery"
 GROUP_MEMBERSHIP: Final = "IGMP or MLD"
 UNKNOWN_ICMP: Final = "an ICMP type that no member needs"
+FOREIGN_QUOTE: Final = "an ICMP error about a packet that was not for the member"
 ENCAPSULATED: Final = "a packet inside of a packet"
 REASONS: Final = (
-    WRONG_SOURCE, WRONG_DESTINATION, REDIRECT_OR_ROUTER, NEIGHBOUR_DISCOVERY, GROUP_MEMBERSHIP, UNKNOWN_ICMP, ENCAPSULATED,
+    WRONG_SOURCE, WRONG_DESTINATION, REDIRECT_OR_ROUTER, NEIGHBOUR_DISCOVERY, GROUP_MEMBERSHIP, UNKNOWN_ICMP, FOREIGN_QUOTE,
+    ENCAPSULATED,
 )  # fmt: skip
 """What `why_dropped` gives, besides the values of header.UNSAFE: they name a counter."""
 
@@ -29,18 +31,19 @@ REASONS: Final = (
 # unpack them, and forward what is inside past this filter.
 _TUNNELS: Final = frozenset({4, 41, 47, 93, 94, 97, 98, 115, 137})
 
-# Echo, unreachable, time exceeded, parameter problem, timestamps.
-_ICMP_ALLOWED: Final = frozenset({0, 3, 8, 11, 12, 13, 14})
+_ICMP_ALLOWED: Final = frozenset({0, 8, 13, 14})  # echo, timestamp
+_ICMP_ERRORS: Final = frozenset({3, 11, 12})  # unreachable with too big, time exceeded, parameter problem
 _ICMP_REASONS: Final = {5: REDIRECT_OR_ROUTER, 9: REDIRECT_OR_ROUTER, 10: REDIRECT_OR_ROUTER}
 
-# Unreachable, too big, time exceeded, parameter problem, echo.
-_ICMPV6_ALLOWED: Final = frozenset({1, 2, 3, 4, 128, 129})
+_ICMPV6_ALLOWED: Final = frozenset({128, 129})  # echo
+_ICMPV6_ERRORS: Final = frozenset({1, 2, 3, 4})  # unreachable, too big, time exceeded, parameter problem
 _ICMPV6_REASONS: Final = {
     130: GROUP_MEMBERSHIP, 131: GROUP_MEMBERSHIP, 132: GROUP_MEMBERSHIP, 143: GROUP_MEMBERSHIP,
     133: REDIRECT_OR_ROUTER, 134: REDIRECT_OR_ROUTER, 137: REDIRECT_OR_ROUTER, 138: REDIRECT_OR_ROUTER,
     135: NEIGHBOUR_DISCOVERY, 136: NEIGHBOUR_DISCOVERY, 141: NEIGHBOUR_DISCOVERY, 142: NEIGHBOUR_DISCOVERY,
 }  # fmt: skip
 
+_ICMP_HEADER: Final = 8  # bytes before the quoted packet, RFC 792 and RFC 4443 §3
 _BROADCAST: Final = b"\xff\xff\xff\xff"
 
 
@@ -70,22 +73,37 @@ class MemberFilter:
             return inner.unsafe
         if inner.head_size != inner.network_size:
             return None  # a whole TCP or UDP packet
-        return _why_not_transport(inner, buffer, at)
+        return self._why_not_transport(inner, buffer, at)
 
+    def _why_not_transport(self, inner: Inner, buffer: Buffer, at: int) -> str | None:
+        protocol = inner.protocol
+        if protocol in _TUNNELS:
+            return ENCAPSULATED
+        if protocol == IGMP:
+            return GROUP_MEMBERSHIP
+        if protocol != ICMP and protocol != ICMPV6:
+            return None
+        if inner.is_fragment and not inner.is_first_fragment:
+            return None  # nothing without its first fragment, which was looked at
+        if inner.total_size == inner.network_size or (protocol == ICMP) != (inner.version == 4):
+            return UNKNOWN_ICMP
+        kind = buffer[at + inner.network_size]
+        if kind in (_ICMP_ERRORS if protocol == ICMP else _ICMPV6_ERRORS):
+            return self._why_not_error(inner, buffer, at)
+        if protocol == ICMP:
+            return None if kind in _ICMP_ALLOWED else _ICMP_REASONS.get(kind, UNKNOWN_ICMP)
+        return None if kind in _ICMPV6_ALLOWED else _ICMPV6_REASONS.get(kind, UNKNOWN_ICMP)
 
-def _why_not_transport(inner: Inner, buffer: Buffer, at: int) -> str | None:
-    protocol = inner.protocol
-    if protocol in _TUNNELS:
-        return ENCAPSULATED
-    if protocol == IGMP:
-        return GROUP_MEMBERSHIP
-    if protocol != ICMP and protocol != ICMPV6:
-        return None
-    if inner.is_fragment and not inner.is_first_fragment:
-        return None  # nothing without its first fragment, which was looked at
-    if inner.total_size == inner.network_size or (protocol == ICMP) != (inner.version == 4):
-        return UNKNOWN_ICMP
-    kind = buffer[at + inner.network_size]
-    if protocol == ICMP:
-        return None if kind in _ICMP_ALLOWED else _ICMP_REASONS.get(kind, UNKNOWN_ICMP)
-    return None if kind in _ICMPV6_ALLOWED else _ICMPV6_REASONS.get(kind, UNKNOWN_ICMP)
+    def _why_not_error(self, inner: Inner, buffer: Buffer, at: int) -> str | None:
+        """A member can only know of a packet from us to itself: else it could tell our host that others are far or narrow."""
+        quote, end = at + inner.network_size + _ICMP_HEADER, at + inner.total_size
+        if inner.version == 4:
+            size, header = 4, IPV4_HEADER
+        else:
+            size, header = 16, IPV6_HEADER
+        middle = quote + header - size
+        if quote + header > end or buffer[quote] >> 4 != inner.version:
+            return FOREIGN_QUOTE
+        # In both versions the two addresses are what the fixed header ends with.
+        source, destination = bytes(buffer[middle - size : middle]), bytes(buffer[middle : middle + size])
+        return None if source in self._destinations and destination in self._sources else FOREIGN_QUOTE

@@ -201,7 +201,7 @@ def _correct(
     if (
         count < 1
         or index < 0
-        or start + total > MAX_PACKET
+        or start + total > (MAX_PACKET if version == 4 else MAX_PACKET + IPV6_HEADER)
         or payload_size > full
         or (payload_size != full and (not is_last or (payload_size <= full - gso_size and (count > 1 or index))))
     ):
