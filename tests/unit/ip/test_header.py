@@ -89,6 +89,9 @@ def test_what_follows_a_later_fragment_is_not_read_as_headers() -> None:
         (ip4(17, UDP_HEADER, options=b"\x01\x89\x03\x04"), SOURCE_ROUTE),
         (ip4(17, UDP_HEADER, options=b"\x00\x89\x03\x04"), ""),  # behind the end of the options
         (ip4(17, UDP_HEADER, options=b"\x94\x04\0\0"), ""),  # router alert
+        (ip4(17, UDP_HEADER, options=b"\x01\x01\x07\x02"), ""),  # two bytes at the end
+        (ip6(17, UDP_HEADER, extensions=[(0, b"\0\1\2\0\0\1\0")]), ""),  # two bytes at the end
+        (ip6(59, b"", extensions=[(60, padded_options(8))]), ""),
         (ip6(17, UDP_HEADER, extensions=[(43, b"\0\0\0" + bytes(4))]), ROUTING_HEADER),
         (ip6(17, UDP_HEADER, extensions=[(43, b"\x02\x04\x01" + bytes(20))]), ROUTING_HEADER),
         (ip6(17, UDP_HEADER, extensions=[(60, padded_options(8)), (43, b"\0\x02\0" + bytes(4))]), ROUTING_HEADER),
@@ -119,6 +122,10 @@ def tcp(doff: int) -> bytes:
         b"\x4f" + ip4(17, UDP_HEADER)[1:],  # IHL beyond the packet
         ip4(17, UDP_HEADER, total=29),
         ip4(17, UDP_HEADER, total=19),
+        ip4(1, bytes(8), total=19),
+        ip4(1, bytes(8), options=b"\1\1\1\1", total=23),
+        ip6(0, b"\x11"),
+        ip6(17, UDP_HEADER, extensions=[(60, padded_options(8))], length=4),
         ip4(17, UDP_HEADER, total=27),
         ip4(17, UDP_HEADER, options=b"\x07\x01\0\0"),  # option length below 2
         ip4(17, UDP_HEADER, options=b"\x01\x01\x07\x03"),
@@ -147,6 +154,9 @@ def test_a_packet_must_lie_in_the_buffer() -> None:
     for at, end in ((0, len(packet) + 1), (-28, len(packet)), (20, 10)):
         with pytest.raises(MalformedPacket):
             parse(packet, at, end)
+    six = ip6(59, b"")
+    with pytest.raises(MalformedPacket):
+        parse(b"##" + six, 2, 41)
 
 
 @pytest.mark.parametrize(
@@ -181,4 +191,6 @@ def test_the_cheapest_look_gives_the_destination() -> None:
     assert destination_of(bytearray(six), 0, len(six)) == B6
     assert destination_of(memoryview(six), 0, 39) is None
     assert destination_of(four, 0, 19) is None
+    assert destination_of(b"##" + four, 2, 21) is None
+    assert destination_of(b"##" + six, 2, 41) is None
     assert destination_of(b"\x50" + bytes(60), 0, 61) is None

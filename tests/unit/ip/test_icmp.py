@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from tests.unit.ip.packets import A4, A6, B4, Flow, ip4, ip6, is_right
+from tests.unit.ip.packets import A4, A6, B4, Flow, ip4, ip6, is_right, padded_options
 from tunnel.errors import MalformedPacket
 from tunnel.proto.ip import fragment, parse, too_big
 
@@ -27,6 +27,7 @@ def test_an_ipv4_source_is_told_the_mtu_with_a_quotation_of_at_most_576_bytes() 
     assert message is not None
     assert (message[12:16], message[16:20], message[9]) == (OURS4, A4, 1)
     assert message[20:22] == b"\x03\x04"
+    assert (message[1], message[6:8]) == (0xC0, b"\x40\x00")
     assert message[24:28] == struct.pack("!HH", 0, 1372)
     assert message[28:] == packet[:548]
     assert len(message) == 576
@@ -90,7 +91,7 @@ UDP4, UDP6 = Flow(protocol=17).packet(PAYLOAD)[20:], Flow(version=6, protocol=17
     ] + [
         ip6(58, bytes([kind, 0]) + PAYLOAD) for kind in (1, 2, 3, 4, 127, 137)
     ] + [
-        ip4(1, PAYLOAD[:0]),
+        ip6(58, b"", extensions=[(60, padded_options(248))] * 6),  # no type
         ip4(17, PAYLOAD, field=0x4001),  # a later fragment
         ip6(17, PAYLOAD, extensions=[fragment_header(1, True)]),
         ip4(17, UDP4, field=0),  # may be fragmented
@@ -145,6 +146,7 @@ def test_a_packet_without_df_goes_in_pieces(mtu: int, options: bytes) -> None:
     for piece in pieces:
         size = (piece[0] & 15) * 4
         assert len(piece) <= mtu
+        assert len(piece) > mtu - 8 or piece is pieces[-1]
         assert parse(piece, 0, len(piece)).total_size == len(piece)
         assert piece[20:size] == (options if piece is pieces[0] else copied)
         assert (piece[4:6], piece[9], piece[12:20]) == (b"\xbe\xef", 17, A4 + B4)

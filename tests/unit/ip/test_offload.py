@@ -243,6 +243,8 @@ def test_a_run_is_no_longer_than_one_write_takes() -> None:
     assert most_in_run(parse_head(tcp), 65_495) == 1
     build_run(parse_head(udp), udp, 0, 64, 6400, 100, True, True, ETHERNET)
     build_run(parse_head(tcp), tcp, 0, 654, 65_400, 100, True, True, ETHERNET)
+    build_run(parse_head(tcp), tcp, 0, 2, 16, 8, True, True, ETHERNET)
+    build_run(parse_head(udp), udp, 0, 2, 2, 1, True, True, ETHERNET)
     with pytest.raises(MalformedPacket, match=BAD_RUN):
         build_run(parse_head(udp), udp, 0, 65, 6500, 100, True, True, ETHERNET)
 
@@ -289,6 +291,8 @@ def test_a_udp_checksum_of_zero_is_written_as_all_ones() -> None:
     finish_checksum(packet, 0, len(packet), parse(packet, 0, len(packet)))
     assert packet[26:28] == b"\xff\xff"
     assert is_right(bytes(packet))
+    (software,) = cut_in_software(parse_head(bare[:28]), bare[:28], struct.pack("!H", field), 2)
+    assert software == packet
 
 
 def test_what_has_no_checksum_is_not_given_one() -> None:

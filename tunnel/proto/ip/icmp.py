@@ -60,7 +60,7 @@ def _too_big_v4(packet: Buffer, inner: Inner, mtu: int, our_address: bytes, broa
         return None
     if destination[0] >= 224 or source in broadcasts or destination in broadcasts:
         return None
-    if inner.protocol == ICMP and not _type_in(packet, inner, _V4_QUERIES):
+    if inner.protocol == ICMP and packet[inner.network_size] not in _V4_QUERIES:  # more than 68 bytes, so it has a type
         return None
     quote = bytes(packet[: min(inner.total_size, MAX_MESSAGE_V4 - IPV4_HEADER - 8)])
     message = bytearray(_TOO_BIG_V4.pack(3, 4, 0, 0, min(mtu, 0xFFFF)) + quote)
@@ -76,7 +76,7 @@ def _too_big_v6(packet: Buffer, inner: Inner, mtu: int, our_address: bytes) -> b
     if inner.total_size <= mtu or source[0] == 0xFF or not any(source[:15]):  # multicast; unspecified and loopback
         return None
     if inner.protocol == ICMPV6:
-        kind = _type_of(packet, inner)
+        kind = packet[inner.network_size] if inner.total_size > inner.network_size else 0
         if kind < 128 or kind == _V6_REDIRECT:
             return None
     quote = bytes(packet[: min(inner.total_size, MAX_MESSAGE_V6 - IPV6_HEADER - 8)])
@@ -84,15 +84,6 @@ def _too_big_v6(packet: Buffer, inner: Inner, mtu: int, our_address: bytes) -> b
     total = word_sum(message) + pseudo_sum(our_address, source, ICMPV6, len(message))
     _U16.pack_into(message, 2, complement(total))
     return _V6.pack(6 << 28, len(message), ICMPV6, _HOPS, our_address, source) + bytes(message)
-
-
-def _type_of(packet: Buffer, inner: Inner) -> int:
-    """The ICMP type; 0 (for ICMPv6 an error's) when it is cut off."""
-    return packet[inner.network_size] if inner.total_size > inner.network_size else 0
-
-
-def _type_in(packet: Buffer, inner: Inner, types: frozenset[int]) -> bool:
-    return inner.total_size > inner.network_size and packet[inner.network_size] in types
 
 
 def fragment(packet: Buffer, inner: Inner, mtu: int) -> list[bytes]:
