@@ -10,7 +10,7 @@ import trio
 from tests.unit.connection.pair import Pair
 from tunnel.driver.link import Link
 from tunnel.proto.endpoint import CloseReason, Connection, ConnectionClosed, Peering
-from tunnel.units import Instant
+from tunnel.units import Instant, Transmit
 
 
 class CoreLinks:
@@ -22,6 +22,7 @@ class CoreLinks:
         self._clock_base = pair.now - trio.current_time()
         self._wakeup = trio.Event()
         self._out = bytearray(65_536)
+        self.mark = False
         self._connections: dict[str, Connection] = {"a": pair.a, "b": pair.b}
         self.near = self._link("home", pair.a, is_initiator=True)
         self.far = self._link("friend", pair.b, is_initiator=False)
@@ -41,6 +42,13 @@ class CoreLinks:
 
     def flush(self) -> None:
         self._wakeup.set()
+
+    def deliver(self, side: str, burst: Transmit) -> None:
+        """What `side` sends past poll_transmit: IP packets.  With `mark`, a router on the way marks congestion (RFC 3168)."""
+        other = "b" if side == "a" else "a"
+        data = memoryview(bytes(burst.buffer))
+        ecn = 3 if self.mark else burst.ecn
+        self._connections[other].handle_datagrams(self.now(), self._keys[side], data, 0, burst.segment_size, ecn)
 
     async def run(self) -> None:
         while True:

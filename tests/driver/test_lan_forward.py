@@ -1,0 +1,341 @@
+"""A LAN between two interfaces in memory: what a host sends comes out at the other, whole, once, and only if it may."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+
+from tests.driver.core_link import CoreLinks
+from tests.unit.ip.packets import A4, A6, ACK, B4, B6, CWR, FIN, PSH, SYN, Flow, ip4, ip6
+from tunnel.driver.packets import PacketDoor
+from tunnel.errors import ConfigurationError
+from tunnel.forward.lan import LanAddresses, LanForward
+from tunnel.proto.lan.discovery import EVERYBODY_BURST
+from tunnel.proto.packet.header import MAX_BURST
+from tunnel.tun.memory import ALL_OFFLOADS, MemoryTap
+from tunnel.units import Transmit
+
+SUBNET = A4[:3] + b"\0"
+MAC = {"a": b"\x02pt\0\0\x01", "b": b"\x02pt\0\0\x02"}
+NAMES = {"a": LanAddresses("ann", b"a" * 32, A4, (A6,)), "b": LanAddresses("bob", b"b" * 32, B4, (B6,))}
+DATAGRAM = struct.pack("!HHHH", 5, 5, 8, 0)
+PARTIAL, TCPV4, TCPV6, UDP_L4 = 1, 1, 4, 5
+
+
+class Door:
+    """A PacketDoor that delivers at once, or blocks."""
+
+    def __init__(self, links: CoreLinks, side: str) -> None:
+        self._links, self._side = links, side
+        self.is_open = trio.Event()
+        self.is_open.set()
+        self.bursts = 0
+        self.flush = links.flush
+
+    def send(self, burst: Transmit) -> bool:
+        if not self.is_open.is_set():
+            return False
+        self.bursts += 1
+        self._links.deliver(self._side, burst)
+        return True
+
+    async def wait_writable(self, burst: Transmit) -> None:
+        await self.is_open.wait()
+
+
+class Lan:
+    """Ann and Bob, each with an interface; `far` is what comes out at Bob's."""
+
+    def __init__(self, offloads: int = ALL_OFFLOADS) -> None:
+        self.links = CoreLinks()
+        self.taps = {"a": MemoryTap("a"), "b": MemoryTap("b", offloads=offloads)}
+        self.mtus: list[int] = []
+        self.doors = {side: Door(self.links, side) for side in "ab"}
+        self.forwards = {side: self._forward(side) for side in "ab"}
+
+    def _forward(self, side: str) -> LanForward:
+        async def set_mtu(mtu: int) -> None:
+            self.mtus.append(mtu)
+
+        other = "b" if side == "a" else "a"
+        forward = LanForward(self.taps[side], me=NAMES[side], mac=MAC[side], subnet=SUBNET, clock=self.links.now, set_mtu=set_mtu)
+        forward.set_roster(NAMES[side], SUBNET, [NAMES[other]])
+        link = self.links.near if side == "a" else self.links.far
+        link.door = cast(PacketDoor, self.doors[side])
+        forward.add_link(NAMES[other].static, link)
+        return forward
+
+    def send(self, packet: bytes, *, flags: int = 0, kind: int = 0, gso: int = 0, start: int = 0, offset: int = 0) -> None:
+        """Ann's host sends a frame."""
+        ethertype = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+        virtio = struct.pack("=BBHHHH", flags, kind, 0, gso, start, offset)
+        assert self.taps["a"].send_from_host(virtio + MAC["a"] + MAC["a"] + ethertype + packet)
+
+    async def received(self) -> list[bytes]:
+        """Everything that came out at Bob's by the time that nothing moves any more."""
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        found = list(self.taps["b"].written)
+        self.taps["b"].written.clear()
+        return found
+
+    def drops(self, side: str) -> dict[str, int]:
+        return {reason: count for reason, count in self.forwards[side].drops.items() if count}
+
+
+@asynccontextmanager
+async def a_lan(**options: Any) -> AsyncIterator[Lan]:
+    lan = Lan(**options)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lan.links.run)
+        await trio.sleep(1)  # virtual: keys are confirmed, the path's size is known
+        for forward in lan.forwards.values():
+            nursery.start_soon(forward.run)
+        yield lan
+        nursery.cancel_scope.cancel()
+
+
+def packets(frames: list[bytes]) -> list[bytes]:
+    return [frame[24:] for frame in frames]
+
+
+def send_super(lan: Lan, flow: Flow, payload: bytes, step: int) -> None:
+    start = 14 + flow.head_size - (20 + len(flow.options) if flow.protocol == 6 else 8)
+    kind = UDP_L4 if flow.protocol == 17 else TCPV4 if flow.version == 4 else TCPV6
+    packet = flow.packet(payload, partial=True)
+    lan.send(packet, flags=PARTIAL, kind=kind, gso=step, start=start, offset=16 if flow.protocol == 6 else 6)
+
+
+@pytest.mark.parametrize(
+    "flow", [Flow(), Flow(version=6), Flow(protocol=17), Flow(version=6, protocol=17), Flow(options=b"\1" * 12)]
+)
+async def test_a_packet_comes_out_as_it_went_in(autojump_clock: object, flow: Flow) -> None:
+    async with a_lan() as lan:
+        packet = flow.packet(b"hello")
+        lan.send(packet)
+        (frame,) = await lan.received()
+        assert frame[24:] == packet
+        assert frame[:10] == bytes(10)
+        assert frame[10:16] == MAC["b"]
+
+
+@pytest.mark.parametrize("flow", [Flow(flags=ACK | PSH | FIN), Flow(version=6, options=b"\1" * 12), Flow(protocol=17)])
+@pytest.mark.parametrize("size", [1_000, 4_001, 60_000])
+async def test_a_super_packet_comes_out_as_super_packets(autojump_clock: object, flow: Flow, size: int) -> None:
+    async with a_lan() as lan:
+        payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        send_super(lan, flow, payload, 1000)
+        frames = await lan.received()
+        assert len(frames) == -(-(-(-size // 1000) * (1035 + flow.head_size)) // MAX_BURST)
+        assert b"".join(frame[24 + flow.head_size :] for frame in frames) == payload
+        if size > 1000:
+            (flags, kind, hdr_len, gso, start, offset) = struct.unpack("=BBHHHH", frames[0][:10])
+            assert (flags, gso) == (PARTIAL, 1000)
+            assert kind == (UDP_L4 if flow.protocol == 17 else TCPV4 if flow.version == 4 else TCPV6)
+            assert start + offset < hdr_len == 14 + flow.head_size
+
+
+async def test_without_the_offload_segments_come_out_one_by_one_with_checksums(autojump_clock: object) -> None:
+    async with a_lan(offloads=0) as lan:
+        flow, payload = Flow(protocol=17), bytes(3_500)
+        send_super(lan, flow, payload, 1000)
+        assert packets(await lan.received()) == flow.segments(payload, 1000)
+
+
+async def test_a_partial_checksum_travels_and_is_derived_anew(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        packet = Flow().packet(b"hello", partial=True)
+        lan.send(packet, flags=PARTIAL, start=34, offset=16)
+        (frame,) = await lan.received()
+        assert struct.unpack("=BBHHHH", frame[:10]) == (PARTIAL, 0, 0, 0, 34, 16)
+        assert frame[24:] == packet
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (ip4(17, DATAGRAM, source=bytes((10, 86, 0, 77))), "the source is not the member's"),
+        (ip4(17, DATAGRAM, source=bytes((192, 168, 1, 1))), "the source is not the member's"),
+        (ip6(17, DATAGRAM, source=b"\xfe\x80" + bytes(14)), "the source is not the member's"),
+        (ip6(59, b"", extensions=[(43, bytes((2, 0, 1)) + bytes(20))]), None),
+    ],
+)
+async def test_what_a_member_may_not_send_is_dropped_by_the_receiver(
+    autojump_clock: object, packet: bytes, reason: str | None
+) -> None:
+    async with a_lan() as lan:
+        lan.send(packet)
+        assert await lan.received() == []
+        assert sum(lan.drops("b").values()) == 1
+        if reason is not None:
+            assert lan.drops("b") == {reason: 1}
+
+
+async def test_nobody_is_reached_behind_a_member(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        lan.send(ip4(17, DATAGRAM, destination=bytes((192, 168, 1, 1))))
+        assert await lan.received() == []
+        assert lan.drops("a") == {"packet to no member": 1}
+        # A member that sends it all the same: its own table says that the address is ours.
+        lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [NAMES["b"]._replace(ipv4=bytes((192, 168, 1, 1)))])
+        lan.send(ip4(17, DATAGRAM, destination=bytes((192, 168, 1, 1))))
+        assert await lan.received() == []
+        assert lan.drops("b") == {"the destination is not ours": 1}
+
+
+@pytest.mark.parametrize("destination", [b"\xff" * 4, A4[:3] + b"\xff", bytes((224, 0, 2, 60)), bytes((239, 255, 255, 250))])
+async def test_broadcasts_and_multicasts_reach_everybody_as_such(autojump_clock: object, destination: bytes) -> None:
+    async with a_lan() as lan:
+        packet = ip4(17, struct.pack("!HHHH", 5, 5, 8, 0), destination=destination)
+        lan.send(packet)
+        (frame,) = await lan.received()
+        assert frame[24:] == packet
+        group = b"\x01\x00\x5e" + bytes((destination[1] & 127,)) + destination[2:]
+        assert frame[10:16] == (group if destination[0] < 240 and destination[0] >= 224 else b"\xff" * 6)
+
+
+async def test_multicast_of_ipv6_has_its_group(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        group = b"\xff\x02" + bytes(13) + b"\xfb"
+        lan.send(ip6(17, struct.pack("!HHHH", 5353, 5353, 8, 1), destination=group))
+        (frame,) = await lan.received()
+        assert frame[10:16] == b"\x33\x33\x00\x00\x00\xfb"
+
+
+async def test_a_flood_of_broadcasts_is_cut_off(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        packet = ip4(17, struct.pack("!HHHH", 5, 5, 8, 0), destination=b"\xff" * 4)
+        sent = 0
+        for _ in range(10):
+            for _ in range(100):
+                lan.send(packet)
+                sent += 1
+            await trio.testing.wait_all_tasks_blocked()
+        got = len(await lan.received())
+        assert EVERYBODY_BURST * 0.9 <= got <= EVERYBODY_BURST * 1.1
+        assert lan.drops("a")["broadcasts over the rate"] == sent - got
+
+
+async def test_what_the_reflector_finds_goes_to_everybody(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        packet = ip4(17, struct.pack("!HHHH", 5, 5, 8, 0), destination=b"\xff" * 4)
+        lan.forwards["a"].send_to_all(packet)
+        assert packets(await lan.received()) == [packet]
+
+
+async def test_a_removed_member_is_cut_off_both_ways(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        lan.forwards["b"].set_roster(NAMES["b"], SUBNET, [])
+        lan.send(Flow().packet(b"hello"))
+        assert await lan.received() == []
+        lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [])
+        lan.send(Flow().packet(b"hello"))
+        assert await lan.received() == []
+        assert lan.drops("a") == {"packet to no member": 1}
+
+
+async def test_two_members_with_one_address_are_refused(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        with pytest.raises(ConfigurationError):
+            lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [NAMES["b"], NAMES["b"]._replace(static=b"c" * 32)])
+
+
+async def test_a_syn_learns_what_the_path_carries(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        lan.send(Flow(flags=SYN, options=struct.pack("!BBH", 2, 4, 8960)).packet(b""))
+        (frame,) = await lan.received()
+        (mss,) = struct.unpack("!H", frame[24 + 42 : 24 + 44])
+        room = lan.links.near.packets.room if lan.links.near.packets is not None else None
+        assert room is not None
+        assert mss == room - 40
+        assert frame[24:] == Flow(flags=SYN, options=struct.pack("!BBH", 2, 4, mss)).packet(b"")
+
+
+async def test_what_is_too_big_is_answered_split_or_fragmented(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        sealer = lan.links.near.packets
+        assert sealer is not None
+        assert sealer.room is not None
+        room = sealer.room
+        lan.send(Flow().packet(bytes(room)))  # "don't fragment" is set
+        assert await lan.received() == []
+        answer = lan.taps["a"].written.popleft()[24:]
+        assert (answer[9], answer[20], answer[21]) == (1, 3, 4)
+        assert struct.unpack("!H", answer[26:28]) == (room,)
+        assert answer[12:16] == B4
+        assert answer[16:20] == A4
+        whole = ip4(17, struct.pack("!HHHH", 5, 5, room + 8, 0) + bytes(room), field=0)
+        lan.send(whole)
+        pieces = packets(await lan.received())
+        assert b"".join(piece[20:] for piece in pieces) == whole[20:]
+        assert all(len(piece) <= room for piece in pieces)
+
+
+async def test_small_paths_carry_ipv6s_minimum_in_pieces(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        path = lan.links.near._peering.connection._shared.paths.current  # type: ignore[union-attr]
+        path.set_mtu(1200, lan.links.now())
+        packet = Flow(version=6, protocol=17).packet(bytes(1280 - 48))
+        lan.send(packet)
+        assert packets(await lan.received()) == [packet]
+        lan.send(Flow(version=6, protocol=17).packet(bytes(1281 - 48)))
+        assert await lan.received() == []
+        answer = lan.taps["a"].written.popleft()[24:]
+        assert (answer[6], answer[40]) == (58, 2)
+        assert struct.unpack("!I", answer[44:48]) == (1280,)
+
+
+async def test_while_the_socket_blocks_nothing_is_read_and_nothing_is_lost(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        door = lan.doors["a"]
+        door.is_open = trio.Event()
+        flows = [Flow(ident=number) for number in range(20)]
+        for flow in flows:
+            send_super(lan, flow, bytes(60_000), 1000)
+        assert await lan.received() == []
+        assert lan.taps["a"].counters.read_frames <= 2  # the second made the first's burst leave
+        door.is_open.set()
+        frames = await lan.received()
+        assert sum(len(frame) - 24 - 40 for frame in frames) == 20 * 60_000
+        assert lan.drops("a") == {}
+
+
+async def test_the_interface_takes_the_mtu_of_the_widest_path(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        await trio.sleep(1)
+        sealer = lan.links.near.packets
+        assert sealer is not None
+        assert lan.forwards["a"].mtu == sealer.room == lan.mtus[0]
+
+
+async def test_ecn_is_carried_and_a_mark_on_what_takes_none_is_dropped(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        lan.links.mark = True
+        lan.send(Flow(tos=2).packet(b"x"))
+        lan.send(Flow(version=6, tos=1).packet(b"x"))
+        send_super(lan, Flow(tos=2), bytes(3000), 1000)
+        assert [frame[25] & 3 if frame[24] >> 4 == 4 else frame[25] >> 4 & 3 for frame in await lan.received()] == [3, 3, 3]
+        lan.send(Flow(tos=0).packet(b"x"))
+        assert await lan.received() == []
+        assert lan.drops("b") == {"congestion mark on a packet that takes none": 1}
+
+
+async def test_a_super_packet_with_cwr_is_joined_with_its_mark(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        send_super(lan, Flow(flags=ACK | CWR), bytes(3000), 1000)
+        (frame,) = await lan.received()
+        assert frame[1] == TCPV4 | 0x80
+        assert frame[24 + 33] & CWR
+
+
+async def test_frames_that_are_no_ip_are_dropped_and_counted(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        assert lan.taps["a"].send_from_host(bytes(10) + MAC["a"] + MAC["a"] + b"\x08\x06" + bytes(28))
+        assert lan.taps["a"].send_from_host(bytes(10) + MAC["a"] + MAC["a"] + b"\x08\x00")
+        assert lan.taps["a"].send_from_host(bytes(10) + MAC["a"] + MAC["a"] + b"\x08\x00" + b"\x45" + bytes(10))
+        assert await lan.received() == []
+        assert sum(lan.drops("a").values()) == 3

@@ -1,0 +1,106 @@
+"""A LAN interface between the kernel and the members: the one object that `ptunnel lan` and `ptunnel exec` put between the two.
+
+Outbound is lan_send.py, inbound lan_receive.py; here is who is who, and what the interface's MTU is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tunnel.driver.link import Link
+from tunnel.forward.lan_members import LanAddresses, LanTable
+from tunnel.forward.lan_receive import LanReceiver
+from tunnel.forward.lan_send import SMALLEST_MTU, LanSender
+from tunnel.units import Instant
+
+if TYPE_CHECKING:
+    from tunnel.tun.tap import Tap
+
+__all__ = ["LanAddresses", "LanForward"]
+
+LARGEST_MTU: Final = 9_000  # bytes; what jumbo paths carry and more than any other
+MTU_INTERVAL: Final = 0.25  # seconds between two looks at what the paths carry
+_PLAIN_VIRTIO: Final = bytes(10)
+
+
+class LanForward:
+    """Packets between an interface and the links of a room's members."""
+
+    def __init__(
+        self,
+        device: Tap,
+        *,
+        me: LanAddresses,
+        mac: bytes,
+        subnet: bytes,
+        clock: Callable[[], Instant],
+        set_mtu: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self._device = device
+        self._set_mtu = set_mtu
+        self._table = LanTable(me, subnet)
+        self._mac = mac
+        self._receiver = LanReceiver(self._table, device, mac)
+        self._sender = LanSender(self._table, device, clock=clock, answer=self._answer)
+        self.mtu = SMALLEST_MTU  # of the interface, as last set
+
+    @property
+    def drops(self) -> Mapping[str, int]:
+        """How often a packet was dropped between interface and links, by reason."""
+        return self._table.drops
+
+    def set_roster(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses]) -> None:
+        """The newest roster; who is no longer in it neither sends nor gets anything from now on.  Raises ConfigurationError."""
+        for gone in self._table.set(me, subnet, others):
+            if gone.link is not None:
+                gone.link.set_packet_sink(None)
+        for member in self._table.members.values():
+            if member.link is not None:
+                member.link.set_packet_sink(functools.partial(self._receiver.take, member))
+
+    def add_link(self, static: bytes, link: Link) -> None:
+        """The member is connected by `link` from now on; ignored for a key that is not in the roster."""
+        member = self._table.members.get(static)
+        if member is not None:
+            member.link = link
+            link.set_packet_sink(functools.partial(self._receiver.take, member))
+
+    def remove_link(self, static: bytes, link: Link) -> None:
+        """That link has ended."""
+        member = self._table.members.get(static)
+        if member is not None and member.link is link:
+            member.link = None
+        link.set_packet_sink(None)
+
+    def send_to_all(self, packet: bytes) -> None:
+        """An IP packet of ours that did not leave by the interface (the reflector found it): its source is our inner address."""
+        self._sender.send_to_all(packet)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sender.run)
+            nursery.start_soon(self._follow_mtu)
+
+    async def _follow_mtu(self) -> None:
+        """The interface's MTU is what the widest path carries; on a narrower one lan_send.py answers."""
+        while True:
+            rooms = [
+                room
+                for member in self._table.members.values()
+                if (sealer := member.sealer) is not None and (room := sealer.room) is not None
+            ]
+            mtu = min(max(SMALLEST_MTU, *rooms), LARGEST_MTU) if rooms else self.mtu
+            if mtu != self.mtu:
+                self.mtu = mtu
+                await self._set_mtu(mtu)
+            await trio.sleep(MTU_INTERVAL)
+
+    def _answer(self, packet: bytes) -> None:
+        """An ICMP answer of ours to our own kernel."""
+        kind = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+        self._device.writev([_PLAIN_VIRTIO, self._mac + self._mac + kind, packet])

@@ -1,0 +1,119 @@
+"""From a member into the interface, in the order a run goes through:
+
+1. parse: the inner headers, once for each super-packet
+2. may this member send this, to us?  By the roster's addresses, never by what the packet says of itself
+3. ECN: a mark that the outer path made is carried on inward (RFC 6040 §4.2)
+4. a SYN's MSS is held to what our path back carries
+5. one write: headers as the kernel wants them, all derived from what was parsed here, then the payloads where they lie
+
+Nothing that came from a member is ever sent on to another, so nothing can loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tunnel.driver.packets import PacketRun
+from tunnel.errors import MalformedPacket
+from tunnel.forward.lan_members import LanMember, LanTable
+from tunnel.proto.ip import ecn, header, mss, offload
+from tunnel.proto.lan.discovery import is_for_everybody
+from tunnel.units import Buffer, Instant
+
+if TYPE_CHECKING:
+    from tunnel.tun.tap import Tap
+
+BROADCAST_MAC: Final = b"\xff" * 6
+CE: Final = 3  # congestion experienced, RFC 3168 §5
+SYN_AT_MOST: Final = 160  # bytes
+TCP: Final = 6
+UDP: Final = 17
+OFFLOAD_USO4: Final = 32  # linux/if_tun.h: what the kernel hands us; it takes super-packets of TCP from us in any case
+_PLAIN_VIRTIO: Final = bytes(10)
+_ETHERTYPE: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
+
+
+class LanReceiver:
+    """Writes what may come in.  Called from inside the receiving of datagrams, so it never waits."""
+
+    def __init__(self, table: LanTable, device: Tap, mac: bytes) -> None:
+        self._table = table
+        self._device = device
+        self._unicast = {version: mac + mac + kind for version, kind in _ETHERTYPE.items()}
+        self._mac = mac
+        self._takes_uso = bool(device.offloads & OFFLOAD_USO4)
+
+    def take(self, member: LanMember, now: Instant, runs: list[PacketRun]) -> None:
+        drops = self._table.drops
+        for run in runs:
+            try:
+                if run.gso_size:
+                    self._segments(member, run)
+                else:
+                    self._whole(member, now, run)
+            except MalformedPacket:
+                drops["inner packet that does not parse"] += 1
+
+    def _segments(self, member: LanMember, run: PacketRun) -> None:
+        head = run.head
+        inner = header.parse_head(head)
+        reason = member.filter.why_dropped(inner, head)
+        if reason is None and run.ecn == CE and inner.ecn == 0:
+            reason = "congestion mark on a packet that takes none"
+        if reason is None and inner.destination[0] in _FOR_ALL:
+            reason = "super-packet to everybody"
+        if reason is not None:
+            self._table.drops[reason] += len(run.payloads)
+            return
+        if run.ecn == CE and inner.ecn != CE:
+            head = bytes(ecn.mark_congestion(head))
+        ethernet = self._unicast[inner.version]
+        count = len(run.payloads)
+        if count == 1 or inner.protocol != UDP or self._takes_uso:
+            front = offload.build_run(inner, head, run.first, count, run.size, run.gso_size, run.is_last, True, ethernet)
+            self._write([front, *run.payloads])
+            return
+        payload = b"".join(run.payloads)
+        for packet in offload.cut_in_software(inner, head, payload, run.gso_size, index=run.first, is_last=run.is_last):
+            self._write([_PLAIN_VIRTIO, ethernet, packet])
+
+    def _whole(self, member: LanMember, now: Instant, run: PacketRun) -> None:
+        packet = run.payloads[0]
+        inner = header.parse(packet, 0, run.size)
+        reason = member.filter.why_dropped(inner, packet)
+        if reason is None and run.ecn == CE and inner.ecn == 0:
+            reason = "congestion mark on a packet that takes none"
+        is_for_all = is_for_everybody(inner.destination, self._table.subnet)
+        if reason is None and is_for_all and not member.allowance.take(now, 1, run.size):
+            reason = "broadcasts over the rate"
+        if reason is not None:
+            self._table.drops[reason] += 1
+            return
+        if run.ecn == CE and inner.ecn != CE:
+            packet = memoryview(ecn.mark_congestion(packet))
+        sealer = member.sealer
+        if run.size <= SYN_AT_MOST and inner.protocol == TCP and sealer is not None and (room := sealer.room) is not None:
+            scratch = memoryview(bytearray(packet))
+            if mss.clamp(scratch, 0, inner, room, partial=run.is_partial):
+                packet = scratch
+        ethernet = self._unicast[inner.version]
+        if is_for_all:
+            ethernet = _group_mac(inner.destination) + self._mac + _ETHERTYPE[inner.version]
+        self._write([offload.build_prefix(inner, run.is_partial, ethernet), packet[: inner.total_size]])
+
+    def _write(self, pieces: list[Buffer]) -> None:
+        if not self._device.writev(pieces):
+            self._table.drops["the interface took no more"] += 1
+
+
+def _group_mac(destination: bytes) -> bytes:
+    """The Ethernet group that stands for a broadcast or multicast address (RFC 1112 §6.4, RFC 2464 §7)."""
+    if len(destination) == 16:
+        return b"\x33\x33" + destination[12:]
+    if destination[0] >> 4 == 14:
+        return b"\x01\x00\x5e" + bytes((destination[1] & 0x7F,)) + destination[2:]
+    return BROADCAST_MAC
+
+
+#: First bytes of IPv4 and IPv6 group addresses.
+_FOR_ALL: Final = frozenset({*range(224, 240), 255})

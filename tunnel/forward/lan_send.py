@@ -1,0 +1,278 @@
+"""From the interface to the members, in the order a frame goes through:
+
+1. read: one frame, which may be a super-packet of 64 KB
+2. for whom: the inner destination names a member, or everybody
+3. what does not fit the path: a smaller MSS beforehand, an ICMP answer into the interface, or pieces
+4. sealed into a burst, which leaves when it is full, when the next packet does not fit it, or when nothing more is to be read
+
+There is no queue.  Where a socket would block, the bursts of the frame at hand wait, nothing more is read, and the kernel's own
+queue of the interface fills.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tunnel.driver.packets import PACKET_PARTIAL, PacketBurst, PacketDoor, PacketSealer
+from tunnel.errors import MalformedPacket
+from tunnel.forward.lan_members import LanMember, LanTable
+from tunnel.proto.ip import header, icmp, mss, offload
+from tunnel.proto.lan.discovery import is_for_everybody
+from tunnel.units import Instant, Transmit
+
+if TYPE_CHECKING:
+    from tunnel.tun.tap import Tap
+
+FRAMES_A_TURN: Final = 32  # read before others get their turn
+VIRTIO_SIZE: Final = 10
+ETHERNET_SIZE: Final = 14
+FRONT: Final = 64  # bytes free in front of a frame: a sealed packet's own header is made there
+BUFFER: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE + 65_536
+SMALLEST_MTU: Final = 1280  # bytes that every member can count on (RFC 8200 §5): packets up to it are split for a smaller path
+MOST_STUCK: Final = 64  # bursts that wait for a socket: those of one frame to 15 members, and what the reflector adds
+SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, TCP and all options are 100
+
+_ETHERTYPES: Final = {b"\x08\x00", b"\x86\xdd"}
+_CHECKSUM_AT: Final = {(6, 16), (17, 6)}  # protocol, and where its header has the checksum
+_IP_AT: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE
+_TYPE_AT: Final = _IP_AT - 2
+
+
+class LanSender:
+    """One task reads the interface; `send_to_all` takes what came some other way (the reflector)."""
+
+    def __init__(
+        self,
+        table: LanTable,
+        device: Tap,
+        *,
+        clock: Callable[[], Instant],
+        answer: Callable[[bytes], None],
+    ) -> None:
+        """`answer` writes an IP packet of ours into the interface."""
+        self._table = table
+        self._device = device
+        self._clock = clock
+        self._answer = answer
+        self._buffer = memoryview(bytearray(BUFFER))
+        self._burst = PacketBurst(bytearray(65_536))
+        self._spare = [PacketBurst(bytearray(65_536))]
+        self._door: PacketDoor | None = None  # by which the burst under way leaves
+        self._stuck: deque[tuple[PacketDoor, Transmit, PacketBurst]] = deque()  # bounded: of one frame, as no other is read
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        device, frame = self._device, self._buffer[FRONT:]
+        while True:
+            await device.wait_readable()
+            left = FRAMES_A_TURN
+            now = self._clock()
+            while left and (size := device.read_into(frame)):
+                left -= 1
+                self._frame(now, FRONT + size)
+                if self._stuck:
+                    await self._unstick()
+                    now = self._clock()
+            self._leave()
+            await self._unstick()
+            if not left:
+                await trio.lowlevel.checkpoint()
+
+    # 2
+
+    def _frame(self, now: Instant, end: int) -> None:
+        view, table = self._buffer, self._table
+        if end <= _IP_AT or bytes(view[_TYPE_AT:_IP_AT]) not in _ETHERTYPES:
+            table.drops["frame that is not IP"] += 1
+            return
+        destination = header.destination_of(view, _IP_AT, end)
+        if destination is None:
+            table.drops["packet of ours that does not parse"] += 1
+            return
+        virtio = offload.decode_offload(view, FRONT)
+        member = table.by_address.get(destination)
+        if member is not None:
+            self._for_member(now, member, virtio, end)
+        elif is_for_everybody(destination, table.subnet):
+            self._for_all(now, virtio, end)
+        else:
+            table.drops["packet to no member"] += 1
+
+    def _for_all(self, now: Instant, virtio: offload.Offload, end: int) -> None:
+        """Broadcast and multicast: a copy for each member who is there."""
+        if virtio.gso_type:
+            self._table.drops["super-packet to everybody"] += 1
+        elif not self._table.allowance.take(now, 1, end - _IP_AT):
+            self._table.drops["broadcasts over the rate"] += 1
+        else:
+            for member in self._table.members.values():
+                self._whole(now, member, virtio, end)
+
+    def send_to_all(self, packet: bytes) -> None:
+        """An IP packet of ours, with our inner source and finished checksums, to every member who is there."""
+        now = self._clock()
+        if not self._table.allowance.take(now, 1, len(packet)):
+            self._table.drops["broadcasts over the rate"] += 1
+            return
+        scratch = memoryview(bytearray(FRONT) + packet)
+        for member in self._table.members.values():
+            sealer = self._sealer(member)
+            if sealer is not None:
+                self._put(now, member, sealer, scratch, FRONT, len(scratch), 0)
+        self._leave()
+
+    # 3
+
+    def _for_member(self, now: Instant, member: LanMember, virtio: offload.Offload, end: int) -> None:
+        if not virtio.gso_type:
+            self._whole(now, member, virtio, end)
+            return
+        sealer = self._sealer(member)
+        if sealer is None or (room := sealer.room) is None:
+            return
+        view = self._buffer
+        try:
+            inner = header.parse(view, _IP_AT, end)
+            cut = offload.wants_cut(virtio, inner, end - _IP_AT)
+        except MalformedPacket as error:
+            self._table.drops[str(error)] += 1
+            return
+        if cut is None:
+            self._whole(now, member, virtio, end)
+            return
+        head_size, step = cut
+        if head_size + step > room:
+            self._too_big(member, inner, end, room)
+            return
+        head = bytes(view[_IP_AT : _IP_AT + head_size])
+        count = -(-(end - _IP_AT - head_size) // step)
+        self._aim(member, sealer, inner.ecn)
+        index = 0
+        while True:
+            index = sealer.seal_segments(self._burst, now, view, _IP_AT, head, end, step, index, PACKET_PARTIAL)
+            if index >= count:
+                return
+            self._leave()
+            self._aim(member, sealer, inner.ecn)
+
+    def _whole(self, now: Instant, member: LanMember, virtio: offload.Offload, end: int) -> None:
+        """A packet that is no super-packet."""
+        sealer = self._sealer(member)
+        if sealer is None or (room := sealer.room) is None:
+            return
+        view = self._buffer
+        flags = 0
+        if virtio.needs_checksum:
+            if _is_plain_transport(view, virtio):
+                flags = PACKET_PARTIAL
+            else:
+                offload.finish_foreign_checksum(view, FRONT + VIRTIO_SIZE, end, virtio)
+        size = end - _IP_AT
+        if size <= SYN_AT_MOST and _is_syn(view, _IP_AT, end):
+            try:
+                mss.clamp(view, _IP_AT, header.parse(view, _IP_AT, end), room, partial=bool(flags))
+            except MalformedPacket:
+                self._table.drops["packet of ours that does not parse"] += 1
+                return
+        if size <= room:
+            self._put(now, member, sealer, view, _IP_AT, end, flags)
+            return
+        try:
+            inner = header.parse(view, _IP_AT, end)
+        except MalformedPacket:
+            self._table.drops["packet of ours that does not parse"] += 1
+            return
+        if flags:
+            offload.finish_checksum(view, _IP_AT, end, inner)
+        if size <= SMALLEST_MTU:
+            self._aim(member, sealer, inner.ecn)
+            if not sealer.seal_split(self._burst, now, view, _IP_AT, end):
+                self._leave()
+                self._aim(member, sealer, inner.ecn)
+                sealer.seal_split(self._burst, now, view, _IP_AT, end)
+            self._leave()
+        elif inner.version == 4 and not inner.dont_fragment:
+            for piece in icmp.fragment(view[_IP_AT:end], inner, room):
+                self._put(now, member, sealer, memoryview(bytearray(FRONT) + piece), FRONT, FRONT + len(piece), 0)
+        else:
+            self._too_big(member, inner, end, room)
+
+    def _too_big(self, member: LanMember, inner: header.Inner, end: int, room: int) -> None:
+        """Tell our own stack what the path to this member carries; IPv6 is never told less than its minimum (RFC 8201 §4)."""
+        self._table.drops["packet too big for the path"] += 1
+        mtu = room if inner.version == 4 else max(room, SMALLEST_MTU)
+        source = member.place.ipv4 if inner.version == 4 else member.place.ipv6[0]
+        reply = icmp.too_big(self._buffer[_IP_AT:end], inner, mtu, source, (self._table.subnet_broadcast,))
+        if reply is not None:
+            self._answer(reply)
+
+    def _sealer(self, member: LanMember) -> PacketSealer | None:
+        sealer = member.sealer
+        if sealer is None:
+            self._table.drops["member is not connected"] += 1
+        return sealer
+
+    # 4
+
+    def _aim(self, member: LanMember, sealer: PacketSealer, ecn: int) -> None:
+        """Make the burst one for this member's path and ECN mark."""
+        assert member.link is not None
+        if not sealer.goes_on(self._burst, ecn):
+            self._leave()
+            sealer.begin(self._burst, ecn)
+            self._door = member.link.door
+
+    def _put(
+        self, now: Instant, member: LanMember, sealer: PacketSealer, view: memoryview, start: int, end: int, flags: int
+    ) -> None:
+        ecn = view[start + 1] & 3 if view[start] >> 4 == 4 else view[start + 1] >> 4 & 3
+        self._aim(member, sealer, ecn)
+        if not sealer.seal_packet(self._burst, now, view, start, end, flags):
+            self._leave()
+            self._aim(member, sealer, ecn)
+            sealer.seal_packet(self._burst, now, view, start, end, flags)
+
+    def _leave(self) -> None:
+        """Send the burst under way; one that would block is kept until `_unstick`."""
+        burst, door = self._burst, self._door
+        count, transmit = burst.count, burst.transmit()
+        if transmit is None or door is None:
+            return
+        if len(self._stuck) >= MOST_STUCK:
+            self._table.drops["socket would block"] += count
+        elif self._stuck or not door.send(transmit):
+            self._stuck.append((door, transmit, burst))
+            self._burst = self._spare.pop() if self._spare else PacketBurst(bytearray(65_536))
+
+    async def _unstick(self) -> None:
+        while self._stuck:
+            door, transmit, burst = self._stuck[0]
+            if door.send(transmit):
+                self._stuck.popleft()
+                self._spare.append(burst)
+            else:
+                await door.wait_writable(transmit)
+
+
+def _is_plain_transport(view: memoryview, virtio: offload.Offload) -> bool:
+    """Whether the partial checksum is that of a TCP or UDP header right behind a plain IP header, where the far side looks."""
+    if view[_IP_AT] >> 4 == 4:
+        start, protocol = ETHERNET_SIZE + (view[_IP_AT] & 15) * 4, view[_IP_AT + 9]
+        if (view[_IP_AT + 6] & 0x3F) or view[_IP_AT + 7]:
+            return False  # a fragment
+    else:
+        start, protocol = ETHERNET_SIZE + 40, view[_IP_AT + 6]
+    return virtio.checksum_start == start and (protocol, virtio.checksum_offset) in _CHECKSUM_AT
+
+
+def _is_syn(view: memoryview, at: int, end: int) -> bool:
+    """A quick look; whoever acts on it parses."""
+    version = view[at] >> 4
+    if version == 4:
+        flags_at = at + (view[at] & 15) * 4 + 13
+        return view[at + 9] == 6 and flags_at < end and bool(view[flags_at] & 2)
+    return end - at > 53 and view[at + 6] == 6 and bool(view[at + 53] & 2)
