@@ -78,22 +78,24 @@ def inherited(capability: int) -> Iterator[None]:
             _set(effective, permitted, inheritable)
 
 
-def keep_only(*capabilities: int) -> None:
+def keep_only(*capabilities: int, bounding: bool = True) -> None:
     """Give up every other capability, for this thread and what it starts, so that none comes back through a program's file.
 
     Those of `capabilities` that this thread lacks are not gained.  Other threads keep theirs.
+    Without `bounding` no_new_privs alone sees to that: a program whose file asks for a capability (`ping`) then runs without it,
+    while one outside the bounding set would not run at all.
     """
     mask = sum(1 << capability for capability in capabilities)
     _, permitted, _ = _get()
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(LAST_CAPABILITY + 1):
-        if not mask >> capability & 1:
+        if bounding and not mask >> capability & 1:
             _prctl(_PR_CAPBSET_DROP, capability)  # needs CAP_SETPCAP; without it no_new_privs does the same
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _set(permitted & mask, permitted & mask, 0)
 
 
-def drop_privileges() -> None:
+def drop_privileges(*, bounding: bool = True) -> None:
     """Give up all capabilities of this thread for good: effective, permitted, inheritable, ambient and bounding; no_new_privs.
 
     What remains: the user.  A root process is still uid 0, so it opens, writes and owns root's files (its PTUNNEL_HOME among
@@ -102,7 +104,7 @@ def drop_privileges() -> None:
     permission for (CAP_DAC_OVERRIDE is gone).  Descriptors opened before go on working: TAP, packet sockets.
     Other threads keep what they have: call this before any is started, or process.drop_privileges_everywhere.
     """
-    keep_only()
+    keep_only(bounding=bounding)
 
 
 def privileged_threads() -> list[int]:
