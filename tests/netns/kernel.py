@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -15,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-CLONE_NEWNET = 0x4000_0000
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x2_0000, 0x400_0000, 0x4000_0000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
 TUNSETIFF, IFF_TUN, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x1, 0x2, 0x1000
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +61,7 @@ def _in_thread(prepare: Callable[[], None], action: Callable[[], T]) -> T:
     return result[0]
 
 
-def _call(name: str, *arguments: int) -> None:
+def _call(name: str, *arguments: int | bytes | None) -> None:
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -86,11 +88,43 @@ class Namespace:
             lambda: _call("unshare", CLONE_NEWNET), lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         )
         self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+        self._own: dict[str, int] = {}  # namespaces of other kinds, by the word that nsenter has for them
 
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        while self._own:
+            os.close(self._own.popitem()[1])
+
+    def be_a_machine(self, name: str, folder: Path) -> None:
+        """From now on programs in here see a hostname of their own, an /etc that they may change (`folder`, a copy), an empty
+        /run and the network devices in /sys: as much of a machine as programs need that look for one another.
+        """
+        folder.mkdir()
+        kept = "--preserve=mode,links,ownership" if os.access("/etc/shadow", os.R_OK) else "--preserve=mode,links"
+        subprocess.run(["cp", "-r", "--no-dereference", kept, "/etc/.", folder], stderr=subprocess.DEVNULL, check=False)
+        (folder / "hosts").unlink(missing_ok=True)
+        (folder / "hosts").write_text(f"127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost\n")
+        (folder / "hostname").write_text(f"{name}\n")
+        (folder / "resolv.conf").unlink(missing_ok=True)
+        (folder / "resolv.conf").write_text("options timeout:1 attempts:1\n")  # nobody to ask here: refused at once
+
+        def prepare() -> None:
+            _call("setns", self.fd, CLONE_NEWNET)
+            _call("unshare", CLONE_NEWNS | CLONE_NEWUTS)
+            _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+            _call("mount", os.fsencode(folder), b"/etc", None, MS_BIND, None)
+            _call("mount", b"none", b"/run", b"tmpfs", 0, b"mode=755")
+            with contextlib.suppress(OSError):  # some containers allow none
+                _call("mount", b"none", b"/sys", b"sysfs", 0, None)
+            socket.sethostname(name)
+
+        def keep() -> dict[str, int]:
+            kinds = {"mount": "mnt", "uts": "uts"}
+            return {word: os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for word, kind in kinds.items()}
+
+        self._own = _in_thread(prepare, keep)
 
     def inside(self, action: Callable[[], T]) -> T:
         """Run a short function in here: whatever socket or /proc/sys/net file it opens is this namespace's."""
@@ -100,11 +134,15 @@ class Namespace:
 
     def command(self, arguments: Sequence[str | Path]) -> list[str]:
         """The words that run `arguments` in here, in the same process, ended when the laboratory's process ends."""
-        return ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/proc/self/fd/{self.fd}", "--", *map(str, arguments)]
+        own = [f"--{word}=/proc/self/fd/{fd}" for word, fd in self._own.items()]
+        if own:
+            own.append(f"--wdns={ROOT}")  # it would find itself in / otherwise
+        return ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/proc/self/fd/{self.fd}", *own, "--", *map(str, arguments)]
 
     def popen(self, arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
         options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.Popen(self.command(arguments), pass_fds=[self.fd, *options.pop("pass_fds", ())], text=True, **options)
+        pass_fds = [self.fd, *self._own.values(), *options.pop("pass_fds", ())]
+        return subprocess.Popen(self.command(arguments), pass_fds=pass_fds, text=True, **options)
 
     def run(
         self,
@@ -117,7 +155,7 @@ class Namespace:
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             self.command(arguments),
-            pass_fds=[self.fd],
+            pass_fds=[self.fd, *self._own.values()],
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             stdout=stdout,

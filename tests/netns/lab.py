@@ -299,7 +299,7 @@ class Lab:
             lines = ["link set eth0 up"]
             if site.ipv4:
                 site.addresses.append(f"{lan}.{first + number}")
-                lines += [f"addr add {site.addresses[-1]}/{mask} dev eth0", f"route add default via {inner}"]
+                lines += [f"addr add {site.addresses[-1]}/{mask} broadcast + dev eth0", f"route add default via {inner}"]
             if site.ipv6:
                 site.addresses6.append(f"3fff:{site.index:x}:1::{16 + number:x}")
                 lines += [f"addr add {site.addresses6[-1]}/64 dev eth0 nodad", f"route add default via {inner6}"]
