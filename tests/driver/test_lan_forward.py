@@ -23,6 +23,7 @@ from tunnel.units import Transmit
 SUBNET = A4[:3] + b"\0"
 MAC = {"a": b"\x02pt\0\0\x01", "b": b"\x02pt\0\0\x02"}
 NAMES = {"a": LanAddresses("ann", b"a" * 32, A4, (A6,)), "b": LanAddresses("bob", b"b" * 32, B4, (B6,))}
+OUR_PORT = 41_641
 DATAGRAM = struct.pack("!HHHH", 5, 5, 8, 0)
 PARTIAL, TCPV4, TCPV6, UDP_L4 = 1, 1, 4, 5
 
@@ -36,6 +37,10 @@ class Door:
         self.is_open.set()
         self.bursts = 0
         self.flush = links.flush
+
+    @staticmethod
+    def is_ours(port: int) -> bool:
+        return port == OUR_PORT
 
     def send(self, burst: Transmit) -> bool:
         if not self.is_open.is_set():
@@ -330,6 +335,15 @@ async def test_a_super_packet_with_cwr_is_joined_with_its_mark(autojump_clock: o
         (frame,) = await lan.received()
         assert frame[1] == TCPV4 | 0x80
         assert frame[24 + 33] & CWR
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_a_datagram_of_our_own_socket_never_enters_the_tunnel(autojump_clock: object, version: int) -> None:
+    async with a_lan() as lan:
+        lan.send(Flow(version=version, protocol=17, ports=(OUR_PORT, 9)).packet(b"x"))
+        send_super(lan, Flow(version=version, protocol=17, ports=(OUR_PORT, 9)), bytes(3000), 1000)
+        assert await lan.received() == []
+        assert lan.drops("a") == {"our own datagram, routed into the interface": 2}
 
 
 async def test_frames_that_are_no_ip_are_dropped_and_counted(autojump_clock: object) -> None:

@@ -22,6 +22,15 @@ class PacketDoor:
     def __init__(self, sockets: Mapping[SocketId, UdpSocket], flush: Callable[[], None]) -> None:
         self._sockets = sockets
         self.flush = flush
+        self._ports: set[int] = set()
+        self._ports_of = 0  # sockets that `_ports` was made of
+
+    def is_ours(self, port: int) -> bool:
+        """Whether one of our sockets has this local UDP port: a datagram from it is a tunnel's own."""
+        if len(self._sockets) != self._ports_of:
+            self._ports_of = len(self._sockets)
+            self._ports = {socket.local_address.port for socket in self._sockets.values()}
+        return port in self._ports
 
     def send(self, burst: Transmit) -> bool:
         """False when the socket would block: wait_writable, then call again with the same burst."""

@@ -37,7 +37,8 @@ MOST_STUCK: Final = 64  # bursts that wait for a socket: those of one frame to 1
 SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, TCP and all options are 100
 
 _ETHERTYPES: Final = {b"\x08\x00", b"\x86\xdd"}
-_CHECKSUM_AT: Final = {(6, 16), (17, 6)}  # protocol, and where its header has the checksum
+UDP: Final = 17
+_CHECKSUM_AT: Final = {(6, 16), (UDP, 6)}  # protocol, and where its header has the checksum
 _IP_AT: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE
 _TYPE_AT: Final = _IP_AT - 2
 
@@ -132,7 +133,7 @@ class LanSender:
             self._whole(now, member, virtio, end)
             return
         sealer = self._sealer(member)
-        if sealer is None or (room := sealer.room) is None:
+        if sealer is None or (room := sealer.room) is None or self._is_own(member, end):
             return
         view = self._buffer
         try:
@@ -162,7 +163,7 @@ class LanSender:
     def _whole(self, now: Instant, member: LanMember, virtio: offload.Offload, end: int) -> None:
         """A packet that is no super-packet."""
         sealer = self._sealer(member)
-        if sealer is None or (room := sealer.room) is None:
+        if sealer is None or (room := sealer.room) is None or self._is_own(member, end):
             return
         view = self._buffer
         flags = 0
@@ -200,6 +201,21 @@ class LanSender:
                 self._put(now, member, sealer, memoryview(bytearray(FRONT) + piece), FRONT, FRONT + len(piece), 0)
         else:
             self._too_big(member, inner, end, room)
+
+    def _is_own(self, member: LanMember, end: int) -> bool:
+        """A datagram of our own sockets, led here by a route: it would go round for ever.
+
+        A room whose subnet is also that of a member's real network makes such a route.
+        """
+        view, door = self._buffer, member.link.door if member.link is not None else None
+        if view[_IP_AT] >> 4 == 4:
+            protocol, at = view[_IP_AT + 9], _IP_AT + (view[_IP_AT] & 15) * 4
+        else:
+            protocol, at = view[_IP_AT + 6], _IP_AT + 40
+        if protocol != UDP or at + 2 > end or door is None or not door.is_ours(view[at] << 8 | view[at + 1]):
+            return False
+        self._table.drops["our own datagram, routed into the interface"] += 1
+        return True
 
     def _too_big(self, member: LanMember, inner: header.Inner, end: int, room: int) -> None:
         """Tell our own stack what the path to this member carries; IPv6 is never told less than its minimum (RFC 8201 §4)."""

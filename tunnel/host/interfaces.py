@@ -20,6 +20,10 @@ _UNUSABLE: Final = _DADFAILED | _DEPRECATED | _TENTATIVE
 _METADATA: Final = frozenset(("169.254.169.254", "fd00:ec2::254"))
 
 
+#: How the LAN interfaces of all ptunnel processes are called: a tunnel through a tunnel is no way to a peer.
+OWN_INTERFACES: Final = "ptunnel"
+
+
 class LocalAddress(NamedTuple):
     """One address of one interface; `prefix` is the length of its network's."""
 
@@ -33,7 +37,8 @@ def local_addresses(exclude: Iterable[str] = ()) -> list[LocalAddress]:
     """Addresses of the interfaces that are up: IPv4, and the IPv6 ones that can be used from elsewhere.
 
     Left out: loopback, multicast, IPv6 link-local (its zone means nothing to a peer), IPv6 that is still tentative, deprecated
-    or a duplicate, and the interfaces named in `exclude` (our own tunnels).  An empty list when the system tells nothing.
+    or a duplicate, LAN interfaces of ptunnel, and the interfaces named in `exclude`.  An empty list when the
+    system tells nothing.
     """
     import ifaddr
 
@@ -46,7 +51,7 @@ def local_addresses(exclude: Iterable[str] = ()) -> list[LocalAddress]:
         return []
     for adapter in adapters:
         name = str(adapter.name)
-        if name in skipped or not _is_up(name):
+        if name in skipped or name.startswith(OWN_INTERFACES) or not _is_up(name):
             continue
         for ip in adapter.ips:
             host = str(ip.ip if isinstance(ip.ip, str) else ip.ip[0]).partition("%")[0]

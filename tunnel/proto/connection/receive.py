@@ -134,6 +134,12 @@ class Receiver:
                     packets.add(now, plain, at, at + size, ecn)
                     at += size
                     acted = True
+                    if packets.is_open and number > known_highest:
+                        more = packets.follow(unseal, buffer, position, stride, prefix, index, number, plain, at)
+                        run_count += more
+                        opened += more
+                        position += more * stride
+                        at += more * size
                     continue
                 if (kind == _STREAM or kind == _STREAM_FIN) and size >= frames.STREAM_SIZE:
                     _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
