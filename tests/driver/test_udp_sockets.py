@@ -91,6 +91,37 @@ async def test_datagrams_of_different_sizes_keep_their_borders(opener: Opener, h
     assert [len(one) for one in got] == sizes
 
 
+@on_linux
+async def test_what_came_one_by_one_is_one_batch_per_sender_and_size(host: str) -> None:
+    one, other, receiver = open_socket(host, 0), open_socket(host, 0), open_socket(host, 0)
+    plan = (
+        [(one, 1200)] * 5
+        + [(one, 700), (one, 700), (other, 700), (one, 1400)]
+        + [(one, 9)] * (MAX_SEGMENTS + 3)
+        + [(one, 60_000)] * 3
+    )
+    for sender, size in plan:
+        assert sender.send(receiver.local_address, view(b"x" * size), size)
+    got, batches = await receive(receiver, len(plan))
+    assert [len(each) for each in got] == [size for _, size in plan]
+    shapes = [(batch.remote.port, batch.stride, len(batch.buffer)) for batch in batches]
+    ours, theirs = one.local_address.port, other.local_address.port
+    assert shapes == [
+        (ours, 1200, 5 * 1200 + 700),
+        (ours, 700, 700),
+        (theirs, 700, 700),
+        (ours, 1400, 1400 + 9),
+        (ours, 9, 9 * MAX_SEGMENTS),
+        (ours, 9, 9 * 2),
+        (ours, 60_000, 60_000),
+        (ours, 60_000, 60_000),
+        (ours, 60_000, 60_000),
+    ]
+    assert receiver.counters.received_datagrams == len(plan)
+    for udp in (one, other, receiver):
+        udp.close()
+
+
 async def test_the_largest_datagram_goes_through_on_loopback(opener: Opener, host: str) -> None:
     sender, receiver = opener(host), opener(host)
     assert sender.send(receiver.local_address, view(b"z" * 65_000), 65_507)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import trio
 
+from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
 from tunnel.driver.link import Link
 from tunnel.driver.packets import PacketDoor
 from tunnel.driver.pool import PoolSockets
@@ -260,18 +261,23 @@ class EndpointDriver:
 
     async def _run_socket(self, socket_id: SocketId) -> None:
         core, clock, socket = self.core, self.clock, self._sockets.get(socket_id)
+        drizzle = Drizzle()
         while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
             await socket.wait_readable()
-            batches = 0
+            batches = size = datagrams = 0
             while (batch := socket.receive()) is not None:
                 core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
                 batches += 1
+                size += len(batch.buffer)
+                datagrams += -(-len(batch.buffer) // batch.stride)
                 if batches >= BATCHES_A_TURN:
                     batches = 0
                     self.flush()
                     await trio.lowlevel.checkpoint()
             if batches:
                 self.flush()
+            if drizzle.is_on(clock(), size, datagrams):
+                await trio.sleep(DRIZZLE_PAUSE)
 
     async def _run_timers(self) -> None:
         core, clock = self.core, self.clock

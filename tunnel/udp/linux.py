@@ -12,8 +12,8 @@ import sys
 from typing import Final, TypeAlias
 
 from tunnel.udp.addresses import SockAddr
-from tunnel.udp.base import MAX_USELESS, RECEIVE_BUFFER, SEND_BUFFER, BoundSocket, segment_count
-from tunnel.udp.socket import MAX_BATCH, ReceivedBatch
+from tunnel.udp.base import BATCH_BUFFER, MAX_USELESS, RECEIVE_BUFFER, SEND_BUFFER, BoundSocket, segment_count
+from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch
 from tunnel.units import Address
 
 # What the socket module does not name (linux/udp.h, linux/in.h, linux/in6.h, asm-generic/socket.h).
@@ -47,6 +47,8 @@ Control: TypeAlias = tuple[tuple[int, int, bytes], ...]
 
 #: Room for the stride (UDP_GRO) and the traffic class, and one more that some later kernel may add.
 ANCILLARY_SPACE: Final = 3 * socket.CMSG_SPACE(4)
+#: Bytes of a batch up to which more is received behind it.  What the kernel has joined is larger when it matters.
+JOIN_UNTIL: Final = MAX_BATCH // 2
 #: Control messages remembered, by segment size.
 MAX_CONTROLS: Final = 512
 _ALONE: Final[Control] = ()
@@ -73,7 +75,10 @@ class LinuxSocket(BoundSocket):
         # Bound once: the hot path looks up nothing that does not change.
         self._sendmsg = self._socket.sendmsg
         self._recvmsg_into = self._socket.recvmsg_into
+        self._buffer = memoryview(bytearray(JOIN_UNTIL + BATCH_BUFFER))
         self._into = [self._buffer]
+        self._ahead: tuple[SockAddr, int, int, int, int] | None = None  # received, but no part of the batch before it
+        self._is_drained = False
         self._sockaddrs = self._cache.sockaddrs
         self._addresses = self._cache.addresses
 
@@ -175,11 +180,44 @@ class LinuxSocket(BoundSocket):
     # -- receiving
 
     def receive(self) -> ReceivedBatch | None:
+        """Datagrams that the kernel did not join are joined here: what comes after costs a call a batch, not a datagram."""
+        found, self._ahead = self._ahead, None
+        if found is None:
+            if self._is_drained:
+                self._is_drained = False
+                return None
+            found = self._receive_at(0)
+            if found is None:
+                return None
+        sockaddr, start, end, stride, ecn = found
+        while end <= JOIN_UNTIL and (end - start) % stride == 0:
+            more = self._receive_at(end)
+            if more is None:
+                self._is_drained = True  # saves the next call; what comes meanwhile wakes whoever waits
+                break
+            after, size = more[2], more[3]
+            if (
+                size > stride
+                or (size < stride and after - end > size)
+                or more[4] != ecn
+                or after - start > MAX_BATCH
+                or after - start > MAX_SEGMENTS * stride
+                or more[0] != sockaddr
+            ):
+                self._ahead = more
+                break
+            end = after
+        remote = self._addresses.get(sockaddr) or self._cache.address(sockaddr)
+        return _new_batch(ReceivedBatch, (remote, self._buffer[start:end], stride, ecn))
+
+    def _receive_at(self, at: int) -> tuple[SockAddr, int, int, int, int] | None:
+        """One call into the kernel: sender, from where to where in the buffer, stride, ECN."""
         counters = self.counters
+        into = self._into if not at else [self._buffer[at:]]
         for _ in range(MAX_USELESS):
             counters.receive_calls += 1
             try:
-                length, ancillary, flags, sockaddr = self._recvmsg_into(self._into, ANCILLARY_SPACE)
+                length, ancillary, flags, sockaddr = self._recvmsg_into(into, ANCILLARY_SPACE)
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -202,6 +240,5 @@ class LinuxSocket(BoundSocket):
             else:
                 stride = length
                 counters.received_datagrams += 1
-            remote = self._addresses.get(sockaddr) or self._cache.address(sockaddr)
-            return _new_batch(ReceivedBatch, (remote, self._buffer[:length], stride, ecn))
+            return sockaddr, at, at + length, stride, ecn
         return None
