@@ -77,3 +77,59 @@ def test_holes_made_by_a_stranger_to_order_stay_bounded() -> None:
     for n in range(0, 10_000, 2):
         tracker.on_packets(n, 1, True, NOW)
     assert len(tracker.build_ranges(10_000)) == acks.MAX_TRACKED_RANGES
+
+
+def fast(tracker: AckTracker, milliseconds: int, packets: int = 40, step: float = 0.000_25) -> tuple[int, int, Instant]:
+    """`packets` every `step` seconds: ACKs that were due, packets sent, and when it ended."""
+    acked = number = 0
+    now = NOW
+    for _ in range(int(milliseconds * 0.001 / step)):
+        now = Instant(now + step)
+        tracker.on_packets(number, packets, True, now)
+        number += packets
+        if tracker.due(now):
+            tracker.on_ack_sent(now)
+            acked += 1
+    return acked, number, now
+
+
+def test_a_fast_flow_earns_an_ack_a_millisecond_and_no_more_than_the_socket_holds_wait() -> None:
+    acked, _, _ = fast(AckTracker(), 100)
+    assert 80 <= acked <= 150
+    acked, number, _ = fast(AckTracker(most=20), 100)
+    assert acked == number // 40  # each batch is more than may wait
+
+
+def test_a_fast_flow_that_stops_is_answered_within_a_millisecond_and_then_as_ever() -> None:
+    tracker = AckTracker()
+    _, number, now = fast(tracker, 20)
+    tracker.on_ack_sent(now)
+    tracker.on_packets(number, 3, True, now)
+    assert not tracker.due(now)
+    deadline = tracker.deadline()
+    assert deadline == pytest.approx(now + acks.ACK_SPACING)
+    tracker.on_ack_sent(Instant(now + acks.ACK_SPACING))
+    later = Instant(now + 1)
+    for first in (number + 3, number + 5):
+        tracker.on_packets(first, 2, True, later)
+        if first > number + 3:
+            assert tracker.due(later)  # as ever: two earn one
+        tracker.on_ack_sent(later)
+        later = Instant(later + 1)
+
+
+def test_a_gap_in_a_fast_flow_is_told_at_once() -> None:
+    tracker = AckTracker()
+    _, number, now = fast(tracker, 20)
+    tracker.on_ack_sent(now)
+    tracker.on_packets(number + 1, 1, True, now)
+    assert tracker.due(now)
+
+
+def test_slow_flows_are_answered_as_ever() -> None:
+    tracker = AckTracker()
+    for number in range(0, 200, 2):
+        now = Instant(NOW + number * 0.001)
+        tracker.on_packets(number, 2, True, now)
+        assert tracker.due(now)
+        tracker.on_ack_sent(now)

@@ -85,6 +85,7 @@ class Connection:
         self._shared = Shared(
             is_initiator=is_initiator,
             keypair=keypair,
+            receive_buffer=local.receive_buffer,
             peer_receive_buffer=min(max(remote.receive_buffer, MINIMUM_RECEIVE_BUFFER), MAXIMUM_RECEIVE_BUFFER),
             path=path,
             path_kind=path_kind,

@@ -29,6 +29,7 @@ from tunnel.proto.packet.header import (
     TAG_SIZE,
     TRANSPORT,
 )
+from tunnel.proto.packet.slots import Slots
 from tunnel.proto.recovery.sent import SentBurst
 from tunnel.proto.stream.streams import CONTROL_STREAM, QUANTUM
 from tunnel.units import Instant, PathKey, Transmit
@@ -45,6 +46,7 @@ class Sender:
         self._shared = shared
         self.blocked = False  # something waits for the window or the pacer of the current path
         self.pacing_until: Instant | None = None
+        self._slots = Slots()
         self._datagrams_ahead = 0  # bytes that datagrams sent while streams waited
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
@@ -217,8 +219,8 @@ class Sender:
                 fin = False
             credit.used += length
         count = -(-length // step)
-        first_number = shared.next_number
         prefix = path.key.prefix
+        skip = len(prefix)
         keypair = shared.keys.current
         index = keypair.remote_index
         seal = keypair.send.encrypt_into
@@ -227,39 +229,34 @@ class Sender:
         ring_size = mask + 1
         frame = Frame.STREAM.value
         stream_id = stream.stream_id
-        number = first_number
-        at = position
+        number = shared.next_number
+        size = step
         stop = offset + length
-        skip = len(prefix)
-        body = HEADER_SIZE + STREAM_SIZE
-        while offset < stop:
-            size = stop - offset
-            if size > step:
-                size = step
-            elif fin:
-                frame = Frame.STREAM_FIN.value
+        place = position // path.mtu
+        for whole, header, payload, plain, sealed in self._slots.of(view, path.mtu, skip, STREAM_SIZE)[place : place + count]:
+            if stop - offset <= step:
+                size = stop - offset
+                if fin:
+                    frame = Frame.STREAM_FIN.value
+                if size < step:
+                    payload, plain, sealed = payload[:size], plain[: size - step], sealed[: size - step]
             if skip:
-                view[at : at + skip] = prefix
-                at += skip
-            pack(view, at, TRANSPORT, index, number, frame, stream_id, offset, size)
-            start = at + body
-            end = start + size
+                whole[:skip] = prefix
+            pack(whole, skip, TRANSPORT, index, number, frame, stream_id, offset, size)
             low = offset & mask
-            high = low + size
-            if high <= ring_size:
-                view[start:end] = ring[low:high]
+            if low + size <= ring_size:
+                payload[:] = ring[low : low + size]
             else:
-                stream.copy_to(view, start, offset, size)
-            sealed = at + HEADER_SIZE
-            seal(number.to_bytes(NONCE_SIZE, "big"), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
-            at = end + TAG_SIZE
+                stream.copy_to(payload, 0, offset, size)
+            seal(number.to_bytes(NONCE_SIZE, "big"), plain, header, sealed)
             number += 1
             offset += size
+        last = path.mtu - step + size
+        at = position + (count - 1) * path.mtu + last
         stream.mark_sent(stop - length, length, fin, new)
         scheduler.charge(stream, length)
         if self._datagrams_ahead:
             self._datagrams_ahead = max(0, self._datagrams_ahead - length)
-        last = at - position - (count - 1) * path.mtu
         content = BulkRun(stream, stop - length, length, step, fin)
         self._count(count, at - position)
         self._account(now, path, count, path.mtu, last, content, eliciting=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamReadable, StreamWritable
 from tunnel.proto.connection.keyring import Keyring
 from tunnel.proto.connection.paths import Path, Paths
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.crypto.replay import ReplayWindow
-from tunnel.proto.recovery.acks import AckTracker
+from tunnel.proto.recovery.acks import ACK_ELICITING_MOST, AckTracker
+from tunnel.proto.recovery.pmtu import BASE_PLPMTU
 from tunnel.proto.stream.datagrams import DatagramQueue, Rejoiner
 from tunnel.proto.stream.send import SendStream
 from tunnel.proto.stream.streams import Streams
@@ -19,6 +20,9 @@ from tunnel.units import Instant, PathKey, StreamId
 
 if TYPE_CHECKING:
     import random
+
+
+ACK_SHARE: Final = 8  # of what our socket holds may wait for an ACK: the peer has no more in flight, and must not wait for us
 
 
 class Control:
@@ -47,6 +51,7 @@ class Shared:
         *,
         is_initiator: bool,
         keypair: Keypair,
+        receive_buffer: int,
         peer_receive_buffer: int,
         path: PathKey,
         path_kind: PathKind,
@@ -59,7 +64,7 @@ class Shared:
         self.peer_receive_buffer = peer_receive_buffer  # bytes the peer's socket holds
         self.paths = Paths(path, path_kind, now, rng)
         self.replay = ReplayWindow()
-        self.acks = AckTracker()
+        self.acks = AckTracker(most=min(ACK_ELICITING_MOST, receive_buffer // ACK_SHARE // BASE_PLPMTU))
         self.streams = Streams(is_initiator=is_initiator)
         self.datagrams = DatagramQueue()
         self.rejoiner = Rejoiner()

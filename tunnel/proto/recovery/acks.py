@@ -10,6 +10,10 @@ from tunnel.units import Instant, Seconds
 
 MAX_ACK_DELAY: Final = Seconds(0.005)  # how long a lone ack-eliciting packet may wait for company
 ACK_ELICITING_THRESHOLD: Final = 2  # ack-eliciting packets that earn an ACK at once (RFC 9000 §13.2.2)
+ACK_SPACING: Final = Seconds(0.001)  # between ACKs, about, where packets come faster than two in that time
+ACK_ELICITING_MOST: Final = (
+    128  # packets that wait for an ACK even then: a fifth of a megabyte, of the megabyte in flight at most
+)
 MAX_ACK_RANGES: Final = 32  # in one ACK frame
 MAX_TRACKED_RANGES: Final = 256  # kept here; the oldest are forgotten beyond
 MANY_RANGES: Final = 8  # worth asking the peer to acknowledge our ACKs, so that we may forget
@@ -20,11 +24,27 @@ class AckTracker:
 
     Duplicates never come here: the replay window threw them away.  Call `on_packets` per run of consecutive packets
     of a batch, then ask `due` once when the batch ends.
+    While packets come in order and fast, an ACK covers those of about ACK_SPACING: each costs as much as thirty packets.
     """
 
-    __slots__ = ("_deadline", "_eliciting", "_largest", "_largest_at", "_max_ack_delay", "_received", "_urgent")
+    __slots__ = (
+        "_deadline",
+        "_eliciting",
+        "_largest",
+        "_largest_at",
+        "_max_ack_delay",
+        "_most",
+        "_received",
+        "_sent_at",
+        "_threshold",
+        "_urgent",
+    )
 
-    def __init__(self, max_ack_delay: Seconds = MAX_ACK_DELAY) -> None:
+    def __init__(self, max_ack_delay: Seconds = MAX_ACK_DELAY, most: int = ACK_ELICITING_MOST) -> None:
+        """`most` packets may wait for an ACK at any rate: a small part of what our socket holds, and so of what is in flight."""
+        self._most = max(most, ACK_ELICITING_THRESHOLD)
+        self._threshold = ACK_ELICITING_THRESHOLD  # ack-eliciting packets that earn an ACK at once, by the rate of late
+        self._sent_at = Instant(float("-inf"))  # the last ACK that was earned
         self._received = RangeSet()
         self._largest = -1
         self._largest_at = Instant(0.0)
@@ -66,19 +86,20 @@ class AckTracker:
         if ack_eliciting:
             self._eliciting += count
             if self._deadline is None:
-                self._deadline = Instant(now + self._max_ack_delay)
+                is_fast = self._threshold > ACK_ELICITING_THRESHOLD
+                self._deadline = Instant(now + (ACK_SPACING if is_fast else self._max_ack_delay))
         if len(received) > MAX_TRACKED_RANGES:
             received.pop_first()
 
     def due(self, now: Instant) -> bool:
         """Whether an ACK must leave now, be it alone.  RFC 9000 §13.2.1, §13.2.2."""
-        if self._eliciting >= ACK_ELICITING_THRESHOLD or self._urgent:
+        if self._eliciting >= self._threshold or self._urgent:
             return True
         return self._deadline is not None and now >= self._deadline
 
     def deadline(self) -> Instant | None:
         """When the owed ACK is due at the latest; None when none is owed.  Not in the future when it is due already."""
-        if self._eliciting >= ACK_ELICITING_THRESHOLD or self._urgent:
+        if self._eliciting >= self._threshold or self._urgent:
             return self._largest_at
         return self._deadline
 
@@ -92,6 +113,10 @@ class AckTracker:
 
     def on_ack_sent(self, now: Instant) -> None:
         """An ACK with `build_ranges` leaves now: nothing is owed any more."""
+        if self._eliciting:
+            since = max(now - self._sent_at, ACK_SPACING / self._most)
+            self._threshold = min(max(int(self._eliciting * ACK_SPACING / since), ACK_ELICITING_THRESHOLD), self._most)
+            self._sent_at = now
         self._eliciting = 0
         self._urgent = False
         self._deadline = None
