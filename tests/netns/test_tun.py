@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
+import trio
+import trio.testing
 
 from tests.netns.kernel import Namespace
 from tests.netns.lab import eventually
+from tunnel.errors import ConfigurationError
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.configure import apply, renumber, set_mtu
 from tunnel.tun.device import TapDevice, from_descriptor, open_tap
@@ -203,6 +206,17 @@ def test_the_mac_address_of_a_frame_says_nothing_about_broadcast(space: Namespac
     device.close()
 
 
+def test_ipv6_needs_no_neighbour_discovery_either(space: Namespace) -> None:
+    device = open_in(space, 3)
+    scope = space.inside(lambda: socket.if_nametoindex("lan0"))
+    with space.socket(socket.AF_INET6) as sender:
+        for target in (("fd12:3456:789a::9", 7777), ("fe80::7074:0:0:9", 7777, 0, scope)):
+            sender.sendto(b"six", target)
+            frame = read_frame(device, lambda frame: frame[22:24] == b"\x86\xdd" and frame[HEADROOM + 6] != 0)
+            assert frame[HEADROOM + 6] == socket.IPPROTO_UDP, "no neighbour solicitation came before"
+    device.close()
+
+
 @pytest.mark.parametrize(
     ("target", "mac"),
     [
@@ -241,6 +255,54 @@ def test_a_descriptor_from_another_process_is_the_same_device(space: Namespace) 
     first.close()
     assert "lan0" in [link["ifname"] for link in shown(space, "link")]
     device.close()
+
+
+def test_a_tap_of_another_kind_is_refused(space: Namespace) -> None:
+    fd = space.tap("plain")
+    with pytest.raises(ConfigurationError, match="another kind"):
+        from_descriptor(fd)
+    os.close(fd)
+
+
+def test_a_deleted_interface_is_an_error_of_its_own(space: Namespace) -> None:
+    device = open_in(space, 3)
+    space.ip("link del lan0")
+    with pytest.raises(trio.BrokenResourceError):
+        device.read_into(memoryview(bytearray(MAX_FRAME)))
+    with pytest.raises(trio.BrokenResourceError):
+        device.writev([bytes(100)])
+    device.close()
+    device.close()
+    with pytest.raises(trio.ClosedResourceError):
+        device.writev([bytes(100)])
+
+
+async def test_a_reader_wakes_when_the_host_sends_and_when_the_device_is_closed(space: Namespace) -> None:
+    device = open_in(space, 3, ipv6=())
+    view = memoryview(bytearray(MAX_FRAME))
+    heard = trio.Event()
+    waits: list[str] = []
+
+    async def read() -> None:
+        try:
+            while True:
+                while length := device.read_into(view):
+                    if is_udp4(bytes(view[:length])):
+                        heard.set()
+                await device.wait_readable()
+        except trio.ClosedResourceError:
+            waits.append("closed")
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            with space.socket() as sender:
+                await trio.testing.wait_all_tasks_blocked()
+                sender.sendto(b"hello", ("10.77.1.9", 7777))
+            await heard.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            device.close()
+    assert waits == ["closed"]
 
 
 def test_taken_prefixes_leave_our_own_out(space: Namespace) -> None:

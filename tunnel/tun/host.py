@@ -15,7 +15,8 @@ from typing import Final
 from tunnel.errors import ConfigurationError
 from tunnel.tun import process
 from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.device import NO_PRIVILEGE, TapDevice, open_tap
+from tunnel.tun.create import NO_PRIVILEGE
+from tunnel.tun.device import TapDevice, open_tap
 from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability, inherited
 from tunnel.tun.reflector import Reflector
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.tun import configure, names
 from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.device import open_tap
+from tunnel.tun.create import create_tap
 from tunnel.tun.keeper import Keeper, settle
 from tunnel.tun.privileges import CAP_SYS_ADMIN, drop_privileges, has_capability
 
@@ -233,7 +233,7 @@ def _run(control: socket.socket, keeper: socket.socket) -> None:
         hosts = mount_private_files()
         configure.bring_up_loopback()
         allow_ping()
-        device = open_tap(config.name)
+        tap, name = create_tap(config.name)
     except OSError as error:
         raise ConfigurationError(why_refused(error)) from error
     except ConfigurationError as error:
@@ -241,9 +241,9 @@ def _run(control: socket.socket, keeper: socket.socket) -> None:
         if isinstance(cause, OSError) and cause.errno in (errno.EPERM, errno.EACCES):
             raise ConfigurationError(why_refused(cause)) from error
         raise
-    leave_keeper(keeper, device.name, hosts)
-    socket.send_fds(control, [json.dumps({"ok": True, "name": device.name}).encode()], [device.fileno()])
-    device.close()
+    leave_keeper(keeper, name, hosts)
+    socket.send_fds(control, [json.dumps({"ok": True, "name": name}).encode()], [tap])
+    os.close(tap)
     os.close(hosts)
     if control.recv(len(GO)) != GO:
         return
