@@ -262,6 +262,7 @@ class EndpointDriver:
     async def _run_socket(self, socket_id: SocketId) -> None:
         core, clock, socket = self.core, self.clock, self._sockets.get(socket_id)
         drizzle = Drizzle()
+        seen = 0  # of what the kernel dropped
         while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
             await socket.wait_readable()
             batches = size = datagrams = 0
@@ -272,6 +273,9 @@ class EndpointDriver:
                 datagrams += -(-len(batch.buffer) // batch.stride)
                 if batches >= BATCHES_A_TURN:
                     batches = 0
+                    if (overruns := socket.overruns()) != seen:
+                        seen = overruns
+                        core.overflowed()
                     self.flush()
                     await trio.lowlevel.checkpoint()
             if batches:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tunnel.errors import ConfigurationError
 from tunnel.proto.endpoint.context import Context, EndpointConfig, PeerStore
 from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
+from tunnel.proto.endpoint.fairness import FairShare
 from tunnel.proto.endpoint.meetings import Meetings
 from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
@@ -55,6 +56,7 @@ class Endpoint:
         self._cold_at: Instant | None = None  # the first deadline of everything but the peerings
         self._is_cold_at_stale = True
         self._is_closing = False
+        self._share = FairShare(rng)
 
     # --- what it stands on
 
@@ -198,6 +200,10 @@ class Endpoint:
 
     # --- inputs
 
+    def overflowed(self) -> None:
+        """A socket's queue in the kernel has dropped datagrams: whoever sends more than its share gives way."""
+        self._share.overflowed()
+
     def handle_batch(
         self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int, ecn: int = 0
     ) -> None:
@@ -222,6 +228,11 @@ class Endpoint:
                     peering = self._meetings.confirm(now, buffer[start:end])
                     is_cold = True
                 if peering is not None and peering.connection is not None:
+                    unopened = end if prefix else length  # what comes from the server may be of several peers
+                    if not self._share.admits(now, peering, unopened - position):
+                        self.drops["over its share of a full queue"] += -(-(unopened - position) // stride)
+                        position = unopened
+                        continue
                     after = peering.connection.handle_datagrams(now, key, buffer, position, stride, ecn)
                     if touched is not None and touched is not peering:
                         touched.drain(now)
