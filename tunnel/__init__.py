@@ -22,7 +22,7 @@ from tunnel.errors import (
 )
 
 if TYPE_CHECKING:
-    from tunnel.api import Exposure, connect, expose
+    from tunnel.api import Exposure, connect, expose, lan
     from tunnel.driver.link import Link, LinkStatus
     from tunnel.driver.stream import StreamResetError, StreamStoppedError, TunnelStream
 
@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "connect",
     "expose",
+    "lan",
     "Exposure",
     "Link",
     "LinkStatus",
@@ -54,6 +55,7 @@ __all__ = [
 _LAZY = {
     "connect": "tunnel.api",
     "expose": "tunnel.api",
+    "lan": "tunnel.api.lan",
     "Exposure": "tunnel.api",
     "Link": "tunnel.driver.link",
     "LinkStatus": "tunnel.driver.link",
@@ -68,4 +70,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tunnel' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)

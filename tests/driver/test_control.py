@@ -14,10 +14,10 @@ import trio
 
 from tunnel.control import server as control_server
 from tunnel.control.client import ask_all, processes
-from tunnel.control.messages import Answer, Check, Close, Forget, Ping, Request, Status
+from tunnel.control.messages import Answer, Check, Close, Forget, Ping, Remove, Request, Status
 from tunnel.control.server import Process, serve_control
 from tunnel.control.sockets import connect, socket_path
-from tunnel.errors import UnreachableError
+from tunnel.errors import ConfigurationError, UnreachableError
 
 
 class FakeLink:
@@ -212,3 +212,20 @@ async def test_what_the_block_raises_comes_out_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError):
         async with serve_control(tmp_path, Process(role="connect", links=list)):
             raise UnreachableError("as it is")
+
+
+async def test_only_the_room_that_is_meant_sends_a_member_away(tmp_path: Path) -> None:
+    def remove(member: str, room: str | None) -> tuple[str, str] | None:
+        if room not in (None, "game"):
+            return None
+        if member != "ben":
+            raise ConfigurationError(f"No member is called {member!r}: there are ben.")
+        return "game", member
+
+    async with serve_control(tmp_path / "run", Process(role="lan", links=list, remove=remove)):
+        assert await asked(tmp_path / "run", Remove(member="ben")) == [{"event": "removed", "room": "game", "peer": "ben"}]
+        assert await asked(tmp_path / "run", Remove(member="ben", room="other")) == []
+        [refusal] = await asked(tmp_path / "run", Remove(member="zoe"))
+        assert (refusal["event"], refusal["code"]) == ("error", "not_removed")
+    async with serve_control(tmp_path / "run", Process(role="expose", links=list)):
+        assert await asked(tmp_path / "run", Remove(member="ben")) == []

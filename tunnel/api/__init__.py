@@ -5,6 +5,9 @@ async with tunnel.connect("731-crossover-clockwork", server="rv.example.net") as
 
 async with tunnel.expose(["22"], server="rv.example.net", on_event=print) as exposure:
     await exposure.run()
+
+async with tunnel.lan.create("game", server="rv.example.net", on_event=print) as room:
+    await room.run()
 """
 
 from __future__ import annotations

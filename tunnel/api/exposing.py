@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
 
 import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
+from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces, machine_hosts, parse_server
+from tunnel.driver.endpoint import EndpointDriver, Traces
 from tunnel.driver.events import Event, Listening, Trouble
 from tunnel.driver.link import Link
-from tunnel.driver.rendezvous import DEFAULT_PORT, RunningServer, ServerConfig, serve
 from tunnel.driver.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
-from tunnel.errors import ConfigurationError, ServerUnreachableError, TunnelError
-from tunnel.host.interfaces import source_address
+from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.proto.pairing.grants import GrantSet
-from tunnel.units import Address
-
-MAPPING_PATIENCE: Final = 0.4  # seconds that the address of an embedded server waits for the router, to be told at once
-RESOLVE_AGAIN: Final = 30.0  # seconds before a server name that was unknown is looked up again
-ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
 
 
 class Exposure:
@@ -164,15 +157,15 @@ async def expose(
             async with trio.open_nursery() as nursery:
                 exposure = Exposure(nursery, store, handler or _serve_forwards, on_event)
                 rendezvous = store.server(server)
-                ours = _was_ours(peers, seams)
+                ours = were_ours((peer.server for peer in peers), seams)
                 if rendezvous is None and (wants_code or ours):
-                    rendezvous = await _embed(nursery, seams, ours)
+                    rendezvous = await embed(nursery, seams, ours)
                     exposure.is_embedded = rendezvous is not None
                     if rendezvous is None and wants_code:
                         rendezvous = ours[0]
                 exposure.server = rendezvous
                 if exposure.is_embedded and maps_ports and rendezvous is not None:
-                    await _map_server(nursery, exposure, rendezvous)
+                    await map_server(nursery, exposure.set_public, rendezvous)
                 driver = exposure.driver = EndpointDriver(
                     static_key=store.home.identity(),
                     name=store.name(name),
@@ -193,7 +186,7 @@ async def expose(
                     if rendezvous is not None:
                         await _greet(driver, rendezvous, exposure, must_answer=wants_code, nursery=nursery)
                     for other in sorted(others):
-                        nursery.start_soon(_resolve, driver, other, exposure)
+                        nursery.start_soon(resolve, driver, other, exposure.tell)
                     nursery.start_soon(store.watch, driver.set_peers)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
                     exposure.tell_listening(where)
@@ -212,81 +205,7 @@ async def expose(
 async def _greet(driver: EndpointDriver, server: str, exposure: Exposure, *, must_answer: bool, nursery: trio.Nursery) -> None:
     """The server that codes are made at has to answer; one that only remembered peers use may come later."""
     if not must_answer:
-        nursery.start_soon(_resolve, driver, server, exposure)
+        nursery.start_soon(resolve, driver, server, exposure.tell)
         return
     await driver.add_server(server)
     await driver.wait_reached(server, SERVER_PATIENCE)
-
-
-async def _resolve(driver: EndpointDriver, server: str, exposure: Exposure) -> None:
-    """Until the name is known: the network may not be up yet."""
-    while True:
-        try:
-            await driver.add_server(server)
-            await driver.wait_reached(server, SERVER_PATIENCE)
-        except ServerUnreachableError as error:
-            exposure.tell(Trouble(code="server_unreachable", message=f"{error} Trying on."))
-            if driver.core.has_server(server):
-                return  # its client goes on by itself
-            await trio.sleep(RESOLVE_AGAIN)
-        except ConfigurationError as error:
-            exposure.tell(Trouble(code="server_unreachable", message=str(error)))
-            return
-        else:
-            return
-
-
-async def _embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str]) -> str | None:
-    """A server of our own on the LAN, for our own codes and peers.  Returns host:port as others reach it.
-
-    `before` are servers that peers remember.  One of them that was ours is opened again, at the port they know; None when that
-    port is taken, which is then a server of its own.
-    """
-    options = seams or {}
-    hosts: list[str] = list(options.get("hosts", machine_hosts)())
-    own = ServerConfig(own_hosts=frozenset((*hosts, "127.0.0.1", "::1")))
-    extra = {key: options[key] for key in ("opener", "clock") if key in options}
-
-    async def run(port: int, *, task_status: trio.TaskStatus[RunningServer]) -> None:
-        await serve([("0.0.0.0", port)], config=own, task_status=task_status, **extra)
-
-    for server in before:
-        host, port = parse_server(server)
-        if host in hosts:
-            try:
-                await nursery.start(run, port)
-            except ConfigurationError:
-                return None
-            return server
-    best = source_address(ANYWHERE)
-    host = best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
-    try:
-        running: RunningServer = await nursery.start(run, DEFAULT_PORT)
-    except ConfigurationError:
-        running = await nursery.start(run, 0)
-    return str(Address(host, running.addresses[0].port))
-
-
-async def _map_server(nursery: trio.Nursery, exposure: Exposure, server: str) -> None:
-    """Have the router forward a port to the embedded server; go on without after a moment, and tell when it comes."""
-    from tunnel.driver.portmap import PortMapKeeper, is_behind_translator, is_reachable_from_everywhere
-
-    answered = trio.Event()
-
-    def changed(_port: int, external: Address | None) -> None:
-        is_public = external is not None and is_reachable_from_everywhere(external)
-        if not nursery.cancel_scope.cancel_called:
-            exposure.set_public(str(external) if is_public else None)
-        answered.set()
-
-    nursery.start_soon(PortMapKeeper(on_change=changed).run, (parse_server(server)[1],))
-    if is_behind_translator():
-        with trio.move_on_after(MAPPING_PATIENCE):
-            await answered.wait()
-
-
-def _was_ours(peers: Sequence[KnownPeer], seams: Seams) -> list[str]:
-    """The servers that peers remember and that stood on this machine: embedded ones of an earlier run."""
-    hosts = set((seams or {}).get("hosts", machine_hosts)())
-    servers = {peer.server for peer in peers if peer.server is not None}
-    return sorted(server for server in servers if parse_server(server)[0] in hosts)

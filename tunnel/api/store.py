@@ -33,7 +33,7 @@ class HomeStore:
 
     def __init__(self, home: Path | str | None, not_saved: Callable[[str], None]) -> None:
         """`not_saved` is told, in one sentence, why a new peer will not be remembered."""
-        self._not_saved = not_saved
+        self.not_saved = not_saved
         self.home = Home(home)
         self.config = self.home.config()
         self._stamp = self.home.peers_stamp()
@@ -51,7 +51,7 @@ class HomeStore:
         try:
             return known_peer(self.home.save_peer(record))
         except (StateError, ConfigurationError) as error:
-            self._not_saved(f"{peer.name} is connected but cannot be remembered. {error}")
+            self.not_saved(f"{peer.name} is connected but cannot be remembered. {error}")
             return replace(peer, grants=tuple(grants))
 
     def load(self) -> list[KnownPeer]:

@@ -57,11 +57,19 @@ class Forget(msgspec.Struct, frozen=True, tag_field="do", tag="forget"):
     peer: PeerName
 
 
+class Remove(msgspec.Struct, frozen=True, tag_field="do", tag="remove"):
+    """Send `member` away from the room `room` (None: the only one).  Answered by one `removed`, by nothing where it is no room of
+    that name that this process has created."""
+
+    member: PeerName
+    room: PeerName | None = None
+
+
 class Close(msgspec.Struct, frozen=True, tag_field="do", tag="close"):
     """End the process as Ctrl-C would.  Answered by one `closing`."""
 
 
-Request: TypeAlias = Status | Ping | Bench | Check | Forget | Close
+Request: TypeAlias = Status | Ping | Bench | Check | Forget | Remove | Close
 Answer: TypeAlias = dict[str, Any]
 
 _decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)

@@ -22,6 +22,7 @@ from tunnel.control.messages import (
     Close,
     Forget,
     Ping,
+    Remove,
     Request,
     Status,
     decode_request,
@@ -86,6 +87,8 @@ class Process:
     links: Callable[[], Sequence[ControlledLink]]
     forget: Callable[[str], None] = _nothing  # drop the peer's key and grants; its links are cut here afterwards
     close: Callable[[], None] = _nothing  # end as Ctrl-C would
+    #: (member, room or None) -> (room, member) that was sent away; None where that is no room of ours.  Raises TunnelError.
+    remove: Callable[[str, str | None], tuple[str, str] | None] | None = None
     #: Measures a link for so many seconds a transfer and hands out each result.
     bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
     details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
@@ -227,13 +230,17 @@ class _Conversation:
                     await self._check(request)
                 case Forget(peer=peer):
                     await self._say({"event": "forgotten", "peer": peer, "links": self._forget(peer)})
+                case Remove(member=member, room=room):
+                    removed = self._process.remove(member, room) if self._process.remove is not None else None
+                    if removed is not None:
+                        await self._say({"event": "removed", "room": removed[0], "peer": removed[1]})
                 case Close():
                     await self._say({"event": "closing", "pid": os.getpid()})
                     self._process.close()
                 case _:
                     assert_never(request)
         except TunnelError as problem:
-            await self._say(error("link_lost", str(problem)))
+            await self._say(error("not_removed" if isinstance(request, Remove) else "link_lost", str(problem)))
         else:
             await self._say({"event": "done"})
 

@@ -54,6 +54,7 @@ BURSTS_A_TURN: Final = 32  # sends before whoever called goes on; the timer task
 LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, ours does not: look at it this often
 SHORTEST_SLEEP: Final = Seconds(0.0003)
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
+OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
 
 
@@ -65,8 +66,8 @@ class OpenSocket(Protocol):
 
 
 def machine_hosts() -> list[str]:
-    """The addresses of this machine that a peer could reach."""
-    return [local.address for local in local_addresses()]
+    """The addresses of this machine that a peer could reach, but for those of LAN interfaces of ours: no tunnel in a tunnel."""
+    return [local.address for local in local_addresses() if not local.interface.startswith(OWN_INTERFACES)]
 
 
 def parse_server(text: str) -> tuple[str, int]:
@@ -115,6 +116,7 @@ class EndpointDriver:
         self.links: dict[Peering, Link] = {}
         self.on_event = on_event
         self.on_link = on_link
+        self.after_events: Callable[[], None] | None = None  # called when all events of a turn were passed on
         self._sockets: dict[SocketId, UdpSocket] = {}
         self._hosts = hosts
         self._out = bytearray(65_536)
@@ -378,6 +380,8 @@ class EndpointDriver:
                 while event is not None:
                     self._dispatch(event)
                     event = core.poll_event(now)
+                if self.after_events is not None:
+                    self.after_events()
             self._has_more = not is_dry
             if self._armed == float("-inf"):
                 return  # the timer task is about to look by itself

@@ -1,4 +1,4 @@
-"""What `connect` and `expose` tell their caller while they run: one frozen value for each event of the machine interface.
+"""What `connect`, `expose` and `lan` tell their caller while they run: one frozen value for each event of the machine interface.
 
 `to_dict` gives the JSON object, `event` first; its keys are as stable as the wire format.
 """
@@ -71,6 +71,27 @@ class PathReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemberReport:
+    """A member of our room is now like this.  `state` is online, offline or removed; `kind` and `why` of its path, while online.
+
+    `is_me`: it is ourselves, told when we are in, and again when the room gets other addresses.
+    """
+
+    peer: str
+    address: str
+    ipv6: str
+    state: str
+    kind: str | None = None
+    why: str = ""
+    is_me: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"event": "member"}
+        told |= {name: getattr(self, name) for name in ("peer", "address", "ipv6", "state", "kind", "why")}
+        return {**told, "self": self.is_me}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
     """The link to `peer` has ended."""
 
@@ -86,7 +107,7 @@ class Trouble:
     """Something a person should know; what can heal is being retried.  What cannot is raised instead, or after this.
 
     `code` is one of: wrong_code, code_expired, code_unanswered, server_unreachable, server_lost, server_refused, peer_absent,
-    peer_lost, key_changed, path_policy, no_direct, not_saved.
+    peer_lost, key_changed, path_policy, no_direct, not_saved, room_full, interface.
     """
 
     code: str
@@ -96,4 +117,4 @@ class Trouble:
         return {"event": "error", "code": self.code, "message": self.message}
 
 
-Event: TypeAlias = Listening | CodeReady | Paired | PathReport | Closed | Trouble
+Event: TypeAlias = Listening | CodeReady | Paired | PathReport | MemberReport | Closed | Trouble

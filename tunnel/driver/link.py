@@ -199,6 +199,13 @@ class Link:
         if self._peering.connection is not None:
             self._peering.connection.set_packet_sink(sink)
 
+    # --- rooms
+
+    def send_room(self, body: bytes) -> None:
+        """One message about the room that both sides are members of; what comes is told as a ControlReceived event."""
+        self._peering.send_room(body)
+        self._flush()
+
     # --- what it is like
 
     def status(self) -> LinkStatus:

@@ -8,12 +8,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.control.messages import Check, Close, Forget, Ping, Request, Status, decode_answer, decode_request, encode_line
+from tunnel.control.messages import (
+    Check,
+    Close,
+    Forget,
+    Ping,
+    Remove,
+    Request,
+    Status,
+    decode_answer,
+    decode_request,
+    encode_line,
+)
 from tunnel.errors import MalformedPacket
 
 
 @pytest.mark.parametrize(
-    "request_", [Status(), Ping(), Ping(peer="home", until_direct=True), Check(wait_s=3), Forget(peer="home"), Close()]
+    "request_",
+    [
+        Status(),
+        Ping(),
+        Ping(peer="home", until_direct=True),
+        Check(wait_s=3),
+        Forget(peer="home"),
+        Remove(member="ben", room="game"),
+        Close(),
+    ],
 )
 def test_a_request_survives_the_line(request_: Request) -> None:
     line = encode_line(request_)
@@ -37,6 +57,8 @@ def test_any_line_is_read_or_malformed(line: bytes) -> None:
         b'{"do":"reboot"}',
         b'{"do":"forget"}',
         b'{"do":"forget","peer":""}',
+        b'{"do":"remove"}',
+        b'{"do":"remove","member":"x","room":""}',
         b'{"do":"ping","count":0}',
         b'{"do":"ping","interval_s":0}',
         b'{"do":"check","wait_s":-1}',

@@ -213,7 +213,11 @@ class Membership:
                 self._dialing[static] = self.endpoint.dial(now, peer, self._server)
 
     def _may_dial(self, now: Instant, static: bytes) -> bool:
-        if static in self._store.newcomers or now < self._redial_at.get(static, now):
+        if (
+            static in self._store.newcomers
+            or now < self._redial_at.get(static, now)
+            or not self.endpoint.has_server(self._server)
+        ):
             return False
         self._redial_at.pop(static, None)
         return True

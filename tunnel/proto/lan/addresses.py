@@ -107,6 +107,10 @@ def ipv4_text(subnet: bytes, host: int) -> str:
     return str(ipaddress.IPv4Address(ipv4(subnet, host)))
 
 
+def link_local_text(host: int) -> str:
+    return str(ipaddress.IPv6Address(link_local(host)))
+
+
 def ipv6_text(ula: bytes, host: int) -> str:
     return str(ipaddress.IPv6Address(ipv6(ula, host)))
 

@@ -1,0 +1,369 @@
+"""tunnel.lan: rooms of many, each member with an interface in one subnet.
+
+async with tunnel.lan.create("game", server="rv.example.net", on_event=print) as room: ...
+async with tunnel.lan.join("731-crossover-clockwork-garden", server="rv.example.net") as room: ...
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, check_path, single_error, uses_own_network
+from tunnel.api.lan_plane import LanInterface, OpenInterface, Plane, interface_config, open_on_host
+from tunnel.api.lan_room import LanMember, LanRoom
+from tunnel.api.servers import embed, map_server, resolve, were_ours
+from tunnel.api.store import HomeStore
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
+from tunnel.driver.events import Trouble
+from tunnel.driver.rooms import Membership, NewcomerStore
+from tunnel.errors import ConfigurationError, MalformedPacket, StateError
+from tunnel.proto.lan.addresses import Prefix
+from tunnel.proto.lan.records import RoomState
+from tunnel.proto.lan.room import Room
+from tunnel.proto.lan.roster import decode_roster, invited_psk, make_label
+from tunnel.proto.pairing.code import parse_code
+from tunnel.state.rooms import RoomLock, Rooms, SavedRoom
+
+__all__ = ["LanInterface", "LanMember", "LanRoom", "create", "join"]
+
+NO_SERVER: Final = "No server is configured: name the one that 'ptunnel lan create' printed, with --server HOST:PORT."
+ROUTES_INTERVAL: Final = 10.0  # seconds between two looks at this machine's routes
+
+TakenRoutes = Callable[[str], list[str]]
+
+
+def _host_routes(interface: str) -> list[str]:
+    """Private IPv4 networks that this machine has, but for that interface's."""
+    from tunnel.tun.routes import taken_prefixes
+
+    return taken_prefixes(interface)
+
+
+def no_routes(_interface: str) -> list[str]:
+    """Of a network that has nothing but the room."""
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """How to get into a room: by making it, by what was kept, by a code, or invited by a remembered peer."""
+
+    room_name: str = "lan"
+    makes: bool = False
+    saved: SavedRoom | None = None
+    code: str | None = None
+    peer: KnownPeer | None = None
+    to: Sequence[KnownPeer] = ()
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What create and join share."""
+
+    server: str | None
+    home: Path | str | None
+    path: str
+    member_name: str | None
+    on_event: OnEvent | None
+    interface: OpenInterface | None
+    routes: TakenRoutes | None
+    traces: Traces | None
+    portmap: bool | None
+    seams: Seams
+
+
+@asynccontextmanager
+async def create(
+    name: str = "lan",
+    *,
+    keep: bool = False,
+    to: Sequence[str] = (),
+    server: str | None = None,
+    home: Path | str | None = None,
+    path: str = "auto",
+    member_name: str | None = None,
+    on_event: OnEvent | None = None,
+    interface: OpenInterface | None = None,
+    routes: TakenRoutes | None = None,
+    traces: Traces | None = None,
+    portmap: bool | None = None,
+    seams: Seams = None,
+) -> AsyncIterator[LanRoom]:
+    """Make the room `name` (or open the one of that name that was kept) and let others in by a code: a CodeReady event.
+
+    `keep`: the room and its members are remembered.  `to`: remembered peers that may join without a code.
+    With no server configured one is embedded; the Listening event carries its address.  `member_name`: how we are called in it.
+    `interface(config)` opens the interface; None means one on this machine, which needs privilege.  `routes(interface)` gives the
+    IPv4 networks that the room must stay clear of.
+    Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
+    """
+    options = Options(
+        server=server, home=home, path=check_path(path), member_name=member_name, on_event=on_event, interface=interface,
+        routes=routes, traces=traces, portmap=portmap, seams=seams,
+    )  # fmt: skip
+    store = _open_store(options)
+    room_name = make_label(name, "lan")
+    saved = Rooms(store.home).find(room_name)
+    if saved is not None and not saved.is_creator:
+        raise ConfigurationError(
+            f"You are a member of a room {room_name}: join it with 'ptunnel lan join {room_name}', or choose another name."
+        )
+    entry = Entry(
+        room_name=room_name, makes=True, saved=saved, keep=keep or saved is not None, to=[store.choose(peer) for peer in to]
+    )
+    async with _run(store, entry, options) as room:
+        yield room
+
+
+@asynccontextmanager
+async def join(
+    code: str | None = None,
+    *,
+    room: str | None = None,
+    peer: str | None = None,
+    keep: bool = False,
+    server: str | None = None,
+    home: Path | str | None = None,
+    path: str = "auto",
+    member_name: str | None = None,
+    on_event: OnEvent | None = None,
+    interface: OpenInterface | None = None,
+    routes: TakenRoutes | None = None,
+    traces: Traces | None = None,
+    portmap: bool | None = None,
+    seams: Seams = None,
+) -> AsyncIterator[LanRoom]:
+    """Join by a code, or the room `room` that was kept, or the one to which the remembered peer `peer` has invited us.
+
+    The block is entered when we are a member and the interface has its addresses; time-outs belong to the caller, around it.
+    See create for the rest.  Raises ConfigurationError, StateError, AlreadyRunningError, PairingError, PermissionDeniedError,
+    ServerUnreachableError.
+    """
+    if sum(each is not None for each in (code, room, peer)) != 1:
+        raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
+    options = Options(
+        server=server, home=home, path=check_path(path), member_name=member_name, on_event=on_event, interface=interface,
+        routes=routes, traces=traces, portmap=portmap, seams=seams,
+    )  # fmt: skip
+    store = _open_store(options)
+    saved: SavedRoom | None = None
+    inviter: KnownPeer | None = None
+    if code is not None:
+        parse_code(code)
+    elif room is not None:
+        saved = Rooms(store.home).room(make_label(room))
+        if saved.is_creator:
+            raise ConfigurationError(f"The room {saved.name} is yours: open it with 'ptunnel lan create --name {saved.name}'.")
+    else:
+        inviter = store.choose(peer)
+    async with _run(store, Entry(saved=saved, code=code, peer=inviter, keep=keep or saved is not None), options) as running:
+        await running.wait_entered()
+        yield running
+
+
+def _open_store(options: Options) -> HomeStore:
+    def not_saved(text: str) -> None:
+        if options.on_event is not None:
+            options.on_event(Trouble(code="not_saved", message=text))
+
+    return HomeStore(options.home, not_saved)
+
+
+@asynccontextmanager
+async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterator[LanRoom]:
+    seams = options.seams
+    maps_ports = uses_own_network(seams) and store.wants_port_mapping(options.portmap)
+    newcomers = NewcomerStore()
+    member_name = options.member_name or (entry.saved.member_name if entry.saved is not None else store.name(None))
+    driver = EndpointDriver(
+        static_key=store.home.identity(),
+        name=member_name,
+        peers=(),
+        store=newcomers,
+        path=options.path,
+        access_token=store.access_token(),
+        traces=options.traces,
+        port_mapping=maps_ports,
+        **(seams or {}),
+    )
+    keeper = _Keeper(store, entry)
+    interface: LanInterface | None = None
+    try:
+        taken = options.routes or _host_routes
+        room = _make_room(entry, driver, member_name, _prefixes(taken("")))
+        if room.roster is not None:
+            keeper.hold(room.state().room)
+        # Before a word is said to anybody: it may be refused, and gives up this process's privileges.
+        interface = await (options.interface or open_on_host)(interface_config(room.roster, room.me))
+        with single_error():
+            async with trio.open_nursery() as nursery:
+                rendezvous, is_embedded = await _find_server(nursery, store, entry, options)
+                keeper.server = rendezvous
+                membership = Membership(driver.core, room, newcomers, server=rendezvous, now=driver.clock(), save=keeper.save)
+
+                def warn(text: str) -> None:
+                    running.tell(Trouble(code="interface", message=text))
+
+                plane = Plane(interface, driver.clock, warn)
+                running = LanRoom(driver, membership, plane, options.on_event)
+                running.server, running.is_embedded, running.on_removed = rendezvous, is_embedded, keeper.forget
+                if is_embedded and maps_ports:
+                    await map_server(nursery, running.set_public, rendezvous)
+                try:
+                    await nursery.start(driver.run)
+                    nursery.start_soon(plane.run)
+                    nursery.start_soon(running.tick)
+                    nursery.start_soon(_watch_routes, driver, membership, taken, interface.name)
+                    if entry.makes or entry.code is not None:
+                        await driver.add_server(rendezvous)
+                        await driver.wait_reached(rendezvous, SERVER_PATIENCE)
+                    else:
+                        nursery.start_soon(resolve, driver, rendezvous, running.tell)
+                    if room.me is not None and room.roster is not None:
+                        plane.set_roster(room.roster, room.me)
+                        running.entered.set()
+                    running.tell_listening()
+                    _begin(driver, membership, entry)
+                    running.pump()
+                    yield running
+                finally:
+                    running.leave()
+                    driver.close("left the room")
+                    nursery.cancel_scope.cancel()
+    finally:
+        driver.release()
+        if interface is not None:
+            with trio.CancelScope(shield=True):
+                await interface.close()
+        keeper.release()
+
+
+def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: Iterable[Prefix]) -> Room:
+    """Raises ConfigurationError, StateError."""
+    static, now = driver.core.static_public, driver.clock()
+    if entry.saved is not None:
+        saved = entry.saved
+        state = RoomState(
+            member_name=member_name, room=saved.room, private_key=saved.private_key, secret=saved.secret, roster=saved.roster,
+            psks=dict(saved.psks), former=saved.former, highest=saved.highest,
+        )  # fmt: skip
+        try:
+            return Room.restore(state, now=now, static=static, routes=routes, entropy=os.urandom)
+        except MalformedPacket:
+            raise StateError(
+                f"The room {saved.name} does not fit this machine's identity: 'ptunnel lan forget {saved.name}', and join anew."
+            ) from None
+    if entry.makes:
+        return Room.create(
+            now=now, static=static, member_name=member_name, room_name=entry.room_name, routes=routes, keeps=entry.keep,
+            entropy=os.urandom,
+        )  # fmt: skip
+    return Room.join(static=static, member_name=member_name, keeps=entry.keep, routes=routes, entropy=os.urandom)
+
+
+def _begin(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
+    """The first thing that we ask for."""
+    now, room = driver.clock(), membership.room
+    if entry.makes:
+        for peer in entry.to:
+            room.expect(now, peer.static, invited_psk(peer.psk), invited=True)
+        membership.offer_code(now)
+    elif entry.code is not None:
+        membership.claim_code(now, entry.code)
+    elif entry.peer is not None:
+        room.paired(entry.peer.static, invited_psk(entry.peer.psk))
+    driver.flush()
+
+
+async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, options: Options) -> tuple[str, bool]:
+    """host:port, and whether it is embedded here.  Raises ConfigurationError."""
+    known = entry.saved.server if entry.saved is not None else entry.peer.server if entry.peer is not None else None
+    if not entry.makes:
+        found = options.server or known or store.server(None)
+        if found is None:
+            raise ConfigurationError(
+                "No server is configured: name the one that 'ptunnel lan create' printed, with --server HOST:PORT."
+            )
+        return found, False
+    ours = were_ours([known], options.seams)
+    found = options.server or (known if not ours else None) or store.server(None)
+    if found is not None:
+        return found, False
+    embedded = await embed(nursery, options.seams, ours, has_guests=True)
+    return (embedded, True) if embedded is not None else (ours[0], False)
+
+
+async def _watch_routes(driver: EndpointDriver, membership: Membership, taken: TakenRoutes, interface: str) -> None:
+    """A network that this machine joins later may clash with the room's."""
+    while True:
+        await trio.sleep(ROUTES_INTERVAL)
+        prefixes = _prefixes(await trio.to_thread.run_sync(taken, interface))
+        membership.room.set_routes(driver.clock(), prefixes)
+        membership.pump(driver.clock())
+        driver.flush()
+
+
+def _prefixes(texts: Iterable[str]) -> tuple[Prefix, ...]:
+    return tuple(Prefix.parse(text) for text in texts)
+
+
+class _Keeper:
+    """Remembers the room where that is wanted, and sees to it that this home is in it once."""
+
+    def __init__(self, store: HomeStore, entry: Entry) -> None:
+        self.server = ""
+        self._rooms = Rooms(store.home)
+        self._store = store
+        self._keep = entry.keep
+        self._name = entry.saved.name if entry.saved is not None else None
+        self._lock: RoomLock | None = None
+
+    def hold(self, room: bytes) -> None:
+        """Raises AlreadyRunningError."""
+        if self._lock is None:
+            self._lock = self._rooms.hold(room)
+
+    def save(self, state: RoomState) -> None:
+        roster = decode_roster(state.roster)
+        self.hold(state.room)
+        if not self._keep:
+            return
+        try:
+            if self._name is None:
+                self._name = self._rooms.free_name(roster.name, state.room)
+            self._rooms.save(
+                SavedRoom(
+                    name=self._name,
+                    member_name=state.member_name,
+                    room=state.room,
+                    private_key=state.private_key,
+                    secret=state.secret,
+                    epoch=roster.epoch,
+                    roster=state.roster,
+                    psks=state.psks,
+                    former=state.former,
+                    highest=state.highest,
+                    server=self.server,
+                    saved_at=time.time(),
+                )
+            )
+        except (StateError, ConfigurationError) as error:
+            self._store.not_saved(f"The room cannot be remembered. {error}")
+
+    def forget(self) -> None:
+        """We were removed."""
+        if self._name is not None:
+            self._rooms.forget(self._name)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()

@@ -1,0 +1,189 @@
+"""A room's packets and its interface: the roster as addresses, the interface in step with it, the members' links in between."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import trio
+
+from tunnel.driver.link import Link
+from tunnel.errors import ConfigurationError, MalformedPacket
+from tunnel.forward.lan import LanAddresses, LanForward
+from tunnel.proto.lan import addresses
+from tunnel.proto.lan.addresses import SUBNET_BITS, ULA_BITS
+from tunnel.proto.lan.roster import Member, Roster
+from tunnel.units import Instant
+
+if TYPE_CHECKING:
+    from tunnel.tun.config import InterfaceConfig
+
+
+class LanInterface(Protocol):
+    """What a room needs of an interface: tun/host.py and tun/namespace.py are some.  `device` is a tun.tap.Tap."""
+
+    @property
+    def device(self) -> Any: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def facts(self) -> list[str]: ...
+
+    async def set_mtu(self, mtu: int) -> None: ...
+
+    async def renumber(self, config: InterfaceConfig) -> list[str]: ...
+
+    async def set_names(self, names: Mapping[str, Iterable[str]]) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+OpenInterface: TypeAlias = "Callable[[InterfaceConfig], Awaitable[LanInterface]]"
+
+
+async def open_on_host(config: InterfaceConfig) -> LanInterface:
+    """For all programs of this machine.  Needs privilege, which this process gives up.  Raises ConfigurationError."""
+    from tunnel.tun.host import open_host_interface
+
+    return await open_host_interface(config)
+
+
+def interface_config(roster: Roster | None, me: Member | None, mtu: int | None = None) -> InterfaceConfig:
+    """For that member; without a roster one that has no addresses yet."""
+    from tunnel.tun.config import MIN_MTU, InterfaceConfig
+
+    mtu = MIN_MTU if mtu is None else mtu
+    if roster is None or me is None:
+        return InterfaceConfig(mac=addresses.mac(addresses.LAST_HOST).hex(":"), ipv4=None, mtu=mtu)
+    return InterfaceConfig(
+        mac=addresses.mac(me.host).hex(":"),
+        ipv4=(roster.ipv4(me), SUBNET_BITS),
+        ipv6=((roster.ipv6(me), ULA_BITS), (addresses.link_local_text(me.host), ULA_BITS)),
+        mtu=mtu,
+    )
+
+
+def place(roster: Roster, member: Member) -> LanAddresses:
+    """The member's addresses, as packets are judged by them."""
+    return LanAddresses(
+        member.name,
+        member.static,
+        addresses.ipv4(roster.subnet, member.host),
+        (addresses.ipv6(roster.ula, member.host), addresses.link_local(member.host)),
+    )
+
+
+class Plane:
+    """Made with an open interface; nothing is carried before the first set_roster."""
+
+    def __init__(self, interface: LanInterface, clock: Callable[[], Instant], warn: Callable[[str], None]) -> None:
+        """`warn` is told, in a sentence each, what the interface would not do."""
+        self.interface = interface
+        self._clock = clock
+        self._warn = warn
+        self._forward: LanForward | None = None
+        self._links: dict[bytes, Link] = {}
+        self._wanted: tuple[Roster, Member] | None = None
+        self._applied: tuple[object, ...] = ()
+        self._changed = trio.Event()
+        self.is_ready = trio.Event()  # addresses and names are set
+
+    @property
+    def drops(self) -> Mapping[str, int]:
+        return {} if self._forward is None else self._forward.drops
+
+    @property
+    def mtu(self) -> int | None:
+        return None if self._forward is None else self._forward.mtu
+
+    def set_roster(self, roster: Roster, me: Member) -> None:
+        """Who is who from now on: whoever is gone is heard no more at once; the interface follows in a moment."""
+        ours, others = place(roster, me), [place(roster, member) for member in roster.members if member.static != me.static]
+        if self._forward is None:
+            self._forward = LanForward(
+                self.interface.device,
+                me=ours,
+                mac=addresses.mac(me.host),
+                subnet=roster.subnet,
+                clock=self._clock,
+                set_mtu=self.interface.set_mtu,
+            )
+        self._forward.set_roster(ours, roster.subnet, others)
+        for static, link in self._links.items():
+            self._forward.add_link(static, link)
+        self._wanted = (roster, me)
+        self._changed.set()
+
+    def add_link(self, static: bytes, link: Link) -> None:
+        """The member is reached by this link, whether or not the roster has it already."""
+        self._links[static] = link
+        if self._forward is not None:
+            self._forward.add_link(static, link)
+
+    def remove_link(self, static: bytes, link: Link) -> None:
+        if self._links.get(static) is link:
+            del self._links[static]
+        if self._forward is not None:
+            self._forward.remove_link(static, link)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        for fact in self.interface.facts:
+            self._warn(fact)
+        while self._forward is None:
+            await self._changed.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow)
+            nursery.start_soon(self._forward.run)
+            if hasattr(self.interface, "reflector"):  # on the host, where other networks are beside it
+                nursery.start_soon(self._mirror_groups)
+                if self.interface.reflector is not None:
+                    nursery.start_soon(self._reflect, self.interface.reflector, self._forward)
+
+    async def _follow(self) -> None:
+        """Keep addresses and names of the interface in step with the roster."""
+        while True:
+            self._changed = trio.Event()
+            assert self._wanted is not None
+            roster, me = self._wanted
+            names = {member.name: (roster.ipv4(member), roster.ipv6(member)) for member in roster.members}
+            wanted = (roster.subnet, roster.ula, me.host, tuple(names.items()))
+            try:
+                if wanted[:3] != self._applied[:3]:
+                    for fact in await self.interface.renumber(interface_config(roster, me, self.mtu)):
+                        self._warn(fact)
+                if wanted != self._applied:
+                    self._applied = wanted
+                    await self.interface.set_names(names)
+            except ConfigurationError as error:
+                self._applied = wanted
+                self._warn(str(error))
+            self.is_ready.set()
+            await self._changed.wait()
+
+    async def _reflect(self, reflector: Any, forward: LanForward) -> None:
+        """What programs broadcast on the machine's other networks goes to the members too: most games know only one network."""
+        from tunnel.tun.reflector import rewrite_source
+
+        while True:
+            await reflector.wait_readable()
+            while (packet := reflector.read()) is not None:
+                assert self._wanted is not None
+                ours = place(*self._wanted)
+                try:
+                    forward.send_to_all(rewrite_source(packet, ours.ipv4, ours.ipv6[-1 if packet[0] >> 4 == 6 else 0]))
+                except MalformedPacket:
+                    reflector.counters["malformed"] += 1
+            await trio.lowlevel.checkpoint()
+
+    async def _mirror_groups(self) -> None:
+        """Groups that programs join on other networks are joined here too, else the kernel drops what comes for them."""
+        from tunnel.tun.groups import GroupMirror
+
+        mirror = GroupMirror(self.interface.name)
+        try:
+            await mirror.run()
+        finally:
+            mirror.close()

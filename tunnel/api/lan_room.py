@@ -1,0 +1,334 @@
+"""A room that this process is in: what came of it, who is there, and what its caller is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never
+
+import trio
+
+from tunnel.api.common import OnEvent
+from tunnel.api.lan_plane import Plane
+from tunnel.driver.endpoint import EndpointDriver
+from tunnel.driver.events import Closed, Event, Listening, MemberReport, Paired, PathReport, Trouble
+from tunnel.driver.link import CloseCode, Link
+from tunnel.driver.reports import EndpointEvent, Troubled, to_event, to_exception
+from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed
+from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
+from tunnel.proto.lan.events import (
+    Entered,
+    JoinRefused,
+    MemberJoined,
+    MemberOffline,
+    MemberOnline,
+    MemberRemoved,
+    Renumbered,
+    RoomEvent,
+    RoomFull,
+    RosterChanged,
+    YouWereRemoved,
+)
+from tunnel.proto.lan.messages import Reason
+from tunnel.proto.lan.roster import MAX_MEMBERS, Member, Roster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TICK: Final = 0.5  # seconds between two looks at what is due: a room's own deadlines are seconds
+
+_REFUSALS: Final[dict[int, tuple[type[TunnelError], str]]] = {
+    Reason.FULL: (PermissionDeniedError, f"The room is full: it has {MAX_MEMBERS} members, and its creator can remove some."),
+    Reason.OTHER_ROOM: (PairingError, "The room that was kept is over, its creator has another one now: join that by a code."),
+    Reason.UNKNOWN: (PairingError, "The creator does not know this machine (any more): ask for a code, and join by that."),
+}
+
+
+class LanMember(NamedTuple):
+    """Somebody in the room, as of now.  `link` is None for ourselves and for whoever is away."""
+
+    name: str
+    address: str
+    ipv6: str
+    is_online: bool
+    is_me: bool
+    is_creator: bool
+    link: Link | None
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "peer": self.name,
+            "address": self.address,
+            "ipv6": self.ipv6,
+            "online": self.is_online,
+            "self": self.is_me,
+            "creator": self.is_creator,
+        }
+        return found if self.link is None else {**self.link.status().to_dict(), **found}
+
+
+class LanRoom:
+    """A running room."""
+
+    def __init__(self, driver: EndpointDriver, membership: Membership, plane: Plane, on_event: OnEvent | None) -> None:
+        self.driver = driver
+        self.server: str | None = None  # host:port as others must name it
+        self.is_embedded = False
+        self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
+        self.plane = plane
+        self.entered = trio.Event()
+        self._membership = membership
+        self._on_event = on_event
+        self._links: dict[bytes, Link] = {}
+        self._paths: dict[bytes, PathReport] = {}
+        self._problem: TunnelError | None = None
+        self._over = trio.Event()
+        self._is_told = False  # where we listen
+        self.on_removed: Callable[[], None] | None = None  # the room is worth nothing any more
+        driver.on_event = self._handle_event
+        driver.on_link = self._handle_link
+        driver.after_events = self.pump
+
+    # --- what is known
+
+    @property
+    def roster(self) -> Roster:
+        """Raises AttributeError before the room was entered: see wait_entered."""
+        roster = self._membership.room.roster
+        if roster is None:
+            raise AttributeError("the room was not entered yet")
+        return roster
+
+    @property
+    def name(self) -> str:
+        roster = self._membership.room.roster
+        return roster.name if roster is not None else "room"
+
+    @property
+    def is_creator(self) -> bool:
+        return self._membership.room.is_creator
+
+    @property
+    def links(self) -> list[Link]:
+        """Those of members that are there."""
+        return [member.link for member in self.members() if member.link is not None]
+
+    def members(self) -> list[LanMember]:
+        """All, ourselves included, in the order in which they joined; nobody before the room was entered."""
+        room = self._membership.room
+        if room.roster is None:
+            return []
+        roster, found = room.roster, []
+        for member in roster.members:
+            is_me = member.static == room.static
+            is_there = self._membership.peering(member.static) is not None
+            link = self._links.get(member.static) if is_there else None
+            found.append(
+                LanMember(
+                    member.name,
+                    roster.ipv4(member),
+                    roster.ipv6(member),
+                    is_me or is_there,
+                    is_me,
+                    member is roster.creator,
+                    link,
+                )
+            )
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """For `status`: everything but the links themselves."""
+        room = self._membership.room
+        roster = room.roster
+        found: dict[str, Any] = {"room": self.name, "creator": self.is_creator, "server": self.server, "interface": ""}
+        if roster is not None:
+            found |= {"version": roster.version, "subnet": f"{roster.ipv4(roster.creator).rpartition('.')[0]}.0/24"}
+            found["members"] = [member._replace(link=None).to_dict() for member in self.members()]
+        found["interface"], found["mtu"] = self.plane.interface.name, self.plane.mtu
+        found["drops"] = {"room": dict(room.drops), "packets": dict(self.plane.drops), **self.driver.counters()}
+        return found
+
+    # --- verbs
+
+    async def wait_entered(self) -> None:
+        """Until we are a member and the interface has its addresses.  Raises what keeps us out."""
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await self._over.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            await self.entered.wait()
+            await self.plane.is_ready.wait()
+            nursery.cancel_scope.cancel()
+        if self._problem is not None:
+            raise self._problem
+
+    async def run(self) -> None:
+        """Be there until cancelled.  Raises what ends the room for us: removed by its creator, or refused."""
+        await self._over.wait()
+        assert self._problem is not None
+        raise self._problem
+
+    def remove(self, name: str) -> str:
+        """Send a member away, for a creator.  Returns its name.  Raises ConfigurationError."""
+        removed = self._membership.remove(self.driver.clock(), name)
+        self.pump()
+        self.driver.flush()
+        return removed.name
+
+    def leave(self) -> None:
+        """Say goodbye; sends without waiting."""
+        self._membership.leave(self.driver.clock())
+        self.driver.flush()
+
+    # --- told from elsewhere
+
+    async def tick(self) -> None:
+        """Until cancelled."""
+        while True:
+            await trio.sleep(TICK)
+            now = self.driver.clock()
+            at = self._membership.poll_timeout()
+            if at is not None and at <= now:
+                self._membership.handle_timeout(now)
+            self.pump()
+            self.driver.flush()
+
+    def set_public(self, public: str | None) -> None:
+        """The router forwards a port to the embedded server, or no longer."""
+        self.public_server = public
+        if self._is_told:
+            self.tell_listening()
+
+    def tell_listening(self) -> None:
+        self._is_told = True
+        self.tell(Listening(bind=self.server or "nowhere", embedded=self.is_embedded, public=self.public_server))
+
+    def tell(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def pump(self) -> None:
+        """Act on what the room has to say."""
+        self._membership.pump(self.driver.clock())
+        while (event := self._membership.poll_event()) is not None:
+            self._on_room(event)
+
+    # --- events
+
+    def _handle_link(self, link: Link) -> None:
+        static = link.peer.static
+        self._links[static] = link
+        self.plane.add_link(static, link)
+
+    def _handle_event(self, event: EndpointEvent) -> None:
+        self._membership.handle_event(self.driver.clock(), event)
+        if isinstance(event, PeeringClosed):
+            self._forget_link(event.peering.peer.static)
+            return
+        if isinstance(event, Troubled):
+            self._on_trouble(event)
+            return
+        report = to_event(event, self.driver.clock())
+        if isinstance(report, PathReport):
+            self._on_path(event, report)
+        elif report is not None and not isinstance(report, Paired | Closed):
+            self.tell(report)
+
+    def _forget_link(self, static: bytes) -> None:
+        link = self._links.get(static)
+        if link is not None and link.close_reason is not None:
+            del self._links[static]
+            self._paths.pop(static, None)
+            self.plane.remove_link(static, link)
+
+    def _on_trouble(self, event: Troubled) -> None:
+        """What one member's trouble is, is no end of the room; as a joiner who is not in yet, we have no other."""
+        if event.is_final and self._membership.room.roster is None:
+            self._end(to_exception(event))
+        elif event.problem not in PROBLEMS_OF_PEERS:
+            self.tell(Trouble(code=event.problem.value, message=event.text))
+
+    def _on_path(self, event: Any, report: PathReport) -> None:
+        static = event.peering.peer.static
+        before = self._paths.get(static)
+        self._paths[static] = report
+        self.tell(report)
+        member = self._member(static)
+        is_news = before is not None and (before.kind, before.why) != (report.kind, report.why)
+        if is_news and member is not None and self._membership.peering(static) is not None:
+            self._report(member, "online")
+
+    def _member(self, static: bytes) -> Member | None:
+        roster = self._membership.room.roster
+        return None if roster is None else roster.member(static)
+
+    def _report(self, member: Member, state: str) -> None:
+        roster = self.roster
+        path = self._paths.get(member.static)
+        link = self._links.get(member.static)
+        kind, why = None, ""
+        if state == "online" and path is not None:
+            kind, why = path.kind, path.why
+        elif state == "online" and link is not None:
+            status = link.status()
+            kind, why = status.kind, status.why
+        self.tell(
+            MemberReport(
+                peer=member.name,
+                address=roster.ipv4(member),
+                ipv6=roster.ipv6(member),
+                state=state,
+                kind=kind,
+                why=why,
+                is_me=member.static == self._membership.room.static,
+            )
+        )
+
+    def _on_room(self, event: RoomEvent) -> None:
+        room = self._membership.room
+        match event:
+            case Entered(roster=roster):
+                if room.me is not None:
+                    self.plane.set_roster(roster, room.me)
+                    self._report(room.me, "online")
+                for member in roster.members:
+                    if member.static != room.static:
+                        self._report(member, "offline")
+                self.entered.set()
+            case RosterChanged(roster=roster):
+                if room.me is not None:
+                    self.plane.set_roster(roster, room.me)
+            case MemberJoined(member=member):
+                self._report(member, "offline")
+            case MemberOnline(member=member):
+                self._report(member, "online")
+            case MemberOffline(member=member):
+                self._report(member, "offline")
+            case MemberRemoved(member=member):
+                self._report(member, "removed")
+            case Renumbered():
+                for member in self.roster.members:
+                    is_there = member.static == room.static or self._membership.peering(member.static) is not None
+                    self._report(member, "online" if is_there else "offline")
+            case RoomFull(name=name):
+                text = f"{name} wants to join, and the room is full: 'ptunnel lan remove MEMBER' makes place."
+                self.tell(Trouble(code="room_full", message=text))
+            case YouWereRemoved():
+                if self.on_removed is not None:
+                    self.on_removed()
+                self._end(PermissionDeniedError(f'You were removed from the room "{self.name}" by its creator.'))
+            case JoinRefused(reason=reason):
+                kind, text = _REFUSALS.get(int(reason), (PermissionDeniedError, "The creator of the room does not take us in."))
+                self._end(kind(text))
+            case _:
+                assert_never(event)
+
+    def _end(self, problem: TunnelError) -> None:
+        if self._problem is None:
+            self._problem = problem
+            self.tell(Closed(reason=str(problem), peer=self.name))
+            self._over.set()
+
+
+__all__ = ["CloseCode", "LanMember", "LanRoom"]

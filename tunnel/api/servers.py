@@ -1,0 +1,93 @@
+"""Rendezvous servers as the library finds them: resolved and greeted, or embedded where none is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import trio
+
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams
+from tunnel.driver.endpoint import EndpointDriver, machine_hosts, parse_server
+from tunnel.driver.events import Trouble
+from tunnel.driver.rendezvous import DEFAULT_PORT, RunningServer, ServerConfig, serve
+from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.host.interfaces import source_address
+from tunnel.units import Address
+
+RESOLVE_AGAIN: Final = 30.0  # seconds before a server name that was unknown is looked up again
+MAPPING_PATIENCE: Final = 0.4  # seconds that the address of an embedded server waits for the router, to be told at once
+ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
+
+
+async def embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str], *, has_guests: bool = False) -> str | None:
+    """A server of our own on the LAN, for our own codes and peers.  Returns host:port as others reach it.
+
+    `before` are servers that peers remember.  One of them that was ours is opened again, at the port they know; None when that
+    port is taken, which is then a server of its own.  `has_guests`: whoever was led to us may wait there for others too.
+    """
+    options = seams or {}
+    hosts: list[str] = list(options.get("hosts", machine_hosts)())
+    own = ServerConfig(own_hosts=frozenset((*hosts, "127.0.0.1", "::1")), has_guests=has_guests)
+    extra = {key: options[key] for key in ("opener", "clock") if key in options}
+
+    async def run(port: int, *, task_status: trio.TaskStatus[RunningServer]) -> None:
+        await serve([("0.0.0.0", port)], config=own, task_status=task_status, **extra)
+
+    for server in before:
+        host, port = parse_server(server)
+        if host in hosts:
+            try:
+                await nursery.start(run, port)
+            except ConfigurationError:
+                return None
+            return server
+    best = source_address(ANYWHERE)
+    host = best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
+    try:
+        running: RunningServer = await nursery.start(run, DEFAULT_PORT)
+    except ConfigurationError:
+        running = await nursery.start(run, 0)
+    return str(Address(host, running.addresses[0].port))
+
+
+async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], None], server: str) -> None:
+    """Have the router forward a port to the embedded server; go on without after a moment, and tell when it comes."""
+    from tunnel.driver.portmap import PortMapKeeper, is_behind_translator, is_reachable_from_everywhere
+
+    answered = trio.Event()
+
+    def changed(_port: int, external: Address | None) -> None:
+        is_public = external is not None and is_reachable_from_everywhere(external)
+        if not nursery.cancel_scope.cancel_called:
+            set_public(str(external) if is_public else None)
+        answered.set()
+
+    nursery.start_soon(PortMapKeeper(on_change=changed).run, (parse_server(server)[1],))
+    if is_behind_translator():
+        with trio.move_on_after(MAPPING_PATIENCE):
+            await answered.wait()
+
+
+async def resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
+    """Until the name is known: the network may not be up yet."""
+    while True:
+        try:
+            await driver.add_server(server)
+            await driver.wait_reached(server, SERVER_PATIENCE)
+        except ServerUnreachableError as error:
+            tell(Trouble(code="server_unreachable", message=f"{error} Trying on."))
+            if driver.core.has_server(server):
+                return  # its client goes on by itself
+            await trio.sleep(RESOLVE_AGAIN)
+        except ConfigurationError as error:
+            tell(Trouble(code="server_unreachable", message=str(error)))
+            return
+        else:
+            return
+
+
+def were_ours(servers: Iterable[str | None], seams: Seams) -> list[str]:
+    """Those that stood on this machine: embedded ones of an earlier run."""
+    hosts = set((seams or {}).get("hosts", machine_hosts)())
+    return sorted({server for server in servers if server is not None and parse_server(server)[0] in hosts})
