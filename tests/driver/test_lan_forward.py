@@ -232,6 +232,24 @@ async def test_what_the_reflector_finds_goes_to_everybody(autojump_clock: object
         assert packets(await lan.received()) == [packet]
 
 
+async def test_a_broadcast_that_left_some_other_way_does_not_leave_twice(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        noted: list[bytes] = []
+
+        def note(packet: memoryview) -> bool:
+            noted.append(bytes(packet))
+            return len(noted) > 1
+
+        for forward in lan.forwards.values():
+            forward._table.note = note if forward is lan.forwards["a"] else None
+        packet = ip4(17, DATAGRAM, destination=b"\xff" * 4)
+        lan.send(packet)
+        lan.send(packet)
+        assert packets(await lan.received()) == [packet]
+        assert noted == [packet, packet]
+        assert lan.drops("a") == {"broadcast that the reflector has sent": 1}
+
+
 async def test_a_removed_member_is_cut_off_both_ways(autojump_clock: object) -> None:
     async with a_lan() as lan:
         lan.forwards["b"].set_roster(NAMES["b"], SUBNET, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import trio
 
@@ -40,6 +40,10 @@ class LanInterface(Protocol):
     async def close(self) -> None: ...
 
 
+#: Where Minecraft announces games to a LAN.  Java hears a group only on the interface that it joined (it turns IP_MULTICAST_ALL
+#: off), which is that of the route, so the mirrored membership does not do here; no other program uses this group.
+MINECRAFT: Final = "224.0.2.60/32"
+
 OpenInterface: TypeAlias = "Callable[[InterfaceConfig], Awaitable[LanInterface]]"
 
 
@@ -62,6 +66,7 @@ def interface_config(roster: Roster | None, me: Member | None, mtu: int | None =
         ipv4=(roster.ipv4(me), SUBNET_BITS),
         ipv6=((roster.ipv6(me), ULA_BITS), (addresses.link_local_text(me.host), ULA_BITS)),
         mtu=mtu,
+        routes=(MINECRAFT,),
     )
 
 
@@ -102,6 +107,7 @@ class Plane:
         """Who is who from now on: whoever is gone is heard no more at once; the interface follows in a moment."""
         ours, others = place(roster, me), [place(roster, member) for member in roster.members if member.static != me.static]
         if self._forward is None:
+            reflector = getattr(self.interface, "reflector", None)
             self._forward = LanForward(
                 self.interface.device,
                 me=ours,
@@ -109,6 +115,7 @@ class Plane:
                 subnet=roster.subnet,
                 clock=self._clock,
                 set_mtu=self.interface.set_mtu,
+                note=None if reflector is None else reflector.note,
             )
         self._forward.set_roster(ours, roster.subnet, others)
         for static, link in self._links.items():

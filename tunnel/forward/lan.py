@@ -39,10 +39,13 @@ class LanForward:
         subnet: bytes,
         clock: Callable[[], Instant],
         set_mtu: Callable[[int], Awaitable[None]],
+        note: Callable[[memoryview], bool] | None = None,
     ) -> None:
+        """`note` is told of every packet to everybody, before it leaves and when it came; True keeps ours from leaving twice."""
         self._device = device
         self._set_mtu = set_mtu
         self._table = LanTable(me, subnet)
+        self._table.note = note
         self._mac = mac
         self._receiver = LanReceiver(self._table, device, mac)
         self._sender = LanSender(self._table, device, clock=clock, answer=self._answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from tunnel.driver.link import Link
@@ -49,6 +49,8 @@ class LanTable:
         self.me = me
         self.subnet = subnet
         self.allowance = Allowance(Instant(0.0))  # of what we send to everybody
+        #: Told of every packet to everybody, ours and theirs; True when that packet has left some other way already.
+        self.note: Callable[[memoryview], bool] | None = None
         self.members: dict[bytes, LanMember] = {}  # by static key
         self.by_address: dict[bytes, LanMember] = {}
         self.drops: Counter[str] = Counter()  # by reason

@@ -98,6 +98,8 @@ class LanReceiver:
                 packet = scratch
         ethernet = self._unicast[inner.version]
         if is_for_all:
+            if self._table.note is not None:
+                self._table.note(packet)
             ethernet = _group_mac(inner.destination) + self._mac + _ETHERTYPE[inner.version]
         self._write([offload.build_prefix(inner, run.is_partial, ethernet), packet[: inner.total_size]])
 

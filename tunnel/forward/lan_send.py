@@ -107,6 +107,8 @@ class LanSender:
         """Broadcast and multicast: a copy for each member who is there."""
         if virtio.gso_type:
             self._table.drops["super-packet to everybody"] += 1
+        elif self._table.note is not None and self._table.note(self._buffer[_IP_AT:end]):
+            self._table.drops["broadcast that the reflector has sent"] += 1
         elif not self._table.allowance.take(now, 1, end - _IP_AT):
             self._table.drops["broadcasts over the rate"] += 1
         else:

@@ -167,13 +167,15 @@ class Reflector:
                 return packet
         return None
 
-    def note(self, packet: bytes | memoryview) -> None:
+    def note(self, packet: bytes | memoryview) -> bool:
         """This broadcast or multicast packet goes into the LAN by itself, or came from there: reflect no copy of it.
 
-        A program that sends on every interface is heard once, and a program that passes on between networks makes no loop.
+        True when another interface had it a moment ago, so that it was reflected already.  A program that sends on every
+        interface is heard once, and a program that passes on between networks makes no loop.
         """
         with contextlib.suppress(MalformedPacket):
-            self._is_repeat(_payload_key(bytes(packet)), self._index)
+            return self._is_repeat(_payload_key(bytes(packet)), self._index)
+        return False
 
     def _why_not(self, packet: bytes, interface: str, hardware_address: bytes) -> str | None:
         """The counter for a packet that is not to be reflected."""
