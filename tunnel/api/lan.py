@@ -236,7 +236,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     running.pump()
                     yield running
                 finally:
-                    running.leave()
+                    await running.leave()
                     driver.close("left the room")
                     nursery.cancel_scope.cancel()
     finally:

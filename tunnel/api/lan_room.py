@@ -33,6 +33,7 @@ from tunnel.proto.lan.roster import MAX_MEMBERS, Member, Roster
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GOODBYE: Final = 0.5  # seconds at most
 TICK: Final = 0.5  # seconds between two looks at what is due: a room's own deadlines are seconds
 
 _REFUSALS: Final[dict[int, tuple[type[TunnelError], str]]] = {
@@ -176,10 +177,15 @@ class LanRoom:
         self.driver.flush()
         return removed.name
 
-    def leave(self) -> None:
-        """Say goodbye; sends without waiting."""
-        self._membership.leave(self.driver.clock())
+    async def leave(self) -> None:
+        """Say goodbye.  A member that will not come back waits a moment until the creator has let it go."""
+        says_so = self._membership.leave(self.driver.clock())
         self.driver.flush()
+        roster = self._membership.room.roster
+        link = self._links.get(roster.creator.static) if roster is not None else None
+        if says_so and link is not None:
+            with trio.move_on_after(GOODBYE, shield=True):
+                await link.closed()
 
     # --- told from elsewhere
 

@@ -97,11 +97,15 @@ class Membership:
         self.pump(now)
         return member
 
-    def leave(self, now: Instant) -> None:
-        """We end: whoever has to know is told.  Send what poll_transmit gives before the endpoint is closed."""
-        self.room.leave()
+    def leave(self, now: Instant) -> bool:
+        """We end: whoever has to know is told.  Send what poll_transmit gives before the endpoint is closed.
+
+        True when the creator was told that we will not come back; it then cuts us off, when it has heard.
+        """
+        says_so = self.room.leave()
         self._send()
         self._has_left = True
+        return says_so
 
     # --- inputs
 

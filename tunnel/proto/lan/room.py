@@ -225,11 +225,10 @@ class Room:
 
     def connected(self, now: Instant, static: bytes) -> None:
         """A connection to them stands, or a new one in the place of the old."""
-        is_new = static not in self._links
-        self._links[static] = MemberLink(now)
         member = self.roster.member(static) if self.roster is not None else None
-        if is_new and member is not None:
+        if static not in self._links and member is not None:
             self._events.append(MemberOnline(member))
+        self._links[static] = MemberLink(now)
         self._say_hello(static)
         if self._have_at is None:
             self._have_at = Instant(now + HAVE_INTERVAL)
@@ -302,10 +301,12 @@ class Room:
         self._drop(now, member)
         return member
 
-    def leave(self) -> None:
-        """We end.  Whoever does not keep the room tells the creator, so that its place is free."""
-        if not self._keeps and not self.is_creator and self._creator is not None:
-            self._say(self._creator, Leave())
+    def leave(self) -> bool:
+        """We end.  Whoever does not keep the room tells the creator (True), so that its place is free."""
+        if self._keeps or self.is_creator or self.is_over or self._creator not in self._links:
+            return False
+        self._say(self._creator, Leave())
+        return True
 
     def set_routes(self, now: Instant, routes: Iterable[Prefix]) -> None:
         """Our IPv4 routes, without those of the room's own interface."""
