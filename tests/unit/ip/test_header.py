@@ -97,6 +97,7 @@ def test_what_follows_a_later_fragment_is_not_read_as_headers() -> None:
         (ip6(17, UDP_HEADER, extensions=[(60, padded_options(8)), (43, b"\0\x02\0" + bytes(4))]), ROUTING_HEADER),
         (ip6(17, UDP_HEADER, extensions=[(0, b"\0\xc2\x04\0\1\0\0")]), JUMBO),
         (ip6(17, UDP_HEADER, extensions=[(0, b"\1\0\0\0\xc2\x04\0\1\0\0\1\3\0\0\0")]), JUMBO),  # behind Pad1
+        (ip6(17, UDP_HEADER, extensions=[(0, b"\1\5\2\0\0\xc2\4\0\0\0\0\1\2\0\0")]), JUMBO),  # behind router alert
         (ip6(17, UDP_HEADER, extensions=[(60, padded_options(8)), (0, padded_options(8))]), MISPLACED_HOP_BY_HOP),
         (ip6(17, UDP_HEADER, extensions=[(60, padded_options(8))] * (MAX_EXTENSION_HEADERS + 1)), TOO_MANY_EXTENSIONS),
         (ip6(17, UDP_HEADER, extensions=[(60, padded_options(8))] * MAX_EXTENSION_HEADERS), ""),

@@ -153,6 +153,12 @@ def test_a_packet_without_df_goes_in_pieces(mtu: int, options: bytes) -> None:
         assert sum(struct.unpack(f"!{size // 2}H", piece[:size])) % 0xFFFF == 0
 
 
+def test_copied_options_are_padded_to_four_bytes() -> None:
+    first, second, *_ = pieces_of(ip4(17, UDP4, field=0, options=b"\x9a\x05abc\x44\x07\x05\0\0\0\0"), 1000)
+    assert (first[0], first[20:32]) == (0x48, b"\x9a\x05abc\x44\x07\x05\0\0\0\0")
+    assert (second[0], second[20:28]) == (0x47, b"\x9a\x05abc\0\0\0")
+
+
 def test_a_packet_that_fits_is_returned_alone() -> None:
     packet = ip4(17, UDP4, field=0)
     assert pieces_of(packet + b"padding", len(packet)) == [packet]

@@ -193,6 +193,10 @@ def test_an_ordinary_packet_stays_as_it_is() -> None:
     written = build_run(inner, partial[:40], 0, 1, 5, 0, True, True, ETHERNET)
     assert kernel_takes(bytes(written) + b"hello").packets == [packet]
     assert build_prefix(inner, True, ETHERNET) + partial[:40] == written
+    for flow in (Flow(protocol=17), Flow(version=6, protocol=17), Flow(version=6)):
+        partial = flow.packet(b"hello", partial=True)
+        prefix = build_prefix(parse(partial, 0, len(partial)), True, ETHERNET)
+        assert kernel_takes(prefix + partial).packets == [flow.packet(b"hello")]
 
 
 def test_a_partial_checksum_is_only_believed_of_tcp_and_udp() -> None:
