@@ -91,6 +91,10 @@ except* SystemExit as group:
 #: What a command says of its surroundings.
 LOOK = """
 import json, os, socket, subprocess
+def announce(host):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        return s.sendto(b"any server?", (host, 7000))
 def run(*words):
     done = subprocess.run(words, capture_output=True, text=True)
     return [done.returncode, done.stdout.strip()]
@@ -115,6 +119,7 @@ print(json.dumps({
     "outside": run("nsenter", "-t", str(os.getppid()), "-n", "true")[0],
     "children": open(f"/proc/self/task/{os.getpid()}/children").read(),
     "member": reach(("10.77.1.9", 7000)), "host": reach(("192.168.7.2", 7000)), "world": reach(("192.88.99.1", 7000)),
+    "announced": [announce(host) for host in ("255.255.255.255", "10.77.1.255", "239.255.255.250", "224.0.2.60")],
     "getent": run("getent", "hosts", "home-pc.ptunnel")[1].split(), "ping": run("ping", "-c1", "-W5", "127.0.0.1")[0],
     "resolv": open("/etc/resolv.conf").read() if os.path.exists("/etc/resolv.conf") else "",
 }))
@@ -219,6 +224,7 @@ def test_a_command_sees_the_tunnel_and_nothing_else(start: Starter, user: str) -
     assert seen["children"] == "", "it has no child that it did not start"
     assert seen["member"] == "hello"
     assert seen["host"] == seen["world"] == "Network is unreachable"
+    assert seen["announced"] == [11] * 4, "without a default route, broadcast and multicast have one of their own"
     assert seen["getent"][-1] == "home-pc.ptunnel"
     assert seen["ping"] == 0
     assert "nameserver" not in seen["resolv"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from tests.netns.test_tun import addresses, config, shown
 
 HOSTS = b"127.0.0.1 localhost\n"
 PROGRAM = """
-import json, os, subprocess, sys, time, trio
+import json, os, socket, subprocess, sys, time, trio
 from tunnel.errors import ConfigurationError
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.host import open_host_interface
@@ -31,6 +32,25 @@ def say(**facts):
 def status(pid, field):
     with open(f"/proc/{pid}/status") as file:
         return next(line.split()[1] for line in file if line.startswith(field + ":"))
+
+async def discover(interface, targets):
+    "What is given to the LAN of one datagram to each target, from a socket bound to nothing."
+    found = []
+    def take(packet):
+        found.append(packet.hex())
+        if len(found) == len(targets):
+            nursery.cancel_scope.cancel()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interface.run_discovery, take)
+            for host, scope in targets:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                with socket.socket(family, socket.SOCK_DGRAM) as game:
+                    game.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                    if scope:
+                        game.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(scope))
+                    game.sendto(b"any server?", (host, 4445))
+    return found
 
 async def main():
     await trio.to_thread.run_sync(lambda: None)          # leaves an idle worker thread that has our capabilities
@@ -55,6 +75,8 @@ async def main():
                         say()
                     case "renumber":
                         say(facts=await interface.renumber(InterfaceConfig.from_json(command["config"])))
+                    case "discover":
+                        say(found=await discover(interface, command["targets"]))
                     case "run":
                         done = subprocess.run(command["words"], capture_output=True, text=True)
                         say(code=done.returncode, stderr=done.stderr)
@@ -173,6 +195,31 @@ def test_mtu_numbers_and_names_change_through_the_keeper(program: Program, space
     assert hosts.read_bytes() == HOSTS
     assert [link["ifname"] for link in shown(space, "link")] == ["lo"]
     assert not is_running(program.first["pid"])
+
+
+def test_what_programs_announce_on_an_ethernet_goes_into_the_lan_as_ours(space: Namespace, start: Callable[..., Program]) -> None:
+    space.ip(
+        "link add eth0 type veth peer name far\naddr add 192.168.7.2/24 broadcast + dev eth0\n"
+        "addr add fd77::2/64 dev eth0 nodad\naddr add fe80::5/64 dev eth0 nodad\nlink set eth0 up\n"
+        "link set far up\nroute add default via 192.168.7.1"
+    )
+    eventually("carrier", lambda: "LOWER_UP" in space.run("ip", "link", "show", "eth0").stdout)
+    program = start()
+    targets = [("255.255.255.255", ""), ("239.255.255.250", ""), ("192.168.7.255", ""), ("ff02::c", "eth0"), ("ff05::c", "eth0")]
+    packets = [bytes.fromhex(packet) for packet in program.ask("discover", targets=targets)["found"]]
+    ends = [
+        (socket.inet_ntop(family, packet[at : at + size]), socket.inet_ntop(family, packet[at + size : at + 2 * size]))
+        for packet in packets
+        for family, at, size in [(socket.AF_INET, 12, 4) if packet[0] >> 4 == 4 else (socket.AF_INET6, 8, 16)]
+    ]
+    assert ends == [
+        ("10.77.1.3", "255.255.255.255"),
+        ("10.77.1.3", "239.255.255.250"),
+        ("10.77.1.3", "255.255.255.255"),
+        ("fe80::7074:0:0:3", "ff02::c"),
+        ("fd12:3456:789a::3", "ff05::c"),
+    ]
+    assert all(packet.endswith(b"any server?") for packet in packets)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

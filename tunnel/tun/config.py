@@ -20,7 +20,7 @@ MAX_TXQUEUELEN: Final = 10_000
 MAX_GSO_SIZE: Final = 65_536  # bytes: GSO_LEGACY_MAX_SIZE; larger ones (BIG TCP) have another header
 MAX_GSO_SEGS: Final = 65_535
 MAX_ADDRESSES: Final = 8  # IPv6 addresses of one interface: ULA and link-local, and some to spare
-MAX_ROUTES: Final = 16  # extra routes: multicast groups
+MAX_ROUTES: Final = 16  # extra routes: multicast groups, everybody's broadcast address
 MIN_IPV4_PREFIX: Final = 16  # a room has 254 members at most
 MIN_IPV6_PREFIX: Final = 48  # a ULA's own
 
@@ -39,6 +39,7 @@ IPV4_RANGES: Final = tuple(
 #: Unique local (RFC 4193), link-local (RFC 4291 §2.5.6), documentation (RFC 3849).
 IPV6_RANGES: Final = tuple(map(ipaddress.IPv6Network, ("fc00::/7", "fe80::/10", "2001:db8::/32")))
 IPV4_MULTICAST: Final = ipaddress.IPv4Network("224.0.0.0/4")
+LIMITED_BROADCAST: Final = ipaddress.IPv4Network("255.255.255.255/32")
 IPV6_MULTICAST: Final = ipaddress.IPv6Network("ff00::/8")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,12}(%d)?|[A-Za-z0-9_.-]{13,15}")
@@ -51,7 +52,7 @@ class InterfaceConfig:
 
     `ipv4` and each of `ipv6` is (address, prefix length); the link-local address is one of `ipv6`.  `mtu` is in bytes;
     `gso_max_size` (bytes) and `gso_max_segs` limit super-packets, 0 leaves the kernel's own limit.  `routes` are multicast
-    prefixes, as 224.0.2.60/32, that shall leave by this interface although another has the default route.
+    prefixes, as 224.0.2.60/32, or 255.255.255.255/32, that shall leave by this interface although another has the default route.
     """
 
     name: str = "ptunnel%d"
@@ -151,5 +152,7 @@ def _check_route(route: str) -> None:
     except ValueError:
         raise ConfigurationError(f"{route!r} is no IP prefix.") from None
     whole: ipaddress.IPv4Network | ipaddress.IPv6Network = IPV4_MULTICAST if network.version == 4 else IPV6_MULTICAST
+    if network == LIMITED_BROADCAST:
+        return
     if not network.subnet_of(whole):  # type: ignore[arg-type]
         raise ConfigurationError(f"{route} is not multicast: a LAN interface takes no other traffic of this machine.")

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tunnel.errors import ConfigurationError
+import trio
+
+from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.tun import process
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.create import NO_PRIVILEGE
 from tunnel.tun.device import TapDevice, open_tap
+from tunnel.tun.groups import GroupMirror
 from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability, inherited
-from tunnel.tun.reflector import Reflector
+from tunnel.tun.reflector import Reflector, rewrite_source
 
 HOSTS_PATH: Final = "/etc/hosts"
+LINK_SCOPE: Final = 2  # of an IPv6 group: this or less stays on one link (RFC 4291 §2.7)
+MAX_BURST: Final = 64  # announcements handled before others get their turn
 
 
 class HostInterface:
@@ -30,7 +36,12 @@ class HostInterface:
     """
 
     def __init__(
-        self, device: TapDevice, reflector: Reflector | None, keeper: subprocess.Popen[bytes], client: process.KeeperClient
+        self,
+        config: InterfaceConfig,
+        device: TapDevice,
+        reflector: Reflector | None,
+        keeper: subprocess.Popen[bytes],
+        client: process.KeeperClient,
     ) -> None:
         self.device = device
         self.reflector = reflector
@@ -38,6 +49,8 @@ class HostInterface:
         self.keeper_pid = keeper.pid
         self._keeper = keeper
         self._client = client
+        self._config = config
+        self._groups = GroupMirror(device.name)
 
     @property
     def name(self) -> str:
@@ -49,7 +62,35 @@ class HostInterface:
 
     async def renumber(self, config: InterfaceConfig) -> list[str]:
         """Replace addresses and routes; the name stays what it is.  Gives facts.  Raises ConfigurationError."""
-        return await self._client.configure(dataclasses.replace(config, name=self.device.name))
+        facts = await self._client.configure(dataclasses.replace(config, name=self.device.name))
+        self._config = config
+        return facts
+
+    async def run_discovery(self, send: Callable[[bytes], None]) -> None:
+        """Until cancelled: give `send` each IP packet that a local program announced elsewhere, as one that we send into the LAN.
+
+        Joins on the LAN what programs join elsewhere, too.  Whether all of it may go out is for `send` to decide, by its rate.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._groups.run)
+            reflector = self.reflector
+            while reflector is not None:
+                await reflector.wait_readable()
+                for _ in range(MAX_BURST):
+                    packet = reflector.read()
+                    if packet is None:
+                        break
+                    with contextlib.suppress(MalformedPacket):  # a family for which we have no address
+                        send(rewrite_source(packet, *self._sources(packet)))
+
+    def _sources(self, packet: bytes) -> tuple[bytes, bytes]:
+        """Our inner IPv4 and IPv6 addresses, the latter of the scope of the packet's group (RFC 4291 §2.7, RFC 6724 §5)."""
+        config = self._config
+        is_for_link = packet[0] >> 4 == 6 and packet[25] & 15 <= LINK_SCOPE
+        candidates = [ipaddress.IPv6Address(address) for address, _ in config.ipv6]
+        fitting = [address for address in candidates if address.is_link_local == is_for_link] or candidates
+        inner_v4 = ipaddress.IPv4Address(config.ipv4[0]).packed if config.ipv4 is not None else b""
+        return inner_v4, fitting[0].packed if fitting else b""
 
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None:
         """Let NAME.ptunnel stand for the addresses, in place of all names before.  Raises ConfigurationError."""
@@ -61,6 +102,7 @@ class HostInterface:
         try:
             await process.end(self._keeper)
         finally:
+            self._groups.close()
             if self.reflector is not None:
                 self.reflector.close()
             self.device.close()
@@ -95,7 +137,7 @@ async def open_host_interface(
             keeper = process.spawn(words, [theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
         on_failure.callback(_kill, keeper)
         on_failure.callback(client.quit)
-        interface = HostInterface(device, reflector, keeper, client)
+        interface = HostInterface(config, device, reflector, keeper, client)
         facts += await interface.renumber(config)
         if drop:
             left = await process.drop_privileges_everywhere()

@@ -12,8 +12,8 @@ import json
 import signal
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import trio
 
@@ -22,6 +22,10 @@ from tunnel.tun import process
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.device import TapDevice, from_descriptor
 from tunnel.tun.inside import GO, MAX_MESSAGE
+
+#: There is no default route, which is what these follow elsewhere: without a route of their own they would be unreachable.
+#: Everything else outside the LAN shall be just that, at once.
+EVERYBODY: Final = ("224.0.0.0/4", "255.255.255.255/32")
 
 
 class CommandNotRunError(ConfigurationError):
@@ -63,11 +67,16 @@ class NamespaceInterface:
 
     async def renumber(self, config: InterfaceConfig) -> list[str]:
         """Replace addresses and routes; the name stays what it is.  Gives facts.  Raises ConfigurationError."""
-        return await self._client.configure(dataclasses.replace(config, name=self.device.name))
+        routes = tuple(dict.fromkeys((*config.routes, *EVERYBODY)))
+        return await self._client.configure(dataclasses.replace(config, name=self.device.name, routes=routes))
 
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None:
         """Let NAME.ptunnel stand for the addresses in the command's own hosts file.  Raises ConfigurationError."""
         await self._client.set_names({name: list(addresses) for name, addresses in names.items()})
+
+    async def run_discovery(self, send: Callable[[bytes], None]) -> None:
+        """Nothing to do: whatever the command announces leaves by the one interface there is.  Until cancelled."""
+        await trio.sleep_forever()
 
     async def start_command(self) -> None:
         """Let the command run, in our terminal and process group: Ctrl-C reaches it by itself, and us as well.

@@ -31,6 +31,11 @@ def test_a_configuration_survives_json() -> None:
     assert InterfaceConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+@pytest.mark.parametrize("route", ["224.0.0.0/4", "239.1.2.3", "255.255.255.255/32", "ff05::/16"])
+def test_what_is_for_everybody_may_be_routed_into_the_lan(route: str) -> None:
+    assert InterfaceConfig(**{**GOOD, "routes": (route,)}).routes == (route,)
+
+
 def test_an_interface_may_be_of_one_family_alone() -> None:
     assert InterfaceConfig(mac=GOOD["mac"], ipv4=None, ipv6=GOOD["ipv6"]).ipv4 is None
     assert InterfaceConfig(mac=GOOD["mac"], ipv4=GOOD["ipv4"]).ipv6 == ()
@@ -72,6 +77,7 @@ def test_networks_are_the_subnets_of_all_addresses() -> None:
         {"routes": ("0.0.0.0/0",)},
         {"routes": ("224.0.0.0/3",)},
         {"routes": ("192.168.1.0/24",)},
+        {"routes": ("255.255.255.254/31",)},
         {"routes": ("2000::/3",)},
         {"routes": ("somewhere",)},
         {"routes": ("224.0.2.60/32",) * 17},
