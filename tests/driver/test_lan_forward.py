@@ -364,6 +364,18 @@ async def test_a_datagram_of_our_own_socket_never_enters_the_tunnel(autojump_clo
         assert lan.drops("a") == {"our own datagram, routed into the interface": 2}
 
 
+async def test_what_only_a_raw_socket_makes_ends_no_task(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        lan.send(Flow().packet(b"x"), flags=PARTIAL, start=60_000, offset=6)
+        lan.send(Flow().packet(bytes(3000)), kind=3, gso=1000, flags=PARTIAL)
+        lan.send(Flow(flags=SYN).packet(b"")[:30])
+        lan.send(ip4(6, bytes(1400)), flags=PARTIAL, start=34, offset=16)
+        lan.send(Flow().packet(b"still there"))
+        assert packets(await lan.received()) == [Flow().packet(b"still there")]
+        assert lan.drops("a") == {"packet of ours that does not parse": 2}
+        assert lan.drops("b") == {"inner packet that does not parse": 2}
+
+
 async def test_frames_that_are_no_ip_are_dropped_and_counted(autojump_clock: object) -> None:
     async with a_lan() as lan:
         assert lan.taps["a"].send_from_host(bytes(10) + MAC["a"] + MAC["a"] + b"\x08\x06" + bytes(28))

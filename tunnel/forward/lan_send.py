@@ -94,14 +94,16 @@ class LanSender:
         if destination is None:
             table.drops["packet of ours that does not parse"] += 1
             return
-        virtio = offload.decode_offload(view, FRONT)
         member = table.by_address.get(destination)
-        if member is not None:
-            self._for_member(now, member, virtio, end)
-        elif is_for_everybody(destination, table.subnet):
-            self._for_all(now, virtio, end)
-        else:
-            table.drops["packet to no member"] += 1
+        try:
+            if member is not None:
+                self._for_member(now, member, offload.decode_offload(view, FRONT), end)
+            elif is_for_everybody(destination, table.subnet):
+                self._for_all(now, offload.decode_offload(view, FRONT), end)
+            else:
+                table.drops["packet to no member"] += 1
+        except MalformedPacket:  # only raw sockets make such
+            table.drops["packet of ours that does not parse"] += 1
 
     def _for_all(self, now: Instant, virtio: offload.Offload, end: int) -> None:
         """Broadcast and multicast: a copy for each member who is there."""
@@ -138,12 +140,8 @@ class LanSender:
         if sealer is None or (room := sealer.room) is None or self._is_own(member, end):
             return
         view = self._buffer
-        try:
-            inner = header.parse(view, _IP_AT, end)
-            cut = offload.wants_cut(virtio, inner, end - _IP_AT)
-        except MalformedPacket as error:
-            self._table.drops[str(error)] += 1
-            return
+        inner = header.parse(view, _IP_AT, end)
+        cut = offload.wants_cut(virtio, inner, end - _IP_AT)
         if cut is None:
             self._whole(now, member, virtio, end)
             return
@@ -176,19 +174,11 @@ class LanSender:
                 offload.finish_foreign_checksum(view, FRONT + VIRTIO_SIZE, end, virtio)
         size = end - _IP_AT
         if size <= SYN_AT_MOST and _is_syn(view, _IP_AT, end):
-            try:
-                mss.clamp(view, _IP_AT, header.parse(view, _IP_AT, end), room, partial=bool(flags))
-            except MalformedPacket:
-                self._table.drops["packet of ours that does not parse"] += 1
-                return
+            mss.clamp(view, _IP_AT, header.parse(view, _IP_AT, end), room, partial=bool(flags))
         if size <= room:
             self._put(now, member, sealer, view, _IP_AT, end, flags)
             return
-        try:
-            inner = header.parse(view, _IP_AT, end)
-        except MalformedPacket:
-            self._table.drops["packet of ours that does not parse"] += 1
-            return
+        inner = header.parse(view, _IP_AT, end)
         if flags:
             offload.finish_checksum(view, _IP_AT, end, inner)
         if size <= SMALLEST_MTU:
