@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.kernel import why_unavailable
+from tests.netns.kernel import why_no_tap, why_unavailable
 from tests.netns.lab import Lab
 
 HERE = Path(__file__).parent
@@ -18,8 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = why_unavailable() if ours else None
     for item in ours:
         item.add_marker(pytest.mark.netns)
-        if reason is not None:
-            item.add_marker(pytest.mark.skip(reason=reason))
+        why_not = reason or (why_no_tap() if item.path.name.startswith("test_tun") else None)
+        if why_not is not None:
+            item.add_marker(pytest.mark.skip(reason=why_not))
 
 
 @pytest.fixture

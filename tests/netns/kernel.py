@@ -79,6 +79,15 @@ def why_unavailable() -> str | None:
     return None
 
 
+def why_no_tap() -> str | None:
+    """None if TAP devices may be made here, else the reason in one sentence: some containers lack the device file."""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/net/tun may not be opened here ({error.strerror}), and these tests are of what is made of it"
+    return None
+
+
 class Namespace:
     """One network namespace, with what is needed to furnish it and to run programs in it."""
 
