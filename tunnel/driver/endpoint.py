@@ -268,8 +268,9 @@ class EndpointDriver:
         while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
             await socket.wait_readable()
             batches = size = datagrams = 0
+            is_due = False
             while (batch := socket.receive()) is not None:
-                core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
+                is_due |= core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
                 batches += 1
                 size += len(batch.buffer)
                 datagrams += -(-len(batch.buffer) // batch.stride)
@@ -280,7 +281,7 @@ class EndpointDriver:
                         core.overflowed()
                     self.flush()
                     await trio.lowlevel.checkpoint()
-            if batches:
+            if batches and is_due:
                 self.flush()
             if drizzle.is_on(clock(), size, datagrams):
                 await trio.sleep(DRIZZLE_PAUSE)

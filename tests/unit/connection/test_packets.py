@@ -219,3 +219,22 @@ def test_without_an_interface_packets_are_dropped_and_counted() -> None:
     lan.leave()
     assert lan.pair.b.drops["packet without an interface"] == 1
     assert not any(isinstance(event, ConnectionClosed) for event in lan.pair.events["b"])
+
+
+def test_packets_leave_nothing_to_be_done() -> None:
+    lan = Lan(relayed=False)
+    lan.pair.run(0.1)
+    lan.segments(bytes(3 * STEP))
+    lan.leave()
+    assert lan.pair.b.is_quiet
+    lan.pair.a.send_control(b"hello")
+    lan.pair.run_until(lambda: not lan.pair.b.is_quiet)
+
+
+def test_an_ack_is_never_nothing_as_streams_may_wait_for_it() -> None:
+    lan = Lan(relayed=False)
+    stream = lan.pair.a.open_stream()
+    lan.pair.a.stream_write(stream, b"x" * 1000)
+    heard = lan.pair.a.stats().packets_received
+    lan.pair.run_until(lambda: lan.pair.a.stats().packets_received > heard)
+    assert not lan.pair.a.is_quiet

@@ -136,6 +136,20 @@ class Connection:
         """The peer has proved that it has the keys."""
         return self._shared.packets_received > 0
 
+    @property
+    def is_quiet(self) -> bool:
+        """What came last was IP packets only, and left nothing to tell or to answer."""
+        shared = self._shared
+        if (
+            not self._receiver.only_packets
+            or self._state is not State.ESTABLISHED
+            or shared.events
+            or shared.control
+            or shared.paths.probes
+        ):
+            return False
+        return shared.acks.deadline() is None and not shared.control.large_ping
+
     def indices(self) -> tuple[int, ...]:
         """The receiver indices that belong to this connection now."""
         return tuple(self._shared.keys.by_index)

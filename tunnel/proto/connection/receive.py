@@ -54,6 +54,7 @@ class Receiver:
         self.packets = PacketJoiner(shared)
         self._plain = memoryview(bytearray(65_536))
         self.peer_close: tuple[int, str] | None = None
+        self.only_packets = False  # the last batch brought IP packets and nothing else
         self._early_pieces = 0  # of all streams, held out of order
         self._received_in_all = 0  # bytes of all streams, gaps included: what counts against MAX_DATA
         # the run being gathered
@@ -86,7 +87,7 @@ class Receiver:
         at = 0  # in the plaintext buffer
         run_first = run_count = 0  # consecutive packet numbers that opened
         run_eliciting = False
-        opened = 0
+        opened = carried = 0  # packets, and those of them that carried an IP packet
         highest_before = known_highest = shared.replay.highest
         acted = False  # some frame other than probes arrived
         try:
@@ -133,11 +134,13 @@ class Receiver:
                 if kind == _PACKET:
                     packets.add(now, plain, at, at + size, ecn)
                     at += size
+                    carried += 1
                     acted = True
                     if packets.is_open and number > known_highest:
                         more = packets.follow(unseal, buffer, position, stride, prefix, index, number, plain, at)
                         run_count += more
                         opened += more
+                        carried += more
                         position += more * stride
                         at += more * size
                     continue
@@ -174,6 +177,7 @@ class Receiver:
                 self._note(run_first, run_count, run_eliciting, now)
         self._flush_run(now)
         packets.flush(now)
+        self.only_packets = carried == opened
         if shared.trace is not None:
             self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
         if opened:

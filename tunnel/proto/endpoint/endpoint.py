@@ -206,11 +206,14 @@ class Endpoint:
 
     def handle_batch(
         self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int, ecn: int = 0
-    ) -> None:
-        """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter; all had the mark `ecn`."""
+    ) -> bool:
+        """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter; all had the mark `ecn`.
+
+        False when nothing follows from them: no event and nothing to send, as with IP packets, which went to their sink at once.
+        """
         position, length = 0, len(buffer)
         touched: Peering | None = None
-        is_cold = False
+        is_cold = is_due = False
         by_index = self._meetings.peerings.by_index
         while position < length:
             end = min(position + stride, length)
@@ -235,6 +238,7 @@ class Endpoint:
                         continue
                     after = peering.connection.handle_datagrams(now, key, buffer, position, stride, ecn)
                     if touched is not None and touched is not peering:
+                        is_due = is_due or not touched.connection_is_quiet
                         touched.drain(now)
                     touched = peering
                     position = after if after > position else end
@@ -259,11 +263,13 @@ class Endpoint:
                 self.drops["unknown first byte"] += 1
             position = end
         if touched is not None:
+            is_due = is_due or not touched.connection_is_quiet
             touched.drain(now)
             is_cold = is_cold or touched.needs_meeting or touched.is_closed
         if is_cold:
             self._meetings.pump(now)
             self._is_cold_at_stale = True
+        return is_due or is_cold or bool(self._context.events)
 
     def handle_timeout(self, now: Instant) -> None:
         self._is_cold_at_stale = True

@@ -81,6 +81,11 @@ class Peering:
         """Some path to the peer works, as far as we know."""
         return self.connection is not None and not self.is_closed and self.connection.has_path
 
+    @property
+    def connection_is_quiet(self) -> bool:
+        """Nothing of its connection waits to be told or sent."""
+        return self.connection is not None and self.connection.is_quiet
+
     # --- connection and keys
 
     def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str) -> None:
