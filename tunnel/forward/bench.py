@@ -1,12 +1,14 @@
 """What a link can carry, measured: a sink and a source that every ptunnel offers to its paired peers, and who uses them.
 
-Granted to any paired peer, so bounded: one at a time for each link, MAX_SECONDS and MAX_BYTES each, MAX_BYTES_AN_HOUR in all.
+Granted to any paired peer, so bounded: one at a time for each peer, MAX_SECONDS and MAX_BYTES each, MAX_BYTES_AN_HOUR in all.
 What the source sends is zeros; what the sink gets is counted and thrown away.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
@@ -19,7 +21,8 @@ from tunnel.forward.open import MAX_BENCH_SECONDS, Bench, Measured, Opened, deco
 
 MAX_SECONDS: Final = MAX_BENCH_SECONDS  # of one measurement
 MAX_BYTES: Final = 16 * 1024**3  # of one measurement
-MAX_BYTES_AN_HOUR: Final = 64 * 1024**3  # of all measurements that one link's peer asks for
+MAX_BYTES_AN_HOUR: Final = 64 * 1024**3  # of all measurements that one peer asks for, over whatever links
+MAX_PEERS: Final = 1_024  # whose measurements are remembered; who has measured longest ago is forgotten
 GRACE: Final = 5.0  # seconds beyond its time after which a measurement is cut
 ANSWER_TIMEOUT: Final = 10.0  # seconds for the other side to agree
 STRAGGLERS: Final = 0.25  # seconds for datagrams that are still on their way when the last was sent
@@ -38,9 +41,9 @@ Say: TypeAlias = "Callable[[dict[str, Any]], Awaitable[None]]"
 
 
 class Allowance:
-    """What the peer of one link may still have measured."""
+    """What one peer may still have measured."""
 
-    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._is_busy = False
         self._hour_began = clock()
@@ -58,6 +61,27 @@ class Allowance:
     def end(self, used: int) -> None:
         self._is_busy = False
         self._used += used
+
+
+class Allowances:
+    """Those of all peers, by fingerprint: a peer that comes with another link, or comes back, begins no new hour."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._of: OrderedDict[str, Allowance] = OrderedDict()
+
+    def of(self, fingerprint: str) -> Allowance:
+        found = self._of.get(fingerprint)
+        if found is None:
+            if len(self._of) >= MAX_PEERS:
+                self._of.popitem(last=False)
+            found = self._of[fingerprint] = Allowance(self._clock)
+        self._of.move_to_end(fingerprint)
+        return found
+
+
+#: Of this process.
+ALLOWANCES: Final = Allowances()
 
 
 async def serve_bench(stream: Stream, early: list[bytes], wanted: Bench, *, flows: Flows, allowance: Allowance) -> None:

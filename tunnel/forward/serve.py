@@ -10,7 +10,7 @@ import trio
 
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import MalformedPacket, TunnelError
-from tunnel.forward.bench import Allowance, serve_bench
+from tunnel.forward.bench import ALLOWANCES, Allowance, serve_bench
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Allow, Link, Notice, Stream
 from tunnel.forward.local import open_listeners
@@ -90,14 +90,20 @@ class Exposed:
     """The exposing side for one link: each stream's Open is checked against the grants of that moment, then served."""
 
     def __init__(
-        self, link: Link, allow: Allow, *, counters: ForwardCounters | None = None, notice: Notice | None = None
+        self,
+        link: Link,
+        allow: Allow,
+        *,
+        counters: ForwardCounters | None = None,
+        notice: Notice | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self._link = link
         self._allow = allow
         self._notices = Notices(notice)
         self.counters = counters or ForwardCounters()
         self._table = FlowTable(self.counters)
-        self._allowance = Allowance()
+        self._allowance = allowance or Allowance()
 
     async def handle(self, stream: Stream) -> None:
         """One stream from its first byte to its end.  Never raises for what the peer or a local program did."""
@@ -148,11 +154,17 @@ async def serve_link(
     link: DriverLink, *, counters: ForwardCounters | None = None, notice: Callable[[str], None] | None = None
 ) -> None:
     """Answer the peer's streams against `link.grants`, read anew for each, until the link closes."""
-    exposed = Exposed(link, lambda protocol, target: link.grants.allows(protocol, target), counters=counters, notice=notice)
+    exposed = Exposed(
+        link,
+        lambda protocol, target: link.grants.allows(protocol, target),
+        counters=counters,
+        notice=notice,
+        allowance=ALLOWANCES.of(link.fingerprint),
+    )
     await link.serve_streams(exposed.handle)
 
 
 async def serve_nothing(link: DriverLink) -> None:
     """The connecting side's answer to streams of its peer: measurements, and no access whatever was granted elsewhere."""
-    exposed = Exposed(link, lambda _protocol, _target: None)
+    exposed = Exposed(link, lambda _protocol, _target: None, allowance=ALLOWANCES.of(link.fingerprint))
     await link.serve_streams(exposed.handle)
