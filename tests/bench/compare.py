@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.bench import plot
 from tests.bench.whole import ECHO, IPERF, A, Desk, Tunnel, cpu, echo_server, memory, round_trip
+from tests.netns.emulator import Shape
 from tests.netns.kernel import ROOT, LabError
 from tests.netns.programs import Program, Sshd
 
@@ -258,21 +259,11 @@ def table(medians: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-class BadDesk(Desk):
-    """The same desk over the laboratory's emulator: `rate` in Mbit/s, `rtt` in ms, `loss` each way in %."""
-
-    def __init__(self, folder: Path, rate: float, rtt: float, loss: float, *, ordinary: bool) -> None:
-        self._shape = (rtt / 2e3, rate * 1e6, loss / 100)
-        super().__init__(folder, rtt / 2e3, ordinary=ordinary)
-
-    def _cable(self, one: Any, one_name: str, other: Any, other_name: str, shape: tuple[float, float, float]) -> None:
-        super()._cable(one, one_name, other, other_name, self._shape)
-
-
 def a_desk(arguments: argparse.Namespace, folder: Path) -> Desk:
     if arguments.link is None:
         return Desk(folder, ordinary=arguments.ordinary)
-    return BadDesk(folder, *arguments.link, ordinary=arguments.ordinary)
+    rate, rtt, loss = arguments.link
+    return Desk(folder, Shape(rtt / 2e3, rate * 1e6, loss / 100), ordinary=arguments.ordinary)
 
 
 def link_of(text: str) -> tuple[float, float, float]:

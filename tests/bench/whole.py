@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.netns.emulator import Shape
 from tests.netns.kernel import ROOT, LabError, Namespace, python_module
 from tests.netns.lab import Lab
 from tests.netns.programs import Program, Ptunnel, Sshd, environment
@@ -36,10 +37,10 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Desk(Lab):
     """A laboratory of two hosts only."""
 
-    def __init__(self, folder: Path, delay: float = 0.0, *, ordinary: bool = False) -> None:
+    def __init__(self, folder: Path, shape: Shape = Shape(), *, ordinary: bool = False) -> None:  # noqa: B008
         super().__init__(folder, hops=0)
         self.a, self.b = self._namespace("a"), self._namespace("b")
-        self._cable(self.a, "eth0", self.b, "eth0", (delay, 0.0, 0.0))
+        self._cable(self.a, "eth0", self.b, "eth0", shape)
         self.a.ip(f"addr add {A}/24 dev eth0\nlink set eth0 up")
         self.b.ip(f"addr add {B}/24 dev eth0\nlink set eth0 up")
         self._settle()
@@ -293,7 +294,7 @@ def measure(runs: int, folder: Path, ordinary: bool) -> dict[str, Any]:
 def first_byte(folder: Path, runs: int) -> dict[str, Any]:
     """A remembered peer, 10 ms one way: the whole command, and from the end of imports to the first byte."""
     figures: dict[str, Any] = {}
-    with Desk(folder, delay=0.010) as desk:
+    with Desk(folder, Shape(delay=0.010)) as desk:
         echo = echo_server(desk.a, ECHO)
         tunnel = Tunnel(desk, "first", "auto", {6300: ECHO})
         tunnel.connect.interrupt()

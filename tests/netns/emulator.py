@@ -1,6 +1,7 @@
-"""A link of our own between two tap devices: delay, rate, loss and a queue, since many kernels lack netem.
+"""A link of our own between two tap devices: delay, rate behind a drop-tail queue, loss by chance or in bursts, reordering and
+duplication, since many kernels lack netem.
 
-Run as `python -m tests.netns.emulator FD FD DELAY_S RATE_BIT_S LOSS SEED`; it ends with its parent.
+Run as `python -m tests.netns.emulator FD FD SEED` and the fields of a Shape in their order; it ends with its parent.
 """
 
 from __future__ import annotations
@@ -10,12 +11,23 @@ import random
 import select
 import sys
 import time
-from collections import deque
-
-QUEUE_S = 0.1
-"""Seconds of rate that the queue before the link holds; a frame that would wait longer is dropped."""
+from heapq import heappop, heappush
+from typing import NamedTuple
 
 FRAMES_A_TURN = 128
+
+
+class Shape(NamedTuple):
+    """What a link does to frames, the same in both directions."""
+
+    delay: float = 0.0  # seconds, one way
+    rate: float = 0.0  # bit/s; 0 is none
+    loss: float = 0.0  # share of the frames, before the queue
+    burst: float = 1.0  # of them in a row, on average (Gilbert)
+    reorder: float = 0.0  # share of the frames that come ...
+    late: float = 0.005  # ... so many seconds late
+    duplicate: float = 0.0  # share of the frames that come twice
+    queue: float = 0.1  # seconds of rate that the queue holds; a frame that would wait longer is dropped
 
 
 def is_neighbour_talk(frame: bytes) -> bool:
@@ -25,21 +37,30 @@ def is_neighbour_talk(frame: bytes) -> bool:
 
 
 class Direction:
-    """Frames on their way from one tap to the other, in order."""
+    """Frames on their way from one tap to the other, in order but for those that are made late."""
 
-    def __init__(self, source: int, sink: int, delay: float, rate: float, loss: float, seed: int) -> None:
+    def __init__(self, source: int, sink: int, shape: Shape, seed: int) -> None:
         self.source = source
         self.sink = sink
-        self._delay = delay
-        self._byte_time = 8 / rate if rate else 0.0
-        self._loss = loss
+        self._shape = shape
+        self._byte_time = 8 / shape.rate if shape.rate else 0.0
         self._rng = random.Random(seed)
+        self._is_bad = False  # within a burst of losses
         self._free_at = 0.0  # when the link has sent all that was given to it
-        self._frames: deque[tuple[float, bytes]] = deque()
+        self._frames: list[tuple[float, int, bytes]] = []  # a heap: due, in which order they came, frame
+        self._count = 0
 
     @property
     def due(self) -> float | None:
         return self._frames[0][0] if self._frames else None
+
+    def _loses(self) -> bool:
+        shape, rng = self._shape, self._rng
+        if shape.burst <= 1:
+            return bool(shape.loss) and rng.random() < shape.loss
+        stays = rng.random() >= 1 / shape.burst
+        self._is_bad = stays if self._is_bad else rng.random() < shape.loss / (shape.burst * (1 - shape.loss))
+        return self._is_bad
 
     def take(self) -> None:
         now = time.monotonic()
@@ -48,21 +69,29 @@ class Direction:
                 frame = os.read(self.source, 65_536)
             except BlockingIOError:
                 return
-            if self._loss and self._rng.random() < self._loss and not is_neighbour_talk(frame):
+            if self._loses() and not is_neighbour_talk(frame):
                 continue
+            due = now
             if self._byte_time:
                 self._free_at = max(self._free_at, now)
-                if self._free_at - now > QUEUE_S:
+                if self._free_at - now > self._shape.queue:
                     continue
                 self._free_at += len(frame) * self._byte_time
-                self._frames.append((self._free_at + self._delay, frame))
-            else:
-                self._frames.append((now + self._delay, frame))
+                due = self._free_at
+            self._deliver(due + self._shape.delay, frame)
+
+    def _deliver(self, due: float, frame: bytes) -> None:
+        shape, rng = self._shape, self._rng
+        if shape.reorder and rng.random() < shape.reorder:
+            due += shape.late
+        for _ in range(2 if shape.duplicate and rng.random() < shape.duplicate else 1):
+            self._count += 1
+            heappush(self._frames, (due, self._count, frame))
 
     def give(self) -> None:
         now = time.monotonic()
         while self._frames and self._frames[0][0] <= now:
-            frame = self._frames.popleft()[1]
+            frame = heappop(self._frames)[2]
             try:
                 os.write(self.sink, frame)
             except OSError:  # the device is down or full: lost, as on any link
@@ -70,10 +99,10 @@ class Direction:
 
 
 def main() -> None:
-    first, second = int(sys.argv[1]), int(sys.argv[2])
-    delay, rate, loss, seed = float(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])
-    there = Direction(first, second, delay, rate, loss, seed)
-    back = Direction(second, first, delay, rate, loss, seed + 1)
+    first, second, seed = (int(word) for word in sys.argv[1:4])
+    shape = Shape(*(float(word) for word in sys.argv[4:]))
+    there = Direction(first, second, shape, seed)
+    back = Direction(second, first, shape, seed + 1)
     by_source = {first: there, second: back}
     while True:
         dues = [direction.due for direction in (there, back) if direction.due is not None]

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.netns.emulator import Shape
 from tests.netns.kernel import ROOT, Namespace, python_module
 from tests.netns.site import CARRIERS, RULES, SHORT_LIFE, Kind, Site, eventually
 
@@ -114,9 +115,8 @@ class Lab:
         space.ip("link set lo up")
         return space
 
-    def _cable(self, one: Namespace, one_name: str, other: Namespace, other_name: str, shape: tuple[float, float, float]) -> None:
-        delay, rate, loss = shape
-        if not any(shape):
+    def _cable(self, one: Namespace, one_name: str, other: Namespace, other_name: str, shape: Shape) -> None:
+        if shape == Shape():
             one.ip(f"link add dev {one_name} type veth peer name {other_name} netns {other.path}")
             return
         try:
@@ -127,7 +127,7 @@ class Lab:
             pytest.skip("/dev/net/tun may not be opened here, and links with a delay, rate or loss are made of it")
         for space, name in ((one, one_name), (other, other_name)):
             space.ip(f"link set {name} txqueuelen 10000")
-        numbers = [str(number) for number in (*fds, delay, rate, loss, 7)]
+        numbers = [str(number) for number in (*fds, 7, *shape)]
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *python_module("tests.netns.emulator", *numbers)],
             pass_fds=fds,
@@ -168,7 +168,7 @@ class Lab:
         `rules` are those of our own NAT, beyond what its kind says (usernat.Rules).  `behind` is the carrier's site that this
         home hangs on; of `hosts` on one LAN that are `isolated` none reaches another there.
         """
-        shape = (delay, rate, loss)
+        shape = Shape(delay, rate, loss)
         if kind in CARRIERS and behind is None:
             behind = self.add_site(
                 f"{name}-carrier",
@@ -180,7 +180,7 @@ class Lab:
                 loss=loss,
                 rules=CARRIERS[kind] | (rules or {}),
             )
-            shape = (0, 0, 0)
+            shape = Shape()
         index = len(self.sites)
         site = Site(self, index, name, kind, ipv4, ipv6, behind)
         if kind == "open":
@@ -209,14 +209,14 @@ class Lab:
         self._settle()
         return site
 
-    def _connect(self, site: Site, border: Namespace, device: str, hops: int, shape: tuple[float, float, float]) -> None:
+    def _connect(self, site: Site, border: Namespace, device: str, hops: int, shape: Shape) -> None:
         """Lay the line from the core to a site of its own prefix."""
         # From the core outwards: each router has `north` towards the core and `south` (`s<i>` at the core) towards the site.
         index = site.index
         edge, edge_device = self.core, f"s{index}"
         for number in range(hops):
             hop = self._namespace(f"{site.name}-hop{hops - number}", router=True)
-            self._cable(hop, "north", edge, edge_device, (0, 0, 0))
+            self._cable(hop, "north", edge, edge_device, Shape())
             first, second = f"100.64.{index}.{2 * number}", f"100.64.{index}.{2 * number + 1}"
             first6, second6 = f"3fff:{2048 + index:x}:{number:x}::1", f"3fff:{2048 + index:x}:{number:x}::2"
             edge.ip(
@@ -249,7 +249,7 @@ class Lab:
         edge.ip("\n".join(downwards))
         border.ip("\n".join(upwards))
 
-    def _hang(self, site: Site, border: Namespace, carrier: Site, shape: tuple[float, float, float]) -> None:
+    def _hang(self, site: Site, border: Namespace, carrier: Site, shape: Shape) -> None:
         """Lay the line from a carrier's router to a home.  IPv4 only."""
         assert carrier.gateway is not None
         number = sum(other.behind is carrier for other in self.sites.values())

@@ -52,6 +52,37 @@ def test_a_few_datagrams_go_before_bulk() -> None:
     assert slowest < 0.015 + 0.03 + 0.01  # one way, the link's queue, our pacing
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_steady_flow_of_datagrams_outlasts_a_receiver_that_pauses(seed: int) -> None:
+    """40,000 a second on a short path whose far end is not scheduled for 4 to 12 ms, ten times a second.
+
+    What is known of the path says less: a stream has filled it before, and was slower.
+    """
+    pair = Pair(seed, relayed=False, delay=0.000_15, rate=20_000_000, queue=0.01)
+    stream = pair.a.open_stream()
+    pair.write_all("a", stream, bytes(8_000_000))
+    pair.rate = None
+    paused_until = 0.0
+
+    def late(_name: str, _relayed: bool, _data: bytes) -> list[float]:
+        return [max(0.000_15, paused_until - pair.now) + (pair.rng.random() < 0.1) * 0.000_5]
+
+    pair.hook = late
+    pair.run(0.1)
+    began = pair.now
+    sent = arrived = 0
+    for millisecond in range(1, 501):
+        if millisecond % 100 == 0:
+            paused_until = pair.now + pair.rng.uniform(0.004, 0.012)
+        sent += pair.a.send_datagrams(pair.now, 1, [bytes(1200)] * 40)
+        pair.run(began + millisecond * 0.001 - pair.now)
+        arrived += len(pair.b.receive_datagrams())
+    pair.run(0.1)
+    arrived += len(pair.b.receive_datagrams())
+    assert sent == 20_000
+    assert arrived >= 0.999 * sent, pair.a.stats().drops
+
+
 def test_under_policy_direct_no_datagram_crosses_the_relay() -> None:
     pair = Pair()
     for side in pair.sides.values():
