@@ -108,6 +108,48 @@ def test_a_saturated_link_with_a_deep_buffer_stays_quick() -> None:
     assert link.dropped == 0
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_keystroke_and_a_datagram_pass_by_a_saturating_stream(seed: int) -> None:
+    """Both ways and back within 2 round trips and 10 ms at the 99th percentile, with 200 ms of buffer in front of the link."""
+    pair = Pair(seed, relayed=False, rate=50 * MBIT, delay=0.020, queue=0.200)
+    pair.run(0.5)
+    bulk, keys = pair.a.open_stream(), pair.a.open_stream()
+    chunk = bytes(65_536)
+    ends, next_at = pair.now + 7.0, pair.now + 2.0
+    pressed: list[float] = []
+    moved: list[float] = []
+    echoes: list[float] = []
+    replies: list[float] = []
+    arrived = 0
+    while pair.now < ends:
+        while pair.a.stream_write(bulk, chunk):
+            pass
+        if pair.now >= next_at and len(pressed) == len(echoes):
+            pair.a.stream_write(keys, b"k")
+            pair.a.send_datagram(pair.now, 1, b"move")
+            pressed.append(pair.now)
+            moved.append(pair.now)
+            next_at = pair.now + 0.030
+        pair.step(min(ends, next_at) if pair.now < next_at else ends)
+        for buffer in (pair.read["b"].setdefault(keys, bytearray()), pair.read["b"].setdefault(bulk, bytearray())):
+            arrived += len(buffer)
+        pair.read["b"][bulk].clear()
+        if pair.read["b"][keys]:
+            pair.read["b"][keys].clear()
+            pair.b.stream_write(keys, b"K")
+        if pair.b.receive_datagrams():
+            pair.b.send_datagram(pair.now, 2, b"seen")
+        if pair.read["a"].setdefault(keys, bytearray()):
+            pair.read["a"][keys].clear()
+            echoes.append(pair.now - pressed[-1])
+        replies += [pair.now - moved[-1] for _ in pair.a.receive_datagrams()]
+    assert arrived > 0.9 * 6.0 * 50 * MBIT
+    assert len(echoes) > 50
+    assert len(replies) >= len(echoes) - 1
+    for times in (echoes, replies):
+        assert sorted(times)[int(0.99 * len(times))] < 2 * 0.040 + 0.010, sorted(times)[-5:]
+
+
 def shares(seed: int, buffer: float, first: Make, second: Make, *, seconds: float = 40.0) -> list[float]:
     """Two flows of 20 Mbit/s in all, `buffer` bandwidth-delay products of queue; the second one is not paced, as a kernel's."""
     link = Bottleneck(seed, rate=20 * MBIT, queue=0.040 * buffer)
