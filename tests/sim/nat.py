@@ -88,6 +88,8 @@ class Box:
         self._entries: dict[object, _Entry] = {}  # by mapping key
         self._by_outer: dict[Address, list[_Entry]] = {}  # more than one only after the race
         self._stolen: dict[tuple[int, Address], float] = {}  # (our port, remote) that conntrack gave to the router itself
+        self._held: dict[str, int] = {}  # entries by inner host
+        self._purge_at = 0.0
         self._next_port = rng.randrange(20_000, 40_000)
         self.drops: dict[str, int] = {}
 
@@ -115,7 +117,7 @@ class Box:
                         self._forget(flow_key, flow)
                     key, entry = flow_key, self._create(flow_key, source, avoid=wanted)
         if entry is None:
-            if behaviour.quota is not None and self._count(now, source.host) >= behaviour.quota:
+            if behaviour.quota is not None and self._is_full(now, source.host, behaviour.quota):
                 self._drop("quota", f"{source} -> {destination}")
                 return None
             entry = self._create(key, source)
@@ -151,6 +153,7 @@ class Box:
     def flush(self) -> None:
         """Lose every mapping, as after a restart of the router."""
         self._entries.clear()
+        self._held.clear()
         self._by_outer.clear()
         self._stolen.clear()
 
@@ -178,12 +181,17 @@ class Box:
             case _:
                 return None
 
-    def _count(self, now: float, host: str) -> int:
-        return sum(entry.inner.host == host and entry.is_alive(now) for entry in self._entries.values())
+    def _is_full(self, now: float, host: str, quota: int) -> bool:
+        if self._held.get(host, 0) >= quota and now >= self._purge_at:
+            self._purge_at = now + 0.5
+            for key, entry in [(key, entry) for key, entry in self._entries.items() if not entry.is_alive(now)]:
+                self._forget(key, entry)
+        return self._held.get(host, 0) >= quota
 
     def _forget(self, key: object, entry: _Entry) -> None:
         del self._entries[key]
         self._by_outer[entry.outer].remove(entry)
+        self._held[entry.inner.host] -= 1
 
     def _create(self, key: object, source: Address, avoid: int | None = None) -> _Entry:
         if not self.behaviour.translates:
@@ -192,6 +200,7 @@ class Box:
             outer = Address(self.host, self._choose_port(source.port, avoid))
         entry = _Entry(source, outer)
         self._entries[key] = entry
+        self._held[source.host] = self._held.get(source.host, 0) + 1
         self._by_outer.setdefault(outer, []).append(entry)
         return entry
 

@@ -21,8 +21,8 @@ from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import Problem
 from tunnel.units import Seconds
 
-QUOTA = {"quota"}  # the kind whose carrier grants 64 mappings a home: 1 to 2 % of the birthdays miss their first round
 SHARE = float(os.environ.get("PTUNNEL_SIM_SHARE", "1"))
+MISSES = 1 if SHARE > 1 else 0  # birthdays under a quota that take over 15 s: of a row's 75 meetings, and of its 20 by default
 KINDS = tuple(SITES)
 LATE = Seconds(0.250)
 BATCHES = 10  # the many seeds are cut into as many tests, so that none takes long
@@ -135,8 +135,12 @@ def test_the_same_seed_is_the_same_story() -> None:
 # --- every pair of sites ----------------------------------------------------------------------------------------------------
 
 
-def check_pair(home: str, friend: str, late: str, seed: int) -> None:
-    """Meet, wait for what the oracle promises, and let bytes flow both ways, on streams that either side opens."""
+def check_pair(home: str, friend: str, late: str, seed: int) -> bool:
+    """Meet, wait for what the oracle promises, and let bytes flow both ways, on streams that either side opens.
+
+    False when a birthday under a quota took longer than its 15 s; it must come in a later round then.
+    """
+    is_in_time = True
     possible = oracle.can_meet(home, friend)
     with Cast(seed=seed, home=home, friend=friend) as cast:
         if late.startswith("offers of "):  # of whom: his words take so much longer
@@ -159,9 +163,13 @@ def check_pair(home: str, friend: str, late: str, seed: int) -> None:
         cast.transfer(back, 500, limit=3)
         if possible:
             is_plain = oracle.can_meet(home, friend, frozenset({oracle.Technique.OPENERS}))
-            # Guessing ports takes its time; where a carrier's quota ends it early, now and then only a later round meets.
-            limit = 2.5 if is_plain else 200 if QUOTA & {home, friend} else 15
-            cast.world.run_until(cast.is_direct, limit)
+            try:
+                cast.world.run_until(cast.is_direct, 2.5 if is_plain else 15)  # guessing ports takes its time
+            except AssertionError:
+                if not (oracle.is_birthday(home, friend) and (oracle.has_quota(home) or oracle.has_quota(friend))):
+                    raise
+                is_in_time = False
+                cast.world.run_until(cast.is_direct, 200)
         else:
             cast.world.run(2.5)
             assert not cast.friend.is_direct
@@ -169,16 +177,19 @@ def check_pair(home: str, friend: str, late: str, seed: int) -> None:
         cast.transfer(there, 5_000, limit=3)
         cast.transfer(back, 5_000, limit=3)
         assert not cast.home.closed + cast.friend.closed
+        return is_in_time
 
 
 @pytest.mark.parametrize("home", KINDS)
 def test_every_pair_of_sites_is_direct_where_it_can_be_and_relayed_elsewhere(home: str) -> None:
     lateness = ("home", "friend", "offers of home", "offers of friend")
+    misses = 0
     for at, friend in enumerate(KINDS):
         seed = KINDS.index(home) * len(KINDS) + at
-        check_pair(home, friend, "nobody", seed)
+        misses += not check_pair(home, friend, "nobody", seed)
         for late in lateness if SHARE > 1 else lateness[seed % 12 : seed % 12 + 1]:  # a third of them, by default
-            check_pair(home, friend, late, seed)
+            misses += not check_pair(home, friend, late, seed)
+    assert misses <= MISSES
 
 
 def test_easy_pairs_are_direct_within_half_a_second_of_the_dial_at_the_median() -> None:

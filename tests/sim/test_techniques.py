@@ -18,6 +18,7 @@ from tests.sim.punching import PunchNode, make_pair
 from tests.sim.test_punching import KINDS, SKEWS, are_direct, meet, time_to_direct
 from tests.sim.world import World
 from tunnel.proto.nat import agent as agent_module
+from tunnel.proto.nat import birthday
 from tunnel.proto.nat.agent import AgentState
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.birthday import SPRAY_PROBES
@@ -52,25 +53,39 @@ def test_predicted_pairs_are_direct_in_half_a_second(skew: tuple[float, float]) 
     assert sorted(times)[int(0.99 * len(times))] < 0.6
 
 
+@pytest.mark.time_limit(200)
 def test_birthday_pairs_are_direct_on_the_first_try_whoever_is_late() -> None:
     times: list[float] = []
-    unlucky = 0
     rng = random.Random(5)
     for number in range(110):
         a, b = BIRTHDAY[number % len(BIRTHDAY)]
         late = rng.uniform(0.0, 0.25)
         skew = (0.02 + late, 0.02) if rng.random() < 0.5 else (0.02, 0.02 + late)
         first, second, world = meet(a, b, number, skew=skew, limit=LIMIT)
-        if not are_direct((first, second)) and (oracle.has_quota(a) or oracle.has_quota(b)):
-            unlucky += 1  # 64 open ports of 64,512: 4,200 tries miss them all once in 65 times, 128 of them once in 3,000
-            continue
         assert are_direct((first, second)), f"{a} x {b}, seed {number}, skew {skew}\n{world.trace()}"
         assert first.agent.stats.rounds == second.agent.stats.rounds == 1
         assert "birthday" in used((first, second))
         times.append(time_to_direct((first, second)))
-    assert unlucky <= 3
     assert statistics.median(times) < 2.5
     assert sorted(times)[int(0.99 * len(times))] < 15.0
+
+
+UNDER_A_QUOTA = [pair for pair in BIRTHDAY if "quota" in pair]
+
+
+@pytest.mark.time_limit(200)
+def test_under_a_quota_99_of_100_meet_within_15_seconds_on_the_first_try() -> None:
+    """A carrier that grants a home 64 mappings leaves some 56 for the pool: 7,000 tries miss them all once in 400 times."""
+    late, times = 0, []
+    for number in range(100):
+        a, b = UNDER_A_QUOTA[number % len(UNDER_A_QUOTA)]
+        first, second, _ = meet(a, b, number, skew=SKEWS[number % 3], limit=16.0)
+        took = time_to_direct((first, second)) if are_direct((first, second)) else 16.0
+        late += took > 15.0
+        times.append(took)
+        assert (first if a == "quota" else second).most_sockets == birthday.POOL_STAGES[0]  # it noticed
+    assert statistics.median(times) < 5.0
+    assert late <= 1
 
 
 @pytest.mark.parametrize(
@@ -151,7 +166,7 @@ def test_the_pool_is_given_back_but_for_what_carries_the_path() -> None:
     for seed in range(20):
         first, second, world = meet("sym", "prc", seed, limit=LIMIT)
         world.run(20.0)
-        assert first.most_sockets == POOL_SOCKETS
+        assert first.most_sockets in birthday.POOL_STAGES  # it may be found before the last ones are open
         assert 1 <= len(first.pool) <= 4
         assert {key for key, _ in first.succeeded} == set(first.pool)
         assert not second.pool
@@ -227,21 +242,27 @@ def test_a_malicious_peer_cannot_make_us_flood_anybody(kind: str) -> None:
     assert stats.openers_sent <= OPENER_BURST + 10 * duration
 
 
-def test_no_second_within_an_attempt_exceeds_the_rate() -> None:
+@pytest.mark.parametrize(
+    ("answered", "most", "rate"), [(True, SPRAY_PROBES, (250, 340)), (False, birthday.FEW_PROBES, (550, 640))]
+)
+def test_no_second_within_an_attempt_exceeds_the_rate(answered: bool, most: int, rate: tuple[int, int]) -> None:
+    """Not `answered`: the server's words no longer reach the side that opens the pool, as if a quota were used up."""
     first, second, world = meet("sym", "prc", 1, limit=0.5)
     moments: list[float] = []
+    outside = first.agent.local_candidates[-1].address.host
 
     def watch(host: object, destination: Address, datagram: bytes) -> bool:
         if host is second.host and datagram[:1] == b"\x80":
             moments.append(world.now)
-        return destination.host != first.agent.local_candidates[-1].address.host  # nothing gets there: the whole attempt runs
+        # Nothing gets there from the peer: the whole attempt runs.
+        return destination.host != outside or (answered and host is not second.host)
 
     world.filter = watch
     world.run(25.0)
     assert not are_direct((first, second))
-    assert len(moments) <= SPRAY_PROBES + 60
+    assert len(moments) <= most + 60
     busiest = max(sum(begin <= at < begin + 1.0 for at in moments) for begin in range(1000, 1025))
-    assert 250 <= busiest <= 340
+    assert rate[0] <= busiest <= rate[1]
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tunnel.proto.nat import birthday
 from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.birthday import Spray, opens_after
+from tunnel.proto.nat.birthday import Pool, Spray, opens_after
 from tunnel.proto.nat.budget import OPENER_BURST, PROBE_BURST, PROBE_RATE, Bucket, Budget
 from tunnel.proto.nat.candidate import CandidateKind, make_candidate
 from tunnel.proto.nat.hints import MAX_PREDICTED, OpenPool, PredictedPorts, decode_hints, encode_hints
@@ -58,9 +58,13 @@ def test_behind_one_nat_there_is_nothing_to_open() -> None:
     assert opens_after(scene(HARD, EASY, far=Address("45.2.2.2", 99))) is None
 
 
-def test_a_spray_tries_each_port_once_and_no_faster_than_the_rate() -> None:
+@pytest.mark.parametrize(
+    ("sockets", "probes", "pace"),
+    [(256, birthday.SPRAY_PROBES, birthday.SPRAY_PACE), (64, birthday.FEW_PROBES, birthday.FEW_PACE)],
+)
+def test_a_spray_tries_each_port_once_and_no_faster_than_the_rate(sockets: int, probes: int, pace: float) -> None:
     spray = Spray(random.Random(1))
-    spray.begin(T0, V4, FAR.host)
+    spray.begin(T0, V4, FAR.host, sockets)
     now, ports, moments = T0, [], []
     while spray.is_on:
         check = spray.poll_check(now)
@@ -70,15 +74,68 @@ def test_a_spray_tries_each_port_once_and_no_faster_than_the_rate() -> None:
             moments.append(now)
         else:
             now = Instant(now + 0.001)
-    assert len(set(ports)) == len(ports) == birthday.SPRAY_PROBES
+    assert len(set(ports)) == len(ports)
+    assert 0.95 * probes <= len(ports) <= probes
+    assert all(moments[at + 100] - moments[at] >= 92 * pace for at in range(len(moments) - 100))
     assert min(ports) >= birthday.FIRST_PORT
     assert max(ports) <= birthday.LAST_PORT
     assert moments[-1] - moments[0] <= birthday.SPRAY_SECONDS
 
 
+def test_hints_that_are_repeated_change_the_pace_and_add_nothing() -> None:
+    spray = Spray(random.Random(1))
+    now, sent = T0, 0
+    for number in range(200_000):
+        if number % 50 == 0 and (spray.is_on or not number):
+            spray.begin(now, V4, FAR.host, 64 if number % 100 else 256)
+        while spray.poll_check(now) is not None:
+            sent += 1
+        now = Instant(now + 0.001)
+    assert not spray.is_on
+    assert sent <= birthday.SPRAY_PROBES  # what was granted when it began
+
+
+def grow(pool: Pool, granted: int, answered: int) -> tuple[list[int], int, int]:
+    """What a pool told the peer, its sockets and its questions, where the system grants so many and the server sees so many."""
+    pool.open(T0, FAR)
+    sockets: list[PoolSocket] = []
+    hints, asked, now = [], 0, T0
+    while pool.is_open and now < T0 + 14.0:
+        while len(sockets) < min(pool.wanted_sockets, granted):
+            sockets.append(PoolSocket(SocketId(100 + len(sockets)), 5000))
+        pool.sockets_opened(now, tuple(sockets))
+        if pool.hint is not None:
+            hints.append(pool.hint.sockets)
+            pool.hint = None
+        while pool.poll_check(now) is not None:
+            pass
+        while (measure := pool.poll_measure(now)) is not None:
+            asked += 1
+            if measure.socket_id < 100 + answered:
+                pool.measured(measure)
+        now = Instant(now + 0.01)
+    return hints, len(sockets), asked
+
+
+@pytest.mark.parametrize(
+    ("granted", "answered", "hints", "asked"),
+    [
+        (1000, 1000, [64, 128, 256], 2),
+        (1000, 60, [64], birthday.ASKS),  # a quota, or a server that is gone
+        (1000, 100, [64, 128], 1 + birthday.ASKS),
+        (50, 1000, [50], 0),
+        (100, 1000, [64, 100], 1),
+    ],
+)
+def test_the_pool_grows_as_long_as_its_last_socket_has_a_mapping(
+    granted: int, answered: int, hints: list[int], asked: int
+) -> None:
+    assert grow(Pool(), granted, answered) == (hints, hints[-1], asked)
+
+
 def test_a_late_timer_is_not_made_up_for_by_a_flood() -> None:
     spray = Spray(random.Random(1))
-    spray.begin(T0, V4, FAR.host)
+    spray.begin(T0, V4, FAR.host, 256)
     late = Instant(T0 + 5.0)
     burst = 0
     while spray.poll_check(late) is not None:
@@ -120,6 +177,8 @@ def test_the_pool_gives_up_without_sockets_and_within_its_openers() -> None:
         if technique.wanted_sockets > wanted:
             wanted = technique.wanted_sockets
             technique.sockets_opened(now, tuple(PoolSocket(SocketId(9 + n), 5000 + n) for n in range(wanted)))
+        while (measure := technique.poll_measure(now)) is not None:
+            technique.measured(now, measure, Address("45.2.2.2", 7000))
         now = Instant(now + 0.1)
     assert wanted == 256
     assert 3 * 256 <= sent <= OPENER_BURST

@@ -20,7 +20,7 @@ from tunnel.units import Address, Instant, Seconds, SocketId
 #: From the start of a round: at once where we know that our mapping varies, later where only the peer's does.
 AFTER_HARD: Final = Seconds(0.08)
 AFTER_SOFT: Final = Seconds(0.3)
-AFTER_EASY: Final = Seconds(0.9)
+AFTER_EASY: Final = Seconds(0.45)
 ATTEMPTS: Final = 4
 SOCKETS_AN_ATTEMPT: Final = 3  # two that measure, one that goes to the peer
 ANSWER_PATIENCE: Final = Seconds(0.5)  # for the server

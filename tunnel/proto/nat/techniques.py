@@ -79,10 +79,10 @@ class Techniques:
                 target = scene.target
                 if target is None or not scene.sockets or not hint.sockets or not is_allowed(target):
                     return
-                if self._spray.is_on or self._budget.probes.left(now) < MIN_PROBES:
+                if not self._spray.is_on and self._budget.probes.left(now) < MIN_PROBES:
                     return
                 self.used = "birthday"
-                self._spray.begin(now, scene.sockets[0], target.host)
+                self._spray.begin(now, scene.sockets[0], target.host, hint.sockets)
                 self._since = self._since if self._since is not None else now
 
     def poll_hint(self) -> Hint | None:
@@ -130,20 +130,26 @@ class Techniques:
     def sockets_opened(self, now: Instant, sockets: tuple[PoolSocket, ...]) -> None:
         self._sockets = sockets
         self._prediction.sockets_opened(now, sockets)
-        if self._pool.is_open:
-            self._pool.sockets_opened(now, sockets)
-            if self._pool.hint is not None and self._pool.hint not in self._hints:
-                self._hints.append(self._pool.hint)
+        self._pool.sockets_opened(now, sockets)
+        if self._pool.hint is not None:
+            self._hints.append(self._pool.hint)
+            self._pool.hint = None
 
     def poll_measure(self, now: Instant) -> Measure | None:
         measure = self._prediction.poll_measure(now)
         if measure is not None and not self._budget.openers.take(now):
             self._prediction.stop()
             return None
+        if measure is None:
+            measure = self._pool.poll_measure(now)
+            if measure is not None and not self._budget.openers.take(now):
+                self._close_pool(now)
+                return None
         return measure
 
     def measured(self, now: Instant, measure: Measure, address: Address) -> None:
         self._prediction.measured(now, measure, address)
+        self._pool.measured(measure)
 
     @property
     def differs_elsewhere(self) -> bool | None:
