@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tunnel.proto.nat import birthday
+from tunnel.proto.nat import birthday, prediction
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.birthday import Pool, Spray, opens_after
 from tunnel.proto.nat.budget import OPENER_BURST, PROBE_BURST, PROBE_RATE, Bucket, Budget
@@ -204,3 +204,34 @@ def test_predicted_ports_of_a_forbidden_address_are_not_tried(host: str) -> None
     technique.start(T0, scene(EASY, HARD), fresh=True)
     technique.handle_hint(T0, PredictedPorts(host, 5000, 1, 32))
     assert technique.poll_check(T0) is None
+
+
+def predict(theirs: Mapping, seconds: float) -> list[list[int]]:
+    """The ports that a side behind a NAT with the step 1 tells a peer that never answers: all of each hint."""
+    technique = Techniques(rng=random.Random(1))
+    technique.start(T0, scene(HARD, theirs), fresh=True)
+    hints, now, outside = [], T0, 40_000
+    while now < T0 + seconds:
+        if technique.wanted_sockets:
+            technique.sockets_opened(now, tuple(PoolSocket(SocketId(9 + n), 5000 + n) for n in range(technique.wanted_sockets)))
+        while (check := technique.poll_check(now)) is not None:
+            outside += check.ttl == 3  # the opener is mapped first
+        while (measure := technique.poll_measure(now)) is not None:
+            outside += 1
+            technique.measured(now, measure, Address("45.2.2.2", outside))
+        while (hint := technique.poll_hint()) is not None:
+            if isinstance(hint, PredictedPorts):
+                hints.append([address.port for address in hint.addresses()])
+        now = Instant(now + 0.01)
+    return hints
+
+
+def test_a_prediction_that_missed_is_made_again_and_covers_what_was_mapped_just_before_it() -> None:
+    hints = predict(EASY, 5.0)
+    assert len(hints) == prediction.SOFT_ATTEMPTS
+    for ports in hints:
+        assert len(ports) == MAX_PREDICTED
+        assert ports == sorted(ports)
+    assert 40_001 in hints[0]
+    assert max(hints[0]) > 40_020
+    assert predict(HARD, 0.5)[0][0] > 40_002  # where both predict, in order: nothing behind

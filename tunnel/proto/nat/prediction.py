@@ -22,6 +22,8 @@ AFTER_HARD: Final = Seconds(0.08)
 AFTER_SOFT: Final = Seconds(0.3)
 AFTER_EASY: Final = Seconds(0.45)
 ATTEMPTS: Final = 4
+SOFT_ATTEMPTS: Final = 2  # where the peer's mapping does not vary: the birthday technique works there too
+BEHIND: Final = 4  # ports before the measured ones that such a peer tries: the system may have sent our opener first
 SOCKETS_AN_ATTEMPT: Final = 3  # two that measure, one that goes to the peer
 ANSWER_PATIENCE: Final = Seconds(0.5)  # for the server
 MEASURE_AGAIN: Final = Seconds(0.2)
@@ -32,6 +34,7 @@ PASSES: Final = (Seconds(0.0), Seconds(0.12), Seconds(0.4))
 #: The same where both predict: the first with a low TTL, so that neither NAT sees a stranger.
 BOTH_PASSES: Final = ((Seconds(0.0), 3), (Seconds(0.1), None), (Seconds(0.35), None), (Seconds(0.8), None))
 ATTEMPT: Final = Seconds(1.3)  # and then measure again
+SOFT_ATTEMPT: Final = Seconds(0.8)
 
 
 class Prediction:
@@ -145,9 +148,10 @@ class Prediction:
             self._attempt = 1
             self._gives_up = Instant(now + ANSWER_PATIENCE)
         if self._gives_up is not None and now >= self._gives_up:
-            both = self._range is not None and self._scene is not None and self._scene.theirs.is_hard
-            missing = self._range is None and self._scene is not None and self._scene.ours.is_hard and bool(self._sockets)
-            if (both or missing) and self._attempt < ATTEMPTS:
+            scene = self._scene
+            is_ours = scene is not None and scene.ours.is_hard and bool(self._sockets)
+            attempts = ATTEMPTS if self._range is None or (scene is not None and scene.theirs.is_hard) else SOFT_ATTEMPTS
+            if is_ours and self._attempt < attempts:
                 self._again(now)
             else:
                 self._settle()
@@ -228,7 +232,7 @@ class Prediction:
         elif 0 < abs(delta) <= MAX_STEP:
             self.step = delta
             step = delta if scene.theirs.is_hard else (1 if delta > 0 else -1)
-            first = two.port if scene.theirs.is_hard else one.port
+            first = two.port if scene.theirs.is_hard else one.port - BEHIND * step
             if not 0 < first + step <= 0xFFFF:
                 self._settle()
                 return
@@ -240,7 +244,7 @@ class Prediction:
             return
         self._is_range_fresh = True
         self.hint = self._range
-        self._gives_up = Instant(now + ATTEMPT)
+        self._gives_up = Instant(now + (ATTEMPT if scene.theirs.is_hard else SOFT_ATTEMPT))
         self._go(now)
 
     def _go(self, now: Instant) -> None:
