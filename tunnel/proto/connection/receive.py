@@ -3,7 +3,7 @@
 1. header: is it ours (channel, type, receiver index)?  else the batch goes back to the endpoint
 2. opening, then the replay window: a forged number moves nothing
 3. frames: a lone STREAM or DATAGRAM frame is the fast way, everything else goes through one loop
-4. runs: consecutive bytes of one stream are joined into one piece before the stream sees them
+4. runs: consecutive bytes of one stream are joined into one piece before the stream sees them (gather.py)
 5. at the end of the batch: what arrived is noted for the ACK, the newest path is remembered
 
 Whatever does not authenticate is counted and dropped here; it raises no further.  What an authenticated peer does wrong raises
@@ -28,6 +28,7 @@ from tunnel.proto.connection.events import (
     StreamReset,
     StreamStopped,
 )
+from tunnel.proto.connection.gather import StreamRun
 from tunnel.proto.connection.packets import PacketJoiner
 from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.keys import Keypair
@@ -57,12 +58,7 @@ class Receiver:
         self.only_packets = False  # the last batch brought IP packets and nothing else
         self._early_pieces = 0  # of all streams, held out of order
         self._received_in_all = 0  # bytes of all streams, gaps included: what counts against MAX_DATA
-        # the run being gathered
-        self._run_stream = -1
-        self._run_offset = 0
-        self._run_end = 0
-        self._run_fin = False
-        self._run: list[memoryview] = []
+        self._run = StreamRun(self._plain)
         # for the trace, if there is one: what the batch at hand brought
         self._traced_runs: list[tuple[int, int]] = []
         self._traced_frames: list[tracing.Frame] = []
@@ -76,7 +72,7 @@ class Receiver:
         shared = self._shared
         by_index = shared.keys.by_index
         plain = self._plain
-        packets = self.packets
+        packets, run = self.packets, self._run
         prefix = key.prefix
         skip = len(prefix)
         unpack = HEADER.unpack_from
@@ -148,17 +144,20 @@ class Receiver:
                     _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
                     if length == size - frames.STREAM_SIZE:
                         body = plain[at + frames.STREAM_SIZE : at + size]
-                        if stream == self._run_stream and offset == self._run_end and not self._run_fin:
-                            self._run.append(body)
-                            self._run_end += length
-                        else:
+                        if stream != run.stream or offset != run.end or run.fin:
                             self._flush_run(now)
-                            self._run_stream, self._run_offset, self._run_end = stream, offset, offset + length
-                            self._run.append(body)
-                        if kind == _STREAM_FIN:
-                            self._run_fin = True
+                            run.begin(stream, offset)
+                        run.pieces.append(body)
+                        run.end += length
+                        run.fin = kind == _STREAM_FIN
                         at += size
                         run_eliciting = acted = True
+                        if kind == _STREAM and number > known_highest and position + stride <= end:
+                            more = run.follow(unseal, buffer, position, stride, prefix, index, number, at)
+                            run_count += more
+                            opened += more
+                            position += more * stride
+                            at += more * size
                         continue
                 elif kind == _DATAGRAM and size >= frames.DATAGRAM_SIZE:
                     _, flow, _, _, count, length = frames.DATAGRAM.unpack_from(plain, at)
@@ -210,14 +209,15 @@ class Receiver:
 
     def _flush_run(self, now: Instant) -> None:
         """Give the gathered run to its stream as one piece."""
-        if not self._run:
+        run = self._run
+        pieces = run.pieces
+        if not pieces:
             return
-        run, self._run = self._run, []
-        stream_id, fin = self._run_stream, self._run_fin
-        self._run_stream, self._run_fin = -1, False
+        stream, offset, end, fin = run.stream, run.offset, run.end, run.fin
+        run.begin(-1, 0)
         if self._shared.trace is not None:
-            self._traced_frames.append(tracing.stream_frame(stream_id, self._run_offset, self._run_end - self._run_offset, fin))
-        self._stream_data(now, stream_id, self._run_offset, bytes(run[0]) if len(run) == 1 else b"".join(run), fin)
+            self._traced_frames.append(tracing.stream_frame(stream, offset, end - offset, fin))
+        self._stream_data(now, stream, offset, bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces), fin)
 
     def _stream_data(self, now: Instant, number: int, offset: int, data: bytes, fin: bool) -> None:
         shared = self._shared
@@ -309,8 +309,7 @@ class Receiver:
                 (_, number, offset, length), at = _unpack(frames.STREAM, plain, at, end)
                 if length > end - at:
                     raise MalformedPacket("STREAM: cut short")
-                if self._run:
-                    self._flush_run(now)
+                self._flush_run(now)
                 self._stream_data(now, number, offset, bytes(plain[at : at + length]), kind == Frame.STREAM_FIN)
                 at += length
             elif kind == Frame.DATAGRAM:
