@@ -46,6 +46,10 @@ class FakeInterface:
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None:
         self.names = {name: list(addresses) for name, addresses in names.items()}
 
+    async def run_discovery(self, send: Callable[[bytes], None]) -> None:
+        self.send_to_all = send
+        await trio.sleep_forever()
+
     async def close(self) -> None:
         self.is_closed = True
         self.device.close()

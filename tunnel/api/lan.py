@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, check_path, single_error, uses_own_network
-from tunnel.api.lan_plane import LanInterface, OpenInterface, Plane, interface_config, open_on_host
+from tunnel.api.lan_plane import LanInterface, OpenInterface, Plane, interface_config, open_on_host, require_host_interface
 from tunnel.api.lan_room import LanMember, LanRoom
 from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
@@ -25,14 +25,15 @@ from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
 from tunnel.driver.rooms import Membership, NewcomerStore
 from tunnel.errors import ConfigurationError, MalformedPacket, StateError
-from tunnel.proto.lan.addresses import Prefix
+from tunnel.proto.lan.addresses import Prefix, subnet_prefix
 from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
 from tunnel.proto.lan.roster import decode_roster, invited_psk, make_label
 from tunnel.proto.pairing.code import parse_code
+from tunnel.state.home import Home
 from tunnel.state.rooms import RoomLock, Rooms, SavedRoom
 
-__all__ = ["LanInterface", "LanMember", "LanRoom", "create", "join"]
+__all__ = ["LanInterface", "LanMember", "LanRoom", "create", "forget", "join", "kept", "no_routes", "require_host_interface"]
 
 NO_SERVER: Final = "No server is configured: name the one that 'ptunnel lan create' printed, with --server HOST:PORT."
 ROUTES_INTERVAL: Final = 10.0  # seconds between two looks at this machine's routes
@@ -168,6 +169,34 @@ async def join(
     async with _run(store, Entry(saved=saved, code=code, peer=inviter, keep=keep or saved is not None), options) as running:
         await running.wait_entered()
         yield running
+
+
+def kept(home: Path | str | None = None) -> list[dict[str, Any]]:
+    """The rooms that are remembered: `room`, `role` (creator or member), `members`, `server`, `subnet`.  Raises StateError."""
+    found = []
+    for saved in Rooms(Home(home)).all():
+        try:
+            roster = decode_roster(saved.roster)
+        except MalformedPacket:
+            raise StateError(f"The room {saved.name} that was kept is damaged: 'ptunnel lan forget {saved.name}'.") from None
+        found.append(
+            {
+                "room": saved.name,
+                "role": "creator" if saved.is_creator else "member",
+                "members": [member.name for member in roster.members],
+                "server": saved.server,
+                "subnet": str(subnet_prefix(roster.subnet)),
+            }
+        )
+    return found
+
+
+def forget(name: str, home: Path | str | None = None) -> None:
+    """Raises ConfigurationError, StateError, and AlreadyRunningError while a process is in the room."""
+    rooms = Rooms(Home(home))
+    with suppress(StateError):  # one that cannot be read goes as well
+        rooms.hold(rooms.room(name).room).release()
+    rooms.forget(name)
 
 
 def _open_store(options: Options) -> HomeStore:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import trio
 
 from tunnel.driver.link import Link
-from tunnel.errors import ConfigurationError, MalformedPacket
+from tunnel.errors import ConfigurationError
 from tunnel.forward.lan import LanAddresses, LanForward
 from tunnel.proto.lan import addresses
 from tunnel.proto.lan.addresses import SUBNET_BITS, ULA_BITS
@@ -37,6 +38,8 @@ class LanInterface(Protocol):
 
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None: ...
 
+    async def run_discovery(self, send: Callable[[bytes], None]) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -51,8 +54,20 @@ SUPER_SEGMENTS: Final = 44
 OpenInterface: TypeAlias = "Callable[[InterfaceConfig], Awaitable[LanInterface]]"
 
 
+def require_host_interface() -> None:
+    """Before a person is asked for anything.  Raises ConfigurationError where this process may not open an interface."""
+    if sys.platform != "linux":
+        raise ConfigurationError("A LAN interface needs Linux: run it there.")
+    from tunnel.tun.create import NO_PRIVILEGE
+    from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability
+
+    if not has_capability(CAP_NET_ADMIN):
+        raise ConfigurationError(NO_PRIVILEGE)
+
+
 async def open_on_host(config: InterfaceConfig) -> LanInterface:
     """For all programs of this machine.  Needs privilege, which this process gives up.  Raises ConfigurationError."""
+    require_host_interface()
     from tunnel.tun.host import open_host_interface
 
     return await open_host_interface(config)
@@ -149,10 +164,7 @@ class Plane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
             nursery.start_soon(self._forward.run)
-            if hasattr(self.interface, "reflector"):  # on the host, where other networks are beside it
-                nursery.start_soon(self._mirror_groups)
-                if self.interface.reflector is not None:
-                    nursery.start_soon(self._reflect, self.interface.reflector, self._forward)
+            nursery.start_soon(self.interface.run_discovery, self._forward.send_to_all)
 
     async def _follow(self) -> None:
         """Keep addresses and names of the interface in step with the roster."""
@@ -174,28 +186,3 @@ class Plane:
                 self._warn(str(error))
             self.is_ready.set()
             await self._changed.wait()
-
-    async def _reflect(self, reflector: Any, forward: LanForward) -> None:
-        """What programs broadcast on the machine's other networks goes to the members too: most games know only one network."""
-        from tunnel.tun.reflector import rewrite_source
-
-        while True:
-            await reflector.wait_readable()
-            while (packet := reflector.read()) is not None:
-                assert self._wanted is not None
-                ours = place(*self._wanted)
-                try:
-                    forward.send_to_all(rewrite_source(packet, ours.ipv4, ours.ipv6[-1 if packet[0] >> 4 == 6 else 0]))
-                except MalformedPacket:
-                    reflector.counters["malformed"] += 1
-            await trio.lowlevel.checkpoint()
-
-    async def _mirror_groups(self) -> None:
-        """Groups that programs join on other networks are joined here too, else the kernel drops what comes for them."""
-        from tunnel.tun.groups import GroupMirror
-
-        mirror = GroupMirror(self.interface.name)
-        try:
-            await mirror.run()
-        finally:
-            mirror.close()

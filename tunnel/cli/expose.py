@@ -235,11 +235,11 @@ class Exposing:
 def other_command(server: str, grants: Sequence[Grant]) -> str:
     """What the other side has to run to use all of `grants`."""
     return " ".join(
-        ["ptunnel connect", f"--server {_short_server(server)}", *(f"--forward {text}" for text in forwards_for(grants))]
+        ["ptunnel connect", f"--server {short_server(server)}", *(f"--forward {text}" for text in forwards_for(grants))]
     )
 
 
-def _short_server(server: str) -> str:
+def short_server(server: str) -> str:
     from tunnel.config import DEFAULT_PORT
 
     short = server.removesuffix(f":{DEFAULT_PORT}")

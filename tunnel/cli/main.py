@@ -52,6 +52,8 @@ COMMANDS: Final = {
     "serve": "Run a rendezvous server on a public host.",
     "expose": "Let a peer reach ports of this machine; prints a code.",
     "connect": "Reach a peer: forward local ports to it, or --stdio for ssh.",
+    "lan": "A LAN over the internet for a game: create a room, join one.",
+    "exec": "Run a program whose only network is a room: needs no privilege.",
     "peers": "List, rename and forget remembered peers.",
     "status": "Show the links of running commands: path, rtt, loss, rates.",
     "ping": "Measure round trips through a running link.",
@@ -77,6 +79,11 @@ NEXT WEEK.  Both sides remember each other; no code is needed.
   friend$  ptunnel connect home --forward 2222:22
   friend$  ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
 \b
+A LAN OVER THE INTERNET FOR A GAME.  Up to 16 in one subnet; discovery works as at home.
+  you$     sudo ptunnel lan create --server rv.example.net
+           ... prints a code that is good for all friends
+  friend$  sudo ptunnel lan join --server rv.example.net
+\b
 MORE EXAMPLES
   ptunnel expose 25565/udp 8080               two ports at once, no server: one desk or one LAN
   ptunnel expose nas=192.168.1.5:445          a machine in this LAN; they use --forward 1445:nas
@@ -86,6 +93,7 @@ MORE EXAMPLES
   ptunnel ping home --until-direct            wait for the direct path
   ptunnel bench home                          round trips, loss, and Mbit/s both ways
   ptunnel doctor home                         what this network is, and why a path is relayed
+  ptunnel exec --peer home -- openttd         one program in a room of home's, without root
   ptunnel peers forget friend                 cuts what is open within a second
 """
 
@@ -112,7 +120,8 @@ Environment:
   PTUNNEL_QLOG     stands in for --qlog
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
-  listening, code, paired, path, forward, closed, doctor, error.  People are spoken to on stderr.
+  listening, code, paired, path, forward, member, closed, doctor, error.
+  People are spoken to on stderr; `exec` prints events there too.
 \b
 Completion by the shell, of commands, options and peers' names:
   bash   eval "$(_PTUNNEL_COMPLETE=bash_source ptunnel)"

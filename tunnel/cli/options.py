@@ -25,10 +25,9 @@ def common(function: Function) -> Function:
     )(function)
 
 
-def meeting(function: Function) -> Function:
-    """What `expose` and `connect` share."""
+def network(function: Function) -> Function:
+    """What everything shares that meets peers."""
     for option in (
-        click.option("--name", metavar="NAME", help="How to introduce this machine to a new peer; its host name unless said."),
         click.option(
             "--path",
             type=click.Choice(["auto", "direct", "relay"]),
@@ -44,6 +43,12 @@ def meeting(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def meeting(function: Function) -> Function:
+    """What `expose` and `connect` share."""
+    named = click.option("--name", metavar="NAME", help="How to introduce this machine to a new peer; its host name unless said.")
+    return network(named(function))
 
 
 def _start_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> int:
@@ -82,5 +87,16 @@ def complete_peer(_context: click.Context, _parameter: click.Parameter, incomple
 
     try:
         return [peer.name for peer in open_home().peers() if peer.name.startswith(incomplete)]
+    except TunnelError:
+        return []
+
+
+def complete_room(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell: rooms that are kept."""
+    from tunnel.errors import TunnelError
+    from tunnel.state.rooms import Rooms
+
+    try:
+        return [name for name in Rooms(open_home()).names() if name.startswith(incomplete)]
     except TunnelError:
         return []

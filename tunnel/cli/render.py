@@ -33,7 +33,11 @@ def is_terminal(stream: TextIO) -> bool:
 class Output:
     """One for each command that runs for a while."""
 
-    def __init__(self, *, is_json: bool = False, is_quiet: bool = False, may_be_live: bool = True) -> None:
+    def __init__(
+        self, *, is_json: bool = False, is_quiet: bool = False, may_be_live: bool = True, events_to: TextIO | None = None
+    ) -> None:
+        """`events_to`: where the events of --json go, when standard output is a program's own."""
+        self._events_to = events_to
         self.is_json = is_json
         self.is_quiet = is_quiet
         self.is_live = may_be_live and not is_json and not is_quiet and is_terminal(sys.stderr)
@@ -44,8 +48,9 @@ class Output:
     def emit(self, event: Mapping[str, Any]) -> None:
         """One event of the machine interface.  Nothing without --json."""
         if self.is_json:
-            sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+            stream = self._events_to or sys.stdout
+            stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+            stream.flush()
 
     def say(self, text: str = "") -> None:
         """For a person; nothing with --json or --stdio."""

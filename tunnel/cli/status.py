@@ -23,7 +23,7 @@ WATCH_S: Final = 1.0  # seconds between two looks
               help="With --check: wait so long for it.")  # fmt: skip
 @common
 def command(peer: str | None, watch: bool, check: str | None, wait_s: float, is_json: bool, verbose: int) -> int:
-    """Show the links of every running `expose` and `connect` of this user: path, rtt, loss, rates, streams.
+    """Show the links of every running `expose`, `connect` and `lan` of this user: path, rtt, loss, rates, streams.
 
     \b
     Examples:
@@ -125,6 +125,9 @@ def page(answers: list[dict[str, Any]]) -> list[str]:
             lines.append(str(answer.get("message", answer)))
             continue
         links: list[Mapping[str, Any]] = answer["links"]
+        if answer["role"] == "lan":
+            lines += room_page(answer)
+            continue
         lines.append(
             f"{answer['role']}  process {answer['pid']}  for {duration(answer['uptime_s'])}" + ("" if links else "  no link yet")
         )
@@ -134,3 +137,16 @@ def page(answers: list[dict[str, Any]]) -> list[str]:
                 lines.append(f"    {link['why']}")
         lines += [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
     return lines
+
+
+def room_page(answer: Mapping[str, Any]) -> list[str]:
+    """The same for a room: a line for each member."""
+    from tunnel.cli.lan import table
+    from tunnel.cli.render import duration
+
+    links = {link["peer"]: link for link in answer["links"]}
+    members = [{**links.get(member["peer"], {}), **member} for member in answer.get("members", ())]
+    head = (
+        f"lan {answer.get('room', '')}  process {answer['pid']}  for {duration(answer['uptime_s'])}  {answer.get('subnet', '')}"
+    )
+    return [head.rstrip(), *(f"  {line}" for line in (table(members) if members else ("entering the room",)))]

@@ -1,0 +1,166 @@
+"""What `lan` and `exec` choose and show, without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.unit.state.test_rooms import ROOM
+from tunnel.cli import prompt
+from tunnel.cli.lan import Playing, choose, table
+from tunnel.cli.main import group, run
+from tunnel.cli.render import Output
+from tunnel.cli.status import page
+from tunnel.config import Settings
+from tunnel.driver.events import CodeReady, MemberReport
+from tunnel.errors import ConfigurationError
+from tunnel.state.home import Home
+from tunnel.state.rooms import Rooms, SavedRoom
+
+MEMBERS = [
+    {"peer": "anna", "address": "10.1.2.1", "online": True, "self": True, "creator": True},
+    {"peer": "ben", "address": "10.1.2.2", "online": True, "self": False, "creator": False, "kind": "relay", "rtt_s": 0.0305,
+     "packets_sent": 200, "packets_lost": 1, "send_rate": 1200.0, "receive_rate": 5.0, "why": "both NATs vary their ports"},
+    {"peer": "cleo", "address": "10.1.2.3", "online": False, "self": False, "creator": False},
+]  # fmt: skip
+
+
+def keep(home: Path, name: str, *, is_creator: bool = False) -> None:
+    saved = SavedRoom(
+        name=name, member_name="x", room=name.encode().ljust(32), private_key=b"k" * 32 if is_creator else None,
+        secret=ROOM.secret, epoch=1, roster=ROOM.roster, psks={}, server="rv",
+    )  # fmt: skip
+    Rooms(Home(home)).save(saved)
+
+
+def chosen(home: Path, given: str | None = None, peer: str | None = None, **settings: str | bool) -> dict[str, str]:
+    return choose(Home(home), Settings(**settings), given, peer)  # type: ignore[arg-type]
+
+
+def test_a_code_a_room_or_a_peer_is_the_way_in(home: Path, remember: object) -> None:
+    remember("friend")  # type: ignore[operator]
+    keep(home, "game")
+    assert chosen(home, "731 garden violin zoo", server="rv") == {"code": "731 garden violin zoo"}
+    assert chosen(home, code="731-garden-violin-zoo", server="rv") == {"code": "731-garden-violin-zoo"}
+    assert chosen(home, "game", code="731-garden-violin-zoo") == {"room": "game"}
+    assert chosen(home, peer="FRIEND") == {"peer": "friend"}
+    assert chosen(home) == {"room": "game"}  # the only one, and nobody can be asked
+    with pytest.raises(ConfigurationError, match="kept are game"):
+        chosen(home, "friend")
+    with pytest.raises(ConfigurationError, match="leave one of them out"):
+        chosen(home, "game", "friend")
+
+
+def test_without_a_way_in_it_is_one_sentence(home: Path) -> None:
+    with pytest.raises(ConfigurationError, match="PTUNNEL_CODE"):
+        chosen(home)
+    keep(home, "mine", is_creator=True)
+    with pytest.raises(ConfigurationError, match="PTUNNEL_CODE"):
+        chosen(home)
+    for name in ("one", "two"):
+        keep(home, name)
+    with pytest.raises(ConfigurationError, match="There are one, two"):
+        chosen(home)
+    with pytest.raises(ConfigurationError, match="--server"):
+        chosen(home, "731-garden-violin-zoo")
+
+
+def test_at_a_terminal_the_code_is_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "can_ask", lambda: True)
+    monkeypatch.setattr(prompt, "_read_line", lambda text, candidates: "731-garden-violin-zoo")
+    assert chosen(home, server="rv") == {"code": "731-garden-violin-zoo"}
+
+
+def test_the_table_says_who_where_how_and_why() -> None:
+    lines = table(MEMBERS)
+    assert lines[0].split() == ["MEMBER", "ADDRESS", "PATH", "RTT", "LOSS", "UP", "DOWN"]
+    assert "anna *" in lines[1]
+    assert "this machine" in lines[1]
+    assert lines[2].split("  ")[0] == "ben"
+    assert "relay" in lines[2]
+    assert "30 ms" in lines[2]
+    assert "0.5 %" in lines[2]
+    assert lines[2].endswith("both NATs vary their ports")
+    assert "away" in lines[3]
+
+
+def test_status_shows_a_room_by_its_members() -> None:
+    answer = {
+        "event": "status", "pid": 7, "role": "lan", "uptime_s": 120.0, "room": "game", "subnet": "10.1.2.0/24",
+        "members": [{key: member[key] for key in ("peer", "address", "online", "self", "creator")} for member in MEMBERS],
+        "links": [MEMBERS[1]],
+    }  # fmt: skip
+    lines = page([answer])
+    assert lines[0].startswith("lan game  process 7")
+    assert "30 ms" in lines[3]
+    assert page([{"event": "status", "pid": 7, "role": "lan", "uptime_s": 1.0, "links": []}])[1].strip() == "entering the room"
+
+
+def said(capsys: pytest.CaptureFixture[str], *events: CodeReady | MemberReport) -> list[str]:
+    playing = Playing(Home("nowhere"), Settings(server="rv.example.net:24531"), Output(), None)
+    for event in events:
+        playing._handle(event)
+    return capsys.readouterr().err.splitlines()
+
+
+def report(state: str, kind: str | None = None, why: str = "", *, name: str = "ben", is_me: bool = False) -> MemberReport:
+    return MemberReport(peer=name, address="10.1.2.2", ipv6="fd00::2", state=state, kind=kind, why=why, is_me=is_me)
+
+
+def test_each_change_of_a_member_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(
+        capsys,
+        report("online", is_me=True, name="anna"),
+        report("offline"),
+        report("online", "relay", "the relay carries until a direct path is found"),
+        report("online", "direct"),
+        report("online", "direct"),
+        report("offline"),
+        report("removed"),
+    )
+    assert lines == [
+        "ben  10.1.2.2  relay (the relay carries until a direct path is found)",
+        "ben  10.1.2.2  direct",
+        "ben is away.",
+        "ben is no longer in the room.",
+    ]
+
+
+def test_a_code_comes_with_what_to_run_and_a_fresh_one_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, *(CodeReady(code=f"{n}-zoo-zoo-zoo", expires_s=None) for n in (731, 732)))
+    assert lines[0].endswith("ptunnel lan join --server rv.example.net")
+    assert lines[1].endswith("731-zoo-zoo-zoo")
+    assert "as long as this runs" in lines[2]
+    assert "fresh code" in lines[3]
+    assert lines[5].endswith("732-zoo-zoo-zoo")
+    assert CodeReady(code="x", expires_s=None).to_dict() == {"event": "code", "code": "x", "expires_s": None}
+
+
+def test_list_and_forget_without_anything_running(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lan", "list"]) == 0
+    assert "No room is kept" in capsys.readouterr().err
+    assert run(["lan", "forget", "game", "--json"]) == 2
+    capsys.readouterr()
+    keep(home, "game")
+    assert run(["lan", "list", "--json"]) == 7  # its roster is none
+    assert "damaged" in json.loads(capsys.readouterr().out)["message"]
+    assert run(["lan", "forget", "game", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"event": "forgotten", "room": "game"}
+    assert run(["lan", "remove", "ben", "--json"]) == 2
+    assert "No room of this home runs" in json.loads(capsys.readouterr().out)["message"]
+
+
+@pytest.mark.parametrize("name", ["create", "join", "remove", "list", "forget"])
+def test_every_part_of_lan_explains_itself(name: str) -> None:
+    shown = CliRunner().invoke(group, ["lan", name, "--help"], prog_name="ptunnel")
+    assert shown.exit_code == 0
+    assert "--json" in shown.output
+
+
+def test_exec_takes_a_commands_own_options_as_they_are() -> None:
+    shown = CliRunner().invoke(group, ["exec", "--room", "731-zoo-zoo-zoo", "ls", "--server"], prog_name="ptunnel")
+    assert "No such option" not in shown.output
+    assert run(["exec", "--room", "nowhere"]) == 2

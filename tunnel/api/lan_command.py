@@ -1,0 +1,51 @@
+"""The network of one command: an interface that no other program sees, for people who cannot or will not give privilege."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tunnel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tunnel.tun.config import InterfaceConfig
+    from tunnel.tun.namespace import NamespaceInterface
+
+
+class CommandNetwork:
+    """The `interface` argument of tunnel.lan.create and join; the command is started in it afterwards."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = list(command)
+        self._interface: NamespaceInterface | None = None
+
+    async def open(self, config: InterfaceConfig) -> NamespaceInterface:
+        """Raises ConfigurationError where namespaces are refused."""
+        if sys.platform != "linux":
+            raise ConfigurationError("A network of its own for a command needs Linux: run it there.")
+        from tunnel.tun.namespace import open_namespace_interface
+
+        self._interface = await open_namespace_interface(config, self._command)
+        return self._interface
+
+    async def start(self) -> None:
+        """Once the room is entered.  Raises ConfigurationError when there is no such command: see exit_code."""
+        assert self._interface is not None
+        await self._interface.start_command()
+
+    def send_signal(self, number: int) -> None:
+        if self._interface is not None:
+            self._interface.send_signal(number)
+
+    async def wait(self) -> int:
+        """The command's exit code; 128 and the number for a signal."""
+        assert self._interface is not None
+        return await self._interface.wait_command()
+
+
+def exit_code(problem: BaseException) -> int | None:
+    """What a shell gives when a command cannot be run (126, 127), if that is what happened."""
+    from tunnel.tun.namespace import CommandNotRunError
+
+    return problem.code if isinstance(problem, CommandNotRunError) else None

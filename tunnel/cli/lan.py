@@ -1,0 +1,406 @@
+"""`ptunnel lan`: rooms of many, each member with an interface in one subnet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunnel.cli.options import common, complete_peer, complete_room, load_settings, network, open_home, open_traces
+
+if TYPE_CHECKING:
+    from tunnel.api.lan import LanRoom
+    from tunnel.cli.render import Line, Output
+    from tunnel.cli.running import Ending
+    from tunnel.config import Settings
+    from tunnel.driver.events import Event, MemberReport
+    from tunnel.state.home import Home
+
+AS = click.option(
+    "--as", "member_name", metavar="NAME", help="How this machine is called in the room; its host name unless said."
+)
+NO_ROOM = "No room of this home runs that you have created: 'ptunnel lan create' opens one."
+
+
+@click.group("lan", invoke_without_command=True)
+@common
+@click.pass_context
+def command(context: click.Context, is_json: bool, verbose: int) -> None:
+    """A LAN over the internet, for a game: up to 16 members in one subnet, each connected to every other one.
+
+    \b
+    Examples:
+      ptunnel lan create --server rv.example.net        prints a code that is good for all friends
+      ptunnel lan join --server rv.example.net          asks for the code
+      ptunnel lan create --name game --keep             next time nobody needs a code:
+      ptunnel lan join game                             ... neither does who joined with --keep
+      ptunnel lan create --to friend                    a remembered peer needs none the first time
+      ptunnel lan join --peer home                      ... and joins by the name of yours
+      ptunnel lan remove ben                            cuts a member off, and makes a fresh code
+    It needs root, or the capability CAP_NET_ADMIN; `ptunnel exec` needs neither.  Alone, lists the rooms.
+    """
+    if context.invoked_subcommand is None:
+        show(is_json)
+
+
+@command.command("create")
+@click.option("--name", metavar="NAME", default="lan", show_default=True, help="How the room is called.")
+@click.option("--keep", is_flag=True, help="Remember the room and its members; created again, it is the same one.")
+@click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
+              help="Let this remembered peer join without a code; repeatable.")  # fmt: skip
+@AS
+@network
+@common
+def create_command(
+    name: str, keep: bool, to: tuple[str, ...], member_name: str | None,
+    server: str | None, path: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
+) -> int:  # fmt: skip
+    """Open a room and let others in: prints a code that is good for all of them, as long as this runs.
+
+    Without a server, one is started here; that does for one desk, one LAN, or where the router forwards a port.
+    """
+    from tunnel.api import lan
+
+    home = open_home()
+    settings = load_settings(home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog)
+    for each in to:
+        home.peer(each)
+    lan.require_host_interface()
+    arguments = shared(home, settings)
+    return _run(home, settings, is_json, verbose, lambda handle: lan.create(name, keep=keep, to=to, on_event=handle, **arguments))
+
+
+@command.command("join")
+@click.argument("room", required=False, metavar="[CODE|ROOM]", shell_complete=complete_room)
+@click.option("--keep", is_flag=True, help="Remember the room: next time 'ptunnel lan join ROOM' needs no code.")
+@click.option(
+    "--peer", metavar="PEER", shell_complete=complete_peer, help="Join the room to which this remembered peer lets you."
+)
+@AS
+@network
+@common
+def join_command(
+    room: str | None, keep: bool, peer: str | None, member_name: str | None,
+    server: str | None, path: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
+) -> int:  # fmt: skip
+    """Join a room: by its code, by the name under which it was kept, or without either as a remembered peer (--peer)."""
+    from tunnel.api import lan
+
+    home = open_home()
+    settings = load_settings(home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog)
+    lan.require_host_interface()
+    way = choose(home, settings, room, peer)
+    arguments = shared(home, settings)
+    return _run(home, settings, is_json, verbose, lambda handle: lan.join(**way, keep=keep, on_event=handle, **arguments))
+
+
+@command.command("remove")
+@click.argument("member")
+@click.option("--room", metavar="NAME", help="Of which room, where several run.")
+@common
+def remove_command(member: str, room: str | None, is_json: bool, verbose: int) -> int:
+    """Cut a member off from a room that you have created, and that runs here; a fresh code follows."""
+    import trio
+
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Remove
+    from tunnel.errors import ConfigurationError
+
+    answers: list[dict[str, Any]] = []
+    trio.run(ask_all, open_home().run_dir(), Remove(member, room), lambda _pid, answer: answers.append(answer))
+    removed = [answer for answer in answers if answer["event"] == "removed"]
+    if not removed:
+        raise ConfigurationError(str(answers[0].get("message", NO_ROOM)) if answers else NO_ROOM)
+    for answer in removed:
+        if is_json:
+            _emit(answer)
+        else:
+            click.echo(f'"{answer["peer"]}" is no longer in the room "{answer["room"]}".', err=True)
+    return 0
+
+
+@command.command("list")
+@common
+def list_command(is_json: bool, verbose: int) -> int:
+    """Show the rooms that are kept, and those that run now."""
+    show(is_json)
+    return 0
+
+
+def show(is_json: bool) -> None:
+    """The list, as data on stdout."""
+    import trio
+
+    from tunnel.api import lan
+    from tunnel.cli.render import columns
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Status
+
+    home = open_home()
+    running: list[dict[str, Any]] = []
+
+    def take(_pid: int, answer: dict[str, Any]) -> None:
+        if answer.get("role") == "lan" and "room" in answer:
+            running.append(answer)
+
+    rooms = {str(each["room"]): {"event": "room", **each, "kept": True, "pid": None} for each in lan.kept(home.path)}
+    trio.run(ask_all, home.run_dir(), Status(), take)
+    for answer in running:
+        fresh = {
+            "event": "room",
+            "room": answer["room"],
+            "role": "creator" if answer["creator"] else "member",
+            "members": [member["peer"] for member in answer.get("members", ())],
+            "server": answer["server"],
+            "subnet": answer.get("subnet"),
+            "kept": answer["room"] in rooms,
+        }
+        rooms[str(answer["room"])] = {**fresh, "pid": answer["pid"]}
+    if is_json:
+        for each in rooms.values():
+            _emit(each)
+    elif not rooms:
+        click.echo("No room is kept, and none runs: 'ptunnel lan create' and 'ptunnel lan join' make some.", err=True)
+    else:
+        rows = [("ROOM", "ROLE", "RUNS", "SUBNET", "SERVER", "MEMBERS")]
+        for each in rooms.values():
+            runs = f"process {each['pid']}" if each["pid"] else "-"
+            members = ", ".join(each["members"])
+            rows.append((each["room"], each["role"], runs, each["subnet"] or "-", each["server"] or "-", members))
+        for line in columns(rows):
+            click.echo(line)
+
+
+@command.command("forget")
+@click.argument("room", shell_complete=complete_room)
+@common
+def forget_command(room: str, is_json: bool, verbose: int) -> int:
+    """Keep a room no longer.  Its creator cannot open it again; a member needs a code."""
+    from tunnel.api import lan
+
+    lan.forget(room, open_home().path)
+    if is_json:
+        _emit({"event": "forgotten", "room": room})
+    else:
+        click.echo(f'The room "{room}" is forgotten.', err=True)
+    return 0
+
+
+def choose(home: Home, settings: Settings, given: str | None, peer: str | None) -> dict[str, Any]:
+    """The way in, as tunnel.lan.join takes it.  Raises ConfigurationError with one sentence where nobody can be asked."""
+    from tunnel.cli import prompt
+    from tunnel.driver.vocabulary import looks_like_code, parse_code
+    from tunnel.errors import ConfigurationError
+    from tunnel.state.rooms import Rooms
+
+    if peer is not None and given is not None:
+        raise ConfigurationError("Either a code or a room, or --peer: leave one of them out.")
+    if peer is not None:
+        return {"peer": home.peer(peer).name}
+    rooms = Rooms(home)
+    code = given if given is not None and looks_like_code(given) else None if given is not None else settings.code
+    if code is not None:
+        parse_code(code)
+        _require_server(settings)
+        return {"code": code}
+    if given is not None:
+        return {"room": rooms.room(given).name}
+    if prompt.can_ask():
+        _require_server(settings)
+        return {"code": prompt.ask_code()}
+    kept = [room.name for room in rooms.all() if not room.is_creator]
+    if len(kept) == 1:
+        return {"room": kept[0]}
+    names = f" There are {', '.join(kept)}." if kept else ""
+    raise ConfigurationError(f"Name the room, or set PTUNNEL_CODE to its code: nobody can be asked here.{names}")
+
+
+def _require_server(settings: Settings) -> None:
+    from tunnel.errors import ConfigurationError
+
+    if settings.server is None:
+        raise ConfigurationError(
+            "A code needs the server that the creator's command names: add --server HOST or set PTUNNEL_SERVER."
+        )
+
+
+def shared(home: Home, settings: Settings) -> dict[str, Any]:
+    """Arguments of create and join."""
+    return {
+        "home": home.path,
+        "server": settings.given_server,  # else the one that was kept, else the configured one
+        "path": settings.path,
+        "member_name": settings.name,
+        "traces": open_traces(settings),
+        "portmap": settings.portmap == "on",
+    }
+
+
+def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any) -> int:
+    from tunnel.cli.render import Output
+    from tunnel.cli.running import run
+    from tunnel.driver.vocabulary import raise_descriptor_limit
+
+    raise_descriptor_limit()
+    output = Output(is_json=is_json, may_be_live=not verbose)
+    return run(Playing(home, settings, output, enter).run)
+
+
+class Playing:
+    """One run of `lan create`, `lan join` or `exec`."""
+
+    def __init__(self, home: Home, settings: Settings, output: Output, enter: Any) -> None:
+        """`enter(handle)` gives the context manager of tunnel.lan; `handle` takes its events."""
+        self._home = home
+        self._output = output
+        self._enter = enter
+        self._server = settings.server or ""
+        self._public: str | None = None
+        self._room: LanRoom | None = None
+        self._shown: dict[str, tuple[object, ...]] = {}  # what was said of a member last
+        self._code: str | None = None
+
+    async def run(self, ending: Ending) -> int:
+        """Its exit code."""
+        import trio
+
+        ended = trio.Event()
+        async with self._output.live(self._lines), self.room(ended.set) as room, trio.open_nursery() as nursery:
+            ending.stop = ended.set
+
+            async def wait() -> None:
+                await room.run()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait)
+            await ended.wait()
+            nursery.cancel_scope.cancel()
+        return 0
+
+    def room(self, close: Any) -> AbstractAsyncContextManager[LanRoom]:
+        """The room, entered, with the control socket of this process beside it."""
+        from contextlib import asynccontextmanager
+
+        from tunnel.control.server import Process, serve_control
+        from tunnel.forward.bench import measure
+
+        @asynccontextmanager
+        async def both() -> Any:
+            async with self._enter(self._handle) as room:
+                self._room = room
+                process = Process(
+                    role="lan", links=lambda: room.links, close=close, details=room.status, bench=measure, remove=self._remove
+                )
+                self._introduce(room)
+                async with serve_control(self._home.run_dir(), process):
+                    yield room
+
+        return both()
+
+    def warn(self, text: str) -> None:
+        self._output.warn(text)
+
+    def _remove(self, member: str, name: str | None) -> tuple[str, str] | None:
+        """For `lan remove`, by way of the control socket."""
+        room = self._room
+        if room is None or not room.is_creator or name not in (None, room.name):
+            return None
+        return room.name, room.remove(member)
+
+    # -- what is said
+
+    def _introduce(self, room: LanRoom) -> None:
+        me = next(member for member in room.members() if member.is_me)
+        status = room.status()
+        count = len(room.members()) - 1
+        others = f", with {count} other{'s' * (count > 1)}" if count else ""
+        self._output.say(
+            f'You are "{me.name}" in the room "{room.name}"{others}: {me.address}, {me.name}.ptunnel, on {status["interface"]}.'
+        )
+
+    def _handle(self, event: Event) -> None:
+        from tunnel.cli.expose import who_can_reach
+        from tunnel.driver.events import Closed, CodeReady, Listening, MemberReport, Trouble
+
+        self._output.emit(event.to_dict())
+        match event:
+            case Listening(bind=bind, embedded=embedded, public=public):
+                self._server = bind
+                if embedded:
+                    self._public = public
+                    self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
+            case CodeReady(code=code):
+                self._show_code(code)
+            case MemberReport():
+                self._show_member(event)
+            case Trouble(message=message):
+                self._output.warn(message)
+            case Closed():
+                pass  # it is raised as well
+            case _:
+                pass
+
+    def _show_code(self, code: str) -> None:
+        from tunnel.cli.expose import LABEL, short_server
+
+        first, self._code = self._code is None, code
+        if not first:
+            self._output.say("Here is a fresh code; the old one does not work any more.")
+        command = f"ptunnel lan join --server {short_server(self._server)}"
+        self._output.say(f"{'Each friend runs:':<{LABEL}}{command}")
+        if self._public is not None:
+            self._output.say(f"{'or, in another network:':<{LABEL}}ptunnel lan join --server {short_server(self._public)}")
+        self._output.say(f"{'and types the code:':<{LABEL}}{code}")
+        if first:
+            self._output.say("The code is good for all of them, as long as this runs.")
+
+    def _show_member(self, report: MemberReport) -> None:
+        """A line for each change, where no table shows it."""
+        now = (report.state, report.address, report.kind, report.why)
+        before = self._shown.get(report.peer)
+        self._shown[report.peer] = now
+        if report.state == "removed":
+            del self._shown[report.peer]
+        if report.is_me or before == now or (before is None and report.state == "offline") or self._output.is_live:
+            return
+        if report.state == "online":
+            how = report.kind or "connected"
+            why = f" ({report.why})" if report.kind == "relay" and report.why else ""
+            self._output.say(f"{report.peer}  {report.address}  {how}{why}")
+        else:
+            self._output.say(f"{report.peer} {'is away' if report.state == 'offline' else 'is no longer in the room'}.")
+
+    def _lines(self) -> list[Line]:
+        if self._room is None:
+            return [("Entering the room ... (Ctrl-C ends it)", True)]
+        rows = table([member.to_dict() for member in self._room.members()])
+        waits = [] if len(rows) > 2 else [("Waiting for others ... (Ctrl-C ends it)", True)]
+        return [*((row, False) for row in rows), *waits]
+
+
+def table(members: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each member: who, address, path, round trip, loss, rates; and why where it is relayed."""
+    from tunnel.cli.render import columns, milliseconds, rate
+
+    rows = [("MEMBER", "ADDRESS", "PATH", "RTT", "LOSS", "UP", "DOWN", "")]
+    for member in members:
+        name = f"{member['peer']} *" if member["creator"] else member["peer"]
+        if member["self"]:
+            rows.append((name, member["address"], "this machine", "", "", "", "", ""))
+        elif not member.get("kind"):
+            rows.append((name, member["address"], "connecting" if member["online"] else "away", "", "", "", "", ""))
+        else:
+            sent = member.get("packets_sent", 0)
+            loss = 100 * member.get("packets_lost", 0) / sent if sent else 0.0
+            rtt = milliseconds(member["rtt_s"]) if member.get("rtt_s") else ""
+            up, down = rate(member.get("send_rate", 0)), rate(member.get("receive_rate", 0))
+            why = str(member.get("why") or "") if member["kind"] == "relay" else ""
+            rows.append((name, member["address"], member["kind"], rtt, f"{loss:.1f} %", up, down, why))
+    return columns(rows)
+
+
+def _emit(event: dict[str, Any]) -> None:
+    click.echo(json.dumps(event, ensure_ascii=False))
