@@ -200,6 +200,23 @@ async def test_without_a_server_the_creator_runs_one_at_which_members_meet_each_
             assert room.is_embedded
 
 
+async def test_a_member_whose_own_network_is_the_rooms_looks_again_what_its_interface_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not the creator chooses another subnet: this one never does."""
+    monkeypatch.setattr("tunnel.api.lan.ROUTES_INTERVAL", 0.05)
+    monkeypatch.setattr("tunnel.proto.lan.creator.Creator.renumber", lambda *_: None)
+    with trio.fail_after(LIMIT):
+        async with a_server() as server:
+            anna, ben = people(tmp_path, server, "anna", "ben")
+            async with tunnel.lan.create(**anna.options), tunnel.lan.join(await anna.code(), **ben.options) as second:
+                count = len(ben.interface.configs)
+                ben.routes = [f"{second.members()[1].address.rpartition('.')[0]}.0/24"]
+                await until(lambda: len(ben.interface.configs) > count)
+                ben.routes = []
+                await until(lambda: len(ben.interface.configs) > count + 1)
+
+
 async def test_a_clash_with_a_members_network_renumbers_every_interface(tmp_path: Path) -> None:
     with trio.fail_after(LIMIT):
         async with a_server() as server:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +20,7 @@ import trio.testing
 from tests.netns.kernel import Namespace
 from tests.netns.lab import eventually
 from tunnel.errors import ConfigurationError
+from tunnel.tun import routes
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.configure import apply, renumber, set_mtu
 from tunnel.tun.device import TapDevice, from_descriptor, open_tap
@@ -305,15 +308,61 @@ async def test_a_reader_wakes_when_the_host_sends_and_when_the_device_is_closed(
     assert waits == ["closed"]
 
 
-def test_taken_prefixes_leave_our_own_out(space: Namespace) -> None:
+def test_taken_prefixes_leave_our_own_out(space: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     space.ip(
         "link add eth0 type veth peer name eth1\nlink set eth0 up\nlink set eth1 up\naddr add 192.168.7.2/24 dev eth0\n"
         "route add default via 192.168.7.1\nroute add 172.20.0.0/16 via 192.168.7.1\nroute add 44.0.0.0/8 via 192.168.7.1\n"
         "route add unreachable 10.50.0.0/24 table 77\nroute add 0.0.0.0/1 via 192.168.7.1"
     )
     device = open_in(space, 3)
-    assert space.inside(lambda: taken_prefixes("lan0")) == ["10.50.0.0/24", "172.20.0.0/16", "192.168.7.0/24"]
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 10.20.30.40\nnameserver 10.77.1.9\nnameserver 9.9.9.9\n")  # the second is a member
+    monkeypatch.setattr(routes, "RESOLVER_FILES", (str(resolv_conf),))
+    assert space.inside(lambda: taken_prefixes("lan0")) == [
+        "10.20.30.40/32", "10.50.0.0/24", "172.20.0.0/16", "192.168.7.0/24",
+    ]  # fmt: skip
     assert "10.77.1.0/24" in space.inside(taken_prefixes)
+    device.close()
+
+
+@pytest.mark.parametrize("network", ["10.77.1.128/25", "10.77.0.0/16", "fd12:3456:789a::/64", "fd12:3456:789a::/48"])
+@pytest.mark.parametrize("kind", ["address", "route"])
+def test_a_network_that_this_machine_has_is_not_led_into_the_lan(space: Namespace, network: str, kind: str) -> None:
+    """Whoever makes a room must not get what is for a member's router, name server or printer."""
+    space.ip("link add eth9 type veth peer name eth8")
+    space.ip("link set eth9 up")
+    space.ip("link set eth8 up")
+    host = str(ipaddress.ip_network(network)[9])
+    if kind == "address":
+        space.ip(f"addr add {host}/{network.partition('/')[2]} dev eth9 nodad")
+    else:
+        space.ip(f"route add {network} dev eth9")
+
+    def make() -> tuple[TapDevice, list[str]]:
+        device = open_tap("lan0")
+        return device, apply(config(3))
+
+    device, facts = space.inside(make)
+    assert len(facts) == 1
+    assert network in facts[0]
+    clashing = 6 if ":" in network else 4
+    assert {ipaddress.ip_interface(each).version for each in addresses(space) if not each.startswith("fe80")} == {10 - clashing}
+    assert shown(space, "route", "get", host)[0]["dev"] in ("eth9", "lo")
+    space.ip("link del eth9")
+    assert space.inside(lambda: apply(config(3))) == []
+    assert len(addresses(space)) == 3
+    device.close()
+
+
+def test_a_network_that_this_machine_joins_later_is_given_back(space: Namespace) -> None:
+    device = open_in(space, 3)
+    space.ip("link add eth9 type veth peer name eth8")
+    space.ip("link set eth9 up")
+    space.ip("link set eth8 up")
+    space.ip("addr add 10.77.1.200/24 dev eth9")
+    assert len(space.inside(lambda: apply(config(3)))) == 1
+    assert not any(each.startswith("10.77.1.3/") for each in addresses(space))
+    assert shown(space, "route", "get", "10.77.1.1")[0]["dev"] == "eth9"
     device.close()
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from tunnel.errors import ConfigurationError
 from tunnel.tun.config import InterfaceConfig, check_mtu
-from tunnel.tun.routes import taken_prefixes
+from tunnel.tun.routes import overlapping, taken_networks, taken_prefixes
 
 __all__ = ["InterfaceConfig", "apply", "bring_up_loopback", "renumber", "set_mtu", "taken_prefixes"]
 
@@ -51,6 +51,7 @@ SYSCTLS: Final = (
 def apply(config: InterfaceConfig) -> list[str]:
     """Make the interface `config.name` exactly what `config` says, and up; what is so already is left alone.
 
+    But for addresses in a network that this machine uses elsewhere, whoever chose them: a room must take nothing from it.
     Gives facts for the user: one sentence each for what this machine would not do although the interface works without it.
     Takes some milliseconds after the import.  Raises ConfigurationError.
     """
@@ -135,8 +136,17 @@ def _set_switches(name: str, facts: list[str]) -> None:
 def _set_addresses(netlink: Any, index: int, config: InterfaceConfig, facts: list[str]) -> None:
     from pyroute2.netlink.exceptions import NetlinkError
 
-    wanted4 = {config.ipv4} if config.ipv4 is not None else set()
-    wanted6 = {(str(ipaddress.IPv6Address(address)), prefix) for address, prefix in config.ipv6}
+    taken = taken_networks(config.name)
+
+    def is_free(address: str, prefix: int) -> bool:
+        network = ipaddress.ip_network((address, prefix), strict=False)
+        other = overlapping(network, taken)
+        if other is not None:
+            facts.append(f"The LAN's network {network} is in use on this machine ({other}), so the LAN does without it here.")
+        return other is None
+
+    wanted4 = {config.ipv4} if config.ipv4 is not None and is_free(*config.ipv4) else set()
+    wanted6 = {(str(ipaddress.IPv6Address(address)), prefix) for address, prefix in config.ipv6 if is_free(address, prefix)}
     present4 = _present(netlink, index, socket.AF_INET)
     present6 = _present(netlink, index, socket.AF_INET6)
     # What is not wanted goes first: a second address of one subnet would be a secondary one, and go with the first.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from tunnel.errors import ConfigurationError
 from tunnel.tun.config import MAX_MTU, MIN_MTU, InterfaceConfig
 from tunnel.tun.configure import set_mtu
 from tunnel.tun.device import from_descriptor, open_tap
-from tunnel.tun.routes import taken_prefixes
+from tunnel.tun.routes import name_servers, overlapping, taken_prefixes
 
 GOOD: dict[str, Any] = {
     "name": "ptunnel0",
@@ -123,3 +125,13 @@ def test_taken_prefixes_are_private_and_not_nested() -> None:
     taken = taken_prefixes()
     assert taken == sorted(set(taken), key=taken.index)
     assert not {"0.0.0.0/0", "127.0.0.0/8"} & set(taken)
+
+
+def test_name_servers_are_taken_and_rubbish_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_bytes(b"search home\n  nameserver 10.0.0.53\nnameserver fd00::1\nnameserver fe80::1%eth0\n#nameserver 10.0.0.9\n"
+                     b"nameserver 10.0.0\nnameserver \xff\n")  # fmt: skip
+    found = name_servers([str(file), str(tmp_path / "none")])
+    assert {str(network) for network in found} == {"10.0.0.53/32", "fd00::1/128", "fe80::1/128"}
+    assert overlapping(ipaddress.ip_network("10.0.0.0/24"), found) == ipaddress.ip_network("10.0.0.53/32")
+    assert overlapping(ipaddress.ip_network("10.0.1.0/24"), found) is None
