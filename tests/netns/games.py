@@ -27,7 +27,7 @@ class Game(Protocol):
         ...
 
     def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program) -> str:
-        """Search the LAN, join what was found as PLAYER, and return the address from which the server saw that."""
+        """Search the LAN, join what was found as PLAYER, and return from where the server saw that: an address, or its name."""
         ...
 
 
@@ -86,7 +86,7 @@ class Freeciv:
     name: str = "freeciv"
     identity: str = "none"
 
-    _joined = rf"{PLAYER} has connected from ([0-9a-f.:]+)\."
+    _joined = rf"{PLAYER} has connected from (\S+)\.\n"
     _group = "010101E1"  # 225.1.1.1, as the kernel shows it
     _row = (104, 97, 330, 112)
 

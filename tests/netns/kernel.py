@@ -125,6 +125,7 @@ class Namespace:
             _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
             _call("mount", os.fsencode(folder), b"/etc", None, MS_BIND, None)
             _call("mount", b"none", b"/run", b"tmpfs", 0, b"mode=755")
+            os.mkdir("/run/sshd", 0o755)
             with contextlib.suppress(OSError):  # some containers allow none
                 _call("mount", b"none", b"/sys", b"sysfs", 0, None)
             socket.sethostname(name)

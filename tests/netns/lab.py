@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,6 +92,16 @@ class Lab:
 
     def on_close(self, action: Callable[[], None]) -> None:
         self._closers.append(action)
+
+    @contextmanager
+    def scene(self) -> Iterator[None]:
+        """What is started inside ends with it; for laboratories that several tests share."""
+        before = len(self._closers)
+        try:
+            yield
+        finally:
+            while len(self._closers) > before:
+                self._closers.pop()()
 
     def close(self) -> None:
         while self._closers:

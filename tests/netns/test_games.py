@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.netns.games import GAMES, Game
 from tests.netns.kernel import Namespace
 from tests.netns.lab import Lab, eventually
 from tests.netns.programs import is_real_root
+from tests.netns.rooms import Member, Room
 from tests.netns.screen import Screen
 from tests.netns.sharing import Responder, Share, fetch
 
@@ -46,6 +48,58 @@ def test_a_share_is_found_by_mdns_on_a_plain_ethernet(lab: Lab) -> None:
     found = eventually("the share", lambda: [one for one in responders[1].services("_smb._tcp") if one[3] == home.addresses[0]])
     assert found == [("eth0", "HOST", "host.local", home.addresses[0])]
     assert fetch(friend, lab.folder / "fetching", found[0][3], "music", "song") == b"la la la"
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    with Lab(tmp_path_factory.mktemp("room")) as lab:
+        yield Room(lab, ("prc", "prc"))
+
+
+@pytest.mark.parametrize("game", GAMES, ids=lambda game: game.name)
+def test_a_game_finds_the_server_in_a_room(room: Room, game: Game) -> None:
+    host, friend = room.members
+    with room.lab.scene():
+        server = game.serve(room.lab, host.space)
+        screen = Screen(room.lab, friend.space, f"{game.name}-room")
+        with screen.shown():
+            assert game.join(room.lab, friend.space, screen, server) in {friend.ipv4, f"{friend.name}.ptunnel"}
+
+
+@needs_root
+def test_a_share_in_the_room_and_a_printer_at_home_are_found_by_mdns(lab: Lab) -> None:
+    """Avahi runs on all machines before they hear of the room, and after; what is on one's ethernet is nobody else's business."""
+    at: dict[str, Responder] = {}
+
+    def prepare(member: Member) -> None:
+        member.neighbour.be_a_machine(f"{member.name}s-printer", lab.folder / f"etc-{member.name}s-printer")
+        at[member.name] = Responder(lab, member.space, member.name)
+        printer = Responder(lab, member.neighbour, f"{member.name}s-printer")
+        printer.announce(lab, f"printer of {member.name}", "_ipp._tcp", 631)
+
+    def finds_its_printer(member: Member) -> None:
+        """It, and no other one."""
+        wanted = ("eth0", rf"printer\032of\032{member.name}", f"{member.name}s-printer.local", member.site.addresses[1])
+        found = eventually("a printer", lambda: at[member.name].services("_ipp._tcp"))
+        assert wanted in found
+        assert {name for _, name, _, _ in found} == {wanted[1]}
+
+    members = Room(lab, ("prc", "prc"), prepare).members
+    host, friend = members
+    share = Share(lab, at[host.name], "music")
+    (share.shared / "song").write_bytes(b"la la la")
+    wanted = (friend.interface, host.name.upper(), f"{host.name}.local", host.ipv4)
+    eventually("the share", lambda: wanted in at[friend.name].services("_smb._tcp"))
+    assert fetch(friend.space, lab.folder / "fetching", wanted[3], "music", "song") == b"la la la"
+    for member in members:
+        finds_its_printer(member)
+
+    for member in members:
+        assert member.program is not None
+        member.program.interrupt()
+        member.program.wait(10)
+        eventually(f"no trace at {member.name}", member.left_nothing)
+        finds_its_printer(member)
 
 
 def _responder(lab: Lab, space: Namespace, name: str) -> Responder:
