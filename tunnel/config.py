@@ -8,6 +8,10 @@ config.toml knows the same words as the flags:
     access_token = "..."           # for a server that lets in only those who hold one
     qlog = "/tmp/qlog"             # a folder for traces of connections
     portmap = "on"                 # on or off: ask the router to forward a port
+    tls_port = "443"               # TCP port of the server, for networks that block UDP; or off
+    tls_fingerprint = "..."        # SHA-256 of the server's certificate; without it public authorities vouch for its name
+
+A server's word may carry its own: HOST[:PORT][,tls=PORT|off][,pin=SHA256].  It is remembered with the peer like that.
 """
 
 from __future__ import annotations
@@ -15,17 +19,20 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from tunnel.errors import ConfigurationError
 
 DEFAULT_PORT: Final = 24_531
+DEFAULT_TLS_PORT: Final = 443  # TCP: the last port that networks close
 PATHS: Final = ("auto", "direct", "relay")
 MAX_NAME: Final = 64  # characters
 _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
 )
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}\Z")
 _ZONE: Final = re.compile(r"%[A-Za-z0-9_.-]{1,15}\Z")
 
 #: Setting -> the variable of the environment that stands in for its flag.
@@ -35,8 +42,17 @@ VARIABLES: Final = {
     "access_token": "PTUNNEL_ACCESS_TOKEN",
     "qlog": "PTUNNEL_QLOG",
     "portmap": "PTUNNEL_PORTMAP",
+    "tls_port": "PTUNNEL_TLS_PORT",
+    "tls_fingerprint": "PTUNNEL_TLS_FINGERPRINT",
 }
-IN_FILE: Final = frozenset(("server", "name", "path", "access_token", "qlog", "portmap"))
+IN_FILE: Final = frozenset(("server", "name", "path", "access_token", "qlog", "portmap", "tls_port", "tls_fingerprint"))
+
+
+class TlsOptions(NamedTuple):
+    """How a server is reached over TLS where UDP is blocked."""
+
+    port: int | None = DEFAULT_TLS_PORT  # TCP; None: not at all
+    fingerprint: str | None = None  # SHA-256 of its certificate, 64 hex digits; None: public authorities vouch for its name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +67,13 @@ class Settings:
     qlog: str | None = None  # a folder for traces
     portmap: str = "on"  # or off
     access_token: str | None = field(default=None, repr=False)  # a secret: by environment or file only
+    tls_port: str | None = None  # a TCP port, or off
+    tls_fingerprint: str | None = None
+
+    @property
+    def tls(self) -> TlsOptions:
+        """For servers whose word says nothing else."""
+        return make_tls_options(self.tls_port, self.tls_fingerprint)
 
     @property
     def given_server(self) -> str | None:
@@ -74,10 +97,12 @@ def load(file: Mapping[str, Any], environ: Mapping[str, str], **flags: str | Non
             chosen[key], places[key] = environ[variable], variable
     for key, flag in flags.items():
         if flag is not None:
-            chosen[key], places[key] = flag, f"--{key}"
+            chosen[key], places[key] = flag, f"--{key.replace('_', '-')}"
     settings = Settings(**chosen, is_server_given=places.get("server") == "--server")
+    options = make_tls_options(settings.tls_port, settings.tls_fingerprint, places)
     if settings.server is not None:
         parse_server(settings.server, places["server"])
+        settings = replace(settings, server=with_tls_options(settings.server, options, places["server"]))
     if settings.path not in PATHS:
         raise ConfigurationError(f"{places['path']} is auto, direct or relay, not {settings.path[:40]!r}.")
     if settings.portmap not in ("on", "off"):
@@ -88,11 +113,67 @@ def load(file: Mapping[str, Any], environ: Mapping[str, str], **flags: str | Non
 
 
 def parse_server(text: str, place: str = "--server") -> tuple[str, int]:
-    """`host`, `host:port`, `1.2.3.4:port`, `[2001:db8::1]:port` or a bare IPv6 address.  Raises ConfigurationError."""
-    host, port = split_host_port(text, place, DEFAULT_PORT)
+    """`host`, `host:port`, `1.2.3.4:port`, `[2001:db8::1]:port` or a bare IPv6 address; behind it may stand options for TLS.
+
+    Raises ConfigurationError.
+    """
+    address, _ = _split_word(text, place)
+    host, port = split_host_port(address, place, DEFAULT_PORT)
     if not port:
         raise ConfigurationError(f"{place}: port 0 of {text[:80]!r} is no port to send to.")
     return host, port
+
+
+def tls_options(word: str, default: TlsOptions, place: str = "--server") -> TlsOptions:
+    """Those of a server's word; what it does not say is as in `default`.  Raises ConfigurationError."""
+    _, said = _split_word(word, place)
+    own = make_tls_options(said.get("tls"), said.get("pin"), {"tls_port": f"{place}: tls=", "tls_fingerprint": f"{place}: pin="})
+    return TlsOptions(own.port if "tls" in said else default.port, own.fingerprint if "pin" in said else default.fingerprint)
+
+
+def with_tls_options(word: str, options: TlsOptions, place: str = "--server") -> str:
+    """The server's word with these options written out, where they are not the usual ones.  Raises ConfigurationError."""
+    chosen = tls_options(word, options, place)
+    address, _ = _split_word(word, place)
+    if chosen.port != DEFAULT_TLS_PORT:
+        address += f",tls={'off' if chosen.port is None else chosen.port}"
+    return address if chosen.fingerprint is None else f"{address},pin={chosen.fingerprint}"
+
+
+def make_tls_options(port: str | None, fingerprint: str | None, places: Mapping[str, str] = MappingProxyType({})) -> TlsOptions:
+    """From what people write.  Raises ConfigurationError."""
+    number: int | None = DEFAULT_TLS_PORT
+    if port is not None:
+        port = port.strip()
+        if port == "off":
+            number = None
+        elif port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) <= 65_535:
+            number = int(port)
+        else:
+            raise ConfigurationError(
+                f"{places.get('tls_port', '--tls-port')} is a TCP port from 1 to 65535, or off, not {port[:20]!r}."
+            )
+    digits: str | None = None
+    if fingerprint is not None:
+        digits = fingerprint.strip().lower().removeprefix("sha256:").replace(":", "").replace(" ", "")
+        if _FINGERPRINT.match(digits) is None:
+            place = places.get("tls_fingerprint", "--tls-fingerprint")
+            raise ConfigurationError(
+                f"{place} is the SHA-256 of the server's certificate, 64 hexadecimal digits, as 'ptunnel serve' prints it; "
+                f"{fingerprint[:20]!r} is not."
+            )
+    return TlsOptions(number, digits)
+
+
+def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
+    address, *rest = word.strip().split(",")
+    said: dict[str, str] = {}
+    for item in rest:
+        key, equals, value = item.strip().partition("=")
+        if key not in ("tls", "pin") or not equals:
+            raise ConfigurationError(f"{place}: {item[:40]!r} is no option of a server, as tls=PORT, tls=off and pin=SHA256 are.")
+        said[key] = value
+    return address, said
 
 
 def split_host_port(text: str, place: str, default_port: int) -> tuple[str, int]:

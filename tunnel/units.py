@@ -5,6 +5,7 @@ Units are types, so that mypy refuses a duration where a point in time is meant.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple, NewType, TypeAlias
 
 Seconds = NewType("Seconds", float)  # a duration
@@ -57,3 +58,44 @@ class Transmit(NamedTuple):
     buffer: memoryview
     ttl: int | None = None
     ecn: int = 0
+
+
+class ReceivedBatch(NamedTuple):
+    """Datagrams of one sender that came together: `buffer` cut every `stride` bytes, the last may be shorter.
+
+    `buffer` is never empty, `stride` never 0, and both belong to the socket again at its next receive.
+    All of them carried the same ECN field (`ecn`, two bits, RFC 3168).
+    """
+
+    remote: Address
+    buffer: memoryview
+    stride: int
+    ecn: int
+
+
+class UdpCounters:
+    """Plain integers, so that counting costs nothing; `errors` is by name: an errno, or a reason of our own.
+
+    Reasons of our own: `bad_address` (not numeric, unknown zone), `family` (an address the socket cannot reach),
+    `no_gso` (the kernel refused a batch and it was sent one by one), `truncated`, `empty` (received and thrown away),
+    `overrun` (memory twin only: the receive buffer was full), `closed` (sent after close).
+    """
+
+    __slots__ = (
+        "errors",
+        "receive_calls",
+        "received_bytes",
+        "received_datagrams",
+        "send_calls",
+        "sent_bytes",
+        "sent_datagrams",
+    )
+
+    def __init__(self) -> None:
+        self.send_calls = 0
+        self.sent_datagrams = 0
+        self.sent_bytes = 0
+        self.receive_calls = 0
+        self.received_datagrams = 0
+        self.received_bytes = 0
+        self.errors: Counter[str] = Counter()

@@ -30,12 +30,14 @@ from tunnel.proto.connection.events import (
 )
 from tunnel.proto.endpoint import (
     CloseSockets,
+    CloseTls,
     CodeIssued,
     Endpoint,
     EndpointConfig,
     EndpointEvent,
     KnownPeer,
     OpenSockets,
+    OpenTls,
     Peering,
     PeeringClosed,
     PeeringEvent,
@@ -55,6 +57,9 @@ from tunnel.units import Address, Instant, Seconds, SocketId, StreamId, Transmit
 
 SERVER = "rv.example.net"
 FIRST, SECOND = SocketId(0), SocketId(1)
+SERVER_TLS, CLIENT_TLS = SocketId(10_000), SocketId(100)
+TLS_PORT = 443  # what goes there and comes from there stands for a TLS connection, which the core cannot tell from a socket
+TLS_SETUP = 0.08  # seconds from the order to the connection
 EPOCH_NS = 1_700_000_000 * 10**9
 DAY_NS = 86_400 * 10**9
 GRANTS = tuple(GrantSet.parse("22").to_dicts())
@@ -73,6 +78,7 @@ class ServerNode:
         self.world = world
         self.host = host
         self.addresses = [host.bind(port=24_531), host.bind(port=24_532)]
+        self.tls_address = host.bind(port=TLS_PORT)
         self._config = config or ServerConfig()
         self._queue: deque[Transmit] = deque()
         self._boots = 0
@@ -85,7 +91,7 @@ class ServerNode:
         places = [ServerSocket(FIRST, self.addresses[0], SECOND), ServerSocket(SECOND, self.addresses[1], FIRST)]
         entropy = entropy_of(("server", self._boots, self.world.seed))
         self.server = Server(self._config, sockets=places, now=self.world.now, entropy=entropy, stun=ServerStun())
-        self.world.attach(self.host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1]})
+        self.world.attach(self.host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1], SERVER_TLS: self.tls_address})
 
     def kill(self) -> None:
         """As by SIGKILL: nothing is said, and what is sent to it is lost until boot()."""
@@ -149,6 +155,9 @@ class PeerNode:
         self.bytes_taken = 0  # from streams that others opened
         self.boots = 0
         self.days_ahead = 0  # of its calendar
+        self.may_use_tls = False
+        self.tls_server: Address | None = None  # where OpenTls leads, if anywhere
+        self.has_tls = False  # a connection stands
         self._transfers: dict[tuple[Peering, StreamId], Transfer] = {}
         self._backlogs: dict[tuple[Peering, StreamId], bytearray] = {}
         self._pool_ids = 1000
@@ -233,6 +242,29 @@ class PeerNode:
                 case CloseSockets(socket_ids=socket_ids):
                     for socket_id in socket_ids:
                         del self.host.by_address[self.host.sockets.pop(socket_id)]
+                case OpenTls():
+                    self.world.note(self.name, "wants TLS")
+                    if self.tls_server is not None:
+                        self.world.call_later(TLS_SETUP, self._connect_tls)
+                case CloseTls():
+                    self.world.note(self.name, "wants no TLS any more")
+                    self.drop_tls()
+
+    def _connect_tls(self) -> None:
+        assert self.tls_server is not None
+        address = self.host.bind()
+        self.host.sockets[CLIENT_TLS] = address
+        self.host.by_address[address] = CLIENT_TLS
+        self.has_tls = True
+        self.endpoint.tls_up(self.world.now, self.server, CLIENT_TLS, self.tls_server)
+        self.world.touch(self.host)
+
+    def drop_tls(self) -> None:
+        if self.has_tls:
+            self.has_tls = False
+            del self.host.by_address[self.host.sockets.pop(CLIENT_TLS)]
+            self.endpoint.tls_down(self.world.now, CLIENT_TLS)
+            self.world.touch(self.host)
 
     def _hear(self, now: Instant) -> None:
         self._serve_pool(now)
@@ -296,7 +328,8 @@ class PeerNode:
     # verbs
 
     def meet(self, server: ServerNode) -> None:
-        self.endpoint.add_server(self.world.now, self.server, server.addresses[:1])
+        self.tls_server = server.tls_address if self.may_use_tls else None
+        self.endpoint.add_server(self.world.now, self.server, server.addresses[:1], tls=self.may_use_tls)
         self.world.touch(self.host)
 
     def offer(self, *, keep: bool = False) -> None:

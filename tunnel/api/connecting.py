@@ -10,6 +10,7 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
 from tunnel.api.store import HomeStore
+from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
 from tunnel.driver.link import Link
@@ -67,6 +68,7 @@ async def connect(
     handler: LinkHandler | None = None,
     traces: Traces | None = None,
     portmap: bool | None = None,
+    tls: TlsOptions | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[Link]:
     """Connect by a pairing code, or to the remembered peer `peer` (the only one there is where none is named).
@@ -76,6 +78,7 @@ async def connect(
     `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
     `portmap`: ask the router to forward a port while this runs; None means as configured.
+    `tls`: how servers are reached where UDP is blocked, unless their word says; None means as configured.
     A remembered peer that is not there is waited for: time-outs belong to the caller, around the entry.
     Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
     """
@@ -107,6 +110,7 @@ async def connect(
         on_link=waiting.handle_link,
         traces=traces,
         port_mapping=uses_own_network(seams) and store.wants_port_mapping(portmap),
+        tls=store.tls(tls),
         **(seams or {}),
     )
     waiting.driver = driver

@@ -11,6 +11,7 @@ import trio
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
 from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
+from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, Traces
 from tunnel.driver.events import Event, Listening, Trouble
 from tunnel.driver.link import Link
@@ -121,6 +122,7 @@ async def expose(
     handler: LinkHandler | None = None,
     traces: Traces | None = None,
     portmap: bool | None = None,
+    tls: TlsOptions | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[Exposure]:
     """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
@@ -131,6 +133,7 @@ async def expose(
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
     `portmap`: ask the router to forward a port while this runs, and one to the embedded server; None means as configured.
+    `tls`: how servers are reached where UDP is blocked, unless their word says; None means as configured.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     check_path(path)
@@ -177,6 +180,7 @@ async def expose(
                     on_link=exposure.handle_link,
                     traces=traces,
                     port_mapping=maps_ports,
+                    tls=store.tls(tls),
                     **(seams or {}),
                 )
                 try:

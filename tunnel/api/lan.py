@@ -21,6 +21,7 @@ from tunnel.api.lan_plane import LanInterface, OpenInterface, Plane, interface_c
 from tunnel.api.lan_room import LanMember, LanRoom
 from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
+from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
 from tunnel.driver.rooms import Membership, NewcomerStore
@@ -79,6 +80,7 @@ class Options:
     routes: TakenRoutes | None
     traces: Traces | None
     portmap: bool | None
+    tls: TlsOptions | None
     seams: Seams
 
 
@@ -97,6 +99,7 @@ async def create(
     routes: TakenRoutes | None = None,
     traces: Traces | None = None,
     portmap: bool | None = None,
+    tls: TlsOptions | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[LanRoom]:
     """Make the room `name` (or open the one of that name that was kept) and let others in by a code: a CodeReady event.
@@ -109,7 +112,7 @@ async def create(
     """
     options = Options(
         server=server, home=home, path=check_path(path), member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, traces=traces, portmap=portmap, seams=seams,
+        routes=routes, traces=traces, portmap=portmap, tls=tls, seams=seams,
     )  # fmt: skip
     store = _open_store(options)
     room_name = make_label(name, "lan")
@@ -141,6 +144,7 @@ async def join(
     routes: TakenRoutes | None = None,
     traces: Traces | None = None,
     portmap: bool | None = None,
+    tls: TlsOptions | None = None,
     seams: Seams = None,
 ) -> AsyncIterator[LanRoom]:
     """Join by a code, or the room `room` that was kept, or the one to which the remembered peer `peer` has invited us.
@@ -153,7 +157,7 @@ async def join(
         raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
     options = Options(
         server=server, home=home, path=check_path(path), member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, traces=traces, portmap=portmap, seams=seams,
+        routes=routes, traces=traces, portmap=portmap, tls=tls, seams=seams,
     )  # fmt: skip
     store = _open_store(options)
     saved: SavedRoom | None = None
@@ -222,6 +226,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         access_token=store.access_token(),
         traces=options.traces,
         port_mapping=maps_ports,
+        tls=store.tls(options.tls),
         **(seams or {}),
     )
     keeper = _Keeper(store, entry)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import trio
 
+from tunnel.config import TlsOptions, make_tls_options
 from tunnel.driver.endpoint import KnownPeer
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.proto.pairing.grants import GrantSet
@@ -125,6 +126,17 @@ class HomeStore:
         if configured not in ("on", "off"):
             raise ConfigurationError("PTUNNEL_PORTMAP and portmap in config.toml are on or off.")
         return bool(configured == "on")
+
+    def tls(self, given: TlsOptions | None) -> TlsOptions:
+        """As given, else PTUNNEL_TLS_PORT and PTUNNEL_TLS_FINGERPRINT, or as configured.  Raises ConfigurationError."""
+        if given is not None:
+            return given
+        port: Any = os.environ.get("PTUNNEL_TLS_PORT") or self.config.get("tls_port")
+        fingerprint: Any = os.environ.get("PTUNNEL_TLS_FINGERPRINT") or self.config.get("tls_fingerprint")
+        if not all(each is None or isinstance(each, str) for each in (port, fingerprint)):
+            raise ConfigurationError("config.toml: tls_port and tls_fingerprint are texts.")
+        places = {"tls_port": "PTUNNEL_TLS_PORT or tls_port", "tls_fingerprint": "PTUNNEL_TLS_FINGERPRINT or tls_fingerprint"}
+        return make_tls_options(port, fingerprint, places)
 
     def name(self, given: str | None) -> str:
         """How we introduce ourselves."""

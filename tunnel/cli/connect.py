@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 @common
 def command(
     peer: str | None, forwards: tuple[str, ...], stdio: str | None, is_new: bool, timeout: float | None,
-    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
+    tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Reach a peer.  Without PEER it is the only remembered one; with several you are asked which, with none for a code.
 
@@ -59,7 +60,9 @@ def command(
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=name, portmap=portmap, qlog=qlog)
+    settings = load_settings(
+        home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
+    )
     who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
 
     from tunnel.cli.running import run
@@ -159,7 +162,7 @@ class Connecting:
                 connect(
                     self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
                     home=self._home.path, path=settings.path, name=settings.name, on_event=self._handle,
-                    traces=traces, portmap=settings.portmap == "on",
+                    traces=traces, portmap=settings.portmap == "on", tls=settings.tls,
                 ) as link,
             ):  # fmt: skip
                 limit.deadline = math.inf

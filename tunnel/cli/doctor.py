@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tunnel.cli.options import common, complete_peer, load_settings, open_home
+from tunnel.cli.options import common, complete_peer, load_settings, open_home, tls
 
 if TYPE_CHECKING:
+    from tunnel.config import TlsOptions
     from tunnel.driver.doctor import Examination
     from tunnel.state.home import Home
 
@@ -20,12 +21,16 @@ DIRECT_S: Final = 10.0  # seconds for a direct path to be found then
 @click.command("doctor")
 @click.argument("peer", required=False, shell_complete=complete_peer)
 @click.option("--server", metavar="HOST[:PORT]", help="Whom to ask; else PEER's server, or the configured one.")
+@tls
 @common
-def command(peer: str | None, server: str | None, is_json: bool, verbose: int) -> int:
+def command(
+    peer: str | None, server: str | None, tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int
+) -> int:
     """Examine this network, and with PEER the path to it; some five seconds.
 
     A rendezvous server is asked what it sees of this machine: how the router maps and filters, over IPv4 and IPv6,
-    whether it maps ports on request, how large packets may be.  One sentence each says what that means and what would help.
+    whether it maps ports on request, how large packets may be; where UDP is blocked, whether TLS gets through.  One sentence
+    each says what that means and what would help.
     With PEER: whether the path is direct or relayed, why, and what would change it; where no running command has a
     link to PEER, the doctor makes one for a few seconds.
 
@@ -38,7 +43,8 @@ def command(peer: str | None, server: str | None, is_json: bool, verbose: int) -
     from tunnel.cli.running import run
 
     home = open_home()
-    return run(lambda _ending: _doctor(home, peer, server, is_json))
+    options = load_settings(home, server=server, tls_port=tls_port, tls_fingerprint=tls_fingerprint).tls
+    return run(lambda _ending: _doctor(home, peer, server, options, is_json))
 
 
 def choose_server(home: Home, peer: str | None, given: str | None) -> str:
@@ -55,21 +61,21 @@ def choose_server(home: Home, peer: str | None, given: str | None) -> str:
     return str(found)
 
 
-async def _doctor(home: Home, peer: str | None, given: str | None, is_json: bool) -> int:
+async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsOptions, is_json: bool) -> int:
     from tunnel.driver.doctor import advise, examine
     from tunnel.errors import ServerUnreachableError, UnreachableError
 
     server = choose_server(home, peer, given)
     if not is_json:
         click.echo(f"Asking {server} what it sees of this machine ...", err=True)
-    found = await examine(server)
+    found = await examine(server, tls=options)
     link: dict[str, Any] | None = None
     absent = ""
     if peer is not None:
         link = await _running_link(home, peer)
-        if link is None and found.is_reached:
+        if link is None and found.can_meet:
             try:
-                link = await _own_link(home, peer, server)
+                link = await _own_link(home, peer, server, options)
             except UnreachableError as error:
                 absent = str(error)
     advice: list[str] = []
@@ -84,9 +90,9 @@ async def _doctor(home: Home, peer: str | None, given: str | None, is_json: bool
         click.echo(json.dumps(answer, ensure_ascii=False))
     else:
         _show(found, link, advice)
-    if link is None and peer is not None and found.is_reached:
+    if link is None and peer is not None and found.can_meet:
         raise UnreachableError(absent or f"There is no link to {peer}.")
-    if not found.is_reached:
+    if not found.can_meet:
         raise ServerUnreachableError(_why_silent(found))
     return 0
 
@@ -95,7 +101,8 @@ def _why_silent(found: Examination) -> str:
     if found.is_refused:
         return f"No ptunnel server listens at {found.server}."
     if found.is_udp_blocked:
-        return f"UDP does not get through to {found.server}, TCP does: this network blocks UDP, or no server runs there."
+        without = "" if found.tls is None else f" TLS does not help: {found.tls.trouble}"
+        return f"UDP does not get through to {found.server}, TCP does: this network blocks UDP, or no server runs there.{without}"
     return f"{found.server} does not answer over UDP: no server runs there, or a firewall drops UDP."
 
 
@@ -167,7 +174,7 @@ async def _running_link(home: Home, peer: str) -> dict[str, Any] | None:
     return links[0] if links else None
 
 
-async def _own_link(home: Home, peer: str, server: str) -> dict[str, Any]:
+async def _own_link(home: Home, peer: str, server: str, options: TlsOptions) -> dict[str, Any]:
     """Meet the peer, give a direct path some time, and leave.  Raises UnreachableError."""
     import trio
 
@@ -176,7 +183,7 @@ async def _own_link(home: Home, peer: str, server: str) -> dict[str, Any]:
 
     scope = trio.CancelScope(deadline=trio.current_time() + MEET_S)
     with scope:
-        async with connect(peer=peer, server=server, home=home.path, name=None) as link:
+        async with connect(peer=peer, server=server, home=home.path, name=None, tls=options) as link:
             scope.deadline = trio.current_time() + DIRECT_S
             with trio.move_on_after(DIRECT_S - 1.0):
                 await link.wait_direct()

@@ -32,7 +32,8 @@ PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if has
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
 def command(
     room: str | None, peer: str | None, keep: bool, member_name: str | None, words: tuple[str, ...],
-    server: str | None, path: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
+    tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run COMMAND as a member of a room, without root: the room is its only network.  Its exit code is passed on.
 
@@ -51,7 +52,10 @@ def command(
     from tunnel.cli.render import Output
 
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog)
+    settings = load_settings(
+        home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
+        tls_fingerprint=tls_fingerprint,
+    )  # fmt: skip
     way = choose(home, settings, room, peer)
     inside = CommandNetwork(words)
     output = Output(is_json=is_json, may_be_live=False, events_to=sys.stderr)

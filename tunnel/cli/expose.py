@@ -38,7 +38,8 @@ LABEL: Final = 32  # columns of what stands before the command and the code
 @common
 def command(
     grants: tuple[str, ...], to: tuple[str, ...], keep: bool,
-    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
+    tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Let a peer reach ports of this machine, and nothing else.  Prints a code that works once; without PORT, serves the
     remembered peers with what they were given before.
@@ -62,7 +63,9 @@ def command(
     if keep and (to or not grants):
         raise ConfigurationError("--keep makes codes for new peers: it goes with ports to share, and without --to.")
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=name, portmap=portmap, qlog=qlog)
+    settings = load_settings(
+        home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
+    )
     for each in to:
         home.peer(each)
     if not grants and not home.peers():
@@ -123,7 +126,7 @@ class Exposing:
             expose(
                 self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, path=settings.path,
                 name=settings.name, on_event=self._handle, handler=self._serve_link,
-                traces=open_traces(settings), portmap=settings.portmap == "on",
+                traces=open_traces(settings), portmap=settings.portmap == "on", tls=settings.tls,
             ) as exposure,
             serve_control(self._home.run_dir(), process),
             trio.open_nursery() as nursery,

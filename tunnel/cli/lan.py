@@ -56,7 +56,8 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
 @common
 def create_command(
     name: str, keep: bool, to: tuple[str, ...], member_name: str | None,
-    server: str | None, path: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
+    tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Open a room and let others in: prints a code that is good for all of them, as long as this runs.
 
@@ -65,7 +66,10 @@ def create_command(
     from tunnel.api import lan
 
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog)
+    settings = load_settings(
+        home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
+        tls_fingerprint=tls_fingerprint,
+    )  # fmt: skip
     for each in to:
         home.peer(each)
     lan.require_host_interface()
@@ -84,13 +88,17 @@ def create_command(
 @common
 def join_command(
     room: str | None, keep: bool, peer: str | None, member_name: str | None,
-    server: str | None, path: str | None, portmap: str | None, qlog: str | None, is_json: bool, verbose: int,
+    server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
+    tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Join a room: by its code, by the name under which it was kept, or without either as a remembered peer (--peer)."""
     from tunnel.api import lan
 
     home = open_home()
-    settings = load_settings(home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog)
+    settings = load_settings(
+        home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
+        tls_fingerprint=tls_fingerprint,
+    )  # fmt: skip
     lan.require_host_interface()
     way = choose(home, settings, room, peer)
     arguments = shared(home, settings)
@@ -236,6 +244,7 @@ def shared(home: Home, settings: Settings) -> dict[str, Any]:
         "member_name": settings.name,
         "traces": open_traces(settings),
         "portmap": settings.portmap == "on",
+        "tls": settings.tls,
     }
 
 

@@ -42,7 +42,19 @@ def network(function: Function) -> Function:
         click.option("--server", metavar="HOST[:PORT]", help="The rendezvous server. Also PTUNNEL_SERVER or config.toml."),
     ):
         function = option(function)
-    return function
+    return tls(function)
+
+
+def tls(function: Function) -> Function:
+    """How a server is reached where UDP is blocked."""
+    function = click.option(
+        "--tls-fingerprint",
+        metavar="SHA256",
+        help="The server's certificate, as `ptunnel serve` prints it; without it public authorities vouch for its name.",
+    )(function)
+    return click.option(
+        "--tls-port", metavar="PORT|off", help="TCP port of the server for networks that block UDP; 443 unless said."
+    )(function)
 
 
 def meeting(function: Function) -> Function:

@@ -19,10 +19,20 @@ if TYPE_CHECKING:
     "--listen", "listen", metavar="ADDR[:PORT]", multiple=True,
     help="Where to listen, repeatable; all addresses, port 24531 unless said. The port behind each is used too.",
 )  # fmt: skip
+@click.option(
+    "--tls-cert", metavar="FILE", help="Also serve over TLS, for networks that block UDP: a PEM certificate and its chain."
+)
+@click.option("--tls-key", metavar="FILE", help="Its key, where the certificate's file does not hold it.")
+@click.option(
+    "--tls-port", metavar="PORT", type=click.IntRange(0, 65_535), default=443, show_default=True, help="The TCP port for TLS."
+)
 @click.option("--open-directory", is_flag=True, help="Also answer the plain-text protocol: `ip ver` gets the others' addresses.")
 @click.option("--access", metavar="FILE", help="Serve only the addresses, prefixes and tokens that this file lists.")
 @common
-def command(listen: tuple[str, ...], open_directory: bool, access: str | None, is_json: bool, verbose: int) -> int:
+def command(
+    listen: tuple[str, ...], tls_cert: str | None, tls_key: str | None, tls_port: int, open_directory: bool, access: str | None,
+    is_json: bool, verbose: int,
+) -> int:  # fmt: skip
     """Run a rendezvous server: it introduces peers to one another and, where no direct path exists, relays sealed
     datagrams that it cannot read.  It keeps nothing on disk.
 
@@ -30,13 +40,16 @@ def command(listen: tuple[str, ...], open_directory: bool, access: str | None, i
     Examples:
       ptunnel serve
       ptunnel serve --listen 203.0.113.5 --listen [2001:db8::5]
+      ptunnel serve --tls-cert fullchain.pem --tls-key privkey.pem
       ptunnel serve --open-directory            log and list those who say `ip ver`
-    Let UDP ports 24531 and 24532 through the host's firewall.
+    Let UDP ports 24531 and 24532 through the host's firewall, and TCP port 443 where TLS is served.
     """
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.config import DEFAULT_PORT, split_host_port
-    from tunnel.driver.rendezvous import DEFAULT_LISTEN, ServerConfig, read_access_file
+    from tunnel.driver.rendezvous import DEFAULT_LISTEN, ServerConfig, TlsConfig, read_access_file
+    from tunnel.driver.vocabulary import raise_descriptor_limit
+    from tunnel.errors import ConfigurationError
 
     places = [split_host_port(_address(text), "--listen", DEFAULT_PORT) for text in listen] or list(DEFAULT_LISTEN)
     options: dict[str, Any] = {"open_directory": open_directory}
@@ -47,7 +60,13 @@ def command(listen: tuple[str, ...], open_directory: bool, access: str | None, i
         logging.getLogger("ptunnel.serve").setLevel(logging.INFO)
     output = Output(is_json=is_json, may_be_live=False)
     config = ServerConfig(**options)
-    return run(lambda _ending: _serve(places, config, output))
+    if tls_key is not None and tls_cert is None:
+        raise ConfigurationError("--tls-key needs its certificate: name it with --tls-cert.")
+    tls = None
+    if tls_cert is not None:
+        tls = TlsConfig(certificate=tls_cert, key=tls_key, port=tls_port)
+        raise_descriptor_limit()  # one for each connection
+    return run(lambda _ending: _serve(places, config, tls, output))
 
 
 def _address(text: str) -> str:
@@ -55,20 +74,25 @@ def _address(text: str) -> str:
     return f"0.0.0.0:{text.lstrip(':')}" if text.lstrip(":").isdecimal() and text.count(":") <= 1 else text
 
 
-async def _serve(places: list[tuple[str, int]], config: Any, output: Output) -> int:
+async def _serve(places: list[tuple[str, int]], config: Any, tls: Any, output: Output) -> int:
     import trio
 
     from tunnel.driver.rendezvous import LogTrace, serve
 
     async with trio.open_nursery() as nursery:
         running: RunningServer = await nursery.start(
-            lambda task_status: serve(places, config=config, trace=LogTrace(), task_status=task_status)
+            lambda task_status: serve(places, config=config, trace=LogTrace(), tls=tls, task_status=task_status)
         )
         for address in running.addresses:
             output.emit({"event": "listening", "bind": str(address)})
+        for address in running.tls_addresses:
+            output.emit({"event": "listening", "bind": str(address), "tls": running.tls_fingerprint})
         output.say(
             f"Serving on udp {' and '.join(map(str, running.addresses))}"
             f" (and {' and '.join(str(each.port) for each in running.second_addresses)}). Ctrl-C ends it."
         )
+        if running.tls_addresses:
+            output.say(f"Over TLS on tcp {' and '.join(map(str, running.tls_addresses))}; the certificate's SHA-256 is")
+            output.say(f"  {running.tls_fingerprint}")
         output.say("Peers name this host with --server HOST or PTUNNEL_SERVER.")
     return 0

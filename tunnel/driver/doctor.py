@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import trio
 
+from tunnel.config import TlsOptions, tls_options
 from tunnel.driver.endpoint import OpenSocket, parse_server
 from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
-from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated
 from tunnel.host.interfaces import source_address
@@ -25,6 +26,8 @@ from tunnel.proto.endpoint.diagnosis import (
     describe_portmap,
     prospects,
 )
+from tunnel.proto.rendezvous import messages
+from tunnel.tls.client import TlsSocket, dial
 from tunnel.udp.socket import UdpSocket, open_socket
 from tunnel.units import Address, SocketId
 
@@ -35,7 +38,20 @@ PORTMAP_PATIENCE: Final = 3.0  # seconds for a router to map a port
 REFUSAL_PATIENCE: Final = 0.5  # seconds for "nobody listens here"
 TCP_PATIENCE: Final = 2.0  # seconds for the server's machine to answer TCP, with whatever
 TCP_PORT: Final = 443  # the last one that networks close
+TLS_PATIENCE: Final = 3.0  # seconds for the server to answer, once the connection stands
 _ANYWHERE: Final = {False: "192.0.2.1", True: "2001:db8::1"}  # RFC 5737, RFC 3849; nothing is sent there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFindings:
+    """What came of TLS, which is only tried where nothing came back over UDP."""
+
+    port: int
+    works: bool
+    trouble: str = ""  # a sentence, where it does not
+
+    def to_dict(self) -> dict[str, object]:
+        return {"port": self.port, "works": self.works, "trouble": self.trouble}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +62,12 @@ class Examination:
     ipv4: Findings
     ipv6: Findings
     portmap: PortMapFindings | None  # None: no router of ours translates
+    tls: TlsFindings | None = None  # None: not tried
+
+    @property
+    def can_meet(self) -> bool:
+        """Peers can be met by this server, whichever way."""
+        return self.is_reached or (self.tls is not None and self.tls.works)
 
     @property
     def is_reached(self) -> bool:
@@ -62,6 +84,11 @@ class Examination:
 
     @property
     def summary(self) -> str:
+        if self.tls is not None and self.tls.works:
+            return (
+                f"UDP is blocked here: peers are met, and always relayed, by the server over TLS on TCP port {self.tls.port}, "
+                "which is slower."
+            )
         return prospects(self.ipv4, self.ipv6, self.portmap)
 
     def sentences(self) -> list[str]:
@@ -69,7 +96,10 @@ class Examination:
         lines = [self.summary, *describe(self.ipv4)]
         if self.ipv4.own is not None:
             lines.append(describe_portmap(self.portmap))
-        return [*lines, *describe(self.ipv6)]
+        lines += describe(self.ipv6)
+        if self.tls is not None and not self.tls.works:
+            lines.append(self.tls.trouble)
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -79,13 +109,20 @@ class Examination:
             "ipv4": self.ipv4.to_dict(),
             "ipv6": self.ipv6.to_dict(),
             "portmap": None if self.portmap is None else self.portmap.to_dict(),
+            "tls": None if self.tls is None else self.tls.to_dict(),
             "summary": self.summary,
             "sentences": self.sentences(),
         }
 
 
-async def examine(server: str, *, opener: OpenSocket = open_socket, portmap: bool = True) -> Examination:
-    """Some four seconds.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
+async def examine(
+    server: str, *, opener: OpenSocket = open_socket, portmap: bool = True, tls: TlsOptions | None = None
+) -> Examination:
+    """Some four seconds.  Raises ConfigurationError, ServerUnreachableError (unknown name).
+
+    `tls` says how the server is reached where UDP is blocked, unless its own word does; None: as everybody does.
+    """
+    options = tls_options(server, TlsOptions() if tls is None else tls)
     host, port = parse_server(server)
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
@@ -102,7 +139,45 @@ async def examine(server: str, *, opener: OpenSocket = open_socket, portmap: boo
             nursery.start_soon(_examine_family, addresses.get(is_ipv6), is_ipv6, opener, results)
         if portmap:
             nursery.start_soon(_examine_portmap, opener, mapped)
-    return Examination(server=server, ipv4=results[False], ipv6=results[True], portmap=mapped[0])
+    found_out = Examination(server=server, ipv4=results[False], ipv6=results[True], portmap=mapped[0])
+    if not found_out.is_reached and options.port is not None:
+        found_out = replace(found_out, tls=await _examine_tls(host, options.port, options.fingerprint))
+    return found_out
+
+
+async def _examine_tls(host: str, port: int, fingerprint: str | None) -> TlsFindings:
+    """Does the rendezvous server answer over TLS?"""
+    try:
+        stream = await dial(host, port, fingerprint)
+    except ServerUnreachableError as error:
+        return TlsFindings(port=port, works=False, trouble=str(error))
+    trouble = f"What listens at TCP port {port} of {host} speaks TLS, but is no ptunnel server."
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.run_writer)
+            with trio.move_on_after(TLS_PATIENCE):
+                if await _greets(stream):
+                    trouble = ""
+            nursery.cancel_scope.cancel()
+    finally:
+        stream.close()
+    return TlsFindings(port=port, works=not trouble, trouble=trouble)
+
+
+async def _greets(stream: TlsSocket) -> bool:
+    hello = messages.encode_request(1, os.urandom(messages.SESSION_SIZE), messages.Hello(), cookie=b"", access_token=b"")
+    stream.send(stream.remote, memoryview(hello), len(hello))
+    while True:
+        try:
+            await stream.wait_readable()
+        except trio.ClosedResourceError:
+            return False
+        batch = stream.receive()
+        if batch is not None:
+            try:
+                return isinstance(messages.decode_response(batch.buffer[: batch.stride]).message, messages.Retry)
+            except MalformedPacket:
+                return False
 
 
 async def _examine_family(server: Address | None, is_ipv6: bool, opener: OpenSocket, results: dict[bool, Findings]) -> None:

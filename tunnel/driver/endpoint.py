@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import trio
 
+from tunnel.config import TlsOptions, tls_options
 from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
 from tunnel.driver.link import Link
 from tunnel.driver.packets import PacketDoor
 from tunnel.driver.pool import PoolSockets
+from tunnel.driver.tls import TlsDoors
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.host.clock import boottime, wall_ns
 from tunnel.host.cpu import has_aes
 from tunnel.host.interfaces import local_addresses
 from tunnel.host.monitor import watch
 from tunnel.proto.endpoint import (
+    CloseTls,
     CodeIssued,
     Endpoint,
     EndpointConfig,
@@ -30,6 +33,7 @@ from tunnel.proto.endpoint import (
     ExposerPairing,
     KnownPeer,
     OpenSockets,
+    OpenTls,
     Peering,
     PeeringClosed,
     PeeringEvent,
@@ -42,6 +46,7 @@ from tunnel.proto.endpoint import (
     preferred_aeads,
 )
 from tunnel.proto.trace import Traces
+from tunnel.tls.client import TlsSocket
 from tunnel.udp.socket import UdpSocket, open_socket
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
@@ -71,8 +76,8 @@ def machine_hosts() -> list[str]:
 
 
 def parse_server(text: str) -> tuple[str, int]:
-    """host, host:port, [v6]:port or a bare IPv6 address.  Raises ConfigurationError."""
-    host, port = text.strip(), str(DEFAULT_PORT)
+    """host, host:port, [v6]:port or a bare IPv6 address; options for TLS behind it do not matter.  Raises ConfigurationError."""
+    host, port = text.partition(",")[0].strip(), str(DEFAULT_PORT)
     if host.startswith("["):
         host, _, rest = host[1:].partition("]")
         port = rest[1:] if rest.startswith(":") else port
@@ -103,8 +108,11 @@ class EndpointDriver:
         clock: Callable[[], Instant] = boottime,
         traces: Traces | None = None,
         port_mapping: bool = False,
+        tls: TlsOptions | None = None,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
+
+        `tls` is for servers whose word does not say how they are reached where UDP is blocked; None: as everybody does.
 
         `access_token` is for servers that let in only those who hold one.  `port_mapping`: ask the router for ports, while
         run() runs, unless the path policy keeps candidates at home anyway.
@@ -131,6 +139,14 @@ class EndpointDriver:
         bind = tuple(bind)
         self._open(bind, opener)
         self.pool = PoolSockets(self._sockets, opener, next((host for host in bind if ":" not in host), None))
+        self._tls = TlsOptions() if tls is None else tls
+        self.tls_doors = TlsDoors(
+            self._sockets,
+            options=lambda server: tls_options(server, self._tls),
+            serve=self._run_pool_socket,
+            up=self._tls_up,
+            down=self._tls_down,
+        )
         config = EndpointConfig(
             name=name,
             aeads=preferred_aeads(has_aes()),
@@ -179,7 +195,8 @@ class EndpointDriver:
             if address not in of_family and len(of_family) < ADDRESSES_A_FAMILY:
                 of_family.append(address)
         if not self.core.has_server(name):
-            self.core.add_server(self.clock(), name, [*addresses[True], *addresses[False]], self._access_token)
+            has_tls = tls_options(name, self._tls).port is not None
+            self.core.add_server(self.clock(), name, [*addresses[True], *addresses[False]], self._access_token, tls=has_tls)
         self.flush()
 
     async def wait_reached(self, name: str, patience: float) -> None:
@@ -189,9 +206,9 @@ class EndpointDriver:
                 await self._changed.wait()
             return
         host, port = parse_server(name)
-        raise ServerUnreachableError(
-            f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
-        )
+        text = f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
+        trouble = self.tls_doors.troubles.get(name)
+        raise ServerUnreachableError(text if trouble is None else f"{text} Nor over TLS: {trouble}")
 
     def offer_code(self, server: str, *, grants: tuple[dict[str, object], ...], keep: bool) -> ExposerPairing:
         flow = self.core.offer_code(self.clock(), server, grants=grants, keep=keep)
@@ -239,7 +256,8 @@ class EndpointDriver:
             if overruns:
                 drops["overrun"] = drops.get("overrun", 0) + overruns
             if drops or not self.pool.owns(socket_id):  # hundreds of them with nothing to say would fill a screen
-                found[f"udp {socket.local_address}"] = drops
+                name = f"tls {socket.remote}" if isinstance(socket, TlsSocket) else f"udp {socket.local_address}"
+                found[name] = drops
         return found
 
     # --- tasks
@@ -249,7 +267,7 @@ class EndpointDriver:
         async with trio.open_nursery() as nursery:
             for socket_id in self._sockets:
                 nursery.start_soon(self._run_socket, socket_id)
-            self.pool.nursery = nursery
+            self.pool.nursery = self.tls_doors.nursery = nursery
             nursery.start_soon(self._run_timers)
             nursery.start_soon(self._run_writer)
             nursery.start_soon(watch, self._network_changed, self._resumed)
@@ -337,10 +355,12 @@ class EndpointDriver:
             self.core.network_changed(now)  # the same addresses, but another way out
         if self.port_maps is not None:
             self.port_maps.network_changed()
+        self.tls_doors.network_changed()
         self.flush()
 
     def _resumed(self) -> None:
         self.core.network_changed(self.clock())
+        self.tls_doors.network_changed()
         if self.port_maps is not None:
             self.port_maps.network_changed()
         self.flush()
@@ -358,6 +378,14 @@ class EndpointDriver:
         self.port_maps = PortMapKeeper(on_change=changed, clock=self.clock)
         await self.port_maps.run(tuple(sockets))
 
+    def _tls_up(self, server: str, socket_id: SocketId, remote: Address) -> None:
+        self.core.tls_up(self.clock(), server, socket_id, remote)
+        self.flush()
+
+    def _tls_down(self, socket_id: SocketId) -> None:
+        self.core.tls_down(self.clock(), socket_id)
+        self.flush()
+
     # --- after every input
 
     def flush(self) -> None:
@@ -371,6 +399,9 @@ class EndpointDriver:
             while True:
                 is_dry = self._send(now)
                 while (order := core.poll_socket_order()) is not None:
+                    if isinstance(order, OpenTls | CloseTls):
+                        self.tls_doors.fulfil(order)
+                        continue
                     opened = self.pool.fulfil(order, self._run_pool_socket)
                     if isinstance(order, OpenSockets):
                         core.add_pool_sockets(now, opened or (), order.count)

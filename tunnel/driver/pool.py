@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from tunnel.errors import ConfigurationError
-from tunnel.proto.endpoint import CloseSockets, OpenSockets, PoolSocket, SocketOrder
+from tunnel.proto.endpoint import CloseSockets, OpenSockets, PoolSocket
 from tunnel.udp.socket import UdpSocket
 from tunnel.units import SocketId
 
@@ -32,7 +32,7 @@ class PoolSockets:
     def owns(socket_id: SocketId) -> bool:
         return socket_id >= FIRST_ID
 
-    def fulfil(self, order: SocketOrder, serve: Callable[[SocketId], Awaitable[None]]) -> list[PoolSocket] | None:
+    def fulfil(self, order: OpenSockets | CloseSockets, serve: Callable[[SocketId], Awaitable[None]]) -> list[PoolSocket] | None:
         """Do what the core ordered; returns the new sockets of OpenSockets, perhaps fewer than asked for."""
         match order:
             case OpenSockets(count):
@@ -42,7 +42,7 @@ class PoolSockets:
                     socket = self._sockets.pop(socket_id, None)
                     if socket is not None:
                         socket.close()
-                return None
+        return None
 
     def _open(self, count: int, serve: Callable[[SocketId], Awaitable[None]]) -> list[PoolSocket]:
         found: list[PoolSocket] = []

@@ -6,11 +6,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import trio
 
+from tunnel.config import DEFAULT_TLS_PORT
 from tunnel.errors import ConfigurationError
 from tunnel.host.clock import boottime
 from tunnel.proto.endpoint.stun_codec import ServerStun
@@ -19,13 +22,24 @@ from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.server import Server
 from tunnel.proto.rendezvous.stun import ServerSocket
 from tunnel.proto.trace import Trace
+from tunnel.tls.server import ServerCertificate, TlsListener
 from tunnel.udp.socket import UdpSocket, open_socket
-from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
+from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
 
-__all__ = ["DEFAULT_LISTEN", "DEFAULT_PORT", "LogTrace", "RunningServer", "ServerConfig", "read_access_file", "serve"]
+__all__ = [
+    "DEFAULT_LISTEN",
+    "DEFAULT_PORT",
+    "LogTrace",
+    "RunningServer",
+    "ServerConfig",
+    "TlsConfig",
+    "read_access_file",
+    "serve",
+]
 
 DEFAULT_PORT: Final = 24_531
 DEFAULT_LISTEN: Final = (("0.0.0.0", DEFAULT_PORT), ("::", DEFAULT_PORT))
+FIRST_TLS_ID: Final = 10_000  # socket ids of TLS listeners; those of UDP sockets come in pairs from 0
 BATCHES_PER_TURN: Final = 32  # receives of one socket before the others get their turn
 WRITABLE_PATIENCE: Final = Seconds(
     0.005
@@ -37,6 +51,15 @@ logger = logging.getLogger("ptunnel.serve")
 
 class OpenSocket(Protocol):
     def __call__(self, host: str, port: int, /) -> UdpSocket: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """That the server listens for TLS too, on the same addresses.  PEM files; `key` None: it stands in the certificate's."""
+
+    certificate: str
+    key: str | None = None
+    port: int = DEFAULT_TLS_PORT
 
 
 class LogTrace:
@@ -52,9 +75,18 @@ class LogTrace:
 class RunningServer:
     """What serve() hands to whoever started it."""
 
-    def __init__(self, server: Server, sockets: dict[SocketId, UdpSocket], addresses: list[Address]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        sockets: dict[SocketId, UdpSocket],
+        addresses: list[Address],
+        listeners: dict[SocketId, TlsListener],
+        certificate: ServerCertificate | None,
+    ) -> None:
         self._server = server
         self._sockets = sockets
+        self._listeners = listeners
+        self._certificate = certificate
         self._stop = trio.Event()
         #: Where it listens, without the second ports; a port that was 0 is the real one.
         self.addresses = addresses
@@ -63,10 +95,23 @@ class RunningServer:
     def second_addresses(self) -> list[Address]:
         return [each.local_address for each in self._sockets.values() if each.local_address not in self.addresses]
 
+    @property
+    def tls_addresses(self) -> list[Address]:
+        """Where it listens for TLS over TCP."""
+        return [each.local_address for each in self._listeners.values()]
+
+    @property
+    def tls_fingerprint(self) -> str | None:
+        """SHA-256 of the certificate that it shows, 64 hex digits."""
+        return None if self._certificate is None else self._certificate.fingerprint
+
     def counters(self) -> dict[str, int]:
         """A snapshot: the server's own, and what its sockets did."""
         counts = self._server.counters()
-        for each in self._sockets.values():
+        if self._listeners:
+            counts["tls_connections"] = sum(len(each) for each in self._listeners.values())
+        doors: list[UdpSocket | TlsListener] = [*self._sockets.values(), *self._listeners.values()]
+        for each in doors:
             for name in ("received_datagrams", "received_bytes", "sent_datagrams", "sent_bytes"):
                 counts[name] = counts.get(name, 0) + getattr(each.counters, name)
             for name, count in each.counters.errors.items():
@@ -99,27 +144,35 @@ async def serve(
     trace: Trace | None = None,
     clock: Callable[[], Instant] = boottime,
     opener: OpenSocket = open_socket,
+    tls: TlsConfig | None = None,
     task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled or RunningServer.stop(); either way every client hears Bye.
 
     Listens on each (host, port) and beside it on port+1 (any free port, if that is taken, or if `port` is 0).
     An IPv6 wildcard beside an IPv4 one is left out on a machine without IPv6.
-    Raises ConfigurationError when an address cannot be bound.
+    With `tls` each host also listens for the same over TLS on one TCP port.
+    Raises ConfigurationError when an address cannot be bound or the certificate cannot be used.
     """
     sockets: dict[SocketId, UdpSocket] = {}
+    listeners: dict[SocketId, TlsListener] = {}
+    certificate = None if tls is None else ServerCertificate(tls.certificate, tls.key)
     try:
         addresses = _open_all(listen, opener, sockets)
+        if tls is not None and certificate is not None:
+            _listen_tls(tls.port, certificate, addresses, FIRST_TLS_ID, listeners)
         places = [ServerSocket(each, sockets[each].local_address, SocketId(each ^ 1)) for each in sockets]
         server = Server(config or ServerConfig(), sockets=places, now=clock(), entropy=os.urandom, stun=ServerStun(), trace=trace)
-        running = RunningServer(server, sockets, addresses)
-        loop = _Loop(server, sockets, clock)
+        running = RunningServer(server, sockets, addresses, listeners, certificate)
+        loop = _Loop(server, sockets, listeners, clock)
         task_status.started(running)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(loop.run_timers)
                 for socket_id in sockets:
                     nursery.start_soon(loop.run_socket, socket_id)
+                for socket_id, listener in listeners.items():
+                    nursery.start_soon(listener.serve, partial(loop.handle, socket_id))
                 await running.wait_stop()
                 nursery.cancel_scope.cancel()
         finally:
@@ -128,6 +181,22 @@ async def serve(
     finally:
         for each in sockets.values():
             each.close()
+        for listener in listeners.values():
+            listener.close()
+
+
+def _listen_tls(
+    port: int,
+    certificate: ServerCertificate,
+    addresses: Sequence[Address],
+    first_id: int,
+    listeners: dict[SocketId, TlsListener],
+) -> None:
+    """One listener for each host.  Raises ConfigurationError."""
+    for number, host in enumerate(dict.fromkeys(address.host for address in addresses)):
+        listener = TlsListener(host, port, certificate)
+        listeners[SocketId(first_id + number)] = listener
+        port = port or listener.local_address.port  # what 0 became, so that all hosts share it
 
 
 def _open_all(listen: Sequence[tuple[str, int]], opener: OpenSocket, sockets: dict[SocketId, UdpSocket]) -> list[Address]:
@@ -169,16 +238,22 @@ def _open_first(host: str, port: int, *, is_wish: bool, opener: OpenSocket) -> U
 class _Loop:
     """Moves datagrams between the sockets and the server."""
 
-    def __init__(self, server: Server, sockets: dict[SocketId, UdpSocket], clock: Callable[[], Instant]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        sockets: dict[SocketId, UdpSocket],
+        listeners: dict[SocketId, TlsListener],
+        clock: Callable[[], Instant],
+    ) -> None:
         self._server = server
         self._sockets = sockets
+        self._doors: dict[SocketId, UdpSocket | TlsListener] = {**sockets, **listeners}
         self._clock = clock
         self._armed: float = math.inf
         self._wakeup = trio.Event()
 
     async def run_socket(self, socket_id: SocketId) -> None:
         udp = self._sockets[socket_id]
-        server, clock = self._server, self._clock
         turn = 0
         while True:
             batch = udp.receive()
@@ -186,28 +261,33 @@ class _Loop:
                 turn = 0
                 await udp.wait_readable()
                 continue
-            now = clock()
-            try:
-                bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
-            except Exception:  # a bug of ours must not let one datagram end the service of everybody
-                logger.exception("internal error on a datagram from %s; please report it", batch.remote)
-                server.drops["server_internal"] += 1
-                continue
-            for burst in bursts:
-                # a view of the socket's buffer: must be gone before the next receive
-                if not self._sockets[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
-                    await self._send_late(burst)
-            self.flush()
-            deadline = server.poll_timeout()
-            if deadline is not None and deadline < self._armed:
-                self._wakeup.set()
+            await self.handle(socket_id, batch)
             turn += 1
             if turn >= BATCHES_PER_TURN:
                 turn = 0
                 await trio.lowlevel.checkpoint()
 
+    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> None:
+        """What one receive brought, and all that follows from it."""
+        server = self._server
+        now = self._clock()
+        try:
+            bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
+        except Exception:  # a bug of ours must not let one datagram end the service of everybody
+            logger.exception("internal error on a datagram from %s; please report it", batch.remote)
+            server.drops["server_internal"] += 1
+            return
+        for burst in bursts:
+            # a view of the socket's buffer: must be gone before the next receive
+            if not self._doors[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
+                await self._send_late(burst)
+        self.flush()
+        deadline = server.poll_timeout()
+        if deadline is not None and deadline < self._armed:
+            self._wakeup.set()
+
     async def _send_late(self, burst: Transmit) -> None:
-        """The send buffer is full: wait a moment, then the burst is lost."""
+        """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""
         udp = self._sockets[burst.socket_id]
         with trio.move_on_after(WRITABLE_PATIENCE):
             await udp.wait_writable()
@@ -219,8 +299,7 @@ class _Loop:
         """Answers and pushes; what a full buffer does not take is asked for again."""
         now = self._clock()
         while (transmit := self._server.poll_transmit(now)) is not None:
-            udp = self._sockets[transmit.socket_id]
-            if not udp.send(transmit.remote, transmit.buffer, transmit.segment_size):
+            if not self._doors[transmit.socket_id].send(transmit.remote, transmit.buffer, transmit.segment_size):
                 self._server.drops["server_congested"] += 1
 
     async def run_timers(self) -> None:

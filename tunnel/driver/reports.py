@@ -63,7 +63,8 @@ def to_event(event: EndpointEvent, now: Instant) -> Event | None:
         case PeerPaired(peer=peer):
             return Paired(peer=peer.name, fingerprint=fingerprint(peer.static))
         case PeeringEvent(peering=peering, event=PathChanged() as path):
-            why = path.why if path.kind is PathKind.DIRECT else (path.why or peering.why_relayed(now))
+            is_final = path.why and not peering.is_over_tls
+            why = path.why if path.kind is PathKind.DIRECT or is_final else peering.why_relayed(now)
             return PathReport(
                 kind=path.kind.value,
                 remote=str(path.remote),

@@ -6,56 +6,16 @@ The unit of work is a batch: one address, one buffer, equal segments of which th
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from tunnel.units import Address
+from tunnel.units import Address, ReceivedBatch, UdpCounters
+
+__all__ = ["MAX_BATCH", "MAX_SEGMENTS", "ReceivedBatch", "UdpCounters", "UdpSocket", "open_socket"]
 
 #: Segments of one send: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS before Linux 6.9).
 MAX_SEGMENTS = 64
 #: Bytes of one send, whether one datagram or many: 65,535 less the IPv4 and UDP headers.
 MAX_BATCH = 65_507
-
-
-class ReceivedBatch(NamedTuple):
-    """Datagrams of one sender that came together: `buffer` cut every `stride` bytes, the last may be shorter.
-
-    `buffer` is never empty, `stride` never 0, and both belong to the socket again at its next receive.
-    All of them carried the same ECN field (`ecn`, two bits, RFC 3168).
-    """
-
-    remote: Address
-    buffer: memoryview
-    stride: int
-    ecn: int
-
-
-class UdpCounters:
-    """Plain integers, so that counting costs nothing; `errors` is by name: an errno, or a reason of our own.
-
-    Reasons of our own: `bad_address` (not numeric, unknown zone), `family` (an address the socket cannot reach),
-    `no_gso` (the kernel refused a batch and it was sent one by one), `truncated`, `empty` (received and thrown away),
-    `overrun` (memory twin only: the receive buffer was full), `closed` (sent after close).
-    """
-
-    __slots__ = (
-        "errors",
-        "receive_calls",
-        "received_bytes",
-        "received_datagrams",
-        "send_calls",
-        "sent_bytes",
-        "sent_datagrams",
-    )
-
-    def __init__(self) -> None:
-        self.send_calls = 0
-        self.sent_datagrams = 0
-        self.sent_bytes = 0
-        self.receive_calls = 0
-        self.received_datagrams = 0
-        self.received_bytes = 0
-        self.errors: Counter[str] = Counter()
 
 
 class UdpSocket(Protocol):

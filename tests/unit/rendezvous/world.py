@@ -17,13 +17,16 @@ from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec
 from tunnel.units import Address, Instant, SocketId
 
 V4, SECOND, V6, V6_SECOND = SocketId(0), SocketId(1), SocketId(2), SocketId(3)
+TLS = SocketId(10_000)  # the server's listener
+CLIENT_TLS = SocketId(100)  # a client's connection to it
 SERVER = {
     V4: Address("192.88.99.1", 24531),
     SECOND: Address("192.88.99.1", 24532),
     V6: Address("3fff::1", 24531),
     V6_SECOND: Address("3fff::1", 24532),
+    TLS: Address("192.88.99.1", 443),
 }
-SOCKETS = [ServerSocket(socket_id, address, SocketId(socket_id ^ 1)) for socket_id, address in SERVER.items()]
+SOCKETS = [ServerSocket(socket_id, SERVER[socket_id], SocketId(socket_id ^ 1)) for socket_id in (V4, SECOND, V6, V6_SECOND)]
 
 
 def entropy_of(seed: int) -> Callable[[int], bytes]:
@@ -38,6 +41,7 @@ class Host:
         self.addresses = dict(addresses)
         self.varies = False  # the NAT maps each destination to a port of its own
         self.is_deaf = False
+        self.blocks_udp = False  # as its network does
         servers = [(sid, SERVER[V6] if address.is_ipv6 else SERVER[V4]) for sid, address in addresses.items()]
         self.client = Client(
             servers=servers, now=world.now, rng=random.Random(name), entropy=entropy_of(hash(name) & 0xFFFF), **options
@@ -54,11 +58,25 @@ class Host:
     def of(self, kind: type[ClientEvent]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
+    def connect_tls(self, port: int = 7000) -> None:
+        """A TLS connection stands; the server sees it come from `port`."""
+        self.addresses[CLIENT_TLS] = Address(self.addresses[SocketId(10)].host, port)
+        self.client.tls_up(self.world.now, CLIENT_TLS, SERVER[TLS])
+        self.world.pump()
+
+    def drop_tls(self) -> None:
+        del self.addresses[CLIENT_TLS]
+        self.client.tls_down(self.world.now, CLIENT_TLS)
+
+    def lets_through(self, socket_id: SocketId) -> bool:
+        return socket_id == CLIENT_TLS or not self.blocks_udp
+
     def relay(self, channel: bytes, payload: bytes) -> None:
         """Send through the relay from the socket of the primary address."""
         socket_id = next(c.socket_id for c in self.client.channels if c.channel == channel)
         target = next(c.server for c in self.client.channels if c.channel == channel)
-        self.world.send_to_server(self.public(socket_id, target), target, channel + payload)
+        if self.lets_through(socket_id):
+            self.world.send_to_server(self.public(socket_id, target), target, channel + payload)
 
 
 class World:
@@ -124,7 +142,7 @@ class World:
         for host in self.hosts:
             for socket_id in host.addresses:
                 if host.public(socket_id, source) == target:
-                    if host.is_deaf:
+                    if host.is_deaf or not host.lets_through(socket_id):
                         return
                     if data[0] >= 0xC0:
                         host.relayed.append(data)
@@ -139,7 +157,8 @@ class World:
         for host in self.hosts:
             while (out := host.client.poll_transmit(self.now)) is not None:
                 socket_id, target, data = out
-                self.send_to_server(host.public(socket_id, target), target, data)
+                if host.lets_through(socket_id):
+                    self.send_to_server(host.public(socket_id, target), target, data)
             while (event := host.client.poll_event()) is not None:
                 host.events.append(event)
         while (transmit := self.server.poll_transmit(self.now)) is not None:

@@ -335,9 +335,23 @@ class Connection:
         """Send one PATH_CHALLENGE there; PathValidated follows if it is answered."""
         self._shared.paths.challenge(now, key, kind, ttl)
 
-    def add_relay(self, now: Instant, key: PathKey) -> None:
-        """A relay channel to the same peer: validate it and keep it in reserve."""
-        self._shared.paths.challenge(now, key, PathKind.RELAY)
+    def add_relay(self, now: Instant, key: PathKey, *, instead_of: PathKey | None = None) -> None:
+        """A relay channel to the same peer: validate it and keep it in reserve.
+
+        `instead_of` is the path that it replaces, which is about to stop working: it is left as soon as the new one answers.
+        """
+        paths = self._shared.paths
+        if instead_of is None:
+            paths.challenge(now, key, PathKind.RELAY)
+            return
+        replaced = paths.known.get(instead_of)
+        if replaced is not None:
+            replaced.is_replaced = True
+        paths.expect(now, key, PathKind.RELAY)
+
+    def knows_path(self, key: PathKey) -> bool:
+        """Whether this has been a path, working or not."""
+        return key in self._shared.paths.known
 
     def migrate(self, now: Instant, key: PathKey, kind: PathKind) -> None:
         """A handshake has just run over `key`, which proves the path: use it if the current one is in doubt or gone."""
@@ -532,7 +546,10 @@ class Connection:
             return
         previous, paths.current = paths.current, better
         if not why:
-            if not previous.validated:
+            if previous.is_replaced:
+                previous.validated = False  # nothing gets through there any more
+                why = "the server is reached another way"
+            elif not previous.validated:
                 why = DEMOTED if previous.kind is PathKind.DIRECT else "the relay fell silent"
             elif better.kind is PathKind.DIRECT:
                 why = "a direct path was found" if previous.kind is PathKind.RELAY else "a faster direct path was found"

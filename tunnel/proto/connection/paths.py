@@ -81,6 +81,7 @@ class Path:
         "capacity",
         "idle_for",
         "in_doubt_since",
+        "is_replaced",
         "key",
         "kind",
         "large_losses",
@@ -113,6 +114,7 @@ class Path:
         )
         self.pacer = Pacer(self.recovery.pacing_rate(), self.mtu, now)
         self.validated = True
+        self.is_replaced = False  # its relay channel is reached some other way now
         self.last_heard = now
         self.last_sent = now
         self.probes_owed = 0
@@ -243,6 +245,18 @@ class Paths:
         self._challenges[data] = (key, kind, now)
         self._queue(Probe(key, True, data, ttl))
 
+    def expect(self, now: Instant, key: PathKey, kind: PathKind) -> None:
+        """Challenge a path that should work from now on, as often as one in doubt: it counts when it answers."""
+        path = self.known.get(key)
+        if path is None:
+            self._make_room()
+            path = self._make(key, kind, now, None)
+            path.validated = False
+        elif path.is_replaced:
+            path.is_replaced = path.validated = False
+        path.in_doubt_since = None
+        path.verify(now)
+
     def respond(self, key: PathKey, data: bytes) -> None:
         """Answer a challenge where it came from: one for one, and no longer than it."""
         self._queue(Probe(key, False, data, None))
@@ -272,6 +286,8 @@ class Paths:
         if path is None:
             self._make_room()
             path = self._make(key, kind, now, rtt)
+        elif not path.validated and path is not self.current and path is not self.answering and not path.recovery.rtt.samples:
+            path = self._make(key, kind, now, rtt)  # nothing was ever sent there but challenges: this is its first round trip
         path.validated = True
         path.last_heard = now
         path.trust()
@@ -312,15 +328,15 @@ class Paths:
                 best = path
         if best is None or best is current:
             return None
-        if not current.validated or not self.is_allowed(current) or best.kind is not current.kind:
+        if not current.validated or current.is_replaced or not self.is_allowed(current) or best.kind is not current.kind:
             return best
         if _quickest(best) < BETTER_RTT * _quickest(current) - 0.001:
             return best
         return None
 
     @staticmethod
-    def _rank(path: Path) -> tuple[bool, float, int]:
-        return path.kind is PathKind.RELAY, _quickest(path), -path.number
+    def _rank(path: Path) -> tuple[bool, bool, float, int]:
+        return path.kind is PathKind.RELAY, path.is_replaced, _quickest(path), -path.number
 
     def remove(self, key: PathKey) -> Path | None:
         path = self.known.get(key)

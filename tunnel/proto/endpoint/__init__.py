@@ -45,7 +45,7 @@ from tunnel.proto.endpoint.events import (
 )
 from tunnel.proto.endpoint.pairing import ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
-from tunnel.proto.endpoint.pool import CloseSockets, OpenSockets, SocketOrder
+from tunnel.proto.endpoint.pool import CloseSockets, CloseTls, OpenSockets, OpenTls, SocketOrder
 from tunnel.proto.nat.technique import PoolSocket
 from tunnel.proto.pairing.code import Code, complete, looks_like_code, parse_code
 from tunnel.proto.pairing.grants import Grant, GrantSet
@@ -69,6 +69,8 @@ __all__ = [
     "Peering",
     "OpenSockets",
     "CloseSockets",
+    "OpenTls",
+    "CloseTls",
     "SocketOrder",
     "PoolSocket",
     "ExposerPairing",

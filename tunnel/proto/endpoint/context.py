@@ -74,6 +74,7 @@ class Context:
         self.clients: dict[str, Client] = {}
         self.peers: dict[bytes, KnownPeer] = {}  # by static key
         self.sockets: dict[SocketId, LocalSocket] = {}
+        self.tls_sockets: dict[SocketId, str] = {}  # the servers that TLS connections lead to, by name
         self.hosts: tuple[str, ...] = ()
         self.port_mapped: dict[SocketId, Address] = {}  # what a router forwards to a socket of ours, on request
         #: Who takes the answers (response, finish, cookie reply) for a receiver index.

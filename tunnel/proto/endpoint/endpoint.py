@@ -131,8 +131,13 @@ class Endpoint:
             client.network_changed(now)
         self._meetings.network_changed(now)
 
-    def add_server(self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"") -> None:
-        """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them."""
+    def add_server(
+        self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"", *, tls: bool = False
+    ) -> None:
+        """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them.
+
+        `tls`: where UDP gets no answer there, OpenTls is ordered.
+        """
         self._is_cold_at_stale = True
         context = self._context
         if name in context.clients:
@@ -144,12 +149,29 @@ class Endpoint:
             if socket.is_ipv6 == address.is_ipv6
         ]
         if not ways:
-            raise ConfigurationError(f"The server {name} has no address of a family that this machine speaks.")
-        client = Client(servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token)
+            raise ConfigurationError(f"The server {name.partition(',')[0]} has no address of a family that this machine speaks.")
+        client = Client(servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, tls=tls)
         context.clients[name] = client
         for way in dict.fromkeys((socket_id, address.host) for socket_id, address in ways):
             self._clients_at.setdefault(way, []).append(client)
         self._meetings.servers_changed(now)
+
+    def tls_up(self, now: Instant, name: str, socket_id: SocketId, address: Address) -> None:
+        """A TLS connection to the server `name` stands, as OpenTls asked for.  Datagrams go to and come from `address`."""
+        self._is_cold_at_stale = True
+        client = self._context.clients[name]
+        self._context.tls_sockets[socket_id] = name
+        found = self._clients_at.setdefault((socket_id, address.host), [])
+        if client not in found:
+            found.append(client)
+        client.tls_up(now, socket_id, address)
+
+    def tls_down(self, now: Instant, socket_id: SocketId) -> None:
+        """It has ended; the next one may have the same socket id."""
+        self._is_cold_at_stale = True
+        name = self._context.tls_sockets.get(socket_id)
+        if name is not None:
+            self._context.clients[name].tls_down(now, socket_id)
 
     def has_server(self, name: str) -> bool:
         return name in self._context.clients
@@ -214,6 +236,7 @@ class Endpoint:
         position, length = 0, len(buffer)
         touched: Peering | None = None
         is_cold = is_due = False
+        is_tls = socket_id in self._context.tls_sockets
         by_index = self._meetings.peerings.by_index
         while position < length:
             end = min(position + stride, length)
@@ -224,7 +247,9 @@ class Endpoint:
                 start = position + CHANNEL_SIZE
                 prefix = bytes(buffer[position:start])
                 kind = buffer[start]
-            if 0x80 <= kind <= 0xBF:
+            if is_tls and not prefix and kind not in (0x41, 0x42):
+                self.drops["not relayed over TLS"] += 1  # nobody but the server is there
+            elif 0x80 <= kind <= 0xBF:
                 key = self._key(socket_id, remote, prefix)
                 peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
                 if peering is None:

@@ -21,6 +21,7 @@ from tunnel.proto.endpoint.events import (
 from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.peerings import Peerings
+from tunnel.proto.endpoint.pool import CloseTls, OpenTls
 from tunnel.proto.endpoint.responding import IkResponder
 from tunnel.proto.pairing.code import parse_code
 from tunnel.proto.rendezvous import events as told
@@ -254,13 +255,18 @@ class Meetings:
             case told.ReflexiveChanged():
                 self._refresh_candidates(now, name)
             case told.Lost():
-                text = f"The server {name} does not answer any more: trying on. Direct connections are not touched."
+                host = name.partition(",")[0]
+                text = f"The server {host} does not answer any more: trying on. Direct connections are not touched."
                 context.emit(Troubled(problem=Problem.SERVER_LOST, text=text))
+            case told.TlsWanted():
+                context.pool.orders.append(OpenTls(name))
+            case told.TlsUnwanted():
+                context.pool.orders.append(CloseTls(name))
             case told.ChannelMoved(old=old, new=new):
                 for peering in self.peerings.live:
                     connection = peering.connection
-                    if connection is not None and old.path_key in connection.paths:
-                        connection.add_relay(now, new.path_key)
+                    if connection is not None and connection.knows_path(old.path_key):
+                        connection.add_relay(now, new.path_key, instead_of=old.path_key)
             case told.PeerGone(channel=channel) if channel is not None:
                 for peering in self.peerings.live:
                     connection = peering.connection

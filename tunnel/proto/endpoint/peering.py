@@ -18,6 +18,7 @@ from tunnel.proto.connection.events import (
     ControlReceived,
     PathChanged,
     PathKind,
+    PathLost,
     RekeyDue,
 )
 from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
@@ -37,6 +38,7 @@ CONTROL_PING: Final = 2  # 8 bytes that come back as
 CONTROL_PONG: Final = 3
 CONTROL_ROOM: Final = 4  # what members of a room tell each other: lan/messages.py
 
+OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
 MAX_PONGS: Final = 64  # answers that nobody has fetched
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
 
@@ -162,6 +164,10 @@ class Peering:
                 view = self.connection.current_path
                 if self.handshake is None or self.handshake.completed is not None or self.handshake.has_failed:
                     self.begin_handshake(now, view.key, give_up_after=REKEY_GIVES_UP)
+            case PathLost(kind=PathKind.RELAY):
+                client = self._context.clients.get(self.server or "")
+                if client is not None:
+                    client.doubt(now)
             case AllPathsLost():
                 self.needs_meeting = True
                 if self.is_initiator:
@@ -255,9 +261,17 @@ class Peering:
         """One sentence for a person, about a connection that is relayed."""
         if self.policy == "relay":
             return "the path was set to relay"
+        if self.is_over_tls:
+            return OVER_TLS
         if self.puncher is None or self.puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
             return "the relay carries until a direct path is found"
         return self.puncher.agent.why_relayed
+
+    @property
+    def is_over_tls(self) -> bool:
+        """Whether the current path goes through a TLS connection to the server."""
+        connection = self.connection
+        return connection is not None and connection.current_path.key.socket_id in self._context.tls_sockets
 
     @property
     def nat(self) -> dict[str, str]:
@@ -294,7 +308,7 @@ class Peering:
             self._is_explained = False
         elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
             self._is_explained = True
-            view, why = connection.current_path, puncher.agent.why_relayed
+            view, why = connection.current_path, OVER_TLS if self.is_over_tls else puncher.agent.why_relayed
             if self.policy == "direct":
                 text = f"No direct path to {self.peer.name} was found: {why}. Trying on."
                 self._context.emit(Troubled(problem=Problem.NO_DIRECT, text=text))

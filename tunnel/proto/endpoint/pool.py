@@ -33,7 +33,21 @@ class CloseSockets:
     socket_ids: tuple[SocketId, ...]
 
 
-SocketOrder: TypeAlias = OpenSockets | CloseSockets
+@dataclass(frozen=True, slots=True)
+class OpenTls:
+    """Keep a TLS connection to this server open from now on; say Endpoint.tls_up and tls_down as it comes and goes."""
+
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseTls:
+    """The TLS connection to this server is needed no longer."""
+
+    server: str
+
+
+SocketOrder: TypeAlias = OpenSockets | CloseSockets | OpenTls | CloseTls
 
 
 class SocketPool:

@@ -4,6 +4,9 @@ Every address is greeted at once; the first to answer becomes the primary one, w
 keep their NAT mapping warm, and take over when the primary one falls silent.  All that the owner asked for is remembered,
 so that after a restart of the server everything is registered again without being asked.
 
+Where UDP gets no answer the owner is asked for a TLS connection (see tls.py), which is one more address of the server.  UDP is
+greeted on, and takes over as soon as it answers.
+
 Long because verbs, answers and silence all act on the same state: what one server knows of us.
 """
 
@@ -19,6 +22,7 @@ from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.events import ClientEvent, RelayChannel
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.proto.rendezvous.requests import PROBES, PROBES_PERIOD, PendingRequest, RequestTable, ServerAddress
+from tunnel.proto.rendezvous.tls import MAX_TLS_ADDRESSES, TlsWish
 from tunnel.proto.rendezvous.wishes import ChannelBook, Wishes, joins, may_be_second, refusal_of, role_name
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
@@ -52,7 +56,9 @@ class Client:
         rng: Random,
         entropy: Callable[[int], bytes],
         access_token: bytes = b"",
+        tls: bool = False,
     ) -> None:
+        """`tls`: the owner can open TLS connections, and wants to hear when one is needed."""
         self._entropy = entropy
         self._rng = rng
         self._access_token = access_token
@@ -68,6 +74,7 @@ class Client:
         self._rejoin_at: Instant | None = None
         self._surely_known_until: Instant | None = None
         self._is_closed = False
+        self._tls = TlsWish(now) if tls else None
         self.drops = Drops()
         self.is_reached = False
         for home in self._homes:
@@ -77,8 +84,8 @@ class Client:
 
     @property
     def reflexive(self) -> dict[SocketId, Address]:
-        """Where the server sees each of our sockets."""
-        return {home.socket_id: home.reflexive for home in self._homes if home.reflexive is not None}
+        """Where the server sees each of our UDP sockets."""
+        return {home.socket_id: home.reflexive for home in self._homes if home.reflexive is not None and not home.is_tls}
 
     @property
     def mapping_varies(self) -> bool | None:
@@ -98,9 +105,14 @@ class Client:
         return self._primary.address if self._primary is not None else None
 
     @property
+    def is_over_tls(self) -> bool:
+        """Whether the address in use is that of a TLS connection, because UDP gets no answer."""
+        return self._primary is not None and self._primary.is_tls
+
+    @property
     def ipv4_address(self) -> Address | None:
-        """An IPv4 address of the server that has answered, the one in use if it is one."""
-        known = [home for home in self._homes if home.reflexive is not None and not home.address.is_ipv6]
+        """An IPv4 address of the server that has answered over UDP, the one in use if it is one."""
+        known = [h for h in self._homes if h.reflexive is not None and not h.address.is_ipv6 and not h.is_tls]
         return next((home.address for home in known if home is self._primary), known[0].address if known else None)
 
     def is_server(self, socket_id: SocketId, address: Address) -> bool:
@@ -179,7 +191,42 @@ class Client:
             home.refresh_at = now
             home.round_trip = None
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Hello | messages.Refresh))
+        if self._tls is not None:
+            self._tls.restart(now)
         self._refresh(now)
+
+    def doubt(self, now: Instant) -> None:
+        """Something that should come by way of the server does not: ask it at once, unless a question is on its way already."""
+        if self._primary is not None and self._primary.asked_at is None:
+            self._primary.refresh_at = now
+            self._refresh(now)
+
+    def tls_up(self, now: Instant, socket_id: SocketId, address: Address) -> None:
+        """A TLS connection to the server stands, under this socket id: it is one more address of the server."""
+        home = next((h for h in self._homes if h.is_tls and h.socket_id == socket_id and h.address == address), None)
+        if home is None:
+            home = ServerAddress(socket_id, address, now, is_tls=True)
+            spare = [h for h in self._homes if h.is_tls and h is not self._primary]
+            if len(spare) >= MAX_TLS_ADDRESSES:
+                self._homes.remove(spare[0])
+                self._requests.remove_where(lambda r: r.home is spare[0])
+            self._homes.append(home)
+        home.is_up = True
+        home.cookie = b""  # the server sees this connection come from another port than the last
+        home.asked_at = home.round_trip = None
+        home.misses = 0
+        self._requests.remove_where(lambda r: r.home is home and isinstance(r.message, messages.Hello))
+        self._greet(now, home)
+        for request in self._requests:
+            if request.home is home and not isinstance(request.message, messages.Hello):
+                request.attempts = 0
+                self._send(now, request)
+
+    def tls_down(self, now: Instant, socket_id: SocketId) -> None:
+        """The TLS connection has ended.  What should have gone over it waits for the next one, or for UDP."""
+        for home in self._homes:
+            if home.is_tls and home.socket_id == socket_id:
+                home.is_up = False
 
     def close(self, now: Instant) -> None:
         """Say goodbye once, without waiting for an answer."""
@@ -206,6 +253,7 @@ class Client:
                 self.drops["rendezvous_type"] += 1
         except (MalformedPacket, IndexError):
             self.drops["rendezvous_malformed"] += 1
+        self._look_at_tls(now)
 
     def handle_timeout(self, now: Instant) -> None:
         if self._is_closed:
@@ -223,18 +271,25 @@ class Client:
             if request.attempts and not request.is_probe and request.sent_at is not None:
                 self._on_miss(now, home, request)
             self._send(now, request)
+        self._look_at_tls(now)
 
     def poll_timeout(self) -> Instant | None:
         if self._is_closed:
             return None
         refresh = min((home.refresh_at for home in self._homes), default=None)
-        return earliest(self._requests.next_due(), refresh, self._rejoin_at)
+        tls = self._tls.poll_timeout(self._primary) if self._tls is not None else None
+        return earliest(self._requests.next_due(), refresh, self._rejoin_at, tls)
 
     def poll_transmit(self, now: Instant) -> tuple[SocketId, Address, bytes] | None:
         return self._out.popleft() if self._out else None
 
     def poll_event(self) -> ClientEvent | None:
         return self._events.popleft() if self._events else None
+
+    def _look_at_tls(self, now: Instant) -> None:
+        change = self._tls.look(now, self._primary) if self._tls is not None else None
+        if change is not None:
+            self._events.append(change)
 
     # sending
 
@@ -286,6 +341,8 @@ class Client:
     def _emit(
         self, socket_id: SocketId, target: Address, transaction: int, message: messages.RequestMessage, home: ServerAddress
     ) -> None:
+        if not home.is_up:
+            return
         cookie = b"" if isinstance(message, messages.Hello) else home.cookie
         datagram = messages.encode_request(transaction, self._session, message, cookie=cookie, access_token=self._access_token)
         self._out.append((socket_id, target, datagram))
@@ -429,6 +486,7 @@ class Client:
             sample = Seconds(now - request.sent_at)
             home.round_trip = sample if home.round_trip is None else Seconds(0.75 * home.round_trip + 0.25 * sample)
         home.answered_at = now
+        home.answered_after = Seconds(0.0 if home.asked_at is None else now - home.asked_at)
         home.asked_at = None
         home.misses = 0
 
@@ -447,9 +505,11 @@ class Client:
             home.reflexive = you
             self._surely_known_until = Instant(now + FIRST_WELCOME)
             self._set_primary(now, home)
+        elif self._is_better(now, home, self._primary):
+            self._set_primary(now, home)
         self._on_instance(now, home, message.instance)
         self._on_reflexive(now, home, you)
-        if is_new:
+        if is_new and not home.is_tls:
             self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=you))
             self._probe_mapping(now, home)
         self._check_reached(home)
@@ -457,6 +517,14 @@ class Client:
             if request.attempts > 20 and now < request.due_at:
                 return  # a server that never accepts its own cookies is repeated at the slow pace
             self._send(now, request)
+
+    def _is_better(self, now: Instant, home: ServerAddress, primary: ServerAddress) -> bool:
+        """Whether to leave the primary address for one that just answered: TLS for UDP at once, UDP for TLS when it is silent."""
+        if home is primary:
+            return False
+        if primary.is_tls:
+            return not home.is_tls or not primary.is_up
+        return home.is_tls and self._tls is not None and self._tls.is_silent(now, primary)
 
     def _check_reached(self, home: ServerAddress) -> None:
         if home is self._primary and not self.is_reached:
@@ -485,8 +553,9 @@ class Client:
         known = home.reflexive is not None
         home.reflexive = address
         if known:
-            self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=address))
-            self._probe_mapping(now, home)
+            if not home.is_tls:
+                self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=address))
+                self._probe_mapping(now, home)
             if home is self._primary:
                 self._rebind_all(now)
 
@@ -612,7 +681,7 @@ class Client:
             return
         asked_at = home.asked_at if home.asked_at is not None else now
         for other in self._homes:
-            if other is not home and other.answered_at is not None and other.answered_at > asked_at:
+            if other is not home and other.is_up and other.answered_at is not None and other.answered_at > asked_at:
                 self._set_primary(now, other)
                 return
         self._on_lost(now, asked_at)

@@ -105,7 +105,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelMoved:
-    """A channel is reached by another socket or server address now; its PathKey changed from `old` to `new`."""
+    """A channel is reached by another socket or server address now; its PathKey changed from `old` to `new`.
+
+    The server will soon let nothing more through on the old one.
+    """
 
     old: RelayChannel
     new: RelayChannel
@@ -127,6 +130,16 @@ class Lost:
     since: Instant
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsWanted:
+    """UDP does not get through to the server: open a TLS connection, keep it open, and tell tls_up and tls_down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsUnwanted:
+    """UDP carries everything again: the TLS connection may go."""
+
+
 ClientEvent: TypeAlias = (
     Reached
     | ReflexiveChanged
@@ -140,4 +153,6 @@ ClientEvent: TypeAlias = (
     | ChannelMoved
     | PeerGone
     | Lost
+    | TlsWanted
+    | TlsUnwanted
 )

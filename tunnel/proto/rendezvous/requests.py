@@ -25,10 +25,13 @@ class ServerAddress:
 
     __slots__ = (
         "address",
+        "answered_after",
         "answered_at",
         "asked_at",
         "cookie",
         "instance",
+        "is_tls",
+        "is_up",
         "misses",
         "probes",
         "reflexive",
@@ -39,9 +42,11 @@ class ServerAddress:
         "socket_id",
     )
 
-    def __init__(self, socket_id: SocketId, address: Address, now: Instant) -> None:
+    def __init__(self, socket_id: SocketId, address: Address, now: Instant, *, is_tls: bool = False) -> None:
         self.socket_id = socket_id
         self.address = address
+        self.is_tls = is_tls
+        self.is_up = True  # a TLS connection can be down; what is sent there then only waits
         self.cookie = b""
         self.instance: int | None = None
         self.reflexive: Address | None = None
@@ -49,6 +54,7 @@ class ServerAddress:
         self.second: Address | None = None
         self.second_reflexive: Address | None = None
         self.answered_at: Instant | None = None
+        self.answered_after = Seconds(0.0)  # from the first sending of the last question, with its repetitions
         self.asked_at: Instant | None = None  # when the request was first sent that has no answer yet
         self.misses = 0  # time-outs since the last answer
         self.refresh_at = now

@@ -1,0 +1,71 @@
+"""Frames that are late are dropped, oldest first, and never in the middle."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tunnel.tls.framing import frame_burst
+from tunnel.tls.queue import MAX_BYTES, MAX_WAIT, SendQueue
+from tunnel.units import Instant
+
+
+def framed(count: int, size: int = 98) -> bytes:
+    return frame_burst(memoryview(bytes(count * size)), size)
+
+
+def make() -> tuple[SendQueue, Counter[str]]:
+    drops: Counter[str] = Counter()
+    return SendQueue(drops), drops
+
+
+def test_frames_leave_in_order_and_whole() -> None:
+    queue, drops = make()
+    now = Instant(5.0)
+    queue.put(now, framed(10), 100)
+    queue.put(now, b"\x00\x01x", 3)
+    taken = [bytes(chunk) for chunk in iter(lambda: queue.take(now, 350), None)]
+    assert [len(chunk) for chunk in taken] == [300, 300, 300, 100, 3]
+    assert b"".join(taken) == framed(10) + b"\x00\x01x"
+    assert queue.size == 0
+    assert not drops
+
+
+def test_a_frame_larger_than_what_is_asked_for_leaves_by_itself() -> None:
+    queue, _ = make()
+    queue.put(Instant(0.0), framed(2, 5_000), 5_002)
+    chunk = queue.take(Instant(0.0), 100)
+    assert chunk is not None
+    assert len(chunk) == 5_002
+
+
+def test_what_waits_longer_than_50_ms_is_dropped_and_counted_by_frames() -> None:
+    queue, drops = make()
+    queue.put(Instant(1.0), framed(10), 100)
+    assert queue.take(Instant(1.0), 300) is not None
+    queue.put(Instant(1.04), framed(2), 100)
+    chunk = queue.take(Instant(1.0 + MAX_WAIT + 0.001), 10_000)
+    assert chunk is not None
+    assert len(chunk) == 200  # the younger burst
+    assert drops == {"late": 7}
+    assert queue.size == 0
+
+
+def test_what_just_made_it_is_sent() -> None:
+    queue, drops = make()
+    queue.put(Instant(1.0), framed(1), 100)
+    assert queue.take(Instant(1.0 + MAX_WAIT - 0.001), 100) is not None
+    assert not drops
+
+
+def test_a_stalled_connection_holds_50_ms_and_a_fixed_number_of_bytes() -> None:
+    queue, drops = make()
+    for tick in range(10_000):
+        queue.put(Instant(tick / 1000), framed(40, 1_198), 1_200)
+        assert queue.size <= 51 * 40 * 1_200
+    assert drops["late"] > 0
+    queue.clear()
+    assert queue.size == 0
+    for _ in range(1_000):
+        queue.put(Instant(100.0), framed(40, 1_198), 1_200)
+        assert queue.size <= MAX_BYTES
+    assert drops["queue_full"] > 0

@@ -1,0 +1,61 @@
+"""What waits for a slow TCP connection, and for how long: a datagram that is late is better lost, and its sender slows down."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Final
+
+from tunnel.units import Instant, Seconds
+
+MAX_WAIT: Final = Seconds(0.050)  # in our queue; the kernel's own is kept short by TCP_NOTSENT_LOWAT
+MAX_BYTES: Final = 4 << 20  # of all that waits: 50 ms at 670 Mbit/s; a burst of bursts must not grow our memory meanwhile
+
+
+class SendQueue:
+    """Framed bursts in order.  Frames that have waited longer than MAX_WAIT are dropped, the oldest first, and counted."""
+
+    __slots__ = ("_bursts", "_head_at", "drops", "size")
+
+    def __init__(self, drops: Counter[str]) -> None:
+        """`drops` counts frames by reason: `late`, `queue_full`."""
+        self._bursts: deque[tuple[Instant, memoryview, int]] = deque()
+        self._head_at = 0  # bytes of the first burst that were taken
+        self.size = 0  # bytes that wait
+        self.drops = drops
+
+    def put(self, now: Instant, framed: bytes, frame_size: int) -> None:
+        """`framed` is frames of `frame_size` bytes, of which the last may be shorter."""
+        self._drop_late(now)
+        if self.size + len(framed) > MAX_BYTES:
+            self.drops["queue_full"] += -(-len(framed) // frame_size)
+            return
+        self._bursts.append((now, memoryview(framed), frame_size))
+        self.size += len(framed)
+
+    def take(self, now: Instant, most: int) -> memoryview | None:
+        """The next whole frames, as many as fit into `most` bytes but at least one.  None when nothing waits."""
+        self._drop_late(now)
+        if not self._bursts:
+            return None
+        _, framed, frame_size = self._bursts[0]
+        at = self._head_at
+        end = min(len(framed), at + max(1, most // frame_size) * frame_size)
+        if end == len(framed):
+            self._bursts.popleft()
+            self._head_at = 0
+        else:
+            self._head_at = end
+        self.size -= end - at
+        return framed[at:end]
+
+    def clear(self) -> None:
+        self._bursts.clear()
+        self._head_at = self.size = 0
+
+    def _drop_late(self, now: Instant) -> None:
+        while self._bursts and now - self._bursts[0][0] > MAX_WAIT:
+            _, framed, frame_size = self._bursts.popleft()
+            left = len(framed) - self._head_at
+            self._head_at = 0
+            self.size -= left
+            self.drops["late"] += -(-left // frame_size)

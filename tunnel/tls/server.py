@@ -1,0 +1,288 @@
+"""A server's door for TLS: accepts, shakes hands, and hands on the datagrams of every connection; all of it within limits.
+
+A stranger costs one connection of a bounded number, for a bounded time: who does not shake hands, or sends no whole datagram for
+a while, is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from tunnel.errors import ConfigurationError
+from tunnel.tls.certificates import fingerprint_of, server_context
+from tunnel.tls.stream import READ_BYTES, TlsStream, prepare
+from tunnel.units import Address, ReceivedBatch, UdpCounters
+
+MAX_CONNECTIONS: Final = 4_096  # in all; some 130 KB each at work, and one descriptor
+MAX_PER_ADDRESS: Final = 256  # of one IPv4 address or IPv6 /64, like the sessions of a rendezvous server: a carrier's NAT
+MAX_HANDSHAKES: Final = 128  # under way at once: each is a millisecond or two of our CPU
+HANDSHAKE_PATIENCE: Final = 10.0  # seconds
+SILENCE: Final = 60.0  # seconds without a whole datagram; clients say something every 7 s, and every 20 s in reserve
+BACKLOG: Final = 128  # connections that the kernel accepts before we do
+BATCHES_PER_TURN: Final = 16  # of one connection before the others get their turn
+EMFILE_PAUSE: Final = 0.2  # seconds before accepting again when no descriptor is left
+RELOAD_INTERVAL: Final = 30.0  # seconds between looks whether the certificate's files have changed
+
+logger = logging.getLogger("ptunnel.serve")
+
+
+class ServerCertificate:
+    """A certificate with its key, read again when its files change (they are renewed every few weeks)."""
+
+    def __init__(self, certificate: str, key: str | None) -> None:
+        """Raises ConfigurationError."""
+        self._certificate = certificate
+        self._key = key
+        self._stamp = self._look()
+        self._looked_at = time.monotonic()
+        self._context = server_context(certificate, key)
+        self.fingerprint = fingerprint_of(certificate)
+
+    def context(self) -> ssl.SSLContext:
+        now = time.monotonic()
+        if now - self._looked_at >= RELOAD_INTERVAL:
+            self._looked_at = now
+            self.reload()
+        return self._context
+
+    def reload(self) -> bool:
+        """Whether there was something new; what cannot be used leaves everything as it was."""
+        stamp = self._look()
+        if stamp == self._stamp:
+            return False
+        try:
+            self._context, self.fingerprint = server_context(self._certificate, self._key), fingerprint_of(self._certificate)
+        except ConfigurationError as error:
+            logger.warning("the new certificate is not used: %s", error)
+            return False
+        self._stamp = stamp
+        logger.info("new certificate, SHA-256 %s", self.fingerprint)
+        return True
+
+    def _look(self) -> tuple[tuple[int, int], ...]:
+        found = []
+        for path in {self._certificate, self._key or self._certificate}:
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                found.append((status.st_mtime_ns, status.st_ino))
+        return tuple(sorted(found))
+
+
+class TlsListener:
+    """One listening TCP socket and all its connections, told apart by the address they come from."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        certificate: ServerCertificate,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        max_per_address: int = MAX_PER_ADDRESS,
+        handshake_patience: float = HANDSHAKE_PATIENCE,
+        silence: float = SILENCE,
+    ) -> None:
+        """Binds.  Raises ConfigurationError.
+
+        Reasons in `counters.errors` beside those of TlsStream: `refused` (beyond a limit), `handshake` (failed or too slow),
+        `silent` (closed for it), `descriptors` (none was left), `gone` (datagrams for a connection that has ended).
+        """
+        self.is_ipv6 = ":" in host
+        self.counters = UdpCounters()
+        self._certificate = certificate
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._handshake_patience = handshake_patience
+        self._silence = silence
+        self._streams: dict[Address, TlsStream] = {}
+        self._open: Counter[str] = Counter()  # connections by address key, with those that shake hands
+        self._handshakes = 0
+        self._scratch = memoryview(bytearray(READ_BYTES))
+        self._socket = _listen(host, port)
+        name, number, *_ = self._socket.getsockname()
+        self.local_address = Address(str(name), int(number))
+
+    def __len__(self) -> int:
+        """Connections, with those that shake hands."""
+        return self._open.total()
+
+    def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
+        """To the connection that comes from `remote`; like UDP it promises nothing, and it never has to wait."""
+        stream = self._streams.get(remote)
+        if stream is None:
+            self.counters.errors["gone"] += -(-len(buffer) // max(1, segment_size))
+        else:
+            stream.send(buffer, segment_size)
+        return True
+
+    def overruns(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """The listening socket and every connection."""
+        with contextlib.suppress(RuntimeError):
+            trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+        for stream in list(self._streams.values()):
+            stream.close()
+
+    async def serve(self, handle: Callable[[ReceivedBatch], Awaitable[None]]) -> None:
+        """Until cancelled, or closed.  `handle` gets each batch as it comes."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    raw, source = self._socket.accept()
+                except (BlockingIOError, InterruptedError):
+                    try:
+                        await trio.lowlevel.wait_readable(self._socket)
+                    except trio.ClosedResourceError:
+                        break
+                    continue
+                except OSError as error:
+                    if self._socket.fileno() < 0:
+                        break
+                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        self.counters.errors["descriptors"] += 1
+                        await trio.sleep(EMFILE_PAUSE)
+                    else:  # whoever came has gone again
+                        await trio.lowlevel.checkpoint()
+                    continue
+                remote = Address(_canonical(str(source[0])), int(source[1]))
+                key = _key(remote.host)
+                if (
+                    len(self) >= self._max_connections
+                    or self._open[key] >= self._max_per_address
+                    or self._handshakes >= MAX_HANDSHAKES
+                    or remote in self._streams
+                ):
+                    self.counters.errors["refused"] += 1
+                    raw.close()
+                    await trio.lowlevel.checkpoint()
+                    continue
+                self._open[key] += 1
+                nursery.start_soon(self._run, raw, remote, key, handle)
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    async def _run(
+        self, raw: socket.socket, remote: Address, key: str, handle: Callable[[ReceivedBatch], Awaitable[None]]
+    ) -> None:
+        """One connection from its first byte to its end."""
+        stream: TlsStream | None = None
+        try:
+            stream = await self._greet(raw, remote)
+            if stream is not None and remote not in self._streams:
+                self._streams[remote] = stream
+                await self._converse(stream, handle)
+        finally:
+            if stream is not None:
+                stream.close()
+                if self._streams.get(remote) is stream:
+                    del self._streams[remote]
+            raw.close()
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]
+
+    async def _greet(self, raw: socket.socket, remote: Address) -> TlsStream | None:
+        """The handshake, within its time; None when nothing came of it."""
+        self._handshakes += 1
+        tls: ssl.SSLSocket | None = None
+        stream: TlsStream | None = None
+        try:
+            prepare(raw)
+            tls = self._certificate.context().wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+            with trio.move_on_after(self._handshake_patience):
+                fresh = TlsStream(tls, remote, self.counters, self._scratch)
+                await fresh.handshake()
+                stream = fresh
+        except OSError:
+            pass
+        finally:
+            self._handshakes -= 1
+            if stream is None:
+                self.counters.errors["handshake"] += 1
+                if tls is not None:
+                    tls.close()
+        return stream
+
+    async def _converse(self, stream: TlsStream, handle: Callable[[ReceivedBatch], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.run_writer)
+            with trio.CancelScope() as scope, contextlib.suppress(trio.ClosedResourceError):
+                scope.deadline = trio.current_time() + self._silence
+                while True:
+                    turn = 0
+                    while (batch := stream.receive()) is not None:
+                        await handle(batch)
+                        turn += 1
+                        if turn >= BATCHES_PER_TURN:
+                            turn = 0
+                            await trio.lowlevel.checkpoint()
+                        scope.deadline = trio.current_time() + self._silence
+                    await stream.wait_readable()
+            if scope.cancelled_caught:
+                self.counters.errors["silent"] += 1
+            nursery.cancel_scope.cancel()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigurationError."""
+    raw: socket.socket | None = None
+    try:
+        raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        raw.setblocking(False)
+        if ":" in host:
+            raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if sys.platform != "win32":  # there it would let anybody take the port over
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        raw.bind((host, port))
+        raw.listen(BACKLOG)
+    except OSError as error:
+        if raw is not None:
+            raw.close()
+        raise ConfigurationError(_sentence(Address(host, port), error)) from error
+    return raw
+
+
+def _sentence(where: Address, error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"TCP port {where.port} of {where.host} is in use already: stop that program or choose another --tls-port."
+        case errno.EACCES | errno.EPERM:
+            return (
+                f"You may not listen on TCP {where} as an ordinary user: run as root, give Python the right with "
+                "'setcap cap_net_bind_service=+ep', use authbind, or choose a --tls-port above 1023."
+            )
+        case errno.EADDRNOTAVAIL:
+            return f"{where.host} is not an address of this machine."
+        case errno.EAFNOSUPPORT:
+            return f"This machine has no {'IPv6' if where.is_ipv6 else 'IPv4'}."
+    return f"Cannot listen on TCP {where}: {os.strerror(error.errno or 0)}."
+
+
+def _canonical(host: str) -> str:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped) if mapped is not None else host
+
+
+def _key(host: str) -> str:
+    """An IPv4 address, or the /64 of an IPv6 one: what one household holds."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))
