@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tunnel.forward.counters import ForwardCounters
-from tunnel.forward.outlet import MAX_SEGMENTS, Outlet
+from tunnel.forward.outlet import MAX_SEGMENTS, Outlet, Overruns
 
 EQUAL = [bytes([number]) * 1200 for number in range(20)]
 MIXED = [b"", b"a", bytes(1200), bytes(1200), bytes(700), b"", bytes(9000), bytes(9000), bytes(60_000), b"end"]
@@ -101,3 +102,21 @@ def test_nobody_listens() -> None:
             outlet.send([b"anyone?"])
     assert counters.udp_local_dropped > 0
     assert counters.udp_datagrams_out + counters.udp_local_dropped == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SO_MEMINFO is Linux's")
+def test_what_a_full_socket_threw_away_is_told_once() -> None:
+    with ends() as (near, far, _address):
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        overruns = Overruns(far)
+        assert overruns.fresh() == 0
+        for _ in range(100):
+            near.send(bytes(1000))
+        far.setblocking(False)
+        kept = 0
+        with contextlib.suppress(BlockingIOError):
+            while far.recv(2000):
+                kept += 1
+        assert 0 < kept < 100
+        assert overruns.fresh() == 100 - kept
+        assert overruns.fresh() == 0

@@ -34,6 +34,7 @@ class ForwardCounters:
     udp_flood_dropped: int = 0  # datagrams of new clients beyond NEW_FLOW_RATE
     udp_held_dropped: int = 0  # datagrams beyond MAX_HELD while a flow opened
     udp_queue_dropped: int = 0  # the connection's queue was full
+    udp_overrun: int = 0  # from local programs, while our socket was full: they came faster than they could be carried
     udp_local_dropped: int = 0  # the local socket was full or refused the datagram
     udp_denied: int = 0  # flows without a grant
     udp_refused: int = 0  # datagrams of flows that the exposer turned away

@@ -1,4 +1,5 @@
-"""Datagrams to a local program: a run of equal ones costs one system call (UDP_SEGMENT), as it does on the tunnel's own sockets.
+"""Datagrams to a local program: a run of equal ones costs one system call (UDP_SEGMENT), as it does on the tunnel's own sockets;
+and how many from a local program the kernel threw away.
 
 Receiving has no such way: the kernel joins only what its sender sent as one, and asking for it (UDP_GRO) makes every lone
 datagram dearer.
@@ -16,6 +17,8 @@ from tunnel.forward.counters import ForwardCounters
 
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103  # linux/udp.h; the socket module does not name it
+SO_MEMINFO: Final = 55  # asm-generic/socket.h
+_MEMINFO: Final = struct.Struct("=9I")  # linux/sock_diag.h; the last is SK_MEMINFO_DROPS
 MAX_SEGMENTS: Final = 64  # datagrams in one call (UDP_MAX_SEGMENTS of older kernels)
 MAX_BYTES: Final = 65_507  # of one call: the largest IPv4 UDP payload
 _TOO_LARGE: Final = frozenset({errno.EINVAL, errno.EMSGSIZE})  # a segment over the interface's MTU, by the kernel's age
@@ -82,3 +85,27 @@ class Outlet:
                 self._send_one(data)
         else:
             self._counters.udp_datagrams_out += len(run)
+
+
+class Overruns:
+    """What came to a UDP socket while its receive buffer was full; only Linux tells."""
+
+    __slots__ = ("_seen", "_sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._seen = 0
+
+    def fresh(self) -> int:
+        """How many since the last call."""
+        if sys.platform != "linux":
+            return 0
+        try:
+            info = self._sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
+        except OSError:  # a kernel before 4.12
+            return 0
+        if len(info) < _MEMINFO.size:
+            return 0
+        drops: int = _MEMINFO.unpack(info)[8]
+        count, self._seen = (drops - self._seen) & 0xFFFF_FFFF, drops
+        return count

@@ -20,7 +20,7 @@ from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Flows, Link, Stream
 from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_udp, stream_code
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
-from tunnel.forward.outlet import Outlet
+from tunnel.forward.outlet import Outlet, Overruns
 from tunnel.forward.tcp import code_of, describe_refusal, refuse
 from tunnel.units import Seconds
 
@@ -122,6 +122,7 @@ class UdpForward:
     async def run(self) -> None:
         """Until cancelled.  Neighbours of one client go to the link together."""
         sock, get, flush = self._sock, self._table.get, self._link.flows.flush
+        overruns = Overruns(sock)
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(sock)
@@ -146,6 +147,7 @@ class UdpForward:
                 if batch:
                     self._pass_on(flow, batch)
                 flush()
+                self._counters.udp_overrun += overruns.fresh()
                 if not is_drained:
                     await trio.lowlevel.checkpoint()
 
@@ -296,6 +298,7 @@ def _deliverer(flow: Flow, outlet: Outlet) -> Callable[[list[bytes]], None]:
 async def _return_datagrams(flow: Flow, sock: socket.socket, flows: Flows, counters: ForwardCounters) -> None:
     """Replies of the exposed program to the peer, until cancelled."""
     receive, number = sock.recv, flow.number
+    overruns = Overruns(sock)
     while True:
         await trio.lowlevel.wait_readable(sock)
         is_drained = False
@@ -313,5 +316,6 @@ async def _return_datagrams(flow: Flow, sock: socket.socket, flows: Flows, count
             counters.udp_datagrams_in += len(batch)
             counters.udp_queue_dropped += len(batch) - flows.send(number, batch)
             flows.flush()
+        counters.udp_overrun += overruns.fresh()
         if not is_drained:
             await trio.lowlevel.checkpoint()
