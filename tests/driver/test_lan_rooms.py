@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -12,7 +13,10 @@ import tunnel
 from tests.driver.lan import Player, until
 from tests.driver.meeting import a_server
 from tunnel.driver.events import CodeReady, Listening, MemberReport, Trouble
+from tunnel.driver.stream import StreamCode
 from tunnel.errors import AlreadyRunningError, ConfigurationError, PairingError, PermissionDeniedError
+from tunnel.forward.bench import measure
+from tunnel.forward.open import Open, encode, read_message
 from tunnel.proto.pairing.code import parse_code
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
@@ -138,6 +142,32 @@ async def test_a_removed_member_is_told_and_its_kept_room_is_forgotten(tmp_path:
                     async with tunnel.lan.join(first, **ben.options):
                         pass
     assert Rooms(Home(tmp_path / "ben")).names() == []
+
+
+async def test_a_member_reaches_no_port_by_its_connection_and_may_measure_it(tmp_path: Path) -> None:
+    with trio.fail_after(LIMIT):
+        async with a_server() as server:
+            anna, ben = people(tmp_path, server, "anna", "ben")
+            async with (
+                tunnel.lan.create(**anna.options) as room,
+                tunnel.lan.join(await anna.code(), **ben.options) as second,
+            ):
+                await anna.member("ben", "online")
+                for side in (room, second):
+                    (link,) = side.links
+                    assert not link.grants
+                    stream = await link.open_stream(encode(Open("tcp", 22)))
+                    with pytest.raises(tunnel.StreamResetError) as refusal:
+                        await read_message(stream)
+                    assert refusal.value.code == StreamCode.DENIED
+                    assert await link.ping() > 0
+                results = []
+
+                async def say(result: dict[str, Any]) -> None:
+                    results.append(result)
+
+                await measure(room.links[0], 0.1, say)
+                assert {"rtt", "stream", "datagrams"} <= {result["what"] for result in results}
 
 
 async def test_a_wrong_code_is_told_to_both(tmp_path: Path) -> None:

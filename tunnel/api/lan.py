@@ -248,7 +248,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     running.tell(Trouble(code="interface", message=text))
 
                 plane = Plane(interface, driver.clock, warn)
-                running = LanRoom(driver, membership, plane, options.on_event)
+                running = LanRoom(driver, membership, plane, nursery, options.on_event)
                 running.server, running.is_embedded, running.on_removed = rendezvous, is_embedded, keeper.forget
                 if is_embedded and maps_ports:
                     await map_server(nursery, running.set_public, rendezvous)

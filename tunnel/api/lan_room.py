@@ -14,6 +14,7 @@ from tunnel.driver.link import CloseCode, Link
 from tunnel.driver.reports import EndpointEvent, Troubled, to_event, to_exception
 from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed
 from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
+from tunnel.forward.serve import serve_nothing
 from tunnel.proto.lan.events import (
     Entered,
     JoinRefused,
@@ -69,7 +70,9 @@ class LanMember(NamedTuple):
 class LanRoom:
     """A running room."""
 
-    def __init__(self, driver: EndpointDriver, membership: Membership, plane: Plane, on_event: OnEvent | None) -> None:
+    def __init__(
+        self, driver: EndpointDriver, membership: Membership, plane: Plane, nursery: trio.Nursery, on_event: OnEvent | None
+    ) -> None:
         self.driver = driver
         self.server: str | None = None  # host:port as others must name it
         self.is_embedded = False
@@ -77,6 +80,7 @@ class LanRoom:
         self.plane = plane
         self.entered = trio.Event()
         self._membership = membership
+        self._nursery = nursery
         self._on_event = on_event
         self._links: dict[bytes, Link] = {}
         self._paths: dict[bytes, PathReport] = {}
@@ -226,6 +230,7 @@ class LanRoom:
         static = link.peer.static
         self._links[static] = link
         self.plane.add_link(static, link)
+        self._nursery.start_soon(serve_nothing, link)  # a member may measure, and reach no port
 
     def _handle_event(self, event: EndpointEvent) -> None:
         self._membership.handle_event(self.driver.clock(), event)

@@ -164,3 +164,21 @@ def test_exec_takes_a_commands_own_options_as_they_are() -> None:
     shown = CliRunner().invoke(group, ["exec", "--room", "731-zoo-zoo-zoo", "ls", "--server"], prog_name="ptunnel")
     assert "No such option" not in shown.output
     assert run(["exec", "--room", "nowhere"]) == 2
+
+
+def test_the_live_picture_waits_until_there_is_somebody() -> None:
+    playing = Playing(Home("nowhere"), Settings(), Output(), None)
+    assert playing._lines() == [("Entering the room ... (Ctrl-C ends it)", True)]
+
+    class Member:
+        def __init__(self, shown: dict[str, object]) -> None:
+            self.to_dict = lambda: shown
+
+    class Room:
+        def __init__(self, count: int) -> None:
+            self.members = lambda: [Member(shown) for shown in MEMBERS[:count]]
+
+    playing._room = Room(1)  # type: ignore[assignment]
+    assert playing._lines()[-1] == ("Waiting for others ... (Ctrl-C ends it)", True)
+    playing._room = Room(3)  # type: ignore[assignment]
+    assert [spins for _, spins in playing._lines()] == [False] * 4

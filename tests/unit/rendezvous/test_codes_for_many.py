@@ -162,3 +162,16 @@ def test_in_a_room_with_guests_whoever_was_led_to_the_servers_own_host_may_wait_
         world.run(2)
         refused = [[event.code for event in host.of(events.Refused)] for host in (guest, stranger)]
         assert refused == ([[], [RefusalCode.DENIED]] if has_guests else [[RefusalCode.DENIED]] * 2)
+
+
+def test_whoever_may_not_wait_yet_asks_again_as_soon_as_it_was_led_to_somebody() -> None:
+    own = Address("198.18.0.1", 5000)
+    world = World(config=ServerConfig(own_hosts=frozenset({own.host}), has_guests=True))
+    owner, guest = world.host("owner"), world.host("guest")
+    owner.client.listen(world.now, [b"o" * 16])
+    guest.client.listen(world.now, [b"g" * 16])
+    world.run(2)
+    assert [event.code for event in guest.of(events.Refused)] == [RefusalCode.DENIED]
+    guest.client.dial(world.now, [b"o" * 16])
+    world.run(2)
+    assert b"g" * 16 in world.server.registry.rooms

@@ -636,6 +636,8 @@ class Client:
                     return
                 channel = self._add_channel(home, message.channel, message.token, message.side)
                 self._events.append(events.Introduced(room=room, channel=channel))
+                if self._wishes.refused:  # a server that lets nobody wait but its guests: we may be one now
+                    self._rejoin_at = now
             case messages.Gone(kind=kind, identifier=identifier, reason=reason):
                 if kind == GoneKind.CHANNEL:
                     self._end_channel(identifier, reason)
