@@ -284,6 +284,24 @@ def test_a_removed_member_is_cut_off_by_everybody_at_once_and_its_code_is_worth_
         assert party.creator.roster.named("friend0").host == 2  # type: ignore[union-attr]
 
 
+def test_a_removed_member_that_has_paired_by_another_key_beforehand_is_not_back_in_a_moment() -> None:
+    with Party() as party:
+        party.gather(2)
+        again = party.friend("again")
+        send = again.members._send
+        again.members._send = lambda: None  # type: ignore[method-assign]
+        again.claim(party.creator.code)
+        party.world.run(5.0)
+        party.creator.remove("friend0")
+        again.members._send = send  # type: ignore[method-assign]
+        again.hear(party.world.now)
+        party.world.touch(again.host)
+        party.world.run(10.0)
+        assert [member.name for member in party.creator.roster.members] == ["creator", "friend1"]
+        assert again.of(JoinRefused) == [JoinRefused(Reason.UNKNOWN)]
+        assert party.creator.room.drops["joiners turned away by a removal"] == 1
+
+
 def test_a_new_epoch_cuts_no_connection_and_its_key_is_used_for_the_next_handshake() -> None:
     with Party() as party:
         party.gather(4)

@@ -12,7 +12,7 @@ from tunnel.proto.connection.control import MAX_BACKLOG
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import CodeIssued, PeerPaired
 from tunnel.proto.endpoint.context import Context, EndpointConfig
-from tunnel.proto.endpoint.pairing import PATIENT_FAILURES, ExposerPairing
+from tunnel.proto.endpoint.pairing import FOR_MANY, FOR_ONE, PATIENT_FAILURES, ROOM_GUESSES, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.responding import MAX_PENDING
 from tunnel.proto.pairing.code import parse_code
 from tunnel.proto.pairing.pake import Pake
@@ -28,7 +28,7 @@ VICTIM = Address("198.51.100.66", 666)
 SOCKET = SocketId(0)
 
 
-def an_exposer() -> tuple[Context, Client, ExposerPairing]:
+def an_exposer(terms: CodeTerms = FOR_ONE) -> tuple[Context, Client, ExposerPairing]:
     context = Context(
         config=EndpointConfig(name="home", aeads=(1, 2), receive_buffer=200_000),
         static_key=bytes(32),
@@ -39,7 +39,7 @@ def an_exposer() -> tuple[Context, Client, ExposerPairing]:
         traces=None,
     )
     client = Client(servers=[(SOCKET, RELAY)], now=Instant(0.0), rng=random.Random(1), entropy=context.entropy)
-    flow = ExposerPairing(context, client, grants=GRANTS, keep=True, adopt=lambda *_: None, now=Instant(0.0))
+    flow = ExposerPairing(context, client, grants=GRANTS, keep=True, adopt=lambda *_: None, now=Instant(0.0), terms=terms)
     return context, client, flow
 
 
@@ -47,14 +47,18 @@ def codes_of(context: Context) -> list[str]:
     return [event.code for event in context.events if isinstance(event, CodeIssued)]
 
 
-def a_wrong_guess(context: Context, flow: ExposerPairing, now: Instant) -> None:
-    """The server claims the newest code itself, with words that it made up."""
+def a_guess(context: Context, flow: ExposerPairing, now: Instant, number: int = 0) -> bytes:
+    """The server claims the newest code itself, with words that it made up.  The answer tells it whether they are right."""
     nameplate = int(codes_of(context)[-1].partition("-")[0])
     guess = Pake("B", parse_code(f"{nameplate:03}-zoo-zoo"), entropy_of(("guess", now)))
-    channel = RelayChannel(b"\xc0" + bytes(7), bytes(16), 0, SOCKET, RELAY)
-    mailbox = bytes(8)
+    channel = RelayChannel(b"\xc0" + bytes(6) + bytes([number]), bytes(16), 0, SOCKET, RELAY)
+    mailbox = nameplate.to_bytes(7, "big") + bytes([number])
     flow.handle_event(now, told.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=guess.message, channel=channel))
-    flow.handle_event(now, told.Posted(mailbox=mailbox, body=b"\x02"))
+    return mailbox
+
+
+def a_wrong_guess(context: Context, flow: ExposerPairing, now: Instant) -> None:
+    flow.handle_event(now, told.Posted(mailbox=a_guess(context, flow, now), body=b"\x02"))
 
 
 def test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster() -> None:
@@ -72,6 +76,39 @@ def test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster() -> None
                 full = told.Refused(what="allocate", code=RefusalCode.FULL, text="", retry_after=Seconds(0))
                 flow.handle_event(now, full)
     assert PATIENT_FAILURES <= guesses <= PATIENT_FAILURES + 12
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_server_that_loses_the_code_of_a_room_after_its_guesses_cannot_guess_any_faster(fails: bool) -> None:
+    """It keeps below the number that would end the code, or has all of them under way, and has a fresh one at once."""
+    context, _client, flow = an_exposer(FOR_MANY)
+    guesses = 0
+    for second in range(3_600):
+        now = Instant(float(second))
+        flow.handle_timeout(now)
+        flow.handle_event(now, told.Allocated(nameplate=1000 + second, expires_s=600))
+        if flow._nameplate == 1000 + second:
+            for number in range(ROOM_GUESSES - fails):
+                mailbox = a_guess(context, flow, now, number)
+                guesses += 1
+                if fails:
+                    flow.handle_event(now, told.Posted(mailbox=mailbox, body=b"\x02"))
+            flow.handle_event(now, told.NameplateLost(nameplate=1000 + second))
+    assert ROOM_GUESSES * PATIENT_FAILURES - PATIENT_FAILURES <= guesses <= ROOM_GUESSES * (PATIENT_FAILURES + 12)
+
+
+def test_whoever_has_begun_to_pair_by_the_code_of_a_room_comes_to_nothing_when_it_is_renewed() -> None:
+    """A removed member may have: it would be back in a moment."""
+    context, client, flow = an_exposer(FOR_MANY)
+    flow.handle_event(Instant(0.0), told.Allocated(nameplate=731, expires_s=600))
+    a_guess(context, flow, Instant(1.0))
+    assert flow.handle_init(Instant(1.0), PathKey(SOCKET, RELAY, b"\xc0" + bytes(7)), bytes(200))
+    a_guess(context, flow, Instant(1.5), 1)
+    flow.renew(Instant(2.0))
+    for number in range(2):
+        path = PathKey(SOCKET, RELAY, b"\xc0" + bytes(6) + bytes([number]))
+        assert not flow.handle_init(Instant(2.0), path, bytes(200))
+    assert not client.drops
 
 
 @pytest.mark.parametrize("loses", [True, False])

@@ -58,6 +58,12 @@ class Creator:
             self._drops["joiners that said nothing"] += 1
         self.expected[static] = Expected(psk, until)
 
+    def turn_away(self) -> None:
+        """Whoever has paired and said nothing yet: somebody was sent away, and it may be that one by another key."""
+        for static in [key for key, each in self.expected.items() if each.until is not None]:
+            del self.expected[static]
+            self._drops["joiners turned away by a removal"] += 1
+
     def admit(self, roster: Roster, static: bytes, hello: Hello, present: Container[bytes]) -> list[Change] | Reason:
         """What taking this one in changes: nothing for a member that is only back.  `present`: who has a connection."""
         member = roster.member(static)

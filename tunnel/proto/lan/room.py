@@ -298,6 +298,7 @@ class Room:
             raise ConfigurationError(f"No member is called {name!r}: {f'there are {names}.' if names else 'you are alone.'}")
         if member.static == self.static:
             raise ConfigurationError("You cannot remove yourself: end the room with Ctrl-C, and others play on.")
+        office.turn_away()
         self._drop(now, member)
         return member
 
