@@ -299,7 +299,7 @@ class Room:
         if member.static == self.static:
             raise ConfigurationError("You cannot remove yourself: end the room with Ctrl-C, and others play on.")
         office.turn_away()
-        self._drop(now, member)
+        self._sign(now, office.drop(roster, member))
         return member
 
     def leave(self) -> bool:
@@ -448,9 +448,10 @@ class Room:
         self._events.append(JoinRefused(Reason(reason) if reason in Reason._value2member_map_ else reason))
 
     def _on_leave(self, now: Instant, static: bytes) -> None:
-        member = self.roster.member(static) if self.roster is not None else None
-        if member is not None and self.is_creator:
-            self._drop(now, member)
+        roster, office = self.roster, self._office
+        member = roster.member(static) if roster is not None else None
+        if roster is not None and office is not None and member is not None:
+            self._sign(now, office.drop(roster, member))
 
     # --- the roster
 
@@ -489,11 +490,6 @@ class Room:
             self._secret = change.secret
         self._blob = sign_roster(change.roster, self._office.private_key)
         self._accept(now, change.roster)
-
-    def _drop(self, now: Instant, member: Member) -> None:
-        assert self._office is not None
-        assert self.roster is not None
-        self._sign(now, self._office.drop(self.roster, member))
 
     def _renumber(self, now: Instant) -> None:
         change = self._office.renumber(now, self.roster) if self._office is not None and self.roster is not None else None
