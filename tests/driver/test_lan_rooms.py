@@ -206,6 +206,24 @@ async def test_a_remembered_peer_that_is_invited_joins_by_name(tmp_path: Path) -
                     pass
 
 
+async def test_whoever_waits_for_an_invitation_is_told_what_is_missing(tmp_path: Path) -> None:
+    with trio.fail_after(LIMIT):
+        async with a_server() as server:
+            (ben,) = people(tmp_path, server, "ben")
+            Home(tmp_path / "ben").save_peer(Peer(name="anna", static=b"\x09" + bytes(31), psk=bytes(32), server=server))
+            async with trio.open_nursery() as nursery:
+
+                async def wait() -> None:
+                    async with tunnel.lan.join(peer="anna", **ben.options):
+                        raise AssertionError("there is no room")
+
+                nursery.start_soon(wait)
+                event = await ben.wait(lambda event: isinstance(event, Trouble) and event.code == "peer_absent")
+                assert "lan create --to" in event.message  # type: ignore[union-attr]
+                nursery.cancel_scope.cancel()
+    assert ben.interface.is_closed
+
+
 def public_of(home: Home) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 

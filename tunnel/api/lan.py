@@ -216,7 +216,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
     seams = options.seams
     maps_ports = uses_own_network(seams) and store.wants_port_mapping(options.portmap)
     newcomers = NewcomerStore()
-    member_name = options.member_name or (entry.saved.member_name if entry.saved is not None else store.name(None))
+    member_name = store.name(options.member_name or (entry.saved.member_name if entry.saved is not None else None))
     driver = EndpointDriver(
         static_key=store.home.identity(),
         name=member_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never
 
 import trio
@@ -12,7 +13,7 @@ from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Closed, Event, Listening, MemberReport, Paired, PathReport, Trouble
 from tunnel.driver.link import CloseCode, Link
 from tunnel.driver.reports import EndpointEvent, Troubled, to_event, to_exception
-from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed
+from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed, Problem
 from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
 from tunnel.forward.serve import serve_nothing
 from tunnel.proto.lan.events import (
@@ -257,6 +258,9 @@ class LanRoom:
         """What one member's trouble is, is no end of the room; as a joiner who is not in yet, we have no other."""
         if event.is_final and self._membership.room.roster is None:
             self._end(to_exception(event))
+        elif event.problem is Problem.PEER_ABSENT and self._membership.room.roster is None:
+            text = "The creator does not answer: does 'ptunnel lan create --to' run there, for this machine? Waiting."
+            self.tell(Trouble(code=event.problem.value, message=text))
         elif event.problem not in PROBLEMS_OF_PEERS:
             self.tell(Trouble(code=event.problem.value, message=event.text))
 
@@ -264,8 +268,9 @@ class LanRoom:
         static = event.peering.peer.static
         before = self._paths.get(static)
         self._paths[static] = report
-        self.tell(report)
         member = self._member(static)
+        if member is not None:  # a newcomer has no name yet
+            self.tell(replace(report, peer=member.name))
         is_news = before is not None and (before.kind, before.why) != (report.kind, report.why)
         if is_news and member is not None and self._membership.peering(static) is not None:
             self._report(member, "online")

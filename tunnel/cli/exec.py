@@ -63,10 +63,10 @@ def command(
     def enter(handle: Any) -> Any:
         return lan.join(**way, keep=keep, on_event=handle, interface=inside.open, routes=lan.no_routes, **shared(home, settings))
 
-    return trio.run(_run, Playing(home, settings, output, enter), inside, strict_exception_groups=True)
+    return trio.run(_run, Playing(home, settings, output, enter), inside, bool(verbose), strict_exception_groups=True)
 
 
-async def _run(playing: Playing, inside: CommandNetwork) -> int:
+async def _run(playing: Playing, inside: CommandNetwork, is_verbose: bool) -> int:
     """The command's exit code, or how we were ended before it ran."""
     import trio
 
@@ -85,6 +85,8 @@ async def _run(playing: Playing, inside: CommandNetwork) -> int:
                 state["code"] = code
             else:
                 state["started"] = True
+                if not is_verbose:
+                    playing.hush()
                 async with trio.open_nursery() as inner:
                     inner.start_soon(_say_when_over, playing, room, inner.cancel_scope)
                     state["code"] = await inside.wait()

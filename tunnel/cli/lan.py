@@ -312,6 +312,10 @@ class Playing:
     def warn(self, text: str) -> None:
         self._output.warn(text)
 
+    def hush(self) -> None:
+        """The terminal is somebody else's from now on: only what goes wrong is still said."""
+        self._output.is_quiet = True
+
     def _remove(self, member: str, name: str | None) -> tuple[str, str] | None:
         """For `lan remove`, by way of the control socket."""
         room = self._room

@@ -7,7 +7,7 @@ from typing import Final
 from tunnel.proto.endpoint import PeeringClosed, Problem
 from tunnel.proto.endpoint.membership import Membership, NewcomerStore
 
-__all__ = ["PROBLEMS_OF_PEERS", "Membership", "NewcomerStore", "PeeringClosed"]
+__all__ = ["PROBLEMS_OF_PEERS", "Membership", "NewcomerStore", "PeeringClosed", "Problem"]
 
 #: What is said of one peer where that is the only one; a room says that a member is away.
 PROBLEMS_OF_PEERS: Final = frozenset((Problem.PEER_ABSENT, Problem.PEER_LOST))
