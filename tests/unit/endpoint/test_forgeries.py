@@ -10,7 +10,7 @@ import pytest
 from tests.unit.endpoint.people import GRANTS, Party, entropy_of
 from tunnel.proto.connection.control import MAX_BACKLOG
 from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import CodeIssued, PeerPaired
+from tunnel.proto.endpoint import CodeIssued, PeerPaired, Problem, Troubled
 from tunnel.proto.endpoint.context import Context, EndpointConfig
 from tunnel.proto.endpoint.pairing import FOR_MANY, FOR_ONE, PATIENT_FAILURES, ROOM_GUESSES, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.responding import MAX_PENDING
@@ -159,6 +159,22 @@ def test_what_a_pairing_proves_is_the_relay_and_never_a_forged_source() -> None:
         party.world.run(3.0)
         assert not [event for event in party.home.told if isinstance(event, PeerPaired)]
         assert home.drops["pairing past the server"]
+
+
+def test_a_finish_that_never_arrives_ends_the_claim_with_a_sentence() -> None:
+    with Party() as party:
+        party.claim()
+        home = party.home.endpoint
+        honest = home.handle_batch
+
+        def deaf(now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
+            if not (buffer[0] >= 0xC0 and len(buffer) > 8 and buffer[8] == 0x72):
+                honest(now, socket_id, remote, buffer, stride)
+
+        home.handle_batch = deaf  # type: ignore[assignment]
+        party.world.run(40.0)
+        final = [event for event in party.friend.told if isinstance(event, Troubled) and event.is_final]
+        assert [event.problem for event in final] == [Problem.CODE_UNANSWERED]
 
 
 def test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_source() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import Initiator, InitiatorHandshake, Pattern, xx_prologue
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import Problem, Troubled
@@ -97,7 +98,7 @@ class ConnectorPairing:
             return False
         completed = handshake.handle_datagram(now, datagram)
         if completed is not None:
-            self._deadline = None
+            self._deadline = Instant(now + ANSWER_TIMEOUT)  # until the other side has confirmed it: our finish may come too late
             finish = handshake.poll_transmit(now)
             if finish is not None:
                 self._context.send(path, finish)  # before anything under the new keys
@@ -114,6 +115,8 @@ class ConnectorPairing:
             self._pake = Pake("B", self._code, self._context.entropy)
             self._client.claim(now, self._code.nameplate, self._pake.message)
         if self._deadline is not None and now >= self._deadline:
+            if self.peering is not None:
+                self.peering.close(now, CloseCode.NO_ERROR, "pairing took too long")
             self._fail(now, Problem.CODE_UNANSWERED, "The other side did not answer; the code is used up: ask for a fresh one.")
         elif self.handshake is not None:
             datagram = self.handshake.poll_transmit(now)
