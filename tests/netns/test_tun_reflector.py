@@ -14,7 +14,7 @@ from tests.netns.lab import eventually
 from tests.netns.test_tun import config, open_in, udp4_frame
 from tunnel.tun.configure import apply
 from tunnel.tun.device import TapDevice, open_tap
-from tunnel.tun.groups import MAX_GROUPS, GroupMirror
+from tunnel.tun.groups import HINT_INTERVAL, MAX_GROUPS, GroupMirror
 from tunnel.tun.reflector import Reflector, rewrite_source
 from tunnel.tun.tap import ETHERNET_SIZE, VIRTIO_SIZE
 
@@ -255,6 +255,25 @@ def test_an_ipv6_group_is_mirrored_too(host: Host, mac: str) -> None:
         packet += socket.inet_pton(socket.AF_INET6, "ff02::4:5") + body
         host.tap.writev([bytes(VIRTIO_SIZE), bytes.fromhex(mac) + MAC9 + b"\x86\xdd", rewrite_source(packet, b"", packet[8:24])])
         assert receiver.recv(100) == b"hello"
+    mirror.close()
+
+
+def test_who_asks_a_group_that_it_has_just_joined_hears_the_answer(host: Host) -> None:
+    """Freeciv's client does, and the answer may come before the next look."""
+    mirror = host.group_mirror()
+    with host.socket() as receiver:
+        host.space.inside(mirror.poll)
+        join(receiver, "239.9.9.9")
+        assert mirror.groups == set()
+        mirror._looked_at -= HINT_INTERVAL
+        host.space.inside(lambda: mirror.hint(socket.inet_aton("192.168.7.1")))  # no group
+        assert mirror.groups == set()
+        host.space.inside(lambda: mirror.hint(socket.inet_aton("239.9.9.9")))
+        assert {str(group) for group in mirror.groups} == {"239.9.9.9"}
+    looked_at = mirror._looked_at = mirror._looked_at + 60.0  # so that however slow this test is, the last look was just now
+    for number in range(9):  # a flood to groups that nobody joined is not a flood of looks
+        host.space.inside(lambda number=number: mirror.hint(bytes((239, 9, 9, number))))  # type: ignore[misc]
+    assert mirror._looked_at == looked_at
     mirror.close()
 
 

@@ -14,6 +14,7 @@ import ipaddress
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ import trio
 from tunnel.tun.config import MAC_PREFIX
 
 POLL_INTERVAL: Final = 1.0  # seconds between looks; reading both tables takes some ten microseconds
+HINT_INTERVAL: Final = 0.02  # seconds between two looks that packets to unknown groups bring about, however many are sent
 MAX_GROUPS: Final = 64  # that we join; a machine with more programs than that keeps the first, in the order of addresses
 MAX_SOCKETS: Final = 8  # one socket joins 20 IPv4 groups unless net.ipv4.igmp_max_memberships says otherwise
 MAX_TABLE: Final = 1 << 20  # bytes of /proc/net/igmp that are read
@@ -70,6 +72,7 @@ class GroupMirror:
         self._index = socket.if_nametoindex(interface)
         self._joined: dict[Group, socket.socket] = {}
         self._sockets: list[socket.socket] = []
+        self._looked_at = float("-inf")
         #: Groups that could not be joined, and why, by the name of the errno.
         self.errors: dict[str, int] = {}
 
@@ -84,8 +87,18 @@ class GroupMirror:
             self.poll()
             await trio.sleep(POLL_INTERVAL)
 
+    def hint(self, destination: bytes) -> None:
+        """A program has just sent to this address (packed).
+
+        Whoever asks a group has often joined it a moment before, to hear an answer that comes before the next look.
+        """
+        group = ipaddress.ip_address(destination)
+        if group.is_multicast and group not in self._joined and time.monotonic() - self._looked_at >= HINT_INTERVAL:
+            self.poll()
+
     def poll(self) -> None:
         """Look once: join what programs joined elsewhere since, leave what they left."""
+        self._looked_at = time.monotonic()
         wanted = set(sorted(self._elsewhere(), key=lambda group: (group.version, int(group)))[:MAX_GROUPS])
         for group in set(self._joined) - wanted:
             self._leave(group)

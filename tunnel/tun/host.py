@@ -80,6 +80,7 @@ class HostInterface:
                     packet = reflector.read()
                     if packet is None:
                         break
+                    self._groups.hint(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
                     with contextlib.suppress(MalformedPacket):  # a family for which we have no address
                         send(rewrite_source(packet, *self._sources(packet)))
 
