@@ -10,9 +10,11 @@ from tunnel.proto.ip.filter import (
     ENCAPSULATED,
     FOREIGN_QUOTE,
     GROUP_MEMBERSHIP,
+    HOST_CONFIGURATION,
     NEIGHBOUR_DISCOVERY,
     REDIRECT_OR_ROUTER,
     UNKNOWN_ICMP,
+    UNKNOWN_PROTOCOL,
     WRONG_DESTINATION,
     WRONG_SOURCE,
 )
@@ -49,6 +51,10 @@ def fragment_header(offset: int, more: bool) -> tuple[int, bytes]:
         ip4(17, UDP, destination=bytes((224, 0, 0, 251))),
         ip4(17, UDP, destination=bytes((239, 255, 255, 250))),
         ip4(132, b"sctp"),
+        ip6(136, b"udplite!"),
+        ip4(17, struct.pack("!HHHH", 68, 67, 8, 0)),  # to a server of DHCP, if there is one
+        ip6(17, b"12345678", extensions=[fragment_header(0, True)]),
+        ip6(60, b"a later piece of whatever the first one says", extensions=[fragment_header(1, True)]),
         ip4(17, b"12345678", field=0x2000),
         ip4(17, b"12345678", field=0x0001),
         ip4(1, b"\x05", field=0x0001),  # the middle of something
@@ -119,6 +125,13 @@ def test_nothing_goes_on_through_us(packet: bytes) -> None:
         *((ip4(kind, bytes(40)), ENCAPSULATED) for kind in (4, 41, 47, 97, 115)),
         *((ip6(kind, bytes(40)), ENCAPSULATED) for kind in (4, 41, 47, 97, 115)),
         (ip4(41, bytes(40), field=0x0001), ENCAPSULATED),
+        *((ip4(kind, bytes(40), destination=bytes((224, 0, 0, 5))), UNKNOWN_PROTOCOL) for kind in (0, 59, 88, 89, 103, 112, 253)),
+        *((ip6(kind, bytes(40)), UNKNOWN_PROTOCOL) for kind in (59, 88, 89, 103, 112, 135, 255)),
+        *((ip4(17, struct.pack("!HHHH", 67, 68, 8, 0), destination=to), HOST_CONFIGURATION) for to in (B4, b"\xff" * 4)),
+        (ip4(17, struct.pack("!HHHH", 67, 68, 80, 0), field=0x2000), HOST_CONFIGURATION),
+        (ip4(17, b"", field=0x2000), HOST_CONFIGURATION),
+        (ip6(17, struct.pack("!HHHH", 547, 546, 8, 0), source=LINK_LOCAL_A, destination=LINK_LOCAL_B), HOST_CONFIGURATION),
+        (ip6(17, struct.pack("!HHHH", 547, 546, 8, 0), extensions=[fragment_header(0, True)]), HOST_CONFIGURATION),
     ],
 )
 def test_a_member_does_not_reconfigure_our_host(packet: bytes, reason: str) -> None:
@@ -144,6 +157,8 @@ FAR4, FAR6 = bytes((8, 8, 8, 8)), bytes.fromhex("2001486048600000000000000000888
         ip6(58, b"\x02" + bytes(7) + BACK4 + bytes(20)),
         ip4(1, b"\x03" + bytes(7) + BACK4[:12], total=40) + BACK4[12:],  # the rest is padding
         ip4(1, b"\x03" + bytes(7) + ip4(17, UDP, source=B4, destination=FAR4), field=0x2000),
+        ip4(1, b"\x03" + bytes(7) + BACK4, field=0x2000),  # true so far, and the next piece would lie over it
+        ip6(58, b"\x02" + bytes(7) + BACK6, extensions=[fragment_header(0, True)]),
     ],
 )
 def test_a_member_tells_errors_only_of_what_we_sent_to_it(packet: bytes) -> None:
@@ -151,6 +166,8 @@ def test_a_member_tells_errors_only_of_what_we_sent_to_it(packet: bytes) -> None
 
 
 def test_the_head_of_a_run_is_judged_alike() -> None:
+    head = ip4(17, struct.pack("!HHHH", 67, 68, 8, 0))
+    assert FILTER.why_dropped(parse_head(head), head) == HOST_CONFIGURATION
     for flow in (Flow(), Flow(version=6)):
         head = flow.packet(b"")
         assert FILTER.why_dropped(parse_head(head), head) is None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from tunnel.proto.ip.header import ICMP, ICMPV6, IGMP, IPV4_HEADER, IPV6_HEADER, Inner
+from tunnel.proto.ip.header import ICMP, ICMPV6, IGMP, IPV4_HEADER, IPV6_HEADER, TCP, UDP, Inner
 from tunnel.units import Buffer
 
 WRONG_SOURCE: Final = "the source is not the member's"
@@ -21,15 +21,25 @@ GROUP_MEMBERSHIP: Final = "IGMP or MLD"
 UNKNOWN_ICMP: Final = "an ICMP type that no member needs"
 FOREIGN_QUOTE: Final = "an ICMP error about a packet that was not for the member"
 ENCAPSULATED: Final = "a packet inside of a packet"
+UNKNOWN_PROTOCOL: Final = "a protocol that no member needs"
+HOST_CONFIGURATION: Final = "DHCP"
 REASONS: Final = (
     WRONG_SOURCE, WRONG_DESTINATION, REDIRECT_OR_ROUTER, NEIGHBOUR_DISCOVERY, GROUP_MEMBERSHIP, UNKNOWN_ICMP, FOREIGN_QUOTE,
-    ENCAPSULATED,
+    ENCAPSULATED, UNKNOWN_PROTOCOL, HOST_CONFIGURATION,
 )  # fmt: skip
 """What `why_dropped` gives, besides the values of header.UNSAFE: they name a counter."""
 
 # IP in IP, IPv6, GRE, AX.25, Ethernet, encapsulation header, L2TP, MPLS: a kernel with such a device open to anybody would
 # unpack them, and forward what is inside past this filter.
 _TUNNELS: Final = frozenset({4, 41, 47, 93, 94, 97, 98, 115, 137})
+
+# DCCP, ESP, AH, SCTP, UDP-Lite beside these two: what programs speak end to end.  Not among them are those by which routers
+# speak (OSPF, PIM, VRRP ...): a host that is one would believe a member.
+_TRANSPORTS: Final = frozenset({TCP, UDP, 33, 50, 51, 132, 136})
+
+# Clients of DHCP (RFC 2131 §4.1) and DHCPv6 (RFC 8415 §7.2).  A host may ask on every interface there is, and would take address,
+# default route and name server from whoever answers.
+_DHCP_CLIENTS: Final = frozenset({68, 546})
 
 _ICMP_ALLOWED: Final = frozenset({0, 8, 13, 14})  # echo, timestamp
 _ICMP_ERRORS: Final = frozenset({3, 11, 12})  # unreachable with too big, time exceeded, parameter problem
@@ -71,8 +81,8 @@ class MemberFilter:
             return WRONG_DESTINATION
         if inner.unsafe:
             return inner.unsafe
-        if inner.head_size != inner.network_size:
-            return None  # a whole TCP or UDP packet
+        if inner.head_size != inner.network_size:  # a whole TCP or UDP packet
+            return HOST_CONFIGURATION if inner.protocol == UDP and self._is_dhcp(inner, buffer, at) else None
         return self._why_not_transport(inner, buffer, at)
 
     def _why_not_transport(self, inner: Inner, buffer: Buffer, at: int) -> str | None:
@@ -81,10 +91,12 @@ class MemberFilter:
             return ENCAPSULATED
         if protocol == IGMP:
             return GROUP_MEMBERSHIP
-        if protocol != ICMP and protocol != ICMPV6:
-            return None
         if inner.is_fragment and not inner.is_first_fragment:
             return None  # nothing without its first fragment, which was looked at
+        if protocol == UDP and self._is_dhcp(inner, buffer, at):
+            return HOST_CONFIGURATION
+        if protocol != ICMP and protocol != ICMPV6:
+            return None if protocol in _TRANSPORTS else UNKNOWN_PROTOCOL
         if inner.total_size == inner.network_size or (protocol == ICMP) != (inner.version == 4):
             return UNKNOWN_ICMP
         kind = buffer[at + inner.network_size]
@@ -94,6 +106,12 @@ class MemberFilter:
             return None if kind in _ICMP_ALLOWED else _ICMP_REASONS.get(kind, UNKNOWN_ICMP)
         return None if kind in _ICMPV6_ALLOWED else _ICMPV6_REASONS.get(kind, UNKNOWN_ICMP)
 
+    @staticmethod
+    def _is_dhcp(inner: Inner, buffer: Buffer, at: int) -> bool:
+        """Also when a first fragment is too short to tell."""
+        port = at + inner.network_size + 2
+        return inner.total_size < inner.network_size + 4 or (buffer[port] << 8 | buffer[port + 1]) in _DHCP_CLIENTS
+
     def _why_not_error(self, inner: Inner, buffer: Buffer, at: int) -> str | None:
         """A member can only know of a packet from us to itself: else it could tell our host that others are far or narrow."""
         quote, end = at + inner.network_size + _ICMP_HEADER, at + inner.total_size
@@ -102,7 +120,8 @@ class MemberFilter:
         else:
             size, header = 16, IPV6_HEADER
         middle = quote + header - size
-        if quote + header > end or buffer[quote] >> 4 != inner.version:
+        # No error is so long that it must be in pieces, and a later piece could change what was looked at here.
+        if inner.is_fragment or quote + header > end or buffer[quote] >> 4 != inner.version:
             return FOREIGN_QUOTE
         # In both versions the two addresses are what the fixed header ends with.
         source, destination = bytes(buffer[middle - size : middle]), bytes(buffer[middle : middle + size])
