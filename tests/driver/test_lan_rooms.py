@@ -54,7 +54,9 @@ async def test_three_meet_by_one_code_get_addresses_and_names_and_see_each_other
                         assert config.mac == "02:70:74:00:00:03"
                         assert set(cleo.interface.names) == {"anna", "ben", "cleo"}
                         assert cleo.interface.names["anna"] == [roster.ipv4(roster.creator), roster.ipv6(roster.creator)]
+                        third.plane.interface.device.counters.errors["EINVAL"] += 2
                         status = third.status()
+                        assert status["drops"]["interface"] == {"EINVAL": 2}
                         assert status["room"] == "game-night"
                         assert len(status["members"]) == 3
                     await anna.member("cleo", "removed")  # it did not keep the room

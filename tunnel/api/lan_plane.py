@@ -119,6 +119,14 @@ class Plane:
     def drops(self) -> Mapping[str, int]:
         return {} if self._forward is None else self._forward.drops
 
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What did not pass, by place and reason: here, at the kernel's door, and at the reflector with what it passed on."""
+        found = {"packets": dict(self.drops), "interface": dict(self.interface.device.counters.errors)}
+        reflector = getattr(self.interface, "reflector", None)
+        if reflector is not None:
+            found["reflector"] = dict(reflector.counters)
+        return found
+
     @property
     def mtu(self) -> int | None:
         return None if self._forward is None else self._forward.mtu

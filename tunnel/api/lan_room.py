@@ -149,7 +149,7 @@ class LanRoom:
             found |= {"version": roster.version, "subnet": f"{roster.ipv4(roster.creator).rpartition('.')[0]}.0/24"}
             found["members"] = [member._replace(link=None).to_dict() for member in self.members()]
         found["interface"], found["mtu"] = self.plane.interface.name, self.plane.mtu
-        found["drops"] = {"room": dict(room.drops), "packets": dict(self.plane.drops), **self.driver.counters()}
+        found["drops"] = {"room": dict(room.drops), **self.plane.counters(), **self.driver.counters()}
         return found
 
     # --- verbs
