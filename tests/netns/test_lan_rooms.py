@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 
 import pytest
 
-from tests.netns.kernel import Namespace
+from tests.netns.kernel import Namespace, python_module
 from tests.netns.lab import Lab, Site, eventually
-from tests.netns.programs import Ptunnel, ptunnel, server_address, start_server
+from tests.netns.programs import Program, Ptunnel, environment, ptunnel, server_address, start_server
 
 
 def machine(lab: Lab, name: str, kind: str = "prc") -> Site:
@@ -132,6 +133,23 @@ def test_without_privilege_a_command_runs_in_the_room_and_lan_says_what_to_do(la
     assert "eth0" not in done.stderr
     done = ptunnel(ben.host, home, *words, "no-such-command", PTUNNEL_CODE=code)
     assert done.returncode == 127, done.stderr
+
+
+def test_a_signal_reaches_the_command_and_its_end_is_ours(lab: Lab) -> None:
+    start_server(lab)
+    anna, ben = machine(lab, "anna"), machine(lab, "ben")
+    creator = lan(lab, anna, "create")
+    words = ["exec", "--server", server_address(lab), "--", "sh", "-c", "echo up; exec sleep 100"]
+    program = Program(
+        lab, ben.host, "exec", python_module("tunnel", *words),
+        env=environment(lab.folder / "home-exec", PTUNNEL_CODE=code_of(creator)),
+    )  # fmt: skip
+    eventually("the command runs", lambda: "up" in program.said(), 30)
+    program.process.send_signal(signal.SIGINT)  # as from a terminal, where it is for the command: here that got none
+    program.process.terminate()
+    assert program.process.wait(5) == 128 + signal.SIGTERM
+    creator.wait_event("member", 10, state="removed")
+    assert "interrupted" not in program.said()
 
 
 def test_no_code_is_spent_where_no_interface_may_be_made(lab: Lab) -> None:
