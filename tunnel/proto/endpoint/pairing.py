@@ -116,9 +116,14 @@ class ExposerPairing:
         self._ask(now)
 
     def renew(self, now: Instant) -> None:
-        """One more code, now: also after the first one has done its work."""
+        """One more code, now: also after the first one has done its work.  Whoever holds one for many gets in by it no more."""
         self.is_done = False
-        if self._terms.is_for_many or not self._attempts:
+        if self._terms.is_for_many:
+            for attempt in self._attempts.values():
+                self._client.leave_mailbox(now, attempt.mailbox)
+                self._client.leave_channel(now, attempt.channel.channel)
+            self._attempts.clear()
+        if not self._attempts:
             self._withdraw(now)
             self._ask(now)
 
@@ -134,8 +139,11 @@ class ExposerPairing:
             case told.Allocated(nameplate=nameplate, expires_s=expires_s) if self._is_asking:
                 self._issue(now, nameplate, expires_s)
             case told.NameplateLost(nameplate=nameplate) if nameplate == self._nameplate:
-                self._withdraw(now)
-                self._ask(now)
+                if self._failures or self._under_way(nameplate):  # else a server could lose each code after its guesses
+                    self._allocate_at = Instant(now + self._end_code(now))
+                else:
+                    self._withdraw(now)
+                    self._ask(now)
             case told.ClaimReceived(nameplate=nameplate) if nameplate == self._nameplate:
                 self._answer(now, event)
             case told.Posted(mailbox=mailbox, body=body):
@@ -256,8 +264,7 @@ class ExposerPairing:
         assert code is not None
         if claim.mailbox in self._attempts:
             return
-        under_way = sum(each.nameplate == claim.nameplate for each in self._attempts.values())
-        if self._failures + under_way >= self._terms.guesses:
+        if self._failures + self._under_way(claim.nameplate) >= self._terms.guesses:
             self._client.post(now, claim.mailbox, bytes((POST_BUSY,)))
             self._client.leave_channel(now, claim.channel.channel)
             context.drops["claims while enough are under way"] += 1
@@ -297,13 +304,21 @@ class ExposerPairing:
             more = f"{left} more" if left > 1 else "one more"
             self._context.emit(Troubled(problem=problem, text=f"{text}: {more} such attempt{'s' * (left > 1)}, and it ends."))
             return
-        self._withdraw(now)
-        self._ended += 1
-        beyond = self._ended - PATIENT_FAILURES
-        delay = 0.0 if beyond < 0 else min(FIRST_DELAY * 2**beyond, LONGEST_DELAY)
+        delay = self._end_code(now)
         then = "A fresh one follows." if not delay else f"A fresh one follows in {delay:.0f} seconds."
         self._context.emit(Troubled(problem=problem, text=f"{text}; the old one is used up. {then}"))
         self._allocate_at = Instant(now + delay)
+
+    def _under_way(self, nameplate: int) -> int:
+        """Guesses at this code that we have answered, and know nothing more of."""
+        return sum(each.nameplate == nameplate for each in self._attempts.values())
+
+    def _end_code(self, now: Instant) -> Seconds:
+        """Guesses have ended the code: how long a fresh one has to wait."""
+        self._withdraw(now)
+        self._ended += 1
+        beyond = self._ended - PATIENT_FAILURES
+        return Seconds(0.0 if beyond < 0 else min(FIRST_DELAY * 2**beyond, LONGEST_DELAY))
 
 
 def server_says(text: str) -> str:
