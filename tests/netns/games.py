@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,15 +19,18 @@ TEAL = (80, 140, 160)  # of the windows of OpenTTD
 
 
 class Game(Protocol):
-    """One game: its server without a screen, and its client, of which only the LAN browser is used and no address is typed."""
+    """One game: its server without a screen, and its client, of which only the LAN browser is used and no address is typed.
+
+    An ordinary user runs both, `around` in front of them: nothing, or `ptunnel exec`.
+    """
 
     name: str
 
-    def serve(self, lab: Lab, space: Namespace) -> Program:
+    def serve(self, lab: Lab, space: Namespace, around: Sequence[str] = ()) -> Program:
         """Start the server and wait until it is ready to be found."""
         ...
 
-    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program) -> str:
+    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program, around: Sequence[str] = ()) -> str:
         """Search the LAN, join what was found as PLAYER, and return from where the server saw that: an address, or its name."""
         ...
 
@@ -48,21 +52,21 @@ class OpenTTD:
     )
     _joined = rf"Client #\d+ \(([0-9a-f.:]+)\) joined as {PLAYER}"
 
-    def _program(self, lab: Lab, space: Namespace, who: str, env: dict[str, str], *words: str) -> Program:
+    def _program(self, lab: Lab, space: Namespace, around: Sequence[str], who: str, env: dict[str, str], *words: str) -> Program:
         settings = lab.folder / f"openttd-{who}.cfg"
         settings.write_text(self._settings % who, encoding="ascii")
-        arguments = [*ORDINARY, "/usr/games/openttd", "-c", str(settings), "-x", "-d", "net=5", *words]
+        arguments = [*ORDINARY, *around, "/usr/games/openttd", "-c", str(settings), "-x", "-d", "net=5", *words]
         return Program(lab, space, f"openttd-{who}", arguments, env=env)
 
-    def serve(self, lab: Lab, space: Namespace) -> Program:
-        server = self._program(lab, space, "host", environment(lab.folder / "openttd-host"), "-D")
+    def serve(self, lab: Lab, space: Namespace, around: Sequence[str] = ()) -> Program:
+        server = self._program(lab, space, around, "host", environment(lab.folder / "openttd-host"), "-D")
         server.wait_said("Map generated, starting game")
         return server
 
-    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program) -> str:
+    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program, around: Sequence[str] = ()) -> str:
         env = screen.environment(lab.folder / f"openttd-{PLAYER}")
         size = "640x480"
-        client = self._program(lab, space, PLAYER, env, "-v", "sdl", "-s", "null", "-m", "null", "-r", size)
+        client = self._program(lab, space, around, PLAYER, env, "-v", "sdl", "-s", "null", "-m", "null", "-r", size)
 
         def search() -> None:
             screen.click(398, 187)  # Multiplayer; the window that it opens has nothing at this place
@@ -90,26 +94,36 @@ class Freeciv:
     _group = "010101E1"  # 225.1.1.1, as the kernel shows it
     _row = (104, 97, 330, 112)
 
-    def serve(self, lab: Lab, space: Namespace) -> Program:
+    def serve(self, lab: Lab, space: Namespace, around: Sequence[str] = ()) -> Program:
         home = lab.folder / "freeciv-host"
         server = Program(
             lab,
             space,
             "freeciv-host",
-            [*ORDINARY, "/usr/games/freeciv-server", "--identity", self.identity, "--port", "5556", "--saves", str(home)],
+            [
+                *ORDINARY,
+                *around,
+                "/usr/games/freeciv-server",
+                "--identity",
+                self.identity,
+                "--port",
+                "5556",
+                "--saves",
+                str(home),
+            ],
             env=environment(home),
             stdin=subprocess.PIPE,  # its end would be the end of the game
         )
         server.wait_said("Now accepting new client connections")
         return server
 
-    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program) -> str:
+    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program, around: Sequence[str] = ()) -> str:
         env = screen.environment(lab.folder / f"freeciv-{PLAYER}")
         Program(
             lab,
             space,
             f"freeciv-{PLAYER}",
-            [*ORDINARY, "/usr/games/freeciv-gtk3.22", "--name", PLAYER, "--Plugin", "none"],
+            [*ORDINARY, *around, "/usr/games/freeciv-gtk3.22", "--name", PLAYER, "--Plugin", "none"],
             env=env,
         )
 
@@ -164,19 +178,19 @@ class Teeworlds:
         '"filter_country": -1}}}]}'
     )
 
-    def serve(self, lab: Lab, space: Namespace) -> Program:
+    def serve(self, lab: Lab, space: Namespace, around: Sequence[str] = ()) -> Program:
         home = lab.folder / "teeworlds-host"
-        arguments = [*ORDINARY, "/usr/games/teeworlds-server", f"sv_name {ROOM}", "sv_register 0", "sv_map dm1"]
+        arguments = [*ORDINARY, *around, "/usr/games/teeworlds-server", f"sv_name {ROOM}", "sv_register 0", "sv_map dm1"]
         server = Program(lab, space, "teeworlds-host", arguments, env=environment(home))
         server.wait_said("server name is")
         return server
 
-    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program) -> str:
+    def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program, around: Sequence[str] = ()) -> str:
         home = lab.folder / f"teeworlds-{PLAYER}"
         kept = home / ".local/share/teeworlds"
-        kept.mkdir(parents=True)
+        kept.mkdir(parents=True, exist_ok=True)
         (kept / "ui_settings.json").write_text(self._lists, encoding="ascii")
-        arguments = [*ORDINARY, "/usr/games/teeworlds", *self._client]
+        arguments = [*ORDINARY, *around, "/usr/games/teeworlds", *self._client]
         Program(lab, space, f"teeworlds-{PLAYER}", arguments, env=screen.environment(home))
         screen.focus("Teeworlds")
         # It searches by itself while its page is open; F5 asks at once.

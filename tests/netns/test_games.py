@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.games import GAMES, Game
-from tests.netns.kernel import Namespace
+from tests.netns.games import GAMES, Game, OpenTTD, Teeworlds
+from tests.netns.kernel import Namespace, python_module
 from tests.netns.lab import Lab, eventually
-from tests.netns.programs import is_real_root
+from tests.netns.programs import is_real_root, server_address
 from tests.netns.rooms import Member, Room
 from tests.netns.screen import Screen
 from tests.netns.sharing import Responder, Share, fetch
@@ -64,6 +64,35 @@ def test_a_game_finds_the_server_in_a_room(room: Room, game: Game) -> None:
         screen = Screen(room.lab, friend.space, f"{game.name}-room")
         with screen.shown():
             assert game.join(room.lab, friend.space, screen, server) in {friend.ipv4, f"{friend.name}.ptunnel"}
+
+
+def _exec(room: Room, name: str) -> list[str]:
+    """The words in front of a command whose only network is the room."""
+    return python_module("tunnel", "exec", "--room", room.code, "--as", name, "--server", server_address(room.lab), "--")
+
+
+@pytest.mark.parametrize("game", [OpenTTD(), Teeworlds()], ids=lambda game: game.name)
+def test_a_game_in_ptunnel_exec_finds_the_server(room: Room, game: Game) -> None:
+    """Without root, and on a machine that has its own member beside it; the game sees no other network."""
+    host, friend = room.members
+    name = f"{game.name}-player"
+    with room.lab.scene():
+        server = game.serve(room.lab, host.space)
+        screen = Screen(room.lab, friend.space, f"{game.name}-exec")
+        with screen.shown():
+            joined = game.join(room.lab, friend.space, screen, server, _exec(room, name))
+        assert host.program is not None
+        assert joined == host.program.wait_event("member", peer=name)["address"]
+
+
+def test_a_game_served_in_ptunnel_exec_is_found(room: Room) -> None:
+    host, friend = room.members
+    game = Teeworlds()
+    with room.lab.scene():
+        server = game.serve(room.lab, friend.space, _exec(room, "server"))
+        screen = Screen(room.lab, host.space, f"{game.name}-served")
+        with screen.shown():
+            assert game.join(room.lab, host.space, screen, server) == host.ipv4
 
 
 @needs_root
