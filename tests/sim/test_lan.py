@@ -15,7 +15,8 @@ from tests.sim.test_meeting import SHARE, rough_link
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import CodeIssued, Problem
 from tunnel.proto.lan import messages
-from tunnel.proto.lan.addresses import Prefix, subnet_prefix
+from tunnel.proto.lan.addresses import BLOCKS, Prefix, subnet_prefix
+from tunnel.proto.lan.creator import MAX_RENUMBERS
 from tunnel.proto.lan.events import (
     Entered,
     JoinRefused,
@@ -489,6 +490,31 @@ def test_a_member_that_roams_into_a_clash_renumbers_all_and_one_that_lies_does_s
         party.world.touch(friend.host)
         party.world.run(30.0)
         assert party.creator.room.drops["no subnet without a clash"]
+        assert party.is_whole()
+
+
+def test_a_member_that_lies_on_and_on_about_its_routes_leaves_the_others_their_addresses() -> None:
+    """It names each new subnet as a route of its own, then all there are; a friend whose clash is real is helped all the same."""
+    with Party() as party:
+        party.gather(3)
+        liar, friend = party.friends[0], party.friends[1]
+
+        def tell_routes(who: MemberNode, *routes: Prefix) -> None:
+            who.room.set_routes(party.world.now, routes)
+            who.members.pump(party.world.now)
+            party.world.touch(who.host)
+
+        for _ in range(100):
+            tell_routes(liar, subnet_prefix(liar.roster.subnet))
+            party.world.run(6.0)
+        assert MAX_RENUMBERS <= len(party.creator.of(Renumbered)) <= MAX_RENUMBERS + 1
+        assert party.creator.room.drops["routes of a member that clash too often"]
+        tell_routes(liar, *(Prefix.parse(f"{base}/{bits}") for base, bits in BLOCKS))
+        party.world.run(6.0)
+        before = friend.roster.subnet
+        tell_routes(friend, subnet_prefix(before))
+        party.world.run(6.0)
+        assert friend.roster.subnet != before
         assert party.is_whole()
 
 

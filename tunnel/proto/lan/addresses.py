@@ -6,14 +6,13 @@ Host number n (1 to 254; the creator has 1): IPv4 `subnet + n`, IPv6 `ULA::n` an
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple
 
 SUBNET_BITS: Final = 24  # of the room's IPv4 network: 254 hosts are plenty for MAX_MEMBERS, and every game knows such a network
 ULA_BITS: Final = 64  # of its IPv6 prefix (RFC 4193: fd, 40 random bits, 16 of subnet, which are random here too)
 CREATOR_HOST: Final = 1
 LAST_HOST: Final = 254  # 255 is the broadcast address
-RANDOM_TRIES: Final = 256  # random subnets of a block tried before it is searched from end to end
 SHORTEST_ROUTE: Final = 8  # bits; a shorter prefix is a default route or a VPN's half of the internet, and clashes with nothing
 
 #: Private IPv4 (RFC 1918), in the order in which they are tried: the larger, the fewer home routers are in it.
@@ -55,27 +54,39 @@ def clashes(subnet: bytes, routes: Iterable[Prefix]) -> bool:
     return any(route.bits >= SHORTEST_ROUTE and own.overlaps(route) for route in routes)
 
 
-def choose_subnet(entropy: Callable[[int], bytes], routes: Collection[Prefix]) -> bytes | None:
-    """A /24 (4 bytes) that none of `routes` overlaps, random as far as there is choice; None when there is no such one."""
-    taken = [route for route in routes if route.bits >= SHORTEST_ROUTE]
+def choose_subnet(entropy: Callable[[int], bytes], routes: Iterable[Prefix]) -> bytes | None:
+    """A /24 (4 bytes) that none of `routes` overlaps, random as far as there is choice; None when there is no such one.
+
+    The lowest two of a block and the highest, which routers like, only when there is no other.
+    """
+    taken = sorted(
+        (route.network // _SUBNETS, (route.network + (1 << (32 - route.bits)) - 1) // _SUBNETS + 1)
+        for route in routes
+        if route.bits >= SHORTEST_ROUTE
+    )
     for base, bits in BLOCKS:
-        first, count = int(ipaddress.IPv4Address(base)), 1 << (SUBNET_BITS - bits)
-        for number in _numbers(entropy, count):
-            network = Prefix(first + number * _SUBNETS, SUBNET_BITS)
-            if not any(network.overlaps(route) for route in taken):
-                return network.network.to_bytes(4, "big")
+        first, count = int(ipaddress.IPv4Address(base)) // _SUBNETS, 1 << (SUBNET_BITS - bits)
+        free = _gaps(taken, first + 2, first + count - 1) or _gaps(taken, first, first + count)
+        if free:
+            number = int.from_bytes(entropy(4), "big") % sum(high - low for low, high in free)
+            for low, high in free:
+                if number < high - low:
+                    return ((low + number) * _SUBNETS).to_bytes(4, "big")
+                number -= high - low
     return None
 
 
-def _numbers(entropy: Callable[[int], bytes], count: int) -> Iterator[int]:
-    """Random ones first, without the lowest and the highest, which routers like; then all, beginning at a random place."""
-    for _ in range(min(RANDOM_TRIES, 4 * count)):
-        number = int.from_bytes(entropy(4), "big") % count
-        if 1 < number < count - 1:
-            yield number
-    start = int.from_bytes(entropy(4), "big") % count
-    for number in range(count):
-        yield (start + number) % count
+def _gaps(taken: Iterable[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
+    """What of `low` to `high` (without) the sorted ranges leave free."""
+    free = []
+    for begin, end in taken:
+        if begin > low:
+            free.append((low, min(begin, high)))
+        low = max(low, end)
+        if low >= high:
+            return free
+    free.append((low, high))
+    return free
 
 
 def choose_ula(entropy: Callable[[int], bytes]) -> bytes:

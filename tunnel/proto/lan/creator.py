@@ -18,6 +18,8 @@ from tunnel.units import Instant, Seconds
 JOIN_PATIENCE: Final = Seconds(30.0)  # from a pairing to the joiner's Hello
 MAX_JOINING: Final = 16  # paired ones whose Hello has not come
 RENUMBER_INTERVAL: Final = Seconds(5.0)  # between two subnets, whatever members say of their routes
+MAX_RENUMBERS: Final = 4  # subnets that one member's routes may cost all others in a row; a laptop roams from home to a train
+RENUMBER_REFILL: Final = Seconds(600.0)  # after which it may cost one more
 
 
 class Expected(NamedTuple):
@@ -47,6 +49,7 @@ class Creator:
         self._entropy = entropy
         self._drops = drops
         self._passing: set[bytes] = set()  # members that will not come back once they have ended
+        self._spent: dict[bytes, tuple[float, Instant]] = {}  # of MAX_RENUMBERS by each member, and as of when
         self._renumber_at: Instant | None = None  # a clash is known, and it is too early to act
         self._renumber_from: Instant | None = None  # when it is not
 
@@ -92,6 +95,7 @@ class Creator:
         self.expected.pop(member.static, None)
         self.routes.pop(member.static, None)
         self._passing.discard(member.static)
+        self._spent.pop(member.static, None)
         self.numbers.give_back(member.static, member.host)
         secret = self._entropy(KEY_SIZE)
         members = tuple(each for each in roster.members if each.static != member.static)
@@ -99,8 +103,12 @@ class Creator:
 
     def renumber(self, now: Instant, roster: Roster) -> Change | None:
         """Another subnet for all, where this one clashes with what a member has, and not too often."""
-        routes = [route for known in self.routes.values() for route in known]
-        if not addresses.clashes(roster.subnet, routes):
+        clashing = [static for static, routes in self.routes.items() if addresses.clashes(roster.subnet, routes)]
+        creator = roster.creator.static
+        may = [static for static in clashing if static == creator or self._spent_by(now, static) <= MAX_RENUMBERS - 1]
+        if len(may) < len(clashing):
+            self._drops["routes of a member that clash too often"] += 1
+        if not may:
             self._renumber_at = None
             return None
         if self._renumber_from is not None and now < self._renumber_from:
@@ -108,11 +116,28 @@ class Creator:
             return None
         self._renumber_at = None
         self._renumber_from = Instant(now + RENUMBER_INTERVAL)
-        subnet = addresses.choose_subnet(self._entropy, routes)
-        if subnet is None:  # somebody says that he has a route to everything
-            self._drops["no subnet without a clash"] += 1
-            return None
-        return Change(_next(roster, subnet=subnet))
+        for static in may:
+            self._spent[static] = (self._spent_by(now, static) + 1.0, now)
+        subnet = self._choose(creator)
+        return Change(_next(roster, subnet=subnet)) if subnet is not None else None
+
+    def _choose(self, creator: bytes) -> bytes | None:
+        """A subnet that clashes with nobody's routes; those of one that says it has all there is count for nothing."""
+        routes: list[Prefix] = []
+        subnet = None
+        for static in sorted(self.routes, key=lambda each: (each != creator, self._spent.get(each, (0.0,))[0])):
+            candidate = addresses.choose_subnet(self._entropy, [*routes, *self.routes[static]])
+            if candidate is None:
+                self._drops["no subnet without a clash"] += 1
+            else:
+                subnet = candidate
+                routes += self.routes[static]
+        return subnet
+
+    def _spent_by(self, now: Instant, static: bytes) -> float:
+        """Subnets that this member has cost, less what came back since."""
+        spent, at = self._spent.get(static, (0.0, now))
+        return max(0.0, spent - (now - at) / RENUMBER_REFILL)
 
     def poll_timeout(self) -> Instant | None:
         return earliest(self._renumber_at, *(each.until for each in self.expected.values()))
