@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench.compare import BadDesk, Bench, Tool
+from tests.bench.compare import Bench, Tool
 from tests.bench.whole import ECHO, IPERF, A, Desk, echo_server, memory, round_trip
+from tests.netns.emulator import Shape
 from tests.netns.kernel import ROOT, LabError
 from tests.netns.programs import Program, Ptunnel
 
@@ -28,6 +29,7 @@ SERVER = f"{A}:24531"
 CUBIC = ("-C", "cubic")
 #: Packets a second that are tried with 100-byte packets, both ways at once.
 RATES = (10_000, 20_000, 30_000, 40_000, 60_000)
+SLOW = Shape(delay=0.020, rate=100e6, queue=0.040)
 UDP_OVERHEAD = 28  # bytes of IPv4 and UDP
 
 
@@ -35,13 +37,14 @@ class Lan:
     """A room of two: its creator in A, who joined in B."""
 
     def __init__(self, desk: Desk) -> None:
+        for name, space in (("a", desk.a), ("b", desk.b)):
+            space.be_a_machine(name, desk.folder / f"etc-{name}")
         self.server = Ptunnel(desk, desk.a, "serve", "serve", "--listen", SERVER)
         self.server.wait_event("listening")
         self.creator = Ptunnel(desk, desk.a, "lan-a", "lan", "create", "--server", SERVER, "--name", "bench")
         code = self.creator.wait_event("code")["code"]
         self.joiner = Ptunnel(desk, desk.b, "lan-b", "lan", "join", code, "--server", SERVER)
-        self.address = self.joiner.wait_event("member", 30, state="online")["address"]
-        self.joiner.wait_event("member", 30, kind="direct")
+        self.address = self.joiner.wait_event("member", 30, kind="direct")["address"]
 
     def tool(self) -> Tool:
         return Tool("ptunnel lan", self.address, (IPERF, ECHO), [self.creator, self.joiner], CUBIC)
@@ -140,7 +143,7 @@ def clean_link(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
 def slow_link(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """CUBIC inside and outside of the LAN on 100 Mbit/s and 40 ms, and ping beside it."""
     rows = Rows()
-    with BadDesk(folder, 100, 40, 0, ordinary=False) as desk:
+    with Desk(folder, SLOW) as desk:
         for space in (desk.a, desk.b):
             with contextlib.suppress(PermissionError):
                 space.sysctl("net.ipv4.tcp_congestion_control", "cubic")
