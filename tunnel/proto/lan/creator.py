@@ -90,9 +90,10 @@ class Creator:
         """Away, and has said that it would not come back: it gives up its place to somebody who is here."""
         return member.static in self._passing and member.static not in present
 
-    def drop(self, roster: Roster, member: Member) -> Change:
-        """Without that member, who must not know the next secret."""
-        self.expected.pop(member.static, None)
+    def drop(self, roster: Roster, member: Member, *, is_sent_away: bool = False) -> Change:
+        """Without that member, who must not know the next secret.  Who was invited and left by itself stays invited."""
+        if is_sent_away:
+            self.expected.pop(member.static, None)
         self.routes.pop(member.static, None)
         self._passing.discard(member.static)
         self._spent.pop(member.static, None)

@@ -299,7 +299,7 @@ class Room:
         if member.static == self.static:
             raise ConfigurationError("You cannot remove yourself: end the room with Ctrl-C, and others play on.")
         office.turn_away()
-        self._sign(now, office.drop(roster, member))
+        self._sign(now, office.drop(roster, member, is_sent_away=True))
         return member
 
     def leave(self) -> bool:
