@@ -113,7 +113,7 @@ def test_silence_is_a_guess_and_one_on_a_code_that_has_ended_costs_the_next_one_
         claim(flow, number)
     for number in range(1, ROOM_GUESSES):
         flow.handle_event(T0, told.Posted(mailbox=number.to_bytes(8, "big"), body=bytes((POST_FAILURE,))))
-    flow.renew(T0)
+    flow.handle_event(T0, told.NameplateLost(nameplate=NAMEPLATE))
     later = Instant(T0 + 2.0)
     flow.handle_timeout(later)
     flow.handle_event(later, told.Allocated(nameplate=NAMEPLATE + 1, expires_s=600))
