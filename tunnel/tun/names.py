@@ -15,6 +15,7 @@ import ipaddress
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,8 @@ MAX_LABEL: Final = 63  # bytes of one label of a name (RFC 1035 §2.3.4)
 MAX_NAMES: Final = 256  # more members than one subnet holds
 MAX_ADDRESSES: Final = 4  # of one name
 MAX_HOSTS_SIZE: Final = 32 << 20  # bytes: block lists against advertisements have some MB; what is larger is no hosts file
+LOCK_TRIES: Final = 50  # for the lock between two ptunnels; each holds it for some milliseconds
+LOCK_PAUSE: Final = 0.02  # seconds between two tries
 HOSTS_MODE: Final = 0o644  # of a hosts file that was not there
 
 _NOT_LETTERS: Final = re.compile(r"[^a-z0-9]+")
@@ -166,11 +169,21 @@ def without_blocks(text: bytes, is_to_go: Callable[[int, int], bool]) -> tuple[b
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One ptunnel at a time: a lock on the folder, since the file itself is replaced."""
+    """One ptunnel at a time: a lock on the folder, since the file itself is replaced.
+
+    Whoever may read the folder can hold such a lock, every user of the machine that is: so it is not waited for without end.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE)
+            except OSError:
+                break  # some network file systems have no locks
+            else:
+                break
         yield
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -139,6 +140,22 @@ def test_any_bytes_are_a_hosts_file(text: bytes) -> None:
     kept, _ = without_blocks(text, lambda pid, start: True)
     assert len(kept) <= len(text)
     assert without_blocks(text, lambda pid, start: False)[0] == text
+
+
+def test_whoever_else_locks_the_folder_of_the_hosts_file_keeps_us_waiting_for_a_moment_only(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of the machine can hold a lock on /etc."""
+    pauses: list[float] = []
+    monkeypatch.setattr("tunnel.tun.names.time.sleep", pauses.append)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        HostsFile(path).write(NAMES)
+    finally:
+        os.close(folder)
+    assert b"ptunnel" in path.read_bytes()
+    assert 0.5 <= sum(pauses) <= 2.0
 
 
 def test_mode_and_owner_stay_and_the_file_is_replaced_whole(path: Path) -> None:
