@@ -6,21 +6,25 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 import tunnel
-from tests.driver.lan import Player, until
+from tests.driver.lan import FakeInterface, Player, until
 from tests.driver.meeting import a_server
+from tunnel.api.lan_plane import Plane, interface_config
 from tunnel.driver.events import CodeReady, Listening, MemberReport, Trouble
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import AlreadyRunningError, ConfigurationError, PairingError, PermissionDeniedError
 from tunnel.forward.bench import measure
 from tunnel.forward.open import Open, encode, read_message
+from tunnel.proto.lan.roster import Member, Roster
 from tunnel.proto.pairing.code import parse_code
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.state.rooms import Rooms
+from tunnel.units import Instant
 
 LIMIT = 40
 
@@ -319,3 +323,22 @@ async def test_join_wants_exactly_one_way_in(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No server is configured"):
         async with tunnel.lan.join("731-zoo-zoo-zoo", **anna.options):
             pass
+
+
+async def test_a_room_that_changes_its_addresses_all_the_time_does_not_keep_the_machine_busy(autojump_clock: object) -> None:
+    mine, other = Member(bytes(32), "ben", 2), Member(b"a" * 32, "anna", 1)
+    roster = Roster(
+        room=bytes(32), version=1, epoch=1, name="lan", subnet=bytes((10, 1, 0, 0)), ula=b"\xfd" + bytes(7), commitment=bytes(32),
+        members=(other, mine),
+    )  # fmt: skip
+    interface = FakeInterface(interface_config(None, None))
+    plane = Plane(interface, lambda: Instant(trio.current_time()), lambda _: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(plane.run)
+        for number in range(200):
+            plane.set_roster(msgspec.structs.replace(roster, subnet=bytes((10, 2, number, 0))), mine)
+            await trio.sleep(0.05)
+        assert 10 <= len(interface.configs) <= 13
+        await trio.sleep(2.0)
+        assert interface.configs[-1].ipv4 == ("10.2.199.2", 24)
+        nursery.cancel_scope.cancel()

@@ -51,6 +51,8 @@ MINECRAFT: Final = "224.0.2.60/32"
 #: datagrams of 1,472.  One more would cost a second burst for a handful.
 SUPER_SEGMENTS: Final = 44
 
+CONFIGURE_INTERVAL: Final = 1.0  # seconds from one new numbering to the next: each takes half a second of a processor
+
 OpenInterface: TypeAlias = "Callable[[InterfaceConfig], Awaitable[LanInterface]]"
 
 
@@ -187,8 +189,9 @@ class Plane:
             roster, me = self._wanted
             names = {member.name: (roster.ipv4(member), roster.ipv6(member)) for member in roster.members}
             wanted = (roster.subnet, roster.ula, me.host, tuple(names.items()))
+            is_new = wanted[:3] != self._applied[:3]
             try:
-                if wanted[:3] != self._applied[:3]:
+                if is_new:
                     for fact in await self.interface.renumber(interface_config(roster, me, self.mtu)):
                         self._warn(fact)
                 if wanted != self._applied:
@@ -198,4 +201,6 @@ class Plane:
                 self._applied = wanted
                 self._warn(str(error))
             self.is_ready.set()
+            if is_new:  # whoever signs the rosters may change it as often as he likes
+                await trio.sleep(CONFIGURE_INTERVAL)
             await self._changed.wait()
