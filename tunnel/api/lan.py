@@ -26,7 +26,7 @@ from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
 from tunnel.driver.rooms import Membership, NewcomerStore
 from tunnel.errors import ConfigurationError, MalformedPacket, StateError
-from tunnel.proto.lan.addresses import Prefix, clashes, subnet_prefix
+from tunnel.proto.lan.addresses import Prefix, subnet_prefix
 from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
 from tunnel.proto.lan.roster import decode_roster, invited_psk, make_label
@@ -233,7 +233,8 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
     interface: LanInterface | None = None
     try:
         taken = options.routes or _host_routes
-        room = _make_room(entry, driver, member_name, _prefixes(taken("")))
+        prefixes = _prefixes(taken(""))
+        room = _make_room(entry, driver, member_name, prefixes)
         if room.roster is not None:
             keeper.hold(room.state().room)
         # Before a word is said to anybody: it may be refused, and gives up this process's privileges.
@@ -256,7 +257,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     await nursery.start(driver.run)
                     nursery.start_soon(plane.run)
                     nursery.start_soon(running.tick)
-                    nursery.start_soon(_watch_routes, driver, membership, taken, plane)
+                    nursery.start_soon(_watch_routes, driver, membership, taken, plane, prefixes)
                     if entry.makes or entry.code is not None:
                         await driver.add_server(rendezvous)
                         await driver.wait_reached(rendezvous, SERVER_PATIENCE)
@@ -336,17 +337,17 @@ async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, op
     return (embedded, True) if embedded is not None else (ours[0], False)
 
 
-async def _watch_routes(driver: EndpointDriver, membership: Membership, taken: TakenRoutes, plane: Plane) -> None:
+async def _watch_routes(
+    driver: EndpointDriver, membership: Membership, taken: TakenRoutes, plane: Plane, before: Iterable[Prefix]
+) -> None:
     """A network that this machine joins later may clash with the room's.  It is ours again at once; the creator may choose
-    another one for the room."""
-    clashed = False
+    another one for the room.  And one that has gone may be the room's."""
+    before = tuple(before)
     while True:
         await trio.sleep(ROUTES_INTERVAL)
         prefixes = _prefixes(await trio.to_thread.run_sync(taken, plane.interface.name))
-        roster = membership.room.roster
-        is_clash = roster is not None and clashes(roster.subnet, prefixes)
-        if is_clash != clashed:
-            clashed = is_clash
+        if prefixes != before:
+            before = prefixes
             plane.look_again()
         membership.room.set_routes(driver.clock(), prefixes)
         membership.pump(driver.clock())

@@ -155,8 +155,9 @@ class Plane:
 
     def look_again(self) -> None:
         """The machine's own networks have changed: what of the room's addresses the interface may have, with them."""
-        self._applied = ()
-        self._changed.set()
+        if self._wanted is not None:
+            self._applied = ()
+            self._changed.set()
 
     def add_link(self, static: bytes, link: Link) -> None:
         """The member is reached by this link, whether or not the roster has it already."""
