@@ -31,6 +31,7 @@ from tunnel.proto.packet.frames import (
     Frame,
 )
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NONCE_SIZE, OVERHEAD, TAG_SIZE, TRANSPORT
+from tunnel.proto.packet.slots import Slots
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU
 from tunnel.units import Instant, Seconds, Transmit
 
@@ -70,10 +71,11 @@ PacketSink: TypeAlias = Callable[[Instant, list[PacketRun]], None]
 class PacketBurst:
     """Datagrams of one connection on their way into one Transmit.  `out` has room for MAX_BURST bytes."""
 
-    __slots__ = ("at", "count", "ecn", "is_closed", "out", "path", "size")
+    __slots__ = ("at", "count", "ecn", "is_closed", "out", "path", "size", "slots")
 
     def __init__(self, out: bytearray) -> None:
         self.out = memoryview(out)
+        self.slots = Slots()
         self.path: Path | None = None
         self.at = 0  # bytes filled
         self.size = 0  # of the first datagram, and of all but the last
@@ -174,10 +176,11 @@ class PacketSealer:
         limit = min(total - index, MAX_SEGMENTS - burst.count, (MAX_BURST - at) // whole)
         block = bytearray(PACKET_SIZE) + head
         PACKET.pack_into(block, 0, _PACKET, flags, index, len(head), step)
-        stop_index = index + limit
-        while index < stop_index:
+        for slot in burst.slots.of(view, whole, skip, front)[burst.count : burst.count + limit]:
             stop = offset + step
+            sealed = slot.sealed
             if stop >= end:
+                sealed = sealed[: len(sealed) + end - stop]
                 stop = end
                 block[1] = flags | PACKET_LAST
             block[2] = index
@@ -185,12 +188,9 @@ class PacketSealer:
             packet[begin:offset] = block
             if skip:
                 view[at : at + skip] = prefix
-                at += skip
-            sealed = at + HEADER_SIZE
-            pack(view, at, TRANSPORT, receiver, number)
-            after = sealed + stop - begin + TAG_SIZE
-            seal(number.to_bytes(NONCE_SIZE, "big"), packet[begin:stop], view[at:sealed], view[sealed:after])
-            at = after
+            pack(view, at + skip, TRANSPORT, receiver, number)
+            seal(number.to_bytes(NONCE_SIZE, "big"), packet[begin:stop], slot.header, sealed)
+            at += skip + HEADER_SIZE + stop - begin + TAG_SIZE
             number += 1
             index += 1
             offset = stop
@@ -294,6 +294,8 @@ class PacketJoiner:
         self._next = -1  # index of the segment that would go on with it; -1: none does
         self._flags = 0
         self._ecn = 0
+        self._views: list[tuple[memoryview, memoryview]] = []
+        self._views_for: tuple[object, int, int] = (None, 0, 0)
 
     def add(self, now: Instant, plain: memoryview, at: int, end: int, ecn: int) -> None:
         """One PACKET frame, the whole of its datagram.  Raises MalformedPacket."""
@@ -354,10 +356,12 @@ class PacketJoiner:
         size = stride - skip - OVERHEAD
         if size != front + gso_size:
             return 0
-        read, unpack, payloads = _WITH_HEAD[len(head)].unpack_from, HEADER.unpack_from, self._payloads
-        last_start = len(buffer) - stride
+        first, rest = divmod(at, size)
+        if rest:
+            return 0
+        read, unpack, append = _WITH_HEAD[len(head)].unpack_from, HEADER.unpack_from, self._payloads.append
         taken = 0
-        while position <= last_start and at + size <= len(plain):
+        for opened, payload in self._views_of(plain, size, front)[first : first + (len(buffer) - position) // stride]:
             start = position + skip
             number += 1
             sealed = start + HEADER_SIZE
@@ -365,16 +369,15 @@ class PacketJoiner:
             if unpack(buffer, start) != (TRANSPORT, receiver, number) or (skip and buffer[start - skip : start] != prefix):
                 break
             try:
-                unseal(number.to_bytes(NONCE_SIZE, "big"), buffer[sealed:position], buffer[start:sealed], plain[at : at + size])
+                unseal(number.to_bytes(NONCE_SIZE, "big"), buffer[sealed:position], buffer[start:sealed], opened)
             except InvalidTag:
                 break
-            kind, flag, position_of_it, head_size, its_size, its_head = read(plain, at)
+            kind, flag, position_of_it, head_size, its_size, its_head = read(opened)
             if its_head != head or position_of_it != index or its_size != gso_size or flag & PACKET_SPLIT or kind != _PACKET:
                 break
             if head_size != front - PACKET_SIZE:
                 break
-            payloads.append(plain[at + front : at + size])
-            at += size
+            append(payload)
             index += 1
             taken += 1
             flags |= flag
@@ -385,6 +388,14 @@ class PacketJoiner:
         self._flags = flags
         self._size += taken * gso_size
         return taken
+
+    def _views_of(self, plain: memoryview, size: int, front: int) -> list[tuple[memoryview, memoryview]]:
+        """Where full segments are opened to, and their payloads; cut once, as slicing costs a third of opening."""
+        if (plain.obj, size, front) != self._views_for:
+            starts = range(0, len(plain) - size + 1, size)
+            self._views = [(plain[at : at + size], plain[at + front : at + size]) for at in starts]
+            self._views_for = (plain.obj, size, front)
+        return self._views
 
     @property
     def is_open(self) -> bool:
