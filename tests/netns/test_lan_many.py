@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
+
 from tests.netns.lab import Lab, Site, eventually
 from tests.netns.programs import Ptunnel, server_address, start_server
 from tests.netns.site import Kind
@@ -49,6 +51,7 @@ class Member:
         return set(self.site.host.run("bash", "-c", f"{asked}\nwait", timeout=60).stdout.split())
 
 
+@pytest.mark.time_limit(300)
 def test_sixteen_members_reach_one_another_and_go_on_without_the_creator(lab: Lab) -> None:
     start_server(lab)
     members = [Member(lab, number, kind) for number, kind in enumerate(KINDS)]

@@ -187,6 +187,3 @@ def test_a_router_that_forwards_no_port_and_no_server_still_do_for_one_lan(lab: 
     found = member.wait_event("member", 30, peer="anna", state="online")
     eventually("ben reaches anna", lambda: reaches(home.hosts[1], found["address"]), 10)
     eventually("anna has a name", lambda: hosts(lab, "ben").count("anna.ptunnel") == 2, 10)
-
-
-@pytest.mark.time_limit(300)
