@@ -108,7 +108,20 @@ def reach(address):
             return s.recv(100).decode()
         except OSError as error:
             return type(error).__name__ if isinstance(error, TimeoutError) else error.strerror
+def pry():
+    near = [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid()]
+    keepers = [pid for pid in near if b"tunnel.tun.inside import main" in open(f"/proc/{pid}/cmdline", "rb").read()]
+    opened = []
+    for pid in [str(os.getppid()), *keepers]:
+        for what in ("mem", "ns/net", "root/etc/hosts", "environ", *(f"fd/{number}" for number in range(32))):
+            try:
+                os.close(os.open(f"/proc/{pid}/{what}", os.O_RDONLY))
+            except OSError:
+                continue
+            opened.append(what)
+    return [len(keepers) > 0, opened]
 print(json.dumps({
+    "pry": pry(),
     "links": sorted(link["ifname"] for link in json.loads(run("ip", "-j", "link")[1])),
     "addresses": sorted(a["local"] for link in json.loads(run("ip", "-j", "addr")[1]) for a in link["addr_info"]),
     "sys": sorted(os.listdir("/sys/class/net")), "uid": os.getuid(), "gid": os.getgid(),
@@ -221,6 +234,7 @@ def test_a_command_sees_the_tunnel_and_nothing_else(start: Starter, user: str) -
     assert seen["nnp"] == "1"
     assert seen["fds"] <= 4, "standard input, output, error, and the folder that is being listed"
     assert 0 not in [seen[what] for what in ("set", "add", "nested", "outside")], "it can change nothing, nor look outside"
+    assert seen["pry"] == [True, []], "neither who carries its packets nor the keeper shows it descriptors or memory"
     assert seen["children"] == "", "it has no child that it did not start"
     assert seen["member"] == "hello"
     assert seen["host"] == seen["world"] == "Network is unreachable"
