@@ -109,8 +109,14 @@ def reach(address):
         except OSError as error:
             return type(error).__name__ if isinstance(error, TimeoutError) else error.strerror
 def pry():
-    near = [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid()]
-    keepers = [pid for pid in near if b"tunnel.tun.inside import main" in open(f"/proc/{pid}/cmdline", "rb").read()]
+    keepers = []
+    for pid in os.listdir("/proc"):
+        try:  # processes come and go
+            words = open(f"/proc/{pid}/cmdline", "rb").read() if pid.isdigit() and int(pid) != os.getpid() else b""
+            if b"tunnel.tun.inside import main" in words:
+                keepers.append(pid)
+        except OSError:
+            continue
     opened = []
     for pid in [str(os.getppid()), *keepers]:
         for what in ("mem", "ns/net", "root/etc/hosts", "environ", *(f"fd/{number}" for number in range(32))):
