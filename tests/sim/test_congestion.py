@@ -167,6 +167,17 @@ def test_beside_a_cubic_flow_neither_starves(buffer: float, least: float) -> Non
     assert min(sum(pair) for pair in found) > 0.95, found
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_cubic_flow_that_begins_with_it_and_never_lets_the_queue_run_empty_does_not_starve_it(seed: int) -> None:
+    """The shortest round trip is known, and none is as short again: the window must not be cut by that."""
+    link = Bottleneck(seed, rate=30 * MBIT, queue=0.160)
+    link.add(OURS)
+    link.add(CUBIC, paced=False)
+    link.run(3.0)
+    found = link.measure(30.0)
+    assert min(found) > 0.3, found
+
+
 def test_two_of_ours_share() -> None:
     found = shares(1, 1.0, OURS, OURS)
     assert min(found) > 0.25

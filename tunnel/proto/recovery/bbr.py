@@ -1,8 +1,9 @@
 """BBRv3 (draft-ietf-ccwg-bbr): a model of the path, its rate and its round trip, says how fast and how much to send.
 
-Section numbers are the draft's.  It differs in four things, argued in docs/decisions/congestion-control.md: loss that
+Section numbers are the draft's.  It differs in five things, argued in docs/decisions/congestion-control.md: loss that
 is no sign of a queue is compensated instead of obeyed (see background.py); all is counted per ACK and burst, never per
-packet; a round trip as short as the shortest one puts off PROBE_RTT; and PROBE_UP ends when a queue shows.
+packet; a round trip as short as the shortest one puts off PROBE_RTT; PROBE_UP ends when a queue shows; and the window
+is large enough for a queue that others keep standing.
 
 Long because it is one machine whose parts all look at the same model, kept in the draft's order.
 """
@@ -70,6 +71,8 @@ QUEUE_SLACK: Final = 0.000_5  # seconds above that, and
 QUEUE_PACKETS: Final = 3  # the time these take: a burst queues behind itself
 UP_QUEUE_SHARE: Final = 1 / 4  # of the shortest round trip: the queue that one round at a gain of 1.25 adds ends the probe
 NO_QUEUE_TOLERANCE: Final = 0.1  # share that a probe may lose above the background while no queue shows: a policer's is 0.2
+STANDING_RTTS: Final = 4.0  # shortest round trips: so long a queue of others is waited through without giving way to it
+STANDING_MARGIN: Final = 1.1  # of the window over what that takes at the rate sent
 _PROBING: Final = frozenset({Phase.STARTUP, Phase.REFILL, Phase.UP})
 _CYCLE: Final = frozenset({Phase.DOWN, Phase.CRUISE, Phase.REFILL, Phase.UP})
 
@@ -460,7 +463,11 @@ class Bbr:
             pacing *= 1.0 - share
         if self._is_full or pacing > self._pacing:
             self._pacing = pacing
-        most = self._inflight(WINDOW_GAIN[phase]) + max(self._extra, self._extra_before)
+        most = self._inflight(WINDOW_GAIN[phase])
+        if phase in _CYCLE and self._last_rtt < math.inf:
+            standing = min(self._last_rtt, STANDING_RTTS * self._min_rtt)
+            most = max(most, STANDING_MARGIN * PACING_GAIN[phase] * self._bw * standing)
+        most += max(self._extra, self._extra_before)
         window = self._window
         grown = newly_acked / (1.0 - share)
         if self._is_full:
