@@ -69,7 +69,7 @@ class Lan:
 
         other = "b" if side == "a" else "a"
         forward = LanForward(self.taps[side], me=NAMES[side], mac=MAC[side], subnet=SUBNET, clock=self.links.now, set_mtu=set_mtu)
-        forward.set_roster(NAMES[side], SUBNET, [NAMES[other]])
+        forward.set_roster(NAMES[side], SUBNET, [NAMES[other]], MAC[side])
         link = self.links.near if side == "a" else self.links.far
         link.door = cast(PacketDoor, self.doors[side])
         forward.add_link(NAMES[other].static, link)
@@ -186,7 +186,7 @@ async def test_nobody_is_reached_behind_a_member(autojump_clock: object) -> None
         assert await lan.received() == []
         assert lan.drops("a") == {"packet to no member": 1}
         # A member that sends it all the same: its own table says that the address is ours.
-        lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [NAMES["b"]._replace(ipv4=bytes((192, 168, 1, 1)))])
+        lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [NAMES["b"]._replace(ipv4=bytes((192, 168, 1, 1)))], MAC["a"])
         lan.send(ip4(17, DATAGRAM, destination=bytes((192, 168, 1, 1))))
         assert await lan.received() == []
         assert lan.drops("b") == {"the destination is not ours": 1}
@@ -252,19 +252,27 @@ async def test_a_broadcast_that_left_some_other_way_does_not_leave_twice(autojum
 
 async def test_a_removed_member_is_cut_off_both_ways(autojump_clock: object) -> None:
     async with a_lan() as lan:
-        lan.forwards["b"].set_roster(NAMES["b"], SUBNET, [])
+        lan.forwards["b"].set_roster(NAMES["b"], SUBNET, [], MAC["b"])
         lan.send(Flow().packet(b"hello"))
         assert await lan.received() == []
-        lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [])
+        lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [], MAC["a"])
         lan.send(Flow().packet(b"hello"))
         assert await lan.received() == []
         assert lan.drops("a") == {"packet to no member": 1}
 
 
+async def test_with_another_host_number_frames_go_to_the_interfaces_new_address(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        lan.forwards["b"].set_roster(NAMES["b"], SUBNET, [NAMES["a"]], b"\x02pt\0\0\x09")
+        lan.send(Flow().packet(b"hello"))
+        (frame,) = await lan.received()
+        assert frame[10:16] == b"\x02pt\0\0\x09"
+
+
 async def test_two_members_with_one_address_are_refused(autojump_clock: object) -> None:
     async with a_lan() as lan:
         with pytest.raises(ConfigurationError):
-            lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [NAMES["b"], NAMES["b"]._replace(static=b"c" * 32)])
+            lan.forwards["a"].set_roster(NAMES["a"], SUBNET, [NAMES["b"], NAMES["b"]._replace(static=b"c" * 32)], MAC["a"])
 
 
 async def test_a_syn_learns_what_the_path_carries(autojump_clock: object) -> None:

@@ -147,7 +147,7 @@ class Plane:
                 set_mtu=self.interface.set_mtu,
                 note=None if reflector is None else reflector.note,
             )
-        self._forward.set_roster(ours, roster.subnet, others)
+        self._forward.set_roster(ours, roster.subnet, others, addresses.mac(me.host))
         for static, link in self._links.items():
             self._forward.add_link(static, link)
         self._wanted = (roster, me)

@@ -56,8 +56,10 @@ class LanForward:
         """How often a packet was dropped between interface and links, by reason."""
         return self._table.drops
 
-    def set_roster(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses]) -> None:
+    def set_roster(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses], mac: bytes) -> None:
         """The newest roster; who is no longer in it neither sends nor gets anything from now on.  Raises ConfigurationError."""
+        self._mac = mac
+        self._receiver.set_mac(mac)
         for gone in self._table.set(me, subnet, others):
             if gone.link is not None:
                 gone.link.set_packet_sink(None)

@@ -39,9 +39,13 @@ class LanReceiver:
     def __init__(self, table: LanTable, device: Tap, mac: bytes) -> None:
         self._table = table
         self._device = device
+        self.set_mac(mac)
+        self._takes_uso = bool(device.offloads & OFFLOAD_USO4)
+
+    def set_mac(self, mac: bytes) -> None:
+        """The interface's own address, which follows our host number."""
         self._unicast = {version: mac + mac + kind for version, kind in _ETHERTYPE.items()}
         self._mac = mac
-        self._takes_uso = bool(device.offloads & OFFLOAD_USO4)
 
     def take(self, member: LanMember, now: Instant, runs: list[PacketRun]) -> None:
         drops = self._table.drops
