@@ -6,6 +6,7 @@ The figures behind the bounds are in docs/decisions/congestion-control.md.
 
 from __future__ import annotations
 
+import random
 import statistics
 
 import pytest
@@ -58,6 +59,38 @@ def test_reordering_costs_under_a_tenth(make: Make) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_three_lost_in_ten_leave_most_of_the_rest(rate: float, seed: int) -> None:
     assert goodput(Bottleneck(seed, rate=rate, loss=random_loss(0.3)), warm=5.0, seconds=10.0) > 0.6 * 0.7
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_a_busy_machine_is_no_full_pipe(seed: int) -> None:
+    """One datagram in twenty is lost, and one in fifty finds an end that is not scheduled for 10 to 40 ms."""
+    pair = Pair(seed, relayed=False, rate=20 * MBIT, delay=0.020, queue=0.100)
+    rng = random.Random(seed)
+    busy_until = 0.0
+
+    def late(_name: str, _relayed: bool, _data: bytes) -> list[float]:
+        nonlocal busy_until
+        if rng.random() < 0.05:
+            return []
+        if rng.random() < 0.02:
+            busy_until = pair.now + rng.uniform(0.010, 0.040)
+        return [max(0.020, busy_until - pair.now)]
+
+    pair.hook = late
+    pair.run(1.0)
+    stream = pair.a.open_stream()
+    began = pair.now
+    chunk = bytes(65_536)
+    arrived = 0
+    while pair.now < began + 4.0:
+        while pair.a.stream_write(stream, chunk):
+            pass
+        pair.step(began + 4.0)
+        data = pair.read["b"].setdefault(stream, bytearray())
+        if pair.now > began + 2.0:
+            arrived += len(data)
+        data.clear()
+    assert arrived > 0.85 * 2.0 * 20 * MBIT * 0.95
 
 
 @pytest.mark.parametrize("make", EITHER)

@@ -106,7 +106,7 @@ class Bbr:
         self._round_lost = 0
         self._round_began_delivered = 0
         self._round_rtt = math.inf  # shortest of this round
-        self._round_longest = 0.0
+        self._round_sum, self._round_samples = 0.0, 0  # of its round trips
         self._last_rtt = math.inf  # shortest of the last one
         self._latest_bw = 0.0
         self._latest_inflight = 0
@@ -204,8 +204,9 @@ class Bbr:
             self._bw_max = max(sample, self._bw_before)
         if latest < self._round_rtt:
             self._round_rtt = latest
-        if self._round_longest < latest < math.inf:
-            self._round_longest = latest
+        if latest < math.inf:
+            self._round_sum += latest
+            self._round_samples += 1
         self._count_extra(rate.newly_acked, now)
         self._check_full(sample, limited and not self._is_queue(latest), is_round)
         if self.phase is Phase.STARTUP and self._is_full:
@@ -229,9 +230,10 @@ class Bbr:
         self._round_delivered = rate.delivered
         self._rounds += 1
         self._rounds_since_probe += 1
-        has_queue = self._is_queue(self._round_rtt if self._is_full else self._round_longest)
+        # While starting, the queue grows within the round; one late ACK is none.
+        has_queue = self._is_queue(self._round_rtt if self._is_full else self._round_sum / max(self._round_samples, 1))
         self._last_rtt = self._round_rtt
-        self._round_rtt, self._round_longest = math.inf, 0.0
+        self._round_rtt, self._round_sum, self._round_samples = math.inf, 0.0, 0
         mss = self._mss
         if lost > 0 or self.background.wants_check:
             lost_packets, packets = max(lost, 0) / mss, (max(lost, 0) + arrived) / mss
