@@ -21,6 +21,7 @@ from tests.netns.programs import (
     server_address,
     start_server,
 )
+from tunnel.state.home import Home
 
 
 def two_homes(lab: Lab) -> tuple[Site, Site]:
@@ -146,6 +147,8 @@ def test_next_week_no_code_is_needed(lab: Lab, tmp_path: Path) -> None:
         connector.wait_event("path", 5, kind="direct")
         connector.interrupt()
         connector.wait(5)
+        ways = Home(pair.connector.home / "ptunnel").ways()
+        assert [way.host for way in ways] == [home.wan]  # what worked is remembered, for this network and peer
     assert exposer.process.poll() is None
     assert "code" not in exposer.kinds()
 

@@ -46,7 +46,9 @@ from tunnel.proto.endpoint import (
     PeerPaired,
     PoolSocket,
     Problem,
+    Remembered,
     Troubled,
+    WayLearned,
 )
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.pairing.grants import GrantSet
@@ -155,6 +157,8 @@ class PeerNode:
         self.bytes_taken = 0  # from streams that others opened
         self.boots = 0
         self.days_ahead = 0  # of its calendar
+        self.remembers = False  # what worked, over a restart
+        self.memory: dict[bytes, Remembered] = {}
         self.may_use_tls = False
         self.tls_server: Address | None = None  # where OpenTls leads, if anywhere
         self.has_tls = False  # a connection stands
@@ -175,6 +179,8 @@ class PeerNode:
             rng=random.Random(f"{self.host.name} {self.boots} {self.world.seed}"),
             wall_ns=lambda: EPOCH_NS + self.days_ahead * DAY_NS + int(self.world.now * 1e9),
         )
+        if self.remembers:
+            self.endpoint.set_memory(self.memory)
         self.told.clear()
         self.told_at.clear()
         self._transfers.clear()
@@ -284,6 +290,12 @@ class PeerNode:
                     self.world.note(self.name, f"path {change.kind.name} {change.remote}: {change.why}")
                 case PeeringEvent():
                     pass
+                case WayLearned(static=static, way=way):
+                    self.world.note(self.name, f"remembers {way}")
+                    if way is None:
+                        self.memory.pop(static, None)
+                    else:
+                        self.memory[static] = way
                 case PeeringRestarted(peering=peering):
                     self._forget_streams(peering)
                     self.world.note(self.name, "peering restarted")

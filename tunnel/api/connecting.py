@@ -10,6 +10,7 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
 from tunnel.api.store import HomeStore
+from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
@@ -99,6 +100,7 @@ async def connect(
     if rendezvous is None:
         raise ConfigurationError("No server is configured: name the one that 'ptunnel expose' printed, with --server HOST:PORT.")
     waiting = _Connecting(on_event)
+    ways = WayKeeper(store.home)
     driver = EndpointDriver(
         static_key=store.home.identity(),
         name=store.name(name),
@@ -111,6 +113,7 @@ async def connect(
         traces=traces,
         port_mapping=uses_own_network(seams) and store.wants_port_mapping(portmap),
         tls=store.tls(tls),
+        memory=ways,
         **(seams or {}),
     )
     waiting.driver = driver
@@ -120,6 +123,7 @@ async def connect(
                 try:
                     await nursery.start(driver.run)
                     nursery.start_soon(store.watch, driver.set_peers)
+                    nursery.start_soon(ways.run)
                     await driver.add_server(rendezvous)
                     if code is not None:
                         driver.claim_code(rendezvous, code, expected=expected)
@@ -137,3 +141,4 @@ async def connect(
                     nursery.cancel_scope.cancel()
     finally:
         driver.release()
+        ways.close()

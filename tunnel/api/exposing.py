@@ -11,6 +11,7 @@ import trio
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
 from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
+from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, Traces
 from tunnel.driver.events import Event, Listening, Trouble
@@ -153,6 +154,7 @@ async def expose(
     peers = store.load()
     if not wants_code and not peers:
         raise ConfigurationError("Say what to expose, for example 'ptunnel expose 22': no peer is remembered yet.")
+    ways = WayKeeper(store.home)
     lock = store.home.lock_expose()
     driver: EndpointDriver | None = None
     try:
@@ -181,6 +183,7 @@ async def expose(
                     traces=traces,
                     port_mapping=maps_ports,
                     tls=store.tls(tls),
+                    memory=ways,
                     **(seams or {}),
                 )
                 try:
@@ -192,6 +195,7 @@ async def expose(
                     for other in sorted(others):
                         nursery.start_soon(resolve, driver, other, exposure.tell)
                     nursery.start_soon(store.watch, driver.set_peers)
+                    nursery.start_soon(ways.run)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
                     exposure.tell_listening(where)
                     if wants_code and rendezvous is not None:
@@ -203,6 +207,7 @@ async def expose(
     finally:
         if driver is not None:
             driver.release()
+            ways.close()
         lock.release()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import trio
@@ -25,6 +25,7 @@ from tunnel.host.cpu import has_aes
 from tunnel.host.interfaces import local_addresses
 from tunnel.host.monitor import watch
 from tunnel.proto.endpoint import (
+    CandidateKind,
     CloseTls,
     CodeIssued,
     Endpoint,
@@ -41,8 +42,10 @@ from tunnel.proto.endpoint import (
     PeeringStarted,
     PeerPaired,
     PeerStore,
+    Remembered,
     ServerReached,
     Troubled,
+    WayLearned,
     preferred_aeads,
 )
 from tunnel.proto.trace import Traces
@@ -63,7 +66,17 @@ OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
 
 
-__all__ = ["EndpointDriver", "KnownPeer", "OpenSocket", "Traces", "machine_hosts", "parse_server"]
+__all__ = [
+    "CandidateKind",
+    "EndpointDriver",
+    "Remembered",
+    "WayMemory",
+    "KnownPeer",
+    "OpenSocket",
+    "Traces",
+    "machine_hosts",
+    "parse_server",
+]
 
 
 class OpenSocket(Protocol):
@@ -88,6 +101,16 @@ def parse_server(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+class WayMemory(Protocol):
+    """Where it is kept what led directly to each peer, by network; knows by itself which network this machine is in."""
+
+    def load(self) -> Mapping[bytes, Remembered]:
+        """What is known of the network that we are in now, by the peers' static keys."""
+
+    def note(self, static: bytes, way: Remembered | None) -> None:
+        """Remember, or (None) forget.  Must not wait for a disk."""
+
+
 class EndpointDriver:
     """Owns the sockets and the core; makes a Link of every peering."""
 
@@ -109,6 +132,7 @@ class EndpointDriver:
         traces: Traces | None = None,
         port_mapping: bool = False,
         tls: TlsOptions | None = None,
+        memory: WayMemory | None = None,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
 
@@ -139,6 +163,7 @@ class EndpointDriver:
         bind = tuple(bind)
         self._open(bind, opener)
         self.pool = PoolSockets(self._sockets, opener, next((host for host in bind if ":" not in host), None))
+        self._memory = memory
         self._tls = TlsOptions() if tls is None else tls
         self.tls_doors = TlsDoors(
             self._sockets,
@@ -166,6 +191,8 @@ class EndpointDriver:
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
         self.core.set_hosts(clock(), hosts())
+        if memory is not None:
+            self.core.set_memory(memory.load())
 
     def _open(self, bind: Iterable[str], opener: OpenSocket) -> None:
         problem: ConfigurationError | None = None
@@ -351,6 +378,8 @@ class EndpointDriver:
 
     def _network_changed(self) -> None:
         now = self.clock()
+        if self._memory is not None:
+            self.core.set_memory(self._memory.load())
         if not self.core.set_hosts(now, self._hosts()):
             self.core.network_changed(now)  # the same addresses, but another way out
         if self.port_maps is not None:
@@ -459,6 +488,9 @@ class EndpointDriver:
                 link = self.links.pop(peering, None)
                 if link is not None:
                     link.handle_closed(reason)
+            case WayLearned(static=static, way=way):
+                if self._memory is not None:
+                    self._memory.note(static, way)
             case ServerReached() | CodeIssued() | PeerPaired() | Troubled():
                 self._changed.set()
                 self._changed = trio.Event()

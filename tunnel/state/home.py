@@ -1,4 +1,4 @@
-"""PTUNNEL_HOME: identity.json, peers.json, config.toml, the locks, and the directory of control sockets.
+"""PTUNNEL_HOME: identity.json, peers.json, ways.json, config.toml, the locks, and the directory of control sockets.
 
 Reading takes no lock, because files are replaced whole; writing reads, changes and replaces under one lock.  A file
 that is damaged or of a newer format raises StateError from reading, and so is never written over.
@@ -6,21 +6,24 @@ that is damaged or of a newer format raises StateError from reading, and so is n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
+from tunnel.state import ways as way_rules
 from tunnel.state.documents import BadContent, damaged, encode_bytes, field_bytes, read_document, write_document
 from tunnel.state.files import FileLock, exclusive, explain, make_private_directory, read_private
 from tunnel.state.peers import KEY_SIZE, Peer
+from tunnel.state.ways import Way
 
 IDENTITY_KIND: Final = "identity"
 IDENTITY_VERSION: Final = 1
@@ -47,6 +50,7 @@ class Home:
         self.path = Path(path if path is not None else default_path()).absolute()
         self._identity_path = self.path / "identity.json"
         self._peers_path = self.path / "peers.json"
+        self._ways_path = self.path / "ways.json"
         self._config_path = self.path / "config.toml"
         self._lock_path = self.path / "lock"
 
@@ -123,8 +127,12 @@ class Home:
         return self._change_peers(lambda peers: rules.rename(peers, old, new))
 
     def forget(self, name: str) -> Peer:
-        """Returns what was forgotten.  Raises ConfigurationError."""
-        return self._change_peers(lambda peers: rules.forget(peers, name))
+        """Returns what was forgotten, with the ways to it.  Raises ConfigurationError."""
+        gone = self._change_peers(lambda peers: rules.forget(peers, name))
+        with contextlib.suppress(StateError):
+            if self.ways():
+                self.remember_ways(())
+        return gone
 
     def peers_stamp(self) -> tuple[int, int, int]:
         """Differs after every change of the peers, by whichever process: cheap enough to look at once a second."""
@@ -142,6 +150,26 @@ class Home:
             after.sort(key=lambda peer: peer.name.casefold())
             write_document(self._peers_path, rules.KIND, rules.VERSION, rules.encode_peers(after))
         return subject
+
+    # -- what led to them
+
+    def ways(self) -> list[Way]:
+        """All that is remembered of the ways to peers, the newest first.  Raises StateError."""
+        content = read_document(self._ways_path, way_rules.KIND, way_rules.VERSION)
+        if content is None:
+            return []
+        try:
+            return way_rules.decode_ways(content)
+        except BadContent:
+            raise damaged(self._ways_path) from None
+
+    def remember_ways(self, fresh: Iterable[Way], gone: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Remember ways, and forget those of these (network, static).  Only of peers that are remembered.  Raises StateError."""
+        make_private_directory(self.path)
+        with exclusive(self._lock_path):
+            known = {peer.static for peer in self.peers()}
+            after = [way for way in way_rules.merge(self.ways(), fresh, gone) if way.static in known]
+            write_document(self._ways_path, way_rules.KIND, way_rules.VERSION, way_rules.encode_ways(after))
 
     # -- how we are set up
 

@@ -367,6 +367,15 @@ class Connection:
             self._choose_path(now, "")
             self._shared.paths.remove(key)
 
+    @property
+    def keepalive(self) -> Seconds:
+        """How long direct paths may be silent, as measured so far."""
+        return self._shared.paths.keepalive.interval
+
+    def remember_keepalive(self, now: Instant, interval: Seconds) -> None:
+        """What `keepalive` was the last time; believed where it is shorter than what one begins with."""
+        self._shared.paths.keepalive.remember(now, interval)
+
     def verify_paths(self, now: Instant) -> None:
         """Something happened to the network or the clock: let every path prove itself at once."""
         for path in self._shared.paths.known.values():

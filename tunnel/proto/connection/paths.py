@@ -190,6 +190,13 @@ class Keepalive:
         self._ceiling = MAX_KEEPALIVE
         self._barred_until: Instant | None = None
 
+    def remember(self, now: Instant, interval: Seconds) -> None:
+        """What was measured before, to these peers over this network: only a shorter life is believed unseen."""
+        if MIN_KEEPALIVE <= interval < self.interval:
+            self.interval = self._ceiling = interval
+            self._barred_until = Instant(now + KEEPALIVE_MEMORY)
+            self.roll()
+
     def roll(self) -> None:
         self.next_after = Seconds(self.interval * (0.8 + 0.2 * self._rng.random()))
 

@@ -42,10 +42,13 @@ from tunnel.proto.endpoint.events import (
     Problem,
     ServerReached,
     Troubled,
+    WayLearned,
 )
 from tunnel.proto.endpoint.pairing import ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.pool import CloseSockets, CloseTls, OpenSockets, OpenTls, SocketOrder
+from tunnel.proto.nat.candidate import CandidateKind
+from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import PoolSocket
 from tunnel.proto.pairing.code import Code, complete, looks_like_code, parse_code
 from tunnel.proto.pairing.grants import Grant, GrantSet
@@ -64,6 +67,9 @@ __all__ = [
     "PeeringEvent",
     "Troubled",
     "Problem",
+    "WayLearned",
+    "Remembered",
+    "CandidateKind",
     "KnownPeer",
     "PeerStore",
     "Peering",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import random
 
     from tunnel.proto.endpoint.punching import LocalSocket
+    from tunnel.proto.nat.memory import Remembered
     from tunnel.proto.rendezvous.client import Client
 
 MAX_QUEUED: Final = 256  # handshake datagrams waiting to leave; the oldest is dropped
@@ -74,6 +75,7 @@ class Context:
         self.clients: dict[str, Client] = {}
         self.peers: dict[bytes, KnownPeer] = {}  # by static key
         self.sockets: dict[SocketId, LocalSocket] = {}
+        self.memory: dict[bytes, Remembered] = {}  # by static key: what worked from the network that we are in
         self.tls_sockets: dict[SocketId, str] = {}  # the servers that TLS connections lead to, by name
         self.hosts: tuple[str, ...] = ()
         self.port_mapped: dict[SocketId, Address] = {}  # what a router forwards to a socket of ours, on request

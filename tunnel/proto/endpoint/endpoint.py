@@ -5,7 +5,7 @@ Sans IO: the driver hands in batches and instants, and takes datagrams, a deadli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.errors import ConfigurationError
@@ -17,6 +17,7 @@ from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.pool import SocketOrder
 from tunnel.proto.endpoint.punching import LocalSocket, Puncher
+from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import PoolSocket
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.timers import earliest
@@ -123,6 +124,10 @@ class Endpoint:
             if peering.puncher is not None:
                 peering.puncher.refresh(now)
         self._meetings.pump(now)
+
+    def set_memory(self, memory: Mapping[bytes, Remembered]) -> None:
+        """What worked with each peer (by static key) from the network that we are in: tried first by connections that begin."""
+        self._context.memory = dict(memory)
 
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up: every path proves itself at once, and every server is asked where it sees us now."""

@@ -11,6 +11,7 @@ from tunnel.units import Address
 
 if TYPE_CHECKING:
     from tunnel.proto.endpoint.peering import Peering
+    from tunnel.proto.nat.memory import Remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,25 @@ class Troubled:
     is_final: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayLearned:
+    """What led directly to a peer from the network that we are in, to be handed in by set_memory the next time.
+
+    None: what was remembered led nowhere.
+    """
+
+    static: bytes
+    way: Remembered | None
+
+
 EndpointEvent: TypeAlias = (
-    ServerReached | CodeIssued | PeerPaired | PeeringStarted | PeeringRestarted | PeeringClosed | PeeringEvent | Troubled
+    ServerReached
+    | CodeIssued
+    | PeerPaired
+    | PeeringStarted
+    | PeeringRestarted
+    | PeeringClosed
+    | PeeringEvent
+    | WayLearned
+    | Troubled
 )

@@ -23,10 +23,11 @@ from tunnel.proto.connection.events import (
 )
 from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
 from tunnel.proto.endpoint.context import Context
-from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent, Problem, Troubled
+from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent, Problem, Troubled, WayLearned
 from tunnel.proto.endpoint.punching import AgentState, Puncher
 from tunnel.proto.nat.birthday import POOL_SECONDS
 from tunnel.proto.nat.budget import POOL_SOCKETS
+from tunnel.proto.nat.candidate import CandidateKind
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.timers import earliest
 from tunnel.units import Buffer, Instant, PathKey, Seconds
@@ -168,6 +169,8 @@ class Peering:
                 client = self._context.clients.get(self.server or "")
                 if client is not None:
                     client.doubt(now)
+            case PathChanged(kind=PathKind.DIRECT):
+                self._learn()
             case AllPathsLost():
                 self.needs_meeting = True
                 if self.is_initiator:
@@ -186,6 +189,8 @@ class Peering:
             case _:
                 if self.puncher is not None:
                     self.puncher.handle_event(now, event)
+                if isinstance(event, PathLost):
+                    self._learn_keepalive()
         self._context.events.append(PeeringEvent(self, event))
 
     def network_changed(self, now: Instant) -> None:
@@ -197,6 +202,32 @@ class Peering:
         if self.puncher is not None:
             self.puncher.agent.path_lost(now)
             self.puncher.next_at = now
+
+    def _learn(self) -> None:
+        """What led here is worth remembering, as long as it differs from what is."""
+        if self.connection is None or self.puncher is None or self.puncher.is_same_machine:
+            return
+        context, static = self._context, self.peer.static
+        way = self.puncher.learned(self.connection.current_path.key, self.connection.keepalive)
+        known = context.memory.get(static)
+        if known is not None and known.remote == way.remote and way.kind is CandidateKind.PEER_REFLEXIVE:
+            way = way._replace(kind=known.kind)  # it worked before the peer named it
+        if known != way:
+            context.memory[static] = way
+            context.emit(WayLearned(static=static, way=way))
+
+    def _learn_keepalive(self) -> None:
+        """A mapping may have died: the next connection need not find that out again."""
+        context, static = self._context, self.peer.static
+        known = context.memory.get(static)
+        if known is not None and self.connection is not None and self.connection.keepalive != known.keepalive:
+            context.memory[static] = way = known._replace(keepalive=self.connection.keepalive)
+            context.emit(WayLearned(static=static, way=way))
+
+    def _unlearn(self) -> None:
+        """What was remembered led nowhere: the next connection begins like a first one."""
+        if self._context.memory.pop(self.peer.static, None) is not None:
+            self._context.emit(WayLearned(static=self.peer.static, way=None))
 
     def _start_over(self) -> None:
         """An hour of silence is most often a night of sleep: the streams are gone, and the peer is met anew as somebody new."""
@@ -219,6 +250,8 @@ class Peering:
         if kind == CONTROL_OFFER and self.puncher is not None:
             try:
                 self.puncher.handle_offer(now, data[1:])
+                if connection.current_path.kind is PathKind.DIRECT:
+                    self._learn()  # by now it may have a name
             except MalformedPacket:
                 self._context.drops["offer malformed"] += 1
         elif kind == CONTROL_PING and len(data) == 9:
@@ -308,6 +341,7 @@ class Peering:
             self._is_explained = False
         elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
             self._is_explained = True
+            self._unlearn()
             view, why = connection.current_path, OVER_TLS if self.is_over_tls else puncher.agent.why_relayed
             if self.policy == "direct":
                 text = f"No direct path to {self.peer.name} was found: {why}. Trying on."

@@ -81,6 +81,9 @@ class Peerings:
         policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
         if peering not in self.all:
             self.all.append(peering)
+        remembered = context.memory.get(peering.peer.static)
+        if remembered is not None:
+            connection.remember_keepalive(now, remembered.keepalive)
         puncher = None if policy in (None, "relay") else self._puncher(now, peering, connection)
         peering.attach(now, connection, puncher, policy or "auto")
         self.index(peering)
@@ -105,6 +108,7 @@ class Peerings:
             now=now,
             rng=context.rng,
             pool=context.pool,
+            remembered=context.memory.get(peering.peer.static),
             send=context.send,
         )
 

@@ -14,9 +14,10 @@ from tunnel.proto.nat import stun
 from tunnel.proto.nat.agent import Agent, AgentState
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, is_allowed, make_candidate
+from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import Measure, PoolSocket, TechniqueStats
 from tunnel.proto.nat.techniques import Techniques
-from tunnel.units import Address, Buffer, Instant, PathKey, SocketId
+from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
     import random
@@ -61,6 +62,7 @@ class Puncher:
         now: Instant,
         rng: random.Random,
         pool: SocketPool | None = None,
+        remembered: Remembered | None = None,
         send: Callable[[PathKey, bytes], None] | None = None,
     ) -> None:
         """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too.
@@ -70,7 +72,7 @@ class Puncher:
         """
         self._connection = connection
         self._sockets = {socket.socket_id: socket for socket in sockets}
-        self._same_machine = same_machine
+        self.is_same_machine = self._same_machine = same_machine
         self._client = client
         self._hosts = tuple(hosts)
         self._port_mapped = port_mapped
@@ -79,7 +81,7 @@ class Puncher:
         self._rng = rng
         self._measures: dict[bytes, tuple[Measure, Address]] = {}
         self._elsewhere: Address | None = None
-        self.technique = Techniques(rng=rng, budget=pool.budget) if pool is not None else None
+        self.technique = Techniques(rng=rng, budget=pool.budget, remembered=remembered) if pool is not None else None
         self.next_at: Instant | None = now
         self.agent = Agent(
             controlling=controlling,
@@ -88,8 +90,18 @@ class Puncher:
             sockets={socket.socket_id: socket.is_ipv6 for socket in self._sockets.values()},
             allow_loopback=same_machine,
             technique=self.technique,
+            remembered=remembered,
         )
         self.refresh(now)
+
+    def learned(self, key: PathKey, keepalive: Seconds) -> Remembered:
+        """What is worth remembering of a direct path."""
+        kinds = {candidate.address: candidate.kind for candidate in self.agent.remote_candidates}
+        is_plain = key.socket_id in self._sockets
+        is_costly = self.technique is not None and not (is_plain and key.remote in kinds)
+        technique = self.technique.used if self.technique is not None and is_costly else ""
+        kind = kinds.get(key.remote, CandidateKind.PEER_REFLEXIVE)
+        return Remembered(key.remote, kind, technique, technique == "birthday" and not is_plain, keepalive)
 
     def set_hosts(self, now: Instant, hosts: Iterable[str]) -> None:
         """The machine's addresses are these now."""

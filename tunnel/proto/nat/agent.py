@@ -18,6 +18,7 @@ from tunnel.proto.nat.behaviour import Mapping, explain_relayed
 from tunnel.proto.nat.budget import Bucket
 from tunnel.proto.nat.candidate import NO_GENERATION, Candidate, Offer
 from tunnel.proto.nat.checklist import Check, Checklist
+from tunnel.proto.nat.memory import EarlyChecks, Remembered
 from tunnel.proto.nat.sides import Outbox, Sides
 from tunnel.proto.nat.state import AgentState, AgentStats
 from tunnel.proto.nat.technique import Technique
@@ -53,7 +54,9 @@ class Agent:
         sockets: MappingType[SocketId, bool],
         allow_loopback: bool = False,
         technique: Technique | None = None,
+        remembered: Remembered | None = None,
     ) -> None:
+        """`remembered`: what worked last time between these two from this network."""
         self.state = AgentState.IDLE
         self._sides = Sides(sockets, controlling=controlling, allow_loopback=allow_loopback)
         self._outbox = Outbox()
@@ -69,6 +72,9 @@ class Agent:
         self._remote_generation = 0
         self._peer_has_opened = False  # towards all of ours, in this round or just before it
         self._checks_sent = self._openers_sent = self._rounds = 0
+        self._early: EarlyChecks | None = None
+        if remembered is not None and self._sides.may_try(remembered.remote):
+            self._early = EarlyChecks(now, remembered, sockets)
 
     # --- what we know -----------------------------------------------------------------------------------------------------
 
@@ -149,12 +155,14 @@ class Agent:
             return
         if offer.generation <= self._remote_generation:
             return
-        if self._remote_generation and not self._is_in_round(now):
+        is_first = not self._remote_generation
+        if not is_first and not self._is_in_round(now):
             self._peer_has_opened = False
         self._remote_generation = offer.generation
         self._sides.remote_mapping = offer.mapping
         self._sides.is_remote_confirmed = offer.confirmed
-        if offer.searching and self.state is AgentState.CONNECTED and not self._restarted_lately(now):
+        is_calling = offer.searching and not is_first  # the first offer was written before anything could be found
+        if is_calling and self.state is AgentState.CONNECTED and not self._restarted_lately(now):
             self._list.selected = None  # what we hold is no path for the peer
             self.state = AgentState.IDLE
         self._take_remote(now, offer.candidates, together=True)
@@ -189,7 +197,12 @@ class Agent:
 
     def check_succeeded(self, now: Instant, socket_id: SocketId, remote: Address, rtt: Seconds) -> None:
         """A check to there was answered from there.  Worse pairs are left alone, better ones go on to the end of the round."""
-        self._list.succeed(now, socket_id, remote)
+        early = self._early
+        if early is not None and remote == early.remembered.remote:
+            early.stop()
+            self._list.succeed(now, socket_id, remote, early.remembered.kind)
+        else:
+            self._list.succeed(now, socket_id, remote)
         self.state = AgentState.CONNECTED
         self._retry_after = rounds.RETRY_AFTER
         if self.technique is not None:
@@ -213,6 +226,12 @@ class Agent:
     def poll_check(self, now: Instant) -> Check | None:
         """The next check that is due, or None; call until None.  Rounds end and begin in here too."""
         self._turn_rounds(now)
+        if self._early is not None and now >= self._next_slot and self._tokens.left(now):
+            check = self._early.poll_check(now)
+            if check is not None and all(check.remote != own.address for own in self._sides.local):
+                self._tokens.take(now)
+                self._next_slot = Instant(now + PACE)
+                return self._count(check)
         if now >= self._next_slot and self._is_in_round(now) and self._tokens.left(now):
             pair = self._list.pick(now)
             if pair is not None:
@@ -237,6 +256,8 @@ class Agent:
             due = self._list.next_due()
             if self.state is AgentState.CHECKING and self.technique is not None:
                 technique = self.technique.poll_timeout()
+        if self._early is not None:
+            due = earliest(due, self._early.poll_timeout())
         if due is not None:
             due = max(due, self._next_slot)
             due = max(due, self._tokens.ready_at(due))
@@ -289,6 +310,8 @@ class Agent:
 
     def _take_remote(self, now: Instant, candidates: Iterable[Candidate], *, together: bool) -> None:
         fresh = self._sides.take_remote(candidates)
+        if self._early is not None:
+            self._early.stop()
         self._list.keep_named(self._sides.remote)
         if self._restarted_lately(now):
             self._form_pairs(now)
@@ -314,6 +337,11 @@ class Agent:
         self._outbox.begin_round()
         self._rounds += 1
         self._last_restart = now
+        if self._early is not None and self._early.opened:
+            self._list.credit(self._early.opened, now, Instant(now + self._opener_phase))
+            self._early.opened.clear()
+            if self._list.has_all_opened:
+                self._outbox.tell_opened(self._remote_generation)
         if self.state is not AgentState.CONNECTED:
             self.state = AgentState.CHECKING
             if self.technique is not None:

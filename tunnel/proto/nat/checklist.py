@@ -142,12 +142,16 @@ class Checklist:
         pair.next_at = now
         return True
 
-    def succeed(self, now: Instant, socket_id: SocketId, remote: Address) -> None:
+    def succeed(
+        self, now: Instant, socket_id: SocketId, remote: Address, kind: CandidateKind = CandidateKind.PEER_REFLEXIVE
+    ) -> None:
+        """`kind` is for an address that was on no list: peer-reflexive, unless it was remembered as something else."""
         pair = self._pairs.get((socket_id, remote))
         if pair is None:
             if len(self._pairs) >= MAX_PAIRS:  # the peer answers from ever new addresses: an old success goes
                 del self._pairs[next(key for key, old in self._pairs.items() if old is not self.selected)]
-            pair = Pair(socket_id, remote, CandidateKind.PEER_REFLEXIVE, 0, False, now)
+            rank = 0 if kind is CandidateKind.PEER_REFLEXIVE else compute_priority(kind, remote)
+            pair = Pair(socket_id, remote, kind, rank, False, now)
             self._pairs[socket_id, remote] = pair
         pair.done = True
         if self.selected is None or pair.priority > self.selected.priority:
@@ -159,6 +163,15 @@ class Checklist:
             if pair.opens and not pair.checks:
                 pair.openers = len(OPENERS)
                 pair.next_at = min(pair.next_at, now)
+
+    def credit(self, opened: MappingType[tuple[SocketId, Address], int], now: Instant, until: Instant) -> None:
+        """So many openers of these pairs are out already; the first full check of those that have all of them is `until` then."""
+        for key, count in opened.items():
+            pair = self._pairs.get(key)
+            if pair is not None and pair.opens and not pair.sent:
+                pair.sent = True
+                pair.openers = min(count, len(OPENERS))
+                pair.next_at = until if pair.openers == len(OPENERS) else Instant(now + OPENERS[1][0])
 
     def hold_back(self, until: Instant) -> None:
         """Pairs whose openers are out wait that long before the first full check."""

@@ -51,6 +51,7 @@ class Prediction:
         self._gives_up: Instant | None = None
         self._sockets: tuple[PoolSocket, ...] = ()
         self._attempt = 0
+        self._at_once = False
         self._measures: list[tuple[Instant, Measure]] = []
         self._seen: dict[SocketId, Address] = {}
         self._range: PredictedPorts | None = None  # ours, measured in this attempt
@@ -60,8 +61,10 @@ class Prediction:
 
     # --- verbs
 
-    def start(self, now: Instant, scene: Scene) -> None:
+    def start(self, now: Instant, scene: Scene, *, at_once: bool = False) -> None:
+        """`at_once`: a costlier technique was needed last time."""
         self.stop()
+        self._at_once = at_once
         self._scene = scene
         self.is_settled = False
         self._begins = self._when(now, scene)
@@ -177,8 +180,9 @@ class Prediction:
 
     # --- inside
 
-    @staticmethod
-    def _when(begun: Instant, scene: Scene) -> Instant:
+    def _when(self, begun: Instant, scene: Scene) -> Instant:
+        if self._at_once:
+            return begun
         if scene.ours.is_hard:
             return Instant(begun + AFTER_HARD)
         return Instant(begun + (AFTER_SOFT if scene.theirs.is_hard else AFTER_EASY))

@@ -9,6 +9,7 @@ from tunnel.proto.nat.budget import Budget
 from tunnel.proto.nat.candidate import is_allowed
 from tunnel.proto.nat.checklist import Check
 from tunnel.proto.nat.hints import Hint, OpenPool, PredictedPorts
+from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.prediction import Prediction
 from tunnel.proto.nat.technique import Measure, PoolSocket, Scene, TechniqueStats
 from tunnel.proto.timers import earliest
@@ -27,7 +28,9 @@ OPEN_AGAIN: Final = Seconds(30.0)  # from the end of an attempt to the next one 
 class Techniques:
     """The Technique of every agent with IPv4.  See technique.Technique for the verbs."""
 
-    def __init__(self, *, rng: random.Random, budget: Budget | None = None) -> None:
+    def __init__(self, *, rng: random.Random, budget: Budget | None = None, remembered: Remembered | None = None) -> None:
+        """`remembered`: what worked last time between these two from this network."""
+        self._remembered = remembered
         self._budget = budget or Budget()
         self._prediction = Prediction()
         self._pool = birthday.Pool()
@@ -53,7 +56,7 @@ class Techniques:
         self._begun = now
         if fresh:
             self._attempts_left = MAX_ATTEMPTS
-        self._prediction.start(now, scene)
+        self._prediction.start(now, scene, at_once=self._needed_before(scene))
 
     def update(self, now: Instant, scene: Scene) -> None:
         self._scene = scene
@@ -184,8 +187,15 @@ class Techniques:
         after = birthday.opens_after(scene)
         if after is None:
             return None
+        if self._needed_before(scene) and self._remembered is not None and self._remembered.opened:
+            after = Seconds(0.0)
         at = Instant(self._begun + after)
         return at if self._not_before is None else max(at, self._not_before)
+
+    def _needed_before(self, scene: Scene) -> bool:
+        """Whether a technique led to the peer last time, and the peer is where it was."""
+        remembered = self._remembered
+        return remembered is not None and bool(remembered.technique) and remembered.fits(scene)
 
     def _turn(self, now: Instant) -> None:
         self._prediction.poll(now)
