@@ -26,7 +26,7 @@ from tunnel.tls.certificates import fingerprint_of, server_context
 from tunnel.tls.stream import READ_BYTES, TlsStream, prepare
 from tunnel.units import Address, ReceivedBatch, UdpCounters
 
-MAX_CONNECTIONS: Final = 4_096  # in all; some 130 KB each at work, and one descriptor
+MAX_CONNECTIONS: Final = 4_096  # in all; some 40 KB each, and one descriptor
 MAX_PER_ADDRESS: Final = 256  # of one IPv4 address or IPv6 /64, like the sessions of a rendezvous server: a carrier's NAT
 MAX_HANDSHAKES: Final = 128  # under way at once: each is a millisecond or two of our CPU
 HANDSHAKE_PATIENCE: Final = 10.0  # seconds
