@@ -164,7 +164,8 @@ class Bench:
             device = f"{tag}{side}"
             program = Program(self.desk, space, f"wireguard-{side}", [wireguard, "-f", device])
             programs.append(program)
-            _await(lambda device=device: Path(f"/var/run/wireguard/{device}.sock").exists())
+            sock = f"/var/run/wireguard/{device}.sock"  # the namespace may have a /run of its own
+            _await(lambda space=space, sock=sock: space.run("test", "-S", sock, check=False).returncode == 0)
             endpoint = ["endpoint", f"{A}:4703"] if side == "b" else []
             peer = ["peer", keys[other][1], "allowed-ips", "10.91.0.0/24", *endpoint]
             space.run(wg, "set", device, "listen-port", "4703", "private-key", keys[side][0], *peer)

@@ -27,7 +27,10 @@ from tunnel.units import Instant, Transmit
 if TYPE_CHECKING:
     from tunnel.tun.tap import Tap
 
-FRAMES_A_TURN: Final = 32  # read before others get their turn
+FRAMES_A_TURN: Final = (
+    512  # read before others get their turn: some 2 ms of small packets, about as many as a turn of receiving ...
+)
+BYTES_A_TURN: Final = 512 * 1024  # ... or of super-packets
 VIRTIO_SIZE: Final = 10
 ETHERNET_SIZE: Final = 14
 FRONT: Final = 64  # bytes free in front of a frame: a sealed packet's own header is made there
@@ -36,7 +39,7 @@ SMALLEST_MTU: Final = 1280  # bytes that every member can count on (RFC 8200 §5
 MOST_STUCK: Final = 64  # bursts that wait for a socket: those of one frame to 15 members, and what the reflector adds
 SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, TCP and all options are 100
 
-_ETHERTYPES: Final = {b"\x08\x00", b"\x86\xdd"}
+_ETHERTYPES: Final = {0x0800, 0x86DD}
 UDP: Final = 17
 _CHECKSUM_AT: Final = {(6, 16), (UDP, 6)}  # protocol, and where its header has the checksum
 _IP_AT: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE
@@ -63,6 +66,7 @@ class LanSender:
         self._burst = PacketBurst(bytearray(65_536))
         self._spare = [PacketBurst(bytearray(65_536))]
         self._door: PacketDoor | None = None  # by which the burst under way leaves
+        self._to_flush: PacketDoor | None = None  # a connection has something to send besides, such as a PING
         self._stuck: deque[tuple[PacketDoor, Transmit, PacketBurst]] = deque()  # bounded: of one frame, as no other is read
 
     async def run(self) -> None:
@@ -70,24 +74,28 @@ class LanSender:
         device, frame = self._device, self._buffer[FRONT:]
         while True:
             await device.wait_readable()
-            left = FRAMES_A_TURN
+            frames, left = FRAMES_A_TURN, BYTES_A_TURN
             now = self._clock()
-            while left and (size := device.read_into(frame)):
-                left -= 1
+            while frames and left > 0 and (size := device.read_into(frame)):
+                frames -= 1
+                left -= size
                 self._frame(now, FRONT + size)
                 if self._stuck:
                     await self._unstick()
                     now = self._clock()
             self._leave()
             await self._unstick()
-            if not left:
+            if self._to_flush is not None:
+                door, self._to_flush = self._to_flush, None
+                door.flush()
+            if not frames or left <= 0:
                 await trio.lowlevel.checkpoint()
 
     # 2
 
     def _frame(self, now: Instant, end: int) -> None:
         view, table = self._buffer, self._table
-        if end <= _IP_AT or bytes(view[_TYPE_AT:_IP_AT]) not in _ETHERTYPES:
+        if end <= _IP_AT or (view[_TYPE_AT] << 8 | view[_TYPE_AT + 1]) not in _ETHERTYPES:
             table.drops["frame that is not IP"] += 1
             return
         destination = header.destination_of(view, _IP_AT, end)
@@ -228,11 +236,14 @@ class LanSender:
 
     def _aim(self, member: LanMember, sealer: PacketSealer, ecn: int) -> None:
         """Make the burst one for this member's path and ECN mark."""
-        assert member.link is not None
         if not sealer.goes_on(self._burst, ecn):
+            assert member.link is not None
             self._leave()
             sealer.begin(self._burst, ecn)
             self._door = member.link.door
+            if sealer.wants_flush:
+                sealer.wants_flush = False
+                self._to_flush = self._door
 
     def _put(
         self, now: Instant, member: LanMember, sealer: PacketSealer, view: memoryview, start: int, end: int, flags: int
