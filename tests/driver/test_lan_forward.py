@@ -203,6 +203,21 @@ async def test_broadcasts_and_multicasts_reach_everybody_as_such(autojump_clock:
         assert frame[10:16] == (group if destination[0] < 240 and destination[0] >= 224 else b"\xff" * 6)
 
 
+async def test_datagrams_of_one_flow_and_of_others_in_between_come_out_as_they_went_in(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        one, two = Flow(protocol=17), Flow(protocol=17, ports=(40_001, 5_001))
+        sent = [Flow(protocol=17, ident=number).packet(bytes((number,)) * 72) for number in range(100)]
+        sent += [two.packet(b"a" * 72), one.packet(b"b" * 72), one.packet(b"c" * 71), one.packet(b"d" * 72)]
+        broadcast = ip4(17, DATAGRAM, destination=b"\xff" * 4)
+        sent += [broadcast, broadcast, one.packet(b"e" * 72)]
+        for packet in sent:
+            lan.send(packet)
+        lan.send(Flow(protocol=17, ports=(OUR_PORT, 9)).packet(b"f" * 72))
+        assert packets(await lan.received()) == sent
+        assert lan.drops("a") == {"our own datagram, routed into the interface": 1}
+        assert lan.drops("b") == {}
+
+
 async def test_multicast_of_ipv6_has_its_group(autojump_clock: object) -> None:
     async with a_lan() as lan:
         group = b"\xff\x02" + bytes(13) + b"\xfb"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -42,6 +43,8 @@ SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, 
 _ETHERTYPES: Final = {0x0800, 0x86DD}
 UDP: Final = 17
 _CHECKSUM_AT: Final = {(6, 16), (UDP, 6)}  # protocol, and where its header has the checksum
+#: Of a frame with a plain IPv4 header: virtio-net header, EtherType, IP but for identification and checksum, UDP ports.
+_SHAPE: Final = Struct("10s12x2s4s2x4s2x12s")
 _IP_AT: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE
 _TYPE_AT: Final = _IP_AT - 2
 
@@ -66,6 +69,7 @@ class LanSender:
         self._burst = PacketBurst(bytearray(65_536))
         self._spare = [PacketBurst(bytearray(65_536))]
         self._door: PacketDoor | None = None  # by which the burst under way leaves
+        self._last: tuple[PacketSealer, tuple[bytes, ...], int, int] | None = None  # of this turn: a whole UDP packet that left
         self._to_flush: PacketDoor | None = None  # a connection has something to send besides, such as a PING
         self._stuck: deque[tuple[PacketDoor, Transmit, PacketBurst]] = deque()  # bounded: of one frame, as no other is read
 
@@ -76,10 +80,12 @@ class LanSender:
             await device.wait_readable()
             frames, left = FRAMES_A_TURN, BYTES_A_TURN
             now = self._clock()
+            self._last = None
             while frames and left > 0 and (size := device.read_into(frame)):
                 frames -= 1
                 left -= size
-                self._frame(now, FRONT + size)
+                if self._last is None or not self._another(now, FRONT + size):
+                    self._frame(now, FRONT + size)
                 if self._stuck:
                     await self._unstick()
                     now = self._clock()
@@ -90,6 +96,15 @@ class LanSender:
                 door.flush()
             if not frames or left <= 0:
                 await trio.lowlevel.checkpoint()
+
+    def _another(self, now: Instant, end: int) -> bool:
+        """One more datagram of the UDP flow that the last one was of, as large as it: all that was asked of that one holds."""
+        last = self._last
+        assert last is not None
+        sealer, shape, flags, its_end = last
+        if end != its_end or _SHAPE.unpack_from(self._buffer, FRONT) != shape:
+            return False
+        return sealer.seal_another(self._burst, now, self._buffer, _IP_AT, end, flags)
 
     # 2
 
@@ -124,6 +139,7 @@ class LanSender:
         else:
             for member in self._table.members.values():
                 self._whole(now, member, virtio, end)
+            self._last = None  # what follows is for everybody again
 
     def send_to_all(self, packet: bytes) -> None:
         """An IP packet of ours, with our inner source and finished checksums, to every member who is there."""
@@ -184,6 +200,8 @@ class LanSender:
         if size <= SYN_AT_MOST and _is_syn(view, _IP_AT, end):
             mss.clamp(view, _IP_AT, header.parse(view, _IP_AT, end), room, partial=bool(flags))
         if size <= room:
+            if view[_IP_AT] == 0x45 and view[_IP_AT + 9] == UDP:
+                self._last = (sealer, _SHAPE.unpack_from(view, FRONT), flags, end)  # before its Ethernet header is written over
             self._put(now, member, sealer, view, _IP_AT, end, flags)
             return
         inner = header.parse(view, _IP_AT, end)

@@ -212,6 +212,33 @@ class PacketSealer:
         self._seal(burst, now, path, packet[begin:end], whole)
         return True
 
+    def seal_another(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int, flags: int) -> bool:
+        """seal_packet, where the packet is as large as all in the burst; False where it is not, or the burst does not go on."""
+        shared = self._shared
+        path, count, at = shared.paths.current, burst.count, burst.at
+        prefix = path.key.prefix
+        skip = len(prefix)
+        whole = skip + OVERHEAD + PACKET_SIZE + end - start
+        if burst.path is not path or whole != burst.size or burst.is_closed or not count:
+            return False
+        if count >= MAX_SEGMENTS or at + whole > MAX_BURST:
+            return False
+        slot = burst.slots.of(burst.out, whole, skip, PACKET_SIZE)[count]
+        keypair, number = shared.keys.current, shared.next_number
+        begin = start - PACKET_SIZE
+        PACKET.pack_into(packet, begin, _PACKET, flags, 0, 0, 0)
+        if skip:
+            burst.out[at : at + skip] = prefix
+        HEADER.pack_into(burst.out, at + skip, TRANSPORT, keypair.remote_index, number)
+        keypair.send.encrypt_into(number.to_bytes(NONCE_SIZE, "big"), packet[begin:end], slot.header, slot.sealed)
+        burst.count = count + 1
+        burst.at = at + whole
+        shared.next_number = number + 1
+        keypair.sent_packets += 1
+        shared.packets_sent += 1
+        shared.bytes_sent += whole
+        return True
+
     def seal_split(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int) -> bool:
         """Seal a packet with finished checksums that is larger than `room`, in equal pieces: one whole burst.
 
