@@ -74,6 +74,19 @@ def test_ssh_by_name(room: Room) -> None:
     assert said == ["hello", "from", cem.ipv4, said[3], ada.ipv4, str(sshd.port)]
 
 
+def test_the_doctor_and_ping_know_the_members_of_the_running_room(room: Room) -> None:
+    ada = room.members[0]
+    assert ada.program is not None
+    home = ada.program.home
+    eventually("a direct path", lambda: "direct" in ptunnel(ada.space, home, "ping", "bora", "-c", "1").stdout)
+    said = ptunnel(ada.space, home, "doctor", "bora", timeout=40)
+    assert said.returncode == 0, said.stderr
+    assert "bora: direct" in said.stdout
+    said = ptunnel(ada.space, home, "doctor", "nobody")
+    assert said.returncode == 2
+    assert "nobody" in said.stderr
+
+
 # ---------------------------------------------------------------- to everybody
 
 

@@ -31,8 +31,8 @@ def command(
     A rendezvous server is asked what it sees of this machine: how the router maps and filters, over IPv4 and IPv6,
     whether it maps ports on request, how large packets may be; where UDP is blocked, whether TLS gets through.  One sentence
     each says what that means and what would help.
-    With PEER: whether the path is direct or relayed, why, and what would change it; where no running command has a
-    link to PEER, the doctor makes one for a few seconds.
+    With PEER, a remembered one or a member of the running room: whether the path is direct or relayed, why, and what would
+    change it; where no running command has a link to PEER, the doctor makes one for a few seconds.
 
     \b
     Examples:
@@ -65,19 +65,20 @@ async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsO
     from tunnel.driver.doctor import advise, examine
     from tunnel.errors import ServerUnreachableError, UnreachableError
 
-    server = choose_server(home, peer, given)
+    link: dict[str, Any] | None = None
+    told: str | None = None
+    if peer is not None:
+        link, told = await _running_link(home, peer)
+    server = choose_server(home, peer, given) if told is None else given or told
     if not is_json:
         click.echo(f"Asking {server} what it sees of this machine ...", err=True)
     found = await examine(server, tls=options)
-    link: dict[str, Any] | None = None
     absent = ""
-    if peer is not None:
-        link = await _running_link(home, peer)
-        if link is None and found.can_meet:
-            try:
-                link = await _own_link(home, peer, server, options)
-            except UnreachableError as error:
-                absent = str(error)
+    if peer is not None and link is None and found.can_meet:
+        try:
+            link = await _own_link(home, peer, server, options)
+        except UnreachableError as error:
+            absent = str(error)
     advice: list[str] = []
     if link is not None:
         nat = link["nat"]
@@ -159,19 +160,22 @@ def table(found: Examination) -> list[str]:
     return columns(rows)
 
 
-async def _running_link(home: Home, peer: str) -> dict[str, Any] | None:
-    """What a running command says of its link to the peer."""
+async def _running_link(home: Home, peer: str) -> tuple[dict[str, Any] | None, str | None]:
+    """What a running command says of its link to the peer; and of its room's server, if the peer is a member of a room."""
     from tunnel.control.client import ask_all
     from tunnel.control.messages import Status
 
-    links: list[dict[str, Any]] = []
+    links: list[tuple[dict[str, Any], str | None]] = []
 
     def take(_pid: int, answer: dict[str, Any]) -> None:
         if answer["event"] == "status":
-            links.extend(link for link in answer["links"] if peer in (link["peer"], link["fingerprint"]) and link["kind"])
+            server = answer.get("server")
+            links.extend(
+                (link, server) for link in answer["links"] if peer in (link["peer"], link["fingerprint"]) and link["kind"]
+            )
 
     await ask_all(home.run_dir(), Status(), take)
-    return links[0] if links else None
+    return links[0] if links else (None, None)
 
 
 async def _own_link(home: Home, peer: str, server: str, options: TlsOptions) -> dict[str, Any]:

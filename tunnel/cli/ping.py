@@ -20,7 +20,7 @@ from tunnel.cli.options import common, complete_peer, open_home
               help="With --until-direct: give up after so long (exit code 5).")  # fmt: skip
 @common
 def command(peer: str | None, count: int, interval: float, until_direct: bool, limit: float, is_json: bool, verbose: int) -> int:
-    """Measure round trips to PEER (the only one linked, unless named) through a running `expose` or `connect`.
+    """Measure round trips to PEER (the only one linked, unless named) through a running command.
 
     \b
     Examples:
