@@ -10,7 +10,8 @@ import pytest
 from tests.sim.link import Bursts, Link
 from tests.sim.peers import BLACK_HOLE, Cast, PeerNode, Transfer
 from tests.sim.test_meeting import BATCHES, rough_link, seeds
-from tests.sim.world import World
+from tests.sim.world import Host, World
+from tunnel.proto.connection.connection import IDLE_LIMIT_WITH_STREAMS
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import Peering
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
@@ -18,6 +19,7 @@ from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 LINE = Link(delay=Seconds(0.010), rate=500_000.0)  # bytes a second, so that a transfer takes its time
 SIZE = 1_500_000  # bytes there and back again: some three seconds
 SOON = Seconds(2.0)  # of silence, after whatever happened to a link
+WAKING = Seconds(0.5)  # of silence, from the moment when who slept is awake again
 HOME_KINDS = ("prc", "prcrace", "uprc")
 
 
@@ -215,9 +217,33 @@ def test_ten_minutes_of_sleep_do_not_end_a_transfer(sleepers: tuple[str, ...], i
         cast.world.run(600.0)
         woken_at = cast.world.now
         cast.world.run_until(lambda: transfer.is_done, 60)
-        assert transfer.longest_silence(woken_at) < (5.0 if is_told else 15.0)
+        assert transfer.longest_silence(woken_at) < WAKING
         assert not cast.home.closed + cast.friend.closed
         cast.world.run_until(cast.is_direct, 150)
+
+
+@pytest.mark.time_limit(150)
+@pytest.mark.parametrize("sleepers", [("home",), ("friend",), ("home", "friend")])
+def test_a_night_of_sleep_does_not_end_a_transfer_that_is_under_way(sleepers: tuple[str, ...]) -> None:
+    """Whoever stays awake waits for eight hours, and costs its line little meanwhile."""
+    with Cast(link=LINE) as cast:
+        transfer = under_way(cast, cast.meet_directly())
+        for name in sleepers:
+            cast.who(name).suspend(Seconds(8 * 3600.0))
+        sent = [0]
+
+        def count(sender: Host, destination: Address, datagram: bytes) -> bool:
+            sent[0] += len(datagram) + 28 if sender is not cast.server.host else 0
+            return True
+
+        cast.world.filter = count
+        cast.world.run(8 * 3600.0)
+        assert sent[0] < 8 * 4_000_000  # bytes: it looks for the other one all the time
+        woken_at = cast.world.now
+        cast.world.run_until(lambda: transfer.is_done, 60)
+        assert transfer.longest_silence(woken_at) < WAKING
+        assert not cast.home.closed + cast.friend.closed
+        assert cast.home.restarts == cast.friend.restarts == 0
 
 
 @pytest.mark.parametrize("sleepers", [("home",), ("friend",), ("home", "friend")])
@@ -269,6 +295,7 @@ def test_an_exposing_process_that_restarts_is_met_again_in_the_same_link() -> No
             cast.world.run_until(cast.is_direct, 10)
 
 
+@pytest.mark.time_limit(200)
 def test_a_connecting_process_that_restarts_gets_a_new_link_beside_the_dead_one() -> None:
     with Cast() as cast:
         under_way(cast, cast.meet_directly(), 200_000)
@@ -280,8 +307,8 @@ def test_a_connecting_process_that_restarts_gets_a_new_link_beside_the_dead_one(
             peering = cast.friend.connect(cast.home, limit=10)
             cast.transfer(peering)
             assert len(cast.home.live) == round_number + 2
-        cast.world.run(3_700.0)
-        assert len(cast.home.live) == 1  # the dead ones were silent for an hour
+        cast.world.run(IDLE_LIMIT_WITH_STREAMS + 100.0)
+        assert len(cast.home.live) == 1  # the dead ones were silent for too long
         cast.transfer(cast.friend.live[0])
 
 

@@ -47,7 +47,9 @@ from tunnel.units import Buffer, Instant, PathKey, Seconds, SocketId, StreamId, 
 if TYPE_CHECKING:
     import random
 
-IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is over: it outlives sleep, not abandonment
+IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is over: it outlives a nap, not abandonment
+IDLE_LIMIT_WITH_STREAMS: Final = Seconds(43_200.0)  # the same while a stream is open: whoever left a shell open sleeps a night
+BACK_AFTER: Final = Seconds(1.0)  # of silence, a peer that is heard again is asked at once what it missed
 LINGER: Final = Seconds(1.0)  # how long CLOSE is repeated to a peer that still talks
 CLOSE_SPACING: Final = Seconds(0.1)  # between two of those repetitions
 BLACK_HOLE_PTOS: Final = 2  # probe timeouts in a row, before large datagrams are suspected (RFC 8899 §4.3)
@@ -211,6 +213,7 @@ class Connection:
         """
         if self._state in (State.CLOSED, State.DRAINING):
             return len(buffer)
+        heard_before = self._shared.last_heard
         try:
             position = self._receiver.handle_datagrams(now, key, buffer, start, stride, ecn)
         except PeerError as error:
@@ -227,6 +230,9 @@ class Connection:
         if self._receiver.peer_close is not None:
             code, text = self._receiver.peer_close
             self._peer_closed(now, code, text)
+        if self._shared.last_heard - heard_before >= BACK_AFTER:
+            for path in self._shared.paths.known.values():
+                path.recovery.on_heard_again()
         self._choose_path(now, "")
         return position
 
@@ -237,8 +243,10 @@ class Connection:
                 self._state = apply(self._state, Cue.LINGERED)
             return
         shared = self._shared
-        if now >= shared.last_heard + IDLE_LIMIT:  # as poll_timeout says it: a difference may round to less
-            self._end(now, Cue.WENT_SILENT, CloseReason(CloseCode.IDLE, "nothing was heard from the peer for an hour", False))
+        if now >= self._gives_up_at:
+            hours = round((now - shared.last_heard) / 3600)
+            text = f"nothing was heard from the peer for {'an hour' if hours <= 1 else f'{hours} hours'}"
+            self._end(now, Cue.WENT_SILENT, CloseReason(CloseCode.IDLE, text, False))
             return
         shared.keys.expire(now)
         if shared.keys.wants_rekey(now):
@@ -251,6 +259,12 @@ class Connection:
             self._path_failed(now, path)
         self._choose_path(now, "")
 
+    @property
+    def _gives_up_at(self) -> Instant:
+        streams = self._shared.streams
+        has_streams = len(streams.sending) > 1 or len(streams.receiving) > 1  # beside the control stream
+        return Instant(self._shared.last_heard + (IDLE_LIMIT_WITH_STREAMS if has_streams else IDLE_LIMIT))
+
     def poll_timeout(self) -> Instant | None:
         """When to call handle_timeout next; None when drained."""
         if self._state is State.CLOSED:
@@ -259,7 +273,7 @@ class Connection:
             return earliest(self._linger_until, self._close_at if self._may_send else None)
         shared = self._shared
         deadline = earliest(
-            Instant(shared.last_heard + IDLE_LIMIT),
+            self._gives_up_at,
             shared.keys.rekey_at(),
             shared.keys.previous_until(),
             shared.paths.poll_timeout(),

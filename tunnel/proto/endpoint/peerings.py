@@ -133,7 +133,7 @@ class Peerings:
                 del self.by_index[index]
 
     def make_room(self, now: Instant, peer: KnownPeer) -> None:
-        """Processes that died without a goodbye leave connections behind, for an hour: a peer may have so many."""
+        """Processes that died without a goodbye leave connections behind, for hours: a peer may have so many."""
         of_peer = [each for each in self.live if each.peer.static == peer.static and each.connection is not None]
         if len(of_peer) >= MAX_PEERINGS_A_PEER:
             oldest = min(of_peer, key=lambda each: each.connection.last_heard if each.connection is not None else now)

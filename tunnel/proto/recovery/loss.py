@@ -218,6 +218,10 @@ class Recovery:
         self._last_eliciting_at = now  # should the caller have nothing to probe with, the next turn is a whole PTO away
         return TimeoutResult([], PROBES)
 
+    def on_heard_again(self) -> None:
+        """The peer was silent and is back: the probe timeout is not doubled any more, so a probe is due at once if any was."""
+        self.pto_count = 0
+
     def on_app_limited(self, now: Instant) -> None:
         """The application has nothing more to send although the window has room.  Call it whenever that is so."""
         if self.bytes_in_flight < self.congestion.window:

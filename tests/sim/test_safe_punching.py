@@ -1,0 +1,124 @@
+"""Punching is safe for others: checks go where an authenticated peer said, within a budget, and nowhere that is forbidden.
+
+Real endpoints, real datagrams: the sizes are those of the wire.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+
+import pytest
+
+from tests.sim.link import Link
+from tests.sim.peers import BLACK_HOLE, Cast
+from tests.sim.world import Host
+from tunnel.proto.endpoint.peering import CONTROL_OFFER
+from tunnel.proto.nat.agent import CHECK_BURST, CHECK_RATE
+from tunnel.proto.nat.behaviour import Mapping
+from tunnel.proto.nat.budget import OPENER_BURST, OPENER_RATE, POOL_SOCKETS, PROBE_BURST, PROBE_RATE
+from tunnel.proto.nat.candidate import NO_GENERATION, CandidateKind, Offer, encode_offer
+from tunnel.proto.nat.hints import OpenPool, PredictedPorts, encode_hints
+from tunnel.proto.wire import Writer
+from tunnel.units import Address, Seconds
+
+HEADERS = 28  # bytes of IPv4 and UDP
+VICTIMS = ("45.9.0.1", "45.9.0.2", "45.9.0.3")
+FORBIDDEN = ("127.0.0.1", "224.0.0.1", "169.254.169.254", "0.0.0.0", "255.255.255.255", "100.100.100.200")
+MINUTES = 4
+MOST_BYTES = 2_000_000  # in these minutes; 1.6 million were measured
+MOST_BYTES_A_SECOND = 80_000  # 66,000 were measured
+LARGEST_CHECK = 200  # bytes with headers; a path is measured for larger packets only once it is validated
+
+
+def lie(rng: random.Random, generation: int) -> bytes:
+    """An offer as a peer may craft it: victims and forbidden hosts, every other one in the dress of an IPv6 address."""
+    writer = Writer().u8(0x02).u8(rng.choice(list(Mapping)).value).u32(generation)
+    hosts = [rng.choice(VICTIMS), rng.choice(FORBIDDEN), rng.choice(VICTIMS), rng.choice(FORBIDDEN)]
+    writer.u8(len(hosts))
+    for number, host in enumerate(hosts):
+        address = ipaddress.ip_address(f"::ffff:{host}" if number >= 2 else host).packed
+        kind = rng.choice((CandidateKind.HOST, CandidateKind.SERVER_REFLEXIVE, CandidateKind.PORT_MAPPED)).value
+        writer.u8(kind).u8(len(address)).raw(address).u16(rng.randrange(1, 65_536)).u32(rng.getrandbits(32))
+    return writer.finish()
+
+
+@pytest.mark.parametrize("kind", ["prc", "sym", "symseq"])
+def test_an_authenticated_liar_cannot_make_us_flood_a_third_party(kind: str) -> None:
+    """Four minutes of lies, four a second.  The bytes that leave towards the victims stay within the budgets of a process."""
+    rng = random.Random(kind)
+    sent = dict.fromkeys((*VICTIMS, *FORBIDDEN), 0)
+    seconds: dict[int, int] = {}
+    datagrams, sizes = 0, set()
+    with Cast(seed=3, home=kind, friend="prc", link=Link(delay=Seconds(0.01))) as cast:
+        for one, other in ((cast.home, cast.friend), (cast.friend, cast.home)):
+            cast.world.set_link(one.host, other.host, BLACK_HOLE)
+        liar = cast.meet().connection
+        assert liar is not None
+
+        def count(sender: Host, destination: Address, datagram: bytes) -> bool:
+            nonlocal datagrams
+            if sender is cast.home.host and destination.host in sent:
+                size = len(datagram) + HEADERS
+                sent[destination.host] += size
+                seconds[int(cast.world.now)] = seconds.get(int(cast.world.now), 0) + size
+                sizes.add(size)
+                datagrams += 1
+                return False
+            return True
+
+        cast.world.filter = count
+        for generation in range(1_000, 1_000 + MINUTES * 240):
+            liar.send_control(bytes((CONTROL_OFFER,)) + lie(rng, generation))
+            hints = (OpenPool(rng.choice((1, 64, 65_535))), PredictedPorts(rng.choice(VICTIMS), rng.randrange(65_536), 1, 32))
+            notice = encode_offer(Offer(NO_GENERATION, opened=True))
+            liar.send_control(bytes((CONTROL_OFFER,)) + notice + encode_hints(hints))
+            cast.world.touch(cast.friend.host)
+            cast.world.run(0.25)
+        assert len(cast.home.host.sockets) <= 1 + POOL_SOCKETS
+    assert not any(sent[host] for host in FORBIDDEN)
+    assert all(sent[host] for host in VICTIMS)
+    lasted = MINUTES * 60.0
+    bursts = CHECK_BURST + PROBE_BURST + OPENER_BURST
+    assert datagrams <= bursts + (CHECK_RATE + PROBE_RATE + OPENER_RATE) * lasted
+    assert max(sizes) <= LARGEST_CHECK
+    assert sum(sent.values()) <= LARGEST_CHECK * (bursts + (CHECK_RATE + PROBE_RATE + OPENER_RATE) * lasted)
+    assert sum(sent.values()) < MOST_BYTES
+    assert max(seconds.values()) < MOST_BYTES_A_SECOND
+
+
+def watched(cast: Cast) -> set[str]:
+    """Where the two will have sent to."""
+    went: set[str] = set()
+
+    def watch(sender: Host, destination: Address, datagram: bytes) -> bool:
+        if sender in (cast.home.host, cast.friend.host):
+            went.add(destination.host)
+        return True
+
+    cast.world.filter = watch
+    return went
+
+
+def test_checks_go_only_where_the_peer_said_or_where_it_answered_from() -> None:
+    """A stranger sends rubbish, and all that the two say to each other once more from its own address: nobody answers it."""
+    for seed, (home, friend) in enumerate((("prc", "uprc"), ("symseq", "prc"), ("open", "sym"))):
+        with Cast(seed=seed, home=home, friend=friend, link=Link(delay=Seconds(0.01))) as cast:
+            stranger = cast.world.host("stranger")
+            place = stranger.bind()
+            rng = random.Random(seed)
+            went, replayed = watched(cast), 0
+            cast.home.heard, cast.friend.heard = [], []
+            cast.meet()
+            for _ in range(60):
+                cast.world.run(0.05)
+                for person in cast.people:
+                    heard = person.heard or []
+                    for socket_id, _, buffer, stride in heard[-4:]:
+                        person.handle_datagrams(cast.world.now, socket_id, place, memoryview(buffer), stride)
+                        replayed += 1
+                    junk = rng.randbytes(rng.randrange(1, 120))
+                    person.handle_datagrams(cast.world.now, next(iter(person.host.sockets)), place, memoryview(junk), len(junk))
+            assert replayed > 100
+            assert cast.is_direct()
+            assert place.host not in went
