@@ -215,7 +215,7 @@ def predict(theirs: Mapping, seconds: float) -> list[list[int]]:
         if technique.wanted_sockets:
             technique.sockets_opened(now, tuple(PoolSocket(SocketId(9 + n), 5000 + n) for n in range(technique.wanted_sockets)))
         while (check := technique.poll_check(now)) is not None:
-            outside += check.ttl == 3  # the opener is mapped first
+            outside += check.ttl == 3
         while (measure := technique.poll_measure(now)) is not None:
             outside += 1
             technique.measured(now, measure, Address("45.2.2.2", outside))
@@ -226,12 +226,12 @@ def predict(theirs: Mapping, seconds: float) -> list[list[int]]:
     return hints
 
 
-def test_a_prediction_that_missed_is_made_again_and_covers_what_was_mapped_just_before_it() -> None:
+def test_a_prediction_that_missed_is_made_again_and_names_no_port_that_plain_checks_left_from() -> None:
     hints = predict(EASY, 5.0)
     assert len(hints) == prediction.SOFT_ATTEMPTS
     for ports in hints:
         assert len(ports) == MAX_PREDICTED
         assert ports == sorted(ports)
-    assert 40_001 in hints[0]
+    assert min(hints[0]) > 40_001
     assert max(hints[0]) > 40_020
-    assert predict(HARD, 0.5)[0][0] > 40_002  # where both predict, in order: nothing behind
+    assert predict(HARD, 0.5)[0][0] > 40_002
