@@ -187,9 +187,9 @@ class Teeworlds:
         return server
 
     def join(self, lab: Lab, space: Namespace, screen: Screen, server: Program, around: Sequence[str] = ()) -> str:
-        home = lab.folder / f"teeworlds-{PLAYER}"
+        home = lab.folder / f"teeworlds-{screen.name}"  # a fresh one: it would choose the server of the last time by itself
         kept = home / ".local/share/teeworlds"
-        kept.mkdir(parents=True, exist_ok=True)
+        kept.mkdir(parents=True)
         (kept / "ui_settings.json").write_text(self._lists, encoding="ascii")
         arguments = [*ORDINARY, *around, "/usr/games/teeworlds", *self._client]
         Program(lab, space, f"teeworlds-{PLAYER}", arguments, env=screen.environment(home))
