@@ -93,6 +93,6 @@ def _cause(error: OSError) -> OSError:
             inner = inner.exceptions[0]
         if isinstance(inner, OSError):
             return inner
-    if error.errno is not None and error.strerror is None:
-        return OSError(error.errno, os.strerror(error.errno))
+    if error.errno is not None and not isinstance(error, ssl.SSLError):
+        return OSError(error.errno, os.strerror(error.errno))  # trio's own text names the socket's address as Python writes it
     return error

@@ -29,7 +29,7 @@ WRONG_CODE: Final = "The code was wrong: it is used up now."
 _REFUSALS: Final[dict[int, tuple[Problem, str]]] = {
     RefusalCode.UNKNOWN_NAMEPLATE: (
         Problem.CODE_UNKNOWN,
-        "Nobody waits under this code: check it, or ask for a fresh one (a code lives 10 minutes).",
+        "Nobody waits under this code: check it, or ask for a fresh one, as codes expire.",
     ),
     RefusalCode.SPENT: (Problem.CODE_SPENT, "This code was used before: each works once, so ask for a fresh one."),
     RefusalCode.LOCKED_OUT: (Problem.CODE_UNKNOWN, "Too many unknown codes came from this address: wait a few minutes."),
