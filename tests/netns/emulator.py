@@ -1,11 +1,13 @@
 """A link of our own between two tap devices: delay, rate behind a drop-tail queue, loss by chance or in bursts, reordering and
 duplication, since many kernels lack netem.
 
-Run as `python -m tests.netns.emulator FD FD SEED` and the fields of a Shape in their order; it ends with its parent.
+Run as `python -m tests.netns.emulator FD FD SEED`, the fields of a Shape in their order, and the addresses whose words come with
+the delay `news`; it ends with its parent.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import select
@@ -28,6 +30,7 @@ class Shape(NamedTuple):
     late: float = 0.005  # ... so many seconds late
     duplicate: float = 0.0  # share of the frames that come twice
     queue: float = 0.1  # seconds of rate that the queue holds; a frame that would wait longer is dropped
+    news: float = 0.0  # seconds that the words of some come late, from the second device to the first
 
 
 def is_neighbour_talk(frame: bytes) -> bool:
@@ -36,13 +39,20 @@ def is_neighbour_talk(frame: bytes) -> bool:
     return kind == b"\x08\x06" or (kind == b"\x86\xdd" and frame[20:21] == b"\x3a" and 133 <= frame[54] <= 137)
 
 
+def sender(frame: bytes) -> bytes:
+    """The source address of the IP packet in it."""
+    kind = frame[12:14]
+    return frame[26:30] if kind == b"\x08\x00" else frame[22:38] if kind == b"\x86\xdd" else b""
+
+
 class Direction:
     """Frames on their way from one tap to the other, in order but for those that are made late."""
 
-    def __init__(self, source: int, sink: int, shape: Shape, seed: int) -> None:
+    def __init__(self, source: int, sink: int, shape: Shape, seed: int, late_senders: frozenset[bytes] = frozenset()) -> None:
         self.source = source
         self.sink = sink
         self._shape = shape
+        self._late_senders = late_senders
         self._byte_time = 8 / shape.rate if shape.rate else 0.0
         self._rng = random.Random(seed)
         self._is_bad = False  # within a burst of losses
@@ -82,6 +92,8 @@ class Direction:
 
     def _deliver(self, due: float, frame: bytes) -> None:
         shape, rng = self._shape, self._rng
+        if self._late_senders and sender(frame) in self._late_senders:
+            due += shape.news
         if shape.reorder and rng.random() < shape.reorder:
             due += shape.late
         for _ in range(2 if shape.duplicate and rng.random() < shape.duplicate else 1):
@@ -100,9 +112,11 @@ class Direction:
 
 def main() -> None:
     first, second, seed = (int(word) for word in sys.argv[1:4])
-    shape = Shape(*(float(word) for word in sys.argv[4:]))
+    addresses = 4 + len(Shape._fields)
+    shape = Shape(*(float(word) for word in sys.argv[4:addresses]))
+    late_senders = frozenset(ipaddress.ip_address(word).packed for word in sys.argv[addresses:])
     there = Direction(first, second, shape, seed)
-    back = Direction(second, first, shape, seed + 1)
+    back = Direction(second, first, shape, seed + 1, late_senders)
     by_source = {first: there, second: back}
     while True:
         dues = [direction.due for direction in (there, back) if direction.due is not None]

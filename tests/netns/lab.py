@@ -139,6 +139,8 @@ class Lab:
         for space, name in ((one, one_name), (other, other_name)):
             space.ip(f"link set {name} txqueuelen 10000")
         numbers = [str(number) for number in (*fds, 7, *shape)]
+        if shape.news:
+            numbers += [self.server.address, self.second_address, self.server.address6]
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *python_module("tests.netns.emulator", *numbers)],
             pass_fds=fds,
@@ -168,6 +170,7 @@ class Lab:
         delay: float = 0.0,
         rate: float = 0.0,
         loss: float = 0.0,
+        news: float = 0.0,
         rules: dict[str, Any] | None = None,
         behind: Site | None = None,
         isolated: bool = False,
@@ -175,11 +178,12 @@ class Lab:
         """Build one site and connect it to the core.
 
         `lan` is the first three bytes of the private network (default 192.168.(10+i)).  `mapping_life` is in seconds.
-        `delay` (s, one way), `rate` (bit/s) and `loss` (0 to 1) are of the link between the site and its first router.
+        `delay` (s, one way), `rate` (bit/s) and `loss` (0 to 1) are of the link between the site and its first router;
+        what the server says comes in `news` (s) later than the rest.
         `rules` are those of our own NAT, beyond what its kind says (usernat.Rules).  `behind` is the carrier's site that this
         home hangs on; of `hosts` on one LAN that are `isolated` none reaches another there.
         """
-        shape = Shape(delay, rate, loss)
+        shape = Shape(delay, rate, loss, news=news)
         if kind in CARRIERS and behind is None:
             behind = self.add_site(
                 f"{name}-carrier",
@@ -189,6 +193,7 @@ class Lab:
                 delay=delay,
                 rate=rate,
                 loss=loss,
+                news=news,
                 rules=CARRIERS[kind] | (rules or {}),
             )
             shape = Shape()

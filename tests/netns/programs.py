@@ -128,6 +128,7 @@ class Ptunnel(Program):
                 event = json.loads(line)
             except ValueError:
                 event = {"event": "not json", "line": line}
+            event["heard_at"] = time.monotonic()
             self._lines.put(event)
         self._lines.put(None)
 

@@ -217,6 +217,10 @@ EVENTS = (
     Event("mapping flushed, exposing side", lambda s: s.site("home").forget_mappings(), 2.0),
     Event("mapping flushed, connecting side, racing routers", lambda s: s.site("friend").forget_mappings(), 2.0, kind="prcrace"),
     Event("mapping flushed, exposing side, racing routers", lambda s: s.site("home").forget_mappings(), 2.0, kind="prcrace"),
+    Event(
+        "home's and carrier's mappings flushed, connecting side", lambda s: s.site("friend").forget_mappings(), 2.0, kind="cgn"
+    ),
+    Event("home's and carrier's mappings flushed, exposing side", lambda s: s.site("home").forget_mappings(), 2.0, kind="cgn"),
     Event("public address changed, connecting side", lambda s: s.renumber("friend"), 2.0),
     Event("public address changed, exposing side", lambda s: s.renumber("home"), 2.0),
     Event("interface changed, connecting side", lambda s: s.unplug("friend"), 1.0, uplink="friend"),

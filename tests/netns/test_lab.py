@@ -239,6 +239,21 @@ def test_the_links_delay_and_loss_are_what_was_asked_for(lab: Lab) -> None:
     assert len(echo.heard) == 2
 
 
+def test_only_the_servers_news_come_late(lab: Lab) -> None:
+    site, other = lab.add_site("home", "prc", delay=0.005, news=0.2, hops=0), lab.add_site("other", "open", hops=0)
+    times = []
+    for host, address in ((lab.server.host, lab.server.address), (lab.server.host, lab.second_address), (other.host, other.wan)):
+        UdpEcho(lab, host, 7000, address)
+        probe(site.host, 5000, (address, 7000)).close()  # ARP is done with
+        start = time.monotonic()
+        sock = probe(site.host, 5001, (address, 7000))
+        sock.recv(100)
+        times.append(time.monotonic() - start)
+        sock.close()
+    assert times[2] < 0.15
+    assert all(0.2 <= took < 0.4 for took in times[:2])
+
+
 def test_a_black_hole_is_one_way(lab: Lab) -> None:
     site = lab.add_site("home", "open")
     echo = UdpEcho(lab, lab.server.host, 7000, "0.0.0.0")

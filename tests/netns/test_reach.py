@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.netns.lab import Kind, Lab, eventually
-from tests.netns.programs import Pair, http_server, ptunnel, start_server
+from tests.netns.programs import Pair, Ptunnel, environment, http_server, ptunnel, server_address, start_server
+
+CALLER = """
+import json, os, sys, trio, tunnel
+
+async def main():
+    held, direct = [], 0
+    for number in range(100):
+        code = os.environ["PTUNNEL_CODE"] if number == 0 else None
+        with trio.fail_after(20):
+            async with tunnel.connect(code, server=sys.argv[1], home=os.environ["PTUNNEL_HOME"]) as link:
+                # Most leave before the search has begun, some in its midst with hundreds of sockets, some with a path.
+                with trio.move_on_after(8.0 if number == 0 else 1.2 if number % 10 == 0 else 0.05):
+                    await link.wait_direct()
+                direct += link.is_direct
+        held.append(len(os.listdir("/proc/self/fd")))
+    print(json.dumps({"held": held, "direct": direct}))
+
+trio.run(main)
+"""
 
 
 def descriptors(pid: int) -> int:
@@ -56,6 +77,24 @@ def test_a_random_mapping_and_no_port_filter_meet_at_once(lab: Lab, tmp_path: Pa
     goes_direct(pair)
     if "open" in (home, friend):
         assert took < 5.0
+
+
+@pytest.mark.time_limit(240)
+def test_a_hundred_attempts_in_one_process_leak_no_descriptor(lab: Lab) -> None:
+    home, friend = lab.add_site("home", "prc"), lab.add_site("friend", "sym")
+    start_server(lab)
+    exposer = Ptunnel(lab, home.host, "expose", "expose", "8000", "--server", server_address(lab))
+    code = exposer.wait_event("code")["code"]
+    before = descriptors(exposer.pid)
+    words = [sys.executable, "-c", CALLER, server_address(lab)]
+    done = friend.host.run(*words, env=environment(lab.folder / "caller", PTUNNEL_CODE=code), timeout=220)
+    told = json.loads(done.stdout)
+    held = told["held"]
+    assert len(held) == 100
+    assert told["direct"] >= 1
+    assert held[-1] <= held[0] + 1, held
+    assert max(held) <= held[0] + 1, held
+    eventually("the exposing side holds no more than before", lambda: descriptors(exposer.pid) <= before + 2, 40)
 
 
 def test_two_random_mappings_are_relayed_and_the_reason_is_said(lab: Lab, tmp_path: Path) -> None:
