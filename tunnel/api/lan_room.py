@@ -85,6 +85,7 @@ class LanRoom:
         self._on_event = on_event
         self._links: dict[bytes, Link] = {}
         self._paths: dict[bytes, PathReport] = {}
+        self._told: dict[bytes, tuple[str | None, str]] = {}  # kind and reason of the paths, as last said of members online
         self._problem: TunnelError | None = None
         self._over = trio.Event()
         self._is_told = False  # where we listen
@@ -266,12 +267,11 @@ class LanRoom:
 
     def _on_path(self, event: Any, report: PathReport) -> None:
         static = event.peering.peer.static
-        before = self._paths.get(static)
         self._paths[static] = report
         member = self._member(static)
         if member is not None:  # a newcomer has no name yet
             self.tell(replace(report, peer=member.name))
-        is_news = before is not None and (before.kind, before.why) != (report.kind, report.why)
+        is_news = self._told.get(static, (report.kind, report.why)) != (report.kind, report.why)
         if is_news and member is not None and self._membership.peering(static) is not None:
             self._report(member, "online")
 
@@ -289,6 +289,10 @@ class LanRoom:
         elif state == "online" and link is not None:
             status = link.status()
             kind, why = status.kind, status.why
+        if state == "online":
+            self._told[member.static] = (kind, why)
+        else:
+            self._told.pop(member.static, None)
         self.tell(
             MemberReport(
                 peer=member.name,
