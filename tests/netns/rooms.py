@@ -117,6 +117,7 @@ class Room:
             for other in self.members:
                 if member is not other:
                     self._wait(member, f"{member.name} reaches {other.name}", partial(member.reaches, other.ipv4))
+                    self._wait(member, f"{member.name} knows {other.name}", partial(member.reaches, f"{other.name}.ptunnel"))
 
     def _wait(self, member: Member, what: str, condition: Callable[[], bool]) -> None:
         try:
