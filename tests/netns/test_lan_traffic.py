@@ -388,5 +388,5 @@ def test_nothing_is_left_behind(lab: Lab, how: signal.Signals) -> None:
         member.program.process.send_signal(how)
     for member in (ada, bora):
         assert member.program is not None
-        member.program.wait(10)
-        eventually(f"no trace at {member.name}", member.left_nothing)
+        member.program.wait(20)
+        eventually(f"no trace at {member.name}", member.left_nothing, 20)
