@@ -33,10 +33,11 @@ def test_every_command_of_the_tutorial_runs_and_shows_what_the_text_says() -> No
     (hard,) = [said[str(number)] for number, block in enumerate(blocks) if "fully-random" in block and "tutorial-client" in block]
     (counters,) = [said[str(number)] for number, block in enumerate(blocks) if "grep packets" in block]
     received = re.findall(r"RECEIVES \S+  '(.*?)'", punching)
-    assert "sends    192.88.99.2:5000  'message 1 from bora'" in punching
-    assert "message 1 from bora" not in received, punching
-    assert {"message 1 from ada", "message 2 from bora"} <= set(received), punching
-    assert re.search(r"router-a\s+packets 1 ", counters), counters
+    # On a busy machine Ada may be the first to write; whoever is, that message is the one thrown away.
+    first, other = re.findall(r"sends +\S+ +'message 1 from (\w+)'", punching)
+    assert f"message 1 from {first}" not in received, punching
+    assert {f"message 1 from {other}", f"message 2 from {first}"} <= set(received), punching
+    assert re.search(rf"router-{other[0]}\s+packets 1 ", counters), counters
     assert "sends" in hard
     assert "RECEIVES" not in hard
 
