@@ -131,7 +131,7 @@ class Screen:
         self._xdotool("windowfocus", found[-1])
 
 
-def until(what: str, done: Callable[[], object], act: Callable[[], object], *, every: float = 3.0, timeout: float = 40.0) -> None:
+def until(what: str, done: Callable[[], object], act: Callable[[], object], *, every: float = 3.0, timeout: float = 80.0) -> None:
     """Do `act`, again every so many seconds, until `done` is true; for clicks that come before a window is ready for them."""
     tries = max(1, round(timeout / every))
     for left in reversed(range(tries)):

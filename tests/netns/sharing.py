@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from tests.netns.kernel import Namespace
@@ -94,7 +96,10 @@ class Share:
     """A samba server with one folder that anybody may read; it has itself announced by the avahi daemon beside it."""
 
     def __init__(self, lab: Lab, responder: Responder, share: str) -> None:
-        self.folder = lab.folder / f"samba-{responder.name}"
+        # Short, as it holds sockets (108 bytes of path), and open to the guest's user, as the laboratory's folder need not be.
+        self.folder = Path(tempfile.mkdtemp(prefix="ptunnel-smb-", dir="/tmp"))
+        self.folder.chmod(0o755)
+        lab.on_close(lambda: shutil.rmtree(self.folder, ignore_errors=True))
         self.shared = self.folder / "shared"
         for name in ("shared", "private", "lock", "state", "cache", "pid", "ncalrpc"):
             (self.folder / name).mkdir(parents=True)
