@@ -10,14 +10,25 @@ import random
 
 import pytest
 
+from tests.sim.lan import Party
 from tests.sim.link import Link
-from tests.sim.peers import BLACK_HOLE, Cast
+from tests.sim.peers import BLACK_HOLE, FIRST, Cast
 from tests.sim.world import Host
+from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint.peering import CONTROL_OFFER
 from tunnel.proto.nat.agent import CHECK_BURST, CHECK_RATE
 from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.budget import OPENER_BURST, OPENER_RATE, POOL_SOCKETS, PROBE_BURST, PROBE_RATE
-from tunnel.proto.nat.candidate import NO_GENERATION, CandidateKind, Offer, encode_offer
+from tunnel.proto.nat.budget import (
+    ALL_CHECKS_BURST,
+    ALL_CHECKS_RATE,
+    HELD_BACK,
+    OPENER_BURST,
+    OPENER_RATE,
+    POOL_SOCKETS,
+    PROBE_BURST,
+    PROBE_RATE,
+)
+from tunnel.proto.nat.candidate import MAX_CANDIDATES, NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
 from tunnel.proto.nat.hints import OpenPool, PredictedPorts, encode_hints
 from tunnel.proto.wire import Writer
 from tunnel.units import Address, Seconds
@@ -85,6 +96,61 @@ def test_an_authenticated_liar_cannot_make_us_flood_a_third_party(kind: str) -> 
     assert sum(sent.values()) <= LARGEST_CHECK * (bursts + (CHECK_RATE + PROBE_RATE + OPENER_RATE) * lasted)
     assert sum(sent.values()) < MOST_BYTES
     assert max(seconds.values()) < MOST_BYTES_A_SECOND
+
+
+def test_fifteen_invented_members_of_a_room_cost_a_stranger_little_more_than_a_few() -> None:
+    """All of them name one host, 16 ports each, ever anew; and when they stop, an honest member is met directly after all."""
+    host, seconds, generation = "192.168.77.7", 10, 1_000
+    with Party(seed=5) as party:
+        code = party.open()
+        target, *invented = (party.friend(f"friend{number}") for number in range(15))
+        invented.append(party.creator)
+        party.split([target], invented)  # only the relay is left
+        for friend in party.friends:
+            friend.claim(code)
+        party.world.run_until(party.is_whole, 60)
+        party.world.run(2.0)
+        sent = 0
+
+        def count(sender: Host, destination: Address, datagram: bytes) -> bool:
+            nonlocal sent
+            if sender is target.host and destination.host == host:
+                sent += 1
+                return False
+            return True
+
+        party.world.filter = count
+        honest = invented[0]
+        for _ in range(seconds):
+            generation += 1
+            for liar in invented:
+                for peering in liar.endpoint.peerings:
+                    if peering.peer.static == target.static and peering.connection is not None:
+                        first = 1 + (generation * MAX_CANDIDATES) % 60_000
+                        named = tuple(
+                            make_candidate(CandidateKind.HOST, Address(host, first + number), FIRST)
+                            for number in range(MAX_CANDIDATES)
+                        )
+                        peering.connection.send_control(bytes((CONTROL_OFFER,)) + encode_offer(Offer(generation, named)))
+                        party.world.touch(liar.host)
+            party.world.run(1.0)
+        assert CHECK_BURST < sent <= ALL_CHECKS_BURST + ALL_CHECKS_RATE * seconds
+        held = target.endpoint.drops[HELD_BACK]
+        assert held > 100
+        party.split([target], [honest], Link(delay=Seconds(0.01)))
+        peering = next(each for each in honest.endpoint.peerings if each.peer.static == target.static)
+        assert peering.puncher is not None
+        peering.puncher.agent._outbox.generation = generation  # so that it is believed again
+        for each in (honest, target):
+            each.endpoint.set_hosts(party.world.now, [*each.host.addresses, "192.168.99.99"])
+            party.world.touch(each.host)
+        peering.network_changed(party.world.now)
+        party.world.touch(honest.host)
+
+        def is_direct() -> bool:
+            return peering.connection is not None and peering.connection.current_path.kind is PathKind.DIRECT
+
+        party.world.run_until(is_direct, 60)
 
 
 def watched(cast: Cast) -> set[str]:

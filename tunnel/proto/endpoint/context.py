@@ -69,7 +69,7 @@ class Context:
         self.wall_ns = wall_ns
         self.traces = traces
         self.drops = Drops()
-        self.pool = SocketPool()
+        self.pool = SocketPool(self.drops)
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
         self.clients: dict[str, Client] = {}

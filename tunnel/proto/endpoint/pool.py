@@ -6,7 +6,7 @@ A socket that carries a path when the rest is given back stays open as long as t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -53,8 +53,9 @@ SocketOrder: TypeAlias = OpenSockets | CloseSockets | OpenTls | CloseTls
 class SocketPool:
     """One for each endpoint."""
 
-    def __init__(self) -> None:
-        self.budget = Budget()
+    def __init__(self, drops: MutableMapping[str, int] | None = None) -> None:
+        """`drops` counts what the budget held back."""
+        self.budget = Budget(drops)
         self.orders: deque[SocketOrder] = deque()
         self._owner: Puncher | None = None
         self._waiting: list[Puncher] = []

@@ -91,6 +91,7 @@ class Puncher:
             allow_loopback=same_machine,
             technique=self.technique,
             remembered=remembered,
+            budget=pool.budget if pool is not None else None,
         )
         self.refresh(now)
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.nat import state as rounds
 from tunnel.proto.nat.behaviour import Mapping, explain_relayed
-from tunnel.proto.nat.budget import Bucket
+from tunnel.proto.nat.budget import Bucket, Budget
 from tunnel.proto.nat.candidate import NO_GENERATION, Candidate, Offer
-from tunnel.proto.nat.checklist import Check, Checklist
+from tunnel.proto.nat.checklist import Check, Checklist, Pair
 from tunnel.proto.nat.memory import EarlyChecks, Remembered
 from tunnel.proto.nat.sides import Outbox, Sides
 from tunnel.proto.nat.state import AgentState, AgentStats
@@ -40,6 +40,8 @@ UNNAMED_OPENER_PHASE: Final = Seconds(3.0)
 PACE: Final = Seconds(0.005)  # between any two checks of one agent: 200 a second
 CHECK_BURST: Final = 600  # checks that may go out without waiting ...
 CHECK_RATE: Final = 20.0  # ... and a second after that, whatever the peer does
+HELD_PACE: Final = Seconds(0.05)  # before an agent looks again whether what all of them share has come back
+MAX_ANSWERED: Final = 8  # addresses that have answered and are remembered for it: as many as a connection has paths
 
 
 class Agent:
@@ -55,8 +57,9 @@ class Agent:
         allow_loopback: bool = False,
         technique: Technique | None = None,
         remembered: Remembered | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """`remembered`: what worked last time between these two from this network."""
+        """`remembered`: what worked last time between these two from this network.  `budget`: what all agents share."""
         self.state = AgentState.IDLE
         self._sides = Sides(sockets, controlling=controlling, allow_loopback=allow_loopback)
         self._outbox = Outbox()
@@ -68,6 +71,10 @@ class Agent:
         self._retry_after = rounds.RETRY_AFTER
         self._next_slot = now
         self._tokens = Bucket(CHECK_BURST, CHECK_RATE)
+        self._budget = budget or Budget()
+        self._answered: dict[Address, None] = {}  # to check these costs others nothing; oldest first
+        self._is_held = False  # a check is due that waits for what all agents share
+        self._held_until = now
         self._last_restart: Instant | None = None
         self._remote_generation = 0
         self._peer_has_opened = False  # towards all of ours, in this round or just before it
@@ -97,7 +104,7 @@ class Agent:
 
     @property
     def stats(self) -> AgentStats:
-        budget = self._tokens.whole
+        budget = min(self._tokens.whole, self._budget.checks.whole)
         return AgentStats(self.state, self._checks_sent, self._openers_sent, self._rounds, len(self._list), budget)
 
     @property
@@ -197,6 +204,10 @@ class Agent:
 
     def check_succeeded(self, now: Instant, socket_id: SocketId, remote: Address, rtt: Seconds) -> None:
         """A check to there was answered from there.  Worse pairs are left alone, better ones go on to the end of the round."""
+        self._answered.pop(remote, None)
+        self._answered[remote] = None
+        if len(self._answered) > MAX_ANSWERED:
+            del self._answered[next(iter(self._answered))]
         early = self._early
         if early is not None and remote == early.remembered.remote:
             early.stop()
@@ -226,17 +237,15 @@ class Agent:
     def poll_check(self, now: Instant) -> Check | None:
         """The next check that is due, or None; call until None.  Rounds end and begin in here too."""
         self._turn_rounds(now)
-        if self._early is not None and now >= self._next_slot and self._tokens.left(now):
-            check = self._early.poll_check(now)
+        if self._early is not None and self._early.is_due(now) and now >= self._next_slot and self._tokens.left(now):
+            check = self._early.poll_check(now) if self._may_check(now) else None
             if check is not None and all(check.remote != own.address for own in self._sides.local):
-                self._tokens.take(now)
-                self._next_slot = Instant(now + PACE)
+                self._spend(now, check.remote)
                 return self._count(check)
         if now >= self._next_slot and self._is_in_round(now) and self._tokens.left(now):
-            pair = self._list.pick(now)
+            pair = self._pick(now)
             if pair is not None:
-                self._tokens.take(now)
-                self._next_slot = Instant(now + PACE)
+                self._spend(now, pair.remote)
                 sent = self._list.advance(pair, now, self._opener_phase)
                 if self._list.has_all_opened:
                     self._outbox.tell_opened(self._remote_generation)
@@ -254,10 +263,15 @@ class Agent:
         technique: Instant | None = None
         if self._in_round:
             due = self._list.next_due()
+            if due is not None and self._is_held:
+                due = earliest(max(due, self._held_until), self._list.next_due(self._answered))
             if self.state is AgentState.CHECKING and self.technique is not None:
                 technique = self.technique.poll_timeout()
         if self._early is not None:
-            due = earliest(due, self._early.poll_timeout())
+            early = self._early.poll_timeout()
+            if early is not None and self._is_held:
+                early = max(early, self._held_until)
+            due = earliest(due, early)
         if due is not None:
             due = max(due, self._next_slot)
             due = max(due, self._tokens.ready_at(due))
@@ -268,6 +282,24 @@ class Agent:
     def _offer(self) -> None:
         self._peer_has_opened = False
         self._outbox.offer(self._sides, searching=self.state is not AgentState.CONNECTED)
+
+    def _pick(self, now: Instant) -> Pair | None:
+        pair = self._list.pick(now)
+        if pair is None or pair.remote in self._answered or self._may_check(now):
+            return pair
+        return self._list.pick(now, self._answered)
+
+    def _may_check(self, now: Instant) -> bool:
+        self._is_held = not self._budget.may_check(now, id(self))
+        if self._is_held:
+            self._held_until = Instant(now + HELD_PACE)
+        return not self._is_held
+
+    def _spend(self, now: Instant, remote: Address) -> None:
+        self._tokens.take(now)
+        self._next_slot = Instant(now + PACE)
+        if remote not in self._answered:
+            self._budget.take_check(now, id(self))
 
     def _count(self, check: Check) -> Check:
         self._checks_sent += 1

@@ -1,11 +1,19 @@
-"""What the costlier techniques may spend, over all peers of one process: whatever a peer says, no more than that leaves."""
+"""What checks and the costlier techniques may spend, over all peers of a process: whatever they say, no more than that leaves."""
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Final
 
-from tunnel.units import Instant
+from tunnel.units import Instant, Seconds
 
+#: Checks of addresses that have not answered yet, in one go.  A stranger's address can be named by as many peers as somebody
+#: cares to invent (the creator of a room invents members), so they share this: four times what one of them may spend
+#: (agent.CHECK_BURST), and for each of fifteen honest ones still some ten pairs in their first round.
+ALL_CHECKS_BURST: Final = 2_400
+ALL_CHECKS_RATE: Final = 80.0  # a second after that, likewise four times what one may
+HELD_BACK: Final = "checks held back"  # counts those that had to wait for it
+LEAVES_QUEUE: Final = Seconds(0.25)  # who has not asked for so long, while others wait, has ended or found a path
 #: Probes to ports that nobody named, in one go: with 256 sockets on the other side 1,159 find one in 99 of 100 cases, and a
 #: carrier's quota of 64 mappings, not all of which are free, makes it five times as many.
 PROBE_BURST: Final = 8_500
@@ -54,6 +62,35 @@ class Bucket:
 class Budget:
     """Share one among all agents of a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, drops: MutableMapping[str, int] | None = None) -> None:
+        """`drops` counts what was held back, by reason."""
+        self._drops: MutableMapping[str, int] = {} if drops is None else drops
+        self._waiting: dict[int, Instant] = {}  # who waits for a check, in the order in which they came, and when they last asked
+        self.checks = Bucket(ALL_CHECKS_BURST, ALL_CHECKS_RATE)
         self.probes = Bucket(PROBE_BURST, PROBE_RATE)
         self.openers = Bucket(OPENER_BURST, OPENER_RATE)
+
+    def may_check(self, now: Instant, who: int) -> bool:
+        """Whether it is the turn of `who`, a number of the caller's own, with a check that is due.
+
+        Who has to wait should ask again soon.  When tokens are short those that wait get them in turn, however many checks any
+        one of them has: a crowd of invented peers slows an honest one down and does not shut it out.
+        """
+        left, waiting = self.checks.left(now), self._waiting
+        while waiting and now - waiting[next(iter(waiting))] > LEAVES_QUEUE:
+            del waiting[next(iter(waiting))]
+        before = len(waiting)
+        if who in waiting:
+            waiting[who] = now
+            before = next(number for number, each in enumerate(waiting) if each == who)
+        if before < left:
+            return True
+        if who not in waiting:
+            waiting[who] = now
+            self._drops[HELD_BACK] = self._drops.get(HELD_BACK, 0) + 1
+        return False
+
+    def take_check(self, now: Instant, who: int) -> None:
+        """It is sent."""
+        self.checks.take(now)
+        self._waiting.pop(who, None)

@@ -7,7 +7,7 @@ host's would move that host to another port.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -192,18 +192,19 @@ class Checklist:
     def has_all_opened(self) -> bool:
         return all(pair.has_opened for pair in self._pairs.values())
 
-    def next_due(self) -> Instant | None:
+    def next_due(self, among: Collection[Address] | None = None) -> Instant | None:
+        """`among`: of pairs with these addresses alone."""
         due: Instant | None = None
         for pair in self._pairs.values():
-            if (due is None or pair.next_at < due) and self.is_wanted(pair):
+            if (due is None or pair.next_at < due) and self.is_wanted(pair) and (among is None or pair.remote in among):
                 due = pair.next_at
         return due
 
-    def pick(self, now: Instant) -> Pair | None:
-        """Triggered ones first, then the longest due, then the best."""
+    def pick(self, now: Instant, among: Collection[Address] | None = None) -> Pair | None:
+        """Triggered ones first, then the longest due, then the best; `among`: of pairs with these addresses alone."""
         best: Pair | None = None
         for pair in self._pairs.values():
-            if pair.next_at <= now and self.is_wanted(pair):
+            if pair.next_at <= now and self.is_wanted(pair) and (among is None or pair.remote in among):
                 rank = (pair.triggered, -pair.next_at, pair.priority)
                 if best is None or rank > (best.triggered, -best.next_at, best.priority):
                     best = pair

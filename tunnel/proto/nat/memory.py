@@ -51,8 +51,11 @@ class EarlyChecks:
             if is_ipv6 == remote.is_ipv6
         )
 
+    def is_due(self, now: Instant) -> bool:
+        return bool(self._plan) and self._plan[0][0] <= now
+
     def poll_check(self, now: Instant) -> Check | None:
-        if not self._plan or self._plan[0][0] > now:
+        if not self.is_due(now):
             return None
         check = self._plan.popleft()[1]
         if check.ttl is not None:
