@@ -197,6 +197,25 @@ def test_mtu_numbers_and_names_change_through_the_keeper(program: Program, space
     assert not is_running(program.first["pid"])
 
 
+def test_names_of_a_subnet_that_is_left_out_stand_for_ipv6_alone(program: Program, space: Namespace, hosts: Path) -> None:
+    names = {"home": ["10.77.1.1", "fd12:3456:789a::1"]}
+    program.ask("names", names=names)
+    assert b"10.77.1.1\thome.ptunnel\n" in hosts.read_bytes()
+    space.ip("link add office type veth peer name desk")
+    space.ip("link set office up")
+    space.ip("address add 10.77.1.200/25 dev office")
+    facts = program.ask("renumber", config=config(3).to_json())["facts"]
+    assert len(facts) == 1
+    assert "10.77.1.0/24 is in use" in facts[0]
+    assert program.ask("names", names=names) == {}
+    assert b"10.77.1.1" not in hosts.read_bytes(), "which may be a machine of the office"
+    assert b"fd12:3456:789a::1\thome.ptunnel\n" in hosts.read_bytes()
+    space.ip("link delete office")
+    assert program.ask("renumber", config=config(3).to_json()) == {"facts": []}
+    assert program.ask("names", names=names) == {}
+    assert b"10.77.1.1\thome.ptunnel\n" in hosts.read_bytes()
+
+
 def test_what_programs_announce_on_an_ethernet_goes_into_the_lan_as_ours(space: Namespace, start: Callable[..., Program]) -> None:
     space.ip(
         "link add eth0 type veth peer name far\naddr add 192.168.7.2/24 broadcast + dev eth0\n"

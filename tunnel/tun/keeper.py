@@ -5,8 +5,8 @@ CAP_NET_ADMIN.  It ends, and takes the hosts block out, when the parent closes i
 a child of its own that ends with each command that needs it.
 
 Commands: {"id", "do"} and for do = "configure": config (InterfaceConfig.to_json); "mtu": mtu, in bytes; "names": names, as
-{name: [addresses]}, all inside the interface's own subnets; "quit".  Answers: {"id", "ok": true, "facts": [...]} or
-{"id", "ok": false, "error": "sentence"}.
+{name: [addresses]}, all inside the interface's own subnets (those are written whose subnet it really has); "quit".  Answers:
+{"id", "ok": true, "facts": [...]} or {"id", "ok": false, "error": "sentence"}.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tunnel.tun import configure
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.names import MAX_ADDRESSES, MAX_NAMES, HostsFile
 from tunnel.tun.privileges import CAP_NET_ADMIN, hide_memory, keep_only
+from tunnel.tun.routes import Network, networks_of
 
 MAX_MESSAGE: Final = 65_536  # bytes of one command: 256 names of 4 addresses fit
 MAX_MEMBER_NAME: Final = 256  # letters of a member's name before it becomes a label
@@ -41,8 +42,10 @@ WriteNames = Callable[[dict[str, list[str]]], None]
 class Keeper:
     """Executes commands for the interface `name`, whatever name a command gives."""
 
-    def __init__(self, name: str, write_names: WriteNames) -> None:
+    def __init__(self, name: str, write_names: WriteNames, networks: Callable[[str], set[Network]] = networks_of) -> None:
+        """`networks` gives what an interface reaches."""
         self._name = name
+        self._networks = networks
         self._write_names = write_names
         self._config: InterfaceConfig | None = None
 
@@ -92,7 +95,7 @@ class Keeper:
                 configure.set_mtu(self._name, mtu if type(mtu) is int else -1)
                 return []
             case "names":
-                self._write_names(self._checked_names(command.get("names")))
+                self._write_names(self._reachable(self._checked_names(command.get("names"))))
                 return []
         raise ConfigurationError(f"{do!r} is no command.")
 
@@ -112,6 +115,17 @@ class Keeper:
                 if not any(parsed in network for network in networks):
                     raise ConfigurationError(f"{parsed} is no address of this LAN.")
         return names
+
+    def _reachable(self, names: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Without addresses in a subnet that was left out, since this machine uses it elsewhere: there they are somebody else."""
+        try:
+            present = self._networks(self._name)
+        except OSError:
+            return names  # the kernel tells nothing
+        return {
+            name: [each for each in addresses if any(ipaddress.ip_address(each) in network for network in present)]
+            for name, addresses in names.items()
+        }
 
 
 def _in_child(action: Callable[[], list[str]]) -> list[str]:

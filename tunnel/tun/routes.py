@@ -113,6 +113,12 @@ def _addresses() -> Iterator[tuple[Network, int]]:
                 yield ipaddress.ip_network((raw, prefix), strict=False), index
 
 
+def networks_of(interface: str) -> set[Network]:
+    """The subnets of the addresses that this interface has: what is reached by it.  Raises OSError."""
+    own = socket.if_nametoindex(interface)
+    return {network for network, index in _addresses() if index == own}
+
+
 def own_addresses() -> set[tuple[int, bytes]]:
     """(interface index, packed address) of every IPv4 and IPv6 address of this machine.  Raises OSError."""
     both = (*_address_messages(socket.AF_INET), *_address_messages(socket.AF_INET6))

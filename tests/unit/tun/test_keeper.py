@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tunnel.tun import configure, keeper
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.keeper import MAX_MESSAGE, Keeper
+from tunnel.tun.routes import Network
 
 CONFIG = InterfaceConfig(mac="02:70:74:00:00:03", ipv4=("10.77.1.3", 24), ipv6=(("fd12::3", 64),))
 
@@ -26,7 +28,14 @@ class Desk:
         monkeypatch.setattr(keeper, "_in_child", lambda action: action())
         monkeypatch.setattr(configure, "apply", lambda config: self.done.append(config) or ["a fact"])
         monkeypatch.setattr(configure, "set_mtu", lambda name, mtu: self.done.append((name, configure.check_mtu(mtu))))
-        self.keeper = Keeper("lan0", self.done.append)
+        self.present: set[Network] | None = {ip_network("10.77.1.0/24"), ip_network("fd12::/64"), ip_network("fe80::/64")}
+        self.keeper = Keeper("lan0", self.done.append, self._networks)
+
+    def _networks(self, name: str) -> set[Network]:
+        assert name == "lan0"
+        if self.present is None:
+            raise OSError("no such interface")
+        return self.present
 
     def ask(self, **command: Any) -> dict[str, Any]:
         answer, goes_on = self.keeper.answer(json.dumps({"id": 1, **command}).encode())
@@ -71,6 +80,21 @@ def test_names_lead_into_the_lan_only(desk: Desk) -> None:
     ):
         assert not desk.ask(do="names", names=names)["ok"]
     assert len(desk.done) == 2
+
+
+def test_names_stand_for_what_is_reached_by_the_interface(desk: Desk) -> None:
+    """A subnet that was left out for a clash is somebody else's on this machine."""
+    desk.ask(do="configure", config=CONFIG.to_json())
+    both = {"home": ["10.77.1.1", "fd12::1"], "old": ["10.77.1.2"]}
+    desk.present = {ip_network("fd12::/64"), ip_network("fe80::/64")}
+    assert desk.ask(do="names", names=both)["ok"]
+    assert desk.done[-1] == {"home": ["fd12::1"], "old": []}
+    desk.present = {ip_network("10.77.1.0/24")}
+    assert desk.ask(do="names", names=both)["ok"]
+    assert desk.done[-1] == {"home": ["10.77.1.1"], "old": ["10.77.1.2"]}
+    desk.present = None
+    assert desk.ask(do="names", names=both)["ok"]
+    assert desk.done[-1] == both
 
 
 @pytest.mark.parametrize("do", ["route", "", None, 7, ["mtu"]])
