@@ -209,7 +209,10 @@ class Connecting:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve, link, nursery.cancel_scope)
                 nursery.start_soon(serve_nothing, link)
-                await ended.wait()
+                try:
+                    await ended.wait()
+                finally:
+                    self._output.freeze()
                 nursery.cancel_scope.cancel()
         return self._verdict(link)
 

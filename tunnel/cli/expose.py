@@ -139,7 +139,10 @@ class Exposing:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(wait)
-            await ended.wait()
+            try:
+                await ended.wait()
+            finally:
+                self._output.freeze()
             nursery.cancel_scope.cancel()
         return 0
 

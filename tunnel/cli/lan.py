@@ -285,7 +285,10 @@ class Playing:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(wait)
-            await ended.wait()
+            try:
+                await ended.wait()
+            finally:
+                self._output.freeze()
             nursery.cancel_scope.cancel()
         return 0
 
@@ -396,7 +399,7 @@ class Playing:
 
 def table(members: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each member: who, address, path, round trip, loss, rates; and why where it is relayed."""
-    from tunnel.cli.render import columns, milliseconds, rate
+    from tunnel.cli.render import columns, rate, round_trip
 
     rows = [("MEMBER", "ADDRESS", "PATH", "RTT", "LOSS", "UP", "DOWN", "")]
     for member in members:
@@ -408,10 +411,9 @@ def table(members: Sequence[dict[str, Any]]) -> list[str]:
         else:
             sent = member.get("packets_sent", 0)
             loss = 100 * member.get("packets_lost", 0) / sent if sent else 0.0
-            rtt = milliseconds(member["rtt_s"]) if member.get("rtt_s") else ""
             up, down = rate(member.get("send_rate", 0)), rate(member.get("receive_rate", 0))
             why = str(member.get("why") or "") if member["kind"] == "relay" else ""
-            rows.append((name, member["address"], member["kind"], rtt, f"{loss:.1f} %", up, down, why))
+            rows.append((name, member["address"], member["kind"], round_trip(member), f"{loss:.1f} %", up, down, why))
     return columns(rows)
 
 

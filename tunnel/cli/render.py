@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 REFRESH_S: Final = 1.0  # seconds between two looks at the links
+AGE_SHOWN: Final = 5.0  # seconds since a round trip was measured, from which on it is said
 SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
 
 #: A line of the live status: its text, and whether it stands for something awaited, which gets a spinner.
@@ -44,6 +45,8 @@ class Output:
         self._live: Live | None = None
         self._console: Console | None = None
         self._last = ""
+        self._lines: Callable[[], Sequence[Line]] | None = None
+        self._final: list[Line] | None = None
 
     def emit(self, event: Mapping[str, Any]) -> None:
         """One event of the machine interface.  Nothing without --json."""
@@ -81,10 +84,11 @@ class Output:
 
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._lines = lines
         show = self._live
 
         async def refresh() -> None:
-            while True:
+            while self._final is None:
                 current = lines()
                 show.update(_picture(current), refresh=True)
                 await trio.sleep(SPIN_S if any(spins for _, spins in current) else REFRESH_S)
@@ -96,8 +100,14 @@ class Output:
                     yield
                     nursery.cancel_scope.cancel()
             finally:
-                show.update(_picture([line for line in lines() if not line[1]]), refresh=True)
+                self.freeze()
                 self._live = None
+
+    def freeze(self) -> None:
+        """The picture of now is the last one, without what is awaited: that links end when a command does is no news."""
+        if self._live is not None and self._lines is not None and self._final is None:
+            self._final = [line for line in self._lines() if not line[1]]
+            self._live.update(_picture(self._final), refresh=True)
 
 
 _spinner: Any = None
@@ -135,7 +145,7 @@ def path_line(status: Mapping[str, Any]) -> str:
         return "looking for a path"
     parts = [str(status["kind"]), f"udp {status['remote']}"]
     if status.get("rtt_s"):
-        parts.append(f"rtt {milliseconds(status['rtt_s'])}")
+        parts.append(f"rtt {round_trip(status)}")
     if status.get("mtu"):
         parts.append(f"mtu {status['mtu']}")
     return "  ".join(parts)
@@ -154,6 +164,21 @@ def traffic(status: Mapping[str, Any]) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+
+
+def round_trip(status: Mapping[str, Any]) -> str:
+    """`23 ms`, and on an idle link `23 ms (12 s ago)`; nothing before it was measured."""
+    if not status.get("rtt_s"):
+        return ""
+    age = status.get("rtt_age_s") or 0.0
+    return milliseconds(status["rtt_s"]) + (f" ({short_duration(age)} ago)" if age >= AGE_SHOWN else "")
+
+
+def short_duration(seconds: float) -> str:
+    """`12 s`, `3 min`, `2 h`: for tables, rounded down."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds // 60:.0f} min" if seconds < 7200 else f"{seconds // 3600:.0f} h"
 
 
 def rate(bytes_per_second: float) -> str:

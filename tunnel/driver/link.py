@@ -36,6 +36,7 @@ from tunnel.units import Instant, Seconds, StreamId
 
 __all__ = ["CloseCode", "CloseReason", "Link", "LinkStatus", "StreamHandler"]
 
+RTT_AVERAGED = 5.0  # seconds since a round trip was measured last, up to which the average of many says more than the newest one
 ACCEPT_BACKLOG = 1_024  # streams opened by the peer that nobody has accepted yet; more are reset
 
 StreamHandler = Callable[[TunnelStream], Awaitable[None]]
@@ -43,13 +44,17 @@ StreamHandler = Callable[[TunnelStream], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkStatus:
-    """What `status` shows of one link.  Durations in seconds, rates in bytes per second since the last look."""
+    """What `status` shows of one link.  Durations in seconds, rates in bytes per second since the last look.
+
+    `rtt_s` is the smoothed round trip while packets flow; on an idle link it is the newest one, which the keep-alives measure.
+    """
 
     peer: str
     fingerprint: str
     kind: str | None  # "direct", "relay", or None while there is no path
     remote: str | None
     rtt_s: float | None
+    rtt_age_s: float | None  # since it was measured; both None: it was not yet
     mtu: int | None
     why: str
     sent_bytes: int
@@ -213,6 +218,10 @@ class Link:
         stats = connection.stats() if connection is not None else None
         path = connection.current_path if connection is not None else None
         now = self._clock()
+        rtt_s = rtt_age_s = None
+        if path is not None and path.measured_at is not None:
+            rtt_age_s = max(0.0, now - path.measured_at)
+            rtt_s = path.smoothed_rtt if rtt_age_s < RTT_AVERAGED else path.newest_rtt
         sent = stats.bytes_sent if stats else 0
         received = stats.bytes_received if stats else 0
         at, sent_then, received_then = self._rate_base
@@ -224,7 +233,8 @@ class Link:
             fingerprint=self.fingerprint,
             kind=path.kind.value if path else None,
             remote=str(path.key.remote) if path else None,
-            rtt_s=path.smoothed_rtt if path else None,
+            rtt_s=rtt_s,
+            rtt_age_s=rtt_age_s,
             mtu=path.mtu if path else None,
             why=self._peering.why_relayed(now) if path and path.kind is PathKind.RELAY else (path.why if path else ""),
             sent_bytes=sent,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 from click.testing import CliRunner
 
 from tunnel.cli import prompt
@@ -251,6 +252,8 @@ def test_figures_are_short() -> None:
     assert (listing([]), listing(["a"]), listing(["a", "b", "c"])) == ("nothing", "a", "a, b and c")
     path = {"kind": "direct", "remote": "198.51.100.7:41641", "rtt_s": 0.023, "mtu": 1472}
     assert path_line(path) == "direct  udp 198.51.100.7:41641  rtt 23 ms  mtu 1472"
+    idle = [path_line({**path, "rtt_age_s": age}).split("  ")[2] for age in (4.9, 12.4, 121.0, 7300.0)]
+    assert idle == ["rtt 23 ms", "rtt 23 ms (12 s ago)", "rtt 23 ms (2 min ago)", "rtt 23 ms (2 h ago)"]
     assert columns([("A", "B"), ("long", "x")]) == ["A     B", "long  x"]
 
 
@@ -275,3 +278,34 @@ def test_without_a_terminal_nothing_is_live(capsys: pytest.CaptureFixture[str]) 
 
     trio.run(body)
     assert capsys.readouterr().err == "a line\nthe same\n"
+
+
+def test_the_last_picture_is_that_of_the_moment_at_which_a_command_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    output, state = Output(), "direct"
+    output.is_live = True
+
+    async def body() -> None:
+        nonlocal state
+        async with output.live(lambda: [(f"ben  {state}", False), ("Waiting for others", True)]):
+            output.freeze()
+            state = "connecting"  # its link ends because we do
+            await trio.lowlevel.checkpoint()
+            output.freeze()
+
+    trio.run(body)
+    shown = capsys.readouterr().err
+    assert "ben  direct" in shown
+    assert "connecting" not in shown
+
+
+def test_without_a_freeze_the_last_picture_is_that_of_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    output, state = Output(), "relay"
+    output.is_live = True
+
+    async def body() -> None:
+        nonlocal state
+        async with output.live(lambda: [(f"ben  {state}", False)]):
+            state = "direct"
+
+    trio.run(body)
+    assert "ben  direct" in capsys.readouterr().err

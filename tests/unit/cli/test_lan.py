@@ -96,6 +96,8 @@ def test_status_shows_a_room_by_its_members() -> None:
     lines = page([answer])
     assert lines[0].startswith("lan game  process 7")
     assert "30 ms" in lines[3]
+    idle = [{**MEMBERS[1], "kind": "direct", "rtt_age_s": 14.2}]
+    assert "30 ms (14 s ago)" in table(idle)[1]
     assert page([{"event": "status", "pid": 7, "role": "lan", "uptime_s": 1.0, "links": []}])[1].strip() == "entering the room"
 
 

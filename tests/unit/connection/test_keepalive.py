@@ -75,3 +75,22 @@ def test_it_never_falls_below_the_least_nor_counts_shorter_silences_as_proof() -
     for _ in range(20):
         fresh.survived(Instant(0.0), Seconds(KEEPALIVE / 2))
     assert fresh.interval == KEEPALIVE
+
+
+def test_on_an_idle_path_keep_alives_measure_the_round_trip_on_both_sides() -> None:
+    """Nothing is sent for that alone."""
+    pair = Pair(delay=0.010)
+    upgrade(pair)
+    pair.run(1.0)
+    pair.delay = 0.050
+    ages: dict[str, list[float]] = {"a": [], "b": []}
+    for _ in range(300):
+        pair.run(1.0)
+        for name, side in pair.sides.items():
+            at = side.current_path.measured_at
+            assert at is not None
+            ages[name].append(pair.now - at)
+    for name, side in pair.sides.items():
+        view = side.current_path
+        assert view.newest_rtt == pytest.approx(0.1, abs=0.002), "after the average has long been something else"
+        assert max(ages[name]) < 120.0, (name, max(ages[name]))

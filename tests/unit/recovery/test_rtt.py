@@ -49,3 +49,13 @@ def test_min_rtt_can_start_again() -> None:
     rtt.update(Seconds(0.200), Seconds(0.0), Instant(0.0))
     rtt.forget_min()
     assert rtt.min_rtt == 0.200
+
+
+def test_the_newest_sample_is_kept_without_the_peers_own_wait() -> None:
+    rtt = RttEstimator()
+    assert rtt.newest_at is None
+    rtt.update(Seconds(0.100), Seconds(0.0), Instant(1.0))
+    rtt.update(Seconds(0.125), Seconds(0.005), Instant(9.0))
+    assert rtt.newest_rtt == pytest.approx(0.120)
+    assert rtt.newest_at == 9.0
+    assert rtt.smoothed_rtt < 0.105

@@ -160,7 +160,8 @@ class Connection:
     def current_path(self) -> PathView:
         path = self._shared.paths.current
         rtt = path.recovery.rtt
-        return PathView(path.key, path.kind, rtt.smoothed_rtt, rtt.min_rtt, path.mtu, self._shared.paths.why)
+        newest, at, why = rtt.newest_rtt, rtt.newest_at, self._shared.paths.why
+        return PathView(path.key, path.kind, rtt.smoothed_rtt, rtt.min_rtt, newest, at, path.mtu, why)
 
     @property
     def has_path(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from tunnel.units import Address, PathKey, Seconds, StreamId
+from tunnel.units import Address, Instant, PathKey, Seconds, StreamId
 
 
 class PathKind(Enum):
@@ -174,12 +174,17 @@ class StreamCode:
 
 @dataclass(frozen=True, slots=True)
 class PathView:
-    """The current path as `status` shows it.  `mtu` is the largest UDP payload in bytes, as sent today."""
+    """The current path as `status` shows it.  `mtu` is the largest UDP payload in bytes, as sent today.
+
+    `newest_rtt` is the newest sample, taken at `measured_at`; None before there was one, when all three are a guess.
+    """
 
     key: PathKey
     kind: PathKind
     smoothed_rtt: Seconds
     min_rtt: Seconds
+    newest_rtt: Seconds
+    measured_at: Instant | None
     mtu: int
     why: str
 

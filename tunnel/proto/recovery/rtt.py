@@ -11,9 +11,12 @@ INITIAL_RTT: Final = Seconds(0.333)  # kInitialRtt: believed until the first sam
 
 
 class RttEstimator:
-    """`latest_rtt`, `smoothed_rtt`, `rttvar` and `min_rtt` of a path; all in seconds."""
+    """`latest_rtt`, `smoothed_rtt`, `rttvar` and `min_rtt` of a path; all in seconds.
 
-    __slots__ = ("first_sample_at", "latest_rtt", "min_rtt", "rttvar", "samples", "smoothed_rtt")
+    `newest_rtt` is the newest sample without the peer's own wait, taken at `newest_at`: for people.
+    """
+
+    __slots__ = ("first_sample_at", "latest_rtt", "min_rtt", "newest_at", "newest_rtt", "rttvar", "samples", "smoothed_rtt")
 
     def __init__(self, initial_rtt: Seconds = INITIAL_RTT) -> None:
         """`initial_rtt` stands in until the first sample, for instance what validating the path took."""
@@ -22,6 +25,8 @@ class RttEstimator:
         self.rttvar: Seconds = Seconds(initial_rtt / 2)
         self.min_rtt: Seconds = Seconds(0.0)  # 0 means: no sample yet
         self.first_sample_at: Instant | None = None
+        self.newest_rtt: Seconds = initial_rtt
+        self.newest_at: Instant | None = None
         self.samples = 0
 
     def update(self, latest: Seconds, ack_delay: Seconds, now: Instant) -> None:
@@ -33,15 +38,17 @@ class RttEstimator:
         """
         self.latest_rtt = latest
         self.samples += 1
+        self.newest_at = now
         if self.first_sample_at is None:
             self.first_sample_at = now
-            self.min_rtt = self.smoothed_rtt = latest
+            self.min_rtt = self.smoothed_rtt = self.newest_rtt = latest
             self.rttvar = Seconds(latest / 2)
             return
         min_rtt = self.min_rtt
         if latest < min_rtt:
             self.min_rtt = min_rtt = latest
         adjusted = latest - ack_delay if latest >= min_rtt + ack_delay else latest
+        self.newest_rtt = Seconds(adjusted)
         smoothed = self.smoothed_rtt
         self.rttvar = Seconds(0.75 * self.rttvar + 0.25 * abs(smoothed - adjusted))
         self.smoothed_rtt = Seconds(0.875 * smoothed + 0.125 * adjusted)
