@@ -7,15 +7,19 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.driver.tls import make_certificate
 
 PATIENCE_S = 20.0
 
@@ -192,6 +196,72 @@ def test_two_pair_by_code_forward_and_meet_again_by_name(lab: Lab) -> None:
     by_name.wait("closed", peer="home")
     assert by_name.join() == 0
     assert lab.server_program.end(signal.SIGTERM)[0] == 0
+
+
+def a_line(program: Program, word: str) -> str:
+    """The next line of its log with this word."""
+    assert program.process.stderr is not None
+    for line in program.process.stderr:
+        if word in line:
+            return line
+    raise AssertionError(f"it ended without a word of {word}")
+
+
+def test_a_server_outlives_its_terminal(lab: Lab) -> None:
+    server = lab.server_program
+    for _ in range(2):
+        server.process.send_signal(signal.SIGHUP)
+        assert "ignored" in a_line(server, "SIGHUP")
+    exposing = lab.expose(str(lab.port))
+    exposing.wait("code")
+    exposing.process.send_signal(signal.SIGHUP)
+    assert exposing.join() == 0, "which ends as ever"
+    assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_server_whose_terminal_cannot_be_written_to_goes_on(tmp_path: Path) -> None:
+    primary, secondary = os.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "tunnel", "serve", "--listen", "127.0.0.1:0"],
+        env={**os.environ, "PTUNNEL_HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=secondary,
+        stderr=secondary,
+        start_new_session=True,
+    )
+    try:
+        os.close(secondary)
+        said = b""
+        while b"--server HOST" not in said:
+            said += os.read(primary, 4_096)
+        os.close(primary)
+        for _ in range(3):
+            program.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                program.wait(0.2)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(PATIENCE_S) == 0
+    finally:
+        program.kill()
+        program.wait()
+
+
+def test_a_server_reads_its_certificate_again_on_sighup(lab: Lab, tmp_path: Path) -> None:
+    old = make_certificate(tmp_path, "127.0.0.1")
+    words = ("--listen", "127.0.0.1:0", "--tls-port", "0", "--tls-cert", old.certificate, "--tls-key", old.key)
+    server = lab.run(tmp_path / "tls", "serve", *words)
+    where = server.wait("listening", tls=old.fingerprint)["bind"]
+    new = make_certificate(tmp_path, "127.0.0.1")
+    server.process.send_signal(signal.SIGHUP)
+    assert new.fingerprint in a_line(server, "SIGHUP")
+    host, _, port = where.rpartition(":")
+    shown = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port)), timeout=PATIENCE_S))
+    assert sha256(shown).hexdigest() == new.fingerprint
+    Path(new.key).write_text("half of it is wri", encoding="ascii")
+    server.process.send_signal(signal.SIGHUP)
+    assert "is not used" in a_line(server, "certificate")
+    assert new.fingerprint in a_line(server, "stays as it was")
+    assert server.end(signal.SIGTERM)[0] == 0
 
 
 def test_forgetting_a_peer_cuts_what_is_open_within_a_second(lab: Lab) -> None:

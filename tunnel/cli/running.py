@@ -15,26 +15,45 @@ from tunnel.cli.main import logger
 
 GOODBYE_LIMIT: Final = 2.5  # seconds from the signal until the process ends, whatever still hangs
 
-ENDING: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HANGUP: Final[int | None] = getattr(signal, "SIGHUP", None)  # the terminal has gone; Windows has none
 
 
 @dataclass(slots=True)
 class Ending:
-    """How a command wants to be ended: by `stop()`, where it has said so, and else by being cancelled."""
+    """How a command wants to be ended: by `stop()`, where it has said so, and else by being cancelled.
+
+    `hung_up()` is called instead when the terminal goes, for a command that outlives it.
+    """
 
     stop: Callable[[], None] | None = None
+    hung_up: Callable[[], None] | None = None
 
 
-def run(command: Callable[[Ending], Awaitable[int | None]]) -> int:
-    """The command's exit code, or 130 after Ctrl-C and 0 after SIGTERM; its exceptions come out as they are."""
+def ending_signals(*, outlives_terminal: bool = False) -> set[int]:
+    """Which signals are ours.  SIGHUP is not where it was ignored when we were started, by nohup(1) for instance."""
+    found = {int(signal.SIGINT), int(signal.SIGTERM)}
+    if HANGUP is not None and (outlives_terminal or signal.getsignal(HANGUP) is not signal.SIG_IGN):
+        found.add(HANGUP)
+    return found
+
+
+def run(command: Callable[[Ending], Awaitable[int | None]], *, outlives_terminal: bool = False) -> int:
+    """The command's exit code, or 130 after Ctrl-C and 0 after SIGTERM; its exceptions come out as they are.
+
+    `outlives_terminal`: SIGHUP does not end it.
+    """
     ending = Ending()
     caught: list[int] = []
     result: int | None = None
 
     async def watch(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(*ENDING) as signals:
+        with trio.open_signal_receiver(*ending_signals(outlives_terminal=outlives_terminal)) as signals:
             task_status.started()
             async for number in signals:
+                if number == HANGUP and outlives_terminal:
+                    if ending.hung_up is not None:
+                        ending.hung_up()
+                    continue
                 logger.info("ending: %s", signal.Signals(number).name)
                 if caught:
                     os._exit(exit_code(number))

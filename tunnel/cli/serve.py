@@ -11,6 +11,7 @@ from tunnel.cli.options import common
 
 if TYPE_CHECKING:
     from tunnel.cli.render import Output
+    from tunnel.cli.running import Ending
     from tunnel.driver.rendezvous import RunningServer
 
 
@@ -34,7 +35,8 @@ def command(
     is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run a rendezvous server: it introduces peers to one another and, where no direct path exists, relays sealed
-    datagrams that it cannot read.  It keeps nothing on disk.
+    datagrams that it cannot read.  It keeps nothing on disk.  It goes on when its terminal goes; SIGHUP makes it read
+    the files of --tls-cert and --tls-key again.
 
     \b
     Examples:
@@ -66,7 +68,7 @@ def command(
     if tls_cert is not None:
         tls = TlsConfig(certificate=tls_cert, key=tls_key, port=tls_port)
         raise_descriptor_limit()  # one for each connection
-    return run(lambda _ending: _serve(places, config, tls, output))
+    return run(lambda ending: _serve(places, config, tls, output, ending), outlives_terminal=True)
 
 
 def _address(text: str) -> str:
@@ -74,7 +76,7 @@ def _address(text: str) -> str:
     return f"0.0.0.0:{text.lstrip(':')}" if text.lstrip(":").isdecimal() and text.count(":") <= 1 else text
 
 
-async def _serve(places: list[tuple[str, int]], config: Any, tls: Any, output: Output) -> int:
+async def _serve(places: list[tuple[str, int]], config: Any, tls: Any, output: Output, ending: Ending) -> int:
     import trio
 
     from tunnel.driver.rendezvous import LogTrace, serve
@@ -83,6 +85,7 @@ async def _serve(places: list[tuple[str, int]], config: Any, tls: Any, output: O
         running: RunningServer = await nursery.start(
             lambda task_status: serve(places, config=config, trace=LogTrace(), tls=tls, task_status=task_status)
         )
+        ending.hung_up = running.hung_up
         for address in running.addresses:
             output.emit({"event": "listening", "bind": str(address)})
         for address in running.tls_addresses:

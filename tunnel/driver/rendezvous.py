@@ -119,6 +119,15 @@ class RunningServer:
             counts["overruns"] = counts.get("overruns", 0) + each.overruns()
         return counts
 
+    def hung_up(self) -> None:
+        """SIGHUP: read the certificate again, where there is one; nobody is cut off.  To the log, as the terminal may be gone."""
+        if self._certificate is None:
+            logger.warning("SIGHUP is ignored: there is no certificate to read again; SIGTERM ends the server")
+        elif self._certificate.reload():
+            logger.warning("SIGHUP: the certificate was read again, its SHA-256 is %s", self._certificate.fingerprint)
+        else:
+            logger.warning("SIGHUP: the certificate stays as it was, its SHA-256 is %s", self._certificate.fingerprint)
+
     def stop(self) -> None:
         """Let serve() return after telling every client Bye."""
         self._stop.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tunnel.cli.connect import choose
 from tunnel.cli.expose import forwards_for, other_command, qr_picture, who_can_reach
 from tunnel.cli.main import COMMANDS, TABLE, group, report, run
 from tunnel.cli.render import Output, columns, duration, listing, path_line, size
+from tunnel.cli.running import ending_signals
 from tunnel.config import Settings, load, parse_server
 from tunnel.driver.vocabulary import GrantSet
 from tunnel.errors import (
@@ -309,3 +311,14 @@ def test_without_a_freeze_the_last_picture_is_that_of_the_end(capsys: pytest.Cap
 
     trio.run(body)
     assert "ben  direct" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("handler", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_nohup_is_heeded(handler: signal.Handlers, ends: bool) -> None:
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        assert (signal.SIGHUP in ending_signals()) is ends
+        assert ending_signals() >= {signal.SIGINT, signal.SIGTERM}
+        assert signal.SIGHUP in ending_signals(outlives_terminal=True), "a server has a use for it"
+    finally:
+        signal.signal(signal.SIGHUP, before)
