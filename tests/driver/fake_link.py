@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tunnel.driver.stream import StreamCode, StreamResetError, StreamStoppedError
+from tunnel.driver.stream import StreamCode, StreamResetError, StreamSink, StreamStoppedError
 from tunnel.errors import UnreachableError
 
 WINDOW = 64 * 1024  # bytes sent and not yet read, of one half
@@ -24,6 +24,7 @@ class Half:
         self.stopped: int | None = None
         self.at_end = False
         self.gone = False
+        self.sink: StreamSink | None = None
         self.changed = trio.Event()
 
     def wake(self) -> None:
@@ -57,11 +58,14 @@ class FakeStream:
     def commit(self, count: int) -> None:
         assert 0 < count <= len(self._lent)
         if self.out.stopped is None and self.out.reset is None and not self.out.gone:
-            self.out.chunks.append(bytes(self._lent[:count]))
-            self.out.held += count
-            self.out.wake()
+            taken = 0 if self.out.sink is None else self.out.sink([self._lent[:count]])
+            if taken < count:
+                self.out.sink = None
+                self.out.chunks.append(bytes(self._lent[taken:count]))
+                self.out.held += count - taken
+                self.out.wake()
 
-    async def receive_chunks(self) -> list[bytes]:
+    async def receive_chunks(self, max_chunks: int = 64, sink: StreamSink | None = None) -> list[bytes]:
         into = self.into
         while True:
             if into.at_end:
@@ -73,14 +77,18 @@ class FakeStream:
             if into.reset is not None:
                 raise StreamResetError(into.reset)
             if into.chunks:
-                chunks = [into.chunks.popleft() for _ in range(min(len(into.chunks), 64))]
+                chunks = [into.chunks.popleft() for _ in range(min(len(into.chunks), max_chunks))]
                 into.held -= sum(map(len, chunks))
                 into.wake()
                 return chunks
             if into.finished:
                 into.at_end = True
                 return []
-            await into.changed.wait()
+            into.sink = sink
+            try:
+                await into.changed.wait()
+            finally:
+                into.sink = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data)

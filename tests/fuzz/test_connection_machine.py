@@ -114,6 +114,23 @@ class ConnectionMachine(RuleBasedStateMachine):
             for stream in list(self.pair.read[name]):
                 self.pair.take(name, stream)
 
+    @precondition(lambda self: self.halves)
+    @rule(number=st.integers(0, 30), share=st.sampled_from([0.0, 0.5, 1.0]))
+    def lend_a_sink(self, number: int, share: float) -> None:
+        """Takes a share of what arrives, until it has left something."""
+        name, stream = self.pick(number)
+        into = self.pair.read[OTHER[name]].get(stream)
+        if into is None:
+            return
+
+        def sink(pieces: list[memoryview]) -> int:
+            data = b"".join(pieces)
+            taken = round(share * len(data))
+            into.extend(data[:taken])
+            return taken
+
+        self.pair.sides[OTHER[name]].set_stream_sink(stream, sink)
+
     @rule(name=st.sampled_from("ab"), size=st.sampled_from([0, 5, 3000]))
     def say(self, name: str, size: int) -> None:
         message = self.rng.randbytes(size)

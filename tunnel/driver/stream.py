@@ -1,7 +1,8 @@
 """One stream of a connection as trio code sees it: a HalfCloseableStream, and beside it the verbs of the hot path.
 
 The hot path copies nothing that it need not: `wait_send_space` lends the free part of the send buffer for a `recv_into`,
-`receive_chunks` hands over what arrived as it lies.  Neither is a checkpoint when it need not wait.
+`receive_chunks` hands over what arrived as it lies, or lets a sink take it on arrival.  Neither is a checkpoint when it need not
+wait.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Callable
 import trio
 
 from tunnel.errors import TunnelError, UnreachableError
-from tunnel.proto.endpoint import Connection, StreamCode
+from tunnel.proto.endpoint import Connection, StreamCode, StreamSink
 from tunnel.units import StreamId
 
-__all__ = ["StreamCode", "StreamResetError", "StreamStoppedError", "TunnelStream"]
+__all__ = ["StreamCode", "StreamResetError", "StreamSink", "StreamStoppedError", "TunnelStream"]
 
 CHUNKS_A_READ = 256  # received pieces handed over at once: one GRO batch
 
@@ -94,8 +95,11 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             self._connection.stream_commit(self.stream_id, count)
             self._flush()
 
-    async def receive_chunks(self, max_chunks: int = CHUNKS_A_READ) -> list[bytes]:
-        """What has arrived, in order; [] at the peer's FIN.  Raises StreamResetError."""
+    async def receive_chunks(self, max_chunks: int = CHUNKS_A_READ, sink: StreamSink | None = None) -> list[bytes]:
+        """What has arrived, in order; [] at the peer's FIN.  Raises StreamResetError.
+
+        While it waits, `sink` takes what arrives without waking this task; what it leaves, and all behind it, is returned.
+        """
         while True:
             if self._pushed_back:
                 chunk, self._pushed_back = self._pushed_back, b""
@@ -113,7 +117,14 @@ class TunnelStream(trio.abc.HalfCloseableStream):
                 self._forget_if_done()
                 return []
             waiter = self._readable = trio.Event()
-            await waiter.wait()
+            if sink is None:
+                await waiter.wait()
+                continue
+            self._connection.set_stream_sink(self.stream_id, sink)
+            try:
+                await waiter.wait()
+            finally:
+                self._connection.set_stream_sink(self.stream_id, None)
 
     def finish(self) -> None:
         """No more bytes from us: FIN behind what was committed.  The other direction goes on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from tunnel.driver.stream import StreamSink
 from tunnel.units import Buffer
 
 #: (protocol, target) -> where that is on the exposer's side, or None when it is not granted.  Asked for each stream and flow.
@@ -26,8 +27,8 @@ class Stream(Protocol):
     def commit(self, count: int) -> None:
         """`count` bytes were written at the start of what wait_send_space gave."""
 
-    async def receive_chunks(self) -> list[bytes]:
-        """What arrived, in order; [] at the peer's FIN."""
+    async def receive_chunks(self, max_chunks: int = ..., sink: StreamSink | None = None) -> list[bytes]:
+        """What arrived, in order; [] at the peer's FIN.  `sink` may take what arrives during the call, and the rest follows."""
 
     async def send_all(self, data: Buffer) -> None: ...
 

@@ -1,7 +1,7 @@
 """TCP connections over streams: bytes both ways, half-close, reset and refusal as the local kernels gave them.
 
-The hot path has no copy and one await a turn: a socket is read straight into the stream's send buffer, and what the
-stream received goes to the socket in one `sendmsg`.
+The hot path has no copy: a socket is read straight into the stream's send buffer, and what arrives goes from the buffer it was
+opened in to the socket, in one `sendmsg` and without a task's turn, as long as the socket takes it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LINGER_RST: Final = struct.pack(
 )  # l_onoff, l_linger: close() sends RST; socket(7)
 
 HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")  # CPython on Windows has none
+IOV_MAX: Final = 1_024  # pieces in one sendmsg (limits.h of Linux; more fail with EMSGSIZE)
 
 REFUSALS: Final = {
     StreamCode.REFUSED: "nothing listens there",
@@ -62,7 +63,17 @@ class Relay:
     `refused` makes it the opener's side: the peer's Opened is awaited, a reset before it is a refusal and told there.
     """
 
-    __slots__ = ("_counters", "_is_unwritable", "_nursery", "_refused", "_sock", "_stream", "_upload_ended", "_was_cut")
+    __slots__ = (
+        "_counters",
+        "_is_unwritable",
+        "_nursery",
+        "_refused",
+        "_sock",
+        "_stream",
+        "_upload_ended",
+        "_was_cut",
+        "_write_error",
+    )
 
     def __init__(
         self, sock: socket.socket, stream: Stream, counters: ForwardCounters, refused: Callable[[int], None] | None = None
@@ -74,6 +85,7 @@ class Relay:
         self._nursery: trio.Nursery | None = None
         self._upload_ended = trio.Event()
         self._is_unwritable = False  # a write failed: what comes from the local program now is its last words
+        self._write_error: OSError | None = None  # met by the sink
         self._was_cut = False
 
     async def run(self, early: list[bytes]) -> None:
@@ -142,6 +154,7 @@ class Relay:
 
     async def _download(self, chunks: list[bytes]) -> None:
         sock, receive_chunks = self._sock, self._stream.receive_chunks
+        sink = self._take if HAS_SENDMSG else None
         try:
             if self._refused is not None:
                 body, chunks = await read_message(self._stream)
@@ -150,7 +163,9 @@ class Relay:
             while True:
                 if chunks:
                     await write_chunks(sock, chunks)
-                chunks = await receive_chunks()
+                chunks = await receive_chunks(sink=sink)
+                if self._write_error is not None:
+                    raise self._write_error
                 if not chunks:
                     break
             sock.shutdown(socket.SHUT_WR)
@@ -159,6 +174,17 @@ class Relay:
                 await self._hear_last_words()
         except TunnelError as error:
             self._abort(code_of(error))
+
+    def _take(self, pieces: list[memoryview]) -> int:
+        """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error."""
+        try:
+            return self._sock.sendmsg(pieces if len(pieces) <= IOV_MAX else [b"".join(pieces)])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._write_error = error
+            self._is_unwritable = True  # known to `_upload` before it meets the end of the same connection
+            return 0
 
     async def _hear_last_words(self) -> None:
         """A server that answers and hangs up without reading all: the answer still lies in our socket, and goes first."""

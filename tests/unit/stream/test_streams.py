@@ -109,7 +109,7 @@ def test_ids_end_at_32_bits_whatever_the_peer_grants() -> None:
 def test_an_ended_stream_is_forgotten_and_late_frames_for_it_are_ignored() -> None:
     streams = Streams(is_initiator=True)
     streams.accept(1)
-    streams.receiving[StreamId(1)].receive(0, b"", True)
+    streams.receiving[StreamId(1)].admit(0, True)
     assert not streams.forget_if_done(StreamId(1))
     streams.sending[StreamId(1)].reset(1)
     streams.sending[StreamId(1)].on_reset_acked()

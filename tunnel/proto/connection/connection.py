@@ -39,6 +39,7 @@ from tunnel.proto.connection.state import Cue, State, apply
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.crypto.params import Params
 from tunnel.proto.stream.datagrams import MAX_DATAGRAM
+from tunnel.proto.stream.receive import StreamSink
 from tunnel.proto.stream.streams import CONTROL_STREAM
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops, Trace
@@ -474,6 +475,16 @@ class Connection:
             self._shared.forget_if_done(stream_id)
         return chunks
 
+    def set_stream_sink(self, stream_id: StreamId, sink: StreamSink | None) -> None:
+        """Who takes what arrives from now on, called from inside handle_datagrams; what it takes counts as read.
+
+        It must not call into the connection.  The first bytes that it leaves, and all that come out of order, are read as
+        ever: then it has been let go, and is to be handed in again.  Nothing happens while something waits to be read.
+        """
+        stream = self._shared.streams.receiving.get(stream_id)
+        if stream is not None:
+            stream.lend(sink)
+
     def stream_at_end(self, stream_id: StreamId) -> bool:
         """The peer's FIN was read (or the stream is over and forgotten)."""
         stream = self._shared.streams.receiving.get(stream_id)
@@ -657,4 +668,4 @@ class Connection:
             self.close(self._shared.last_heard, CloseCode.PROTOCOL_VIOLATION, str(error))
 
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "StreamSink"]

@@ -3,7 +3,7 @@
 1. header: is it ours (channel, type, receiver index)?  else the batch goes back to the endpoint
 2. opening, then the replay window: a forged number moves nothing
 3. frames: a lone STREAM or DATAGRAM frame is the fast way, everything else goes through one loop
-4. runs: consecutive bytes of one stream are joined into one piece before the stream sees them (gather.py)
+4. runs: consecutive bytes of one stream (gather.py) go to its sink as they lie, or are joined into one piece for it to keep
 5. at the end of the batch: what arrived is noted for the ACK, the newest path is remembered
 
 Whatever does not authenticate is counted and dropped here; it raises no further.  What an authenticated peer does wrong raises
@@ -48,7 +48,7 @@ _PACKET = int(Frame.PACKET)
 
 
 class Receiver:
-    """Opens batches.  One plaintext buffer serves all: streams get joined copies, so nothing points into it afterwards."""
+    """Opens batches.  One plaintext buffer serves all: streams keep joined copies, so nothing points into it afterwards."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -208,7 +208,7 @@ class Receiver:
     # 4
 
     def _flush_run(self, now: Instant) -> None:
-        """Give the gathered run to its stream as one piece."""
+        """Give the gathered run to its stream."""
         run = self._run
         pieces = run.pieces
         if not pieces:
@@ -217,9 +217,9 @@ class Receiver:
         run.begin(-1, 0)
         if self._shared.trace is not None:
             self._traced_frames.append(tracing.stream_frame(stream, offset, end - offset, fin))
-        self._stream_data(now, stream, offset, bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces), fin)
+        self._stream_data(now, stream, offset, pieces, end, fin)
 
-    def _stream_data(self, now: Instant, number: int, offset: int, data: bytes, fin: bool) -> None:
+    def _stream_data(self, now: Instant, number: int, offset: int, pieces: list[memoryview], end: int, fin: bool) -> None:
         shared = self._shared
         if not self._opens(number):
             return
@@ -227,16 +227,20 @@ class Receiver:
         stream = shared.streams.receiving[stream_id]
         window = shared.streams.receive_window
         before, early = stream.read_offset, stream.early_pieces
-        grown = stream.receive(offset, data, fin)
-        if early or stream.early_pieces:
-            self._early_pieces += stream.early_pieces - early
-            if self._early_pieces > MAX_GAPS_IN_ALL:
-                raise PeerError(f"more than {MAX_GAPS_IN_ALL} gaps in all streams together")
+        grown = stream.admit(end, fin)
         if grown:
             window_used = self._connection_highest(grown)
             if window_used > window.limit:
                 raise PeerError(f"{window_used} bytes sent on all streams, {window.limit} granted")
-        if stream.read_offset != before:  # nobody reads it any more: what came counts as read
+        taken = stream.offer(offset, pieces, end - offset)
+        if taken < end - offset:
+            data = b"".join(pieces)
+            stream.place(offset + taken, data[taken:] if taken else data)
+        if early or stream.early_pieces:
+            self._early_pieces += stream.early_pieces - early
+            if self._early_pieces > MAX_GAPS_IN_ALL:
+                raise PeerError(f"more than {MAX_GAPS_IN_ALL} gaps in all streams together")
+        if stream.read_offset != before:  # its sink took it, or nobody reads it any more
             self.consumed(now, stream_id, stream.read_offset - before)
         shared.readable(stream_id)
         if stream.is_done:
@@ -310,7 +314,8 @@ class Receiver:
                 if length > end - at:
                     raise MalformedPacket("STREAM: cut short")
                 self._flush_run(now)
-                self._stream_data(now, number, offset, bytes(plain[at : at + length]), kind == Frame.STREAM_FIN)
+                pieces = [plain[at : at + length]]
+                self._stream_data(now, number, offset, pieces, offset + length, kind == Frame.STREAM_FIN)
                 at += length
             elif kind == Frame.DATAGRAM:
                 (_, flow, identifier, index, count, length), at = _unpack(frames.DATAGRAM, plain, at, end)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel.proto.connection.connection import Connection
+from tunnel.proto.connection.connection import Connection, StreamSink
 from tunnel.proto.connection.events import (
     AllPathsLost,
     CloseCode,
@@ -106,6 +106,7 @@ __all__ = [
     "StreamOpened",
     "StreamReadable",
     "StreamReset",
+    "StreamSink",
     "StreamStopped",
     "StreamWritable",
     "Code",

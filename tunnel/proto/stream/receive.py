@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from tunnel.errors import PeerError
 from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW, Growth, ReceiveWindow
@@ -13,11 +14,15 @@ from tunnel.units import StreamId
 JOIN_BELOW: Final = 1024  # bytes; smaller neighbours become one piece, so that tiny frames cost no more memory than bytes
 MAX_GAPS: Final = 8_192  # pieces held out of order; 8 MiB of window in datagrams of 1 KiB
 
+#: Takes stream bytes at once, in order: how many of them it took.  The views are valid during the call only.
+StreamSink: TypeAlias = Callable[[list[memoryview]], int]
+
 
 class ReceiveStream:
     """Finishes when the application has read up to the FIN, or has been told of a RESET.
 
     `arrived` is the end of what is in order, `highest` the end of anything received: what counts against credit.
+    A `sink` takes bytes past the stream while nothing waits to be read; it is let go with the first byte that has to wait.
     """
 
     __slots__ = (
@@ -30,6 +35,7 @@ class ReceiveStream:
         "highest",
         "read_offset",
         "reset_code",
+        "sink",
         "stop_code",
         "stop_pending",
         "stream_id",
@@ -49,6 +55,7 @@ class ReceiveStream:
         self.reset_code: int | None = None
         self.stop_code: int | None = None  # the application wants no more
         self.stop_pending = False
+        self.sink: StreamSink | None = None
         self.announced = False  # a StreamReadable is on its way and not yet answered by a read
 
     @property
@@ -69,12 +76,11 @@ class ReceiveStream:
         """How many pieces wait for what is missing before them."""
         return len(self._early)
 
-    def receive(self, offset: int, data: bytes, fin: bool) -> int:
-        """Take a run of stream bytes; returns by how much `highest` grew.
+    def admit(self, stop: int, fin: bool) -> int:
+        """Bytes up to `stop` have come, to be offered or placed then; returns by how much `highest` grew.
 
         Raises PeerError on a breach of flow control or a moved final size (RFC 9000 §4.1, §4.5).
         """
-        stop = offset + len(data)
         if stop > self.window.limit:
             raise PeerError(f"stream {self.stream_id}: {stop} bytes sent, {self.window.limit} granted")
         if self.final_size is not None and (stop > self.final_size or (fin and stop != self.final_size)):
@@ -85,8 +91,24 @@ class ReceiveStream:
             self.final_size = stop
         growth = max(0, stop - self.highest)
         self.highest += growth
+        return growth
+
+    def offer(self, offset: int, pieces: list[memoryview], size: int) -> int:
+        """Let the sink have what was admitted, if it is what comes next: how many of the `size` bytes it took."""
+        if self.sink is None or offset != self.arrived or not size:
+            return 0
+        taken = self.sink(pieces)
+        self.arrived += taken
+        self.read_offset += taken
+        if self._early and taken == size:
+            self._collect()
+        return taken
+
+    def place(self, offset: int, data: bytes) -> None:
+        """Keep what was admitted until it is read."""
+        stop = offset + len(data)
         if self.reset_code is not None or not data or stop <= self.arrived:
-            return growth
+            return
         if offset <= self.arrived:
             self._append(data[self.arrived - offset :] if offset < self.arrived else data)
             self.arrived = stop
@@ -96,9 +118,13 @@ class ReceiveStream:
             self._keep(offset, data)
         if self.stop_code is not None:
             self._discard_ready()
-        return growth
+
+    def lend(self, sink: StreamSink | None) -> None:
+        """The sink from now on; none where something waits to be read already, or the stream is over."""
+        self.sink = None if self._ready or self.is_done or self.stop_code is not None else sink
 
     def _append(self, data: bytes) -> None:
+        self.sink = None  # what comes next must not overtake this
         ready = self._ready
         if ready and len(data) + len(ready[-1]) <= JOIN_BELOW:
             ready[-1] += data
@@ -158,6 +184,7 @@ class ReceiveStream:
         self.highest = self.final_size = final_size
         if not was_at_end and self.reset_code is None:
             self.reset_code = code
+            self.sink = None
             self._ready.clear()
             self._early.clear()
             self._early_bytes = 0
@@ -181,6 +208,7 @@ class ReceiveStream:
         if self.stop_code is None and not self.is_done:
             self.stop_code = code
             self.stop_pending = True
+            self.sink = None
             self._discard_ready()
 
     def _discard_ready(self) -> None:
