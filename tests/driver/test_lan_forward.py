@@ -406,3 +406,40 @@ async def test_frames_that_are_no_ip_are_dropped_and_counted(autojump_clock: obj
         assert lan.taps["a"].send_from_host(bytes(10) + MAC["a"] + MAC["a"] + b"\x08\x00" + b"\x45" + bytes(10))
         assert await lan.received() == []
         assert sum(lan.drops("a").values()) == 3
+
+
+async def test_an_answer_leaves_as_soon_as_its_cause_was_written(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        bob, link = lan.taps["b"], lan.links.far
+        packet = Flow(flags=ACK).packet(b"")
+        frame = bytes(10) + MAC["b"] + MAC["b"] + b"\x08\x00" + packet[:12] + B4 + A4 + packet[20:]  # the sums stay right
+        assert link.door is not None
+        after_receive = link.door.after_receive
+        assert after_receive is not None
+        lan.send(Flow(flags=ACK).packet(b"x" * 40))
+        assert len(await lan.received()) == 1
+        bursts = lan.doors["b"].bursts
+        assert bob.send_from_host(frame)
+        after_receive()  # without waiting: what was received has been written by now
+        assert lan.doors["b"].bursts == bursts + 1
+        assert bob.send_from_host(frame)
+        after_receive()  # nothing was written since, so it does not look: that is left to the task that waits
+        assert lan.doors["b"].bursts == bursts + 1
+        await lan.received()
+        assert lan.doors["b"].bursts == bursts + 2
+
+
+async def test_what_is_stuck_leaves_first_though_others_look_meanwhile(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        door, link = lan.doors["a"], lan.links.near
+        door.is_open = trio.Event()
+        first, second = Flow(flags=ACK).packet(b"first"), Flow(flags=ACK).packet(b"second")
+        lan.send(first)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        lan.send(second)
+        assert lan.forwards["a"].pump() is False
+        assert not await lan.received()
+        assert link.door is not None
+        door.is_open.set()
+        assert packets(await lan.received()) == [first, second]
+        assert not lan.drops("a")

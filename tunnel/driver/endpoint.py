@@ -328,6 +328,8 @@ class EndpointDriver:
                     await trio.lowlevel.checkpoint()
             if batches and is_due:
                 self.flush()
+            if (after_receive := self._packet_door.after_receive) is not None:
+                after_receive()
             if drizzle.is_on(clock(), size, datagrams):
                 await trio.sleep(DRIZZLE_PAUSE)
 

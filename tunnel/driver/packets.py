@@ -22,6 +22,7 @@ class PacketDoor:
     def __init__(self, sockets: Mapping[SocketId, UdpSocket], flush: Callable[[], None]) -> None:
         self._sockets = sockets
         self.flush = flush
+        self.after_receive: Callable[[], None] | None = None  # called when a socket has been emptied
         self._ports: set[int] = set()
         self._ports_of = 0  # sockets that `_ports` was made of
 

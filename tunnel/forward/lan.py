@@ -73,6 +73,8 @@ class LanForward:
         if member is not None:
             member.link = link
             link.set_packet_sink(functools.partial(self._receiver.take, member))
+            if link.door is not None:
+                link.door.after_receive = self._after_receive
 
     def remove_link(self, static: bytes, link: Link) -> None:
         """That link has ended."""
@@ -90,6 +92,16 @@ class LanForward:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sender.run)
             nursery.start_soon(self._follow_mtu)
+
+    def _after_receive(self) -> None:
+        """What was written into the interface has often made an answer already, an ACK: it leaves now, without another turn."""
+        if self._receiver.has_written:
+            self._receiver.has_written = False
+            self.pump()
+
+    def pump(self) -> bool:
+        """Send what the interface has now, without waiting; False when there may be more."""
+        return self._sender.pump()
 
     async def _follow_mtu(self) -> None:
         """The interface's MTU is what the widest path carries; on a narrower one lan_send.py answers."""

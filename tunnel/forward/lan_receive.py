@@ -44,6 +44,7 @@ class LanReceiver:
         self._device = device
         self.set_mac(mac)
         self._last: tuple[LanMember, tuple[int, bool, int], tuple[bytes, ...], bytes] | None = None  # of this batch
+        self.has_written = False  # since somebody set it to False
         self._takes_uso = bool(device.offloads & OFFLOAD_USO4)
 
     def set_mac(self, mac: bytes) -> None:
@@ -54,6 +55,7 @@ class LanReceiver:
     def take(self, member: LanMember, now: Instant, runs: list[PacketRun]) -> None:
         drops = self._table.drops
         self._last = None
+        self.has_written = True
         for run in runs:
             try:
                 if run.gso_size:

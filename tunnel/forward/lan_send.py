@@ -66,36 +66,50 @@ class LanSender:
         self._clock = clock
         self._answer = answer
         self._buffer = memoryview(bytearray(BUFFER))
+        self._frame_view = self._buffer[FRONT:]
         self._burst = PacketBurst(bytearray(65_536))
         self._spare = [PacketBurst(bytearray(65_536))]
         self._door: PacketDoor | None = None  # by which the burst under way leaves
         self._last: tuple[PacketSealer, tuple[bytes, ...], int, int] | None = None  # of this turn: a whole UDP packet that left
         self._to_flush: PacketDoor | None = None  # a connection has something to send besides, such as a PING
         self._stuck: deque[tuple[PacketDoor, Transmit, PacketBurst]] = deque()  # bounded: of one frame, as no other is read
+        self._got_stuck = trio.Event()
+        self._is_free = trio.Event()  # nothing is stuck
+        self._is_free.set()
 
     async def run(self) -> None:
         """Until cancelled."""
-        device, frame = self._device, self._buffer[FRONT:]
-        while True:
-            await device.wait_readable()
-            frames, left = FRAMES_A_TURN, BYTES_A_TURN
-            now = self._clock()
-            self._last = None
-            while frames and left > 0 and (size := device.read_into(frame)):
-                frames -= 1
-                left -= size
-                if self._last is None or not self._another(now, FRONT + size):
-                    self._frame(now, FRONT + size)
-                if self._stuck:
-                    await self._unstick()
-                    now = self._clock()
-            self._leave()
-            await self._unstick()
-            if self._to_flush is not None:
-                door, self._to_flush = self._to_flush, None
-                door.flush()
-            if not frames or left <= 0:
-                await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_stuck)
+            while True:
+                await self._device.wait_readable()
+                is_empty = self.pump()
+                await self._is_free.wait()
+                if not is_empty:
+                    await trio.lowlevel.checkpoint()
+
+    def pump(self) -> bool:
+        """Read what the interface has now, and send it; False when there may be more.
+
+        Not only `run` calls it: who has just written into the interface need not wait for the next turn to see what came of it.
+        """
+        if self._stuck:
+            return False
+        read, frame = self._device.read_into, self._frame_view
+        frames, left = FRAMES_A_TURN, BYTES_A_TURN
+        now = self._clock()
+        self._last = None
+        size = 1
+        while frames and left > 0 and not self._stuck and (size := read(frame)):
+            frames -= 1
+            left -= size
+            if self._last is None or not self._another(now, FRONT + size):
+                self._frame(now, FRONT + size)
+        self._leave()
+        if self._to_flush is not None:
+            door, self._to_flush = self._to_flush, None
+            door.flush()
+        return not size
 
     def _another(self, now: Instant, end: int) -> bool:
         """One more datagram of the UDP flow that the last one was of, as large as it: all that was asked of that one holds."""
@@ -282,17 +296,24 @@ class LanSender:
         if len(self._stuck) >= MOST_STUCK:
             self._table.drops["socket would block"] += count
         elif self._stuck or not door.send(transmit):
+            if not self._stuck:
+                self._is_free = trio.Event()
+                self._got_stuck.set()
             self._stuck.append((door, transmit, burst))
             self._burst = self._spare.pop() if self._spare else PacketBurst(bytearray(65_536))
 
-    async def _unstick(self) -> None:
-        while self._stuck:
-            door, transmit, burst = self._stuck[0]
-            if door.send(transmit):
-                self._stuck.popleft()
-                self._spare.append(burst)
-            else:
-                await door.wait_writable(transmit)
+    async def _run_stuck(self) -> None:
+        while True:
+            await self._got_stuck.wait()
+            self._got_stuck = trio.Event()
+            while self._stuck:
+                door, transmit, burst = self._stuck[0]
+                if door.send(transmit):
+                    self._stuck.popleft()
+                    self._spare.append(burst)
+                else:
+                    await door.wait_writable(transmit)
+            self._is_free.set()
 
 
 def _is_plain_transport(view: memoryview, virtio: offload.Offload) -> bool:

@@ -51,6 +51,8 @@ ANCILLARY_SPACE: Final = 3 * socket.CMSG_SPACE(4)
 JOIN_UNTIL: Final = MAX_BATCH // 2
 #: Control messages remembered, by segment size.
 MAX_CONTROLS: Final = 512
+#: Views of the receive buffer remembered, by where they begin and end.
+MAX_VIEWS: Final = 64
 _ALONE: Final[Control] = ()
 #: A plain int: the "&" of the enum takes a microsecond.
 _TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -77,6 +79,7 @@ class LinuxSocket(BoundSocket):
         self._recvmsg_into = self._socket.recvmsg_into
         self._buffer = memoryview(bytearray(JOIN_UNTIL + BATCH_BUFFER))
         self._into = [self._buffer]
+        self._views: dict[tuple[int, int], memoryview] = {}
         self._ahead: tuple[SockAddr, int, int, int, int] | None = None  # received, but no part of the batch before it
         self._is_drained = False
         self._sockaddrs = self._cache.sockaddrs
@@ -208,7 +211,14 @@ class LinuxSocket(BoundSocket):
                 break
             end = after
         remote = self._addresses.get(sockaddr) or self._cache.address(sockaddr)
-        return _new_batch(ReceivedBatch, (remote, self._buffer[start:end], stride, ecn))
+        return _new_batch(ReceivedBatch, (remote, self._views.get((start, end)) or self._view(start, end), stride, ecn))
+
+    def _view(self, start: int, end: int) -> memoryview:
+        """The same object every time that this part is asked for: who cuts it up can keep the pieces."""
+        if len(self._views) >= MAX_VIEWS:
+            self._views.clear()
+        view = self._views[start, end] = self._buffer[start:end]
+        return view
 
     def _receive_at(self, at: int) -> tuple[SockAddr, int, int, int, int] | None:
         """One call into the kernel: sender, from where to where in the buffer, stride, ECN."""

@@ -31,7 +31,7 @@ from tunnel.proto.packet.frames import (
     Frame,
 )
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NONCE_SIZE, OVERHEAD, TAG_SIZE, TRANSPORT
-from tunnel.proto.packet.slots import Slots
+from tunnel.proto.packet.slots import Cells, Cuts, Slots
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU
 from tunnel.units import Instant, Seconds, Transmit
 
@@ -103,6 +103,7 @@ class PacketSealer:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._cuts = Cuts()
         self._next_split = 0
         self._next_sample = Instant(0.0)
         self._next_large = Instant(0.0)
@@ -162,8 +163,9 @@ class PacketSealer:
         skip = len(prefix)
         front = PACKET_SIZE + len(head)
         whole = skip + OVERHEAD + front + step
-        offset = start + len(head) + index * step
-        total = -(-(end - start - len(head)) // step)
+        size = end - start - len(head)
+        total = -(-size // step)
+        last = total - 1
         if not self._fits(burst, path, whole) or (burst.count and whole != burst.size):
             return index
         keypair = shared.keys.current
@@ -176,24 +178,22 @@ class PacketSealer:
         limit = min(total - index, MAX_SEGMENTS - burst.count, (MAX_BURST - at) // whole)
         block = bytearray(PACKET_SIZE) + head
         PACKET.pack_into(block, 0, _PACKET, flags, index, len(head), step)
-        for slot in burst.slots.of(view, whole, skip, front)[burst.count : burst.count + limit]:
-            stop = offset + step
-            sealed = slot.sealed
-            if stop >= end:
-                sealed = sealed[: len(sealed) + end - stop]
-                stop = end
+        slots = burst.slots.of(view, whole, skip, front)[burst.count : burst.count + limit]
+        cuts = self._cuts.of(packet, start + len(head), step, front)[index : index + limit]
+        for (place, plain), (target, header, _, _, sealed) in zip(cuts, slots, strict=True):
+            at += whole
+            if index == last:
+                short = index * step + step - size
+                plain, sealed, at = plain[: len(place) + step - short], sealed[: len(sealed) - short], at - short
                 block[1] = flags | PACKET_LAST
             block[2] = index
-            begin = offset - front
-            packet[begin:offset] = block
+            place[:] = block
             if skip:
-                view[at : at + skip] = prefix
-            pack(view, at + skip, TRANSPORT, receiver, number)
-            seal(number.to_bytes(NONCE_SIZE, "big"), packet[begin:stop], slot.header, sealed)
-            at += skip + HEADER_SIZE + stop - begin + TAG_SIZE
+                target[:skip] = prefix
+            pack(header, 0, TRANSPORT, receiver, number)
+            seal(number.to_bytes(NONCE_SIZE, "big"), plain, header, sealed)
             number += 1
             index += 1
-            offset = stop
         self._filed(burst, now, path, at, number - first, whole)
         return index
 
@@ -321,7 +321,7 @@ class PacketJoiner:
         self._next = -1  # index of the segment that would go on with it; -1: none does
         self._flags = 0
         self._ecn = 0
-        self._views: list[tuple[memoryview, memoryview]] = []
+        self._views: list[tuple[memoryview, memoryview, memoryview]] = []
         self._views_for: tuple[object, int, int] = (None, 0, 0)
 
     def add(self, now: Instant, plain: memoryview, at: int, end: int, ecn: int) -> None:
@@ -372,6 +372,7 @@ class PacketJoiner:
         number: int,
         plain: memoryview,
         at: int,
+        cells: Cells,
     ) -> int:
         """Open what goes on with the run that `add` has begun: full datagrams from `position` on, numbered on from `number`.
 
@@ -384,43 +385,48 @@ class PacketJoiner:
         if size != front + gso_size:
             return 0
         first, rest = divmod(at, size)
-        if rest:
+        cell, crooked = divmod(position, stride)
+        if rest or crooked:
             return 0
-        read, unpack, append = _WITH_HEAD[len(head)].unpack_from, HEADER.unpack_from, self._payloads.append
+        block = bytearray(PACKET_SIZE) + head  # what the next segment has to begin with
+        PACKET.pack_into(block, 0, _PACKET, flags, index, len(head), gso_size)
+        unpack, append = HEADER.unpack_from, self._payloads.append
         taken = 0
-        for opened, payload in self._views_of(plain, size, front)[first : first + (len(buffer) - position) // stride]:
-            start = position + skip
+        for (header, sealed), (opened, its_front, payload) in zip(
+            cells.of(buffer, stride, skip)[cell:], self._views_of(plain, size, front)[first:], strict=False
+        ):
             number += 1
-            sealed = start + HEADER_SIZE
-            position += stride
-            if unpack(buffer, start) != (TRANSPORT, receiver, number) or (skip and buffer[start - skip : start] != prefix):
+            if unpack(header) != (TRANSPORT, receiver, number):
                 break
+            if skip and buffer[position : position + skip] != prefix:
+                break
+            position += stride
             try:
-                unseal(number.to_bytes(NONCE_SIZE, "big"), buffer[sealed:position], buffer[start:sealed], opened)
+                unseal(number.to_bytes(NONCE_SIZE, "big"), sealed, header, opened)
             except InvalidTag:
                 break
-            kind, flag, position_of_it, head_size, its_size, its_head = read(opened)
-            if its_head != head or position_of_it != index or its_size != gso_size or flag & PACKET_SPLIT or kind != _PACKET:
-                break
-            if head_size != front - PACKET_SIZE:
+            block[2] = index
+            if its_front != block:
+                block[1] = flags | PACKET_LAST
+                if its_front != block:
+                    break
+                append(payload)
+                taken += 1
+                index = -1
+                self._flags |= PACKET_LAST
                 break
             append(payload)
             index += 1
             taken += 1
-            flags |= flag
-            if flag & PACKET_LAST:
-                index = -1
-                break
         self._next = index
-        self._flags = flags
         self._size += taken * gso_size
         return taken
 
-    def _views_of(self, plain: memoryview, size: int, front: int) -> list[tuple[memoryview, memoryview]]:
-        """Where full segments are opened to, and their payloads; cut once, as slicing costs a third of opening."""
+    def _views_of(self, plain: memoryview, size: int, front: int) -> list[tuple[memoryview, memoryview, memoryview]]:
+        """Where full segments are opened to, their fronts and payloads; cut once, as slicing costs a third of opening."""
         if (plain.obj, size, front) != self._views_for:
             starts = range(0, len(plain) - size + 1, size)
-            self._views = [(plain[at : at + size], plain[at + front : at + size]) for at in starts]
+            self._views = [(plain[at : at + size], plain[at : at + front], plain[at + front : at + size]) for at in starts]
             self._views_for = (plain.obj, size, front)
         return self._views
 

@@ -35,6 +35,7 @@ from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
+from tunnel.proto.packet.slots import Cells
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, Seconds, StreamId
@@ -54,6 +55,7 @@ class Receiver:
         self._shared = shared
         self.packets = PacketJoiner(shared)
         self._plain = memoryview(bytearray(65_536))
+        self._cells = Cells()
         self.peer_close: tuple[int, str] | None = None
         self.only_packets = False  # the last batch brought IP packets and nothing else
         self._early_pieces = 0  # of all streams, held out of order
@@ -133,7 +135,7 @@ class Receiver:
                     carried += 1
                     acted = True
                     if packets.is_open and number > known_highest:
-                        more = packets.follow(unseal, buffer, position, stride, prefix, index, number, plain, at)
+                        more = packets.follow(unseal, buffer, position, stride, prefix, index, number, plain, at, self._cells)
                         run_count += more
                         opened += more
                         carried += more
