@@ -65,7 +65,6 @@ JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspe
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
 
-
 __all__ = [
     "CandidateKind",
     "EndpointDriver",
@@ -328,8 +327,7 @@ class EndpointDriver:
                     await trio.lowlevel.checkpoint()
             if batches and is_due:
                 self.flush()
-            if (after_receive := self._packet_door.after_receive) is not None:
-                after_receive()
+            self._packet_door.emptied()
             if drizzle.is_on(clock(), size, datagrams):
                 await trio.sleep(DRIZZLE_PAUSE)
 

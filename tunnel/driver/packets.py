@@ -22,9 +22,14 @@ class PacketDoor:
     def __init__(self, sockets: Mapping[SocketId, UdpSocket], flush: Callable[[], None]) -> None:
         self._sockets = sockets
         self.flush = flush
-        self.after_receive: Callable[[], None] | None = None  # called when a socket has been emptied
+        self.after_receive: Callable[[], None] | None = None
         self._ports: set[int] = set()
         self._ports_of = 0  # sockets that `_ports` was made of
+
+    def emptied(self) -> None:
+        """A socket was read until nothing was left."""
+        if self.after_receive is not None:
+            self.after_receive()
 
     def is_ours(self, port: int) -> bool:
         """Whether one of our sockets has this local UDP port: a datagram from it is a tunnel's own."""
