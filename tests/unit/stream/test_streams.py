@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tunnel.errors import PeerError
 from tunnel.proto.stream.flow import GROWTH_IN_ALL, MAX_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
 from tunnel.proto.stream.send import SMALLEST_RING, SendStream
-from tunnel.proto.stream.streams import LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, StreamLimitError, Streams
+from tunnel.proto.stream.streams import LARGEST_QUANTUM, LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, StreamLimitError, Streams
 from tunnel.units import Instant, Seconds, StreamId
 
 BIG = 1 << 40
@@ -48,6 +48,21 @@ def test_a_stream_that_wakes_goes_before_those_always_busy() -> None:
         scheduler.charge(bulk, QUANTUM)
     scheduler.wake(keys)
     assert scheduler.head(True) is keys
+
+
+@pytest.mark.parametrize(("burst", "turn"), [(1, QUANTUM), (50_000, 50_000), (1 << 20, LARGEST_QUANTUM)])
+def test_a_turn_follows_what_the_path_takes_at_once(burst: int, turn: int) -> None:
+    scheduler = Scheduler()
+    scheduler.set_pace(burst)
+    one, two = busy(1), busy(2)
+    scheduler.wake(one)
+    scheduler.wake(two)
+    assert scheduler.allowance(one) == turn
+    scheduler.charge(one, turn)
+    assert scheduler.head(True) is two
+    scheduler.charge(two, turn)
+    assert scheduler.head(True) is one
+    assert scheduler.allowance(one) == turn
 
 
 def test_waking_often_does_not_starve_the_others() -> None:

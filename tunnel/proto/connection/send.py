@@ -204,6 +204,7 @@ class Sender:
         """
         shared = self._shared
         scheduler = shared.streams.scheduler
+        scheduler.set_pace(path.pacer.quantum)
         stream = shared.streams.head()
         if stream is None or self._relay_forbidden(path):
             return position
