@@ -26,6 +26,7 @@ class ForwardCounters:
     tcp_denied: int = 0  # no grant
     tcp_resets: int = 0  # ended by a reset, from whichever side
     tcp_capped: int = 0  # turned away at MAX_CONNECTIONS
+    tcp_straight: int = 0  # writes to local sockets of what had just arrived, without a task's turn
     tcp_shed: int = 0  # turned away because descriptors or socket memory ran out
     udp_flows_opened: int = 0
     udp_flows_active: int = 0

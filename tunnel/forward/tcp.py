@@ -1,7 +1,7 @@
 """TCP connections over streams: bytes both ways, half-close, reset and refusal as the local kernels gave them.
 
 The hot path has no copy: a socket is read straight into the stream's send buffer, and what arrives goes from the buffer it was
-opened in to the socket, in one `sendmsg` and without a task's turn, as long as the socket takes it.
+opened in to the socket, in one `sendmsg` and without a task's turn, where several connections are busy and the socket takes it.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Relay:
         "_nursery",
         "_refused",
         "_sock",
+        "_straight",
         "_stream",
         "_upload_ended",
         "_was_cut",
@@ -86,6 +87,7 @@ class Relay:
         self._upload_ended = trio.Event()
         self._is_unwritable = False  # a write failed: what comes from the local program now is its last words
         self._write_error: OSError | None = None  # met by the sink
+        self._straight = -1  # the counter of all, when this one last wrote straight
         self._was_cut = False
 
     async def run(self, early: list[bytes]) -> None:
@@ -176,15 +178,25 @@ class Relay:
             self._abort(code_of(error))
 
     def _take(self, pieces: list[memoryview]) -> int:
-        """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error."""
+        """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error.
+
+        One busy connection alone is better off with its task, which finds many batches at once and writes them in one call; so
+        this takes nothing until another connection had its turn.
+        """
+        counters = self._counters
+        if counters.tcp_straight == self._straight:
+            return 0
         try:
-            return self._sock.sendmsg(pieces if len(pieces) <= IOV_MAX else [b"".join(pieces)])
+            count = self._sock.sendmsg(pieces if len(pieces) <= IOV_MAX else [b"".join(pieces)])
         except BlockingIOError:
             return 0
         except OSError as error:
             self._write_error = error
             self._is_unwritable = True  # known to `_upload` before it meets the end of the same connection
             return 0
+        counters.tcp_straight += 1
+        self._straight = counters.tcp_straight
+        return count
 
     async def _hear_last_words(self) -> None:
         """A server that answers and hangs up without reading all: the answer still lies in our socket, and goes first."""
