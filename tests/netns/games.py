@@ -75,7 +75,12 @@ class OpenTTD:
 
         until("the LAN search of OpenTTD", lambda: "Broadcasting to" in client.said(), search)
         until("an answer", lambda: "Server response from" in client.said(), lambda: screen.click(191, 462))
-        until("the player in the game", lambda: _address(server, self._joined), lambda: screen.click(100, 62, times=2))
+
+        def enter() -> None:
+            screen.click(576, 439)  # Refresh server: it counts as offline where a busy machine has answered late
+            screen.click(100, 62, times=2)
+
+        until("the player in the game", lambda: _address(server, self._joined), enter)
         eventually("the map", lambda: screen.count((12, 380, 372, 410), _is_teal) < 1000)  # it covers the list
         return _address(server, self._joined)
 
