@@ -23,6 +23,7 @@ def bars(medians: dict[str, dict[str, float]], runs: int, where: str = "veth of 
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         'font-family="system-ui, sans-serif" font-size="13">',
         "<title>One TCP stream through each tool, Mbit/s</title>",
+        f"<desc>Up and down: {escape('; '.join(f'{name} {up:,.0f} and {down:,.0f}' for name, up, down in rows))}.</desc>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         '<text x="12" y="24" font-size="16" font-weight="600" fill="#1c2126">One TCP stream through each tool, Mbit/s</text>',
         f'<text x="12" y="44" fill="#57606a">Both ends on one machine, {where}, {whence}. Upper bar: up; lower bar: down.</text>',
