@@ -13,6 +13,7 @@ from tunnel.proto.connection.events import ConnectionClosed
 from tunnel.proto.connection.packets import PACKET_ROOM, PacketBurst, PacketJoiner, PacketRun
 from tunnel.proto.packet.frames import PACKET, PACKET_PARTIAL, PACKET_SPLIT, Frame
 from tunnel.proto.packet.header import MAX_BURST, MAX_SEGMENTS
+from tunnel.proto.packet.slots import Plains
 from tunnel.units import Instant, Transmit
 
 HEAD = bytes(range(52))
@@ -207,7 +208,7 @@ def test_packets_on_a_dead_path_have_it_doubted_at_once() -> None:
     ],
 )
 def test_what_no_sender_makes_does_not_parse(frame: bytes) -> None:
-    joiner = PacketJoiner(Pair().b._shared)
+    joiner = PacketJoiner(Pair().b._shared, Plains())
     with pytest.raises(MalformedPacket):
         joiner.add(Instant(1000.0), memoryview(frame), 0, len(frame), 0)
 

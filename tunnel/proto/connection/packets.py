@@ -13,14 +13,16 @@ Nothing here knows what an IP packet is: the caller says where the head ends, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import repeat
+from operator import setitem
 from struct import Struct
-from typing import Final, NamedTuple, TypeAlias
-
-from cryptography.exceptions import InvalidTag
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.paths import SILENCE, Path
 from tunnel.proto.connection.shared import Shared
+from tunnel.proto.crypto.batch import nonce_of, run_through, seal_batch
 from tunnel.proto.packet.frames import (
     MAX_PACKET_HEAD,
     PACKET,
@@ -30,8 +32,8 @@ from tunnel.proto.packet.frames import (
     PACKET_SPLIT,
     Frame,
 )
-from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NONCE_SIZE, OVERHEAD, TAG_SIZE, TRANSPORT
-from tunnel.proto.packet.slots import Cells, Cuts, Slots
+from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NUMBER_SIZE, OVERHEAD, TAG_SIZE, TRANSPORT
+from tunnel.proto.packet.slots import PieceCutter, Plains, SlotCutter
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU
 from tunnel.units import Instant, Seconds, Transmit
 
@@ -43,9 +45,11 @@ DOUBT_INTERVAL: Final = Seconds(0.2)  # of PINGs while packets flow and nothing 
 LARGE_INTERVAL: Final = Seconds(0.25)  # of PINGs as large as the path carries: four lost ones make a black hole (RFC 8899 §4.3)
 SPLIT_FLOW: Final = -1  # of pieces in the rejoiner; flows of datagrams are not negative
 MAX_WHOLE: Final = 65_535  # bytes of an IP packet
+MAX_INDEX: Final = 255  # of a segment: a byte
 
 _PACKET = int(Frame.PACKET)
-_KEPT_FLAGS: Final = PACKET_PARTIAL
+_ALL: Final = slice(None)
+_put: Final = cast("Callable[[memoryview, slice, memoryview], None]", setitem)
 
 
 class PacketRun(NamedTuple):
@@ -75,7 +79,7 @@ class PacketBurst:
 
     def __init__(self, out: bytearray) -> None:
         self.out = memoryview(out)
-        self.slots = Slots()
+        self.slots = SlotCutter()
         self.path: Path | None = None
         self.at = 0  # bytes filled
         self.size = 0  # of the first datagram, and of all but the last
@@ -103,7 +107,7 @@ class PacketSealer:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._cuts = Cuts()
+        self._pieces = PieceCutter()
         self._next_split = 0
         self._next_sample = Instant(0.0)
         self._next_large = Instant(0.0)
@@ -153,49 +157,50 @@ class PacketSealer:
         """Seal the segments from `index` on of the super-packet at `packet[start:end]`, which begins with `head`.
 
         Each has `step` bytes of payload.  Returns the index of the first one that did not fit the burst, which then has to leave;
-        the number of segments when all did.  `packet` is scratch: PACKET_ROOM bytes and the head are written in front of each
-        payload, over what was sealed before.  The caller sees to it that head and step fit `room`, and that the head has at most
-        MAX_PACKET_HEAD bytes and the super-packet at most 256 segments.
+        the number of segments when all did.  `packet` is a view of a whole buffer, the same one every time, and stays as it is.
+        The caller sees to it that head and step fit `room`, and that the head has at most MAX_PACKET_HEAD bytes and the
+        super-packet at most 256 segments.
         """
         shared = self._shared
         path = shared.paths.current
         prefix = path.key.prefix
-        skip = len(prefix)
-        front = PACKET_SIZE + len(head)
-        whole = skip + OVERHEAD + front + step
-        size = end - start - len(head)
+        skip, head_size = len(prefix), len(head)
+        whole = skip + OVERHEAD + PACKET_SIZE + head_size + step
+        size = end - start - head_size
         total = -(-size // step)
-        last = total - 1
         if not self._fits(burst, path, whole) or (burst.count and whole != burst.size):
             return index
+        count = min(total - index, MAX_SEGMENTS - burst.count, (MAX_BURST - burst.at) // whole)
+        if not count:
+            return index
         keypair = shared.keys.current
-        receiver = keypair.remote_index
-        seal = keypair.send.encrypt_into
-        pack = HEADER.pack_into
-        view = burst.out
-        at = burst.at
-        number = first = shared.next_number
-        limit = min(total - index, MAX_SEGMENTS - burst.count, (MAX_BURST - at) // whole)
-        block = bytearray(PACKET_SIZE) + head
-        PACKET.pack_into(block, 0, _PACKET, flags, index, len(head), step)
-        slots = burst.slots.of(view, whole, skip, front)[burst.count : burst.count + limit]
-        cuts = self._cuts.of(packet, start + len(head), step, front)[index : index + limit]
-        for (place, plain), (target, header, _, _, sealed) in zip(cuts, slots, strict=True):
-            at += whole
-            if index == last:
-                short = index * step + step - size
-                plain, sealed, at = plain[: len(place) + step - short], sealed[: len(sealed) - short], at - short
-                block[1] = flags | PACKET_LAST
-            block[2] = index
-            place[:] = block
-            if skip:
-                target[:skip] = prefix
-            pack(header, 0, TRANSPORT, receiver, number)
-            seal(number.to_bytes(NONCE_SIZE, "big"), plain, header, sealed)
-            number += 1
-            index += 1
-        self._filed(burst, now, path, at, number - first, whole)
-        return index
+        number = shared.next_number
+        slots = burst.slots.of(burst.out, whole, skip, PACKET_SIZE + head_size).part(burst.count, count)
+        places, headers, payloads, plains, sealed = slots
+        pieces = self._pieces.of(packet, start + head_size, step)[index : index + count]
+        pack = _segment(head_size).pack_into
+        ours = HEADER.pack(TRANSPORT, keypair.remote_index, 0)[:-NUMBER_SIZE]
+        tail = PACKET.pack(_PACKET, flags, 0, head_size, step)[3:] + head
+        if skip:
+            for place in places:
+                place[:skip] = prefix
+        numbers, indices = range(number, number + count), range(index, index + count)
+        run_through(
+            map(pack, places, repeat(skip), repeat(ours), numbers, repeat(bytes((_PACKET, flags))), indices, repeat(tail))
+        )
+        at = burst.at + count * whole
+        if index + count == total:
+            pack(places[-1], skip, ours, numbers[-1], bytes((_PACKET, flags | PACKET_LAST)), indices[-1], tail)
+            short = total * step - size
+            if short:
+                at -= short
+                for column in (payloads, plains, sealed):
+                    column[-1] = column[-1][: len(column[-1]) - short]
+                pieces[-1] = pieces[-1][: step - short]
+        run_through(map(_put, payloads, repeat(_ALL), pieces))
+        seal_batch(keypair.send.encrypt_into, number, count, plains, headers, sealed)
+        self._filed(burst, now, path, at, count, whole)
+        return index + count
 
     # 3
 
@@ -223,14 +228,14 @@ class PacketSealer:
             return False
         if count >= MAX_SEGMENTS or at + whole > MAX_BURST:
             return False
-        slot = burst.slots.of(burst.out, whole, skip, PACKET_SIZE)[count]
+        slots = burst.slots.of(burst.out, whole, skip, PACKET_SIZE)
         keypair, number = shared.keys.current, shared.next_number
         begin = start - PACKET_SIZE
         PACKET.pack_into(packet, begin, _PACKET, flags, 0, 0, 0)
         if skip:
             burst.out[at : at + skip] = prefix
         HEADER.pack_into(burst.out, at + skip, TRANSPORT, keypair.remote_index, number)
-        keypair.send.encrypt_into(number.to_bytes(NONCE_SIZE, "big"), packet[begin:end], slot.header, slot.sealed)
+        keypair.send.encrypt_into(nonce_of(number), packet[begin:end], slots.header[count], slots.sealed[count])
         burst.count = count + 1
         burst.at = at + whole
         shared.next_number = number + 1
@@ -273,7 +278,7 @@ class PacketSealer:
         HEADER.pack_into(view, head, TRANSPORT, keypair.remote_index, number)
         sealed = head + HEADER_SIZE
         after = sealed + len(plain) + TAG_SIZE
-        keypair.send.encrypt_into(number.to_bytes(NONCE_SIZE, "big"), plain, view[head:sealed], view[sealed:after])
+        keypair.send.encrypt_into(nonce_of(number), plain, view[head:sealed], view[sealed:after])
         self._filed(burst, now, path, after, 1, whole)
 
     def _filed(self, burst: PacketBurst, now: Instant, path: Path, at: int, count: int, whole: int) -> None:
@@ -301,15 +306,24 @@ class PacketSealer:
 
 #: A PACKET frame and a head of so many bytes, read in one call.
 _WITH_HEAD: Final = [Struct(f">BBBBH{size}s") for size in range(MAX_PACKET_HEAD + 1)]
-#: (nonce, sealed bytes, associated data, buffer for the plaintext): raises InvalidTag.
-Unseal: TypeAlias = Callable[[bytes, memoryview, memoryview, memoryview], int]
+
+
+@lru_cache(maxsize=MAX_PACKET_HEAD + 1)
+def _segment(head_size: int) -> Struct:
+    """Header, PACKET frame and head of one segment: type and receiver index, number, frame type and flags, index, the rest.
+
+    Only number and index differ between the segments of a burst: what stands between is given in one piece.
+    """
+    return Struct(f">5sQ2sB{PACKET_SIZE - 3 + head_size}s")
 
 
 class PacketJoiner:
     """The inbound half: gathers the runs of one batch."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, plains: Plains) -> None:
+        """`plains` is where the batches are opened to."""
         self._shared = shared
+        self._plains = plains
         self.sink: PacketSink | None = None
         self._runs: list[PacketRun] = []
         # the run being gathered
@@ -321,8 +335,14 @@ class PacketJoiner:
         self._next = -1  # index of the segment that would go on with it; -1: none does
         self._flags = 0
         self._ecn = 0
-        self._views: list[tuple[memoryview, memoryview, memoryview]] = []
-        self._views_for: tuple[object, int, int] = (None, 0, 0)
+
+    def take(self, now: Instant, at: int, size: int, count: int, ecn: int) -> int:
+        """The datagram of `size` bytes that was opened to `at`, and those of the `count` from there that go on with its run.
+
+        Returns how many that is.  Raises MalformedPacket.
+        """
+        self.add(now, self._plains.view, at, at + size, ecn)
+        return 1 if count == 1 or self._next < 0 else 1 + self._follow(at + size, size, count - 1)
 
     def add(self, now: Instant, plain: memoryview, at: int, end: int, ecn: int) -> None:
         """One PACKET frame, the whole of its datagram.  Raises MalformedPacket."""
@@ -361,79 +381,31 @@ class PacketJoiner:
         partial = bool(flags & PACKET_PARTIAL)
         self._runs.append(PacketRun(b"", [plain[at:end]], end - at, 0, 0, True, partial, ecn))
 
-    def follow(
-        self,
-        unseal: Unseal,
-        buffer: memoryview,
-        position: int,
-        stride: int,
-        prefix: bytes,
-        receiver: int,
-        number: int,
-        plain: memoryview,
-        at: int,
-        cells: Cells,
-    ) -> int:
-        """Open what goes on with the run that `add` has begun: full datagrams from `position` on, numbered on from `number`.
-
-        The hot loop of a super-packet: no call but the opening, nothing stored but a view of each payload.  Returns how many it
-        took; whatever is not just the next segment is left where it is, for the common way to judge.
-        """
+    def _follow(self, at: int, size: int, count: int) -> int:
+        """Take what goes on with the run that `add` has begun: full segments, judged all together by how they begin."""
         head, gso_size, index, flags = self._head, self._gso_size, self._next, self._flags
-        skip, front = len(prefix), PACKET_SIZE + len(head)
-        size = stride - skip - OVERHEAD
-        if size != front + gso_size:
+        front = PACKET_SIZE + len(head)
+        first, crooked = divmod(at, size)
+        count = min(count, MAX_INDEX + 1 - index)
+        if size != front + gso_size or crooked or not count:
             return 0
-        first, rest = divmod(at, size)
-        cell, crooked = divmod(position, stride)
-        if rest or crooked:
-            return 0
-        block = bytearray(PACKET_SIZE) + head  # what the next segment has to begin with
-        PACKET.pack_into(block, 0, _PACKET, flags, index, len(head), gso_size)
-        unpack, append = HEADER.unpack_from, self._payloads.append
-        taken = 0
-        for (header, sealed), (opened, its_front, payload) in zip(
-            cells.of(buffer, stride, skip)[cell:], self._views_of(plain, size, front)[first:], strict=False
-        ):
-            number += 1
-            if unpack(header) != (TRANSPORT, receiver, number):
-                break
-            if skip and buffer[position : position + skip] != prefix:
-                break
-            position += stride
-            try:
-                unseal(number.to_bytes(NONCE_SIZE, "big"), sealed, header, opened)
-            except InvalidTag:
-                break
-            block[2] = index
-            if its_front != block:
-                block[1] = flags | PACKET_LAST
-                if its_front != block:
-                    break
-                append(payload)
-                taken += 1
-                index = -1
-                self._flags |= PACKET_LAST
-                break
-            append(payload)
-            index += 1
-            taken += 1
-        self._next = index
+        found = b"".join(self._plains.fronts(size, front)[first : first + count])
+        wanted = bytearray((PACKET.pack(_PACKET, flags, index, len(head), gso_size) + head) * count)
+        wanted[2::front] = bytes(range(index, index + count))
+        last = found[1::front].find(flags | PACKET_LAST)  # its flags: the super-packet ends there
+        if last >= 0:
+            wanted[last * front + 1] |= PACKET_LAST
+            count = last + 1
+        taken = count
+        if found[: count * front] != wanted[: count * front]:
+            taken = next(i for i in range(count) if found[i * front : (i + 1) * front] != wanted[i * front : (i + 1) * front])
+        self._payloads.extend(self._plains.bodies(size, front)[first : first + taken])
         self._size += taken * gso_size
+        self._next = index + taken
+        if last >= 0 and taken == count:
+            self._flags |= PACKET_LAST
+            self._next = -1
         return taken
-
-    def _views_of(self, plain: memoryview, size: int, front: int) -> list[tuple[memoryview, memoryview, memoryview]]:
-        """Where full segments are opened to, their fronts and payloads; cut once, as slicing costs a third of opening."""
-        if (plain.obj, size, front) != self._views_for:
-            starts = range(0, len(plain) - size + 1, size)
-            self._views = [(plain[at : at + size], plain[at : at + front], plain[at + front : at + size]) for at in starts]
-            self._views_for = (plain.obj, size, front)
-        return self._views
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the run that `add` has begun could go on."""
-        return self._next >= 0
 
     def _close(self) -> None:
         if self._payloads:

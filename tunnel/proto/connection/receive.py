@@ -1,7 +1,7 @@
 """Inbound flow of a connection, in the order a datagram goes through:
 
 1. header: is it ours (channel, type, receiver index)?  else the batch goes back to the endpoint
-2. opening, then the replay window: a forged number moves nothing
+2. opening, then the replay window: a forged number moves nothing; full datagrams that are numbered on are opened in one go
 3. frames: a lone STREAM or DATAGRAM frame is the fast way, everything else goes through one loop
 4. runs: consecutive bytes of one stream (gather.py) go to its sink as they lie, or are joined into one piece for it to keep
 5. at the end of the batch: what arrived is noted for the ACK, the newest path is remembered
@@ -29,13 +29,14 @@ from tunnel.proto.connection.events import (
     StreamStopped,
 )
 from tunnel.proto.connection.gather import StreamRun
+from tunnel.proto.connection.opening import Opener
 from tunnel.proto.connection.packets import PacketJoiner
 from tunnel.proto.connection.shared import Shared
+from tunnel.proto.crypto.batch import nonce_of
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
-from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
-from tunnel.proto.packet.slots import Cells
+from tunnel.proto.packet.header import HEADER, HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, Seconds, StreamId
@@ -53,14 +54,14 @@ class Receiver:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self.packets = PacketJoiner(shared)
-        self._plain = memoryview(bytearray(65_536))
-        self._cells = Cells()
+        self._opener = Opener()
+        self._plain = self._opener.plains.view
+        self.packets = PacketJoiner(shared, self._opener.plains)
         self.peer_close: tuple[int, str] | None = None
         self.only_packets = False  # the last batch brought IP packets and nothing else
         self._early_pieces = 0  # of all streams, held out of order
         self._received_in_all = 0  # bytes of all streams, gaps included: what counts against MAX_DATA
-        self._run = StreamRun(self._plain)
+        self._run = StreamRun(self._opener.plains)
         # for the trace, if there is one: what the batch at hand brought
         self._traced_runs: list[tuple[int, int]] = []
         self._traced_frames: list[tracing.Frame] = []
@@ -74,7 +75,6 @@ class Receiver:
         shared = self._shared
         by_index = shared.keys.by_index
         plain = self._plain
-        packets, run = self.packets, self._run
         prefix = key.prefix
         skip = len(prefix)
         unpack = HEADER.unpack_from
@@ -110,9 +110,10 @@ class Receiver:
                 position = stop
                 if at + size > len(plain):
                     self._flush_run(now)
+                    self.packets.flush(now)
                     at = 0
                 try:
-                    unseal(number.to_bytes(NONCE_SIZE, "big"), buffer[sealed:stop], buffer[head:sealed], plain[at : at + size])
+                    unseal(nonce_of(number), buffer[sealed:stop], buffer[head:sealed], plain[at : at + size])
                 except InvalidTag:
                     shared.drops["does not authenticate"] += 1
                     continue
@@ -127,57 +128,24 @@ class Receiver:
                         run_count = 0
                         continue
                     run_first, run_count, run_eliciting = number, 1, False
-                opened += 1
-                kind = plain[at] if size else 0
-                if kind == _PACKET:
-                    packets.add(now, plain, at, at + size, ecn)
-                    at += size
-                    carried += 1
-                    acted = True
-                    if packets.is_open and number > known_highest:
-                        more = packets.follow(unseal, buffer, position, stride, prefix, index, number, plain, at, self._cells)
-                        run_count += more
-                        opened += more
-                        carried += more
-                        position += more * stride
-                        at += more * size
-                    continue
-                if (kind == _STREAM or kind == _STREAM_FIN) and size >= frames.STREAM_SIZE:
-                    _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
-                    if length == size - frames.STREAM_SIZE:
-                        body = plain[at + frames.STREAM_SIZE : at + size]
-                        if stream != run.stream or offset != run.end or run.fin:
-                            self._flush_run(now)
-                            run.begin(stream, offset)
-                        run.pieces.append(body)
-                        run.end += length
-                        run.fin = kind == _STREAM_FIN
-                        at += size
-                        run_eliciting = acted = True
-                        if kind == _STREAM and number > known_highest and position + stride <= end:
-                            more = run.follow(unseal, buffer, position, stride, prefix, index, number, at)
-                            run_count += more
-                            opened += more
-                            position += more * stride
-                            at += more * size
-                        continue
-                elif kind == _DATAGRAM and size >= frames.DATAGRAM_SIZE:
-                    _, flow, _, _, count, length = frames.DATAGRAM.unpack_from(plain, at)
-                    if count == 1 and length == size - frames.DATAGRAM_SIZE:
-                        self._whole_datagram(flow, bytes(plain[at + frames.DATAGRAM_SIZE : at + size]))
-                        run_eliciting = acted = True
-                        continue  # copied, so the next plaintext may take its place
-                eliciting, active = self._frames(now, key, plain, at, at + size)
+                count = 1
+                if number > known_highest:
+                    count += self._opener.ahead(unseal, buffer, position, stride, prefix, index, number + 1, at + size)
+                    run_count += count - 1
+                    position += (count - 1) * stride
+                opened += count
+                eliciting, active, whole = self._plaintexts(now, key, at, size, count, ecn)
                 run_eliciting |= eliciting
                 acted |= active
-                at += size
+                carried += whole
+                at += count * size
         except MalformedPacket as error:
             raise PeerError(f"the peer sent a frame that does not parse: {error}") from error
         finally:
             if run_count:
                 self._note(run_first, run_count, run_eliciting, now)
         self._flush_run(now)
-        packets.flush(now)
+        self.packets.flush(now)
         self.only_packets = carried == opened
         if shared.trace is not None:
             self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
@@ -206,6 +174,49 @@ class Receiver:
             self._traced_runs.append((first, count))
         self._shared.replay.accept_run(first, count)
         self._shared.acks.on_packets(first, count, eliciting, now)
+
+    # 3
+
+    def _plaintexts(self, now: Instant, key: PathKey, at: int, size: int, count: int, ecn: int) -> tuple[bool, bool, int]:
+        """What `count` packets of `size` bytes say that were opened to `at` and behind.
+
+        Returns whether any is ack-eliciting, whether any was more than a probe, and how many carried an IP packet.
+        """
+        plain, run = self._plain, self._run
+        stop = at + count * size
+        eliciting = active = False
+        carried = 0
+        while at < stop:
+            end = at + size
+            kind = plain[at]
+            if kind == _PACKET:
+                taken = self.packets.take(now, at, size, (stop - at) // size, ecn)
+                carried += taken
+                active = True
+                at += taken * size
+                continue
+            if (kind == _STREAM or kind == _STREAM_FIN) and size >= frames.STREAM_SIZE:
+                _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
+                if length == size - frames.STREAM_SIZE:
+                    if stream != run.stream or offset != run.end or run.fin:
+                        self._flush_run(now)
+                        run.begin(stream, offset)
+                    run.fin = kind == _STREAM_FIN
+                    eliciting = active = True
+                    at += size * run.take(at, size, (stop - at) // size)
+                    continue
+            elif kind == _DATAGRAM and size >= frames.DATAGRAM_SIZE:
+                _, flow, _, _, pieces, length = frames.DATAGRAM.unpack_from(plain, at)
+                if pieces == 1 and length == size - frames.DATAGRAM_SIZE:
+                    self._whole_datagram(flow, bytes(plain[at + frames.DATAGRAM_SIZE : end]))
+                    eliciting = active = True
+                    at = end
+                    continue
+            asks, acts = self._frames(now, key, plain, at, end)
+            eliciting |= asks
+            active |= acts
+            at = end
+        return eliciting, active, carried
 
     # 4
 

@@ -12,24 +12,26 @@ The functions stand in this order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, Final
 
 from tunnel.proto.connection import tracing
 from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
+from tunnel.proto.crypto.batch import nonce_of, run_through, seal_batch
 from tunnel.proto.packet import frames
-from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM_SIZE, Frame
+from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM, STREAM_SIZE, Frame
 from tunnel.proto.packet.header import (
     HEADER,
     HEADER_SIZE,
     MAX_BURST,
     MAX_SEGMENTS,
-    NONCE_SIZE,
+    NUMBER_SIZE,
     SMALLEST_PROBE,
     TAG_SIZE,
     TRANSPORT,
 )
-from tunnel.proto.packet.slots import Slots
+from tunnel.proto.packet.slots import SlotCutter
 from tunnel.proto.recovery.sent import SentBurst
 from tunnel.proto.stream.streams import CONTROL_STREAM, QUANTUM
 from tunnel.units import Instant, PathKey, Transmit
@@ -46,7 +48,7 @@ class Sender:
         self._shared = shared
         self.blocked = False  # something waits for the window or the pacer of the current path
         self.pacing_until: Instant | None = None
-        self._slots = Slots()
+        self._slots = SlotCutter()
         self._datagrams_ahead = 0  # bytes that datagrams sent while streams waited
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
@@ -200,7 +202,7 @@ class Sender:
     def _stream_burst(self, now: Instant, path: Path, view: memoryview, position: int, segments: int) -> int:
         """Fill equal datagrams with bytes of the stream whose turn it is; returns the end, `position` if there is too little.
 
-        This is the hot loop: per packet one struct call, one copy out of the ring, one sealing in place.
+        The hot loops: per packet one struct call, one copy out of the ring, one sealing in place.
         """
         shared = self._shared
         scheduler = shared.streams.scheduler
@@ -223,36 +225,35 @@ class Sender:
         prefix = path.key.prefix
         skip = len(prefix)
         keypair = shared.keys.current
-        index = keypair.remote_index
-        seal = keypair.send.encrypt_into
-        pack = _HEADER_AND_STREAM.pack_into
-        ring, mask = stream.contiguous
-        ring_size = mask + 1
-        frame = Frame.STREAM.value
-        stream_id = stream.stream_id
         number = shared.next_number
-        size = step
         stop = offset + length
-        place = position // path.mtu
-        for whole, header, payload, plain, sealed in self._slots.of(view, path.mtu, skip, STREAM_SIZE)[place : place + count]:
-            if stop - offset <= step:
-                size = stop - offset
-                if fin:
-                    frame = Frame.STREAM_FIN.value
-                if size < step:
-                    payload, plain, sealed = payload[:size], plain[: size - step], sealed[: size - step]
-            if skip:
-                whole[:skip] = prefix
-            pack(whole, skip, TRANSPORT, index, number, frame, stream_id, offset, size)
-            low = offset & mask
-            if low + size <= ring_size:
-                payload[:] = ring[low : low + size]
-            else:
-                stream.copy_to(payload, 0, offset, size)
-            seal(number.to_bytes(NONCE_SIZE, "big"), plain, header, sealed)
-            number += 1
-            offset += size
-        last = path.mtu - step + size
+        slots = self._slots.of(view, path.mtu, skip, STREAM_SIZE).part(position // path.mtu, count)
+        places, headers, payloads, plains, sealed = slots
+        short = count * step - length
+        if short:
+            for column in (payloads, plains, sealed):
+                column[-1] = column[-1][: len(column[-1]) - short]
+        if skip:
+            for place in places:
+                place[:skip] = prefix
+        pack = _HEADER_AND_STREAM.pack_into
+        ours = HEADER.pack(TRANSPORT, keypair.remote_index, 0)[:-NUMBER_SIZE]
+        kind = STREAM.pack(Frame.STREAM, stream.stream_id, 0, 0)[:5]
+        numbers, offsets = range(number, number + count), range(offset, stop, step)
+        run_through(map(pack, places, repeat(skip), repeat(ours), numbers, repeat(kind), offsets, repeat(step)))
+        if short or fin:
+            kind = STREAM.pack(Frame.STREAM_FIN if fin else Frame.STREAM, stream.stream_id, 0, 0)[:5]
+            pack(places[-1], skip, ours, numbers[-1], kind, offsets[-1], step - short)
+        ring, mask = stream.contiguous
+        low = offset & mask
+        if low + length <= mask + 1:
+            for payload in payloads:
+                payload[:] = ring[low : (low := low + len(payload))]
+        else:
+            for payload, offset in zip(payloads, offsets, strict=True):
+                stream.copy_to(payload, 0, offset, len(payload))
+        seal_batch(keypair.send.encrypt_into, number, count, plains, headers, sealed)
+        last = path.mtu - short
         at = position + (count - 1) * path.mtu + last
         stream.mark_sent(stop - length, length, fin, new)
         scheduler.charge(stream, length)
@@ -301,7 +302,7 @@ class Sender:
             end = start + length
             view[start:end] = data
             sealed = at + HEADER_SIZE
-            seal(number.to_bytes(NONCE_SIZE, "big"), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
+            seal(nonce_of(number), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
             at = end + TAG_SIZE
             number += 1
             payload += length
@@ -451,7 +452,7 @@ class Sender:
         view[position:at] = prefix
         HEADER.pack_into(view, at, TRANSPORT, keypair.remote_index, number)
         sealed = at + HEADER_SIZE
-        nonce = number.to_bytes(NONCE_SIZE, "big")
+        nonce = nonce_of(number)
         keypair.send.encrypt_into(nonce, view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
         size = end + TAG_SIZE - position
         self._count(1, size)

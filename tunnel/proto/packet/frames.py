@@ -54,8 +54,8 @@ PACKET_LAST: Final = 0x02  # the last segment of its super-packet
 PACKET_SPLIT: Final = 0x04  # a piece: `index` of `head size` pieces of packet number `gso size`
 MAX_PACKET_HEAD: Final = 255  # bytes, as its size is a byte: IPv4 and TCP with all options are 120
 
-#: Header and STREAM frame in one call: type, receiver index, sequence number, frame type, stream id, offset, length.
-HEADER_AND_STREAM: Final = Struct(">BIQBIQH")
+#: Header and STREAM frame in one call: type and receiver index, sequence number, frame type and stream id, offset, length.
+HEADER_AND_STREAM: Final = Struct(">5sQ5sQH")
 #: The same with a DATAGRAM: ..., frame type, flow, datagram id, fragment index, fragment count, length.
 HEADER_AND_DATAGRAM: Final = Struct(">BIQBIHBBH")
 

@@ -15,6 +15,7 @@ from typing import Final
 TRANSPORT: Final = 0x80
 HEADER: Final = Struct(">BIQ")
 HEADER_SIZE: Final = HEADER.size  # 13 bytes
+NUMBER_SIZE: Final = 8  # bytes: the last of them
 TAG_SIZE: Final = 16  # bytes, of both AEADs
 OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
 CHANNEL_SIZE: Final = 8  # bytes of relay channel before a relayed datagram

@@ -1,37 +1,48 @@
-"""Views of the equal segments of one buffer, made once: slicing them anew for every packet costs half as much as sealing it."""
+"""Views of the equal segments of one buffer, made once and kept as columns: slicing anew for every packet costs half as much as
+sealing it, and columns are what crypto/batch.py walks.
+"""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from tunnel.proto.packet.header import HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, TAG_SIZE
 
 MAX_SHAPES: Final = 8  # shapes remembered: flows with other segment sizes, or other options of TCP, take turns
+MAX_BUFFERS: Final = 24  # received buffers remembered, about 25 KB of views each: one socket's differ only in where they end
 MAX_CUTS: Final = 256  # segments of a super-packet: their index is a byte
 
-
-class Slot(NamedTuple):
-    """One segment: channel prefix, header, frame head, payload, tag."""
-
-    whole: memoryview
-    header: memoryview  # the AEAD's associated data
-    payload: memoryview
-    plain: memoryview  # frame head and payload
-    sealed: memoryview  # the same with the tag
+Column: TypeAlias = list[memoryview]
+K = TypeVar("K")
 
 
-class Slots:
-    """The slots of one buffer, for the segment size that was asked for last."""
+class Slots(NamedTuple):
+    """The segments of a burst, from the buffer's start on: channel prefix, header, frame head, payload, tag."""
+
+    whole: Column
+    header: Column  # the AEAD's associated data
+    payload: Column
+    plain: Column  # frame head and payload
+    sealed: Column  # the same with the tag
+
+    def part(self, first: int, count: int) -> Slots:
+        """`count` of them from the one numbered `first` on."""
+        stop = first + count
+        return Slots(*[column[first:stop] for column in self])
+
+
+class SlotCutter:
+    """Cuts one buffer into slots, for the segment size that was asked for last."""
 
     __slots__ = ("_buffer", "_shape", "_slots")
 
     def __init__(self) -> None:
         self._buffer: object = None
         self._shape = (0, 0, 0)
-        self._slots: list[Slot] = []
+        self._slots = Slots([], [], [], [], [])
 
-    def of(self, buffer: memoryview, size: int, prefix: int, head: int) -> list[Slot]:
-        """As many as one burst may have, from the buffer's start on.
+    def of(self, buffer: memoryview, size: int, prefix: int, head: int) -> Slots:
+        """As many as one burst may have.
 
         `size` is bytes of a whole segment, `prefix` of a relay channel in front, `head` of the frame before its payload.
         `buffer` is a view of a whole bytearray, which must not be resized any more.
@@ -39,47 +50,52 @@ class Slots:
         shape = (size, prefix, head)
         if buffer.obj is not self._buffer or shape != self._shape:
             self._buffer, self._shape = buffer.obj, shape
-            self._slots = [
-                Slot(
-                    buffer[at : at + size],
-                    buffer[at + prefix : at + prefix + HEADER_SIZE],
-                    buffer[at + prefix + HEADER_SIZE + head : at + size - TAG_SIZE],
-                    buffer[at + prefix + HEADER_SIZE : at + size - TAG_SIZE],
-                    buffer[at + prefix + HEADER_SIZE : at + size],
-                )
-                for at in range(0, size * min(MAX_SEGMENTS, MAX_BURST // size), size)
-            ]
+            starts = range(0, size * min(MAX_SEGMENTS, MAX_BURST // size), size)
+            frame = prefix + HEADER_SIZE
+            self._slots = Slots(
+                [buffer[at : at + size] for at in starts],
+                [buffer[at + prefix : at + frame] for at in starts],
+                [buffer[at + frame + head : at + size - TAG_SIZE] for at in starts],
+                [buffer[at + frame : at + size - TAG_SIZE] for at in starts],
+                [buffer[at + frame : at + size] for at in starts],
+            )
         return self._slots
 
 
-class Cuts:
-    """Where the segments of super-packets lie that all come into one buffer at one place."""
+class PieceCutter:
+    """Cuts super-packets that all come into one buffer at one place into the payloads of their segments."""
 
     __slots__ = ("_buffer", "_known")
 
     def __init__(self) -> None:
         self._buffer: object = None
-        self._known: dict[tuple[int, int, int], list[tuple[memoryview, memoryview]]] = {}
+        self._known: dict[tuple[int, int], Column] = {}
 
-    def of(self, packet: memoryview, body: int, step: int, front: int) -> list[tuple[memoryview, memoryview]]:
-        """Of each segment of `step` bytes from `body` on: the `front` bytes before it, and those with it.
+    def of(self, packet: memoryview, body: int, step: int) -> Column:
+        """Payloads of `step` bytes from `body` on; the last one there may be cut short by the buffer's end.
 
-        `packet` is a view of the whole of one buffer.  The last segment there may be cut short by the buffer's end.
+        `packet` is a view of the whole of one buffer.
         """
         if packet.obj is not self._buffer or len(self._known) > MAX_SHAPES:
             self._known.clear()
             self._buffer = packet.obj
-        shape = (body, step, front)
-        found = self._known.get(shape)
+        found = self._known.get((body, step))
         if found is None:
             end = min(len(packet), body + step * MAX_CUTS)
-            found = [(packet[at - front : at], packet[at - front : at + step]) for at in range(body, end, step)]
-            self._known[shape] = found
+            found = self._known[body, step] = [packet[at : at + step] for at in range(body, end, step)]
         return found
 
 
-class Cells:
-    """Header and sealed part of equal datagrams in received buffers.
+class Cells(NamedTuple):
+    """The datagrams of a received buffer that have its full stride."""
+
+    prefix: Column
+    header: Column
+    sealed: Column
+
+
+class CellCutter:
+    """Cuts received buffers.
 
     A socket hands out the same view, the very object, whenever it has received into the same place: then nothing is cut anew.
     """
@@ -88,18 +104,61 @@ class Cells:
 
     def __init__(self) -> None:
         #: By the view's id, which is its own as long as the value holds it.
-        self._known: dict[tuple[int, int, int], tuple[memoryview, list[tuple[memoryview, memoryview]]]] = {}
+        self._known: dict[tuple[int, int, int], tuple[memoryview, Cells]] = {}
 
-    def of(self, buffer: memoryview, stride: int, skip: int) -> list[tuple[memoryview, memoryview]]:
+    def of(self, buffer: memoryview, stride: int, skip: int) -> Cells:
         """Of every whole datagram of `stride` bytes in `buffer`, with `skip` bytes of channel prefix in front of each."""
         shape = (id(buffer), stride, skip)
         found = self._known.get(shape)
         if found is None:
-            if len(self._known) >= MAX_SHAPES:
+            if len(self._known) >= MAX_BUFFERS:
                 self._known.clear()
-            cells = [
-                (buffer[at + skip : at + skip + HEADER_SIZE], buffer[at + skip + HEADER_SIZE : at + stride])
-                for at in range(0, len(buffer) - stride + 1, stride)
-            ]
+            starts = range(0, len(buffer) - stride + 1, stride)
+            head = skip + HEADER_SIZE
+            cells = Cells(
+                [buffer[at : at + skip] for at in starts],
+                [buffer[at + skip : at + head] for at in starts],
+                [buffer[at + head : at + stride] for at in starts],
+            )
             found = self._known[shape] = (buffer, cells)
         return found[1]
+
+
+class Plains:
+    """The buffer where the datagrams of a batch are opened to, one behind the other."""
+
+    __slots__ = ("_bodies", "_fronts", "_wholes", "view")
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(65_536))
+        self._wholes: dict[int, Column] = {}
+        self._fronts: dict[tuple[int, int], Column] = {}
+        self._bodies: dict[tuple[int, int], Column] = {}
+
+    def wholes(self, size: int) -> Column:
+        """All places of `size` bytes."""
+        found = self._wholes.get(size)
+        if found is None:
+            found = self._cut(self._wholes, size, size, 0, size)
+        return found
+
+    def fronts(self, size: int, front: int) -> Column:
+        """The first `front` bytes of each of them."""
+        found = self._fronts.get((size, front))
+        if found is None:
+            found = self._cut(self._fronts, (size, front), size, 0, front)
+        return found
+
+    def bodies(self, size: int, front: int) -> Column:
+        """What stands behind those."""
+        found = self._bodies.get((size, front))
+        if found is None:
+            found = self._cut(self._bodies, (size, front), size, front, size)
+        return found
+
+    def _cut(self, known: dict[K, Column], shape: K, size: int, low: int, high: int) -> Column:
+        if len(known) >= MAX_SHAPES:
+            known.clear()
+        view = self.view
+        found = known[shape] = [view[at + low : at + high] for at in range(0, len(view) - size + 1, size)]
+        return found
