@@ -1,12 +1,12 @@
 """From the interface to the members, in the order a frame goes through:
 
-1. read: one frame, which may be a super-packet of 64 KB
+1. read: one frame, which may be a super-packet of 64 KB; of ACKs that a newer one makes needless, the newest goes on
 2. for whom: the inner destination names a member, or everybody
 3. what does not fit the path: a smaller MSS beforehand, an ICMP answer into the interface, or pieces
 4. sealed into a burst, which leaves when it is full, when the next packet does not fit it, or when nothing more is to be read
 
-There is no queue.  Where a socket would block, the bursts of the frame at hand wait, nothing more is read, and the kernel's own
-queue of the interface fills.
+There is no queue.  An ACK is kept back until it is known what comes next, and leaves in the turn that read it.  Where a socket
+would block, the bursts of the frame at hand wait, nothing more is read, and the kernel's own queue of the interface fills.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import trio
 from tunnel.driver.packets import PACKET_PARTIAL, PacketBurst, PacketDoor, PacketSealer
 from tunnel.errors import MalformedPacket
 from tunnel.forward.lan_members import LanMember, LanTable
-from tunnel.proto.ip import header, icmp, mss, offload
+from tunnel.proto.ip import acks, header, icmp, mss, offload
 from tunnel.proto.lan.discovery import is_for_everybody
 from tunnel.units import Instant, Transmit
 
@@ -37,7 +37,10 @@ ETHERNET_SIZE: Final = 14
 FRONT: Final = 64  # bytes free in front of a frame: a sealed packet's own header is made there
 BUFFER: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE + 65_536
 SMALLEST_MTU: Final = 1280  # bytes that every member can count on (RFC 8200 §5): packets up to it are split for a smaller path
-MOST_STUCK: Final = 64  # bursts that wait for a socket: those of one frame to 15 members, and what the reflector adds
+MOST_STUCK: Final = 64  # bursts that wait for a socket: of an ACK, of one frame to 15 members, and of what the reflector adds
+NEEDLESS_IN_A_ROW: Final = (
+    16  # ACKs that one newer one stands for, a megabyte of super-packets: what the sender learns late if that one is lost
+)
 SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, TCP and all options are 100
 
 _ETHERTYPES: Final = {0x0800, 0x86DD}
@@ -46,6 +49,7 @@ _CHECKSUM_AT: Final = {(6, 16), (UDP, 6)}  # protocol, and where its header has 
 #: Of a frame with a plain IPv4 header: virtio-net header, EtherType, IP but for identification and checksum, UDP ports.
 _SHAPE: Final = Struct("10s12x2s4s2x4s2x12s")
 _IP_AT: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE
+_ACK_FRAMES: Final = frozenset(VIRTIO_SIZE + ETHERNET_SIZE + size for size in acks.ACK_SIZES)
 _TYPE_AT: Final = _IP_AT - 2
 
 
@@ -67,6 +71,10 @@ class LanSender:
         self._answer = answer
         self._buffer = memoryview(bytearray(BUFFER))
         self._frame_view = self._buffer[FRONT:]
+        self._ack: acks.PureAck | None = None  # the newest that was read
+        self._kept = memoryview(bytearray(FRONT + max(_ACK_FRAMES)))  # its frame, while that is kept back ...
+        self._kept_end = 0  # ... and where it ends; 0: none is
+        self._needless = 0  # that it stands for
         self._burst = PacketBurst(bytearray(65_536))
         self._spare = [PacketBurst(bytearray(65_536))]
         self._door: PacketDoor | None = None  # by which the burst under way leaves
@@ -83,10 +91,8 @@ class LanSender:
             nursery.start_soon(self._run_stuck)
             while True:
                 await self._device.wait_readable()
-                is_empty = self.pump()
-                await self._is_free.wait()
-                if not is_empty:
-                    await trio.lowlevel.checkpoint()
+                while not self.pump():
+                    await self._is_free.wait()  # and where nothing is stuck, a turn for the others
 
     def pump(self) -> bool:
         """Read what the interface has now, and send it; False when there may be more.
@@ -103,13 +109,53 @@ class LanSender:
         while frames and left > 0 and not self._stuck and (size := read(frame)):
             frames -= 1
             left -= size
-            if self._last is None or not self._another(now, FRONT + size):
-                self._frame(now, FRONT + size)
+            end = FRONT + size
+            if self._last is not None and not self._kept_end and self._another(now, end):
+                continue
+            if size in _ACK_FRAMES and self._keep(now, end):
+                continue
+            if self._kept_end:
+                self._send_kept(now)
+            self._frame(now, end)
+        if self._kept_end:
+            self._send_kept(now)
         self._leave()
         if self._to_flush is not None:
             door, self._to_flush = self._to_flush, None
             door.flush()
         return not size
+
+    # 1
+
+    def _keep(self, now: Instant, end: int) -> bool:
+        """Keep the frame back if it is a pure ACK, and no duplicate; the one that was kept leaves then, or is needless."""
+        ack = acks.read_ack(self._buffer, _IP_AT, end)
+        if ack is None:
+            return False
+        before, self._ack = self._ack, ack
+        if before is not None and acks.is_repeated(before, ack):
+            return False
+        if self._kept_end:
+            assert before is not None
+            if (
+                self._needless < NEEDLESS_IN_A_ROW
+                and acks.is_needless(before, ack)
+                and self._kept[FRONT:_IP_AT] == self._buffer[FRONT:_IP_AT]  # what would become of the older, becomes of the newer
+            ):
+                self._needless += 1
+                self._table.drops["ACK that a newer one made needless"] += 1
+            else:
+                self._send_kept(now)
+        self._kept[FRONT:end] = self._buffer[FRONT:end]
+        self._kept_end = end
+        return True
+
+    def _send_kept(self, now: Instant) -> None:
+        """It leaves ahead of the frame that was read meanwhile, so nothing is overtaken."""
+        end, self._kept_end, self._needless = self._kept_end, 0, 0
+        buffer, self._buffer = self._buffer, self._kept
+        self._frame(now, end)
+        self._buffer = buffer
 
     def _another(self, now: Instant, end: int) -> bool:
         """One more datagram of the UDP flow that the last one was of, as large as it: all that was asked of that one holds."""
@@ -211,7 +257,7 @@ class LanSender:
             else:
                 offload.finish_foreign_checksum(view, FRONT + VIRTIO_SIZE, end, virtio)
         size = end - _IP_AT
-        if size <= SYN_AT_MOST and _is_syn(view, _IP_AT, end):
+        if size <= SYN_AT_MOST and mss.may_be_syn(view, _IP_AT, end):
             mss.clamp(view, _IP_AT, header.parse(view, _IP_AT, end), room, partial=bool(flags))
         if size <= room:
             if view[_IP_AT] == 0x45 and view[_IP_AT + 9] == UDP:
@@ -325,12 +371,3 @@ def _is_plain_transport(view: memoryview, virtio: offload.Offload) -> bool:
     else:
         start, protocol = ETHERNET_SIZE + 40, view[_IP_AT + 6]
     return virtio.checksum_start == start and (protocol, virtio.checksum_offset) in _CHECKSUM_AT
-
-
-def _is_syn(view: memoryview, at: int, end: int) -> bool:
-    """A quick look; whoever acts on it parses."""
-    version = view[at] >> 4
-    if version == 4:
-        flags_at = at + (view[at] & 15) * 4 + 13
-        return view[at + 9] == 6 and flags_at < end and bool(view[flags_at] & 2)
-    return end - at > 53 and view[at + 6] == 6 and bool(view[at + 53] & 2)

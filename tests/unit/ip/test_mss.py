@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.ip.packets import ACK, SYN, Flow, ip4, is_right, padded_options
 from tunnel.proto.ip import clamp, parse
-from tunnel.proto.ip.mss import MIN_MSS
+from tunnel.proto.ip.mss import MIN_MSS, may_be_syn
 
 
 def mss(value: int) -> bytes:
@@ -78,3 +78,13 @@ def test_anything_else_is_left_alone(packet: bytes) -> None:
     changed = bytearray(packet)
     assert not clamp(changed, 0, parse(packet, 0, len(packet)), 576)
     assert changed == packet
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_quick_look_finds_a_syn_and_reads_nothing_behind_the_end(version: int) -> None:
+    for flags in (SYN, SYN | ACK):
+        packet = Flow(version=version, flags=flags).packet(b"")
+        assert may_be_syn(b"#" + packet, 1, 1 + len(packet))
+        assert not may_be_syn(packet, 0, len(packet) - 7)
+    for other in (Flow(version=version, flags=ACK), Flow(version=version, protocol=17)):
+        assert not may_be_syn(other.packet(b"\xff" * 40), 0, len(other.packet(b"")) + 40)

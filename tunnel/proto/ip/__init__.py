@@ -1,8 +1,10 @@
-"""Inner IPv4 and IPv6 packets: parse them, cut and join super-packets, say too big, clamp MSS, judge what a member sends.
+"""Inner IPv4 and IPv6 packets: parse them, cut and join super-packets, say too big, clamp MSS, find needless ACKs,
+judge what a member sends.
 
 Bytes in, bytes out; nothing here has state but the filter's two sets.
 """
 
+from tunnel.proto.ip.acks import ACK_SIZES, PureAck, is_needless, is_repeated, read_ack
 from tunnel.proto.ip.filter import REASONS, MemberFilter
 from tunnel.proto.ip.header import ICMP, ICMPV6, TCP, UDP, UNSAFE, Inner, destination_of, parse, parse_head
 from tunnel.proto.ip.icmp import fragment, too_big
@@ -31,6 +33,8 @@ __all__ = [
     "Offload", "decode_offload", "is_own_checksum", "wants_cut", "most_in_run", "build_run", "build_prefix",
     "cut_in_software", "finish_checksum", "finish_foreign_checksum",
     "VIRTIO_HEADER", "ETHERNET_HEADER", "MAX_UDP_SEGMENTS", "REFUSALS",
+    # acks
+    "PureAck", "read_ack", "is_needless", "is_repeated", "ACK_SIZES",
     # icmp, mss, filter
     "too_big", "fragment", "clamp", "MemberFilter", "REASONS",
 ]  # fmt: skip

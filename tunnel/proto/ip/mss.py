@@ -10,6 +10,7 @@ from typing import Final
 
 from tunnel.proto.ip.checksum import adjusted
 from tunnel.proto.ip.header import IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER, Inner
+from tunnel.units import Buffer
 
 MIN_MSS: Final = 48
 """Bytes.  Below, Linux takes no segment size (TCP_MIN_SND_MSS); a path so narrow is not a reason to go on."""
@@ -17,6 +18,15 @@ MIN_MSS: Final = 48
 _SYN: Final = 0x02
 _MSS: Final = 2  # option kind; its length is 4
 _U16 = Struct("!H")
+
+
+def may_be_syn(buffer: Buffer, at: int, end: int) -> bool:
+    """A quick look at the IP packet in `buffer[at:end]`, at least 20 bytes of IPv4 or 40 of IPv6; who acts on it parses."""
+    if buffer[at] >> 4 == 4:
+        flags_at = at + (buffer[at] & 15) * 4 + 13
+        return buffer[at + 9] == TCP and flags_at < end and bool(buffer[flags_at] & _SYN)
+    flags_at = at + IPV6_HEADER + 13
+    return flags_at < end and buffer[at + 6] == TCP and bool(buffer[flags_at] & _SYN)
 
 
 def clamp(buffer: bytearray | memoryview, at: int, inner: Inner, mtu: int, partial: bool = False) -> bool:
