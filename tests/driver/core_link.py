@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ class CoreLinks:
         self._keys = {"a": pair.direct("b"), "b": pair.direct("a")}  # by whom the datagrams come
         self._clock_base = pair.now - trio.current_time()
         self._wakeup = trio.Event()
+        self._first: list[Callable[[], None]] = []  # each called once, before anything is sent
         self._out = bytearray(65_536)
         self.mark = False
         self._connections: dict[str, Connection] = {"a": pair.a, "b": pair.b}
@@ -38,7 +40,7 @@ class CoreLinks:
         peering: Any = SimpleNamespace(
             peer=SimpleNamespace(name=name, static=bytes(32)), connection=connection, is_initiator=is_initiator, close=close
         )
-        return Link(cast(Peering, peering), flush=self.flush, clock=self.now)
+        return Link(cast(Peering, peering), flush=self.flush, before_flush=self._first.append, clock=self.now)
 
     def flush(self) -> None:
         self._wakeup.set()
@@ -65,6 +67,8 @@ class CoreLinks:
     def _carry(self) -> bool:
         """True when anything moved."""
         moved = False
+        while self._first:
+            self._first.pop()()
         for side, connection in self._connections.items():
             other = "b" if side == "a" else "a"
             for _ in range(32):

@@ -32,12 +32,17 @@ class Half:
         changed.set()
 
 
+def soon(callback: Callable[[], None]) -> None:
+    trio.lowlevel.current_trio_token().run_sync_soon(callback)
+
+
 class FakeStream:
     def __init__(self, out: Half, into: Half) -> None:
         self.out = out
         self.into = into
         self.peer: FakeStream = self
         self.on_abort: Callable[[int], None] | None = None
+        self.before_flush: Callable[[Callable[[], None]], None] = soon
         self._lent = memoryview(bytearray(16 * 1024))
 
     async def wait_send_space(self) -> memoryview:
@@ -54,6 +59,12 @@ class FakeStream:
             if out.held < WINDOW:
                 return self._lent[: WINDOW - out.held]
             await out.changed.wait()
+
+    def send_space(self) -> memoryview:
+        out = self.out
+        if out.gone or out.finished or out.held >= WINDOW or (out.stopped, out.reset) != (None, None):
+            return memoryview(b"")
+        return self._lent[: WINDOW - out.held]
 
     def commit(self, count: int) -> None:
         assert 0 < count <= len(self._lent)

@@ -1,16 +1,20 @@
-"""What a Relay's sink makes of the local socket: all it takes, many small pieces, and its errors."""
+"""What a Relay's sink makes of the local socket: all it takes, many pieces, its errors, and an answer that comes at once."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
+import trio
+import trio.testing
 
-from tests.driver.fake_link import FakeStream, Half
+from tests.driver.fake_link import WINDOW, FakeStream, Half
+from tunnel.driver.stream import StreamCode
 from tunnel.forward.counters import ForwardCounters
-from tunnel.forward.tcp import IOV_MAX, Relay
+from tunnel.forward.tcp import IOV_MAX, SMALL, Relay, cut
 
 
 @pytest.fixture
@@ -26,16 +30,97 @@ def take(relay: Relay, views: list[memoryview]) -> int:
     return relay._take(views)
 
 
-async def test_a_connection_alone_leaves_it_to_its_task(sockets: tuple[socket.socket, socket.socket]) -> None:
+async def test_a_connection_alone_leaves_bulk_to_its_task(sockets: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = sockets
     with ours, theirs:
         counters = ForwardCounters()
         one, other = (Relay(ours, FakeStream(Half(), Half()), counters) for _ in range(2))
-        view = memoryview(b"abc")
-        assert [one._take([view]), one._take([view]), one._take([view])] == [3, 0, 0]
-        assert [other._take([view]), other._take([view]), one._take([view]), other._take([view])] == [3, 0, 3, 3]
-        assert theirs.recv(1 << 16) == b"abc" * 4
+        bulk = [memoryview(bytes(SMALL)), memoryview(b"x")]
+        size = SMALL + 1
+        assert [one._take(bulk), one._take(bulk), one._take(bulk)] == [size, 0, 0]
+        assert [other._take(bulk), other._take(bulk), one._take(bulk), other._take(bulk)] == [size, 0, size, size]
+        assert theirs.recv(1 << 16) == (bytes(SMALL) + b"x") * 4
         assert counters.tcp_straight == 4
+        assert counters.tcp_small == 0
+
+
+async def test_a_few_bytes_are_taken_always_and_change_no_turn(sockets: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = sockets
+    with ours, theirs:
+        counters = ForwardCounters()
+        relay = Relay(ours, FakeStream(Half(), Half()), counters)
+        key, bulk = [memoryview(b"key")], [memoryview(bytes(SMALL + 1))]
+        assert [relay._take(each) for each in (key, key, bulk, key, bulk)] == [3, 3, SMALL + 1, 3, 0]
+        assert theirs.recv(1 << 16) == b"keykey" + bytes(SMALL + 1) + b"key"
+        assert (counters.tcp_small, counters.tcp_straight) == (3, 1)
+
+
+async def test_an_answer_that_is_there_already_leaves_before_the_task_has_its_turn(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = sockets
+    with ours, theirs:
+        stream, counters, first = FakeStream(Half(), Half()), ForwardCounters(), list[Callable[[], None]]()
+        stream.before_flush = first.append
+        relay = Relay(ours, stream, counters)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay._upload)
+            await trio.testing.wait_all_tasks_blocked()
+            assert relay._take([memoryview(b"question")]) == 8
+            assert theirs.recv(100) == b"question"
+            theirs.send(b"answer")
+            assert first == [relay._hear]
+            relay._hear()
+            assert list(stream.out.chunks) == [b"answer"]
+            relay._hear()  # nothing more: not taken for the end
+            theirs.send(b"more")
+            await trio.testing.wait_all_tasks_blocked()
+            assert list(stream.out.chunks) == [b"answer", b"more"]
+            theirs.close()
+            relay._hear()  # the end is for the task
+            assert not stream.out.finished
+        assert stream.out.finished
+        assert counters.tcp_heard == 1
+
+
+async def test_what_is_read_before_a_flush_is_only_what_the_task_waits_for(sockets: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = sockets
+    with ours, theirs:
+        stream = FakeStream(Half(), Half())
+        relay = Relay(ours, stream, ForwardCounters())
+        theirs.send(b"answer")
+        relay._hear()  # no task waits to read
+        stream.out.held = WINDOW
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay._upload)  # it waits for room, not for the local program
+            await trio.testing.wait_all_tasks_blocked()
+            relay._hear()
+            nursery.cancel_scope.cancel()
+        stream.out.held = 0
+        relay._hear()  # the task is gone
+        assert not stream.out.chunks
+        assert theirs.send(b"!") == 1
+        assert ours.recv(100) == b"answer!"
+
+
+async def test_an_error_met_before_a_flush_ends_the_task() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _address = listener.accept()
+    with ours, theirs:
+        ours.setblocking(False)
+        stream = FakeStream(Half(), Half())
+        relay = Relay(ours, stream, ForwardCounters())
+        async with trio.open_nursery() as nursery:
+            relay._nursery = nursery
+            nursery.start_soon(relay._upload)
+            await trio.testing.wait_all_tasks_blocked()
+            cut(theirs)
+            relay._hear()
+            assert relay._read_error is not None
+            assert relay._read_error.errno == errno.ECONNRESET
+        assert relay._was_cut
+        assert stream.out.reset == StreamCode.RESET
 
 
 async def test_more_pieces_than_one_call_takes_go_out_whole(sockets: tuple[socket.socket, socket.socket]) -> None:

@@ -65,17 +65,8 @@ JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspe
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
 
-__all__ = [
-    "CandidateKind",
-    "EndpointDriver",
-    "Remembered",
-    "WayMemory",
-    "KnownPeer",
-    "OpenSocket",
-    "Traces",
-    "machine_hosts",
-    "parse_server",
-]
+__all__ = ["CandidateKind", "EndpointDriver", "KnownPeer", "OpenSocket", "Remembered", "Traces", "WayMemory"]
+__all__ += ["machine_hosts", "parse_server"]
 
 
 class OpenSocket(Protocol):
@@ -158,6 +149,7 @@ class EndpointDriver:
         self._changed = trio.Event()
         self._armed = float("inf")
         self._is_flushing = False
+        self._before_flush: list[Callable[[], None]] = []  # each called once, before anything is sent
         self._has_more = False
         bind = tuple(bind)
         self._open(bind, opener)
@@ -422,8 +414,10 @@ class EndpointDriver:
         if self._is_flushing:
             return
         self._is_flushing = True
-        core = self.core
+        core, first = self.core, self._before_flush
         try:
+            while first:
+                first.pop()()
             now = self.clock()
             while True:
                 is_dry = self._send(now)
@@ -478,7 +472,12 @@ class EndpointDriver:
                     link.handle_event(inner)
             case PeeringStarted(peering=peering):
                 link = self.links[peering] = Link(
-                    peering, flush=self.flush, clock=self.clock, counters=self.counters, door=self._packet_door
+                    peering,
+                    flush=self.flush,
+                    before_flush=self._before_flush.append,
+                    clock=self.clock,
+                    counters=self.counters,
+                    door=self._packet_door,
                 )
                 if self.on_link is not None:
                     self.on_link(link)

@@ -80,6 +80,7 @@ class Link:
         peering: Peering,
         *,
         flush: Callable[[], None],
+        before_flush: Callable[[Callable[[], None]], None],
         clock: Callable[[], Instant],
         counters: Callable[[], dict[str, dict[str, int]]] = dict,
         door: PacketDoor | None = None,
@@ -90,6 +91,7 @@ class Link:
         self._packet_sink: PacketSink | None = None
         self._peering = peering
         self._flush = flush
+        self._before_flush = before_flush
         self._clock = clock
         self._streams: dict[StreamId, TunnelStream] = {}
         self._accepted: deque[TunnelStream] = deque()
@@ -345,7 +347,7 @@ class Link:
             raise PeerError(f"the link to {self.peer_name} was closed: {self._closed.text}")
 
     def _make_stream(self, connection: Connection, stream_id: StreamId) -> TunnelStream:
-        stream = TunnelStream(connection, stream_id, self._flush, self._forget)
+        stream = TunnelStream(connection, stream_id, self._flush, self._forget, self._before_flush)
         self._streams[stream_id] = stream
         return stream
 

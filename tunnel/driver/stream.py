@@ -50,13 +50,21 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         "_receive_error",
         "_send_error",
         "_writable",
+        "before_flush",
         "on_abort",
         "stream_id",
     )
 
     def __init__(
-        self, connection: Connection, stream_id: StreamId, flush: Callable[[], None], forget: Callable[[TunnelStream], None]
+        self,
+        connection: Connection,
+        stream_id: StreamId,
+        flush: Callable[[], None],
+        forget: Callable[[TunnelStream], None],
+        before_flush: Callable[[Callable[[], None]], None],
     ) -> None:
+        #: Has something called back once, before the next datagram leaves: for a sink, which must not send by itself.
+        self.before_flush = before_flush
         self.stream_id = stream_id
         #: Called once, without awaiting, with a StreamCode when the peer resets or stops the stream or the connection ends.
         self.on_abort: Callable[[int], None] | None = None
@@ -88,6 +96,12 @@ class TunnelStream(trio.abc.HalfCloseableStream):
                 return space
             waiter = self._writable = trio.Event()
             await waiter.wait()
+
+    def send_space(self) -> memoryview:
+        """What wait_send_space would give now; empty where it would wait or raise."""
+        if self._send_error is not None or self._finished:
+            return memoryview(b"")
+        return self._connection.stream_space(self.stream_id)
 
     def commit(self, count: int) -> None:
         """`count` bytes were written into the space lent by wait_send_space: send them."""

@@ -26,7 +26,9 @@ class ForwardCounters:
     tcp_denied: int = 0  # no grant
     tcp_resets: int = 0  # ended by a reset, from whichever side
     tcp_capped: int = 0  # turned away at MAX_CONNECTIONS
-    tcp_straight: int = 0  # writes to local sockets of what had just arrived, without a task's turn
+    tcp_straight: int = 0  # writes to local sockets of bulk that had just arrived, without a task's turn
+    tcp_small: int = 0  # the same of a few bytes
+    tcp_heard: int = 0  # answers of local programs that came at once, and left with the ACK
     tcp_shed: int = 0  # turned away because descriptors or socket memory ran out
     udp_flows_opened: int = 0
     udp_flows_active: int = 0

@@ -21,8 +21,15 @@ class Stream(Protocol):
     #: Called once, at once, when the peer resets or stops the stream or the connection closes; the code is a StreamCode.
     on_abort: Callable[[int], None] | None
 
+    @property
+    def before_flush(self) -> Callable[[Callable[[], None]], None]:
+        """Has something called back once, before the next datagram leaves: for a sink, which must not send by itself."""
+
     async def wait_send_space(self) -> memoryview:
         """Room in the send buffer, never empty; valid until the next await."""
+
+    def send_space(self) -> memoryview:
+        """The same at once; empty where wait_send_space would wait or raise."""
 
     def commit(self, count: int) -> None:
         """`count` bytes were written at the start of what wait_send_space gave."""

@@ -1,7 +1,7 @@
 """TCP connections over streams: bytes both ways, half-close, reset and refusal as the local kernels gave them.
 
 The hot path has no copy: a socket is read straight into the stream's send buffer, and what arrives goes from the buffer it was
-opened in to the socket, in one `sendmsg` and without a task's turn, where several connections are busy and the socket takes it.
+opened in to the socket, in one `sendmsg` and without a task's turn, where it is little or several connections are busy.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ LINGER_RST: Final = struct.pack(
 
 HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")  # CPython on Windows has none
 IOV_MAX: Final = 1_024  # pieces in one sendmsg (limits.h of Linux; more fail with EMSGSIZE)
+SMALL: Final = 1_000  # bytes that came alone: less than a full datagram, so no bulk, and somebody may wait for them
 
 REFUSALS: Final = {
     StreamCode.REFUSED: "nothing listens there",
@@ -65,8 +66,10 @@ class Relay:
 
     __slots__ = (
         "_counters",
+        "_is_reading",
         "_is_unwritable",
         "_nursery",
+        "_read_error",
         "_refused",
         "_sock",
         "_straight",
@@ -86,6 +89,8 @@ class Relay:
         self._nursery: trio.Nursery | None = None
         self._upload_ended = trio.Event()
         self._is_unwritable = False  # a write failed: what comes from the local program now is its last words
+        self._is_reading = False  # `_upload` waits for the local program
+        self._read_error: OSError | None = None  # met by `_hear`
         self._write_error: OSError | None = None  # met by the sink
         self._straight = -1  # the counter of all, when this one last wrote straight
         self._was_cut = False
@@ -133,13 +138,17 @@ class Relay:
                 try:
                     count = receive_into(space)
                 except BlockingIOError:
-                    await trio.lowlevel.wait_readable(sock)
-                    continue
-                if not count:
-                    break
-                commit(count)
+                    count = 0
+                else:
+                    if not count:
+                        break
+                    commit(count)
                 if count < len(space):  # drained: waiting now saves the failing call
+                    self._is_reading = True
                     await trio.lowlevel.wait_readable(sock)
+                    self._is_reading = False
+                    if self._read_error is not None:
+                        raise self._read_error
             if not self._is_unwritable:
                 stream.finish()
                 return
@@ -149,6 +158,7 @@ class Relay:
             self._abort(code_of(error))
             return
         finally:
+            self._is_reading = False
             self._upload_ended.set()
         with trio.move_on_after(LAST_WORDS):
             await stream.wait_acked()
@@ -181,10 +191,11 @@ class Relay:
         """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error.
 
         One busy connection alone is better off with its task, which finds many batches at once and writes them in one call; so
-        this takes nothing until another connection had its turn.
+        of bulk this takes nothing until another connection had its turn.
         """
         counters = self._counters
-        if counters.tcp_straight == self._straight:
+        is_small = len(pieces) == 1 and len(pieces[0]) <= SMALL
+        if not is_small and counters.tcp_straight == self._straight:
             return 0
         try:
             count = self._sock.sendmsg(pieces if len(pieces) <= IOV_MAX else [b"".join(pieces)])
@@ -194,9 +205,29 @@ class Relay:
             self._write_error = error
             self._is_unwritable = True  # known to `_upload` before it meets the end of the same connection
             return 0
-        counters.tcp_straight += 1
-        self._straight = counters.tcp_straight
+        if is_small:
+            counters.tcp_small += 1
+            self._stream.before_flush(self._hear)
+        else:
+            counters.tcp_straight += 1
+            self._straight = counters.tcp_straight
         return count
+
+    def _hear(self) -> None:
+        """The local program may have answered already: then that leaves together with our ACK, and without a turn of the loop."""
+        space = self._stream.send_space() if self._is_reading else b""
+        if not len(space):
+            return
+        try:
+            count = self._sock.recv_into(space)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._read_error = error
+            return
+        if count:  # else `_upload` is about to see the end by itself
+            self._stream.commit(count)
+            self._counters.tcp_heard += 1
 
     async def _hear_last_words(self) -> None:
         """A server that answers and hangs up without reading all: the answer still lies in our socket, and goes first."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.connection.pair import Pair
-from tunnel.proto.connection.events import CloseCode, StreamCode, StreamReadable, StreamReset
+from tunnel.proto.connection.events import CloseCode, StreamCode, StreamOpened, StreamReadable, StreamReset, StreamWritable
 from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW
 from tunnel.units import StreamId
 
@@ -157,3 +157,47 @@ def test_bytes_without_credit_reach_no_sink() -> None:
     assert pair.b.close_reason is not None
     assert pair.b.close_reason.code == CloseCode.PROTOCOL_VIOLATION
     assert len(taker.got) < 5_000
+
+
+def acked_and_said(pair: Pair, taker: Taker | None) -> StreamId:
+    """One packet to `b` that acknowledges what it wrote to the stream returned, and brings bytes of another stream."""
+    answered = pair.b.open_stream()
+    pair.b.stream_write(answered, b"hello")  # behind the probes for the MTU that were lost: a gap is acknowledged at once
+    pair.run(1.0)
+    pair.b.stream_write(answered, b"question")
+    pair.b.stream_want_space(answered)
+    pair.run(pair.delay + 0.001)  # there, and not acknowledged yet
+    assert not pair.b.stream_is_acked(answered)
+    pair.events["b"].clear()
+    pair.a.stream_write(pair.a.open_stream() if taker is None else taker.stream, b"answer")
+    before = pair.datagrams
+    pair.run(pair.delay + 0.001)
+    assert pair.datagrams - before == 1
+    assert pair.b.stream_is_acked(answered)
+    return answered
+
+
+def test_bytes_for_a_sink_go_before_the_ack_beside_them() -> None:
+    pair = Pair(relayed=False)
+    seen: list[tuple[StreamId, bool]] = []
+
+    def look(size: int) -> int:
+        seen.extend((stream, pair.b.stream_is_acked(stream)) for stream in pair.b._shared.streams.sending if stream)
+        return size
+
+    taker = bulk(pair, look)
+    pair.run(1.0)
+    answered = acked_and_said(pair, taker)
+    assert taker.got == b"answer"
+    assert (answered, False) in seen
+    assert StreamWritable(answered) in pair.events["b"]
+
+
+def test_what_was_acknowledged_is_told_before_what_the_peer_did_then() -> None:
+    """Who ends one stream and begins the next is not seen with both."""
+    pair = Pair(relayed=False)
+    pair.run(1.0)
+    answered = acked_and_said(pair, None)
+    kinds = [type(event) for event in pair.events["b"]]
+    assert kinds.index(StreamWritable) < kinds.index(StreamOpened)
+    assert StreamWritable(answered) in pair.events["b"]

@@ -273,19 +273,27 @@ class Connection:
             return None
         if self._state is not State.ESTABLISHED:
             return earliest(self._linger_until, self._close_at if self._may_send else None)
-        shared = self._shared
-        deadline = earliest(
-            self._gives_up_at,
-            shared.keys.rekey_at(),
-            shared.keys.previous_until(),
-            shared.paths.poll_timeout(),
+        shared, sender = self._shared, self._sender
+        paths, keys = shared.paths, shared.keys
+        first, at = paths.poll_timeout(), self._gives_up_at
+        if at < first:
+            first = at
+        at = keys.rekey_at()
+        if at < first:
+            first = at
+        for known in (
+            keys.previous_until(),
             shared.acks.deadline(),
-            self._sender.pacing_until if self._sender.blocked else None,
-            shared.paths.current.pmtu.poll_timeout() if self._may_send else None,
-        )
-        for path in shared.paths.known.values():
-            deadline = earliest(deadline, path.recovery.poll_timeout())
-        return deadline
+            sender.pacing_until if sender.blocked else None,
+            paths.current.pmtu.poll_timeout() if self._may_send else None,
+        ):
+            if known is not None and known < first:
+                first = known
+        for path in paths.known.values():
+            known = path.recovery.poll_timeout()
+            if known is not None and known < first:
+                first = known
+        return first
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
         """The next burst for one address, sealed into `out` (at least 65,536 bytes); None when nothing may leave now."""
@@ -408,7 +416,7 @@ class Connection:
         stream = self._shared.streams.sending.get(stream_id)
         if stream is None or self.is_closed:
             return memoryview(b"")
-        room = stream.space(self._ring_limit())
+        room = stream.space(0 if stream.is_roomy else self._ring_limit())
         if not len(room):
             stream.wants_space = True
         return room

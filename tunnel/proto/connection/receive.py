@@ -291,6 +291,7 @@ class Receiver:
         streams = shared.streams
         eliciting = active = False
         may_answer = end - at >= SMALLEST_PROBE  # one challenge a packet: an answer is never longer than what asked for it
+        told: tuple[list[tuple[int, int]], float] | None = None  # by an ACK that waits until the stream bytes behind it are out
         while at < end:
             kind = plain[at]
             if kind == Frame.PADDING:
@@ -313,7 +314,10 @@ class Receiver:
             active = True
             if kind == Frame.ACK:
                 ranges, delay, at = frames.decode_ack(plain, at, end)
-                self._ack(now, ranges, delay)
+                if self._goes_out(plain, at, end):
+                    told = ranges, delay
+                else:
+                    self._ack(now, ranges, delay)
                 continue
             if kind == Frame.CLOSE:
                 code, text, at = frames.decode_close(plain, at, end)
@@ -330,6 +334,9 @@ class Receiver:
                 pieces = [plain[at : at + length]]
                 self._stream_data(now, number, offset, pieces, offset + length, kind == Frame.STREAM_FIN)
                 at += length
+                if told is not None:
+                    self._ack(now, *told)
+                    told = None
             elif kind == Frame.DATAGRAM:
                 (_, flow, identifier, index, count, length), at = _unpack(frames.DATAGRAM, plain, at, end)
                 if length > end - at:
@@ -359,6 +366,13 @@ class Receiver:
             else:
                 raise MalformedPacket(f"unknown frame {kind:#04x}")
         return eliciting, active
+
+    def _goes_out(self, plain: memoryview, at: int, end: int) -> bool:
+        """Whether a STREAM frame stands here whose bytes go to a sink: somebody waits for them, and no event comes of them."""
+        if at + frames.STREAM_SIZE > end or plain[at] != _STREAM:
+            return False
+        stream = self._shared.streams.receiving.get(StreamId(frames.STREAM.unpack_from(plain, at)[1]))
+        return stream is not None and stream.sink is not None
 
     def _datagram(self, now: Instant, flow: int, identifier: int, index: int, count: int, data: bytes) -> None:
         shared = self._shared

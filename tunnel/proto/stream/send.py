@@ -64,13 +64,19 @@ class SendStream:
 
     # the application's side
 
+    @property
+    def is_roomy(self) -> bool:
+        """A quarter of the ring is free: space() would not grow it."""
+        size = len(self._ring)
+        return size - (self.written - self.base) > size // 4
+
     def space(self, ring_limit: int) -> memoryview:
         """Free contiguous room to read a local socket into; grows the ring up to `ring_limit` bytes.  May be empty."""
         if self.finished or self.reset_code is not None:
             return self._view[:0]
         size = len(self._ring)
         held = self.written - self.base
-        if size - held < size // 4 + 1 and size < ring_limit:
+        if not self.is_roomy and size < ring_limit:
             self._grow(max(SMALLEST_RING, size * 2))
             size = len(self._ring)
         index = self.written & self._mask
