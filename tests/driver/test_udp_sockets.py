@@ -18,7 +18,7 @@ from tunnel.udp import addresses
 from tunnel.udp.addresses import AddressCache, to_address
 from tunnel.udp.memory import MemoryNetwork, MemorySocket
 from tunnel.udp.plain import PlainSocket
-from tunnel.udp.socket import MAX_SEGMENTS, ReceivedBatch, UdpSocket, open_socket
+from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch, UdpSocket, open_socket
 from tunnel.units import Address
 
 Opener = Callable[..., UdpSocket]
@@ -501,3 +501,23 @@ async def test_a_full_memory_socket_blocks_its_writer_and_a_full_reader_loses() 
     got, _ = await receive(b, 3)
     assert len(got) == 3
     assert b.overruns() == 7
+
+
+@on_linux
+@pytest.mark.parametrize("size", [1_472, 700])
+async def test_a_large_batch_is_what_several_calls_brought(size: int) -> None:
+    """Joined until it is full, never beyond what was asked for; whoever asks for nothing gets what one call may send on."""
+    segments = min(MAX_SEGMENTS, MAX_BATCH // size)
+    sender = open_socket("127.0.0.1", 0)
+    for batch in (MAX_BATCH, 2 * MAX_BATCH):
+        receiver = open_socket("127.0.0.1", 0, batch=batch)
+        data = os.urandom(segments * size)
+        for _ in range(6):
+            assert sender.send(receiver.local_address, view(data), size)
+        got, batches = await receive(receiver, 6 * segments)
+        assert b"".join(got) == 6 * data
+        assert max(len(each.buffer) for each in batches) <= batch
+        if batch > MAX_BATCH:
+            assert max(len(each.buffer) for each in batches) == 2 * len(data)
+        receiver.close()
+    sender.close()

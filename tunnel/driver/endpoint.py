@@ -16,6 +16,7 @@ import trio
 from tunnel.config import TlsOptions, tls_options
 from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
 from tunnel.driver.link import Link
+from tunnel.driver.outbox import Outbox
 from tunnel.driver.packets import PacketDoor
 from tunnel.driver.pool import PoolSockets
 from tunnel.driver.tls import TlsDoors
@@ -50,15 +51,17 @@ from tunnel.proto.endpoint import (
 )
 from tunnel.proto.trace import Traces
 from tunnel.tls.client import TlsSocket
-from tunnel.udp.socket import UdpSocket, open_socket
-from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
+from tunnel.udp.socket import MAX_BATCH, UdpSocket, open_socket
+from tunnel.units import Address, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
     from tunnel.driver.portmap import PortMapKeeper
 
 DEFAULT_PORT: Final = 24_531  # of a rendezvous server
-BATCHES_A_TURN: Final = 16  # receives of one socket before what they caused is sent and others get their turn
-BURSTS_A_TURN: Final = 32  # sends before whoever called goes on; the timer task sends the rest
+BATCHES_A_TURN: Final = 16  # receives of one socket before what they caused is sent and others get their turn ...
+BYTES_A_TURN: Final = 1 << 20  # ... or so many bytes
+LARGE_BATCH: Final = 2 * MAX_BATCH  # bytes received at once: see outbox.py
+BURSTS_A_TURN: Final = 16  # sends before whoever called goes on; the timer task sends the rest
 LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, ours does not: look at it this often
 SHORTEST_SLEEP: Final = Seconds(0.0003)
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
@@ -91,6 +94,11 @@ def parse_server(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def open_large(host: str, port: int) -> UdpSocket:
+    """A socket that receives much at once.  Raises ConfigurationError."""
+    return open_socket(host, port, batch=LARGE_BATCH)
+
+
 class WayMemory(Protocol):
     """Where it is kept what led directly to each peer, by network; knows by itself which network this machine is in."""
 
@@ -115,7 +123,7 @@ class EndpointDriver:
         access_token: bytes = b"",
         on_event: Callable[[EndpointEvent], None] | None = None,
         on_link: Callable[[Link], None] | None = None,
-        opener: OpenSocket = open_socket,
+        opener: OpenSocket = open_large,
         bind: Iterable[str] = ("0.0.0.0", "::"),
         hosts: Callable[[], list[str]] = machine_hosts,
         clock: Callable[[], Instant] = boottime,
@@ -141,10 +149,8 @@ class EndpointDriver:
         self.after_events: Callable[[], None] | None = None  # called when all events of a turn were passed on
         self._sockets: dict[SocketId, UdpSocket] = {}
         self._hosts = hosts
-        self._out = bytearray(65_536)
+        self._outbox = Outbox(self._sockets)
         self._packet_door = PacketDoor(self._sockets, self.flush)
-        self._blocked: Transmit | None = None
-        self._unblock = trio.Event()
         self._wakeup = trio.Event()
         self._changed = trio.Event()
         self._armed = float("inf")
@@ -257,7 +263,7 @@ class EndpointDriver:
     def close(self, text: str) -> None:
         """Say goodbye to everybody.  Sends without waiting, so there is nothing to shield; then cancel run() and release()."""
         self.core.close(self.clock(), text)
-        self._blocked = None
+        self._outbox.forget()
         self.flush()
 
     def release(self) -> None:
@@ -287,7 +293,7 @@ class EndpointDriver:
                 nursery.start_soon(self._run_socket, socket_id)
             self.pool.nursery = self.tls_doors.nursery = nursery
             nursery.start_soon(self._run_timers)
-            nursery.start_soon(self._run_writer)
+            nursery.start_soon(self._outbox.run, self.flush)
             nursery.start_soon(watch, self._network_changed, self._resumed)
             if self._port_mapping:
                 nursery.start_soon(self._run_port_mapping)
@@ -304,14 +310,15 @@ class EndpointDriver:
         while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
             await socket.wait_readable()
             batches = size = datagrams = 0
+            turn_ends = BYTES_A_TURN
             is_due = False
             while (batch := socket.receive()) is not None:
                 is_due |= core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
                 batches += 1
                 size += len(batch.buffer)
                 datagrams += -(-len(batch.buffer) // batch.stride)
-                if batches >= BATCHES_A_TURN:
-                    batches = 0
+                if batches >= BATCHES_A_TURN or size >= turn_ends:
+                    batches, turn_ends = 0, size + BYTES_A_TURN
                     if (overruns := socket.overruns()) != seen:
                         seen = overruns
                         core.overflowed()
@@ -346,27 +353,6 @@ class EndpointDriver:
             with trio.move_on_after(delay):
                 await self._wakeup.wait()
             self._armed = float("-inf")
-
-    async def _run_writer(self) -> None:
-        """Waits where a socket would block; everything stands still meanwhile, as the kernel's queue is full."""
-        while True:
-            blocked = self._blocked
-            if blocked is None:
-                self._unblock = trio.Event()
-                await self._unblock.wait()
-                continue
-            socket = self._sockets.get(blocked.socket_id)
-            if socket is None:
-                self._blocked = None
-                self.flush()
-                continue
-            try:
-                await socket.wait_writable()
-            except trio.ClosedResourceError:
-                continue
-            if socket.send(blocked.remote, blocked.buffer, blocked.segment_size, blocked.ttl, blocked.ecn):
-                self._blocked = None
-                self.flush()
 
     def _network_changed(self) -> None:
         now = self.clock()
@@ -449,19 +435,14 @@ class EndpointDriver:
 
     def _send(self, now: Instant) -> bool:
         """False when there is more to send than one turn allows."""
-        core, out, sockets = self.core, self._out, self._sockets
+        core, outbox = self.core, self._outbox
         for _ in range(BURSTS_A_TURN):
-            if self._blocked is not None:
+            if outbox.is_blocked:
                 return True
-            burst = core.poll_transmit(now, out)
+            burst = core.poll_transmit(now, outbox.room)
             if burst is None:
                 return True
-            socket = sockets.get(burst.socket_id)
-            if socket is None:
-                continue  # of the pool, and closed meanwhile
-            if not socket.send(burst.remote, burst.buffer, burst.segment_size, burst.ttl, burst.ecn):
-                self._blocked = burst
-                self._unblock.set()
+            outbox.put(burst)
         return False
 
     def _dispatch(self, event: EndpointEvent) -> None:

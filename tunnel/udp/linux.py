@@ -47,12 +47,10 @@ Control: TypeAlias = tuple[tuple[int, int, bytes], ...]
 
 #: Room for the stride (UDP_GRO) and the traffic class, and one more that some later kernel may add.
 ANCILLARY_SPACE: Final = 3 * socket.CMSG_SPACE(4)
-#: Bytes of a batch up to which more is received behind it.  What the kernel has joined is larger when it matters.
-JOIN_UNTIL: Final = MAX_BATCH // 2
 #: Control messages remembered, by segment size.
 MAX_CONTROLS: Final = 512
 #: Views of the receive buffer remembered, by where they begin and end.
-MAX_VIEWS: Final = 64
+MAX_VIEWS: Final = 256
 _ALONE: Final[Control] = ()
 #: A plain int: the "&" of the enum takes a microsecond.
 _TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -61,7 +59,8 @@ _TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 class LinuxSocket(BoundSocket):
     """See UdpSocket.  `uses_gso` and `uses_gro` tell what the kernel agreed to; GSO is left once it proves broken."""
 
-    def __init__(self, host: str, port: int, *, reuse: bool = False, dual_stack: bool = False) -> None:
+    def __init__(self, host: str, port: int, *, reuse: bool = False, dual_stack: bool = False, batch: int = MAX_BATCH) -> None:
+        """`batch` as for open_socket."""
         super().__init__(host, port, reuse=reuse, dual_stack=dual_stack)
         self._grow_buffers()
         if not self.is_ipv6 or self._dual_stack:
@@ -77,7 +76,9 @@ class LinuxSocket(BoundSocket):
         # Bound once: the hot path looks up nothing that does not change.
         self._sendmsg = self._socket.sendmsg
         self._recvmsg_into = self._socket.recvmsg_into
-        self._buffer = memoryview(bytearray(JOIN_UNTIL + BATCH_BUFFER))
+        self._most, self._most_segments = batch, MAX_SEGMENTS * max(1, batch // MAX_BATCH)  # of what receive() hands out
+        self._join_until = max(batch - MAX_BATCH, MAX_BATCH // 2)  # bytes of a batch up to which more is received behind it
+        self._buffer = memoryview(bytearray(self._join_until + BATCH_BUFFER))
         self._into = [self._buffer]
         self._views: dict[tuple[int, int], memoryview] = {}
         self._ahead: tuple[SockAddr, int, int, int, int] | None = None  # received, but no part of the batch before it
@@ -193,7 +194,7 @@ class LinuxSocket(BoundSocket):
             if found is None:
                 return None
         sockaddr, start, end, stride, ecn = found
-        while end <= JOIN_UNTIL and (end - start) % stride == 0:
+        while end <= self._join_until and (end - start) % stride == 0:
             more = self._receive_at(end)
             if more is None:
                 self._is_drained = True  # saves the next call; what comes meanwhile wakes whoever waits
@@ -203,8 +204,8 @@ class LinuxSocket(BoundSocket):
                 size > stride
                 or (size < stride and after - end > size)
                 or more[4] != ecn
-                or after - start > MAX_BATCH
-                or after - start > MAX_SEGMENTS * stride
+                or after - start > self._most
+                or after - start > self._most_segments * stride
                 or more[0] != sockaddr
             ):
                 self._ahead = more
@@ -216,7 +217,7 @@ class LinuxSocket(BoundSocket):
     def _view(self, start: int, end: int) -> memoryview:
         """The same object every time that this part is asked for: who cuts it up can keep the pieces."""
         if len(self._views) >= MAX_VIEWS:
-            self._views.clear()
+            del self._views[next(iter(self._views))]  # the oldest
         view = self._views[start, end] = self._buffer[start:end]
         return view
 

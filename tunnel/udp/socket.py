@@ -59,16 +59,18 @@ class UdpSocket(Protocol):
         """Close now; a task that waits on the socket gets trio.ClosedResourceError."""
 
 
-def open_socket(host: str, port: int, *, reuse: bool = False, dual_stack: bool = False) -> UdpSocket:
+def open_socket(host: str, port: int, *, reuse: bool = False, dual_stack: bool = False, batch: int = MAX_BATCH) -> UdpSocket:
     """Bind a socket to a numeric host and a port (0: any free one).
 
     `reuse` lets several processes share the port (SO_REUSEPORT); `dual_stack` lets an IPv6 socket speak IPv4 too.
+    `batch` is how many bytes one receive may bring (fewer, where the system has no batches): whoever sends on what it received in
+    one call leaves it at MAX_BATCH.
     Raises ConfigurationError with a sentence when the address cannot be bound.
     """
     if sys.platform == "linux":
         from tunnel.udp.linux import LinuxSocket
 
-        return LinuxSocket(host, port, reuse=reuse, dual_stack=dual_stack)
+        return LinuxSocket(host, port, reuse=reuse, dual_stack=dual_stack, batch=batch)
     from tunnel.udp.plain import PlainSocket
 
     return PlainSocket(host, port, reuse=reuse, dual_stack=dual_stack)

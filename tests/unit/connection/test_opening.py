@@ -30,7 +30,7 @@ def test_numbers_that_go_on_are_counted_by_a_look(numbers: list[int], expected: 
 class Bulk:
     """A pair where `a` has bursts of one stream to send, and `b` gets them as the test likes."""
 
-    def __init__(self, *, relayed: bool) -> None:
+    def __init__(self, *, relayed: bool, calls: int = 1) -> None:
         self.pair = Pair(relayed=relayed, delay=0.001)
         self.pair.run(1.0)
         stream = self.pair.a.open_stream()
@@ -38,7 +38,7 @@ class Bulk:
         self.pair.run(1.0)
         assert self.pair.a.stream_write(stream, bytes(range(256)) * 800) == 256 * 800
         self.key: PathKey = self.pair.b.current_path.key
-        burst = self.pair.a.poll_transmit(self.pair.now, bytearray(65_536))
+        burst = self.pair.a.poll_transmit(self.pair.now, bytearray(calls * 65_536))
         assert burst is not None
         self.datagrams = [
             bytes(burst.buffer[at : at + burst.segment_size]) for at in range(0, len(burst.buffer), burst.segment_size)
@@ -95,3 +95,11 @@ def test_what_comes_backwards_is_opened_all_the_same() -> None:
     bulk = Bulk(relayed=False)
     datagrams = bulk.datagrams
     assert bulk.give(datagrams[::-1]) == len(datagrams)
+
+
+def test_a_burst_is_as_large_as_the_room_for_it_and_opens_in_pieces_where_that_is_larger_than_ours() -> None:
+    counts = [len(Bulk(relayed=False, calls=calls).datagrams) for calls in (1, 2, 3)]
+    assert counts[1] == 2 * counts[0]
+    assert counts[2] == 3 * counts[0]
+    bulk = Bulk(relayed=False, calls=3)
+    assert bulk.give(bulk.datagrams) == counts[2]

@@ -208,7 +208,7 @@ def test_packets_on_a_dead_path_have_it_doubted_at_once() -> None:
     ],
 )
 def test_what_no_sender_makes_does_not_parse(frame: bytes) -> None:
-    joiner = PacketJoiner(Pair().b._shared, Plains())
+    joiner = PacketJoiner(Pair().b._shared, Plains(65_536))
     with pytest.raises(MalformedPacket):
         joiner.add(Instant(1000.0), memoryview(frame), 0, len(frame), 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel.proto.packet.header import HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE
+from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE
 from tunnel.proto.packet.slots import MAX_BUFFERS, MAX_SHAPES, CellCutter, PieceCutter, Plains, SlotCutter
 
 
@@ -21,8 +21,9 @@ def test_slots_lie_where_a_datagram_has_its_parts() -> None:
             assert part.plain[index] == buffer[frame : at + size - TAG_SIZE]
             assert part.sealed[index] == buffer[frame : at + size]
         assert [len(column) for column in part] == [3] * 5
-    other = memoryview(bytearray(65_536))
+    other = memoryview(bytearray(3 * CALL_ROOM))
     assert cutter.of(other, 100, 8, 15).whole[0].obj is other.obj
+    assert len(cutter.of(other, 1_472, 8, 15).whole) == 3 * 44
 
 
 def test_cells_are_the_parts_of_each_whole_datagram() -> None:
@@ -65,7 +66,7 @@ def test_pieces_follow_the_buffer_and_the_shape() -> None:
 
 
 def test_places_of_plaintexts_lie_one_behind_the_other() -> None:
-    plains = Plains()
+    plains = Plains(65_536)
     plains.view[:] = bytes(index % 251 for index in range(len(plains.view)))
     for _ in range(2):
         for size in range(1_000, 1_000 + MAX_SHAPES + 3):

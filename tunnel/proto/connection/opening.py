@@ -8,6 +8,7 @@ from tunnel.proto.crypto.batch import Crypt, open_batch
 from tunnel.proto.packet.header import HEADER, OVERHEAD, TRANSPORT
 from tunnel.proto.packet.slots import CellCutter, Plains
 
+ROOM: Final = 2 * 65_536  # bytes that one batch opens to: what the driver receives at once; a larger one is handled in pieces
 FEW: Final = 4  # datagrams: to open fewer in one go saves nothing
 
 
@@ -17,7 +18,7 @@ class Opener:
     __slots__ = ("_cells", "plains")
 
     def __init__(self) -> None:
-        self.plains = Plains()
+        self.plains = Plains(ROOM)
         self._cells = CellCutter()
 
     def ahead(

@@ -22,6 +22,7 @@ from tunnel.proto.crypto.batch import nonce_of, run_through, seal_batch
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM, STREAM_SIZE, Frame
 from tunnel.proto.packet.header import (
+    CALL_ROOM,
     HEADER,
     HEADER_SIZE,
     MAX_BURST,
@@ -52,7 +53,7 @@ class Sender:
         self._datagrams_ahead = 0  # bytes that datagrams sent while streams waited
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
-        """The next burst, or None.  `out` has room for MAX_BURST bytes and is overwritten."""
+        """The next burst, or None.  `out` has room for that of one or several calls, CALL_ROOM bytes each, and is overwritten."""
         view = memoryview(out)
         shared = self._shared
         self.pacing_until = None
@@ -159,7 +160,7 @@ class Sender:
             return Transmit(path.key.socket_id, path.key.remote, size, view[:size]) if size else None
 
         position = 0
-        segments = min(room // mtu, MAX_SEGMENTS, MAX_BURST // mtu)
+        segments = min(room // mtu, len(view) // CALL_ROOM * min(MAX_SEGMENTS, MAX_BURST // mtu))
         if ack_due or shared.control or shared.acks.owes:
             position = self._mixed(now, path, view, 0, may_send=True)
             if position != mtu or segments == 1:

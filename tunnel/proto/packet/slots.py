@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
-from tunnel.proto.packet.header import HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, TAG_SIZE
+from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, TAG_SIZE
 
 MAX_SHAPES: Final = 8  # shapes remembered: flows with other segment sizes, or other options of TCP, take turns
-MAX_BUFFERS: Final = 24  # received buffers remembered, about 25 KB of views each: one socket's differ only in where they end
+MAX_BUFFERS: Final = 24  # received buffers remembered, at most 50 KB of views each: one socket's differ only in where they end
 MAX_CUTS: Final = 256  # segments of a super-packet: their index is a byte
 
 Column: TypeAlias = list[memoryview]
@@ -42,7 +42,7 @@ class SlotCutter:
         self._slots = Slots([], [], [], [], [])
 
     def of(self, buffer: memoryview, size: int, prefix: int, head: int) -> Slots:
-        """As many as one burst may have.
+        """As many as one burst may have there.
 
         `size` is bytes of a whole segment, `prefix` of a relay channel in front, `head` of the frame before its payload.
         `buffer` is a view of a whole bytearray, which must not be resized any more.
@@ -50,7 +50,8 @@ class SlotCutter:
         shape = (size, prefix, head)
         if buffer.obj is not self._buffer or shape != self._shape:
             self._buffer, self._shape = buffer.obj, shape
-            starts = range(0, size * min(MAX_SEGMENTS, MAX_BURST // size), size)
+            calls = max(1, len(buffer) // CALL_ROOM)
+            starts = range(0, size * calls * min(MAX_SEGMENTS, MAX_BURST // size), size)
             frame = prefix + HEADER_SIZE
             self._slots = Slots(
                 [buffer[at : at + size] for at in starts],
@@ -109,10 +110,10 @@ class CellCutter:
     def of(self, buffer: memoryview, stride: int, skip: int) -> Cells:
         """Of every whole datagram of `stride` bytes in `buffer`, with `skip` bytes of channel prefix in front of each."""
         shape = (id(buffer), stride, skip)
-        found = self._known.get(shape)
+        found = self._known.pop(shape, None)
         if found is None:
             if len(self._known) >= MAX_BUFFERS:
-                self._known.clear()
+                del self._known[next(iter(self._known))]  # what was not asked for the longest
             starts = range(0, len(buffer) - stride + 1, stride)
             head = skip + HEADER_SIZE
             cells = Cells(
@@ -120,7 +121,8 @@ class CellCutter:
                 [buffer[at + skip : at + head] for at in starts],
                 [buffer[at + head : at + stride] for at in starts],
             )
-            found = self._known[shape] = (buffer, cells)
+            found = (buffer, cells)
+        self._known[shape] = found
         return found[1]
 
 
@@ -129,8 +131,9 @@ class Plains:
 
     __slots__ = ("_bodies", "_fronts", "_wholes", "view")
 
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(65_536))
+    def __init__(self, size: int) -> None:
+        """`size` in bytes."""
+        self.view = memoryview(bytearray(size))
         self._wholes: dict[int, Column] = {}
         self._fronts: dict[tuple[int, int], Column] = {}
         self._bodies: dict[tuple[int, int], Column] = {}
