@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunnel.proto.packet.frames import STREAM, STREAM_SIZE, Frame
-from tunnel.proto.packet.slots import Plains
+from tunnel.proto.packet.slots import MAX_PLAINS, Plains
 
 _STREAM = int(Frame.STREAM)
 
@@ -34,7 +34,7 @@ class StreamRun:
         length = size - STREAM_SIZE
         first, crooked = divmod(at, size)
         taken = 1
-        if count == 1 or crooked or self.fin:
+        if count == 1 or crooked or self.fin or first + count > MAX_PLAINS:
             self.pieces.append(self._plains.view[at + STREAM_SIZE : at + size])
             self.end += length
             return taken

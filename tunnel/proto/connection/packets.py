@@ -33,7 +33,7 @@ from tunnel.proto.packet.frames import (
     Frame,
 )
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, NUMBER_SIZE, OVERHEAD, TAG_SIZE, TRANSPORT
-from tunnel.proto.packet.slots import PieceCutter, Plains, SlotCutter
+from tunnel.proto.packet.slots import MAX_PLAINS, PieceCutter, Plains, SlotCutter
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU
 from tunnel.units import Instant, Seconds, Transmit
 
@@ -386,8 +386,8 @@ class PacketJoiner:
         head, gso_size, index, flags = self._head, self._gso_size, self._next, self._flags
         front = PACKET_SIZE + len(head)
         first, crooked = divmod(at, size)
-        count = min(count, MAX_INDEX + 1 - index)
-        if size != front + gso_size or crooked or not count:
+        count = min(count, MAX_INDEX + 1 - index, MAX_PLAINS - first)
+        if size != front + gso_size or crooked or count <= 0:
             return 0
         found = b"".join(self._plains.fronts(size, front)[first : first + count])
         wanted = bytearray((PACKET.pack(_PACKET, flags, index, len(head), gso_size) + head) * count)

@@ -11,6 +11,7 @@ from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_BURST, MAX_SE
 MAX_SHAPES: Final = 8  # shapes remembered: flows with other segment sizes, or other options of TCP, take turns
 MAX_BUFFERS: Final = 24  # received buffers remembered, at most 50 KB of views each: one socket's differ only in where they end
 MAX_CUTS: Final = 256  # segments of a super-packet: their index is a byte
+MAX_PLAINS: Final = 2 * MAX_SEGMENTS  # plaintexts side by side: as many datagrams as one batch has
 
 Column: TypeAlias = list[memoryview]
 K = TypeVar("K")
@@ -139,7 +140,7 @@ class Plains:
         self._bodies: dict[tuple[int, int], Column] = {}
 
     def wholes(self, size: int) -> Column:
-        """All places of `size` bytes."""
+        """Places of `size` bytes, MAX_PLAINS at most."""
         found = self._wholes.get(size)
         if found is None:
             found = self._cut(self._wholes, size, size, 0, size)
@@ -163,5 +164,6 @@ class Plains:
         if len(known) >= MAX_SHAPES:
             known.clear()
         view = self.view
-        found = known[shape] = [view[at + low : at + high] for at in range(0, len(view) - size + 1, size)]
+        starts = range(0, size * min(MAX_PLAINS, len(view) // size), size)
+        found = known[shape] = [view[at + low : at + high] for at in starts]
         return found
