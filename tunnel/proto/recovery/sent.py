@@ -8,7 +8,6 @@ from typing import Final, TypeAlias
 
 from tunnel.units import Instant
 
-MAX_BURST: Final = 64  # packets: what one GSO send carries (udp(7)), and the width of a mask
 _COMPACT_AT: Final = 256  # dead records at the front before the lists are cut
 
 
