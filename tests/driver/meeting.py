@@ -9,10 +9,13 @@ from typing import Any
 
 import trio
 
+from tunnel.api.store import HomeStore
+from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import CodeReady, Event
 from tunnel.driver.link import Link
 from tunnel.driver.rendezvous import RunningServer, serve
 from tunnel.driver.stream import TunnelStream
+from tunnel.udp.memory import MemoryNetwork
 
 
 class Heard(list[Event]):
@@ -72,6 +75,20 @@ async def a_server(**options: Any) -> AsyncIterator[str]:
         running: RunningServer = await nursery.start(run)
         yield str(running.addresses[0])
         nursery.cancel_scope.cancel()
+
+
+def lone_driver(tmp_path: Path) -> EndpointDriver:
+    """With a socket in memory, and nobody to talk to; the caller releases it."""
+    network = MemoryNetwork(seed=1)
+    return EndpointDriver(
+        static_key=bytes(range(32)),
+        name="home",
+        peers=[],
+        store=HomeStore(tmp_path, print),
+        opener=lambda host, port: network.open_socket("198.18.0.1", port),
+        bind=("0.0.0.0",),
+        hosts=list,
+    )
 
 
 def homes(tmp_path: Path) -> tuple[Path, Path]:

@@ -6,24 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import EndpointDriver
-from tunnel.udp.memory import MemoryNetwork
+from tests.driver.meeting import lone_driver
 
 
 async def test_what_waits_for_a_flush_is_called_once_and_before_anything_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = MemoryNetwork(seed=1)
-    driver = EndpointDriver(
-        static_key=bytes(range(32)),
-        name="home",
-        peers=[],
-        store=HomeStore(tmp_path, print),
-        opener=lambda host, port: network.open_socket("198.18.0.1", port),
-        bind=("0.0.0.0",),
-        hosts=list,
-    )
+    driver = lone_driver(tmp_path)
     told: list[str] = []
 
     def waiting() -> None:

@@ -11,9 +11,10 @@ from typing import cast
 import pytest
 import trio
 
+from tests.driver.meeting import lone_driver
 from tunnel.api.connecting import _Connecting
 from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import EndpointDriver, KnownPeer
+from tunnel.driver.endpoint import KnownPeer
 from tunnel.driver.link import Link
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import StateError
@@ -22,7 +23,6 @@ from tunnel.forward.local import connect_tcp, stream_code
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
-from tunnel.udp.memory import MemoryNetwork
 
 
 def untwisted(word: int) -> int:
@@ -49,16 +49,7 @@ def foretold(seen: list[bytes]) -> random.Random:
 def test_who_has_seen_many_path_challenges_cannot_foretell_the_next(tmp_path: Path) -> None:
     weak = random.Random(7)
     assert foretold([weak.randbytes(8) for _ in range(312)]).randbytes(8) == weak.randbytes(8)  # the attack works
-    network = MemoryNetwork(seed=1)
-    driver = EndpointDriver(
-        static_key=bytes(range(32)),
-        name="home",
-        peers=[],
-        store=HomeStore(tmp_path, print),
-        opener=lambda host, port: network.open_socket("198.18.0.1", port),
-        bind=("0.0.0.0",),
-        hosts=list,
-    )
+    driver = lone_driver(tmp_path)
     rng = driver.core._context.rng
     assert foretold([rng.randbytes(8) for _ in range(312)]).randbytes(8) != rng.randbytes(8)
     driver.release()

@@ -68,8 +68,17 @@ JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspe
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
 
-__all__ = ["CandidateKind", "EndpointDriver", "KnownPeer", "OpenSocket", "Remembered", "Traces", "WayMemory"]
-__all__ += ["machine_hosts", "parse_server"]
+__all__ = [
+    "CandidateKind",
+    "EndpointDriver",
+    "KnownPeer",
+    "OpenSocket",
+    "Remembered",
+    "Traces",
+    "WayMemory",
+    "machine_hosts",
+    "parse_server",
+]
 
 
 class OpenSocket(Protocol):

@@ -25,7 +25,7 @@ MAX_BYTES: Final = 65_507  # of one call: the largest IPv4 UDP payload
 _TOO_LARGE: Final = frozenset({errno.EINVAL, errno.EMSGSIZE})  # a segment over the interface's MTU, by the kernel's age
 
 
-#: A run is what a default socket buffer holds of 1,200 bytes (92 of them): on a core that we share, its reader gets a turn first.
+#: After a run: a default socket buffer holds 92 datagrams of 1,200 bytes, less than two runs, and its reader may share our core.
 _let_read: Final = getattr(os, "sched_yield", lambda: None)
 
 

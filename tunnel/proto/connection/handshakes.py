@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidTag
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.crypto.batch import nonce_of
 from tunnel.proto.crypto.cookie import COOKIE_REPLY, CookieChecker, reply_index, verify_mac1
 from tunnel.proto.crypto.handshake import (
     FINISH,
@@ -93,7 +94,7 @@ def receiver_index(datagram: Buffer) -> int:
 def seal_close(keypair: Keypair, code: int, text: str) -> bytes:
     """A CLOSE as the only packet that ever goes under these keys, so the same one again is the same bytes."""
     header = HEADER.pack(TRANSPORT, keypair.remote_index, 0)
-    return header + keypair.send.encrypt(NONCE_PREFIX + bytes(8), frames.encode_close(code, text), header)
+    return header + keypair.send.encrypt(nonce_of(0), frames.encode_close(code, text), header)
 
 
 def open_close(keypair: Keypair, datagram: Buffer) -> int | None:

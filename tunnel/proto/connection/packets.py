@@ -181,9 +181,7 @@ class PacketSealer:
         pack = _segment(head_size).pack_into
         ours = HEADER.pack(TRANSPORT, keypair.remote_index, 0)[:-NUMBER_SIZE]
         tail = PACKET.pack(_PACKET, flags, 0, head_size, step)[3:] + head
-        if skip:
-            for place in places:
-                place[:skip] = prefix
+        slots.put_prefix(prefix)
         numbers, indices = range(number, number + count), range(index, index + count)
         run_through(
             map(pack, places, repeat(skip), repeat(ours), numbers, repeat(bytes((_PACKET, flags))), indices, repeat(tail))
@@ -194,8 +192,7 @@ class PacketSealer:
             short = total * step - size
             if short:
                 at -= short
-                for column in (payloads, plains, sealed):
-                    column[-1] = column[-1][: len(column[-1]) - short]
+                slots.shorten_last(short)
                 pieces[-1] = pieces[-1][: step - short]
         run_through(map(_put, payloads, repeat(_ALL), pieces))
         seal_batch(keypair.send.encrypt_into, number, count, plains, headers, sealed)

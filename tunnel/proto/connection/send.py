@@ -231,12 +231,8 @@ class Sender:
         slots = self._slots.of(view, path.mtu, skip, STREAM_SIZE).part(position // path.mtu, count)
         places, headers, payloads, plains, sealed = slots
         short = count * step - length
-        if short:
-            for column in (payloads, plains, sealed):
-                column[-1] = column[-1][: len(column[-1]) - short]
-        if skip:
-            for place in places:
-                place[:skip] = prefix
+        slots.shorten_last(short)
+        slots.put_prefix(prefix)
         pack = _HEADER_AND_STREAM.pack_into
         ours = HEADER.pack(TRANSPORT, keypair.remote_index, 0)[:-NUMBER_SIZE]
         kind = STREAM.pack(Frame.STREAM, stream.stream_id, 0, 0)[:5]

@@ -27,5 +27,4 @@ CALL_ROOM: Final = 65_536  # bytes of a buffer for that; one with room for sever
 
 SMALLEST_PROBE: Final = 28  # bytes of frames in a probe: what is sent looks no different from a small packet
 
-NONCE_SIZE: Final = 12  # bytes: four zeros and the sequence number, which is the number in 96 bits
-NONCE_PREFIX: Final = bytes(4)
+NONCE_PREFIX: Final = bytes(4)  # of a nonce, before the sequence number: together that is the number in 96 bits

@@ -31,6 +31,18 @@ class Slots(NamedTuple):
         stop = first + count
         return Slots(*[column[first:stop] for column in self])
 
+    def put_prefix(self, prefix: bytes) -> None:
+        """Write the relay channel in front of each; nothing where there is none."""
+        if prefix:
+            for place in self.whole:
+                place[: len(prefix)] = prefix
+
+    def shorten_last(self, by: int) -> None:
+        """The last one has `by` bytes of payload less.  Only of a part: the columns of a whole buffer are kept."""
+        if by:
+            for column in (self.payload, self.plain, self.sealed):
+                column[-1] = column[-1][: len(column[-1]) - by]
+
 
 class SlotCutter:
     """Cuts one buffer into slots, for the segment size that was asked for last."""

@@ -185,7 +185,7 @@ class SendStream:
 
     @property
     def contiguous(self) -> tuple[memoryview, int]:
-        """The ring and its mask, for the hot loop of builder.fill_burst."""
+        """The ring and its mask, for the hot loop of connection/send.py."""
         return self._view, self._mask
 
     def on_acked(self, offset: int, length: int, fin: bool) -> None:
