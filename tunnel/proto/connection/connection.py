@@ -90,6 +90,7 @@ class Connection:
             keypair=keypair,
             receive_buffer=local.receive_buffer,
             peer_receive_buffer=min(max(remote.receive_buffer, MINIMUM_RECEIVE_BUFFER), MAXIMUM_RECEIVE_BUFFER),
+            peer_record_parts=remote.record_parts,
             path=path,
             path_kind=path_kind,
             now=now,

@@ -1,7 +1,8 @@
 """Inbound flow of a connection, in the order a datagram goes through:
 
 1. header: is it ours (channel, type, receiver index)?  else the batch goes back to the endpoint
-2. opening, then the replay window: a forged number moves nothing; full datagrams that are numbered on are opened in one go
+2. opening, then the replay window: a forged number moves nothing; full datagrams that are numbered on are opened in one go, and
+   what comes in many parts (a record) when it is whole
 3. frames: a lone STREAM or DATAGRAM frame is the fast way, everything else goes through one loop
 4. runs: consecutive bytes of one stream (gather.py) go to its sink as they lie, or are joined into one piece for it to keep
 5. at the end of the batch: what arrived is noted for the ACK, the newest path is remembered
@@ -31,13 +32,15 @@ from tunnel.proto.connection.events import (
 from tunnel.proto.connection.gather import StreamRun
 from tunnel.proto.connection.opening import Opener
 from tunnel.proto.connection.packets import PacketJoiner
+from tunnel.proto.connection.reassembly import RecordOpener
+from tunnel.proto.connection.settling import settle
 from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.batch import nonce_of
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
-from tunnel.proto.recovery.acks import MAX_ACK_DELAY
+from tunnel.proto.packet.records import PADDED, RECORD
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 
@@ -56,6 +59,7 @@ class Receiver:
         self._shared = shared
         self._opener = Opener()
         self._plain = self._opener.plains.view
+        self._records = RecordOpener(shared.replay, shared.drops)
         self.packets = PacketJoiner(shared, self._opener.plains)
         self.peer_close: tuple[int, str] | None = None
         self.only_packets = False  # the last batch brought IP packets and nothing else
@@ -105,8 +109,27 @@ class Receiver:
                         break
                     keypair, index = found, receiver
                     unseal = found.receive.decrypt_into
-                if kind != TRANSPORT or keypair is None:
+                if keypair is None or (kind != TRANSPORT and kind != RECORD):
                     break
+                if kind == RECORD:
+                    if run_count:
+                        self._note(run_first, run_count, run_eliciting, now)
+                        run_count = 0
+                    if at + buffer[sealed + 1] * stride > len(plain):  # that byte says how many parts there are
+                        self._flush_run(now)
+                        self.packets.flush(now)
+                        at = 0
+                    taken, record = self._records.take(unseal, buffer, position, stride, skip, plain[at:])
+                    position += min(taken * stride, end - position)
+                    if record is not None:
+                        first, count, size = record
+                        eliciting, active, _ = self._plaintexts(now, key, at, size, 1, ecn)
+                        self._note(first, count, eliciting, now)
+                        known_highest = shared.replay.highest
+                        opened += count
+                        acted |= active
+                        at += size
+                    continue
                 position = stop
                 if at + size > len(plain):
                     self._flush_run(now)
@@ -197,13 +220,14 @@ class Receiver:
                 continue
             if (kind == _STREAM or kind == _STREAM_FIN) and size >= frames.STREAM_SIZE:
                 _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
-                if length == size - frames.STREAM_SIZE:
+                spare = size - frames.STREAM_SIZE - length
+                if not spare or (0 < spare <= len(PADDED) and plain[end - spare : end] == PADDED[:spare]):
                     if stream != run.stream or offset != run.end or run.fin:
                         self._flush_run(now)
                         run.begin(stream, offset)
                     run.fin = kind == _STREAM_FIN
                     eliciting = active = True
-                    at += size * run.take(at, size, (stop - at) // size)
+                    at += size * run.take(at, size - spare, 1 if spare else (stop - at) // size)
                     continue
             elif kind == _DATAGRAM and size >= frames.DATAGRAM_SIZE:
                 _, flow, _, _, pieces, length = frames.DATAGRAM.unpack_from(plain, at)
@@ -434,41 +458,9 @@ class Receiver:
             self._shared.events.append(PathValidated(path.key, path.kind, rtt))
 
     def _ack(self, now: Instant, ranges: list[tuple[int, int]], delay: float) -> None:
-        """Settle what the peer has, path by path.  Raises PeerError on an ACK of what was never sent (RFC 9000 §13.1)."""
-        shared = self._shared
-        if ranges[0][1] >= shared.next_number:
-            raise PeerError("the peer acknowledged a packet that was never sent")
-        ack_delay = Seconds(min(delay, MAX_ACK_DELAY))
-        if shared.trace is not None:
+        if self._shared.trace is not None:
             self._traced_frames.append(tracing.ack_frame(ranges, delay))
-        for path in shared.paths.known.values():
-            recovery = path.recovery
-            if path.pmtu.awaits(ranges):
-                path.set_mtu(path.pmtu.on_probe_acked(now), now)
-                shared.mtu_changed |= path is shared.paths.current
-            if not recovery.bytes_in_flight and not len(recovery.ring):
-                continue
-            result = recovery.on_ack(ranges, ack_delay, now)
-            for burst, mask in result.acked:
-                shared.content_acked(burst.content, mask, burst.count)
-                if path.in_doubt_since is not None and burst.sent_at >= path.in_doubt_since:
-                    path.trust()
-            for burst, mask in result.spurious:
-                shared.content_acked(burst.content, mask, burst.count)
-            for burst, mask in result.lost:
-                shared.content_lost(burst.content, mask, burst.count)
-            if (result.lost or path.large_losses) and path.weigh(result.acked, result.lost, now):
-                shared.mtu_changed |= path is shared.paths.current
-            if result.acked:
-                path.on_acked(now)
-                path.pacer.set_rate(recovery.pacing_rate(), now)
-            if shared.trace is not None and (result.acked or result.lost):
-                tracing.settled(shared.trace, now, path, result.lost)
-        pruned = shared.unacknowledged_acks
-        while pruned and pruned[0][0] <= ranges[0][1]:
-            number, largest = pruned.popleft()
-            if any(low <= number <= high for low, high in ranges):
-                shared.acks.prune(largest - 2048)
+        settle(self._shared, now, ranges, delay)
 
     # 5
 

@@ -4,7 +4,7 @@
 2. an ACK alone, on the path the newest data came from, when that is not the one we send on
 3. how much may leave: window and pacer of the current path, or a probe that a timeout earned
 4. filling: a mixed packet (ACK, control, small things), then a burst of equal datagrams of one stream or of DATAGRAMs
-5. sealing, each packet once, straight into the caller's buffer; one record for the burst
+5. sealing, straight into the caller's buffer (a burst of a stream's bytes in bursts.py); one entry in the ring for the burst
 
 The functions stand in this order.
 """
@@ -12,34 +12,36 @@ The functions stand in this order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any, Final
 
 from tunnel.proto.connection import tracing
+from tunnel.proto.connection.bursts import StreamSealer
 from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
-from tunnel.proto.crypto.batch import nonce_of, run_through, seal_batch
+from tunnel.proto.crypto.batch import nonce_of
 from tunnel.proto.packet import frames
-from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM, STREAM_SIZE, Frame
+from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM_SIZE, Frame
 from tunnel.proto.packet.header import (
     CALL_ROOM,
     HEADER,
     HEADER_SIZE,
     MAX_BURST,
     MAX_SEGMENTS,
-    NUMBER_SIZE,
     SMALLEST_PROBE,
     TAG_SIZE,
     TRANSPORT,
 )
-from tunnel.proto.packet.slots import SlotCutter
+from tunnel.proto.packet.records import record_step, split
 from tunnel.proto.recovery.sent import SentBurst
 from tunnel.proto.stream.streams import CONTROL_STREAM, QUANTUM
 from tunnel.units import Instant, PathKey, Transmit
 
 _ACK_ROOM: Final = frames.ack_size(frames.MAX_ACK_RANGES + 1)
-_HEADER_AND_STREAM = frames.HEADER_AND_STREAM
 _HEADER_AND_DATAGRAM = frames.HEADER_AND_DATAGRAM
+
+#: Records in a quantum of the pacer, at least: the parts of one leave within half a millisecond.  On slower links the lumps in
+#: which records become whole and are acknowledged made queues longer, and lost a datagram now and then.
+A_QUANTUM: Final = 4
 
 
 class Sender:
@@ -49,7 +51,7 @@ class Sender:
         self._shared = shared
         self.blocked = False  # something waits for the window or the pacer of the current path
         self.pacing_until: Instant | None = None
-        self._slots = SlotCutter()
+        self._sealer = StreamSealer()
         self._datagrams_ahead = 0  # bytes that datagrams sent while streams waited
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
@@ -201,64 +203,45 @@ class Sender:
         return self._datagrams_ahead >= QUANTUM and self._shared.streams.head() is not None
 
     def _stream_burst(self, now: Instant, path: Path, view: memoryview, position: int, segments: int) -> int:
-        """Fill equal datagrams with bytes of the stream whose turn it is; returns the end, `position` if there is too little.
-
-        The hot loops: per packet one struct call, one copy out of the ring, one sealing in place.
-        """
+        """Fill equal datagrams with bytes of the stream whose turn it is; returns the end, `position` if there is too little."""
         shared = self._shared
         scheduler = shared.streams.scheduler
         scheduler.set_pace(path.pacer.quantum)
         stream = shared.streams.head()
         if stream is None or self._relay_forbidden(path):
             return position
+        prefix, mtu = path.key.prefix, path.mtu
         step = path.capacity - STREAM_SIZE
-        turn = -(-scheduler.allowance(stream) // step)
+        record_parts = min(shared.peer_record_parts, path.pacer.quantum // (A_QUANTUM * mtu))
+        wide = record_step(mtu - len(prefix)) if record_parts and shared.next_number >= shared.records_from else 0
+        segments = min(segments, -(-scheduler.allowance(stream) // step))
         credit = shared.streams.send_credit
-        offset, length, fin, new = stream.next_range(min(segments, turn) * step, credit.available)
+        offset, length, fin, new = stream.next_range(segments * max(step, wide), credit.available)
         if length < step:
             return position
+        records, parts = split(length // wide, mtu, record_parts) if new and wide else (0, 0)
+        if records:
+            segments, step = records * parts, wide
+        length, before = min(length, segments * step), length
         if new:
-            if length % step:  # leave the short tail for a packet that it shares with others
-                length -= length % step
-                fin = False
+            length -= length % step  # leave the short tail for a packet that it shares with others
             credit.used += length
+        fin &= length == before
         count = -(-length // step)
-        prefix = path.key.prefix
-        skip = len(prefix)
-        keypair = shared.keys.current
-        number = shared.next_number
-        stop = offset + length
-        slots = self._slots.of(view, path.mtu, skip, STREAM_SIZE).part(position // path.mtu, count)
-        places, headers, payloads, plains, sealed = slots
-        short = count * step - length
-        slots.shorten_last(short)
-        slots.put_prefix(prefix)
-        pack = _HEADER_AND_STREAM.pack_into
-        ours = HEADER.pack(TRANSPORT, keypair.remote_index, 0)[:-NUMBER_SIZE]
-        kind = STREAM.pack(Frame.STREAM, stream.stream_id, 0, 0)[:5]
-        numbers, offsets = range(number, number + count), range(offset, stop, step)
-        run_through(map(pack, places, repeat(skip), repeat(ours), numbers, repeat(kind), offsets, repeat(step)))
-        if short or fin:
-            kind = STREAM.pack(Frame.STREAM_FIN if fin else Frame.STREAM, stream.stream_id, 0, 0)[:5]
-            pack(places[-1], skip, ours, numbers[-1], kind, offsets[-1], step - short)
-        ring, mask = stream.contiguous
-        low = offset & mask
-        if low + length <= mask + 1:
-            for payload in payloads:
-                payload[:] = ring[low : (low := low + len(payload))]
+        run = BulkRun(stream, offset, length, step, fin)
+        keypair, number = shared.keys.current, shared.next_number
+        if records:
+            self._sealer.records(keypair, number, prefix, view, mtu, position, run, records, parts)
         else:
-            for payload, offset in zip(payloads, offsets, strict=True):
-                stream.copy_to(payload, 0, offset, len(payload))
-        seal_batch(keypair.send.encrypt_into, number, count, plains, headers, sealed)
-        last = path.mtu - short
-        at = position + (count - 1) * path.mtu + last
-        stream.mark_sent(stop - length, length, fin, new)
+            self._sealer.packets(keypair, number, prefix, view, mtu, position, run, count)
+        last = mtu - (count * step - length)
+        at = position + (count - 1) * mtu + last
+        stream.mark_sent(offset, length, fin, new)
         scheduler.charge(stream, length)
         if self._datagrams_ahead:
             self._datagrams_ahead = max(0, self._datagrams_ahead - length)
-        content = BulkRun(stream, stop - length, length, step, fin)
         self._count(count, at - position)
-        self._account(now, path, count, path.mtu, last, content, eliciting=True)
+        self._account(now, path, count, mtu, last, run, eliciting=True)
         return at
 
     def _datagram_burst(

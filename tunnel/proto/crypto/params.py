@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.packet.records import MOST_PARTS
 from tunnel.proto.wire import Reader, Writer
 from tunnel.units import Buffer
 
 VERSION: Final = 1
 MAX_AEADS: Final = 8
 MAX_NAME_BYTES: Final = 64  # of UTF-8
-MAX_PARAMS_SIZE: Final = 32 + MAX_AEADS + MAX_NAME_BYTES
+MAX_PARAMS_SIZE: Final = 33 + MAX_AEADS + MAX_NAME_BYTES
 
 PATH_AUTO: Final = 0
 PATH_DIRECT: Final = 1
@@ -24,7 +25,8 @@ class Params:
     """One side of a new connection.
 
     `instance` is our random 64-bit connection instance; `resume` the peer's instance that this handshake continues,
-    0 for a new connection.  `aeads` are in order of preference.  `receive_buffer` is in bytes.
+    0 for a new connection.  `aeads` are in order of preference.  `receive_buffer` is in bytes.  `record_parts` is how many
+    datagrams a record to us may have; 0: we take none.
     `timestamp` stands in message 1 of IK only: nanoseconds, strictly increasing per static key.
     """
 
@@ -36,6 +38,7 @@ class Params:
     version: int = VERSION
     timestamp: int = 0
     resume: int = 0
+    record_parts: int = MOST_PARTS
 
 
 def encode_params(params: Params) -> bytes:
@@ -46,7 +49,7 @@ def encode_params(params: Params) -> bytes:
     writer = Writer(MAX_PARAMS_SIZE).u8(params.version).u8(params.path_policy)
     writer.u64(params.instance).u64(params.resume).u64(params.timestamp).u32(min(params.receive_buffer, 2**32 - 1))
     writer.u8(len(params.aeads)).raw(bytes(params.aeads))
-    return writer.u8(len(name)).raw(name).finish()
+    return writer.u8(len(name)).raw(name).u8(params.record_parts).finish()
 
 
 def decode_params(data: Buffer) -> Params:
@@ -65,6 +68,7 @@ def decode_params(data: Buffer) -> Params:
         name = reader.take(length).decode()
     except UnicodeDecodeError:
         raise MalformedPacket("Params: the name is not UTF-8") from None
+    record_parts = reader.u8() if reader.remaining else 0
     return Params(
         version=version,
         instance=instance,
@@ -74,4 +78,5 @@ def decode_params(data: Buffer) -> Params:
         path_policy=path_policy,
         timestamp=timestamp,
         resume=resume,
+        record_parts=record_parts,
     )

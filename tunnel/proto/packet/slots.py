@@ -114,9 +114,11 @@ class CellCutter:
     A socket hands out the same view, the very object, whenever it has received into the same place: then nothing is cut anew.
     """
 
-    __slots__ = ("_known",)
+    __slots__ = ("_header", "_known")
 
-    def __init__(self) -> None:
+    def __init__(self, header: int = HEADER_SIZE) -> None:
+        """`header` is the bytes of a datagram's header."""
+        self._header = header
         #: By the view's id, which is its own as long as the value holds it.
         self._known: dict[tuple[int, int, int], tuple[memoryview, Cells]] = {}
 
@@ -128,7 +130,7 @@ class CellCutter:
             if len(self._known) >= MAX_BUFFERS:
                 del self._known[next(iter(self._known))]  # what was not asked for the longest
             starts = range(0, len(buffer) - stride + 1, stride)
-            head = skip + HEADER_SIZE
+            head = skip + self._header
             cells = Cells(
                 [buffer[at : at + skip] for at in starts],
                 [buffer[at + skip : at + head] for at in starts],

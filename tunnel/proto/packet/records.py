@@ -1,0 +1,123 @@
+"""Records: what is sealed once and travels in many datagrams.
+
+A cipher call costs a microsecond besides its bytes, so a fast stream does not pay it for every datagram.  A record is frames and
+tag as in any packet, cut into equal parts.  Each part stands behind a header with a sequence number of its own, so that loss is
+found and answered as ever; the record's own number, the nonce, is that of its first part, and that part's header is the
+associated data.  Losing one part loses all of them: see docs/decisions/records.md for when records are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, repeat
+from operator import setitem
+from struct import Struct
+from typing import Final, NamedTuple, cast
+
+from tunnel.proto.crypto.batch import Crypt, nonce_of, run_through
+from tunnel.proto.packet.header import CALL_ROOM, MAX_BURST, MAX_SEGMENTS, TAG_SIZE
+from tunnel.proto.packet.slots import Column
+
+RECORD: Final = 0x81
+RECORD_HEADER: Final = Struct(">BIQBB")  # type, receiver index, sequence number, index of the part, parts in all
+RECORD_HEADER_SIZE: Final = RECORD_HEADER.size  # 15 bytes
+LEAST_PARTS: Final = 16  # of a record that we send: fewer save little, and such small bursts are those of slower links
+MOST_PARTS: Final = 32  # of a record: what one lost datagram takes with it
+MOST_BYTES: Final = 65_536  # of a record, sealed: it bounds what waits for missing parts; a STREAM frame holds no more either
+SPARE: Final = 2  # bytes a part, at LEAST_PARTS, which pay for the head of a STREAM frame and the tag; what is left is PADDING
+
+PADDED: Final = bytes(MOST_PARTS * SPARE)  # more than stands behind a record's frames
+
+_PART = Struct(">5sQBB")  # type and receiver index, sequence number, index, parts
+_ALL = slice(None)
+_fill = cast(Callable[[memoryview, slice, memoryview], None], setitem)
+
+
+def record_step(size: int) -> int:
+    """Bytes of a stream in each datagram of `size` bytes (without the channel) of a record."""
+    return size - RECORD_HEADER_SIZE - SPARE
+
+
+def split(datagrams: int, size: int, most: int) -> tuple[int, int]:
+    """How many records of how many parts make the best of so many datagrams of `size` bytes.
+
+    `most` is how many parts the peer takes.  (0, 0) where records are of no use.  A record does not go beyond a kernel call.
+    """
+    most = min(most, MOST_PARTS, (MOST_BYTES - 1) // size)
+    if datagrams < LEAST_PARTS or most < LEAST_PARTS:
+        return 0, 0
+    call = min(datagrams, MAX_SEGMENTS, MAX_BURST // size)
+    parts = max(LEAST_PARTS, call // -(-call // most))
+    return datagrams // parts, parts
+
+
+class _Places(NamedTuple):
+    """The parts of a burst of records, from the buffer's start on: channel prefix, header, body."""
+
+    whole: Column
+    header: Column
+    body: Column
+
+
+class RecordSealer:
+    """Seals records into the caller's buffer, by way of one of its own, where the record lies in one piece."""
+
+    __slots__ = ("_buffer", "_pieces", "_places", "_shape", "_staging")
+
+    def __init__(self) -> None:
+        self._staging: memoryview = memoryview(b"")
+        self._buffer: object = None
+        self._shape = (0, 0)
+        self._places = _Places([], [], [])
+        self._pieces: Column = []
+
+    def _cut(self, buffer: memoryview, size: int, skip: int) -> _Places:
+        shape = (size, skip)
+        if buffer.obj is not self._buffer or shape != self._shape:
+            self._buffer, self._shape = buffer.obj, shape
+            calls = max(1, len(buffer) // CALL_ROOM)
+            starts = range(0, size * calls * min(MAX_SEGMENTS, MAX_BURST // size), size)
+            head = skip + RECORD_HEADER_SIZE
+            self._places = _Places(
+                [buffer[at : at + size] for at in starts],
+                [buffer[at + skip : at + head] for at in starts],
+                [buffer[at + head : at + size] for at in starts],
+            )
+            if not len(self._staging):
+                self._staging = memoryview(bytearray(MOST_BYTES))
+            body = size - head
+            self._pieces = [self._staging[at : at + body] for at in range(0, body * (MOST_BYTES // body), body)]
+        return self._places
+
+    def headers(
+        self, buffer: memoryview, size: int, prefix: bytes, first: int, ours: bytes, number: int, records: int, parts: int
+    ) -> None:
+        """Write prefix and header of the datagrams of so many records; `ours` is type and receiver index.
+
+        The burst's datagrams are `size` bytes each, prefix included; the records' begin with the one numbered `first`, whose
+        sequence number is `number`.
+        """
+        count = records * parts
+        places = self._cut(buffer, size, len(prefix)).whole[first : first + count]
+        if prefix:
+            for place in places:
+                place[: len(prefix)] = prefix
+        numbers = range(number, number + count)
+        indices = chain.from_iterable(repeat(range(parts), records))
+        run_through(map(_PART.pack_into, places, repeat(len(prefix)), repeat(ours), numbers, indices, repeat(parts)))
+
+    def plain(self, used: int, parts: int) -> memoryview:
+        """Where the frames of the next record belong, `used` bytes of them; what is left over is PADDING now.
+
+        Call headers() before.
+        """
+        size = parts * len(self._pieces[0]) - TAG_SIZE
+        plain = self._staging[:size]
+        if used < size:
+            plain[used:] = bytes(size - used)
+        return plain
+
+    def seal(self, seal: Crypt, number: int, first: int, parts: int, plain: memoryview) -> None:
+        """Seal `plain`, which came from plain(), as the record with that number, whose parts begin with the one at `first`."""
+        seal(nonce_of(number), plain, self._places.header[first], self._staging[: len(plain) + TAG_SIZE])
+        run_through(map(_fill, self._places.body[first : first + parts], repeat(_ALL), self._pieces))
