@@ -18,8 +18,8 @@ from tests.unit.connection.pair import Pair
 from tunnel.driver.datagrams import Datagrams
 from tunnel.forward.counters import ForwardCounters
 from tunnel.forward.outlet import Outlet
+from tunnel.proto.connection.records import record_step
 from tunnel.proto.packet.header import HEADER_SIZE, TAG_SIZE
-from tunnel.proto.packet.records import record_step
 from tunnel.udp.socket import open_socket
 from tunnel.units import Instant
 

@@ -21,6 +21,7 @@ from tunnel.proto.connection.control import MAX_MESSAGE, ControlReader
 from tunnel.proto.connection.events import ConnectionClosed, ConnectionEvent, PathKind
 from tunnel.proto.connection.paths import MAX_PATHS, MAX_QUEUED_PROBES
 from tunnel.proto.connection.receive import MAX_UNREAD_DATAGRAM_BYTES
+from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.crypto.handshake import Params
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
@@ -40,7 +41,9 @@ class Hostile:
         self.rng = random.Random(seed)
         self.keys, key = keypairs(self.rng)
         self.now = Instant(1000.0)
-        params = [Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=1 << 20) for n in (1, 2)]
+        params = [
+            Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=1 << 20, record_parts=MOST_PARTS) for n in (1, 2)
+        ]
         self.victim = Connection(
             is_initiator=False,
             keypair=key,

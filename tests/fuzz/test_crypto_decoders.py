@@ -158,6 +158,7 @@ def test_noise_gives_a_payload_or_noise_error(pattern: str, is_initiator: bool, 
         version=st.integers(1, 255),
         timestamp=st.integers(0, 2**64 - 1),
         resume=st.integers(0, 2**64 - 1),
+        record_parts=st.integers(0, 255),
     ),
     st.binary(max_size=40),
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamOpened
+from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.crypto.handshake import Params
 from tunnel.proto.crypto.keys import AES_256_GCM, Keypair
 from tunnel.units import Address, Instant, PathKey, SocketId, StreamId
@@ -51,7 +52,10 @@ class Pair:
         key_a, key_b = keypairs(self.rng)
         prefix = RELAY if relayed else b""
         kind = PathKind.RELAY if relayed else PathKind.DIRECT
-        params = [Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=receive_buffer) for n in (1, 2)]
+        params = [
+            Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=receive_buffer, record_parts=MOST_PARTS)
+            for n in (1, 2)
+        ]
         self.a = self._make(True, key_a, params[0], params[1], PathKey(SocketId(0), SERVER if relayed else B, prefix), kind)
         self.b = self._make(False, key_b, params[1], params[0], PathKey(SocketId(0), SERVER if relayed else A, prefix), kind)
         self.sides = {"a": self.a, "b": self.b}

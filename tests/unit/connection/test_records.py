@@ -12,10 +12,10 @@ from tests.fuzz.test_connection_fuzz import PATH, Hostile, stream
 from tests.unit.connection.pair import RELAY, Pair, keypairs
 from tunnel.proto.connection.events import StreamReadable
 from tunnel.proto.connection.reassembly import MAX_WAITING
+from tunnel.proto.connection.records import LEAST_PARTS, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
 from tunnel.proto.connection.shared import RECORDS_AFTER
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import NONCE_PREFIX, TAG_SIZE, TRANSPORT
-from tunnel.proto.packet.records import LEAST_PARTS, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
 from tunnel.units import StreamId
 
 MUCH = (RECORDS_AFTER + 4_000) * 1_400  # bytes: thousands of datagrams behind the first that may be of a record

@@ -246,6 +246,9 @@ def test_params_survive_the_wire_and_leave_room_for_later_versions() -> None:
     assert decode_params(encode_params(replace(HERE, receive_buffer=2**40))).receive_buffer == 2**32 - 1
     longest = replace(THERE, name="n" * 64, aeads=(1, 2, 3, 4, 5, 6, 7, 8))
     assert decode_params(encode_params(longest)) == longest
+    taker = replace(HERE, record_parts=32)
+    assert decode_params(encode_params(taker)[:-1]) == HERE, "who says nothing of records takes none"
+    assert decode_params(encode_params(taker)) == taker
 
 
 @pytest.mark.parametrize("change", [{"name": "ö" * 33}, {"aeads": ()}, {"aeads": (1,) * 9}])

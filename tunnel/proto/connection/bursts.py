@@ -8,13 +8,13 @@ from __future__ import annotations
 from itertools import repeat
 from typing import Final
 
+from tunnel.proto.connection.records import RECORD, RecordSealer
 from tunnel.proto.connection.shared import BulkRun
 from tunnel.proto.crypto.batch import run_through, seal_batch
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import STREAM, STREAM_SIZE, Frame
 from tunnel.proto.packet.header import HEADER, NUMBER_SIZE, TRANSPORT
-from tunnel.proto.packet.records import RECORD, RecordSealer
 from tunnel.proto.packet.slots import SlotCutter
 
 _HEADER_AND_STREAM = frames.HEADER_AND_STREAM

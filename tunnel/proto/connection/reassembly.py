@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
+from tunnel.proto.connection.records import MOST_BYTES, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
 from tunnel.proto.crypto.batch import Crypt, nonce_of
 from tunnel.proto.crypto.replay import ReplayWindow
 from tunnel.proto.packet.header import TAG_SIZE
-from tunnel.proto.packet.records import MOST_BYTES, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
 from tunnel.proto.packet.slots import CellCutter
 from tunnel.proto.trace import Drops
 

@@ -33,6 +33,7 @@ from tunnel.proto.connection.gather import StreamRun
 from tunnel.proto.connection.opening import Opener
 from tunnel.proto.connection.packets import PacketJoiner
 from tunnel.proto.connection.reassembly import RecordOpener
+from tunnel.proto.connection.records import PADDED, RECORD
 from tunnel.proto.connection.settling import settle
 from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.batch import nonce_of
@@ -40,7 +41,6 @@ from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
-from tunnel.proto.packet.records import PADDED, RECORD
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 

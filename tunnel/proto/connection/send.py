@@ -17,6 +17,7 @@ from typing import Any, Final
 from tunnel.proto.connection import tracing
 from tunnel.proto.connection.bursts import StreamSealer
 from tunnel.proto.connection.paths import Path
+from tunnel.proto.connection.records import record_step, split
 from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
 from tunnel.proto.crypto.batch import nonce_of
 from tunnel.proto.packet import frames
@@ -31,7 +32,6 @@ from tunnel.proto.packet.header import (
     TAG_SIZE,
     TRANSPORT,
 )
-from tunnel.proto.packet.records import record_step, split
 from tunnel.proto.recovery.sent import SentBurst
 from tunnel.proto.stream.streams import CONTROL_STREAM, QUANTUM
 from tunnel.units import Instant, PathKey, Transmit

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.packet.records import MOST_PARTS
 from tunnel.proto.wire import Reader, Writer
 from tunnel.units import Buffer
 
@@ -38,7 +37,7 @@ class Params:
     version: int = VERSION
     timestamp: int = 0
     resume: int = 0
-    record_parts: int = MOST_PARTS
+    record_parts: int = 0
 
 
 def encode_params(params: Params) -> bytes:

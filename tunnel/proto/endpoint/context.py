@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
 from tunnel.proto.endpoint.pool import SocketPool
 from tunnel.proto.trace import Drops, Trace, Traces
@@ -128,6 +129,7 @@ class Context:
             receive_buffer=config.receive_buffer,
             path_policy=PATH_POLICIES[config.path_policy],
             resume=resume,
+            record_parts=MOST_PARTS,
         )
 
     def remember(self, peer: KnownPeer) -> KnownPeer:
