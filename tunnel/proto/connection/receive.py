@@ -112,8 +112,9 @@ class Receiver:
                 if keypair is None or (kind != TRANSPORT and kind != RECORD):
                     break
                 if kind == RECORD:
-                    if run_count:
+                    if run_count and number != run_first + run_count:
                         self._note(run_first, run_count, run_eliciting, now)
+                        known_highest = shared.replay.highest
                         run_count = 0
                     if at + buffer[sealed + 1] * stride > len(plain):  # that byte says how many parts there are
                         self._flush_run(now)
@@ -124,8 +125,14 @@ class Receiver:
                     if record is not None:
                         first, count, size = record
                         eliciting, active, _ = self._plaintexts(now, key, at, size, 1, ecn)
-                        self._note(first, count, eliciting, now)
-                        known_highest = shared.replay.highest
+                        if run_count and first == run_first + run_count:
+                            run_count += count
+                            run_eliciting |= eliciting
+                        else:
+                            if run_count:
+                                self._note(run_first, run_count, run_eliciting, now)
+                                known_highest = shared.replay.highest
+                            run_first, run_count, run_eliciting = first, count, eliciting
                         opened += count
                         acted |= active
                         at += size
