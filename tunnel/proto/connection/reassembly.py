@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
-from tunnel.proto.connection.records import MOST_BYTES, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
+from tunnel.proto.connection.records import MOST_BYTES, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE, Whole, copy_into
 from tunnel.proto.crypto.batch import Crypt, nonce_of
 from tunnel.proto.crypto.replay import ReplayWindow
 from tunnel.proto.packet.header import TAG_SIZE
@@ -47,12 +47,15 @@ class _Waiting:
 class RecordOpener:
     """One for a connection."""
 
-    __slots__ = ("_cells", "_drops", "_replay", "_waiting")
+    __slots__ = ("_cells", "_drops", "_replay", "_staging", "_waiting")
 
     def __init__(self, replay: ReplayWindow, drops: Drops) -> None:
         self._replay = replay
         self._drops = drops
         self._cells = CellCutter(RECORD_HEADER_SIZE)
+        self._staging: Whole | None = (
+            None  # made when it is needed; joining anew had the kernel map pages each time
+        )
         self._waiting: dict[tuple[int, int], _Waiting] = {}  # by receiver index and number, the oldest first
 
     def take(
@@ -70,9 +73,11 @@ class RecordOpener:
             cells, cell = self._cells.of(buffer, stride, skip), position // stride
             header = cells.header[cell]
             _, _, number, _, _ = RECORD_HEADER.unpack(header)
-            sealed = memoryview(b"".join(cells.sealed[cell : cell + parts]))
+            if self._staging is None:
+                self._staging = Whole()
+            copy_into(self._staging.pieces(body), cells.sealed[cell : cell + parts])
             with suppress(InvalidTag):
-                unseal(nonce_of(number), sealed, header, out[:size])
+                unseal(nonce_of(number), self._staging.whole[: parts * body], header, out[:size])
                 return parts, self._fresh(number, parts, size)
         return 1, self._part(unseal, buffer[position + skip : position + stride], out)
 
@@ -85,7 +90,7 @@ class RecordOpener:
             return 0
         _, receiver, number, index, parts = RECORD_HEADER.unpack_from(buffer, position + skip)
         after = position + parts * stride
-        if index or not 2 <= parts <= MOST_PARTS or after > len(buffer):
+        if index or not 2 <= parts <= MOST_PARTS or after > len(buffer) or parts * (stride - skip) > MOST_BYTES:
             return 0
         last = RECORD_HEADER.unpack_from(buffer, after - stride + skip)
         return parts if last == (RECORD, receiver, number + parts - 1, parts - 1, parts) else 0

@@ -8,7 +8,7 @@ associated data.  Losing one part loses all of them: see docs/decisions/records.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain, repeat
 from operator import setitem
 from struct import Struct
@@ -51,6 +51,29 @@ def split(datagrams: int, size: int, most: int) -> tuple[int, int]:
     return datagrams // parts, parts
 
 
+def copy_into(places: Iterable[memoryview], pieces: Iterable[memoryview]) -> None:
+    """Copy as many pieces to places of the same sizes as the shorter of the two columns has."""
+    run_through(map(_fill, places, repeat(_ALL), pieces))
+
+
+class Whole:
+    """A buffer where a record lies in one piece, `whole`, cut into its parts' bodies."""
+
+    __slots__ = ("_body", "_pieces", "whole")
+
+    def __init__(self) -> None:
+        self.whole = memoryview(bytearray(MOST_BYTES))
+        self._body = 0
+        self._pieces: Column = []
+
+    def pieces(self, body: int) -> Column:
+        """Of `body` bytes each, as many as a record may have."""
+        if body != self._body:
+            self._body = body
+            self._pieces = [self.whole[at : at + body] for at in range(0, body * min(MOST_PARTS, MOST_BYTES // body), body)]
+        return self._pieces
+
+
 class _Places(NamedTuple):
     """The parts of a burst of records, from the buffer's start on: channel prefix, header, body."""
 
@@ -65,7 +88,7 @@ class RecordSealer:
     __slots__ = ("_buffer", "_pieces", "_places", "_shape", "_staging")
 
     def __init__(self) -> None:
-        self._staging: memoryview = memoryview(b"")
+        self._staging: Whole | None = None  # most connections never need it
         self._buffer: object = None
         self._shape = (0, 0)
         self._places = _Places([], [], [])
@@ -83,10 +106,9 @@ class RecordSealer:
                 [buffer[at + skip : at + head] for at in starts],
                 [buffer[at + head : at + size] for at in starts],
             )
-            if not len(self._staging):
-                self._staging = memoryview(bytearray(MOST_BYTES))
-            body = size - head
-            self._pieces = [self._staging[at : at + body] for at in range(0, body * (MOST_BYTES // body), body)]
+            if self._staging is None:
+                self._staging = Whole()
+            self._pieces = self._staging.pieces(size - head)
         return self._places
 
     def headers(
@@ -112,12 +134,14 @@ class RecordSealer:
         Call headers() before.
         """
         size = parts * len(self._pieces[0]) - TAG_SIZE
-        plain = self._staging[:size]
+        assert self._staging is not None
+        plain = self._staging.whole[:size]
         if used < size:
             plain[used:] = bytes(size - used)
         return plain
 
     def seal(self, seal: Crypt, number: int, first: int, parts: int, plain: memoryview) -> None:
         """Seal `plain`, which came from plain(), as the record with that number, whose parts begin with the one at `first`."""
-        seal(nonce_of(number), plain, self._places.header[first], self._staging[: len(plain) + TAG_SIZE])
-        run_through(map(_fill, self._places.body[first : first + parts], repeat(_ALL), self._pieces))
+        assert self._staging is not None
+        seal(nonce_of(number), plain, self._places.header[first], self._staging.whole[: len(plain) + TAG_SIZE])
+        copy_into(self._places.body[first : first + parts], self._pieces)
