@@ -85,13 +85,13 @@ class FakeStream:
                 raise UnreachableError("closed")
             if into.stopped is not None:
                 raise StreamResetError(into.stopped)
-            if into.reset is not None:
-                raise StreamResetError(into.reset)
             if into.chunks:
                 chunks = [into.chunks.popleft() for _ in range(min(len(into.chunks), max_chunks))]
                 into.held -= sum(map(len, chunks))
                 into.wake()
                 return chunks
+            if into.reset is not None:
+                raise StreamResetError(into.reset)
             if into.finished:
                 into.at_end = True
                 return []
@@ -124,7 +124,6 @@ class FakeStream:
         out = self.out
         if out.reset is None and out.stopped is None and not out.finished and not out.gone:
             out.reset = code
-            out.chunks.clear()
             out.wake()
             self.peer.abort(code)
 

@@ -140,6 +140,31 @@ async def test_a_link_that_closes_is_told() -> None:
                     await run_stdio(link, 22, stdin=stdin, stdout=stdout)
 
 
+async def test_what_came_before_the_cut_is_written_first() -> None:
+    answer = os.urandom(100_000)  # more than a pipe holds
+
+    async def complain(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        await stream.send_all(answer)
+        await stream.aclose()  # with unread data: a reset
+
+    got = bytearray()
+    with pipes() as (stdin, stdout, feed, drain):
+        feed.write(bytes(1_000))
+        async with linked(complain) as link, trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                while not link.streams or link.streams[0].into.reset is None:
+                    await trio.lowlevel.checkpoint()
+                while len(got) < len(answer):
+                    got.extend(await trio.to_thread.run_sync(drain.read, 10_000, abandon_on_cancel=True))
+
+            nursery.start_soon(listen)
+            with pytest.raises(UnreachableError, match="was cut"):
+                await run_stdio(link, 22, stdin=stdin, stdout=stdout)
+    assert got == answer
+
+
 async def test_nobody_reading_our_output_ends_it_quietly() -> None:
     async def talk(stream: trio.SocketStream) -> None:
         try:

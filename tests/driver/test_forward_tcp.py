@@ -19,7 +19,7 @@ from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
 from tunnel.errors import ConfigurationError
 from tunnel.forward.serve import Exposed, Listeners
 from tunnel.forward.spec import parse_forwards
-from tunnel.forward.tcp import LINGER_RST
+from tunnel.forward.tcp import LINGER_RST, set_up
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -86,6 +86,16 @@ async def read_all(stream: trio.SocketStream) -> bytes:
     async for chunk in stream:
         data += chunk
     return bytes(data)
+
+
+async def read_until_reset(stream: trio.SocketStream) -> bytes:
+    data = bytearray()
+    try:
+        async for chunk in stream:
+            data += chunk
+    except trio.BrokenResourceError:
+        return bytes(data)
+    raise AssertionError("this was an end of file")
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -218,6 +228,47 @@ async def test_a_server_that_answers_and_hangs_up_without_reading_is_still_heard
             async for chunk in client:
                 got += chunk
         assert got == answer
+
+
+@pytest.mark.parametrize("is_in", ["the kernel", "the stream"])
+async def test_an_answer_before_a_reset_is_whole_for_a_client_that_reads_it_late(
+    is_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = os.urandom(70_000)  # as much as the narrow way holds, and no byte waits at the server
+
+    def set_up_narrow(sock: socket.socket) -> None:
+        set_up(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+
+    if is_in == "the stream":
+        monkeypatch.setattr("tunnel.forward.tcp.set_up", set_up_narrow)
+
+    async def complain(stream: trio.SocketStream) -> None:
+        await stream.receive_some(10)
+        await stream.send_all(answer)
+        await stream.aclose()  # with unread data
+
+    client = trio.socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    async with forwarded(complain) as bench, trio.SocketStream(client) as stream:
+        await client.connect(("127.0.0.1", bench.port))
+        await stream.send_all(bytes(1_000))
+        await until(lambda: bench.listeners.counters.tcp_resets == 1)
+        assert await read_until_reset(stream) == answer
+
+
+async def test_a_client_that_never_reads_is_reset_nonetheless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel.forward.tcp.LAST_WORDS", 0.05)
+
+    async def pour(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(bytes(16 << 20))
+
+    async with forwarded(pour) as bench, await bench.connect() as client:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        bench.near.close()
+        await until(lambda: bench.listeners.counters.tcp_active == 0)
+        assert 0 < len(await read_until_reset(client)) < 16 << 20
 
 
 async def test_a_refused_connection_is_reset_and_explained() -> None:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, assert_never
 
 import trio
 
@@ -67,6 +67,7 @@ SHORTEST_SLEEP: Final = Seconds(0.0003)
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
+OpenSocket: TypeAlias = Callable[[str, int], UdpSocket]  # on a host and port
 
 __all__ = [
     "CandidateKind",
@@ -79,10 +80,6 @@ __all__ = [
     "machine_hosts",
     "parse_server",
 ]
-
-
-class OpenSocket(Protocol):
-    def __call__(self, host: str, port: int, /) -> UdpSocket: ...
 
 
 def machine_hosts() -> list[str]:
@@ -155,7 +152,7 @@ class EndpointDriver:
         self.links: dict[Peering, Link] = {}
         self.on_event = on_event
         self.on_link = on_link
-        self.after_events: Callable[[], None] | None = None  # called when all events of a turn were passed on
+        self.after_events: Callable[[], None] | None = None  # called when all events so far were passed on
         self._sockets: dict[SocketId, UdpSocket] = {}
         self._hosts = hosts
         self._outbox = Outbox(self._sockets)
@@ -322,7 +319,11 @@ class EndpointDriver:
             turn_ends = BYTES_A_TURN
             is_due = False
             while (batch := socket.receive()) is not None:
-                is_due |= core.handle_batch(clock(), socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
+                now = clock()
+                if core.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn):
+                    is_due = True
+                    if core.has_events:  # before the next batch: a local program's socket buffer holds little of a turn's
+                        self._tell(now)
                 batches += 1
                 size += len(batch.buffer)
                 datagrams += -(-len(batch.buffer) // batch.stride)
@@ -424,14 +425,8 @@ class EndpointDriver:
                     if isinstance(order, OpenSockets):
                         core.add_pool_sockets(now, opened or (), order.count)
                         is_dry = False
-                event = core.poll_event(now)
-                if event is None:
+                if not self._tell(now):
                     break
-                while event is not None:
-                    self._dispatch(event)
-                    event = core.poll_event(now)
-                if self.after_events is not None:
-                    self.after_events()
             self._has_more = not is_dry
             if self._armed == float("-inf"):
                 return  # the timer task is about to look by itself
@@ -453,6 +448,20 @@ class EndpointDriver:
                 return True
             outbox.put(burst)
         return False
+
+    def _tell(self, now: Instant) -> bool:
+        """Pass on what happened, in order; False when that was nothing.  Who flushes meanwhile is served by the caller's next."""
+        found, was_flushing = False, self._is_flushing
+        self._is_flushing = True
+        try:
+            while (event := self.core.poll_event(now)) is not None:
+                found = True
+                self._dispatch(event)
+            if found and self.after_events is not None:
+                self.after_events()
+        finally:
+            self._is_flushing = was_flushing
+        return found
 
     def _dispatch(self, event: EndpointEvent) -> None:
         match event:

@@ -21,7 +21,7 @@ CHUNKS_A_READ = 256  # received pieces handed over at once: one GRO batch
 
 
 class StreamResetError(TunnelError):
-    """The peer gave up sending, with `code` of StreamCode; what was not read is gone."""
+    """The peer gave up sending, with `code` of StreamCode; all that had come in order before was read."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"the peer reset the stream (code {code})")
@@ -110,7 +110,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             self._flush()
 
     async def receive_chunks(self, max_chunks: int = CHUNKS_A_READ, sink: StreamSink | None = None) -> list[bytes]:
-        """What has arrived, in order; [] at the peer's FIN.  Raises StreamResetError.
+        """What has arrived, in order; [] at the peer's FIN.  Raises StreamResetError, behind what came before the reset.
 
         While it waits, `sink` takes what arrives without waking this task; what it leaves, and all behind it, is returned.
         """
@@ -120,12 +120,12 @@ class TunnelStream(trio.abc.HalfCloseableStream):
                 return [chunk]
             if self._at_end:
                 return []
-            if self._receive_error is not None:
-                raise self._receive_error
             chunks = self._connection.stream_read(self.stream_id, max_chunks)
             if chunks:
                 self._flush()  # reading gave credit back
                 return chunks
+            if self._receive_error is not None:
+                raise self._receive_error
             if self._connection.stream_at_end(self.stream_id):
                 self._at_end = True
                 self._forget_if_done()
@@ -149,7 +149,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             self._forget_if_done()
 
     def reset(self, code: int) -> None:
-        """Give up sending: what the peer has not read yet is thrown away there.  Nothing happens after finish()."""
+        """Give up sending: what has not arrived yet is thrown away.  Nothing happens after finish()."""
         if self._send_error is None and not self._finished:
             self._finished = True
             self._send_error = StreamResetError(code)
@@ -160,10 +160,10 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
     def stop(self, code: int) -> None:
         """Read no more: the peer is asked to stop sending."""
-        if not self._at_end and self._receive_error is None:
-            self._receive_error = StreamResetError(code)
+        if not self._at_end:
+            self._receive_error = self._receive_error or StreamResetError(code)
             self._pushed_back = b""
-            self._connection.stream_stop(self.stream_id, code)
+            self._connection.stream_stop(self.stream_id, code)  # also of a stream that was reset, and not read to its end
             self._wake(readable=True)
             self._flush()
             self._forget_if_done()

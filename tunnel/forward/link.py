@@ -35,7 +35,10 @@ class Stream(Protocol):
         """`count` bytes were written at the start of what wait_send_space gave."""
 
     async def receive_chunks(self, max_chunks: int = ..., sink: StreamSink | None = None) -> list[bytes]:
-        """What arrived, in order; [] at the peer's FIN.  `sink` may take what arrives during the call, and the rest follows."""
+        """What arrived, in order; [] at the peer's FIN.  `sink` may take what arrives during the call, and the rest follows.
+
+        What arrived before the peer's reset, or before the connection closed, comes before the error that says so.
+        """
 
     async def send_all(self, data: Buffer) -> None: ...
 

@@ -16,7 +16,7 @@ from tunnel.driver.stream import StreamCode
 from tunnel.errors import PermissionDeniedError, TunnelError, UnreachableError
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.open import Open, decode_opened, encode, read_message
-from tunnel.forward.tcp import code_of, describe_refusal, refuse
+from tunnel.forward.tcp import LAST_WORDS, code_of, describe_refusal, refuse
 
 CHUNK: Final = 65_536  # bytes read at once where reading takes a thread
 
@@ -37,14 +37,21 @@ async def run_stdio(link: Link, target: int | str, *, stdin: int = 0, stdout: in
 
 async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, stdout: int) -> None:
     failure: TunnelError | None = None
-    is_open = False
+    is_open = has_ended = False
     try:
         async with trio.open_nursery() as nursery:
 
             def abort(code: int) -> None:
                 nonlocal failure
                 failure = failure or _explain(link, target, code, is_open)
-                nursery.cancel_scope.cancel()
+                if has_ended:
+                    nursery.cancel_scope.cancel()
+                else:
+                    grant_last_words()
+
+            def grant_last_words() -> None:
+                """To what came before the end, anew for each part of it."""
+                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
 
             stream.on_abort = abort
             nursery.start_soon(_upload, stream, stdin)
@@ -54,18 +61,22 @@ async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, std
                 is_open = True
                 while True:
                     if chunks:
+                        if failure is not None:
+                            grant_last_words()
                         await _write(stdout, chunks)
                     chunks = await stream.receive_chunks()
                     if not chunks:
                         break
+                has_ended = True
                 _end_output(stdout)
-                if os.isatty(stdin):  # a person would have to press Ctrl-D to no purpose
+                if failure is not None or os.isatty(stdin):  # a person would have to press Ctrl-D to no purpose
                     nursery.cancel_scope.cancel()
             except OSError:  # EPIPE: whoever read our output is gone
                 stream.on_abort = None
                 refuse(stream, StreamCode.RESET)
                 nursery.cancel_scope.cancel()
             except TunnelError as error:
+                has_ended = True
                 abort(code_of(error))
     finally:
         stream.on_abort = None

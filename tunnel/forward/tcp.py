@@ -25,12 +25,13 @@ from tunnel.forward.open import Open, Opened, decode_opened, encode, read_messag
 
 ACCEPT_BATCH: Final = 64  # connections accepted before other tasks get their turn
 ACCEPT_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
-LAST_WORDS: Final = 1.0  # seconds for what a local program said before it reset the connection; RESET follows behind it
+LAST_WORDS: Final = 1.0  # seconds for what a program said before it reset the connection; RESET or RST follows behind it
 MAX_CONNECTIONS: Final = 8_192  # local connections at once, of all that share one ForwardCounters
 LINGER_RST: Final = struct.pack(
     "hh" if sys.platform == "win32" else "ii", 1, 0
 )  # l_onoff, l_linger: close() sends RST; socket(7)
 
+NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # tcp(7); Windows has none
 HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")  # CPython on Windows has none
 IOV_MAX: Final = 1_024  # pieces in one sendmsg (limits.h of Linux; more fail with EMSGSIZE)
 SMALL: Final = 1_000  # bytes that came alone: less than a full datagram, so no bulk, and somebody may wait for them
@@ -45,10 +46,18 @@ REFUSALS: Final = {
 
 
 def cut(sock: socket.socket) -> None:
-    """Close with RST, as the far side's program was reset.  Data not yet read by the local program is gone, as with TCP."""
+    """Close with RST, as the far side's program was reset.  What the kernel has not sent yet is gone, as with TCP."""
     with contextlib.suppress(OSError):  # already dead
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RST)
     sock.close()
+
+
+async def wait_sent(sock: socket.socket) -> None:
+    """Until the kernel has sent all that was written (over loopback: it is in the program's buffer), or the program is dead."""
+    if NOTSENT_LOWAT is not None:
+        with contextlib.suppress(OSError):  # no TCP
+            sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, 1)  # writable is what has nothing left
+            await trio.lowlevel.wait_writable(sock)
 
 
 def set_up(sock: socket.socket) -> None:
@@ -75,6 +84,7 @@ class Relay:
         "_straight",
         "_stream",
         "_upload_ended",
+        "_uploading",
         "_was_cut",
         "_write_error",
     )
@@ -88,6 +98,7 @@ class Relay:
         self._refused = refused
         self._nursery: trio.Nursery | None = None
         self._upload_ended = trio.Event()
+        self._uploading = trio.CancelScope()
         self._is_unwritable = False  # a write failed: what comes from the local program now is its last words
         self._is_reading = False  # `_upload` waits for the local program
         self._read_error: OSError | None = None  # met by `_hear`
@@ -104,6 +115,9 @@ class Relay:
                 self._stream.on_abort = self._abort
                 nursery.start_soon(self._upload)
                 await self._download(early)
+            if self._was_cut:
+                with trio.move_on_after(LAST_WORDS):
+                    await wait_sent(self._sock)
             whole = not self._was_cut
         finally:
             self._stream.on_abort = None
@@ -114,22 +128,37 @@ class Relay:
                 cut(self._sock)
 
     def _abort(self, code: int) -> None:
-        """The peer reset or stopped the stream, or the link closed: the local program hears it at once."""
+        """The peer reset or stopped the stream, or the link closed: the local program hears it behind what came before."""
         if not self._was_cut:
             self._was_cut = True
             self._counters.tcp_resets += 1
             if self._refused is not None:
                 self._refused(code)
-            assert self._nursery is not None
-            self._nursery.cancel_scope.cancel()
+            self._uploading.cancel()
+            self._grant_last_words()
+
+    def _grant_last_words(self) -> None:
+        """To `_download`, from now."""
+        assert self._nursery is not None
+        self._nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
+
+    def _end(self, code: int) -> None:
+        """At once: there is nothing more to write, or nobody to write it to."""
+        self._abort(code)
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
 
     def _local_died(self) -> None:
         """The local program reset the connection, or its machine fell silent."""
         self._refused = None
         refuse(self._stream, StreamCode.RESET)
-        self._abort(StreamCode.RESET)
+        self._end(StreamCode.RESET)
 
     async def _upload(self) -> None:
+        with self._uploading:
+            await self._upload_all()
+
+    async def _upload_all(self) -> None:
         sock, stream = self._sock, self._stream
         receive_into, commit, wait_send_space = sock.recv_into, stream.commit, stream.wait_send_space
         try:
@@ -174,6 +203,8 @@ class Relay:
                 self._refused = None
             while True:
                 if chunks:
+                    if self._was_cut:
+                        self._grant_last_words()  # anew for each read: to a program that takes them
                     await write_chunks(sock, chunks)
                 chunks = await receive_chunks(sink=sink)
                 if self._write_error is not None:
@@ -185,7 +216,7 @@ class Relay:
             if error.errno != errno.ENOTCONN:  # shutdown found it gone, after it has read all there was
                 await self._hear_last_words()
         except TunnelError as error:
-            self._abort(code_of(error))
+            self._end(code_of(error))
 
     def _take(self, pieces: list[memoryview]) -> int:
         """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error.

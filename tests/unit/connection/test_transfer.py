@@ -66,6 +66,30 @@ def test_a_reset_and_a_stop_cross_faithfully() -> None:
     assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
 
 
+@pytest.mark.parametrize("way", ["read", "stopped"])
+def test_what_came_before_a_reset_is_read_late_and_all_credit_comes_back(way: str) -> None:
+    pair = Pair()
+    stream = pair.a.open_stream()
+    pair.not_read = {stream}
+    text = random.Random(3).randbytes(20_000)
+    pair.write_all("a", stream, text, fin=False)
+    pair.run_until(lambda: pair.a.stream_is_acked(stream))
+    pair.a.stream_write(stream, b"lost on the way")
+    pair.a.stream_reset(stream, StreamCode.RESET)
+    pair.b.stream_finish(stream)
+    pair.run_until(lambda: StreamReset(stream, StreamCode.RESET) in pair.events["b"])
+    assert pair.b.stats().streams_open == 1
+    assert not pair.b.stream_at_end(stream)
+    if way == "read":
+        assert b"".join(pair.b.stream_read(stream)) == text
+    else:
+        pair.b.stream_stop(stream, StreamCode.CANCELLED)
+    assert pair.b.stream_read(stream) == []
+    pair.run(3.0)
+    assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
+    assert pair.b._shared.streams.receive_window.consumed == pair.b._receiver._received_in_all
+
+
 def test_a_stream_nobody_reads_holds_its_window_and_blocks_no_other() -> None:
     pair = Pair()
     stuck, free = pair.a.open_stream(), pair.a.open_stream()

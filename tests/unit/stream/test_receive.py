@@ -95,6 +95,41 @@ def test_final_sizes_never_move_and_everything_is_counted_once(verbs: list[tuple
         assert stream.final_size == final
 
 
+def test_what_came_in_order_before_a_reset_can_still_be_read() -> None:
+    """RFC 9000 §3.2.  The stream is over when it was: by no FIN, and without what came early."""
+    stream = ReceiveStream(StreamId(1))
+    receive(stream, 0, bytes(2_000), False)
+    receive(stream, 2_000, b"answer" * 1_000, False)
+    receive(stream, 9_000, b"early", False)
+    assert stream.reset(3, 10_000) == 10_000 - 9_005
+    receive(stream, 8_000, bytes(1_000), False)  # late: what it would fill is gone
+    assert not stream.is_done
+    assert stream.read(1) == [bytes(2_000)]
+    assert not stream.is_done
+    assert stream.read(10) == [b"answer" * 1_000]
+    assert stream.is_done
+    assert not stream.is_at_end
+    assert stream.early_pieces == 0
+
+
+def test_a_reset_behind_the_last_byte_is_no_fin() -> None:
+    stream = ReceiveStream(StreamId(1))
+    receive(stream, 0, b"answer", False)
+    stream.reset(3, 6)
+    assert stream.read(1) == [b"answer"]
+    assert stream.is_done
+    assert not stream.is_at_end
+
+
+def test_whoever_stops_reading_need_not_read_what_came_before_a_reset() -> None:
+    stream = ReceiveStream(StreamId(1))
+    receive(stream, 0, b"answer", False)
+    stream.reset(3, 6)
+    stream.stop(5)
+    assert stream.is_done
+    assert stream.read(1) == []
+
+
 def test_more_than_the_window_is_a_breach() -> None:
     stream = ReceiveStream(StreamId(1))
     receive(stream, INITIAL_STREAM_WINDOW - 5, b"12345", False)

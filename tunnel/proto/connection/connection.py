@@ -452,7 +452,7 @@ class Connection:
             self._shared.streams.scheduler.wake(stream)
 
     def stream_reset(self, stream_id: StreamId, code: int) -> None:
-        """Give up our sending half; what the peer has not read it will not read."""
+        """Give up our sending half; what has not arrived the peer will not read."""
         stream = self._shared.streams.sending.get(stream_id)
         if stream is not None and not stream.is_done and stream.reset_code is None:
             stream.reset(code)
@@ -480,7 +480,7 @@ class Connection:
             self._receiver.consumed(self._shared.last_heard if now is None else now, stream_id, total)
         if stream.is_readable and not stream.is_at_end:
             self._shared.readable(stream_id)
-        if stream.is_at_end:
+        if stream.is_done:
             self._shared.forget_if_done(stream_id)
         return chunks
 

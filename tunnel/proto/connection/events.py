@@ -48,7 +48,7 @@ class StreamWritable:
 
 @dataclass(frozen=True, slots=True)
 class StreamReset:
-    """The peer gave up sending (RESET); `code` is a StreamCode.  What was not read is gone."""
+    """The peer gave up sending (RESET); `code` is a StreamCode.  What came in order before can still be read."""
 
     stream_id: StreamId
     code: int

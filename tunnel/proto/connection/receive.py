@@ -431,7 +431,6 @@ class Receiver:
             return
         stream_id = StreamId(number)
         stream = shared.streams.receiving[stream_id]
-        unread = stream.highest - stream.read_offset
         known = stream.reset_code
         early = stream.early_pieces
         grown = stream.reset(code, final_size)
@@ -439,7 +438,7 @@ class Receiver:
         if self._connection_highest(grown) > shared.streams.receive_window.limit:
             raise PeerError("RESET: its final size is beyond the connection's credit")
         if stream.reset_code is not None and known is None:
-            self.consumed(now, stream_id, unread + grown)
+            self.consumed(now, stream_id, final_size - stream.arrived)  # will never be read
             shared.events.append(StreamReset(stream_id, code))
         shared.forget_if_done(stream_id)
 

@@ -368,6 +368,11 @@ class Endpoint:
         self._is_cold_at_stale = True
         flow.renew(now)
 
+    @property
+    def has_events(self) -> bool:
+        """Whether poll_event has something, without asking every connection: after handle_batch, whose events are all here."""
+        return bool(self._context.events)
+
     def poll_event(self, now: Instant) -> EndpointEvent | None:
         """The next event; call until None.  `now` is for what the connections have to say meanwhile."""
         events = self._context.events

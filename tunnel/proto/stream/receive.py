@@ -19,7 +19,7 @@ StreamSink: TypeAlias = Callable[[list[memoryview]], int]
 
 
 class ReceiveStream:
-    """Finishes when the application has read up to the FIN, or has been told of a RESET.
+    """Finishes when the application has read up to the FIN, or what was in order when a RESET came.
 
     `arrived` is the end of what is in order, `highest` the end of anything received: what counts against credit.
     A `sink` takes bytes past the stream while nothing waits to be read; it is let go with the first byte that has to wait.
@@ -61,11 +61,11 @@ class ReceiveStream:
     @property
     def is_at_end(self) -> bool:
         """The application has read everything, the FIN included."""
-        return self.final_size is not None and self.read_offset == self.final_size
+        return self.final_size is not None and self.read_offset == self.final_size and self.reset_code is None
 
     @property
     def is_done(self) -> bool:
-        return self.reset_code is not None or self.is_at_end
+        return self.is_at_end or (self.reset_code is not None and not self._ready)
 
     @property
     def is_readable(self) -> bool:
@@ -176,7 +176,11 @@ class ReceiveStream:
             raise PeerError(f"stream {self.stream_id}: more than {MAX_GAPS} gaps")
 
     def reset(self, code: int, final_size: int) -> int:
-        """The peer gave up.  Returns by how much `highest` grew.  Raises PeerError on an impossible final size."""
+        """The peer gave up.  What is in order can still be read: it may be an answer, whole, of a program that then hung up.
+
+        Returns by how much `highest` grew.  Raises PeerError on an impossible final size.
+        Source: RFC 9000 §3.2, which leaves it to us whether to deliver what came before.
+        """
         if final_size < self.highest or final_size > self.window.limit or self.final_size not in (None, final_size):
             raise PeerError(f"stream {self.stream_id}: RESET with an impossible final size")
         growth = final_size - self.highest
@@ -185,7 +189,6 @@ class ReceiveStream:
         if not was_at_end and self.reset_code is None:
             self.reset_code = code
             self.sink = None
-            self._ready.clear()
             self._early.clear()
             self._early_bytes = 0
         return growth
