@@ -53,9 +53,7 @@ class RecordOpener:
         self._replay = replay
         self._drops = drops
         self._cells = CellCutter(RECORD_HEADER_SIZE)
-        self._staging: Whole | None = (
-            None  # made when it is needed; joining anew had the kernel map pages each time
-        )
+        self._staging: Whole | None = None  # made when it is needed; joining anew had the kernel map pages each time
         self._waiting: dict[tuple[int, int], _Waiting] = {}  # by receiver index and number, the oldest first
 
     def take(
