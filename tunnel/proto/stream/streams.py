@@ -16,7 +16,7 @@ LAST_STREAM: Final = 0xFFFF_FFFF  # ids have 32 bits
 QUANTUM: Final = 32 * 1024  # bytes a stream may send before the next one's turn, at least
 #: The same on a fast path: nearly a full GSO burst, of 43 datagrams of 1,472 bytes.  Rather less than more, as what a turn has
 #: left after a full burst leaves as a short one, which costs as many calls.
-LARGEST_QUANTUM: Final = 60 * 1024
+LARGEST_QUANTUM: Final = 122 * 1024
 LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
 RINGS_IN_ALL: Final = 8 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
