@@ -71,6 +71,7 @@ QUEUE_SLACK: Final = 0.000_5  # seconds above that, and
 QUEUE_PACKETS: Final = 3  # the time these take: a burst queues behind itself
 UP_QUEUE_SHARE: Final = 1 / 4  # of the shortest round trip: the queue that one round at a gain of 1.25 adds ends the probe
 NO_QUEUE_TOLERANCE: Final = 0.1  # share that a probe may lose above the background while no queue shows: a policer's is 0.2
+CRUISE_YIELD: Final = 0.95  # of the rate, while there is more of a queue than there was since cruising began: it may be ours
 STANDING_RTTS: Final = 4.0  # shortest round trips: so long a queue of others is waited through without giving way to it
 STANDING_MARGIN: Final = 1.1  # of the window over what that takes at the rate sent
 _PROBING: Final = frozenset({Phase.STARTUP, Phase.REFILL, Phase.UP})
@@ -126,6 +127,7 @@ class Bbr:
         self._up_rounds = 0
         self._up_share = 0.0
         self._up_rtt = math.inf
+        self._cruise_rtt = math.inf  # the shortest since cruising began
         self._limited_until = -1  # packets sent up to this much delivered found the window full
         # §5.3.4
         self._probe_rtt_until: float | None = None
@@ -255,8 +257,9 @@ class Bbr:
         self._latest_bw = 0.0
         self._latest_inflight = 0
 
-    def _is_queue(self, rtt: float) -> bool:
-        return math.inf > rtt > self._min_rtt + min(self._min_rtt * QUEUE_SHARE, LONG_QUEUE) + self._slack()
+    def _is_queue(self, rtt: float, before: float = 0.0) -> bool:
+        """Whether `rtt` shows one; more of a queue than there was at a round trip of `before`."""
+        return math.inf > rtt > max(self._min_rtt, before) + min(self._min_rtt * QUEUE_SHARE, LONG_QUEUE) + self._slack()
 
     def _slack(self) -> float:
         """Seconds that a round trip may vary without any queue of others: clocks, and packets of our own burst."""
@@ -346,6 +349,7 @@ class Bbr:
         """§5.3.3.6, BBRUpdateProbeBWCyclePhase."""
         phase = self.phase
         if phase is Phase.CRUISE:
+            self._cruise_rtt = min(self._cruise_rtt, latest)
             self._maybe_refill(now)
         elif phase is Phase.DOWN:
             if self.background.wants_check and not self.background.is_checked and now - self._cycle_at < PROBE_WAIT:
@@ -353,7 +357,7 @@ class Bbr:
             if self._maybe_refill(now):
                 return
             if self._in_flight <= self._inflight(1.0) and self._in_flight <= self._with_headroom():
-                self.phase = Phase.CRUISE
+                self._start_cruise()
         elif phase is Phase.REFILL:
             if is_round:
                 self._start_up(now, sample)
@@ -399,6 +403,10 @@ class Bbr:
         self.phase = Phase.DOWN
         self.background.begin_check()
 
+    def _start_cruise(self) -> None:
+        self._cruise_rtt = math.inf
+        self.phase = Phase.CRUISE
+
     def _start_round(self) -> None:
         self._round_delivered = self._delivered
         self._phase_round = self._rounds
@@ -438,7 +446,7 @@ class Bbr:
             self._window = max(self._window, self._prior_window)
             self._forget_low()
             self._start_down(now)
-            self.phase = Phase.CRUISE
+            self._start_cruise()
 
     # What follows from the model, §5.6
 
@@ -463,6 +471,8 @@ class Bbr:
         pacing = PACING_GAIN[phase] * self._bw * PACING_MARGIN
         if phase is Phase.DOWN and self.background.wants_check:
             pacing *= 1.0 - share
+        elif phase is Phase.CRUISE and self._is_queue(self._last_rtt, self._cruise_rtt):
+            pacing *= CRUISE_YIELD
         if self._is_full or pacing > self._pacing:
             self._pacing = pacing
         most = self._inflight(WINDOW_GAIN[phase])
