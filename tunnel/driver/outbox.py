@@ -39,7 +39,9 @@ class Outbox:
         if socket is None:
             return
         _, remote, size, buffer, ttl, ecn = burst
-        step = size * min(MAX_SEGMENTS, max(1, MAX_BATCH // size))  # what one call takes
+        datagrams = -(-len(buffer) // size)
+        calls = -(-datagrams // min(MAX_SEGMENTS, max(1, MAX_BATCH // size)))
+        step = size * -(-datagrams // calls)  # equal calls: see records.py
         for at in range(0, len(buffer), step):
             if not socket.send(remote, buffer[at : at + step], size, ttl, ecn):
                 self._left = burst._replace(buffer=buffer[at:])

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.fuzz.test_connection_fuzz import PATH, Hostile, stream
 from tests.unit.connection.pair import Pair
 from tunnel.proto.connection.events import ConnectionClosed
 from tunnel.proto.connection.opening import consecutive
@@ -103,3 +104,13 @@ def test_a_burst_is_as_large_as_the_room_for_it_and_opens_in_pieces_where_that_i
     assert counts[2] == 3 * counts[0]
     bulk = Bulk(relayed=False, calls=3)
     assert bulk.give(bulk.datagrams) == counts[2]
+
+
+def test_empty_stream_frames_in_a_row_are_no_run() -> None:
+    """They say nothing, in as many packets as a peer likes."""
+    foe = Hostile()
+    datagrams = [foe.seal(stream(2, 0, b"")) for _ in range(6)]
+    foe.victim.handle_datagrams(foe.now, PATH, memoryview(b"".join(datagrams)), 0, len(datagrams[0]))
+    assert foe.victim.stats().packets_received == 6
+    foe.send(stream(2, 0, b"x"))
+    assert foe.victim.close_reason is None

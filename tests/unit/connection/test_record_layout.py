@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -25,20 +26,29 @@ from tunnel.proto.packet.header import MAX_BURST, MAX_SEGMENTS, TAG_SIZE
 def test_a_split_keeps_to_every_limit(size: int) -> None:
     call = min(MAX_SEGMENTS, MAX_BURST // size)
     for most in (0, 1, LEAST_PARTS - 1, LEAST_PARTS, 22, MOST_PARTS, 255):
-        for datagrams in range(4 * MAX_SEGMENTS):
+        for datagrams in range(2 * call + 1):
             records, parts = split(datagrams, size, most)
             if not records:
                 assert parts == 0
                 continue
             assert LEAST_PARTS <= parts <= min(most, MOST_PARTS)
             assert records * parts <= datagrams
-            assert datagrams - records * parts < parts, "another record would fit"
+            assert datagrams - records * parts < 2 * parts, "another record for each call would fit"
             assert parts * size < MOST_BYTES
-            assert datagrams < call or parts <= call, "no record goes beyond a kernel call"
+            for before in (0, 1) if most == 32 and size < 4_000 else (0,):  # a datagram in front
+                if before + datagrams > 2 * call:  # more than a burst holds
+                    continue
+                total = before + records * parts
+                step = -(-total // -(-total // call))  # of a kernel call
+                ends = [before + record * parts for record in range(records + 1)]
+                for first, last in pairwise(ends):
+                    assert first // step == (last - 1) // step, "no record goes beyond a kernel call"
 
 
 def test_full_calls_hold_whole_records() -> None:
     assert split(44, 1_472, MOST_PARTS) == (2, 22)
+    assert split(54, 1_472, MOST_PARTS) == (2, 27)
+    assert split(70, 1_472, MOST_PARTS) == (4, 17)
     assert split(88, 1_472, MOST_PARTS) == (4, 22)
     assert split(108, 1_200, MOST_PARTS) == (4, 27)
     assert split(LEAST_PARTS - 1, 1_472, MOST_PARTS) == (0, 0)

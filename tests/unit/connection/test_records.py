@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from itertools import pairwise
 
@@ -11,9 +12,9 @@ import pytest
 from tests.fuzz.test_connection_fuzz import PATH, Hostile, stream
 from tests.unit.connection.pair import RELAY, Pair, keypairs
 from tunnel.proto.connection.events import StreamReadable
-from tunnel.proto.connection.reassembly import MAX_WAITING
+from tunnel.proto.connection.reassembly import LEAST_BODY, MAX_WAITING
 from tunnel.proto.connection.records import LEAST_PARTS, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
-from tunnel.proto.connection.shared import RECORDS_AFTER
+from tunnel.proto.connection.shared import RECORDS_AFTER, RECORDS_AFTER_KEYS
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import NONCE_PREFIX, TAG_SIZE, TRANSPORT
 from tunnel.units import StreamId
@@ -163,21 +164,21 @@ class Foe(Hostile):
 @pytest.mark.parametrize("parts", [2, 16, 32])
 def test_a_record_is_one_packet(together: bool, parts: int) -> None:
     foe = Foe()
-    datagrams = foe.record(stream(2, 0, b"x" * 1_000), parts)
+    datagrams = foe.record(stream(2, 0, b"x" * 2_000), parts)
     if together:
         foe.together(datagrams)
     else:
         for index in random.Random(1).sample(range(parts), parts):
             assert foe.has(2) == 0
             foe.deliver(datagrams[index])
-    assert foe.has(2) == 1_000
+    assert foe.has(2) == 2_000
     assert foe.victim.stats().packets_received == parts
     before = dict(foe.victim.stats().drops)
     foe.together(datagrams)  # a replay
     after = foe.victim.stats().drops
     assert not before.get("replayed")
     assert after["replayed"] == parts
-    assert foe.has(2) == 1_000
+    assert foe.has(2) == 2_000
 
 
 def test_a_record_and_packets_come_in_one_batch_one_behind_the_other() -> None:
@@ -233,23 +234,115 @@ def test_what_waits_for_missing_parts_is_bounded() -> None:
 def test_headers_that_cannot_be_are_dropped() -> None:
     foe = Foe()
     index = foe.keys.remote_index
-    for number, part, parts, size in (
-        (5, 3, 3, 100),
+    impossible = (
+        (5, 3, 3, 100),  # number, index, parts, bytes behind them
         (2, 3, 9, 100),
         (9, 0, 0, 100),
+        (9, 0, 1, 100),
         (9, 0, 33, 100),
         (9, 0, 32, 3_000),
-        (9, 0, 1, 10),
-    ):
+        (9, 0, 2, LEAST_BODY - 1),
+    )
+    for number, part, parts, size in impossible:
         foe.deliver(RECORD_HEADER.pack(RECORD, index, number, part, parts) + bytes(size))
     foe.deliver(RECORD_HEADER.pack(RECORD, index, 9, 0, 2)[:-1])
     assert not foe.victim._receiver._records._waiting
-    assert foe.victim.close_reason is None
+    assert foe.victim.stats().drops["part of no record"] == len(impossible)
     first = RECORD_HEADER.pack(RECORD, index, 9, 0, 3) + bytes(50)
     other = RECORD_HEADER.pack(RECORD, index, 10, 1, 3) + bytes(51)  # of another size than its neighbours
     for part in (first, first, other):
         foe.deliver(part)
-    assert foe.victim.stats().drops["part of no record"] == 2
+    assert foe.victim.stats().drops["part of no record"] == len(impossible) + 2
+    assert foe.victim.close_reason is None
+
+
+def test_a_number_from_nowhere_pushes_no_record_out() -> None:
+    foe = Foe()
+    datagrams = foe.record(stream(2, 0, b"x" * 1_000), 4)
+    foe.deliver(datagrams[0])
+    for number in range(MAX_WAITING):
+        foe.deliver(RECORD_HEADER.pack(RECORD, foe.keys.remote_index, 10**12 + 99 * number, 0, 2) + bytes(50))
+    for datagram in datagrams[1:]:
+        foe.deliver(datagram)
+    assert foe.has(2) == 1_000
+    assert foe.victim.stats().drops["part too far ahead"] == MAX_WAITING
+
+
+def test_a_datagram_is_opened_as_part_of_one_record_only() -> None:
+    """Otherwise firsts of many records, and as many lasts, would have each of them copied and opened all."""
+    foe = Foe()
+    opened = 0
+    unseal = foe.victim._shared.keys.current.receive.decrypt_into
+
+    class Counting:
+        def decrypt_into(self, *arguments: object) -> int:
+            nonlocal opened
+            opened += 1
+            return unseal(*arguments)  # type: ignore[arg-type]
+
+    foe.victim._shared.keys.current.receive = Counting()  # type: ignore[assignment]
+    index = foe.keys.remote_index
+    firsts = [RECORD_HEADER.pack(RECORD, index, 100 + each, 0, 32) + bytes(100) for each in range(31)]
+    lasts = [RECORD_HEADER.pack(RECORD, index, 131 + each, 31, 32) + bytes(100) for each in range(31)]
+    foe.together(firsts + lasts)
+    assert opened == 0
+
+
+def test_a_record_over_packets_of_its_batch_is_a_replay() -> None:
+    foe = Foe()
+    datagrams = foe.record(stream(2, 0, b"x" * 1_000), 6, 5)  # 5 to 10
+    for datagram in datagrams[:5]:
+        foe.deliver(datagram)
+    size = len(datagrams[0])
+    packets = [foe.seal(bytes([Frame.PING]) + bytes(size - 30), number) for number in range(10)]
+    foe.together([*packets, datagrams[5]])
+    assert foe.victim.stats().packets_received == 10
+    assert foe.victim.stats().drops["replayed"] == 1
+
+
+def test_a_part_that_came_twice_does_not_wait_on() -> None:
+    foe = Foe()
+    datagrams = foe.record(stream(2, 0, b"x" * 1_000), 4)
+    foe.deliver(datagrams[2])
+    foe.together(datagrams)
+    assert not foe.victim._receiver._records._waiting
+    assert foe.has(2) == 1_000
+
+
+def test_bytes_are_counted_however_they_come() -> None:
+    for together in (True, False):
+        foe = Foe()
+        datagrams = foe.record(stream(2, 0, b"x" * 1_000), 4)
+        foe.together(datagrams) if together else [foe.deliver(datagram) for datagram in datagrams]
+        assert foe.victim.stats().bytes_received == sum(map(len, datagrams))
+
+
+def test_padding_costs_its_bytes_once() -> None:
+    """In a plaintext of 45,000 bytes a look at the rest for every byte of it would take seconds."""
+    foe = Foe()
+    foe.together(foe.record(bytes(45_000) + bytes([Frame.PING]), 32))
+    assert foe.victim.stats().packets_received == 32
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        foe.together(foe.record(bytes(45_000) + bytes([Frame.PING]), 32))
+    finally:
+        sys.setprofile(None)
+    assert calls < 5_000
+
+
+def test_a_key_is_confirmed_by_a_packet_before_records_come_under_it() -> None:
+    pair = Pair(1, relayed=False, delay=0.000_1)
+    transfer(pair)
+    key_a, _ = keypairs(random.Random(77), 300)
+    before = pair.a._shared.next_number
+    pair.a.install_keypair(pair.now, key_a, confirmed=True)
+    assert pair.a._shared.records_from >= before + RECORDS_AFTER_KEYS
 
 
 def test_any_bytes_behind_the_first_are_survived() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE
-from tunnel.proto.packet.slots import MAX_BUFFERS, MAX_SHAPES, CellCutter, PieceCutter, Plains, SlotCutter
+from tunnel.proto.packet.slots import MAX_BUFFERS, MAX_SHAPES, Kept, PieceCutter, Plains, SlotCutter, cells
 
 
 def test_slots_lie_where_a_datagram_has_its_parts() -> None:
@@ -28,30 +28,30 @@ def test_slots_lie_where_a_datagram_has_its_parts() -> None:
 
 def test_cells_are_the_parts_of_each_whole_datagram() -> None:
     buffer = memoryview(bytes(range(250)))
-    cells = CellCutter().of(buffer, 100, 4)
+    found = cells(buffer, 100, 4)
     for index, at in enumerate((0, 100)):
-        assert cells.prefix[index] == buffer[at : at + 4]
-        assert cells.header[index] == buffer[at + 4 : at + 4 + HEADER_SIZE]
-        assert cells.sealed[index] == buffer[at + 4 + HEADER_SIZE : at + 100]
-    assert [len(column) for column in cells] == [2] * 3
+        assert found.prefix[index] == buffer[at : at + 4]
+        assert found.header[index] == buffer[at + 4 : at + 4 + HEADER_SIZE]
+        assert found.sealed[index] == buffer[at + 4 + HEADER_SIZE : at + 100]
+    assert [len(column) for column in found] == [2] * 3
 
 
 def test_cells_are_cut_anew_for_every_other_view_and_shape() -> None:
     whole = memoryview(bytearray(range(200)))
     views = [whole[at : at + 100] for at in range(MAX_BUFFERS + 3)]
-    cells = CellCutter()
+    kept = Kept(cells)
     for _ in range(3):
         for at, view in enumerate(views):
             for stride in (50, 100):
-                assert cells.of(view, stride, 0).header[0][0] == at
-                assert len(cells.of(view, stride, 0).header) == 100 // stride
-    assert cells.of(views[0], 50, 0) is cells.of(views[0], 50, 0)
+                assert kept.of(view, stride, 0).header[0][0] == at
+                assert len(kept.of(view, stride, 0).header) == 100 // stride
+    assert kept.of(views[0], 50, 0) is kept.of(views[0], 50, 0)
 
 
 def test_a_view_that_is_gone_is_not_taken_for_a_new_one_in_its_place() -> None:
-    cells = CellCutter()
+    kept = Kept(cells)
     for value in range(3 * MAX_BUFFERS):
-        assert cells.of(memoryview(bytes([value]) * 100), 100, 0).header[0][0] == value
+        assert kept.of(memoryview(bytes([value]) * 100), 100, 0).header[0][0] == value
 
 
 def test_pieces_follow_the_buffer_and_the_shape() -> None:

@@ -34,7 +34,7 @@ from tunnel.proto.connection.packets import PacketSealer, PacketSink
 from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.receive import Receiver
 from tunnel.proto.connection.send import Sender
-from tunnel.proto.connection.shared import Shared
+from tunnel.proto.connection.shared import RECORDS_AFTER_KEYS, Shared
 from tunnel.proto.connection.state import Cue, State, apply
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.crypto.params import Params
@@ -345,6 +345,7 @@ class Connection:
         """A handshake with the same peer for the same instance ended.  Its initiator passes `confirmed`."""
         self._shared.keys.install(keypair, now, confirmed=confirmed)
         if confirmed:
+            self._shared.records_from = max(self._shared.records_from, self._shared.next_number + RECORDS_AFTER_KEYS)
             self._shared.control.ping = True
             if self._shared.trace is not None:
                 tracing.keys_updated(self._shared.trace, now, keypair)

@@ -34,7 +34,7 @@ class StreamRun:
         length = size - STREAM_SIZE
         first, crooked = divmod(at, size)
         taken = 1
-        if count == 1 or crooked or self.fin or first + count > MAX_PLAINS:
+        if count == 1 or not length or crooked or self.fin or first + count > MAX_PLAINS:
             self.pieces.append(self._plains.view[at + STREAM_SIZE : at + size])
             self.end += length
             return taken

@@ -6,7 +6,7 @@ from typing import Final
 
 from tunnel.proto.crypto.batch import Crypt, open_batch
 from tunnel.proto.packet.header import HEADER, OVERHEAD, TRANSPORT
-from tunnel.proto.packet.slots import CellCutter, Plains
+from tunnel.proto.packet.slots import Kept, Plains, cells
 
 ROOM: Final = 2 * 65_536  # bytes that one batch opens to: what the driver receives at once; a larger one is handled in pieces
 FEW: Final = 4  # datagrams: to open fewer in one go saves nothing
@@ -19,7 +19,7 @@ class Opener:
 
     def __init__(self) -> None:
         self.plains = Plains(ROOM)
-        self._cells = CellCutter()
+        self._cells = Kept(cells)
 
     def ahead(
         self, unseal: Crypt, buffer: memoryview, position: int, stride: int, prefix: bytes, receiver: int, number: int, at: int
@@ -36,13 +36,13 @@ class Opener:
         place, askew = divmod(at, size) if size > 0 else (0, 1)
         if crooked or askew:
             return 0
-        cells = self._cells.of(buffer, stride, skip)
-        headers = cells.header[cell:]
+        found = self._cells.of(buffer, stride, skip)
+        headers = found.header[cell:]
         plains = self.plains.wholes(size)[place:]
         count = min(consecutive(headers, receiver, number), len(plains))
-        if skip and b"".join(cells.prefix[cell : cell + count]) != prefix * count:
+        if skip and b"".join(found.prefix[cell : cell + count]) != prefix * count:
             return 0
-        return open_batch(unseal, number, count, cells.sealed[cell:], headers, plains)
+        return open_batch(unseal, number, count, found.sealed[cell:], headers, plains)
 
 
 def consecutive(headers: list[memoryview], receiver: int, first: int) -> int:

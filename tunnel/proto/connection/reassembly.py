@@ -11,15 +11,28 @@ from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
-from tunnel.proto.connection.records import MOST_BYTES, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE, Whole, copy_into
+from tunnel.proto.connection.records import (
+    MOST_BYTES,
+    MOST_PARTS,
+    RECORD,
+    RECORD_HEADER,
+    RECORD_HEADER_SIZE,
+    Whole,
+    bodies,
+    copy_into,
+)
 from tunnel.proto.crypto.batch import Crypt, nonce_of
-from tunnel.proto.crypto.replay import ReplayWindow
-from tunnel.proto.packet.header import TAG_SIZE
-from tunnel.proto.packet.slots import CellCutter
+from tunnel.proto.crypto.replay import WINDOW, ReplayWindow
+from tunnel.proto.packet.header import HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE
+from tunnel.proto.packet.slots import Kept
 from tunnel.proto.trace import Drops
 
 MAX_WAITING: Final = 4  # records of which some part is missing, 64 KiB each: two bursts' worth on two paths
 
+#: Bytes of a part behind its header: a PATH_RESPONSE, which goes to where the last part came from, is no longer than that.
+LEAST_BODY: Final = HEADER_SIZE + SMALLEST_PROBE + TAG_SIZE - RECORD_HEADER_SIZE
+
+_INDICES: Final = bytes(range(MOST_PARTS))
 NOT_AUTHENTIC: Final = "does not authenticate"
 REPLAYED: Final = "replayed"
 
@@ -47,12 +60,12 @@ class _Waiting:
 class RecordOpener:
     """One for a connection."""
 
-    __slots__ = ("_cells", "_drops", "_replay", "_staging", "_waiting")
+    __slots__ = ("_bodies", "_drops", "_replay", "_staging", "_waiting")
 
     def __init__(self, replay: ReplayWindow, drops: Drops) -> None:
         self._replay = replay
         self._drops = drops
-        self._cells = CellCutter(RECORD_HEADER_SIZE)
+        self._bodies = Kept(bodies)
         self._staging: Whole | None = None  # made when it is needed; joining anew had the kernel map pages each time
         self._waiting: dict[tuple[int, int], _Waiting] = {}  # by receiver index and number, the oldest first
 
@@ -68,46 +81,52 @@ class RecordOpener:
         body = stride - skip - RECORD_HEADER_SIZE
         size = parts * body - TAG_SIZE
         if 0 < size <= len(out):
-            cells, cell = self._cells.of(buffer, stride, skip), position // stride
-            header = cells.header[cell]
-            _, _, number, _, _ = RECORD_HEADER.unpack(header)
+            cell, head = position // stride, position + skip
+            header = buffer[head : head + RECORD_HEADER_SIZE]
+            _, receiver, number, _, _ = RECORD_HEADER.unpack(header)
             if self._staging is None:
                 self._staging = Whole()
-            copy_into(self._staging.pieces(body), cells.sealed[cell : cell + parts])
+            copy_into(self._staging.pieces(body), self._bodies.of(buffer, stride, skip)[cell : cell + parts])
             with suppress(InvalidTag):
                 unseal(nonce_of(number), self._staging.whole[: parts * body], header, out[:size])
+                self._waiting.pop((receiver, number), None)  # a part that came twice
                 return parts, self._fresh(number, parts, size)
         return 1, self._part(unseal, buffer[position + skip : position + stride], out)
 
     def _beside(self, buffer: memoryview, position: int, stride: int, skip: int) -> int:
         """How many parts there are, if all of the record seem to lie side by side from `position` on, otherwise 0.
 
-        A look at the first and the last, not a proof.
+        A look at the first, the last and all indices, not a proof: no datagram is opened as part of two such records.
         """
-        if position % stride or position + stride > len(buffer) or stride <= skip + RECORD_HEADER_SIZE:
+        if position % stride or position + stride > len(buffer) or stride < skip + RECORD_HEADER_SIZE + LEAST_BODY:
             return 0
         _, receiver, number, index, parts = RECORD_HEADER.unpack_from(buffer, position + skip)
         after = position + parts * stride
         if index or not 2 <= parts <= MOST_PARTS or after > len(buffer) or parts * (stride - skip) > MOST_BYTES:
             return 0
         last = RECORD_HEADER.unpack_from(buffer, after - stride + skip)
-        return parts if last == (RECORD, receiver, number + parts - 1, parts - 1, parts) else 0
+        if last != (RECORD, receiver, number + parts - 1, parts - 1, parts):
+            return 0
+        return parts if bytes(buffer[position + skip + HEADER_SIZE : after : stride]) == _INDICES[:parts] else 0
 
     def _part(self, unseal: Crypt, datagram: memoryview, out: memoryview) -> Opened | None:
         """Keep one part, without its channel; the record, if this was the last that was missing."""
         drops = self._drops
         body = len(datagram) - RECORD_HEADER_SIZE
-        if body <= 0:
-            drops[NOT_AUTHENTIC] += 1
+        if body < LEAST_BODY:
+            drops["part of no record"] += 1
             return None
         _, receiver, number, index, parts = RECORD_HEADER.unpack_from(datagram)
         number -= index
         size = parts * body - TAG_SIZE
-        if index >= parts or parts > MOST_PARTS or number < 0 or not 0 < size <= min(len(out), MOST_BYTES - TAG_SIZE):
-            drops[NOT_AUTHENTIC] += 1
+        if index >= parts or not 2 <= parts <= MOST_PARTS or number < 0 or size > min(len(out), MOST_BYTES - TAG_SIZE):
+            drops["part of no record"] += 1
             return None
         if not self._replay.check(number):
             drops[REPLAYED] += 1
+            return None
+        if number > self._replay.highest + WINDOW:
+            drops["part too far ahead"] += 1
             return None
         key = receiver, number
         waiting = self._waiting.get(key)

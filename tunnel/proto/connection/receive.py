@@ -33,7 +33,7 @@ from tunnel.proto.connection.gather import StreamRun
 from tunnel.proto.connection.opening import Opener
 from tunnel.proto.connection.packets import PacketJoiner
 from tunnel.proto.connection.reassembly import RecordOpener
-from tunnel.proto.connection.records import PADDED, RECORD
+from tunnel.proto.connection.records import PADDED, RECORD, RECORD_HEADER_SIZE
 from tunnel.proto.connection.settling import settle
 from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.batch import nonce_of
@@ -87,9 +87,8 @@ class Receiver:
         keypair: Keypair | None = None
         index = -1
         at = 0  # in the plaintext buffer
-        run_first = run_count = 0  # consecutive packet numbers that opened
-        run_eliciting = False
-        opened = carried = 0  # packets, and those of them that carried an IP packet
+        run_first, run_count, run_eliciting = 0, 0, False  # consecutive packet numbers that opened
+        opened = carried = arrived = 0  # packets, those of them that carried an IP packet, and the bytes of all
         highest_before = known_highest = shared.replay.highest
         acted = False  # some frame other than probes arrived
         try:
@@ -112,7 +111,7 @@ class Receiver:
                 if keypair is None or (kind != TRANSPORT and kind != RECORD):
                     break
                 if kind == RECORD:
-                    if run_count and number != run_first + run_count:
+                    if run_count and (buffer[sealed] or number != run_first + run_count):  # a late part's record began before
                         self._note(run_first, run_count, run_eliciting, now)
                         known_highest = shared.replay.highest
                         run_count = 0
@@ -134,6 +133,8 @@ class Receiver:
                                 known_highest = shared.replay.highest
                             run_first, run_count, run_eliciting = first, count, eliciting
                         opened += count
+                        arrived += size + TAG_SIZE + count * (skip + RECORD_HEADER_SIZE)
+                        heard = keypair
                         acted |= active
                         at += size
                     continue
@@ -164,6 +165,8 @@ class Receiver:
                     run_count += count - 1
                     position += (count - 1) * stride
                 opened += count
+                arrived += stop - head + skip + (count - 1) * stride
+                heard = keypair
                 eliciting, active, whole = self._plaintexts(now, key, at, size, count, ecn)
                 run_eliciting |= eliciting
                 acted |= active
@@ -181,9 +184,8 @@ class Receiver:
             self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
         if opened:
             shared.packets_received += opened
-            shared.bytes_received += position - start
-            assert keypair is not None
-            self._heard(now, key, keypair, acted and shared.replay.highest > highest_before)
+            shared.bytes_received += arrived
+            self._heard(now, key, heard, acted and shared.replay.highest > highest_before)
         return position
 
     # 2
@@ -326,7 +328,7 @@ class Receiver:
         while at < end:
             kind = plain[at]
             if kind == Frame.PADDING:
-                at = end if not any(plain[at:end]) else at + 1
+                at = frames.skip_padding(plain, at, end)
                 continue
             if kind == Frame.PATH_CHALLENGE:
                 (_, data), at = _unpack(frames.PATH, plain, at, end)

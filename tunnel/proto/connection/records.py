@@ -41,19 +41,33 @@ def record_step(size: int) -> int:
 def split(datagrams: int, size: int, most: int) -> tuple[int, int]:
     """How many records of how many parts make the best of so many datagrams of `size` bytes.
 
-    `most` is how many parts the peer takes.  (0, 0) where records are of no use.  A record does not go beyond a kernel call.
+    `most` is how many parts the peer takes.  (0, 0) where records are of no use.  A record does not go beyond a kernel call, of
+    which the driver makes as few as it can, and equal ones.
     """
     most = min(most, MOST_PARTS, (MOST_BYTES - 1) // size)
     if datagrams < LEAST_PARTS or most < LEAST_PARTS:
         return 0, 0
-    call = min(datagrams, MAX_SEGMENTS, MAX_BURST // size)
-    parts = max(LEAST_PARTS, call // -(-call // most))
-    return datagrams // parts, parts
+    full = min(MAX_SEGMENTS, MAX_BURST // size)
+    calls = -(-datagrams // full)
+    call = datagrams // calls
+    if call < LEAST_PARTS:  # of large datagrams: what is over a full call waits
+        calls, call = 1, full
+    records = -(-call // most)
+    parts = call // records
+    if parts < LEAST_PARTS:  # by so small a `most` that one record more would leave too few for each
+        records, parts = call // most, most
+    return (calls * records, parts) if records else (0, 0)
 
 
 def copy_into(places: Iterable[memoryview], pieces: Iterable[memoryview]) -> None:
     """Copy as many pieces to places of the same sizes as the shorter of the two columns has."""
     run_through(map(_fill, places, repeat(_ALL), pieces))
+
+
+def bodies(buffer: memoryview, stride: int, skip: int) -> Column:
+    """What stands behind channel and header of every whole datagram of `stride` bytes in `buffer`, each a part of a record."""
+    head = skip + RECORD_HEADER_SIZE
+    return [buffer[at + head : at + stride] for at in range(0, len(buffer) - stride + 1, stride)]
 
 
 class Whole:

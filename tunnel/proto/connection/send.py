@@ -230,17 +230,17 @@ class Sender:
         count = -(-length // step)
         run = BulkRun(stream, offset, length, step, fin)
         keypair, number = shared.keys.current, shared.next_number
+        last = mtu - (count * step - length)
+        at = position + (count - 1) * mtu + last
+        self._count(count, at - position)  # before sealing: whatever happens there, no number is sealed under twice
         if records:
             self._sealer.records(keypair, number, prefix, view, mtu, position, run, records, parts)
         else:
             self._sealer.packets(keypair, number, prefix, view, mtu, position, run, count)
-        last = mtu - (count * step - length)
-        at = position + (count - 1) * mtu + last
         stream.mark_sent(offset, length, fin, new)
         scheduler.charge(stream, length)
         if self._datagrams_ahead:
             self._datagrams_ahead = max(0, self._datagrams_ahead - length)
-        self._count(count, at - position)
         self._account(now, path, count, mtu, last, run, eliciting=True)
         return at
 

@@ -28,6 +28,8 @@ ACK_SHARE: Final = 8  # of what our socket holds may wait for an ACK: the peer h
 #: 1,000, and where more are lost there are hardly any records.
 RECORDS_AFTER: Final = 4_096
 
+RECORDS_AFTER_KEYS: Final = 64  # datagrams: who answers a handshake learns by a packet, not by parts, that its key is used
+
 
 class Control:
     """Frames that must arrive and carry no stream bytes: what is to be said, not its bytes, so that it is said as of now."""
@@ -100,7 +102,7 @@ class Shared:
 
     def settled(self, stream: SendStream) -> None:
         """Bytes of `stream` were acknowledged: its writer may go on."""
-        if stream.wants_space or stream.is_done:
+        if (stream.wants_space and not stream.is_half_full) or stream.is_done:
             stream.wants_space = False
             self.events.append(StreamWritable(stream.stream_id))
         if stream.is_done:

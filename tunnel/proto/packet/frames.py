@@ -5,6 +5,7 @@ Layouts are docs/protocol.md §4.  Every decoder takes `(buffer, position, end)`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct
@@ -59,6 +60,7 @@ HEADER_AND_STREAM: Final = Struct(">5sQ5sQH")
 #: The same with a DATAGRAM: ..., frame type, flow, datagram id, fragment index, fragment count, length.
 HEADER_AND_DATAGRAM: Final = Struct(">BIQBIHBBH")
 
+_NOT_PADDING = re.compile(rb"[^\0]")
 _ACK_HEAD = Struct(">BHBQI")  # type, delay in ACK_DELAY_UNIT, further ranges, largest, packets below it in the first range
 _ACK_RANGE = Struct(">II")  # packets missing before this range, packets in it
 ACK_DELAY_UNIT: Final = 16e-6  # seconds; 16 bits of it reach a second
@@ -116,6 +118,12 @@ def decode_ack(buffer: Buffer, position: int, end: int) -> tuple[list[tuple[int,
             raise MalformedPacket("ACK: a range is empty, touches its neighbour or falls below zero")
         ranges.append((low, high))
     return ranges, units * ACK_DELAY_UNIT, after
+
+
+def skip_padding(plain: memoryview, at: int, end: int) -> int:
+    """Where the first byte stands that is no PADDING; `end` if none does."""
+    found = _NOT_PADDING.search(plain, at, end)
+    return end if found is None else found.start()
 
 
 def encode_close(code: int, text: str) -> bytes:

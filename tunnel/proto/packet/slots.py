@@ -4,7 +4,8 @@ sealing it, and columns are what crypto/batch.py walks.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, TAG_SIZE
 
@@ -15,6 +16,7 @@ MAX_PLAINS: Final = 2 * MAX_SEGMENTS  # plaintexts side by side: as many datagra
 
 Column: TypeAlias = list[memoryview]
 K = TypeVar("K")
+T = TypeVar("T")
 
 
 class Slots(NamedTuple):
@@ -108,35 +110,37 @@ class Cells(NamedTuple):
     sealed: Column
 
 
-class CellCutter:
-    """Cuts received buffers.
+def cells(buffer: memoryview, stride: int, skip: int) -> Cells:
+    """Every whole datagram of `stride` bytes in `buffer`, with `skip` bytes of channel prefix in front of each."""
+    starts = range(0, len(buffer) - stride + 1, stride)
+    head = skip + HEADER_SIZE
+    return Cells(
+        [buffer[at : at + skip] for at in starts] if skip else [],
+        [buffer[at + skip : at + head] for at in starts],
+        [buffer[at + head : at + stride] for at in starts],
+    )
+
+
+class Kept(Generic[T]):
+    """What received buffers were cut into, by a function such as cells().
 
     A socket hands out the same view, the very object, whenever it has received into the same place: then nothing is cut anew.
     """
 
-    __slots__ = ("_header", "_known")
+    __slots__ = ("_cut", "_known")
 
-    def __init__(self, header: int = HEADER_SIZE) -> None:
-        """`header` is the bytes of a datagram's header."""
-        self._header = header
+    def __init__(self, cut: Callable[[memoryview, int, int], T]) -> None:
+        self._cut = cut
         #: By the view's id, which is its own as long as the value holds it.
-        self._known: dict[tuple[int, int, int], tuple[memoryview, Cells]] = {}
+        self._known: dict[tuple[int, int, int], tuple[memoryview, T]] = {}
 
-    def of(self, buffer: memoryview, stride: int, skip: int) -> Cells:
-        """Of every whole datagram of `stride` bytes in `buffer`, with `skip` bytes of channel prefix in front of each."""
+    def of(self, buffer: memoryview, stride: int, skip: int) -> T:
         shape = (id(buffer), stride, skip)
         found = self._known.pop(shape, None)
         if found is None:
             if len(self._known) >= MAX_BUFFERS:
                 del self._known[next(iter(self._known))]  # what was not asked for the longest
-            starts = range(0, len(buffer) - stride + 1, stride)
-            head = skip + self._header
-            cells = Cells(
-                [buffer[at : at + skip] for at in starts],
-                [buffer[at + skip : at + head] for at in starts],
-                [buffer[at + head : at + stride] for at in starts],
-            )
-            found = (buffer, cells)
+            found = (buffer, self._cut(buffer, stride, skip))
         self._known[shape] = found
         return found[1]
 

@@ -70,6 +70,11 @@ class SendStream:
         size = len(self._ring)
         return size - (self.written - self.base) > size // 4
 
+    @property
+    def is_half_full(self) -> bool:
+        """Less than half of the ring is free: who met it full waits, and then fills much at once."""
+        return 2 * (self.written - self.base) > len(self._ring)
+
     def space(self, ring_limit: int) -> memoryview:
         """Free contiguous room to read a local socket into; grows the ring up to `ring_limit` bytes.  May be empty."""
         if self.finished or self.reset_code is not None:

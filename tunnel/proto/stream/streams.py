@@ -17,8 +17,11 @@ QUANTUM: Final = 32 * 1024  # bytes a stream may send before the next one's turn
 #: The same on a fast path: nearly a full GSO burst, of 43 datagrams of 1,472 bytes.  Rather less than more, as what a turn has
 #: left after a full burst leaves as a short one, which costs as many calls.
 LARGEST_QUANTUM: Final = 122 * 1024
+LEAST_TURN: Final = (
+    8 * 1024
+)  # bytes: the rest of a turn that is less is added to the next, as a short burst costs like a full one
 LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
-RINGS_IN_ALL: Final = 8 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
+RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
 
 class StreamLimitError(TunnelError):
@@ -62,7 +65,7 @@ class Scheduler:
                 return None
             stream = queue[0]
             if stream.has_work(may_send_new):
-                if self._credit[stream.stream_id] > 0:
+                if self._credit[stream.stream_id] >= LEAST_TURN:
                     return stream
                 self._credit[stream.stream_id] += self.quantum
                 queue.popleft()
