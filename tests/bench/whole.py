@@ -2,7 +2,8 @@
 
 Two namespaces joined by a veth of MTU 1500, both ends and the load on this machine.  What counts are the ratios, as medians of
 interleaved runs; nothing here asserts a time.  `--ordinary` runs ptunnel without privileges and with the kernel's default
-limit of 212,992 bytes for socket buffers (needs root to set that limit, and sets it back).
+limit of 212,992 bytes for socket buffers (needs root to set that limit, and sets it back).  `--no-gso` has ptunnel believe that
+the kernel knows neither UDP_SEGMENT nor UDP_GRO.
 """
 
 from __future__ import annotations
@@ -32,13 +33,30 @@ IPERF, ECHO = 5201, 5300
 SECONDS = 2
 RMEM = Path("/proc/sys/net/core/rmem_max")
 TICKS = os.sysconf("SC_CLK_TCK")
+#: A sitecustomize that refuses UDP_SEGMENT and UDP_GRO as an old kernel does.
+NO_GSO = """
+import errno, socket
+
+def setsockopt(self, level, option, *value):
+    if level == 17 and option in (103, 104):
+        raise OSError(errno.ENOPROTOOPT, "not in this bench")
+    return super(socket.socket, self).setsockopt(level, option, *value)
+
+socket.socket.setsockopt = setsockopt
+"""
 
 
 class Desk(Lab):
     """A laboratory of two hosts only."""
 
-    def __init__(self, folder: Path, shape: Shape = Shape(), *, ordinary: bool = False) -> None:  # noqa: B008
+    def __init__(self, folder: Path, shape: Shape = Shape(), *, ordinary: bool = False, no_gso: bool = False) -> None:  # noqa: B008
         super().__init__(folder, hops=0)
+        self.variables: dict[str, str] = {}  # for ptunnel's environment
+        if no_gso:
+            custom = folder / "no-gso"
+            custom.mkdir()
+            (custom / "sitecustomize.py").write_text(NO_GSO, encoding="ascii")
+            self.variables["PYTHONPATH"] = str(custom)
         self.a, self.b = self._namespace("a"), self._namespace("b")
         self._cable(self.a, "eth0", self.b, "eth0", shape)
         self.a.ip(f"addr add {A}/24 dev eth0\nlink set eth0 up")
@@ -154,18 +172,18 @@ class Tunnel:
     def __init__(self, desk: Desk, tag: str, path: str, forwards: dict[int, int]) -> None:
         self.path = path
         port = 24_531 if path == "auto" else 24_541
-        self.server = Ptunnel(desk, desk.a, f"serve-{tag}", "serve", "--listen", f"{A}:{port}")
+        variables = desk.variables
+        self.server = Ptunnel(desk, desk.a, f"serve-{tag}", "serve", "--listen", f"{A}:{port}", **variables)
         self.server.wait_event("listening")
         grants = [str(target) for target in forwards.values()] + [f"{target}/udp" for target in forwards.values()]
         server = f"{A}:{port}"
-        self.expose = Ptunnel(
-            desk, desk.a, f"expose-{tag}", "expose", *grants, "--server", server, "--path", path, "--name", f"home-{tag}"
-        )
+        words = [*grants, "--server", server, "--path", path, "--name", f"home-{tag}"]
+        self.expose = Ptunnel(desk, desk.a, f"expose-{tag}", "expose", *words, **variables)
         code = self.expose.wait_event("code")["code"]
         words = [word for here, there in forwards.items() for word in ("--forward", f"{here}:{there}/tcp+udp")]
         self.home = desk.folder / f"connect-{tag}"
         self.connect = Ptunnel(
-            desk, desk.b, f"connect-{tag}", "connect", "--server", server, "--path", path, *words, PTUNNEL_CODE=code
+            desk, desk.b, f"connect-{tag}", "connect", "--server", server, "--path", path, *words, PTUNNEL_CODE=code, **variables
         )
         self.connect.wait_event("forward")
         if path == "auto":
@@ -213,9 +231,9 @@ def default_socket_buffers(wanted: bool) -> Iterator[None]:
             RMEM.write_text(before, encoding="ascii")
 
 
-def measure(runs: int, folder: Path, ordinary: bool) -> dict[str, Any]:
+def measure(runs: int, folder: Path, ordinary: bool, no_gso: bool = False) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    with Desk(folder, ordinary=ordinary) as desk:
+    with Desk(folder, ordinary=ordinary, no_gso=no_gso) as desk:
         sshd = Sshd(desk, desk.a, address=A)
         Program(desk, desk.a, "iperf3", ["iperf3", "-s", "-p", str(IPERF)])
         echo = echo_server(desk.a, ECHO)
@@ -333,11 +351,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--ordinary", action="store_true")
+    parser.add_argument("--no-gso", action="store_true")
     parser.add_argument("--only", choices=["first", "throughput"])
     arguments = parser.parse_args()
     parts: list[Callable[[Path], dict[str, Any]]] = []
     if arguments.only != "first":
-        parts.append(lambda folder: measure(arguments.runs, folder, arguments.ordinary))
+        parts.append(lambda folder: measure(arguments.runs, folder, arguments.ordinary, arguments.no_gso))
     if arguments.only != "throughput":
         parts.append(lambda folder: first_byte(folder, arguments.runs))
     with default_socket_buffers(arguments.ordinary):

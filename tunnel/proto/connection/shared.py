@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import random
 
 
-ACK_SHARE: Final = 8  # of what our socket holds may wait for an ACK: the peer has no more in flight, and must not wait for us
+ACK_SHARE: Final = 3  # of what our socket holds may wait for an ACK: the peer has no more in flight, and must not wait for us
 
 #: Datagrams without a loss, before a record is sent: with 1 in 10,000 lost at random its parts, lost together, cost one more in
 #: 1,000, and where more are lost there are hardly any records.
