@@ -23,9 +23,14 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line[1:]) for line in lines]
 
 
-def traced_transfer(folder: Path, *, loss: float = 0.0, size: int = 400_000) -> list[list[dict[str, Any]]]:
-    """A transfer from `a` to `b`, closed by `a`; the records of both sides."""
-    pair = Pair(seed=3, relayed=False, loss=loss)
+def traced_transfer(
+    folder: Path, *, loss: float = 0.0, size: int = 400_000, delay: float = 0.010, warm: int = 0
+) -> list[list[dict[str, Any]]]:
+    """A transfer from `a` to `b`, closed by `a`, after one of `warm` bytes that is not traced; the records of both sides."""
+    pair = Pair(seed=3, relayed=False, loss=loss, delay=delay)
+    if warm:
+        pair.write_all("a", pair.a.open_stream(), bytes(warm))
+        pair.run(0.3)
     directory = QlogDirectory(folder)
     for number, connection in enumerate((pair.a, pair.b)):
         trace = directory.open(pair.now, peer="x", instance=number + 1, is_initiator=connection.is_initiator)
@@ -46,6 +51,24 @@ def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def numbers(events: list[dict[str, Any]]) -> list[int]:
     return [event["data"]["header"]["packet_number"] for event in events]
+
+
+def test_the_parts_of_a_record_are_packets_in_a_trace(tmp_path: Path) -> None:
+    size = 2_000_000
+    (_, *sent), (_, *received) = traced_transfer(tmp_path, size=size, delay=0.000_1, warm=12_000_000)
+    out = numbers(of(sent, "quic:packet_sent"))
+    assert out == list(range(out[0], out[0] + len(out)))
+    *arrived, _close = numbers(of(received, "quic:packet_received"))
+    probes = {n for n, event in zip(out, of(sent, "quic:packet_sent"), strict=True) if event["data"]["raw"]["length"] > 1472}
+    assert sorted({*arrived, *probes}) == out
+    carried = [
+        frame["length"]
+        for event in of(received, "quic:packet_received")
+        for frame in event["data"].get("frames", ())
+        if frame["frame_type"] == "stream" and frame["length"]
+    ]
+    assert 0.99 * size < sum(carried) <= size  # what shares a packet with other frames is not told
+    assert max(carried) > 20_000, "as records"
 
 
 def test_a_trace_has_every_packet_once_in_the_standard_words(tmp_path: Path) -> None:
