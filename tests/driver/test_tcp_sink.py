@@ -14,7 +14,7 @@ import trio.testing
 from tests.driver.fake_link import WINDOW, FakeStream, Half
 from tunnel.driver.stream import StreamCode
 from tunnel.forward.counters import ForwardCounters
-from tunnel.forward.tcp import IOV_MAX, SMALL, Relay, cut
+from tunnel.forward.tcp import IN_A_ROW, IOV_MAX, SMALL, Relay, cut
 
 
 @pytest.fixture
@@ -37,10 +37,13 @@ async def test_a_connection_alone_leaves_bulk_to_its_task(sockets: tuple[socket.
         one, other = (Relay(ours, FakeStream(Half(), Half()), counters) for _ in range(2))
         bulk = [memoryview(bytes(SMALL)), memoryview(b"x")]
         size = SMALL + 1
-        assert [one._take(bulk), one._take(bulk), one._take(bulk)] == [size, 0, 0]
-        assert [other._take(bulk), other._take(bulk), one._take(bulk), other._take(bulk)] == [size, 0, size, size]
-        assert theirs.recv(1 << 16) == (bytes(SMALL) + b"x") * 4
-        assert counters.tcp_straight == 4
+        turn = [size] * IN_A_ROW
+        assert [one._take(bulk) for _ in range(IN_A_ROW + 2)] == [*turn, 0, 0]
+        assert [other._take(bulk) for _ in range(IN_A_ROW + 1)] == [*turn, 0]
+        assert [one._take(bulk), other._take(bulk)] == [size, size]
+        assert [one._take(bulk) for _ in range(IN_A_ROW + 1)] == [*turn, 0]
+        assert counters.tcp_straight == 3 * IN_A_ROW + 2
+        assert theirs.recv(1 << 16) == (bytes(SMALL) + b"x") * counters.tcp_straight
         assert counters.tcp_small == 0
 
 
@@ -50,9 +53,10 @@ async def test_a_few_bytes_are_taken_always_and_change_no_turn(sockets: tuple[so
         counters = ForwardCounters()
         relay = Relay(ours, FakeStream(Half(), Half()), counters)
         key, bulk = [memoryview(b"key")], [memoryview(bytes(SMALL + 1))]
-        assert [relay._take(each) for each in (key, key, bulk, key, bulk)] == [3, 3, SMALL + 1, 3, 0]
-        assert theirs.recv(1 << 16) == b"keykey" + bytes(SMALL + 1) + b"key"
-        assert (counters.tcp_small, counters.tcp_straight) == (3, 1)
+        assert [relay._take(each) for each in (key, key, bulk, key)] == [3, 3, SMALL + 1, 3]
+        assert [relay._take(bulk) for _ in range(IN_A_ROW)] == [SMALL + 1] * (IN_A_ROW - 1) + [0]
+        assert theirs.recv(1 << 16) == b"keykey" + bytes(SMALL + 1) + b"key" + bytes(SMALL + 1) * (IN_A_ROW - 1)
+        assert (counters.tcp_small, counters.tcp_straight) == (3, IN_A_ROW)
 
 
 async def test_an_answer_that_is_there_already_leaves_before_the_task_has_its_turn(

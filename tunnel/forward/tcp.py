@@ -34,6 +34,7 @@ LINGER_RST: Final = struct.pack(
 NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # tcp(7); Windows has none
 HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")  # CPython on Windows has none
 IOV_MAX: Final = 1_024  # pieces in one sendmsg (limits.h of Linux; more fail with EMSGSIZE)
+IN_A_ROW: Final = 3  # batches: a turn of one stream fills two kernel calls, which may come one by one, and overlaps the next
 SMALL: Final = 1_000  # bytes that came alone: less than a full datagram, so no bulk, and somebody may wait for them
 
 REFUSALS: Final = {
@@ -75,6 +76,7 @@ class Relay:
 
     __slots__ = (
         "_counters",
+        "_in_a_row",
         "_is_reading",
         "_is_unwritable",
         "_nursery",
@@ -104,6 +106,7 @@ class Relay:
         self._read_error: OSError | None = None  # met by `_hear`
         self._write_error: OSError | None = None  # met by the sink
         self._straight = -1  # the counter of all, when this one last wrote straight
+        self._in_a_row = 0  # how often it did since another one did
         self._was_cut = False
 
     async def run(self, early: list[bytes]) -> None:
@@ -222,12 +225,15 @@ class Relay:
         """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error.
 
         One busy connection alone is better off with its task, which finds many batches at once and writes them in one call; so
-        of bulk this takes nothing until another connection had its turn.
+        of bulk this takes no more than a turn of the peer's brings, until another connection had its turn.
         """
         counters = self._counters
         is_small = len(pieces) == 1 and len(pieces[0]) <= SMALL
-        if not is_small and counters.tcp_straight == self._straight:
-            return 0
+        if not is_small:
+            if counters.tcp_straight != self._straight:
+                self._in_a_row = 0
+            elif self._in_a_row >= IN_A_ROW:
+                return 0
         try:
             count = self._sock.sendmsg(pieces if len(pieces) <= IOV_MAX else [b"".join(pieces)])
         except BlockingIOError:
@@ -242,6 +248,7 @@ class Relay:
         else:
             counters.tcp_straight += 1
             self._straight = counters.tcp_straight
+            self._in_a_row += 1
         return count
 
     def _hear(self) -> None:
