@@ -72,17 +72,15 @@ class StreamSealer:
     ) -> None:
         """So many records of so many parts, which the run fills to the last one."""
         stream, offset, length = run.stream, run.offset, parts * run.step
-        first = position // mtu
         ours = HEADER.pack(RECORD, keypair.remote_index, 0)[:-NUMBER_SIZE]
         sealer, seal = self._records, keypair.send.encrypt_into
+        first = position // mtu
         sealer.headers(view, mtu, prefix, first, ours, number, records, parts)
-        last = number + (records - 1) * parts
-        while number <= last:
-            kind = Frame.STREAM_FIN if run.fin and number == last else Frame.STREAM
+        for at in range(0, records * parts, parts):
+            is_last = at == (records - 1) * parts
+            kind = Frame.STREAM_FIN if run.fin and is_last else Frame.STREAM
             plain = sealer.plain(STREAM_SIZE + length, parts)
             STREAM.pack_into(plain, 0, kind, stream.stream_id, offset, length)
             stream.copy_to(plain, STREAM_SIZE, offset, length)
-            sealer.seal(seal, number, first, parts, plain)
-            number += parts
-            first += parts
+            sealer.seal(seal, number + at, first + at, parts, plain)
             offset += length

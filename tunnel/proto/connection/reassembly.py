@@ -66,7 +66,7 @@ class RecordOpener:
         self._replay = replay
         self._drops = drops
         self._bodies = Kept(bodies)
-        self._staging: Whole | None = None  # made when it is needed; joining anew had the kernel map pages each time
+        self._staging = Whole()  # joining anew had the kernel map pages each time
         self._waiting: dict[tuple[int, int], _Waiting] = {}  # by receiver index and number, the oldest first
 
     def take(
@@ -84,8 +84,6 @@ class RecordOpener:
             cell, head = position // stride, position + skip
             header = buffer[head : head + RECORD_HEADER_SIZE]
             _, receiver, number, _, _ = RECORD_HEADER.unpack(header)
-            if self._staging is None:
-                self._staging = Whole()
             copy_into(self._staging.pieces(body), self._bodies.of(buffer, stride, skip)[cell : cell + parts])
             with suppress(InvalidTag):
                 unseal(nonce_of(number), self._staging.whole[: parts * body], header, out[:size])

@@ -32,7 +32,7 @@ from tunnel.proto.connection.events import (
 from tunnel.proto.connection.gather import StreamRun
 from tunnel.proto.connection.opening import Opener
 from tunnel.proto.connection.packets import PacketJoiner
-from tunnel.proto.connection.reassembly import RecordOpener
+from tunnel.proto.connection.reassembly import NOT_AUTHENTIC, REPLAYED, RecordOpener
 from tunnel.proto.connection.records import PADDED, RECORD, RECORD_HEADER_SIZE
 from tunnel.proto.connection.settling import settle
 from tunnel.proto.connection.shared import Shared
@@ -146,7 +146,7 @@ class Receiver:
                 try:
                     unseal(nonce_of(number), buffer[sealed:stop], buffer[head:sealed], plain[at : at + size])
                 except InvalidTag:
-                    shared.drops["does not authenticate"] += 1
+                    shared.drops[NOT_AUTHENTIC] += 1
                     continue
                 if number == run_first + run_count and run_count and number > known_highest:
                     run_count += 1
@@ -155,7 +155,7 @@ class Receiver:
                         self._note(run_first, run_count, run_eliciting, now)
                         known_highest = shared.replay.highest
                     if not shared.replay.check(number):
-                        shared.drops["replayed"] += 1
+                        shared.drops[REPLAYED] += 1
                         run_count = 0
                         continue
                     run_first, run_count, run_eliciting = number, 1, False

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from itertools import chain, repeat
 from operator import setitem
 from struct import Struct
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 from tunnel.proto.crypto.batch import Crypt, nonce_of, run_through
-from tunnel.proto.packet.header import CALL_ROOM, MAX_BURST, MAX_SEGMENTS, TAG_SIZE
-from tunnel.proto.packet.slots import Column
+from tunnel.proto.packet.header import TAG_SIZE, segments_a_call
+from tunnel.proto.packet.slots import Column, SlotCutter, Slots
 
 RECORD: Final = 0x81
 RECORD_HEADER: Final = Struct(">BIQBB")  # type, receiver index, sequence number, index of the part, parts in all
@@ -47,7 +47,7 @@ def split(datagrams: int, size: int, most: int) -> tuple[int, int]:
     most = min(most, MOST_PARTS, (MOST_BYTES - 1) // size)
     if datagrams < LEAST_PARTS or most < LEAST_PARTS:
         return 0, 0
-    full = min(MAX_SEGMENTS, MAX_BURST // size)
+    full = segments_a_call(size)
     calls = -(-datagrams // full)
     call = datagrams // calls
     if call < LEAST_PARTS:  # of large datagrams: what is over a full call waits
@@ -71,59 +71,35 @@ def bodies(buffer: memoryview, stride: int, skip: int) -> Column:
 
 
 class Whole:
-    """A buffer where a record lies in one piece, `whole`, cut into its parts' bodies."""
+    """A buffer where a record lies in one piece, `whole`, cut into its parts' bodies.  Most connections never need it."""
 
     __slots__ = ("_body", "_pieces", "whole")
 
     def __init__(self) -> None:
-        self.whole = memoryview(bytearray(MOST_BYTES))
+        self.whole = memoryview(b"")
         self._body = 0
         self._pieces: Column = []
 
     def pieces(self, body: int) -> Column:
         """Of `body` bytes each, as many as a record may have."""
         if body != self._body:
+            if not self._body:
+                self.whole = memoryview(bytearray(MOST_BYTES))
             self._body = body
             self._pieces = [self.whole[at : at + body] for at in range(0, body * min(MOST_PARTS, MOST_BYTES // body), body)]
         return self._pieces
 
 
-class _Places(NamedTuple):
-    """The parts of a burst of records, from the buffer's start on: channel prefix, header, body."""
-
-    whole: Column
-    header: Column
-    body: Column
-
-
 class RecordSealer:
     """Seals records into the caller's buffer, by way of one of its own, where the record lies in one piece."""
 
-    __slots__ = ("_buffer", "_pieces", "_places", "_shape", "_staging")
+    __slots__ = ("_cutter", "_pieces", "_slots", "_staging")
 
     def __init__(self) -> None:
-        self._staging: Whole | None = None  # most connections never need it
-        self._buffer: object = None
-        self._shape = (0, 0)
-        self._places = _Places([], [], [])
+        self._staging = Whole()
         self._pieces: Column = []
-
-    def _cut(self, buffer: memoryview, size: int, skip: int) -> _Places:
-        shape = (size, skip)
-        if buffer.obj is not self._buffer or shape != self._shape:
-            self._buffer, self._shape = buffer.obj, shape
-            calls = max(1, len(buffer) // CALL_ROOM)
-            starts = range(0, size * calls * min(MAX_SEGMENTS, MAX_BURST // size), size)
-            head = skip + RECORD_HEADER_SIZE
-            self._places = _Places(
-                [buffer[at : at + size] for at in starts],
-                [buffer[at + skip : at + head] for at in starts],
-                [buffer[at + head : at + size] for at in starts],
-            )
-            if self._staging is None:
-                self._staging = Whole()
-            self._pieces = self._staging.pieces(size - head)
-        return self._places
+        self._cutter = SlotCutter(RECORD_HEADER_SIZE)
+        self._slots = Slots([], [], [], [], [])
 
     def headers(
         self, buffer: memoryview, size: int, prefix: bytes, first: int, ours: bytes, number: int, records: int, parts: int
@@ -133,14 +109,15 @@ class RecordSealer:
         The burst's datagrams are `size` bytes each, prefix included; the records' begin with the one numbered `first`, whose
         sequence number is `number`.
         """
-        count = records * parts
-        places = self._cut(buffer, size, len(prefix)).whole[first : first + count]
+        skip, count = len(prefix), records * parts
+        self._pieces = self._staging.pieces(size - skip - RECORD_HEADER_SIZE)
+        self._slots = slots = self._cutter.of(buffer, size, skip, 0)
+        places = slots.whole[first : first + count]
         if prefix:
-            for place in places:
-                place[: len(prefix)] = prefix
+            slots.part(first, count).put_prefix(prefix)
         numbers = range(number, number + count)
         indices = chain.from_iterable(repeat(range(parts), records))
-        run_through(map(_PART.pack_into, places, repeat(len(prefix)), repeat(ours), numbers, indices, repeat(parts)))
+        run_through(map(_PART.pack_into, places, repeat(skip), repeat(ours), numbers, indices, repeat(parts)))
 
     def plain(self, used: int, parts: int) -> memoryview:
         """Where the frames of the next record belong, `used` bytes of them; what is left over is PADDING now.
@@ -148,7 +125,6 @@ class RecordSealer:
         Call headers() before.
         """
         size = parts * len(self._pieces[0]) - TAG_SIZE
-        assert self._staging is not None
         plain = self._staging.whole[:size]
         if used < size:
             plain[used:] = bytes(size - used)
@@ -156,6 +132,5 @@ class RecordSealer:
 
     def seal(self, seal: Crypt, number: int, first: int, parts: int, plain: memoryview) -> None:
         """Seal `plain`, which came from plain(), as the record with that number, whose parts begin with the one at `first`."""
-        assert self._staging is not None
-        seal(nonce_of(number), plain, self._places.header[first], self._staging.whole[: len(plain) + TAG_SIZE])
-        copy_into(self._places.body[first : first + parts], self._pieces)
+        seal(nonce_of(number), plain, self._slots.header[first], self._staging.whole[: len(plain) + TAG_SIZE])
+        copy_into(self._slots.sealed[first : first + parts], self._pieces)

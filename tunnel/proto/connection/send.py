@@ -26,11 +26,10 @@ from tunnel.proto.packet.header import (
     CALL_ROOM,
     HEADER,
     HEADER_SIZE,
-    MAX_BURST,
-    MAX_SEGMENTS,
     SMALLEST_PROBE,
     TAG_SIZE,
     TRANSPORT,
+    segments_a_call,
 )
 from tunnel.proto.recovery.sent import SentBurst
 from tunnel.proto.stream.streams import CONTROL_STREAM, QUANTUM
@@ -162,7 +161,7 @@ class Sender:
             return Transmit(path.key.socket_id, path.key.remote, size, view[:size]) if size else None
 
         position = 0
-        segments = min(room // mtu, len(view) // CALL_ROOM * min(MAX_SEGMENTS, MAX_BURST // mtu))
+        segments = min(room // mtu, len(view) // CALL_ROOM * segments_a_call(mtu))
         if ack_due or shared.control or shared.acks.owes:
             position = self._mixed(now, path, view, 0, may_send=True)
             if position != mtu or segments == 1:

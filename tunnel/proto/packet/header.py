@@ -25,6 +25,12 @@ MAX_SEGMENTS: Final = 64  # datagrams in one GSO call (UDP_MAX_SEGMENTS of older
 MAX_BURST: Final = 65_507  # bytes in one GSO call: the largest IPv4 UDP payload
 CALL_ROOM: Final = 65_536  # bytes of a buffer for that; one with room for several calls is filled for several
 
+
+def segments_a_call(size: int) -> int:
+    """How many datagrams of `size` bytes one GSO call takes."""
+    return min(MAX_SEGMENTS, MAX_BURST // size)
+
+
 SMALLEST_PROBE: Final = 28  # bytes of frames in a probe: what is sent looks no different from a small packet
 
 NONCE_PREFIX: Final = bytes(4)  # of a nonce, before the sequence number: together that is the number in 96 bits

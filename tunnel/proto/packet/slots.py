@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_BURST, MAX_SEGMENTS, TAG_SIZE
+from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE, segments_a_call
 
 MAX_SHAPES: Final = 8  # shapes remembered: flows with other segment sizes, or other options of TCP, take turns
 MAX_BUFFERS: Final = 24  # received buffers remembered, at most 50 KB of views each: one socket's differ only in where they end
@@ -49,9 +49,11 @@ class Slots(NamedTuple):
 class SlotCutter:
     """Cuts one buffer into slots, for the segment size that was asked for last."""
 
-    __slots__ = ("_buffer", "_shape", "_slots")
+    __slots__ = ("_buffer", "_header", "_shape", "_slots")
 
-    def __init__(self) -> None:
+    def __init__(self, header: int = HEADER_SIZE) -> None:
+        """`header` is the bytes of a datagram's header."""
+        self._header = header
         self._buffer: object = None
         self._shape = (0, 0, 0)
         self._slots = Slots([], [], [], [], [])
@@ -66,8 +68,8 @@ class SlotCutter:
         if buffer.obj is not self._buffer or shape != self._shape:
             self._buffer, self._shape = buffer.obj, shape
             calls = max(1, len(buffer) // CALL_ROOM)
-            starts = range(0, size * calls * min(MAX_SEGMENTS, MAX_BURST // size), size)
-            frame = prefix + HEADER_SIZE
+            starts = range(0, size * calls * segments_a_call(size), size)
+            frame = prefix + self._header
             self._slots = Slots(
                 [buffer[at : at + size] for at in starts],
                 [buffer[at + prefix : at + frame] for at in starts],

@@ -1,9 +1,9 @@
 """BBRv3 (draft-ietf-ccwg-bbr): a model of the path, its rate and its round trip, says how fast and how much to send.
 
-Section numbers are the draft's.  It differs in five things, argued in docs/decisions/congestion-control.md: loss that
+Section numbers are the draft's.  It differs in six things, argued in docs/decisions/congestion-control.md: loss that
 is no sign of a queue is compensated instead of obeyed (see background.py); all is counted per ACK and burst, never per
-packet; a round trip as short as the shortest one puts off PROBE_RTT; PROBE_UP ends when a queue shows; and the window
-is large enough for a queue that others keep standing.
+packet; a round trip as short as the shortest one puts off PROBE_RTT; PROBE_UP ends when a queue shows; cruising
+yields to a queue that grows meanwhile; and the window is large enough for a queue that others keep standing.
 
 Long because it is one machine whose parts all look at the same model, kept in the draft's order.
 """
