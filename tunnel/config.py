@@ -76,12 +76,26 @@ class Settings:
         return make_tls_options(self.tls_port, self.tls_fingerprint)
 
     @property
+    def wants_port_mapping(self) -> bool:
+        return self.portmap == "on"
+
+    @property
+    def access_token_bytes(self) -> bytes:
+        return (self.access_token or "").encode()
+
+    @property
     def given_server(self) -> str | None:
         return self.server if self.is_server_given else None
 
 
-def load(file: Mapping[str, Any], environ: Mapping[str, str], **flags: str | None) -> Settings:
-    """Raises ConfigurationError, naming where the bad value stands."""
+def load(
+    file: Mapping[str, Any], environ: Mapping[str, str], *, prefix: str = "--", tls: TlsOptions | None = None, **flags: str | None
+) -> Settings:
+    """The only place where settings are resolved: the command line and the library both ask here.
+
+    `prefix` says how a flag is called in sentences: "--" on a command line, "" as an argument of the library.  `tls` goes before
+    everything that is said elsewhere about TLS.  Raises ConfigurationError, naming where the bad value stands.
+    """
     for key in file:
         if key not in IN_FILE:
             known = ", ".join(sorted(IN_FILE))
@@ -97,8 +111,11 @@ def load(file: Mapping[str, Any], environ: Mapping[str, str], **flags: str | Non
             chosen[key], places[key] = environ[variable], variable
     for key, flag in flags.items():
         if flag is not None:
-            chosen[key], places[key] = flag, f"--{key.replace('_', '-')}"
-    settings = Settings(**chosen, is_server_given=places.get("server") == "--server")
+            chosen[key], places[key] = flag, prefix + (key.replace("_", "-") if prefix else key)
+    settings = Settings(**chosen, is_server_given=flags.get("server") is not None)
+    if tls is not None:
+        port = "off" if tls.port is None else str(tls.port)
+        settings = replace(settings, tls_port=port, tls_fingerprint=tls.fingerprint)
     options = make_tls_options(settings.tls_port, settings.tls_fingerprint, places)
     if settings.server is not None:
         parse_server(settings.server, places["server"])

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.style.source import ROOT, project_files
+from tests.style.source import ROOT, modules, project_files
+from tunnel import config
 from tunnel.cli import main as cli
+from tunnel.config import Settings
 from tunnel.proto.connection import events
 from tunnel.proto.crypto import cookie, handshake
 from tunnel.proto.endpoint import peering
@@ -188,6 +190,26 @@ def test_exit_codes_and_commands_of_the_readme() -> None:
     assert written == printed
     assert {code for _kind, code, _name in cli.TABLE} <= set(printed)
     assert set(re.findall(r"^\| `ptunnel (\w+)", text, re.MULTILINE)) == set(cli.COMMANDS)
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize("where", ["README.md", "--help"])
+def test_every_setting_variable_and_event_is_listed(where: str) -> None:
+    text = read(where) if where.endswith(".md") else cli.PAGE + cli.REFERENCE
+    variables = {*config.VARIABLES.values(), "PTUNNEL_HOME"}
+    assert set(re.findall(r"\bPTUNNEL_[A-Z_]+\b", text)) == variables
+    settings = re.search(r"config\.toml[^;:]*? may hold(.*?)(?:\.|PTUNNEL)", text, re.DOTALL)
+    assert settings is not None
+    assert words_of(settings[1]) - {"and"} >= config.IN_FILE
+    assert words_of(settings[1]) & set(Settings.__dataclass_fields__) == config.IN_FILE
+    listed = re.search(r"`event`\s+first(.*?)(?:\n\n|\n`serve`|People are)", text, re.DOTALL)
+    assert listed is not None
+    source = "".join(module.text for module in modules() if module.name != "tunnel.control.messages")
+    emitted = {*re.findall(r'"event": "(\w+)"', source), "error"} - {"done", "closing"}  # what ends a request, and no reader sees
+    assert emitted <= words_of(listed[1])
 
 
 def commands(name: str) -> list[str]:

@@ -16,7 +16,7 @@ BASE = {"units", "errors"}
 ARROWS: dict[str, set[str]] = {
     "": {"api", "config", "driver", "forward", *BASE},  # tunnel/__init__.py: the public API, re-exported
     "__main__": {"cli"},
-    "api": {"driver", "state", "host", "config", "proto.pairing", "proto.lan", "forward", "tun", *BASE},
+    "api": {"driver", "state", "host", "config", "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *BASE},
     "cli": {"api", "forward", "control", "driver", "state", "telemetry", "config", *BASE},
     "control": {"driver", *BASE},
     "forward": {"driver", "tun", "proto.ip", "proto.lan", *BASE},

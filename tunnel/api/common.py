@@ -10,22 +10,13 @@ import trio
 
 from tunnel.driver.events import Event
 from tunnel.driver.link import Link
-from tunnel.errors import ConfigurationError
 
 OnEvent: TypeAlias = Callable[[Event], None]
 LinkHandler: TypeAlias = Callable[[Link], Awaitable[None]]
 #: Arguments of EndpointDriver that tests replace: opener, bind, hosts, clock.
 Seams: TypeAlias = "dict[str, Any] | None"
 
-PATHS: Final = ("auto", "direct", "relay")
 SERVER_PATIENCE: Final = 10.0  # seconds for a server to answer for the first time; later silence is waited out
-
-
-def check_path(path: str) -> str:
-    """Raises ConfigurationError."""
-    if path not in PATHS:
-        raise ConfigurationError(f"{path!r} is not a path: choose auto, direct or relay.")
-    return path
 
 
 def uses_own_network(seams: Seams) -> bool:

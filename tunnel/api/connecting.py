@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
@@ -63,7 +63,7 @@ async def connect(
     peer: str | None = None,
     server: str | None = None,
     home: Path | str | None = None,
-    path: str = "auto",
+    path: str | None = None,
     name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
@@ -78,41 +78,42 @@ async def connect(
     `server` is host or host:port; None means the remembered peer's, else the one configured.  `home` None means PTUNNEL_HOME.
     `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
-    `portmap`: ask the router to forward a port while this runs; None means as configured.
-    `tls`: how servers are reached where UDP is blocked, unless their word says; None means as configured.
+    `portmap`: ask the router to forward a port while this runs.
+    `tls`: how servers are reached where UDP is blocked, unless their word says.
+    What is None is as the environment and config.toml say.
     A remembered peer that is not there is waited for: time-outs belong to the caller, around the entry.
     Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
     """
-    check_path(path)
 
     def not_saved(text: str) -> None:
         if on_event is not None:
             on_event(Trouble(code="not_saved", message=text))
 
-    store = HomeStore(home, not_saved)
+    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls)
+    settings = store.settings
     if code is not None:
         parse_code(code)
     target: KnownPeer | None = store.choose(peer) if code is None else None
     expected: KnownPeer | None = None
     if code is not None and peer is not None and find(store.home.peers(), peer) is not None:
         expected = store.choose(peer)
-    rendezvous = server or (target.server if target is not None else None) or store.server(None)
+    rendezvous = settings.given_server or (target.server if target is not None else None) or settings.server
     if rendezvous is None:
         raise ConfigurationError("No server is configured: name the one that 'ptunnel expose' printed, with --server HOST:PORT.")
     waiting = _Connecting(on_event)
     ways = WayKeeper(store.home)
     driver = EndpointDriver(
         static_key=store.home.identity(),
-        name=store.name(name),
+        name=store.name(),
         peers=store.load(),
         store=store,
-        path=path,
-        access_token=store.access_token(),
+        path=settings.path,
+        access_token=settings.access_token_bytes,
         on_event=waiting.handle_event,
         on_link=waiting.handle_link,
-        traces=traces,
-        port_mapping=uses_own_network(seams) and store.wants_port_mapping(portmap),
-        tls=store.tls(tls),
+        traces=store.traces(traces),
+        port_mapping=uses_own_network(seams) and settings.wants_port_mapping,
+        tls=settings.tls,
         memory=ways,
         **(seams or {}),
     )

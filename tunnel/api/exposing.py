@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, check_path, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
 from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
@@ -117,7 +117,7 @@ async def expose(
     home: Path | str | None = None,
     keep: bool = False,
     to: Sequence[str] = (),
-    path: str = "auto",
+    path: str | None = None,
     name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
@@ -133,19 +133,20 @@ async def expose(
     With no server configured one is embedded for our own codes only; the Listening event carries its address.
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
-    `portmap`: ask the router to forward a port while this runs, and one to the embedded server; None means as configured.
-    `tls`: how servers are reached where UDP is blocked, unless their word says; None means as configured.
+    `portmap`: ask the router to forward a port while this runs, and one to the embedded server.
+    `tls`: how servers are reached where UDP is blocked, unless their word says.
+    What is None is as the environment and config.toml say.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
-    check_path(path)
     wanted = GrantSet.parse(*grants)
 
     def not_saved(text: str) -> None:
         if on_event is not None:
             on_event(Trouble(code="not_saved", message=text))
 
-    store = HomeStore(home, not_saved)
-    maps_ports = uses_own_network(seams) and store.wants_port_mapping(portmap)
+    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls)
+    settings = store.settings
+    maps_ports = uses_own_network(seams) and settings.wants_port_mapping
     wants_code = bool(len(wanted)) and not to
     if to:
         if not len(wanted):
@@ -161,7 +162,7 @@ async def expose(
         with single_error():
             async with trio.open_nursery() as nursery:
                 exposure = Exposure(nursery, store, handler or _serve_forwards, on_event)
-                rendezvous = store.server(server)
+                rendezvous = settings.server
                 ours = were_ours((peer.server for peer in peers), seams)
                 if rendezvous is None and (wants_code or ours):
                     rendezvous = await embed(nursery, seams, ours)
@@ -173,16 +174,16 @@ async def expose(
                     await map_server(nursery, exposure.set_public, rendezvous)
                 driver = exposure.driver = EndpointDriver(
                     static_key=store.home.identity(),
-                    name=store.name(name),
+                    name=store.name(),
                     peers=peers,
                     store=store,
-                    path=path,
-                    access_token=store.access_token(),
+                    path=settings.path,
+                    access_token=settings.access_token_bytes,
                     on_event=exposure.handle_event,
                     on_link=exposure.handle_link,
-                    traces=traces,
+                    traces=store.traces(traces),
                     port_mapping=maps_ports,
-                    tls=store.tls(tls),
+                    tls=settings.tls,
                     memory=ways,
                     **(seams or {}),
                 )

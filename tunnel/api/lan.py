@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, check_path, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, single_error, uses_own_network
 from tunnel.api.lan_plane import LanInterface, OpenInterface, Plane, interface_config, open_on_host, require_host_interface
 from tunnel.api.lan_room import LanMember, LanRoom
 from tunnel.api.servers import embed, map_server, resolve, were_ours
@@ -73,7 +73,7 @@ class Options:
 
     server: str | None
     home: Path | str | None
-    path: str
+    path: str | None
     member_name: str | None
     on_event: OnEvent | None
     interface: OpenInterface | None
@@ -92,7 +92,7 @@ async def create(
     to: Sequence[str] = (),
     server: str | None = None,
     home: Path | str | None = None,
-    path: str = "auto",
+    path: str | None = None,
     member_name: str | None = None,
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
@@ -111,7 +111,7 @@ async def create(
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     options = Options(
-        server=server, home=home, path=check_path(path), member_name=member_name, on_event=on_event, interface=interface,
+        server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
         routes=routes, traces=traces, portmap=portmap, tls=tls, seams=seams,
     )  # fmt: skip
     store = _open_store(options)
@@ -137,7 +137,7 @@ async def join(
     keep: bool = False,
     server: str | None = None,
     home: Path | str | None = None,
-    path: str = "auto",
+    path: str | None = None,
     member_name: str | None = None,
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
@@ -156,7 +156,7 @@ async def join(
     if sum(each is not None for each in (code, room, peer)) != 1:
         raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
     options = Options(
-        server=server, home=home, path=check_path(path), member_name=member_name, on_event=on_event, interface=interface,
+        server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
         routes=routes, traces=traces, portmap=portmap, tls=tls, seams=seams,
     )  # fmt: skip
     store = _open_store(options)
@@ -208,25 +208,28 @@ def _open_store(options: Options) -> HomeStore:
         if options.on_event is not None:
             options.on_event(Trouble(code="not_saved", message=text))
 
-    return HomeStore(options.home, not_saved)
+    return HomeStore(
+        options.home, not_saved, server=options.server, path=options.path, name=options.member_name, portmap=options.portmap,
+        tls=options.tls,
+    )  # fmt: skip
 
 
 @asynccontextmanager
 async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterator[LanRoom]:
-    seams = options.seams
-    maps_ports = uses_own_network(seams) and store.wants_port_mapping(options.portmap)
+    seams, settings = options.seams, store.settings
+    maps_ports = uses_own_network(seams) and settings.wants_port_mapping
     newcomers = NewcomerStore()
-    member_name = store.name(options.member_name or (entry.saved.member_name if entry.saved is not None else None))
+    member_name = store.name(entry.saved.member_name if entry.saved is not None else None)
     driver = EndpointDriver(
         static_key=store.home.identity(),
         name=member_name,
         peers=(),
         store=newcomers,
-        path=options.path,
-        access_token=store.access_token(),
-        traces=options.traces,
+        path=settings.path,
+        access_token=settings.access_token_bytes,
+        traces=store.traces(options.traces),
         port_mapping=maps_ports,
-        tls=store.tls(options.tls),
+        tls=settings.tls,
         **(seams or {}),
     )
     keeper = _Keeper(store, entry)
@@ -321,16 +324,15 @@ def _begin(driver: EndpointDriver, membership: Membership, entry: Entry) -> None
 
 async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, options: Options) -> tuple[str, bool]:
     """host:port, and whether it is embedded here.  Raises ConfigurationError."""
+    settings = store.settings
     known = entry.saved.server if entry.saved is not None else entry.peer.server if entry.peer is not None else None
     if not entry.makes:
-        found = options.server or known or store.server(None)
+        found = settings.given_server or known or settings.server
         if found is None:
-            raise ConfigurationError(
-                "No server is configured: name the one that 'ptunnel lan create' printed, with --server HOST:PORT."
-            )
+            raise ConfigurationError(NO_SERVER)
         return found, False
     ours = were_ours([known], options.seams)
-    found = options.server or (known if not ours else None) or store.server(None)
+    found = settings.given_server or (known if not ours else None) or settings.server
     if found is not None:
         return found, False
     embedded = await embed(nursery, options.seams, ours, has_guests=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams
-from tunnel.driver.endpoint import EndpointDriver, machine_hosts, parse_server
+from tunnel.config import DEFAULT_PORT, parse_server
+from tunnel.driver.endpoint import EndpointDriver, machine_hosts
 from tunnel.driver.events import Trouble
-from tunnel.driver.rendezvous import DEFAULT_PORT, RunningServer, ServerConfig, serve
+from tunnel.driver.rendezvous import RunningServer, ServerConfig, serve
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.host.interfaces import source_address
 from tunnel.units import Address
@@ -35,7 +37,7 @@ async def embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str], *, h
         await serve([("0.0.0.0", port)], config=own, task_status=task_status, **extra)
 
     for server in before:
-        host, port = parse_server(server)
+        host, port = parse_server(server, "server")
         if host in hosts:
             try:
                 await nursery.start(run, port)
@@ -63,7 +65,7 @@ async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], N
             set_public(str(external) if is_public else None)
         answered.set()
 
-    nursery.start_soon(PortMapKeeper(on_change=changed).run, (parse_server(server)[1],))
+    nursery.start_soon(PortMapKeeper(on_change=changed).run, (parse_server(server, "server")[1],))
     if is_behind_translator():
         with trio.move_on_after(MAPPING_PATIENCE):
             await answered.wait()
@@ -90,4 +92,9 @@ async def resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
 def were_ours(servers: Iterable[str | None], seams: Seams) -> list[str]:
     """Those that stood on this machine: embedded ones of an earlier run."""
     hosts = set((seams or {}).get("hosts", machine_hosts)())
-    return sorted({server for server in servers if server is not None and parse_server(server)[0] in hosts})
+    found = set()
+    for server in servers:
+        with suppress(ConfigurationError):  # remembered by an older version, which read anything
+            if server is not None and parse_server(server, "server")[0] in hosts:
+                found.add(server)
+    return sorted(found)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
-from tunnel.config import TlsOptions, make_tls_options
-from tunnel.driver.endpoint import KnownPeer
+from tunnel.config import TlsOptions, load
+from tunnel.driver.endpoint import KnownPeer, Traces
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.pairing.identity import sanitise_name
@@ -23,6 +23,7 @@ from tunnel.state.peers import Peer
 
 SEEN_AFTER: Final = 1.0  # seconds
 WATCH_INTERVAL: Final = 0.4  # seconds between looks at the peers' file: `peers forget` cuts live streams within one
+_ON_OR_OFF: Final = {None: None, True: "on", False: "off"}
 
 
 def known_peer(peer: Peer) -> KnownPeer:
@@ -32,11 +33,27 @@ def known_peer(peer: Peer) -> KnownPeer:
 class HomeStore:
     """A PeerStore on top of a Home."""
 
-    def __init__(self, home: Path | str | None, not_saved: Callable[[str], None]) -> None:
-        """`not_saved` is told, in one sentence, why a new peer will not be remembered."""
+    def __init__(
+        self,
+        home: Path | str | None,
+        not_saved: Callable[[str], None],
+        *,
+        server: str | None = None,
+        path: str | None = None,
+        name: str | None = None,
+        portmap: bool | None = None,
+        tls: TlsOptions | None = None,
+    ) -> None:
+        """`not_saved` is told, in one sentence, why a new peer will not be remembered.
+
+        The others are what the caller of the library has said; None: as the environment and config.toml say.
+        Raises ConfigurationError, StateError.
+        """
         self.not_saved = not_saved
         self.home = Home(home)
-        self.config = self.home.config()
+        given = {"server": server or None, "path": path, "name": name or None, "portmap": _ON_OR_OFF[portmap]}
+        self.settings = load(self.home.config(), os.environ, prefix="", tls=tls, **given)
+        self._given_name = name
         self._stamp = self.home.peers_stamp()
 
     def save(self, peer: KnownPeer) -> KnownPeer:
@@ -102,43 +119,14 @@ class HomeStore:
         names = ", ".join(peer.name for peer in peers[:10])
         raise ConfigurationError(f"Several peers are remembered: name one of {names}.")
 
-    def server(self, given: str | None) -> str | None:
-        """The server to use: the one given, PTUNNEL_SERVER, or the configured one."""
-        if given:
+    def name(self, remembered: str | None = None) -> str:
+        """How we introduce ourselves: as given, as we did before, as configured, or by this machine's name."""
+        return sanitise_name(self._given_name or remembered or self.settings.name or socket.gethostname())
+
+    def traces(self, given: Traces | None) -> Traces | None:
+        """Who listens to connections: as given, or a folder where one is configured.  Raises ConfigurationError."""
+        if given is not None or self.settings.qlog is None:
             return given
-        configured: Any = os.environ.get("PTUNNEL_SERVER") or self.config.get("server")
-        if configured is not None and not isinstance(configured, str):
-            raise ConfigurationError("config.toml: server is a text, HOST or HOST:PORT.")
-        return configured or None
+        from tunnel.telemetry.qlog import QlogDirectory
 
-    def access_token(self) -> bytes:
-        """PTUNNEL_ACCESS_TOKEN, or the configured one: for servers that let in only those who hold it."""
-        configured: Any = os.environ.get("PTUNNEL_ACCESS_TOKEN") or self.config.get("access_token") or ""
-        if not isinstance(configured, str):
-            raise ConfigurationError("config.toml: access_token is a text.")
-        return configured.encode()
-
-    def wants_port_mapping(self, given: bool | None) -> bool:
-        """As given, PTUNNEL_PORTMAP, or the configured one, `on` or `off`; on where nothing is said."""
-        if given is not None:
-            return given
-        configured: Any = os.environ.get("PTUNNEL_PORTMAP") or self.config.get("portmap") or "on"
-        if configured not in ("on", "off"):
-            raise ConfigurationError("PTUNNEL_PORTMAP and portmap in config.toml are on or off.")
-        return bool(configured == "on")
-
-    def tls(self, given: TlsOptions | None) -> TlsOptions:
-        """As given, else PTUNNEL_TLS_PORT and PTUNNEL_TLS_FINGERPRINT, or as configured.  Raises ConfigurationError."""
-        if given is not None:
-            return given
-        port: Any = os.environ.get("PTUNNEL_TLS_PORT") or self.config.get("tls_port")
-        fingerprint: Any = os.environ.get("PTUNNEL_TLS_FINGERPRINT") or self.config.get("tls_fingerprint")
-        if not all(each is None or isinstance(each, str) for each in (port, fingerprint)):
-            raise ConfigurationError("config.toml: tls_port and tls_fingerprint are texts.")
-        places = {"tls_port": "PTUNNEL_TLS_PORT or tls_port", "tls_fingerprint": "PTUNNEL_TLS_FINGERPRINT or tls_fingerprint"}
-        return make_tls_options(port, fingerprint, places)
-
-    def name(self, given: str | None) -> str:
-        """How we introduce ourselves."""
-        configured = given or self.config.get("name")
-        return sanitise_name(configured if isinstance(configured, str) else socket.gethostname())
+        return QlogDirectory(self.settings.qlog)

@@ -60,8 +60,10 @@ def command(
     inside = CommandNetwork(words)
     output = Output(is_json=is_json, may_be_live=False, events_to=sys.stderr)
 
+    arguments = shared(home, settings, member_name)
+
     def enter(handle: Any) -> Any:
-        return lan.join(**way, keep=keep, on_event=handle, interface=inside.open, routes=lan.no_routes, **shared(home, settings))
+        return lan.join(**way, keep=keep, on_event=handle, interface=inside.open, routes=lan.no_routes, **arguments)
 
     return trio.run(_run, Playing(home, settings, output, enter), inside, bool(verbose), strict_exception_groups=True)
 

@@ -73,7 +73,7 @@ def create_command(
     for each in to:
         home.peer(each)
     lan.require_host_interface()
-    arguments = shared(home, settings)
+    arguments = shared(home, settings, member_name)
     return _run(home, settings, is_json, verbose, lambda handle: lan.create(name, keep=keep, to=to, on_event=handle, **arguments))
 
 
@@ -101,7 +101,7 @@ def join_command(
     )  # fmt: skip
     lan.require_host_interface()
     way = choose(home, settings, room, peer)
-    arguments = shared(home, settings)
+    arguments = shared(home, settings, member_name)
     return _run(home, settings, is_json, verbose, lambda handle: lan.join(**way, keep=keep, on_event=handle, **arguments))
 
 
@@ -235,13 +235,13 @@ def _require_server(settings: Settings) -> None:
         )
 
 
-def shared(home: Home, settings: Settings) -> dict[str, Any]:
+def shared(home: Home, settings: Settings, member_name: str | None) -> dict[str, Any]:
     """Arguments of create and join."""
     return {
         "home": home.path,
         "server": settings.given_server,  # else the one that was kept, else the configured one
         "path": settings.path,
-        "member_name": settings.name,
+        "member_name": member_name,  # else as it was kept, else as configured
         "traces": open_traces(settings),
         "portmap": settings.portmap == "on",
         "tls": settings.tls,

@@ -114,14 +114,16 @@ Exit codes:
 Environment:
   PTUNNEL_SERVER   stands in for --server: HOST or HOST:PORT (24531)
   PTUNNEL_CODE     stands in for the code, so that it need not be on a command line
-  PTUNNEL_HOME     the directory of identity, peers and config.toml
-                   (server, name, path, access_token, tls_port, tls_fingerprint, qlog)
+  PTUNNEL_HOME     the directory of identity, peers and config.toml, which may hold
+                   server, name, path, access_token, portmap, qlog, tls_port, tls_fingerprint
   PTUNNEL_ACCESS_TOKEN   what a server with --access asks for
+  PTUNNEL_PORTMAP  on, or off as --no-portmap says
   PTUNNEL_QLOG     stands in for --qlog
   PTUNNEL_TLS_PORT, PTUNNEL_TLS_FINGERPRINT   stand in for --tls-port and --tls-fingerprint
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
-  listening, code, paired, path, forward, member, closed, doctor, error.
+  listening, code, paired, path, forward, member, closed, error while something runs;
+  peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor as answers.
   People are spoken to on stderr; `exec` prints events there too.
 \b
 Completion by the shell, of commands, options and peers' names:

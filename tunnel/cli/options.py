@@ -81,7 +81,7 @@ def load_settings(home: Home, **flags: str | None) -> Settings:
     """Raises ConfigurationError, StateError."""
     from tunnel.config import load
 
-    return load(home.config(), os.environ, **flags)
+    return load(home.config(), os.environ, prefix="--", tls=None, **flags)
 
 
 def open_traces(settings: Settings) -> QlogDirectory | None:

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import trio
 
-from tunnel.config import TlsOptions, tls_options
-from tunnel.driver.endpoint import OpenSocket, parse_server
+from tunnel.config import TlsOptions, parse_server, tls_options
+from tunnel.driver.endpoint import OpenSocket
 from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
 from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError
 from tunnel.host.clock import boottime
@@ -123,7 +123,7 @@ async def examine(
     `tls` says how the server is reached where UDP is blocked, unless its own word does; None: as everybody does.
     """
     options = tls_options(server, TlsOptions() if tls is None else tls)
-    host, port = parse_server(server)
+    host, port = parse_server(server, "server")
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
     except (OSError, UnicodeError):

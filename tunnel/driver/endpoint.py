@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, assert_never
 
 import trio
 
-from tunnel.config import TlsOptions, tls_options
+from tunnel.config import TlsOptions, parse_server, tls_options
 from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
 from tunnel.driver.link import Link
 from tunnel.driver.outbox import Outbox
@@ -57,7 +57,6 @@ from tunnel.units import Address, Instant, Seconds, SocketId
 if TYPE_CHECKING:
     from tunnel.driver.portmap import PortMapKeeper
 
-DEFAULT_PORT: Final = 24_531  # of a rendezvous server
 BATCHES_A_TURN: Final = 16  # receives of one socket before what they caused is sent and others get their turn ...
 BYTES_A_TURN: Final = 1 << 20  # ... or so many bytes
 LARGE_BATCH: Final = 2 * MAX_BATCH  # bytes received at once: see outbox.py
@@ -78,26 +77,12 @@ __all__ = [
     "Traces",
     "WayMemory",
     "machine_hosts",
-    "parse_server",
 ]
 
 
 def machine_hosts() -> list[str]:
     """The addresses of this machine that a peer could reach, but for those of LAN interfaces of ours: no tunnel in a tunnel."""
     return [local.address for local in local_addresses() if not local.interface.startswith(OWN_INTERFACES)]
-
-
-def parse_server(text: str) -> tuple[str, int]:
-    """host, host:port, [v6]:port or a bare IPv6 address; options for TLS behind it do not matter.  Raises ConfigurationError."""
-    host, port = text.partition(",")[0].strip(), str(DEFAULT_PORT)
-    if host.startswith("["):
-        host, _, rest = host[1:].partition("]")
-        port = rest[1:] if rest.startswith(":") else port
-    elif host.count(":") == 1:
-        host, _, port = host.partition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise ConfigurationError(f"{text!r} is not a server: write HOST or HOST:PORT.")
-    return host, int(port)
 
 
 def open_large(host: str, port: int) -> UdpSocket:
@@ -213,7 +198,7 @@ class EndpointDriver:
         """Resolve and greet a rendezvous server.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
         if self.core.has_server(name):
             return
-        host, port = parse_server(name)
+        host, port = parse_server(name, "server")
         try:
             found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
         except (OSError, UnicodeError):
@@ -235,7 +220,7 @@ class EndpointDriver:
             while not self.core.is_reached(name):
                 await self._changed.wait()
             return
-        host, port = parse_server(name)
+        host, port = parse_server(name, "server")
         text = f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
         trouble = self.tls_doors.troubles.get(name)
         raise ServerUnreachableError(text if trouble is None else f"{text} Nor over TLS: {trouble}")

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from tunnel.config import DEFAULT_TLS_PORT
+from tunnel.config import DEFAULT_PORT, DEFAULT_TLS_PORT
 from tunnel.errors import ConfigurationError
 from tunnel.host.clock import boottime
 from tunnel.proto.endpoint.stun_codec import ServerStun
@@ -28,7 +28,6 @@ from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Tra
 
 __all__ = [
     "DEFAULT_LISTEN",
-    "DEFAULT_PORT",
     "LogTrace",
     "RunningServer",
     "ServerConfig",
@@ -37,7 +36,6 @@ __all__ = [
     "serve",
 ]
 
-DEFAULT_PORT: Final = 24_531
 DEFAULT_LISTEN: Final = (("0.0.0.0", DEFAULT_PORT), ("::", DEFAULT_PORT))
 FIRST_TLS_ID: Final = 10_000  # socket ids of TLS listeners; those of UDP sockets come in pairs from 0
 BATCHES_PER_TURN: Final = 32  # receives of one socket before the others get their turn

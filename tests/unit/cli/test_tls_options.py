@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tunnel.config import Settings, TlsOptions, load, make_tls_options, parse_server, tls_options, with_tls_options
-from tunnel.driver.endpoint import parse_server as parse_in_driver
 from tunnel.errors import ConfigurationError
 
 PIN = "0123456789abcdef" * 4
@@ -51,9 +50,8 @@ def test_options_that_a_server_does_not_have_are_refused(word: str) -> None:
 
 
 def test_options_do_not_change_where_the_server_is() -> None:
-    for parse in (parse_server, parse_in_driver):
-        assert parse(f"rv.example.net:1234,tls=8443,pin={PIN}") == ("rv.example.net", 1234)
-        assert parse("[2001:db8::1],tls=off") == ("2001:db8::1", 24_531)
+    assert parse_server(f"rv.example.net:1234,tls=8443,pin={PIN}") == ("rv.example.net", 1234)
+    assert parse_server("[2001:db8::1],tls=off") == ("2001:db8::1", 24_531)
 
 
 def test_flags_are_written_into_the_word_of_the_server_so_that_they_are_remembered_with_it() -> None:
