@@ -16,20 +16,25 @@ from tests.sim.peers import BLACK_HOLE, FIRST, Cast
 from tests.sim.world import Host
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint.peering import CONTROL_OFFER
+from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.nat.agent import CHECK_BURST, CHECK_RATE
 from tunnel.proto.nat.behaviour import Mapping
+from tunnel.proto.nat.birthday import SPRAY_PROBES
 from tunnel.proto.nat.budget import (
-    ALL_CHECKS_BURST,
-    ALL_CHECKS_RATE,
-    HELD_BACK,
     OPENER_BURST,
     OPENER_RATE,
     POOL_SOCKETS,
     PROBE_BURST,
     PROBE_RATE,
+    SILENT_CHECKS,
+    SILENT_HOST,
+    SILENT_PROBES_OF_FEW,
+    SILENT_REFILL,
 )
 from tunnel.proto.nat.candidate import MAX_CANDIDATES, NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
 from tunnel.proto.nat.hints import OpenPool, PredictedPorts, encode_hints
+from tunnel.proto.rendezvous import messages
+from tunnel.proto.rendezvous.stun import StunQuestion
 from tunnel.proto.wire import Writer
 from tunnel.units import Address, Seconds
 
@@ -90,6 +95,9 @@ def test_an_authenticated_liar_cannot_make_us_flood_a_third_party(kind: str) -> 
     assert not any(sent[host] for host in FORBIDDEN)
     assert all(sent[host] for host in VICTIMS)
     lasted = MINUTES * 60.0
+    for host in VICTIMS:
+        most = (SILENT_CHECKS + SILENT_PROBES_OF_FEW) * (1 + lasted / SILENT_REFILL) + OPENER_BURST + OPENER_RATE * lasted
+        assert sent[host] <= LARGEST_CHECK * most
     bursts = CHECK_BURST + PROBE_BURST + OPENER_BURST
     assert datagrams <= bursts + (CHECK_RATE + PROBE_RATE + OPENER_RATE) * lasted
     assert max(sizes) <= LARGEST_CHECK
@@ -126,7 +134,7 @@ def test_fifteen_invented_members_of_a_room_cost_a_stranger_little_more_than_a_f
             for liar in invented:
                 for peering in liar.endpoint.peerings:
                     if peering.peer.static == target.static and peering.connection is not None:
-                        first = 1 + (generation * MAX_CANDIDATES) % 60_000
+                        first = 1_024 + (generation * MAX_CANDIDATES) % 60_000
                         named = tuple(
                             make_candidate(CandidateKind.HOST, Address(host, first + number), FIRST)
                             for number in range(MAX_CANDIDATES)
@@ -134,9 +142,8 @@ def test_fifteen_invented_members_of_a_room_cost_a_stranger_little_more_than_a_f
                         peering.connection.send_control(bytes((CONTROL_OFFER,)) + encode_offer(Offer(generation, named)))
                         party.world.touch(liar.host)
             party.world.run(1.0)
-        assert CHECK_BURST < sent <= ALL_CHECKS_BURST + ALL_CHECKS_RATE * seconds
-        held = target.endpoint.drops[HELD_BACK]
-        assert held > 100
+        assert SILENT_CHECKS <= sent <= SILENT_CHECKS * (1 + seconds / SILENT_REFILL) + 1
+        assert target.endpoint.drops[SILENT_HOST] > 0
         party.split([target], [honest], Link(delay=Seconds(0.01)))
         peering = next(each for each in honest.endpoint.peerings if each.peer.static == target.static)
         assert peering.puncher is not None
@@ -188,3 +195,40 @@ def test_checks_go_only_where_the_peer_said_or_where_it_answered_from() -> None:
             assert replayed > 100
             assert cast.is_direct()
             assert place.host not in went
+
+
+@pytest.mark.parametrize("victim", ["192.168.1.1", "10.9.8.7", "100.64.3.2", "169.254.1.1", "198.51.100.9"])
+def test_a_lying_server_aims_nobody_at_a_third_party(victim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that home is seen at the victim, and names the victim as its own other address, in its protocol and by STUN."""
+    place = Address(victim, 45_000)
+    pack, answer = messages.pack_address, ServerStun.answer
+    with Cast(seed=11, home="sym", friend="prc", link=Link(delay=Seconds(0.01))) as cast:
+        assert cast.home_site is not None
+        home = cast.home_site.gateways[False].box.host
+
+        def lying_pack(address: Address) -> bytes:
+            return pack(place if address.host == home else address)
+
+        def lying_answer(
+            codec: ServerStun, question: StunQuestion, mapped: Address, origin: Address | None, other: Address | None
+        ) -> bytes:
+            return answer(codec, question, place if mapped.host == home else mapped, origin, place)
+
+        sent = {"home": 0, "friend": 0}
+
+        def count(sender: Host, destination: Address, datagram: bytes) -> bool:
+            if destination.host == victim:
+                sent[sender.name] += 1
+            return destination.host != victim
+
+        monkeypatch.setattr(messages, "pack_address", lying_pack)
+        monkeypatch.setattr(ServerStun, "answer", lying_answer)
+        cast.world.filter = count
+        cast.meet()
+        cast.world.run(600.0)
+    if victim == "198.51.100.9":
+        most = (SILENT_CHECKS + SPRAY_PROBES) * (1 + 600.0 / SILENT_REFILL)
+        assert 0 < sent["friend"] <= most + OPENER_BURST  # openers die on the way
+        assert sent["home"] <= 20  # questions to the server's other address
+    else:
+        assert sent == {"home": 0, "friend": 0}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tests.style.source import ROOT, Import, Module, modules
 
 # A room is named without `tunnel.`; the longest name that fits is a module's room.
-CORE = {"proto.wire", "proto.ranges", "proto.timers", "proto.trace"}
+CORE = {"proto.wire", "proto.ranges", "proto.timers", "proto.trace", "proto.scope"}
 BASE = {"units", "errors"}
 
 #: room -> the rooms that it may import, besides itself.
@@ -46,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "proto.ranges": BASE,
     "proto.timers": BASE,
     "proto.trace": BASE,
+    "proto.scope": BASE,
     "units": set(),
     "errors": set(),
 }  # fmt: skip

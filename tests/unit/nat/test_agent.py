@@ -9,7 +9,16 @@ import pytest
 from tunnel.proto.nat import agent as module
 from tunnel.proto.nat import checklist, state
 from tunnel.proto.nat.agent import Agent, AgentState, Check
-from tunnel.proto.nat.budget import ALL_CHECKS_BURST, ALL_CHECKS_RATE, HELD_BACK, Budget
+from tunnel.proto.nat.budget import (
+    ALL_CHECKS_BURST,
+    ALL_CHECKS_RATE,
+    HELD_BACK,
+    MAX_HOSTS,
+    SILENT_CHECKS,
+    SILENT_HOST,
+    SILENT_REFILL,
+    Budget,
+)
 from tunnel.proto.nat.candidate import MAX_CANDIDATES, Candidate, CandidateKind, Offer, make_candidate
 from tunnel.proto.nat.hints import Hint
 from tunnel.proto.nat.memory import Remembered
@@ -121,7 +130,7 @@ def test_what_the_peer_may_not_name_is_not_checked() -> None:
 
 def test_a_peer_that_names_too_many_is_cut() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [Candidate(HOST, Address("10.0.0.1", port)) for port in range(1, 1000)])
+    agent.add_remote(T0, [Candidate(HOST, Address("10.0.0.1", port)) for port in range(5001, 6000)])
     assert len(agent.remote_candidates) == MAX_CANDIDATES
 
 
@@ -286,9 +295,9 @@ def test_a_peer_that_calls_for_ever_stays_within_the_budget() -> None:
     now = T0
     for generation in range(1, 1500):
         now = Instant(now + 0.03)
-        named = [Candidate(REFLEXIVE, Address(f"45.9.{rng.randrange(256)}.{rng.randrange(256)}", 7)) for _ in range(16)]
+        named = [Candidate(REFLEXIVE, Address(f"45.9.{rng.randrange(256)}.{rng.randrange(256)}", 7000)) for _ in range(16)]
         agent.handle_offer(now, Offer(generation, tuple(named)))
-        agent.peer_reflexive(now, V4, Address(f"45.8.{rng.randrange(256)}.{rng.randrange(256)}", 7))
+        agent.peer_reflexive(now, V4, Address(f"45.8.{rng.randrange(256)}.{rng.randrange(256)}", 7000))
         for tick in range(5):
             sent += agent.poll_check(Instant(now + 0.006 * tick)) is not None
         assert agent.stats.pairs <= checklist.MAX_PAIRS
@@ -407,11 +416,13 @@ def test_a_peer_that_answers_from_ever_new_addresses_fills_no_memory() -> None:
 
 
 def crowd(count: int, budget: Budget) -> list[Agent]:
-    """Agents of so many peers, each of which names addresses of one host that never answer."""
+    """Agents of so many peers, each of which names addresses of two hosts of its own that never answer."""
     agents = []
     for number in range(count):
         agent = Agent(controlling=True, now=T0, rng=random.Random(number), sockets={V4: False}, budget=budget)
-        agent.add_remote(T0, [make_candidate(HOST, Address("45.9.0.1", 1 + 16 * number + port), V4) for port in range(16)])
+        agent.add_remote(
+            T0, [make_candidate(HOST, Address(f"45.9.{port % 2}.{number + 1}", 5000 + port), V4) for port in range(16)]
+        )
         agents.append(agent)
     return agents
 
@@ -439,6 +450,32 @@ def test_peers_that_are_many_may_cost_a_stranger_no_more_than_a_few() -> None:
     assert sent >= ALL_CHECKS_BURST
     assert drops[HELD_BACK] > 100
     assert sum(sum(map(len, run_all(crowd(1, Budget()), T0, 9.0))) for _ in agents) > 1.5 * sent, "each by itself"
+
+
+def test_all_peers_together_send_a_silent_host_few_checks() -> None:
+    """Fifteen peers name one host; it hears what one would have caused, until something authentic comes from there."""
+    drops: dict[str, int] = {}
+    budget = Budget(drops)
+    agents = crowd(15, budget)
+    for number, agent in enumerate(agents):
+        agent.add_remote(T0, [make_candidate(HOST, Address("45.9.0.1", 5000 + 16 * number + port), V4) for port in range(16)])
+    checks = sum(map(len, run_all(agents, T0, 9.0)))
+    assert SILENT_CHECKS <= checks <= SILENT_CHECKS * (1 + 9.0 / SILENT_REFILL) + 1
+    assert drops[SILENT_HOST] > 0
+    agents[0].peer_reflexive(Instant(T0 + 9.0), V4, Address("45.9.0.1", 5000))
+    for agent in agents:
+        agent.restart(Instant(T0 + 9.0))
+    assert sum(map(len, run_all(agents, T0 + 9.0, 9.0))) > SILENT_CHECKS
+
+
+def test_hosts_that_are_named_fill_no_memory() -> None:
+    budget = Budget()
+    for number in range(3 * MAX_HOSTS):
+        host = f"45.9.{number >> 8}.{number & 255}"
+        budget.heard_from(host)
+        budget.take_host_check(T0, f"46{host[2:]}")
+        budget.take_host_probe(T0, f"46{host[2:]}")
+    assert len(budget._heard) == len(budget._silent_checks) == len(budget._silent_probes) == MAX_HOSTS
 
 
 def test_what_is_short_goes_to_all_of_them() -> None:

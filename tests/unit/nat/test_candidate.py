@@ -49,11 +49,18 @@ def test_addresses_that_no_check_may_go_to(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["10.0.0.1", "192.168.1.1", "100.64.1.1", "169.254.7.7", "8.8.8.8", "203.0.113.5", "192.88.99.1", "3fff::1", "2001:db8::1",
+    ["10.0.0.1", "192.168.1.1", "100.64.1.1", "8.8.8.8", "203.0.113.5", "192.88.99.1", "3fff::1", "2001:db8::1",
      "fd12:3456::1", "64:ff9b::808:808"],
 )  # fmt: skip
 def test_lans_carriers_and_documentation_prefixes_are_tried(host: str) -> None:
     assert is_allowed(Address(host, 5000))
+
+
+@pytest.mark.parametrize("port", [7, 53, 123, 161, 1023, 1900, 5351, 5353, 11_211])
+def test_ports_of_services_that_answer_strangers_are_refused(port: int) -> None:
+    assert not is_allowed(Address("203.0.113.5", port))
+    assert not is_allowed(Address("3fff::1", port))
+    assert is_allowed(Address("127.0.0.1", port), same_machine=True)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536])

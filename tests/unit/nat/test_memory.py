@@ -89,7 +89,7 @@ def test_an_early_success_is_a_path_of_the_kind_that_was_remembered() -> None:
     made.check_succeeded(Instant(0.02), V4, THEIRS, Seconds(0.02))
     assert made.state is AgentState.CONNECTED
     assert run(made, 0.02, 30.0) == []
-    worse = make_candidate(CandidateKind.SERVER_REFLEXIVE, Address("192.88.99.10", 1), V4)
+    worse = make_candidate(CandidateKind.SERVER_REFLEXIVE, Address("192.88.99.10", 5001), V4)
     made.handle_offer(Instant(31.0), Offer(1, (worse,), Mapping.ENDPOINT_INDEPENDENT))
     assert run(made, 31.0, 60.0) == []
     made.handle_offer(Instant(61.0), Offer(2, (worse,), Mapping.ENDPOINT_INDEPENDENT))

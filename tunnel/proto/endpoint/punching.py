@@ -17,6 +17,7 @@ from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, e
 from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import Measure, PoolSocket, TechniqueStats
 from tunnel.proto.nat.techniques import Techniques
+from tunnel.proto.rendezvous.wishes import may_be_second
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class Puncher:
         del self._measures[message.transaction]
         if mapped is None or message.type != stun.BINDING_RESPONSE:
             return True
-        if other is not None and other.host != remote.host and not other.is_ipv6 and is_allowed(other):
+        if other is not None and other.host != remote.host and may_be_second(remote.host, other.host) and is_allowed(other):
             self._elsewhere = other
         self.technique.measured(now, asked[0], mapped)
         self.agent.refine_mapping(now)

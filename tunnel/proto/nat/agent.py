@@ -41,6 +41,7 @@ PACE: Final = Seconds(0.005)  # between any two checks of one agent: 200 a secon
 CHECK_BURST: Final = 600  # checks that may go out without waiting ...
 CHECK_RATE: Final = 20.0  # ... and a second after that, whatever the peer does
 HELD_PACE: Final = Seconds(0.05)  # before an agent looks again whether what all of them share has come back
+HELD_HOST_PACE: Final = Seconds(1.0)  # before it looks again whether something has come from a silent host
 MAX_ANSWERED: Final = 8  # addresses that have answered and are remembered for it: as many as a connection has paths
 
 
@@ -81,6 +82,7 @@ class Agent:
         self._checks_sent = self._openers_sent = self._rounds = 0
         self._early: EarlyChecks | None = None
         if remembered is not None and self._sides.may_try(remembered.remote):
+            self._budget.heard_from(remembered.remote.host)
             self._early = EarlyChecks(now, remembered, sockets)
 
     # --- what we know -----------------------------------------------------------------------------------------------------
@@ -195,6 +197,7 @@ class Agent:
         """
         if self._sides.sockets.get(socket_id) != remote.is_ipv6 or not self._sides.may_try(remote):
             return
+        self._budget.heard_from(remote.host)
         if not self._list.trigger(now, socket_id, remote):
             return
         if not self._is_in_round(now):
@@ -204,6 +207,7 @@ class Agent:
 
     def check_succeeded(self, now: Instant, socket_id: SocketId, remote: Address, rtt: Seconds) -> None:
         """A check to there was answered from there.  Worse pairs are left alone, better ones go on to the end of the round."""
+        self._budget.heard_from(remote.host)
         self._answered.pop(remote, None)
         self._answered[remote] = None
         if len(self._answered) > MAX_ANSWERED:
@@ -284,7 +288,12 @@ class Agent:
         self._outbox.offer(self._sides, searching=self.state is not AgentState.CONNECTED)
 
     def _pick(self, now: Instant) -> Pair | None:
-        pair = self._list.pick(now)
+        while (pair := self._list.pick(now)) is not None:
+            ready_at = self._budget.check_ready_at(now, pair.remote.host)
+            if ready_at <= now:
+                break
+            pair.next_at = min(ready_at, Instant(now + HELD_HOST_PACE))
+            self._budget.hold_back_host()
         if pair is None or pair.remote in self._answered or self._may_check(now):
             return pair
         return self._list.pick(now, self._answered)
@@ -298,6 +307,7 @@ class Agent:
     def _spend(self, now: Instant, remote: Address) -> None:
         self._tokens.take(now)
         self._next_slot = Instant(now + PACE)
+        self._budget.take_host_check(now, remote.host)
         if remote not in self._answered:
             self._budget.take_check(now, id(self))
 

@@ -24,6 +24,18 @@ OPENER_RATE: Final = 10.0
 POOL_SOCKETS: Final = 256
 
 
+#: What leaves for one host that has never sent anything authentic to this process, over all peers and sockets.  An honest peer
+#: behind one needs 26 checks a round for each address it names, and sixteen friends of one school share a host.
+SILENT_CHECKS: Final = 300
+#: Random ports of such a host: one attempt towards 256 sockets, or one towards what a carrier's quota leaves of them.  Nothing
+#: can come from the host before an attempt succeeds, since its NAT and ours drop what the other has not asked for.
+SILENT_PROBES: Final = 2_400
+SILENT_PROBES_OF_FEW: Final = 8_000
+SILENT_REFILL: Final = Seconds(3600.0)  # until a host's budget is whole again
+MAX_HOSTS: Final = 1_024  # hosts remembered, silent ones and others; the one longest unused goes
+SILENT_HOST: Final = "checks of silent hosts held back"
+
+
 class Bucket:
     """Tokens that come back with time."""
 
@@ -69,6 +81,54 @@ class Budget:
         self.checks = Bucket(ALL_CHECKS_BURST, ALL_CHECKS_RATE)
         self.probes = Bucket(PROBE_BURST, PROBE_RATE)
         self.openers = Bucket(OPENER_BURST, OPENER_RATE)
+        self._heard: dict[str, None] = {}
+        self._silent_checks: dict[str, Bucket] = {}
+        self._silent_probes: dict[str, Bucket] = {}
+
+    def heard_from(self, host: str) -> None:
+        """Something authentic came from this host: what goes there is limited by the other budgets alone."""
+        self._heard.pop(host, None)
+        self._heard[host] = None
+        if len(self._heard) > MAX_HOSTS:
+            del self._heard[next(iter(self._heard))]
+
+    def check_ready_at(self, now: Instant, host: str) -> Instant:
+        """When a check may go to this host; `now` if it may at once."""
+        if host in self._heard:
+            return now
+        bucket = self._bucket(self._silent_checks, host, SILENT_CHECKS)
+        bucket.left(now)
+        return bucket.ready_at(now)
+
+    def take_host_check(self, now: Instant, host: str) -> None:
+        """A check to this host is sent."""
+        if host not in self._heard:
+            self._bucket(self._silent_checks, host, SILENT_CHECKS).take(now)
+
+    def hold_back_host(self) -> None:
+        """Count a check that waits because its host is silent."""
+        self._drops[SILENT_HOST] = self._drops.get(SILENT_HOST, 0) + 1
+
+    def take_host_probe(self, now: Instant, host: str) -> bool:
+        """Whether a probe to a port that nobody named may go to this host, besides `probes`."""
+        return host in self._heard or self._bucket(self._silent_probes, host, SILENT_PROBES_OF_FEW).take(now)
+
+    def host_probes_left(self, now: Instant, host: str, *, few: bool) -> int:
+        """Probes that an attempt towards this host may use; `few`: the peer could open few sockets."""
+        if host in self._heard:
+            return PROBE_BURST
+        left = self._bucket(self._silent_probes, host, SILENT_PROBES_OF_FEW).left(now)
+        return left if few else left - (SILENT_PROBES_OF_FEW - SILENT_PROBES)
+
+    @staticmethod
+    def _bucket(buckets: dict[str, Bucket], host: str, burst: int) -> Bucket:
+        bucket = buckets.pop(host, None)
+        if bucket is None:
+            bucket = Bucket(burst, burst / SILENT_REFILL)
+            if len(buckets) >= MAX_HOSTS:
+                del buckets[next(iter(buckets))]
+        buckets[host] = bucket
+        return bucket
 
     def may_check(self, now: Instant, who: int) -> bool:
         """Whether it is the turn of `who`, a number of the caller's own, with a check that is due.

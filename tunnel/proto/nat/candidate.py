@@ -111,8 +111,7 @@ _FORBIDDEN: Final = _networks(
     "0.0.0.0/8",  # this network; unspecified
     "224.0.0.0/4",  # multicast
     "240.0.0.0/4",  # reserved and broadcast
-    "169.254.169.0/24",  # metadata and agents of AWS, Azure, GCP, OpenStack
-    "169.254.170.0/24",  # credentials of AWS containers
+    "169.254.0.0/16",  # link-local; among it metadata and credentials of AWS, Azure, GCP, OpenStack
     "100.100.100.200/32",  # metadata of Alibaba
     "168.63.129.16/32",  # wire server of Azure
     "192.0.0.192/32",  # metadata of Oracle
@@ -128,6 +127,12 @@ _FORBIDDEN: Final = _networks(
     "fd20:ce::/32",  # metadata of GCP
     "fd00:c1::/32",  # metadata of Oracle
 )
+#: UDP services that answer strangers, with more than they were asked (RFC 9000 §21.5.6; CISA alert TA14-017A).  No peer sits
+#: there: NATs keep the ports below 1024 to those who come from there (RFC 4787 REQ-3), and we do not.
+MIN_PORT: Final = 1024
+REFLECTOR_PORTS: Final = frozenset(
+    {1434, 1900, 3283, 3702, 5093, 5350, 5351, 5353, 5355, 5683, 10001, 11211, 17185, 37810}
+)  # MS-SQL, SSDP, ARD, WS-Discovery, Sentinel, NAT-PMP/PCP (2), mDNS, LLMNR, CoAP, Ubiquiti, memcached, VxWorks, DHDiscover
 _LOOPBACK: Final = _networks("127.0.0.0/8", "::1/128")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -142,6 +147,8 @@ def is_allowed(address: Address, same_machine: bool = False) -> bool:
         return False
     if any(host in network for network in _LOOPBACK):
         return same_machine
+    if address.port < MIN_PORT or address.port in REFLECTOR_PORTS:
+        return False
     if any(host in network for network in _FORBIDDEN):
         return False
     if isinstance(host, ipaddress.IPv6Address):

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.candidate import Candidate, CandidateKind
 from tunnel.proto.nat.checklist import Check
 from tunnel.proto.nat.hints import Hint
+from tunnel.proto.scope import is_local
 from tunnel.units import Address, Instant, SocketId
-
-_LANS: Final = tuple(
-    map(
-        ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "127.0.0.0/8")
-    )
-)
 
 
 def is_seen_by_the_world(candidate: Candidate) -> bool:
@@ -24,8 +18,7 @@ def is_seen_by_the_world(candidate: Candidate) -> bool:
         return False
     if candidate.kind is CandidateKind.SERVER_REFLEXIVE:
         return True
-    host = ipaddress.IPv4Address(candidate.address.host)
-    return candidate.kind is CandidateKind.HOST and not any(host in lan for lan in _LANS)
+    return candidate.kind is CandidateKind.HOST and not is_local(candidate.address.host)
 
 
 class Measure(NamedTuple):
@@ -57,8 +50,9 @@ class Scene(NamedTuple):
     @property
     def target(self) -> Address | None:
         """Where the world sees the peer over IPv4, unless that is where it sees us too: a NAT that would have to hairpin."""
+        is_inside = any(is_local(host) for host in self.own_hosts)  # our server is in a local network, and so is its view
         for candidate in self.remotes:
-            if is_seen_by_the_world(candidate):
+            if is_seen_by_the_world(candidate) and (is_inside or not is_local(candidate.address.host)):
                 return None if candidate.address.host in self.own_hosts else candidate.address
         return None
 

@@ -82,10 +82,12 @@ class Techniques:
                 target = scene.target
                 if target is None or not scene.sockets or not hint.sockets or not is_allowed(target):
                     return
-                if not self._spray.is_on and self._budget.probes.left(now) < MIN_PROBES:
+                is_few = hint.sockets <= birthday.FEW_SOCKETS
+                left = self._budget.host_probes_left(now, target.host, few=is_few)
+                if not self._spray.is_on and min(left, self._budget.probes.left(now)) < MIN_PROBES:
                     return
                 self.used = "birthday"
-                self._spray.begin(now, scene.sockets[0], target.host, hint.sockets)
+                self._spray.begin(now, scene.sockets[0], target.host, hint.sockets, left)
                 self._since = self._since if self._since is not None else now
 
     def poll_hint(self) -> Hint | None:
@@ -101,7 +103,7 @@ class Techniques:
             check = source.poll_check(now)
             if check is None:
                 continue
-            if check.ttl is None and budget.probes.take(now):
+            if check.ttl is None and budget.take_host_probe(now, check.remote.host) and budget.probes.take(now):
                 self._probes += 1
                 return check
             if check.ttl is not None and budget.openers.take(now):

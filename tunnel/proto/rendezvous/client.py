@@ -24,6 +24,7 @@ from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, 
 from tunnel.proto.rendezvous.requests import PROBES, PROBES_PERIOD, PendingRequest, RequestTable, ServerAddress
 from tunnel.proto.rendezvous.tls import MAX_TLS_ADDRESSES, TlsWish
 from tunnel.proto.rendezvous.wishes import ChannelBook, Wishes, joins, may_be_second, refusal_of, role_name
+from tunnel.proto.scope import may_name
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
@@ -84,8 +85,12 @@ class Client:
 
     @property
     def reflexive(self) -> dict[SocketId, Address]:
-        """Where the server sees each of our UDP sockets."""
-        return {home.socket_id: home.reflexive for home in self._homes if home.reflexive is not None and not home.is_tls}
+        """Where the server sees each of our UDP sockets, as far as it may say so (scope.may_name)."""
+        return {
+            home.socket_id: home.reflexive
+            for home in self._homes
+            if home.reflexive is not None and not home.is_tls and may_name(home.address.host, home.reflexive.host)
+        }
 
     @property
     def mapping_varies(self) -> bool | None:
@@ -552,6 +557,8 @@ class Client:
             return
         known = home.reflexive is not None
         home.reflexive = address
+        if not may_name(home.address.host, address.host):
+            self.drops["rendezvous_reflexive"] += 1
         if known:
             if not home.is_tls:
                 self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=address))

@@ -9,6 +9,7 @@ from typing import Final
 from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.events import RelayChannel
 from tunnel.proto.rendezvous.messages import RefusalCode, Role
+from tunnel.proto.scope import is_local
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 HINT_INTERVAL: Final = Seconds(0.5)  # between Rebinds of one channel because of the server's hints
@@ -156,7 +157,7 @@ def may_be_second(first: str, second: str) -> bool:
         return True
     ours, other = ipaddress.ip_address(first.partition("%")[0]), ipaddress.ip_address(second)
     is_special = other.is_loopback or other.is_multicast or other.is_unspecified or other.is_link_local or other.is_reserved
-    return not is_special and ours.version == other.version and ours.is_private == other.is_private
+    return not is_special and ours.version == other.version and is_local(first) == is_local(second)
 
 
 def role_name(role: int) -> str:
