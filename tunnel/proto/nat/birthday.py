@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.budget import POOL_SOCKETS
+from tunnel.proto.nat.candidate import MIN_PORT, REFLECTOR_PORTS
 from tunnel.proto.nat.checklist import Check
 from tunnel.proto.nat.hints import OpenPool
 from tunnel.proto.nat.technique import Measure, PoolSocket, Scene
@@ -23,7 +24,7 @@ from tunnel.units import Address, Instant, Seconds, SocketId
 if TYPE_CHECKING:
     import random
 
-FIRST_PORT: Final = 1024  # NATs give ports below only to those who come from there
+FIRST_PORT: Final = MIN_PORT
 LAST_PORT: Final = 65_535
 PORTS: Final = LAST_PORT + 1 - FIRST_PORT
 #: Between two ports tried, coprime to PORTS, so that none comes twice.  The NAT draws its ports at random, so any order will do;
@@ -202,6 +203,8 @@ class Spray:
         self._next_at = Instant(max(self._next_at + pace, now - 8 * pace))
         self._left -= 1
         self._place = (self._place + self._stride) % PORTS
+        while FIRST_PORT + self._place in REFLECTOR_PORTS:
+            self._place = (self._place + self._stride) % PORTS
         return Check(self._socket, Address(self._host, FIRST_PORT + self._place))
 
     def poll_timeout(self) -> Instant | None:
