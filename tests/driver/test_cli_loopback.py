@@ -246,6 +246,17 @@ def test_a_server_whose_terminal_cannot_be_written_to_goes_on(tmp_path: Path) ->
         program.wait()
 
 
+def test_a_server_keeps_its_secret_and_one_that_cannot_says_so_and_serves(lab: Lab, tmp_path: Path) -> None:
+    kept = (tmp_path / "server" / "server.json").read_bytes()
+    again = lab.run(tmp_path / "server", "serve", "--listen", "127.0.0.1:0")
+    again.wait("listening")
+    assert (tmp_path / "server" / "server.json").read_bytes() == kept
+    (tmp_path / "a file").touch()
+    other = lab.run(tmp_path / "a file" / "home", "serve", "--listen", "127.0.0.1:0")
+    other.wait("listening")
+    assert "Codes will not outlive a restart" in other.wait("error", code="not_saved")["message"]
+
+
 def test_a_server_reads_its_certificate_again_on_sighup(lab: Lab, tmp_path: Path) -> None:
     old = make_certificate(tmp_path, "127.0.0.1")
     words = ("--listen", "127.0.0.1:0", "--tls-port", "0", "--tls-cert", old.certificate, "--tls-key", old.key)

@@ -35,8 +35,8 @@ def command(
     is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run a rendezvous server: it introduces peers to one another and, where no direct path exists, relays sealed
-    datagrams that it cannot read.  It keeps nothing on disk.  It goes on when its terminal goes; SIGHUP makes it read
-    the files of --tls-cert and --tls-key again.
+    datagrams that it cannot read.  It keeps nothing on disk but a random secret, in PTUNNEL_HOME, by which codes stay good
+    over its restarts.  It goes on when its terminal goes; SIGHUP makes it read the files of --tls-cert and --tls-key again.
 
     \b
     Examples:
@@ -68,7 +68,8 @@ def command(
     if tls_cert is not None:
         tls = TlsConfig(certificate=tls_cert, key=tls_key, port=tls_port)
         raise_descriptor_limit()  # one for each connection
-    return run(lambda ending: _serve(places, config, tls, output, ending), outlives_terminal=True)
+    secret = _secret(output)
+    return run(lambda ending: _serve(places, config, tls, secret, output, ending), outlives_terminal=True)
 
 
 def _address(text: str) -> str:
@@ -76,14 +77,30 @@ def _address(text: str) -> str:
     return f"0.0.0.0:{text.lstrip(':')}" if text.lstrip(":").isdecimal() and text.count(":") <= 1 else text
 
 
-async def _serve(places: list[tuple[str, int]], config: Any, tls: Any, output: Output, ending: Ending) -> int:
+def _secret(output: Output) -> bytes | None:
+    """A server runs without one, too: on a machine that keeps nothing."""
+    from tunnel.errors import StateError
+    from tunnel.state.home import Home
+
+    try:
+        return Home().server_secret()
+    except StateError as error:
+        text = f"Codes will not outlive a restart of this server: {error}"
+        output.warn(text)
+        output.emit({"event": "error", "code": "not_saved", "message": text})
+        return None
+
+
+async def _serve(
+    places: list[tuple[str, int]], config: Any, tls: Any, secret: bytes | None, output: Output, ending: Ending
+) -> int:
     import trio
 
     from tunnel.driver.rendezvous import LogTrace, serve
 
     async with trio.open_nursery() as nursery:
         running: RunningServer = await nursery.start(
-            lambda task_status: serve(places, config=config, trace=LogTrace(), tls=tls, task_status=task_status)
+            lambda task_status: serve(places, config=config, trace=LogTrace(), tls=tls, secret=secret, task_status=task_status)
         )
         ending.hung_up = running.hung_up
         for address in running.addresses:

@@ -152,6 +152,7 @@ async def serve(
     clock: Callable[[], Instant] = boottime,
     opener: OpenSocket = open_socket,
     tls: TlsConfig | None = None,
+    secret: bytes | None = None,
     task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled or RunningServer.stop(); either way every client hears Bye.
@@ -159,6 +160,7 @@ async def serve(
     Listens on each (host, port) and beside it on port+1 (any free port, if that is taken, or if `port` is 0).
     An IPv6 wildcard beside an IPv4 one is left out on a machine without IPv6.
     With `tls` each host also listens for the same over TLS on one TCP port.
+    `secret`, the same after each restart: codes that were given out stay good, and those of other servers are told from guesses.
     Raises ConfigurationError when an address cannot be bound or the certificate cannot be used.
     """
     sockets: dict[SocketId, UdpSocket] = {}
@@ -169,7 +171,15 @@ async def serve(
         if tls is not None and certificate is not None:
             _listen_tls(tls.port, certificate, addresses, FIRST_TLS_ID, listeners)
         places = [ServerSocket(each, sockets[each].local_address, SocketId(each ^ 1)) for each in sockets]
-        server = Server(config or ServerConfig(), sockets=places, now=clock(), entropy=os.urandom, stun=ServerStun(), trace=trace)
+        server = Server(
+            config or ServerConfig(),
+            sockets=places,
+            now=clock(),
+            entropy=os.urandom,
+            stun=ServerStun(),
+            trace=trace,
+            secret=secret,
+        )
         running = RunningServer(server, sockets, addresses, listeners, certificate)
         loop = _Loop(server, sockets, listeners, clock)
         task_status.started(running)

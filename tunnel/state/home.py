@@ -1,4 +1,4 @@
-"""PTUNNEL_HOME: identity.json, peers.json, ways.json, config.toml, the locks, and the directory of control sockets.
+"""PTUNNEL_HOME: identity.json, peers.json, ways.json, server.json, config.toml, the locks, and the directory of control sockets.
 
 Reading takes no lock, because files are replaced whole; writing reads, changes and replaces under one lock.  A file
 that is damaged or of a newer format raises StateError from reading, and so is never written over.
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +25,7 @@ from tunnel.state.files import FileLock, exclusive, explain, make_private_direct
 from tunnel.state.peers import KEY_SIZE, Peer
 from tunnel.state.ways import Way
 
-IDENTITY_KIND: Final = "identity"
-IDENTITY_VERSION: Final = 1
+SECRET_VERSION: Final = 1  # of the format of identity.json and server.json
 #: Bytes of the longest path a Unix socket may have (sun_path, 104 on macOS), less room for "/4194304.sock".
 MAX_RUN_PATH: Final = 104 - 1 - len("/4194304.sock")
 
@@ -43,12 +42,39 @@ def default_path(environ: Mapping[str, str] | None = None) -> Path:
     return platformdirs.user_state_path("ptunnel", appauthor=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _SecretFile:
+    """KEY_SIZE random bytes in a file of their own."""
+
+    path: Path
+    kind: str
+    field: str
+
+    def read(self) -> bytes | None:
+        content = read_document(self.path, self.kind, SECRET_VERSION)
+        if content is None:
+            return None
+        try:
+            return field_bytes(content, self.field, KEY_SIZE)
+        except BadContent:
+            raise damaged(self.path) from None
+
+    def read_or_make(self) -> bytes:
+        """The caller holds the lock; another process may have been first."""
+        secret = self.read()
+        if secret is None:
+            secret = os.urandom(KEY_SIZE)
+            write_document(self.path, self.kind, SECRET_VERSION, {self.field: encode_bytes(secret)})
+        return secret
+
+
 class Home:
     """One PTUNNEL_HOME.  Nothing is made before something is written."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path if path is not None else default_path()).absolute()
-        self._identity_path = self.path / "identity.json"
+        self._identity = _SecretFile(self.path / "identity.json", "identity", "private_key")
+        self._server = _SecretFile(self.path / "server.json", "server", "secret")
         self._peers_path = self.path / "peers.json"
         self._ways_path = self.path / "ways.json"
         self._config_path = self.path / "config.toml"
@@ -58,28 +84,22 @@ class Home:
 
     def identity(self) -> bytes:
         """Our static private key, 32 random bytes, made at the first call.  Raises StateError."""
-        private_key = self._read_identity()
-        if private_key is not None:
-            return private_key
+        return self._secret(self._identity)
+
+    def server_secret(self) -> bytes:
+        """What a rendezvous server of this home knows its own codes by, 32 random bytes, made at the first call.
+
+        Raises StateError.
+        """
+        return self._secret(self._server)
+
+    def _secret(self, which: _SecretFile) -> bytes:
+        secret = which.read()
+        if secret is not None:
+            return secret
         make_private_directory(self.path)
         with exclusive(self._lock_path):
-            return self._identity_locked()
-
-    def _identity_locked(self) -> bytes:
-        private_key = self._read_identity()  # another process may have been first
-        if private_key is None:
-            private_key = os.urandom(KEY_SIZE)
-            write_document(self._identity_path, IDENTITY_KIND, IDENTITY_VERSION, {"private_key": encode_bytes(private_key)})
-        return private_key
-
-    def _read_identity(self) -> bytes | None:
-        content = read_document(self._identity_path, IDENTITY_KIND, IDENTITY_VERSION)
-        if content is None:
-            return None
-        try:
-            return field_bytes(content, "private_key", KEY_SIZE)
-        except BadContent:
-            raise damaged(self._identity_path) from None
+            return which.read_or_make()
 
     # -- whom we remember
 
@@ -145,7 +165,7 @@ class Home:
     def _change_peers(self, change: Change) -> Peer:
         make_private_directory(self.path)
         with exclusive(self._lock_path):
-            self._identity_locked()  # peers without the identity they know would be worthless
+            self._identity.read_or_make()  # peers without the identity they know would be worthless
             after, subject = change(self.peers())
             after.sort(key=lambda peer: peer.name.casefold())
             write_document(self._peers_path, rules.KIND, rules.VERSION, rules.encode_peers(after))

@@ -25,6 +25,7 @@ from tunnel.proto.rendezvous import events as told
 from tunnel.proto.rendezvous import messages
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.rendezvous.events import RelayChannel
+from tunnel.proto.rendezvous.wishes import OwnNumber
 from tunnel.units import Instant
 
 NAMEPLATE = 731
@@ -59,7 +60,7 @@ def troubles(context: Context) -> list[Troubled]:
 
 def test_a_rooms_code_has_three_words_and_never_expires() -> None:
     context, client, flow = a_room()
-    client._wishes.nameplates[NAMEPLATE] = ROOM_CLAIMS  # as after the server's answer
+    client._wishes.nameplates[NAMEPLATE] = OwnNumber(ROOM_CLAIMS)  # as after the server's answer
     (code,) = codes_of(context)
     assert len(parse_code(code).password.split("-")) == ROOM_CODE_WORDS
     now = T0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tunnel.errors import MalformedPacket
@@ -69,12 +70,23 @@ def test_pushes_survive_the_wire(message: m.PushMessage) -> None:
 def test_the_bytes_on_the_wire_are_those_of_the_protocol_document() -> None:
     data = m.encode_request(1, bytes(range(16)), m.Allocate(), cookie=b"CK")
     assert data[:33].hex(" ") == (
-        "40 01 00 00 00 00 00 00 00 01 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 02 43 4b 00 00 04 93"
+        "40 01 00 00 00 00 00 00 00 01 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 02 43 4b 00 00 06 94"
     )
-    assert data[33:36].hex(" ") == "03 00 01"
-    assert not any(data[36:])
+    assert data[33:38].hex(" ") == "03 00 01 c4 00"
+    assert not any(data[38:])
     assert m.encode_response(1, m.Done(5)).hex(" ") == "41 01 00 00 00 00 00 00 00 01 92 24 05"
     assert m.encode_push(bytes(16), 2, m.Bye()).hex() == "4201" + "00" * 23 + "02" + "9144"
+
+
+def test_an_older_client_is_understood_without_the_later_fields() -> None:
+    def without_last(message: m.RequestMessage) -> m.RequestMessage:
+        data = bytearray(m.encode_request(1, b"s" * 16, message))
+        body = msgspec.msgpack.encode(msgspec.msgpack.decode(msgspec.msgpack.encode(message))[:-1])
+        data[28:] = len(body).to_bytes(2, "big") + body + bytes(480)
+        return m.decode_request(data).message
+
+    assert without_last(m.Allocate(731, 9, b"t")) == m.Allocate(731, 9)
+    assert without_last(m.Claim(731, b"pake", True)) == m.Claim(731, b"pake")
 
 
 def test_later_fields_are_ignored_and_missing_ones_refused() -> None:

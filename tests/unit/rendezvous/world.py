@@ -80,7 +80,15 @@ class Host:
 
 
 class World:
-    def __init__(self, seed: int = 1, *, config: ServerConfig | None = None, stun: StunCodec | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 1,
+        *,
+        config: ServerConfig | None = None,
+        stun: StunCodec | None = None,
+        secret: bytes | None = None,
+    ) -> None:
+        self.secret = secret
         self.now = Instant(1000.0)
         self.rng = random.Random(seed)
         self.delay = 0.010
@@ -102,7 +110,14 @@ class World:
     def start_server(self) -> None:
         self._boots += 1
         self.is_up = True
-        self.server = Server(self.config, sockets=SOCKETS, now=self.now, entropy=entropy_of(9000 + self._boots), stun=self.stun)
+        self.server = Server(
+            self.config,
+            sockets=SOCKETS,
+            now=self.now,
+            entropy=entropy_of(9000 + self._boots),
+            stun=self.stun,
+            secret=self.secret,
+        )
 
     def host(self, name: str, host: str = "", *, v6: str = "", port: int = 5000, **options: Any) -> Host:
         addresses = {}

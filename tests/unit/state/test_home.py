@@ -62,10 +62,20 @@ def test_the_identity_is_made_once_and_stays(home: Home) -> None:
     assert Home(home.path.with_name("other")).identity() != private_key
 
 
+def test_a_servers_secret_is_made_once_stays_and_is_not_the_identity(home: Home) -> None:
+    secret = home.server_secret()
+    assert len(secret) == 32
+    assert Home(home.path).server_secret() == secret != home.identity()
+    (home.path / "server.json").write_text("{}")
+    with pytest.raises(StateError, match=r"server\.json is damaged"):
+        home.server_secret()
+
+
 @posix
 def test_nobody_else_can_read_what_was_made(home: Home) -> None:
     os.umask(os.umask(0o000))
     home.save_peer(peer())
+    home.server_secret()
     home.lock_expose().release()
     assert mode(home.path) == mode(home.run_dir()) == 0o700
     assert {mode(path) for path in home.path.iterdir() if path.is_file()} == {0o600}

@@ -97,6 +97,11 @@ class Lockouts:
         entry = self._guesses.get(key)
         return Seconds(max(0.0, entry[2] - now)) if entry is not None else Seconds(0.0)
 
+    def is_last(self, now: Instant, key: str) -> bool:
+        """Whether one more wrong guess locks this address out, or it is locked out already."""
+        count, as_of, until = self._guesses.get(key, (0.0, now, now))
+        return until > now or max(0.0, count - (now - as_of) / self._refill) + 1.0 > self._limit - 1
+
     def count(self, now: Instant, key: str) -> None:
         """One more wrong guess."""
         count, as_of, until = self._guesses.pop(key, (0.0, now, now))

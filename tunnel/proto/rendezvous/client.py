@@ -23,7 +23,7 @@ from tunnel.proto.rendezvous.events import ClientEvent, RelayChannel
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.proto.rendezvous.requests import PROBES, PROBES_PERIOD, PendingRequest, RequestTable, ServerAddress
 from tunnel.proto.rendezvous.tls import MAX_TLS_ADDRESSES, TlsWish
-from tunnel.proto.rendezvous.wishes import ChannelBook, Wishes, joins, may_be_second, refusal_of, role_name
+from tunnel.proto.rendezvous.wishes import ChannelBook, OwnNumber, Wishes, joins, may_be_second, refusal_of, role_name
 from tunnel.proto.scope import may_name
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
@@ -136,9 +136,9 @@ class Client:
 
     def renew(self, now: Instant, nameplate: int) -> None:
         """Keep one that many may claim from expiring.  No answer; NameplateLost when it is gone."""
-        claims = self._wishes.nameplates.get(nameplate)
-        if claims is not None:
-            self._request(now, messages.Allocate(nameplate, claims), subject=nameplate)
+        own = self._wishes.nameplates.get(nameplate)
+        if own is not None:
+            self._request(now, messages.Allocate(nameplate, *own), subject=nameplate)
 
     def release(self, now: Instant, nameplate: int) -> None:
         """The code is over; a claim that already came keeps its mailbox and channel."""
@@ -395,9 +395,9 @@ class Client:
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Join | messages.Rebind | messages.Restore))
         self._join(now, self._wishes.all_joins())
         pending = {r.message.wanted for r in self._requests if isinstance(r.message, messages.Allocate)}
-        for nameplate, claims in self._wishes.nameplates.items():
+        for nameplate, own in self._wishes.nameplates.items():
             if nameplate not in pending:
-                self._request(now, messages.Allocate(nameplate, claims), subject=nameplate)
+                self._request(now, messages.Allocate(nameplate, *own), subject=nameplate)
         self._rebind_all(now)
 
     def _may_be_forgotten(self, now: Instant) -> bool:
@@ -463,12 +463,12 @@ class Client:
                 if not message.known or self._may_be_forgotten(now):
                     self._register(now)
                 self._surely_known_until = Instant(now + SURELY_KNOWN * message.lifetime_s)
-            case messages.Allocated(nameplate=nameplate):
+            case messages.Allocated(nameplate=nameplate, ticket=ticket):
                 if not isinstance(request.message, messages.Allocate):
                     self.drops["rendezvous_answer"] += 1
                     return
                 if request.subject is None or nameplate in self._wishes.nameplates:
-                    self._wishes.nameplates[nameplate] = request.message.claims
+                    self._wishes.nameplates[nameplate] = OwnNumber(request.message.claims, ticket)
                 if request.subject is None:
                     self._events.append(events.Allocated(nameplate=nameplate, expires_s=message.expires_s))
             case messages.ClaimAccepted():

@@ -39,12 +39,12 @@ class ServerConfig:
     nameplates_per_address: int = 64  # nameplates
     first_nameplate_digits: int = 3
     nameplate_density: float = 0.1  # of a digit count's numbers in use, before codes grow by a digit: guesses stay wrong
-    wrong_claims: int = 5  # claims on codes nobody allocated, before their address is locked out
+    wrong_claims: int = 5  # claims on (and wishes for) codes that are not there, before their address is locked out
     wrong_claim_refill: Seconds = field(default=Seconds(60.0))  # one more wrong claim is forgiven after this long
     claims_at_once: int = 16  # mailboxes open at a time for one nameplate that many may claim
     claims_at_once_per_address: int = 4  # of those, from one address: nobody keeps the others out
-    claim_rate: float = 0.5  # claims a second from one address on nameplates that many may claim
-    claim_burst: int = 16  # such claims; a room of friends behind one router
+    claim_rate: float = 0.2  # claims a second from one address, right or wrong: knowing numbers is no way to use many up
+    claim_burst: int = 16  # claims in a row; a room of friends behind one router
     lockout: Seconds = field(default=Seconds(120.0))  # no claims from that address for so long
     max_lockouts: int = 65_536  # addresses remembered as guessers (proven ones, so each costs its owner an address)
     max_mailboxes: int = 8_192  # mailboxes

@@ -40,6 +40,7 @@ MAX_DATAGRAM: Final = 1200  # bytes; fits the smallest path that IPv6 allows, wi
 MAX_BODY: Final = 512  # bytes of one PAKE message or mailbox post
 MAX_ROOMS: Final = 24  # rooms in one Join or Leave: eight peers of three days each, still within MAX_DATAGRAM
 MAX_COOKIE: Final = 32  # bytes; ours are 17, another server's may be longer
+MAX_TICKET: Final = 32  # bytes; ours are 24, likewise
 SESSION_SIZE: Final = 16  # bytes; unguessable, so a push that names it comes from somebody who saw our requests
 TOKEN_SIZE: Final = 16  # bytes
 CHANNEL_SIZE: Final = 8  # bytes; the header of every relayed datagram
@@ -61,6 +62,7 @@ U64 = Annotated[int, Meta(ge=0)]  # msgpack itself ends at 64 bits
 Nameplate = Annotated[int, Meta(ge=0, le=MAX_NAMEPLATE)]
 Body = Annotated[bytes, Meta(max_length=MAX_BODY)]
 Cookie = Annotated[bytes, Meta(max_length=MAX_COOKIE)]
+Ticket = Annotated[bytes, Meta(max_length=MAX_TICKET)]
 Token = Annotated[bytes, Meta(min_length=TOKEN_SIZE, max_length=TOKEN_SIZE)]
 ChannelId = Annotated[bytes, Meta(min_length=CHANNEL_SIZE, max_length=CHANNEL_SIZE)]
 MailboxId = Annotated[bytes, Meta(min_length=MAILBOX_SIZE, max_length=MAILBOX_SIZE)]
@@ -92,8 +94,9 @@ class RefusalCode(IntEnum):
     BAD_MAC = 9  # a Rebind or Restore with the wrong token or an old counter
     UNKNOWN_MAILBOX = 10
     SLOW_DOWN = 11  # too many requests a second
-    TAKEN = 12  # the wanted nameplate is somebody else's
+    TAKEN = 12  # the wanted nameplate is somebody else's, or none of this server's
     CLOSING = 13  # the server is shutting down
+    WRONG_SERVER = 14  # this server never gives such a nameplate: another one of the same name may have
 
 
 class GoneKind(IntEnum):
@@ -127,10 +130,12 @@ class Allocate(_Message, frozen=True, tag=3):
     """A nameplate for a code.  `wanted` 0 for any; after a restart of the server the one already shown to people.
 
     `claims`: how many may claim it.  Asking again for one's own with more than one claim renews its lifetime and its claims.
+    `ticket`: what came with the wanted one.  Without it the question counts as a guess.
     """
 
     wanted: Nameplate = 0
     claims: Annotated[int, Meta(ge=1, le=0xFFFF)] = 1
+    ticket: Ticket = b""
 
 
 class Release(_Message, frozen=True, tag=4):
@@ -138,10 +143,11 @@ class Release(_Message, frozen=True, tag=4):
 
 
 class Claim(_Message, frozen=True, tag=5):
-    """Meet the owner of a nameplate; `body` is the claimer's PAKE message."""
+    """Meet the owner of a nameplate; `body` is the claimer's PAKE message.  `may_move`: the claimer knows WRONG_SERVER."""
 
     nameplate: Nameplate
     body: Body
+    may_move: bool = False
 
 
 class Post(_Message, frozen=True, tag=6):
@@ -215,8 +221,11 @@ class Welcome(_Message, frozen=True, tag=33):
 
 
 class Allocated(_Message, frozen=True, tag=34):
+    """`ticket` brings the nameplate back after a restart of the server, to the same session."""
+
     nameplate: Nameplate
     expires_s: U16
+    ticket: Ticket = b""
 
 
 class ClaimAccepted(_Message, frozen=True, tag=35):

@@ -8,11 +8,11 @@ from typing import Final
 
 from tunnel.proto.rendezvous.admission import address_key
 from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import MAILBOX_SIZE, MAX_NAMEPLATE, PushMessage
+from tunnel.proto.rendezvous.messages import MAILBOX_SIZE, PushMessage
+from tunnel.proto.rendezvous.numbers import Numbers
 from tunnel.units import Address, Instant, SocketId
 
 REMEMBERED_ANSWERS: Final = 16  # answers a session, so that a repeated request is answered alike instead of done twice
-NAMEPLATE_TRIES: Final = 64  # random numbers tried; at most a tenth of them is taken
 
 
 class PendingPush:
@@ -46,6 +46,7 @@ class Session:
         "id",
         "is_guest",
         "key",
+        "last_nameplate",
         "listening",
         "mailboxes",
         "nameplates",
@@ -65,6 +66,7 @@ class Session:
         self.listening: set[bytes] = set()
         self.dialing: dict[bytes, Dial] = {}
         self.nameplates: set[int] = set()
+        self.last_nameplate = 0  # whoever learned it learned nothing of the next
         self.mailboxes: set[bytes] = set()
         self.channels: set[bytes] = set()
         self.answers: OrderedDict[int, bytes] = OrderedDict()
@@ -113,9 +115,10 @@ class Mailbox:
 class Registry:
     """Tables and their bounds; what to tell whom is the server's business."""
 
-    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes], numbers: Numbers) -> None:
         self._config = config
         self._entropy = entropy
+        self._numbers = numbers
         self.sessions: OrderedDict[bytes, Session] = OrderedDict()  # the longest silent first
         self.rooms: dict[bytes, Room] = {}
         self.nameplates: OrderedDict[int, Nameplate] = OrderedDict()  # the first to expire first
@@ -246,28 +249,17 @@ class Registry:
                 return wanted if known.owner is session else None
         if len(self.nameplates) >= config.max_nameplates:
             return None
-        if self._nameplates_per_key[session.key] >= config.nameplates_per_address:
+        held = self._nameplates_per_key[session.key]
+        if held >= config.nameplates_per_address:
             return None
-        number = wanted or self._free_number()
+        number = wanted or self._numbers.draw(now, session.key, held, self.nameplates, session.last_nameplate)
         if number is None:
             return None
         self.nameplates[number] = Nameplate(session, expires_at, claims)
         self._nameplates_per_key[session.key] += 1
         session.nameplates.add(number)
+        session.last_nameplate = number
         return number
-
-    def _free_number(self) -> int | None:
-        """Random, of as many digits as keep guesses wrong nine times in ten."""
-        digits = self._config.first_nameplate_digits
-        while len(self.nameplates) >= self._config.nameplate_density * 9 * 10 ** (digits - 1):
-            digits += 1
-        lowest: int = 10 ** (digits - 1)
-        count = 9 * lowest
-        for _ in range(NAMEPLATE_TRIES):
-            number = lowest + int.from_bytes(self._entropy(8), "big") % count
-            if number not in self.nameplates and number <= MAX_NAMEPLATE:
-                return number
-        return None
 
     def remove_nameplate(self, number: int) -> None:
         nameplate = self.nameplates.pop(number, None)

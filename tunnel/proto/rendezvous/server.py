@@ -14,11 +14,13 @@ from typing import Any, Final, NamedTuple, assert_never
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.admission import Buckets, Cookies, Lockouts, address_key
+from tunnel.proto.rendezvous.admission import Buckets, Cookies, address_key
+from tunnel.proto.rendezvous.codes import Codes, Refusal
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
+from tunnel.proto.rendezvous.numbers import Numbers
 from tunnel.proto.rendezvous.pushes import Pushes
-from tunnel.proto.rendezvous.registry import Dial, Mailbox, Nameplate, Registry, Session
+from tunnel.proto.rendezvous.registry import Dial, Mailbox, Registry, Session
 from tunnel.proto.rendezvous.relay import CHANNEL_BYTE, Channel, Relay
 from tunnel.proto.rendezvous.strangers import Strangers
 from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec
@@ -32,7 +34,7 @@ DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around 
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
 CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more
 OWNER_SIDE: Final = 0  # of a channel: whoever allocated or listened
-CLAIM_AGAIN: Final = 2  # seconds after which a claim that was one too many is repeated
+PAID_REFUSALS: Final = frozenset({RefusalCode.UNKNOWN_NAMEPLATE, RefusalCode.SPENT, RefusalCode.TAKEN})  # a repetition is free
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
 
 
@@ -45,7 +47,7 @@ class Inbound(NamedTuple):
 
 
 class Server:
-    """One server.  Its neighbours keep what it decides about: registry, relay, pushes, strangers, admission."""
+    """One server.  Its neighbours keep what it decides about: registry, relay, pushes, codes, strangers, admission."""
 
     def __init__(
         self,
@@ -56,11 +58,14 @@ class Server:
         entropy: Callable[[int], bytes],
         stun: StunCodec | None = None,
         trace: Trace | None = None,
+        secret: bytes | None = None,
     ) -> None:
+        """`secret`: 32 random bytes of this server alone, the same after each restart; see numbers.py."""
         self.config = config
         self.drops = Drops()
         self.relay = Relay(config, entropy)
-        self.registry = Registry(config, entropy)
+        self._numbers = Numbers(config, entropy, secret, sockets)
+        self.registry = Registry(config, entropy, self._numbers)
         self._trace = trace
         self._sockets = {each.socket_id: each for each in sockets}
         self._cookies = Cookies(entropy)
@@ -68,13 +73,7 @@ class Server:
         self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
         self._pushes = Pushes(config, self.registry, entropy, self.drops, self._queue)
         self._request_rate = Buckets(config.requests_per_second, config.request_burst, entropy(16))
-        self._claim_rate = Buckets(config.claim_rate, config.claim_burst, entropy(16))
-        self._lockouts = Lockouts(
-            limit=config.wrong_claims,
-            refill=config.wrong_claim_refill,
-            duration=config.lockout,
-            size=config.max_lockouts,
-        )
+        self._codes = Codes(config, self.registry, self._numbers, entropy)
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
         self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
@@ -250,8 +249,7 @@ class Server:
 
     def _refuse(self, refusal: Refusal, socket_id: SocketId, remote: Address, transaction: int) -> None:
         self._counts[f"refused_{refusal.code.name.lower()}"] += 1
-        message = messages.Refused(int(refusal.code), refusal.text, refusal.retry_after_s)
-        self._queue(socket_id, remote, messages.encode_response(transaction, message))
+        self._queue(socket_id, remote, messages.encode_response(transaction, messages.Refused(*refusal)))
 
     def _answer(self, now: Instant, inbound: Inbound) -> bytes | Refusal | None:
         """What a proven and permitted client gets."""
@@ -274,8 +272,8 @@ class Server:
             return session.answers[request.transaction]
         answer: messages.ResponseMessage | Refusal
         match message:
-            case messages.Allocate(wanted=wanted, claims=claims):
-                answer = self._on_allocate(now, session, wanted, claims)
+            case messages.Allocate():
+                answer = self._on_allocate(now, session, message)
             case messages.Release(nameplate=number):
                 nameplate = self.registry.nameplates.get(number)
                 if nameplate is not None and nameplate.owner is session:
@@ -295,8 +293,11 @@ class Server:
                 answer = messages.Done()
             case _:
                 assert_never(message)
-        if isinstance(answer, Refusal):
+        if isinstance(answer, Refusal) and answer.code not in PAID_REFUSALS:
             return answer
+        if isinstance(answer, Refusal):
+            self._counts[f"refused_{answer.code.name.lower()}"] += 1
+            answer = messages.Refused(*answer)
         encoded = messages.encode_response(request.transaction, answer)
         session.remember(request.transaction, encoded)
         return encoded
@@ -329,38 +330,27 @@ class Server:
         """Whether others may be led to it: it is the server's own, or (in a room of many) has been led to an own one before."""
         return self._is_owner_host(session) or (self.config.has_guests and session.is_guest)
 
-    def _on_allocate(self, now: Instant, session: Session, wanted: int, claims: int) -> messages.ResponseMessage | Refusal:
+    def _on_allocate(self, now: Instant, session: Session, message: messages.Allocate) -> messages.ResponseMessage | Refusal:
         if not self._is_owner_host(session):
             return Refusal(RefusalCode.DENIED, "this server serves the codes of its own machine only")
-        number = self.registry.allocate(now, session, wanted, claims)
-        if number is None and wanted in self.registry.nameplates:
-            return Refusal(RefusalCode.TAKEN, "that code belongs to somebody else now")
+        if message.wanted:
+            refusal = self._codes.want(now, session, message.wanted, message.ticket, self._instance)
+            if refusal is not None:
+                return refusal
+        number = self.registry.allocate(now, session, message.wanted, message.claims)
         if number is None:
             return Refusal(RefusalCode.FULL, "no more codes for now, or not for this address", 30)
         self._note(now, "allocated", remote=session.remote)
         lifetime = self.registry.nameplates[number].expires_at - now
-        return messages.Allocated(nameplate=number, expires_s=int(lifetime))
+        ticket = self._numbers.ticket(self._instance, session.id, number)
+        return messages.Allocated(nameplate=number, expires_s=int(lifetime), ticket=ticket)
 
     def _on_claim(self, now: Instant, session: Session, message: messages.Claim) -> messages.ResponseMessage | Refusal:
-        locked = self._lockouts.remaining(now, session.key)
-        if locked:
-            return Refusal(
-                RefusalCode.LOCKED_OUT, "too many claims on codes that do not exist, from this address", int(locked) + 1
-            )
-        nameplate = self.registry.nameplates.get(message.nameplate)
-        if nameplate is None or not nameplate.left:
-            self._lockouts.count(now, session.key)
-            self._note(now, "wrong_claim", remote=session.remote)
-            if nameplate is None:
-                return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "nobody is waiting with this code")
-            return Refusal(RefusalCode.SPENT, "this code has been used")
+        nameplate = self._codes.claim(now, session, message)
+        if isinstance(nameplate, Refusal):
+            self._note(now, "claim_refused", remote=session.remote, code=nameplate.code)
+            return nameplate
         owner = nameplate.owner
-        if owner is session:
-            return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "this is your own code")
-        if nameplate.is_for_many and not self._may_claim_beside(now, nameplate, session):
-            return Refusal(RefusalCode.SLOW_DOWN, "many are claiming this code: once more in a moment", CLAIM_AGAIN)
-        if not self.registry.may_open_mailbox(session):
-            return Refusal(RefusalCode.FULL, "the server is busy", 10)
         channel = self._open_channel(now, owner, session)
         if channel is None:
             return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
@@ -372,16 +362,6 @@ class Server:
             messages.ClaimReceived(message.nameplate, mailbox.id, message.body, channel.id, channel.token, 0),
         )
         return messages.ClaimAccepted(mailbox.id, channel.id, channel.token, 1)
-
-    def _may_claim_beside(self, now: Instant, nameplate: Nameplate, session: Session) -> bool:
-        """Nobody keeps the others of a room out, neither by many claims at once nor by one after the other."""
-        config, claims = self.config, nameplate.claims
-        from_there = sum(key == session.key for key in claims.values())
-        return (
-            len(claims) < config.claims_at_once
-            and from_there < config.claims_at_once_per_address
-            and self._claim_rate.take(now, session.key)
-        )
 
     def _on_post(self, now: Instant, session: Session, message: messages.Post) -> messages.ResponseMessage | Refusal:
         mailbox = self.registry.mailboxes.get(message.mailbox)
@@ -554,13 +534,7 @@ class Server:
             if now < mailbox.expires_at:
                 break
             registry.remove_mailbox(mailbox)
-        self._lockouts.sweep(now)
-
-
-class Refusal(NamedTuple):
-    code: RefusalCode
-    text: str
-    retry_after_s: int = 0
+        self._codes.sweep(now)
 
 
 def _other(mailbox: Mailbox, session: Session) -> Session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.events import RelayChannel
@@ -23,6 +23,13 @@ def joins(role: Role, rooms: Iterable[bytes]) -> Iterator[messages.Join]:
         yield messages.Join(int(role), tuple(wanted[start : start + messages.MAX_ROOMS]))
 
 
+class OwnNumber(NamedTuple):
+    """A nameplate of ours."""
+
+    claims: int  # how many may use it
+    ticket: bytes = b""  # what brings it back after a restart of the server
+
+
 class Wishes:
     """Rooms and nameplates."""
 
@@ -31,7 +38,7 @@ class Wishes:
     def __init__(self) -> None:
         self.listening: dict[bytes, None] = {}
         self.dialing: dict[bytes, tuple[bytes, ...]] = {}  # room → all rooms of the dial it belongs to
-        self.nameplates: dict[int, int] = {}  # and how many may claim each
+        self.nameplates: dict[int, OwnNumber] = {}
         self.refused: dict[bytes, Role] = {}  # rooms that were full, to be asked for again
 
     def knows_room(self, room: bytes) -> bool:
