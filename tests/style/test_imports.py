@@ -11,19 +11,21 @@ from tests.style.source import ROOT, Import, Module, modules
 # A room is named without `tunnel.`; the longest name that fits is a module's room.
 CORE = {"proto.wire", "proto.ranges", "proto.timers", "proto.trace", "proto.scope"}
 BASE = {"units", "errors"}
+WALLS = {"faults", *BASE}
 
 #: room -> the rooms that it may import, besides itself.
 ARROWS: dict[str, set[str]] = {
     "": {"api", "config", "driver", "forward", *BASE},  # tunnel/__init__.py: the public API, re-exported
     "__main__": {"cli"},
-    "api": {"driver", "state", "host", "config", "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *BASE},
-    "cli": {"api", "forward", "control", "driver", "state", "telemetry", "config", *BASE},
-    "control": {"driver", *BASE},
-    "forward": {"driver", "tun", "proto.ip", "proto.lan", *BASE},
-    "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "config", *BASE},
+    "api": {"driver", "state", "host", "config", "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *WALLS},
+    "cli": {"api", "forward", "control", "driver", "state", "telemetry", "config", *WALLS},
+    "control": {"driver", *WALLS},
+    "forward": {"driver", "tun", "proto.ip", "proto.lan", *WALLS},
+    "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "config", *WALLS},
     "udp": BASE,
-    "tls": BASE,
-    "tun": BASE,
+    "tls": WALLS,
+    "tun": WALLS,
+    "faults": set(),
     "state": BASE,
     "host": BASE,
     "config": BASE,

@@ -10,8 +10,9 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams
 from tunnel.config import DEFAULT_PORT, parse_server
-from tunnel.driver.endpoint import EndpointDriver, machine_hosts
+from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Trouble
+from tunnel.driver.places import machine_hosts
 from tunnel.driver.rendezvous import RunningServer, ServerConfig, serve
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.host.interfaces import source_address

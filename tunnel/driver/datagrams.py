@@ -12,7 +12,7 @@ MAX_FLOW = 0xFFFF_FFFF  # 32 bits in the DATAGRAM frame
 class Datagrams:
     """Sends and hands out datagrams by flow number.  A datagram may be lost, late or doubled, never damaged."""
 
-    __slots__ = ("_backlog", "_callbacks", "_flush", "_next_flow", "_send", "drops")
+    __slots__ = ("_backlog", "_callbacks", "_fell", "_flush", "_next_flow", "_send", "drops")
 
     def __init__(
         self,
@@ -21,8 +21,13 @@ class Datagrams:
         *,
         first_flow: int,
         backlog: Callable[[], int] = lambda: 0,
+        fell: Callable[[Exception], None] | None = None,
     ) -> None:
-        """`first_flow` is 2 on the connecting side and 1 on the other one, so that both may number flows."""
+        """`first_flow` is 2 on the connecting side and 1 on the other one, so that both may number flows.
+
+        `fell` is told of what a flow's callback raised, which gets nothing more; None: that is raised on.
+        """
+        self._fell = fell
         self._send = send
         self._flush = flush
         self._backlog = backlog
@@ -75,4 +80,11 @@ class Datagrams:
             if callback is None:
                 self.drops["datagram of an unknown flow"] += len(batch)
             else:
-                callback(batch)
+                try:
+                    callback(batch)
+                except Exception as error:
+                    self.drops["datagram of a flow that met a fault"] += len(batch)
+                    self.unregister(flow)
+                    if self._fell is None:
+                        raise
+                    self._fell(error)

@@ -10,8 +10,8 @@ from typing import Any, Final
 import trio
 
 from tunnel.config import TlsOptions, parse_server, tls_options
-from tunnel.driver.endpoint import OpenSocket
 from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
+from tunnel.driver.sockets import OpenSocket
 from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated

@@ -9,21 +9,27 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, assert_never
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import trio
 
 from tunnel.config import TlsOptions, parse_server, tls_options
 from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
+from tunnel.driver.lasting import last
 from tunnel.driver.link import Link
+from tunnel.driver.links import Links
 from tunnel.driver.outbox import Outbox
 from tunnel.driver.packets import PacketDoor
+from tunnel.driver.places import machine_hosts, resolve_server
 from tunnel.driver.pool import PoolSockets
+from tunnel.driver.sockets import OpenSocket, open_all, open_large
 from tunnel.driver.tls import TlsDoors
-from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.driver.traces import WalledTraces
+from tunnel.errors import ServerUnreachableError
+from tunnel.faults import Faults
 from tunnel.host.clock import boottime, wall_ns
 from tunnel.host.cpu import has_aes
-from tunnel.host.interfaces import local_addresses
 from tunnel.host.monitor import watch
 from tunnel.proto.endpoint import (
     CandidateKind,
@@ -33,6 +39,7 @@ from tunnel.proto.endpoint import (
     EndpointConfig,
     EndpointEvent,
     ExposerPairing,
+    Faulted,
     KnownPeer,
     OpenSockets,
     OpenTls,
@@ -43,6 +50,7 @@ from tunnel.proto.endpoint import (
     PeeringStarted,
     PeerPaired,
     PeerStore,
+    Problem,
     Remembered,
     ServerReached,
     Troubled,
@@ -51,7 +59,7 @@ from tunnel.proto.endpoint import (
 )
 from tunnel.proto.trace import Traces
 from tunnel.tls.client import TlsSocket
-from tunnel.udp.socket import MAX_BATCH, UdpSocket, open_socket
+from tunnel.udp.socket import UdpSocket
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
@@ -59,14 +67,10 @@ if TYPE_CHECKING:
 
 BATCHES_A_TURN: Final = 16  # receives of one socket before what they caused is sent and others get their turn ...
 BYTES_A_TURN: Final = 1 << 20  # ... or so many bytes
-LARGE_BATCH: Final = 2 * MAX_BATCH  # bytes received at once: see outbox.py
 BURSTS_A_TURN: Final = 16  # sends before whoever called goes on; the timer task sends the rest
 LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, ours does not: look at it this often
 SHORTEST_SLEEP: Final = Seconds(0.0003)
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
-OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
-ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
-OpenSocket: TypeAlias = Callable[[str, int], UdpSocket]  # on a host and port
 
 __all__ = [
     "CandidateKind",
@@ -76,18 +80,7 @@ __all__ = [
     "Remembered",
     "Traces",
     "WayMemory",
-    "machine_hosts",
 ]
-
-
-def machine_hosts() -> list[str]:
-    """The addresses of this machine that a peer could reach, but for those of LAN interfaces of ours: no tunnel in a tunnel."""
-    return [local.address for local in local_addresses() if not local.interface.startswith(OWN_INTERFACES)]
-
-
-def open_large(host: str, port: int) -> UdpSocket:
-    """A socket that receives much at once.  Raises ConfigurationError."""
-    return open_socket(host, port, batch=LARGE_BATCH)
 
 
 class WayMemory(Protocol):
@@ -134,22 +127,31 @@ class EndpointDriver:
         self._access_token = access_token
         self.port_maps: PortMapKeeper | None = None
         self.clock = clock
-        self.links: dict[Peering, Link] = {}
+        self.faults = Faults(self._tell_fault)
         self.on_event = on_event
         self.on_link = on_link
         self.after_events: Callable[[], None] | None = None  # called when all events so far were passed on
         self._sockets: dict[SocketId, UdpSocket] = {}
         self._hosts = hosts
         self._outbox = Outbox(self._sockets)
-        self._packet_door = PacketDoor(self._sockets, self.flush)
+        self._unheard: BrokenPipeError | None = None  # nobody hears our events any more
+        self._packet_door = PacketDoor(self._sockets, self.flush, self.faults)
         self._wakeup = trio.Event()
         self._changed = trio.Event()
         self._armed = float("inf")
         self._is_flushing = False
         self._before_flush: list[Callable[[], None]] = []  # each called once, before anything is sent
+        self._links = Links(
+            self.faults,
+            flush=self.flush,
+            before_flush=self._before_flush.append,
+            clock=clock,
+            counters=self.counters,
+            door=self._packet_door,
+        )
         self._has_more = False
         bind = tuple(bind)
-        self._open(bind, opener)
+        self._sockets.update((SocketId(number), each) for number, each in enumerate(open_all(bind, opener)))
         self.pool = PoolSockets(self._sockets, opener, next((host for host in bind if ":" not in host), None))
         self._memory = memory
         self._tls = TlsOptions() if tls is None else tls
@@ -157,6 +159,7 @@ class EndpointDriver:
             self._sockets,
             options=lambda server: tls_options(server, self._tls),
             serve=self._run_pool_socket,
+            faults=self.faults,
             up=self._tls_up,
             down=self._tls_down,
         )
@@ -174,23 +177,22 @@ class EndpointDriver:
             entropy=os.urandom,
             rng=random.SystemRandom(),  # a peer sees what path challenges are made of, and must not foretell the next
             wall_ns=wall_ns,
-            traces=traces,
+            traces=None if traces is None else WalledTraces(traces, self.faults),
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
         self.core.set_hosts(clock(), hosts())
-        if memory is not None:
-            self.core.set_memory(memory.load())
+        self._load_memory()
 
-    def _open(self, bind: Iterable[str], opener: OpenSocket) -> None:
-        problem: ConfigurationError | None = None
-        for host in bind:
-            try:
-                self._sockets[SocketId(len(self._sockets))] = opener(host, 0)
-            except ConfigurationError as error:
-                problem = problem or error
-        if not self._sockets:
-            raise problem or ConfigurationError("There is no address to send from.")
+    def _load_memory(self) -> None:
+        if self._memory is not None:
+            with self.faults.wall("state", "kept what led to peers before from being read"):
+                self.core.set_memory(self._memory.load())
+
+    @property
+    def links(self) -> dict[Peering, Link]:
+        """The live ones."""
+        return self._links.of
 
     # --- verbs
 
@@ -198,20 +200,10 @@ class EndpointDriver:
         """Resolve and greet a rendezvous server.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
         if self.core.has_server(name):
             return
-        host, port = parse_server(name, "server")
-        try:
-            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
-        except (OSError, UnicodeError):
-            raise ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.") from None
-        addresses: dict[bool, list[Address]] = {False: [], True: []}
-        for *_, sockaddr in found:
-            address = Address(str(sockaddr[0]), port)
-            of_family = addresses[address.is_ipv6]
-            if address not in of_family and len(of_family) < ADDRESSES_A_FAMILY:
-                of_family.append(address)
+        addresses = await resolve_server(name)
         if not self.core.has_server(name):
             has_tls = tls_options(name, self._tls).port is not None
-            self.core.add_server(self.clock(), name, [*addresses[True], *addresses[False]], self._access_token, tls=has_tls)
+            self.core.add_server(self.clock(), name, addresses, self._access_token, tls=has_tls)
         self.flush()
 
     async def wait_reached(self, name: str, patience: float) -> None:
@@ -265,6 +257,8 @@ class EndpointDriver:
     def counters(self) -> dict[str, dict[str, int]]:
         """Every drop outside of connections, by room and reason: endpoint, servers, sockets (what the kernel dropped too)."""
         found = self.core.counters()
+        if self.faults.counts:
+            found["faults"] = dict(self.faults.counts)
         for socket_id, socket in self._sockets.items():
             drops = dict(socket.counters.errors)
             overruns = socket.overruns()
@@ -280,19 +274,34 @@ class EndpointDriver:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled.  The sockets stay open, so that close() can still say goodbye; release() ends them."""
         async with trio.open_nursery() as nursery:
-            for socket_id in self._sockets:
-                nursery.start_soon(self._run_socket, socket_id)
+            for socket_id, socket in self._sockets.items():
+                reading = f"interrupted the reading of udp {socket.local_address}"
+                nursery.start_soon(last, self.faults, "socket", reading, partial(self._run_socket, socket_id))
             self.pool.nursery = self.tls_doors.nursery = nursery
-            nursery.start_soon(self._run_timers)
-            nursery.start_soon(self._outbox.run, self.flush)
-            nursery.start_soon(watch, self._network_changed, self._resumed)
+            for what, task in (
+                ("interrupted the timers", self._run_timers),
+                ("interrupted the sending", partial(self._outbox.run, self.flush)),
+                ("interrupted the watch over the network", partial(watch, self._network_changed, self._resumed)),
+            ):
+                nursery.start_soon(last, self.faults, "driver", what, task)
             if self._port_mapping:
-                nursery.start_soon(self._run_port_mapping)
+                nursery.start_soon(last, self.faults, "port mapping", "interrupted port mapping", self._run_port_mapping)
+            nursery.start_soon(self._run_unheard)
             task_status.started()
 
+    async def _run_unheard(self) -> None:
+        """Ends all when whoever hears our events has gone, as a command does when its standard output is closed."""
+        while self._unheard is None:
+            await self._changed.wait()
+        raise self._unheard
+
     async def _run_pool_socket(self, socket_id: SocketId) -> None:
-        with contextlib.suppress(trio.ClosedResourceError):
+        closed = "closed a socket of the search for a direct path"
+        with self.faults.wall("socket", closed) as wall, contextlib.suppress(trio.ClosedResourceError):
             await self._run_socket(socket_id)
+        socket = self._sockets.get(socket_id)
+        if wall.error is not None and socket is not None:
+            socket.close()
 
     async def _run_socket(self, socket_id: SocketId) -> None:
         core, clock, socket = self.core, self.clock, self._sockets.get(socket_id)
@@ -305,10 +314,14 @@ class EndpointDriver:
             is_due = False
             while (batch := socket.receive()) is not None:
                 now = clock()
-                if core.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn):
+                try:
+                    if core.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn):
+                        is_due = True
+                        if core.has_events:  # before the next batch: a local program's socket buffer holds little of a turn's
+                            self._tell(now)
+                except Exception as error:
                     is_due = True
-                    if core.has_events:  # before the next batch: a local program's socket buffer holds little of a turn's
-                        self._tell(now)
+                    self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
                 batches += 1
                 size += len(batch.buffer)
                 datagrams += -(-len(batch.buffer) // batch.stride)
@@ -351,8 +364,7 @@ class EndpointDriver:
 
     def _network_changed(self) -> None:
         now = self.clock()
-        if self._memory is not None:
-            self.core.set_memory(self._memory.load())
+        self._load_memory()
         if not self.core.set_hosts(now, self._hosts()):
             self.core.network_changed(now)  # the same addresses, but another way out
         if self.port_maps is not None:
@@ -377,7 +389,7 @@ class EndpointDriver:
             self.core.set_port_mapped(self.clock(), sockets[port], external)
             self.flush()
 
-        self.port_maps = PortMapKeeper(on_change=changed, clock=self.clock)
+        self.port_maps = PortMapKeeper(on_change=changed, clock=self.clock, faults=self.faults)
         await self.port_maps.run(tuple(sockets))
 
     def _tls_up(self, server: str, socket_id: SocketId, remote: Address) -> None:
@@ -398,7 +410,9 @@ class EndpointDriver:
         core, first = self.core, self._before_flush
         try:
             while first:
-                first.pop()()
+                with self.faults.wall("local program", "left something unread that a local program said"):
+                    while first:
+                        first.pop()()
             now = self.clock()
             while True:
                 is_dry = self._send(now)
@@ -419,6 +433,8 @@ class EndpointDriver:
             if deadline is not None and deadline < self._armed:
                 self._armed = float("-inf")
                 self._wakeup.set()
+        except Exception as error:  # whoever called has nothing to do with it
+            self.faults.note("driver", "interrupted the sending", error)
         finally:
             self._is_flushing = False
 
@@ -442,42 +458,42 @@ class EndpointDriver:
             while (event := self.core.poll_event(now)) is not None:
                 found = True
                 self._dispatch(event)
+                self._tell_owner(event)
             if found and self.after_events is not None:
-                self.after_events()
+                with self.faults.wall("events", "left something undone"):
+                    self.after_events()
         finally:
             self._is_flushing = was_flushing
         return found
 
     def _dispatch(self, event: EndpointEvent) -> None:
         match event:
-            case PeeringEvent(peering=peering, event=inner):
-                link = self.links.get(peering)
-                if link is not None:
-                    link.handle_event(inner)
-            case PeeringStarted(peering=peering):
-                link = self.links[peering] = Link(
-                    peering,
-                    flush=self.flush,
-                    before_flush=self._before_flush.append,
-                    clock=self.clock,
-                    counters=self.counters,
-                    door=self._packet_door,
-                )
-                if self.on_link is not None:
-                    self.on_link(link)
-            case PeeringRestarted(peering=peering):
-                self.links[peering].handle_restarted()
-            case PeeringClosed(peering=peering, reason=reason):
-                link = self.links.pop(peering, None)
-                if link is not None:
-                    link.handle_closed(reason)
+            case PeeringEvent() | PeeringStarted() | PeeringRestarted() | PeeringClosed():
+                self._links.handle_event(event, self.on_link)
             case WayLearned(static=static, way=way):
                 if self._memory is not None:
-                    self._memory.note(static, way)
+                    with self.faults.wall("state", "kept what led to a peer from being remembered"):
+                        self._memory.note(static, way)
+            case Faulted(place=place, what=what, error=fault):
+                self.faults.note(place, what, fault)
             case ServerReached() | CodeIssued() | PeerPaired() | Troubled():
                 self._changed.set()
                 self._changed = trio.Event()
             case _:
                 assert_never(event)
-        if self.on_event is not None:
+
+    def _tell_owner(self, event: EndpointEvent) -> None:
+        if self.on_event is None:
+            return
+        try:
             self.on_event(event)
+        except BrokenPipeError as error:
+            self._unheard = error
+            self._changed.set()
+        except Exception as error:
+            self.faults.note("events", "left something untold", error)
+
+    def _tell_fault(self, text: str) -> None:
+        if self.on_event is None:
+            raise LookupError("nobody listens")
+        self.on_event(Troubled(problem=Problem.INTERNAL, text=text))

@@ -13,6 +13,7 @@ from tunnel.driver.datagrams import Datagrams
 from tunnel.driver.packets import PacketDoor, PacketSealer, PacketSink
 from tunnel.driver.stream import StreamCode, TunnelStream
 from tunnel.errors import PeerError, TunnelError, UnreachableError
+from tunnel.faults import Faults
 from tunnel.proto.endpoint import (
     CloseCode,
     CloseReason,
@@ -84,7 +85,10 @@ class Link:
         clock: Callable[[], Instant],
         counters: Callable[[], dict[str, dict[str, int]]] = dict,
         door: PacketDoor | None = None,
+        faults: Faults | None = None,
     ) -> None:
+        #: What is handled for this peer stands behind walls of these.
+        self.faults = Faults() if faults is None else faults
         #: Every drop outside of connections, by room and reason; all links of a process share them.
         self.endpoint_counters = counters
         self.door = door  # for IP packets
@@ -101,7 +105,11 @@ class Link:
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
         self._rates = (0.0, 0.0)
         self.flows = Datagrams(
-            self._send_datagrams, flush, first_flow=2 if peering.is_initiator else 1, backlog=self._datagram_backlog
+            self._send_datagrams,
+            flush,
+            first_flow=2 if peering.is_initiator else 1,
+            backlog=self._datagram_backlog,
+            fell=lambda error: self.faults.note("flow", f"ended a UDP flow of the link to {self.peer_name}", error),
         )
 
     # --- who
@@ -173,7 +181,7 @@ class Link:
     async def serve_streams(self, handler: StreamHandler) -> None:
         """Run `handler(stream)` for each stream that the peer opens, until the link is closed.
 
-        A handler that fails resets only its own stream, unless what it raised was no TunnelError.
+        A handler that fails resets only its own stream.
         """
         async with trio.open_nursery() as nursery:
             while True:
@@ -184,13 +192,29 @@ class Link:
                 nursery.start_soon(self._handle, handler, stream)
             nursery.cancel_scope.cancel()
 
-    @staticmethod
-    async def _handle(handler: StreamHandler, stream: TunnelStream) -> None:
+    async def _handle(self, handler: StreamHandler, stream: TunnelStream) -> None:
+        with self.faults.wall("stream", f"ended a stream of the link to {self.peer_name}") as wall:
+            try:
+                await handler(stream)
+            except TunnelError:
+                stream.reset(StreamCode.CANCELLED)
+                stream.stop(StreamCode.CANCELLED)
+        if wall.error is not None:
+            self._give_up(stream)
+
+    def _give_up(self, stream: TunnelStream) -> None:
+        """It has met a fault of ours: both halves end, whatever state it is in."""
+        stream.on_abort = None
         try:
-            await handler(stream)
-        except TunnelError:
-            stream.reset(StreamCode.CANCELLED)
-            stream.stop(StreamCode.CANCELLED)
+            stream.reset(StreamCode.INTERNAL)
+            stream.stop(StreamCode.INTERNAL)
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Nobody foresaw `error`, which something of this peer has met: the link ends, and no other does."""
+        self._peering.fail(self._clock(), error)
+        self._flush()
 
     # --- IP packets
 
@@ -292,6 +316,17 @@ class Link:
     # --- told by the driver
 
     def handle_event(self, event: ConnectionEvent) -> None:
+        try:
+            self._handle_event(event)
+        except Exception as error:
+            stream = self._streams.get(getattr(event, "stream_id", StreamId(-1)))
+            if stream is None:
+                self.fail(error)
+            else:
+                self.faults.note("stream", f"ended a stream of the link to {self.peer_name}", error)
+                self._give_up(stream)
+
+    def _handle_event(self, event: ConnectionEvent) -> None:
         match event:
             case StreamReadable(stream_id=stream_id):
                 stream = self._streams.get(stream_id)
@@ -370,7 +405,8 @@ class Link:
     def _end_streams(self, text: str) -> None:
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
-            stream.on_connection_closed(text)
+            with self.faults.wall("stream", f"kept a stream of the link to {self.peer_name} from hearing of its end"):
+                stream.on_connection_closed(text)
 
     def _datagram_backlog(self) -> int:
         connection = self._peering.connection

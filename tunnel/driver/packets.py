@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
+from tunnel.faults import Faults
 from tunnel.proto.endpoint import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
 from tunnel.udp.socket import UdpSocket
 from tunnel.units import SocketId, Transmit
@@ -19,8 +20,9 @@ __all__ = ["PACKET_PARTIAL", "PACKET_ROOM", "PacketBurst", "PacketDoor", "Packet
 class PacketDoor:
     """Shared by all links of a driver: its sockets, for bursts that are sealed already."""
 
-    def __init__(self, sockets: Mapping[SocketId, UdpSocket], flush: Callable[[], None]) -> None:
+    def __init__(self, sockets: Mapping[SocketId, UdpSocket], flush: Callable[[], None], faults: Faults | None = None) -> None:
         self._sockets = sockets
+        self._faults = Faults() if faults is None else faults
         self.flush = flush
         self.after_receive: Callable[[], None] | None = None
         self._ports: set[int] = set()
@@ -29,7 +31,10 @@ class PacketDoor:
     def emptied(self) -> None:
         """A socket was read until nothing was left."""
         if self.after_receive is not None:
-            self.after_receive()
+            try:
+                self.after_receive()
+            except Exception as error:
+                self._faults.note("interface", "kept a packet from the interface", error)
 
     def is_ours(self, port: int) -> bool:
         """Whether one of our sockets has this local UDP port: a datagram from it is a tunnel's own."""

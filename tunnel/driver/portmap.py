@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import trio
 
+from tunnel.driver.lasting import last
 from tunnel.driver.upnp import UpnpError, UpnpGateway
+from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import Gateway, default_gateway, is_translated
 from tunnel.proto.endpoint.mapping import (
@@ -59,6 +62,7 @@ class PortMapKeeper:
         gateway: Callable[[], Gateway | None] = default_gateway,
         lifetime: Seconds = LIFETIME,
         protocols: Iterable[Protocol] = tuple(Protocol),
+        faults: Faults | None = None,
     ) -> None:
         """`on_change(port, external)` is called when our `port` is mapped to another address than before; None: no longer."""
         self.mappings: dict[int, PortMapping] = {}  # by internal port
@@ -72,6 +76,7 @@ class PortMapKeeper:
         self._wakes: dict[int, trio.Event] = {}
         self._look = trio.Event()
         self._is_leaving = False
+        self._faults = Faults() if faults is None else faults
 
     def network_changed(self) -> None:
         """Look at the default route and at the leases now: the host roamed or woke up."""
@@ -95,12 +100,15 @@ class PortMapKeeper:
             async with trio.open_nursery() as nursery:
                 upnp = UpnpGateway(*gateway)
                 for port in ports:
-                    nursery.start_soon(self._keep, gateway, port, upnp)
-                nursery.start_soon(self._hear_announcements, gateway)
+                    self._keep_going(nursery, f"interrupted the mapping of port {port}", partial(self._keep, gateway, port, upnp))
+                self._keep_going(nursery, "interrupted the listening to the router", partial(self._hear_announcements, gateway))
                 while self._gateway() == gateway:
                     await self._wait_look()
                 self._is_leaving = True  # that router is out of reach: what it keeps for us will lapse
                 nursery.cancel_scope.cancel()
+
+    def _keep_going(self, nursery: trio.Nursery, what: str, task: Callable[[], Awaitable[None]]) -> None:
+        nursery.start_soon(last, self._faults, "port mapping", what, task)
 
     async def _wait_look(self) -> None:
         self._look = trio.Event()

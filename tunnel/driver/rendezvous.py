@@ -14,7 +14,9 @@ from typing import Any, Final, Protocol
 import trio
 
 from tunnel.config import DEFAULT_PORT, DEFAULT_TLS_PORT
+from tunnel.driver.lasting import last
 from tunnel.errors import ConfigurationError
+from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.rendezvous.admission import AccessList
@@ -86,6 +88,7 @@ class RunningServer:
         self._listeners = listeners
         self._certificate = certificate
         self._stop = trio.Event()
+        self.faults = Faults()
         #: Where it listens, without the second ports; a port that was 0 is the real one.
         self.addresses = addresses
 
@@ -106,6 +109,7 @@ class RunningServer:
     def counters(self) -> dict[str, int]:
         """A snapshot: the server's own, and what its sockets did."""
         counts = self._server.counters()
+        counts["server_internal"] = self.faults.counts.total()
         if self._listeners:
             counts["tls_connections"] = sum(len(each) for each in self._listeners.values())
         doors: list[UdpSocket | TlsListener] = [*self._sockets.values(), *self._listeners.values()]
@@ -181,15 +185,18 @@ async def serve(
             secret=secret,
         )
         running = RunningServer(server, sockets, addresses, listeners, certificate)
-        loop = _Loop(server, sockets, listeners, clock)
+        loop = _Loop(server, sockets, listeners, clock, running.faults)
         task_status.started(running)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(loop.run_timers)
-                for socket_id in sockets:
-                    nursery.start_soon(loop.run_socket, socket_id)
+                nursery.start_soon(last, loop.faults, "timers", "interrupted the timers", loop.run_timers)
+                for socket_id, udp in sockets.items():
+                    what = f"interrupted the reading of udp {udp.local_address}"
+                    nursery.start_soon(last, loop.faults, "socket", what, partial(loop.run_socket, socket_id))
                 for socket_id, listener in listeners.items():
-                    nursery.start_soon(listener.serve, partial(loop.handle, socket_id))
+                    what = f"interrupted the TLS door {listener.local_address}"
+                    door = partial(listener.serve, partial(loop.handle, socket_id), running.faults)
+                    nursery.start_soon(last, loop.faults, "tls", what, door)
                 await running.wait_stop()
                 nursery.cancel_scope.cancel()
         finally:
@@ -261,7 +268,9 @@ class _Loop:
         sockets: dict[SocketId, UdpSocket],
         listeners: dict[SocketId, TlsListener],
         clock: Callable[[], Instant],
+        faults: Faults,
     ) -> None:
+        self.faults = faults
         self._server = server
         self._sockets = sockets
         self._doors: dict[SocketId, UdpSocket | TlsListener] = {**sockets, **listeners}
@@ -290,9 +299,8 @@ class _Loop:
         now = self._clock()
         try:
             bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
-        except Exception:  # a bug of ours must not let one datagram end the service of everybody
-            logger.exception("internal error on a datagram from %s; please report it", batch.remote)
-            server.drops["server_internal"] += 1
+        except Exception as error:
+            self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
             return
         for burst in bursts:
             # a view of the socket's buffer: must be gone before the next receive
@@ -315,15 +323,17 @@ class _Loop:
     def flush(self) -> None:
         """Answers and pushes; what a full buffer does not take is asked for again."""
         now = self._clock()
-        while (transmit := self._server.poll_transmit(now)) is not None:
-            if not self._doors[transmit.socket_id].send(transmit.remote, transmit.buffer, transmit.segment_size):
-                self._server.drops["server_congested"] += 1
+        with self.faults.wall("answers", "interrupted the sending"):
+            while (transmit := self._server.poll_transmit(now)) is not None:
+                if not self._doors[transmit.socket_id].send(transmit.remote, transmit.buffer, transmit.segment_size):
+                    self._server.drops["server_congested"] += 1
 
     async def run_timers(self) -> None:
         while True:
             self._wakeup = trio.Event()
             now = self._clock()
-            self._server.handle_timeout(now)
+            with self.faults.wall("timers", "interrupted the timers"):
+                self._server.handle_timeout(now)
             self.flush()
             deadline = self._server.poll_timeout()
             self._armed = math.inf if deadline is None else deadline

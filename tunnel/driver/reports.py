@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from tunnel.driver.events import Closed, CodeReady, Event, Paired, PathReport, Trouble
 from tunnel.driver.link import Link
-from tunnel.errors import ConfigurationError, PairingError, PeerError, ServerUnreachableError, TunnelError, UnreachableError
+from tunnel.errors import (
+    ConfigurationError,
+    InternalError,
+    PairingError,
+    PeerError,
+    ServerUnreachableError,
+    TunnelError,
+    UnreachableError,
+)
 from tunnel.proto.endpoint import (
     CloseCode,
     CloseReason,
@@ -38,6 +46,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.KEY_CHANGED: PeerError,
     Problem.PATH_POLICY: ConfigurationError,
     Problem.NO_DIRECT: UnreachableError,
+    Problem.INTERNAL: InternalError,
 }
 
 

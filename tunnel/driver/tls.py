@@ -9,6 +9,7 @@ import trio
 
 from tunnel.config import TlsOptions, parse_server
 from tunnel.errors import ServerUnreachableError
+from tunnel.faults import Faults, Wall
 from tunnel.proto.endpoint import CloseTls, OpenTls
 from tunnel.tls.client import TlsSocket, dial
 from tunnel.udp.socket import UdpSocket
@@ -42,6 +43,7 @@ class TlsDoors:
         serve: Callable[[SocketId], Awaitable[None]],
         up: Callable[[str, SocketId, Address], None],
         down: Callable[[SocketId], None],
+        faults: Faults,
     ) -> None:
         """`sockets` is the driver's own table; `serve` receives from one of them until it is closed."""
         self._sockets = sockets
@@ -49,6 +51,7 @@ class TlsDoors:
         self._serve = serve
         self._up = up
         self._down = down
+        self._faults = faults
         self._doors: dict[SocketId, _Door] = {}
         self.nursery: trio.Nursery | None = None  # while the driver runs
         #: Why the last attempt failed, in a sentence, by server; nothing while there is a connection.
@@ -75,7 +78,7 @@ class TlsDoors:
             with door.scope:
                 while True:
                     begun = trio.current_time()
-                    with trio.CancelScope() as door.attempt:
+                    with trio.CancelScope() as door.attempt, self._wall(door):
                         await self._connect(door)
                     if door.attempt.cancelled_caught or trio.current_time() - begun >= STEADY:
                         pause = FIRST_PAUSE
@@ -87,6 +90,9 @@ class TlsDoors:
         finally:
             del self._doors[door.socket_id]
             self.troubles.pop(door.name, None)
+
+    def _wall(self, door: _Door) -> Wall:
+        return self._faults.wall("tls", f"ended a TLS connection to the server {parse_server(door.name)[0]}")
 
     async def _connect(self, door: _Door) -> None:
         """One connection from its beginning to its end."""

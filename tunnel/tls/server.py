@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from tunnel.errors import ConfigurationError
+from tunnel.faults import Faults
 from tunnel.tls.certificates import fingerprint_of, server_context
 from tunnel.tls.stream import READ_BYTES, TlsStream, prepare
 from tunnel.units import Address, ReceivedBatch, UdpCounters
@@ -139,8 +140,9 @@ class TlsListener:
         for stream in list(self._streams.values()):
             stream.close()
 
-    async def serve(self, handle: Callable[[ReceivedBatch], Awaitable[None]]) -> None:
+    async def serve(self, handle: Callable[[ReceivedBatch], Awaitable[None]], faults: Faults | None = None) -> None:
         """Until cancelled, or closed.  `handle` gets each batch as it comes."""
+        faults = Faults() if faults is None else faults
         async with trio.open_nursery() as nursery:
             while True:
                 try:
@@ -173,20 +175,26 @@ class TlsListener:
                     await trio.lowlevel.checkpoint()
                     continue
                 self._open[key] += 1
-                nursery.start_soon(self._run, raw, remote, key, handle)
+                nursery.start_soon(self._run, raw, remote, key, handle, faults)
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
 
     async def _run(
-        self, raw: socket.socket, remote: Address, key: str, handle: Callable[[ReceivedBatch], Awaitable[None]]
+        self,
+        raw: socket.socket,
+        remote: Address,
+        key: str,
+        handle: Callable[[ReceivedBatch], Awaitable[None]],
+        faults: Faults,
     ) -> None:
         """One connection from its first byte to its end."""
         stream: TlsStream | None = None
         try:
-            stream = await self._greet(raw, remote)
-            if stream is not None and remote not in self._streams:
-                self._streams[remote] = stream
-                await self._converse(stream, handle)
+            with faults.wall("tls", f"ended a TLS connection from {remote}"):
+                stream = await self._greet(raw, remote)
+                if stream is not None and remote not in self._streams:
+                    self._streams[remote] = stream
+                    await self._converse(stream, handle)
         finally:
             if stream is not None:
                 stream.close()

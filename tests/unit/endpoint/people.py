@@ -88,7 +88,8 @@ class Person:
             self.told.append(event)
             match event:
                 case PeeringEvent(peering=peering, event=StreamReadable(stream_id=stream_id) | StreamOpened(stream_id=stream_id)):
-                    assert peering.connection is not None
+                    if peering.connection is None or peering.is_closed:
+                        continue  # told late
                     data = b"".join(peering.connection.stream_read(stream_id))
                     if stream_id % 2 == (0 if peering.is_initiator else 1):
                         self.received[peering] = self.received.get(peering, b"") + data

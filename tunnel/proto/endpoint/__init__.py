@@ -33,6 +33,7 @@ from tunnel.proto.endpoint.endpoint import Endpoint
 from tunnel.proto.endpoint.events import (
     CodeIssued,
     EndpointEvent,
+    Faulted,
     KnownPeer,
     PeeringClosed,
     PeeringEvent,
@@ -66,6 +67,7 @@ __all__ = [
     "PeeringClosed",
     "PeeringEvent",
     "Troubled",
+    "Faulted",
     "Problem",
     "WayLearned",
     "Remembered",

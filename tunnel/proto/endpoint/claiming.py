@@ -62,6 +62,10 @@ class ConnectorPairing:
         if self.handshake is not None:
             self._context.answers.pop(self.handshake.index, None)
 
+    def fail(self, now: Instant) -> None:
+        """A fault of ours has met this attempt."""
+        self._fail(now, Problem.INTERNAL, "A fault in ptunnel ended the pairing; the code is used up: ask for a fresh one.")
+
     def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
         if self.is_done or (self.handshake is not None and self.handshake.completed is not None):
             return

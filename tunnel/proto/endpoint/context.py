@@ -11,18 +11,21 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.proto.connection.records import MOST_PARTS
-from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
+from tunnel.proto.endpoint.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.proto.endpoint.pool import SocketPool
+from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops, Trace, Traces
-from tunnel.units import Address, Buffer, Instant, PathKey, SocketId
+from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
     import random
+    from types import TracebackType
 
     from tunnel.proto.endpoint.punching import LocalSocket
     from tunnel.proto.nat.memory import Remembered
     from tunnel.proto.rendezvous.client import Client
 
+CLIENT_REST: Final = Seconds(5.0)  # after a fault of ours in the talk with a server, before it goes on
 MAX_QUEUED: Final = 256  # handshake datagrams waiting to leave; the oldest is dropped
 DAY_NS: Final = 86_400 * 10**9
 
@@ -45,6 +48,24 @@ class PeerStore(Protocol):
 
     def save(self, peer: KnownPeer) -> KnownPeer:
         """Remember `peer`; returns it with the name that it got."""
+
+
+class Wall:
+    """`with` it around what handles something of one source: `fell` is told of any exception, which goes no further."""
+
+    __slots__ = ("_fell",)
+
+    def __init__(self, fell: Callable[[Exception], None]) -> None:
+        self._fell = fell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._fell(error)
+        return True
 
 
 class Context:
@@ -74,6 +95,8 @@ class Context:
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
         self.clients: dict[str, Client] = {}
+        self._met: dict[str, Exception] = {}  # in poll_clients_timeout, to be told at the next handle_clients_timeout
+        self._resting: dict[str, Instant] = {}  # clients that met a fault of ours, and until when they are left alone
         self.peers: dict[bytes, KnownPeer] = {}  # by static key
         self.sockets: dict[SocketId, LocalSocket] = {}
         self.memory: dict[bytes, Remembered] = {}  # by static key: what worked from the network that we are in
@@ -89,6 +112,53 @@ class Context:
 
     def emit(self, event: EndpointEvent) -> None:
         self.events.append(event)
+
+    def fault(self, place: str, what: str, error: Exception) -> None:
+        """Nobody foresaw `error`, which was met while something of one source was handled: it has done `what`, and no more."""
+        self.drops[f"fault: {place}"] += 1
+        self.emit(Faulted(place=place, what=what, error=error))
+
+    def wall(self, place: str, what: str) -> Wall:
+        """Around what has nothing to end."""
+        return Wall(lambda error: self.fault(place, what, error))
+
+    def server_wall(self, now: Instant, name: str) -> Wall:
+        """Around what is done with the client of a server: see interrupt."""
+        return Wall(lambda error: self.interrupt(now, name, error))
+
+    def interrupt(self, now: Instant, name: str, error: Exception) -> None:
+        """The client of a server has met a fault of ours: it rests, so that it does not meet it over and over."""
+        self.fault("server", f"interrupted the talk with the server {host_of(name)}", error)
+        self._resting[name] = Instant(now + CLIENT_REST)
+
+    def is_resting(self, now: Instant, name: str) -> bool:
+        if self._resting and now >= self._resting.get(name, now):
+            self._resting.pop(name, None)
+        return name in self._resting
+
+    def handle_clients_timeout(self, now: Instant) -> None:
+        for name, client in self.clients.items():
+            if self.is_resting(now, name):
+                continue
+            with self.server_wall(now, name):
+                met = self._met.pop(name, None)
+                if met is not None:
+                    raise met
+                client.handle_timeout(now)
+
+    def poll_clients_timeout(self) -> Instant | None:
+        """The first deadline of all clients."""
+        first: Instant | None = None
+        for name, client in self.clients.items():
+            at = self._resting.get(name)
+            if at is None:
+                try:
+                    at = client.poll_timeout()
+                except Exception as error:
+                    self._met[name] = error
+                    at = Instant(0.0)
+            first = earliest(first, at)
+        return first
 
     def trace(self, now: Instant, peer: str, instance: int, *, is_initiator: bool) -> Trace | None:
         """Who listens to the connection `instance` that begins now."""
@@ -134,9 +204,16 @@ class Context:
 
     def remember(self, peer: KnownPeer) -> KnownPeer:
         """Save a newly paired peer; the store has the last word on its name."""
-        saved = self.store.save(peer)
+        saved = peer
+        with self.wall("state", f"kept {peer.name} from being remembered"):
+            saved = self.store.save(peer)
         self.peers[saved.static] = saved
         return saved
+
+
+def host_of(server: str) -> str:
+    """How a person is told of a server: without its options."""
+    return server.partition(",")[0]
 
 
 def combine_policies(ours: int, theirs: int) -> str | None:

@@ -91,7 +91,8 @@ class Endpoint:
 
     def add_pool_sockets(self, now: Instant, sockets: Iterable[PoolSocket], count: int) -> None:
         """What came of OpenSockets(count).  They are used for punching only, and closed by CloseSockets."""
-        self._context.pool.opened(now, sockets, count)
+        with self._context.wall("punching", "left sockets for a direct path unused"):
+            self._context.pool.opened(now, sockets, count)
 
     def set_hosts(self, now: Instant, hosts: Iterable[str]) -> bool:
         """The machine's own addresses, numeric; call again when they may have changed.  True when they have."""
@@ -102,8 +103,7 @@ class Endpoint:
         is_change = bool(self._context.hosts)
         self._context.hosts = hosts
         for peering in self._meetings.peerings.live:
-            if peering.puncher is not None:
-                peering.puncher.set_hosts(now, hosts)
+            peering.refresh_candidates(now, hosts)
         if is_change:
             self.network_changed(now)
         self._meetings.pump(now)
@@ -121,8 +121,7 @@ class Endpoint:
         else:
             mapped[socket_id] = external
         for peering in self._meetings.peerings.live:
-            if peering.puncher is not None:
-                peering.puncher.refresh(now)
+            peering.refresh_candidates(now)
         self._meetings.pump(now)
 
     def set_memory(self, memory: Mapping[bytes, Remembered]) -> None:
@@ -132,8 +131,9 @@ class Endpoint:
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up: every path proves itself at once, and every server is asked where it sees us now."""
         self._is_cold_at_stale = True
-        for client in self._context.clients.values():
-            client.network_changed(now)
+        for name, client in self._context.clients.items():
+            with self._context.server_wall(now, name):
+                client.network_changed(now)
         self._meetings.network_changed(now)
 
     def add_server(
@@ -222,8 +222,9 @@ class Endpoint:
         self._is_cold_at_stale = True
         self._is_closing = True
         self._meetings.close(now, text)
-        for client in self._context.clients.values():
-            client.close(now)
+        for name, client in self._context.clients.items():
+            with self._context.server_wall(now, name):
+                client.close(now)
 
     # --- inputs
 
@@ -258,15 +259,22 @@ class Endpoint:
                 key = self._key(socket_id, remote, prefix)
                 peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
                 if peering is None:
-                    peering = self._meetings.confirm(now, buffer[start:end])
                     is_cold = True
+                    try:
+                        peering = self._meetings.confirm(now, buffer[start:end])
+                    except Exception as error:
+                        self._dropped(remote, error)
                 if peering is not None and peering.connection is not None:
                     unopened = end if prefix else length  # what comes from the server may be of several peers
                     if not self._share.admits(now, peering, unopened - position):
                         self.drops["over its share of a full queue"] += -(-(unopened - position) // stride)
                         position = unopened
                         continue
-                    after = peering.connection.handle_datagrams(now, key, buffer, position, stride, ecn)
+                    try:
+                        after = peering.connection.handle_datagrams(now, key, buffer, position, stride, ecn)
+                    except Exception as error:
+                        peering.fail(now, error)
+                        after = unopened
                     if touched is not None and touched is not peering:
                         is_due = is_due or not touched.connection_is_quiet
                         touched.drain(now)
@@ -276,18 +284,24 @@ class Endpoint:
                 self.drops["transport to nobody"] += 1
             elif 0x70 <= kind <= 0x73:
                 is_cold = True
-                self._meetings.handle_handshake(now, self._key(socket_id, remote, prefix), buffer[start:end])
+                try:
+                    self._meetings.handle_handshake(now, self._key(socket_id, remote, prefix), buffer[start:end])
+                except Exception as error:
+                    self._dropped(remote, error)
             elif kind in (0x41, 0x42) and not prefix:
                 is_cold = True
                 clients = self._clients_at.get((socket_id, remote.host))
                 if clients is None:
                     self.drops["rendezvous datagram from a stranger"] += 1
                 else:
-                    for client in clients:  # each knows its own by transaction or session
-                        client.handle_datagram(now, socket_id, remote, buffer[position:end])
+                    try:
+                        for client in clients:  # each knows its own by transaction or session
+                            client.handle_datagram(now, socket_id, remote, buffer[position:end])
+                    except Exception as error:
+                        self._dropped(remote, error)
             elif kind <= 3 and not prefix:
                 datagram = buffer[position:end]
-                if not any(puncher.handle_stun(now, socket_id, remote, datagram) for puncher in self._punchers()):
+                if not any(each.handle_stun(now, socket_id, remote, datagram) for each in self._meetings.peerings.live):
                     self.drops["answer to no question"] += 1
             else:
                 self.drops["unknown first byte"] += 1
@@ -301,12 +315,16 @@ class Endpoint:
             self._is_cold_at_stale = True
         return is_due or is_cold or bool(self._context.events)
 
+    def _dropped(self, remote: Address, error: Exception) -> None:
+        """Nobody foresaw `error`, which a datagram has met: that one goes, and whoever sent it may send another."""
+        self._context.fault("datagram", f"dropped a datagram from {remote}", error)
+
     def handle_timeout(self, now: Instant) -> None:
         self._is_cold_at_stale = True
-        for client in self._context.clients.values():
-            client.handle_timeout(now)
+        self._context.handle_clients_timeout(now)
         self._meetings.handle_timeout(now)
-        self._context.pool.sweep(now, self._punchers())
+        with self._context.wall("punching", "left sockets for a direct path open"):
+            self._context.pool.sweep(now, self._punchers())
 
     # --- outputs
 
@@ -326,8 +344,12 @@ class Endpoint:
         if context.out:
             key, datagram = context.out.popleft()
             return _single(key, key.prefix + datagram, out)
-        for client in context.clients.values():
-            ready = client.poll_transmit(now)
+        for name, client in context.clients.items():
+            try:
+                ready = None if context.is_resting(now, name) else client.poll_transmit(now)
+            except Exception as error:
+                context.interrupt(now, name, error)
+                continue
             if ready is not None:
                 return _single(PathKey(ready[0], ready[1]), ready[2], out)
         return None
@@ -342,7 +364,11 @@ class Endpoint:
             puncher = peering.puncher
             if puncher is not None and puncher.next_at is not None and puncher.next_at <= now:
                 peering.pump(now)
-            transmit = connection.poll_transmit(now, out)
+            try:
+                transmit = connection.poll_transmit(now, out)
+            except Exception as error:
+                peering.fail(now, error)
+                continue
             if transmit is not None:
                 if len(peerings) > 1:
                     peerings.append(peerings.pop(position))
@@ -351,10 +377,7 @@ class Endpoint:
 
     def poll_timeout(self) -> Instant | None:
         if self._is_cold_at_stale:
-            at = self._meetings.poll_timeout()
-            for client in self._context.clients.values():
-                at = earliest(at, client.poll_timeout())
-            self._cold_at = at
+            self._cold_at = earliest(self._meetings.poll_timeout(), self._context.poll_clients_timeout())
             self._is_cold_at_stale = False
         first = self._cold_at
         for peering in self._meetings.peerings.all:

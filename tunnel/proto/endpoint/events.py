@@ -42,6 +42,7 @@ class Problem(Enum):
     KEY_CHANGED = "key_changed"
     PATH_POLICY = "path_policy"
     NO_DIRECT = "no_direct"
+    INTERNAL = "internal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,15 @@ class Troubled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Faulted:
+    """An exception that nobody foresaw, raised at `place`; `what` it did, as in `ended the link to ben`."""
+
+    place: str
+    what: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WayLearned:
     """What led directly to a peer from the network that we are in, to be handed in by set_memory the next time.
 
@@ -127,4 +137,5 @@ EndpointEvent: TypeAlias = (
     | PeeringEvent
     | WayLearned
     | Troubled
+    | Faulted
 )

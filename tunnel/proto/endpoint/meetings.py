@@ -9,7 +9,7 @@ from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Pattern, parse_init, receiver_index
 from tunnel.proto.endpoint.claiming import ConnectorPairing
-from tunnel.proto.endpoint.context import Context
+from tunnel.proto.endpoint.context import Context, Wall, host_of
 from tunnel.proto.endpoint.dialing import Dialer, Listener
 from tunnel.proto.endpoint.events import (
     KnownPeer,
@@ -118,13 +118,16 @@ class Meetings:
     def close(self, now: Instant, text: str = "the other side has ended") -> None:
         """Say goodbye to every peer and server; poll_transmit still has to be called."""
         for _, flow in self._exposing:
-            flow.close(now)
+            with self._wall_of(now, flow):
+                flow.close(now)
         for _, claim in self._claiming:
-            claim.close(now)
+            with self._wall_of(now, claim):
+                claim.close(now)
         for peering in self.peerings.live:
             peering.close(now, CloseCode.NO_ERROR, text)
-        for dialer in self._dialers.values():
-            dialer.close(now)
+        for peering, dialer in self._dialers.items():
+            with peering.wall(now):
+                dialer.close(now)
 
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up: what stands has to prove itself, and better ways are looked for at once."""
@@ -133,6 +136,22 @@ class Meetings:
 
     def servers_changed(self, now: Instant) -> None:
         self._listener.update(now)
+
+    # --- faults of ours
+
+    def _wall_of(self, now: Instant, flow: ExposerPairing | ConnectorPairing) -> Wall:
+        """Around what is done with one pairing: a fault there ends the attempt, and what became of it, as a guess would."""
+
+        def fell(error: Exception) -> None:
+            self._context.fault("pairing", "ended an attempt to pair", error)
+            try:
+                flow.fail(now)
+            except Exception as again:
+                self._context.fault("pairing", "ended the pairing by a code", again)
+                self._exposing = [item for item in self._exposing if item[1] is not flow]
+                self._claiming = [item for item in self._claiming if item[1] is not flow]
+
+        return Wall(fell)
 
     # --- inputs
 
@@ -143,7 +162,7 @@ class Meetings:
             if datagram[0] == INIT:
                 if parse_init(datagram).pattern is Pattern.IK:
                     self._responder.handle_init(now, path, datagram)
-                elif not any(flow.handle_init(now, path, datagram) for _, flow in self._exposing) and (
+                elif not self._is_pairing_init(now, path, datagram) and (
                     not self._listener.answerer.handle_init(now, path, datagram)
                 ):
                     drops["XX init for no code or channel of ours"] += 1
@@ -153,7 +172,7 @@ class Meetings:
             drops["handshake malformed"] += 1
             return
         if datagram[0] == FINISH:
-            if not any(flow.handle_finish(now, path, datagram) for _, flow in self._exposing) and (
+            if not self._is_pairing_finish(now, path, datagram) and (
                 not self._listener.answerer.handle_finish(now, path, datagram)
             ):
                 drops["finish for nobody"] += 1
@@ -165,11 +184,30 @@ class Meetings:
         for peering in self.peerings.all:
             handshake = peering.handshake
             if handshake is not None and handshake.index == index:
-                completed = handshake.handle_datagram(now, datagram)
-                if completed is not None:
-                    self._dialed(now, peering, completed, handshake.proven(path))
+                with peering.wall(now):
+                    completed = handshake.handle_datagram(now, datagram)
+                    if completed is not None:
+                        self._dialed(now, peering, completed, handshake.proven(path))
                 return
         drops["handshake answer for nobody"] += 1
+
+    def _is_pairing_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        for _, flow in list(self._exposing):
+            is_its = True  # what it has met a fault with is nobody else's
+            with self._wall_of(now, flow):
+                is_its = flow.handle_init(now, path, datagram)
+            if is_its:
+                return True
+        return False
+
+    def _is_pairing_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        for _, flow in list(self._exposing):
+            is_its = True
+            with self._wall_of(now, flow):
+                is_its = flow.handle_finish(now, path, datagram)
+            if is_its:
+                return True
+        return False
 
     def confirm(self, now: Instant, datagram: Buffer) -> Peering | None:
         """A transport datagram that no connection knows: it may be the first under keys that we answered with.
@@ -188,8 +226,9 @@ class Meetings:
             return None
         peering = self.peerings.find(completed.remote_static, completed.params.instance)
         if peering is not None and peering.instance == pending.instance and peering.connection is not None:
-            peering.install(now, completed, pending.path)
-            self.peerings.index(peering)
+            with peering.wall(now):
+                peering.install(now, completed, pending.path)
+                self.peerings.index(peering)
             return peering
         self.peerings.make_room(now, peer)
         peering = Peering(self._context, peer, is_initiator=False, server=peer.server, instance=pending.instance)
@@ -197,12 +236,14 @@ class Meetings:
         return peering
 
     def handle_timeout(self, now: Instant) -> None:
-        for _, flow in self._exposing:
-            flow.handle_timeout(now)
+        for _, flow in list(self._exposing):
+            with self._wall_of(now, flow):
+                flow.handle_timeout(now)
         for peering in list(self.peerings.all):
             peering.handle_timeout(now)
-        self._listener.handle_timeout(now)
-        self._responder.expire(now)
+        with self._context.wall("meeting", "kept remembered peers from being listened for"):
+            self._listener.handle_timeout(now)
+            self._responder.expire(now)
         self.pump(now)
 
     def poll_timeout(self) -> Instant | None:
@@ -220,18 +261,23 @@ class Meetings:
         """Everything that follows from what just came in: server events, due repetitions, meetings that are needed."""
         for name, client in self._context.clients.items():
             while (event := client.poll_event()) is not None:
-                self._on_server(now, name, event)
-        for _, claim in self._claiming:
-            if claim.peering is not None and (claim.peering.is_closed or claim.peering.is_confirmed):
-                claim.close(now)
-            claim.handle_timeout(now)
+                with self._context.wall("server", f"left something unread that the server {host_of(name)} said"):
+                    self._on_server(now, name, event)
+        for _, claim in list(self._claiming):
+            with self._wall_of(now, claim):
+                if claim.peering is not None and (claim.peering.is_closed or claim.peering.is_confirmed):
+                    claim.close(now)
+                claim.handle_timeout(now)
         if any(claim.is_done for _, claim in self._claiming):
             self._claiming = [item for item in self._claiming if not item[1].is_done]
         for peering in list(self.peerings.all):
-            if peering.is_closed:
-                self._retire(now, peering)
-            elif peering.is_initiator:
-                self._meet(now, peering)
+            try:
+                if peering.is_closed:
+                    self._retire(now, peering)
+                elif peering.is_initiator:
+                    self._meet(now, peering)
+            except Exception as error:
+                peering.fail(now, error)
 
     def _meet(self, now: Instant, peering: Peering) -> None:
         """Dial where the peering asks for it."""
@@ -255,8 +301,7 @@ class Meetings:
             case told.ReflexiveChanged():
                 self._refresh_candidates(now, name)
             case told.Lost():
-                host = name.partition(",")[0]
-                text = f"The server {host} does not answer any more: trying on. Direct connections are not touched."
+                text = f"The server {host_of(name)} does not answer any more: trying on. Direct connections are not touched."
                 context.emit(Troubled(problem=Problem.SERVER_LOST, text=text))
             case told.TlsWanted():
                 context.pool.orders.append(OpenTls(name))
@@ -265,31 +310,33 @@ class Meetings:
             case told.ChannelMoved(old=old, new=new):
                 for peering in self.peerings.live:
                     connection = peering.connection
-                    if connection is not None and connection.knows_path(old.path_key):
-                        connection.add_relay(now, new.path_key, instead_of=old.path_key)
+                    with peering.wall(now):
+                        if connection is not None and connection.knows_path(old.path_key):
+                            connection.add_relay(now, new.path_key, instead_of=old.path_key)
             case told.PeerGone(channel=channel) if channel is not None:
                 for peering in self.peerings.live:
                     connection = peering.connection
-                    if connection is not None and channel.path_key in connection.paths:
-                        connection.drop_path(now, channel.path_key)
-                        peering.drain(now)
+                    with peering.wall(now):
+                        if connection is not None and channel.path_key in connection.paths:
+                            connection.drop_path(now, channel.path_key)
+                            peering.drain(now)
             case _:
                 pass
         self._listener.handle_event(event)
-        for server, flow in self._exposing:
+        flows: list[tuple[str, ExposerPairing | ConnectorPairing]] = [*self._exposing, *self._claiming]
+        for server, flow in flows:
             if server == name:
-                flow.handle_event(now, event)
-        for server, claim in self._claiming:
-            if server == name:
-                claim.handle_event(now, event)
-        for dialer in self._dialers.values():
+                with self._wall_of(now, flow):
+                    flow.handle_event(now, event)
+        for peering, dialer in self._dialers.items():
             if dialer.client is context.clients[name]:
-                dialer.handle_event(now, event)
+                with peering.wall(now):
+                    dialer.handle_event(now, event)
 
     def _refresh_candidates(self, now: Instant, server: str) -> None:
         for peering in self.peerings.live:
             if peering.server == server and peering.puncher is not None:
-                peering.puncher.refresh(now)
+                peering.refresh_candidates(now)
                 peering.pump(now)
 
     def _dialed(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:

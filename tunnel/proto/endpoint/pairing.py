@@ -132,6 +132,13 @@ class ExposerPairing:
         self._attempts.clear()
         self._withdraw(now)
 
+    def fail(self, now: Instant) -> None:
+        """A fault of ours has met an attempt; nobody knows how far it went, so it counts as guesses that end the code."""
+        self._attempts.clear()
+        if not self.is_done:
+            self._is_asking = False
+            self._allocate_at = Instant(now + self._end_code(now))
+
     def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
         if self.is_done:
             return

@@ -5,6 +5,7 @@ A peering outlives its connection only where the peer restarted; keys, paths and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from tunnel.errors import MalformedPacket, StateError, UnreachableError
@@ -22,7 +23,7 @@ from tunnel.proto.connection.events import (
     RekeyDue,
 )
 from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
-from tunnel.proto.endpoint.context import Context
+from tunnel.proto.endpoint.context import Context, Wall
 from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent, Problem, Troubled, WayLearned
 from tunnel.proto.endpoint.punching import AgentState, Puncher
 from tunnel.proto.nat.birthday import POOL_SECONDS
@@ -30,7 +31,7 @@ from tunnel.proto.nat.budget import POOL_SOCKETS
 from tunnel.proto.nat.candidate import CandidateKind
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.timers import earliest
-from tunnel.units import Buffer, Instant, PathKey, Seconds
+from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 # First byte of a message on the control stream; unknown ones are left for later versions.
 CONTROL_HELLO: Final = 0  # nothing but a first packet under the new keys
@@ -63,6 +64,9 @@ class Peering:
         self._is_explained = False
         self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
         self._pings = 0
+        self._fault: Exception | None = None  # met where nothing could be done about it
+        self._has_lost_puncher = False
+        self._has_failed = False
 
     @property
     def grants(self) -> GrantSet:
@@ -141,19 +145,45 @@ class Peering:
         connection.install_keypair(now, completed.keypair, True)
         connection.migrate(now, path, PathKind.RELAY if path.prefix else PathKind.DIRECT)
         connection.send_control(bytes((CONTROL_HELLO,)))
-        if self.puncher is not None and connection.current_path.kind is PathKind.RELAY:
-            self.puncher.refresh(now)
+        if connection.current_path.kind is PathKind.RELAY:
+            self.refresh_candidates(now)
         self.pump(now)
+
+    # --- faults of ours
+
+    def wall(self, now: Instant) -> Wall:
+        """Around what is done with this peer: see fail."""
+        return Wall(lambda error: self.fail(now, error))
+
+    def fail(self, now: Instant, error: Exception) -> None:
+        """Nobody foresaw `error`, which something of this peer has met: it ends here, and nothing else does.  Never raises."""
+        self._context.fault("link", f"ended the link to {self.peer.name}", error)
+        has_failed, self._has_failed = self._has_failed, True
+        try:
+            if self.connection is not None and not has_failed:
+                self.connection.close(now, CloseCode.INTERNAL, "a fault in ptunnel on the other side")
+        except Exception:
+            has_failed = True
+        if has_failed:  # it does not even say goodbye
+            self.connection = None
+        self.finish(CloseReason(CloseCode.INTERNAL, "a fault in ptunnel", False))
+
+    def lose_puncher(self, error: Exception) -> None:
+        """Nobody foresaw `error`, which the search for a direct path has met: it ends; the paths that stand go on."""
+        self._context.fault("punching", f"ended the search for a direct path to {self.peer.name}", error)
+        self.puncher = None
+        self._has_lost_puncher = True
 
     # --- inputs
 
     def drain(self, now: Instant) -> None:
         """Take the connection's events: answer what is ours, pass on the rest."""
-        connection = self.connection
-        if connection is None:
-            return
-        while (event := connection.poll_event()) is not None:
-            self._on_event(now, event)
+        try:
+            connection = self.connection
+            while connection is not None and (event := connection.poll_event()) is not None:
+                self._on_event(now, event)
+        except Exception as error:
+            self.fail(now, error)
 
     def _on_event(self, now: Instant, event: ConnectionEvent) -> None:
         match event:
@@ -176,9 +206,10 @@ class Peering:
                 if self.is_initiator:
                     text = f"{self.peer.name} fell silent: looking for it again."
                     self._context.emit(Troubled(problem=Problem.PEER_LOST, text=text))
-                if self.puncher is not None:
-                    self.puncher.agent.path_lost(now)
-                    self.puncher.next_at = now
+                with Wall(self.lose_puncher):
+                    if self.puncher is not None:
+                        self.puncher.agent.path_lost(now)
+                        self.puncher.next_at = now
             case ConnectionClosed(reason=reason):
                 self._context.events.append(PeeringEvent(self, event))
                 if self.is_initiator and reason.code == CloseCode.IDLE:
@@ -187,8 +218,9 @@ class Peering:
                     self.finish(reason)
                 return
             case _:
-                if self.puncher is not None:
-                    self.puncher.handle_event(now, event)
+                with Wall(self.lose_puncher):
+                    if self.puncher is not None:
+                        self.puncher.handle_event(now, event)
                 if isinstance(event, PathLost):
                     self._learn_keepalive()
         self._context.events.append(PeeringEvent(self, event))
@@ -198,10 +230,26 @@ class Peering:
         connection = self.connection
         if connection is None or self.is_closed:
             return
-        connection.verify_paths(now)
-        if self.puncher is not None:
-            self.puncher.agent.path_lost(now)
-            self.puncher.next_at = now
+        with self.wall(now):
+            connection.verify_paths(now)
+        with Wall(self.lose_puncher):
+            if self.puncher is not None:
+                self.puncher.agent.path_lost(now)
+                self.puncher.next_at = now
+
+    def refresh_candidates(self, now: Instant, hosts: Iterable[str] | None = None) -> None:
+        """Ours may have changed; `hosts` are this machine's addresses where those have."""
+        with Wall(self.lose_puncher):
+            if self.puncher is not None and hosts is not None:
+                self.puncher.set_hosts(now, hosts)
+            elif self.puncher is not None:
+                self.puncher.refresh(now)
+
+    def handle_stun(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
+        """An answer to a question of the search for a direct path; False when it is to none of this one's."""
+        with Wall(self.lose_puncher):
+            return self.puncher is not None and self.puncher.handle_stun(now, socket_id, remote, datagram)
+        return False
 
     def _learn(self) -> None:
         """What led here is worth remembering, as long as it differs from what is."""
@@ -254,6 +302,8 @@ class Peering:
                     self._learn()  # by now it may have a name
             except MalformedPacket:
                 self._context.drops["offer malformed"] += 1
+            except Exception as error:
+                self.lose_puncher(error)
         elif kind == CONTROL_PING and len(data) == 9:
             connection.send_control(bytes((CONTROL_PONG,)) + bytes(data[1:]))
         elif kind == CONTROL_PONG and len(data) == 9:
@@ -284,9 +334,10 @@ class Peering:
         if self.is_closed:
             return
         ours = "this side has ended" if code == CloseCode.NO_ERROR else text
-        if self.connection is not None:
-            self.drain(now)
-            self.connection.close(now, code, text)
+        self.drain(now)
+        with self.wall(now):
+            if self.connection is not None:
+                self.connection.close(now, code, text)
         self.finish(CloseReason(code, ours, False))
         self.drain(now)
 
@@ -296,6 +347,8 @@ class Peering:
             return "the path was set to relay"
         if self.is_over_tls:
             return OVER_TLS
+        if self._has_lost_puncher:
+            return "a fault in ptunnel ended the search for a direct path"
         if self.puncher is None or self.puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
             return "the relay carries until a direct path is found"
         return self.puncher.agent.why_relayed
@@ -353,15 +406,27 @@ class Peering:
     # --- time
 
     def handle_timeout(self, now: Instant) -> None:
-        if self.connection is not None:
-            at = self.connection.poll_timeout()
-            if at is not None and at <= now:
-                self.connection.handle_timeout(now)
-                self.drain(now)
+        try:
+            if self._fault is not None:
+                raise self._fault
+            if self.connection is not None:
+                at = self.connection.poll_timeout()
+                if at is not None and at <= now:
+                    self.connection.handle_timeout(now)
+                    self.drain(now)
+        except Exception as error:
+            self._fault = None
+            self.fail(now, error)
         self.pump(now)
 
     def pump(self, now: Instant) -> None:
         """Send what is due of handshake, checks and offers."""
+        try:
+            self._pump(now)
+        except Exception as error:
+            self.fail(now, error)
+
+    def _pump(self, now: Instant) -> None:
         handshake = self.handshake
         if handshake is not None:
             handshake.handle_timeout(now)
@@ -372,11 +437,21 @@ class Peering:
                 if datagram is not None:
                     self._context.send(handshake.path, datagram)
         if self.puncher is not None and self.connection is not None and not self.is_closed:
-            while (offer := self.puncher.pump(now)) is not None:
-                self.connection.send_control(bytes((CONTROL_OFFER,)) + offer)
-            self._explain(now)
+            try:
+                while (offer := self.puncher.pump(now)) is not None:
+                    self.connection.send_control(bytes((CONTROL_OFFER,)) + offer)
+                self._explain(now)
+            except Exception as error:
+                self.lose_puncher(error)
 
     def poll_timeout(self) -> Instant | None:
+        try:
+            return self._poll_timeout()
+        except Exception as error:
+            self._fault = error
+            return Instant(0.0)
+
+    def _poll_timeout(self) -> Instant | None:
         at = self.connection.poll_timeout() if self.connection is not None else None
         if self.handshake is not None:
             at = earliest(at, self.handshake.poll_timeout())

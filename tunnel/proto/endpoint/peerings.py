@@ -85,8 +85,9 @@ class Peerings:
         if remembered is not None:
             connection.remember_keepalive(now, remembered.keepalive)
         puncher = None if policy in (None, "relay") else self._puncher(now, peering, connection)
-        peering.attach(now, connection, puncher, policy or "auto")
-        self.index(peering)
+        with peering.wall(now):
+            peering.attach(now, connection, puncher, policy or "auto")
+            self.index(peering)
         if policy is None:
             text = f"{peering.peer.name} and this side ask for opposite paths (direct and relay): change --path on one of them."
             context.emit(Troubled(problem=Problem.PATH_POLICY, text=text, is_final=peering.is_initiator))

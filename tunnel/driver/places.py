@@ -1,0 +1,36 @@
+"""Where things are: a server by its word, this machine by its addresses."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from tunnel.config import parse_server
+from tunnel.errors import ServerUnreachableError
+from tunnel.host.interfaces import local_addresses
+from tunnel.units import Address
+
+ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
+OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
+
+
+def machine_hosts() -> list[str]:
+    """The addresses of this machine that a peer could reach, but for those of LAN interfaces of ours: no tunnel in a tunnel."""
+    return [local.address for local in local_addresses() if not local.interface.startswith(OWN_INTERFACES)]
+
+
+async def resolve_server(name: str) -> list[Address]:
+    """Where it may be, IPv6 first.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
+    host, port = parse_server(name)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        raise ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.") from None
+    addresses: dict[bool, list[Address]] = {False: [], True: []}
+    for *_, sockaddr in found:
+        address = Address(str(sockaddr[0]), port)
+        of_family = addresses[address.is_ipv6]
+        if address not in of_family and len(of_family) < ADDRESSES_A_FAMILY:
+            of_family.append(address)
+    return [*addresses[True], *addresses[False]]

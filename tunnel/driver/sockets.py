@@ -1,0 +1,31 @@
+"""The sockets that a driver begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
+
+from tunnel.errors import ConfigurationError
+from tunnel.udp.socket import MAX_BATCH, UdpSocket, open_socket
+
+LARGE_BATCH: Final = 2 * MAX_BATCH  # bytes received at once: see outbox.py
+OpenSocket: TypeAlias = Callable[[str, int], UdpSocket]  # on a host and port
+
+
+def open_large(host: str, port: int) -> UdpSocket:
+    """A socket that receives much at once.  Raises ConfigurationError."""
+    return open_socket(host, port, batch=LARGE_BATCH)
+
+
+def open_all(bind: Iterable[str], opener: OpenSocket) -> list[UdpSocket]:
+    """One for each address; a family that the machine lacks is left out.  Raises ConfigurationError where there is none."""
+    found: list[UdpSocket] = []
+    problem: ConfigurationError | None = None
+    for host in bind:
+        try:
+            found.append(opener(host, 0))
+        except ConfigurationError as error:
+            problem = problem or error
+    if not found:
+        raise problem or ConfigurationError("There is no address to send from.")
+    return found
