@@ -6,6 +6,7 @@ import json
 import os
 import random
 import socket
+import time
 
 import pytest
 import trio
@@ -95,6 +96,9 @@ async def test_two_peers_meet_by_code_across_families_relay_bursts_and_hear_bye(
                 await claimer.step()
         assert b"".join(claimer.relayed) == burst
         assert owner.client.mapping_varies is False
+        told = owner.client.unix_time(boottime())
+        assert told is not None
+        assert abs(told - time.time()) < 30
         counters = running.counters()
         assert counters["sessions"] == 2
         assert counters["relayed_bytes"] == len(burst)

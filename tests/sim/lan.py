@@ -6,7 +6,7 @@ import random
 from hashlib import sha256
 
 from tests.sim.link import Link
-from tests.sim.peers import EPOCH_NS, FIRST, SERVER, ServerNode, entropy_of
+from tests.sim.peers import DAY_NS, EPOCH_NS, FIRST, SERVER, ServerNode, entropy_of
 from tests.sim.world import Host, World
 from tunnel.proto.endpoint import CodeIssued, Endpoint, EndpointConfig, EndpointEvent, Problem, Troubled
 from tunnel.proto.endpoint.membership import Membership, NewcomerStore
@@ -36,6 +36,7 @@ class MemberNode:
         self.told: list[EndpointEvent] = []
         self.heard: list[RoomEvent] = []
         self.boots = 0
+        self.days_ahead = 0.0  # of its calendar
         self.claims: list[str] = []
 
     # life
@@ -52,7 +53,7 @@ class MemberNode:
             store=store,
             entropy=entropy,
             rng=random.Random(f"{self.name} {self.boots} {self.world.seed}"),
-            wall_ns=lambda: EPOCH_NS + int(self.world.now * 1e9),
+            wall_ns=lambda: EPOCH_NS + int(self.days_ahead * DAY_NS) + int(self.world.now * 1e9),
         )
         self.told.clear()
         self.heard.clear()

@@ -84,6 +84,8 @@ class ServerNode:
         self._config = config or ServerConfig()
         self._queue: deque[Transmit] = deque()
         self._boots = 0
+        self.days_ahead = 0  # of its calendar
+        self.tells_time = True  # older ones do not
         self.boot()
 
     def boot(self) -> None:
@@ -92,8 +94,13 @@ class ServerNode:
         self._queue.clear()
         places = [ServerSocket(FIRST, self.addresses[0], SECOND), ServerSocket(SECOND, self.addresses[1], FIRST)]
         entropy = entropy_of(("server", self._boots, self.world.seed))
-        self.server = Server(self._config, sockets=places, now=self.world.now, entropy=entropy, stun=ServerStun())
+        self.server = Server(
+            self._config, sockets=places, now=self.world.now, entropy=entropy, stun=ServerStun(), unix_time=self._unix_time
+        )
         self.world.attach(self.host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1], SERVER_TLS: self.tls_address})
+
+    def _unix_time(self) -> int:
+        return (EPOCH_NS + self.days_ahead * DAY_NS) // 10**9 + int(self.world.now) if self.tells_time else 0
 
     def kill(self) -> None:
         """As by SIGKILL: nothing is said, and what is sent to it is lost until boot()."""
@@ -156,7 +163,7 @@ class PeerNode:
         self.heard: list[tuple[SocketId, Address, bytes, int]] | None = None  # every datagram, when somebody wants to replay it
         self.bytes_taken = 0  # from streams that others opened
         self.boots = 0
-        self.days_ahead = 0  # of its calendar
+        self.days_ahead = 0.0  # of its calendar
         self.remembers = False  # what worked, over a restart
         self.memory: dict[bytes, Remembered] = {}
         self.may_use_tls = False
@@ -177,7 +184,7 @@ class PeerNode:
             store=self,
             entropy=entropy_of((self.host.name, self.boots, self.world.seed)),
             rng=random.Random(f"{self.host.name} {self.boots} {self.world.seed}"),
-            wall_ns=lambda: EPOCH_NS + self.days_ahead * DAY_NS + int(self.world.now * 1e9),
+            wall_ns=lambda: EPOCH_NS + int(self.days_ahead * DAY_NS) + int(self.world.now * 1e9),
         )
         if self.remembers:
             self.endpoint.set_memory(self.memory)

@@ -165,6 +165,36 @@ def test_a_name_that_is_taken_gets_a_number_and_host_numbers_come_back_to_their_
         assert hosts == {"creator": 1, "friend0": 2, "friend1": 3, "friend0-2": 4}
 
 
+def test_a_member_that_waits_meets_a_creator_who_was_away_for_days() -> None:
+    with Party(keeps=True) as party:
+        party.gather(2)
+        party.creator.kill()
+        party.friends[1].kill()
+        party.world.run(200.0)
+        for _ in range(4):
+            party.server.days_ahead += 1
+            for each in party.everybody:
+                each.days_ahead += 1
+            party.world.run(100.0)
+        party.creator.boot()
+        party.world.run_until(lambda: party.creator.online == {"friend0"}, 10)
+        party.friends[1].boot()
+        party.world.run_until(party.is_whole, 10)
+
+
+@pytest.mark.parametrize("days", [2.0, 18_262.0])
+@pytest.mark.parametrize("whose", ["creator", "friend0"])
+def test_a_calendar_that_is_off_keeps_nobody_out_of_a_room(whose: str, days: float) -> None:
+    with Party(keeps=True) as party:
+        party.gather(2)
+        who = next(each for each in party.everybody if each.name == whose)
+        who.kill()
+        party.world.run(200.0)
+        who.days_ahead = days
+        who.boot()
+        party.world.run_until(party.is_whole, 20)
+
+
 # --- codes ------------------------------------------------------------------------------------------------------------------
 
 

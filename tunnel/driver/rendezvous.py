@@ -17,7 +17,7 @@ from tunnel.config import DEFAULT_PORT, DEFAULT_TLS_PORT
 from tunnel.driver.lasting import last
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
-from tunnel.host.clock import boottime
+from tunnel.host.clock import boottime, unix_time
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.rendezvous.admission import AccessList
 from tunnel.proto.rendezvous.limits import ServerConfig
@@ -183,6 +183,7 @@ async def serve(
             stun=ServerStun(),
             trace=trace,
             secret=secret,
+            unix_time=unix_time,
         )
         running = RunningServer(server, sockets, addresses, listeners, certificate)
         loop = _Loop(server, sockets, listeners, clock, running.faults)

@@ -47,6 +47,8 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.PATH_POLICY: ConfigurationError,
     Problem.NO_DIRECT: UnreachableError,
     Problem.INTERNAL: InternalError,
+    Problem.CLOCK_OFF: ConfigurationError,
+    Problem.TOO_MANY_PEERS: ConfigurationError,
 }
 
 

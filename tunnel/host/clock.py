@@ -36,3 +36,9 @@ def boottime() -> Instant:
 def wall_ns() -> int:
     """Nanoseconds since 1970.  May jump: only for time stamps that strangers' clocks are compared with, and for files."""
     return time.time_ns()
+
+
+def unix_time() -> int:
+    """The calendar in whole seconds; 0 where it stands before 1970, or beyond what the rendezvous protocol can say."""
+    now = int(time.time())
+    return now if 0 < now < 1 << 40 else 0

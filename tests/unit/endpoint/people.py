@@ -40,7 +40,7 @@ class Person:
         self.told: list[EndpointEvent] = []
         self.received: dict[Peering, bytes] = {}
         self.boots = 0
-        self.days_ahead = 0  # of its calendar
+        self.days_ahead = 0.0  # of its calendar
         self.boot()
 
     def boot(self) -> None:
@@ -52,7 +52,7 @@ class Person:
             store=self,
             entropy=entropy_of((self.name, self.boots, self.world.seed)),
             rng=random.Random(f"{self.name} {self.boots} {self.world.seed}"),
-            wall_ns=lambda: EPOCH_NS + self.days_ahead * DAY_NS + int(self.world.now * 1e9),
+            wall_ns=lambda: EPOCH_NS + int(self.days_ahead * DAY_NS) + int(self.world.now * 1e9),
         )
         self.told.clear()
         address = self.host.bind()

@@ -24,8 +24,8 @@ LONGEST_REQUESTS: list[m.RequestMessage] = [
     m.Goodbye(),
 ]
 LONGEST_RESPONSES: list[m.ResponseMessage] = [
-    m.Retry(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, b"a" * 16, U64),
-    m.Welcome(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, True, U64, "ş" * 200),
+    m.Retry(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, b"a" * 16, U64, 2**40 - 1),
+    m.Welcome(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, True, U64, "ş" * 200, 2**40 - 1),
     m.Allocated(m.MAX_NAMEPLATE, 65535),
     m.ClaimAccepted(b"m" * 8, b"c" * 8, b"t" * 16, 1),
     m.Done(2**32 - 1),
@@ -87,6 +87,17 @@ def test_an_older_client_is_understood_without_the_later_fields() -> None:
 
     assert without_last(m.Allocate(731, 9, b"t")) == m.Allocate(731, 9)
     assert without_last(m.Claim(731, b"pake", True)) == m.Claim(731, b"pake")
+
+
+def test_a_calendar_that_is_not_told_is_none_and_one_without_bounds_is_refused() -> None:
+    retry = m.Retry(b"c" * 17, b"a" * 6, 0, b"", 1, 5)
+    data = m.encode_response(1, retry)
+    assert data[-1:] == b"\x05"
+    as_before = data[:10] + bytes((data[10] - 1,)) + data[11:-1]
+    assert m.decode_response(as_before).message == m.Retry(b"c" * 17, b"a" * 6, 0, b"", 1, 0)
+    for beyond in (-1, 2**40):
+        with pytest.raises(MalformedPacket):
+            m.decode_response(m.encode_response(1, msgspec.structs.replace(retry, unix_time=beyond)))
 
 
 def test_later_fields_are_ignored_and_missing_ones_refused() -> None:

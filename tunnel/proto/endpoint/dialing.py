@@ -1,41 +1,42 @@
 """Remembered peers: the rooms in which an exposer listens, and the dialing that a connector does, first or again.
 
 The room of a pair is HKDF(psk, day).  A listener registers for yesterday, today and tomorrow, so that two clocks may differ; a
-dialer asks for today's, and for its neighbours when nobody is there.
+dialer asks for today's, and for its neighbours when nobody is there.  Both look at the calendar again for as long as they wait.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from tunnel.proto.endpoint.checking import KeyAnswerer, KeyQuestion
+from tunnel.proto.endpoint.clocks import Clocks
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
 from tunnel.proto.endpoint.peering import Peering
-from tunnel.proto.pairing.identity import days_around, room_id
+from tunnel.proto.pairing.identity import room_id
 from tunnel.proto.rendezvous import events as told
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.timers import earliest
 from tunnel.units import Instant, Seconds
 
-ROOMS_INTERVAL: Final = Seconds(60.0)  # how often the calendar is looked at
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
 ABSENT_AFTER: Final = Seconds(5.0)  # before a person is told that the peer is not there
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
 LISTENER_SIDE: Final = 0  # of an introduced channel
-MAX_LISTENING: Final = 64  # peers one client listens for; the most recently seen are kept
+MAX_LISTENING: Final = 1_020  # rooms that a listener registers at one server, which takes 1,024 of a session
 
 
 class Listener:
     """Registers the rooms of all remembered peers with their servers."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, clocks: Clocks) -> None:
         self._context = context
-        self._rooms: dict[str, set[bytes]] = {}
-        self._peer_of: dict[bytes, KnownPeer] = {}
+        self._clocks = clocks
+        self._rooms: dict[str, dict[bytes, KnownPeer]] = {}  # by server; the most important first
+        self._left_out: dict[str, int] = {}  # peers for whom there is no room, by server, as told
         self.answerer = KeyAnswerer(context)
-        self._look_at: Instant | None = None
         self.is_on = False
 
     def start(self, now: Instant) -> None:
@@ -43,55 +44,58 @@ class Listener:
         self.update(now)
 
     def update(self, now: Instant) -> None:
-        """Peers, servers or the day changed."""
+        """Peers, servers or the day may have changed."""
         if not self.is_on:
             return
-        self._look_at = Instant(now + ROOMS_INTERVAL)
-        days = days_around(self._context.unix_time())
-        wanted: dict[str, set[bytes]] = {name: set() for name in self._rooms}
-        counts: dict[str, int] = {}
-        peer_of: dict[bytes, KnownPeer] = {}
+        by_server: dict[str, list[KnownPeer]] = {name: [] for name in self._rooms}
         for peer in self._context.peers.values():
-            server = peer.server
-            if (
-                not peer.is_awaited
-                or server is None
-                or server not in self._context.clients
-                or counts.get(server, 0) >= MAX_LISTENING
-            ):
-                continue
-            counts[server] = counts.get(server, 0) + 1
-            rooms = [room_id(peer.psk, day) for day in days]
-            wanted.setdefault(server, set()).update(rooms)
-            peer_of.update(dict.fromkeys(rooms, peer))
-        for server, all_rooms in wanted.items():
-            client, known = self._context.clients[server], self._rooms.get(server, set())
-            if all_rooms - known:
-                client.listen(now, sorted(all_rooms - known))
-            if known - all_rooms:
-                client.leave(now, sorted(known - all_rooms))
-        self._rooms = wanted
-        self._peer_of = peer_of
+            if peer.is_awaited and peer.server is not None and peer.server in self._context.clients:
+                by_server.setdefault(peer.server, []).append(peer)
+        for server, peers in by_server.items():
+            client, before = self._context.clients[server], self._rooms.get(server, {})
+            rooms = self._rooms[server] = self._choose(self._clocks.days(now, client), peers)
+            gone = [room for room in before if room not in rooms]
+            if gone:
+                client.leave(now, gone)  # first, as a server's limit counts both
+            fresh = [room for room in rooms if room not in before]
+            if fresh:
+                client.listen(now, fresh)
+            self._tell(server, len(peers))
 
-    def handle_event(self, event: told.ClientEvent) -> None:
-        if isinstance(event, told.Introduced) and event.room in self._peer_of and event.channel.side == LISTENER_SIDE:
-            self.answerer.introduced(event.channel.channel, self._peer_of[event.room])
+    @staticmethod
+    def _choose(days: Sequence[int], peers: Sequence[KnownPeer]) -> dict[bytes, KnownPeer]:
+        """At most MAX_LISTENING rooms: those of the likeliest day for all peers first, who come as they were seen last."""
+        chosen: dict[bytes, KnownPeer] = {}
+        for day in days:
+            for peer in peers[: MAX_LISTENING - len(chosen)]:
+                chosen[room_id(peer.psk, day)] = peer
+        return chosen
 
-    def handle_timeout(self, now: Instant) -> None:
-        if self._look_at is not None and now >= self._look_at:
-            self.update(now)
+    def _tell(self, server: str, count: int) -> None:
+        """More peers than can be waited for: once, and again when there are more still."""
+        left_out = max(0, count - MAX_LISTENING)
+        if left_out > self._left_out.get(server, 0):
+            host = server.partition(",")[0]
+            text = f"{count:,} peers are remembered with the server {host}, and {MAX_LISTENING:,} can be waited for at once"
+            advice = f"the {left_out:,} seen longest ago cannot connect. 'ptunnel peers forget NAME' makes room."
+            self._context.emit(Troubled(problem=Problem.TOO_MANY_PEERS, text=f"{text}: {advice}"))
+        self._left_out[server] = left_out
 
-    def poll_timeout(self) -> Instant | None:
-        return self._look_at
+    def handle_event(self, event: told.ClientEvent, server: str) -> None:
+        if isinstance(event, told.Introduced) and event.channel.side == LISTENER_SIDE:
+            peer = self._rooms.get(server, {}).get(event.room)
+            if peer is not None:
+                self.answerer.introduced(event.channel.channel, peer)
 
 
 class Dialer:
     """Meets one remembered peer whenever its peering needs it, and hands the way there to the peering's handshake."""
 
-    def __init__(self, context: Context, peering: Peering, client: Client, now: Instant) -> None:
+    def __init__(self, context: Context, clocks: Clocks, peering: Peering, client: Client, now: Instant) -> None:
         self.peering = peering
         self.client = client
         self._context = context
+        self._clocks = clocks
         self._rooms: list[bytes] = []
         self._channel: told.RelayChannel | None = None
         self._widen_at: Instant | None = None
@@ -111,8 +115,7 @@ class Dialer:
             self.dial(now)
 
     def dial(self, now: Instant, *, wide: bool = False) -> None:
-        days = days_around(self._context.unix_time())
-        rooms = [room_id(self.peering.peer.psk, day) for day in (days if wide else days[1:2])]
+        rooms = self._wanted(now, wide)
         self._rooms = [room for room in self._rooms if room not in rooms]
         self._leave(now)  # not what is dialed again: a Leave that overtakes the next Join would undo it
         self._rooms = rooms
@@ -121,6 +124,16 @@ class Dialer:
         if self._absent_at is None:
             self._absent_at = Instant(now + ABSENT_AFTER)
         self._redial_at = None
+
+    def follow(self, now: Instant) -> None:
+        """The calendar may have moved on, or the server has told its own: who still waits does so in the rooms of now."""
+        is_wide = self._widen_at is None
+        if self.is_dialing and self._redial_at is None and self._rooms != self._wanted(now, is_wide):
+            self.dial(now, wide=is_wide)
+
+    def _wanted(self, now: Instant, is_wide: bool) -> list[bytes]:
+        days = self._clocks.days(now, self.client)
+        return [room_id(self.peering.peer.psk, day) for day in (days if is_wide else days[:1])]
 
     def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
         match event:

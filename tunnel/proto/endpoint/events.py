@@ -43,6 +43,8 @@ class Problem(Enum):
     PATH_POLICY = "path_policy"
     NO_DIRECT = "no_direct"
     INTERNAL = "internal"
+    CLOCK_OFF = "clock_off"
+    TOO_MANY_PEERS = "too_many_peers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Pattern, parse_init, receiver_index
 from tunnel.proto.endpoint.claiming import ConnectorPairing
+from tunnel.proto.endpoint.clocks import LOOK_INTERVAL, Clocks
 from tunnel.proto.endpoint.context import Context, Wall, host_of
 from tunnel.proto.endpoint.dialing import Dialer, Listener
 from tunnel.proto.endpoint.events import (
@@ -36,7 +37,9 @@ class Meetings:
         self._context = context
         self.peerings = Peerings(context)
         context.is_index_taken = self._is_index_taken
-        self._listener = Listener(context)
+        self._clocks = Clocks(context)
+        self._look_at: Instant | None = None  # at the calendar
+        self._listener = Listener(context, self._clocks)
         self._responder = IkResponder(context, self.peerings.find, lambda: self._listener.is_on)
         self._exposing: list[tuple[str, ExposerPairing]] = []
         self._claiming: list[tuple[str, ConnectorPairing]] = []
@@ -79,7 +82,7 @@ class Meetings:
         context = self._context
         peering = Peering(context, peer, is_initiator=True, server=server, instance=context.new_instance())
         self.peerings.all.append(peering)
-        self._dialers[peering] = Dialer(context, peering, context.clients[server], now)
+        self._dialers[peering] = Dialer(context, self._clocks, peering, context.clients[server], now)
         self.pump(now)
         return peering
 
@@ -135,7 +138,15 @@ class Meetings:
             peering.network_changed(now)
 
     def servers_changed(self, now: Instant) -> None:
+        self._look(now)
+
+    def _look(self, now: Instant) -> None:
+        """At the calendar: who waits does so in the rooms of now."""
+        self._look_at = Instant(now + LOOK_INTERVAL) if self._context.clients else None
+        self._clocks.look(now)
         self._listener.update(now)
+        for dialer in self._dialers.values():
+            dialer.follow(now)
 
     # --- faults of ours
 
@@ -242,13 +253,14 @@ class Meetings:
         for peering in list(self.peerings.all):
             peering.handle_timeout(now)
         with self._context.wall("meeting", "kept remembered peers from being listened for"):
-            self._listener.handle_timeout(now)
+            if self._look_at is not None and now >= self._look_at:
+                self._look(now)
             self._responder.expire(now)
         self.pump(now)
 
     def poll_timeout(self) -> Instant | None:
         """Of the flows; the peerings are asked by themselves."""
-        at = earliest(self._listener.poll_timeout(), self._responder.poll_timeout())
+        at = earliest(self._look_at, self._responder.poll_timeout())
         for _, flow in self._exposing:
             at = earliest(at, flow.poll_timeout())
         for _, claim in self._claiming:
@@ -287,7 +299,7 @@ class Meetings:
             if not peering.needs_meeting or client is None:
                 return
             peering.needs_meeting = False
-            self._dialers[peering] = Dialer(self._context, peering, client, now)
+            self._dialers[peering] = Dialer(self._context, self._clocks, peering, client, now)
         else:
             dialer.handle_timeout(now)
         peering.pump(now)
@@ -298,6 +310,7 @@ class Meetings:
             case told.Reached(reflexive=reflexive):
                 context.emit(ServerReached(server=name, reflexive=tuple(reflexive.values())))
                 self._refresh_candidates(now, name)
+                self._look(now)
             case told.ReflexiveChanged():
                 self._refresh_candidates(now, name)
             case told.Lost():
@@ -322,7 +335,7 @@ class Meetings:
                             peering.drain(now)
             case _:
                 pass
-        self._listener.handle_event(event)
+        self._listener.handle_event(event, name)
         flows: list[tuple[str, ExposerPairing | ConnectorPairing]] = [*self._exposing, *self._claiming]
         for server, flow in flows:
             if server == name:

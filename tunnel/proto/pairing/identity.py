@@ -15,6 +15,7 @@ STATIC_SIZE: Final = 32  # bytes of an X25519 key, private or public
 MAX_NAME_BYTES: Final = 64  # of UTF-8
 ROOM_ID_SIZE: Final = 16  # bytes
 DAY: Final = 86_400  # seconds
+LAST_DAY: Final = 2**32 - 2  # that has a room, and a tomorrow that has one
 
 
 def generate_static(entropy: Callable[[int], bytes]) -> bytes:
@@ -62,5 +63,15 @@ def room_id(psk: bytes, day: int) -> bytes:
 
 def days_around(unix_time: float) -> tuple[int, int, int]:
     """Yesterday, today and tomorrow: two clocks may differ by a day and still meet."""
-    today = max(1, int(unix_time // DAY))
+    today = min(max(1, int(unix_time // DAY)), LAST_DAY)
     return today - 1, today, today + 1
+
+
+def meeting_days(own: float, server: float | None) -> tuple[int, ...]:
+    """The days whose rooms a pair may meet in, the likeliest first, by our own calendar and by the server's (Unix times).
+
+    The server's counts where it tells one: it is the same for both sides, whatever their own say.  Today by our own stays one
+    of them, for a server whose calendar is wrong and a peer that goes by its own.
+    """
+    yesterday, today, tomorrow = days_around(own if server is None else server)
+    return tuple(dict.fromkeys((today, tomorrow, yesterday, days_around(own)[1])))

@@ -74,6 +74,7 @@ class Client:
         self._channels = ChannelBook()
         self._rejoin_at: Instant | None = None
         self._surely_known_until: Instant | None = None
+        self._calendar: tuple[int, Instant] | None = None  # what the server said it was, and when
         self._is_closed = False
         self._tls = TlsWish(now) if tls else None
         self.drops = Drops()
@@ -119,6 +120,10 @@ class Client:
         """An IPv4 address of the server that has answered over UDP, the one in use if it is one."""
         known = [h for h in self._homes if h.reflexive is not None and not h.address.is_ipv6 and not h.is_tls]
         return next((home.address for home in known if home is self._primary), known[0].address if known else None)
+
+    def unix_time(self, now: Instant) -> float | None:
+        """The server's calendar; None while it has not told."""
+        return None if self._calendar is None else self._calendar[0] + (now - self._calendar[1])
 
     def is_server(self, socket_id: SocketId, address: Address) -> bool:
         """Whether that is one of the server's addresses, as we reach it from that socket."""
@@ -447,6 +452,8 @@ class Client:
             return
         self._on_alive(now, home, request)
         message = response.message
+        if isinstance(message, messages.Retry | messages.Welcome) and message.unix_time:
+            self._calendar = message.unix_time, now
         if isinstance(message, messages.Retry):
             self._on_retry(now, home, request, message)
             return

@@ -59,6 +59,7 @@ U8 = Annotated[int, Meta(ge=0, le=0xFF)]
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself ends at 64 bits
+UnixTime = Annotated[int, Meta(ge=0, lt=1 << 40)]  # seconds since 1970; its days fit in 32 bits, as rooms have it
 Nameplate = Annotated[int, Meta(ge=0, le=MAX_NAMEPLATE)]
 Body = Annotated[bytes, Meta(max_length=MAX_BODY)]
 Cookie = Annotated[bytes, Meta(max_length=MAX_COOKIE)]
@@ -200,6 +201,7 @@ class Retry(_Message, frozen=True, tag=32):
     """Prove that you receive at your address: repeat the request with this cookie.  Also the answer to Hello.
 
     `second_port`, and `second_host` if that differs, is another socket of the server, to learn whether the mapping varies.
+    `unix_time` is the server's calendar, by which the rooms of a day are named; 0: it does not tell.
     """
 
     cookie: Cookie
@@ -207,6 +209,7 @@ class Retry(_Message, frozen=True, tag=32):
     second_port: U16
     second_host: Annotated[bytes, Meta(max_length=16)]
     instance: U64
+    unix_time: UnixTime = 0
 
 
 class Welcome(_Message, frozen=True, tag=33):
@@ -218,6 +221,7 @@ class Welcome(_Message, frozen=True, tag=33):
     known: bool
     instance: U64
     software: Text
+    unix_time: UnixTime = 0  # as in Retry
 
 
 class Allocated(_Message, frozen=True, tag=34):

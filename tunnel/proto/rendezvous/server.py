@@ -59,14 +59,19 @@ class Server:
         stun: StunCodec | None = None,
         trace: Trace | None = None,
         secret: bytes | None = None,
+        unix_time: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`secret`: 32 random bytes of this server alone, the same after each restart; see numbers.py."""
+        """`secret`: 32 random bytes of this server alone, the same after each restart; see numbers.py.
+
+        `unix_time` is the calendar that clients are told, in seconds since 1970; 0: none.
+        """
         self.config = config
         self.drops = Drops()
         self.relay = Relay(config, entropy)
         self._numbers = Numbers(config, entropy, secret, sockets)
         self.registry = Registry(config, entropy, self._numbers)
         self._trace = trace
+        self._unix_time = unix_time
         self._sockets = {each.socket_id: each for each in sockets}
         self._cookies = Cookies(entropy)
         self._instance = int.from_bytes(entropy(8), "big")
@@ -239,6 +244,7 @@ class Server:
             second_port=second.local.port if second is not None else 0,
             second_host=host,
             instance=self._instance,
+            unix_time=self._unix_time(),
         )
         self._counts["retry"] += 1
         self._queue(socket_id, remote, messages.encode_response(request.transaction, retry))
@@ -320,6 +326,7 @@ class Server:
             known=session is not None,
             instance=self._instance,
             software=self.config.software,
+            unix_time=self._unix_time(),
         )
         return messages.encode_response(request.transaction, welcome)
 
