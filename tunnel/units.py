@@ -64,13 +64,15 @@ class ReceivedBatch(NamedTuple):
     """Datagrams of one sender that came together: `buffer` cut every `stride` bytes, the last may be shorter.
 
     `buffer` is never empty, `stride` never 0, and both belong to the socket again at its next receive.
-    All of them carried the same ECN field (`ecn`, two bits, RFC 3168).
+    All of them carried the same ECN field (`ecn`, two bits, RFC 3168).  `local` is the address of ours that they were sent to,
+    where the socket was asked to tell it (open_socket); otherwise it is empty.
     """
 
     remote: Address
     buffer: memoryview
     stride: int
     ecn: int
+    local: str = ""
 
 
 class UdpCounters:

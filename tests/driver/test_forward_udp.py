@@ -46,7 +46,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def forwarded(*, idle: float = 120.0, limit: int = udp.MAX_FLOWS, granted: bool = True) -> AsyncIterator[Bench]:
+async def forwarded(
+    *, idle: float = 120.0, limit: int = udp.MAX_FLOWS, granted: bool = True, bind: str = "127.0.0.1"
+) -> AsyncIterator[Bench]:
     """A UDP echo behind a forward; it answers to whoever asked."""
     links = CoreLinks() if IS_CORE["core"] else None
     near: Any
@@ -62,7 +64,7 @@ async def forwarded(*, idle: float = 120.0, limit: int = udp.MAX_FLOWS, granted:
             data, client = await server.recvfrom(65_535)
             await server.sendto(data, client)
 
-    [listener] = open_listeners(parse_forward("127.0.0.1:0:53/udp")[0])
+    [listener] = open_listeners(parse_forward(f"{bind}:0:53/udp")[0])
     exposed = Exposed(far, lambda _protocol, _target: target if granted else None)
     counters = ForwardCounters()
     with server, listener:
@@ -186,3 +188,16 @@ async def test_two_flows_of_one_number_are_the_peers_fault() -> None:
             stream.on_abort = lambda _code: aborted.set()
         await aborted.wait()
         assert bench.exposed.counters.malformed_opens == 1
+
+
+async def test_an_answer_leaves_from_the_address_that_the_client_asked() -> None:
+    """Of a forward that listens on all addresses: one client socket asks two of them, and each answers for itself."""
+    async with forwarded(bind="*") as bench:
+        client = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        await client.bind(("127.0.0.1", 0))
+        with client, trio.fail_after(5):
+            for number, host in enumerate(("127.0.0.7", "127.0.0.1", "127.0.0.7", "127.9.8.7")):
+                for data in (b"%d" % number, *([b"%d" % number * 900] * 3)):
+                    await client.sendto(data, (host, bench.port))
+                    assert await client.recvfrom(65_535) == (data, (host, bench.port))
+    assert bench.counters.udp_flows_opened == 3

@@ -7,11 +7,12 @@ import os
 import random
 import socket
 import time
+from collections.abc import Sequence
 
 import pytest
 import trio
 
-from tunnel.driver.rendezvous import RunningServer, ServerConfig, read_access_file, serve
+from tunnel.driver.rendezvous import MAX_LOCALS, RunningServer, ServerConfig, read_access_file, serve
 from tunnel.errors import ConfigurationError
 from tunnel.host.clock import boottime
 from tunnel.proto.nat import stun
@@ -64,9 +65,11 @@ class Peer:
         self.flush()
 
 
-async def start(nursery: trio.Nursery, config: ServerConfig | None = None) -> RunningServer:
+async def start(
+    nursery: trio.Nursery, config: ServerConfig | None = None, listen: Sequence[tuple[str, int]] = LOOPBACK
+) -> RunningServer:
     async def run(task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED) -> None:
-        await serve(LOOPBACK, config=config, task_status=task_status)
+        await serve(listen, config=config, task_status=task_status)
 
     running = await nursery.start(run)
     assert isinstance(running, RunningServer)
@@ -106,6 +109,53 @@ async def test_two_peers_meet_by_code_across_families_relay_bursts_and_hear_bye(
         for peer in (owner, claimer):
             await peer.until(events.Lost)
             peer.udp.close()
+
+
+async def test_an_answer_leaves_from_the_address_that_was_asked() -> None:
+    """A server that listens on all addresses has as many as the machine: clients, relay, STUN and the second port keep apart."""
+    async with trio.open_nursery() as nursery:
+        running = await start(nursery, listen=[("0.0.0.0", 0)])
+        port = running.addresses[0].port
+        owner, claimer = Peer(Address("127.0.0.5", port)), Peer(Address("127.0.0.6", port))
+        owner.client.allocate(boottime())
+        owner.flush()
+        allocated = await owner.until(events.Allocated)
+        assert isinstance(allocated, events.Allocated)
+        claimer.client.claim(boottime(), allocated.nameplate, b"pake")
+        claimer.flush()
+        await claimer.until(events.ClaimAccepted)
+        received = await owner.until(events.ClaimReceived)
+        assert isinstance(received, events.ClaimReceived)
+        burst = b"".join(received.channel.channel + b"\x80" + bytes((n,)) * 1191 for n in range(40))
+        assert owner.udp.send(Address("127.0.0.5", port), memoryview(burst), 1200)
+        with trio.fail_after(5):
+            while len(claimer.relayed) < 40:
+                await claimer.step()
+        assert owner.client.mapping_varies is False
+        assert not owner.client.drops["rendezvous_source"]
+        assert not claimer.client.drops["rendezvous_source"]
+        running.stop()
+        for peer in (owner, claimer):
+            await peer.until(events.Lost)
+            peer.udp.close()
+
+
+async def test_addresses_beyond_the_limit_are_answered_all_the_same() -> None:
+    async with trio.open_nursery() as nursery:
+        running = await start(nursery, ServerConfig(stun_burst=1_000), [("0.0.0.0", 0)])
+        port = running.addresses[0].port
+        plain = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        await plain.bind(("127.0.0.1", 0))
+        with trio.fail_after(5):
+            for number in range(MAX_LOCALS + 3):
+                host = f"127.0.1.{number + 1}"
+                for change_port in (False, True):
+                    await plain.sendto(stun.encode_binding_request(bytes(12), change_port=change_port), (host, port))
+                    answered = Address(*(await plain.recvfrom(1500))[1])
+                    assert (answered.port == port) is not change_port
+                    assert (answered.host == host) is (number < MAX_LOCALS)
+        plain.close()
+        nursery.cancel_scope.cancel()
 
 
 async def test_plain_stun_and_the_open_directory_answer_plain_sockets() -> None:

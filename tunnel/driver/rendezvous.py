@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import trio
 
@@ -25,7 +25,7 @@ from tunnel.proto.rendezvous.server import Server
 from tunnel.proto.rendezvous.stun import ServerSocket
 from tunnel.proto.trace import Trace
 from tunnel.tls.server import ServerCertificate, TlsListener
-from tunnel.udp.socket import UdpSocket, open_socket
+from tunnel.udp.socket import LocalTeller, UdpSocket, open_socket
 from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
 
 __all__ = [
@@ -40,6 +40,8 @@ __all__ = [
 
 DEFAULT_LISTEN: Final = (("0.0.0.0", DEFAULT_PORT), ("::", DEFAULT_PORT))
 FIRST_TLS_ID: Final = 10_000  # socket ids of TLS listeners; those of UDP sockets come in pairs from 0
+FIRST_LOCAL_ID: Final = 20_000  # socket ids of our addresses behind a wildcard; pairs, like those of the sockets
+MAX_LOCALS: Final = 64  # addresses that are answered from one by one; for further ones the system chooses the source
 BATCHES_PER_TURN: Final = 32  # receives of one socket before the others get their turn
 WRITABLE_PATIENCE: Final = Seconds(
     0.005
@@ -47,6 +49,9 @@ WRITABLE_PATIENCE: Final = Seconds(
 
 
 logger = logging.getLogger("ptunnel.serve")
+
+
+open_telling_socket: Final = partial(open_socket, tells_local=True)
 
 
 class OpenSocket(Protocol):
@@ -154,7 +159,7 @@ async def serve(
     config: ServerConfig | None = None,
     trace: Trace | None = None,
     clock: Callable[[], Instant] = boottime,
-    opener: OpenSocket = open_socket,
+    opener: OpenSocket = open_telling_socket,
     tls: TlsConfig | None = None,
     secret: bytes | None = None,
     task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED,
@@ -260,6 +265,22 @@ def _open_first(host: str, port: int, *, is_wish: bool, opener: OpenSocket) -> U
         return opener(host, 0)
 
 
+class _Source:
+    """One address of ours on a socket that is bound to all of them: what was asked there is answered from there."""
+
+    __slots__ = ("_host", "_udp")
+
+    def __init__(self, udp: LocalTeller, host: str) -> None:
+        self._udp = udp
+        self._host = host
+
+    def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
+        return self._udp.send(remote, buffer, segment_size, ttl, ecn, self._host)
+
+    async def wait_writable(self) -> None:
+        await self._udp.wait_writable()
+
+
 class _Loop:
     """Moves datagrams between the sockets and the server."""
 
@@ -274,7 +295,8 @@ class _Loop:
         self.faults = faults
         self._server = server
         self._sockets = sockets
-        self._doors: dict[SocketId, UdpSocket | TlsListener] = {**sockets, **listeners}
+        self._doors: dict[SocketId, UdpSocket | TlsListener | _Source] = {**sockets, **listeners}
+        self._locals: dict[tuple[SocketId, str], SocketId] = {}  # by wildcard socket and address of ours
         self._clock = clock
         self._armed: float = math.inf
         self._wakeup = trio.Event()
@@ -288,11 +310,28 @@ class _Loop:
                 turn = 0
                 await udp.wait_readable()
                 continue
-            await self.handle(socket_id, batch)
+            here = self._at(socket_id, batch.local) if batch.local else socket_id
+            await self.handle(here, batch)
             turn += 1
             if turn >= BATCHES_PER_TURN:
                 turn = 0
                 await trio.lowlevel.checkpoint()
+
+    def _at(self, socket_id: SocketId, host: str) -> SocketId:
+        """The id of one of our addresses on a wildcard socket.  The first datagram to it makes one for each of the two ports."""
+        known = self._locals.get((socket_id, host))
+        if known is not None:
+            return known
+        if len(self._locals) >= 2 * MAX_LOCALS:
+            return socket_id
+        first = FIRST_LOCAL_ID + len(self._locals)
+        for each, twin in ((socket_id & ~1, 0), (socket_id | 1, 1)):
+            udp = self._sockets[SocketId(each)]
+            made = self._locals[SocketId(each), host] = SocketId(first + twin)
+            self._doors[made] = _Source(cast(LocalTeller, udp), host)  # it has told one
+            place = Address(host, udp.local_address.port)
+            self._server.add_socket(ServerSocket(made, place, SocketId(first + (1 - twin))))
+        return self._locals[socket_id, host]
 
     async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> None:
         """What one receive brought, and all that follows from it."""
@@ -314,7 +353,8 @@ class _Loop:
 
     async def _send_late(self, burst: Transmit) -> None:
         """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""
-        udp = self._sockets[burst.socket_id]
+        udp = self._doors[burst.socket_id]
+        assert not isinstance(udp, TlsListener)  # it never has to wait
         with trio.move_on_after(WRITABLE_PATIENCE):
             await udp.wait_writable()
             if udp.send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):

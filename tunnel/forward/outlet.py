@@ -15,6 +15,7 @@ import sys
 from typing import Any, Final
 
 from tunnel.forward.counters import ForwardCounters
+from tunnel.udp.pktinfo import Control
 
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103  # linux/udp.h; the socket module does not name it
@@ -32,14 +33,15 @@ _let_read: Final = getattr(os, "sched_yield", lambda: None)
 class Outlet:
     """A UDP socket towards one program, connected or with its address.  What it does not take is counted: `udp_local_dropped`."""
 
-    __slots__ = ("_address", "_arguments", "_counters", "_largest", "_sock")
+    __slots__ = ("_address", "_arguments", "_counters", "_largest", "_sock", "_source")
 
-    def __init__(self, sock: socket.socket, address: Any, counters: ForwardCounters) -> None:
-        """`address` is None for a connected socket."""
+    def __init__(self, sock: socket.socket, address: Any, counters: ForwardCounters, source: Control = ()) -> None:
+        """`address` is None for a connected socket; `source` makes them leave from one address of ours (pktinfo.leave_from)."""
         self._sock = sock
         self._address = address
         self._arguments = () if address is None else (0, address)
         self._counters = counters
+        self._source = source
         self._largest = 0  # bytes of a datagram that may be a segment
         if sys.platform == "linux":
             try:
@@ -70,6 +72,8 @@ class Outlet:
         try:
             if self._address is None:
                 self._sock.send(data)
+            elif self._source:
+                self._sock.sendmsg((data,), self._source, 0, self._address)
             else:
                 self._sock.sendto(data, self._address)
         except OSError:  # full, or an ICMP refusal of an earlier one: as lost as on any network
@@ -79,7 +83,7 @@ class Outlet:
 
     def _send_run(self, run: list[bytes], size: int) -> None:
         try:
-            self._sock.sendmsg(run, ((SOL_UDP, UDP_SEGMENT, struct.pack("=H", size)),), *self._arguments)
+            self._sock.sendmsg(run, (*self._source, (SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))), *self._arguments)
         except BlockingIOError:
             self._counters.udp_local_dropped += len(run)
         except OSError as error:

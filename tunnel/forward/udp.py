@@ -22,6 +22,7 @@ from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_udp, stream_code
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
 from tunnel.forward.outlet import Outlet, Overruns
 from tunnel.forward.tcp import code_of, describe_refusal, refuse
+from tunnel.udp import pktinfo
 from tunnel.units import Seconds
 
 FLOW_IDLE: Final = Seconds(120.0)  # a flow without datagrams ends; RFC 4787 §4.3 asks for two minutes at least
@@ -43,7 +44,7 @@ class Flow:
 
     def __init__(self, number: int, client: Any = None) -> None:
         self.number = number
-        self.client = client  # as recvfrom gave it; on the connecting side only
+        self.client = client  # as UdpForward's receive gave it; on the connecting side only
         self.scope = trio.CancelScope()
         self.is_active = True
         self.is_refused = False
@@ -115,6 +116,10 @@ class UdpForward:
         self._counters = counters
         self._notices = notices
         self._table = FlowTable(counters, limit=limit, idle=idle)
+        is_ipv6 = sock.family == socket.AF_INET6
+        is_wildcard = sock.getsockname()[0] in pktinfo.WILDCARDS
+        #: Whether clients are told apart by the address of ours that they asked, so that they are answered from there.
+        self._tells_local = is_wildcard and pktinfo.ask(sock, is_ipv6=is_ipv6, is_ipv4=not is_ipv6)
         self._held_size = 0
         self._tokens = float(NEW_FLOW_BURST)
         self._tokens_at = trio.current_time()
@@ -122,6 +127,7 @@ class UdpForward:
     async def run(self) -> None:
         """Until cancelled.  Neighbours of one client go to the link together."""
         sock, get, flush = self._sock, self._table.get, self._link.flows.flush
+        receive = self._receive_telling if self._tells_local else sock.recvfrom
         overruns = Overruns(sock)
         async with trio.open_nursery() as nursery:
             while True:
@@ -132,7 +138,7 @@ class UdpForward:
                 batch: list[bytes] = []
                 for _ in range(DRAIN_BATCH):
                     try:
-                        data, client = sock.recvfrom(MAX_DATAGRAM)
+                        data, client = receive(MAX_DATAGRAM)
                     except BlockingIOError:
                         is_drained = True
                         break
@@ -150,6 +156,11 @@ class UdpForward:
                 self._counters.udp_overrun += overruns.fresh()
                 if not is_drained:
                     await trio.lowlevel.checkpoint()
+
+    def _receive_telling(self, size: int) -> tuple[bytes, Any]:
+        """Like recvfrom; the client is its address and what pktinfo tells of ours."""
+        data, ancillary, _, address = self._sock.recvmsg(size, pktinfo.SPACE)
+        return data, (address, pktinfo.find(ancillary))
 
     def _pass_on(self, flow: Flow | None, batch: list[bytes]) -> None:
         """From one client to the link, or wherever else they end."""
@@ -202,7 +213,11 @@ class UdpForward:
         return held
 
     def _deliverer(self, flow: Flow) -> Callable[[list[bytes]], None]:
-        return _deliverer(flow, Outlet(self._sock, flow.client, self._counters))
+        if not self._tells_local:
+            return _deliverer(flow, Outlet(self._sock, flow.client, self._counters))
+        address, told = flow.client
+        source = pktinfo.leave_from(pktinfo.local_of(told)) if told else ()
+        return _deliverer(flow, Outlet(self._sock, address, self._counters, source))
 
     async def _serve(self, flow: Flow) -> None:
         counters, flows = self._counters, self._link.flows

@@ -149,12 +149,19 @@ class BoundSocket:
             self.counters.errors[str(error)] += 1
             return None
 
-    def _send_one(self, datagram: memoryview, sockaddr: SockAddr, ttl: int | None, ecn: int) -> None:
+    def _send_one(self, datagram: memoryview, sockaddr: SockAddr, ttl: int | None, ecn: int, source: str) -> None:
         """One datagram by itself.  Raises OSError."""
         raise NotImplementedError
 
     def _send_each(
-        self, remote: Address, sockaddr: SockAddr, buffer: memoryview, segment_size: int, ttl: int | None, ecn: int
+        self,
+        remote: Address,
+        sockaddr: SockAddr,
+        buffer: memoryview,
+        segment_size: int,
+        ttl: int | None,
+        ecn: int,
+        source: str = "",
     ) -> tuple[bool, Counts]:
         """Send a batch one datagram at a time, from where an earlier call had to stop."""
         length = len(buffer)
@@ -167,7 +174,7 @@ class BoundSocket:
             end = min(at + segment_size, length)
             counters.send_calls += 1
             try:
-                self._send_one(buffer[at:end], sockaddr, ttl, ecn)
+                self._send_one(buffer[at:end], sockaddr, ttl, ecn, source)
             except OSError as error:
                 if error.errno in _WOULD_BLOCK:
                     self._unfinished, self._unfinished_at = mark, at

@@ -9,10 +9,12 @@ import errno
 import socket
 import struct
 import sys
-from typing import Final, TypeAlias
+from typing import Final
 
+from tunnel.udp import pktinfo
 from tunnel.udp.addresses import SockAddr
 from tunnel.udp.base import BATCH_BUFFER, MAX_USELESS, RECEIVE_BUFFER, SEND_BUFFER, BoundSocket, segment_count
+from tunnel.udp.pktinfo import Control
 from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch
 from tunnel.units import Address
 
@@ -43,10 +45,13 @@ _unpack_int = _INT.unpack
 #: Where the traffic class stands, be it one byte (IPv4) or an int (IPv6).
 _LOW_BYTE: Final = 0 if sys.byteorder == "little" else -1
 
-Control: TypeAlias = tuple[tuple[int, int, bytes], ...]
 
 #: Room for the stride (UDP_GRO) and the traffic class, and one more that some later kernel may add.
 ANCILLARY_SPACE: Final = 3 * socket.CMSG_SPACE(4)
+#: The same with the address that was asked.
+ANCILLARY_SPACE_LOCAL: Final = ANCILLARY_SPACE + pktinfo.SPACE
+#: Addresses of ours remembered, each with how it is told and asked for.
+MAX_LOCALS: Final = 256
 #: Control messages remembered, by segment size.
 MAX_CONTROLS: Final = 512
 #: Views of the receive buffer remembered, by where they begin and end.
@@ -59,8 +64,17 @@ _TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 class LinuxSocket(BoundSocket):
     """See UdpSocket.  `uses_gso` and `uses_gro` tell what the kernel agreed to; GSO is left once it proves broken."""
 
-    def __init__(self, host: str, port: int, *, reuse: bool = False, dual_stack: bool = False, batch: int = MAX_BATCH) -> None:
-        """`batch` as for open_socket."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        reuse: bool = False,
+        dual_stack: bool = False,
+        batch: int = MAX_BATCH,
+        tells_local: bool = False,
+    ) -> None:
+        """`batch` and `tells_local` as for open_socket."""
         super().__init__(host, port, reuse=reuse, dual_stack=dual_stack)
         self._grow_buffers()
         if not self.is_ipv6 or self._dual_stack:
@@ -70,6 +84,12 @@ class LinuxSocket(BoundSocket):
             self._try_option(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
             self._try_option(socket.IPPROTO_IPV6, IPV6_DONTFRAG, 1)
             self._try_option(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
+        self._space = ANCILLARY_SPACE
+        if tells_local and host in pktinfo.WILDCARDS:
+            self._space = ANCILLARY_SPACE_LOCAL
+            pktinfo.ask(self._socket, is_ipv6=self.is_ipv6, is_ipv4=not self.is_ipv6 or self._dual_stack)
+        self._locals: dict[bytes, str] = {}  # by what the kernel told
+        self._sources: dict[str, Control] = {}
         self.uses_gro = self._try_option(SOL_UDP, UDP_GRO, 1)
         self.uses_gso = self._try_option(SOL_UDP, UDP_SEGMENT, 0)  # 0 changes nothing, but asks whether it is known
         self._controls: dict[int, Control] = {}
@@ -81,7 +101,7 @@ class LinuxSocket(BoundSocket):
         self._buffer = memoryview(bytearray(self._join_until + BATCH_BUFFER))
         self._into = [self._buffer]
         self._views: dict[tuple[int, int], memoryview] = {}
-        self._ahead: tuple[SockAddr, int, int, int, int] | None = None  # received, but no part of the batch before it
+        self._ahead: tuple[SockAddr, int, int, int, int, str] | None = None  # received, but no part of the batch before it
         self._is_drained = False
         self._sockaddrs = self._cache.sockaddrs
         self._addresses = self._cache.addresses
@@ -110,7 +130,9 @@ class LinuxSocket(BoundSocket):
 
     # -- sending
 
-    def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
+    def send(
+        self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0, source: str = ""
+    ) -> bool:
         length = len(buffer)
         sockaddr = self._sockaddrs.get(remote) or self._resolve(remote)
         if sockaddr is None:
@@ -121,10 +143,12 @@ class LinuxSocket(BoundSocket):
         else:
             count = segment_count(length, segment_size)
             if not self.uses_gso or self._unfinished is not None:
-                return self._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn)[0]
+                return self._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn, source)[0]
             control = self._controls.get(segment_size) or self._segment_control(segment_size)
         if ttl is not None or ecn:
             control += self._header_control(sockaddr, ttl, ecn)
+        if source:
+            control += self._sources.get(source) or self._source_control(source)
         counters = self.counters
         counters.send_calls += 1
         try:
@@ -132,8 +156,10 @@ class LinuxSocket(BoundSocket):
         except BlockingIOError:
             return False
         except OSError as error:
+            if source and error.errno in (errno.EINVAL, errno.EADDRNOTAVAIL):  # that address has left us
+                return self.send(remote, buffer, segment_size, ttl, ecn)
             if count > 1 and error.errno in (errno.EIO, errno.EINVAL):
-                return self._send_without_gso(error, remote, sockaddr, buffer, segment_size, ttl, ecn)
+                return self._send_without_gso(error, remote, sockaddr, buffer, segment_size, ttl, ecn, source)
             self._count_error(error)
             return True
         counters.sent_datagrams += count
@@ -149,16 +175,19 @@ class LinuxSocket(BoundSocket):
         segment_size: int,
         ttl: int | None,
         ecn: int,
+        source: str,
     ) -> bool:
         """EIO: no checksum offload on the way, or IPsec.  EINVAL: an old kernel, or before 5.19 a segment over the MTU."""
         self.counters.errors["no_gso"] += 1
-        done, errors = self._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn)
+        done, errors = self._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn, source)
         if refusal.errno == errno.EIO or "EMSGSIZE" not in errors:
             self.uses_gso = False
         return done
 
-    def _send_one(self, datagram: memoryview, sockaddr: SockAddr, ttl: int | None, ecn: int) -> None:
+    def _send_one(self, datagram: memoryview, sockaddr: SockAddr, ttl: int | None, ecn: int, source: str) -> None:
         control = _ALONE if ttl is None and not ecn else self._header_control(sockaddr, ttl, ecn)
+        if source:
+            control += self._sources.get(source) or self._source_control(source)
         self._sendmsg((datagram,), control, 0, sockaddr)
 
     def _segment_control(self, segment_size: int) -> Control:
@@ -181,6 +210,18 @@ class LinuxSocket(BoundSocket):
             control += ((level, traffic, _INT.pack(ecn & 3)),)
         return control
 
+    def _source_control(self, source: str) -> Control:
+        if len(self._sources) >= MAX_LOCALS:
+            self._sources.clear()
+        control = self._sources[source] = pktinfo.leave_from(source)
+        return control
+
+    def _local_of(self, told: bytes) -> str:
+        if len(self._locals) >= MAX_LOCALS:
+            self._locals.clear()
+        local = self._locals[told] = pktinfo.local_of(told)
+        return local
+
     # -- receiving
 
     def receive(self) -> ReceivedBatch | None:
@@ -193,7 +234,7 @@ class LinuxSocket(BoundSocket):
             found = self._receive_at(0)
             if found is None:
                 return None
-        sockaddr, start, end, stride, ecn = found
+        sockaddr, start, end, stride, ecn, local = found
         while end <= self._join_until and (end - start) % stride == 0:
             more = self._receive_at(end)
             if more is None:
@@ -204,6 +245,7 @@ class LinuxSocket(BoundSocket):
                 size > stride
                 or (size < stride and after - end > size)
                 or more[4] != ecn
+                or more[5] != local
                 or after - start > self._most
                 or after - start > self._most_segments * stride
                 or more[0] != sockaddr
@@ -212,7 +254,7 @@ class LinuxSocket(BoundSocket):
                 break
             end = after
         remote = self._addresses.get(sockaddr) or self._cache.address(sockaddr)
-        return _new_batch(ReceivedBatch, (remote, self._views.get((start, end)) or self._view(start, end), stride, ecn))
+        return _new_batch(ReceivedBatch, (remote, self._views.get((start, end)) or self._view(start, end), stride, ecn, local))
 
     def _view(self, start: int, end: int) -> memoryview:
         """The same object every time that this part is asked for: who cuts it up can keep the pieces."""
@@ -221,14 +263,14 @@ class LinuxSocket(BoundSocket):
         view = self._views[start, end] = self._buffer[start:end]
         return view
 
-    def _receive_at(self, at: int) -> tuple[SockAddr, int, int, int, int] | None:
-        """One call into the kernel: sender, from where to where in the buffer, stride, ECN."""
+    def _receive_at(self, at: int) -> tuple[SockAddr, int, int, int, int, str] | None:
+        """One call into the kernel: sender, from where to where in the buffer, stride, ECN, address of ours."""
         counters = self.counters
         into = self._into if not at else [self._buffer[at:]]
         for _ in range(MAX_USELESS):
             counters.receive_calls += 1
             try:
-                length, ancillary, flags, sockaddr = self._recvmsg_into(into, ANCILLARY_SPACE)
+                length, ancillary, flags, sockaddr = self._recvmsg_into(into, self._space)
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -240,9 +282,12 @@ class LinuxSocket(BoundSocket):
                 continue
             stride = length
             ecn = 0
+            local = ""
             for level, _kind, data in ancillary:
                 if level == SOL_UDP:
                     (stride,) = _unpack_int(data)
+                elif len(data) >= pktinfo.SMALLEST:
+                    local = self._locals.get(data) or self._local_of(data)
                 else:
                     ecn = data[_LOW_BYTE] & 3
             counters.received_bytes += length
@@ -251,5 +296,5 @@ class LinuxSocket(BoundSocket):
             else:
                 stride = length
                 counters.received_datagrams += 1
-            return sockaddr, at, at + length, stride, ecn
+            return sockaddr, at, at + length, stride, ecn, local
         return None

@@ -39,7 +39,7 @@ class PlainSocket(BoundSocket):
         finally:
             self._try_option(self._level, self._hops, usual)
 
-    def _send_one(self, datagram: memoryview, sockaddr: SockAddr, ttl: int | None, ecn: int) -> None:
+    def _send_one(self, datagram: memoryview, sockaddr: SockAddr, ttl: int | None, ecn: int, source: str) -> None:
         self._socket.sendto(datagram, sockaddr)
 
     def receive(self) -> ReceivedBatch | None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tunnel.units import Address, ReceivedBatch, UdpCounters
 
-__all__ = ["MAX_BATCH", "MAX_SEGMENTS", "ReceivedBatch", "UdpCounters", "UdpSocket", "open_socket"]
+__all__ = ["MAX_BATCH", "LocalTeller", "MAX_SEGMENTS", "ReceivedBatch", "UdpCounters", "UdpSocket", "open_socket"]
 
 #: Segments of one send: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS before Linux 6.9).
 MAX_SEGMENTS = 64
@@ -59,18 +59,36 @@ class UdpSocket(Protocol):
         """Close now; a task that waits on the socket gets trio.ClosedResourceError."""
 
 
-def open_socket(host: str, port: int, *, reuse: bool = False, dual_stack: bool = False, batch: int = MAX_BATCH) -> UdpSocket:
+class LocalTeller(UdpSocket, Protocol):
+    """A socket whose batches say which address of ours was asked (ReceivedBatch.local), and that can answer from there."""
+
+    def send(
+        self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0, source: str = ""
+    ) -> bool:
+        """As UdpSocket.send; `source` is the address of ours to send from, empty where the system shall choose."""
+
+
+def open_socket(
+    host: str,
+    port: int,
+    *,
+    reuse: bool = False,
+    dual_stack: bool = False,
+    batch: int = MAX_BATCH,
+    tells_local: bool = False,
+) -> UdpSocket:
     """Bind a socket to a numeric host and a port (0: any free one).
 
     `reuse` lets several processes share the port (SO_REUSEPORT); `dual_stack` lets an IPv6 socket speak IPv4 too.
     `batch` is how many bytes one receive may bring (fewer, where the system has no batches): whoever sends on what it received in
-    one call leaves it at MAX_BATCH.
+    one call leaves it at MAX_BATCH.  `tells_local`: a socket bound to a wildcard says in ReceivedBatch.local which address was
+    asked, so that the answer can leave from there; Linux only.
     Raises ConfigurationError with a sentence when the address cannot be bound.
     """
     if sys.platform == "linux":
         from tunnel.udp.linux import LinuxSocket
 
-        return LinuxSocket(host, port, reuse=reuse, dual_stack=dual_stack, batch=batch)
+        return LinuxSocket(host, port, reuse=reuse, dual_stack=dual_stack, batch=batch, tells_local=tells_local)
     from tunnel.udp.plain import PlainSocket
 
     return PlainSocket(host, port, reuse=reuse, dual_stack=dual_stack)

@@ -85,6 +85,11 @@ class Server:
         self._counts: Counter[str] = Counter()
         self._is_stopping = False
 
+    def add_socket(self, socket: ServerSocket) -> None:
+        """One more address of ours that a socket answers for; the owner bounds how many."""
+        self._sockets[socket.socket_id] = socket
+        self._strangers.add_socket(socket)
+
     # inputs
 
     def handle_batch(

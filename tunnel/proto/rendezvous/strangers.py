@@ -49,6 +49,10 @@ class Strangers:
         self._hint_rate = Buckets(config.hint_rate, config.hint_burst, salt)
         self._total_rate = Buckets(config.unproven_rate, config.unproven_rate, salt, slots=1)
 
+    def add_socket(self, socket: ServerSocket) -> None:
+        if self._stun is not None:
+            self._stun.add(socket)
+
     def stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> tuple[SocketId, bytes] | None:
         """(socket to answer from, answer).  Raises MalformedPacket."""
         if self._stun is None or not self._config.access.allows_host(remote.host):

@@ -55,6 +55,10 @@ class StunDesk:
                 self._elsewhere[each.second] = other.second
                 break
 
+    def add(self, socket: ServerSocket) -> None:
+        """One more address of ours; it is told to nobody as another one."""
+        self._sockets[socket.socket_id] = socket
+
     def answer(self, socket_id: SocketId, remote: Address, datagram: Buffer) -> tuple[SocketId, bytes] | None:
         """(socket to answer from, datagram); None when there is no answer.  Raises MalformedPacket."""
         question = self._codec.read(datagram)
