@@ -129,7 +129,7 @@ def exposers(world: World, count: int, *, homes: int = 60) -> dict[int, bytes]:
     """So many live codes, of different homes, and the sessions that own them."""
     live: dict[int, bytes] = {}
     for index in range(count):
-        source = Address(f"198.18.1.{index % homes}", 1000 + index)
+        source = Address(f"198.18.{1 + index % homes}.1", 1000 + index)
         session = bytes((1 + index % 250, index // 250)) * 8
         (allocated,) = world.ask(source, messages.Allocate(), session=session, cookie=world.cookie(source))
         assert isinstance(allocated, messages.Allocated)

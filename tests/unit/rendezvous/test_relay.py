@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.rendezvous.world import V4, V6, entropy_of
 from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.relay import Channel, Relay
+from tunnel.proto.rendezvous.relay import Channel, Moved, Relay
 from tunnel.units import Address, Instant, Transmit
 
 NOW = Instant(50.0)
@@ -98,12 +98,18 @@ def test_only_the_two_addresses_of_a_channel_pass_and_only_from_their_socket() -
     assert relay.drops["relay_stranger"] == 3
 
 
-def test_channels_per_address_are_limited_and_given_back() -> None:
-    relay, first, _ = open_relay(channels_per_address=2)
-    assert relay.open(NOW, (V4, A, b"a"), (V4, Address("198.18.0.4", 4), b"d")) is None
-    assert relay.open(NOW, (V4, Address("198.18.0.5", 5), b"e"), (V4, Address("198.18.0.4", 4), b"d")) is not None
+def test_channels_are_charged_to_the_address_that_asks_for_them_and_given_back() -> None:
+    relay, _, _ = open_relay(channels_per_address=2)
+    dialer, listener = (V4, Address("198.18.0.4", 4), b"d"), (V4, Address("198.18.0.5", 5), b"e")
+    first = relay.open(NOW, (V4, A, b"a"), dialer)
+    assert first is not None
+    assert relay.open(NOW, (V4, A, b"a"), dialer) is not None
+    assert relay.open(NOW, listener, dialer) is None
+    assert relay.open(NOW, (V4, A, b"a"), listener) is not None  # A has four by now, none of which it asked for
+    assert relay.open(NOW, listener, (V4, A, b"a")) is not None
     relay.close(first)
-    assert relay.open(NOW, (V4, A, b"a"), (V4, Address("198.18.0.4", 4), b"d")) is not None
+    assert relay.open(NOW, listener, dialer) is not None
+    assert relay.drops["relay_address_quota"] == 1
 
 
 def test_the_bytes_of_a_pair_are_shared_by_its_channels_and_come_back_with_time() -> None:
@@ -123,9 +129,9 @@ def test_the_bytes_of_a_pair_are_shared_by_its_channels_and_come_back_with_time(
 def test_a_channel_restored_by_one_side_forwards_nothing_until_the_other_shows_the_same_token() -> None:
     relay = Relay(ServerConfig(), entropy_of(2))
     name, token = b"\xc7" + b"channel", b"t" * 16
-    assert relay.restore(NOW, name, 0, token, V4, A, b"a")
+    assert relay.restore(NOW, name, 0, token, V4, A, b"a") is Moved.DONE
     assert forward(relay, A, name + bytes(40), 48)[0] == []
-    assert relay.restore(NOW, name, 1, b"x" * 16, V4, B, b"b") is False
-    assert relay.restore(NOW, name, 1, token, V4, B, b"b")
+    assert relay.restore(NOW, name, 1, b"x" * 16, V4, B, b"b") is Moved.WRONG
+    assert relay.restore(NOW, name, 1, token, V4, B, b"b") is Moved.DONE
     assert len(forward(relay, A, name + bytes(40), 48)[0]) == 1
-    assert relay.restore(NOW, b"\x70channel", 1, token, V4, B, b"b") is False
+    assert relay.restore(NOW, b"\x70channel", 1, token, V4, B, b"b") is Moved.WRONG

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
 from hashlib import sha256
 from typing import Final, TypeAlias
 
 from tunnel.errors import ConfigurationError
+from tunnel.prefixes import GROWTH, IPV6_BYTES, Prefixes, prefixes
 from tunnel.proto.rendezvous import messages
 from tunnel.units import Address, Instant, Seconds
 
@@ -22,13 +23,12 @@ MIN_TOKEN: Final = 16  # characters of an access token, so that its MAC cannot b
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@lru_cache(maxsize=8192)
 def address_key(host: str) -> str:
-    """What limits count: an IPv4 address, or the /64 of an IPv6 address.  Raises ValueError for no numeric address."""
-    if ":" not in host:
-        return host
-    packed = ipaddress.IPv6Address(host.partition("%")[0]).packed
-    return packed[:8].hex()
+    """An IPv4 address, or the /64 of an IPv6 address.  Raises ValueError for no numeric address.
+
+    For what can be forged: there a limit for a wider prefix would let one forger silence all who are in it.
+    """
+    return prefixes(host)[0]
 
 
 class Cookies:
@@ -64,8 +64,8 @@ class Buckets:
         self._rate = rate
         self._burst = burst
         self._salt = salt
-        self._tokens = [float(burst)] * slots
-        self._at = [0.0] * slots
+        self._tokens = array("d", [burst]) * slots
+        self._at = array("d", [0.0]) * slots
 
     def take(self, now: Instant, key: str) -> bool:
         """Whether one more is allowed."""
@@ -77,8 +77,24 @@ class Buckets:
         return is_allowed
 
 
+class TreeBuckets:
+    """Rates for proven addresses, and GROWTH times as much for each wider prefix around them."""
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, rate: float, burst: float, salt: bytes) -> None:
+        self._levels = [Buckets(rate * GROWTH**level, burst * GROWTH**level, salt) for level in range(len(IPV6_BYTES))]
+
+    def take(self, now: Instant, keys: Prefixes) -> bool:
+        """Whether one more is allowed.  What an address is refused costs the others around it nothing."""
+        return all(level.take(now, key) for level, key in zip(self._levels, keys, strict=False))
+
+
 class Lockouts:
-    """Who guesses codes.  Keyed exactly, so that nobody pays for a neighbour in the table; bounded, oldest out first."""
+    """Who guesses codes.  Keyed exactly, so that nobody pays for a neighbour in the table; bounded, oldest out first.
+
+    A wider prefix has GROWTH times as many guesses, forgiven as much faster.
+    """
 
     __slots__ = ("_duration", "_guesses", "_limit", "_refill", "_size")
 
@@ -92,25 +108,31 @@ class Lockouts:
     def __len__(self) -> int:
         return len(self._guesses)
 
-    def remaining(self, now: Instant, key: str) -> Seconds:
+    def remaining(self, now: Instant, keys: Prefixes) -> Seconds:
         """How long this address still may not claim; 0 if it may."""
-        entry = self._guesses.get(key)
-        return Seconds(max(0.0, entry[2] - now)) if entry is not None else Seconds(0.0)
+        entries = (self._guesses.get(key) for key in keys)
+        return Seconds(max((entry[2] - now for entry in entries if entry is not None and entry[2] > now), default=0.0))
 
-    def is_last(self, now: Instant, key: str) -> bool:
+    def is_last(self, now: Instant, keys: Prefixes) -> bool:
         """Whether one more wrong guess locks this address out, or it is locked out already."""
-        count, as_of, until = self._guesses.get(key, (0.0, now, now))
-        return until > now or max(0.0, count - (now - as_of) / self._refill) + 1.0 > self._limit - 1
+        for level, key in enumerate(keys):
+            factor = GROWTH**level
+            count, as_of, until = self._guesses.get(key, (0.0, now, now))
+            if until > now or max(0.0, count - (now - as_of) * factor / self._refill) + 1.0 > self._limit * factor - 1:
+                return True
+        return False
 
-    def count(self, now: Instant, key: str) -> None:
+    def count(self, now: Instant, keys: Prefixes) -> None:
         """One more wrong guess."""
-        count, as_of, until = self._guesses.pop(key, (0.0, now, now))
-        count = max(0.0, count - (now - as_of) / self._refill) + 1.0
-        if count > self._limit - 1:  # what little was forgiven in between does not buy a guess
-            until = Instant(now + self._duration)
-        self._guesses[key] = (count, now, until)
-        if len(self._guesses) > self._size:
-            self._guesses.popitem(last=False)
+        for level, key in enumerate(keys):
+            factor = GROWTH**level
+            count, as_of, until = self._guesses.pop(key, (0.0, now, now))
+            count = max(0.0, count - (now - as_of) * factor / self._refill) + 1.0
+            if count > self._limit * factor - 1:  # what little was forgiven in between does not buy a guess
+                until = Instant(now + self._duration)
+            self._guesses[key] = (count, now, until)
+            if len(self._guesses) > self._size:
+                self._guesses.popitem(last=False)
 
     def sweep(self, now: Instant) -> None:
         """Forget those at the front whose guesses are long ago."""

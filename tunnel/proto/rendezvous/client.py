@@ -459,6 +459,7 @@ class Client:
             return
         if isinstance(message, messages.Refused) and message.code in (RefusalCode.SLOW_DOWN, RefusalCode.CLOSING):
             request.due_at = Instant(now + max(1, message.retry_after_s))
+            request.attempts = 0  # it was answered: what comes next is no repetition that the server has missed
             return
         self._requests.remove(request)
         match message:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from tunnel.proto.rendezvous.admission import Buckets, Lockouts
+from tunnel.prefixes import limits
+from tunnel.proto.rendezvous.admission import Lockouts, TreeBuckets
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import Claim, RefusalCode
 from tunnel.proto.rendezvous.numbers import Numbers
@@ -31,7 +32,7 @@ class Codes:
         self._config = config
         self._registry = registry
         self._numbers = numbers
-        self._claim_rate = Buckets(config.claim_rate, config.claim_burst, entropy(16))
+        self._claim_rate = TreeBuckets(config.claim_rate, config.claim_burst, entropy(16))
         self._lockouts = Lockouts(
             limit=config.wrong_claims,
             refill=config.wrong_claim_refill,
@@ -55,31 +56,31 @@ class Codes:
         if not self._numbers.may_be_ours(wanted):
             return taken
         has_ticket = self._numbers.is_ticket(ticket, instance, session.id, wanted)
-        if self._is_locked_out(now, session) or (not has_ticket and self._lockouts.is_last(now, session.key)):
+        if self._is_locked_out(now, session) or (not has_ticket and self._lockouts.is_last(now, session.keys)):
             return Refusal(RefusalCode.LOCKED_OUT, "too many codes were asked for by their number, from this address")
         if known is not None or not has_ticket:
-            self._lockouts.count(now, session.key)
+            self._lockouts.count(now, session.keys)
         return taken if known is not None else None
 
     def claim(self, now: Instant, session: Session, message: Claim) -> Nameplate | Refusal:
         """The nameplate, if it may be claimed.  What does not depend on the number is looked at first."""
         config = self._config
         if self._is_locked_out(now, session):
-            left = int(self._lockouts.remaining(now, session.key)) + 1
+            left = int(self._lockouts.remaining(now, session.keys)) + 1
             return Refusal(RefusalCode.LOCKED_OUT, "too many claims on codes that do not exist, from this address", left)
         nameplate = self._registry.nameplates.get(message.nameplate)
         if nameplate is not None and nameplate.owner is session:
             return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "this is your own code")
         if not self._registry.may_open_mailbox(session):
             return Refusal(RefusalCode.FULL, "the server is busy", 10)
-        if not self._claim_rate.take(now, session.key):
+        if not self._claim_rate.take(now, session.keys):
             return Refusal(RefusalCode.SLOW_DOWN, "many codes are claimed from this address", math.ceil(1 / config.claim_rate))
         if nameplate is None and not self._numbers.may_be_ours(message.nameplate):
             if message.may_move:
                 return Refusal(RefusalCode.WRONG_SERVER, "this server gives no such codes")
             return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "nobody is waiting with this code")
         if nameplate is None or not nameplate.left:
-            self._lockouts.count(now, session.key)
+            self._lockouts.count(now, session.keys)
             if nameplate is None:
                 return Refusal(RefusalCode.UNKNOWN_NAMEPLATE, "nobody is waiting with this code")
             return Refusal(RefusalCode.SPENT, "this code has been used")
@@ -88,10 +89,12 @@ class Codes:
         return nameplate
 
     def _is_locked_out(self, now: Instant, session: Session) -> bool:
-        return self._lockouts.remaining(now, session.key) > 0.0
+        return self._lockouts.remaining(now, session.keys) > 0.0
 
     def _has_room_beside(self, nameplate: Nameplate, session: Session) -> bool:
         """Nobody keeps the others of a room out by many claims at once."""
-        claims = nameplate.claims
-        from_there = sum(key == session.key for key in claims.values())
-        return len(claims) < self._config.claims_at_once and from_there < self._config.claims_at_once_per_address
+        config, claims = self._config, nameplate.claims.values()
+        most = limits(config.claims_at_once_per_address, config.claims_at_once)
+        return len(claims) < config.claims_at_once and all(
+            sum(key in each for each in claims) < limit for key, limit in zip(session.keys, most, strict=False)
+        )

@@ -12,7 +12,10 @@ GIBIBYTE = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """What the operator of a server may change.  "Per address" means per IPv4 address or IPv6 /64."""
+    """What the operator of a server may change.
+
+    "Per address" means per IPv4 address or IPv6 /64; each wider prefix around it gets GROWTH times as much (tunnel/prefixes.py).
+    """
 
     # what it offers
     open_directory: bool = False  # answer the plain-text `ip ver` protocol
@@ -56,11 +59,15 @@ class ServerConfig:
 
     # relay: on by default, so that a public server is no free ride
     max_channels: int = 16_384  # channels; some 700 bytes each
-    channels_per_address: int = 256  # channels that have a side there
+    channels_per_address: int = 256  # channels that were asked for there, by dialing or claiming
+    channels_per_room: int = 16  # channels; a room is one pair's, and so many may dial in it at once
+    channels_between: int = 4  # channels between the same two clients; one more takes the place of the oldest
+    restore_patience: Seconds = field(default=Seconds(60.0))  # for the other side of a channel that one has restored
     channel_idle: Seconds = field(default=Seconds(180.0))  # two session lifetimes without a sign of one side
     pair_bytes: int = 64 * GIBIBYTE  # bytes a pair of addresses may relay at a stretch ...
     pair_bytes_period: Seconds = field(default=Seconds(86_400.0))  # ... and gets back evenly over this long
     max_pairs: int = 65_536  # pairs of addresses whose bytes are counted
+    pairs_per_address: int = 1_024  # of those, that began with a channel asked for there
 
     # answers to the unproven, which may be longer than the question: rare, per address and over all
     stun_rate: float = 1.0  # answers a second per address

@@ -55,6 +55,12 @@ class Pushes:
         push_id = int.from_bytes(self._entropy(8), "big")
         self._send(session.socket_id, session.remote, messages.encode_push(session.id, push_id, message))
 
+    def forget_channel(self, session: Session, channel: bytes) -> None:
+        """It has ended: who has not heard of it need not, and would use it in vain if the news came late."""
+        for push_id, push in list(session.pushes.items()):
+            if isinstance(push.message, messages.Introduced | messages.ClaimReceived) and push.message.channel == channel:
+                del session.pushes[push_id]
+
     def on_ack(self, session_id: bytes, push_id: int) -> None:
         """The push id is random, so only who received the push can name it."""
         session = self._registry.sessions.get(session_id)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from tunnel.proto.rendezvous.admission import address_key
+from tunnel.prefixes import Prefixes, Shares, prefixes
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import MAILBOX_SIZE, PushMessage
 from tunnel.proto.rendezvous.numbers import Numbers
@@ -45,7 +45,7 @@ class Session:
         "dialing",
         "id",
         "is_guest",
-        "key",
+        "keys",
         "last_nameplate",
         "listening",
         "mailboxes",
@@ -60,7 +60,7 @@ class Session:
         self.id = identifier
         self.socket_id = socket_id
         self.remote = remote
-        self.key = address_key(remote.host)
+        self.keys = prefixes(remote.host)  # as limits count
         self.seen_at = now
         self.is_guest = False  # has been led to a session of the server's own hosts
         self.listening: set[bytes] = set()
@@ -71,6 +71,11 @@ class Session:
         self.channels: set[bytes] = set()
         self.answers: OrderedDict[int, bytes] = OrderedDict()
         self.pushes: OrderedDict[int, PendingPush] = OrderedDict()
+
+    @property
+    def key(self) -> str:
+        """Its address alone."""
+        return self.keys[0]
 
     def remember(self, transaction: int, answer: bytes) -> None:
         self.answers[transaction] = answer
@@ -94,18 +99,18 @@ class Nameplate:
         self.expires_at = expires_at
         self.is_for_many = claims > 1
         self.left = claims  # how many may still claim it
-        self.claims: dict[bytes, str] = {}  # open mailboxes of those who did, and their address_key
+        self.claims: dict[bytes, Prefixes] = {}  # open mailboxes of those who did, and where they are
 
 
 class Mailbox:
-    __slots__ = ("channel", "expires_at", "id", "key", "nameplate", "posts", "sides")
+    __slots__ = ("channel", "expires_at", "id", "keys", "nameplate", "posts", "sides")
 
     def __init__(
         self, identifier: bytes, sides: tuple[Session, Session], channel: bytes, nameplate: int, expires_at: Instant
     ) -> None:
         self.id = identifier
         self.sides = sides
-        self.key = sides[1].key  # who opened it, as limits count
+        self.keys = sides[1].keys  # who opened it, as limits count
         self.channel = channel
         self.nameplate = nameplate
         self.posts = 0
@@ -123,46 +128,53 @@ class Registry:
         self.rooms: dict[bytes, Room] = {}
         self.nameplates: OrderedDict[int, Nameplate] = OrderedDict()  # the first to expire first
         self.mailboxes: OrderedDict[bytes, Mailbox] = OrderedDict()  # likewise
-        self._sessions_per_key: Counter[str] = Counter()
-        self._nameplates_per_key: Counter[str] = Counter()
-        self._rooms_per_key: Counter[str] = Counter()
-        self._mailboxes_per_key: Counter[str] = Counter()
-        self._room_entries = 0
+        self.session_shares = Shares(total=config.max_sessions, each=config.sessions_per_address)
+        self.nameplate_shares = Shares(total=config.max_nameplates, each=config.nameplates_per_address)
+        self.room_shares = Shares(total=config.max_room_entries, each=config.rooms_per_address)
+        self.mailbox_shares = Shares(total=config.max_mailboxes, each=config.mailboxes_per_address)
 
     @property
     def room_entries(self) -> int:
-        return self._room_entries
+        return self.room_shares.used
 
     # sessions
 
     def session(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:
-        """The session, made if need be, moved to where it speaks from; None when a limit forbids a new one."""
+        """The session, made if need be, moved to where it speaks from; None when a limit forbids that."""
         session = self.sessions.get(identifier)
         if session is None:
-            key = address_key(remote.host)
-            if len(self.sessions) >= self._config.max_sessions:
-                return None
-            if self._sessions_per_key[key] >= self._config.sessions_per_address:
+            keys = prefixes(remote.host)
+            if not self.session_shares.has_room(keys):
                 return None
             session = self.sessions[identifier] = Session(identifier, socket_id, remote, now)
-            self._sessions_per_key[key] += 1
+            self.session_shares.add(keys)
             return session
-        self.touch(now, session, socket_id, remote)
-        return session
+        return session if self.touch(now, session, socket_id, remote) else None
 
-    def touch(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> None:
-        """A sign of life, maybe from a new address."""
+    def touch(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> bool:
+        """A sign of life, maybe from a new address; False when that one has no room for it and all that it holds."""
+        if session.remote != remote and not self._move(session, prefixes(remote.host)):
+            return False
         session.seen_at = now
         self.sessions.move_to_end(session.id)
-        session.socket_id = socket_id
-        if session.remote != remote:
-            session.remote = remote
-            key = address_key(remote.host)
-            _decrement(self._sessions_per_key, session.key)
-            self._sessions_per_key[key] += 1
-            _move(self._nameplates_per_key, session.key, key, len(session.nameplates))
-            _move(self._rooms_per_key, session.key, key, len(session.listening) + len(session.dialing))
-            session.key = key
+        session.socket_id, session.remote = socket_id, remote
+        return True
+
+    def _move(self, session: Session, keys: Prefixes) -> bool:
+        """Else sessions made at one address could be gathered at another, beyond any limit."""
+        if keys == session.keys:
+            return True
+        held = (
+            (self.session_shares, 1),
+            (self.nameplate_shares, len(session.nameplates)),
+            (self.room_shares, len(session.listening) + len(session.dialing)),
+        )
+        if not all(shares.may_move(session.keys, keys, count) for shares, count in held):
+            return False
+        for shares, count in held:
+            shares.move(session.keys, keys, count)
+        session.keys = keys
+        return True
 
     def remove_session(self, session: Session) -> None:
         """With its rooms and nameplates; mailboxes and channels have two sides, the server tells the other."""
@@ -171,7 +183,7 @@ class Registry:
         self.leave(session, session.listening | session.dialing.keys())
         for number in list(session.nameplates):
             self.remove_nameplate(number)
-        _decrement(self._sessions_per_key, session.key)
+        self.session_shares.remove(session.keys)
 
     # rooms
 
@@ -187,7 +199,7 @@ class Registry:
             room = self.rooms[name] = Room()
         room.listeners[session.id] = session
         session.listening.add(name)
-        self._entered(session, 1)
+        self.room_shares.add(session.keys)
         return True
 
     def dial(self, dial: Dial, name: bytes) -> bool:
@@ -199,7 +211,7 @@ class Registry:
                 return False
             if not self._may_enter(session):
                 return False
-            self._entered(session, 1)
+            self.room_shares.add(session.keys)
         if room is None:
             room = self.rooms[name] = Room()
         room.dialers[session.id] = dial
@@ -207,15 +219,8 @@ class Registry:
         return True
 
     def _may_enter(self, session: Session) -> bool:
-        return (
-            self._room_entries < self._config.max_room_entries
-            and self._rooms_per_key.get(session.key, 0) < self._config.rooms_per_address
-            and len(session.listening) + len(session.dialing) < self._config.rooms_per_session
-        )
-
-    def _entered(self, session: Session, change: int) -> None:
-        self._room_entries += change
-        _add(self._rooms_per_key, session.key, change)
+        held = len(session.listening) + len(session.dialing)
+        return held < self._config.rooms_per_session and self.room_shares.has_room(session.keys)
 
     def leave(self, session: Session, names: set[bytes]) -> None:
         for name in names:
@@ -225,12 +230,12 @@ class Registry:
             if name in session.listening:
                 session.listening.discard(name)
                 del room.listeners[session.id]
-                self._entered(session, -1)
+                self.room_shares.remove(session.keys)
                 for dial in room.dialers.values():  # should it come back, it is met again
                     dial.introduced.discard(session.id)
             if session.dialing.pop(name, None) is not None:
                 del room.dialers[session.id]
-                self._entered(session, -1)
+                self.room_shares.remove(session.keys)
             if not room.listeners and not room.dialers:
                 del self.rooms[name]
 
@@ -247,16 +252,14 @@ class Registry:
                 self.nameplates.move_to_end(wanted)
             if known is not None:
                 return wanted if known.owner is session else None
-        if len(self.nameplates) >= config.max_nameplates:
+        if not self.nameplate_shares.has_room(session.keys):
             return None
-        held = self._nameplates_per_key[session.key]
-        if held >= config.nameplates_per_address:
-            return None
+        held = self.nameplate_shares.held(session.key)
         number = wanted or self._numbers.draw(now, session.key, held, self.nameplates, session.last_nameplate)
         if number is None:
             return None
         self.nameplates[number] = Nameplate(session, expires_at, claims)
-        self._nameplates_per_key[session.key] += 1
+        self.nameplate_shares.add(session.keys)
         session.nameplates.add(number)
         session.last_nameplate = number
         return number
@@ -265,7 +268,7 @@ class Registry:
         nameplate = self.nameplates.pop(number, None)
         if nameplate is not None:
             nameplate.owner.nameplates.discard(number)
-            _decrement(self._nameplates_per_key, nameplate.owner.key)
+            self.nameplate_shares.remove(nameplate.owner.keys)
 
     # mailboxes
 
@@ -277,40 +280,22 @@ class Registry:
         expires_at = Instant(now + self._config.mailbox_lifetime)
         mailbox = Mailbox(identifier, (owner, claimer), channel, nameplate, expires_at)
         self.mailboxes[identifier] = mailbox
-        self._mailboxes_per_key[mailbox.key] += 1
+        self.mailbox_shares.add(mailbox.keys)
         claimed = self.nameplates[nameplate]
         claimed.left -= 1
-        claimed.claims[identifier] = mailbox.key
+        claimed.claims[identifier] = mailbox.keys
         owner.mailboxes.add(identifier)
         claimer.mailboxes.add(identifier)
         return mailbox
 
     def may_open_mailbox(self, claimer: Session) -> bool:
-        config = self._config
-        of_address = self._mailboxes_per_key.get(claimer.key, 0)
-        return len(self.mailboxes) < config.max_mailboxes and of_address < config.mailboxes_per_address
+        return self.mailbox_shares.has_room(claimer.keys)
 
     def remove_mailbox(self, mailbox: Mailbox) -> None:
         if self.mailboxes.pop(mailbox.id, None) is not None:
-            _decrement(self._mailboxes_per_key, mailbox.key)
+            self.mailbox_shares.remove(mailbox.keys)
             claimed = self.nameplates.get(mailbox.nameplate)
             if claimed is not None:
                 claimed.claims.pop(mailbox.id, None)
         for session in mailbox.sides:
             session.mailboxes.discard(mailbox.id)
-
-
-def _add(counter: Counter[str], key: str, change: int) -> None:
-    """Without leaving zeros behind."""
-    counter[key] += change
-    if counter[key] <= 0:
-        del counter[key]
-
-
-def _decrement(counter: Counter[str], key: str) -> None:
-    _add(counter, key, -1)
-
-
-def _move(counter: Counter[str], old: str, new: str, count: int) -> None:
-    _add(counter, old, -count)
-    _add(counter, new, count)

@@ -2,6 +2,9 @@
 
 Each datagram begins with its channel's 8 bytes, equal in both directions; which side sent it is told by its source address.
 The hot path is forward(): one look-up and one Transmit for a run of datagrams of one channel, with no copy.
+
+A channel is charged to whoever asked for it, the side that dialed or claimed.  A listener cannot choose who dials it, so what
+others open to it takes nothing from its share.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 import hmac
 from collections import Counter
 from collections.abc import Callable, Iterator
+from enum import Enum, auto
 from typing import Final
 
-from tunnel.proto.rendezvous.admission import address_key
+from tunnel.prefixes import Prefixes, Shares, prefixes
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import CHANNEL_SIZE, TOKEN_SIZE, rebind_mac
 from tunnel.proto.trace import Drops
@@ -19,17 +23,27 @@ from tunnel.units import Address, Instant, SocketId, Transmit
 
 CHANNEL_BYTE: Final = 0xC0  # the first byte of every relayed datagram has these two bits
 MIN_RELAYED: Final = CHANNEL_SIZE + 1  # bytes; less carries nothing
+PAYER: Final = 1  # the side that asked for the channel: it dialed or claimed
+
+
+class Moved(Enum):
+    """What came of a side's wish to be somewhere else."""
+
+    DONE = auto()
+    UNKNOWN = auto()  # no such channel
+    WRONG = auto()  # another token, or an old counter
+    QUOTA = auto()  # its new address has no share left
 
 
 class ChannelSide:
     """Where one of the two is, and when it last gave a sign of life.  `remote` is None before it has shown up."""
 
-    __slots__ = ("counter", "key", "remote", "seen_at", "session", "socket_id")
+    __slots__ = ("counter", "keys", "remote", "seen_at", "session", "socket_id")
 
     def __init__(self, now: Instant) -> None:
         self.socket_id = SocketId(-1)
         self.remote: Address | None = None
-        self.key = ""
+        self.keys: Prefixes = ()
         self.session = b""
         self.counter = 0
         self.seen_at = now
@@ -38,23 +52,32 @@ class ChannelSide:
 class PairAccount:
     """Bytes that two addresses may still relay.  Refills evenly; looked at only when it runs low."""
 
-    __slots__ = ("channels", "refilled_at", "remaining")
+    __slots__ = ("channels", "keys", "refilled_at", "remaining")
 
-    def __init__(self, now: Instant, remaining: int) -> None:
+    def __init__(self, now: Instant, remaining: int, keys: Prefixes) -> None:
         self.remaining = remaining
         self.refilled_at = now
+        self.keys = keys  # to whom it is charged
         self.channels = 0
 
 
 class Channel:
-    __slots__ = ("account", "account_key", "id", "sides", "token")
+    __slots__ = ("account", "account_key", "id", "keys", "opened_at", "room", "sides", "token")
 
-    def __init__(self, identifier: bytes, token: bytes, now: Instant) -> None:
+    def __init__(self, identifier: bytes, token: bytes, now: Instant, keys: Prefixes, room: bytes = b"") -> None:
         self.id = identifier
         self.token = token
+        self.opened_at = now
+        self.keys = keys  # to whom it is charged
+        self.room = room  # that led to it; empty after a code, or after a restart
         self.sides = (ChannelSide(now), ChannelSide(now))
         self.account: PairAccount | None = None
         self.account_key = ("", "")
+
+    @property
+    def is_half_open(self) -> bool:
+        """Restored by one side, of which the other has not come."""
+        return self.sides[0].remote is None or self.sides[1].remote is None
 
 
 class Relay:
@@ -64,8 +87,10 @@ class Relay:
         self._config = config
         self._entropy = entropy
         self._channels: dict[bytes, Channel] = {}
-        self._per_key: Counter[str] = Counter()
+        self._in_room: Counter[bytes] = Counter()
         self._accounts: dict[tuple[str, str], PairAccount] = {}
+        self.shares = Shares(total=config.max_channels, each=config.channels_per_address)
+        self.account_shares = Shares(total=config.max_pairs, each=config.pairs_per_address)
         self.drops = Drops()
         self.relayed_bytes = 0
         self.relayed_bursts = 0
@@ -159,18 +184,19 @@ class Relay:
         now: Instant,
         first: tuple[SocketId, Address, bytes],
         second: tuple[SocketId, Address, bytes],
+        room: bytes = b"",
     ) -> Channel | None:
-        """A fresh channel between two proven (socket, address, session); None beyond a quota."""
-        keys = (address_key(first[1].host), address_key(second[1].host))
-        if not self._has_room(keys):
+        """A fresh channel between two proven (socket, address, session), of which the second asks; None beyond a quota."""
+        keys = prefixes(second[1].host)
+        if not self._has_room(keys, prefixes(first[1].host)[0], room):
             return None
         while True:
             identifier = bytearray(self._entropy(CHANNEL_SIZE))
             identifier[0] |= CHANNEL_BYTE
             if bytes(identifier) not in self._channels:
                 break
-        channel = Channel(bytes(identifier), self._entropy(TOKEN_SIZE), now)
-        self._channels[channel.id] = channel
+        channel = Channel(bytes(identifier), self._entropy(TOKEN_SIZE), now, keys, room)
+        self._add(channel)
         for side, (socket_id, remote, session) in zip(channel.sides, (first, second), strict=True):
             self._bind(now, side, socket_id, remote, session)
         self._settle(now, channel)
@@ -178,20 +204,27 @@ class Relay:
 
     def restore(
         self, now: Instant, identifier: bytes, index: int, token: bytes, socket_id: SocketId, remote: Address, session: bytes
-    ) -> bool | None:
-        """Our side of a channel made before a restart.  None: beyond a quota; False: another token holds that name."""
+    ) -> Moved:
+        """Our side of a channel made before a restart.
+
+        Whoever comes first is charged, until the side comes that asked for the channel; so Restore gets nobody more than Join.
+        """
         channel = self._channels.get(identifier)
+        keys = prefixes(remote.host)
         if channel is None:
             if identifier[0] < CHANNEL_BYTE:
-                return False
-            if not self._has_room((address_key(remote.host),)):
-                return None
-            channel = self._channels[identifier] = Channel(identifier, token, now)
+                return Moved.WRONG
+            if not self._has_room(keys):
+                return Moved.QUOTA
+            channel = Channel(identifier, token, now, keys)
+            self._add(channel)
         elif not hmac.compare_digest(channel.token, token):
-            return False
+            return Moved.WRONG
+        elif not self._charge(channel, index, keys):
+            return Moved.QUOTA
         self._bind(now, channel.sides[index], socket_id, remote, session)
         self._settle(now, channel)
-        return True
+        return Moved.DONE
 
     def rebind(
         self,
@@ -204,91 +237,116 @@ class Relay:
         socket_id: SocketId,
         remote: Address,
         session: bytes,
-    ) -> bool | None:
-        """Move a side to a new address.  None: no such channel; False: wrong MAC or an old counter."""
+    ) -> Moved:
+        """Move a side to a new address."""
         channel = self._channels.get(identifier)
         if channel is None:
-            return None
+            return Moved.UNKNOWN
         side = channel.sides[index]
         if counter <= side.counter or not hmac.compare_digest(mac, rebind_mac(channel.token, identifier, index, counter, cookie)):
-            return False
+            return Moved.WRONG
         side.counter = counter
+        if not self._charge(channel, index, prefixes(remote.host)):
+            return Moved.QUOTA
         self._bind(now, side, socket_id, remote, session)
         self._settle(now, channel)
-        return True
+        return Moved.DONE
 
     def follow(self, now: Instant, identifier: bytes, index: int, socket_id: SocketId, remote: Address, session: bytes) -> None:
         """Move a side whose owner has not yet heard of the channel, and so cannot know its token, with his session."""
         channel = self._channels.get(identifier)
-        if channel is not None and channel.sides[index].session == session:
+        if channel is None or channel.sides[index].session != session:
+            return
+        if self._charge(channel, index, prefixes(remote.host)):
             self._bind(now, channel.sides[index], socket_id, remote, session)
             self._settle(now, channel)
 
     def close(self, channel: Channel) -> None:
         if self._channels.pop(channel.id, None) is None:
             return
-        for side in channel.sides:
-            self._forget_key(side)
+        self.shares.remove(channel.keys)
+        if channel.room:
+            self._in_room[channel.room] -= 1
+            if not self._in_room[channel.room]:
+                del self._in_room[channel.room]
         if channel.account is not None:
             channel.account.channels -= 1
             channel.account = None
 
     def expired(self, now: Instant) -> list[Channel]:
-        """Channels of which one side has been silent for too long; the owner closes them."""
+        """Channels of which one side has been silent for too long, or has not come back; the owner closes them."""
         oldest = now - self._config.channel_idle
-        return [c for c in self._channels.values() if c.sides[0].seen_at < oldest or c.sides[1].seen_at < oldest]
+        unmet = now - self._config.restore_patience
+        return [
+            channel
+            for channel in self._channels.values()
+            if channel.sides[0].seen_at < oldest
+            or channel.sides[1].seen_at < oldest
+            or (channel.opened_at < unmet and channel.is_half_open)
+        ]
 
     def sweep(self, now: Instant) -> None:
         """Forget the accounts of pairs that have no channel and have earned all their bytes back."""
         for key, account in list(self._accounts.items()):
             if not account.channels and self._refill(now, account, self._config.pair_bytes):
                 del self._accounts[key]
+                self.account_shares.remove(account.keys)
 
-    def _has_room(self, keys: tuple[str, ...]) -> bool:
-        config = self._config
-        if len(self._channels) >= config.max_channels:
-            self.drops["relay_full"] += 1
+    def _has_room(self, keys: Prefixes, other: str = "", room: bytes = b"") -> bool:
+        """For one more channel, charged to `keys`; `other` is the address of the other side, where that is known."""
+        if not self.shares.has_room(keys):
+            self.drops["relay_full" if self.shares.crowded(keys) is None else "relay_address_quota"] += 1
             return False
-        if any(self._per_key[key] >= config.channels_per_address for key in keys):
-            self.drops["relay_address_quota"] += 1
+        if room and self._in_room[room] >= self._config.channels_per_room:
+            self.drops["relay_room_quota"] += 1
             return False
-        if len(keys) == 2:
-            account = self._accounts.get((min(keys), max(keys)))
+        if other:
+            account = self._accounts.get((min(keys[0], other), max(keys[0], other)))
             if account is None:
-                return len(self._accounts) < config.max_pairs
+                return self.account_shares.has_room(keys)
             return account.remaining > 0
         return True
 
-    def _bind(self, now: Instant, side: ChannelSide, socket_id: SocketId, remote: Address, session: bytes) -> None:
-        self._forget_key(side)
-        side.socket_id, side.remote, side.session, side.seen_at = socket_id, remote, session, now
-        side.key = address_key(remote.host)
-        self._per_key[side.key] += 1
+    def _add(self, channel: Channel) -> None:
+        self._channels[channel.id] = channel
+        self.shares.add(channel.keys)
+        if channel.room:
+            self._in_room[channel.room] += 1
 
-    def _forget_key(self, side: ChannelSide) -> None:
-        if side.key:
-            self._per_key[side.key] -= 1
-            if not self._per_key[side.key]:
-                del self._per_key[side.key]
-            side.key = ""
+    def _charge(self, channel: Channel, index: int, keys: Prefixes) -> bool:
+        """Side `index` is about to be at another address, which pays if that side does; False when it cannot."""
+        if index != PAYER or keys == channel.keys:
+            return True
+        if not self.shares.may_move(channel.keys, keys):
+            self.drops["relay_address_quota"] += 1
+            return False
+        self.shares.move(channel.keys, keys)
+        channel.keys = keys
+        return True
+
+    def _bind(self, now: Instant, side: ChannelSide, socket_id: SocketId, remote: Address, session: bytes) -> None:
+        side.socket_id, side.remote, side.session, side.seen_at = socket_id, remote, session, now
+        side.keys = prefixes(remote.host)
 
     def _settle(self, now: Instant, channel: Channel) -> None:
         """Charge the pair of addresses that it now connects."""
         first, second = channel.sides
         if first.remote is None or second.remote is None:
             return
-        key = (min(first.key, second.key), max(first.key, second.key))
+        one, other = first.keys[0], second.keys[0]
+        key = (min(one, other), max(one, other))
         if channel.account is not None:
             if key == channel.account_key:
                 return
             channel.account.channels -= 1
         account = self._accounts.get(key)
         if account is None:
-            if len(self._accounts) >= self._config.max_pairs:
+            if not self.account_shares.has_room(channel.keys):
                 channel.account = None
                 self.drops["relay_pairs_full"] += 1
                 return
-            account = self._accounts[key] = PairAccount(now, self._config.pair_bytes)
+            account = self._accounts[key] = PairAccount(now, self._config.pair_bytes, channel.keys)
+            self.account_shares.add(channel.keys)
         account.channels += 1
         channel.account, channel.account_key = account, key
 

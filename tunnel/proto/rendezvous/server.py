@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, assert_never
 
 from tunnel.errors import MalformedPacket
+from tunnel.prefixes import prefixes
 from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.admission import Buckets, Cookies, address_key
+from tunnel.proto.rendezvous.admission import Cookies, TreeBuckets
 from tunnel.proto.rendezvous.codes import Codes, Refusal
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.proto.rendezvous.numbers import Numbers
 from tunnel.proto.rendezvous.pushes import Pushes
 from tunnel.proto.rendezvous.registry import Dial, Mailbox, Registry, Session
-from tunnel.proto.rendezvous.relay import CHANNEL_BYTE, Channel, Relay
+from tunnel.proto.rendezvous.relay import CHANNEL_BYTE, Channel, Moved, Relay
 from tunnel.proto.rendezvous.strangers import Strangers
 from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec
 from tunnel.proto.timers import earliest
@@ -36,6 +37,7 @@ CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, 
 OWNER_SIDE: Final = 0  # of a channel: whoever allocated or listened
 PAID_REFUSALS: Final = frozenset({RefusalCode.UNKNOWN_NAMEPLATE, RefusalCode.SPENT, RefusalCode.TAKEN})  # a repetition is free
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
+CROWDED: Final = "the server has too many clients, or too many from this address"
 
 
 class Inbound(NamedTuple):
@@ -77,7 +79,7 @@ class Server:
         self._instance = int.from_bytes(entropy(8), "big")
         self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
         self._pushes = Pushes(config, self.registry, entropy, self.drops, self._queue)
-        self._request_rate = Buckets(config.requests_per_second, config.request_burst, entropy(16))
+        self._request_rate = TreeBuckets(config.requests_per_second, config.request_burst, entropy(16))
         self._codes = Codes(config, self.registry, self._numbers, entropy)
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
@@ -219,7 +221,7 @@ class Server:
         if isinstance(request.message, messages.Hello) or not self._cookies.is_valid(now, remote, request.cookie):
             self._on_unproven(now, socket_id, remote, request)
             return
-        if not self._request_rate.take(now, address_key(remote.host)):
+        if not self._request_rate.take(now, prefixes(remote.host)):
             self.drops["server_request_rate"] += 1
             self._refuse(Refusal(RefusalCode.SLOW_DOWN, "too many requests from this address", 2), socket_id, remote, transaction)
             return
@@ -278,7 +280,7 @@ class Server:
         self._follow(now, inbound)
         session = self.registry.session(now, request.session, socket_id, remote)
         if session is None:
-            return Refusal(RefusalCode.FULL, "the server has too many clients, or too many from this address", 30)
+            return Refusal(RefusalCode.FULL, CROWDED, 30)
         if request.transaction in session.answers:
             return session.answers[request.transaction]
         answer: messages.ResponseMessage | Refusal
@@ -313,12 +315,13 @@ class Server:
         session.remember(request.transaction, encoded)
         return encoded
 
-    def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes:
+    def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes | Refusal:
         socket_id, remote, request = inbound
         self._follow(now, inbound)
         session = self.registry.sessions.get(request.session)
         if session is not None:
-            self.registry.touch(now, session, socket_id, remote)
+            if not self.registry.touch(now, session, socket_id, remote):
+                return Refusal(RefusalCode.FULL, CROWDED, 30)
             for identifier in list(session.channels):
                 channel = self.relay.get(identifier)
                 for side in channel.sides if channel is not None else ():
@@ -416,7 +419,7 @@ class Server:
         dialer = dial.session
         if listener is dialer or listener.id in dial.introduced:
             return True
-        channel = self._open_channel(now, listener, dialer)
+        channel = self._open_channel(now, listener, dialer, room)
         if channel is None:
             return False
         dial.introduced.add(listener.id)
@@ -449,8 +452,13 @@ class Server:
             if isinstance(push.message, messages.Introduced | messages.ClaimReceived):
                 self.relay.follow(now, push.message.channel, push.message.side, socket_id, remote, session.id)
 
-    def _open_channel(self, now: Instant, first: Session, second: Session) -> Channel | None:
-        channel = self.relay.open(now, (first.socket_id, first.remote, first.id), (second.socket_id, second.remote, second.id))
+    def _open_channel(self, now: Instant, first: Session, second: Session, room: bytes = b"") -> Channel | None:
+        """Asked for by `second`, who pays for it.  Between the same two, the oldest makes room."""
+        common = [channel for each in first.channels & second.channels if (channel := self.relay.get(each)) is not None]
+        if len(common) >= self.config.channels_between:
+            self._end_channel(now, min(common, key=lambda channel: channel.opened_at), GoneReason.LEFT)
+        first_place, second_place = ((each.socket_id, each.remote, each.id) for each in (first, second))
+        channel = self.relay.open(now, first_place, second_place, room)
         if channel is not None:
             first.channels.add(channel.id)
             second.channels.add(channel.id)
@@ -463,22 +471,23 @@ class Server:
         """Rebind and Restore: one side of a channel speaks from here now."""
         if message.side == OWNER_SIDE and not self._may_wait(session):
             return Refusal(RefusalCode.DENIED, "this server relays for its own machine only")
-        if len(session.channels) >= self.config.channels_per_address and message.channel not in session.channels:
-            return Refusal(RefusalCode.QUOTA, "too many relay channels", 30)
         before = self.relay.get(message.channel)
         former = before.sides[message.side].session if before is not None else b""
         place = (session.socket_id, session.remote, session.id)
         if isinstance(message, messages.Rebind):
             done = self.relay.rebind(now, message.channel, message.side, message.counter, message.mac, cookie, *place)
-            if done is None:
-                return Refusal(RefusalCode.UNKNOWN_CHANNEL, "this channel is not known here")
         else:
             done = self.relay.restore(now, message.channel, message.side, message.token, *place)
-            if done is None:
-                return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
-        if not done:
-            self.drops["server_rebind_mac"] += 1
-            return Refusal(RefusalCode.BAD_MAC, "wrong token or an old counter")
+        match done:
+            case Moved.UNKNOWN:
+                return Refusal(RefusalCode.UNKNOWN_CHANNEL, "this channel is not known here")
+            case Moved.QUOTA:
+                return Refusal(RefusalCode.QUOTA, "no more relay channels for this address", 30)
+            case Moved.WRONG:
+                self.drops["server_rebind_mac"] += 1
+                return Refusal(RefusalCode.BAD_MAC, "wrong token or an old counter")
+            case Moved.DONE:
+                pass
         if former != session.id and former in self.registry.sessions:
             self.registry.sessions[former].channels.discard(message.channel)
         session.channels.add(message.channel)
@@ -491,6 +500,7 @@ class Server:
             if session is None:
                 continue
             session.channels.discard(channel.id)
+            self._pushes.forget_channel(session, channel.id)
             if session is not leaver:
                 self._push(now, session, messages.Gone(GoneKind.CHANNEL, channel.id, reason))
 

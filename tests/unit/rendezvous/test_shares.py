@@ -1,0 +1,240 @@
+"""State at the server is charged to who asked for it, and no address, home or site fills a table for the others."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from hashlib import sha256
+
+import pytest
+
+from tests.unit.rendezvous.world import World
+from tunnel.prefixes import RESERVED, limits
+from tunnel.proto.rendezvous import events, messages
+from tunnel.proto.rendezvous.admission import Lockouts, TreeBuckets, prefixes
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.messages import RefusalCode, Role
+from tunnel.units import Address, Instant, Seconds
+
+ROOMS = [bytes((day,)) * 16 for day in range(3)]
+FAST = {"requests_per_second": 1e6, "request_burst": 10**6}
+HOME = [Address(f"2a00:1:2:33{n:02x}::1", 1000) for n in range(256)]  # all that a household has: a /56
+FRIEND = Address("198.18.0.1", 1000)
+
+#: Every table of the server, and what one address may have of it.
+TABLES = {
+    "max_sessions": "sessions_per_address",
+    "max_room_entries": "rooms_per_address",
+    "max_nameplates": "nameplates_per_address",
+    "max_mailboxes": "mailboxes_per_address",
+    "max_channels": "channels_per_address",
+    "max_pairs": "pairs_per_address",
+    "claims_at_once": "claims_at_once_per_address",
+}
+
+
+def identifier(source: Address, number: int) -> bytes:
+    return sha256(repr((source.host, number)).encode()).digest()[:16]
+
+
+def test_every_table_has_a_share_per_address_that_is_far_below_it() -> None:
+    config = ServerConfig()
+    named = {field.name for field in fields(config) if field.name.startswith("max_") or field.name.endswith("_per_address")}
+    assert named - {"max_lockouts"} == {*TABLES, *TABLES.values()} - {"claims_at_once"}
+    for table, share in TABLES.items():
+        total, each = getattr(config, table), getattr(config, share)
+        address, home, site, provider = limits(each, total)
+        if table != "claims_at_once":  # of a code for a room: some friends
+            assert address <= total / 16
+            assert address <= total * RESERVED  # so who is new finds something whatever one address does
+        assert address < home <= site <= provider <= total / 2
+
+
+def register(world: World, source: Address, number: int) -> messages.ResponseMessage:
+    """A session that waits in as many rooms as it may."""
+    session, cookie = identifier(source, number), world.cookie(source)
+    for start in range(0, 1024, messages.MAX_ROOMS):
+        rooms = tuple(session[:12] + at.to_bytes(4, "big") for at in range(start, start + messages.MAX_ROOMS))
+        (answer,) = world.ask(source, messages.Join(Role.LISTEN, rooms), session=session, cookie=cookie)
+    return answer
+
+
+def test_a_home_cannot_fill_the_rooms() -> None:
+    world = World(config=ServerConfig(max_room_entries=20_000, rooms_per_address=819, **FAST))  # a tenth of the real ones
+    for source in HOME[:64]:
+        register(world, source, 0)
+    assert world.server.registry.room_entries == 4 * 819
+    (answer,) = world.ask(FRIEND, messages.Join(Role.LISTEN, tuple(ROOMS)), cookie=world.cookie(FRIEND))
+    assert answer == messages.Done(granted=0b111)
+
+
+def test_a_home_cannot_fill_the_relay_by_restoring_channels_that_never_were() -> None:
+    world = World(config=ServerConfig(max_channels=1_600, channels_per_address=25, **FAST))
+    for source in HOME:
+        session, cookie = identifier(source, 0), world.cookie(source)
+        for number in range(25):
+            channel = b"\xc0" + identifier(source, number)[-7:]
+            world.ask(source, messages.Restore(channel, 0, bytes(16)), session=session, cookie=cookie)
+    assert len(world.server.relay) == 100
+    listener, dialer = world.host("listener"), world.host("dialer")
+    listener.client.listen(world.now, ROOMS)
+    dialer.client.dial(world.now, ROOMS)
+    world.run(1)
+    assert dialer.of(events.Introduced)
+    world.run(80)  # the other side of none of them has come
+    assert len(world.server.relay) == 1
+
+
+def test_a_table_that_many_sites_have_filled_lets_a_newcomer_in() -> None:
+    world = World(config=ServerConfig(max_sessions=400, sessions_per_address=25, **FAST))
+    sources = [Address(f"2a00:{n:x}::1", 1000) for n in range(1, 30)]
+    for source in sources:
+        for number in range(25):
+            world.ask(source, messages.Allocate(), session=identifier(source, number), cookie=world.cookie(source))
+    assert 360 <= len(world.server.registry.sessions) < 400
+    (answer,) = world.ask(FRIEND, messages.Allocate(), cookie=world.cookie(FRIEND))
+    assert isinstance(answer, messages.Allocated)
+
+
+def test_sessions_are_not_gathered_at_one_address_by_moving_there() -> None:
+    """An address makes as many as it may and hands them to another, which has as many already."""
+    world = World(config=ServerConfig(sessions_per_address=10, nameplates_per_address=10, **FAST))
+    maker, keeper = Address("198.18.0.1", 1000), Address("198.18.1.1", 1000)
+    for number in range(20):
+        session = identifier(maker, number)
+        world.ask(maker, messages.Allocate(), session=session, cookie=world.cookie(maker))
+        (answer,) = world.ask(keeper, messages.Refresh(), session=session, cookie=world.cookie(keeper))
+        assert isinstance(answer, messages.Welcome) == (number < 10)
+    registry = world.server.registry
+    assert registry.session_shares.held(keeper.host) == registry.nameplate_shares.held(keeper.host) == 10
+    assert registry.session_shares.held(maker.host) == 10
+    assert isinstance(answer, messages.Refused)
+    assert answer.code == RefusalCode.FULL
+
+
+def test_a_channel_does_not_move_to_an_address_that_has_its_share() -> None:
+    world = World(config=ServerConfig(channels_per_address=2, **FAST))
+    dialers = [world.host(f"dialer {n}", f"198.18.{n}.1", port=5000 + n) for n in range(3)]
+    world.host("listener", "198.19.0.1").client.listen(world.now, ROOMS)
+    for dialer in dialers:
+        dialer.client.dial(world.now, ROOMS)
+    world.run(1)
+    for dialer in dialers:
+        dialer.addresses = {socket_id: Address("198.18.9.9", address.port) for socket_id, address in dialer.addresses.items()}
+        dialer.client.network_changed(world.now)
+        world.run(1)
+    assert world.server.relay.shares.held("198.18.9.9") == 2
+    assert world.server.relay.drops["relay_address_quota"] >= 1
+
+
+def test_who_dials_a_listener_pays_for_the_channels() -> None:
+    """A peer that dials 257 times shuts neither the listener out nor anybody who dials it."""
+    world = World(config=ServerConfig(**FAST))
+    listener = world.host("listener", "198.18.0.1")
+    listener.client.listen(world.now, ROOMS)
+    world.run(1)
+    codes = set()
+    for number in range(300):
+        source = Address("198.18.66.6", 1000 + number // 4)
+        session = identifier(source, number // 4)
+        room = ROOMS[number % 3]
+        (answer,) = world.ask(source, messages.Join(Role.DIAL, (room,)), session=session, cookie=world.cookie(source))
+        codes.add(answer.code if isinstance(answer, messages.Refused) else 0)
+        world.run(0.05)
+    relay, config = world.server.relay, world.config
+    assert codes == {0, RefusalCode.QUOTA}
+    assert len(relay) == relay.shares.held("198.18.66.6") == 3 * config.channels_per_room
+    assert relay.drops["relay_room_quota"]
+    assert not relay.shares.held("198.18.0.1")
+    friend = world.host("friend", "198.18.1.1")
+    listener.client.listen(world.now, [b"another pair's room"[:16]])
+    friend.client.dial(world.now, [b"another pair's room"[:16]])
+    world.run(1)
+    assert friend.of(events.Introduced)
+
+
+def test_two_clients_have_few_channels_between_them_and_the_oldest_makes_room() -> None:
+    world = World()
+    listener, dialer = world.host("listener"), world.host("dialer")
+    listener.client.listen(world.now, ROOMS)
+    for _ in range(20):
+        dialer.client.dial(world.now, ROOMS)
+        world.run(1)
+    introduced = [event.channel.channel for event in dialer.of(events.Introduced)]
+    assert len(introduced) == 20
+    for host in (listener, dialer):
+        assert [info.channel for info in host.client.channels] == introduced[-world.config.channels_between :]
+    assert len(world.server.relay) == world.config.channels_between
+
+
+def test_nobody_hears_of_a_channel_that_has_ended_meanwhile() -> None:
+    """The news of a channel is repeated until it is acknowledged: not beyond the end of the channel."""
+    world = World(config=ServerConfig(channels_between=1))
+    listener, dialer = world.host("listener"), world.host("dialer")
+    listener.client.listen(world.now, ROOMS)
+    world.run(1)
+    listener.is_deaf = True
+    for _ in range(2):
+        dialer.client.dial(world.now, ROOMS)
+        world.run(0.2)
+    listener.is_deaf = False
+    world.run(5)
+    (channel,) = [event.channel.channel for event in listener.of(events.Introduced)]
+    assert channel == dialer.of(events.Introduced)[-1].channel.channel
+
+
+def test_a_home_cannot_take_all_claims_on_the_code_of_a_room() -> None:
+    world = World(config=ServerConfig(**FAST))
+    (code,) = world.ask(FRIEND, messages.Allocate(0, 32), session=b"o" * 16, cookie=world.cookie(FRIEND))
+    assert isinstance(code, messages.Allocated)
+
+    def claim(source: Address) -> bool:
+        (answer,) = world.ask(
+            source, messages.Claim(code.nameplate, b"x"), session=identifier(source, 0), cookie=world.cookie(source)
+        )
+        return isinstance(answer, messages.ClaimAccepted)
+
+    assert sum(claim(source) for source in HOME) == 8
+    assert claim(Address("198.18.4.4", 1000))
+
+
+def test_a_server_that_says_slow_down_again_and_again_is_not_lost() -> None:
+    world = World(config=ServerConfig(requests_per_second=0.001, request_burst=1))
+    host = world.host("impatient")
+    host.client.listen(world.now, ROOMS)
+    for _ in range(4):
+        world.run(10)
+        host.client.dial(world.now, ROOMS)
+    assert world.server.drops["server_request_rate"] > 10
+    assert not host.of(events.Lost)
+
+
+def test_rates_and_lockouts_count_a_home_as_few_addresses() -> None:
+    now = Instant(5.0)
+    rate = TreeBuckets(1.0, 10, b"salt")
+    assert sum(rate.take(now, prefixes(source.host)) for source in HOME for _ in range(20)) == 40
+    assert rate.take(now, prefixes(FRIEND.host))
+    lockouts = Lockouts(limit=5, refill=Seconds(60.0), duration=Seconds(120.0), size=1000)
+    guesses = 0
+    for source in HOME:
+        while not lockouts.remaining(now, prefixes(source.host)):
+            lockouts.count(now, prefixes(source.host))
+            guesses += 1
+    assert guesses == 20
+    assert not lockouts.remaining(now, prefixes("2a00:1:2:4400::1"))
+    later = Instant(now + 121.0)
+    assert not lockouts.remaining(later, prefixes(HOME[9].host))
+    lockouts.sweep(Instant(now + 1000))
+    assert not len(lockouts)
+
+
+@pytest.mark.parametrize("lifetime", [5.0])
+def test_all_shares_are_given_back_when_sessions_end(lifetime: float) -> None:
+    world = World(config=ServerConfig(session_lifetime=Seconds(lifetime), **FAST))
+    for source in HOME[:5]:
+        register(world, source, 0)
+    world.now = Instant(world.now + 60)
+    world.server.handle_timeout(world.now)
+    registry = world.server.registry
+    for shares in (registry.session_shares, registry.room_shares):
+        assert not shares.used
+        assert not shares._counts

@@ -1,0 +1,104 @@
+"""Who counts as one: an address with the prefixes around it, and bounded tables in which each of them has its share.
+
+IPv6 is given out by prefixes: a machine has a /64, a household a /56, a company a /48, a provider a /32.  So a limit for one
+address alone is no limit for whoever holds a prefix.  IPv4 addresses are counted one by one and by their /24.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import Final, TypeAlias
+
+IPV6_BYTES: Final = (8, 7, 6, 4)  # of the prefixes that are counted: /64, /56, /48, /32
+GROWTH: Final = 4  # times as much for each wider prefix, though it holds 256 times as many: most of them are one owner's
+WIDEST_SHARE: Final = 0.5  # of a table, for any prefix that holds several addresses
+RESERVED: Final = 0.1  # of a table, for who holds next to nothing of it: so a full one still lets newcomers in
+NEWCOMER: Final = 1 / 64  # of an address's share: who holds no more counts as a newcomer, ...
+NEW_SITE: Final = 1 / 4  # ... where all of its site holds no more than so much of an address's share
+SITE: Final = 2  # index of the prefix that is a site: /48, or the /24 of IPv4
+
+#: From an address (an IPv4 address, or the /64 of an IPv6 one) to the widest prefix around it.
+Prefixes: TypeAlias = tuple[str, ...]
+
+
+@lru_cache(maxsize=8192)
+def prefixes(host: str) -> Prefixes:
+    """Raises ValueError for what is no numeric address."""
+    if ":" not in host:
+        return host, host.rpartition(".")[0]
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return prefixes(str(address.ipv4_mapped))
+    return tuple(address.packed[:size].hex() for size in IPV6_BYTES)
+
+
+def limits(each: int, total: int) -> tuple[int, ...]:
+    """What may be held by an address, and by each wider prefix around it, in a table of `total` entries."""
+    widest = max(each, int(total * WIDEST_SHARE))
+    return (each, *(min(each * GROWTH**level, widest) for level in range(1, len(IPV6_BYTES))))
+
+
+class Shares:
+    """Counts the entries of one bounded table by who holds them.  Never evicts: it says who may have one more."""
+
+    __slots__ = ("_counts", "_limits", "_new_site", "_newcomer", "_open", "_total", "used")
+
+    def __init__(self, *, total: int, each: int) -> None:
+        """`total` entries in all, `each` of them for one address."""
+        self.used = 0
+        self._total = total
+        self._open = total - int(total * RESERVED)
+        self._newcomer = max(1, int(each * NEWCOMER))
+        self._new_site = max(1, int(each * NEW_SITE))
+        self._limits = limits(each, total)
+        self._counts: dict[str, int] = {}
+
+    def held(self, key: str) -> int:
+        """By one address or prefix."""
+        return self._counts.get(key, 0)
+
+    def has_room(self, keys: Prefixes, count: int = 1) -> bool:
+        """Whether `count` more fit, in all and for each prefix around the address."""
+        used = self.used + count
+        if used > self._total or self.crowded(keys, count) is not None:
+            return False
+        if used <= self._open:
+            return True
+        held = self._counts.get
+        site = keys[min(SITE, len(keys) - 1)]
+        return held(keys[0], 0) + count <= self._newcomer and held(site, 0) + count <= self._new_site
+
+    def crowded(self, keys: Prefixes, count: int = 1, *, besides: Prefixes = ()) -> str | None:
+        """The narrowest prefix that has no room for so many more, those of `besides` aside; None if all have."""
+        held = self._counts.get
+        for key, limit in zip(keys, self._limits, strict=False):
+            if held(key, 0) + count > limit and key not in besides:
+                return key
+        return None
+
+    def add(self, keys: Prefixes, count: int = 1) -> None:
+        """Whoever has looked at has_room, or is owed it, takes it."""
+        self.used += count
+        self._change(keys, count)
+
+    def remove(self, keys: Prefixes, count: int = 1) -> None:
+        self.used -= count
+        self._change(keys, -count)
+
+    def may_move(self, old: Prefixes, new: Prefixes, count: int = 1) -> bool:
+        """Whether entries may change hands; prefixes that both addresses are in are not asked."""
+        return not count or self.crowded(new, count, besides=old) is None
+
+    def move(self, old: Prefixes, new: Prefixes, count: int = 1) -> None:
+        self._change(old, -count)
+        self._change(new, count)
+
+    def _change(self, keys: Prefixes, change: int) -> None:
+        counts = self._counts
+        for key in keys:
+            count = counts.get(key, 0) + change
+            if count > 0:
+                counts[key] = count
+            else:
+                counts.pop(key, None)
