@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from tunnel.driver.events import CodeReady, Event, MemberReport
+from tunnel.faults import Faults
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.memory import MemoryTap
 
@@ -46,7 +47,7 @@ class FakeInterface:
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None:
         self.names = {name: list(addresses) for name, addresses in names.items()}
 
-    async def run_discovery(self, send: Callable[[bytes], None]) -> None:
+    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None:
         self.send_to_all = send
         await trio.sleep_forever()
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 
 from tests.driver.core_link import CoreLinks
-from tests.unit.ip.packets import A4, A6, ACK, B4, B6, CWR, FIN, PSH, SYN, Flow, ip4, ip6
-from tunnel.driver.packets import PacketDoor
+from tests.unit.ip.packets import A4, A6, ACK, B4, B6, CWR, FIN, PSH, SYN, Flow, ip4, ip6, is_right, pseudo, slow_sum
+from tunnel.driver.packets import PacketDoor, PacketRun
 from tunnel.errors import ConfigurationError
 from tunnel.forward.lan import LanAddresses, LanForward
+from tunnel.proto.endpoint import PathKind
+from tunnel.proto.ip import header
 from tunnel.proto.lan.discovery import EVERYBODY_BURST
 from tunnel.proto.packet.header import MAX_BURST
 from tunnel.tun.memory import ALL_OFFLOADS, MemoryTap
-from tunnel.units import Transmit
+from tunnel.tun.tap import Pieces
+from tunnel.units import Buffer, Transmit
 
 SUBNET = A4[:3] + b"\0"
 MAC = {"a": b"\x02pt\0\0\x01", "b": b"\x02pt\0\0\x02"}
@@ -216,6 +220,199 @@ async def test_datagrams_of_one_flow_and_of_others_in_between_come_out_as_they_w
         assert packets(await lan.received()) == sent
         assert lan.drops("a") == {"our own datagram, routed into the interface": 1}
         assert lan.drops("b") == {}
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+async def test_last_fragments_that_end_before_ports_would_come_through(autojump_clock: object, size: int) -> None:
+    async with a_lan() as lan:
+        sent = [ip4(17, bytes(1400), field=0x2000), *[ip4(17, bytes((n,)) * size, field=175, ident=7 + n) for n in range(3)]]
+        for packet in sent:
+            lan.send(packet)
+        assert packets(await lan.received()) == sent
+        assert lan.drops("a") == lan.drops("b") == {}
+
+
+async def test_a_later_fragment_is_no_datagram_of_ours_whatever_its_bytes(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        later = ip4(17, struct.pack("!H", OUR_PORT) * 8, field=175)
+        lan.send(later)
+        assert packets(await lan.received()) == [later]
+
+
+async def test_a_super_packet_to_the_subnets_broadcast_address_is_refused(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        run = PacketRun(
+            ip4(17, struct.pack("!HHHH", 5, 6, 28, 0), destination=A4[:3] + b"\xff"), [memoryview(bytes(10))] * 2, 20, 10, 0, True,
+            True, 0,
+        )  # fmt: skip
+        forward = lan.forwards["b"]
+        forward._receiver.take(forward._table.members[NAMES["a"].static], lan.links.now(), [run])
+        assert await lan.received() == []
+        assert lan.drops("b") == {"super-packet to everybody": 2}
+
+
+async def test_what_one_packet_makes_us_raise_ends_that_packet_alone(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = header.parse
+
+    def with_a_fault(buffer: Buffer, at: int, end: int) -> header.Inner:
+        if bytes(buffer[at:end]).endswith(b"fault"):
+            raise IndexError("index out of range")
+        return parse(buffer, at, end)
+
+    async with a_lan() as lan:
+        told: dict[str, list[str]] = {side: [] for side in "ab"}
+        reports: list[str] = []
+        for side, forward in lan.forwards.items():
+            forward._faults.tell = told[side].append
+            forward._faults.keep = lambda text: reports.append(text)
+        monkeypatch.setattr(header, "parse", with_a_fault)
+        for _ in range(3):
+            lan.send(Flow().packet(b"a fault"))
+            lan.send(Flow(protocol=17).packet(b"well"))
+        assert packets(await lan.received()) == [Flow(protocol=17).packet(b"well")] * 3
+        assert lan.drops("b") == {"inner packet that met a fault": 3}
+        assert told["a"] == []
+        assert len(told["b"]) == 1
+        assert "ann" in told["b"][0]
+        assert len(reports) == 1
+        assert "with_a_fault" in reports[0]
+        assert f"inner packet of 47 bytes, beginning with {Flow().packet(b'a fault')[:40].hex()}" in reports[0]
+
+
+async def test_what_a_packet_of_our_own_makes_us_raise_ends_that_packet_alone(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_lan() as lan:
+        told: list[str] = []
+        forward = lan.forwards["a"]
+        forward._faults.tell = told.append
+        before = header.destination_of
+
+        def with_a_fault(buffer: Buffer, at: int, end: int) -> bytes | None:
+            if bytes(buffer[at:end]).endswith(b"fault"):
+                raise ZeroDivisionError
+            return before(buffer, at, end)
+
+        monkeypatch.setattr(header, "destination_of", with_a_fault)
+        ack = Flow(flags=ACK).packet(b"")
+        for packet in (ack, Flow().packet(b"a fault"), ack, Flow().packet(b"well"), ack):
+            lan.send(packet)
+        assert packets(await lan.received()) == [ack, ack, Flow().packet(b"well"), ack]
+        assert lan.drops("a") == {"packet of ours that met a fault": 1}
+        monkeypatch.setattr(forward._sender, "_whole", with_a_fault)
+        forward.send_to_all(ip4(17, DATAGRAM, destination=b"\xff" * 4))
+        assert lan.drops("a") == {"packet of ours that met a fault": 2}
+        assert len(told) == 1
+
+
+async def test_an_interface_that_was_removed_ends_the_room_with_a_sentence() -> None:
+    class Gone(MemoryTap):
+        is_gone = False
+
+        def read_into(self, view: memoryview) -> int:
+            if self.is_gone:
+                raise trio.BrokenResourceError
+            return super().read_into(view)
+
+        def writev(self, pieces: Pieces) -> bool:
+            if self.is_gone:
+                raise trio.BrokenResourceError
+            return super().writev(pieces)
+
+    lan = Lan()
+    tap = Gone("b")
+    lan.taps["b"] = tap
+    lan.forwards["b"] = forward = lan._forward("b")
+    tap.is_gone = True
+    member = forward._table.members[NAMES["a"].static]
+    forward._receiver.take(member, lan.links.now(), [PacketRun(b"", [memoryview(Flow().packet(b"x"))], 41, 0, 0, True, False, 0)])
+    assert lan.drops("b") == {"the interface is gone": 1}
+    forward._after_receive()
+    tap.send_from_host(bytes(64))
+    with pytest.RaisesGroup(pytest.RaisesExc(ConfigurationError, match="b was removed"), flatten_subgroups=True):
+        await forward.run()
+
+
+async def test_an_mtu_that_cannot_be_set_is_said_and_ends_nothing(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        said: list[str] = []
+        forward = lan.forwards["a"]
+
+        async def refuse(mtu: int) -> None:
+            raise ConfigurationError(f"no {mtu}")
+
+        forward._set_mtu, forward._warn = refuse, said.append
+        await trio.sleep(60)
+        lan.send(Flow().packet(b"goes on"))
+        assert packets(await lan.received()) == [Flow().packet(b"goes on")]
+        assert len(said) == 1
+
+
+async def test_a_broadcast_with_an_unfinished_checksum_is_right_at_members_behind_narrow_and_wide_paths(
+    autojump_clock: object,
+) -> None:
+    async with a_lan() as lan:
+        sealer = lan.links.near.packets
+        assert sealer is not None
+        assert sealer.room is not None
+        cleo = LanAddresses("cleo", b"c" * 32, A4[:3] + b"\x03", ())
+        forward = lan.forwards["a"]
+        forward.set_roster(NAMES["a"], SUBNET, [cleo, NAMES["b"]], MAC["a"])
+        narrow: list[bytes] = []
+        table = forward._table
+        table.members[cleo.static].link = cast(Any, SimpleNamespace(packets=Narrow(narrow), door=lan.doors["a"]))
+        payload = bytes(range(200)) * 6 + b"!" * 101
+        base = struct.pack("!HHHH", 5, 6, 8 + len(payload), 0) + payload
+        whole = ip4(17, base, destination=b"\xff" * 4, field=0)
+        partial = slow_sum(pseudo(A4, b"\xff" * 4, 17, len(base)))
+        lan.send(whole[:26] + struct.pack("!H", partial) + whole[28:], flags=PARTIAL, start=34, offset=6)
+        (packet,) = packets(await lan.received())
+        assert is_right(packet)
+        assert sum(len(piece) - 20 for piece in narrow) == len(base)
+        assert b"".join(piece[20:] for piece in narrow) == packet[20:]
+
+
+class Narrow:
+    """A sealer of which only what it seals counts."""
+
+    room = 1_000
+    wants_flush = False
+
+    def __init__(self, sealed: list[bytes]) -> None:
+        self._sealed = sealed
+
+    @staticmethod
+    def goes_on(burst: object, ecn: int) -> bool:
+        return True
+
+    def seal_packet(self, burst: object, now: object, packet: memoryview, start: int, end: int, flags: int) -> bool:
+        assert end - start <= self.room
+        self._sealed.append(bytes(packet[start:end]))
+        return True
+
+
+async def test_what_the_reflector_finds_is_fragmented_for_the_path(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        sealer = lan.links.near.packets
+        assert sealer is not None
+        assert sealer.room is not None
+        packet = ip4(17, struct.pack("!HHHH", 5, 5, 8 + sealer.room, 0) + bytes(sealer.room), destination=b"\xff" * 4, field=0)
+        lan.forwards["a"].send_to_all(packet)
+        pieces = packets(await lan.received())
+        assert len(pieces) == 2
+        assert b"".join(piece[20:] for piece in pieces) == packet[20:]
+        lan.forwards["a"].send_to_all(b"\x45")
+        assert lan.drops("a") == {"packet of ours that does not parse": 1}
+
+
+async def test_where_only_direct_paths_may_carry_the_reflector_sends_nothing_by_a_relay(autojump_clock: object) -> None:
+    async with a_lan() as lan:
+        paths = lan.links.near._peering.connection._shared.paths  # type: ignore[union-attr]
+        paths.policy, paths.current.kind = "direct", PathKind.RELAY
+        lan.forwards["a"].send_to_all(ip4(17, DATAGRAM, destination=b"\xff" * 4))
+        assert await lan.received() == []
 
 
 async def test_multicast_of_ipv6_has_its_group(autojump_clock: object) -> None:

@@ -22,6 +22,7 @@ HOSTS = b"127.0.0.1 localhost\n"
 PROGRAM = """
 import json, os, socket, subprocess, sys, time, trio
 from tunnel.errors import ConfigurationError
+from tunnel.faults import Faults
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.host import open_host_interface
 from tunnel.tun import privileges, process
@@ -42,7 +43,7 @@ async def discover(interface, targets):
             nursery.cancel_scope.cancel()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(interface.run_discovery, take)
+            nursery.start_soon(interface.run_discovery, take, Faults())
             for host, scope in targets:
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 with socket.socket(family, socket.SOCK_DGRAM) as game:

@@ -10,6 +10,7 @@ import trio
 
 from tunnel.driver.link import Link
 from tunnel.errors import ConfigurationError
+from tunnel.faults import Faults
 from tunnel.forward.lan import LanAddresses, LanForward
 from tunnel.proto.lan import addresses
 from tunnel.proto.lan.addresses import SUBNET_BITS, ULA_BITS
@@ -38,7 +39,7 @@ class LanInterface(Protocol):
 
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None: ...
 
-    async def run_discovery(self, send: Callable[[bytes], None]) -> None: ...
+    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -105,8 +106,15 @@ def place(roster: Roster, member: Member) -> LanAddresses:
 class Plane:
     """Made with an open interface; nothing is carried before the first set_roster."""
 
-    def __init__(self, interface: LanInterface, clock: Callable[[], Instant], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        interface: LanInterface,
+        clock: Callable[[], Instant],
+        warn: Callable[[str], None],
+        faults: Faults | None = None,
+    ) -> None:
         """`warn` is told, in a sentence each, what the interface would not do."""
+        self._faults = Faults() if faults is None else faults
         self.interface = interface
         self._clock = clock
         self._warn = warn
@@ -146,6 +154,8 @@ class Plane:
                 clock=self._clock,
                 set_mtu=self.interface.set_mtu,
                 note=None if reflector is None else reflector.note,
+                warn=self._warn,
+                faults=self._faults,
             )
         self._forward.set_roster(ours, roster.subnet, others, addresses.mac(me.host))
         for static, link in self._links.items():
@@ -180,7 +190,7 @@ class Plane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
             nursery.start_soon(self._forward.run)
-            nursery.start_soon(self.interface.run_discovery, self._forward.send_to_all)
+            nursery.start_soon(self.interface.run_discovery, self._forward.send_to_all, self._faults)
 
     async def _follow(self) -> None:
         """Keep addresses and names of the interface in step with the roster."""

@@ -5,6 +5,7 @@ Outbound is lan_send.py, inbound lan_receive.py; here is who is who, and what th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tunnel.driver.link import Link
+from tunnel.errors import ConfigurationError
+from tunnel.faults import Faults
 from tunnel.forward.lan_members import LanAddresses, LanTable
 from tunnel.forward.lan_receive import LanReceiver
 from tunnel.forward.lan_send import SMALLEST_MTU, LanSender
@@ -40,15 +43,20 @@ class LanForward:
         clock: Callable[[], Instant],
         set_mtu: Callable[[int], Awaitable[None]],
         note: Callable[[memoryview], bool] | None = None,
+        warn: Callable[[str], None] | None = None,
+        faults: Faults | None = None,
     ) -> None:
-        """`note` is told of every packet to everybody, before it leaves and when it came; True keeps ours from leaving twice."""
+        """`note` is told of every packet to everybody, before it leaves and when it came; True keeps ours from leaving twice.
+        `warn` is told, in a sentence each, what the interface would not do."""
         self._device = device
+        self._warn = warn
+        self._faults = Faults() if faults is None else faults
         self._set_mtu = set_mtu
         self._table = LanTable(me, subnet)
         self._table.note = note
         self._mac = mac
-        self._receiver = LanReceiver(self._table, device, mac)
-        self._sender = LanSender(self._table, device, clock=clock, answer=self._answer)
+        self._receiver = LanReceiver(self._table, device, mac, self._faults)
+        self._sender = LanSender(self._table, device, clock=clock, answer=self._answer, faults=self._faults)
         self.mtu = SMALLEST_MTU  # of the interface, as last set
 
     @property
@@ -88,7 +96,7 @@ class LanForward:
         self._sender.send_to_all(packet)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled.  Raises ConfigurationError when the interface is gone."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sender.run)
             nursery.start_soon(self._follow_mtu)
@@ -97,7 +105,8 @@ class LanForward:
         """What was written into the interface has often made an answer already, an ACK: it leaves now, without another turn."""
         if self._receiver.has_written:
             self._receiver.has_written = False
-            self.pump()
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # `run` says so
+                self.pump()
 
     def pump(self) -> bool:
         """Send what the interface has now, without waiting; False when there may be more."""
@@ -114,10 +123,15 @@ class LanForward:
             mtu = min(max(SMALLEST_MTU, *rooms), LARGEST_MTU) if rooms else self.mtu
             if mtu != self.mtu:
                 self.mtu = mtu
-                await self._set_mtu(mtu)
+                try:
+                    await self._set_mtu(mtu)
+                except ConfigurationError as error:  # packets that are too large are answered, so the room goes on
+                    if self._warn is not None:
+                        self._warn(str(error))
             await trio.sleep(MTU_INTERVAL)
 
     def _answer(self, packet: bytes) -> None:
         """An ICMP answer of ours to our own kernel."""
         kind = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
-        self._device.writev([_PLAIN_VIRTIO, self._mac + self._mac + kind, packet])
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self._device.writev([_PLAIN_VIRTIO, self._mac + self._mac + kind, packet])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tunnel.driver.link import Link
 from tunnel.driver.packets import PacketSealer
 from tunnel.errors import ConfigurationError
 from tunnel.proto.ip.filter import MemberFilter
 from tunnel.proto.lan.discovery import Allowance
-from tunnel.units import Instant
+from tunnel.units import Buffer, Instant
+
+SHOWN: Final = 40  # bytes of a packet that met a fault: the header of IPv6, and little of what it carries
 
 
 class LanAddresses(NamedTuple):
@@ -75,3 +77,8 @@ class LanTable:
                     raise ConfigurationError("Two members of the room have one address: leave the room and create a new one.")
                 self.by_address[address] = member
         return list(before.values())
+
+
+def shown(packet: Buffer) -> str:
+    """What the report of a fault says of the packet that met it."""
+    return f"inner packet of {len(packet)} bytes, beginning with {bytes(packet[:SHOWN]).hex()}"

@@ -6,7 +6,8 @@
 4. a SYN's MSS is held to what our path back carries
 5. one write: headers as the kernel wants them, all derived from what was parsed here, then the payloads where they lie
 
-Nothing that came from a member is ever sent on to another, so nothing can loop.
+Nothing that came from a member is ever sent on to another, so nothing can loop.  Nothing that a packet makes this code raise
+goes further than that packet.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from tunnel.driver.packets import PacketRun
 from tunnel.errors import MalformedPacket
-from tunnel.forward.lan_members import LanMember, LanTable
+from tunnel.faults import Faults
+from tunnel.forward.lan_members import LanMember, LanTable, shown
 from tunnel.proto.ip import ecn, header, mss, offload
 from tunnel.proto.lan.discovery import is_for_everybody
 from tunnel.units import Buffer, Instant
@@ -30,7 +34,7 @@ SYN_AT_MOST: Final = 160  # bytes
 TCP: Final = 6
 UDP: Final = 17
 OFFLOAD_USO4: Final = 32  # linux/if_tun.h: what the kernel hands us; it takes super-packets of TCP from us in any case
-#: A plain IPv4 header and UDP ports, but for identification and checksum.
+#: A plain IPv4 header and UDP ports, but for identification and checksum: of a whole UDP packet, which has them.
 _SHAPE: Final = Struct("4s2x4s2x12s")
 _PLAIN_VIRTIO: Final = bytes(10)
 _ETHERTYPE: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
@@ -39,9 +43,10 @@ _ETHERTYPE: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
 class LanReceiver:
     """Writes what may come in.  Called from inside the receiving of datagrams, so it never waits."""
 
-    def __init__(self, table: LanTable, device: Tap, mac: bytes) -> None:
+    def __init__(self, table: LanTable, device: Tap, mac: bytes, faults: Faults | None = None) -> None:
         self._table = table
         self._device = device
+        self._faults = Faults() if faults is None else faults
         self.set_mac(mac)
         self._last: tuple[LanMember, tuple[int, bool, int], tuple[bytes, ...], bytes] | None = None  # of this batch
         self.has_written = False  # since somebody set it to False
@@ -64,6 +69,13 @@ class LanReceiver:
                     self._whole(member, now, run)
             except MalformedPacket:
                 drops["inner packet that does not parse"] += 1
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                drops["the interface is gone"] += 1  # whoever reads it says so
+            except Exception as error:  # one packet of one member ends that packet
+                self._last = None
+                drops["inner packet that met a fault"] += 1
+                error.add_note(shown(b"".join((run.head, *run.payloads[:1]))))
+                self._faults.note("inner_packet", f"dropped a packet of {member.place.name}", error)
 
     def _segments(self, member: LanMember, run: PacketRun) -> None:
         head = run.head
@@ -71,7 +83,7 @@ class LanReceiver:
         reason = member.filter.why_dropped(inner, head)
         if reason is None and run.ecn == CE and inner.ecn == 0:
             reason = "congestion mark on a packet that takes none"
-        if reason is None and inner.destination[0] in _FOR_ALL:
+        if reason is None and is_for_everybody(inner.destination, self._table.subnet):
             reason = "super-packet to everybody"
         if reason is not None:
             self._table.drops[reason] += len(run.payloads)
@@ -122,7 +134,14 @@ class LanReceiver:
             ethernet = _group_mac(inner.destination) + self._mac + _ETHERTYPE[inner.version]
         front = offload.build_prefix(inner, run.is_partial, ethernet)
         self._write([front, packet[: inner.total_size]])
-        if packet[0] == 0x45 and inner.protocol == UDP and not is_for_all and run.ecn != CE and inner.total_size == run.size:
+        if (
+            packet[0] == 0x45
+            and inner.protocol == UDP
+            and not inner.is_fragment  # a last one may end before the ports would
+            and not is_for_all
+            and run.ecn != CE
+            and inner.total_size == run.size
+        ):
             self._last = (member, (run.size, run.is_partial, run.ecn), _SHAPE.unpack_from(packet), front)
 
     def _write(self, pieces: list[Buffer]) -> None:
@@ -137,7 +156,3 @@ def _group_mac(destination: bytes) -> bytes:
     if destination[0] >> 4 == 14:
         return b"\x01\x00\x5e" + bytes((destination[1] & 0x7F,)) + destination[2:]
     return BROADCAST_MAC
-
-
-#: First bytes of IPv4 and IPv6 group addresses.
-_FOR_ALL: Final = frozenset({*range(224, 240), 255})

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tunnel.driver.packets import PACKET_PARTIAL, PacketBurst, PacketDoor, PacketSealer
-from tunnel.errors import MalformedPacket
-from tunnel.forward.lan_members import LanMember, LanTable
+from tunnel.errors import ConfigurationError, MalformedPacket
+from tunnel.faults import Faults
+from tunnel.forward.lan_members import LanMember, LanTable, shown
 from tunnel.proto.ip import acks, header, icmp, mss, offload
 from tunnel.proto.lan.discovery import is_for_everybody
 from tunnel.units import Instant, Transmit
@@ -45,12 +46,14 @@ SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, 
 
 _ETHERTYPES: Final = {0x0800, 0x86DD}
 UDP: Final = 17
+WITH_PORTS: Final = 28  # bytes of an IPv4 and a UDP header
 _CHECKSUM_AT: Final = {(6, 16), (UDP, 6)}  # protocol, and where its header has the checksum
 #: Of a frame with a plain IPv4 header: virtio-net header, EtherType, IP but for identification and checksum, UDP ports.
 _SHAPE: Final = Struct("10s12x2s4s2x4s2x12s")
 _IP_AT: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE
 _ACK_FRAMES: Final = frozenset(VIRTIO_SIZE + ETHERNET_SIZE + size for size in acks.ACK_SIZES)
 _TYPE_AT: Final = _IP_AT - 2
+_NO_OFFLOAD: Final = offload.Offload(False, offload.GSO_NONE, 0, 0, 0)
 
 
 class LanSender:
@@ -63,12 +66,14 @@ class LanSender:
         *,
         clock: Callable[[], Instant],
         answer: Callable[[bytes], None],
+        faults: Faults | None = None,
     ) -> None:
         """`answer` writes an IP packet of ours into the interface."""
         self._table = table
         self._device = device
         self._clock = clock
         self._answer = answer
+        self._faults = Faults() if faults is None else faults
         self._buffer = memoryview(bytearray(BUFFER))
         self._frame_view = self._buffer[FRONT:]
         self._ack: acks.PureAck | None = None  # the newest that was read
@@ -86,18 +91,22 @@ class LanSender:
         self._is_free.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled.  Raises ConfigurationError when the interface is gone."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_stuck)
-            while True:
-                await self._device.wait_readable()
-                while not self.pump():
-                    await self._is_free.wait()  # and where nothing is stuck, a turn for the others
+            try:
+                while True:
+                    await self._device.wait_readable()
+                    while not self.pump():
+                        await self._is_free.wait()  # and where nothing is stuck, a turn for the others
+            except trio.BrokenResourceError:
+                raise ConfigurationError(f"The interface {self._device.name} was removed: start ptunnel again.") from None
 
     def pump(self) -> bool:
         """Read what the interface has now, and send it; False when there may be more.
 
         Not only `run` calls it: who has just written into the interface need not wait for the next turn to see what came of it.
+        Raises trio.BrokenResourceError when the interface is gone.
         """
         if self._stuck:
             return False
@@ -110,20 +119,33 @@ class LanSender:
             frames -= 1
             left -= size
             end = FRONT + size
-            if self._last is not None and not self._kept_end and self._another(now, end):
-                continue
-            if size in _ACK_FRAMES and self._keep(now, end):
-                continue
-            if self._kept_end:
-                self._send_kept(now)
-            self._frame(now, end)
+            try:
+                if self._last is not None and not self._kept_end and self._another(now, end):
+                    continue
+                if size in _ACK_FRAMES and self._keep(now, end):
+                    continue
+                if self._kept_end:
+                    self._send_kept(now)
+                self._frame(now, end)
+            except Exception as error:
+                self._met(error, end)
         if self._kept_end:
-            self._send_kept(now)
+            try:
+                self._send_kept(now)
+            except Exception as error:
+                self._met(error, _IP_AT)
         self._leave()
         if self._to_flush is not None:
             door, self._to_flush = self._to_flush, None
             door.flush()
         return not size
+
+    def _met(self, error: Exception, end: int) -> None:
+        """One packet of our own kernel's, or of the reflector's, goes no further."""
+        self._last = None
+        error.add_note(shown(self._buffer[_IP_AT:end]))
+        self._table.drops["packet of ours that met a fault"] += 1
+        self._faults.note("outgoing_packet", "dropped a packet of this machine", error)
 
     # 1
 
@@ -154,8 +176,10 @@ class LanSender:
         """It leaves ahead of the frame that was read meanwhile, so nothing is overtaken."""
         end, self._kept_end, self._needless = self._kept_end, 0, 0
         buffer, self._buffer = self._buffer, self._kept
-        self._frame(now, end)
-        self._buffer = buffer
+        try:
+            self._frame(now, end)
+        finally:
+            self._buffer = buffer
 
     def _another(self, now: Instant, end: int) -> bool:
         """One more datagram of the UDP flow that the last one was of, as large as it: all that was asked of that one holds."""
@@ -197,9 +221,20 @@ class LanSender:
         elif not self._table.allowance.take(now, 1, end - _IP_AT):
             self._table.drops["broadcasts over the rate"] += 1
         else:
-            for member in self._table.members.values():
-                self._whole(now, member, virtio, end)
-            self._last = None  # what follows is for everybody again
+            if virtio.needs_checksum:  # once: what is finished for one member must not be for the next
+                offload.finish_foreign_checksum(self._buffer, FRONT + VIRTIO_SIZE, end, virtio)
+            self._to_each(now, end)
+
+    def _to_each(self, now: Instant, end: int) -> None:
+        """A copy for each member who is there; checksums are finished."""
+        for member in self._table.members.values():
+            try:
+                self._whole(now, member, _NO_OFFLOAD, end)
+            except MalformedPacket:
+                self._table.drops["packet of ours that does not parse"] += 1
+            except Exception as error:
+                self._met(error, end)
+        self._last = None  # what follows is for everybody again
 
     def send_to_all(self, packet: bytes) -> None:
         """An IP packet of ours, with our inner source and finished checksums, to every member who is there."""
@@ -207,11 +242,14 @@ class LanSender:
         if not self._table.allowance.take(now, 1, len(packet)):
             self._table.drops["broadcasts over the rate"] += 1
             return
-        scratch = memoryview(bytearray(FRONT) + packet)
-        for member in self._table.members.values():
-            sealer = self._sealer(member)
-            if sealer is not None:
-                self._put(now, member, sealer, scratch, FRONT, len(scratch), 0)
+        if len(packet) < header.IPV4_HEADER:
+            self._table.drops["packet of ours that does not parse"] += 1
+            return
+        buffer, self._buffer = self._buffer, memoryview(bytearray(_IP_AT) + packet)
+        try:
+            self._to_each(now, len(self._buffer))
+        finally:
+            self._buffer = buffer
         self._leave()
 
     # 3
@@ -260,7 +298,7 @@ class LanSender:
         if size <= SYN_AT_MOST and mss.may_be_syn(view, _IP_AT, end):
             mss.clamp(view, _IP_AT, header.parse(view, _IP_AT, end), room, partial=bool(flags))
         if size <= room:
-            if view[_IP_AT] == 0x45 and view[_IP_AT + 9] == UDP:
+            if size >= WITH_PORTS and view[_IP_AT] == 0x45 and view[_IP_AT + 9] == UDP:
                 self._last = (sealer, _SHAPE.unpack_from(view, FRONT), flags, end)  # before its Ethernet header is written over
             self._put(now, member, sealer, view, _IP_AT, end, flags)
             return
@@ -287,6 +325,8 @@ class LanSender:
         """
         view, door = self._buffer, member.link.door if member.link is not None else None
         if view[_IP_AT] >> 4 == 4:
+            if (view[_IP_AT + 6] & 0x1F) or view[_IP_AT + 7]:
+                return False  # a fragment but the first: it has no ports, and is nothing without the first
             protocol, at = view[_IP_AT + 9], _IP_AT + (view[_IP_AT] & 15) * 4
         else:
             protocol, at = view[_IP_AT + 6], _IP_AT + 40

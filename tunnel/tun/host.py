@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from tunnel.errors import ConfigurationError, MalformedPacket
+from tunnel.faults import Faults
 from tunnel.tun import process
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.create import NO_PRIVILEGE
@@ -66,10 +67,11 @@ class HostInterface:
         self._config = config
         return facts
 
-    async def run_discovery(self, send: Callable[[bytes], None]) -> None:
+    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None:
         """Until cancelled: give `send` each IP packet that a local program announced elsewhere, as one that we send into the LAN.
 
         Joins on the LAN what programs join elsewhere, too.  Whether all of it may go out is for `send` to decide, by its rate.
+        `faults` is told of what one packet made us raise.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._groups.run)
@@ -80,9 +82,14 @@ class HostInterface:
                     packet = reflector.read()
                     if packet is None:
                         break
-                    self._groups.hint(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
-                    with contextlib.suppress(MalformedPacket):  # a family for which we have no address
+                    try:
+                        self._groups.hint(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
                         send(rewrite_source(packet, *self._sources(packet)))
+                    except MalformedPacket:  # a family for which we have no address
+                        reflector.counters["family"] += 1
+                    except Exception as error:
+                        reflector.counters["fault"] += 1
+                        faults.note("reflector", "left a broadcast of this machine out of the room", error)
 
     def _sources(self, packet: bytes) -> tuple[bytes, bytes]:
         """Our inner IPv4 and IPv6 addresses, the latter of the scope of the packet's group (RFC 4291 §2.7, RFC 6724 §5)."""

@@ -98,7 +98,8 @@ class Reflector:
 
     Counters, by the reason for leaving a packet out: `foreign` (not sent by this machine itself: a bridge's, a container's; on a
     bridge or VLAN the same packet is seen at several interfaces, and only at that of its address it is ours), `fragment`,
-    `length`, `dhcp`, `responder`, `lan` (another LAN interface of ours sent it), `repeat`; `reflected` counts the others.
+    `length`, `dhcp`, `responder`, `lan` (another LAN interface of ours sent it), `repeat`; `reflected` counts the others, of which
+    some are left out later: `family` (we have no address of it), `fault`.
     """
 
     def __init__(self, interface: str) -> None:
@@ -261,7 +262,8 @@ def rewrite_source(packet: bytes, inner_v4: bytes, inner_v6: bytes = b"") -> byt
     """The packet as if our inner address (packed) had sent it; all checksums are computed anew.
 
     On a card that computes checksums the captured one is unfinished, so the old one says nothing.  The broadcast address of
-    another subnet becomes 255.255.255.255, which every member understands.
+    another subnet becomes 255.255.255.255, which every member understands.  IPv4 may be fragmented for a path that is narrower
+    than that network's; then its checksum is its identification, so that fragments of another packet never fit (RFC 6864 §4).
     Raises MalformedPacket for what is no whole UDP packet, or of a family for which no address is given.
     """
     _, _, payload = _parse(packet)
@@ -272,8 +274,6 @@ def rewrite_source(packet: bytes, inner_v4: bytes, inner_v6: bytes = b"") -> byt
         if target[0] < 224:
             target = _LIMITED_BROADCAST
         changed[12:20] = source + target
-        changed[10:12] = bytes(2)
-        struct.pack_into("!H", changed, 10, _checksum(changed[:start]))
     else:
         source, target = inner_v6, packet[24:40]
         changed[8:24] = source
@@ -283,7 +283,12 @@ def rewrite_source(packet: bytes, inner_v4: bytes, inner_v6: bytes = b"") -> byt
     length = len(packet) - start
     pseudo = source + target + struct.pack("!II", length, socket.IPPROTO_UDP)
     # A sum of zero is sent as its other form, since zero means that there is none (RFC 768).
-    struct.pack_into("!H", changed, start + 6, _checksum(pseudo + bytes(changed[start:])) or 0xFFFF)
+    checksum = _checksum(pseudo + bytes(changed[start:])) or 0xFFFF
+    struct.pack_into("!H", changed, start + 6, checksum)
+    if packet[0] >> 4 == 4:
+        struct.pack_into("!HH", changed, 4, checksum, 0)
+        changed[10:12] = bytes(2)
+        struct.pack_into("!H", changed, 10, _checksum(changed[:start]))
     return bytes(changed)
 
 

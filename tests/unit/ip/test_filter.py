@@ -7,12 +7,15 @@ import pytest
 from tests.unit.ip.packets import A4, A6, B4, B6, Flow, ip4, ip6, padded_options
 from tunnel.proto.ip import REASONS, UNSAFE, MemberFilter, parse, parse_head
 from tunnel.proto.ip.filter import (
+    CLOCKS,
     ENCAPSULATED,
     FOREIGN_QUOTE,
     GROUP_MEMBERSHIP,
     HOST_CONFIGURATION,
     NEIGHBOUR_DISCOVERY,
     REDIRECT_OR_ROUTER,
+    ROUTERS,
+    UDP_TUNNEL,
     UNKNOWN_ICMP,
     UNKNOWN_PROTOCOL,
     WRONG_DESTINATION,
@@ -136,6 +139,60 @@ def test_nothing_goes_on_through_us(packet: bytes) -> None:
 )
 def test_a_member_does_not_reconfigure_our_host(packet: bytes, reason: str) -> None:
     assert verdict(packet) == reason
+
+
+REFUSED = {
+    UDP_TUNNEL: (1701, 2152, 2268, 3386, 4341, 4342, 4754, 4789, 4790, 6080, 6081, 6635, 8472),
+    ROUTERS: (269, 520, 521, 646, 654, 698, 1985, 2029, 3222, 4784, 6696),
+    CLOCKS: (319, 320),
+}
+
+
+@pytest.mark.parametrize(("reason", "port"), [(reason, port) for reason, ports in REFUSED.items() for port in ports])
+def test_tunnels_routers_and_clocks_over_udp_are_refused_as_their_sisters_are(reason: str, port: int) -> None:
+    datagram = struct.pack("!HHHH", 40_000, port, 48, 0) + bytes(40)
+    for destination in (B4, b"\xff" * 4, bytes((224, 0, 0, 9))):
+        assert verdict(ip4(17, datagram, destination=destination)) == reason
+        assert verdict(ip4(17, datagram, destination=destination, field=0x2000)) == reason
+        assert verdict(ip4(17, datagram, destination=destination, options=b"\x94\4\0\0")) == reason
+    for destination in (B6, ALL_NODES):
+        assert verdict(ip6(17, datagram, destination=destination)) == reason
+        assert verdict(ip6(17, datagram, destination=destination, extensions=[fragment_header(0, True)])) == reason
+        assert verdict(ip6(17, datagram, destination=destination, extensions=[(60, padded_options(8))])) == reason
+    for version in (4, 6):
+        head = Flow(version=version, protocol=17, ports=(5, port)).packet(b"")
+        assert FILTER.why_dropped(parse_head(head), head) == reason
+        # An answer comes from such a port, and TCP is reached as any program is.
+        assert verdict(Flow(version=version, protocol=17, ports=(port, 40_000)).packet(b"")) is None
+        assert verdict(Flow(version=version, ports=(5, port)).packet(b"")) is None
+
+
+@pytest.mark.parametrize("port", [3784, 3785, 6784])
+def test_bfd_is_refused_by_the_ttl_that_it_must_have_and_ventrilo_passes(port: int) -> None:
+    for packet, where in ((ip4(17, struct.pack("!HHHH", 5, port, 8, 0)), 8), (ip6(17, struct.pack("!HHHH", 5, port, 8, 0)), 7)):
+        for ttl, reason in ((255, ROUTERS), (254, None), (128, None), (64, None)):
+            assert verdict(packet[:where] + bytes((ttl,)) + packet[where + 1 :]) == reason
+
+
+#: Ports to which games, their servers and their voice send, over UDP.
+GAMES = (
+    88, 1234, 2092, 2300, 2302, 2346, 2757, 2759, 3074, 3478, 3544, 3659, 3724, 3784, 3979, 4380, 4445, 4500, 4534, 5029, 5121, 5154,
+    5555, 6073, 6112, 6118, 6119, 7777, 7787, 8303, 8767, 9987, 14_567, 15_345, 16_567, 19_132, 20_595, 23_073, 25_565, 26_000,
+    27_015, 27_036, 27_500, 27_910, 27_960, 28_000, 28_960, 30_000, 34_197, 47_624, 64_738,
+)  # fmt: skip
+
+
+def test_where_games_send_nothing_is_refused() -> None:
+    assert [port for port in GAMES if verdict(Flow(protocol=17, ports=(5, port)).packet(b"")) is not None] == []
+
+
+def test_later_fragments_cannot_change_the_ports_that_were_looked_at() -> None:
+    vxlan = struct.pack("!HHHH", 5, 4789, 24, 0)
+    assert verdict(ip4(17, vxlan, field=0x2000)) == UDP_TUNNEL
+    assert verdict(ip4(17, vxlan[:4], field=0x2000)) == UDP_TUNNEL  # the shortest with a port
+    assert verdict(ip4(17, vxlan[:3], field=0x2000)) == HOST_CONFIGURATION
+    # Offset 1 is 8 bytes behind the transport header's first, where no port is: alone it is nothing, behind an allowed one, data.
+    assert verdict(ip4(17, vxlan, field=0x0001)) is None
 
 
 FAR4, FAR6 = bytes((8, 8, 8, 8)), bytes.fromhex("20014860486000000000000000008888")

@@ -54,6 +54,13 @@ def test_an_ipv4_packet_gets_our_source_and_whole_checksums(payload: bytes, opti
     assert changed[start + 8 :] == payload
 
 
+def test_an_ipv4_packet_may_be_fragmented_and_another_one_has_another_identification() -> None:
+    one, other = (rewrite_source(packet4("224.0.2.60", payload, fragment=0x4000), INNER4) for payload in (b"one", b"other"))
+    assert one[6:8] == other[6:8] == bytes(2)
+    assert one[4:6] != other[4:6]
+    assert one[4:6] == rewrite_source(packet4("224.0.2.60", b"one"), INNER4)[4:6]
+
+
 def test_an_ipv6_packet_gets_our_source_and_a_whole_checksum() -> None:
     changed = rewrite_source(packet6("ff02::c", b"hello"), INNER4, INNER6)
     assert changed[8:24] == INNER6

@@ -23,9 +23,12 @@ FOREIGN_QUOTE: Final = "an ICMP error about a packet that was not for the member
 ENCAPSULATED: Final = "a packet inside of a packet"
 UNKNOWN_PROTOCOL: Final = "a protocol that no member needs"
 HOST_CONFIGURATION: Final = "DHCP"
+UDP_TUNNEL: Final = "a packet inside of a UDP datagram"
+ROUTERS: Final = "a protocol of routers over UDP"
+CLOCKS: Final = "PTP"
 REASONS: Final = (
     WRONG_SOURCE, WRONG_DESTINATION, REDIRECT_OR_ROUTER, NEIGHBOUR_DISCOVERY, GROUP_MEMBERSHIP, UNKNOWN_ICMP, FOREIGN_QUOTE,
-    ENCAPSULATED, UNKNOWN_PROTOCOL, HOST_CONFIGURATION,
+    ENCAPSULATED, UNKNOWN_PROTOCOL, HOST_CONFIGURATION, UDP_TUNNEL, ROUTERS, CLOCKS,
 )  # fmt: skip
 """What `why_dropped` gives, besides the values of header.UNSAFE: they name a counter."""
 
@@ -37,9 +40,27 @@ _TUNNELS: Final = frozenset({4, 41, 47, 93, 94, 97, 98, 115, 137})
 # speak (OSPF, PIM, VRRP ...): a host that is one would believe a member.
 _TRANSPORTS: Final = frozenset({TCP, UDP, 33, 50, 51, 132, 136})
 
-# Clients of DHCP (RFC 2131 §4.1) and DHCPv6 (RFC 8415 §7.2).  A host may ask on every interface there is, and would take address,
-# default route and name server from whoever answers.
-_DHCP_CLIENTS: Final = frozenset({68, 546})
+# What is refused by the UDP port that it goes to, for the reasons above: assigned ports (IANA "Service Name and Transport Protocol
+# Port Number Registry") and the kernel's defaults.  Nothing can be told of devices that were given another port, and of FOU, which
+# has none of its own.  No game is known to use any of them; those that one may share are left out (6118 is TIPC, and Warcraft).
+#
+# DHCP: clients of DHCP (RFC 2131 §4.1) and DHCPv6 (RFC 8415 §7.2).  A host may ask on every interface there is, and would take
+# address, default route and name server from whoever answers.
+# Tunnels: L2TP, GTP user plane (v1, v0), AMT, LISP (data, control), GRE in UDP, VXLAN, VXLAN-GPE, GUE, GENEVE, MPLS in UDP, and
+# VXLAN as Linux and flannel number it.  Docker's swarm and flannel have such devices, open to whoever sends.
+# Routers: MANET, RIP, RIPng, LDP, AODV, OLSR, HSRP (IPv4, IPv6), GLBP, BFD over several hops, Babel.
+# Clocks: PTP events and messages (IEEE 1588): the best clock of the network is whoever says so.
+_REFUSED_PORTS: Final = {
+    **dict.fromkeys((68, 546), HOST_CONFIGURATION),
+    **dict.fromkeys((1701, 2152, 2268, 3386, 4341, 4342, 4754, 4789, 4790, 6080, 6081, 6635, 8472), UDP_TUNNEL),
+    **dict.fromkeys((269, 520, 521, 646, 654, 698, 1985, 2029, 3222, 4784, 6696), ROUTERS),
+    **dict.fromkeys((319, 320), CLOCKS),
+}
+
+# BFD over one hop: control, echo, and on links of an aggregate.  It is heard with this TTL alone (RFC 5881 §5), which no host's
+# stack sends by itself, while Ventrilo, by which players talk, uses the first two ports.
+_ONE_HOP_PORTS: Final = frozenset({3784, 3785, 6784})
+_ONE_HOP: Final = 255
 
 _ICMP_ALLOWED: Final = frozenset({0, 8, 13, 14})  # echo, timestamp
 _ICMP_ERRORS: Final = frozenset({3, 11, 12})  # unreachable with too big, time exceeded, parameter problem
@@ -82,7 +103,7 @@ class MemberFilter:
         if inner.unsafe:
             return inner.unsafe
         if inner.head_size != inner.network_size:  # a whole TCP or UDP packet
-            return HOST_CONFIGURATION if inner.protocol == UDP and self._is_dhcp(inner, buffer, at) else None
+            return self._why_not_port(inner, buffer, at) if inner.protocol == UDP else None
         return self._why_not_transport(inner, buffer, at)
 
     def _why_not_transport(self, inner: Inner, buffer: Buffer, at: int) -> str | None:
@@ -92,9 +113,9 @@ class MemberFilter:
         if protocol == IGMP:
             return GROUP_MEMBERSHIP
         if inner.is_fragment and not inner.is_first_fragment:
-            return None  # nothing without its first fragment, which was looked at
-        if protocol == UDP and self._is_dhcp(inner, buffer, at):
-            return HOST_CONFIGURATION
+            return None  # nothing without its first fragment, which was looked at: the ports are in that one alone
+        if protocol == UDP:
+            return self._why_not_port(inner, buffer, at)
         if protocol != ICMP and protocol != ICMPV6:
             return None if protocol in _TRANSPORTS else UNKNOWN_PROTOCOL
         if inner.total_size == inner.network_size or (protocol == ICMP) != (inner.version == 4):
@@ -107,10 +128,15 @@ class MemberFilter:
         return None if kind in _ICMPV6_ALLOWED else _ICMPV6_REASONS.get(kind, UNKNOWN_ICMP)
 
     @staticmethod
-    def _is_dhcp(inner: Inner, buffer: Buffer, at: int) -> bool:
-        """Also when a first fragment is too short to tell."""
-        port = at + inner.network_size + 2
-        return inner.total_size < inner.network_size + 4 or (buffer[port] << 8 | buffer[port + 1]) in _DHCP_CLIENTS
+    def _why_not_port(inner: Inner, buffer: Buffer, at: int) -> str | None:
+        """Where a UDP packet must not go.  A first fragment that is too short to tell is refused as well."""
+        if inner.total_size < inner.network_size + 4:
+            return HOST_CONFIGURATION
+        where = at + inner.network_size + 2
+        port = buffer[where] << 8 | buffer[where + 1]
+        if port in _ONE_HOP_PORTS and buffer[at + (8 if inner.version == 4 else 7)] == _ONE_HOP:
+            return ROUTERS
+        return _REFUSED_PORTS.get(port)
 
     def _why_not_error(self, inner: Inner, buffer: Buffer, at: int) -> str | None:
         """A member can only know of a packet from us to itself: else it could tell our host that others are far or narrow."""
