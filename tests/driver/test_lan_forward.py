@@ -241,10 +241,8 @@ async def test_a_later_fragment_is_no_datagram_of_ours_whatever_its_bytes(autoju
 
 async def test_a_super_packet_to_the_subnets_broadcast_address_is_refused(autojump_clock: object) -> None:
     async with a_lan() as lan:
-        run = PacketRun(
-            ip4(17, struct.pack("!HHHH", 5, 6, 28, 0), destination=A4[:3] + b"\xff"), [memoryview(bytes(10))] * 2, 20, 10, 0, True,
-            True, 0,
-        )  # fmt: skip
+        head = ip4(17, struct.pack("!HHHH", 5, 6, 28, 0), destination=A4[:3] + b"\xff")
+        run = PacketRun(head, [memoryview(bytes(10))] * 2, 20, 10, 0, True, True, 0)
         forward = lan.forwards["b"]
         forward._receiver.take(forward._table.members[NAMES["a"].static], lan.links.now(), [run])
         assert await lan.received() == []

@@ -21,7 +21,12 @@ def every_short_packet() -> Iterator[bytes]:
         for field in (0, 0x4000, 0x2000, 0x2001, 1, 175, 0x1FFF):
             for size in range(101):
                 yield ip4(protocol, bytes(80), field=field, total=size)[:size]
-        for extensions in ([], [(44, struct.pack("!BHI", 0, 1, 9))], [(44, struct.pack("!BHI", 0, 0x00F8, 9))], [(0, padded_options(8))]):
+        for extensions in (
+            [],
+            [(44, struct.pack("!BHI", 0, 1, 9))],
+            [(44, struct.pack("!BHI", 0, 0x00F8, 9))],
+            [(0, padded_options(8))],
+        ):
             for size in range(101):
                 yield ip6(protocol, bytes(80), extensions=extensions, length=max(0, size - 40))[:size]
 
@@ -39,7 +44,9 @@ def any_packet(rng: random.Random, most: int = 1_500) -> bytes:
             _set_length(made)
     for _ in range(rng.choice((0, 0, 0, 1, 2, 4))):
         if made:
-            made[rng.randrange(min(len(made), 100 if rng.random() < 0.9 else len(made)))] = rng.choice((0, 1, 4, 255, rng.randrange(256)))
+            made[rng.randrange(min(len(made), 100 if rng.random() < 0.9 else len(made)))] = rng.choice(
+                (0, 1, 4, 255, rng.randrange(256))
+            )
     return bytes(made)
 
 
@@ -105,4 +112,12 @@ def _noise(rng: random.Random, size: int) -> bytes:
     return rng.choice((b"\x45", b"\x46", b"\x60", b"\x00", b"\xff")) + rng.randbytes(size)
 
 
-_KINDS: tuple[Callable[[random.Random, int], bytes], ...] = (_transport, _transport, _any_protocol, _fragment, _fragment, _icmp, _noise)
+_KINDS: tuple[Callable[[random.Random, int], bytes], ...] = (
+    _transport,
+    _transport,
+    _any_protocol,
+    _fragment,
+    _fragment,
+    _icmp,
+    _noise,
+)

@@ -87,9 +87,7 @@ def seal_anything(lan: Lan, rng: random.Random, burst: PacketBurst) -> None:
         count = -(-(len(frame) - PACKET_ROOM - len(head)) // step)
         index = rng.choice((0, 0, rng.randrange(count)))
         sealer.begin(burst, 0)
-        sealer.seal_segments(
-            burst, now, frame, PACKET_ROOM, head, len(frame), step, index, rng.choice((0, PACKET_PARTIAL))
-        )
+        sealer.seal_segments(burst, now, frame, PACKET_ROOM, head, len(frame), step, index, rng.choice((0, PACKET_PARTIAL)))
     transmit = burst.transmit()
     if transmit is not None:
         lan.links.deliver("a", transmit)

@@ -98,8 +98,8 @@ class Reflector:
 
     Counters, by the reason for leaving a packet out: `foreign` (not sent by this machine itself: a bridge's, a container's; on a
     bridge or VLAN the same packet is seen at several interfaces, and only at that of its address it is ours), `fragment`,
-    `length`, `dhcp`, `responder`, `lan` (another LAN interface of ours sent it), `repeat`; `reflected` counts the others, of which
-    some are left out later: `family` (we have no address of it), `fault`.
+    `length`, `dhcp`, `responder`, `lan` (another LAN interface of ours sent it), `repeat`; `reflected` counts the others.  Some
+    of those are left out later: `family` (we have no address of it), `fault`.
     """
 
     def __init__(self, interface: str) -> None:

@@ -40,9 +40,9 @@ _TUNNELS: Final = frozenset({4, 41, 47, 93, 94, 97, 98, 115, 137})
 # speak (OSPF, PIM, VRRP ...): a host that is one would believe a member.
 _TRANSPORTS: Final = frozenset({TCP, UDP, 33, 50, 51, 132, 136})
 
-# What is refused by the UDP port that it goes to, for the reasons above: assigned ports (IANA "Service Name and Transport Protocol
-# Port Number Registry") and the kernel's defaults.  Nothing can be told of devices that were given another port, and of FOU, which
-# has none of its own.  No game is known to use any of them; those that one may share are left out (6118 is TIPC, and Warcraft).
+# What is refused by the UDP port that it goes to, for the reasons above: assigned ports (IANA "Service Name and Transport
+# Protocol Port Number Registry") and the kernel's defaults.  Nothing can be told of devices that were given another port, nor of
+# FOU, which has none of its own.  No game is known to use any of them; what one may share is left out (6118: TIPC, and Warcraft).
 #
 # DHCP: clients of DHCP (RFC 2131 §4.1) and DHCPv6 (RFC 8415 §7.2).  A host may ask on every interface there is, and would take
 # address, default route and name server from whoever answers.

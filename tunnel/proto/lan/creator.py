@@ -10,6 +10,7 @@ import msgspec
 from tunnel.proto.lan import addresses
 from tunnel.proto.lan.addresses import HostNumbers, Prefix
 from tunnel.proto.lan.messages import Hello, Reason
+from tunnel.proto.lan.records import Allowances
 from tunnel.proto.lan.roster import KEY_SIZE, MAX_MEMBERS, Member, Roster, commit, free_label, make_label
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
@@ -20,6 +21,13 @@ MAX_JOINING: Final = 16  # paired ones whose Hello has not come
 RENUMBER_INTERVAL: Final = Seconds(5.0)  # between two subnets, whatever members say of their routes
 MAX_RENUMBERS: Final = 4  # subnets that one member's routes may cost all others in a row; a laptop roams from home to a train
 RENUMBER_REFILL: Final = Seconds(600.0)  # after which it may cost one more
+MEMBER_CHANGES: Final = 8  # rosters that the comings and goings of one key may cost all others in a row; ...
+MEMBER_REFILL: Final = Seconds(120.0)  # ... after which it may cost one more
+ROOM_CHANGES: Final = 48  # rosters that all others together may cost in a row: fifteen come, go, and come again; ...
+ROOM_REFILL: Final = Seconds(15.0)  # ... after which they may cost one more
+
+ROOM: Final = b""  # stands for all members where each key has an allowance
+TOO_OFTEN: Final = "came and went too often"
 
 
 class Expected(NamedTuple):
@@ -49,9 +57,12 @@ class Creator:
         self._entropy = entropy
         self._drops = drops
         self._passing: set[bytes] = set()  # members that will not come back once they have ended
-        self._spent: dict[bytes, tuple[float, Instant]] = {}  # of MAX_RENUMBERS by each member, and as of when
+        self._leaving: dict[bytes, Instant] = {}  # of those, who said so too often: when they are let go
+        self._renumbers = Allowances(MAX_RENUMBERS, RENUMBER_REFILL)
+        self._comings = Allowances(MEMBER_CHANGES, MEMBER_REFILL)
+        self._changes = Allowances(ROOM_CHANGES, ROOM_REFILL)  # of the room: one key
         self._renumber_at: Instant | None = None  # a clash is known, and it is too early to act
-        self._renumber_from: Instant | None = None  # when it is not
+        self._renumber_from = Instant(0.0)  # when it is not
 
     def expect(self, now: Instant, static: bytes, psk: bytes, *, invited: bool) -> None:
         until = None if invited else Instant(now + JOIN_PATIENCE)
@@ -67,24 +78,57 @@ class Creator:
             del self.expected[static]
             self._drops["joiners turned away by a removal"] += 1
 
-    def admit(self, roster: Roster, static: bytes, hello: Hello, present: Container[bytes]) -> list[Change] | Reason:
+    def admit(
+        self, now: Instant, roster: Roster, static: bytes, hello: Hello, present: Container[bytes]
+    ) -> list[Change] | Reason:
         """What taking this one in changes: nothing for a member that is only back.  `present`: who has a connection."""
         member = roster.member(static)
         changes: list[Change] = []
         if member is None:
             if static not in self.expected:
                 return Reason.UNKNOWN
+            if self._may_change_at(now, static) > now:
+                self._drops[TOO_OFTEN] += 1
+                return Reason.BUSY
             if len(roster.members) >= MAX_MEMBERS:
                 idle = next((each for each in roster.members[1:] if self._is_gone(each, present)), None)
                 if idle is None:
                     return Reason.FULL
                 changes.append(self.drop(roster, idle))
                 roster = changes[-1].roster
+                self._changes.note(now, ROOM)
+            self._has_changed(now, static)
             host = self.numbers.take(static, {each.host for each in roster.members})
             name = free_label(make_label(hello.name), {each.name for each in roster.members})
             changes.append(Change(_next(roster, members=(*roster.members, Member(static, name, host)))))
         (self._passing.discard if hello.keeps else self._passing.add)(static)
+        self._leaving.pop(static, None)
         return changes
+
+    def leave(self, now: Instant, roster: Roster, member: Member) -> Change | None:
+        """It will not come back.  None: it has said so too often, and is let go later, unless it says Hello before."""
+        at = self._may_change_at(now, member.static)
+        if at > now:
+            self._drops[TOO_OFTEN] += 1
+            self._passing.add(member.static)
+            self._leaving[member.static] = at
+            return None
+        self._has_changed(now, member.static)
+        return self.drop(roster, member)
+
+    def let_go(self, now: Instant, roster: Roster) -> Change | None:
+        """Without one of those that had left too often to be let go at once, once it is time."""
+        due = next((static for static, at in self._leaving.items() if now >= at), None)
+        member = roster.member(due) if due is not None else None
+        return self.leave(now, roster, member) if member is not None else None
+
+    def _may_change_at(self, now: Instant, static: bytes) -> Instant:
+        """When this one's coming or going may cost the others a roster."""
+        return max(self._comings.ready_at(now, static), self._changes.ready_at(now, ROOM))
+
+    def _has_changed(self, now: Instant, static: bytes) -> None:
+        self._comings.note(now, static)
+        self._changes.note(now, ROOM)
 
     def _is_gone(self, member: Member, present: Container[bytes]) -> bool:
         """Away, and has said that it would not come back: it gives up its place to somebody who is here."""
@@ -96,7 +140,7 @@ class Creator:
             self.expected.pop(member.static, None)
         self.routes.pop(member.static, None)
         self._passing.discard(member.static)
-        self._spent.pop(member.static, None)
+        self._leaving.pop(member.static, None)
         self.numbers.give_back(member.static, member.host)
         secret = self._entropy(KEY_SIZE)
         members = tuple(each for each in roster.members if each.static != member.static)
@@ -106,27 +150,31 @@ class Creator:
         """Another subnet for all, where this one clashes with what a member has, and not too often."""
         clashing = [static for static, routes in self.routes.items() if addresses.clashes(roster.subnet, routes)]
         creator = roster.creator.static
-        may = [static for static in clashing if static == creator or self._spent_by(now, static) <= MAX_RENUMBERS - 1]
+        may = [static for static in clashing if static == creator or self._renumbers.ready_at(now, static) <= now]
         if len(may) < len(clashing):
             self._drops["routes of a member that clash too often"] += 1
         if not may:
             self._renumber_at = None
             return None
-        if self._renumber_from is not None and now < self._renumber_from:
-            self._renumber_at = self._renumber_from
+        earliest_at = self._renumber_from
+        if creator not in may:
+            earliest_at = max(earliest_at, self._changes.ready_at(now, ROOM))
+        if now < earliest_at:
+            self._renumber_at = earliest_at
             return None
         self._renumber_at = None
         self._renumber_from = Instant(now + RENUMBER_INTERVAL)
+        self._changes.note(now, ROOM)
         for static in may:
-            self._spent[static] = (self._spent_by(now, static) + 1.0, now)
-        subnet = self._choose(creator)
+            self._renumbers.note(now, static)
+        subnet = self._choose(now, creator)
         return Change(_next(roster, subnet=subnet)) if subnet is not None else None
 
-    def _choose(self, creator: bytes) -> bytes | None:
+    def _choose(self, now: Instant, creator: bytes) -> bytes | None:
         """A subnet that clashes with nobody's routes; those of one that says it has all there is count for nothing."""
         routes: list[Prefix] = []
         subnet = None
-        for static in sorted(self.routes, key=lambda each: (each != creator, self._spent.get(each, (0.0,))[0])):
+        for static in sorted(self.routes, key=lambda each: (each != creator, self._renumbers.spent(now, each))):
             candidate = addresses.choose_subnet(self._entropy, [*routes, *self.routes[static]])
             if candidate is None:
                 self._drops["no subnet without a clash"] += 1
@@ -135,13 +183,8 @@ class Creator:
                 routes += self.routes[static]
         return subnet
 
-    def _spent_by(self, now: Instant, static: bytes) -> float:
-        """Subnets that this member has cost, less what came back since."""
-        spent, at = self._spent.get(static, (0.0, now))
-        return max(0.0, spent - (now - at) / RENUMBER_REFILL)
-
     def poll_timeout(self) -> Instant | None:
-        return earliest(self._renumber_at, *(each.until for each in self.expected.values()))
+        return earliest(self._renumber_at, *self._leaving.values(), *(each.until for each in self.expected.values()))
 
     def handle_timeout(self, now: Instant) -> bool:
         """True when it is time to renumber."""

@@ -30,6 +30,7 @@ class Reason(IntEnum):
     FULL = 1  # as many members as a room may have
     OTHER_ROOM = 2  # the joiner remembers another room than this one
     UNKNOWN = 3  # not a member, and neither expected nor invited
+    BUSY = 4  # so many come and go that nobody is taken in for a moment
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):

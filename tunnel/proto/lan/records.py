@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from tunnel.proto.lan import addresses
-from tunnel.units import Instant
+from tunnel.units import Instant, Seconds
 
-MESSAGE_RATE: Final = 2.0  # messages a second from one member; a join costs three
+MESSAGE_RATE: Final = 2.0  # messages a second from one member, by however many connections; a join costs three
 MESSAGE_BURST: Final = 64  # messages; fifteen joins at once are thirty from the creator
+MAX_SPENDERS: Final = 256  # keys whose allowance is remembered, connected or not; that of the one longest silent is forgotten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +38,45 @@ class MemberPeer(NamedTuple):
 class MemberLink:
     """A connection to somebody."""
 
-    __slots__ = ("allowance", "at", "told", "told_at", "version")
+    __slots__ = ("told", "told_at", "version")
 
     def __init__(self, now: Instant) -> None:
         self.version = 0  # what they have at least
         self.told = 0  # the newest that we have sent there ...
         self.told_at = now  # ... and when
-        self.allowance = float(MESSAGE_BURST)
-        self.at = now
 
-    def may_speak(self, now: Instant) -> bool:
-        self.allowance = min(MESSAGE_BURST, self.allowance + max(0.0, now - self.at) * MESSAGE_RATE)
-        self.at = now
-        if self.allowance < 1.0:
+
+class Allowances:
+    """Of something that each key may do so often in a row, and then once in a while.  Kept whether or not it is connected."""
+
+    __slots__ = ("_most", "_refill", "_spent")
+
+    def __init__(self, most: int, refill: Seconds) -> None:
+        """`refill` is the time after which one more may be done."""
+        self._most = most
+        self._refill = refill
+        self._spent: dict[bytes, tuple[float, Instant]] = {}  # and as of when; who did something last is the last
+
+    def spent(self, now: Instant, who: bytes) -> float:
+        """What this one has done, less what came back since."""
+        spent, at = self._spent.get(who, (0.0, now))
+        return max(0.0, spent - max(0.0, now - at) / self._refill)
+
+    def ready_at(self, now: Instant, who: bytes) -> Instant:
+        """When it may do it again; now if it may."""
+        return Instant(now + max(0.0, self.spent(now, who) - self._most + 1.0) * self._refill)
+
+    def take(self, now: Instant, who: bytes) -> bool:
+        """Whether it may do it now; then it has."""
+        if self.ready_at(now, who) > now:
             return False
-        self.allowance -= 1.0
+        self.note(now, who)
         return True
+
+    def note(self, now: Instant, who: bytes) -> None:
+        """It has done it."""
+        spent = self.spent(now, who) + 1.0
+        self._spent.pop(who, None)
+        if len(self._spent) >= MAX_SPENDERS:
+            del self._spent[next(iter(self._spent))]
+        self._spent[who] = spent, now

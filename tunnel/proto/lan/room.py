@@ -46,9 +46,10 @@ from tunnel.proto.lan.messages import (
     pack_routes,
     unpack_routes,
 )
-from tunnel.proto.lan.records import MemberLink, MemberPeer, RoomState
+from tunnel.proto.lan.records import MESSAGE_BURST, MESSAGE_RATE, Allowances, MemberLink, MemberPeer, RoomState
 from tunnel.proto.lan.roster import (
     KEY_SIZE,
+    NO_NEWS,
     Member,
     Roster,
     commit,
@@ -58,6 +59,7 @@ from tunnel.proto.lan.roster import (
     pair_psk,
     public_key,
     sign_roster,
+    why_refused,
 )
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
@@ -86,6 +88,7 @@ class Room:
         self._creator: bytes | None = None
         self._routes: tuple[Prefix, ...] = ()
         self._links: dict[bytes, MemberLink] = {}
+        self._allowances = Allowances(MESSAGE_BURST, Seconds(1.0 / MESSAGE_RATE))  # of messages
         self._have_at: Instant | None = None
         self._messages: deque[tuple[bytes, bytes]] = deque()
         self._events: deque[RoomEvent] = deque()
@@ -253,7 +256,7 @@ class Room:
         if link is None or self.is_over:
             self.drops["room message from nobody"] += 1
             return
-        if not link.may_speak(now):
+        if not self._allowances.take(now, static):
             self.drops["room messages too fast"] += 1
             return
         try:
@@ -345,8 +348,10 @@ class Room:
             if self.roster is not None:
                 for static in self._links:
                     self._say(static, Have(self.roster.version))
-        if self._office is not None and self._office.handle_timeout(now):
-            self._renumber(now)
+        if self._office is not None and self.roster is not None:
+            self._sign(now, self._office.let_go(now, self.roster))
+            if self._office.handle_timeout(now):
+                self._renumber(now)
 
     # --- messages
 
@@ -378,7 +383,7 @@ class Room:
         routes = unpack_routes(hello.routes)
         verdict = Reason.OTHER_ROOM
         if hello.room in (b"", self._room):
-            outcome = office.admit(self.roster, static, hello, self._links)
+            outcome = office.admit(now, self.roster, static, hello, self._links)
             if not isinstance(outcome, Reason):
                 self._welcome(now, office, static, routes, outcome)
                 return True
@@ -415,25 +420,16 @@ class Room:
             self._say(static, Have(roster.version))
 
     def _on_state(self, now: Instant, static: bytes, link: MemberLink, blob: bytes, secret: bytes) -> None:
-        ours = self.roster
         roster = decode_roster(blob)
-        if ours is None and (static != self._creator or roster.creator.static != static):
-            self.drops["roster from a stranger"] += 1
-        elif ours is not None and roster.room != self._room:
-            self.drops["roster of another room"] += 1
-        elif not is_signed(blob, roster.room):
-            self.drops["roster forged"] += 1
-        elif ours is not None and roster.version <= ours.version:
-            link.version = max(link.version, roster.version)
-            self.drops["roster older" if roster.version < ours.version else "roster known"] += 1
-        elif commit(secret) != roster.commitment or (ours is not None and roster.epoch < ours.epoch):
-            self.drops["roster with a wrong secret"] += 1
-        elif roster.member(self.static) is None or roster.creator.static != self._creator:
-            self.drops["roster without us"] += 1
-        else:
+        reason = why_refused(roster, blob, secret, ours=self.roster, sender=static, creator=self._creator, me=self.static)
+        if reason is None:
             link.version = roster.version
             self._blob, self._secret, self._room = blob, secret, roster.room
             self._accept(now, roster)
+            return
+        self.drops[reason] += 1
+        if reason in NO_NEWS:
+            link.version = max(link.version, roster.version)
 
     def _on_routes(self, now: Instant, static: bytes, routes: tuple[Prefix, ...]) -> None:
         if self._office is not None and self.roster is not None and self.roster.member(static) is not None:
@@ -451,7 +447,7 @@ class Room:
         roster, office = self.roster, self._office
         member = roster.member(static) if roster is not None else None
         if roster is not None and office is not None and member is not None:
-            self._sign(now, office.drop(roster, member))
+            self._sign(now, office.leave(now, roster, member))
 
     # --- the roster
 
@@ -484,14 +480,15 @@ class Room:
             else:
                 self._say(static, Have(roster.version))
 
-    def _sign(self, now: Instant, change: Change) -> None:
+    def _sign(self, now: Instant, change: Change | None) -> None:
         assert self._office is not None
+        if change is None:
+            return
         if change.secret is not None:
             self._secret = change.secret
         self._blob = sign_roster(change.roster, self._office.private_key)
         self._accept(now, change.roster)
 
     def _renumber(self, now: Instant) -> None:
-        change = self._office.renumber(now, self.roster) if self._office is not None and self.roster is not None else None
-        if change is not None:
-            self._sign(now, change)
+        if self._office is not None and self.roster is not None:
+            self._sign(now, self._office.renumber(now, self.roster))

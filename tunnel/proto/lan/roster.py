@@ -29,6 +29,10 @@ KEY_SIZE: Final = 32  # bytes of a static key, a room key (public or private), a
 SIGNATURE_SIZE: Final = 64  # bytes
 MAX_LABEL: Final = 63  # characters of a name: it is a DNS label too (RFC 1035 §2.3.4)
 
+OLDER: Final = "roster older"
+KNOWN: Final = "roster known"
+NO_NEWS: Final = frozenset({OLDER, KNOWN})  # reasons of why_refused for a roster that is genuine
+
 _CONTEXT: Final = b"ptunnel 1 roster"
 _LABEL: Final = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z"
 _LOOKS_LIKE_A_NUMBER: Final = re.compile(r"[0-9]{3}")
@@ -128,6 +132,28 @@ def is_signed(data: Buffer, room: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def why_refused(
+    roster: Roster, blob: Buffer, secret: bytes, *, ours: Roster | None, sender: bytes, creator: bytes | None, me: bytes
+) -> str | None:
+    """Why a roster that `sender` gave us counts for nothing, as a counter's name; None: it is the newest, and genuine.
+
+    `ours` is the newest so far, None if this would be our first; `creator` whom the code or an invitation led to.
+    """
+    if ours is None and (sender != creator or roster.creator.static != sender):
+        return "roster from a stranger"
+    if ours is not None and roster.room != ours.room:
+        return "roster of another room"
+    if not is_signed(blob, roster.room):
+        return "roster forged"
+    if ours is not None and roster.version <= ours.version:
+        return OLDER if roster.version < ours.version else KNOWN
+    if commit(secret) != roster.commitment or (ours is not None and roster.epoch < ours.epoch):
+        return "roster with a wrong secret"
+    if roster.member(me) is None or roster.creator.static != creator:
+        return "roster without us"
+    return None
 
 
 def commit(secret: bytes) -> bytes:
