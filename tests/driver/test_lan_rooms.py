@@ -19,12 +19,13 @@ from tunnel.driver.stream import StreamCode
 from tunnel.errors import AlreadyRunningError, ConfigurationError, PairingError, PermissionDeniedError
 from tunnel.forward.bench import measure
 from tunnel.forward.open import Open, encode, read_message
+from tunnel.proto.lan.room import Room
 from tunnel.proto.lan.roster import Member, Roster
 from tunnel.proto.pairing.code import parse_code
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.state.rooms import Rooms
-from tunnel.units import Instant
+from tunnel.units import Buffer, Instant
 
 LIMIT = 40
 
@@ -174,6 +175,50 @@ async def test_a_member_reaches_no_port_by_its_connection_and_may_measure_it(tmp
 
                 await measure(room.links[0], 0.1, say)
                 assert {"rtt", "stream", "datagrams"} <= {result["what"] for result in results}
+
+
+async def test_what_one_members_message_makes_us_raise_ends_its_link_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trio.fail_after(LIMIT):
+        async with a_server() as server:
+            anna, ben, cleo = people(tmp_path, server, "anna", "ben", "cleo")
+            async with (
+                tunnel.lan.create(**anna.options) as room,
+                tunnel.lan.join(await anna.code(), **ben.options) as second,
+                tunnel.lan.join(await anna.code(), **cleo.options),
+            ):
+                await cleo.member("ben", "online")
+                await ben.member("cleo", "online")
+                handle_message = Room.handle_message
+                statics = {member.name: member.static for member in room.roster.members}
+
+                def with_a_fault(self: Room, now: Instant, static: bytes, body: Buffer) -> None:
+                    if static == statics["ben"] and self.static == statics["anna"]:
+                        raise KeyError("of a bug")
+                    handle_message(self, now, static, body)
+
+                monkeypatch.setattr(Room, "handle_message", with_a_fault)
+                bens, cleos = (next(each.link for each in room.members() if each.name == name) for name in ("ben", "cleo"))
+                second.links[0].send_room(b"anything")
+                await until(lambda: bens is not None and bens.close_reason is not None)
+                monkeypatch.undo()
+                assert cleos is not None
+                assert cleos.close_reason is None
+                assert second.roster == room.roster
+                await until(lambda: all(member.is_online for member in room.members()))  # it dials again
+                told = [each.message for each in anna.heard if isinstance(each, Trouble)]
+                assert [text for text in told if "fault" in text and "ben" in text]
+                assert len(told) == 1
+
+                def fall(*_: object) -> None:
+                    raise RuntimeError
+
+                monkeypatch.setattr(room, "_report", fall)
+                room.remove("ben")  # the event of its removal meets the fault
+                await cleo.member("ben", "removed")
+                assert room.driver.faults.counts["room"]
+                assert [member.name for member in room.members()] == ["anna", "cleo"]
 
 
 async def test_a_wrong_code_is_told_to_both(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from tunnel.api.store import HomeStore
 from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
+from tunnel.driver.lasting import last
 from tunnel.driver.rooms import Membership, NewcomerStore
 from tunnel.errors import ConfigurationError, MalformedPacket, StateError
 from tunnel.proto.lan.addresses import Prefix, subnet_prefix
@@ -251,7 +253,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                 def warn(text: str) -> None:
                     running.tell(Trouble(code="interface", message=text))
 
-                plane = Plane(interface, driver.clock, warn)
+                plane = Plane(interface, driver.clock, warn, driver.faults)
                 running = LanRoom(driver, membership, plane, nursery, options.on_event)
                 running.server, running.is_embedded, running.on_removed = rendezvous, is_embedded, keeper.forget
                 if is_embedded and maps_ports:
@@ -259,8 +261,12 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                 try:
                     await nursery.start(driver.run)
                     nursery.start_soon(plane.run)
-                    nursery.start_soon(running.tick)
-                    nursery.start_soon(_watch_routes, driver, membership, taken, plane, prefixes)
+                    watch = partial(_watch_routes, driver, running, taken, plane, prefixes)
+                    for what, task in (
+                        ("interrupted the clock of the room", running.tick),
+                        ("kept the networks of this machine from being watched", watch),
+                    ):
+                        nursery.start_soon(last, driver.faults, "room", what, task)
                     if entry.makes or entry.code is not None:
                         await driver.add_server(rendezvous)
                         await driver.wait_reached(rendezvous, SERVER_PATIENCE)
@@ -340,7 +346,7 @@ async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, op
 
 
 async def _watch_routes(
-    driver: EndpointDriver, membership: Membership, taken: TakenRoutes, plane: Plane, before: Iterable[Prefix]
+    driver: EndpointDriver, running: LanRoom, taken: TakenRoutes, plane: Plane, before: Iterable[Prefix]
 ) -> None:
     """A network that this machine joins later may clash with the room's.  It is ours again at once; the creator may choose
     another one for the room.  And one that has gone may be the room's."""
@@ -351,9 +357,7 @@ async def _watch_routes(
         if prefixes != before:
             before = prefixes
             plane.look_again()
-        membership.room.set_routes(driver.clock(), prefixes)
-        membership.pump(driver.clock())
-        driver.flush()
+        running.set_routes(prefixes)
 
 
 def _prefixes(texts: Iterable[str]) -> tuple[Prefix, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import trio
 
+from tunnel.driver.lasting import last
 from tunnel.driver.link import Link
-from tunnel.errors import ConfigurationError
+from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.faults import Faults
 from tunnel.forward.lan import LanAddresses, LanForward
 from tunnel.proto.lan import addresses
@@ -182,15 +184,19 @@ class Plane:
             self._forward.remove_link(static, link)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled.  Raises ConfigurationError when the interface is gone."""
         for fact in self.interface.facts:
             self._warn(fact)
         while self._forward is None:
             await self._changed.wait()
+        discover = partial(self.interface.run_discovery, self._forward.send_to_all, self._faults)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow)
-            nursery.start_soon(self._forward.run)
-            nursery.start_soon(self.interface.run_discovery, self._forward.send_to_all, self._faults)
+            for what, task in (
+                ("kept the interface from following the room", self._follow),
+                ("interrupted the packets of the room", self._forward.run),
+                ("interrupted what programs here announce to the room", discover),
+            ):
+                nursery.start_soon(last, self._faults, "interface", what, task, TunnelError)
 
     async def _follow(self) -> None:
         """Keep addresses and names of the interface in step with the roster."""

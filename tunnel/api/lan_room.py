@@ -13,9 +13,10 @@ from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Closed, Event, Listening, MemberReport, Paired, PathReport, Trouble
 from tunnel.driver.link import CloseCode, Link
 from tunnel.driver.reports import EndpointEvent, Troubled, to_event, to_exception
-from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed, Problem
+from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed, PeeringEvent, Problem
 from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
 from tunnel.forward.serve import serve_nothing
+from tunnel.proto.lan.addresses import Prefix
 from tunnel.proto.lan.events import (
     Entered,
     JoinRefused,
@@ -33,7 +34,7 @@ from tunnel.proto.lan.messages import Reason
 from tunnel.proto.lan.roster import MAX_MEMBERS, Member, Roster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 GOODBYE: Final = 0.5  # seconds at most
 TICK: Final = 0.5  # seconds between two looks at what is due: a room's own deadlines are seconds
@@ -41,6 +42,10 @@ TICK: Final = 0.5  # seconds between two looks at what is due: a room's own dead
 _REFUSALS: Final[dict[int, tuple[type[TunnelError], str]]] = {
     Reason.FULL: (PermissionDeniedError, f"The room is full: it has {MAX_MEMBERS} members, and its creator can remove some."),
     Reason.OTHER_ROOM: (PairingError, "The room that was kept is over, its creator has another one now: join that by a code."),
+    Reason.BUSY: (
+        PermissionDeniedError,
+        "So many come and go in this room that nobody is taken in for a moment: join again soon.",
+    ),
     Reason.UNKNOWN: (PairingError, "The creator does not know this machine (any more): ask for a code, and join by that."),
 }
 
@@ -220,11 +225,21 @@ class LanRoom:
         if self._on_event is not None:
             self._on_event(event)
 
+    def set_routes(self, routes: Iterable[Prefix]) -> None:
+        """The IPv4 networks of this machine that the room must stay clear of."""
+        self._membership.room.set_routes(self.driver.clock(), routes)
+        self.pump()
+        self.driver.flush()
+
     def pump(self) -> None:
         """Act on what the room has to say."""
-        self._membership.pump(self.driver.clock())
+        try:
+            self._membership.pump(self.driver.clock())
+        except TunnelError as problem:  # somebody else of this home is in the room
+            self._end(problem)
         while (event := self._membership.poll_event()) is not None:
-            self._on_room(event)
+            with self.driver.faults.wall("room", "left a change of the room undone"):
+                self._on_room(event)
 
     # --- events
 
@@ -235,7 +250,13 @@ class LanRoom:
         self._nursery.start_soon(serve_nothing, link)  # a member may measure, and reach no port
 
     def _handle_event(self, event: EndpointEvent) -> None:
-        self._membership.handle_event(self.driver.clock(), event)
+        try:
+            self._membership.handle_event(self.driver.clock(), event)
+        except Exception as error:  # what a member said ends its own link
+            link = self._links.get(event.peering.peer.static) if isinstance(event, PeeringEvent) else None
+            if link is None:
+                raise
+            link.fail(error)
         if isinstance(event, PeeringClosed):
             self._forget_link(event.peering.peer.static)
             return

@@ -13,11 +13,14 @@ FIRST_PAUSE: Final = 0.5  # seconds after a fault of ours, before the task begin
 LONGEST_PAUSE: Final = 60.0  # ... up to this
 
 
-async def last(faults: Faults, place: str, what: str, task: Callable[[], Awaitable[None]]) -> None:
-    """Run `task` until it returns; after a fault of ours, which has done `what`, it begins anew in a moment."""
+async def last(faults: Faults, place: str, what: str, task: Callable[[], Awaitable[None]], *passing: type[Exception]) -> None:
+    """Run `task` until it returns; after a fault of ours, which has done `what`, it begins anew in a moment.
+
+    `passing` is foreseen, and raised.
+    """
     pause = FIRST_PAUSE
     while True:
-        with faults.wall(place, what) as wall:
+        with faults.wall(place, what, *passing) as wall:
             await task()
         if wall.error is None:
             return
