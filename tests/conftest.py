@@ -28,6 +28,7 @@ HARD_EXTRA_S = 30
 THOROUGH = {
     "tests/driver/test_bench_loopback.py",
     "tests/driver/test_cli_loopback.py",
+    "tests/driver/test_floods.py",
     "tests/fuzz/test_rendezvous_decoders.py",
     "tests/sim/test_congestion.py",
     "tests/sim/test_lan.py",

@@ -52,15 +52,14 @@ class Codes:
         known = self._registry.nameplates.get(wanted)
         if known is not None and known.owner is session:
             return None
-        taken = Refusal(RefusalCode.TAKEN, "that code belongs to somebody else now")
         if not self._numbers.may_be_ours(wanted):
-            return taken
+            return Refusal(RefusalCode.TAKEN, "this server gives no such codes")
         has_ticket = self._numbers.is_ticket(ticket, instance, session.id, wanted)
         if self._is_locked_out(now, session) or (not has_ticket and self._lockouts.is_last(now, session.keys)):
             return Refusal(RefusalCode.LOCKED_OUT, "too many codes were asked for by their number, from this address")
         if known is not None or not has_ticket:
             self._lockouts.count(now, session.keys)
-        return taken if known is not None else None
+        return Refusal(RefusalCode.TAKEN, "that code belongs to somebody else now") if known is not None else None
 
     def claim(self, now: Instant, session: Session, message: Claim) -> Nameplate | Refusal:
         """The nameplate, if it may be claimed.  What does not depend on the number is looked at first."""
