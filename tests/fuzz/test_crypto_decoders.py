@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.crypto.helpers import Entropy, private, public
 from tunnel.errors import ConfigurationError, MalformedPacket
+from tunnel.proto.crypto.challenge import Challenge, receiver_of, unseal
 from tunnel.proto.crypto.cookie import CookieChecker, append_macs, consume_reply, mac1_key, reply_index
 from tunnel.proto.crypto.handshake import (
     FINISH,
@@ -79,7 +80,10 @@ def genuine() -> dict[str, bytes]:
     ik_init = initiator(Pattern.IK).first_datagram(timestamp=1)
     ik_response, _ = open_ik_init(ik_init, private(b"r"), b"p", Entropy(2)).respond(PSK, 8, HERE)
     cookie = CookieChecker(Entropy(3)).make_reply(Instant(0.0), ik_init, REMOTE, public(b"r"))
-    return {"xi": xx_init, "xr": xx_response, "xf": finish, "ii": ik_init, "ir": ik_response, "c": cookie}
+    challenge = open_ik_init(ik_init, private(b"r"), b"p", Entropy(2)).challenge(Challenge(bytes(16), 1), Entropy(4))
+    return {
+        "xi": xx_init, "xr": xx_response, "xf": finish, "ii": ik_init, "ir": ik_response, "c": cookie, "ch": challenge,
+    }  # fmt: skip
 
 
 GENUINE = genuine()
@@ -112,6 +116,10 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "xx_response": lambda data: initiator_after_init(Pattern.XX).handle_response(data),
     "ik_response": lambda data: initiator_after_init(Pattern.IK).handle_response(data),
     "cookie_reply": lambda data: initiator_after_init(Pattern.IK).handle_cookie_reply(data),
+    "challenge": lambda data: initiator_after_init(Pattern.IK).handle_challenge(data),
+    "challenge to XX": lambda data: initiator_after_init(Pattern.XX).handle_challenge(data),
+    "unseal": lambda data: unseal(data, bytes(32)),
+    "receiver_of": receiver_of,
     "consume_reply": lambda data: consume_reply(data, PSK, bytes(16)),
     "reply_index": reply_index,
     "verify_mac1": lambda data: verify_mac1(data, mac1_key(PSK)),
@@ -159,11 +167,14 @@ def test_noise_gives_a_payload_or_noise_error(pattern: str, is_initiator: bool, 
         timestamp=st.integers(0, 2**64 - 1),
         resume=st.integers(0, 2**64 - 1),
         record_parts=st.integers(0, 255),
+        challenge=st.just(b"") | st.binary(min_size=16, max_size=16),
     ),
-    st.binary(max_size=40),
+    st.lists(st.tuples(st.integers(128, 255), st.binary(max_size=20)), max_size=3),
+    st.just(b"") | st.binary(max_size=40).map(lambda padding: b"\0" + padding),
 )
-def test_params_come_back_as_they_went(params: Params, later: bytes) -> None:
-    assert decode_params(encode_params(params) + later) == params
+def test_params_come_back_as_they_went(params: Params, fields: list[tuple[int, bytes]], padding: bytes) -> None:
+    later = b"".join(bytes((kind, len(value))) + value for kind, value in fields)
+    assert decode_params(encode_params(params) + later + padding) == params
     assert replace(params) == params
 
 

@@ -182,7 +182,7 @@ def test_a_member_that_waits_meets_a_creator_who_was_away_for_days() -> None:
         party.world.run_until(party.is_whole, 10)
 
 
-@pytest.mark.parametrize("days", [2.0, 18_262.0])
+@pytest.mark.parametrize("days", [-2.0, 2.0, -19_675.0, 18_262.0])
 @pytest.mark.parametrize("whose", ["creator", "friend0"])
 def test_a_calendar_that_is_off_keeps_nobody_out_of_a_room(whose: str, days: float) -> None:
     with Party(keeps=True) as party:

@@ -17,7 +17,7 @@ from tunnel import config
 from tunnel.cli import main as cli
 from tunnel.config import Settings
 from tunnel.proto.connection import events
-from tunnel.proto.crypto import cookie, handshake
+from tunnel.proto.crypto import challenge, cookie, handshake
 from tunnel.proto.endpoint import peering
 from tunnel.proto.lan import messages as room_messages
 from tunnel.proto.lan.roster import Roster
@@ -112,6 +112,7 @@ def test_the_first_byte_table() -> None:
         handshake.RESPONSE: "response",
         handshake.FINISH: "finish",
         cookie.COOKIE_REPLY: "cookie reply",
+        challenge.CHALLENGE: "challenge",
     }
     assert {f"0x{number:02X}": word in table.get(f"0x{number:02X}", "") for number, word in expected.items()} == {
         f"0x{number:02X}": True for number in expected

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.crypto.challenge import SIZE, Challenge, receiver_of
 from tunnel.proto.crypto.cookie import CookieChecker, append_macs, consume_reply, mac1_of, reply_index
 from tunnel.proto.crypto.handshake import (
     FINISH,
@@ -96,6 +97,38 @@ def test_ik_reconnects_in_one_round_trip() -> None:
     assert done.finish is None
     assert other.params == replace(HERE, timestamp=opened.timestamp)
     assert len(response) < len(init)
+
+
+def test_a_challenge_comes_back_in_the_next_init_and_only_the_pair_can_have_made_it() -> None:
+    left = initiator(Pattern.IK)
+    init = left.first_datagram(timestamp=5)
+    opened = open_ik_init(init, private(b"r"), b"p", Entropy(2))
+    assert opened.params.challenge == b""
+    asked = Challenge(b"c" * 16, 7_200 * 10**9)
+    datagram = opened.challenge(asked, Entropy(3))
+    assert (receiver_of(datagram), len(datagram)) == (0xAAAA, SIZE)
+    for bit in range(8 * len(datagram)):
+        damaged = bytearray(datagram)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(MalformedPacket):
+            left.handle_challenge(damaged)
+    with pytest.raises(MalformedPacket):
+        initiator(Pattern.IK, seed=9).handle_challenge(datagram)  # it sent another init
+    assert left.challenge == b""
+    assert left.handle_challenge(memoryview(datagram)) == asked
+    again = left.first_datagram(timestamp=6)
+    opened = open_ik_init(again, private(b"r"), b"p", Entropy(2))
+    assert (opened.params.challenge, opened.timestamp, len(again)) == (asked.value, 6, len(init))
+    response, other = opened.respond(PSK, 0xBBBB, THERE)
+    seal_both_ways(left.handle_response(response), other)
+
+
+def test_a_challenge_of_another_length_is_malformed() -> None:
+    data = encode_params(replace(HERE, challenge=b"c" * 16))
+    assert decode_params(data + bytes(9)).challenge == b"c" * 16
+    assert decode_params(data[:-18] + bytes(9)).challenge == b"", "older versions say nothing"
+    with pytest.raises(MalformedPacket):
+        decode_params(data[:-17] + b"\x0f" + bytes(15))
 
 
 def test_no_datagram_tells_the_length_of_a_name() -> None:

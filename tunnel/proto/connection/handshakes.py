@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidTag
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.crypto.batch import nonce_of
+from tunnel.proto.crypto.challenge import CHALLENGE, Challenge, receiver_of
 from tunnel.proto.crypto.cookie import COOKIE_REPLY, CookieChecker, reply_index, verify_mac1
 from tunnel.proto.crypto.handshake import (
     FINISH,
@@ -52,9 +53,11 @@ RETRY_JITTER: Final = 0.1  # each wait is longer by up to this share, so that tw
 FINISH_RETRY: Final = Seconds(0.3)
 FINISH_ATTEMPTS: Final = 10  # finishes sent without hearing a transport datagram; then the connection's own probes are alone
 MAX_MOVES: Final = 4  # paths of one handshake whose answers still count for them; as many as inits whose answer is welcome
+MAX_CHALLENGED: Final = 4  # inits that leave at once because a challenge came; after that they wait for their turn
 INITS_UNQUESTIONED: Final = 50  # inits a second that are opened without asking for a cookie; each costs some 150 us
 
 __all__ = [
+    "CHALLENGE",
     "COOKIE_REPLY",
     "FINISH",
     "INIT",
@@ -62,6 +65,7 @@ __all__ = [
     "PATH_DIRECT",
     "PATH_RELAY",
     "RESPONSE",
+    "Challenge",
     "Completed",
     "Gatekeeper",
     "IkOpened",
@@ -84,8 +88,10 @@ __all__ = [
 
 
 def receiver_index(datagram: Buffer) -> int:
-    """Whom a response, a finish or a cookie reply is for.  Raises MalformedPacket."""
+    """Whom a response, a finish, a cookie reply or a challenge is for.  Raises MalformedPacket."""
     kind = datagram[0]
+    if kind == CHALLENGE:
+        return receiver_of(datagram)
     if kind == COOKIE_REPLY:
         return reply_index(datagram)
     return parse_response(datagram, kind).receiver_index
@@ -134,6 +140,8 @@ class InitiatorHandshake:
         self.completed: Completed | None = None
         self.has_failed = False
         self.attempts = 0
+        self.behind = 0  # nanoseconds: by how much the peer finds our clock behind what it showed before
+        self._challenged = 0
         self.drops = Drops() if drops is None else drops
         self._initiator = initiator
         self._timestamp = timestamp
@@ -153,7 +161,7 @@ class InitiatorHandshake:
         return self.has_failed or (self.completed is not None and self._timers.get(_Timer.SEND) is None)
 
     def handle_datagram(self, now: Instant, datagram: Buffer) -> Completed | None:
-        """A response or a cookie reply for our index.  What does not authenticate is counted and dropped."""
+        """A response, a cookie reply or a challenge for our index.  What does not authenticate is counted and dropped."""
         if self.completed is not None or self.has_failed:
             self.drops["handshake already over"] += 1
             return None
@@ -161,6 +169,9 @@ class InitiatorHandshake:
             if datagram[0] == COOKIE_REPLY:
                 self._initiator.handle_cookie_reply(datagram)
                 return None  # the next repetition carries it: at once would serve a flood
+            if datagram[0] == CHALLENGE:
+                self._on_challenge(now, datagram)
+                return None
             completed = self._initiator.handle_response(bytes(datagram))
         except MalformedPacket:
             self.drops["handshake answer not authentic"] += 1
@@ -172,6 +183,15 @@ class InitiatorHandshake:
         else:
             self._timers.clear(_Timer.SEND)
         return completed
+
+    def _on_challenge(self, now: Instant, datagram: Buffer) -> None:
+        """Only the peer can have made it, so the next init goes at once; a challenge that was sent again changes nothing."""
+        before = self._initiator.challenge
+        challenge = self._initiator.handle_challenge(datagram)
+        self.behind = challenge.behind
+        if challenge.value != before and self._challenged < MAX_CHALLENGED:
+            self._challenged += 1
+            self._timers.set(_Timer.SEND, now)
 
     def confirm(self) -> None:
         """A transport datagram of the peer authenticated: it has our finish."""

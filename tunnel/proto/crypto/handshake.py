@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.crypto.challenge import Challenge, seal, unseal
 from tunnel.proto.crypto.cookie import MAC_SIZE, append_macs, consume_reply, mac1_key, mac1_of, verify_mac1
 from tunnel.proto.crypto.keys import Keypair, choose_aead
 from tunnel.proto.crypto.noise import KEY_SIZE, TAG_SIZE, Entropy, HandshakeState, NoiseError
-from tunnel.proto.crypto.params import MAX_PARAMS_SIZE, Params, decode_params, encode_params
+from tunnel.proto.crypto.params import CHALLENGE_SIZE, MAX_PARAMS_SIZE, Params, decode_params, encode_params
 from tunnel.units import Buffer
 
 __all__ = [
@@ -171,6 +172,7 @@ class Initiator:
         self.pattern = Pattern(pattern)
         self.index = index
         self.cookie: bytes | None = None  # from the last cookie reply; a stale one only earns a fresh reply
+        self.challenge = b""  # the last one that we got; likewise
         self._static = static
         self._remote_static = remote_static if self.pattern is Pattern.IK else None
         self._psk = psk
@@ -201,7 +203,7 @@ class Initiator:
                 entropy=self._entropy,
             )
             if self.pattern is Pattern.IK:
-                payload = encode_params(replace(self._params, timestamp=timestamp))
+                payload = encode_params(replace(self._params, timestamp=timestamp, challenge=self.challenge))
                 overhead = 2 * KEY_SIZE + 2 * TAG_SIZE
             else:
                 payload = b""
@@ -222,6 +224,17 @@ class Initiator:
                 continue
             return
         raise NoiseError("a cookie reply to nothing we sent")
+
+    def handle_challenge(self, datagram: Buffer) -> Challenge:
+        """Keep the challenge for the inits to come.  Raises MalformedPacket."""
+        for noise in self._pending if self.pattern is Pattern.IK else ():
+            try:
+                challenge = unseal(datagram, noise.chaining_key)
+            except NoiseError:
+                continue
+            self.challenge = challenge.value
+            return challenge
+        raise NoiseError("a challenge to nothing we sent")
 
     def handle_response(self, datagram: Buffer) -> Completed:
         """Finish the handshake.  Raises MalformedPacket; the handshake then goes on as before."""
@@ -310,6 +323,10 @@ class IkOpened:
         keypair = _keypair(self._noise, aead, index, self._sender_index)
         return datagram, _completed(self._noise, keypair, self.params)
 
+    def challenge(self, challenge: Challenge, entropy: Entropy) -> bytes:
+        """Ask its sender to show that it is there now.  Not after respond()."""
+        return seal(challenge, self._noise.chaining_key, self._sender_index, entropy)
+
 
 def open_ik_init(datagram: Buffer, static: X25519PrivateKey, prologue: bytes, entropy: Entropy) -> IkOpened:
     """Open an IK init.  Raises MalformedPacket.  Costs two X25519 exchanges unless mac1 is wrong."""
@@ -385,4 +402,5 @@ class XxResponder:
         return self._completed
 
 
+assert MAX_PARAMS_SIZE + 2 + CHALLENGE_SIZE + 2 * KEY_SIZE + 2 * TAG_SIZE + TAG_SIZE + _INIT_HEADER.size + _MACS <= INIT_SIZE
 assert MAX_PARAMS_SIZE + 2 * KEY_SIZE + 2 * TAG_SIZE + _ANSWER_HEADER.size + _MACS <= ANSWER_SIZE < INIT_SIZE

@@ -12,7 +12,9 @@ from tunnel.units import Buffer
 VERSION: Final = 1
 MAX_AEADS: Final = 8
 MAX_NAME_BYTES: Final = 64  # of UTF-8
-MAX_PARAMS_SIZE: Final = 33 + MAX_AEADS + MAX_NAME_BYTES
+MAX_PARAMS_SIZE: Final = 33 + MAX_AEADS + MAX_NAME_BYTES  # without a challenge, which only an IK init has
+CHALLENGE_SIZE: Final = 16  # bytes
+FIELD_CHALLENGE: Final = 1
 
 PATH_AUTO: Final = 0
 PATH_DIRECT: Final = 1
@@ -26,7 +28,8 @@ class Params:
     `instance` is our random 64-bit connection instance; `resume` the peer's instance that this handshake continues,
     0 for a new connection.  `aeads` are in order of preference.  `receive_buffer` is in bytes.  `record_parts` is how many
     datagrams a record to us may have; 0: we take none.
-    `timestamp` stands in message 1 of IK only: nanoseconds, strictly increasing per static key.
+    `timestamp` stands in message 1 of IK only: nanoseconds, strictly increasing per static key.  So does `challenge`, what a
+    responder asked to have back because the timestamps did not increase; empty where it did not.
     """
 
     instance: int
@@ -38,6 +41,7 @@ class Params:
     timestamp: int = 0
     resume: int = 0
     record_parts: int = 0
+    challenge: bytes = b""
 
 
 def encode_params(params: Params) -> bytes:
@@ -45,14 +49,17 @@ def encode_params(params: Params) -> bytes:
     name = params.name.encode()
     if len(name) > MAX_NAME_BYTES or not 1 <= len(params.aeads) <= MAX_AEADS:
         raise ValueError("a name of at most 64 bytes and 1 to 8 ciphers, please")
-    writer = Writer(MAX_PARAMS_SIZE).u8(params.version).u8(params.path_policy)
+    writer = Writer(MAX_PARAMS_SIZE + 2 + CHALLENGE_SIZE).u8(params.version).u8(params.path_policy)
     writer.u64(params.instance).u64(params.resume).u64(params.timestamp).u32(min(params.receive_buffer, 2**32 - 1))
     writer.u8(len(params.aeads)).raw(bytes(params.aeads))
-    return writer.u8(len(name)).raw(name).u8(params.record_parts).finish()
+    writer.u8(len(name)).raw(name).u8(params.record_parts)
+    if params.challenge:
+        writer.u8(FIELD_CHALLENGE).u8(len(params.challenge)).raw(params.challenge)
+    return writer.finish()
 
 
 def decode_params(data: Buffer) -> Params:
-    """Trailing bytes are left for later versions.  Raises MalformedPacket."""
+    """Fields of later versions are skipped.  Raises MalformedPacket."""
     reader = Reader(data)
     version, path_policy = reader.u8(), reader.u8()
     instance, resume, timestamp, receive_buffer = reader.u64(), reader.u64(), reader.u64(), reader.u32()
@@ -68,6 +75,7 @@ def decode_params(data: Buffer) -> Params:
     except UnicodeDecodeError:
         raise MalformedPacket("Params: the name is not UTF-8") from None
     record_parts = reader.u8() if reader.remaining else 0
+    fields = _decode_fields(reader)
     return Params(
         version=version,
         instance=instance,
@@ -78,4 +86,23 @@ def decode_params(data: Buffer) -> Params:
         timestamp=timestamp,
         resume=resume,
         record_parts=record_parts,
+        challenge=_exactly(fields, FIELD_CHALLENGE, CHALLENGE_SIZE),
     )
+
+
+def _decode_fields(reader: Reader) -> dict[int, bytes]:
+    """Whatever may be left out: type, length and value of each, up to the padding, or to what is no field."""
+    fields: dict[int, bytes] = {}
+    while reader.remaining > 1 and (kind := reader.u8()):
+        length = reader.u8()
+        if length > reader.remaining:
+            break
+        fields[kind] = reader.take(length)
+    return fields
+
+
+def _exactly(fields: dict[int, bytes], kind: int, size: int) -> bytes:
+    value = fields.get(kind, b"")
+    if len(value) not in (0, size):
+        raise MalformedPacket(f"Params: field {kind} has {len(value)} bytes")
+    return value

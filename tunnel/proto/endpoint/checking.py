@@ -8,6 +8,7 @@ the dialer is the right one proves nothing, for a line may lose every init.  No 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from tunnel.errors import MalformedPacket
@@ -107,7 +108,8 @@ class KeyAnswerer:
         self._context = context
         self._peers: dict[bytes, KnownPeer] = {}  # by channel
         self._asked: dict[bytes, XxResponder] = {}
-        self._judged: set[bytes] = set()  # channels whose wrong key was told here
+        self._judged: set[bytes] = set()  # channels whose key was looked at: a wrong one was told here
+        self.alive: Callable[[Instant, KnownPeer], None] = lambda now, peer: None  # hears once of each whose key is right
 
     def introduced(self, channel: bytes, peer: KnownPeer) -> None:
         while len(self._peers) >= MAX_CHANNELS:
@@ -150,12 +152,15 @@ class KeyAnswerer:
         except MalformedPacket:
             self._context.drops["key question not authentic"] += 1
             return True
+        is_first = path.prefix not in self._judged
+        self._judged.add(path.prefix)
         if completed.remote_static == peer.static:
+            if is_first:
+                self.alive(now, peer)
             return True  # IK will do, as soon as an init gets through
         context = self._context
         context.send(path, seal_close(completed.keypair, CloseCode.FORGOTTEN, "this is not the key that I remember"))
-        if path.prefix not in self._judged:
-            self._judged.add(path.prefix)
+        if is_first:
             text = f"{peer.name} came with another key than you paired with: forget it and pair again if that is expected."
             context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text))
         return True

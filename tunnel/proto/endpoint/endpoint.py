@@ -282,7 +282,7 @@ class Endpoint:
                     position = after if after > position else end
                     continue
                 self.drops["transport to nobody"] += 1
-            elif 0x70 <= kind <= 0x73:
+            elif 0x70 <= kind <= 0x74:
                 is_cold = True
                 try:
                     self._meetings.handle_handshake(now, self._key(socket_id, remote, prefix), buffer[start:end])

@@ -40,7 +40,8 @@ class Meetings:
         self._clocks = Clocks(context)
         self._look_at: Instant | None = None  # at the calendar
         self._listener = Listener(context, self._clocks)
-        self._responder = IkResponder(context, self.peerings.find, lambda: self._listener.is_on)
+        self._responder = IkResponder(context, self._clocks, self.peerings.find, lambda: self._listener.is_on)
+        self._listener.answerer.alive = self._responder.alive
         self._exposing: list[tuple[str, ExposerPairing]] = []
         self._claiming: list[tuple[str, ConnectorPairing]] = []
         self._dialers: dict[Peering, Dialer] = {}
@@ -167,7 +168,7 @@ class Meetings:
     # --- inputs
 
     def handle_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
-        """One of 0x70 to 0x73, without the channel header."""
+        """One of 0x70 to 0x74, without the channel header."""
         drops = self._context.drops
         try:
             if datagram[0] == INIT:
@@ -197,6 +198,8 @@ class Meetings:
             if handshake is not None and handshake.index == index:
                 with peering.wall(now):
                     completed = handshake.handle_datagram(now, datagram)
+                    if handshake.behind:
+                        self._clocks.is_behind(peering.peer, handshake.behind)
                     if completed is not None:
                         self._dialed(now, peering, completed, handshake.proven(path))
                 return

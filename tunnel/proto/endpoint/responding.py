@@ -1,6 +1,7 @@
 """Answering IK inits of remembered peers.  Nothing is made of an answer until one packet under its keys has authenticated.
 
-A replayed init is refused by its timestamp; one replayed to a responder that has restarted gets an answer that nobody can use.
+A replayed init is refused by its timestamp, and gets a challenge that nobody can use; one replayed to a responder that has
+restarted gets an answer that nobody can use.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cryptography.exceptions import InvalidTag
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.connection.handshakes import Completed, Gatekeeper, ik_prologue, open_ik_init
+from tunnel.proto.connection.handshakes import Challenge, Completed, Gatekeeper, ik_prologue, open_ik_init
+from tunnel.proto.endpoint.clocks import Clocks
 from tunnel.proto.endpoint.context import Context
-from tunnel.proto.endpoint.events import Problem, Troubled
+from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
+from tunnel.proto.endpoint.freshness import Freshness
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:
@@ -37,16 +40,23 @@ class Pending(NamedTuple):
 class IkResponder:
     """Holds the answers that are not confirmed yet, by our receiver index."""
 
-    def __init__(self, context: Context, find: Callable[[bytes, int], Peering | None], is_listening: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        clocks: Clocks,
+        find: Callable[[bytes, int], Peering | None],
+        is_listening: Callable[[], bool],
+    ) -> None:
         """`find(static, instance)` is the peering with that peer's instance, if there is one.
 
         Who is not listening takes new keys for the connections that stand, and no new connection from anybody.
         """
         self._is_listening = is_listening
         self._context = context
+        self._clocks = clocks
         self._find = find
         self._gate = Gatekeeper(context.static_public, context.entropy)
-        self._latest: dict[bytes, int] = {}  # the last timestamp by static key: remembered peers only, so it is bounded
+        self._freshness = Freshness(context.entropy)  # of remembered peers only, so it is bounded
         self.pending: dict[int, Pending] = {}
 
     def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
@@ -66,17 +76,21 @@ class IkResponder:
         if peer is None:
             context.drops["init of a stranger"] += 1
             return
-        if opened.timestamp <= self._latest.get(peer.static, 0):
-            context.drops["init replayed"] += 1
-            return
-        self._latest[peer.static] = opened.timestamp
-        if not self._is_listening() and self._find(peer.static, opened.params.instance) is None:
+        params = opened.params
+        judged = self._freshness.judge(now, peer.static, opened.timestamp, params.instance, params.challenge)
+        if not self._is_listening() and self._find(peer.static, params.instance) is None:
             context.drops["init while not listening"] += 1
             return
-        instance = self._instance_for(peer.static, opened.params.instance, opened.params.resume)
+        if not judged.is_new:
+            context.drops["init replayed"] += 1
+            context.send(path, opened.challenge(Challenge(judged.challenge, judged.behind), context.entropy))
+            return
+        if judged.behind:
+            self._clocks.went_back(peer, judged.behind)
+        instance = self._instance_for(peer.static, params.instance, params.resume)
         index = context.new_index()
         try:
-            response, completed = opened.respond(peer.psk, index, context.params(instance, opened.params.instance))
+            response, completed = opened.respond(peer.psk, index, context.params(instance, params.instance))
         except MalformedPacket as error:
             context.emit(Troubled(problem=Problem.PEER_LOST, text=f"{peer.name} cannot talk to us: {error}."))
             return
@@ -105,8 +119,14 @@ class IkResponder:
         del self.pending[index]
         return pending
 
+    def alive(self, now: Instant, peer: KnownPeer) -> None:
+        """The peer has shown by a question of identity that it is there; older versions know no challenges."""
+        behind = self._freshness.alive(now, peer.static)
+        if behind is not None:
+            self._clocks.went_back(peer, behind)
+
     def forget(self, static: bytes) -> None:
-        self._latest.pop(static, None)
+        self._freshness.forget(static)
         self.pending = {index: item for index, item in self.pending.items() if item.completed.remote_static != static}
 
     def expire(self, now: Instant) -> None:

@@ -1,6 +1,6 @@
 """The fixed header of a transport datagram, and the first byte that tells what any UDP payload is.
 
-    0x00-0x03 STUN    0x40-0x43 rendezvous    0x69 open directory    0x70-0x73 handshake
+    0x00-0x03 STUN    0x40-0x43 rendezvous    0x69 open directory    0x70-0x74 handshake
     0x80-0xBF transport datagram              0xC0-0xFF relayed: 8-byte channel, then one of 0x70-0xBF
 
 A transport datagram is type (0x80), receiver index (u32), sequence number (u64): 13 bytes, the associated data of the
