@@ -27,6 +27,7 @@ HARD_EXTRA_S = 30
 
 THOROUGH = {
     "tests/driver/test_bench_loopback.py",
+    "tests/driver/test_cli_grants.py",
     "tests/driver/test_cli_loopback.py",
     "tests/driver/test_floods.py",
     "tests/fuzz/test_rendezvous_decoders.py",

@@ -22,7 +22,7 @@ from tunnel.errors import (
 )
 
 if TYPE_CHECKING:
-    from tunnel.api import Exposure, connect, expose, lan
+    from tunnel.api import Exposure, connect, expose, lan, revoke
     from tunnel.driver.link import Link, LinkStatus
     from tunnel.driver.stream import StreamResetError, StreamStoppedError, TunnelStream
 
@@ -32,6 +32,7 @@ __all__ = [
     "connect",
     "expose",
     "lan",
+    "revoke",
     "Exposure",
     "Link",
     "LinkStatus",
@@ -56,6 +57,7 @@ _LAZY = {
     "connect": "tunnel.api",
     "expose": "tunnel.api",
     "lan": "tunnel.api.lan",
+    "revoke": "tunnel.api",
     "Exposure": "tunnel.api",
     "Link": "tunnel.driver.link",
     "LinkStatus": "tunnel.driver.link",

@@ -14,5 +14,6 @@ from __future__ import annotations
 
 from tunnel.api.connecting import connect
 from tunnel.api.exposing import Exposure, expose
+from tunnel.api.granting import revoke
 
-__all__ = ["connect", "expose", "Exposure"]
+__all__ = ["connect", "expose", "revoke", "Exposure"]

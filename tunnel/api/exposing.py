@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
+from tunnel.api.granting import Granted, grant, readable, require_something_to_share, told
 from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
-from tunnel.driver.endpoint import EndpointDriver, Traces
-from tunnel.driver.events import Event, Listening, Trouble
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
+from tunnel.driver.events import Event, Listening, Serving, Trouble
 from tunnel.driver.link import Link
 from tunnel.driver.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
-from tunnel.errors import ConfigurationError, TunnelError
+from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.proto.pairing.grants import GrantSet
 
 
@@ -35,6 +38,7 @@ class Exposure:
         self._handler = handler
         self._on_event = on_event
         self._where: str | None = None  # once it was told
+        self._served: dict[bytes, tuple[dict[str, Any], ...]] | None = None  # by static key: what each may reach, as told last
         self._problem: TunnelError | None = None
         self._changed = trio.Event()
 
@@ -56,6 +60,39 @@ class Exposure:
                 raise self._problem
             await self._changed.wait()
         return self.links[0]
+
+    async def grant(self, names: Sequence[str], *grants: str, only: bool = False) -> list[Granted]:
+        """Let these remembered peers reach more from now on, or with `only` this and nothing else.  All of them or none.
+
+        Raises ConfigurationError, StateError; nothing has changed then.
+        """
+        parsed = GrantSet.parse(*grants)
+        granted = await trio.to_thread.run_sync(partial(grant, self._store.home, names, parsed, only=only))
+        with suppress(StateError):  # it is done, and will be seen as soon as it can be read
+            await self.look()
+        return granted
+
+    async def look(self) -> None:
+        """Go by what is remembered now; else that is seen within half a second.  Raises StateError."""
+        self.set_peers(await trio.to_thread.run_sync(self._store.load))
+
+    def set_peers(self, peers: Iterable[KnownPeer]) -> None:
+        """What is remembered has changed: streams that are not granted any more end, and it is told who may reach what."""
+        peers = list(peers)
+        if self.driver is not None:
+            self.driver.set_peers(peers)
+        if self._served is not None:
+            self._tell_served(peers, self._served)
+
+    def tell_served(self, peers: Iterable[KnownPeer]) -> None:
+        """Who may reach what, at the start."""
+        self._tell_served(peers, {})
+
+    def _tell_served(self, peers: Iterable[KnownPeer], before: Mapping[bytes, tuple[dict[str, Any], ...]]) -> None:
+        self._served = {peer.static: peer.grants for peer in peers}
+        for peer in peers:
+            if before.get(peer.static, ()) != peer.grants:
+                self.tell(Serving(peer=peer.name, grants=told(readable(peer.grants))))
 
     def new_code(self) -> None:
         """One more code, now: it arrives as a CodeReady event.  Raises ConfigurationError."""
@@ -117,6 +154,7 @@ async def expose(
     home: Path | str | None = None,
     keep: bool = False,
     to: Sequence[str] = (),
+    only: bool = False,
     path: str | None = None,
     name: str | None = None,
     on_event: OnEvent | None = None,
@@ -129,7 +167,9 @@ async def expose(
     """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
 
     With grants and without `to`, a code is made (CodeReady event) for one new peer; with `keep`, a fresh one after each.
-    `to` grants them to remembered peers instead.  Without grants the saved ones are served.  Remembered peers are always served.
+    `to` grants them to remembered peers instead, with `only` in the place of what these had.  That is the last thing that is
+    done before the block is entered: what fails has granted nothing.  Without grants the saved ones are served.  Remembered
+    peers are always served.
     With no server configured one is embedded for our own codes only; the Listening event carries its address.
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
@@ -148,13 +188,15 @@ async def expose(
     settings = store.settings
     maps_ports = uses_own_network(seams) and settings.wants_port_mapping
     wants_code = bool(len(wanted)) and not to
-    if to:
-        if not len(wanted):
-            raise ConfigurationError("Say what to expose to them: for example 'ptunnel expose 22 --to NAME'.")
-        store.grant(to, wanted)
+    if to and not len(wanted):
+        raise ConfigurationError("Say what to expose to them: for example 'ptunnel expose 22 --to NAME'.")
+    if only and not to:
+        raise ConfigurationError("Say to whom: `only` goes with `to`.")
+    for each in to:
+        store.choose(each)
     peers = store.load()
-    if not wants_code and not peers:
-        raise ConfigurationError("Say what to expose, for example 'ptunnel expose 22': no peer is remembered yet.")
+    if not wants_code and not to and (handler is None or not peers):
+        require_something_to_share(store.home.peers())
     ways = WayKeeper(store.home)
     lock = store.home.lock_expose()
     driver: EndpointDriver | None = None
@@ -195,10 +237,15 @@ async def expose(
                         await _greet(driver, rendezvous, exposure, must_answer=wants_code, nursery=nursery)
                     for other in sorted(others):
                         nursery.start_soon(resolve, driver, other, exposure.tell)
-                    nursery.start_soon(store.watch, driver.set_peers)
+                    nursery.start_soon(store.watch, exposure.set_peers)
                     nursery.start_soon(ways.run)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
+                    if to:
+                        await exposure.grant(to, *grants, only=only)
+                        with suppress(StateError):
+                            peers = store.load()
                     exposure.tell_listening(where)
+                    exposure.tell_served(peers)
                     if wants_code and rendezvous is not None:
                         exposure.flow = driver.offer_code(rendezvous, grants=tuple(wanted.to_dicts()), keep=keep)
                     yield exposure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -87,13 +87,6 @@ class HomeStore:
     def _seen(self, static: bytes) -> None:
         with suppress(TunnelError):
             self.home.update_peer(static, last_seen=time.time())
-
-    def grant(self, names: Iterable[str], grants: GrantSet) -> None:
-        """Give remembered peers more to reach.  Raises ConfigurationError for an unknown name."""
-        peers = [self.home.peer(name) for name in names]
-        for peer in peers:
-            both = GrantSet.from_dicts(peer.grants).union(grants)
-            self.home.update_peer(peer.static, grants=both.to_dicts())
 
     async def watch(self, changed: Callable[[list[KnownPeer]], None]) -> None:
         """Tell of every change that any process makes to the peers, until cancelled."""

@@ -7,7 +7,7 @@ import ipaddress
 import shutil
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
     from tunnel.config import Settings
-    from tunnel.driver.events import Event
+    from tunnel.driver.events import Event, Serving
     from tunnel.driver.link import Link
     from tunnel.driver.vocabulary import Grant
     from tunnel.forward.counters import ForwardCounters
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Ports that an ordinary user may not listen on -> what people take instead; any other gets 10,000 added.
 SUGGESTED: Final = {22: 2222, 23: 2323, 53: 5353, 80: 8080, 443: 8443, 445: 1445}
+MOST_SHOWN: Final = 20  # remembered peers that a start is told of, one a line
 LABEL: Final = 32  # columns of what stands before the command and the code
 
 
@@ -33,11 +34,12 @@ LABEL: Final = 32  # columns of what stands before the command and the code
 @click.argument("grants", nargs=-1, metavar="[PORT | PORT/udp | NAME=HOST:PORT]...")
 @click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
               help="Let this remembered peer reach it too, without a code; repeatable.")  # fmt: skip
+@click.option("--only", is_flag=True, help="With --to: this, and nothing of what they could reach before.")
 @click.option("--keep", is_flag=True, help="Go on for further peers: a fresh code after each.")
 @meeting
 @common
 def command(
-    grants: tuple[str, ...], to: tuple[str, ...], keep: bool,
+    grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool,
     server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
     tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
@@ -49,8 +51,10 @@ def command(
       ptunnel expose 22 --server rv.example.net
       ptunnel expose 53/udp 5000-5010 8080/tcp+udp
       ptunnel expose nas=192.168.1.5:445         a machine in this LAN; they use --forward 1445:nas
-      ptunnel expose 3389 --to friend            a remembered peer, no code
+      ptunnel expose 3389 --to friend            a remembered peer, no code; `ptunnel revoke` takes it back
+      ptunnel expose 22 --to friend --only       ... and nothing of what was shared with it before
       ptunnel expose                             all remembered peers
+    With --to, and another expose running here, that one serves it from now on, and this ends.
     Without a server, one is started here for this code only; that does for one desk or one LAN.
     """
     from tunnel.cli.render import Output
@@ -60,6 +64,8 @@ def command(
     parsed = GrantSet.parse(*grants)
     if to and not grants:
         raise ConfigurationError("--to needs something to share: name a port, as in 'ptunnel expose 22 --to NAME'.")
+    if only and not to:
+        raise ConfigurationError("--only goes with --to: say for whom, as in 'ptunnel expose 22 --to NAME --only'.")
     if keep and (to or not grants):
         raise ConfigurationError("--keep makes codes for new peers: it goes with ports to share, and without --to.")
     home = open_home()
@@ -68,14 +74,48 @@ def command(
     )
     for each in to:
         home.peer(each)
-    if not grants and not home.peers():
-        raise ConfigurationError("No peer is remembered yet: say what to share with a new one, as in 'ptunnel expose 22'.")
+    if not grants:
+        from tunnel.api.granting import require_something_to_share
+
+        require_something_to_share(home.peers())
 
     from tunnel.cli.running import run
 
-    raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not verbose)
-    return run(Exposing(home, settings, grants, list(parsed), to, keep, output).run)
+    if to and ask_running(home, [str(home.peer(each).name) for each in to], grants, only, output):
+        return 0
+    raise_descriptor_limit()
+    return run(Exposing(home, settings, grants, list(parsed), to, keep, output, only=only).run)
+
+
+def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: bool, output: Output) -> bool:
+    """Have an expose of this home that runs already let these peers reach more.  False where none runs, or an older one.
+
+    Raises ConfigurationError, StateError with what it says, and nothing was granted then.
+    """
+    import trio
+
+    from tunnel.cli.render import listing
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import MAX_REQUEST, Grant, encode_line
+    from tunnel.errors import ConfigurationError, StateError
+
+    request = Grant(list(names), list(grants), only)
+    if len(encode_line(request)) > MAX_REQUEST:
+        raise ConfigurationError("That is too much for one command: share some of it with another one, or use ranges.")
+    answers: list[dict[str, Any]] = []
+    trio.run(ask_all, home.run_dir(), request, lambda _pid, answer: answers.append(answer))
+    for answer in answers:
+        if answer["event"] == "granted":
+            output.emit(answer)
+            shared = listing(answer["grants"])
+            output.say(
+                f"{answer['peer']} may reach {shared} of this machine from now on "
+                f"(the running expose, process {answer['pid']}, serves it)."
+            )
+        elif answer.get("code") in ("not_granted", "state_unusable"):
+            raise (StateError if answer["code"] == "state_unusable" else ConfigurationError)(str(answer["message"]))
+    return any(answer["event"] == "granted" for answer in answers)
 
 
 class Exposing:
@@ -83,7 +123,7 @@ class Exposing:
 
     def __init__(
         self, home: Home, settings: Settings, texts: Sequence[str], grants: list[Grant], to: Sequence[str], keep: bool,
-        output: Output,
+        output: Output, *, only: bool = False,
     ) -> None:  # fmt: skip
         from tunnel.forward.counters import ForwardCounters
 
@@ -93,6 +133,9 @@ class Exposing:
         self._grants = grants
         self._to = to
         self._keep = keep
+        self._only = only
+        self._served: list[Serving] = []  # who may reach what already, until that is said
+        self._fresh: set[str] = set()  # who has just paired
         self._output = output
         self._server = settings.server or ""
         self._public: str | None = None  # the embedded server's address as other networks reach it
@@ -110,8 +153,6 @@ class Exposing:
         from tunnel.control.server import Process, serve_control
         from tunnel.forward.bench import measure
 
-        if not self._texts or self._to:
-            self._introduce_remembered()
         ended = trio.Event()
         process = Process(
             role="expose",
@@ -119,19 +160,23 @@ class Exposing:
             close=ended.set,
             details=self._details,
             bench=measure,
+            grant=self._grant,
+            look=self._look,
         )
         settings = self._settings
         async with (
+            serve_control(self._home.run_dir(), process),  # first: what fails has granted nothing
             self._output.live(self._lines),
             expose(
-                self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, path=settings.path,
-                name=settings.name, on_event=self._handle, handler=self._serve_link,
+                self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, only=self._only,
+                path=settings.path, name=settings.name, on_event=self._handle, handler=self._serve_link,
                 traces=open_traces(settings), portmap=settings.portmap == "on", tls=settings.tls,
             ) as exposure,
-            serve_control(self._home.run_dir(), process),
             trio.open_nursery() as nursery,
         ):  # fmt: skip
             self._exposure = exposure
+            if self._to or not self._texts:
+                self._introduce_remembered()  # else behind the code
             ending.stop = ended.set
 
             async def wait() -> None:
@@ -160,23 +205,52 @@ class Exposing:
 
         await serve_link(link, counters=self._counters, notice=self._output.warn)
 
+    # -- what is asked over the control socket
+
+    async def _grant(self, names: Sequence[str], grants: Sequence[str], only: bool) -> list[dict[str, Any]]:
+        if self._exposure is None:  # just starting, or about to hear that another one runs
+            return []
+        granted = await self._exposure.grant(names, *grants, only=only)
+        return [{"peer": each.peer, "grants": list(each.grants)} for each in granted]
+
+    async def _look(self) -> int:
+        if self._exposure is not None:
+            await self._exposure.look()
+        return self._counters.revoked
+
     # -- what is said
 
     def _introduce_remembered(self) -> None:
+        """Who may reach what of this machine already."""
         from tunnel.cli.render import listing
-        from tunnel.driver.vocabulary import GrantSet
 
-        if self._to:
-            shared = listing(str(grant) for grant in self._grants)
-            self._output.say(f"Sharing {shared} of this machine with {listing(self._to)}. No code is needed.")
+        served, self._served = self._served, []
+        asked = {name.casefold() for name in self._to}
+        others = "Also serving" if self._texts else "Serving"
+        for each in sorted(served, key=lambda each: each.peer.casefold() not in asked)[: len(asked) + MOST_SHOWN]:
+            if each.peer.casefold() in asked:
+                self._output.say(f"{each.peer} may reach {listing(each.grants)} of this machine. No code is needed.")
+            else:
+                self._output.say(f"{others} {each.peer}: {listing(each.grants)}.")
+        left = len(served) - len(asked) - MOST_SHOWN
+        if left > 0:
+            self._output.say(f"And {left} other peer{'s' * (left > 1)}: 'ptunnel peers' lists them.")
+
+    def _show_serving(self, serving: Serving) -> None:
+        """It has changed: a person did that, here or in another window."""
+        from tunnel.cli.render import listing
+
+        if self._exposure is None:
+            self._served.append(serving)
             return
-        for peer in self._home.peers():
-            shared = listing(str(grant) for grant in GrantSet.from_dicts(peer.grants))
-            self._output.say(f'Serving "{peer.name}": {shared}.')
+        if serving.peer not in self._fresh or serving.grants != tuple(map(str, self._grants)):  # else as was said
+            more = f"{listing(serving.grants)} of this machine now" if serving.grants else "nothing of this machine any more"
+            self._output.say(f"{serving.peer} may reach {more}.")
+        self._fresh.discard(serving.peer)
 
     def _handle(self, event: Event) -> None:
         from tunnel.cli.render import path_line
-        from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
+        from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Serving, Trouble
 
         self._output.emit(event.to_dict())
         match event:
@@ -189,7 +263,10 @@ class Exposing:
                 self._show_code(code, expires_s)
             case Paired(peer=peer):
                 self._code_ends = None
+                self._fresh.add(peer)
                 self._output.say(f'Paired with "{peer}".')
+            case Serving():
+                self._show_serving(event)
             case PathReport(peer=peer, kind=kind, remote=remote):
                 if not self._output.is_live and self._shown_paths.get(peer) != (kind, remote):
                     self._shown_paths[peer] = (kind, remote)
@@ -220,6 +297,7 @@ class Exposing:
             picture = qr_picture(f"{command} {code}", code)
             if picture:
                 self._output.say(picture)
+        self._introduce_remembered()
 
     def _lines(self) -> list[Line]:
         from tunnel.cli.render import path_line, traffic

@@ -51,6 +51,7 @@ TABLE: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
 COMMANDS: Final = {
     "serve": "Run a rendezvous server on a public host.",
     "expose": "Let a peer reach ports of this machine; prints a code.",
+    "revoke": "Take back what a remembered peer may reach here.",
     "connect": "Reach a peer: forward local ports to it, or --stdio for ssh.",
     "lan": "A LAN over the internet for a game: create a room, join one.",
     "exec": "Run a program whose only network is a room: needs no privilege.",
@@ -94,7 +95,8 @@ MORE EXAMPLES
   ptunnel bench home                          round trips, loss, and Mbit/s both ways
   ptunnel doctor home                         what this network is, and why a path is relayed
   ptunnel exec --peer home -- openttd         one program in a room of home's, without root
-  ptunnel peers forget friend                 cuts what is open within a second
+  ptunnel revoke friend 9090                  takes it back, and ends what is open of it
+  ptunnel peers forget friend                 everything, and the peer is a stranger again
 """
 
 REFERENCE: Final = """
@@ -122,8 +124,9 @@ Environment:
   PTUNNEL_TLS_PORT, PTUNNEL_TLS_FINGERPRINT   stand in for --tls-port and --tls-fingerprint
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
-  listening, code, paired, path, forward, member, closed, error while something runs;
-  peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor as answers.
+  listening, code, paired, serving, path, forward, member, closed, error while something runs;
+  granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
+  as answers.
   People are spoken to on stderr; `exec` prints events there too.
 \b
 Completion by the shell, of commands, options and peers' names:

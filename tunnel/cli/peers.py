@@ -66,17 +66,15 @@ def forget_command(names: tuple[str, ...], is_json: bool, verbose: int) -> None:
     from tunnel.control.messages import Forget
 
     home = open_home()
-    for name in names:
-        home.peer(name)  # all or none
-    for name in names:
-        forgotten = home.forget(name)
+    run_dir = home.run_dir()  # first: what fails has forgotten nobody
+    for forgotten in home.forget(*names):
         cut = 0
 
         def count(_pid: int, answer: dict[str, Any]) -> None:
             nonlocal cut
             cut += int(answer.get("links", 0)) if answer["event"] == "forgotten" else 0
 
-        trio.run(ask_all, home.run_dir(), Forget(forgotten.name), count)
+        trio.run(ask_all, run_dir, Forget(forgotten.name), count)
         if is_json:
             _emit({"event": "forgotten", "peer": forgotten.name, "links": cut})
         else:

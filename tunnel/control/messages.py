@@ -65,11 +65,30 @@ class Remove(msgspec.Struct, frozen=True, tag_field="do", tag="remove"):
     room: PeerName | None = None
 
 
+class Grant(msgspec.Struct, frozen=True, tag_field="do", tag="grant"):
+    """Let these remembered peers reach `grants` too, or with `only` nothing else: all of them or none.
+
+    Answered by a `granted` for each peer, with all that it may reach then; by nothing where the process exposes nothing.
+    """
+
+    peers: Annotated[list[PeerName], msgspec.Meta(min_length=1)]
+    grants: Annotated[list[str], msgspec.Meta(min_length=1)]
+    only: bool = False
+
+
+class Look(msgspec.Struct, frozen=True, tag_field="do", tag="look"):
+    """What is remembered of peers has changed: go by it now.
+
+    Answered by one `looked`; its `revoked` counts the streams and flows that ended because a grant was taken back, ever.  By
+    nothing where the process exposes nothing.
+    """
+
+
 class Close(msgspec.Struct, frozen=True, tag_field="do", tag="close"):
     """End the process as Ctrl-C would.  Answered by one `closing`."""
 
 
-Request: TypeAlias = Status | Ping | Bench | Check | Forget | Remove | Close
+Request: TypeAlias = Status | Ping | Bench | Check | Forget | Remove | Grant | Look | Close
 Answer: TypeAlias = dict[str, Any]
 
 _decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)

@@ -21,6 +21,8 @@ from tunnel.control.messages import (
     Check,
     Close,
     Forget,
+    Grant,
+    Look,
     Ping,
     Remove,
     Request,
@@ -75,6 +77,10 @@ class ControlledLink(Protocol):
     def close(self, reason: str, code: int) -> None: ...
 
 
+#: What a request that failed is called.
+_FAILURES: Final[dict[type, str]] = {Remove: "not_removed", Grant: "not_granted", Look: "not_looked"}
+
+
 def _nothing(*_arguments: object) -> None:
     pass
 
@@ -89,6 +95,9 @@ class Process:
     close: Callable[[], None] = _nothing  # end as Ctrl-C would
     #: (member, room or None) -> (room, member) that was sent away; None where that is no room of ours.  Raises TunnelError.
     remove: Callable[[str, str | None], tuple[str, str] | None] | None = None
+    #: (peers, grants, only) -> for each peer the keys of its `granted`.  Raises TunnelError, and then nothing was granted.
+    grant: Callable[[Sequence[str], Sequence[str], bool], Awaitable[Sequence[Mapping[str, Any]]]] | None = None
+    look: Callable[[], Awaitable[int]] | None = None  # go by what is remembered now; how many streams were ever cut for that
     #: Measures a link for so many seconds a transfer and hands out each result.
     bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
     details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
@@ -234,13 +243,21 @@ class _Conversation:
                     removed = self._process.remove(member, room) if self._process.remove is not None else None
                     if removed is not None:
                         await self._say({"event": "removed", "room": removed[0], "peer": removed[1]})
+                case Grant(peers=peers, grants=grants, only=only) if self._process.grant is not None:
+                    for granted in await self._process.grant(peers, grants, only):
+                        await self._say({"event": "granted", **granted, "pid": os.getpid()})
+                case Look() if self._process.look is not None:
+                    await self._say({"event": "looked", "revoked": await self._process.look()})
+                case Grant() | Look():
+                    pass
                 case Close():
                     await self._say({"event": "closing", "pid": os.getpid()})
                     self._process.close()
                 case _:
                     assert_never(request)
         except TunnelError as problem:
-            await self._say(error("not_removed" if isinstance(request, Remove) else "link_lost", str(problem)))
+            code = "state_unusable" if isinstance(problem, StateError) else _FAILURES.get(type(request), "link_lost")
+            await self._say(error(code, str(problem)))
         else:
             await self._say({"event": "done"})
 

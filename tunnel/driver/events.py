@@ -48,6 +48,17 @@ class Paired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """All that the remembered peer `peer` may reach here: told of each when we stand ready, and again when that changes."""
+
+    peer: str
+    grants: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"event": "serving", "peer": self.peer, "grants": list(self.grants)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PathReport:
     """Data to and from `peer` goes this way until the next PathReport."""
 
@@ -117,4 +128,4 @@ class Trouble:
         return {"event": "error", "code": self.code, "message": self.message}
 
 
-Event: TypeAlias = Listening | CodeReady | Paired | PathReport | MemberReport | Closed | Trouble
+Event: TypeAlias = Listening | CodeReady | Paired | Serving | PathReport | MemberReport | Closed | Trouble

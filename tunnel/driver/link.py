@@ -102,6 +102,8 @@ class Link:
         self._changed = trio.Event()  # set and replaced whenever anything that somebody may wait for changes
         self._closed: CloseReason | None = None
         self._path: PathChanged | None = None
+        #: Called when what is remembered of the peer, and so what it may reach here, may have changed.
+        self.on_grants: Callable[[], None] | None = None
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
         self._rates = (0.0, 0.0)
         self.flows = Datagrams(
@@ -370,6 +372,11 @@ class Link:
         self._end_streams(reason.text)
         self._closed = reason
         self.notify()
+
+    def peer_changed(self) -> None:
+        """What is remembered of the peer was read anew."""
+        if self.on_grants is not None:
+            self.on_grants()
 
     def notify(self) -> None:
         changed, self._changed = self._changed, trio.Event()

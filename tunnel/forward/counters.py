@@ -44,6 +44,7 @@ class ForwardCounters:
     udp_datagrams_in: int = 0  # from local programs
     udp_datagrams_out: int = 0  # to local programs
     malformed_opens: int = 0
+    revoked: int = 0  # streams and flows that ended because their grant was taken back
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

@@ -86,8 +86,20 @@ def _address_text(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class _Served(NamedTuple):
+    """A stream that was granted, and what it was granted for."""
+
+    stream: Stream
+    kind: str
+    target: int | str
+    address: tuple[str, int]
+
+
 class Exposed:
-    """The exposing side for one link: each stream's Open is checked against the grants of that moment, then served."""
+    """The exposing side for one link: each stream's Open is checked against the grants of that moment, then served.
+
+    `look_again` has to be called when they change: what is under way is checked anew then.
+    """
 
     def __init__(
         self,
@@ -104,6 +116,7 @@ class Exposed:
         self.counters = counters or ForwardCounters()
         self._table = FlowTable(self.counters)
         self._allowance = allowance or Allowance()
+        self._served: dict[trio.CancelScope, _Served] = {}
 
     async def handle(self, stream: Stream) -> None:
         """One stream from its first byte to its end.  Never raises for what the peer or a local program did."""
@@ -127,18 +140,37 @@ class Exposed:
         address = self._allow(opening.kind, opening.target)
         if address is None:
             self._deny(stream, opening)
-        elif opening.kind == "tcp":
-            await serve_tcp(stream, early, address, counters=self.counters, notices=self._notices)
-        else:
-            await serve_udp(
-                stream,
-                opening.flow,
-                address,
-                flows=self._link.flows,
-                table=self._table,
-                counters=self.counters,
-                notices=self._notices,
-            )
+            return
+        with trio.CancelScope() as scope:
+            self._served[scope] = _Served(stream, opening.kind, opening.target, address)
+            try:
+                if opening.kind == "tcp":
+                    await serve_tcp(stream, early, address, counters=self.counters, notices=self._notices)
+                else:
+                    await serve_udp(
+                        stream,
+                        opening.flow,
+                        address,
+                        flows=self._link.flows,
+                        table=self._table,
+                        counters=self.counters,
+                        notices=self._notices,
+                    )
+            finally:
+                del self._served[scope]
+
+    def look_again(self) -> None:
+        """The grants have changed: what leads where it may not any more ends now, and nothing else does."""
+        cut = 0
+        for scope, served in list(self._served.items()):
+            if self._allow(served.kind, served.target) != served.address:
+                refuse(served.stream, StreamCode.DENIED)
+                scope.cancel()
+                cut += 1
+        if cut:
+            self.counters.revoked += cut
+            what = "An open connection" if cut == 1 else f"{cut} open connections"
+            self._notices.say("revoked", f"{what} of {self._link.peer_name} ended, as the grant was taken back.")
 
     def _deny(self, stream: Stream, opening: Open) -> None:
         if opening.kind == "tcp":
@@ -161,7 +193,11 @@ async def serve_link(
         notice=notice,
         allowance=ALLOWANCES.of(link.fingerprint),
     )
-    await link.serve_streams(exposed.handle)
+    link.on_grants = exposed.look_again
+    try:
+        await link.serve_streams(exposed.handle)
+    finally:
+        link.on_grants = None
 
 
 async def serve_nothing(link: DriverLink) -> None:

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
@@ -29,7 +29,9 @@ SECRET_VERSION: Final = 1  # of the format of identity.json and server.json
 #: Bytes of the longest path a Unix socket may have (sun_path, 104 on macOS), less room for "/4194304.sock".
 MAX_RUN_PATH: Final = 104 - 1 - len("/4194304.sock")
 
-Change = Callable[[list[Peer]], tuple[list[Peer], Peer]]
+Subject = TypeVar("Subject")
+#: From all peers to all peers, and whom it was about.  Changes nothing by itself.
+Change: TypeAlias = Callable[[list[Peer]], tuple[list[Peer], Subject]]
 
 
 def default_path(environ: Mapping[str, str] | None = None) -> Path:
@@ -146,9 +148,14 @@ class Home:
         """Raises ConfigurationError."""
         return self._change_peers(lambda peers: rules.rename(peers, old, new))
 
-    def forget(self, name: str) -> Peer:
-        """Returns what was forgotten, with the ways to it.  Raises ConfigurationError."""
-        gone = self._change_peers(lambda peers: rules.forget(peers, name))
+    def change_grants(self, names: Iterable[str], change: Callable[[Peer], list[dict[str, Any]]]) -> list[Peer]:
+        """Change what these peers may reach, in one step: for all or for none.  Raises ConfigurationError, StateError."""
+        names = tuple(names)
+        return self._change_peers(lambda peers: rules.change_grants(peers, names, change))
+
+    def forget(self, *names: str) -> list[Peer]:
+        """Returns who was forgotten, with the ways to them: all or none.  Raises ConfigurationError, StateError."""
+        gone = self._change_peers(lambda peers: rules.forget(peers, names))
         with contextlib.suppress(StateError):
             if self.ways():
                 self.remember_ways(())
@@ -162,7 +169,8 @@ class Home:
             return (0, 0, 0)
         return (status.st_mtime_ns, status.st_ino, status.st_size)
 
-    def _change_peers(self, change: Change) -> Peer:
+    def _change_peers(self, change: Change[Subject]) -> Subject:
+        change(self.peers())  # what cannot be done makes no directory and no identity either
         make_private_directory(self.path)
         with exclusive(self._lock_path):
             self._identity.read_or_make()  # peers without the identity they know would be worthless

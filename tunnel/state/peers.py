@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -134,10 +134,18 @@ def rename(peers: list[Peer], old: str, new: str) -> tuple[list[Peer], Peer]:
     return [*others, saved], saved
 
 
-def forget(peers: list[Peer], name: str) -> tuple[list[Peer], Peer]:
-    """Raises ConfigurationError."""
-    peer = known(peers, name)
-    return [other for other in peers if other is not peer], peer
+def forget(peers: list[Peer], names: Iterable[str]) -> tuple[list[Peer], list[Peer]]:
+    """All of them or none.  Raises ConfigurationError."""
+    gone = {id(peer): peer for peer in (known(peers, name) for name in names)}
+    return [other for other in peers if id(other) not in gone], list(gone.values())
+
+
+def change_grants(
+    peers: list[Peer], names: Iterable[str], change: Callable[[Peer], list[dict[str, Any]]]
+) -> tuple[list[Peer], list[Peer]]:
+    """What these peers may reach is now what `change` gives for each: for all of them or none.  Raises ConfigurationError."""
+    changed = {peer.static: replace(peer, grants=change(peer)) for peer in (known(peers, name) for name in names)}
+    return [changed.get(peer.static, peer) for peer in peers], list(changed.values())
 
 
 def known(peers: list[Peer], name: str) -> Peer:

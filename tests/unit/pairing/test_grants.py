@@ -118,3 +118,55 @@ def test_a_grant_reads_well() -> None:
         "tcp/v6 ([fd00::1]:22)",
     ]
     assert "tcp/22" in repr(GRANTS)
+
+
+@pytest.mark.parametrize("text", ["tcp/22", "udp/53", "tcp+udp/80", "TCP/5000-5010", "tcp/nas=192.168.1.5:445"])
+def test_a_grant_is_read_as_it_is_shown(text: str) -> None:
+    protocols, _, rest = text.partition("/")
+    assert parse_grant(text) == parse_grant(f"{rest}/{protocols}")
+
+
+@pytest.mark.parametrize(
+    ("granted", "text", "left", "taken"),
+    [
+        ("22 8080", "22", "8080", "22"),
+        ("22 8080", "tcp/22", "8080", "22"),
+        ("22/tcp+udp", "22/udp", "22", "22/udp"),
+        ("22/tcp+udp 53/udp", "22", "53/udp", "22/tcp+udp"),
+        ("5000-5010", "5005", "5000-5004 5006-5010", "5005"),
+        ("5000-5010", "4000-5003", "5004-5010", "5000-5003"),
+        ("5000-5010 5005", "5005", "5000-5004 5006-5010", "5005"),
+        ("5000-5010/udp", "1-65535", "", "5000-5010/udp"),
+        ("nas=a:445 web=b:80/tcp+udp", "WEB", "nas=a:445", "web=b:80/tcp+udp"),
+        ("nas=a:445 22", "nas=a:445", "22", "nas=a:445"),
+        ("web=b:8000-8010", "web:8003-8010", "web=b:8000-8002", "web=b:8003-8010"),
+        ("web=b:80/tcp+udp", "web/udp", "web=b:80", "web=b:80/udp"),
+    ],
+)
+def test_what_is_taken_back_is_gone_and_nothing_else_is(granted: str, text: str, left: str, taken: str) -> None:
+    before, kept, cut = (GrantSet.parse(*texts.split()) for texts in (granted, left, taken))
+    assert before.without(text) == (kept, cut)
+
+
+@pytest.mark.parametrize(
+    "text", ["23", "22/udp", "445", "nas:22", "nas=b:445", "nas/udp", "web", "127.0.0.1:22", "", "0", "22/x"]
+)
+def test_what_is_not_shared_cannot_be_taken_back_and_that_is_said(text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        GrantSet.parse("22", "nas=a:445").without(text)
+    assert str(caught.value).endswith(".")
+
+
+ports = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda pair: f"{pair[0]}-{pair[0] + pair[1]}")
+
+
+@given(st.lists(ports, min_size=1, max_size=5), ports)
+def test_of_what_is_taken_back_no_port_is_allowed_and_all_others_still_are(granted: list[str], text: str) -> None:
+    before = GrantSet.parse(*granted)
+    try:
+        left, _taken = before.without(text)
+    except ConfigurationError:
+        left = before
+    first, last = map(int, text.split("-"))
+    for port in range(1, 90):
+        assert left.allows("tcp", port) == (None if first <= port <= last else before.allows("tcp", port))

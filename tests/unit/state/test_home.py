@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +165,54 @@ def test_forgetting_and_renaming(home: Home) -> None:
     for wrong in ("b", "B", "", " c", "c\x1b[0m", "x" * 65):
         with pytest.raises(ConfigurationError):
             home.rename("A", wrong)
-    assert home.forget("b").static == bytes([2]) * 32
+    assert [gone.static for gone in home.forget("b")] == [bytes([2]) * 32]
     with pytest.raises(ConfigurationError, match="known are A"):
         home.forget("b")
     assert [known.name for known in home.peers()] == ["A"]
+
+
+def test_many_are_forgotten_all_or_none(home: Home) -> None:
+    for key, name in enumerate("abc", 1):
+        home.save_peer(peer(name, key))
+    before = (home.path / "peers.json").read_bytes()
+    with pytest.raises(ConfigurationError, match="'x'"):
+        home.forget("a", "x")
+    assert (home.path / "peers.json").read_bytes() == before
+    assert [gone.name for gone in home.forget("a", "C", "a")] == ["a", "c"]
+    assert [known.name for known in home.peers()] == ["b"]
+
+
+def test_grants_change_for_all_who_are_named_or_for_none(home: Home) -> None:
+    for key, name in enumerate("abc", 1):
+        home.save_peer(peer(name, key, grants=[{"of": name}]))
+    before = (home.path / "peers.json").read_bytes()
+
+    def refuse(record: Peer) -> list[dict[str, Any]]:
+        if record.name == "b":
+            raise ConfigurationError("no")
+        return []
+
+    for names, change in ((("a", "b"), refuse), (("a", "x"), lambda record: [])):
+        with pytest.raises(ConfigurationError):
+            home.change_grants(names, change)
+        assert (home.path / "peers.json").read_bytes() == before
+    changed = home.change_grants(("A", "c"), lambda record: [*record.grants, {"more": 1}])
+    assert [(each.name, len(each.grants)) for each in changed] == [("a", 2), ("c", 2)]
+    assert [len(each.grants) for each in home.peers()] == [2, 1, 2]
+
+
+def test_what_cannot_be_changed_makes_nothing(home: Home) -> None:
+    attempts: list[Callable[[], Any]] = [
+        lambda: home.rename("a", "b"),
+        lambda: home.forget("a"),
+        lambda: home.change_grants(("a",), lambda record: []),
+        lambda: home.save_peer(peer(name="")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ConfigurationError):
+            attempt()
+    assert home.update_peer(bytes(32), last_seen=1.0) is None
+    assert not home.path.exists()
 
 
 @pytest.mark.parametrize("wrong", [{"static": b"short"}, {"psk": b""}, {"name": ""}, {"name": "two\nlines"}])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 from tunnel.errors import ConfigurationError, StateError
 
 Protocol = Literal["tcp", "udp"]
 PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
+
+_PROTOCOL_WORDS: Final = frozenset(("tcp", "udp", "tcp+udp", "udp+tcp"))
 
 THIS_MACHINE: Final = "127.0.0.1"
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
@@ -35,6 +37,20 @@ class Grant:
             return f"{self.protocol}/{ports}"
         return f"{self.protocol}/{self.name} ({_bracketed(self.host)}:{ports})"
 
+    @property
+    def place(self) -> tuple[str | None, str]:
+        """Where the ports are: the name by which the peer asks, and the machine."""
+        return (self.name.lower() if self.name is not None else None), self.host.lower()
+
+    def cut(self, first: int, last: int) -> tuple[tuple[Grant, ...], Grant | None]:
+        """What is left without the ports `first` to `last`, and what they take from it; None: nothing."""
+        low, high = max(self.first, first), min(self.last, last)
+        if low > high:
+            return (self,), None
+        ends = ((self.first, low - 1), (high + 1, self.last))
+        rest = tuple(replace(self, first=start, last=end) for start, end in ends if start <= end)
+        return rest, replace(self, first=low, last=high)
+
     def to_dict(self) -> dict[str, Any]:
         return {"protocol": self.protocol, "name": self.name, "host": self.host, "first": self.first, "last": self.last}
 
@@ -44,16 +60,12 @@ def _bracketed(host: str) -> str:
 
 
 def parse_grant(text: str) -> tuple[Grant, ...]:
-    """Read `22`, `53/udp`, `5000-5010`, `22/tcp+udp`, `nas=192.168.1.5:445` or `web=host:80/tcp`.
+    """Read `22`, `53/udp`, `5000-5010`, `22/tcp+udp`, `nas=192.168.1.5:445` or `web=host:80/tcp`; also `tcp/22`, as it is shown.
 
     One grant for each protocol.  Raises ConfigurationError.
     """
-    rest, slash, suffix = text.strip().rpartition("/")
-    if not slash:
-        rest, suffix = suffix, "tcp"
-    protocols: tuple[Protocol, ...] = tuple(known for known in PROTOCOLS if known in suffix.lower().split("+"))
-    if not protocols or len(protocols) != len(suffix.split("+")):
-        raise ConfigurationError(f"{text!r}: after the slash stands tcp, udp or tcp+udp.")
+    rest, protocols = _split_protocols(text)
+    protocols = protocols or ("tcp",)
     name: str | None = None
     host = THIS_MACHINE
     ports = rest
@@ -71,6 +83,18 @@ def parse_grant(text: str) -> tuple[Grant, ...]:
         raise ConfigurationError(f"{text!r}: another machine needs a name here, as in nas={rest}.")
     first, last = _parse_ports(text, ports)
     return tuple(Grant(protocol=protocol, name=name, host=host, first=first, last=last) for protocol in protocols)
+
+
+def _split_protocols(text: str) -> tuple[str, tuple[Protocol, ...]]:
+    """What stands beside the slash, and the protocols; () where none is said.  Raises ConfigurationError."""
+    head, slash, tail = text.strip().partition("/")
+    if not slash:
+        return head, ()
+    rest, words = (tail, head) if head.lower() in _PROTOCOL_WORDS else (head, tail)
+    protocols: tuple[Protocol, ...] = tuple(known for known in PROTOCOLS if known in words.lower().split("+"))
+    if words.lower() not in _PROTOCOL_WORDS:
+        raise ConfigurationError(f"{text!r}: after the slash stands tcp, udp or tcp+udp.")
+    return rest, protocols
 
 
 def _parse_ports(text: str, ports: str) -> tuple[int, int]:
@@ -129,6 +153,35 @@ class GrantSet:
         taken = {(grant.protocol, grant.name.lower()) for grant in newer if grant.name is not None}
         kept = (grant for grant in self if grant.name is None or (grant.protocol, grant.name.lower()) not in taken)
         return GrantSet((*kept, *newer))
+
+    def without(self, text: str) -> tuple[GrantSet, GrantSet]:
+        """(what is left, what was taken) when this is taken back: `22`, `5000-5010`, `nas`, `nas:445`, `nas=192.168.1.5:445`.
+
+        With a protocol (`53/udp` or `udp/53`) that one alone, else both.  A port inside of a granted range leaves the rest of it.
+        Raises ConfigurationError for what cannot be read, and where nothing of it was granted.
+        """
+        rest, protocols = _split_protocols(text)
+        head, colon, ports = rest.partition(":")
+        if _NAME.fullmatch(head):
+            named = [grant for grant in self if grant.name is not None and grant.name.lower() == head.lower()]
+            first, last = _parse_ports(text, ports) if colon else (1, 65_535)
+            wanted = tuple(replace(grant, first=first, last=last) for grant in named)
+        else:
+            wanted = parse_grant(f"{rest}/tcp+udp")
+        left: list[Grant] = []
+        taken: list[Grant] = []
+        for grant in self:
+            pieces = [grant]
+            for each in wanted:
+                if grant.place == each.place and grant.protocol == each.protocol and grant.protocol in (protocols or PROTOCOLS):
+                    cuts = [piece.cut(each.first, each.last) for piece in pieces]
+                    taken += [cut for _, cut in cuts if cut is not None]
+                    pieces = [rest for rests, _ in cuts for rest in rests]
+            left += pieces
+        if not taken:
+            shared = ", ".join(map(str, self)) or "nothing"
+            raise ConfigurationError(f"{text!r} is not shared anyway; shared is {shared}.")
+        return GrantSet(left), GrantSet(taken)
 
     def allows(self, protocol: str, target: int | str) -> tuple[str, int] | None:
         """Where a stream or flow to `target` shall go: a port of this machine, NAME, or NAME:port.  None: denied.

@@ -1,0 +1,84 @@
+"""`ptunnel revoke`: take back what a remembered peer may reach here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from tunnel.cli.options import common, complete_peer, open_home
+
+if TYPE_CHECKING:
+    from tunnel.state.home import Home
+
+LOOK_PATIENCE: Final = 1.0  # seconds for all running processes to answer
+
+
+@click.command("revoke")
+@click.argument("peer", shell_complete=complete_peer)
+@click.argument("what", nargs=-1, metavar="[PORT | PORT/udp | NAME]...")
+@common
+def command(peer: str, what: tuple[str, ...], is_json: bool, verbose: int) -> int:
+    """Take back what PEER may reach here: these ports and names, or everything.  PEER stays remembered.
+
+    What is open of it ends within a second, whichever command of this user serves it, or none; everything else goes on.
+    A port without /tcp or /udp is taken back for both.
+
+    \b
+    Examples:
+      ptunnel revoke friend 9090
+      ptunnel revoke friend 5000-5010 53/udp nas
+      ptunnel revoke friend                      all of it; `ptunnel peers forget friend` ends the acquaintance too
+    """
+    import trio
+
+    from tunnel.api.granting import revoke
+    from tunnel.cli.render import listing
+
+    home = open_home()
+    home.peer(peer)
+    before = trio.run(_ended, home)
+    revoked = revoke(peer, *what, home=home.path)
+    after = trio.run(_ended, home)
+    ended = sum(max(0, count - before.get(pid, 0)) for pid, count in after.items())
+    if is_json:
+        told = {"peer": revoked.peer, "revoked": list(revoked.revoked), "grants": list(revoked.grants), "streams": ended}
+        click.echo(json.dumps({"event": "revoked", **told}, ensure_ascii=False))
+        return 0
+    cut = f"; {ended} open connection{'s' * (ended > 1)} ended" if ended else ""
+    if not revoked.grants:
+        click.echo(f"{revoked.peer} may reach nothing of this machine any more{cut}.", err=True)
+    else:
+        taken = listing(revoked.revoked)
+        click.echo(
+            f"{revoked.peer} may not reach {taken} of this machine any more{cut}. What is left: {listing(revoked.grants)}.",
+            err=True,
+        )
+    return 0
+
+
+async def _ended(home: Home) -> dict[int, int]:
+    """How many streams each running process has ever ended for want of a grant, once it has looked at what is granted now.
+
+    It is for the sentence only: a process that cannot be asked sees for itself, and nothing waits for it.
+    """
+    import trio
+
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Look
+    from tunnel.errors import TunnelError
+
+    found: dict[int, int] = {}
+
+    def take(pid: int, answer: dict[str, Any]) -> None:
+        if answer["event"] == "looked":
+            found[pid] = int(answer["revoked"])
+        elif answer.get("code") == "bad_request":
+            text = f"Process {pid} is an older ptunnel: what is open there goes on until that is ended."
+            click.echo(text, err=True)
+
+    with contextlib.suppress(TunnelError), trio.move_on_after(LOOK_PATIENCE):
+        await ask_all(home.run_dir(), Look(), take)
+    return found
