@@ -241,8 +241,7 @@ class EndpointDriver:
     def set_peers(self, peers: Iterable[KnownPeer]) -> None:
         """What the store holds now; whoever is no longer there is cut off."""
         self.core.set_peers(self.clock(), peers)
-        for link in self.links.values():
-            link.peer_changed()
+        self._links.peers_changed()
         self.flush()
 
     def close(self, text: str) -> None:

@@ -66,6 +66,14 @@ class Links:
             case _:
                 pass
 
+    def peers_changed(self) -> None:
+        """What is remembered of peers was read anew."""
+        for link in list(self.of.values()):
+            try:
+                link.peer_changed()
+            except Exception as error:
+                link.fail(error)
+
     def _make(self, peering: Peering) -> Link:
         return Link(
             peering,
