@@ -35,17 +35,17 @@ FLOOD = 100_000_000  # bytes: no flood here may make us hold more (the connectio
 
 
 class Hostile:
-    """The initiator's keys in the wrong hands; `victim` is the responder, `other` an honest application on top of it."""
+    """One side's keys in the wrong hands: the initiator's, unless `victim_initiates`.  On top of `victim` all is honest."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, *, victim_initiates: bool = False) -> None:
         self.rng = random.Random(seed)
-        self.keys, key = keypairs(self.rng)
+        self.keys, key = keypairs(self.rng)[:: -1 if victim_initiates else 1]
         self.now = Instant(1000.0)
         params = [
             Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=1 << 20, record_parts=MOST_PARTS) for n in (1, 2)
         ]
         self.victim = Connection(
-            is_initiator=False,
+            is_initiator=victim_initiates,
             keypair=key,
             local=params[1],
             remote=params[0],

@@ -44,7 +44,13 @@ def test_a_range_set_is_a_set_of_integers(steps: list[tuple[str, tuple[int, int]
         assert members(subject) == model
         assert bool(subject) == bool(model)
         if stop > start:
-            assert subject.missing_before(start, stop) == len(span - model)
+            gaps = subject.missing(start, stop)
+            assert {n for low, high in gaps for n in range(low, high)} == span - model
+            assert gaps == sorted(gaps)
+            assert all(low < high for low, high in gaps)
+            shared = list(subject.overlapping(start, stop))
+            assert {n for low, high in shared for n in range(low, high)} & span == span & model
+            assert all(low < stop and high > start for low, high in shared)
         assert all((n in subject) == (n in model) for n in range(SPAN + 1))
         assert list(reversed(subject)) == list(subject)[::-1]
         if model:

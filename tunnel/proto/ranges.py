@@ -31,6 +31,12 @@ class RangeSet:
     def __reversed__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(reversed(self._starts), reversed(self._stops), strict=True))
 
+    def overlapping(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The ranges that share something with [start, stop); the set must not change meanwhile."""
+        starts, stops = self._starts, self._stops
+        for index in range(bisect_right(stops, start), bisect_left(starts, stop)):
+            yield starts[index], stops[index]
+
     def __contains__(self, value: int) -> bool:
         index = bisect_right(self._starts, value) - 1
         return index >= 0 and value < self._stops[index]
@@ -95,11 +101,13 @@ class RangeSet:
         """Remove and return the lowest range.  Raises IndexError when empty."""
         return self._starts.pop(0), self._stops.pop(0)
 
-    def missing_before(self, start: int, stop: int) -> int:
-        """How many integers of [start, stop) are not in the set."""
-        covered = 0
-        index = bisect_right(self._stops, start)
-        while index < len(self._starts) and self._starts[index] < stop:
-            covered += min(self._stops[index], stop) - max(self._starts[index], start)
-            index += 1
-        return stop - start - covered
+    def missing(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The parts of [start, stop) that are not in the set, in order."""
+        gaps: list[tuple[int, int]] = []
+        for have_start, have_stop in self.overlapping(start, stop):
+            if have_start > start:
+                gaps.append((start, have_start))
+            start = have_stop
+        if start < stop:
+            gaps.append((start, stop))
+        return gaps

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from tests.unit.connection.pair import Pair
-from tunnel.proto.connection.events import StreamCode, StreamReset, StreamStopped, StreamWritable
-from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW
+from tunnel.proto.connection.events import StreamCode, StreamReset, StreamsAllowed, StreamStopped, StreamWritable
+from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAMS
 from tunnel.proto.stream.streams import StreamLimitError
 from tunnel.units import Instant, StreamId
 
@@ -133,6 +133,27 @@ def test_streams_are_granted_again_as_they_end() -> None:
         done += len(batch)
     assert done == 6000
     assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
+
+
+def test_whoever_has_all_streams_open_may_open_one_as_soon_as_one_has_ended() -> None:
+    pair = Pair()
+    streams = [pair.a.open_stream() for _ in range(MAX_STREAMS)]
+    with pytest.raises(StreamLimitError):
+        pair.a.open_stream()
+    for stream in streams:
+        pair.a.stream_write(stream, b"q")
+    pair.run_until(lambda: all(pair.read["b"].get(stream) for stream in streams))
+    for ended in range(3):
+        assert StreamsAllowed() not in pair.events["a"]
+        for side in (pair.a, pair.b):
+            side.stream_finish(streams[ended])
+        at = pair.now
+        pair.run_until(lambda: StreamsAllowed() in pair.events["a"])
+        assert pair.now - at < 6 * pair.delay + 0.02  # two ways over the relay for the FIN and its ACK, and one for the news
+        streams.append(pair.a.open_stream())
+        pair.a.stream_write(streams[-1], b"q")
+        pair.run_until(lambda: bool(pair.read["b"].get(streams[-1])))
+        pair.events["a"].clear()
 
 
 def test_a_keystroke_does_not_wait_behind_bulk() -> None:

@@ -89,9 +89,9 @@ def test_streams_held_back_by_the_connections_credit_come_back_with_it() -> None
     streams.scheduler.wake(stream)
     streams.send_credit.used = streams.send_credit.limit
     assert streams.head() is None
-    streams.raise_credit(streams.send_credit.limit)
+    streams.send_credit.raise_to(streams.send_credit.limit)
     assert streams.head() is None
-    streams.raise_credit(streams.send_credit.limit + 1)
+    streams.send_credit.raise_to(streams.send_credit.limit + 1)
     assert streams.head() is stream
 
 
@@ -102,14 +102,120 @@ def test_ids_are_checked_by_side_and_by_what_was_granted(is_initiator: bool) -> 
     with pytest.raises(PeerError, match="never opened"):
         streams.accept(ours)
     assert streams.open() == ours
-    assert streams.accept(ours) == []
-    assert streams.accept(theirs + 4) == [theirs, theirs + 2, theirs + 4]
-    assert streams.accept(theirs) == []
-    assert streams.accept(0) == []
+    assert not streams.accept(ours)
+    assert streams.accept(theirs + 4)
+    assert not streams.accept(0)
     with pytest.raises(PeerError, match="beyond"):
         streams.accept(theirs + 2 * MAX_STREAMS)
-    assert streams.accept(theirs + 2 * (MAX_STREAMS - 1)) is not None
-    assert len(streams) == MAX_STREAMS + 1
+    assert streams.accept(theirs + 2 * (MAX_STREAMS - 1))
+    assert len(streams) == 3
+
+
+def test_naming_a_stream_opens_those_below_which_are_made_when_they_are_named() -> None:
+    streams = Streams(is_initiator=True)
+    assert streams.accept(2 * MAX_STREAMS - 1)
+    assert len(streams) == 1
+    for stream_id in (1, 2 * MAX_STREAMS - 3, 7):
+        assert streams.accept(stream_id)
+        assert not streams.accept(stream_id)
+        assert StreamId(stream_id) in streams.sending
+        assert StreamId(stream_id) in streams.receiving
+    assert len(streams) == 4
+    assert all(
+        streams.accept(stream_id) for stream_id in range(3, 2 * MAX_STREAMS, 2) if StreamId(stream_id) not in streams.sending
+    )
+    assert len(streams) == MAX_STREAMS
+    assert len(streams._unnamed) == 0
+
+
+def held_back(count: int) -> Streams:
+    """Streams with bytes to send, none of which the connection has credit for."""
+    streams = Streams(is_initiator=True)
+    streams.send_credit.used = streams.send_credit.limit
+    for _ in range(count):
+        stream = streams.sending[streams.open()]
+        stream.write(memoryview(bytes(1000)), 1 << 16)
+        streams.scheduler.wake(stream)
+    assert streams.head() is None
+    return streams
+
+
+def test_credit_goes_round_all_who_were_held_back_however_little_comes_at_a_time() -> None:
+    streams = held_back(50)
+    got = dict.fromkeys(streams.sending, 0)
+    for _ in range(500):
+        streams.send_credit.raise_to(streams.send_credit.limit + 10)
+        while (stream := streams.head()) is not None:
+            offset, length, _, _ = stream.next_range(1200, streams.send_credit.available)
+            stream.mark_sent(offset, length, False, True)
+            streams.send_credit.used += length
+            streams.scheduler.charge(stream, length)
+            got[stream.stream_id] += length
+    assert set(got.values()) == {0, 100}  # the control stream had nothing to say
+
+
+def test_credit_without_end_does_not_leave_out_those_who_were_held_back() -> None:
+    streams = held_back(50)
+    streams.send_credit.raise_to(1 << 60)
+    for stream in streams.sending.values():
+        stream.limit = 1 << 60
+        stream.written = 1 << 50  # only offsets matter here
+    served: dict[StreamId, int] = {}
+    for _ in range(200):
+        stream = streams.head()
+        assert stream is not None
+        stream.sent += QUANTUM
+        streams.scheduler.charge(stream, QUANTUM)
+        served[stream.stream_id] = served.get(stream.stream_id, 0) + 1
+    assert len(served) >= 50
+    assert max(served.values()) <= 3 + min(served.values())
+
+
+def test_a_stream_that_is_held_back_repeats_what_was_lost_without_credit_and_is_forgotten_when_it_ends() -> None:
+    streams = held_back(3)
+    one, two = streams.sending[StreamId(2)], streams.sending[StreamId(4)]
+    one.sent = 500
+    one.on_lost(0, 500, False)
+    streams.scheduler.wake(one)
+    assert streams.head() is one
+    one.lost.remove(0, 500)
+    two.reset(1)
+    two.on_reset_acked()
+    streams.accept(4)
+    streams.receiving[StreamId(4)].admit(0, True)
+    streams.forget_if_done(StreamId(4))
+    assert streams.head() is None
+    assert list(streams.scheduler._held) == [6, 2]
+
+
+@pytest.mark.parametrize("left", [0, 1, 10, MAX_STREAMS // 8, MAX_STREAMS])
+def test_a_peer_is_told_of_ended_streams_when_they_are_as_many_as_it_has_left(left: int) -> None:
+    streams = Streams(is_initiator=True)
+    opened = [2 * n + 1 for n in range(MAX_STREAMS // 4)]
+    for stream_id in opened:
+        streams.accept(stream_id)
+    granted = streams.max_streams = len(opened) + left
+    streams._peer_closed = granted - MAX_STREAMS  # of which it was told
+    ended = 0
+    for stream_id in opened:
+        streams.receiving[StreamId(stream_id)].admit(0, True)
+        streams.sending[StreamId(stream_id)].reset(1)
+        streams.sending[StreamId(stream_id)].on_reset_acked()
+        ended += 1
+        if streams.forget_if_done(StreamId(stream_id)):
+            break
+    assert ended == min(max(left, 1), MAX_STREAMS // 8)
+    assert streams.max_streams == granted + ended
+
+
+def test_whoever_may_open_streams_again_is_told_once() -> None:
+    streams = Streams(is_initiator=True)
+    assert not streams.allow(MAX_STREAMS + 1)
+    while streams.can_open:
+        streams.open()
+    assert not streams.allow(3)
+    assert streams.allow(MAX_STREAMS + 2)
+    assert not streams.allow(MAX_STREAMS + 3)
 
 
 def test_ids_end_at_32_bits_whatever_the_peer_grants() -> None:
@@ -130,7 +236,8 @@ def test_an_ended_stream_is_forgotten_and_late_frames_for_it_are_ignored() -> No
     streams.sending[StreamId(1)].on_reset_acked()
     streams.forget_if_done(StreamId(1))
     assert len(streams) == 0
-    assert streams.accept(1) is None
+    assert not streams.accept(1)
+    assert len(streams) == 0
 
 
 @given(st.integers(0, 1 << 40), st.integers(1, 3000))

@@ -55,6 +55,11 @@ class StreamReset:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamsAllowed:
+    """open_stream works again: the peer has raised a limit that was reached."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamStopped:
     """The peer will read no more (STOP_SENDING); our sending half has been reset with the same code."""
 
@@ -133,6 +138,7 @@ ConnectionEvent: TypeAlias = (
     | StreamWritable
     | StreamReset
     | StreamStopped
+    | StreamsAllowed
     | DatagramsReceived
     | ControlReceived
     | PathValidated

@@ -27,6 +27,7 @@ from tunnel.proto.connection.events import (
     PathValidated,
     StreamOpened,
     StreamReset,
+    StreamsAllowed,
     StreamStopped,
 )
 from tunnel.proto.connection.gather import StreamRun
@@ -275,9 +276,9 @@ class Receiver:
         before, early = stream.read_offset, stream.early_pieces
         grown = stream.admit(end, fin)
         if grown:
-            window_used = self._connection_highest(grown)
-            if window_used > window.limit:
-                raise PeerError(f"{window_used} bytes sent on all streams, {window.limit} granted")
+            self._received_in_all += grown
+            if self._received_in_all > window.limit:
+                raise PeerError(f"{self._received_in_all} bytes sent on all streams, {window.limit} granted")
         taken = stream.offer(offset, pieces, end - offset)
         if taken < end - offset:
             data = b"".join(pieces)
@@ -292,11 +293,6 @@ class Receiver:
         if stream.is_done:
             shared.forget_if_done(stream_id)
 
-    def _connection_highest(self, grown: int) -> int:
-        """What the peer has sent on all streams together, after `grown` more bytes."""
-        self._received_in_all += grown
-        return self._received_in_all
-
     def consumed(self, now: Instant, stream_id: StreamId, count: int) -> None:
         """The application took `count` bytes of a stream, or they were thrown away: return the credit."""
         shared = self._shared
@@ -309,12 +305,13 @@ class Receiver:
 
     def _opens(self, number: int) -> bool:
         """Make sure the stream that a frame names exists; False if it is over and the frame is late."""
-        opened = self._shared.streams.accept(number)
-        if opened is None:
+        streams = self._shared.streams
+        if number in streams.receiving:
+            return True
+        if not streams.accept(number):
             return False
-        for stream_id in opened:
-            self._shared.events.append(StreamOpened(stream_id))
-        return StreamId(number) in self._shared.streams.receiving
+        self._shared.events.append(StreamOpened(StreamId(number)))
+        return True
 
     # 3
 
@@ -378,7 +375,7 @@ class Receiver:
                 at += length
             elif kind == Frame.MAX_DATA:
                 (_, limit), at = _unpack(frames.MAX_DATA, plain, at, end)
-                streams.raise_credit(limit)
+                streams.send_credit.raise_to(limit)
             elif kind == Frame.MAX_STREAM_DATA:
                 (_, number, limit), at = _unpack(frames.MAX_STREAM_DATA, plain, at, end)
                 sender = streams.sending.get(StreamId(number)) if self._opens(number) else None
@@ -388,7 +385,8 @@ class Receiver:
                         streams.scheduler.wake(sender)
             elif kind == Frame.MAX_STREAMS:
                 (_, limit), at = _unpack(frames.MAX_DATA, plain, at, end)
-                streams.peer_max_streams = max(streams.peer_max_streams, limit)
+                if streams.allow(limit):
+                    shared.events.append(StreamsAllowed())
             elif kind == Frame.RESET:
                 (_, number, code, final_size), at = _unpack(frames.RESET, plain, at, end)
                 self._flush_run(now)
@@ -437,7 +435,8 @@ class Receiver:
         early = stream.early_pieces
         grown = stream.reset(code, final_size)
         self._early_pieces -= early - stream.early_pieces
-        if self._connection_highest(grown) > shared.streams.receive_window.limit:
+        self._received_in_all += grown
+        if self._received_in_all > shared.streams.receive_window.limit:
             raise PeerError("RESET: its final size is beyond the connection's credit")
         if stream.reset_code is not None and known is None:
             self.consumed(now, stream_id, final_size - stream.arrived)  # will never be read

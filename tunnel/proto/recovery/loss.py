@@ -6,12 +6,12 @@ A path's bursts are sent in order, hence whatever is lost is a prefix of what is
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.recovery.congestion import INITIAL_WINDOW_PACKETS, CongestionController
 from tunnel.proto.recovery.cubic import Cubic
+from tunnel.proto.recovery.news import AckNews
 from tunnel.proto.recovery.rate import DeliveryRate
 from tunnel.proto.recovery.reordering import Reordering, is_persistent
 from tunnel.proto.recovery.rtt import INITIAL_RTT, RttEstimator
@@ -26,8 +26,6 @@ MAX_PTO_INTERVAL: Final = Seconds(4.0)  # the doubling stops here (or at one PTO
 MAX_UNCOUNTED_BURSTS: Final = 1024  # bursts not in flight (ACKs, checks) that are remembered while nobody acknowledges
 FLIGHT_BDPS: Final = 2  # bandwidth-delay products allowed above the peer's buffer: one on the way, one to grow
 SHORTEST_SAMPLE: Final = 0.000_001  # seconds: a clock may not have moved between sending and the ACK
-
-_NOTHING_SEEN: Final[AbstractSet[tuple[int, int]]] = frozenset()
 
 
 class AckResult(NamedTuple):
@@ -58,14 +56,13 @@ class Recovery:
         "_last_eliciting_at",
         "_max_ack_delay",
         "_mss",
+        "_news",
         "_peak",
         "_peak_before",
         "_rate",
         "_reordering",
         "_round_end",
-        "_seen",
         "_sent",
-        "_top",
         "_uncounted",
         "bytes_in_flight",
         "congestion",
@@ -103,8 +100,7 @@ class Recovery:
         self._eliciting = 0  # packets outstanding that are ack-eliciting and in flight
         self._uncounted = 0  # bursts appended that are not in flight and have something outstanding
         self._last_eliciting_at = now  # when one was sent last, or a probe timeout fired
-        self._top = (0, -1)  # the last ACK frame's first range (empty at first) and the others: nothing in them is news
-        self._seen = _NOTHING_SEEN
+        self._news = AckNews()
         self._reordering = Reordering()
         self._event = 0  # number of the latest congestion event, and its losses not yet refuted
         self._event_losses = 0
@@ -150,10 +146,10 @@ class Recovery:
         ring = self.ring
         acked: list[Marked] = []
         spurious: list[Marked] = []
-        fresh = self._fresh_ranges(ranges)
+        bursts = ring.bursts
+        fresh = self._news.take(ranges, ring.firsts[ring.head]) if ring.head < len(bursts) and ranges else []
         if not fresh:
             return AckResult(acked, [], spurious, 0, None)
-        bursts = ring.bursts
         length = len(bursts)
         arrived = useful = eliciting = 0
         for low, high in reversed(fresh):
@@ -345,30 +341,6 @@ class Recovery:
         return lost
 
     # Inside
-
-    def _fresh_ranges(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The parts of `ranges` that reach what we remember and were not in the frame before, highest first."""
-        ring = self.ring
-        if ring.head == len(ring.bursts) or not ranges:
-            return []
-        lowest = ring.firsts[ring.head]
-        old_low, old_high = self._top
-        seen = self._seen
-        fresh: list[tuple[int, int]] = []
-        for pair in ranges:
-            low, high = pair
-            if high < lowest:
-                break
-            if low <= old_low and high >= old_high:
-                if high > old_high:
-                    fresh.append((max(old_high + 1, low), high))
-                if low < old_low:
-                    fresh.append((low, old_low - 1))
-            elif pair not in seen:
-                fresh.append(pair)
-        self._top = ranges[0]
-        self._seen = set(ranges) if len(ranges) > 1 else _NOTHING_SEEN
-        return fresh
 
     def _on_arrived(self, newest: SentBurst, arrived: int, useful: int, now: Instant) -> None:
         """Account for `arrived` bytes in flight; the window grows by the `useful` ones, if it was used at all."""

@@ -11,6 +11,8 @@ from tunnel.proto.ranges import RangeSet
 from tunnel.units import StreamId
 
 SMALLEST_RING: Final = 16 * 1024  # bytes
+_NO_RING: Final = bytearray(0)
+_NO_VIEW: Final = memoryview(_NO_RING)
 
 
 class SendStream:
@@ -44,8 +46,8 @@ class SendStream:
     def __init__(self, stream_id: StreamId, limit: int) -> None:
         self.stream_id = stream_id
         self.limit = limit  # the peer's credit, an offset
-        self._ring = bytearray(0)
-        self._view = memoryview(self._ring)
+        self._ring = _NO_RING
+        self._view = _NO_VIEW
         self._mask = 0
         self.base = 0
         self.sent = 0
@@ -128,10 +130,11 @@ class SendStream:
             self._drop_ring()
 
     def _drop_ring(self) -> None:
-        self._ring = bytearray(0)
-        self._view = memoryview(self._ring)
+        self._ring = _NO_RING
+        self._view = _NO_VIEW
         self._mask = 0
-        self.lost = RangeSet()
+        if self.lost:
+            self.lost = RangeSet()
 
     # the packet's side
 
@@ -217,9 +220,7 @@ class SendStream:
         start, stop = max(offset, self.base), offset + length
         if start < stop:
             self.lost.add(start, stop)
-            for acked_start, acked_stop in self._acked:
-                if acked_start >= stop:
-                    break
+            for acked_start, acked_stop in self._acked.overlapping(start, stop):
                 self.lost.remove(acked_start, acked_stop)
         if fin and not self.fin_acked:
             self.fin_lost = True

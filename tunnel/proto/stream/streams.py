@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Final
 
 from tunnel.errors import PeerError, TunnelError
+from tunnel.proto.ranges import RangeSet
 from tunnel.proto.stream.flow import CONNECTION_WINDOW, INITIAL_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
 from tunnel.proto.stream.receive import ReceiveStream
 from tunnel.proto.stream.send import SMALLEST_RING, SendStream
@@ -32,14 +33,17 @@ class Scheduler:
     """Who writes next: deficit round robin that serves a stream which just woke before those that are always busy.
 
     So a keystroke does not wait behind bulk.  Source: fq_codel (RFC 8290 §4.2), without its queues' CoDel.
+    Streams that the connection's credit holds back stand aside and come back one by one: a MAX_DATA costs what it lets through,
+    not the number of those who wait for it.
     """
 
-    __slots__ = ("_credit", "_new", "_old", "quantum")
+    __slots__ = ("_credit", "_held", "_new", "_old", "quantum")
 
     def __init__(self) -> None:
         self.quantum = QUANTUM  # of the turns that begin now
         self._new: deque[SendStream] = deque()
         self._old: deque[SendStream] = deque()
+        self._held: OrderedDict[StreamId, SendStream] = OrderedDict()  # only the connection's credit is missing; first come first
         self._credit: dict[StreamId, int] = {}
 
     def wake(self, stream: SendStream) -> None:
@@ -47,15 +51,20 @@ class Scheduler:
             stream.scheduled = True
             self._credit[stream.stream_id] = self.quantum
             self._new.append(stream)
+            if self._held:
+                self._held.pop(stream.stream_id, None)
 
-    def __bool__(self) -> bool:
-        return bool(self._new or self._old)
+    def forget(self, stream: SendStream) -> None:
+        """It is over.  In the round it may still stand: without work it leaves that by itself."""
+        self._held.pop(stream.stream_id, None)
 
     def head(self, may_send_new: bool) -> SendStream | None:
         """The stream whose turn it is, of those that have work; `may_send_new` says that the connection has credit.
 
-        A stream without work leaves the round until it is woken again.
+        A stream without work leaves the round until it is woken again, or until there is credit for it.
         """
+        if may_send_new and self._held:
+            self.wake(next(iter(self._held.values())))
         while True:
             if self._new:
                 queue = self._new
@@ -72,11 +81,14 @@ class Scheduler:
                 self._old.append(stream)
             else:
                 queue.popleft()
-                if queue is self._new and self._old:
+                is_held = not may_send_new and stream.has_work()
+                if queue is self._new and self._old and not is_held:
                     self._old.append(stream)  # one round as an old one, so that waking often does not starve the others
                 else:
                     stream.scheduled = False
                     del self._credit[stream.stream_id]
+                    if is_held:
+                        self._held[stream.stream_id] = stream
 
     def set_pace(self, burst: int) -> None:
         """`burst` bytes leave at about one instant: a turn is no more than that, so that fast paths have full bursts."""
@@ -87,7 +99,7 @@ class Scheduler:
 
     def allowance(self, stream: SendStream) -> int:
         """Bytes it may send in this turn; all there is when nobody else waits."""
-        if len(self._new) + len(self._old) == 1:
+        if len(self._new) + len(self._old) == 1 and not self._held:
             return 1 << 30
         return self._credit[stream.stream_id]
 
@@ -107,12 +119,13 @@ class Streams:
         self.peer_max_streams = MAX_STREAMS  # cumulative, in streams: what we may open in all
         self.max_streams = MAX_STREAMS  # cumulative: what the peer may open in all
         self._opened = 0
-        self._accepted: int = 0  # ids of the peer below this ordinal exist or existed
+        self._accepted: int = 0  # ids of the peer below this ordinal are open or were, ...
+        self._unnamed = RangeSet()  # ... but for these ordinals of them no frame has come yet: they cost nothing so far
         self._peer_closed = 0
         self._add(CONTROL_STREAM)
 
     def __len__(self) -> int:
-        return len(self.sending.keys() | self.receiving.keys()) - 1
+        return len(self.sending) - 1
 
     def _add(self, stream_id: StreamId) -> None:
         self.sending[stream_id] = SendStream(stream_id, INITIAL_STREAM_WINDOW)
@@ -139,50 +152,52 @@ class Streams:
         """The stream to send from now."""
         return self.scheduler.head(self.send_credit.available > 0)
 
-    def raise_credit(self, limit: int) -> None:
-        """MAX_DATA came: whoever was held back by the connection's credit joins the round again."""
-        if self.send_credit.raise_to(limit):
-            for stream in self.sending.values():
-                if stream.has_work():
-                    self.scheduler.wake(stream)
+    def allow(self, limit: int) -> bool:
+        """MAX_STREAMS came: true when we could open none, and now can."""
+        could_open, self.peer_max_streams = self.can_open, max(self.peer_max_streams, limit)
+        return not could_open and self.can_open
 
-    def accept(self, stream_id: int) -> list[StreamId] | None:
-        """A frame names `stream_id`: the streams it opens (also those below that were not seen yet), or None if it is over.
+    def accept(self, stream_id: int) -> bool:
+        """A frame names a stream that is not there: True when that opens it, False when it is over and the frame late.
 
+        The streams below it are open too (RFC 9000 §2.1), but are made when a frame names them.
         Raises PeerError if the peer may not open it, or names one that we never opened.
         """
-        if stream_id in self.receiving or stream_id in self.sending:
-            return []
         if self.is_ours(stream_id):
             if stream_id >= self._next_ours:
                 raise PeerError(f"stream {stream_id} was never opened")
-            return None
+            return False
         ordinal = stream_id // 2 if stream_id & 1 else stream_id // 2 - 1
         if ordinal < self._accepted:
-            return None
-        if ordinal >= self.max_streams:
+            if ordinal not in self._unnamed:
+                return False
+            self._unnamed.remove(ordinal, ordinal + 1)
+        elif ordinal >= self.max_streams:
             raise PeerError(f"stream {stream_id} is beyond the {self.max_streams} that were granted")
-        first = self._accepted
-        self._accepted = ordinal + 1
-        low = 1 if stream_id & 1 else 2
-        opened = [StreamId(low + 2 * n) for n in range(first, ordinal + 1)]
-        for new in opened:
-            self._add(new)
-        return opened
+        else:
+            self._unnamed.add(self._accepted, ordinal)
+            self._accepted = ordinal + 1
+        self._add(StreamId(stream_id))
+        return True
 
     def forget_if_done(self, stream_id: StreamId) -> bool:
-        """Drop a stream whose two halves are over; True when the peer earned the right to open another one worth telling."""
+        """Drop a stream whose two halves are over; True when the peer may open more than it knows, and that is worth telling.
+
+        It is when it doubles what the peer has left: at once where it has nothing left, and waits.
+        """
         if stream_id == CONTROL_STREAM:
             return False
         sender, receiver = self.sending.get(stream_id), self.receiving.get(stream_id)
         if sender is None or receiver is None or not sender.is_done or not receiver.is_done:
             return False
         receiver.window.release()
+        self.scheduler.forget(sender)
         del self.sending[stream_id], self.receiving[stream_id]
         if self.is_ours(stream_id):
             return False
         self._peer_closed += 1
-        if self._peer_closed + MAX_STREAMS - self.max_streams < MAX_STREAMS // 8:
+        untold = self._peer_closed + MAX_STREAMS - self.max_streams
+        if untold < min(self.max_streams - self._accepted, MAX_STREAMS // 8):
             return False
         self.max_streams = self._peer_closed + MAX_STREAMS
         return True
