@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,6 +103,42 @@ def modules() -> tuple[Module, ...]:
         imports = tuple(dict.fromkeys(_find_imports(tree.body, package, top=True, typing=False, guarded=False)))
         found.append(Module(name, path, text, tree, imports))
     return tuple(found)
+
+
+def constants(module: Module) -> dict[str, int]:
+    """The constants that it defines (names in capitals), with the line of each."""
+    found: dict[str, int] = {}
+    for node in module.tree.body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets if isinstance(node, ast.Assign) else []
+        for target in targets:
+            for name in ast.walk(target):
+                if isinstance(name, ast.Name) and re.fullmatch(r"_?[A-Z][A-Z0-9_]+", name.id):
+                    found[name.id] = node.lineno
+    return found
+
+
+def reads(trees: Mapping[str, ast.Module]) -> set[tuple[str, str]]:
+    """(module, name) of every module-level name that code reads, in its own module or elsewhere; `trees` by module name.
+
+    Naming it in an import or in `__all__` is not reading.  An attribute `x.NAME` counts for NAME in every module, as "*".
+    """
+    origin: dict[tuple[str, str], tuple[str, str]] = {}
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                for alias in node.names:
+                    origin[module, alias.asname or alias.name] = (node.module, alias.name)
+    found: set[tuple[str, str]] = set()
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                place = (module, node.id)
+                while place not in found:
+                    found.add(place)
+                    place = origin.get(place, place)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.add(("*", node.attr))
+    return found
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.style.source import ROOT, modules, project_files
+from tests.style.source import ROOT, modules, project_files, reads
 from tunnel import config
 from tunnel.cli import main as cli
 from tunnel.config import Settings
@@ -99,6 +99,17 @@ def test_the_limits_of_the_security_page_are_those_of_the_code() -> None:
         if value is None or float(written.replace(",", "")) != pytest.approx(float(value)):
             wrong.append(f"docs/security.md says {name} = {written}, {module} says {value}")
     assert wrong == []
+
+
+def test_every_limit_of_the_security_page_is_read_by_the_product() -> None:
+    """A number that stands in the code and on the page, and that nothing asks for, limits nothing."""
+    used = reads({module.name: module.tree for module in modules()})
+    idle = []
+    for name, _, module in LIMIT_ROW.findall(read("docs/security.md")):
+        last = name.rpartition(".")[2]
+        if ("*", last) not in used and (module, last) not in used:
+            idle.append(f"{module}.{name} is read nowhere")
+    assert idle == []
 
 
 def test_the_first_byte_table() -> None:

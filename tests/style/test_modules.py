@@ -7,7 +7,7 @@ import enum
 import importlib
 from collections.abc import Mapping
 
-from tests.style.source import modules
+from tests.style.source import ROOT, constants, modules, reads
 
 MAX_LINES = 500
 """Lines of a module at which it is split, or says why not: a docstring line that begins with `Long because`."""
@@ -37,6 +37,21 @@ def test_the_core_draws_no_keys_by_itself() -> None:
         if module.name.startswith("tunnel.proto.")
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Attribute) and node.attr in {"generate", "generate_key", "urandom"}
+    ]
+    assert wrong == []
+
+
+def test_every_constant_is_read() -> None:
+    """By the product, or by a test that holds the product to it."""
+    trees = {module.name: module.tree for module in modules()}
+    tests = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("*.py")}
+    trees.update({path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): tree for path, tree in tests.items()})
+    used = reads(trees)
+    wrong = [
+        f"{module.relative}:{line}: {name}"
+        for module in modules()
+        for name, line in constants(module).items()
+        if (module.name, name) not in used and ("*", name) not in used
     ]
     assert wrong == []
 

@@ -46,6 +46,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.KEY_CHANGED: PeerError,
     Problem.PATH_POLICY: ConfigurationError,
     Problem.NO_DIRECT: UnreachableError,
+    Problem.NO_KEYS: UnreachableError,
     Problem.INTERNAL: InternalError,
     Problem.CLOCK_OFF: ConfigurationError,
     Problem.TOO_MANY_PEERS: ConfigurationError,

@@ -1,7 +1,7 @@
 """What a link can carry, measured: a sink and a source that every ptunnel offers to its paired peers, and who uses them.
 
-Granted to any paired peer, so bounded: one at a time for each peer, MAX_SECONDS and MAX_BYTES each, MAX_BYTES_AN_HOUR in all.
-What the source sends is zeros; what the sink gets is counted and thrown away.
+Granted to any paired peer, so bounded: one at a time for each peer, open.MAX_BENCH_SECONDS and MAX_BYTES each, and
+MAX_BYTES_AN_HOUR in all.  What the source sends is zeros; what the sink gets is counted and thrown away.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import trio
 from tunnel.driver.stream import StreamCode, StreamResetError
 from tunnel.errors import MalformedPacket, TunnelError, UnreachableError
 from tunnel.forward.link import Flows, Stream
-from tunnel.forward.open import MAX_BENCH_SECONDS, Bench, Measured, Opened, decode_measured, decode_opened, encode, read_message
+from tunnel.forward.open import Bench, Measured, Opened, decode_measured, decode_opened, encode, read_message
 
-MAX_SECONDS: Final = MAX_BENCH_SECONDS  # of one measurement
 MAX_BYTES: Final = 16 * 1024**3  # of one measurement
 MAX_BYTES_AN_HOUR: Final = 64 * 1024**3  # of all measurements that one peer asks for, over whatever links
 MAX_PEERS: Final = 1_024  # whose measurements are remembered; who has measured longest ago is forgotten

@@ -35,7 +35,6 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MNT_DETACH: Final = 2
 
 MAX_MESSAGE: Final = 1 << 17  # bytes of the first message: the command's words and the configuration
-STARTED: Final = b"started"
 GO: Final = b"go"
 NOT_FOUND: Final = 127  # as a shell's: sh(1)
 NOT_EXECUTABLE: Final = 126

@@ -15,7 +15,6 @@ from typing import Final
 
 # linux/capability.h
 CAP_NET_ADMIN: Final = 12
-CAP_NET_RAW: Final = 13
 CAP_SYS_ADMIN: Final = 21
 LAST_CAPABILITY: Final = 63  # of what two 32-bit words can say; the kernel refuses those it does not know
 _VERSION_3: Final = 0x2008_0522

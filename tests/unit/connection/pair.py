@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamOpened
+from tunnel.proto.connection.events import ConnectionEvent, PathKind, RekeyDue, StreamOpened
 from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.crypto.handshake import Params
 from tunnel.proto.crypto.keys import AES_256_GCM, Keypair
@@ -41,7 +41,9 @@ class Pair:
         rate: float | None = None,
         queue: float = 0.05,
         mtu: int = 1472,
+        renews_keys: bool = True,
     ) -> None:
+        """`renews_keys`: new keypairs follow when a side asks for them, as by a handshake that takes no time."""
         self.rng = random.Random(seed)
         self.now = Instant(1000.0)
         self.delay, self.loss = delay, loss
@@ -70,6 +72,8 @@ class Pair:
         self.bursts = 0
         self.datagrams = 0
         self.hook: Callable[[str, bool, bytes], list[float] | None] | None = None
+        self.renews_keys = renews_keys
+        self._indices = 1_000_000
 
     def _make(self, first: bool, key: Keypair, local: Params, remote: Params, path: PathKey, kind: PathKind) -> Connection:
         return Connection(
@@ -119,11 +123,21 @@ class Pair:
     def _events(self, name: str, side: Connection) -> None:
         while (event := side.poll_event()) is not None:
             self.events[name].append(event)
+            if isinstance(event, RekeyDue) and self.renews_keys:
+                self.renew_keys(name)
             stream_id = getattr(event, "stream_id", None)
             if isinstance(event, StreamOpened):
                 self.read[name].setdefault(event.stream_id, bytearray())
             if stream_id is not None and self.reading[name] and stream_id not in self.not_read:
                 self.take(name, stream_id)
+
+    def renew_keys(self, name: str) -> None:
+        """A handshake that `name` began has ended: its side seals under the new keypair at once."""
+        self._indices += 2
+        keys = keypairs(self.rng, base=self._indices)
+        other = "b" if name == "a" else "a"
+        self.sides[other].install_keypair(self.now, keys[1], confirmed=False)
+        self.sides[name].install_keypair(self.now, keys[0], confirmed=True)
 
     def take(self, name: str, stream_id: StreamId) -> None:
         into = self.read[name].setdefault(stream_id, bytearray())

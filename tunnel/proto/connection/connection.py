@@ -57,6 +57,9 @@ BLACK_HOLE_PTOS: Final = 2  # probe timeouts in a row, before large datagrams ar
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
 MAXIMUM_RECEIVE_BUFFER: Final = 1024 * 1024  # bytes of it that we fill: a queue like any other, 4 ms at 2 Gbit/s
 DEMOTED: Final = "the direct path fell silent"
+HEARD_LATELY: Final = Seconds(30.0)  # a live peer is silent for shorter: longer than any keepalive and what follows it
+NO_KEYS_AFTER: Final = Seconds(4.0)  # without keys that may seal, before the owner should meet the peer anew
+MAX_HANDSHAKE_PATHS: Final = 3  # that a handshake for new keys may go over
 
 
 class Connection:
@@ -112,6 +115,8 @@ class Connection:
             self._shared.control.ping = True
         self._may_send = is_initiator
         self._is_announced = False  # the first PathChanged waits for the first round trip, so that it has one to tell
+        self._is_mute = False  # no keypair may seal: everything waits for new keys
+        self._lost_at: Instant | None = None  # when that costs the paths
 
     # getters
 
@@ -178,6 +183,19 @@ class Connection:
         return [paths.current.key, *rest]
 
     @property
+    def handshake_paths(self) -> list[PathKey]:
+        """Where a handshake for new keys may be answered, the likeliest first."""
+        paths = self._shared.paths
+        rest = [path for path in paths.known.values() if path is not paths.current and paths.is_allowed(path)]
+        rest.sort(key=lambda path: (not path.validated, -path.last_heard))
+        return [paths.current.key, *(path.key for path in rest)][:MAX_HANDSHAKE_PATHS]
+
+    @property
+    def is_mute(self) -> bool:
+        """No keypair may seal any more: nothing leaves until a handshake brings new keys."""
+        return self._is_mute
+
+    @property
     def used_sockets(self) -> set[SocketId]:
         """Those of the paths in use, and of all that the peer has lately answered on."""
         paths = self._shared.paths
@@ -216,7 +234,9 @@ class Connection:
         """
         if self._state in (State.CLOSED, State.DRAINING):
             return len(buffer)
-        heard_before = self._shared.last_heard
+        heard_before, keys = self._shared.last_heard, self._shared.keys
+        if now >= keys.expires_at:
+            keys.expire(now)
         try:
             position = self._receiver.handle_datagrams(now, key, buffer, start, stride, ecn)
         except PeerError as error:
@@ -225,6 +245,8 @@ class Connection:
             return len(buffer)
         if position == start:
             return position
+        if self._is_mute and keys.may_seal(now):
+            self._speak(now)
         if self._state is State.CLOSING:
             self._close_at = earliest(self._close_at, Instant(now + CLOSE_SPACING))
         if self._shared.packets_received and not self._may_send:
@@ -246,14 +268,19 @@ class Connection:
                 self._state = apply(self._state, Cue.LINGERED)
             return
         shared = self._shared
+        keys = shared.keys
+        keys.expire(now)
         if now >= self._gives_up_at:
             hours = round((now - shared.last_heard) / 3600)
             text = f"nothing was heard from the peer for {'an hour' if hours <= 1 else f'{hours} hours'}"
             self._end(now, Cue.WENT_SILENT, CloseReason(CloseCode.IDLE, text, False))
             return
-        shared.keys.expire(now)
-        if shared.keys.wants_rekey(now):
+        if keys.wants_rekey(now):
             shared.events.append(RekeyDue())
+        if not self._may_seal(now):
+            if self._lost_at is not None and now >= self._lost_at:
+                self._lose_paths(now)
+            return
         for path in list(shared.paths.known.values()):
             at = path.recovery.poll_timeout()
             if at is not None and at <= now:
@@ -276,6 +303,8 @@ class Connection:
             return earliest(self._linger_until, self._close_at if self._may_send else None)
         shared, sender = self._shared, self._sender
         paths, keys = shared.paths, shared.keys
+        if self._is_mute:
+            return earliest(self._gives_up_at, keys.rekey_at(), keys.expires_at, self._lost_at)
         first, at = paths.poll_timeout(), self._gives_up_at
         if at < first:
             first = at
@@ -283,7 +312,8 @@ class Connection:
         if at < first:
             first = at
         for known in (
-            keys.previous_until(),
+            keys.expires_at,
+            keys.seals_until,
             shared.acks.deadline(),
             sender.pacing_until if sender.blocked else None,
             paths.current.pmtu.poll_timeout() if self._may_send else None,
@@ -302,9 +332,11 @@ class Connection:
             if self._close_at is None or now < self._close_at or not self._may_send:
                 return None
             self._close_at = None
+            if not self._shared.keys.may_seal(now):
+                return None
             assert self.close_reason is not None
             return self._sender.close_packet(out, self.close_reason.code, self.close_reason.text)
-        if self._state is not State.ESTABLISHED or not self._may_send:
+        if self._state is not State.ESTABLISHED or not self._may_send or not self._may_seal(now):
             return None
         if self._control_out:
             self._write_control()
@@ -333,7 +365,7 @@ class Connection:
     @property
     def packets(self) -> PacketSealer | None:
         """Seals IP packets, past streams and window; None while there are no keys to send under."""
-        return self._packets if self._may_send and self._state is State.ESTABLISHED else None
+        return self._packets if self._may_send and self._state is State.ESTABLISHED and not self._is_mute else None
 
     def set_packet_sink(self, sink: PacketSink | None) -> None:
         """Who takes received IP packets, called from inside handle_datagrams: the views are gone with the next call."""
@@ -349,6 +381,48 @@ class Connection:
             self._shared.control.ping = True
             if self._shared.trace is not None:
                 tracing.keys_updated(self._shared.trace, now, keypair)
+            self._speak(now)
+
+    def give_up_keys(self, now: Instant) -> None:
+        """Seal nothing more under the keys that stand, since a copy of this machine may hold them too: RekeyDue follows."""
+        self._shared.keys.give_up(now)
+        self._may_seal(now)
+
+    def _may_seal(self, now: Instant) -> bool:
+        """Whether there are keys to seal with; if not, everything but the wish for new ones waits."""
+        keys = self._shared.keys
+        if keys.may_seal(now):
+            return True
+        if not self._is_mute and self._state is State.ESTABLISHED:
+            self._is_mute = True
+            self._shared.paths.probes.clear()
+            self._lost_at = Instant(now + NO_KEYS_AFTER)
+            if keys.is_over(now):
+                self._lose_paths(now)
+        return False
+
+    def _lose_paths(self, now: Instant) -> None:
+        """Without keys no path can prove itself."""
+        shared = self._shared
+        self._lost_at = None
+        if self.has_path:
+            for path in shared.paths.known.values():
+                path.validated = False
+            shared.events.append(AllPathsLost(no_keys=now - shared.last_heard < HEARD_LATELY))
+
+    def _speak(self, now: Instant) -> None:
+        """There are keys to seal with.  After a while without, every path has to prove itself."""
+        if not self._is_mute:
+            return
+        self._is_mute = False
+        self._shared.paths.probes.clear()  # what waited meanwhile is late
+        was_lost, self._lost_at = self._lost_at is None, None
+        for path in self._shared.paths.known.values():
+            path.recovery.on_heard_again()
+            if was_lost:
+                path.trust()
+                path.verify(now)
+        self._is_announced = self._is_announced and not was_lost
 
     # paths
 
@@ -388,8 +462,9 @@ class Connection:
         """The path is gone for certain (its channel was closed, its socket removed)."""
         path = self._shared.paths.known.get(key)
         if path is not None:
-            path.validated = False
-            self._path_failed(now, path)
+            was_working, path.validated = path.validated, False
+            if was_working:
+                self._path_failed(now, path)
             self._choose_path(now, "")
             self._shared.paths.remove(key)
 

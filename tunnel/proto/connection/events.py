@@ -122,7 +122,12 @@ class RekeyDue:
 
 @dataclass(frozen=True, slots=True)
 class AllPathsLost:
-    """Nothing authenticated arrived for a while on any path; the owner should meet the peer again."""
+    """Nothing can be sent on any path any more; the owner should meet the peer again.
+
+    `no_keys`: the keypair has come to its end, though the peer was heard until now: handshakes are lost and data is not.
+    """
+
+    no_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ the same bytes again.  The responder only ever answers, so its side needs no tim
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -133,9 +133,17 @@ class InitiatorHandshake:
         rng: random.Random,
         give_up_after: Seconds | None = None,
         drops: Drops | None = None,
+        others: Iterable[PathKey] = (),
+        at_once: bool = False,
     ) -> None:
-        """`timestamp` gives strictly increasing nanoseconds; `give_up_after` None means: never; `drops` is where to count."""
+        """`timestamp` gives strictly increasing nanoseconds; `give_up_after` None means: never; `drops` is where to count.
+
+        Repetitions go over `path` and `others` in turn; with `at_once` each goes over `path` and one of the others together.
+        """
         self.path = path
+        self._paths = list(dict.fromkeys((path, *others)))
+        self._next = 0  # of _paths
+        self._at_once = at_once
         self.index = initiator.index
         self.completed: Completed | None = None
         self.has_failed = False
@@ -150,6 +158,7 @@ class InitiatorHandshake:
         self._longest = LONGEST_XX_RETRY if initiator.pattern is Pattern.XX else LONGEST_RETRY
         self._finishes = 0
         self._sent_on: deque[PathKey] = deque((path,), maxlen=MAX_MOVES)
+        self._has_second = False  # the other of two that leave together is still due
         self._timers: TimerTable[_Timer] = TimerTable()
         self._timers.set(_Timer.SEND, now)
         if give_up_after is not None:
@@ -205,10 +214,12 @@ class InitiatorHandshake:
         return path if path in self._sent_on else self.path
 
     def move(self, now: Instant, path: PathKey) -> None:
-        """Go on over another path, at once."""
-        if path != self.path and self.completed is None and not self.has_failed:
+        """Go on over another path first, at once."""
+        if path != self._paths[0] and self.completed is None and not self.has_failed:
+            self._paths = [path, *(each for each in self._paths if each != path)][:MAX_MOVES]
             self.path = path
-            self._sent_on.append(path)
+            self._next = 0
+            self._has_second = False
             self._wait = FIRST_RETRY
             self._timers.set(_Timer.SEND, now)
 
@@ -223,6 +234,7 @@ class InitiatorHandshake:
         return self._timers.next()
 
     def poll_transmit(self, now: Instant) -> bytes | None:
+        """What to send over `path` now; call until None."""
         at = self._timers.get(_Timer.SEND)
         if at is None or at > now or self.has_failed:
             return None
@@ -233,11 +245,25 @@ class InitiatorHandshake:
             else:
                 self._timers.set(_Timer.SEND, Instant(now + FINISH_RETRY))
             return self.completed.finish
-        wait = self._wait * (1.0 + RETRY_JITTER * self._rng.random())
-        self._timers.set(_Timer.SEND, Instant(now + wait))
-        self._wait = Seconds(min(2 * self._wait, self._longest))
+        self._turn()
+        if not self._has_second:
+            wait = self._wait * (1.0 + RETRY_JITTER * self._rng.random())
+            self._timers.set(_Timer.SEND, Instant(now + wait))
+            self._wait = Seconds(min(2 * self._wait, self._longest))
         self.attempts += 1
         return self._initiator.first_datagram(self._timestamp())
+
+    def _turn(self) -> None:
+        """Choose the path of the init that leaves now."""
+        paths = self._paths
+        if self._at_once and len(paths) > 1:
+            self._has_second = not self._has_second
+            self.path = paths[0] if self._has_second else paths[1 + self._next % (len(paths) - 1)]
+            self._next += not self._has_second
+        else:
+            self.path = paths[self._next % len(paths)]
+            self._next += 1
+        self._sent_on.append(self.path)
 
 
 class Gatekeeper:

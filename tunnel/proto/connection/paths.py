@@ -48,7 +48,6 @@ VERIFY_PATIENCE: Final = Seconds(120.0)  # ... for so long; a line that returns 
 VERIFY_AT_LEAST: Final = Seconds(5.0)  # and then so often
 VERIFY_SPACING: Final = Seconds(0.06)  # at least, between two challenges of a path in doubt; else 1.5 round trips
 BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
-ALL_LOST_AFTER: Final = Seconds(4.0)  # of silence while we expect an answer, before the owner should meet the peer anew
 
 
 class Congestion(Enum):

@@ -186,7 +186,7 @@ class Receiver:
         if opened:
             shared.packets_received += opened
             shared.bytes_received += arrived
-            self._heard(now, key, heard, acted and shared.replay.highest > highest_before)
+            self._heard(now, key, heard, opened, acted and shared.replay.highest > highest_before)
         return position
 
     # 2
@@ -471,10 +471,10 @@ class Receiver:
 
     # 5
 
-    def _heard(self, now: Instant, key: PathKey, keypair: Keypair, newest: bool) -> None:
+    def _heard(self, now: Instant, key: PathKey, keypair: Keypair, opened: int, newest: bool) -> None:
         shared = self._shared
         shared.last_heard = now
-        if shared.keys.authenticated(keypair, now):
+        if shared.keys.authenticated(keypair, now, opened):
             shared.control.ping = True
             if shared.trace is not None:
                 tracing.keys_updated(shared.trace, now, keypair)

@@ -16,11 +16,10 @@ AES_256_GCM: Final = 1
 CHACHA20_POLY1305: Final = 2
 _MAKERS: Final[dict[int, type[AESGCM] | type[ChaCha20Poly1305]]] = {AES_256_GCM: AESGCM, CHACHA20_POLY1305: ChaCha20Poly1305}
 
-TAG_SIZE: Final = 16  # bytes that sealing adds
 REKEY_AFTER: Final = Seconds(120.0)  # WireGuard §6.1
 REKEY_AFTER_PACKETS: Final = 2**26  # packets; RFC 9001 §B.1.1 allows 2^28 of at most 2^11 bytes under one AES-GCM key
 REJECT_AFTER: Final = Seconds(180.0)  # a keypair that could not be replaced is dead; WireGuard §6.1
-REJECT_AFTER_PACKETS: Final = 2**27  # packets
+REJECT_AFTER_PACKETS: Final = 2**27  # packets, in either direction: room for a rekey that is slow
 
 
 def preferred_aeads(has_aes: bool) -> tuple[int, ...]:
@@ -44,10 +43,20 @@ class Keypair:
     """The keys of one handshake in use.  Mutable and without methods on the hot path: sealing calls `send.encrypt_into`.
 
     `local_index` stands in the header of what we receive, `remote_index` in the header of what we send.
-    The owner sets `created_at` when it installs the keypair and counts `sent_packets`.
+    The owner sets `created_at` when it installs the keypair and counts `sent_packets` and `received_packets`.
     """
 
-    __slots__ = ("aead", "created_at", "is_initiator", "local_index", "receive", "remote_index", "send", "sent_packets")
+    __slots__ = (
+        "aead",
+        "created_at",
+        "is_initiator",
+        "local_index",
+        "receive",
+        "received_packets",
+        "remote_index",
+        "send",
+        "sent_packets",
+    )
 
     def __init__(
         self, *, aead: int, send_key: bytes, receive_key: bytes, local_index: int, remote_index: int, is_initiator: bool
@@ -60,6 +69,7 @@ class Keypair:
         self.is_initiator = is_initiator
         self.created_at: Instant | None = None
         self.sent_packets = 0
+        self.received_packets = 0
 
     def __repr__(self) -> str:
         return f"Keypair(local_index={self.local_index:#010x}, remote_index={self.remote_index:#010x}, aead={self.aead})"

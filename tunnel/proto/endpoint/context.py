@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CLIENT_REST: Final = Seconds(5.0)  # after a fault of ours in the talk with a server, before it goes on
 MAX_QUEUED: Final = 256  # handshake datagrams waiting to leave; the oldest is dropped
-DAY_NS: Final = 86_400 * 10**9
 
 PATH_POLICIES: Final = {"auto": PATH_AUTO, "direct": PATH_DIRECT, "relay": PATH_RELAY}
 POLICY_NAMES: Final = {number: name for name, number in PATH_POLICIES.items()}

@@ -179,7 +179,7 @@ class Dialer:
             self.dial(now, wide=True)
         if self._absent_at is not None and now >= self._absent_at:
             self._absent_at = None
-            if self.client.is_reached:
+            if self.client.is_reached and not peering.lacks_keys:
                 name = peering.peer.name
                 self._context.emit(
                     Troubled(

@@ -279,7 +279,10 @@ class Endpoint:
                         is_due = is_due or not touched.connection_is_quiet
                         touched.drain(now)
                     touched = peering
-                    position = after if after > position else end
+                    if after <= position:
+                        self.drops["transport under keys that have ended"] += 1
+                        after = end
+                    position = after
                     continue
                 self.drops["transport to nobody"] += 1
             elif 0x70 <= kind <= 0x74:

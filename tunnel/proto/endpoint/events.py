@@ -42,6 +42,7 @@ class Problem(Enum):
     KEY_CHANGED = "key_changed"
     PATH_POLICY = "path_policy"
     NO_DIRECT = "no_direct"
+    NO_KEYS = "no_keys"
     INTERNAL = "internal"
     CLOCK_OFF = "clock_off"
     TOO_MANY_PEERS = "too_many_peers"

@@ -43,6 +43,10 @@ CONTROL_ROOM: Final = 4  # what members of a room tell each other: lan/messages.
 OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
 MAX_PONGS: Final = 64  # answers that nobody has fetched
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
+NO_KEYS: Final = (
+    "Data of {} gets through and new keys do not: somebody on the way, or the server that relays, drops handshakes. "
+    "Nothing is sent under old keys; trying on. Another network or server would help."
+)
 
 
 class Peering:
@@ -59,6 +63,7 @@ class Peering:
         self.pongs: dict[int, Instant] = {}
         self.needs_meeting = False
         self.is_closed = False
+        self.lacks_keys = False  # data of the peer got through when its keys ended, and new ones do not
         self.policy = context.config.path_policy
         self._context = context
         self._is_explained = False
@@ -98,6 +103,7 @@ class Peering:
     def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str) -> None:
         """A connection stands: the first one, or one with the peer's new instance."""
         self.connection = connection
+        self.lacks_keys = False
         self.puncher = puncher
         self.policy = policy
         self._is_explained = False
@@ -105,8 +111,10 @@ class Peering:
         connection.send_control(bytes((CONTROL_HELLO,)))
         self.pump(now)
 
-    def begin_handshake(self, now: Instant, path: PathKey, *, give_up_after: Seconds | None = None) -> None:
-        """IK towards the peer over `path`; one that is under way moves there instead."""
+    def begin_handshake(
+        self, now: Instant, path: PathKey, *, give_up_after: Seconds | None = None, others: Iterable[PathKey] = ()
+    ) -> None:
+        """IK towards the peer over `path`, and `others` in turn; one that is under way moves there instead."""
         if self.handshake is not None and self.handshake.completed is None and not self.handshake.has_failed:
             self.handshake.move(now, path)
             return
@@ -131,6 +139,8 @@ class Peering:
             rng=context.rng,
             give_up_after=give_up_after,
             drops=context.drops,
+            others=others,
+            at_once=self.connection is not None and self.connection.is_mute,
         )
 
     def end_handshake(self) -> None:
@@ -142,6 +152,7 @@ class Peering:
         """New keys for the connection that stands, over a path that may be new too."""
         connection = self.connection
         assert connection is not None
+        self.lacks_keys = False
         connection.install_keypair(now, completed.keypair, True)
         connection.migrate(now, path, PathKind.RELAY if path.prefix else PathKind.DIRECT)
         connection.send_control(bytes((CONTROL_HELLO,)))
@@ -192,18 +203,21 @@ class Peering:
                 return
             case RekeyDue():
                 assert self.connection is not None
-                view = self.connection.current_path
                 if self.handshake is None or self.handshake.completed is not None or self.handshake.has_failed:
-                    self.begin_handshake(now, view.key, give_up_after=REKEY_GIVES_UP)
+                    path, *others = self.connection.handshake_paths
+                    self.begin_handshake(now, path, give_up_after=REKEY_GIVES_UP, others=others)
             case PathLost(kind=PathKind.RELAY):
                 client = self._context.clients.get(self.server or "")
                 if client is not None:
                     client.doubt(now)
             case PathChanged(kind=PathKind.DIRECT):
                 self._learn()
-            case AllPathsLost():
+            case AllPathsLost(no_keys=no_keys):
                 self.needs_meeting = True
-                if self.is_initiator:
+                if no_keys:
+                    self.lacks_keys = True
+                    self._context.emit(Troubled(problem=Problem.NO_KEYS, text=NO_KEYS.format(self.peer.name)))
+                elif self.is_initiator:
                     text = f"{self.peer.name} fell silent: looking for it again."
                     self._context.emit(Troubled(problem=Problem.PEER_LOST, text=text))
                 with Wall(self.lose_puncher):
@@ -432,11 +446,9 @@ class Peering:
             handshake.handle_timeout(now)
             if handshake.has_failed:
                 self.end_handshake()
-            else:
-                datagram = handshake.poll_transmit(now)
-                if datagram is not None:
-                    self._context.send(handshake.path, datagram)
-        if self.puncher is not None and self.connection is not None and not self.is_closed:
+            while (datagram := handshake.poll_transmit(now)) is not None:
+                self._context.send(handshake.path, datagram)
+        if self.puncher is not None and self.connection is not None and not self.is_closed and not self.connection.is_mute:
             try:
                 while (offer := self.puncher.pump(now)) is not None:
                     self.connection.send_control(bytes((CONTROL_OFFER,)) + offer)
@@ -455,7 +467,7 @@ class Peering:
         at = self.connection.poll_timeout() if self.connection is not None else None
         if self.handshake is not None:
             at = earliest(at, self.handshake.poll_timeout())
-        puncher = self.puncher
-        if puncher is not None and puncher.next_at is not None and not self.is_closed and (at is None or puncher.next_at < at):
-            return puncher.next_at
-        return at
+        puncher, connection = self.puncher, self.connection
+        if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):
+            return at
+        return puncher.next_at if at is None or puncher.next_at < at else at

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tunnel.proto.rendezvous.client import Client
 
 _NOTHING: Final[MappingType[SocketId, Address]] = {}
-MAX_OFFERS_A_TURN: Final = 8
 MAX_CHECKS_A_TURN: Final = 32
 MAX_MEASURES: Final = 32  # questions to the server that wait for an answer
 QUESTION_SIZE: Final = 100  # bytes; the padding asks for the server's other address (RFC 5780 §7.6)

@@ -7,7 +7,6 @@ from typing import Final
 from tunnel.proto.ip.checksum import adjusted
 from tunnel.units import Buffer
 
-NOT_ECT: Final = 0  # the packet's sender takes no marks
 CE: Final = 3  # congestion experienced
 
 

@@ -18,7 +18,6 @@ from tunnel.proto.ip.header import IPV6_HEADER, MAX_PACKET, TCP, UDP, UDP_HEADER
 from tunnel.units import Buffer
 
 VIRTIO_NET_HDR_F_NEEDS_CSUM: Final = 1
-VIRTIO_NET_HDR_F_DATA_VALID: Final = 2
 GSO_NONE: Final = 0
 GSO_TCPV4: Final = 1
 GSO_UDP: Final = 3  # UFO: the kernel fragments; never asked for, never cut

@@ -17,7 +17,6 @@ OPEN_POOL: Final = 2
 MAX_HINTS: Final = 4  # read from one offer; more are ignored
 MAX_PREDICTED: Final = 32  # ports in one prediction: what may have been allocated by others meanwhile
 MAX_STEP: Final = 8  # between two ports that a NAT allocates one after the other
-_LONGEST: Final = 255
 
 
 class PredictedPorts(NamedTuple):

@@ -22,7 +22,6 @@ _PCP_VERSION: Final = 2
 _RESPONSE: Final = 0x80  # set in the opcode of an answer, in both protocols
 _EXTERNAL, _MAP_UDP = 0, 1  # opcodes of NAT-PMP
 _ANNOUNCE, _MAP = 0, 1  # opcodes of PCP
-_PCP_HEADER: Final = 24
 _PCP_MAP: Final = 36
 
 #: What the result codes mean to a person; RFC 6886 §3.5 and RFC 6887 §7.4.

@@ -12,7 +12,6 @@ from typing import Final
 from tunnel.proto.nat.behaviour import Filtering, Mapping, explain_relayed
 from tunnel.units import Address, Seconds
 
-FULL_MTU: Final = 1_500  # bytes of an IP packet on Ethernet
 NARROW_MTU: Final = 1_280  # bytes: below it much of the internet's equipment misbehaves
 SLOW_SERVER: Final = Seconds(0.4)  # introductions take several round trips
 

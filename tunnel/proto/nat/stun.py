@@ -16,7 +16,6 @@ from tunnel.proto.nat.candidate import canonical
 from tunnel.units import Address, Buffer
 
 BINDING_REQUEST: Final = 0x0001
-BINDING_INDICATION: Final = 0x0011
 BINDING_RESPONSE: Final = 0x0101
 BINDING_ERROR: Final = 0x0111
 

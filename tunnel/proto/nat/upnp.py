@@ -23,7 +23,7 @@ SEARCH_TARGETS: Final = ("urn:schemas-upnp-org:device:InternetGatewayDevice:1", 
 MAX_SEARCH_ANSWER: Final = 4_096  # bytes
 MAX_HTTP: Final = 65_536  # bytes of one answer with its header
 MAX_HTTP_HEADER: Final = 8_192
-MAX_PATH: Final = 512  # characters
+MAX_PATH: Final = 512  # characters of a path that the gateway names, and that we ask it for
 MAX_SERVICES: Final = 32  # looked at in one description
 
 #: The services that can map a port, the best first.
@@ -35,14 +35,12 @@ SERVICES: Final = (
 
 # Error codes of WANIPConnection §2.4.16 and WANIPConnection:2 §2.5.16.
 CONFLICT: Final = 718
-SAME_PORT_REQUIRED: Final = 724
 ONLY_PERMANENT: Final = 725
 CONFLICT_WITH_OTHER: Final = 729
 NO_PORTS: Final = 728
-NOT_AUTHORIZED: Final = 606
 
-_URL: Final = re.compile(r"http://([0-9.]{7,15})(?::([0-9]{1,5}))?(/[!-~]{0,511})?\Z")
-_PATH: Final = re.compile(r"/[!-~]{0,511}\Z")
+_URL: Final = re.compile(rf"http://([0-9.]{{7,15}})(?::([0-9]{{1,5}}))?(/[!-~]{{0,{MAX_PATH - 1}}})?\Z")
+_PATH: Final = re.compile(rf"/[!-~]{{0,{MAX_PATH - 1}}}\Z")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |\r|\Z)")
 _ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'"), ("&amp;", "&"))
 

@@ -20,7 +20,6 @@ TAG_SIZE: Final = 16  # bytes, of both AEADs
 OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
 CHANNEL_SIZE: Final = 8  # bytes of relay channel before a relayed datagram
 
-MAX_PACKET_NUMBER: Final = 2**64 - 2
 MAX_SEGMENTS: Final = 64  # datagrams in one GSO call (UDP_MAX_SEGMENTS of older kernels)
 MAX_BURST: Final = 65_507  # bytes in one GSO call: the largest IPv4 UDP payload
 CALL_ROOM: Final = 65_536  # bytes of a buffer for that; one with room for several calls is filled for several
