@@ -19,7 +19,7 @@ from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, unix_time
 from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.rendezvous.admission import AccessList
+from tunnel.proto.rendezvous.admission import AccessList, Buckets
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.server import Server
 from tunnel.proto.rendezvous.stun import ServerSocket
@@ -47,6 +47,8 @@ WRITABLE_PATIENCE: Final = Seconds(
     0.005
 )  # a relayed burst waits no longer for a full send buffer: then it is lost, as in any router
 
+LOG_RATE: Final = 5.0  # lines a second that the log gets at length: 30 MB a day at most, whoever wants it to grow
+LOG_BURST: Final = 100  # lines at once; a class that says `ip ver` together
 
 logger = logging.getLogger("ptunnel.serve")
 
@@ -68,11 +70,25 @@ class TlsConfig:
 
 
 class LogTrace:
-    """Writes what the server reports to the log: the open directory's messages at INFO, everything else at DEBUG."""
+    """Writes what the server reports to the log: the open directory's messages at INFO, everything else at DEBUG.
+
+    Strangers cause most of it, so only so many lines are written; the rest is counted.
+    """
+
+    def __init__(self) -> None:
+        self._lines = Buckets(LOG_RATE, LOG_BURST, b"", slots=1)
+        self._left_out = 0
 
     def event(self, now: Instant, name: str, data: dict[str, Any]) -> None:
         level = logging.INFO if name == "rendezvous:directory" else logging.DEBUG
-        if logger.isEnabledFor(level):
+        if not logger.isEnabledFor(level):
+            return
+        if not self._lines.take(now, ""):
+            self._left_out += 1
+        else:
+            if self._left_out:
+                logger.log(level, "%d lines were left out here, as more than %g a second came", self._left_out, LOG_RATE)
+                self._left_out = 0
             details = " ".join(f"{key}={value!r}" if isinstance(value, str) else f"{key}={value}" for key, value in data.items())
             logger.log(level, "%s %s", name.removeprefix("rendezvous:"), details)
 

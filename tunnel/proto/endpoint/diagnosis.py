@@ -1,7 +1,7 @@
 """Behaviour discovery for people: asks a server what it sees of four sockets of ours, and tells what that shows.
 
 Sans IO; one of these for each address family.  Mapping, ports and latency come from the server's own greeting, which is not
-rationed; filtering and MTU need STUN (RFC 5780), of which a server answers some ten questions in a row: seven are asked here.
+rationed; filtering and MTU need STUN (RFC 5780), of which an older server answers some ten questions in a row: seven are asked.
 Source: RFC 5780 §4.3 to §4.5; for the race see docs/reach.md.
 """
 
@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.endpoint.punching import QUESTION_SIZE
 from tunnel.proto.nat import stun
 from tunnel.proto.nat.behaviour import Filtering, Mapping, observe, observe_filtering
 from tunnel.proto.nat.report import Findings, PortMapFindings, Ports, advise, describe, describe_portmap, prospects
@@ -25,7 +26,7 @@ GREETINGS: Final = (0.0, 0.2, 0.6, 1.4, 2.6)  # seconds after the start at which
 PATIENCE: Final = Seconds(4.0)  # for the first answer
 ATTEMPTS: Final = (0.0, 0.3, 0.8)  # of the questions after it
 HAIRPIN_ATTEMPTS: Final = (0.0, 0.1, 0.3, 0.6)
-RATIONED: Final = (0.0, 0.6)  # attempts of a question that counts against the server's STUN limit
+RATIONED: Final = (0.0, 0.6)  # attempts of a question that counts against the STUN limit of an older server
 ROUND: Final = Seconds(1.6)  # for all questions of a step
 PORT_SPACING: Final = Seconds(0.01)  # between the sockets whose ports are compared
 MAX_STEP: Final = 8  # between ports allocated one after the other
@@ -209,8 +210,9 @@ class Diagnosis:
         *,
         change_address: bool = False,
         change_port: bool = False,
-        padding_to: int = 0,
+        padding_to: int = QUESTION_SIZE,
     ) -> None:
+        """A question as long as its answer, which a server never has to ration."""
         datagram = stun.encode_binding_request(
             self._entropy(stun.TRANSACTION_LENGTH), change_address=change_address, change_port=change_port, padding_to=padding_to
         )

@@ -6,7 +6,7 @@ import hmac
 import ipaddress
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from hashlib import sha256
 from typing import Final, TypeAlias
 
@@ -67,7 +67,7 @@ class Buckets:
         self._tokens = array("d", [burst]) * slots
         self._at = array("d", [0.0]) * slots
 
-    def take(self, now: Instant, key: str) -> bool:
+    def take(self, now: Instant, key: Hashable) -> bool:
         """Whether one more is allowed."""
         slot = hash((self._salt, key)) % len(self._tokens)
         tokens = min(self._burst, self._tokens[slot] + max(0.0, now - self._at[slot]) * self._rate)

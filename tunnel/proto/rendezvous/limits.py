@@ -69,12 +69,12 @@ class ServerConfig:
     max_pairs: int = 65_536  # pairs of addresses whose bytes are counted
     pairs_per_address: int = 1_024  # of those, that began with a channel asked for there
 
-    # answers to the unproven, which may be longer than the question: rare, per address and over all
+    # answers to the unproven that are longer than the question: rare, per address and over all
     stun_rate: float = 1.0  # answers a second per address
     stun_burst: int = 10  # answers; behaviour discovery asks some eight questions in a row
     directory_rate: float = 1.0  # answers a second per address
     directory_burst: int = 5  # answers
-    hint_rate: float = 5.0  # hints about unknown channels a second per address (never longer than the datagram itself)
+    hint_rate: float = 5.0  # hints a second about one unknown channel to one sender (never longer than the datagram itself)
     hint_burst: int = 10  # hints
     unproven_rate: float = 2000.0  # such answers a second over all addresses
     directory_lifetime: Seconds = field(default=Seconds(600.0))  # "lately": a lesson with hand-typed commands

@@ -204,9 +204,9 @@ class Server:
     def _on_directory(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
         if not self._strangers.may_ask_directory(remote, data):
             return
-        self._note(now, "directory", remote=remote, text=bytes(data).decode("ascii", "replace"))
         answer = self._strangers.directory_answer(now, remote)
         if answer is not None:
+            self._note(now, "directory", remote=remote, text=bytes(data).decode("ascii", "replace"))
             self._queue(socket_id, remote, answer)
 
     # requests

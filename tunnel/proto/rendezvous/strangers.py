@@ -1,6 +1,7 @@
 """What anybody may ask without proving an address: STUN, the open directory, and hints about unknown channels.
 
-The only answers that can be longer than their question, hence few: per IPv4 address or IPv6 /64, and over all.
+An answer no longer than its question costs nobody more than the question did, so nothing limits it: a limit that strangers share
+is a switch by which one of them turns it off for the others.  Longer answers are few: per address, and over all.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Strangers:
         answer = self._stun.answer(socket_id, remote, data)
         if answer is None:
             self._drops["server_stun_unanswerable"] += 1
-        elif not self._may_answer(now, self._stun_rate, remote):
+        elif len(answer[1]) > len(data) and not self._may_answer(now, self._stun_rate, remote):
             self._drops["server_stun_rate"] += 1
             return None
         return answer
@@ -83,12 +84,16 @@ class Strangers:
         return self.directory.ask(now, remote)
 
     def hint(self, now: Instant, remote: Address, identifier: bytes, size: int) -> bytes | None:
-        """For who relays `size` bytes through a channel that we do not know from there: he moved, or we were restarted."""
+        """For who relays `size` bytes through a channel that we do not know from there: he moved, or we were restarted.
+
+        Never longer than what caused it.  Who relays much is told now and then; nobody who does not know the channel and the
+        sender's port can use that up.
+        """
         if len(identifier) != messages.CHANNEL_SIZE:
             return None
         message = messages.Gone(GoneKind.CHANNEL, identifier, GoneReason.UNKNOWN)
         hint = messages.encode_push(bytes(messages.SESSION_SIZE), 0, message)
-        if len(hint) > size or not self._may_answer(now, self._hint_rate, remote):
+        if len(hint) > size or not self._hint_rate.take(now, (remote, identifier)):
             return None
         return hint
 
