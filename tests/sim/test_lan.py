@@ -10,7 +10,7 @@ import pytest
 
 from tests.sim.lan import MemberNode, Party
 from tests.sim.link import Link
-from tests.sim.peers import entropy_of
+from tests.sim.peers import SERVER, entropy_of
 from tests.sim.test_meeting import SHARE, rough_link
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import CodeIssued, Problem
@@ -30,6 +30,7 @@ from tunnel.proto.lan.events import (
 )
 from tunnel.proto.lan.messages import Have, Hello, Leave, Reason, State
 from tunnel.proto.lan.roster import MAX_MEMBERS, Roster, sign_roster
+from tunnel.proto.pairing.identity import meeting_days, room_id
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.units import Seconds
 
@@ -368,6 +369,30 @@ def test_a_new_epoch_cuts_no_connection_and_its_key_is_used_for_the_next_handsha
         assert party.is_whole()
         assert {peering for each in party.everybody for peering in each.endpoint.peerings} == peerings
         assert not [event for each in party.everybody for event in each.of(MemberOffline) if event.member.name != "friend0"]  # type: ignore[union-attr]
+
+
+def test_a_removed_member_keeps_no_relay_channel_to_anybody_whichever_rooms_it_dialed() -> None:
+    with Party(config=ServerConfig(channels_per_room=10_000, channels_between=10_000, channels_per_address=5_000)) as party:
+        party.gather(3)
+        evil = party.friends[0]
+        client = evil.endpoint._context.clients[SERVER]
+        unix_time = evil.endpoint._context.unix_time()
+        everywhere = {
+            room_id(peer.psk, day)
+            for member in party.everybody
+            for peer in member.room.peers()
+            for day in meeting_days(unix_time, unix_time)
+        }  # a member knows the secret that all of them follow from
+        for turn in range(5):
+            client.dial(party.world.now, sorted(everywhere)[turn:][:24])
+            party.world.touch(evil.host)
+            party.world.run(0.5)
+        assert len(party.server.server.relay) > 20
+        party.creator.remove("friend0")
+        party.friends.remove(evil)
+        party.world.run(40.0)
+        assert party.is_whole()
+        assert len(party.server.server.relay) == 3  # the links of those who are left
 
 
 def test_a_member_that_was_away_while_another_was_removed_comes_back_through_the_creator() -> None:

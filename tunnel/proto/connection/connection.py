@@ -196,6 +196,11 @@ class Connection:
         return self._is_mute
 
     @property
+    def channels(self) -> set[bytes]:
+        """The relay channels of all paths, whether they work just now or not."""
+        return {key.prefix for key in self._shared.paths.known if key.prefix}
+
+    @property
     def used_sockets(self) -> set[SocketId]:
         """Those of the paths in use, and of all that the peer has lately answered on."""
         paths = self._shared.paths

@@ -113,11 +113,13 @@ class KeyAnswerer:
 
     def introduced(self, channel: bytes, peer: KnownPeer) -> None:
         while len(self._peers) >= MAX_CHANNELS:
-            oldest = next(iter(self._peers))
-            del self._peers[oldest]
-            self._asked.pop(oldest, None)
-            self._judged.discard(oldest)
+            self.forget(next(iter(self._peers)))
         self._peers[channel] = peer
+
+    def forget(self, channel: bytes) -> None:
+        self._peers.pop(channel, None)
+        self._asked.pop(channel, None)
+        self._judged.discard(channel)
 
     def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
         peer = self._peers.get(path.prefix)

@@ -11,12 +11,13 @@ from typing import Final
 
 from tunnel.proto.endpoint.checking import KeyAnswerer, KeyQuestion
 from tunnel.proto.endpoint.clocks import Clocks
-from tunnel.proto.endpoint.context import Context
+from tunnel.proto.endpoint.context import Context, host_of
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.pairing.identity import room_id
 from tunnel.proto.rendezvous import events as told
 from tunnel.proto.rendezvous.client import Client
+from tunnel.proto.rendezvous.messages import RefusalCode
 from tunnel.proto.timers import earliest
 from tunnel.units import Instant, Seconds
 
@@ -25,6 +26,9 @@ ABSENT_AFTER: Final = Seconds(5.0)  # before a person is told that the peer is n
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
 LISTENER_SIDE: Final = 0  # of an introduced channel
+TELL_AGAIN: Final = Seconds(600.0)  # before a person hears once more that a server keeps peers away
+DENIED_AFTER: Final = Seconds(20.0)  # of being denied to wait, before that is told
+MAX_NAMES: Final = 3  # of peers in one sentence
 MAX_LISTENING: Final = 1_020  # rooms that a listener registers at one server, which takes 1,024 of a session
 
 
@@ -36,6 +40,8 @@ class Listener:
         self._clocks = clocks
         self._rooms: dict[str, dict[bytes, KnownPeer]] = {}  # by server; the most important first
         self._left_out: dict[str, int] = {}  # peers for whom there is no room, by server, as told
+        self._told_at: dict[tuple[str, str], Instant] = {}  # that a server refused, by what it said: of few servers
+        self._denied_at: dict[str, Instant] = {}  # servers that have denied it, since they last led somebody here
         self.answerer = KeyAnswerer(context)
         self.is_on = False
 
@@ -81,11 +87,39 @@ class Listener:
             self._context.emit(Troubled(problem=Problem.TOO_MANY_PEERS, text=f"{text}: {advice}"))
         self._left_out[server] = left_out
 
-    def handle_event(self, event: told.ClientEvent, server: str) -> None:
-        if isinstance(event, told.Introduced) and event.channel.side == LISTENER_SIDE:
-            peer = self._rooms.get(server, {}).get(event.room)
-            if peer is not None:
-                self.answerer.introduced(event.channel.channel, peer)
+    def handle_event(self, now: Instant, event: told.ClientEvent, server: str) -> None:
+        rooms = self._rooms.get(server, {})
+        match event:
+            case told.Introduced(room=room, channel=channel):
+                self._denied_at.pop(server, None)
+                if room in rooms and channel.side == LISTENER_SIDE:
+                    self.answerer.introduced(channel.channel, rooms[room])
+            case told.Refused(what="listen" | "greet", code=code, text=text, rooms=refused):
+                # A room's own server lets a member wait as soon as it has met the creator, so at first it is nothing.
+                denied_at = self._denied_at.setdefault(server, now)
+                if code != RefusalCode.DENIED or now - denied_at >= DENIED_AFTER:
+                    peers = [rooms[room] for room in refused if room in rooms] or list(rooms.values())
+                    self._warn(now, server, "lets nobody wait", text, peers)
+            case told.Unmet(room=room) if room in rooms:
+                self._warn(now, server, "could not lead everybody here", "it has no relay channel for them", [rooms[room]])
+            case _:
+                pass
+
+    def peer_in(self, server: str, room: bytes) -> KnownPeer | None:
+        """Whoever can dial us there."""
+        return self._rooms.get(server, {}).get(room)
+
+    def _warn(self, now: Instant, server: str, what: str, why: str, peers: Sequence[KnownPeer]) -> None:
+        """Once in a while: it is asked again every half minute, and a peer that dials could repeat it as it likes."""
+        told_at = self._told_at.get((server, what))
+        if not peers or (told_at is not None and now - told_at < TELL_AGAIN):
+            return
+        self._told_at[server, what] = now
+        names = list(dict.fromkeys(peer.name for peer in peers))
+        whom = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+        words = "".join(character for character in why if character.isprintable()).strip(" .")
+        text = f"{whom} may not get through: the server {host_of(server)} {what} ({words}). It is asked again; or use another."
+        self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=text))
 
 
 class Dialer:

@@ -8,6 +8,7 @@ from typing import Any
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Pattern, parse_init, receiver_index
+from tunnel.proto.endpoint.channels import Channels
 from tunnel.proto.endpoint.claiming import ConnectorPairing
 from tunnel.proto.endpoint.clocks import LOOK_INTERVAL, Clocks
 from tunnel.proto.endpoint.context import Context, Wall, host_of
@@ -45,6 +46,7 @@ class Meetings:
         self._exposing: list[tuple[str, ExposerPairing]] = []
         self._claiming: list[tuple[str, ConnectorPairing]] = []
         self._dialers: dict[Peering, Dialer] = {}
+        self._channels = Channels(context, lambda: self.peerings.all, self._listener.answerer.forget)
 
     # --- verbs
 
@@ -104,6 +106,8 @@ class Meetings:
                 peering.close(now, CloseCode.FORGOTTEN, "this peer was forgotten")
             else:
                 self._renew_peer(now, peering, peer)
+        if gone:
+            self._channels.forget(now, gone)
         self._listener.update(now)
         self.pump(now)
 
@@ -259,11 +263,12 @@ class Meetings:
             if self._look_at is not None and now >= self._look_at:
                 self._look(now)
             self._responder.expire(now)
+            self._channels.handle_timeout(now)
         self.pump(now)
 
     def poll_timeout(self) -> Instant | None:
         """Of the flows; the peerings are asked by themselves."""
-        at = earliest(self._look_at, self._responder.poll_timeout())
+        at = earliest(self._look_at, self._responder.poll_timeout(), self._channels.poll_timeout())
         for _, flow in self._exposing:
             at = earliest(at, flow.poll_timeout())
         for _, claim in self._claiming:
@@ -336,9 +341,14 @@ class Meetings:
                         if connection is not None and channel.path_key in connection.paths:
                             connection.drop_path(now, channel.path_key)
                             peering.drain(now)
+            case told.Introduced(room=room, channel=channel):
+                peer = self._listener.peer_in(name, room)
+                self._channels.arrived(now, channel.channel, peer.static if peer is not None else None)
+            case told.ClaimReceived(channel=channel) | told.ClaimAccepted(channel=channel):
+                self._channels.arrived(now, channel.channel)
             case _:
                 pass
-        self._listener.handle_event(event, name)
+        self._listener.handle_event(now, event, name)
         flows: list[tuple[str, ExposerPairing | ConnectorPairing]] = [*self._exposing, *self._claiming]
         for server, flow in flows:
             if server == name:

@@ -126,9 +126,8 @@ class Peerings:
         if connection is None or connection.is_drained:
             client = self._context.clients.get(peering.server or "")
             if connection is not None and client is not None:
-                for key in connection.paths:
-                    if key.prefix:
-                        client.leave_channel(now, key.prefix)
+                for channel in connection.channels:
+                    client.leave_channel(now, channel)
             self.all.remove(peering)
             for index in [index for index, owner in self.by_index.items() if owner is peering]:
                 del self.by_index[index]

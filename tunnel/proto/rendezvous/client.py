@@ -73,6 +73,7 @@ class Client:
         self._wishes = Wishes()
         self._channels = ChannelBook()
         self._rejoin_at: Instant | None = None
+        self._full_until = now  # the server has no room for us: it is not asked for everything at each Refresh
         self._surely_known_until: Instant | None = None
         self._calendar: tuple[int, Instant] | None = None  # what the server said it was, and when
         self._is_closed = False
@@ -468,7 +469,7 @@ class Client:
                 home.cookie = message.cookie
                 self._on_instance(now, home, message.instance)
                 self._on_reflexive(now, home, you)
-                if not message.known or self._may_be_forgotten(now):
+                if (not message.known or self._may_be_forgotten(now)) and now >= self._full_until:
                     self._register(now)
                 self._surely_known_until = Instant(now + SURELY_KNOWN * message.lifetime_s)
             case messages.Allocated(nameplate=nameplate, ticket=ticket):
@@ -605,6 +606,8 @@ class Client:
                 return
             case messages.Join() as join:
                 self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
+                if message.code == RefusalCode.FULL:
+                    self._full_until = self._rejoin_at
                 self._wishes.refuse(join, join.rooms)
             case messages.Rebind(channel=identifier, side=side):
                 info = self._channels.get(identifier)
@@ -641,13 +644,16 @@ class Client:
             self._seen.popitem(last=False)
         match push.message:
             case messages.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=body) as message:
+                if self._channels.is_full:
+                    self._refuse_channel(now, message.channel)
+                    return
                 channel = self._add_channel(home, message.channel, message.token, message.side)
                 self._events.append(events.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=body, channel=channel))
             case messages.Posted(mailbox=mailbox, body=body):
                 self._events.append(events.Posted(mailbox=mailbox, body=body))
             case messages.Introduced(room=room) as message:
-                if not self._wishes.knows_room(room):
-                    self._request(now, messages.Leave(channels=(message.channel,)), expires_at=Instant(now + POST_LIFETIME))
+                if not self._wishes.knows_room(room) or self._channels.is_full:
+                    self._refuse_channel(now, message.channel)
                     return
                 channel = self._add_channel(home, message.channel, message.token, message.side)
                 self._events.append(events.Introduced(room=room, channel=channel))
@@ -658,12 +664,20 @@ class Client:
                     self._end_channel(identifier, reason)
                 elif kind == GoneKind.MAILBOX:
                     self._events.append(events.PeerGone(channel=None, mailbox=identifier, reason=reason))
+            case messages.Unmet(room=room):
+                if room in self._wishes.listening:
+                    self._events.append(events.Unmet(room=room))
             case messages.Bye():
                 self._on_lost(now, now)
                 for each in self._homes:
                     each.refresh_at = Instant(now + AFTER_BYE)
             case _:
                 assert_never(push.message)
+
+    def _refuse_channel(self, now: Instant, channel: bytes) -> None:
+        """We do not wait there any more, or hold enough: what others open pushes out nothing that is in use."""
+        self.drops["rendezvous_channel"] += 1
+        self._request(now, messages.Leave(channels=(channel,)), expires_at=Instant(now + POST_LIFETIME))
 
     def _on_hint(self, now: Instant, message: messages.Gone) -> None:
         """The server does not know our channel from our address.  Anybody may say so; we only ask, and not often."""

@@ -91,6 +91,13 @@ class Introduced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unmet:
+    """Somebody dialed a room in which we listen, and the server had no channel for it."""
+
+    room: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
     """`what` is the verb: allocate, claim, post, listen, dial.  The subject is filled in where there is one."""
 
@@ -149,6 +156,7 @@ ClientEvent: TypeAlias = (
     | ClaimAccepted
     | Posted
     | Introduced
+    | Unmet
     | Refused
     | ChannelMoved
     | PeerGone

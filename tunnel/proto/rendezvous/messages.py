@@ -287,9 +287,16 @@ class Bye(_Message, frozen=True, tag=68):
     """The server shuts down."""
 
 
+class Unmet(_Message, frozen=True, tag=69):
+    """Somebody dialed a room in which you listen, and could not be led to you; `code` as in a Refused.  Told once."""
+
+    room: Room
+    code: U8
+
+
 RequestMessage: TypeAlias = Hello | Refresh | Allocate | Release | Claim | Post | Join | Leave | Rebind | Restore | Goodbye
 ResponseMessage: TypeAlias = Retry | Welcome | Allocated | ClaimAccepted | Done | Refused
-PushMessage: TypeAlias = ClaimReceived | Posted | Introduced | Gone | Bye
+PushMessage: TypeAlias = ClaimReceived | Posted | Introduced | Gone | Bye | Unmet
 
 MessageT = TypeVar("MessageT")
 

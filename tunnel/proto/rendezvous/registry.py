@@ -54,6 +54,7 @@ class Session:
         "remote",
         "seen_at",
         "socket_id",
+        "unmet_at",
     )
 
     def __init__(self, identifier: bytes, socket_id: SocketId, remote: Address, now: Instant) -> None:
@@ -62,6 +63,7 @@ class Session:
         self.remote = remote
         self.keys = prefixes(remote.host)  # as limits count
         self.seen_at = now
+        self.unmet_at: Instant | None = None  # when it was told that somebody could not be led to it
         self.is_guest = False  # has been led to a session of the server's own hosts
         self.listening: set[bytes] = set()
         self.dialing: dict[bytes, Dial] = {}

@@ -36,6 +36,7 @@ SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
 CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more
 OWNER_SIDE: Final = 0  # of a channel: whoever allocated or listened
 PAID_REFUSALS: Final = frozenset({RefusalCode.UNKNOWN_NAMEPLATE, RefusalCode.SPENT, RefusalCode.TAKEN})  # a repetition is free
+UNMET_INTERVAL: Final = Seconds(30.0)  # between words to one listener that dialers could not be led to it
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
 CROWDED: Final = "the server has too many clients, or too many from this address"
 
@@ -421,6 +422,9 @@ class Server:
             return True
         channel = self._open_channel(now, listener, dialer, room)
         if channel is None:
+            if listener.unmet_at is None or now - listener.unmet_at >= UNMET_INTERVAL:
+                listener.unmet_at = now
+                self._pushes.once(listener, messages.Unmet(room, int(RefusalCode.QUOTA)))
             return False
         dial.introduced.add(listener.id)
         self._note(now, "introduced", listener=listener.remote, dialer=dialer.remote)

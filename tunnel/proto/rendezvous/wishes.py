@@ -91,9 +91,13 @@ class ChannelBook:
         channel = self._channels.get(identifier)
         return channel.info if channel is not None else None
 
+    @property
+    def is_full(self) -> bool:
+        return len(self._channels) >= MAX_CHANNELS
+
     def add(self, info: RelayChannel) -> RelayChannel:
         """Beyond MAX_CHANNELS the oldest goes."""
-        if len(self._channels) >= MAX_CHANNELS:
+        if self.is_full:
             del self._channels[next(iter(self._channels))]
         self._channels[info.channel] = _Channel(info)
         return info
