@@ -76,7 +76,7 @@ def test_search_answers(data: bytes) -> None:
 @given(st.binary(max_size=3000) | markup)
 def test_descriptions(data: bytes) -> None:
     with contextlib.suppress(MalformedPacket):
-        service = upnp.decode_description(data, GATEWAY, Place(80, "/a/b"))
+        service = upnp.decode_description(data, GATEWAY, Place(80, "/a/b"))[0]
         assert service.kind in upnp.SERVICES
         assert upnp.encode_delete(GATEWAY, service, 1).count(b"\r\n\r\n") == 1
         assert service.place.path.isprintable()

@@ -17,7 +17,7 @@ OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 
 def machine_hosts() -> list[str]:
     """The addresses of this machine that a peer could reach, but for those of LAN interfaces of ours: no tunnel in a tunnel."""
-    return [local.address for local in local_addresses() if not local.interface.startswith(OWN_INTERFACES)]
+    return [local.address for local in local_addresses(overlays=False) if not local.interface.startswith(OWN_INTERFACES)]
 
 
 async def resolve_server(name: str) -> list[Address]:

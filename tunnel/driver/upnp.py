@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 import trio
 
 from tunnel.errors import MalformedPacket
+from tunnel.host.gateway import is_translated
 from tunnel.proto.endpoint.mapping import upnp
 from tunnel.units import Address
 
@@ -19,6 +22,7 @@ SEARCH_HOLDS: Final = 10.0  # seconds: later the router may have restarted with 
 HTTP_PATIENCE: Final = 3.0  # seconds for one question
 MAX_ANSWERS: Final = 64  # datagrams looked at in one search
 MAX_PLACES: Final = 4  # descriptions fetched in one search
+MAX_SERVICES: Final = 4  # asked which of them has an address outside
 
 
 class UpnpError(Exception):
@@ -53,13 +57,20 @@ class UpnpGateway:
     async def map(self, internal_port: int, external_port: int, lifetime: int) -> Address:
         """Where our port can be reached.  Raises UpnpError."""
         service = self._known()
+        external = Address(await self._external(service), external_port)  # first: a port that nobody can reach is not asked for
+        if ipaddress.IPv4Address(external.host).is_unspecified:
+            raise UpnpError(0, "the router has no address outside just now")
         request = upnp.encode_add(self._gateway, service, self._own, internal_port, external_port, lifetime)
         code = upnp.decode_error(await self._ask(service.place, request))
         if code:
             raise UpnpError(code, f"asked for a port by UPnP, the router refuses with error {code}")
+        return external
+
+    async def _external(self, service: upnp.Service) -> str:
+        """The router's address outside, as this service tells it.  Raises UpnpError."""
         answer = await self._ask(service.place, upnp.encode_get_external(self._gateway, service))
         try:
-            return Address(upnp.decode_external(answer), external_port)
+            return upnp.decode_external(answer)
         except MalformedPacket as error:
             raise UpnpError(0, str(error)) from None
 
@@ -113,10 +124,27 @@ class UpnpGateway:
                     continue
                 tried.add(place)
                 answer = await self._ask(place, upnp.encode_get(self._gateway, place))
-                return upnp.decode_description(answer.body, self._gateway, place)
+                return await self._living(upnp.decode_description(answer.body, self._gateway, place))
             except (MalformedPacket, UpnpError):
                 continue
         return None
+
+    async def _living(self, services: Sequence[upnp.Service]) -> upnp.Service:
+        """The best service whose uplink has an address: one that the world reaches before one behind another translator."""
+        if len(services) == 1:
+            return services[0]
+        inner: upnp.Service | None = None
+        for service in services[:MAX_SERVICES]:
+            try:
+                address = ipaddress.IPv4Address(await self._external(service))
+            except UpnpError:
+                continue
+            if address.is_unspecified or address.is_loopback:
+                continue
+            if not is_translated(str(address)):
+                return service
+            inner = service if inner is None else inner
+        return services[0] if inner is None else inner
 
     async def _ask(self, place: upnp.Place, request: bytes) -> upnp.HttpAnswer:
         """One HTTP exchange with the gateway.  Raises UpnpError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import socket
 import sys
 from collections.abc import Iterable
@@ -24,6 +25,12 @@ _METADATA: Final = frozenset(("169.254.169.254", "fd00:ec2::254"))
 OWN_INTERFACES: Final = "ptunnel"
 
 
+_INTERFACES: Final = Path("/sys/class/net")
+_OVERLAYS: Final = re.compile(
+    r"\butun|tailscale|zerotier|wireguard|wintun|tap-windows|openvpn|nebula|hamachi|netbird", re.IGNORECASE
+)
+
+
 class LocalAddress(NamedTuple):
     """One address of one interface; `prefix` is the length of its network's."""
 
@@ -33,18 +40,21 @@ class LocalAddress(NamedTuple):
     prefix: int
 
 
-def local_addresses(exclude: Iterable[str] = ()) -> list[LocalAddress]:
+def local_addresses(exclude: Iterable[str] = (), *, overlays: bool = True) -> list[LocalAddress]:
     """Addresses of the interfaces that are up: IPv4, and the IPv6 ones that can be used from elsewhere.
 
     Left out: loopback, multicast, IPv6 link-local (its zone means nothing to a peer), IPv6 that is still tentative, deprecated
     or a duplicate, LAN interfaces of ptunnel, and the interfaces named in `exclude`.  An empty list when the
     system tells nothing.
+    Without `overlays`, addresses in the network of another overlay (a VPN, a mesh) are left out where there are others: a path
+    through it would be sealed twice, and might be relayed by it.
     """
     import ifaddr
 
     skipped = set(exclude)
     unusable = _unusable_ipv6()
     found: dict[str, LocalAddress] = {}
+    inside: dict[str, LocalAddress] = {}  # of other overlays
     try:
         adapters = list(ifaddr.get_adapters())
     except OSError:
@@ -53,11 +63,29 @@ def local_addresses(exclude: Iterable[str] = ()) -> list[LocalAddress]:
         name = str(adapter.name)
         if name in skipped or name.startswith(OWN_INTERFACES) or not _is_up(name):
             continue
+        into = inside if not overlays and is_overlay(name, str(getattr(adapter, "nice_name", ""))) else found
         for ip in adapter.ips:
             host = str(ip.ip if isinstance(ip.ip, str) else ip.ip[0]).partition("%")[0]
             if _is_usable(host) and host not in unusable:
-                found.setdefault(host, LocalAddress(host, name, ":" in host, int(ip.network_prefix)))
-    return list(found.values())
+                into.setdefault(host, LocalAddress(host, name, ":" in host, int(ip.network_prefix)))
+    return list((found or inside).values())
+
+
+def is_overlay(interface: str, description: str = "") -> bool:
+    """Whether that is the interface of another tunnel, so no wire: one that a program reads (TUN, TAP), or WireGuard's.
+
+    Elsewhere than on Linux the names tell, as far as they can.
+    """
+    if sys.platform != "linux":
+        return _OVERLAYS.search(f"{interface} {description}") is not None
+    place = _INTERFACES / interface
+    if "/" in interface or not place.exists():
+        return False
+    if (place / "tun_flags").exists():
+        return True
+    with contextlib.suppress(OSError):
+        return "DEVTYPE=wireguard" in (place / "uevent").read_text()
+    return False
 
 
 def source_address(remote: str) -> str | None:
@@ -85,7 +113,7 @@ def _is_up(interface: str) -> bool:
     if sys.platform != "linux" or "/" in interface:
         return True
     with contextlib.suppress(OSError):
-        return (Path("/sys/class/net") / interface / "operstate").read_text().strip() not in ("down", "lowerlayerdown")
+        return (_INTERFACES / interface / "operstate").read_text().strip() not in ("down", "lowerlayerdown")
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tunnel.cli.doctor import choose_server, table
 from tunnel.cli.main import group
 from tunnel.driver.doctor import Examination, advise
 from tunnel.errors import ConfigurationError
-from tunnel.proto.nat.behaviour import Filtering, Mapping
+from tunnel.proto.nat.behaviour import Filtering, Mapping, explain_view
 from tunnel.proto.nat.report import Findings, NetworkKind, PortMapFindings, Ports, describe, describe_portmap
 from tunnel.state.home import Home
 from tunnel.units import Address, Seconds
@@ -66,6 +67,40 @@ def test_a_mapped_port_is_good_news_unless_the_provider_translates_too() -> None
     good = PortMapFindings(protocol="PCP", external=Address("203.0.113.7", 41_641), is_public=True)
     assert "the router maps a port" in examination(portmap=good).summary
     assert "provider" in describe_portmap(PortMapFindings(protocol="PCP", external=Address("100.64.0.7", 1), is_public=False))
+
+
+def test_a_second_port_that_is_closed_is_no_observation_of_the_router() -> None:
+    unknown = replace(EASY, mapping=Mapping.UNKNOWN, second_port=24_532)
+    assert unknown.kind is NetworkKind.NAT_UNKNOWN
+    text = " ".join(examination(unknown).sentences())
+    assert "UDP 24532" in text
+    assert "open it" in text
+    assert "one port for all" not in text
+    assert "nearly every" not in text
+
+
+@pytest.mark.parametrize(
+    ("own", "seen", "kind", "said"),
+    [
+        ("192.168.1.2", "10.0.0.1", NetworkKind.PROXIED, "sees this computer as 10.0.0.1"),
+        ("192.168.1.10", "192.168.1.10", NetworkKind.INSIDE, "runs in this computer's own network"),
+    ],
+)
+def test_a_server_that_cannot_see_us_is_not_believed(own: str, seen: str, kind: NetworkKind, said: str) -> None:
+    """A proxy or a container's network before it; or it stands in our own home, where the router's own address leads back."""
+    found = replace(EASY, own=own, seen=Address(seen, 41_641), mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT)
+    assert found.kind is kind
+    text = " ".join(examination(found).sentences())
+    assert said in text
+    assert "public address" not in text
+    assert "new random port" not in text
+    assert "nearly every" not in text
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_the_reason_of_a_pair_whose_server_is_blind_stands_alone(is_own: bool) -> None:
+    sentences = advise("relay", explain_view("10.0.0.1", is_own), "unknown", "endpoint-independent")
+    assert len(sentences) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import ifaddr
@@ -25,3 +26,43 @@ def test_tunnels_of_our_own_and_what_nobody_reaches_are_left_out(monkeypatch: py
     monkeypatch.setattr(interfaces, "_is_up", lambda name: True)
     assert [each.address for each in interfaces.local_addresses()] == ["192.168.1.5", "10.1.0.1"]
     assert [each.address for each in interfaces.local_addresses(exclude=["wg0"])] == ["192.168.1.5"]
+
+
+def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """WireGuard's interface, one of a program (nebula, OpenVPN, ZeroTier), a modem without a hardware address, and a wire."""
+    for name, uevent, is_tun in (
+        ("eth0", "", False),
+        ("wg0", "DEVTYPE=wireguard\n", False),
+        ("nebula1", "", True),
+        ("wwan0", "", False),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "uevent").write_text(f"INTERFACE={name}\n{uevent}")
+        if is_tun:
+            (tmp_path / name / "tun_flags").write_text("0x1001\n")
+    monkeypatch.setattr(interfaces, "_INTERFACES", tmp_path)
+    monkeypatch.setattr(interfaces, "_is_up", lambda name: True)
+    overlays = [adapter("wg0", "10.1.0.1"), adapter("nebula1", "10.8.0.3")]
+    wires = [adapter("eth0", "192.168.1.5"), adapter("wwan0", "10.99.0.2"), adapter("none", "10.98.0.2")]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: [*overlays, *wires])
+    assert [each.address for each in interfaces.local_addresses(overlays=False)] == ["192.168.1.5", "10.99.0.2", "10.98.0.2"]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: overlays)
+    assert [each.address for each in interfaces.local_addresses(overlays=False)] == ["10.1.0.1", "10.8.0.3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "is_overlay"),
+    [
+        ("utun4", "", True),
+        ("{8D9B}", "WireGuard Tunnel", True),
+        ("{11}", "Wintun Userspace Tunnel", True),
+        ("en0", "Wi-Fi", False),
+    ],
+)
+def test_elsewhere_overlays_are_known_by_their_names(
+    name: str, description: str, is_overlay: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interfaces.sys, "platform", "darwin")
+    assert interfaces.is_overlay(name, description) is is_overlay

@@ -42,7 +42,7 @@ class Router:
         self.max_lifetime = 1 << 32
         self.pcp_result = self.nat_pmp_result = 0
         self.is_silent = False
-        self.only_permanent = False
+        self.no_leases = 0  # the error of a router that grants mappings for ever alone
         self.requests: list[str] = []
 
     def restart(self, now: float) -> None:
@@ -107,8 +107,8 @@ class Router:
                 self.requests.append("UPnP map")
                 if port in self.taken:
                     mapper.upnp_failed(at, upnp.CONFLICT, "taken")
-                elif self.only_permanent and lifetime:
-                    mapper.upnp_failed(at, upnp.ONLY_PERMANENT, "no leases")
+                elif self.no_leases and lifetime:
+                    mapper.upnp_failed(at, self.no_leases, "no leases")
                 else:
                     self.table[port] = (PORT, now + (lifetime or 1e9))
                     mapper.upnp_mapped(at, Address(self.outside, port), lifetime)
@@ -320,9 +320,11 @@ def test_a_port_that_a_neighbour_has_is_replaced() -> None:
     assert router.table == {}
 
 
-def test_a_router_with_permanent_mappings_only_is_cleaned_up() -> None:
+@pytest.mark.parametrize("error", [725, 402, 501])
+def test_a_router_with_permanent_mappings_only_is_cleaned_up(error: int) -> None:
+    """725 is the code for it; some say that an argument is wrong, or that it failed."""
     router = Router(Protocol.UPNP)
-    router.only_permanent = True
+    router.no_leases = error
     world = World(router)
     world.run(5000)
     assert world.mapped is not None
@@ -363,6 +365,17 @@ def test_a_useless_address_is_not_believed(host: str) -> None:
     world = World(router)
     world.run(20)
     assert world.mapped is None
+
+
+@pytest.mark.parametrize("protocol", [Protocol.PCP, Protocol.NAT_PMP])
+def test_what_is_granted_at_a_useless_address_is_taken_back(protocol: Protocol) -> None:
+    router = Router(protocol)
+    router.outside = "0.0.0.0"
+    world = World(router)
+    world.run(5)
+    assert world.mapped is None
+    assert router.table == {}
+    assert "0.0.0.0" in world.mapper.trouble
 
 
 def test_the_table_is_total_and_every_stage_can_be_left() -> None:

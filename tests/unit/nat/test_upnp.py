@@ -56,13 +56,16 @@ def test_the_best_service_is_taken() -> None:
     place = Place(5000, "/igd/root.xml")
     v1, ppp = (upnp.SERVICES[1], "/ctl/IP"), (upnp.SERVICES[2], "/ctl/PPP")
     other = ("urn:schemas-upnp-org:service:Layer3Forwarding:1", "/ctl/L3F")
-    assert upnp.decode_description(description(other, ppp, v1), GATEWAY, place) == Service(Place(5000, "/ctl/IP"), v1[0])
-    assert upnp.decode_description(description(ppp), GATEWAY, place).place == Place(5000, "/ctl/PPP")
-    assert upnp.decode_description(description((v1[0], "ctl?a=1&amp;b=2")), GATEWAY, place).place == Place(
+    assert upnp.decode_description(description(other, ppp, v1), GATEWAY, place) == (
+        Service(Place(5000, "/ctl/IP"), v1[0]),
+        Service(Place(5000, "/ctl/PPP"), ppp[0]),
+    )
+    assert upnp.decode_description(description(ppp), GATEWAY, place)[0].place == Place(5000, "/ctl/PPP")
+    assert upnp.decode_description(description((v1[0], "ctl?a=1&amp;b=2")), GATEWAY, place)[0].place == Place(
         5000, "/igd/ctl?a=1&b=2"
     )
     base = "<URLBase>http://192.168.1.1:6000/</URLBase>"
-    assert upnp.decode_description(description(v1, base=base), GATEWAY, place).place == Place(6000, "/ctl/IP")
+    assert upnp.decode_description(description(v1, base=base), GATEWAY, place)[0].place == Place(6000, "/ctl/IP")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ class Diagnosis:
             hairpins=("hairpin" in answers) if self._hairpin_asked else None,
             races=self._races(),
             mtu=self._mtu,
+            second_port=None if self._second is None else self._second.port,
             is_refused=self.is_refused,
         )
 

@@ -365,7 +365,7 @@ class Peering:
             return "a fault in ptunnel ended the search for a direct path"
         if self.puncher is None or self.puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
             return "the relay carries until a direct path is found"
-        return self.puncher.agent.why_relayed
+        return self.puncher.why_relayed
 
     @property
     def is_over_tls(self) -> bool:
@@ -409,7 +409,7 @@ class Peering:
         elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
             self._is_explained = True
             self._unlearn()
-            view, why = connection.current_path, OVER_TLS if self.is_over_tls else puncher.agent.why_relayed
+            view, why = connection.current_path, OVER_TLS if self.is_over_tls else puncher.why_relayed
             if self.policy == "direct":
                 text = f"No direct path to {self.peer.name} was found: {why}. Trying on."
                 self._context.emit(Troubled(problem=Problem.NO_DIRECT, text=text))

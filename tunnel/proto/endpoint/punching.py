@@ -12,12 +12,13 @@ from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, PathLost, PathProbed, PathValidated
 from tunnel.proto.nat import stun
 from tunnel.proto.nat.agent import Agent, AgentState
-from tunnel.proto.nat.behaviour import Mapping
+from tunnel.proto.nat.behaviour import Mapping, explain_view
 from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, is_allowed, make_candidate
 from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import Measure, PoolSocket, TechniqueStats
 from tunnel.proto.nat.techniques import Techniques
 from tunnel.proto.rendezvous.wishes import may_be_second
+from tunnel.proto.scope import is_local
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
@@ -95,6 +96,14 @@ class Puncher:
         )
         self.refresh(now)
 
+    @property
+    def why_relayed(self) -> str:
+        """One sentence for a person.  What the server cannot see explains more than what the agent has tried."""
+        seen = None if self._client is None else self._client.view
+        if seen is not None and not self.agent.mapping.is_hard:
+            return explain_view(seen.host, seen.host in self._hosts)
+        return self.agent.why_relayed
+
     def learned(self, key: PathKey, keepalive: Seconds) -> Remembered:
         """What is worth remembering of a direct path."""
         kinds = {candidate.address: candidate.kind for candidate in self.agent.remote_candidates}
@@ -120,6 +129,10 @@ class Puncher:
         for socket_id, address in self._port_mapped.items():
             if socket_id in self._sockets:
                 self._add(candidates, CandidateKind.PORT_MAPPED, address, socket_id)
+                seen = None if self._client is None else self._client.reflexive.get(socket_id)
+                if seen is not None and is_local(address.host) and not is_local(seen.host):
+                    # A modem before the router may hand everything on to it (DMZ): then the port is open out there.
+                    self._add(candidates, CandidateKind.PORT_MAPPED, Address(seen.host, address.port), socket_id)
         mapping = Mapping.UNKNOWN
         if self._client is not None:
             for socket_id, address in self._client.reflexive.items():

@@ -67,6 +67,22 @@ def observe_filtering(from_other_address: bool | None, from_other_port: bool | N
     return Filtering.ADDRESS_DEPENDENT if from_other_port else Filtering.ADDRESS_AND_PORT_DEPENDENT
 
 
+SERVER_IS_BLIND: Final = "the server "  # how the sentences of explain_view begin, and no other reason
+
+
+def explain_view(seen: str, is_own: bool) -> str:
+    """Why the server's word about our address is no use: it sees us at `seen`, a local address; `is_own`: one of ours."""
+    if is_own:
+        return (
+            "the server runs in this computer's own network, so it cannot tell how the router shows this computer: "
+            "a server outside, or port mapping at the router, would help"
+        )
+    return (
+        f"the server sees this computer as {seen}, so a proxy or a container's network before the server hides addresses: "
+        "its operator should run it with the host's own network"
+    )
+
+
 def explain_relayed(ours: Mapping, theirs: Mapping) -> str:
     """One sentence for a person: why the two of them are relayed."""
     if ours.is_hard and theirs.is_hard:

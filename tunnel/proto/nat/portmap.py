@@ -210,6 +210,7 @@ class PortMapper:
         self._is_closed = False
         self._upnp_lifetime = round(lifetime)
         self._upnp_ports_tried = 0
+        self._useless: list[bytes] = []  # requests that take back what was granted and is no use
 
     # --- what became of it
 
@@ -258,7 +259,7 @@ class PortMapper:
         """`code` is UPnP's (upnp.decode_error), 0 where the router did not answer."""
         way = self._ways[Protocol.UPNP]
         if way.stage in (Stage.MAPPING, Stage.RENEWING):
-            if code == upnp.ONLY_PERMANENT and self._upnp_lifetime:
+            if code in upnp.NO_LEASES and self._upnp_lifetime:
                 self._upnp_lifetime = 0
                 way.next_at = now
                 return
@@ -298,6 +299,8 @@ class PortMapper:
 
     def poll_transmit(self, now: Instant) -> bytes | None:
         """The next datagram for the router's port 5351; call until None."""
+        if self._useless:
+            return self._useless.pop()
         for way in self._ways.values():
             if way.protocol is Protocol.UPNP:
                 continue
@@ -418,7 +421,11 @@ class PortMapper:
     def _granted(self, now: Instant, way: _Way, external: Address, lifetime: Seconds) -> None:
         lifetime = min(lifetime, MAX_LIFETIME)
         if lifetime <= 0 or not is_allowed(external):
-            self._failed(now, way, "the router granted a port that is no use")
+            if way.protocol is Protocol.PCP:
+                self._useless.append(pcp.encode_pcp_map(self._own, self._nonce, self._port, None, 0))
+            elif way.protocol is Protocol.NAT_PMP:
+                self._useless.append(pcp.encode_nat_pmp_map(self._port, 0, 0))
+            self._failed(now, way, f"the router granted a port at {external.host}, where nobody can reach it")
             return
         way.move(now, Cue.GRANTED)
         expires_at = Instant(now + lifetime)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from tunnel.proto.nat.behaviour import Filtering, Mapping, explain_relayed
+from tunnel.proto.nat.behaviour import SERVER_IS_BLIND, Filtering, Mapping, explain_relayed, explain_view
+from tunnel.proto.scope import is_local
 from tunnel.units import Address, Seconds
 
 NARROW_MTU: Final = 1_280  # bytes: below it much of the internet's equipment misbehaves
@@ -33,6 +34,9 @@ class NetworkKind(Enum):
     SILENT = "silent"  # the server does not answer: nothing is known
     OPEN = "open"
     FIREWALL = "firewall"
+    INSIDE = "inside"  # the server is in our own network, and shows nothing of what lies before it
+    PROXIED = "proxied"  # something before the server hides our address from it
+    NAT_UNKNOWN = "nat-unknown"  # translated, but the mapping could not be compared
     NAT_OPEN = "nat-open"  # endpoint-independent mapping and filtering
     NAT_RESTRICTED = "nat-restricted"  # filtering by address
     NAT = "nat"  # filtering by address and port, or not seen
@@ -46,6 +50,8 @@ class NetworkKind(Enum):
         return self in _HARD
 
 
+#: What was observed says nothing about direct paths.
+_UNKNOWN: Final = frozenset({NetworkKind.INSIDE, NetworkKind.PROXIED, NetworkKind.NAT_UNKNOWN})
 _HARD: Final = frozenset({NetworkKind.NAT_HARD, NetworkKind.NAT_HARD_SEQUENTIAL, NetworkKind.NAT_HARD_ADDRESS})
 
 
@@ -65,6 +71,7 @@ class Findings:
     hairpins: bool | None = None
     races: bool | None = None
     mtu: int | None = None  # bytes of the largest IP packet that the server answered
+    second_port: int | None = None  # the server's other UDP port, by which mappings are compared
     is_refused: bool = False  # the server's machine says that nobody listens there
     tcp_answers: bool | None = None  # it answers TCP; only asked where it is silent over UDP
 
@@ -82,12 +89,19 @@ class Findings:
             return NetworkKind.UNKNOWN
         if self.seen is None:
             return NetworkKind.SILENT
+        if is_local(self.seen.host):
+            if not self.is_translated:
+                return NetworkKind.INSIDE
+            if not is_local(self.server.host):
+                return NetworkKind.PROXIED
         if not self.is_translated:
             return NetworkKind.OPEN if self.filtering is Filtering.ENDPOINT_INDEPENDENT else NetworkKind.FIREWALL
         if self.mapping is Mapping.ADDRESS_DEPENDENT:
             return NetworkKind.NAT_HARD_ADDRESS
         if self.mapping.is_hard:
             return NetworkKind.NAT_HARD_SEQUENTIAL if self.ports is Ports.SEQUENTIAL else NetworkKind.NAT_HARD
+        if self.mapping is Mapping.UNKNOWN:
+            return NetworkKind.NAT_UNKNOWN
         if self.filtering is Filtering.ENDPOINT_INDEPENDENT:
             return NetworkKind.NAT_OPEN
         if self.filtering is Filtering.ADDRESS_DEPENDENT:
@@ -170,9 +184,17 @@ def describe(found: Findings) -> list[str]:
                 f"The server's machine answers TCP over {family} but no UDP: a firewall on the way drops UDP, or no server runs."
             ]
         return [f"No answer from the server over {family}: it is not running, or a firewall on the way drops everything."]
+    if kind in (NetworkKind.INSIDE, NetworkKind.PROXIED):
+        assert found.seen is not None
+        reason = explain_view(found.seen.host, kind is NetworkKind.INSIDE)
+        return [f"{family}: Nothing is known of the way to the internet: {reason}."]
+    if kind is NetworkKind.NAT_UNKNOWN:
+        port = "" if found.second_port is None else f", UDP {found.second_port},"
+        return [
+            f"{family}: This machine is behind a router. Of which sort is not known: the server's second port{port} does not "
+            "answer. Its operator should open it."
+        ]
     sentences = [f"{family}: {_IS[kind]}", _MEANS[kind]]
-    if found.mapping is Mapping.UNKNOWN and found.is_translated:
-        sentences.append("The server's second port did not answer, so whether the router's ports vary is not known.")
     if found.hairpins is False and found.is_translated:
         sentences.append(
             "The router does not lead its own address back inside: behind it, peers meet by their LAN addresses only."
@@ -191,7 +213,10 @@ def describe_portmap(found: PortMapFindings | None) -> str:
     if found.external is None:
         return f"The router maps no port on request ({found.trouble}): UPnP-IGD, NAT-PMP or PCP in its settings would help."
     if not found.is_public:
-        return f"The router maps ports ({found.protocol}), but stands behind a NAT of the provider, where that does not help."
+        return (
+            f"The router maps ports ({found.protocol}), but another NAT, the provider's or a modem's, stands before it: "
+            "that helps only if that one hands everything on (DMZ)."
+        )
     return f"The router maps ports on request ({found.protocol}, {found.external}): every peer with UDP can be reached directly."
 
 
@@ -201,6 +226,8 @@ def prospects(ipv4: Findings, ipv6: Findings, portmap: PortMapFindings | None) -
         return "Without UDP to the server no peer can be met."
     if portmap is not None and portmap.external is not None and portmap.is_public:
         return "Direct paths to nearly every peer: the router maps a port."
+    if ipv4.kind in _UNKNOWN and not (ipv6.seen is not None and ipv6.kind not in _UNKNOWN):
+        return "Peers can be met; whether directly is not known from what this server shows."
     if ipv4.seen is None or ipv4.kind.is_hard:
         with6 = ipv6.seen is not None
         if ipv4.seen is None:
@@ -230,6 +257,8 @@ def advise(kind: str, why: str, ours: str, theirs: str, technique: str = "") -> 
     sentences = [f"The path is relayed: {why or 'no direct path was found yet'}."]
     if "set to relay" in why:
         sentences.append("--path auto on both sides would let it be direct.")
+    elif why.startswith(SERVER_IS_BLIND):
+        pass  # the reason says what would help
     elif all(hard):
         sentences.append("Port mapping (UPnP-IGD, NAT-PMP or PCP) at either router, or IPv6 at both ends, would make it direct.")
     elif any(hard):

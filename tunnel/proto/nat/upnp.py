@@ -38,6 +38,10 @@ CONFLICT: Final = 718
 ONLY_PERMANENT: Final = 725
 CONFLICT_WITH_OTHER: Final = 729
 NO_PORTS: Final = 728
+INVALID_ARGS: Final = 402
+ACTION_FAILED: Final = 501
+#: What routers answer that grant no lease, only mappings that last: the code for it, and those that some give instead.
+NO_LEASES: Final = frozenset({ONLY_PERMANENT, INVALID_ARGS, ACTION_FAILED})
 
 _URL: Final = re.compile(rf"http://([0-9.]{{7,15}})(?::([0-9]{{1,5}}))?(/[!-~]{{0,{MAX_PATH - 1}}})?\Z")
 _PATH: Final = re.compile(rf"/[!-~]{{0,{MAX_PATH - 1}}}\Z")
@@ -183,15 +187,18 @@ def encode_get(gateway: str, place: Place) -> bytes:
 # --- the description
 
 
-def decode_description(data: bytes, gateway: str, place: Place) -> Service:
-    """The best service of the description that was fetched from `place`.  Raises MalformedPacket."""
+def decode_description(data: bytes, gateway: str, place: Place) -> tuple[Service, ...]:
+    """The services of the description that was fetched from `place`, the best first; one at least.  Raises MalformedPacket.
+
+    A router with two uplinks describes one for each, and only one of them may be up.
+    """
     text = _text(data[:MAX_HTTP])
     port, folder = place.port, place.path.partition("?")[0].rpartition("/")[0]
     base = _between(text, "<URLBase>", "</URLBase>", 0)
     if base is not None and base[0].strip():
         root = _place_in(base[0].strip(), gateway)
         port, folder = root.port, root.path.rpartition("/")[0]
-    best: tuple[int, Service] | None = None
+    found: list[Service] = []
     position = 0
     for _ in range(MAX_SERVICES):
         block = _between(text, "<service>", "</service>", position)
@@ -202,12 +209,10 @@ def decode_description(data: bytes, gateway: str, place: Place) -> Service:
         control = _between(inner, "<controlURL>", "</controlURL>", 0)
         if kind is None or control is None or kind[0].strip() not in SERVICES:
             continue
-        rank = SERVICES.index(kind[0].strip())
-        if best is None or rank < best[0]:
-            best = rank, Service(_control_place(control[0].strip(), gateway, port, folder), SERVICES[rank])
-    if best is None:
+        found.append(Service(_control_place(control[0].strip(), gateway, port, folder), kind[0].strip()))
+    if not found:
         raise MalformedPacket("the gateway describes no service that maps ports")
-    return best[1]
+    return tuple(sorted(dict.fromkeys(found), key=lambda service: SERVICES.index(service.kind)))
 
 
 def _control_place(text: str, gateway: str, port: int, folder: str) -> Place:

@@ -91,13 +91,28 @@ class Client:
         return {
             home.socket_id: home.reflexive
             for home in self._homes
-            if home.reflexive is not None and not home.is_tls and may_name(home.address.host, home.reflexive.host)
+            if home.reflexive is not None and not home.is_tls and self._is_credible(home)
         }
+
+    @property
+    def view(self) -> Address | None:
+        """Where the server sees us, where that cannot be our address on the internet: an address of its own local network.
+
+        Then a proxy stands before the server, or it runs in our network.  None: its view is sound, or not known yet.
+        """
+        homes = [home for home in self._homes if home.reflexive is not None and not home.is_tls and not home.address.is_ipv6]
+        if not homes or any(self._is_credible(home) for home in homes):
+            return None
+        return homes[0].reflexive
+
+    @staticmethod
+    def _is_credible(home: ServerAddress) -> bool:
+        return home.reflexive is not None and may_name(home.address.host, home.reflexive.host)
 
     @property
     def mapping_varies(self) -> bool | None:
         """Whether the NAT maps one IPv4 socket differently for another port (or address) of the server; None if unknown."""
-        views = [home for home in self._homes if home.second_reflexive is not None]
+        views = [home for home in self._homes if home.second_reflexive is not None and self._is_credible(home)]
         for home in sorted(views, key=lambda home: home.address.is_ipv6):
             return home.second_reflexive != home.reflexive
         return None
