@@ -174,6 +174,7 @@ def test_a_fault_in_the_search_for_a_direct_path_ends_the_search_and_not_the_lin
         three.home.endpoint.network_changed(three.world.now)
         three.home.endpoint.set_hosts(three.world.now, [*three.home.host.addresses, "192.168.9.9"])
         if place == "handle_stun":
+            three.home.endpoint._context.pool.asked(bytes(12))
             three.home.endpoint.handle_batch(three.world.now, FIRST, STUN_SERVER, memoryview(bytes(20)), 20)
         three.echoed(friend, b"hello")
         three.carries(mate, 3)

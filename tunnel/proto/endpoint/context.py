@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import random
     from types import TracebackType
 
+    from tunnel.proto.endpoint.peering import Peering
     from tunnel.proto.endpoint.punching import LocalSocket
     from tunnel.proto.nat.memory import Remembered
     from tunnel.proto.rendezvous.client import Client
@@ -104,6 +105,8 @@ class Context:
         self.port_mapped: dict[SocketId, Address] = {}  # what a router forwards to a socket of ours, on request
         #: Who takes the answers (response, finish, cookie reply) for a receiver index.
         self.answers: dict[int, Callable[[Instant, PathKey, Buffer], bool]] = {}
+        #: The peerings with a handshake of ours under way, by its receiver index.
+        self.handshakes: dict[int, Peering] = {}
         #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
         self.verdicts: dict[int, Callable[[Buffer], None]] = {}
         self.is_index_taken: Callable[[int], bool] = lambda index: False
@@ -174,7 +177,7 @@ class Context:
         """A receiver index that nobody of us answers to."""
         while True:
             index = int.from_bytes(self.entropy(4), "big")
-            if index and index not in self.answers and not self.is_index_taken(index):
+            if index and index not in self.answers and index not in self.handshakes and not self.is_index_taken(index):
                 return index
 
     def new_instance(self) -> int:

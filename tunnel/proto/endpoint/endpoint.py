@@ -22,7 +22,7 @@ from tunnel.proto.nat.technique import PoolSocket
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Traces
-from tunnel.units import Address, Instant, PathKey, SocketId, Transmit
+from tunnel.units import Address, Buffer, Instant, PathKey, SocketId, Transmit
 
 if TYPE_CHECKING:
     import random
@@ -238,6 +238,7 @@ class Endpoint:
         """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter; all had the mark `ecn`.
 
         False when nothing follows from them: no event and nothing to send, as with IP packets, which went to their sink at once.
+        What is dropped costs the same however many peers there are: all of them are looked at only where something came of it.
         """
         position, length = 0, len(buffer)
         touched: Peering | None = None
@@ -256,15 +257,15 @@ class Endpoint:
             if is_tls and not prefix and kind not in (0x41, 0x42):
                 self.drops["not relayed over TLS"] += 1  # nobody but the server is there
             elif 0x80 <= kind <= 0xBF:
-                key = self._key(socket_id, remote, prefix)
                 peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
                 if peering is None:
-                    is_cold = True
                     try:
                         peering = self._meetings.confirm(now, buffer[start:end])
                     except Exception as error:
                         self._dropped(remote, error)
+                    is_cold = is_cold or peering is not None or bool(self._context.events)
                 if peering is not None and peering.connection is not None:
+                    key = self._key(socket_id, remote, prefix)
                     unopened = end if prefix else length  # what comes from the server may be of several peers
                     if not self._share.admits(now, peering, unopened - position):
                         self.drops["over its share of a full queue"] += -(-(unopened - position) // stride)
@@ -286,25 +287,25 @@ class Endpoint:
                     continue
                 self.drops["transport to nobody"] += 1
             elif 0x70 <= kind <= 0x74:
-                is_cold = True
                 try:
-                    self._meetings.handle_handshake(now, self._key(socket_id, remote, prefix), buffer[start:end])
+                    path = PathKey(socket_id, remote, prefix)
+                    is_cold |= self._meetings.handle_handshake(now, path, buffer[start:end])
                 except Exception as error:
+                    is_cold = True
                     self._dropped(remote, error)
             elif kind in (0x41, 0x42) and not prefix:
-                is_cold = True
-                clients = self._clients_at.get((socket_id, remote.host))
-                if clients is None:
-                    self.drops["rendezvous datagram from a stranger"] += 1
-                else:
-                    try:
-                        for client in clients:  # each knows its own by transaction or session
-                            client.handle_datagram(now, socket_id, remote, buffer[position:end])
-                    except Exception as error:
-                        self._dropped(remote, error)
+                try:
+                    is_cold |= self._from_server(now, socket_id, remote, buffer[position:end])
+                except Exception as error:
+                    is_cold = True
+                    self._dropped(remote, error)
             elif kind <= 3 and not prefix:
                 datagram = buffer[position:end]
-                if not any(each.handle_stun(now, socket_id, remote, datagram) for each in self._meetings.peerings.live):
+                if self._context.pool.has_asked(datagram) and any(
+                    each.handle_stun(now, socket_id, remote, datagram) for each in self._meetings.peerings.live
+                ):
+                    is_due = True
+                else:
                     self.drops["answer to no question"] += 1
             else:
                 self.drops["unknown first byte"] += 1
@@ -317,6 +318,19 @@ class Endpoint:
             self._meetings.pump(now)
             self._is_cold_at_stale = True
         return is_due or is_cold or bool(self._context.events)
+
+    def _from_server(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
+        """A response or a push; whether something came of it."""
+        clients = self._clients_at.get((socket_id, remote.host))
+        if clients is None:
+            self.drops["rendezvous datagram from a stranger"] += 1
+            return False
+        is_taken = False
+        for client in clients:  # each knows its own by transaction or session
+            before = client.drops.total()
+            client.handle_datagram(now, socket_id, remote, datagram)
+            is_taken |= client.drops.total() == before
+        return is_taken
 
     def _dropped(self, remote: Address, error: Exception) -> None:
         """Nobody foresaw `error`, which a datagram has met: that one goes, and whoever sent it may send another."""

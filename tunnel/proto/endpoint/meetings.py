@@ -171,8 +171,14 @@ class Meetings:
 
     # --- inputs
 
-    def handle_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
-        """One of 0x70 to 0x74, without the channel header."""
+    def handle_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        """One of 0x70 to 0x74, without the channel header.  False when nothing came of it but a counted drop."""
+        context = self._context
+        before = context.drops.total()
+        self._handle_handshake(now, path, datagram)
+        return context.drops.total() == before or bool(context.out or context.events)
+
+    def _handle_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
         drops = self._context.drops
         try:
             if datagram[0] == INIT:
@@ -197,17 +203,17 @@ class Meetings:
         if take is not None:
             take(now, path, datagram)
             return
-        for peering in self.peerings.all:
-            handshake = peering.handshake
-            if handshake is not None and handshake.index == index:
-                with peering.wall(now):
-                    completed = handshake.handle_datagram(now, datagram)
-                    if handshake.behind:
-                        self._clocks.is_behind(peering.peer, handshake.behind)
-                    if completed is not None:
-                        self._dialed(now, peering, completed, handshake.proven(path))
-                return
-        drops["handshake answer for nobody"] += 1
+        peering = self._context.handshakes.get(index)
+        handshake = peering.handshake if peering is not None else None
+        if peering is None or handshake is None:
+            drops["handshake answer for nobody"] += 1
+            return
+        with peering.wall(now):
+            completed = handshake.handle_datagram(now, datagram)
+            if handshake.behind:
+                self._clocks.is_behind(peering.peer, handshake.behind)
+            if completed is not None:
+                self._dialed(now, peering, completed, handshake.proven(path))
 
     def _is_pairing_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
         for _, flow in list(self._exposing):

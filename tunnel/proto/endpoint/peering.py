@@ -142,10 +142,11 @@ class Peering:
             others=others,
             at_once=self.connection is not None and self.connection.is_mute,
         )
+        context.handshakes[self.handshake.index] = self
 
     def end_handshake(self) -> None:
         if self.handshake is not None:
-            self._context.answers.pop(self.handshake.index, None)
+            self._context.handshakes.pop(self.handshake.index, None)
             self.handshake = None
 
     def install(self, now: Instant, completed: Completed, path: PathKey) -> None:

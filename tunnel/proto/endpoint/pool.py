@@ -5,20 +5,21 @@ A socket that carries a path when the rest is given back stays open as long as t
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tunnel.proto.nat.budget import POOL_SOCKETS, Budget
 from tunnel.proto.nat.technique import PoolSocket
-from tunnel.units import Instant, Seconds, SocketId
+from tunnel.units import Buffer, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
     from tunnel.proto.endpoint.punching import Puncher
 
 MAX_SURVIVORS: Final = 64  # sockets that carry paths, over all peers: beyond that no pool is opened
 SWEEP_INTERVAL: Final = Seconds(5.0)
+MAX_QUESTIONS: Final = 1_024  # to servers, over all peers, whose answers are waited for; the oldest is forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,17 @@ class SocketPool:
         self._is_asked = False
         self._is_exhausted = False  # the system gave fewer than asked for
         self._sweep_at: Instant | None = None
+        self._questions: OrderedDict[bytes, None] = OrderedDict()  # STUN transactions of all punchers
+
+    def asked(self, transaction: bytes) -> None:
+        """A puncher puts this STUN question to a server."""
+        if len(self._questions) >= MAX_QUESTIONS:
+            self._questions.popitem(last=False)
+        self._questions[transaction] = None
+
+    def has_asked(self, datagram: Buffer) -> bool:
+        """Whether this may be an answer to one of our STUN questions: strangers' datagrams end here."""
+        return bytes(datagram[8:20]) in self._questions
 
     def __len__(self) -> int:
         """Sockets open now."""

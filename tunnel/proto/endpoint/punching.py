@@ -197,7 +197,7 @@ class Puncher:
 
     def _measure(self, now: Instant) -> None:
         technique, client, send = self.technique, self._client, self._send
-        if technique is None or client is None or send is None:
+        if technique is None or client is None or send is None or self._pool is None:
             return
         while (measure := technique.poll_measure(now)) is not None:
             server = self._elsewhere if measure.elsewhere else client.ipv4_address
@@ -207,6 +207,7 @@ class Puncher:
                 del self._measures[next(iter(self._measures))]
             transaction = self._rng.randbytes(12)
             self._measures[transaction] = measure, server
+            self._pool.asked(transaction)
             send(PathKey(measure.socket_id, server), stun.encode_binding_request(transaction, padding_to=QUESTION_SIZE))
 
     def handle_stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> bool:
