@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -45,6 +45,9 @@ VARIABLES: Final = {
     "tls_port": "PTUNNEL_TLS_PORT",
     "tls_fingerprint": "PTUNNEL_TLS_FINGERPRINT",
 }
+#: Of these, what a program that is started must not inherit; tun/process.py has the same names.
+SECRETS: Final = ("PTUNNEL_CODE", "PTUNNEL_ACCESS_TOKEN")
+_taken: dict[str, str] = {}  # out of the environment, by variable
 IN_FILE: Final = frozenset(("server", "name", "path", "access_token", "qlog", "portmap", "tls_port", "tls_fingerprint"))
 
 
@@ -88,6 +91,13 @@ class Settings:
         return self.server if self.is_server_given else None
 
 
+def take_secrets(environ: MutableMapping[str, str]) -> None:
+    """For a program that begins: what is secret leaves the environment, so that nothing it starts inherits it; `load` knows it."""
+    for variable in SECRETS:
+        if value := environ.pop(variable, None):
+            _taken[variable] = value
+
+
 def load(
     file: Mapping[str, Any], environ: Mapping[str, str], *, prefix: str = "--", tls: TlsOptions | None = None, **flags: str | None
 ) -> Settings:
@@ -107,8 +117,8 @@ def load(
             raise ConfigurationError(f'config.toml: {key} must be text in quotes, as in {key} = "...".')
         chosen[key], places[key] = value, f"config.toml: {key}"
     for key, variable in VARIABLES.items():
-        if environ.get(variable):
-            chosen[key], places[key] = environ[variable], variable
+        if value := environ.get(variable) or _taken.get(variable):
+            chosen[key], places[key] = value, variable
     for key, flag in flags.items():
         if flag is not None:
             chosen[key], places[key] = flag, prefix + (key.replace("_", "-") if prefix else key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,10 @@ def machine(lab: Lab, name: str, kind: str = "prc") -> Site:
     return site
 
 
-def lan(lab: Lab, site: Site, *words: str, code: str = "") -> Ptunnel:
-    more = {"PTUNNEL_CODE": code} if code else {}
+def lan(lab: Lab, site: Site, *words: str, code: str = "", **more: str) -> Ptunnel:
+    """`more` is its environment."""
+    if code:
+        more["PTUNNEL_CODE"] = code
     home = lab.folder / f"home-{site.name}"
     return Ptunnel(lab, site.host, f"lan-{site.name}", "lan", *words, "--server", server_address(lab), home=home, **more)
 
@@ -133,6 +136,31 @@ def test_without_privilege_a_command_runs_in_the_room_and_lan_says_what_to_do(la
     assert "eth0" not in done.stderr
     done = ptunnel(ben.host, home, *words, "no-such-command", PTUNNEL_CODE=code)
     assert done.returncode == 127, done.stderr
+
+
+def test_neither_the_command_nor_a_keeper_inherits_the_code(lab: Lab) -> None:
+    start_server(lab)
+    anna, ben = machine(lab, "anna"), machine(lab, "ben")
+    creator = lan(lab, anna, "create", PTUNNEL_ACCESS_TOKEN="a secret")
+    code = code_of(creator)
+    keepers = [pid for pid in children(creator.process.pid) if b"tunnel.tun.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(keepers) == 1
+    assert b"a secret" not in Path(f"/proc/{keepers[0]}/environ").read_bytes()
+    home = lab.folder / "home-exec"
+    words = ["exec", "--server", server_address(lab), "--"]
+    done = ptunnel(ben.host, home, *words, "env", PTUNNEL_CODE=code, PTUNNEL_ACCESS_TOKEN="a secret")
+    assert done.returncode == 0, done.stderr
+    assert "PTUNNEL_HOME" in done.stdout
+    assert code not in done.stdout
+    assert "a secret" not in done.stdout
+    given = ptunnel(ben.host, home, "exec", "--server", server_address(lab), "--room", code, "--", "true")
+    assert given.returncode == 0, given.stderr
+    assert "type it when asked" in given.stderr
+    assert "type it when asked" not in done.stderr
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_signal_reaches_the_command_and_its_end_is_ours(lab: Lab) -> None:

@@ -21,7 +21,10 @@ PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if has
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option("--room", metavar="CODE|ROOM", shell_complete=complete_room, help="The room's code, or the name it was kept under.")
+@click.option(
+    "--room", metavar="ROOM", shell_complete=complete_room,
+    help="The name that the room was kept under.  Its code does too, but can then be read by others on this machine.",
+)  # fmt: skip
 @click.option(
     "--peer", metavar="PEER", shell_complete=complete_peer, help="Join the room to which this remembered peer lets you."
 )

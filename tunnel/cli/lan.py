@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 AS = click.option(
     "--as", "member_name", metavar="NAME", help="How this machine is called in the room; its host name unless said."
 )
+SEEN_BY_OTHERS = (
+    "ptunnel: Everybody on this machine can read a code that stands on the command line, and a room's is good for many: "
+    "next time type it when asked, or set PTUNNEL_CODE."
+)
 NO_ROOM = "No room of this home runs that you have created: 'ptunnel lan create' opens one."
 
 
@@ -213,6 +217,8 @@ def choose(home: Home, settings: Settings, given: str | None, peer: str | None) 
     if code is not None:
         parse_code(code)
         _require_server(settings)
+        if code == given:
+            click.echo(SEEN_BY_OTHERS, err=True)
         return {"code": code}
     if given is not None:
         return {"room": rooms.room(given).name}

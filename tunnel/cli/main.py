@@ -177,6 +177,9 @@ def group() -> None:
 
 def main() -> None:
     """The program."""
+    from tunnel.config import take_secrets
+
+    take_secrets(os.environ)
     code = run(sys.argv[1:])
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

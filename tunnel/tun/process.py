@@ -25,6 +25,7 @@ COMMAND_TIMEOUT: Final = 20.0  # seconds for an answer; configuring takes half a
 GOODBYE_TIMEOUT: Final = 2.0  # seconds for a child to end by itself
 ROUNDS: Final = 3  # of asking other threads; a busy one may be missed by the first
 THREAD_TIMEOUT: Final = 1.0  # seconds for idle threads to come together
+SECRETS: Final = ("PTUNNEL_CODE", "PTUNNEL_ACCESS_TOKEN")  # what no child is to know, nor the command that it becomes
 _PACKAGE_PARENT: Final = str(Path(__file__).resolve().parents[2])
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {module} import main; main()"
 
@@ -62,9 +63,13 @@ async def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def spawn(words: Sequence[str], descriptors: Sequence[int], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a child from this very thread: its capabilities are what the child inherits.  Raises ConfigurationError."""
+    """Start a child from this very thread: its capabilities are what the child inherits, and the environment without SECRETS.
+
+    Raises ConfigurationError.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
     try:
-        return subprocess.Popen(words, pass_fds=tuple(descriptors), **options)
+        return subprocess.Popen(words, pass_fds=tuple(descriptors), env=environment, **options)
     except OSError as error:
         why = os.strerror(error.errno or 0)
         raise ConfigurationError(f"The helper process for the LAN interface could not be started: {why}.") from error
