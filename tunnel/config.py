@@ -92,7 +92,7 @@ class Settings:
 
 
 def take_secrets(environ: MutableMapping[str, str]) -> None:
-    """For a program that begins: what is secret leaves the environment, so that nothing it starts inherits it; `load` knows it."""
+    """For a program that begins: what is secret leaves the environment, so that no child inherits it; `load` knows it."""
     for variable in SECRETS:
         if value := environ.pop(variable, None):
             _taken[variable] = value

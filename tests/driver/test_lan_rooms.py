@@ -13,7 +13,7 @@ import trio
 import tunnel
 from tests.driver.lan import FakeInterface, Player, until
 from tests.driver.meeting import a_server
-from tunnel.api.lan_plane import Plane, interface_config
+from tunnel.api.lan_plane import MAX_SUBNETS, SUBNET_REFILL, Plane, interface_config
 from tunnel.driver.events import CodeReady, Listening, MemberReport, Trouble
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import AlreadyRunningError, ConfigurationError, PairingError, PermissionDeniedError
@@ -377,13 +377,26 @@ async def test_a_room_that_changes_its_addresses_all_the_time_does_not_keep_the_
         members=(other, mine),
     )  # fmt: skip
     interface = FakeInterface(interface_config(None, None))
-    plane = Plane(interface, lambda: Instant(trio.current_time()), lambda _: None)
+    said: list[str] = []
+    plane = Plane(interface, lambda: Instant(trio.current_time()), said.append)
+
+    def subnets() -> list[object]:
+        return [config.ipv4[0] for config in interface.configs if config.ipv4 is not None]
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(plane.run)
         for number in range(200):
             plane.set_roster(msgspec.structs.replace(roster, subnet=bytes((10, 2, number, 0))), mine)
-            await trio.sleep(0.05)
-        assert 10 <= len(interface.configs) <= 13
+            await trio.sleep(0.2)
+        assert len(subnets()) == MAX_SUBNETS + 1  # the first is no change
+        assert len(said) == 1
+        assert "again and again" in said[0]
+        plane.look_again()  # this machine has joined a network: what it has now is looked at, without another subnet
         await trio.sleep(2.0)
-        assert interface.configs[-1].ipv4 == ("10.2.199.2", 24)
+        assert len(subnets()) == MAX_SUBNETS + 2
+        assert subnets()[-1] == subnets()[-2]
+        assert subnets()[-1] != "10.2.199.2"
+        await trio.sleep(SUBNET_REFILL)
+        assert subnets()[-1] == "10.2.199.2"
+        assert len(said) == 1
         nursery.cancel_scope.cancel()

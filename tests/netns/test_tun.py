@@ -354,6 +354,70 @@ def test_a_network_that_this_machine_has_is_not_led_into_the_lan(space: Namespac
     device.close()
 
 
+OFFICE = (
+    "link add eth0 type veth peer name eth1\nlink set eth0 up\nlink set eth1 up\naddr add 10.20.30.2/24 dev eth0\n"
+    "addr add fd55:6677:8899:1::2/64 dev eth0 nodad\nroute add default via 10.20.30.1\nroute add default via fd55:6677:8899:1::1"
+)
+"""A machine of an office, whose servers are in the next network: no table of this machine names that one."""
+
+
+def test_an_offices_next_network_that_only_the_default_route_leads_to_is_not_led_into_the_lan(space: Namespace) -> None:
+    space.ip(OFFICE)
+    theirs = {"ipv4": ("10.20.31.7", 24), "ipv6": (("fd55:6677:8899:2::7", 64), ("fe80::7074:0:0:7", 64))}
+    servers = ("10.20.31.5", "fd55:6677:8899:2::5")
+
+    def make() -> tuple[TapDevice, list[str]]:
+        device = open_tap("lan0")
+        return device, apply(config(7, **theirs))
+
+    device, facts = space.inside(make)
+    assert len(facts) == 2
+    assert "10.20.31.0/24 lies in 10.0.0.0/8" in facts[0]
+    assert "fd55:6677:8899:2::/64 lies in fd55:6677:8899::/48" in facts[1]
+    assert all("--any-subnet" in fact for fact in facts)
+    assert addresses(space) == {"fe80::7074:0:0:7/64"}
+    assert [shown(space, "route", "get", server)[0]["dev"] for server in servers] == ["eth0", "eth0"]
+    # A person who knows that nothing is there may have it.
+    assert space.inside(lambda: apply(config(7, **theirs, any_subnet=True))) == []
+    assert [shown(space, "route", "get", server)[0]["dev"] for server in servers] == ["lan0", "lan0"]
+    # One in another block needs nobody's word; nor does a network of this machine's that is behind no router.
+    space.ip("link add docker0 type veth peer name docker1\nlink set docker0 up\naddr add 172.17.0.1/16 dev docker0")
+    assert space.inside(lambda: apply(config(7, ipv4=("172.22.1.7", 24)))) == []
+    assert shown(space, "route", "get", "172.22.1.5")[0]["dev"] == "lan0"
+    assert "10.0.0.0/8" in {str(each) for each in space.inside(lambda: routes.surroundings("lan0"))}
+    device.close()
+
+
+def test_a_private_network_that_a_program_is_connected_to_is_not_led_into_the_lan(space: Namespace) -> None:
+    """The machine has a public address; the server that somebody works on is reached by the default route."""
+    space.ip(
+        "link add eth0 type veth peer name eth1\nlink set eth0 up\nlink set eth1 up\naddr add 9.8.7.6/24 dev eth0\n"
+        "route add default via 9.8.7.1\nroute add default via fe80::1 dev eth0"
+    )
+    with space.socket() as four, space.socket(socket.AF_INET6) as six, space.socket(socket.AF_INET6) as mapped:
+        four.connect(("10.77.1.99", 445))
+        six.connect(("fd12:3456:789a::99", 445))
+        mapped.connect(("::ffff:192.168.3.4", 445))
+
+        def make() -> tuple[TapDevice, list[str]]:
+            device = open_tap("lan0")
+            return device, apply(config(3, any_subnet=True))
+
+        device, facts = space.inside(make)
+        assert len(facts) == 2
+        assert addresses(space) == {"fe80::7074:0:0:3/64"}
+        assert {str(each) for each in space.inside(routes.spoken_with)} == {
+            "10.77.1.0/24", "fd12:3456:789a::/64", "192.168.3.0/24",
+        }  # fmt: skip
+    assert space.inside(lambda: apply(config(3))) == []
+    assert shown(space, "route", "get", "10.77.1.99")[0]["dev"] == "lan0"
+    with space.socket() as member:  # whom a game here speaks with in the room takes nothing from the room
+        member.connect(("10.77.1.1", 5))
+        assert space.inside(lambda: apply(config(3))) == []
+        assert len(addresses(space)) == 3
+    device.close()
+
+
 def test_a_network_that_this_machine_joins_later_is_given_back(space: Namespace) -> None:
     device = open_in(space, 3)
     space.ip("link add eth9 type veth peer name eth8")

@@ -15,7 +15,7 @@ from tests.sim.test_meeting import SHARE, rough_link
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import CodeIssued, Problem
 from tunnel.proto.lan import messages
-from tunnel.proto.lan.addresses import BLOCKS, Prefix, subnet_prefix
+from tunnel.proto.lan.addresses import BLOCKS, SPARE_BLOCK, Prefix, subnet_prefix
 from tunnel.proto.lan.creator import MAX_RENUMBERS
 from tunnel.proto.lan.events import (
     Entered,
@@ -562,9 +562,8 @@ def test_a_member_that_roams_into_a_clash_renumbers_all_and_one_that_lies_does_s
             party.world.touch(friend.host)
             party.world.run(0.5)
         assert 1 <= len(party.creator.of(Renumbered)) <= 4
-        friend.room.set_routes(
-            party.world.now, (Prefix(0, 0), Prefix(10 << 24, 8), Prefix.parse("172.16.0.0/12"), Prefix.parse("192.168.0.0/16"))
-        )
+        everything = ("0.0.0.0/0", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")
+        friend.room.set_routes(party.world.now, tuple(map(Prefix.parse, everything)))
         friend.members.pump(party.world.now)
         party.world.touch(friend.host)
         party.world.run(30.0)
@@ -588,7 +587,7 @@ def test_a_member_that_lies_on_and_on_about_its_routes_leaves_the_others_their_a
             party.world.run(6.0)
         assert MAX_RENUMBERS <= len(party.creator.of(Renumbered)) <= MAX_RENUMBERS + 1
         assert party.creator.room.drops["routes of a member that clash too often"]
-        tell_routes(liar, *(Prefix.parse(f"{base}/{bits}") for base, bits in BLOCKS))
+        tell_routes(liar, *(Prefix.parse(f"{base}/{bits}") for base, bits in (*BLOCKS, SPARE_BLOCK)))
         party.world.run(6.0)
         before = friend.roster.subnet
         tell_routes(friend, subnet_prefix(before))

@@ -44,11 +44,20 @@ ROUTES_INTERVAL: Final = 10.0  # seconds between two looks at this machine's rou
 TakenRoutes = Callable[[str], list[str]]
 
 
-def _host_routes(interface: str) -> list[str]:
-    """Private IPv4 networks that this machine has, but for that interface's."""
-    from tunnel.tun.routes import taken_prefixes
+def _host_routes(any_subnet: bool) -> TakenRoutes:
+    """Private IPv4 networks that this machine has or (unless `any_subnet`) may have, but for that interface's.
 
-    return taken_prefixes(interface)
+    Whom somebody here speaks with is looked at once: what a program connects to later is no news for the room.
+    """
+    from tunnel.tun.routes import spoken_with, surroundings, taken_prefixes
+
+    spoken = spoken_with()
+
+    def taken(interface: str) -> list[str]:
+        around = set() if any_subnet else surroundings(interface)
+        return taken_prefixes(interface, besides=spoken | around)
+
+    return taken
 
 
 def no_routes(_interface: str) -> list[str]:
@@ -80,6 +89,7 @@ class Options:
     on_event: OnEvent | None
     interface: OpenInterface | None
     routes: TakenRoutes | None
+    any_subnet: bool
     traces: Traces | None
     portmap: bool | None
     tls: TlsOptions | None
@@ -99,6 +109,7 @@ async def create(
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
+    any_subnet: bool = False,
     traces: Traces | None = None,
     portmap: bool | None = None,
     tls: TlsOptions | None = None,
@@ -109,12 +120,12 @@ async def create(
     `keep`: the room and its members are remembered.  `to`: remembered peers that may join without a code.
     With no server configured one is embedded; the Listening event carries its address.  `member_name`: how we are called in it.
     `interface(config)` opens the interface; None means one on this machine, which needs privilege.  `routes(interface)` gives the
-    IPv4 networks that the room must stay clear of.
+    IPv4 networks that the room must stay clear of; None: those that this machine has, and those around it unless `any_subnet`.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     options = Options(
         server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, traces=traces, portmap=portmap, tls=tls, seams=seams,
+        routes=routes, any_subnet=any_subnet, traces=traces, portmap=portmap, tls=tls, seams=seams,
     )  # fmt: skip
     store = _open_store(options)
     room_name = make_label(name, "lan")
@@ -144,6 +155,7 @@ async def join(
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
+    any_subnet: bool = False,
     traces: Traces | None = None,
     portmap: bool | None = None,
     tls: TlsOptions | None = None,
@@ -159,7 +171,7 @@ async def join(
         raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
     options = Options(
         server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, traces=traces, portmap=portmap, tls=tls, seams=seams,
+        routes=routes, any_subnet=any_subnet, traces=traces, portmap=portmap, tls=tls, seams=seams,
     )  # fmt: skip
     store = _open_store(options)
     saved: SavedRoom | None = None
@@ -237,13 +249,15 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
     keeper = _Keeper(store, entry)
     interface: LanInterface | None = None
     try:
-        taken = options.routes or _host_routes
+        taken = options.routes or _host_routes(options.any_subnet)
         prefixes = _prefixes(taken(""))
         room = _make_room(entry, driver, member_name, prefixes)
         if room.roster is not None:
             keeper.hold(room.state().room)
         # Before a word is said to anybody: it may be refused, and gives up this process's privileges.
-        interface = await (options.interface or open_on_host)(interface_config(room.roster, room.me))
+        interface = await (options.interface or open_on_host)(
+            interface_config(room.roster, room.me, any_subnet=options.any_subnet)
+        )
         with single_error():
             async with trio.open_nursery() as nursery:
                 rendezvous, is_embedded = await _find_server(nursery, store, entry, options)
@@ -253,7 +267,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                 def warn(text: str) -> None:
                     running.tell(Trouble(code="interface", message=text))
 
-                plane = Plane(interface, driver.clock, warn, driver.faults)
+                plane = Plane(interface, driver.clock, warn, driver.faults, any_subnet=options.any_subnet)
                 running = LanRoom(driver, membership, plane, nursery, options.on_event)
                 running.server, running.is_embedded, running.on_removed = rendezvous, is_embedded, keeper.forget
                 if is_embedded and maps_ports:

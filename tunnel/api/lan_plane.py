@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
@@ -16,8 +17,9 @@ from tunnel.faults import Faults
 from tunnel.forward.lan import LanAddresses, LanForward
 from tunnel.proto.lan import addresses
 from tunnel.proto.lan.addresses import SUBNET_BITS, ULA_BITS
+from tunnel.proto.lan.records import Allowances
 from tunnel.proto.lan.roster import Member, Roster
-from tunnel.units import Instant
+from tunnel.units import Instant, Seconds
 
 if TYPE_CHECKING:
     from tunnel.tun.config import InterfaceConfig
@@ -55,6 +57,14 @@ MINECRAFT: Final = "224.0.2.60/32"
 SUPER_SEGMENTS: Final = 44
 
 CONFIGURE_INTERVAL: Final = 1.0  # seconds from one new numbering to the next: each takes half a second of a processor
+MAX_SUBNETS: Final = 8  # other networks that a room's creator may lead into it here in a row, whatever rosters say; ...
+SUBNET_REFILL: Final = Seconds(600.0)  # ... and after that one in so long: else it could try all that a machine may reach
+
+CREATOR: Final = b""  # the one key of an allowance
+TOO_MANY_SUBNETS: Final = (
+    "The creator of the room changes its network again and again, so this machine stays on the former one for {minutes} minutes. "
+    "If that is not what you expect of whoever made the room, leave it."
+)
 
 OpenInterface: TypeAlias = "Callable[[InterfaceConfig], Awaitable[LanInterface]]"
 
@@ -78,13 +88,15 @@ async def open_on_host(config: InterfaceConfig) -> LanInterface:
     return await open_host_interface(config)
 
 
-def interface_config(roster: Roster | None, me: Member | None, mtu: int | None = None) -> InterfaceConfig:
+def interface_config(
+    roster: Roster | None, me: Member | None, mtu: int | None = None, *, any_subnet: bool = False
+) -> InterfaceConfig:
     """For that member; without a roster one that has no addresses yet."""
     from tunnel.tun.config import MIN_MTU, InterfaceConfig
 
     mtu = MIN_MTU if mtu is None else mtu
     if roster is None or me is None:
-        return InterfaceConfig(mac=addresses.mac(addresses.LAST_HOST).hex(":"), ipv4=None, mtu=mtu)
+        return InterfaceConfig(mac=addresses.mac(addresses.LAST_HOST).hex(":"), ipv4=None, mtu=mtu, any_subnet=any_subnet)
     return InterfaceConfig(
         mac=addresses.mac(me.host).hex(":"),
         ipv4=(roster.ipv4(me), SUBNET_BITS),
@@ -92,6 +104,7 @@ def interface_config(roster: Roster | None, me: Member | None, mtu: int | None =
         mtu=mtu,
         gso_max_segs=SUPER_SEGMENTS,
         routes=(MINECRAFT,),
+        any_subnet=any_subnet,
     )
 
 
@@ -114,16 +127,22 @@ class Plane:
         clock: Callable[[], Instant],
         warn: Callable[[str], None],
         faults: Faults | None = None,
+        *,
+        any_subnet: bool = False,
     ) -> None:
-        """`warn` is told, in a sentence each, what the interface would not do."""
+        """`warn` is told, in a sentence each, what the interface would not do.  `any_subnet`: see InterfaceConfig."""
         self._faults = Faults() if faults is None else faults
         self.interface = interface
         self._clock = clock
         self._warn = warn
         self._forward: LanForward | None = None
         self._links: dict[bytes, Link] = {}
+        self._any_subnet = any_subnet
         self._wanted: tuple[Roster, Member] | None = None
+        self._configured: tuple[Roster, Member] | None = None  # what the interface has now
+        self._subnets = Allowances(MAX_SUBNETS, SUBNET_REFILL)  # of the creator
         self._applied: tuple[object, ...] = ()
+        self._has_waited = False  # and a person was told
         self._changed = trio.Event()
         self.is_ready = trio.Event()  # addresses and names are set
 
@@ -202,14 +221,14 @@ class Plane:
         """Keep addresses and names of the interface in step with the roster."""
         while True:
             self._changed = trio.Event()
-            assert self._wanted is not None
-            roster, me = self._wanted
+            roster, me, patience = self._next()
             names = {member.name: (roster.ipv4(member), roster.ipv6(member)) for member in roster.members}
             wanted = (roster.subnet, roster.ula, me.host, tuple(names.items()))
             is_new = wanted[:3] != self._applied[:3]
             try:
                 if is_new:
-                    for fact in await self.interface.renumber(interface_config(roster, me, self.mtu)):
+                    config = interface_config(roster, me, self.mtu, any_subnet=self._any_subnet)
+                    for fact in await self.interface.renumber(config):
                         self._warn(fact)
                 if wanted != self._applied:
                     self._applied = wanted
@@ -220,4 +239,25 @@ class Plane:
             self.is_ready.set()
             if is_new:  # whoever signs the rosters may change it as often as he likes
                 await trio.sleep(CONFIGURE_INTERVAL)
-            await self._changed.wait()
+            with trio.move_on_after(patience):
+                await self._changed.wait()
+
+    def _next(self) -> tuple[Roster, Member, float]:
+        """What the interface shall have now, and seconds until that changes by itself: another network may have to wait."""
+        assert self._wanted is not None
+        if self._configured is not None and _networks(self._configured[0]) != _networks(self._wanted[0]):
+            now = self._clock()
+            wait = self._subnets.ready_at(now, CREATOR) - now
+            if wait > 0:
+                if not self._has_waited:
+                    self._warn(TOO_MANY_SUBNETS.format(minutes=math.ceil(wait / 60)))
+                self._has_waited = True
+                return *self._configured, wait
+            self._subnets.note(now, CREATOR)
+        self._has_waited = False
+        self._configured = self._wanted
+        return *self._wanted, math.inf
+
+
+def _networks(roster: Roster) -> tuple[bytes, bytes]:
+    return roster.subnet, roster.ula

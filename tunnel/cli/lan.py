@@ -26,6 +26,10 @@ SEEN_BY_OTHERS = (
     "ptunnel: Everybody on this machine can read a code that stands on the command line, and a room's is good for many: "
     "next time type it when asked, or set PTUNNEL_CODE."
 )
+ANY_SUBNET = click.option(
+    "--any-subnet", is_flag=True,
+    help="Let the room have a network that may be part of the one that this machine is in, where it does not clash for certain.",
+)  # fmt: skip
 NO_ROOM = "No room of this home runs that you have created: 'ptunnel lan create' opens one."
 
 
@@ -56,10 +60,11 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
 @click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
               help="Let this remembered peer join without a code; repeatable.")  # fmt: skip
 @AS
+@ANY_SUBNET
 @network
 @common
 def create_command(
-    name: str, keep: bool, to: tuple[str, ...], member_name: str | None,
+    name: str, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool,
     server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
     tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
@@ -77,7 +82,7 @@ def create_command(
     for each in to:
         home.peer(each)
     lan.require_host_interface()
-    arguments = shared(home, settings, member_name)
+    arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
     return _run(home, settings, is_json, verbose, lambda handle: lan.create(name, keep=keep, to=to, on_event=handle, **arguments))
 
 
@@ -88,10 +93,11 @@ def create_command(
     "--peer", metavar="PEER", shell_complete=complete_peer, help="Join the room to which this remembered peer lets you."
 )
 @AS
+@ANY_SUBNET
 @network
 @common
 def join_command(
-    room: str | None, keep: bool, peer: str | None, member_name: str | None,
+    room: str | None, keep: bool, peer: str | None, member_name: str | None, any_subnet: bool,
     server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
     tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
@@ -105,7 +111,7 @@ def join_command(
     )  # fmt: skip
     lan.require_host_interface()
     way = choose(home, settings, room, peer)
-    arguments = shared(home, settings, member_name)
+    arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
     return _run(home, settings, is_json, verbose, lambda handle: lan.join(**way, keep=keep, on_event=handle, **arguments))
 
 
@@ -386,6 +392,8 @@ class Playing:
         self._shown[report.peer] = now
         if report.state == "removed":
             del self._shown[report.peer]
+        if report.is_me and before is not None and before[1] != report.address:
+            self._output.say(f"The room has another network now: you are {report.address}.")
         if report.is_me or before == now or (before is None and report.state == "offline") or self._output.is_live:
             return
         if report.state == "online":

@@ -53,6 +53,7 @@ class InterfaceConfig:
     `ipv4` and each of `ipv6` is (address, prefix length); the link-local address is one of `ipv6`.  `mtu` is in bytes;
     `gso_max_size` (bytes) and `gso_max_segs` limit super-packets, 0 leaves the kernel's own limit.  `routes` are multicast
     prefixes, as 224.0.2.60/32, or 255.255.255.255/32, that shall leave by this interface although another has the default route.
+    `any_subnet`: a person agrees to a subnet that may be part of the network that this machine is in, and reached by its router.
     """
 
     name: str = "ptunnel%d"
@@ -64,6 +65,7 @@ class InterfaceConfig:
     gso_max_size: int = 0
     gso_max_segs: int = 0
     routes: tuple[str, ...] = ()
+    any_subnet: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in (".", ".."):
@@ -74,6 +76,8 @@ class InterfaceConfig:
         _check_number("transmit queue", self.txqueuelen, 1, MAX_TXQUEUELEN)
         _check_number("GSO size", self.gso_max_size, 0, MAX_GSO_SIZE)
         _check_number("GSO segment count", self.gso_max_segs, 0, MAX_GSO_SEGS)
+        if type(self.any_subnet) is not bool:
+            raise ConfigurationError(f"{self.any_subnet!r} is neither yes nor no to subnets around this machine's own.")
         if self.ipv4 is not None:
             _check_ipv4(*self.ipv4)
         if len(self.ipv6) > MAX_ADDRESSES or len(self.routes) > MAX_ROUTES:

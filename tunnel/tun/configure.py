@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from tunnel.errors import ConfigurationError
 from tunnel.tun.config import InterfaceConfig, check_mtu
-from tunnel.tun.routes import overlapping, taken_networks, taken_prefixes
+from tunnel.tun.routes import Network, overlapping, surroundings, taken_networks, taken_prefixes
 
 __all__ = ["InterfaceConfig", "apply", "bring_up_loopback", "renumber", "set_mtu", "taken_prefixes"]
 
@@ -51,7 +51,8 @@ SYSCTLS: Final = (
 def apply(config: InterfaceConfig) -> list[str]:
     """Make the interface `config.name` exactly what `config` says, and up; what is so already is left alone.
 
-    But for addresses in a network that this machine uses elsewhere, whoever chose them: a room must take nothing from it.
+    But for addresses in a network that this machine uses elsewhere, or may use (unless any_subnet), whoever chose them: a room
+    must take nothing from it.
     Gives facts for the user: one sentence each for what this machine would not do although the interface works without it.
     Takes some milliseconds after the import.  Raises ConfigurationError.
     """
@@ -137,12 +138,19 @@ def _set_addresses(netlink: Any, index: int, config: InterfaceConfig, facts: lis
     from pyroute2.netlink.exceptions import NetlinkError
 
     taken = taken_networks(config.name)
+    around: set[Network] = set() if config.any_subnet else surroundings(config.name)
 
     def is_free(address: str, prefix: int) -> bool:
         network = ipaddress.ip_network((address, prefix), strict=False)
         other = overlapping(network, taken)
         if other is not None:
             facts.append(f"The LAN's network {network} is in use on this machine ({other}), so the LAN does without it here.")
+        elif (near := overlapping(network, around)) is not None:
+            facts.append(
+                f"The LAN's network {network} lies in {near}, as this machine does, so it may be part of the network that you "
+                "are in: the LAN does without it here. If it is not, --any-subnet takes it."
+            )
+            return False
         return other is None
 
     wanted4 = {config.ipv4} if config.ipv4 is not None and is_free(*config.ipv4) else set()

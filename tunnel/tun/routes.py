@@ -1,5 +1,8 @@
 """Which networks this machine already uses: what a room's must not clash with.  Needs no privilege.
 
+Three kinds: those that it has (addresses, routes, name servers); those that somebody here speaks with right now; and those around
+it.  For what is reached by the default route alone, an office's other floors, the modem behind the router, is in no table: it is
+mostly numbered like this machine is, and so taken for used.
 Asked by rtnetlink(7) directly: four dumps, a millisecond, and no import of pyroute2 in a process that stays.
 """
 
@@ -10,7 +13,8 @@ import ipaddress
 import re
 import socket
 import struct
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -40,6 +44,9 @@ SHORTEST_PREFIX: Final = 8  # a shorter one is somebody's way to everything, as 
 ANSWER_TIMEOUT: Final = 2.0  # seconds for a dump; the kernel answers at once
 SHORTEST_IPV6_PREFIX: Final = 48  # likewise: a unique local prefix of one site (RFC 4193 §3.1)
 MAX_RESOLVER_FILE: Final = 65_536  # bytes of a list of name servers that are read
+MAX_SOCKET_TABLE: Final = 1 << 20  # bytes of each list of sockets that are read: some 7,000 of them
+SPOKEN_BITS: Final = 24  # of a network that is taken because somebody in it is spoken with, ...
+SPOKEN_IPV6_BITS: Final = 64  # ... or for IPv6
 MAX_MESSAGES: Final = 100_000  # a router with the whole internet's table is not read to the end
 _BUFFER: Final = 1 << 16
 
@@ -47,25 +54,32 @@ _BUFFER: Final = 1 << 16
 RESOLVER_FILES: Final = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 _NAME_SERVER: Final = re.compile(r"(?m)^[ \t]*nameserver[ \t]+([0-9A-Fa-f.:]+)")
 _LINK_LOCAL: Final = ipaddress.IPv6Network("fe80::/10")
+_UNIQUE_LOCAL: Final = ipaddress.IPv6Network("fc00::/7")
+#: RFC 1918: whoever has an address in one of these mostly has more of it, behind the router.
+_PRIVATE: Final = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+
+#: Lists of sockets: proc_net_tcp.txt.  The third column is the far end, in the machine's byte order.
+SOCKET_TABLES: Final = tuple(f"/proc/thread-self/net/{name}" for name in ("tcp", "tcp6", "udp", "udp6"))
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def taken_prefixes(interface: str | None = None) -> list[str]:
+def taken_prefixes(interface: str | None = None, *, besides: Iterable[Network] = ()) -> list[str]:
     """IPv4 prefixes in private ranges that this machine uses outside `interface`; sorted, none inside another.
 
-    Those of routes, addresses and name servers.  An empty list where the kernel tells nothing.
+    Those of routes, addresses and name servers, and of `besides`.  An empty list where the kernel tells nothing.
     """
-    found = {network for network in taken_networks(interface) if isinstance(network, ipaddress.IPv4Network)}
-    private = [network for network in found if any(network.overlaps(allowed) for allowed in IPV4_RANGES)]
+    found = {*taken_networks(interface, spoken=False), *besides}
+    private = [each for each in found if isinstance(each, ipaddress.IPv4Network) and any(map(each.overlaps, IPV4_RANGES))]
     return [str(network) for network in sorted(ipaddress.collapse_addresses(private))]
 
 
-def taken_networks(interface: str | None = None) -> set[Network]:
+def taken_networks(interface: str | None = None, *, spoken: bool = True) -> set[Network]:
     """What must not be led into a room: networks of both families that this machine uses outside `interface`.
 
-    Those of routes and addresses, but for ways to everything and link-local ones; and name servers, each by itself, since many
-    are reached by the default route alone.  Without those in the networks of `interface`, to which they were given on purpose.
+    Those of routes and addresses, but for ways to everything and link-local ones; and name servers, each by itself, and (unless
+    not `spoken`) private networks of whom sockets here are connected to, since many are reached by the default route alone.
+    Without those in the networks of `interface`, to which they were given on purpose.
     """
     own = 0
     if interface is not None:
@@ -79,8 +93,59 @@ def taken_networks(interface: str | None = None) -> set[Network]:
                 inside.append(network)
             elif not _is_way_to_everything(network):
                 found.add(network)
-    found |= {server for server in name_servers(RESOLVER_FILES) if not overlapping(server, inside)}
+    inside = [network for network in inside if network.prefixlen]
+    others = {*name_servers(RESOLVER_FILES), *(spoken_with() if spoken else ())}
+    found |= {each for each in others if not overlapping(each, inside)}
     return found
+
+
+def surroundings(interface: str | None = None) -> set[Network]:
+    """What may be reached by the default route, though no table says so: private networks around the addresses of this machine.
+
+    IPv4: the private block (RFC 1918) of each address on an interface that a way to everything leaves by.  IPv6: the site of each
+    unique local address (RFC 4193 §3.1).  Without those of `interface`.
+    """
+    found: set[Network] = set()
+    with contextlib.suppress(OSError):
+        own = socket.if_nametoindex(interface) if interface else 0
+        ways = {index for network, index in _routes() if network.version == 4 and network.prefixlen < SHORTEST_PREFIX}
+        for network, index in _addresses():
+            if own and index == own:
+                continue
+            if isinstance(network, ipaddress.IPv6Network):
+                if network.subnet_of(_UNIQUE_LOCAL):
+                    found.add(network.supernet(new_prefix=min(network.prefixlen, SHORTEST_IPV6_PREFIX)))
+            elif index in ways or 0 in ways:  # 0: by several interfaces at once, which are not told here
+                found |= {block for block in _PRIVATE if network.subnet_of(block)}
+    return found
+
+
+def spoken_with() -> set[Network]:
+    """The private networks of the far ends of connected sockets, of all users: a /24 each, or a /64."""
+    found: set[Network] = set()
+    for table in SOCKET_TABLES:
+        with (
+            contextlib.suppress(OSError),
+            Path(table).open(encoding="ascii", errors="replace") as file,
+        ):
+            for line in file.read(MAX_SOCKET_TABLE).splitlines()[1:]:
+                with contextlib.suppress(ValueError, IndexError):
+                    found |= _private_network(line.split()[2].partition(":")[0])
+    return found
+
+
+def _private_network(text: str) -> set[Network]:
+    """Of an address as lists of sockets have it; nothing for one that is not private.  Raises ValueError."""
+    raw = b"".join(int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8))
+    address = ipaddress.ip_address(raw)
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        if mapped is None:
+            return {ipaddress.ip_network((raw, SPOKEN_IPV6_BITS), strict=False)} if address in _UNIQUE_LOCAL else set()
+        address = mapped
+    if not any(address in block for block in IPV4_RANGES):
+        return set()
+    return {ipaddress.ip_network((address.packed, SPOKEN_BITS), strict=False)}
 
 
 def overlapping(network: Network, others: Collection[Network]) -> Network | None:
@@ -142,7 +207,7 @@ def _routes() -> Iterator[tuple[Network, int]]:
             if kind != _RTN_UNICAST and not _RTN_BLACKHOLE <= kind <= _RTN_PROHIBIT:
                 continue
             attributes = _attributes(body, _ROUTE.size)
-            raw = attributes.get(_RTA_DST, b"")
+            raw = attributes.get(_RTA_DST, b"" if prefix else bytes(size))  # a default route names no destination
             oif = attributes.get(_RTA_OIF, b"")
             if len(raw) == size and prefix <= 8 * size:
                 yield ipaddress.ip_network((raw, prefix), strict=False), _NUMBER.unpack(oif)[0] if len(oif) == 4 else 0

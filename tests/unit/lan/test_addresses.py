@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tunnel.proto.lan import addresses
-from tunnel.proto.lan.addresses import HostNumbers, Prefix, choose_subnet, clashes, subnet_prefix
+from tunnel.proto.lan.addresses import HostNumbers, Prefix, choose_subnet, clashes, is_possible, is_spare, subnet_prefix
 
 
 def routes(*texts: str) -> tuple[Prefix, ...]:
@@ -39,9 +39,22 @@ def test_blocks_are_tried_in_order_to_the_last_free_subnet() -> None:
     subnet = choose_subnet(rng.randbytes, everything[:2])
     assert subnet is not None
     assert subnet[:2] == b"\xc0\xa8"
-    assert choose_subnet(rng.randbytes, everything) is None
+    spare = choose_subnet(rng.randbytes, everything)
+    assert spare is not None
+    assert spare[:2] == bytes((198, 19))
+    assert is_spare(spare)
+    assert choose_subnet(rng.randbytes, everything, may_be_spare=False) is None
+    assert choose_subnet(rng.randbytes, everything + routes("198.18.0.0/15")) is None
     all_but_one = everything[:2] + tuple(Prefix((192 << 24) + (168 << 16) + (n << 8), 24) for n in range(256) if n != 77)
     assert choose_subnet(rng.randbytes, all_but_one) == bytes((192, 168, 77, 0))
+
+
+def test_a_room_may_have_private_subnets_and_spare_ones_alone() -> None:
+    for text in ("10.0.0.0", "10.255.255.0", "172.16.0.0", "172.31.255.0", "192.168.0.0", "192.168.255.0", "198.19.0.0"):
+        assert is_possible(ipaddress.IPv4Address(text).packed), text
+    for text in ("11.0.0.0", "172.32.0.0", "192.169.0.0", "100.64.0.0", "198.18.255.0", "198.20.0.0", "10.1.2.4", "0.0.0.0"):
+        assert not is_possible(ipaddress.IPv4Address(text).packed), text
+    assert not is_spare(bytes((198, 18, 1, 0)))
 
 
 def test_a_default_route_and_halves_of_the_internet_clash_with_nothing() -> None:

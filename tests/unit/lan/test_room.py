@@ -5,18 +5,20 @@ from __future__ import annotations
 import random
 from hashlib import sha256
 
+import msgspec
 import pytest
 
 from tunnel.errors import ConfigurationError
 from tunnel.proto.lan import messages
-from tunnel.proto.lan.addresses import Prefix
-from tunnel.proto.lan.creator import JOIN_PATIENCE, MAX_JOINING
+from tunnel.proto.lan.addresses import Prefix, is_spare
+from tunnel.proto.lan.creator import JOIN_PATIENCE, MAX_JOINING, RENUMBER_INTERVAL
 from tunnel.proto.lan.events import Entered, JoinRefused, MemberJoined, MemberOffline, MemberOnline, YouWereRemoved
 from tunnel.proto.lan.messages import Have, Hello, Reason, State
 from tunnel.proto.lan.room import HAVE_INTERVAL, RESEND_AFTER, Room
 from tunnel.units import Instant, Seconds
 
 T0 = Instant(100.0)
+EVERYTHING = tuple(map(Prefix.parse, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 PSK = bytes(32)
 
 
@@ -235,11 +237,84 @@ def test_the_first_roster_must_come_from_the_creator_himself() -> None:
 
 
 def test_a_host_whose_routes_take_every_private_network_can_make_no_room() -> None:
-    routes = (Prefix.parse("10.0.0.0/8"), Prefix.parse("172.16.0.0/12"), Prefix.parse("192.168.0.0/16"))
     with pytest.raises(ConfigurationError, match="private IPv4"):
-        a_creator(routes=routes)
+        a_creator(routes=(*EVERYTHING, Prefix.parse("198.18.0.0/15")))
     with pytest.raises(ValueError, match="never entered"):
         a_joiner("ben", a_creator()).state()
+
+
+def subnet_of(room: Room) -> bytes:
+    assert room.roster is not None
+    return room.roster.subnet
+
+
+def hello_of_6c8f646(creator: Room, name: str, routes: tuple[Prefix, ...] = ()) -> bytes:
+    """What the release before spare subnets says: the same, without the last element."""
+    whole = msgspec.msgpack.decode(messages.encode(Hello(b"", 0, name, False, messages.pack_routes(routes))))
+    return msgspec.msgpack.encode(whole[:6])
+
+
+def test_members_in_all_private_blocks_get_a_spare_subnet_that_suits_everybody() -> None:
+    """One home in 192.168/16, one in 10/8, and a telephone's network in 172.16/12: each counts its block as its own."""
+    creator = a_creator(routes=EVERYTHING[2:])
+    assert subnet_of(creator)[0] == 10
+    ben, cleo = a_joiner("ben", creator), a_joiner("cleo", creator)
+    for number, (member, routes) in enumerate(((ben, EVERYTHING[:1]), (cleo, EVERYTHING[1:2]))):
+        at = Instant(T0 + 10 * number)
+        member.set_routes(at, routes)
+        creator.expect(at, member.static, PSK)
+        connect(at, creator, member)
+        deliver(at, creator, ben, cleo)
+        creator.handle_timeout(Instant(at + RENUMBER_INTERVAL))
+        deliver(at, creator, ben, cleo)
+    assert is_spare(subnet_of(creator))
+    assert creator.roster == ben.roster == cleo.roster
+
+
+def test_a_member_that_does_not_know_spare_subnets_gets_a_private_one() -> None:
+    creator = a_creator(routes=EVERYTHING)
+    ben = joined(creator, "ben")
+    assert is_spare(subnet_of(creator))
+    creator.set_routes(T0, EVERYTHING[:2])  # now there is another that would do
+    assert is_spare(subnet_of(creator))
+    old = static_of("old")
+    creator.expect(T0, old, PSK)
+    creator.connected(T0, old)
+    creator.handle_message(T0, old, hello_of_6c8f646(creator, "old"))
+    deliver(T0, creator, ben)
+    assert subnet_of(creator)[:2] == b"\xc0\xa8"
+    assert creator.roster == ben.roster
+    creator.handle_message(T0, old, messages.encode(messages.Leave()))  # the room stays where it is
+    assert subnet_of(creator)[:2] == b"\xc0\xa8"
+
+
+def test_a_newcomer_that_would_understand_no_roster_is_refused() -> None:
+    creator = a_creator(routes=EVERYTHING)
+    old = static_of("old")
+    creator.expect(T0, old, PSK)
+    creator.connected(T0, old)
+    creator.handle_message(T0, old, hello_of_6c8f646(creator, "old"))
+    said = [messages.decode_message(message[1]) for message in iter(creator.poll_message, None)]
+    assert messages.Refused(int(Reason.TOO_OLD)) in said
+    assert creator.roster is not None
+    assert creator.roster.member(old) is None
+
+
+def test_a_release_before_spare_subnets_reads_our_hello() -> None:
+    """It takes the elements that it knows, and ignores the rest."""
+    body = messages.encode(Hello(b"", 3, "ben", True, messages.pack_routes(EVERYTHING), True))
+    assert msgspec.msgpack.decode(body)[:6] == [1, b"", 3, "ben", True, list(messages.pack_routes(EVERYTHING))]
+    assert messages.decode_message(hello_of_6c8f646(a_creator(), "ben")) == Hello(b"", 0, "ben", False)
+
+
+def test_a_subnet_that_suits_nobody_more_is_not_chosen() -> None:
+    creator = a_creator()
+    ben = joined(creator, "ben")
+    before = creator.roster
+    everything = (*EVERYTHING, Prefix.parse("198.18.0.0/15"))
+    creator.handle_message(T0, ben.static, messages.encode(messages.Told(messages.pack_routes(everything))))
+    creator.handle_timeout(Instant(T0 + 10))
+    assert creator.roster == before
 
 
 def test_a_restored_creator_renumbers_when_its_own_routes_clash_now() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import ConfigurationError
+from tunnel.tun import routes
 from tunnel.tun.config import MAX_MTU, MIN_MTU, InterfaceConfig
 from tunnel.tun.configure import set_mtu
 from tunnel.tun.device import from_descriptor, open_tap
@@ -77,6 +79,7 @@ def test_networks_are_the_subnets_of_all_addresses() -> None:
         {"ipv6": (("fd00::1", 7),)},
         {"ipv6": (("fd00::1", 64),) * 9},
         {"routes": ("0.0.0.0/0",)},
+        {"any_subnet": 1},
         {"routes": ("224.0.0.0/3",)},
         {"routes": ("192.168.1.0/24",)},
         {"routes": ("255.255.255.254/31",)},
@@ -135,3 +138,23 @@ def test_name_servers_are_taken_and_rubbish_is_none(tmp_path: Path) -> None:
     assert {str(network) for network in found} == {"10.0.0.53/32", "fd00::1/128", "fe80::1/128"}
     assert overlapping(ipaddress.ip_network("10.0.0.0/24"), found) == ipaddress.ip_network("10.0.0.53/32")
     assert overlapping(ipaddress.ip_network("10.0.1.0/24"), found) is None
+
+
+def test_far_ends_of_sockets_are_read_as_the_kernel_writes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def word(*parts: int) -> str:
+        return f"{int.from_bytes(bytes(parts), sys.byteorder):08X}"
+
+    nothing = word(0, 0, 0, 0)
+    far = [word(10, 1, 2, 3), word(9, 9, 9, 9), nothing, word(198, 19, 7, 7)]
+    far.append(word(0xFD, 1, 2, 3) + word(0, 0, 0, 4) + nothing + word(0, 0, 0, 5))
+    far.append(word(0x20, 1, 2, 3) + 3 * nothing)
+    far.append(2 * nothing + word(0, 0, 255, 255) + word(172, 16, 1, 1))
+    rubbish = ["", "x", "  0: 00000000:0000", "  0: a zzzz:1 01", "  0: a 123:1 01"]
+    assert {str(network) for text in far for network in routes._private_network(text)} == {
+        "10.1.2.0/24", "198.19.7.0/24", "fd01:203:0:4::/64", "172.16.1.0/24",
+    }  # fmt: skip
+    lines = ["  sl  local_address rem_address", *rubbish, *(f"   1: 00000000:0016 {text}:1234 01 00" for text in far)]
+    table = tmp_path / "tcp"
+    table.write_text("\n".join(lines))
+    monkeypatch.setattr(routes, "SOCKET_TABLES", (str(table), str(tmp_path / "none")))
+    assert len(routes.spoken_with()) == 4

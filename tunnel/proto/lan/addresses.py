@@ -18,8 +18,13 @@ SHORTEST_ROUTE: Final = 8  # bits; a shorter prefix is a default route or a VPN'
 #: Private IPv4 (RFC 1918), in the order in which they are tried: the larger, the fewer home routers are in it.
 BLOCKS: Final = (("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16))
 
+#: Where somebody has something in each of those: half of what RFC 2544 sets apart for measuring, of which nobody's network is
+#: made.  The other half is what proxies invent addresses from.  Last, since games know private addresses as those of a LAN.
+SPARE_BLOCK: Final = ("198.19.0.0", 16)
+
 _LINK_LOCAL: Final = bytes.fromhex("fe80000000000000707400000000") + b"\0"
 _MAC: Final = bytes.fromhex("0270740000")
+_SPARE: Final = ipaddress.IPv4Address(SPARE_BLOCK[0]).packed[:2]
 _SUBNETS: Final = 1 << (32 - SUBNET_BITS)  # addresses of one subnet
 
 
@@ -54,7 +59,18 @@ def clashes(subnet: bytes, routes: Iterable[Prefix]) -> bool:
     return any(route.bits >= SHORTEST_ROUTE and own.overlaps(route) for route in routes)
 
 
-def choose_subnet(entropy: Callable[[int], bytes], routes: Iterable[Prefix]) -> bytes | None:
+def is_spare(subnet: bytes) -> bool:
+    """Whether it is of SPARE_BLOCK, which some members do not know."""
+    return subnet[:2] == _SPARE
+
+
+def is_possible(subnet: bytes) -> bool:
+    """Whether a room may have this network address (4 bytes)."""
+    own = subnet_prefix(subnet)
+    return not subnet[3] and any(own.overlaps(Prefix.parse(f"{base}/{bits}")) for base, bits in (*BLOCKS, SPARE_BLOCK))
+
+
+def choose_subnet(entropy: Callable[[int], bytes], routes: Iterable[Prefix], *, may_be_spare: bool = True) -> bytes | None:
     """A /24 (4 bytes) that none of `routes` overlaps, random as far as there is choice; None when there is no such one.
 
     The lowest two of a block and the highest, which routers like, only when there is no other.
@@ -64,7 +80,7 @@ def choose_subnet(entropy: Callable[[int], bytes], routes: Iterable[Prefix]) -> 
         for route in routes
         if route.bits >= SHORTEST_ROUTE
     )
-    for base, bits in BLOCKS:
+    for base, bits in (*BLOCKS, SPARE_BLOCK) if may_be_spare else BLOCKS:
         first, count = int(ipaddress.IPv4Address(base)) // _SUBNETS, 1 << (SUBNET_BITS - bits)
         free = _gaps(taken, first + 2, first + count - 1) or _gaps(taken, first, first + count)
         if free:

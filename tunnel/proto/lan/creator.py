@@ -54,6 +54,7 @@ class Creator:
         self.numbers = numbers if numbers is not None else HostNumbers()
         self.expected: dict[bytes, Expected] = {}
         self.routes: dict[bytes, tuple[Prefix, ...]] = {}  # of everybody, ourselves included
+        self.narrow: set[bytes] = set()  # members that know no spare subnets
         self._entropy = entropy
         self._drops = drops
         self._passing: set[bytes] = set()  # members that will not come back once they have ended
@@ -87,6 +88,9 @@ class Creator:
         if member is None:
             if static not in self.expected:
                 return Reason.UNKNOWN
+            if self._is_out_of_reach(roster.creator.static, roster.subnet, knows_spare=hello.knows_spare):
+                self._drops["joiners whose ptunnel is too old"] += 1
+                return Reason.TOO_OLD
             if self._may_change_at(now, static) > now:
                 self._drops[TOO_OFTEN] += 1
                 return Reason.BUSY
@@ -139,6 +143,7 @@ class Creator:
         if is_sent_away:
             self.expected.pop(member.static, None)
         self.routes.pop(member.static, None)
+        self.narrow.discard(member.static)
         self._passing.discard(member.static)
         self._leaving.pop(member.static, None)
         self.numbers.give_back(member.static, member.host)
@@ -147,8 +152,8 @@ class Creator:
         return Change(_next(roster, members=members, epoch=roster.epoch + 1, commitment=commit(secret)), secret)
 
     def renumber(self, now: Instant, roster: Roster) -> Change | None:
-        """Another subnet for all, where this one clashes with what a member has, and not too often."""
-        clashing = [static for static, routes in self.routes.items() if addresses.clashes(roster.subnet, routes)]
+        """Another subnet for all, where this one clashes with what a member has, if one suits more, and not too often."""
+        clashing = self._clashing(roster.subnet)
         creator = roster.creator.static
         may = [static for static in clashing if static == creator or self._renumbers.ready_at(now, static) <= now]
         if len(may) < len(clashing):
@@ -163,19 +168,40 @@ class Creator:
             self._renumber_at = earliest_at
             return None
         self._renumber_at = None
+        subnet = self._choose(now, creator)
+        if subnet is None:
+            return None
+        if self._cost(creator, subnet) >= self._cost(creator, roster.subnet):
+            return None
         self._renumber_from = Instant(now + RENUMBER_INTERVAL)
         self._changes.note(now, ROOM)
         for static in may:
             self._renumbers.note(now, static)
-        subnet = self._choose(now, creator)
-        return Change(_next(roster, subnet=subnet)) if subnet is not None else None
+        return Change(_next(roster, subnet=subnet))
+
+    def _clashing(self, subnet: bytes) -> list[bytes]:
+        """Whom that subnet does not suit."""
+        lost = self.narrow if addresses.is_spare(subnet) else ()
+        return [static for static, routes in self.routes.items() if static in lost or addresses.clashes(subnet, routes)]
+
+    def _cost(self, creator: bytes, subnet: bytes) -> tuple[bool, int, int]:
+        """Whether it leaves ourselves without IPv4, how many without a roster that they understand, and how many without IPv4."""
+        clashing = self._clashing(subnet)
+        return creator in clashing, len(self.narrow) if addresses.is_spare(subnet) else 0, len(clashing)
+
+    def _is_out_of_reach(self, creator: bytes, subnet: bytes, *, knows_spare: bool) -> bool:
+        """Whether a newcomer would understand no roster that we can make."""
+        if knows_spare or not addresses.is_spare(subnet):
+            return False
+        return addresses.choose_subnet(self._entropy, self.routes.get(creator, ()), may_be_spare=False) is None
 
     def _choose(self, now: Instant, creator: bytes) -> bytes | None:
         """A subnet that clashes with nobody's routes; those of one that says it has all there is count for nothing."""
         routes: list[Prefix] = []
         subnet = None
         for static in sorted(self.routes, key=lambda each: (each != creator, self._renumbers.spent(now, each))):
-            candidate = addresses.choose_subnet(self._entropy, [*routes, *self.routes[static]])
+            wanted = [*routes, *self.routes[static]]
+            candidate = addresses.choose_subnet(self._entropy, wanted, may_be_spare=not self.narrow)
             if candidate is None:
                 self._drops["no subnet without a clash"] += 1
             else:

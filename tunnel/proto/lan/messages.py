@@ -31,6 +31,7 @@ class Reason(IntEnum):
     OTHER_ROOM = 2  # the joiner remembers another room than this one
     UNKNOWN = 3  # not a member, and neither expected nor invited
     BUSY = 4  # so many come and go that nobody is taken in for a moment
+    TOO_OLD = 5  # the joiner does not know the block that the room's subnet must be of
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -42,6 +43,7 @@ class Hello(_Message, frozen=True, tag=1):
 
     `room` is empty while the sender knows none; `version` is that of its roster, 0 for none.  A joiner's asks to be taken in.
     `routes` are for the creator alone, and empty towards others.  `keeps`: the sender will come back after it has ended.
+    `knows_spare`: it takes a roster whose subnet is of addresses.SPARE_BLOCK.
     """
 
     room: Annotated[bytes, Meta(max_length=KEY_SIZE)]
@@ -49,6 +51,7 @@ class Hello(_Message, frozen=True, tag=1):
     name: Annotated[str, Meta(max_length=MAX_NAME)]
     keeps: bool
     routes: Routes = ()
+    knows_spare: bool = False
 
 
 class State(_Message, frozen=True, tag=2):

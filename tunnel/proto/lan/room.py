@@ -361,7 +361,7 @@ class Room:
     def _say_hello(self, static: bytes) -> None:
         version = self.roster.version if self.roster is not None else 0
         routes = pack_routes(self._routes) if static == self._creator else ()
-        self._say(static, Hello(self._room, version, self._member_name[:64], self._keeps, routes))
+        self._say(static, Hello(self._room, version, self._member_name[:64], self._keeps, routes, True))
 
     def _tell_state(self, now: Instant, static: bytes, link: MemberLink) -> None:
         """To members only, and each version once, unless it seems to have got lost."""
@@ -385,6 +385,7 @@ class Room:
         if hello.room in (b"", self._room):
             outcome = office.admit(now, self.roster, static, hello, self._links)
             if not isinstance(outcome, Reason):
+                (office.narrow.discard if hello.knows_spare else office.narrow.add)(static)
                 self._welcome(now, office, static, routes, outcome)
                 return True
             verdict = outcome

@@ -115,9 +115,7 @@ def decode_roster(data: Buffer) -> Roster:
     for values in ({m.static for m in members}, {m.name for m in members}, {m.host for m in members}):
         if len(values) != len(members):
             raise MalformedPacket("roster: two members of one key, name or number")
-    subnet = addresses.subnet_prefix(roster.subnet)
-    blocks = [addresses.Prefix.parse(f"{base}/{bits}") for base, bits in addresses.BLOCKS]
-    if roster.subnet[3] or not any(subnet.overlaps(block) for block in blocks) or roster.ula[0] != 0xFD:
+    if not addresses.is_possible(roster.subnet) or roster.ula[0] != 0xFD:
         raise MalformedPacket("roster: addresses that are not private")
     return roster
 
