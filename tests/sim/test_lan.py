@@ -372,7 +372,7 @@ def test_a_new_epoch_cuts_no_connection_and_its_key_is_used_for_the_next_handsha
 
 
 def test_a_removed_member_keeps_no_relay_channel_to_anybody_whichever_rooms_it_dialed() -> None:
-    with Party(config=ServerConfig(channels_per_room=10_000, channels_between=10_000, channels_per_address=5_000)) as party:
+    with Party(config=ServerConfig(channels_per_room=10_000, channels_per_address=5_000)) as party:
         party.gather(3)
         evil = party.friends[0]
         client = evil.endpoint._context.clients[SERVER]

@@ -15,7 +15,7 @@ from tunnel.units import Seconds
 
 PSK = sha256(b"pair").digest()
 LAVISH = ServerConfig(
-    channels_per_room=10_000, channels_between=10_000, channels_per_address=5_000, max_channels=100_000
+    channels_per_room=10_000, channels_per_address=5_000, max_channels=100_000
 )  # as a server without these limits  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials() ->
         party.home.listen()
         party.world.run(1.0)
         dial_and_dial(party, 260)
-        assert held(party.home) <= party.server.server.config.channels_between
+        assert held(party.home) <= 3 * party.server.server.config.channels_per_room
         peering = other.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None, 5)
 

@@ -152,29 +152,38 @@ def test_who_dials_a_listener_pays_for_the_channels() -> None:
     assert friend.of(events.Introduced)
 
 
-def test_two_clients_have_few_channels_between_them_and_the_oldest_makes_room() -> None:
+def test_in_a_full_room_a_dialer_replaces_a_channel_of_its_own_that_came_to_nothing() -> None:
+    """A client that gives nothing back dials a listener again and again; the channel that both use is left alone."""
     world = World()
     listener, dialer = world.host("listener"), world.host("dialer")
-    listener.client.listen(world.now, ROOMS)
-    for _ in range(20):
-        dialer.client.dial(world.now, ROOMS)
-        world.run(1)
+    listener.client.listen(world.now, ROOMS[:1])
+    for _ in range(60):
+        dialer.client.dial(world.now, ROOMS[:1])
+        world.run(5)
+        (used, *_) = [event.channel.channel for event in dialer.of(events.Introduced)]
+        for host in (listener, dialer):
+            host.relay(used, b"\x80still here")
+    assert not dialer.of(events.Refused)
     introduced = [event.channel.channel for event in dialer.of(events.Introduced)]
-    assert len(introduced) == 20
+    assert len(introduced) == 60
     for host in (listener, dialer):
-        assert [info.channel for info in host.client.channels] == introduced[-world.config.channels_between :]
-    assert len(world.server.relay) == world.config.channels_between
+        assert [info.channel for info in host.client.channels] == [used, *introduced[1 - world.config.channels_per_room :]]
+    assert len(world.server.relay) == world.config.channels_per_room
+    other = world.host("other")
+    other.client.dial(world.now, ROOMS[:1])
+    world.run(1)
+    assert not other.of(events.Introduced)  # what others pay for is not replaced
 
 
 def test_nobody_hears_of_a_channel_that_has_ended_meanwhile() -> None:
     """The news of a channel is repeated until it is acknowledged: not beyond the end of the channel."""
-    world = World(config=ServerConfig(channels_between=1))
+    world = World(config=ServerConfig(channels_per_room=1, channel_unused=Seconds(0.1)))
     listener, dialer = world.host("listener"), world.host("dialer")
-    listener.client.listen(world.now, ROOMS)
+    listener.client.listen(world.now, ROOMS[:1])
     world.run(1)
     listener.is_deaf = True
     for _ in range(2):
-        dialer.client.dial(world.now, ROOMS)
+        dialer.client.dial(world.now, ROOMS[:1])
         world.run(0.2)
     listener.is_deaf = False
     world.run(5)

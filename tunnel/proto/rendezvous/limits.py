@@ -61,7 +61,7 @@ class ServerConfig:
     max_channels: int = 16_384  # channels; some 700 bytes each
     channels_per_address: int = 256  # channels that were asked for there, by dialing or claiming
     channels_per_room: int = 16  # channels; a room is one pair's, and so many may dial in it at once
-    channels_between: int = 4  # channels between the same two clients; one more takes the place of the oldest
+    channel_unused: Seconds = field(default=Seconds(60.0))  # without a word of the listener, before its dialer may replace it
     restore_patience: Seconds = field(default=Seconds(60.0))  # for the other side of a channel that one has restored
     channel_idle: Seconds = field(default=Seconds(180.0))  # two session lifetimes without a sign of one side
     pair_bytes: int = 64 * GIBIBYTE  # bytes a pair of addresses may relay at a stretch ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -36,7 +36,7 @@ class Moved(Enum):
 
 
 class ChannelSide:
-    """Where one of the two is, and when it last gave a sign of life.  `remote` is None before it has shown up."""
+    """Where one of the two is, and when it last relayed something.  `remote` is None before it has shown up."""
 
     __slots__ = ("counter", "keys", "remote", "seen_at", "session", "socket_id")
 
@@ -273,15 +273,28 @@ class Relay:
             channel.account.channels -= 1
             channel.account = None
 
-    def expired(self, now: Instant) -> list[Channel]:
-        """Channels of which one side has been silent for too long, or has not come back; the owner closes them."""
+    def spare(self, now: Instant, room: bytes, session: bytes, others: Iterable[bytes]) -> Channel | None:
+        """Of the channels `others` the one in this room and of this session that the listener has not used for longest."""
+        unused = now - self._config.channel_unused
+        channels = (self._channels[each] for each in others if each in self._channels)
+        candidates = (each for each in channels if each.room == room and each.sides[0].seen_at < unused)
+        own = (each for each in candidates if each.sides[PAYER].session == session)
+        return min(own, key=lambda each: each.sides[0].seen_at, default=None)
+
+    def is_room_full(self, room: bytes) -> bool:
+        return self._in_room[room] >= self._config.channels_per_room
+
+    def expired(self, now: Instant, is_alive: Callable[[bytes], bool]) -> list[Channel]:
+        """Channels of which one side has been silent for too long, or has not come back; the owner closes them.
+
+        `is_alive`: whether a session has given a sign of life lately.
+        """
         oldest = now - self._config.channel_idle
         unmet = now - self._config.restore_patience
         return [
             channel
             for channel in self._channels.values()
-            if channel.sides[0].seen_at < oldest
-            or channel.sides[1].seen_at < oldest
+            if any(side.seen_at < oldest and not is_alive(side.session) for side in channel.sides)
             or (channel.opened_at < unmet and channel.is_half_open)
         ]
 
@@ -297,7 +310,7 @@ class Relay:
         if not self.shares.has_room(keys):
             self.drops["relay_full" if self.shares.crowded(keys) is None else "relay_address_quota"] += 1
             return False
-        if room and self._in_room[room] >= self._config.channels_per_room:
+        if room and self.is_room_full(room):
             self.drops["relay_room_quota"] += 1
             return False
         if other:

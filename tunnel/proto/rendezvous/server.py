@@ -145,7 +145,7 @@ class Server:
             self._sweep(now)
         if now >= self._channel_sweep_at:
             self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
-            for channel in self.relay.expired(now):
+            for channel in self.relay.expired(now, self.registry.sessions.__contains__):
                 self._end_channel(now, channel, GoneReason.EXPIRED)
             self.relay.sweep(now)
 
@@ -320,14 +320,8 @@ class Server:
         socket_id, remote, request = inbound
         self._follow(now, inbound)
         session = self.registry.sessions.get(request.session)
-        if session is not None:
-            if not self.registry.touch(now, session, socket_id, remote):
-                return Refusal(RefusalCode.FULL, CROWDED, 30)
-            for identifier in list(session.channels):
-                channel = self.relay.get(identifier)
-                for side in channel.sides if channel is not None else ():
-                    if side.session == session.id:
-                        side.seen_at = now
+        if session is not None and not self.registry.touch(now, session, socket_id, remote):
+            return Refusal(RefusalCode.FULL, CROWDED, 30)
         welcome = messages.Welcome(
             cookie=self._cookies.issue(now, remote),
             you=messages.pack_address(remote),
@@ -457,10 +451,11 @@ class Server:
                 self.relay.follow(now, push.message.channel, push.message.side, socket_id, remote, session.id)
 
     def _open_channel(self, now: Instant, first: Session, second: Session, room: bytes = b"") -> Channel | None:
-        """Asked for by `second`, who pays for it.  Between the same two, the oldest makes room."""
-        common = [channel for each in first.channels & second.channels if (channel := self.relay.get(each)) is not None]
-        if len(common) >= self.config.channels_between:
-            self._end_channel(now, min(common, key=lambda channel: channel.opened_at), GoneReason.LEFT)
+        """Asked for by `second`, who pays for it.  In a full room one of its own makes way that came to nothing."""
+        if room and self.relay.is_room_full(room):
+            spare = self.relay.spare(now, room, second.id, second.channels)
+            if spare is not None:
+                self._end_channel(now, spare, GoneReason.LEFT)
         first_place, second_place = ((each.socket_id, each.remote, each.id) for each in (first, second))
         channel = self.relay.open(now, first_place, second_place, room)
         if channel is not None:
