@@ -1,4 +1,8 @@
-"""What the server tells clients unasked, repeated until acknowledged or too late."""
+"""What the server tells clients unasked, repeated until acknowledged or too late.
+
+Somebody else causes it, and whoever proved an address once may have left it.  So a session is sent no more bytes than it sent
+itself, from the address where it is, but for those that it acknowledged; what is beyond waits until it is heard again.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from tunnel.proto.trace import Drops
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 FIRST_PUSH_TIMEOUT: Final = Seconds(0.25)  # doubles each time; the server measures no round trips
+MAX_CREDIT: Final = 4_096  # bytes of pushes on their way to one session at most: fifty peers that come back at once
 
 
 class Pushes:
@@ -50,10 +55,21 @@ class Pushes:
         session.pushes[push_id] = push
         self._repeat(now, session, push)
 
+    def heard(self, now: Instant, session: Session, size: int) -> None:
+        """A request of so many bytes came from it: it may be told as much, and what waited for that goes first."""
+        session.credit = min(MAX_CREDIT, session.credit + size)
+        self._resume(now, session)
+
+    def answered(self, session: Session, size: int) -> None:
+        """That request has cost an answer of so many bytes."""
+        session.credit -= size
+
     def once(self, session: Session, message: messages.PushMessage) -> None:
         """Without waiting for the acknowledgement."""
         push_id = int.from_bytes(self._entropy(8), "big")
-        self._send(session.socket_id, session.remote, messages.encode_push(session.id, push_id, message))
+        data = messages.encode_push(session.id, push_id, message)
+        session.credit -= len(data)
+        self._send(session.socket_id, session.remote, data)
 
     def forget_channel(self, session: Session, channel: bytes) -> None:
         """It has ended: who has not heard of it need not, and would use it in vain if the news came late."""
@@ -61,11 +77,14 @@ class Pushes:
             if isinstance(push.message, messages.Introduced | messages.ClaimReceived) and push.message.channel == channel:
                 del session.pushes[push_id]
 
-    def on_ack(self, session_id: bytes, push_id: int) -> None:
+    def on_ack(self, now: Instant, session_id: bytes, push_id: int) -> None:
         """The push id is random, so only who received the push can name it."""
         session = self._registry.sessions.get(session_id)
-        if session is None or session.pushes.pop(push_id, None) is None:
+        push = session.pushes.pop(push_id, None) if session is not None else None
+        if session is None or push is None:
             self._drops["server_ack_unknown"] += 1
+        else:
+            self.heard(now, session, push.spent)
 
     def on_timeout(self, now: Instant) -> list[messages.PushMessage]:
         """Repeat what is due; returns what never reached anybody."""
@@ -80,13 +99,32 @@ class Pushes:
                 self._repeat(now, session, push)
             else:
                 del session.pushes[push_id]
+                session.credit = 0  # nobody seems to be there
                 self._drops["server_push_expired"] += 1
                 expired.append(push.message)
         return expired
 
     def _repeat(self, now: Instant, session: Session, push: PendingPush) -> None:
-        due_at = Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts))
+        data = messages.encode_push(session.id, push.push_id, push.message)
+        if session.credit < len(data):
+            self._drops["server_push_waits"] += 1
+            push.is_waiting = True
+            self._schedule(push.expires_at, session, push)
+            return
+        session.credit -= len(data)
+        push.spent += len(data)
+        self._schedule(Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts)), session, push)
         push.attempts += 1
+        self._send(session.socket_id, session.remote, data)
+
+    def _resume(self, now: Instant, session: Session) -> None:
+        for push in session.pushes.values():
+            if push.is_waiting:
+                push.is_waiting = False
+                self._repeat(now, session, push)
+                if push.is_waiting:
+                    return
+
+    def _schedule(self, due_at: Instant, session: Session, push: PendingPush) -> None:
         self._count += 1
         heappush(self._due, (due_at, self._count, session.id, push.push_id))
-        self._send(session.socket_id, session.remote, messages.encode_push(session.id, push.push_id, push.message))

@@ -16,12 +16,14 @@ REMEMBERED_ANSWERS: Final = 16  # answers a session, so that a repeated request 
 
 
 class PendingPush:
-    __slots__ = ("attempts", "expires_at", "message", "push_id")
+    __slots__ = ("attempts", "expires_at", "is_waiting", "message", "push_id", "spent")
 
     def __init__(self, push_id: int, message: PushMessage, expires_at: Instant) -> None:
         self.push_id = push_id
         self.message = message
         self.attempts = 0
+        self.spent = 0  # bytes sent
+        self.is_waiting = False  # for its session to be heard
         self.expires_at = expires_at
 
 
@@ -42,6 +44,7 @@ class Session:
     __slots__ = (
         "answers",
         "channels",
+        "credit",
         "dialing",
         "id",
         "is_guest",
@@ -64,6 +67,7 @@ class Session:
         self.keys = prefixes(remote.host)  # as limits count
         self.seen_at = now
         self.unmet_at: Instant | None = None  # when it was told that somebody could not be led to it
+        self.credit = 0  # bytes that it may be told unasked
         self.is_guest = False  # has been led to a session of the server's own hosts
         self.listening: set[bytes] = set()
         self.dialing: dict[bytes, Dial] = {}
@@ -157,6 +161,8 @@ class Registry:
         """A sign of life, maybe from a new address; False when that one has no room for it and all that it holds."""
         if session.remote != remote and not self._move(session, prefixes(remote.host)):
             return False
+        if session.remote != remote:
+            session.credit = 0  # earned elsewhere
         session.seen_at = now
         self.sessions.move_to_end(session.id)
         session.socket_id, session.remote = socket_id, remote

@@ -47,6 +47,7 @@ class Inbound(NamedTuple):
     socket_id: SocketId
     remote: Address
     request: messages.Request
+    size: int  # bytes of it
 
 
 class Server:
@@ -126,7 +127,7 @@ class Server:
             if kind == messages.REQUEST:
                 self._on_request(now, socket_id, remote, data)
             elif kind == messages.PUSH_ACK:
-                self._pushes.on_ack(*messages.decode_push_ack(data))
+                self._pushes.on_ack(now, *messages.decode_push_ack(data))
             elif kind <= 3:
                 self._on_stun(now, socket_id, remote, data)
             elif kind in DIRECTORY_KINDS:
@@ -232,7 +233,7 @@ class Server:
                 Refusal(RefusalCode.DENIED, "this server's operator lets only listed clients in"), socket_id, remote, transaction
             )
             return
-        answer = self._answer(now, Inbound(socket_id, remote, request))
+        answer = self._answer(now, Inbound(socket_id, remote, request, len(data)))
         if isinstance(answer, Refusal):
             self._refuse(answer, socket_id, remote, transaction)
         elif answer is not None:
@@ -262,12 +263,17 @@ class Server:
         return self._sockets.get(here.second) if here is not None and here.second is not None else None
 
     def _refuse(self, refusal: Refusal, socket_id: SocketId, remote: Address, transaction: int) -> None:
-        self._counts[f"refused_{refusal.code.name.lower()}"] += 1
-        self._queue(socket_id, remote, messages.encode_response(transaction, messages.Refused(*refusal)))
+        self._queue(socket_id, remote, self._encode(transaction, refusal))
+
+    def _encode(self, transaction: int, answer: messages.ResponseMessage | Refusal) -> bytes:
+        if isinstance(answer, Refusal):
+            self._counts[f"refused_{answer.code.name.lower()}"] += 1
+            answer = messages.Refused(*answer)
+        return messages.encode_response(transaction, answer)
 
     def _answer(self, now: Instant, inbound: Inbound) -> bytes | Refusal | None:
         """What a proven and permitted client gets."""
-        socket_id, remote, request = inbound
+        socket_id, remote, request, size = inbound
         message = request.message
         if isinstance(message, messages.Goodbye):
             known = self.registry.sessions.get(request.session)
@@ -282,7 +288,9 @@ class Server:
         session = self.registry.session(now, request.session, socket_id, remote)
         if session is None:
             return Refusal(RefusalCode.FULL, CROWDED, 30)
+        self._pushes.heard(now, session, size)
         if request.transaction in session.answers:
+            self._pushes.answered(session, len(session.answers[request.transaction]))
             return session.answers[request.transaction]
         answer: messages.ResponseMessage | Refusal
         match message:
@@ -307,21 +315,20 @@ class Server:
                 answer = messages.Done()
             case _:
                 assert_never(message)
-        if isinstance(answer, Refusal) and answer.code not in PAID_REFUSALS:
-            return answer
-        if isinstance(answer, Refusal):
-            self._counts[f"refused_{answer.code.name.lower()}"] += 1
-            answer = messages.Refused(*answer)
-        encoded = messages.encode_response(request.transaction, answer)
-        session.remember(request.transaction, encoded)
+        encoded = self._encode(request.transaction, answer)
+        if not isinstance(answer, Refusal) or answer.code in PAID_REFUSALS:
+            session.remember(request.transaction, encoded)
+        self._pushes.answered(session, len(encoded))
         return encoded
 
     def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes | Refusal:
-        socket_id, remote, request = inbound
+        socket_id, remote, request, size = inbound
         self._follow(now, inbound)
         session = self.registry.sessions.get(request.session)
-        if session is not None and not self.registry.touch(now, session, socket_id, remote):
-            return Refusal(RefusalCode.FULL, CROWDED, 30)
+        if session is not None:
+            if not self.registry.touch(now, session, socket_id, remote):
+                return Refusal(RefusalCode.FULL, CROWDED, 30)
+            self._pushes.heard(now, session, size)
         welcome = messages.Welcome(
             cookie=self._cookies.issue(now, remote),
             you=messages.pack_address(remote),
@@ -331,7 +338,10 @@ class Server:
             software=self.config.software,
             unix_time=self._unix_time(),
         )
-        return messages.encode_response(request.transaction, welcome)
+        encoded = messages.encode_response(request.transaction, welcome)
+        if session is not None:
+            self._pushes.answered(session, len(encoded))
+        return encoded
 
     def _is_owner_host(self, session: Session) -> bool:
         return self.config.own_hosts is None or session.remote.host in self.config.own_hosts
@@ -442,7 +452,7 @@ class Server:
 
     def _follow(self, now: Instant, inbound: Inbound) -> None:
         """A session speaks from elsewhere: channels it was told of in vain move with it, the others wait for its Rebind."""
-        socket_id, remote, request = inbound
+        socket_id, remote, request, _ = inbound
         session = self.registry.sessions.get(request.session)
         if session is None or (session.remote == remote and session.socket_id == socket_id):
             return
