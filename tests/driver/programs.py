@@ -139,7 +139,7 @@ def pair(lab: Lab) -> tuple[Program, Program, str]:
     """expose and connect, paired by code, and where the forward listens."""
     exposing = lab.expose(str(lab.port))
     code = exposing.wait("code")
-    assert list(code) == ["event", "code", "expires_s"]
+    assert list(code) == ["event", "code", "expires_s", "time"]
     options = ("--server", lab.server, "--forward", f"0:{lab.port}", "--name", "friend")
     connecting = lab.run(lab.connector, "connect", *options, PTUNNEL_CODE=code["code"])
     ready = connecting.wait("forward", target=f"tcp/{lab.port}")

@@ -125,7 +125,7 @@ def test_a_server_keeps_its_secret_and_one_that_cannot_says_so_and_serves(lab: L
     (tmp_path / "a file").touch()
     other = lab.run(tmp_path / "a file" / "home", "serve", "--listen", "127.0.0.1:0")
     other.wait("listening")
-    assert "Codes will not outlive a restart" in other.wait("error", code="not_saved")["message"]
+    assert "Codes will not outlive a restart" in other.wait("warning", code="not_saved")["message"]
 
 
 def test_a_server_reads_its_certificate_again_on_sighup(lab: Lab, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_wrong_code_and_one_that_nobody_allocated_fail_with_their_exit_code(la
         assert failed.join() == 4
         assert failed.events[-1]["code"] == "pairing_failed"
         assert failed.stderr().count("\n") == 1
-    exposing.wait("error", code="wrong_code")
+    exposing.wait("warning", code="wrong_code")
 
 
 def test_a_server_that_does_not_answer_has_its_exit_code(lab: Lab) -> None:

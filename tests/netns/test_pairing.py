@@ -76,7 +76,7 @@ def test_a_wrong_code_spends_it_and_both_are_told(lab: Lab, tmp_path: Path) -> N
     errors = [event for event in guess.collect() if event["event"] == "error"]
     assert errors
     assert code.split("-")[1] not in str(errors)
-    exposer.wait_event("error", 10)
+    exposer.wait_event("warning", 10)
     codes = eventually("a fresh code", lambda: [event["code"] for event in exposer.collect() if event["event"] == "code"][1:])
     assert codes[0] != code
     fresh = codes[0]
@@ -211,7 +211,7 @@ def test_a_changed_key_is_refused(lab: Lab, tmp_path: Path) -> None:
     connector = connect(lab, friend, "home", "--forward", "8000", "--timeout", "15", name="again", home=pair.connector.home)
     assert connector.wait(25) == 5
     events = connector.collect()
-    messages = [event["message"] for event in events if event["event"] == "error"]
+    messages = [event["message"] for event in events if event["event"] == "warning"]
     assert any("key" in message and "forget home" in message for message in messages), events
     assert "forward" not in connector.kinds()
     assert impostor.process.poll() is None

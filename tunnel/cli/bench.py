@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
+from tunnel.cli.render import json_line
 
 
 @click.command("bench")
@@ -52,7 +52,7 @@ async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
             errors[answer["code"]] = answer["message"]
         elif answer["event"] == "bench":
             results += 1
-            click.echo(json.dumps(answer, ensure_ascii=False) if is_json else row(answer))
+            click.echo(json_line(answer) if is_json else row(answer))
 
     asked = await ask_all(run_dir, request, take)
     if not asked:
@@ -83,7 +83,7 @@ def row(result: dict[str, Any]) -> str:
             return (
                 f"{'datagrams ' + result['way']:<16}{result['mbit_s']:>8,.1f} Mbit/s   {rate}, {result['lost_percent']:g} % lost"
             )
-    return json.dumps(result, ensure_ascii=False)
+    return json_line(result)
 
 
 def _time(seconds: float | None) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from tunnel.cli.options import common, complete_peer, load_settings, open_home, tls
+from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
     from tunnel.config import TlsOptions
@@ -88,7 +88,7 @@ async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsO
         answer = {"event": "doctor", **found.to_dict()}
         if peer is not None:
             answer["peer"] = {"peer": peer, "link": link, "sentences": advice or [absent]}
-        click.echo(json.dumps(answer, ensure_ascii=False))
+        click.echo(json_line(answer))
     else:
         _show(found, link, advice)
     if link is None and peer is not None and found.can_meet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunnel.cli.options import common, complete_peer, complete_room, load_settings, network, open_home, open_traces
+from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
     from tunnel.api.lan import LanRoom
@@ -432,4 +432,4 @@ def table(members: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _emit(event: dict[str, Any]) -> None:
-    click.echo(json.dumps(event, ensure_ascii=False))
+    click.echo(json_line(event))

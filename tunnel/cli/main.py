@@ -16,6 +16,7 @@ from typing import Final
 
 import click
 
+from tunnel.cli import voice
 from tunnel.errors import (
     AlreadyRunningError,
     ConfigurationError,
@@ -124,7 +125,7 @@ Environment:
   PTUNNEL_TLS_PORT, PTUNNEL_TLS_FINGERPRINT   stand in for --tls-port and --tls-fingerprint
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
-  listening, code, paired, serving, path, forward, member, closed, error while something runs;
+  listening, code, paired, serving, path, forward, member, closed, warning while something runs;
   granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
   as answers.
   People are spoken to on stderr; `exec` prints events there too.
@@ -180,10 +181,10 @@ def main() -> None:
     from tunnel.config import take_secrets
 
     take_secrets(os.environ)
+    voices = voice.install()
     code = run(sys.argv[1:])
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    sys.stdout = None  # nothing is left to flush at exit, where EPIPE would be printed
+    for each in voices:
+        each.finish()
     sys.exit(code)
 
 
@@ -217,9 +218,9 @@ def report(problem: BaseException, *, is_json: bool) -> int:
     sentence = _sentence(leaf, kind)
     try:
         if is_json and name != "interrupted":
-            import json
+            from tunnel.cli.render import json_line
 
-            click.echo(json.dumps({"event": "error", "code": name, "message": sentence}, ensure_ascii=False))
+            click.echo(json_line({"event": "error", "code": name, "message": sentence}))
         if name == "interrupted":
             if sys.stderr.isatty() and not is_json:
                 click.echo("", err=True)

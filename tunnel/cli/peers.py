@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
+from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
     from tunnel.state.peers import Peer
@@ -133,4 +133,4 @@ def _ago(unix_time: float) -> str:
 
 
 def _emit(event: dict[str, Any]) -> None:
-    click.echo(json.dumps(event, ensure_ascii=False))
+    click.echo(json_line(event))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
+from tunnel.cli.render import json_line
 
 
 @click.command("ping")
@@ -57,7 +57,7 @@ async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
         lost += rtt is None
         direct = direct or answer["kind"] == "direct"
         if is_json:
-            click.echo(json.dumps(answer, ensure_ascii=False))
+            click.echo(json_line(answer))
         else:
             took = "no answer" if rtt is None else milliseconds(rtt)
             click.echo(f"{answer['peer']}  {took}  {answer['kind'] or 'no path'}  udp {answer['remote']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -10,6 +11,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
+
+from tunnel.cli.voice import Voice
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -23,12 +26,32 @@ SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
 Line = tuple[str, bool]
 
 
-def is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
     """One that can show something live."""
     try:
-        return stream.isatty() and os.environ.get("TERM") != "dumb"
+        return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
     except ValueError:
         return False
+
+
+def is_in_front() -> bool:
+    """Whether this process may draw on its terminal: in the background it would draw over what the person types."""
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except (OSError, ValueError, AttributeError):  # no terminal of ours, or no such thing on this system
+        return True
+
+
+def json_line(event: Mapping[str, Any]) -> str:
+    """One object of the machine interface: `event` first, `time` last (UTC, ISO 8601).  It is UTF-8 in any locale."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps({**event, "time": now}, ensure_ascii=not is_utf8)
+
+
+def _notice_of_loss(lines: int) -> str:
+    text = f"{lines} events are missing here, as nobody read them"
+    return json_line({"event": "warning", "code": "events_lost", "message": text, "count": lines}) + "\n"
 
 
 class Output:
@@ -47,12 +70,15 @@ class Output:
         self._last = ""
         self._lines: Callable[[], Sequence[Line]] | None = None
         self._final: list[Line] | None = None
+        stream = events_to or sys.stdout
+        if is_json and isinstance(stream, Voice):
+            stream.tell_loss = _notice_of_loss
 
     def emit(self, event: Mapping[str, Any]) -> None:
         """One event of the machine interface.  Nothing without --json."""
         if self.is_json:
             stream = self._events_to or sys.stdout
-            stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+            stream.write(json_line(event) + "\n")
             stream.flush()
 
     def say(self, text: str = "") -> None:
@@ -90,10 +116,12 @@ class Output:
         async def refresh() -> None:
             while self._final is None:
                 current = lines()
-                show.update(_picture(current), refresh=True)
+                if _may_draw():
+                    show.update(_picture(current), refresh=True)
                 await trio.sleep(SPIN_S if any(spins for _, spins in current) else REFRESH_S)
 
         with show:
+            self._console.show_cursor(True)  # a command that is stopped (Ctrl-Z) leaves it visible
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(refresh)
@@ -107,7 +135,12 @@ class Output:
         """The picture of now is the last one, without what is awaited: that links end when a command does is no news."""
         if self._live is not None and self._lines is not None and self._final is None:
             self._final = [line for line in self._lines() if not line[1]]
-            self._live.update(_picture(self._final), refresh=True)
+            self._live.update(_picture(self._final), refresh=_may_draw())
+
+
+def _may_draw() -> bool:
+    """A picture that nobody takes is not drawn, nor one over the shell's prompt."""
+    return is_in_front() and (not isinstance(sys.stderr, Voice) or sys.stderr.is_idle)
 
 
 _spinner: Any = None

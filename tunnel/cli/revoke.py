@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
+from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
     from tunnel.state.home import Home
@@ -45,7 +45,7 @@ def command(peer: str, what: tuple[str, ...], is_json: bool, verbose: int) -> in
     ended = sum(max(0, count - before.get(pid, 0)) for pid, count in after.items())
     if is_json:
         told = {"peer": revoked.peer, "revoked": list(revoked.revoked), "grants": list(revoked.grants), "streams": ended}
-        click.echo(json.dumps({"event": "revoked", **told}, ensure_ascii=False))
+        click.echo(json_line({"event": "revoked", **told}))
         return 0
     cut = f"; {ended} open connection{'s' * (ended > 1)} ended" if ended else ""
     if not revoked.grants:

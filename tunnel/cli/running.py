@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,8 +14,11 @@ from typing import Final
 import trio
 
 from tunnel.cli.main import logger
+from tunnel.cli.voice import Voice
 
 GOODBYE_LIMIT: Final = 2.5  # seconds from the signal until the process ends, whatever still hangs
+
+LAST_LOOK: Final = 0.2  # seconds without progress for the last sentences of a process that is ended at once
 
 HANGUP: Final[int | None] = getattr(signal, "SIGHUP", None)  # the terminal has gone; Windows has none
 
@@ -56,7 +61,7 @@ def run(command: Callable[[Ending], Awaitable[int | None]], *, outlives_terminal
                     continue
                 logger.info("ending: %s", signal.Signals(number).name)
                 if caught:
-                    os._exit(exit_code(number))
+                    _leave(exit_code(number))
                 caught.append(number)
                 _end_anyway(exit_code(number))
                 if ending.stop is not None:
@@ -68,6 +73,7 @@ def run(command: Callable[[Ending], Awaitable[int | None]], *, outlives_terminal
         nonlocal result
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: watch(nursery.cancel_scope, task_status))
+            _hurry(nursery.cancel_scope)
             result = await command(ending)
             nursery.cancel_scope.cancel()
 
@@ -86,6 +92,28 @@ def exit_code(number: int) -> int:
 
 def _end_anyway(code: int) -> None:
     """A thread of the system's resolver cannot be cancelled and must not hold up the end."""
-    timer = threading.Timer(GOODBYE_LIMIT, os._exit, [code])
+    timer = threading.Timer(GOODBYE_LIMIT, _leave, [code])
     timer.daemon = True
     timer.start()
+
+
+def _leave(code: int) -> None:
+    """At once, but for the sentences that somebody still reads."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Voice):
+            stream.finish(LAST_LOOK)
+    os._exit(code)
+
+
+def _hurry(scope: trio.CancelScope) -> None:
+    """What the command carries no longer waits for whoever reads what it says; whoever has left ends it."""
+    token = trio.lowlevel.current_trio_token()
+
+    def broken() -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(scope.cancel)
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Voice):
+            stream.on_broken = broken
+            stream.hurry()

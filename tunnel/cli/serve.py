@@ -87,7 +87,7 @@ def _secret(output: Output) -> bytes | None:
     except StateError as error:
         text = f"Codes will not outlive a restart of this server: {error}"
         output.warn(text)
-        output.emit({"event": "error", "code": "not_saved", "message": text})
+        output.emit({"event": "warning", "code": "not_saved", "message": text})
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
+from tunnel.cli.render import json_line
 
 NO_PROCESS: Final = "No ptunnel command of this home runs: start 'ptunnel expose' or 'ptunnel connect' first."
 WATCH_S: Final = 1.0  # seconds between two looks
@@ -61,7 +61,7 @@ async def _once(run_dir: Path, peer: str | None, is_json: bool) -> int:
     answers = await _ask(run_dir, peer)
     if is_json:
         for answer in answers:
-            click.echo(json.dumps(answer, ensure_ascii=False))
+            click.echo(json_line(answer))
     elif not answers:
         click.echo(NO_PROCESS, err=True)
     else:
@@ -103,7 +103,7 @@ async def _check(run_dir: Path, peer: str | None, wait_s: float, is_json: bool) 
     links = [answer for answer in found if answer["event"] == "check"]
     for link in links:
         if is_json:
-            click.echo(json.dumps(link, ensure_ascii=False))
+            click.echo(json_line(link))
         else:
             click.echo(f"{link['peer']}: {link['kind'] or 'no path'}  udp {link['remote']}")
     if not links:

@@ -126,7 +126,7 @@ class Trouble:
     message: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {"event": "error", "code": self.code, "message": self.message}
+        return {"event": "warning", "code": self.code, "message": self.message}
 
 
 Event: TypeAlias = Listening | CodeReady | Paired | Serving | PathReport | MemberReport | Closed | Trouble

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -265,7 +266,10 @@ def test_json_leaves_stderr_alone(capsys: pytest.CaptureFixture[str]) -> None:
     output.say("for people")
     output.warn("for people")
     shown = capsys.readouterr()
-    assert shown.out == '{"event": "forward", "bind": "127.0.0.1:1", "target": "tcp/1"}\n'
+    assert re.fullmatch(
+        r'\{"event": "forward", "bind": "127.0.0.1:1", "target": "tcp/1", "time": "2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"\}\n',
+        shown.out,
+    )
     assert shown.err == ""
 
 

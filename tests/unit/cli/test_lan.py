@@ -150,7 +150,7 @@ def test_list_and_forget_without_anything_running(home: Path, capsys: pytest.Cap
     assert run(["lan", "list", "--json"]) == 7  # its roster is none
     assert "damaged" in json.loads(capsys.readouterr().out)["message"]
     assert run(["lan", "forget", "game", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"event": "forgotten", "room": "game"}
+    assert json.loads(capsys.readouterr().out).items() >= {"event": "forgotten", "room": "game"}.items()
     assert run(["lan", "remove", "ben", "--json"]) == 2
     assert "No room of this home runs" in json.loads(capsys.readouterr().out)["message"]
 
