@@ -125,7 +125,8 @@ Environment:
   PTUNNEL_TLS_PORT, PTUNNEL_TLS_FINGERPRINT   stand in for --tls-port and --tls-fingerprint
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
-  listening, code, paired, serving, path, forward, member, closed, warning while something runs;
+  listening, code, paired, serving, path, forward, member, closed, warning while something
+  runs; error as the last one of a command that failed;
   granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
   as answers.
   People are spoken to on stderr; `exec` prints events there too.
