@@ -5,6 +5,15 @@ The text of each is one sentence for a person that says what to do next; the com
 
 from __future__ import annotations
 
+import re
+
+_PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
+
+
+def command_word(text: str) -> str:
+    """`text` as one word of a command that a sentence tells a person to type."""
+    return text if _PLAIN_WORD.fullmatch(text) else '"' + re.sub(r'(["\\$`])', r"\\\1", text) + '"'
+
 
 class TunnelError(Exception):
     """Root of everything ptunnel raises on purpose."""

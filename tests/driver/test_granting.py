@@ -218,7 +218,7 @@ async def test_beside_a_running_exposer_nothing_is_granted(tmp_path: Path) -> No
     [
         ((), "Say what to expose"),
         (("home",), "You share nothing with home. To share: 'ptunnel expose PORT --to home'. To reach it: 'ptunnel connect home"),
-        (("my home", "office"), "nothing with my home, office. To share: 'ptunnel expose PORT --to 'my home''"),
+        (("my home", "office"), "nothing with my home, office. To share: 'ptunnel expose PORT --to \"my home\"'"),
     ],
 )
 async def test_serving_peers_that_may_reach_nothing_is_refused(names: Sequence[str], part: str, tmp_path: Path) -> None:

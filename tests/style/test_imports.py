@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "api": {"driver", "state", "host", "config", "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *WALLS},
     "cli": {"api", "forward", "control", "driver", "state", "telemetry", "config", *WALLS},
     "control": {"driver", *WALLS},
-    "forward": {"driver", "tun", "udp", "proto.ip", "proto.lan", *WALLS},
+    "forward": {"driver", "tun", "udp", "host", "proto.ip", "proto.lan", "proto.scope", *WALLS},
     "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "config", *WALLS},
     "udp": BASE,
     "tls": {"prefixes", *WALLS},

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tunnel.errors import ConfigurationError, StateError
+from tunnel.errors import ConfigurationError, StateError, command_word
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
@@ -86,11 +86,9 @@ def require_something_to_share(peers: Iterable[Peer]) -> None:
         raise ConfigurationError("Say what to expose, for example 'ptunnel expose 22': no peer is remembered yet.")
     if any(peer.grants for peer in peers):
         return
-    import shlex
-
     names = ", ".join(peer.name for peer in peers[:10])
-    one = shlex.quote(peers[0].name)
     raise ConfigurationError(
-        f"You share nothing with {names}. To share: 'ptunnel expose PORT --to {one}'. "
-        f"To reach {'it' if len(peers) == 1 else 'one of them'}: 'ptunnel connect {one} --forward PORT'."
+        f"You share nothing with {names}. To share: 'ptunnel expose PORT --to {command_word(peers[0].name)}'. "
+        f"To reach {'it' if len(peers) == 1 else 'one of them'}: "
+        f"'ptunnel connect {command_word(peers[0].name)} --forward PORT'."
     )

@@ -79,7 +79,7 @@ def command(
 def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, may_ask: bool) -> tuple[str | None, str | None]:
     """(peer, code), of which one is None.  Raises ConfigurationError with one sentence where nobody can be asked."""
     from tunnel.cli import prompt
-    from tunnel.errors import ConfigurationError
+    from tunnel.errors import ConfigurationError, command_word
 
     if given is not None:
         from tunnel.driver.vocabulary import looks_like_code, parse_code
@@ -109,7 +109,7 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
         return prompt.ask_peer([peer.name for peer in peers])
     names = ", ".join(peer.name for peer in peers[:10])
     raise ConfigurationError(
-        f"Several peers are remembered: name one, as in 'ptunnel connect {peers[0].name}' (there are {names})."
+        f"Several peers are remembered: name one, as in 'ptunnel connect {command_word(peers[0].name)}' (there are {names})."
     )
 
 

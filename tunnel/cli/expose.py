@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import ipaddress
+import itertools
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 #: Ports that an ordinary user may not listen on -> what people take instead; any other gets 10,000 added.
 SUGGESTED: Final = {22: 2222, 23: 2323, 53: 5353, 80: 8080, 443: 8443, 445: 1445}
+FIRST_FREE_PORT: Final = 1024  # below, only root may listen (ip_unprivileged_port_start)
 MOST_SHOWN: Final = 20  # remembered peers that a start is told of, one a line
 LABEL: Final = 32  # columns of what stands before the command and the code
 
@@ -54,6 +56,7 @@ def command(
       ptunnel expose 3389 --to friend            a remembered peer, no code; `ptunnel revoke` takes it back
       ptunnel expose 22 --to friend --only       ... and nothing of what was shared with it before
       ptunnel expose                             all remembered peers
+    A HOST that is a name is looked up for each connection, and may not lead to this machine: name=localhost:7001 does that.
     With --to, and another expose running here, that one serves it from now on, and this ends.
     Without a server, one is started here for this code only; that does for one desk or one LAN.
     """
@@ -279,6 +282,7 @@ class Exposing:
 
     def _show_code(self, code: str, expires_s: float) -> None:
         from tunnel.cli.render import duration, listing
+        from tunnel.forward.spec import MAX_FORWARDS
 
         self._codes += 1
         if self._codes == 1:
@@ -292,6 +296,8 @@ class Exposing:
         if self._public is not None:
             outside = other_command(self._public, self._grants)
             self._output.say(f"{'or, in another network:':<{LABEL}}{outside}")
+        if sum(grant.last - grant.first + 1 for grant in self._grants) > MAX_FORWARDS:
+            self._output.say(f"That command has room for {MAX_FORWARDS:,} of the ports: --forward names others of them.")
         self._output.say(f"{'and type the code:':<{LABEL}}{code}")
         if self._output.is_live:
             picture = qr_picture(f"{command} {code}", code)
@@ -331,23 +337,47 @@ def short_server(server: str) -> str:
 
 
 def forwards_for(grants: Sequence[Grant]) -> list[str]:
-    """A --forward for each grant, with local ports that an ordinary user may use; tcp and udp of one place together."""
+    """A --forward for each grant, with local ports that an ordinary user may use, each of them once; tcp and udp of one place
+    together.  What is beyond the ports that one command may forward is left out."""
+    from tunnel.forward.spec import MAX_FORWARDS
+
     protocols: dict[tuple[str | None, int, int], list[str]] = {}
     for grant in grants:
         protocols.setdefault((grant.name, grant.first, grant.last), []).append(grant.protocol)
-    texts = []
+    counts: dict[tuple[str | None, int, int], int] = {}
+    left = MAX_FORWARDS
     for (name, first, last), kinds in protocols.items():
-        local = _span(_suggest(first, last), last - first)
-        remote = f"{name}:{_span(first, last - first)}" if name and last > first else name or _span(first, last - first)
+        if count := min(last - first + 1, left // len(kinds)):
+            counts[name, first, last] = count
+            left -= count * len(kinds)
+    places: dict[tuple[str | None, int, int], int] = {}
+    taken: set[int] = set()
+    for place in sorted(counts, key=lambda place: place[1] < FIRST_FREE_PORT):  # whoever may have the same port, gets it
+        places[place] = _free(_suggest(*place[1:]), counts[place], taken)
+        taken.update(range(places[place], places[place] + counts[place]))
+    names = [name for name, _first, _last in counts]
+    texts = []
+    for place, count in counts.items():
+        name, first, last = place
+        kinds, local = protocols[place], _span(places[place], count - 1)
+        ports = _span(first, count - 1)
+        is_whole = last == first and names.count(name) == 1  # then the name alone says which port
+        remote = ports if name is None else name if is_whole else f"{name}:{ports}"
         suffix = "" if kinds == ["tcp"] else f"/{'+'.join(kinds)}"
         texts.append(f"{local}{suffix}" if local == remote else f"{local}:{remote}{suffix}")
     return texts
 
 
 def _suggest(first: int, last: int) -> int:
-    if first >= 1024:
+    if first >= FIRST_FREE_PORT:
         return first
     return SUGGESTED.get(first, first + 10_000) if first == last else first + 10_000
+
+
+def _free(wish: int, count: int, taken: set[int]) -> int:
+    """The first of `count` local ports in a row that are not taken: at `wish`, 10,000 further on, or wherever there are some."""
+    starts = itertools.chain(range(wish, 65_536, 10_000), range(FIRST_FREE_PORT, 65_536))
+    return next(start for start in starts if start + count <= 65_536 and taken.isdisjoint(range(start, start + count)))
 
 
 def _span(first: int, more: int) -> str:

@@ -12,6 +12,7 @@ import trio
 
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import ConfigurationError
+from tunnel.forward.names import resolve
 from tunnel.forward.spec import LOOPBACK, Forward
 
 CONNECT_TIMEOUT: Final = 20.0  # seconds; name resolution included
@@ -49,23 +50,6 @@ def is_ipv6_here() -> bool:
     except OSError:
         return False
     return True
-
-
-async def resolve(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
-    """(family, address) pairs to try in order.  Numeric hosts and localhost cost no thread.  Raises OSError."""
-    if host == "localhost":
-        return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return [(family, (host, port))]
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError:  # an empty or overlong label: the codec's way to say that there is no such name
-        raise socket.gaierror(socket.EAI_NONAME, f"{host} is no host name") from None
-    return [(family, address) for family, _type, _protocol, _name, address in found]  # type: ignore[misc]
 
 
 async def connect_tcp(host: str, port: int) -> socket.socket:
@@ -167,13 +151,14 @@ def _bind(forward: Forward, host: str, port: int) -> socket.socket:
 
 def _explain(forward: Forward, host: str, error: OSError) -> str:
     where = f"{forward.protocol} port {forward.local}"
+    target = f"{forward.target}{'' if forward.protocol == 'tcp' else '/udp'}"
     match error.errno:
         case errno.EADDRINUSE:
             other = forward.local + 10_000 if forward.local < 50_000 else forward.local - 10_000
-            return f"Another program already uses {where} on {host}: choose another port, as in {other}:{forward.target}."
+            return f"Another program already uses {where} on {host}: choose another port, as in {other}:{target}."
         case errno.EACCES | errno.EPERM:
             other = forward.local + 8_000
-            return f"Only root may listen on {where}: choose a port from 1024 up, as in {other}:{forward.target}."
+            return f"Only root may listen on {where}: choose a port from 1024 up, as in {other}:{target}."
         case errno.EADDRNOTAVAIL:
             if ":" in host and not is_ipv6_here():
                 return f"This computer has no IPv6, so nothing can listen on {host}: use an IPv4 address."

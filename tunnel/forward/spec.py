@@ -166,6 +166,9 @@ def _parse_target(text: str, local: range, fields: list[str]) -> list[int | str]
                     f"“{text}” forwards a range to the name “{name}”: say its ports too, as in {name}:5000-5010."
                 )
             return [_parse_name(text, name)]
+        case ["localhost" | "127.0.0.1", ports]:
+            ends = f"{local[0]}-{local[-1]}" if len(local) > 1 else str(local[0])
+            raise ConfigurationError(f"The other side decides where a port leads, so “{text}” is written {ends}:{ports}.")
         case [name, ports]:
             remote = _parse_ports(text, ports)
             _match_lengths(text, local, remote)

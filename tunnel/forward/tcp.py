@@ -21,6 +21,7 @@ from tunnel.errors import TunnelError
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_tcp, stream_code
+from tunnel.forward.names import MisledError
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
 
 ACCEPT_BATCH: Final = 64  # connections accepted before other tasks get their turn
@@ -403,6 +404,9 @@ async def serve_tcp(
         finally:
             cut(sock)
     except OSError as error:
+        if isinstance(error, MisledError):
+            counters.misled += 1
+            notices.say(f"misled {address[0]}", error.sentence)
         if error.errno in OUT_OF_DESCRIPTORS:
             counters.tcp_shed += 1
             notices.say("shed", f"A connection was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")

@@ -19,6 +19,7 @@ from tunnel.errors import TunnelError
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Flows, Link, Stream
 from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_udp, stream_code
+from tunnel.forward.names import MisledError
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
 from tunnel.forward.outlet import Outlet, Overruns
 from tunnel.forward.tcp import code_of, describe_refusal, refuse
@@ -290,6 +291,9 @@ async def serve_udp(
                 flows.unregister(number)
                 sock.close()
     except OSError as error:
+        if isinstance(error, MisledError):
+            counters.misled += 1
+            notices.say(f"misled {address[0]}", error.sentence)
         if error.errno in OUT_OF_DESCRIPTORS:
             notices.say("shed", f"A UDP flow was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")
         refuse(stream, stream_code(error))

@@ -88,6 +88,18 @@ def is_overlay(interface: str, description: str = "") -> bool:
     return False
 
 
+def own_addresses() -> list[str]:
+    """All addresses of all interfaces, loopback and link-local ones too, without zones; none when the system tells nothing."""
+    import ifaddr
+
+    try:
+        adapters = list(ifaddr.get_adapters())
+    except OSError:
+        return []
+    found = (str(ip.ip if isinstance(ip.ip, str) else ip.ip[0]).partition("%")[0] for adapter in adapters for ip in adapter.ips)
+    return list(dict.fromkeys(found))
+
+
 def source_address(remote: str) -> str | None:
     """The address of ours that the routing table picks towards a numeric host; nothing is sent.  None: no route."""
     family = socket.AF_INET6 if ":" in remote else socket.AF_INET

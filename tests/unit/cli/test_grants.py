@@ -142,6 +142,6 @@ def test_alone_with_nothing_shared_it_says_what_to_do(home: Path, capsys: pytest
     Home(home).save_peer(Peer(name="my home", static=bytes(32), psk=bytes(32)))
     assert run(["expose"]) == 2
     assert capsys.readouterr().err == (
-        "ptunnel: You share nothing with my home. To share: 'ptunnel expose PORT --to 'my home''. "
-        "To reach it: 'ptunnel connect 'my home' --forward PORT'.\n"
+        "ptunnel: You share nothing with my home. To share: 'ptunnel expose PORT --to \"my home\"'. "
+        "To reach it: 'ptunnel connect \"my home\" --forward PORT'.\n"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tunnel.errors import MalformedPacket
+from tunnel.errors import MalformedPacket, command_word
 from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import (
     Initiator,
@@ -86,7 +86,7 @@ class KeyQuestion:
         name = self._peer.name
         self._conclude(
             f"The key of {name} has changed since you paired: it was set up anew, or its secrets were copied. "
-            f"If that is expected, run 'ptunnel peers forget {name}' and pair again."
+            f"If that is expected, run 'ptunnel peers forget {command_word(name)}' and pair again."
         )
         return True
 

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from tunnel.errors import MalformedPacket
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.hints import Hint, decode_hints, encode_hints
+from tunnel.proto.scope import is_loopback, is_reserved, unmapped
 from tunnel.proto.wire import Reader, Writer
 from tunnel.units import Address, Buffer, SocketId
 
@@ -97,44 +98,15 @@ def canonical(host: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         raise MalformedPacket("not a numeric address") from None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(address)
+    return str(unmapped(address))
 
 
-def _networks(*texts: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    return tuple(ipaddress.ip_network(text) for text in texts)
-
-
-# Not is_global: 203.0.113.0/24 and friends count as private there, and LANs are wanted.
-_FORBIDDEN: Final = _networks(
-    "0.0.0.0/8",  # this network; unspecified
-    "224.0.0.0/4",  # multicast
-    "240.0.0.0/4",  # reserved and broadcast
-    "169.254.0.0/16",  # link-local; among it metadata and credentials of AWS, Azure, GCP, OpenStack
-    "100.100.100.200/32",  # metadata of Alibaba
-    "168.63.129.16/32",  # wire server of Azure
-    "192.0.0.192/32",  # metadata of Oracle
-    "::/96",  # unspecified, and IPv4-compatible (deprecated)
-    "::ffff:0:0/96",  # IPv4-mapped: canonical() has already rewritten it
-    "::ffff:0:0:0/96",  # IPv4-translated (SIIT): a translator would carry it to an IPv4 address not looked at here
-    "64:ff9b:1::/48",  # NAT64 of the local network (RFC 8215): likewise
-    "2001::/32",  # Teredo: likewise, through a relay
-    "ff00::/8",  # multicast
-    "fe80::/10",  # link-local: a zone of the peer's means nothing here
-    "fec0::/10",  # site-local (deprecated)
-    "fd00:ec2::/32",  # metadata of AWS
-    "fd20:ce::/32",  # metadata of GCP
-    "fd00:c1::/32",  # metadata of Oracle
-)
 #: UDP services that answer strangers, with more than they were asked (RFC 9000 §21.5.6; CISA alert TA14-017A).  No peer sits
 #: there: NATs keep the ports below 1024 to those who come from there (RFC 4787 REQ-3), and we do not.
 MIN_PORT: Final = 1024
 REFLECTOR_PORTS: Final = frozenset(
     {1434, 1900, 3283, 3702, 5093, 5350, 5351, 5353, 5355, 5683, 10001, 11211, 17185, 37810}
 )  # MS-SQL, SSDP, ARD, WS-Discovery, Sentinel, NAT-PMP/PCP (2), mDNS, LLMNR, CoAP, Ubiquiti, memcached, VxWorks, DHDiscover
-_LOOPBACK: Final = _networks("127.0.0.0/8", "::1/128")
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_allowed(address: Address, same_machine: bool = False) -> bool:
@@ -145,17 +117,9 @@ def is_allowed(address: Address, same_machine: bool = False) -> bool:
         host = ipaddress.ip_address(canonical(address.host))
     except MalformedPacket:
         return False
-    if any(host in network for network in _LOOPBACK):
+    if is_loopback(host):
         return same_machine
-    if address.port < MIN_PORT or address.port in REFLECTOR_PORTS:
-        return False
-    if any(host in network for network in _FORBIDDEN):
-        return False
-    if isinstance(host, ipaddress.IPv6Address):
-        inner = host.sixtofour or (ipaddress.IPv4Address(int(host) & 0xFFFFFFFF) if host in _NAT64 else None)
-        if inner is not None:  # a translator would carry it there
-            return is_allowed(Address(str(inner), address.port))
-    return True
+    return address.port >= MIN_PORT and address.port not in REFLECTOR_PORTS and not is_reserved(host)
 
 
 def encode_candidates(candidates: Iterable[Candidate]) -> bytes:

@@ -72,6 +72,8 @@ def parse_grant(text: str) -> tuple[Grant, ...]:
     if "=" in rest:
         name, _, place = rest.partition("=")
         host, colon, ports = place.rpartition(":")
+        if name.lower() == "localhost":
+            raise ConfigurationError(f"{text!r}: that name would be taken for a machine: choose another one, as in web={place}.")
         if _NAME.fullmatch(name) is None:
             raise ConfigurationError(f"{text!r}: the name before the equals sign has letters, digits, dots and hyphens only.")
         if not colon or not host:
@@ -80,9 +82,21 @@ def parse_grant(text: str) -> tuple[Grant, ...]:
         if _HOST.fullmatch(host) is None:
             raise ConfigurationError(f"{text!r}: {host!r} is neither an address nor a host name.")
     elif ":" in rest:
-        raise ConfigurationError(f"{text!r}: another machine needs a name here, as in nas={rest}.")
+        raise ConfigurationError(f"{text!r}: another machine needs a name here, as in {_with_name(rest)}.")
     first, last = _parse_ports(text, ports)
     return tuple(Grant(protocol=protocol, name=name, host=host, first=first, last=last) for protocol in protocols)
+
+
+def _with_name(place: str) -> str:
+    """How HOST:PORT, or NAME:HOST:PORT, is written; an example where it is neither."""
+    head, _, tail = place.partition(":")
+    for suggestion in (f"{head}={tail}", f"nas={place}"):
+        try:
+            parse_grant(suggestion)
+        except ConfigurationError:
+            continue
+        return suggestion
+    return "nas=192.168.1.5:445"
 
 
 def _split_protocols(text: str) -> tuple[str, tuple[Protocol, ...]]:
