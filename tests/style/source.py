@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,28 +117,30 @@ def constants(module: Module) -> dict[str, int]:
     return found
 
 
-def reads(trees: Mapping[str, ast.Module]) -> set[tuple[str, str]]:
-    """(module, name) of every module-level name that code reads, in its own module or elsewhere; `trees` by module name.
+@cache
+def reads() -> frozenset[tuple[str, str]]:
+    """(module, name) of every module-level name that the product reads, in its own module or elsewhere.
 
     Naming it in an import or in `__all__` is not reading.  An attribute `x.NAME` counts for NAME in every module, as "*".
     """
     origin: dict[tuple[str, str], tuple[str, str]] = {}
-    for module, tree in trees.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module is not None:
-                for alias in node.names:
-                    origin[module, alias.asname or alias.name] = (node.module, alias.name)
+    loaded: set[tuple[str, str]] = set()
     found: set[tuple[str, str]] = set()
-    for module, tree in trees.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                place = (module, node.id)
-                while place not in found:
-                    found.add(place)
-                    place = origin.get(place, place)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                found.add(("*", node.attr))
-    return found
+    for module in modules():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Name):
+                if isinstance(node.ctx, ast.Load):
+                    loaded.add((module.name, node.id))
+            elif isinstance(node, ast.Attribute):
+                if isinstance(node.ctx, ast.Load):
+                    found.add(("*", node.attr))
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                origin.update({(module.name, alias.asname or alias.name): (node.module, alias.name) for alias in node.names})
+    for place in loaded:
+        while place not in found:
+            found.add(place)
+            place = origin.get(place, place)
+    return frozenset(found)
 
 
 @cache

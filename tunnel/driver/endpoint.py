@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 import trio
 
 from tunnel.config import TlsOptions, parse_server, tls_options
+from tunnel.driver.copies import Copies
 from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
 from tunnel.driver.lasting import last
 from tunnel.driver.link import Link
@@ -26,6 +27,7 @@ from tunnel.driver.pool import PoolSockets
 from tunnel.driver.sockets import OpenSocket, open_all, open_large
 from tunnel.driver.tls import TlsDoors
 from tunnel.driver.traces import WalledTraces
+from tunnel.driver.ways import WayMemory
 from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, wall_ns
@@ -79,18 +81,7 @@ __all__ = [
     "OpenSocket",
     "Remembered",
     "Traces",
-    "WayMemory",
 ]
-
-
-class WayMemory(Protocol):
-    """Where it is kept what led directly to each peer, by network; knows by itself which network this machine is in."""
-
-    def load(self) -> Mapping[bytes, Remembered]:
-        """What is known of the network that we are in now, by the peers' static keys."""
-
-    def note(self, static: bytes, way: Remembered | None) -> None:
-        """Remember, or (None) forget.  Must not wait for a disk."""
 
 
 class EndpointDriver:
@@ -111,6 +102,7 @@ class EndpointDriver:
         bind: Iterable[str] = ("0.0.0.0", "::"),
         hosts: Callable[[], list[str]] = machine_hosts,
         clock: Callable[[], Instant] = boottime,
+        wall: Callable[[], float] | None = None,
         traces: Traces | None = None,
         port_mapping: bool = False,
         tls: TlsOptions | None = None,
@@ -119,14 +111,15 @@ class EndpointDriver:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
 
         `tls` is for servers whose word does not say how they are reached where UDP is blocked; None: as everybody does.
-
+        `wall` is the calendar that stands beside `clock`, in seconds; None: the system's, if the clock is the system's.
         `access_token` is for servers that let in only those who hold one.  `port_mapping`: ask the router for ports, while
         run() runs, unless the path policy keeps candidates at home anyway.
         """
         self._port_mapping = port_mapping and path != "relay"
         self._access_token = access_token
         self.port_maps: PortMapKeeper | None = None
-        self.clock = clock
+        self._copies = Copies(clock, wall, self._give_up_keys)
+        self.clock = self._copies.clock
         self.faults = Faults(self._tell_fault)
         self.on_event = on_event
         self.on_link = on_link
@@ -145,7 +138,7 @@ class EndpointDriver:
             self.faults,
             flush=self.flush,
             before_flush=self._before_flush.append,
-            clock=clock,
+            clock=self.clock,
             counters=self.counters,
             door=self._packet_door,
         )
@@ -181,7 +174,7 @@ class EndpointDriver:
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
-        self.core.set_hosts(clock(), hosts())
+        self.core.set_hosts(self.clock(), hosts())
         self._load_memory()
 
     def _load_memory(self) -> None:
@@ -283,6 +276,7 @@ class EndpointDriver:
                 ("interrupted the timers", self._run_timers),
                 ("interrupted the sending", partial(self._outbox.run, self.flush)),
                 ("interrupted the watch over the network", partial(watch, self._network_changed, self._resumed)),
+                ("interrupted the watch for copies", self._copies.run),
             ):
                 nursery.start_soon(last, self.faults, "driver", what, task)
             if self._port_mapping:
@@ -368,17 +362,23 @@ class EndpointDriver:
         self._load_memory()
         if not self.core.set_hosts(now, self._hosts()):
             self.core.network_changed(now)  # the same addresses, but another way out
+        self._begin_anew()
+
+    def _resumed(self) -> None:
+        self.core.network_changed(self.clock())
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         if self.port_maps is not None:
             self.port_maps.network_changed()
         self.tls_doors.network_changed()
         self.flush()
 
-    def _resumed(self) -> None:
-        self.core.network_changed(self.clock())
+    def _give_up_keys(self, now: Instant, text: str) -> None:
+        """Whoever reads the clock may be about to send, so this comes first; what follows is for the timers' task."""
+        self.core.give_up_keys(now, text)
         self.tls_doors.network_changed()
-        if self.port_maps is not None:
-            self.port_maps.network_changed()
-        self.flush()
+        self._wakeup.set()
 
     async def _run_port_mapping(self) -> None:
         """Beside everything else; nobody waits for it."""

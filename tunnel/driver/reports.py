@@ -47,6 +47,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.PATH_POLICY: ConfigurationError,
     Problem.NO_DIRECT: UnreachableError,
     Problem.NO_KEYS: UnreachableError,
+    Problem.KEYS_GIVEN_UP: UnreachableError,
     Problem.INTERNAL: InternalError,
     Problem.CLOCK_OFF: ConfigurationError,
     Problem.TOO_MANY_PEERS: ConfigurationError,

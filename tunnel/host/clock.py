@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final, cast
 
 from tunnel.units import Instant
 
@@ -23,14 +26,16 @@ def _pick_clock() -> int | None:
     return clock
 
 
-_CLOCK = _pick_clock()
+def _make_clock() -> Callable[[], float]:
+    clock = _pick_clock()
+    if clock is None or sys.platform == "win32":
+        return time.monotonic
+    return partial(time.clock_gettime, clock)
 
 
-def boottime() -> Instant:
-    """Seconds since some moment before we started; never goes back, and counts the time spent in suspend."""
-    if _CLOCK is None or sys.platform == "win32":
-        return Instant(time.monotonic())
-    return Instant(time.clock_gettime(_CLOCK))
+#: Seconds since some moment before we started; never goes back, and counts the time spent in suspend.  Read for every batch, so
+#: it is no function of ours.
+boottime: Final = cast("Callable[[], Instant]", _make_clock())
 
 
 def wall_ns() -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.errors import ConfigurationError
 from tunnel.proto.endpoint.context import Context, EndpointConfig, PeerStore
-from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer
+from tunnel.proto.endpoint.events import EndpointEvent, KnownPeer, Problem, Troubled
 from tunnel.proto.endpoint.fairness import FairShare
 from tunnel.proto.endpoint.meetings import Meetings
 from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
@@ -135,6 +135,15 @@ class Endpoint:
             with self._context.server_wall(now, name):
                 client.network_changed(now)
         self._meetings.network_changed(now)
+
+    def give_up_keys(self, now: Instant, text: str) -> None:
+        """A copy of this process may hold our keys too: every link gets new ones.  `text` says why to a person, "" to nobody.
+
+        A handshake by a code is not touched: it ends within seconds, and a rekey follows it.
+        """
+        self._is_cold_at_stale = True
+        if self._meetings.give_up_keys(now) and text:
+            self._context.emit(Troubled(problem=Problem.KEYS_GIVEN_UP, text=text))
 
     def add_server(
         self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"", *, tls: bool = False

@@ -43,6 +43,7 @@ class Problem(Enum):
     PATH_POLICY = "path_policy"
     NO_DIRECT = "no_direct"
     NO_KEYS = "no_keys"
+    KEYS_GIVEN_UP = "keys_given_up"
     INTERNAL = "internal"
     CLOCK_OFF = "clock_off"
     TOO_MANY_PEERS = "too_many_peers"

@@ -142,6 +142,18 @@ class Meetings:
         for peering in self.peerings.live:
             peering.network_changed(now)
 
+    def give_up_keys(self, now: Instant) -> bool:
+        """Seal nothing more under keys that a copy of this process may hold too; True when there were any.
+
+        Handshakes under way begin anew, since their ephemeral keys may be there too.
+        """
+        had_any = bool(self._responder.pending)
+        self._responder.pending.clear()
+        for peering in self.peerings.live:
+            had_any |= peering.connection is not None
+            peering.give_up_keys(now)
+        return had_any
+
     def servers_changed(self, now: Instant) -> None:
         self._look(now)
 

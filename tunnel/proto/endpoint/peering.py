@@ -144,6 +144,17 @@ class Peering:
         )
         context.handshakes[self.handshake.index] = self
 
+    def give_up_keys(self, now: Instant) -> None:
+        """A copy of this process may hold them too: begin with new ones."""
+        handshake = self.handshake
+        with self.wall(now):
+            if handshake is not None and handshake.completed is None:
+                self.end_handshake()
+                if self.connection is None:
+                    self.begin_handshake(now, handshake.path)
+            if self.connection is not None:
+                self.connection.give_up_keys(now)
+
     def end_handshake(self) -> None:
         if self.handshake is not None:
             self._context.handshakes.pop(self.handshake.index, None)
