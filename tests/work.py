@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -26,10 +27,13 @@ def instructions(action: Callable[[], object]) -> int:
         frame.f_trace_lines = False
         return within
 
-    before = sys.gettrace()
+    before, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()  # whoever listens to the collector is not part of the action
     sys.settrace(enter)
     try:
         action()
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
     return count

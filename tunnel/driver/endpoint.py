@@ -30,7 +30,7 @@ from tunnel.driver.traces import WalledTraces
 from tunnel.driver.ways import WayMemory
 from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults
-from tunnel.host.clock import boottime, wall_ns
+from tunnel.host.clock import boottime, processor_time, wall_ns
 from tunnel.host.cpu import has_aes
 from tunnel.host.monitor import watch
 from tunnel.proto.endpoint import (
@@ -171,6 +171,7 @@ class EndpointDriver:
             rng=random.SystemRandom(),  # a peer sees what path challenges are made of, and must not foretell the next
             wall_ns=wall_ns,
             traces=None if traces is None else WalledTraces(traces, self.faults),
+            processor=processor_time,
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
@@ -317,8 +318,7 @@ class EndpointDriver:
                 except Exception as error:
                     is_due = True
                     self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
-                batches += 1
-                size += len(batch.buffer)
+                batches, size = batches + 1, size + len(batch.buffer)
                 datagrams += -(-len(batch.buffer) // batch.stride)
                 if batches >= BATCHES_A_TURN or size >= turn_ends:
                     batches, turn_ends = 0, size + BYTES_A_TURN

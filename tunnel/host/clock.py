@@ -1,4 +1,4 @@
-"""The two clocks: one for ages and deadlines, which runs on in suspend, and the calendar for people and for files."""
+"""The clocks: one for ages and deadlines, which runs on in suspend, the calendar for people and for files, and one for work."""
 
 from __future__ import annotations
 
@@ -47,3 +47,8 @@ def unix_time() -> int:
     """The calendar in whole seconds; 0 where it stands before 1970, or beyond what the rendezvous protocol can say."""
     now = int(time.time())
     return now if 0 < now < 1 << 40 else 0
+
+
+def processor_time() -> float:
+    """Seconds that a processor has worked for this thread: what others take of it meanwhile does not count."""
+    return time.thread_time()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
-from tunnel.proto.endpoint.fairness import MOST, FairShare
+import pytest
+
+from tests.unit.endpoint.test_walls import Three
+from tunnel.proto.connection.connection import Connection
+from tunnel.proto.endpoint.fairness import MAX_DEBT, MOST, TOO_COSTLY, TOO_MUCH, FairShare
 from tunnel.units import Instant
 
 QUEUE = 2_000_000  # bytes that the kernel keeps
@@ -49,8 +54,9 @@ def simulate(seconds: float, rates: dict[str, tuple[float, int]]) -> tuple[Count
             name, size = queue[at]
             at += 1
             held -= size
-            if share.admits(now, name, size):
+            if share.refusal(now, name, size) is None:
                 work -= size
+                share.spent(now, name, size, size / OPENED)
             else:
                 dropped[name] += 1
                 work -= size / 10
@@ -85,5 +91,123 @@ def test_two_floods_share_and_the_level_goes_when_they_end() -> None:
     assert dropped["game"] == 0
     opened = [sent[name] - dropped[name] for name in ("one", "two")]
     assert 0.7 < opened[0] / opened[1] < 1.4
-    assert share.admits(Instant(2000.0), "one", 9000)
+    assert share.refusal(Instant(2000.0), "one", 9000) is None
     assert share.level == 0
+
+
+def test_who_floods_is_told_by_what_it_costs_and_not_by_its_bytes() -> None:
+    """A fifth of the bytes, ten times their price: that is the flood, and the bulk beside it is not touched."""
+    now = Instant(1000.0)
+    share = FairShare(random.Random(1))
+    dropped: Counter[str] = Counter()
+    for _ in range(2_000):
+        now = Instant(now + 0.001)
+        for name, size, price in (("bulk", 10_000, 20e-9), ("small", 2_000, 200e-9), ("game", 100, 100e-9)):
+            share.overflowed()
+            if share.refusal(now, name, size) is None:
+                share.spent(now, name, size, size * price)
+            else:
+                dropped[name] += 1
+    assert set(dropped) == {"small"}
+    assert dropped["small"] > 1_000
+
+
+def test_strangers_take_from_everybodys_share() -> None:
+    """Whoever sends less than all strangers together is not the one to give way to them."""
+    now = Instant(1000.0)
+    share = FairShare(random.Random(1))
+    for _ in range(1_000):
+        now = Instant(now + 0.001)
+        share.overflowed()
+        share.spent(now, None, 20_000, 0.000_8)
+        for name, seconds in (("bulk", 0.000_2), ("game", 0.000_01)):
+            assert share.refusal(now, name, 1_000) is None
+            share.spent(now, name, 1_000, seconds)
+
+
+def waits(
+    seconds: float, senders: dict[str, tuple[float, int, float]]
+) -> tuple[dict[str, list[float]], Counter[str], dict[str, float]]:
+    """Senders with seconds between datagrams, bytes and price of one, before one processor and a queue without an end.
+
+    How long those of each waited until they were opened; how many were dropped unopened; what each took of the processor.
+    """
+    share = FairShare(random.Random(1))
+    arrivals = sorted(
+        (1000 + number * gap, name) for name, (gap, _, _) in senders.items() for number in range(int(seconds / gap))
+    )
+    waited: dict[str, list[float]] = {name: [] for name in senders}
+    dropped: Counter[str] = Counter()
+    took = dict.fromkeys(senders, 0.0)
+    clock = 0.0
+    for at, name in arrivals:
+        clock = max(clock, at)
+        _, size, price = senders[name]
+        if share.refusal(Instant(clock), name, size) is None:
+            waited[name].append(clock - at)
+            share.spent(Instant(clock), name, size, price)
+            clock += price
+            took[name] += price
+        else:
+            dropped[name] += 1
+            clock += 0.000_01
+    return waited, dropped, took
+
+
+def test_a_costly_trickle_does_not_keep_the_others_waiting() -> None:
+    """24 datagrams a second of 58 ms each, 0.26 Mbit/s: more than a processor, and the kernel's queue never overflows."""
+    waited, dropped, took = waits(
+        60.0, {"evil": (1 / 24, 1_379, 0.058), "ping": (0.05, 150, 0.000_05), "bulk": (0.001, 9_000, 0.000_2)}
+    )
+    assert set(dropped) == {"evil"}
+    assert max(waited["ping"]) < MAX_DEBT + 0.058 + 0.01
+    assert sum(waited["ping"]) / len(waited["ping"]) < 0.05
+    assert 0.4 * 60 < took["evil"] < 0.6 * 60  # it has half of the processor still
+
+
+def test_a_batch_that_took_seconds_is_paid_for_as_long() -> None:
+    waited, dropped, _ = waits(60.0, {"evil": (0.5, 46_400, 2.0), "ping": (0.05, 150, 0.000_05)})
+    assert set(dropped) == {"evil"}
+    assert len(waited["evil"]) < 18  # one in four seconds, and the first ones
+
+
+def test_debtors_have_half_of_the_processor_together() -> None:
+    evil = {f"evil {number}": (1 / 20, 1_379, 0.058) for number in range(5)}
+    _, dropped, took = waits(60.0, {**evil, "ping": (0.05, 150, 0.000_05)})
+    assert "ping" not in dropped
+    assert 0.4 * 60 < sum(took[name] for name in evil) < 0.65 * 60
+
+
+def test_a_slow_machine_and_a_pause_are_no_debts() -> None:
+    """Small datagrams one by one at five times the usual price, and a tenth of a second in which rubbish was collected."""
+    share, now = FairShare(random.Random(1)), Instant(1000.0)
+    for number in range(10_000):
+        now = Instant(now + 0.001)
+        assert share.refusal(now, "game", 100) is None
+        share.spent(now, "game", 100, 0.000_19 + (0.1 if number == 5_000 else 0.0))
+
+
+def test_the_endpoint_measures_what_each_peer_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Three() as three:
+        friend, mate = three.meet()
+        home, evil = three.home.endpoint, three.at_home("friend").connection
+        whole, worked = Connection.handle_datagrams, [0.0]
+
+        def costly(self: Connection, *arguments: Any) -> int:
+            worked[0] += 0.058 if self is evil else 0.000_05
+            return whole(self, *arguments)
+
+        monkeypatch.setattr(Connection, "handle_datagrams", costly)
+        monkeypatch.setattr(home._share, "_processor", lambda: worked[0])
+        for _ in range(100):
+            three.friend.say(friend, b"x")
+            three.world.run(0.02)
+        assert home.drops[TOO_COSTLY] > 20
+        assert home.drops[TOO_MUCH] == 0
+        assert worked[0] < 0.75 * 2.0 + 0.2
+        three.carries(mate)
+        monkeypatch.undo()
+        three.world.run(5.0)
+        before = home.drops[TOO_COSTLY]
+        three.echoed(friend, b"all is forgiven")
+        assert home.drops[TOO_COSTLY] == before

@@ -21,6 +21,7 @@ from tunnel.units import Address, Instant, PathKey
 STRANGER: Final = Address("45.1.0.99", 4444)
 AT_SERVER: Final = Address("192.88.99.1", 24_531)
 MANY: Final = 100
+MEASURED: Final = 120  # instructions of the interpreter, to note what strangers take of the processor
 
 
 class Saved:
@@ -108,7 +109,9 @@ def cost(count: int, source: Address, datagram: bytes) -> int:
 @pytest.mark.parametrize("kind", JUNK)
 def test_junk_costs_the_same_with_one_peer_and_with_a_hundred(kind: str) -> None:
     source, make = JUNK[kind]
-    assert cost(MANY, source, make()) == cost(1, source, make())
+    few, many = cost(2, source, make()), cost(MANY, source, make())
+    assert few == many
+    assert 0 <= many - cost(1, source, make()) < MEASURED  # with one peer nobody's share is measured
 
 
 def test_questions_to_servers_are_remembered_up_to_a_number() -> None:

@@ -45,7 +45,9 @@ class Endpoint:
         rng: random.Random,
         wall_ns: Callable[[], int],
         traces: Traces | None = None,
+        processor: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`processor`: seconds that it has worked for us so far; what each peer costs is measured by it."""
         self._context = Context(
             config=config, static_key=static_key, store=store, entropy=entropy, rng=rng, wall_ns=wall_ns, traces=traces
         )
@@ -57,7 +59,7 @@ class Endpoint:
         self._cold_at: Instant | None = None  # the first deadline of everything but the peerings
         self._is_cold_at_stale = True
         self._is_closing = False
-        self._share = FairShare(rng)
+        self._share = FairShare(rng, processor)
 
     # --- what it stands on
 
@@ -254,6 +256,8 @@ class Endpoint:
         is_cold = is_due = False
         is_tls = socket_id in self._context.tls_sockets
         by_index = self._meetings.peerings.by_index
+        share, counted = self._share, 0
+        share.begin(len(self._meetings.peerings.all))
         while position < length:
             end = min(position + stride, length)
             kind = buffer[position]
@@ -274,20 +278,22 @@ class Endpoint:
                         self._dropped(remote, error)
                     is_cold = is_cold or peering is not None or bool(self._context.events)
                 if peering is not None and peering.connection is not None:
-                    key = self._key(socket_id, remote, prefix)
+                    if touched is not None and touched is not peering:
+                        is_due, is_cold = self._leave(now, touched, is_due, is_cold)
+                        share.charge(now, touched, position - counted)
+                        touched, counted = None, position
                     unopened = end if prefix else length  # what comes from the server may be of several peers
-                    if not self._share.admits(now, peering, unopened - position):
-                        self.drops["over its share of a full queue"] += -(-(unopened - position) // stride)
+                    refusal = share.refusal(now, peering, unopened - position)
+                    if refusal is not None:
+                        self.drops[refusal] += -(-(unopened - position) // stride)
                         position = unopened
                         continue
+                    key = self._key(socket_id, remote, prefix)
                     try:
                         after = peering.connection.handle_datagrams(now, key, buffer, position, stride, ecn)
                     except Exception as error:
                         peering.fail(now, error)
                         after = unopened
-                    if touched is not None and touched is not peering:
-                        is_due = is_due or not touched.connection_is_quiet
-                        touched.drain(now)
                     touched = peering
                     if after <= position:
                         self.drops["transport under keys that have ended"] += 1
@@ -320,13 +326,19 @@ class Endpoint:
                 self.drops["unknown first byte"] += 1
             position = end
         if touched is not None:
-            is_due = is_due or not touched.connection_is_quiet
-            touched.drain(now)
-            is_cold = is_cold or touched.needs_meeting or touched.is_closed
+            is_due, is_cold = self._leave(now, touched, is_due, is_cold)
+        share.charge(now, touched, length - counted)
         if is_cold:
             self._meetings.pump(now)
             self._is_cold_at_stale = True
         return is_due or is_cold or bool(self._context.events)
+
+    @staticmethod
+    def _leave(now: Instant, peering: Peering, is_due: bool, is_cold: bool) -> tuple[bool, bool]:
+        """Its datagrams are opened: say what they brought, and whether anything follows from it."""
+        is_due = is_due or not peering.connection_is_quiet
+        peering.drain(now)
+        return is_due, is_cold or peering.needs_meeting or peering.is_closed
 
     def _from_server(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
         """A response or a push; whether something came of it."""
