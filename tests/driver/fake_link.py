@@ -9,6 +9,7 @@ import trio
 
 from tunnel.driver.stream import StreamCode, StreamResetError, StreamSink, StreamStoppedError
 from tunnel.errors import UnreachableError
+from tunnel.faults import Faults
 
 WINDOW = 64 * 1024  # bytes sent and not yet read, of one half
 
@@ -188,6 +189,7 @@ class FakeLink:
     def __init__(self, name: str) -> None:
         self.peer_name = name
         self.flows = FakeFlows()
+        self.faults = Faults()
         self.peer: FakeLink = self
         self.streams: list[FakeStream] = []
         self._accepted: deque[FakeStream] = deque()

@@ -14,6 +14,7 @@ from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Trouble
+from tunnel.driver.lasting import last
 from tunnel.driver.link import Link
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
 from tunnel.errors import ConfigurationError, TunnelError
@@ -115,6 +116,7 @@ async def connect(
         port_mapping=uses_own_network(seams) and settings.wants_port_mapping,
         tls=settings.tls,
         memory=ways,
+        faults=store.faults,
         **(seams or {}),
     )
     waiting.driver = driver
@@ -124,7 +126,7 @@ async def connect(
                 try:
                     await nursery.start(driver.run)
                     nursery.start_soon(store.watch, driver.set_peers)
-                    nursery.start_soon(ways.run)
+                    nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
                     await driver.add_server(rendezvous)
                     if code is not None:
                         driver.claim_code(rendezvous, code, expected=expected)

@@ -18,7 +18,8 @@ from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
 from tunnel.driver.events import Event, Listening, Serving, Trouble
-from tunnel.driver.link import Link
+from tunnel.driver.lasting import last
+from tunnel.driver.link import CloseCode, Link
 from tunnel.driver.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.proto.pairing.grants import GrantSet
@@ -130,10 +131,14 @@ class Exposure:
                 self._on_event(report)
 
     async def _serve(self, link: Link) -> None:
-        try:
-            await self._handler(link)
-        except TunnelError as error:  # one peer's trouble is not the others'
-            self.tell(Trouble(code="peer_lost", message=str(error)))
+        """One peer's trouble is not the others'."""
+        with link.faults.wall("link", f"ended the link to {link.peer_name}") as wall:
+            try:
+                await self._handler(link)
+            except TunnelError as error:
+                self.tell(Trouble(code="peer_lost", message=str(error)))
+        if wall.error is not None:
+            link.close("a fault in ptunnel on the other side", CloseCode.INTERNAL)
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -171,7 +176,8 @@ async def expose(
     done before the block is entered: what fails has granted nothing.  Without grants the saved ones are served.  Remembered
     peers are always served.
     With no server configured one is embedded for our own codes only; the Listening event carries its address.
-    `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.
+    `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.  What it raises ends
+    that link, and is told (Trouble, `internal`); what `on_event` raises is logged.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
     `portmap`: ask the router to forward a port while this runs, and one to the embedded server.
     `tls`: how servers are reached where UDP is blocked, unless their word says.
@@ -213,7 +219,7 @@ async def expose(
                         rendezvous = ours[0]
                 exposure.server = rendezvous
                 if exposure.is_embedded and maps_ports and rendezvous is not None:
-                    await map_server(nursery, exposure.set_public, rendezvous)
+                    await map_server(nursery, exposure.set_public, rendezvous, store.faults)
                 driver = exposure.driver = EndpointDriver(
                     static_key=store.home.identity(),
                     name=store.name(),
@@ -227,6 +233,7 @@ async def expose(
                     port_mapping=maps_ports,
                     tls=settings.tls,
                     memory=ways,
+                    faults=store.faults,
                     **(seams or {}),
                 )
                 try:
@@ -238,7 +245,7 @@ async def expose(
                     for other in sorted(others):
                         nursery.start_soon(resolve, driver, other, exposure.tell)
                     nursery.start_soon(store.watch, exposure.set_peers)
-                    nursery.start_soon(ways.run)
+                    nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
                     if to:
                         await exposure.grant(to, *grants, only=only)

@@ -244,6 +244,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         traces=store.traces(options.traces),
         port_mapping=maps_ports,
         tls=settings.tls,
+        faults=store.faults,
         **(seams or {}),
     )
     keeper = _Keeper(store, entry)
@@ -271,7 +272,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                 running = LanRoom(driver, membership, plane, nursery, options.on_event)
                 running.server, running.is_embedded, running.on_removed = rendezvous, is_embedded, keeper.forget
                 if is_embedded and maps_ports:
-                    await map_server(nursery, running.set_public, rendezvous)
+                    await map_server(nursery, running.set_public, rendezvous, driver.faults)
                 try:
                     await nursery.start(driver.run)
                     nursery.start_soon(plane.run)

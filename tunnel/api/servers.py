@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
@@ -12,9 +13,11 @@ from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams
 from tunnel.config import DEFAULT_PORT, parse_server
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Trouble
+from tunnel.driver.lasting import last
 from tunnel.driver.places import machine_hosts
 from tunnel.driver.rendezvous import RunningServer, ServerConfig, serve
 from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.faults import Faults
 from tunnel.host.interfaces import source_address
 from tunnel.units import Address
 
@@ -54,7 +57,7 @@ async def embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str], *, h
     return str(Address(host, running.addresses[0].port))
 
 
-async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], None], server: str) -> None:
+async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], None], server: str, faults: Faults) -> None:
     """Have the router forward a port to the embedded server; go on without after a moment, and tell when it comes."""
     from tunnel.driver.portmap import PortMapKeeper, is_behind_translator, is_reachable_from_everywhere
 
@@ -66,7 +69,9 @@ async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], N
             set_public(str(external) if is_public else None)
         answered.set()
 
-    nursery.start_soon(PortMapKeeper(on_change=changed).run, (parse_server(server, "server")[1],))
+    keeper = PortMapKeeper(on_change=changed, faults=faults)
+    run = partial(keeper.run, (parse_server(server, "server")[1],))
+    nursery.start_soon(last, faults, "port mapping", "interrupted port mapping", run)
     if is_behind_translator():
         with trio.move_on_after(MAPPING_PATIENCE):
             await answered.wait()
@@ -74,6 +79,11 @@ async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], N
 
 async def resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
     """Until the name is known: the network may not be up yet."""
+    what = f"interrupted the search for the server {server.partition(',')[0]}"
+    await last(driver.faults, "server", what, partial(_resolve, driver, server, tell))
+
+
+async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
     while True:
         try:
             await driver.add_server(server)

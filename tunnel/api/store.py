@@ -16,6 +16,7 @@ import trio
 from tunnel.config import TlsOptions, load
 from tunnel.driver.endpoint import KnownPeer, Traces
 from tunnel.errors import ConfigurationError, StateError, TunnelError
+from tunnel.faults import Faults
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.pairing.identity import sanitise_name
 from tunnel.state.home import Home
@@ -53,6 +54,7 @@ class HomeStore:
         self.home = Home(home)
         given = {"server": server or None, "path": path, "name": name or None, "portmap": _ON_OR_OFF[portmap]}
         self.settings = load(self.home.config(), os.environ, prefix="", tls=tls, **given)
+        self.faults = Faults(keep=self.home.keep_report)
         self._given_name = name
         self._stamp = self.home.peers_stamp()
 
@@ -82,7 +84,8 @@ class HomeStore:
     async def note_seen(self, peer: KnownPeer) -> None:
         """The peer was here: written when nobody waits for bytes, in a thread, because a disk may be slow."""
         await trio.sleep(SEEN_AFTER)
-        await trio.to_thread.run_sync(self._seen, peer.static)
+        with self.faults.wall("state", f"kept {peer.name} from being noted as seen"):
+            await trio.to_thread.run_sync(self._seen, peer.static)
 
     def _seen(self, static: bytes) -> None:
         with suppress(TunnelError):
@@ -92,11 +95,10 @@ class HomeStore:
         """Tell of every change that any process makes to the peers, until cancelled."""
         while True:
             await trio.sleep(WATCH_INTERVAL)
-            if self.home.peers_stamp() != self._stamp:
-                try:
-                    changed(self.load())
-                except StateError:
-                    continue  # damaged, or no descriptor is left: what we know stays until it can be read again
+            with self.faults.wall("state", "kept a change of the remembered peers from being seen"):
+                if self.home.peers_stamp() != self._stamp:
+                    with suppress(StateError):  # damaged, or no descriptor is left: what we know stays until it can be read again
+                        changed(self.load())
 
     def choose(self, name: str | None) -> KnownPeer:
         """The peer called `name`, or the only one there is.  Raises ConfigurationError."""

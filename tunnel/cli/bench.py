@@ -41,7 +41,7 @@ def command(peer: str | None, seconds: float, is_json: bool, verbose: int) -> in
 async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
     from tunnel.cli.status import NO_PROCESS
     from tunnel.control.client import ask_all
-    from tunnel.errors import ConfigurationError, UnreachableError
+    from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 
     errors: dict[str, str] = {}
     results = 0
@@ -59,6 +59,8 @@ async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
         raise UnreachableError(NO_PROCESS)
     if "several_peers" in errors:
         raise ConfigurationError(errors["several_peers"])
+    if "internal" in errors:
+        raise TunnelError(errors["internal"])
     told = next((text for code, text in errors.items() if code != "no_link"), None)
     if told is not None or not results:
         raise UnreachableError(told or f"No running command has a link to {request.peer or 'anybody'}.")
@@ -66,7 +68,14 @@ async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
 
 
 def row(result: dict[str, Any]) -> str:
-    """One line of the table."""
+    """One line of the table; what another version calls otherwise, as it came."""
+    try:
+        return _row(result)
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return json_line(result)
+
+
+def _row(result: dict[str, Any]) -> str:
     match result["what"]:
         case "path":
             why = f"  ({result['why']})" if result["kind"] == "relay" and result["why"] else ""

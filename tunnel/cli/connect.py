@@ -198,6 +198,7 @@ class Connecting:
                 "drops": snapshot(link.endpoint_counters(), self._listeners.counters.as_dict(), [link]),
             },
             bench=measure,
+            faults=link.faults,
         )
         async with serve_control(self._home.run_dir(), process):
             for each in ready:

@@ -180,6 +180,8 @@ class Exposing:
             self._exposure = exposure
             if self._to or not self._texts:
                 self._introduce_remembered()  # else behind the code
+            if exposure.driver is not None:
+                process.faults = exposure.driver.faults
             ending.stop = ended.set
 
             async def wait() -> None:

@@ -316,8 +316,9 @@ class Playing:
             async with self._enter(self._handle) as room:
                 self._room = room
                 process = Process(
-                    role="lan", links=lambda: room.links, close=close, details=room.status, bench=measure, remove=self._remove
-                )
+                    role="lan", links=lambda: room.links, close=close, details=room.status, bench=measure, remove=self._remove,
+                    faults=room.driver.faults,
+                )  # fmt: skip
                 self._introduce(room)
                 async with serve_control(self._home.run_dir(), process):
                     yield room

@@ -255,8 +255,8 @@ def _sentence(problem: BaseException, kind: type[BaseException]) -> str:
         if context is not None and isinstance(problem, click.UsageError):
             text = f"{text.rstrip('.')}. See '{context.command_path} --help'."
         return text
-    if isinstance(problem, TunnelError) and kind is not TunnelError:
-        return str(problem)
+    if isinstance(problem, TunnelError) and (kind is not TunnelError or type(problem) is TunnelError):
+        return str(problem)  # the bare root: another process of ours says what it has met
     if isinstance(problem, OSError):
         if problem.errno in (errno.EMFILE, errno.ENFILE):
             return "Too many files are open: raise the limit with `ulimit -n`, or forward fewer ports."

@@ -39,7 +39,7 @@ async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
     from tunnel.cli.render import milliseconds
     from tunnel.cli.status import NO_PROCESS
     from tunnel.control.client import ask_all
-    from tunnel.errors import ConfigurationError, UnreachableError
+    from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 
     answered = lost = 0
     errors: dict[str, str] = {}
@@ -67,6 +67,8 @@ async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
         raise UnreachableError(NO_PROCESS)
     if "several_peers" in errors:
         raise ConfigurationError(errors["several_peers"])
+    if "internal" in errors:
+        raise TunnelError(errors["internal"])
     if request.until_direct and direct:
         return 0
     if "not_direct" in errors:

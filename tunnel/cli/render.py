@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import click
 
 from tunnel.cli.voice import Voice
+from tunnel.faults import Faults
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 REFRESH_S: Final = 1.0  # seconds between two looks at the links
 AGE_SHOWN: Final = 5.0  # seconds since a round trip was measured, from which on it is said
+LARGEST: Final = 1e18  # of a figure that is shown
+UNKNOWN: Final = "?"  # is shown for what is no figure
 SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
 
 #: A line of the live status: its text, and whether it stands for something awaited, which gets a spinner.
@@ -73,6 +76,7 @@ class Output:
         stream = events_to or sys.stdout
         if is_json and isinstance(stream, Voice):
             stream.tell_loss = _notice_of_loss
+        self.faults = Faults(self.warn)
 
     def emit(self, event: Mapping[str, Any]) -> None:
         """One event of the machine interface.  Nothing without --json."""
@@ -115,9 +119,11 @@ class Output:
 
         async def refresh() -> None:
             while self._final is None:
-                current = lines()
-                if _may_draw():
-                    show.update(_picture(current), refresh=True)
+                current: Sequence[Line] = ()
+                with self.faults.wall("screen", "kept the status from being shown", OSError):
+                    current = lines()
+                    if _may_draw():
+                        show.update(_picture(current), refresh=True)
                 await trio.sleep(SPIN_S if any(spins for _, spins in current) else REFRESH_S)
 
         with show:
@@ -134,8 +140,10 @@ class Output:
     def freeze(self) -> None:
         """The picture of now is the last one, without what is awaited: that links end when a command does is no news."""
         if self._live is not None and self._lines is not None and self._final is None:
-            self._final = [line for line in self._lines() if not line[1]]
-            self._live.update(_picture(self._final), refresh=_may_draw())
+            self._final = []
+            with self.faults.wall("screen", "kept the status from being shown", OSError):
+                self._final = [line for line in self._lines() if not line[1]]
+                self._live.update(_picture(self._final), refresh=_may_draw())
 
 
 def _may_draw() -> bool:
@@ -184,10 +192,17 @@ def path_line(status: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
+def number(value: object) -> float | None:
+    """What can be calculated with and shown; None for all else, as another process may say."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+        return None
+    return float(value)
+
+
 def traffic(status: Mapping[str, Any]) -> str:
     """Loss, rates and streams of a link's status."""
-    sent = status.get("packets_sent", 0)
-    loss = 100 * status.get("packets_lost", 0) / sent if sent else 0.0
+    sent, lost = number(status.get("packets_sent")), number(status.get("packets_lost"))
+    loss = 100 * lost / sent if sent and lost else 0.0
     streams = status.get("streams", 0)
     return (
         f"loss {loss:.1f} %  up {rate(status.get('send_rate', 0))}  down {rate(status.get('receive_rate', 0))}"
@@ -195,7 +210,9 @@ def traffic(status: Mapping[str, Any]) -> str:
     )
 
 
-def milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float | None) -> str:
+    if (seconds := number(seconds)) is None:
+        return UNKNOWN
     return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
 
 
@@ -203,12 +220,14 @@ def round_trip(status: Mapping[str, Any]) -> str:
     """`23 ms`, and on an idle link `23 ms (12 s ago)`; nothing before it was measured."""
     if not status.get("rtt_s"):
         return ""
-    age = status.get("rtt_age_s") or 0.0
+    age = number(status.get("rtt_age_s")) or 0.0
     return milliseconds(status["rtt_s"]) + (f" ({short_duration(age)} ago)" if age >= AGE_SHOWN else "")
 
 
 def short_duration(seconds: float) -> str:
     """`12 s`, `3 min`, `2 h`: for tables, rounded down."""
+    if number(seconds) is None:
+        return UNKNOWN
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds // 60:.0f} min" if seconds < 7200 else f"{seconds // 3600:.0f} h"
@@ -219,6 +238,8 @@ def rate(bytes_per_second: float) -> str:
 
 
 def size(count: float) -> str:
+    if number(count) is None:
+        return UNKNOWN
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -228,6 +249,8 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """`10 minutes`, `an hour`: for people, rounded."""
+    if number(seconds) is None:
+        return UNKNOWN
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     minutes = round(seconds / 60)

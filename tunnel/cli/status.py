@@ -12,6 +12,7 @@ from tunnel.cli.options import common, complete_peer, open_home
 from tunnel.cli.render import json_line
 
 NO_PROCESS: Final = "No ptunnel command of this home runs: start 'ptunnel expose' or 'ptunnel connect' first."
+MAX_DIGITS: Final = 10  # of a process's number
 WATCH_S: Final = 1.0  # seconds between two looks
 
 
@@ -54,7 +55,7 @@ async def _ask(run_dir: Path, peer: str | None) -> list[dict[str, Any]]:
         answers.append(answer)
 
     await ask_all(run_dir, Status(), take)
-    return sorted(answers, key=lambda answer: int(answer.get("pid", 0)))
+    return sorted(answers, key=lambda answer: str(answer.get("pid", "")).rjust(MAX_DIGITS))
 
 
 async def _once(run_dir: Path, peer: str | None, is_json: bool) -> int:
@@ -117,26 +118,30 @@ async def _check(run_dir: Path, peer: str | None, wait_s: float, is_json: bool) 
 
 def page(answers: list[dict[str, Any]]) -> list[str]:
     """What a person reads: a line a process, then its links and forwards."""
-    from tunnel.cli.render import duration, path_line, traffic
-
     lines: list[str] = []
     for answer in answers:
-        if answer["event"] != "status":
-            lines.append(str(answer.get("message", answer)))
-            continue
-        links: list[Mapping[str, Any]] = answer["links"]
-        if answer["role"] == "lan":
-            lines += room_page(answer)
-            continue
-        lines.append(
-            f"{answer['role']}  process {answer['pid']}  for {duration(answer['uptime_s'])}" + ("" if links else "  no link yet")
-        )
-        for link in links:
-            lines.append(f"  {link['peer']}  {path_line(link)}  {traffic(link)}")
-            if link["kind"] == "relay" and link["why"]:
-                lines.append(f"    {link['why']}")
-        lines += [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
+        try:
+            lines += process_page(answer)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+            lines.append(f"process {answer.get('pid', '?')} says what this ptunnel does not understand: is it another version?")
     return lines
+
+
+def process_page(answer: Mapping[str, Any]) -> list[str]:
+    from tunnel.cli.render import duration, path_line, traffic
+
+    if answer["event"] != "status":
+        return [str(answer.get("message", answer))]
+    links: list[Mapping[str, Any]] = answer["links"]
+    if answer["role"] == "lan":
+        return room_page(answer)
+    head = f"{answer['role']}  process {answer['pid']}  for {duration(answer['uptime_s'])}"
+    lines = [head if links else f"{head}  no link yet"]
+    for link in links:
+        lines.append(f"  {link['peer']}  {path_line(link)}  {traffic(link)}")
+        if link["kind"] == "relay" and link["why"]:
+            lines.append(f"    {link['why']}")
+    return lines + [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
 
 
 def room_page(answer: Mapping[str, Any]) -> list[str]:

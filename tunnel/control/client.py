@@ -24,7 +24,8 @@ def processes(run_dir: Path) -> list[int]:
 async def ask(run_dir: Path, pid: int, request: Request, on_answer: Callable[[Answer], None]) -> None:
     """Hand `on_answer` the answers of one process, without the closing `done`.
 
-    What the process fails to do becomes an `error` answer; one that ends meanwhile says nothing.
+    What the process fails to do becomes an `error` answer; one that ends meanwhile says nothing.  An answer that `on_answer`
+    cannot take, as of another version, becomes one too.
     """
     try:
         sock = connect(socket_path(run_dir, pid))
@@ -55,7 +56,10 @@ async def _take_answers(lines: Lines, request: Request, limit: trio.CancelScope,
         answer = decode_answer(line)
         if answer["event"] == "done":
             return
-        on_answer(answer)
+        try:
+            on_answer(answer)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as problem:
+            raise MalformedPacket(f"{answer['event'][:40]!r}, which cannot be read ({type(problem).__name__})") from None
         if answer["event"] == "error":
             return
 

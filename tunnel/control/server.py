@@ -34,6 +34,7 @@ from tunnel.control.messages import (
 from tunnel.control.sockets import Lines, has_control_sockets, is_ours, short_path, socket_path, sweep
 from tunnel.driver.link import CloseCode
 from tunnel.errors import MalformedPacket, StateError, TunnelError
+from tunnel.faults import Faults
 
 MAX_CLIENTS: Final = 16  # at once; more are told to come again
 REQUEST_TIMEOUT: Final = 10.0  # seconds for the next request
@@ -41,6 +42,10 @@ WRITE_TIMEOUT: Final = 10.0  # seconds for a client to take an answer
 PING_TIMEOUT: Final = 5.0  # seconds until a ping counts as lost
 BACKLOG: Final = 32
 SHED_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
+
+
+#: How it shows that the client has gone.
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class LinkStatus(Protocol):
@@ -101,6 +106,7 @@ class Process:
     #: Measures a link for so many seconds a transfer and hands out each result.
     bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
     details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
+    faults: Faults = field(default_factory=Faults)  # whose walls stand around each conversation
 
 
 @asynccontextmanager
@@ -171,9 +177,10 @@ async def _accept(listener: socket.socket, process: Process) -> None:
         nonlocal clients
         clients += 1
         try:
-            async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, MalformedPacket):
-                    await _Conversation(stream, process, started).run(is_busy=clients > MAX_CLIENTS)
+            with process.faults.wall("control", "ended a conversation on the control socket"):
+                async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+                    with contextlib.suppress(*_GONE, MalformedPacket):
+                        await _Conversation(stream, process, started).run(is_busy=clients > MAX_CLIENTS)
         finally:
             clients -= 1
 
@@ -187,7 +194,11 @@ async def _accept(listener: socket.socket, process: Process) -> None:
             except OSError:  # out of descriptors: whoever asks has to wait
                 await trio.sleep(SHED_PAUSE)
                 continue
-            if is_ours(sock):
+            try:
+                is_welcome = is_ours(sock)
+            except OSError:  # gone again
+                is_welcome = False
+            if is_welcome:
                 nursery.start_soon(serve, sock)
             else:
                 sock.close()
@@ -225,6 +236,15 @@ class _Conversation:
             raise trio.BrokenResourceError("the client does not listen")
 
     async def _answer(self, request: Request) -> None:
+        """Whatever answering meets, is this client's affair."""
+        verb = type(request).__name__.lower()
+        with self._process.faults.wall("control", f"left a question for {verb} unanswered", *_GONE) as wall:
+            await self._do(request)
+        if wall.error is not None:
+            text = f"A fault in ptunnel kept process {os.getpid()} from answering; its links go on. Its own output says more."
+            await self._say(error("internal", text))
+
+    async def _do(self, request: Request) -> None:
         try:
             match request:
                 case Status():

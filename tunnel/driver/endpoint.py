@@ -24,7 +24,7 @@ from tunnel.driver.outbox import Outbox
 from tunnel.driver.packets import PacketDoor
 from tunnel.driver.places import machine_hosts, resolve_server
 from tunnel.driver.pool import PoolSockets
-from tunnel.driver.sockets import OpenSocket, open_all, open_large
+from tunnel.driver.sockets import OpenSocket, drops_of, open_all, open_large
 from tunnel.driver.tls import TlsDoors
 from tunnel.driver.traces import WalledTraces
 from tunnel.driver.ways import WayMemory
@@ -107,6 +107,7 @@ class EndpointDriver:
         port_mapping: bool = False,
         tls: TlsOptions | None = None,
         memory: WayMemory | None = None,
+        faults: Faults | None = None,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
 
@@ -120,7 +121,8 @@ class EndpointDriver:
         self.port_maps: PortMapKeeper | None = None
         self._copies = Copies(clock, wall, self._give_up_keys)
         self.clock = self._copies.clock
-        self.faults = Faults(self._tell_fault)
+        self.faults = Faults() if faults is None else faults
+        self.faults.tell = self._tell_fault
         self.on_event = on_event
         self.on_link = on_link
         self.after_events: Callable[[], None] | None = None  # called when all events so far were passed on
@@ -255,10 +257,7 @@ class EndpointDriver:
         if self.faults.counts:
             found["faults"] = dict(self.faults.counts)
         for socket_id, socket in self._sockets.items():
-            drops = dict(socket.counters.errors)
-            overruns = socket.overruns()
-            if overruns:
-                drops["overrun"] = drops.get("overrun", 0) + overruns
+            drops = drops_of(socket)
             if drops or not self.pool.owns(socket_id):  # hundreds of them with nothing to say would fill a screen
                 name = f"tls {socket.remote}" if isinstance(socket, TlsSocket) else f"udp {socket.local_address}"
                 found[name] = drops
@@ -292,8 +291,8 @@ class EndpointDriver:
         raise self._unheard
 
     async def _run_pool_socket(self, socket_id: SocketId) -> None:
-        closed = "closed a socket of the search for a direct path"
-        with self.faults.wall("socket", closed) as wall, contextlib.suppress(trio.ClosedResourceError):
+        wall = self.faults.wall("socket", "closed a socket of the search for a direct path")
+        with wall, contextlib.suppress(trio.ClosedResourceError):
             await self._run_socket(socket_id)
         socket = self._sockets.get(socket_id)
         if wall.error is not None and socket is not None:
@@ -358,10 +357,9 @@ class EndpointDriver:
             self._armed = float("-inf")
 
     def _network_changed(self) -> None:
-        now = self.clock()
         self._load_memory()
-        if not self.core.set_hosts(now, self._hosts()):
-            self.core.network_changed(now)  # the same addresses, but another way out
+        if not self.core.set_hosts(self.clock(), self._hosts()):
+            self.core.network_changed(self.clock())  # the same addresses, but another way out
         self._begin_anew()
 
     def _resumed(self) -> None:

@@ -109,7 +109,7 @@ class RunningServer:
         self._listeners = listeners
         self._certificate = certificate
         self._stop = trio.Event()
-        self.faults = Faults()
+        self.faults = Faults(keep=_log_report)
         #: Where it listens, without the second ports; a port that was 0 is the real one.
         self.addresses = addresses
 
@@ -157,6 +157,12 @@ class RunningServer:
 
     async def wait_stop(self) -> None:
         await self._stop.wait()
+
+
+def _log_report(text: str) -> str:
+    """A server has no PTUNNEL_HOME, and its log is kept by whoever runs it."""
+    logger.error("%s", text)
+    return "the lines before"
 
 
 def read_access_file(path: str | os.PathLike[str]) -> AccessList:

@@ -29,3 +29,12 @@ def open_all(bind: Iterable[str], opener: OpenSocket) -> list[UdpSocket]:
     if not found:
         raise problem or ConfigurationError("There is no address to send from.")
     return found
+
+
+def drops_of(socket: UdpSocket) -> dict[str, int]:
+    """What it lost, by reason, and what the kernel dropped before."""
+    drops = dict(socket.counters.errors)
+    overruns = socket.overruns()
+    if overruns:
+        drops["overrun"] = drops.get("overrun", 0) + overruns
+    return drops

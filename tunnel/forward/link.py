@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from tunnel.driver.stream import StreamSink
+from tunnel.faults import Faults
 from tunnel.units import Buffer
 
 #: (protocol, target) -> where that is on the exposer's side, or None when it is not granted.  Asked for each stream and flow.
@@ -87,6 +88,10 @@ class Link(Protocol):
 
     @property
     def flows(self) -> Flows: ...
+
+    @property
+    def faults(self) -> Faults:
+        """Whose walls stand around each connection and flow."""
 
     async def open_stream(self, open_message: bytes) -> Stream:
         """A new stream with `open_message` as its first bytes; waits while the peer's stream limit is reached."""

@@ -16,6 +16,9 @@ from tunnel.units import Buffer
 MAX_MESSAGE: Final = 1024  # bytes after the length; later versions may append fields, which are ignored
 LENGTH_SIZE: Final = 2
 MAX_BENCH_SECONDS: Final = 30.0  # that a peer may ask us to be measured for
+MAX_MEASURED: Final = 1 << 35  # bytes, or datagrams, that a peer may say it has measured: twice bench.MAX_BYTES
+MAX_MEASURED_SECONDS: Final = 60.0  # in which it has: those that it was asked for, and its grace
+MIN_MEASURED_SECONDS: Final = 1e-6  # as they are rounded on the wire; or none
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 #: NAME or NAME:port.  No control characters: it is shown to the exposer.
@@ -50,9 +53,9 @@ class Bench(msgspec.Struct, frozen=True, array_like=True, tag="bench"):
 class Measured(msgspec.Struct, frozen=True, array_like=True, tag="measured"):
     """What a sink received, or a source of datagrams sent, and from the first to the last of it in how many seconds."""
 
-    bytes: Annotated[int, msgspec.Meta(ge=0)]
-    datagrams: Annotated[int, msgspec.Meta(ge=0)]
-    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEASURED)]
+    datagrams: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEASURED)]
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=MAX_MEASURED_SECONDS)]  # 0, or MIN_MEASURED_SECONDS and more
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -85,9 +88,12 @@ def decode_opened(body: Buffer) -> Opened:
 def decode_measured(body: Buffer) -> Measured:
     """Raises MalformedPacket."""
     try:
-        return _measured_decoder.decode(body)
+        found = _measured_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedPacket(f"result of a measurement: {error}") from None
+    if found.seconds and not found.seconds >= MIN_MEASURED_SECONDS:
+        raise MalformedPacket("result of a measurement: in no time")
+    return found
 
 
 async def read_message(stream: Stream) -> tuple[bytes, list[bytes]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from tunnel.driver.lasting import last
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import MalformedPacket, TunnelError
 from tunnel.forward.bench import ALLOWANCES, Allowance, serve_bench
@@ -61,12 +62,16 @@ class Listeners:
                 for sock in sockets:
                     if forward.protocol == "tcp":
                         tcp = TcpForward(sock, forward.target, link=link, counters=self.counters, notices=notices)
-                        nursery.start_soon(tcp.run)
+                        self._keep(nursery, link, tcp.run, sock)
                     else:
                         udp = UdpForward(sock, forward.target, link=link, counters=self.counters, notices=notices)
-                        nursery.start_soon(udp.run)
+                        self._keep(nursery, link, udp.run, sock)
             await link.closed()
             nursery.cancel_scope.cancel()
+
+    @staticmethod
+    def _keep(nursery: trio.Nursery, link: Link, run: Callable[[], Awaitable[None]], sock: socket.socket) -> None:
+        nursery.start_soon(last, link.faults, "forward", f"interrupted the forward of {_address_text(sock)}", run)
 
     def close(self) -> None:
         for _forward, sockets in self._open:

@@ -104,8 +104,8 @@ class Relay:
         self._uploading = trio.CancelScope()
         self._is_unwritable = False  # a write failed: what comes from the local program now is its last words
         self._is_reading = False  # `_upload` waits for the local program
-        self._read_error: OSError | None = None  # met by `_hear`
-        self._write_error: OSError | None = None  # met by the sink
+        self._read_error: Exception | None = None  # met by `_hear`
+        self._write_error: Exception | None = None  # met by the sink
         self._straight = -1  # the counter of all, when this one last wrote straight
         self._in_a_row = 0  # how often it did since another one did
         self._was_cut = False
@@ -113,6 +113,7 @@ class Relay:
     async def run(self, early: list[bytes]) -> None:
         """`early` came behind the first message.  Returns when both directions have ended; the socket is closed then."""
         whole = False
+        code = StreamCode.CANCELLED
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -123,12 +124,15 @@ class Relay:
                 with trio.move_on_after(LAST_WORDS):
                     await wait_sent(self._sock)
             whole = not self._was_cut
+        except Exception:
+            code = StreamCode.INTERNAL
+            raise
         finally:
             self._stream.on_abort = None
             if whole:
                 self._sock.close()
             else:
-                refuse(self._stream, StreamCode.CANCELLED)
+                refuse(self._stream, code)
                 cut(self._sock)
 
     def _abort(self, code: int) -> None:
@@ -239,7 +243,7 @@ class Relay:
             count = self._sock.sendmsg(pieces if len(pieces) <= IOV_MAX else [b"".join(pieces)])
         except BlockingIOError:
             return 0
-        except OSError as error:
+        except Exception as error:  # for `_download` to deal with: in here nobody expects any
             self._write_error = error
             self._is_unwritable = True  # known to `_upload` before it meets the end of the same connection
             return 0
@@ -261,7 +265,7 @@ class Relay:
             count = self._sock.recv_into(space)
         except BlockingIOError:
             return
-        except OSError as error:
+        except Exception as error:  # for `_upload`
             self._read_error = error
             return
         if count:  # else `_upload` is about to see the end by itself
@@ -357,17 +361,18 @@ class TcpForward:
         await trio.sleep(ACCEPT_PAUSE)
 
     async def _serve(self, sock: socket.socket) -> None:
-        counters = self._counters
-        try:
-            set_up(sock)
-            stream = await self._link.open_stream(self._message)
-            counters.tcp_opened += 1
-            await Relay(sock, stream, counters, self._refused).run([])
-        except (TunnelError, OSError):
-            pass  # the link closed, or the local program did, before anything was sent
-        finally:
-            counters.tcp_active -= 1
-            cut(sock)  # nothing happens where the relay has closed it
+        counters, link = self._counters, self._link
+        with link.faults.wall("stream", f"ended a connection to tcp/{self._target} of {link.peer_name}"):
+            try:
+                set_up(sock)
+                stream = await link.open_stream(self._message)
+                counters.tcp_opened += 1
+                await Relay(sock, stream, counters, self._refused).run([])
+            except (TunnelError, OSError):
+                pass  # the link closed, or the local program did, before anything was sent
+            finally:
+                counters.tcp_active -= 1
+                cut(sock)  # nothing happens where the relay has closed it
 
     def _refused(self, code: int) -> None:
         if code == StreamCode.CANCELLED:

@@ -127,36 +127,46 @@ class UdpForward:
 
     async def run(self) -> None:
         """Until cancelled.  Neighbours of one client go to the link together."""
-        sock, get, flush = self._sock, self._table.get, self._link.flows.flush
-        receive = self._receive_telling if self._tells_local else sock.recvfrom
+        sock = self._sock
         overruns = Overruns(sock)
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(sock)
                 is_drained = False
-                last: Any = None
-                flow: Flow | None = None
-                batch: list[bytes] = []
-                for _ in range(DRAIN_BATCH):
-                    try:
-                        data, client = receive(MAX_DATAGRAM)
-                    except BlockingIOError:
-                        is_drained = True
-                        break
-                    except OSError:
-                        continue  # an ICMP error for something we sent (udp(7)): that flow ends by idleness
-                    if client != last:
-                        if batch:
-                            self._pass_on(flow, batch)
-                        last, batch = client, []
-                        flow = get(client) or self._start(nursery, client)
-                    batch.append(data)
-                if batch:
-                    self._pass_on(flow, batch)
-                flush()
-                self._counters.udp_overrun += overruns.fresh()
+                try:
+                    is_drained = self._drain(nursery)
+                    self._counters.udp_overrun += overruns.fresh()
+                except Exception as error:
+                    self._link.faults.note("flow", f"dropped datagrams to udp/{self._target} of {self._link.peer_name}", error)
                 if not is_drained:
                     await trio.lowlevel.checkpoint()
+
+    def _drain(self, nursery: trio.Nursery) -> bool:
+        """One turn; False when there may be more."""
+        get = self._table.get
+        receive = self._receive_telling if self._tells_local else self._sock.recvfrom
+        is_drained = False
+        last: Any = None
+        flow: Flow | None = None
+        batch: list[bytes] = []
+        for _ in range(DRAIN_BATCH):
+            try:
+                data, client = receive(MAX_DATAGRAM)
+            except BlockingIOError:
+                is_drained = True
+                break
+            except OSError:
+                continue  # an ICMP error for something we sent (udp(7)): that flow ends by idleness
+            if client != last:
+                if batch:
+                    self._pass_on(flow, batch)
+                last, batch = client, []
+                flow = get(client) or self._start(nursery, client)
+            batch.append(data)
+        if batch:
+            self._pass_on(flow, batch)
+        self._link.flows.flush()
+        return is_drained
 
     def _receive_telling(self, size: int) -> tuple[bytes, Any]:
         """Like recvfrom; the client is its address and what pktinfo tells of ours."""
@@ -221,6 +231,10 @@ class UdpForward:
         return _deliverer(flow, Outlet(self._sock, address, self._counters, source))
 
     async def _serve(self, flow: Flow) -> None:
+        with self._link.faults.wall("flow", f"ended a flow to udp/{self._target} of {self._link.peer_name}"):
+            await self._carry(flow)
+
+    async def _carry(self, flow: Flow) -> None:
         counters, flows = self._counters, self._link.flows
         stream: Stream | None = None
         try:

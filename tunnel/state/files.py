@@ -106,6 +106,21 @@ def write_private(path: Path, data: bytes) -> None:
         raise StateError(f"{path} cannot be written: {explain(error)}.") from error
 
 
+def append_private(path: Path, data: bytes, most: int) -> None:
+    """Add to a file for people, which begins anew when it would hold more than `most` bytes.  Raises StateError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _O_NOFOLLOW | _O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
+    try:
+        with open(os.open(path, flags | getattr(os, "O_BINARY", 0), _PRIVATE_FILE), "ab") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise StateError(f"{path} is not a regular file: move it away.")
+            if status.st_size + len(data) > most:
+                file.truncate(0)
+            file.write(data)
+    except OSError as error:
+        raise StateError(f"{path} cannot be written: {explain(error)}.") from error
+
+
 def _remove_leftovers(path: Path) -> None:
     """Whoever holds the lock is the only writer, so any temporary file belongs to one that died."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):

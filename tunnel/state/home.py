@@ -21,10 +21,11 @@ from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
 from tunnel.state import ways as way_rules
 from tunnel.state.documents import BadContent, damaged, encode_bytes, field_bytes, read_document, write_document
-from tunnel.state.files import FileLock, exclusive, explain, make_private_directory, read_private
+from tunnel.state.files import FileLock, append_private, exclusive, explain, make_private_directory, read_private
 from tunnel.state.peers import KEY_SIZE, Peer
 from tunnel.state.ways import Way
 
+MAX_REPORTS: Final = 256 * 1024  # bytes of faults.log
 SECRET_VERSION: Final = 1  # of the format of identity.json and server.json
 #: Bytes of the longest path a Unix socket may have (sun_path, 104 on macOS), less room for "/4194304.sock".
 MAX_RUN_PATH: Final = 104 - 1 - len("/4194304.sock")
@@ -211,6 +212,15 @@ class Home:
         except (ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0] if isinstance(error, tomllib.TOMLDecodeError) else "it is not UTF-8 text"
             raise StateError(f"{self._config_path} is not valid TOML: {reason}.") from None
+
+    # -- what went wrong
+
+    def keep_report(self, text: str) -> str:
+        """Add a report of a fault to faults.log, which begins anew beyond MAX_REPORTS.  Where it is.  Raises StateError."""
+        make_private_directory(self.path)
+        path = self.path / "faults.log"
+        append_private(path, text.encode(errors="replace") + b"\n", MAX_REPORTS)
+        return str(path)
 
     # -- who else runs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import msgspec
 import pytest
@@ -10,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import MalformedPacket
-from tunnel.forward.open import LENGTH_SIZE, MAX_MESSAGE, Open, Opened, decode_open, decode_opened, encode
+from tunnel.forward.bench import GRACE, MAX_BYTES, _mbit
+from tunnel.forward.open import (
+    LENGTH_SIZE,
+    MAX_BENCH_SECONDS,
+    MAX_MEASURED,
+    MAX_MEASURED_SECONDS,
+    MAX_MESSAGE,
+    MIN_MEASURED_SECONDS,
+    Measured,
+    Open,
+    Opened,
+    decode_measured,
+    decode_open,
+    decode_opened,
+    encode,
+)
 
 NAMES = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_.-]{0,63}(:[0-9]{1,5})?\Z")
 
@@ -69,3 +85,45 @@ def test_bad_text_and_deep_nesting_are_malformed(data: bytes) -> None:
 
 def test_fields_of_a_later_version_are_ignored() -> None:
     assert decode_open(msgspec.msgpack.encode(["open", "tcp", 22, 0, "later", {"a": 1}])) == Open("tcp", 22)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (1, 1, 5e-324),
+        (1, 1, 1e-7),
+        (1, 1, 60.1),
+        (1, 1, float("inf")),
+        (1, 1, float("nan")),
+        (1, 1, -0.5),
+        (2**35 + 1, 1, 1.0),
+        (1, 2**35 + 1, 1.0),
+        (2**63, 2**63, 1.0),
+        (-1, 1, 1.0),
+        (1, -1, 1.0),
+        (None, 1, 1.0),
+        (1, 1, None),
+        (1.5, 1, 1.0),
+    ],
+)
+def test_what_nobody_can_have_measured_is_malformed(fields: tuple[object, ...]) -> None:
+    """Else a peer's numbers would overflow where they are divided by one another."""
+    with pytest.raises(MalformedPacket):
+        decode_measured(msgspec.msgpack.encode(("measured", *fields)))
+
+
+@given(
+    st.integers(0, MAX_MEASURED),
+    st.integers(0, MAX_MEASURED),
+    st.just(0.0) | st.floats(MIN_MEASURED_SECONDS, MAX_MEASURED_SECONDS),
+)
+def test_whatever_may_have_been_measured_can_be_calculated_with(size: int, datagrams: int, seconds: float) -> None:
+    found = decode_measured(encode(Measured(size, datagrams, seconds))[LENGTH_SIZE:])
+    assert math.isfinite(_mbit(found))
+    assert round(found.datagrams / (found.seconds or 1)) >= 0
+
+
+def test_all_that_we_measure_is_within_those_bounds() -> None:
+    assert 2 * MAX_BYTES <= MAX_MEASURED
+    assert MAX_BENCH_SECONDS + GRACE <= MAX_MEASURED_SECONDS
+    assert round(MIN_MEASURED_SECONDS, 6) == MIN_MEASURED_SECONDS

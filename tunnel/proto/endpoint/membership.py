@@ -136,7 +136,8 @@ class Membership:
                     return
                 if isinstance(inner, ControlReceived):
                     if inner.data[:1] == bytes((CONTROL_ROOM,)):
-                        self.room.handle_message(now, static, inner.data[1:])
+                        with peering.wall(now):
+                            self.room.handle_message(now, static, inner.data[1:])
                 else:
                     self._look(now, peering)
             case _:

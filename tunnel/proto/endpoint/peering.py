@@ -41,7 +41,7 @@ CONTROL_PONG: Final = 3
 CONTROL_ROOM: Final = 4  # what members of a room tell each other: lan/messages.py
 
 OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
-MAX_PONGS: Final = 64  # answers that nobody has fetched
+MAX_PONGS: Final = 64  # pings under way, and answers that nobody has fetched
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
 NO_KEYS: Final = (
     "Data of {} gets through and new keys do not: somebody on the way, or the server that relays, drops handshakes. "
@@ -61,6 +61,7 @@ class Peering:
         self.puncher: Puncher | None = None
         self.handshake: InitiatorHandshake | None = None
         self.pongs: dict[int, Instant] = {}
+        self._asked: dict[int, None] = {}  # tokens of pings under way, the oldest first
         self.needs_meeting = False
         self.is_closed = False
         self.lacks_keys = False  # data of the peer got through when its keys ended, and new ones do not
@@ -68,7 +69,6 @@ class Peering:
         self._context = context
         self._is_explained = False
         self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
-        self._pings = 0
         self._fault: Exception | None = None  # met where nothing could be done about it
         self._has_lost_puncher = False
         self._has_failed = False
@@ -333,9 +333,13 @@ class Peering:
         elif kind == CONTROL_PING and len(data) == 9:
             connection.send_control(bytes((CONTROL_PONG,)) + bytes(data[1:]))
         elif kind == CONTROL_PONG and len(data) == 9:
-            while len(self.pongs) >= MAX_PONGS:
-                del self.pongs[next(iter(self.pongs))]
-            self.pongs[int.from_bytes(data[1:], "big")] = now
+            token = int.from_bytes(data[1:], "big")
+            if token not in self._asked:
+                self._context.drops["pong that nobody asked for"] += 1
+                return
+            del self._asked[token]
+            _make_room(self.pongs)
+            self.pongs[token] = now
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
         elif kind == CONTROL_ROOM:
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
@@ -346,9 +350,12 @@ class Peering:
         """Ask the peer for a PONG; its token appears in `pongs` with the instant it came.  Raises UnreachableError."""
         if self.connection is None or self.is_closed:
             raise UnreachableError(f"There is no connection to {self.peer.name} just now.")
-        self._pings += 1
-        self.connection.send_control(bytes((CONTROL_PING,)) + self._pings.to_bytes(8, "big"))
-        return self._pings
+        data = self._context.entropy(8)  # else an answer could be sent before the question, and would seem to be quicker
+        token = int.from_bytes(data, "big")
+        _make_room(self._asked)
+        self._asked[token] = None
+        self.connection.send_control(bytes((CONTROL_PING,)) + data)
+        return token
 
     def send_room(self, body: bytes) -> None:
         """One message about the room whose members both sides are; lost where there is no connection."""
@@ -483,3 +490,9 @@ class Peering:
         if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):
             return at
         return puncher.next_at if at is None or puncher.next_at < at else at
+
+
+def _make_room(table: dict[int, Any]) -> None:
+    """For one more."""
+    while len(table) >= MAX_PONGS:
+        del table[next(iter(table))]
