@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,20 +14,24 @@ import trio
 import tunnel
 from tests.driver.meeting import Heard, echo, homes, shout
 from tests.driver.tls import Certificate, Firewall, make_certificate
-from tunnel.config import TlsOptions
-from tunnel.driver.events import PathReport
-from tunnel.driver.rendezvous import RunningServer, TlsConfig, serve
+from tunnel.config import TlsOptions, parse_server
+from tunnel.driver.events import PathReport, Trouble
+from tunnel.driver.rendezvous import RunningServer, TlsConfig, _Loop, serve
 from tunnel.errors import ServerUnreachableError
+from tunnel.proto.rendezvous.server import Server
+from tunnel.units import ReceivedBatch, SocketId
 
 
 @asynccontextmanager
-async def a_tls_server(certificate: Certificate) -> AsyncIterator[tuple[RunningServer, str, int]]:
+async def a_tls_server(
+    certificate: Certificate, host: str = "127.0.0.1", port: int = 0, tls_port: int = 0
+) -> AsyncIterator[tuple[RunningServer, str, int]]:
     """The server, host:port of its UDP side, and its TCP port."""
-    config = TlsConfig(certificate=certificate.certificate, key=certificate.key, port=0)
+    config = TlsConfig(certificate=certificate.certificate, key=certificate.key, port=tls_port)
     async with trio.open_nursery() as nursery:
 
         async def run(*, task_status: trio.TaskStatus[RunningServer]) -> None:
-            await serve([("127.0.0.1", 0)], tls=config, task_status=task_status)
+            await serve([(host, port)], tls=config, task_status=task_status)
 
         running: RunningServer = await nursery.start(run)
         yield running, str(running.addresses[0]), running.tls_addresses[0].port
@@ -90,6 +95,48 @@ async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_
                     await link.wait_direct()
                 assert await shout(link, b"y" * 300_000) == b"y" * 300_000
                 await until(lambda: not running.counters()["tls_connections"])  # it lingers a while
+
+
+async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnel.proto.rendezvous.client.REFRESH_INTERVAL", 1.0)
+    monkeypatch.setattr("tunnel.driver.servers.FIRST_LOOK", 0.5)
+    name = "rv.example.net"
+    certificate = make_certificate(tmp_path, name)
+    places = {"name leads to": "127.0.0.1"}
+    deaf: list[Server] = []
+    handle = _Loop.handle
+
+    async def handle_unless_deaf(loop: _Loop, socket_id: SocketId, batch: ReceivedBatch) -> None:
+        if loop._server not in deaf:
+            await handle(loop, socket_id, batch)
+
+    class Names(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, _host: Any, port: Any, _family: int = 0, kind: int = 0, *_: Any, **__: Any) -> list[Any]:
+            await trio.lowlevel.checkpoint()
+            return [(socket.AF_INET, kind, 0, "", (places["name leads to"], port))]
+
+        async def getnameinfo(self, *_: Any) -> Any:
+            raise NotImplementedError
+
+    monkeypatch.setattr(_Loop, "handle", handle_unless_deaf)
+    trio.socket.set_custom_hostname_resolver(Names())
+    heard = Heard()
+    with trio.fail_after(30):
+        async with a_tls_server(certificate) as (running, server, port):
+            udp_port = parse_server(server)[1]
+            tls = TlsOptions(port, certificate.fingerprint)
+            async with tunnel.expose(
+                ["22"], server=f"{name}:{udp_port}", home=tmp_path / "h", on_event=heard, tls=tls, seams=behind(Firewall())
+            ):
+                await heard.code()
+                async with a_tls_server(certificate, "127.0.0.2", udp_port, port) as (moved, _, _):
+                    deaf.append(running._server)  # the connection to it stands, as to a machine that has lost its address
+                    places["name leads to"] = "127.0.0.2"
+                    await heard.wait(lambda event: isinstance(event, Trouble) and event.code == "server_back")
+                    assert moved.counters()["tls_connections"] == 1
+                    assert moved.counters()["sessions"] == 1
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_refused_with_a_sentence(

@@ -127,13 +127,13 @@ async def connect(
                     await nursery.start(driver.run)
                     nursery.start_soon(store.watch, driver.set_peers)
                     nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
-                    await driver.add_server(rendezvous)
+                    await driver.servers.add(rendezvous)
                     if code is not None:
                         driver.claim_code(rendezvous, code, expected=expected)
                     else:
                         assert target is not None
                         driver.dial(target, rendezvous)
-                    await driver.wait_reached(rendezvous, SERVER_PATIENCE)
+                    await driver.servers.wait_reached(rendezvous, SERVER_PATIENCE)
                     link = await waiting.wait()
                     nursery.start_soon(store.note_seen, link.peer)
                     if handler is not None:

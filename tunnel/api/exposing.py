@@ -271,5 +271,5 @@ async def _greet(driver: EndpointDriver, server: str, exposure: Exposure, *, mus
     if not must_answer:
         nursery.start_soon(resolve, driver, server, exposure.tell)
         return
-    await driver.add_server(server)
-    await driver.wait_reached(server, SERVER_PATIENCE)
+    await driver.servers.add(server)
+    await driver.servers.wait_reached(server, SERVER_PATIENCE)

@@ -283,8 +283,8 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     ):
                         nursery.start_soon(last, driver.faults, "room", what, task)
                     if entry.makes or entry.code is not None:
-                        await driver.add_server(rendezvous)
-                        await driver.wait_reached(rendezvous, SERVER_PATIENCE)
+                        await driver.servers.add(rendezvous)
+                        await driver.servers.wait_reached(rendezvous, SERVER_PATIENCE)
                     else:
                         nursery.start_soon(resolve, driver, rendezvous, running.tell)
                     if room.me is not None and room.roster is not None:

@@ -86,12 +86,14 @@ async def resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
 async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
     while True:
         try:
-            await driver.add_server(server)
-            await driver.wait_reached(server, SERVER_PATIENCE)
+            await driver.servers.add(server)
+            await driver.servers.wait_reached(server, SERVER_PATIENCE)
         except ServerUnreachableError as error:
             tell(Trouble(code="server_unreachable", message=f"{error} Trying on."))
             if driver.core.has_server(server):
-                return  # its client goes on by itself
+                await driver.servers.wait_reached(server)  # its client goes on by itself
+                tell(Trouble(code="server_back", message=f"The server {server.partition(',')[0]} answers now."))
+                return
             await trio.sleep(RESOLVE_AGAIN)
         except ConfigurationError as error:
             tell(Trouble(code="server_unreachable", message=str(error)))

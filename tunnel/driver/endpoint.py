@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 import trio
 
-from tunnel.config import TlsOptions, parse_server, tls_options
+from tunnel.config import TlsOptions, tls_options
 from tunnel.driver.copies import Copies
 from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
 from tunnel.driver.lasting import last
@@ -22,13 +22,13 @@ from tunnel.driver.link import Link
 from tunnel.driver.links import Links
 from tunnel.driver.outbox import Outbox
 from tunnel.driver.packets import PacketDoor
-from tunnel.driver.places import machine_hosts, resolve_server
+from tunnel.driver.places import machine_hosts
 from tunnel.driver.pool import PoolSockets
+from tunnel.driver.servers import Servers
 from tunnel.driver.sockets import OpenSocket, drops_of, open_all, open_large
 from tunnel.driver.tls import TlsDoors
 from tunnel.driver.traces import WalledTraces
 from tunnel.driver.ways import WayMemory
-from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, processor_time, wall_ns
 from tunnel.host.cpu import has_aes
@@ -117,7 +117,6 @@ class EndpointDriver:
         run() runs, unless the path policy keeps candidates at home anyway.
         """
         self._port_mapping = port_mapping and path != "relay"
-        self._access_token = access_token
         self.port_maps: PortMapKeeper | None = None
         self._copies = Copies(clock, wall, self._give_up_keys)
         self.clock = self._copies.clock
@@ -149,10 +148,14 @@ class EndpointDriver:
         self._sockets.update((SocketId(number), each) for number, each in enumerate(open_all(bind, opener)))
         self.pool = PoolSockets(self._sockets, opener, next((host for host in bind if ":" not in host), None))
         self._memory = memory
-        self._tls = TlsOptions() if tls is None else tls
+        common = TlsOptions() if tls is None else tls
+
+        def options_of(server: str) -> TlsOptions:
+            return tls_options(server, common)
+
         self.tls_doors = TlsDoors(
             self._sockets,
-            options=lambda server: tls_options(server, self._tls),
+            options=options_of,
             serve=self._run_pool_socket,
             faults=self.faults,
             up=self._tls_up,
@@ -175,6 +178,15 @@ class EndpointDriver:
             traces=None if traces is None else WalledTraces(traces, self.faults),
             processor=processor_time,
         )
+        self.servers = Servers(
+            self.core,
+            clock=self.clock,
+            flush=self.flush,
+            access_token=access_token,
+            tls=options_of,
+            moved=self.tls_doors.server_moved,
+            trouble=self.tls_doors.troubles.get,
+        )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
         self.core.set_hosts(self.clock(), hosts())
@@ -191,27 +203,6 @@ class EndpointDriver:
         return self._links.of
 
     # --- verbs
-
-    async def add_server(self, name: str) -> None:
-        """Resolve and greet a rendezvous server.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
-        if self.core.has_server(name):
-            return
-        addresses = await resolve_server(name)
-        if not self.core.has_server(name):
-            has_tls = tls_options(name, self._tls).port is not None
-            self.core.add_server(self.clock(), name, addresses, self._access_token, tls=has_tls)
-        self.flush()
-
-    async def wait_reached(self, name: str, patience: float) -> None:
-        """Until the server has answered.  Raises ServerUnreachableError after `patience` seconds."""
-        with trio.move_on_after(patience):
-            while not self.core.is_reached(name):
-                await self._changed.wait()
-            return
-        host, port = parse_server(name, "server")
-        text = f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
-        trouble = self.tls_doors.troubles.get(name)
-        raise ServerUnreachableError(text if trouble is None else f"{text} Nor over TLS: {trouble}")
 
     def offer_code(self, server: str, *, grants: tuple[dict[str, object], ...], keep: bool) -> ExposerPairing:
         flow = self.core.offer_code(self.clock(), server, grants=grants, keep=keep)
@@ -277,6 +268,7 @@ class EndpointDriver:
                 ("interrupted the sending", partial(self._outbox.run, self.flush)),
                 ("interrupted the watch over the network", partial(watch, self._network_changed, self._resumed)),
                 ("interrupted the watch for copies", self._copies.run),
+                ("interrupted the looking up of servers", self.servers.run),
             ):
                 nursery.start_soon(last, self.faults, "driver", what, task)
             if self._port_mapping:
@@ -370,6 +362,7 @@ class EndpointDriver:
         if self.port_maps is not None:
             self.port_maps.network_changed()
         self.tls_doors.network_changed()
+        self.servers.network_changed()
         self.flush()
 
     def _give_up_keys(self, now: Instant, text: str) -> None:
@@ -476,8 +469,7 @@ class EndpointDriver:
             case Faulted(place=place, what=what, error=fault):
                 self.faults.note(place, what, fault)
             case ServerReached() | CodeIssued() | PeerPaired() | Troubled():
-                self._changed.set()
-                self._changed = trio.Event()
+                self.servers.changed()
             case _:
                 assert_never(event)
 

@@ -25,6 +25,7 @@ from tunnel.proto.endpoint import (
     PeeringEvent,
     PeerPaired,
     Problem,
+    ServerReached,
     Troubled,
     fingerprint,
 )
@@ -88,6 +89,8 @@ def to_event(event: EndpointEvent, now: Instant) -> Event | None:
             )
         case PeeringClosed(peering=peering, reason=reason):
             return Closed(reason=reason.text, peer=peering.peer.name)
+        case ServerReached(server=server, is_again=True):
+            return Trouble(code="server_back", message=f"The server {server.partition(',')[0]} answers again.")
         case Troubled(problem=problem, text=text, is_final=False):
             return Trouble(code=problem.value, message=text)
         case _:

@@ -72,6 +72,12 @@ class TlsDoors:
         for door in self._doors.values():
             door.attempt.cancel()
 
+    def server_moved(self, name: str) -> None:
+        """Its name leads elsewhere now, and where it led nobody answers."""
+        for door in self._doors.values():
+            if door.name == name:
+                door.attempt.cancel()
+
     async def _run(self, door: _Door) -> None:
         pause = FIRST_PAUSE
         try:

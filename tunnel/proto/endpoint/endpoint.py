@@ -158,12 +158,7 @@ class Endpoint:
         context = self._context
         if name in context.clients:
             return
-        ways = [
-            (socket.socket_id, address)
-            for address in addresses
-            for socket in context.sockets.values()
-            if socket.is_ipv6 == address.is_ipv6
-        ]
+        ways = self._ways(addresses)
         if not ways:
             raise ConfigurationError(f"The server {name.partition(',')[0]} has no address of a family that this machine speaks.")
         client = Client(servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, tls=tls)
@@ -171,6 +166,26 @@ class Endpoint:
         for way in dict.fromkeys((socket_id, address.host) for socket_id, address in ways):
             self._clients_at.setdefault(way, []).append(client)
         self._meetings.servers_changed(now)
+
+    def move_server(self, now: Instant, name: str, addresses: Iterable[Address]) -> None:
+        """The server's name leads to these addresses now: what was registered goes there as soon as one of them answers."""
+        ways = self._ways(addresses)
+        if not ways:
+            return
+        self._is_cold_at_stale = True
+        client = self._context.clients[name]
+        with self._context.server_wall(now, name):
+            client.move(now, ways)
+        for clients in self._clients_at.values():
+            if client in clients:
+                clients.remove(client)
+        for way in dict.fromkeys((socket_id, address.host) for socket_id, address in client.ways):
+            self._clients_at.setdefault(way, []).append(client)
+
+    def _ways(self, addresses: Iterable[Address]) -> list[tuple[SocketId, Address]]:
+        """From each of our sockets to each address of its family."""
+        sockets = self._context.sockets.values()
+        return [(each.socket_id, address) for address in addresses for each in sockets if each.is_ipv6 == address.is_ipv6]
 
     def tls_up(self, now: Instant, name: str, socket_id: SocketId, address: Address) -> None:
         """A TLS connection to the server `name` stands, as OpenTls asked for.  Datagrams go to and come from `address`."""

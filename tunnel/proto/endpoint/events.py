@@ -51,10 +51,11 @@ class Problem(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerReached:
-    """The rendezvous server answers; it sees us at these addresses."""
+    """The rendezvous server answers; it sees us at these addresses.  `is_again`: after it was told to be lost."""
 
     server: str
     reflexive: tuple[Address, ...]
+    is_again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

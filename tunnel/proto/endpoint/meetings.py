@@ -40,6 +40,7 @@ class Meetings:
         context.is_index_taken = self._is_index_taken
         self._clocks = Clocks(context)
         self._look_at: Instant | None = None  # at the calendar
+        self._lost: set[str] = set()  # servers that fell silent, and have not answered since
         self._listener = Listener(context, self._clocks)
         self._responder = IkResponder(context, self._clocks, self.peerings.find, lambda: self._listener.is_on)
         self._listener.answerer.alive = self._responder.alive
@@ -334,13 +335,17 @@ class Meetings:
         context = self._context
         match event:
             case told.Reached(reflexive=reflexive):
-                context.emit(ServerReached(server=name, reflexive=tuple(reflexive.values())))
+                is_again = name in self._lost
+                self._lost.discard(name)
+                context.emit(ServerReached(server=name, reflexive=tuple(reflexive.values()), is_again=is_again))
                 self._refresh_candidates(now, name)
                 self._look(now)
             case told.ReflexiveChanged():
                 self._refresh_candidates(now, name)
             case told.Lost():
-                text = f"The server {host_of(name)} does not answer any more: trying on. Direct connections are not touched."
+                self._lost.add(name)
+                host = host_of(name)
+                text = f"The server {host} does not answer any more: still trying. Direct connections are not touched."
                 context.emit(Troubled(problem=Problem.SERVER_LOST, text=text))
             case told.TlsWanted():
                 context.pool.orders.append(OpenTls(name))

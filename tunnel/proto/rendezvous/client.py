@@ -146,6 +146,11 @@ class Client:
         return any(home.socket_id == socket_id and home.address == address for home in self._homes)
 
     @property
+    def ways(self) -> list[tuple[SocketId, Address]]:
+        """All of them."""
+        return [(home.socket_id, home.address) for home in self._homes]
+
+    @property
     def channels(self) -> list[RelayChannel]:
         return list(self._channels)
 
@@ -220,6 +225,27 @@ class Client:
         if self._tls is not None:
             self._tls.restart(now)
         self._refresh(now)
+
+    def move(self, now: Instant, servers: Iterable[tuple[SocketId, Address]]) -> None:
+        """The server's name leads here now.  New addresses are greeted beside those that we know.
+
+        Where it led before is given up when another address has answered, and at once what never answered.
+        """
+        wanted = dict.fromkeys(servers)
+        for home in self._homes:
+            home.is_named = home.is_tls or (home.socket_id, home.address) in wanted
+            wanted.pop((home.socket_id, home.address), None)
+        self._give_up(lambda home: home.answered_at is None)
+        for socket_id, address in wanted:
+            home = ServerAddress(socket_id, address, now)
+            self._homes.append(home)
+            self._greet(now, home)
+
+    def _give_up(self, condition: Callable[[ServerAddress], bool]) -> None:
+        """Of the addresses that the name leads to no more, and that are not in use."""
+        for home in [each for each in self._homes if not each.is_named and each is not self._primary and condition(each)]:
+            self._homes.remove(home)
+            self._requests.remove_where(lambda r, home=home: r.home is home)  # type: ignore[misc]
 
     def doubt(self, now: Instant) -> None:
         """Something that should come by way of the server does not: ask it at once, unless a question is on its way already."""
@@ -445,12 +471,14 @@ class Client:
                 request.home = home
                 request.attempts = 0
                 self._send(now, request)
+        self._give_up(lambda each: home.is_named)
         if former is None:
             return
         self._events.extend(self._channels.move_all(home.socket_id, home.address))
         self._request(now, messages.Refresh(), home=home)
         self._rebind_all(now)
-        self._greet(now, former)
+        if former in self._homes:
+            self._greet(now, former)
 
     # answers
 
@@ -553,6 +581,8 @@ class Client:
             return False
         if primary.is_tls:
             return not home.is_tls or not primary.is_up
+        if not self.is_reached:
+            return True
         return home.is_tls and self._tls is not None and self._tls.is_silent(now, primary)
 
     def _check_reached(self, home: ServerAddress) -> None:

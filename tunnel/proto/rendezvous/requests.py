@@ -30,6 +30,7 @@ class ServerAddress:
         "asked_at",
         "cookie",
         "instance",
+        "is_named",
         "is_tls",
         "is_up",
         "misses",
@@ -46,6 +47,7 @@ class ServerAddress:
         self.socket_id = socket_id
         self.address = address
         self.is_tls = is_tls
+        self.is_named = True  # the server's name still leads there
         self.is_up = True  # a TLS connection can be down; what is sent there then only waits
         self.cookie = b""
         self.instance: int | None = None

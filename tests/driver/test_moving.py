@@ -1,0 +1,215 @@
+"""A server whose name leads to another address one day, as those of homes do: running programs find it again."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import tunnel
+from tests.driver.lan import Player
+from tests.driver.meeting import Heard, echo, homes, shout
+from tunnel.config import TlsOptions
+from tunnel.driver.events import CodeReady, Event, Paired, Trouble
+from tunnel.driver.rendezvous import RunningServer, serve
+from tunnel.driver.servers import LONGEST_LOOK
+from tunnel.udp.memory import MemoryNetwork
+from tunnel.units import Instant
+
+NAME = "rv.example.net"
+OLD, NEW = "198.18.0.2", "198.18.0.3"
+LONG = 15.0  # seconds: three unanswered questions, and a look
+
+
+class Names(trio.abc.HostnameResolver):
+    """What the name leads to; None: nobody knows."""
+
+    def __init__(self) -> None:
+        self.leads_to: str | None = OLD
+        self.looks: list[float] = []
+
+    async def getaddrinfo(self, host: Any, port: Any, *_rest: Any, **_options: Any) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        self.looks.append(trio.current_time())
+        if self.leads_to is None:
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (self.leads_to, port))]
+
+    async def getnameinfo(self, *_rest: Any) -> Any:
+        raise NotImplementedError
+
+
+class World:
+    """A network in memory, the names in it, and where the server stands."""
+
+    def __init__(self) -> None:
+        self.network = MemoryNetwork(seed=1, delay=0.01)
+        self.names = Names()
+        trio.socket.set_custom_hostname_resolver(self.names)
+        self._scope = trio.CancelScope()
+        self._hosts = 10
+        self.nursery: trio.Nursery | None = None
+
+    def options(self) -> dict[str, Any]:
+        """A machine of its own, that does not try TLS."""
+        self._hosts += 1
+        host = f"198.18.0.{self._hosts}"
+        seams = {
+            "opener": lambda _host, port: self.network.open_socket(host, port),
+            "bind": ("0.0.0.0",),
+            "hosts": lambda: [host],
+            "clock": lambda: Instant(trio.current_time()),
+        }
+        return {"seams": seams, "tls": TlsOptions(port=None)}
+
+    async def start(self, host: str) -> None:
+        async def run(*, task_status: trio.TaskStatus[RunningServer]) -> None:
+            with trio.CancelScope() as self._scope:
+                await serve(
+                    [(host, 24_531)],
+                    task_status=task_status,
+                    clock=lambda: Instant(trio.current_time()),
+                    opener=self.network.open_socket,
+                )
+
+        assert self.nursery is not None
+        await self.nursery.start(run)
+
+    async def move(self, *, tells: bool = True) -> None:
+        """The server goes to another address, as when a router gets one, and its name some seconds later."""
+        self.network.loss = 1.0  # it cannot say goodbye any more
+        self._scope.cancel()
+        await trio.sleep(0.1)
+        self.network.loss = 0.0
+        await self.start(NEW)
+        await trio.sleep(25.0)
+        if tells:
+            self.names.leads_to = NEW
+
+
+@asynccontextmanager
+async def a_world() -> AsyncIterator[World]:
+    world = World()
+    async with trio.open_nursery() as world.nursery:
+        await world.start(OLD)
+        yield world
+        world.nursery.cancel_scope.cancel()
+
+
+def told(heard: list[Event]) -> list[str]:
+    """What was said of the server."""
+    said: list[str] = []
+    for event in heard:
+        if isinstance(event, Trouble) and event.code in ("server_lost", "server_back"):
+            said.append(event.message)
+    return said
+
+
+LOST = f"The server {NAME} does not answer any more: still trying. Direct connections are not touched."
+BACK = f"The server {NAME} answers again."
+
+
+def is_back(event: Event) -> bool:
+    return isinstance(event, Trouble) and event.code == "server_back"
+
+
+async def test_expose_and_connect_find_a_server_that_has_moved_and_say_so_once(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exposer, connector = homes(tmp_path)
+    heard, friends = Heard(), Heard()
+    async with (
+        a_world() as world,
+        tunnel.expose(["22"], server=NAME, home=exposer, name="home", on_event=heard, handler=echo, keep=True, **world.options()),
+    ):
+        code = await heard.code()
+        async with tunnel.connect(code, server=NAME, home=connector, on_event=friends, **world.options()) as link:
+            assert await shout(link, b"hello") == b"hello"
+            await world.move()
+            with trio.fail_after(LONGEST_LOOK + LONG):
+                await heard.wait(is_back)
+                await friends.wait(is_back)
+            assert await shout(link, b"still here") == b"still here"
+        assert told(heard) == told(friends) == [LOST, BACK]
+        async with tunnel.connect(peer="home", home=connector, **world.options()) as link:
+            assert await shout(link, b"met at its new address") == b"met at its new address"
+
+
+async def test_a_code_that_waits_moves_with_the_server_or_a_fresh_one_follows(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    async with (
+        a_world() as world,
+        tunnel.expose(["22"], server=NAME, home=exposer, on_event=heard, handler=echo, **world.options()),
+    ):
+        await heard.code()
+        await world.move()
+        await heard.wait(is_back)
+        await trio.sleep(5.0)
+        codes = [event.code for event in heard if isinstance(event, CodeReady)]
+        async with tunnel.connect(codes[-1], server=NAME, home=connector, **world.options()) as link:
+            assert await shout(link, b"paired") == b"paired"
+
+
+async def test_a_room_finds_a_server_that_has_moved(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with a_world() as world:
+        anna, ben = (Player(tmp_path / name, NAME, name) for name in ("anna", "ben"))
+        async with tunnel.lan.create(**anna.options, **world.options()) as room:
+            await world.move()
+            with trio.fail_after(LONGEST_LOOK + LONG):
+                await anna.wait(is_back)
+            assert told(anna.heard) == [LOST, BACK]
+            async with tunnel.lan.join(await anna.code(), **ben.options, **world.options()):
+                assert [member.name for member in room.members()] == ["anna", "ben"]
+
+
+async def test_who_waits_for_a_server_that_is_not_there_yet_finds_it_where_its_name_leads_later(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    async with a_world() as world:
+        async with (
+            tunnel.expose(["22"], server=NAME, home=exposer, name="home", on_event=heard, handler=echo, **world.options()),
+            tunnel.connect(await heard.code(), server=NAME, home=connector, **world.options()),
+        ):
+            await heard.wait(lambda event: isinstance(event, Paired))
+        world.names.leads_to = "198.18.0.99"
+        late = Heard()
+        async with tunnel.expose(server=NAME, home=exposer, handler=echo, on_event=late, **world.options()):
+            await late.wait(lambda event: isinstance(event, Trouble) and event.code == "server_unreachable")
+            world.names.leads_to = OLD
+            with trio.fail_after(LONGEST_LOOK + LONG):
+                await late.wait(lambda event: isinstance(event, Trouble) and event.message == f"The server {NAME} answers now.")
+            async with tunnel.connect(peer="home", home=connector, **world.options()) as link:
+                assert await shout(link, b"hello") == b"hello"
+
+
+async def test_a_name_is_looked_up_with_patience_and_only_while_nobody_answers(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with a_world() as world, tunnel.expose(["22"], server=NAME, home=tmp_path, handler=echo, **world.options()):
+        looks = world.names.looks
+        await trio.sleep(600.0)
+        assert len(looks) == 1
+        world.names.leads_to = None
+        await world.move(tells=False)
+        await trio.sleep(600.0)
+        gaps = [after - before for before, after in pairwise(looks[1:])]
+        assert gaps[:5] == pytest.approx([2.0, 4.0, 8.0, 16.0, 32.0], abs=0.1)
+        assert gaps[5:] == pytest.approx([LONGEST_LOOK] * len(gaps[5:]), abs=0.1)
+        assert len(gaps) > 10
+        world.names.leads_to = NEW
+        await trio.sleep(LONGEST_LOOK + 2.0)
+        count = len(looks)
+        await trio.sleep(600.0)
+        assert len(looks) == count
