@@ -12,7 +12,24 @@ import pytest
 import trio
 
 from tests.driver.core_link import CoreLinks
-from tests.unit.ip.packets import A4, A6, ACK, B4, B6, CWR, FIN, PSH, SYN, Flow, ip4, ip6, is_right, pseudo, slow_sum
+from tests.unit.ip.packets import (
+    A4,
+    A6,
+    ACK,
+    B4,
+    B6,
+    CWR,
+    FIN,
+    PSH,
+    SYN,
+    Flow,
+    ip4,
+    ip6,
+    is_right,
+    kernel_takes,
+    pseudo,
+    slow_sum,
+)
 from tunnel.driver.packets import PacketDoor, PacketRun
 from tunnel.errors import ConfigurationError
 from tunnel.forward.lan import LanAddresses, LanForward
@@ -366,7 +383,8 @@ async def test_a_broadcast_with_an_unfinished_checksum_is_right_at_members_behin
         whole = ip4(17, base, destination=b"\xff" * 4, field=0)
         partial = slow_sum(pseudo(A4, b"\xff" * 4, 17, len(base)))
         lan.send(whole[:26] + struct.pack("!H", partial) + whole[28:], flags=PARTIAL, start=34, offset=6)
-        (packet,) = packets(await lan.received())
+        (frame,) = await lan.received()
+        (packet,) = kernel_takes(frame).packets
         assert is_right(packet)
         assert sum(len(piece) - 20 for piece in narrow) == len(base)
         assert b"".join(piece[20:] for piece in narrow) == packet[20:]

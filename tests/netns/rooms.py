@@ -91,13 +91,17 @@ def join_group(sock: socket.socket, group: str) -> None:
 
 
 class Room:
-    """Members in a room; the first one created it.  `prepare` is called for each before it has anything to do with the room."""
+    """Members in a room; the first one created it.  `prepare` is called for each before it has anything to do with the room.
+
+    `words` are further ones of everybody's command.
+    """
 
     def __init__(
         self,
         lab: Lab,
         kinds: Sequence[Kind] = ("prc", "prc", "prc"),
         prepare: Callable[[Member], object] = lambda _: None,
+        words: Sequence[str] = (),
     ) -> None:
         self.lab = lab
         start_server(lab)
@@ -108,9 +112,9 @@ class Room:
         for member in self.members:
             prepare(member)
         creator, *others = self.members
-        self.code = str(creator.start("create", "--name", "game").wait_event("code")["code"])
+        self.code = str(creator.start("create", "--name", "game", *words).wait_event("code")["code"])
         for member in others:
-            member.start("join", code=self.code)
+            member.start("join", *words, code=self.code)
         for member in self.members:
             self._wait(member, f"the interface of {member.name}", member.look)
         for member in self.members:
