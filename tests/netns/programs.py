@@ -106,7 +106,10 @@ class Program:
 class Ptunnel(Program):
     """`ptunnel ... --json`, with its event lines read as they come."""
 
-    def __init__(self, lab: Lab, space: Namespace, name: str, *words: str, home: Path | None = None, **more: str) -> None:
+    def __init__(
+        self, lab: Lab, space: Namespace, name: str, *words: str, home: Path | None = None, module: str = "tunnel", **more: str
+    ) -> None:
+        """`more` is its environment."""
         self.home = home or lab.folder / f"home-{name}"
         self.events: list[Event] = []
         self._lines: queue.Queue[Event | None] = queue.Queue()
@@ -114,7 +117,7 @@ class Ptunnel(Program):
             lab,
             space,
             name,
-            python_module("tunnel", *words, "--json"),
+            python_module(module, *words, "--json"),
             env=environment(self.home, **more),
             stdout=subprocess.PIPE,
         )

@@ -97,7 +97,9 @@ def test_a_removed_member_is_out_within_a_second_and_gets_its_own_exit_code(lab:
     assert done.returncode == 2
     assert "No member is called" in done.stdout
     done = ptunnel(anna.host, creator.home, "lan", "remove", "ben", "--json")
-    assert json.loads(done.stdout) == {"event": "removed", "room": "lan", "peer": "ben"}
+    said = json.loads(done.stdout)
+    assert said.pop("time")
+    assert said == {"event": "removed", "room": "lan", "peer": "ben"}
     assert joined[0].process.wait(3) == 6
     joined[1].wait_event("member", 3, peer="ben", state="removed")
     assert not reaches(cleo.host, address)
@@ -138,6 +140,33 @@ def test_without_privilege_a_command_runs_in_the_room_and_lan_says_what_to_do(la
     assert done.returncode == 127, done.stderr
 
 
+def test_a_room_of_a_hostile_creator_takes_no_network_behind_a_members_router(lab: Lab) -> None:
+    """A member of an office, whose servers are in another network of it; the room is made to be just that one."""
+    start_server(lab)
+    mallory, ben = machine(lab, "mallory", "open"), machine(lab, "ben")
+    server, subnet = "192.168.77.5", "192.168.77.0/24"  # ben's own is 192.168.11.0/24
+    way = ["ip", "-json", "route", "get", server]
+    before = ben.host.run(*way).stdout
+    assert "eth0" in before
+    creator = lan(lab, mallory, "create", module="tests.netns.hostile", HOSTILE_SUBNET=subnet)
+    code = code_of(creator)
+    member = lan(lab, ben, "join", code=code)
+    online = member.wait_event("member", 30, peer="mallory", state="online")
+    assert online["address"] == "192.168.77.1"
+    refused = member.wait_event("warning", 30, code="interface")["message"]
+    assert f"{subnet} lies in 192.168.0.0/16" in refused
+    assert ben.host.run(*way).stdout == before
+    eventually("the room is there by IPv6", lambda: reaches(ben.host, online["ipv6"]), 15)
+    eventually("it has a name by IPv6", lambda: f"{online['ipv6']}\tmallory.ptunnel" in hosts(lab, "ben"), 15)
+    assert online["address"] not in hosts(lab, "ben")
+    member.interrupt()
+    member.wait(10)
+    # A person who knows better may have it.
+    member = lan(lab, ben, "join", "--any-subnet", code=code)
+    member.wait_event("member", 30, peer="mallory", state="online")
+    eventually("the network leads into the room", lambda: "ptunnel" in ben.host.run(*way).stdout, 15)
+
+
 def test_neither_the_command_nor_a_keeper_inherits_the_code(lab: Lab) -> None:
     start_server(lab)
     anna, ben = machine(lab, "anna"), machine(lab, "ben")
@@ -157,6 +186,18 @@ def test_neither_the_command_nor_a_keeper_inherits_the_code(lab: Lab) -> None:
     assert given.returncode == 0, given.stderr
     assert "type it when asked" in given.stderr
     assert "type it when asked" not in done.stderr
+
+
+def test_no_thread_keeps_a_privilege_once_the_interface_is_open(lab: Lab) -> None:
+    start_server(lab)
+    creator = lan(lab, machine(lab, "anna"), "create")
+    code_of(creator)
+    tasks = list(Path(f"/proc/{creator.process.pid}/task").iterdir())
+    assert len(tasks) > 1  # that of what is said, at least
+    for task in tasks:
+        lines = dict(line.split(":\t") for line in (task / "status").read_text().splitlines() if line.startswith("Cap"))
+        assert {lines[each] for each in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")} == {f"{0:016x}"}, task
+    assert not [event for event in creator.collect() if "privileges" in str(event.get("message"))]
 
 
 def children(pid: int) -> list[int]:

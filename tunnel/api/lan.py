@@ -36,7 +36,18 @@ from tunnel.proto.pairing.code import parse_code
 from tunnel.state.home import Home
 from tunnel.state.rooms import RoomLock, Rooms, SavedRoom
 
-__all__ = ["LanInterface", "LanMember", "LanRoom", "create", "forget", "join", "kept", "no_routes", "require_host_interface"]
+__all__ = [
+    "LanInterface",
+    "LanMember",
+    "LanRoom",
+    "create",
+    "forget",
+    "join",
+    "kept",
+    "no_routes",
+    "open_on_host",
+    "require_host_interface",
+]
 
 NO_SERVER: Final = "No server is configured: name the one that 'ptunnel lan create' printed, with --server HOST:PORT."
 ROUTES_INTERVAL: Final = 10.0  # seconds between two looks at this machine's routes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def create_command(
         home.peer(each)
     lan.require_host_interface()
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
-    return _run(home, settings, is_json, verbose, lambda handle: lan.create(name, keep=keep, to=to, on_event=handle, **arguments))
+    return _run(home, settings, is_json, verbose, lambda **more: lan.create(name, keep=keep, to=to, **more, **arguments))
 
 
 @command.command("join")
@@ -112,7 +112,7 @@ def join_command(
     lan.require_host_interface()
     way = choose(home, settings, room, peer)
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
-    return _run(home, settings, is_json, verbose, lambda handle: lan.join(**way, keep=keep, on_event=handle, **arguments))
+    return _run(home, settings, is_json, verbose, lambda **more: lan.join(**way, keep=keep, **more, **arguments))
 
 
 @command.command("remove")
@@ -267,7 +267,12 @@ def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any
 
     raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not verbose)
-    return run(Playing(home, settings, output, enter).run)
+
+    def enter_with_interface(handle: Any) -> Any:
+        return enter(on_event=handle, interface=playing.open_interface)
+
+    playing = Playing(home, settings, output, enter_with_interface)
+    return run(playing.run, hurries_later=True)
 
 
 class Playing:
@@ -283,12 +288,14 @@ class Playing:
         self._room: LanRoom | None = None
         self._shown: dict[str, tuple[object, ...]] = {}  # what was said of a member last
         self._code: str | None = None
+        self._hurry: Callable[[], None] = lambda: None
 
     async def run(self, ending: Ending) -> int:
         """Its exit code."""
         import trio
 
         ended = trio.Event()
+        self._hurry = ending.hurry
         async with self._output.live(self._lines), self.room(ended.set) as room, trio.open_nursery() as nursery:
             ending.stop = ended.set
 
@@ -324,6 +331,14 @@ class Playing:
                     yield room
 
         return both()
+
+    async def open_interface(self, config: Any) -> Any:
+        """The `interface` argument of tunnel.lan: threads that speak for us are started without the privileges that it needs."""
+        from tunnel.api.lan import open_on_host
+
+        interface = await open_on_host(config)
+        self._hurry()
+        return interface
 
     def warn(self, text: str) -> None:
         self._output.warn(text)

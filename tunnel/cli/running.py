@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -27,11 +28,13 @@ HANGUP: Final[int | None] = getattr(signal, "SIGHUP", None)  # the terminal has 
 class Ending:
     """How a command wants to be ended: by `stop()`, where it has said so, and else by being cancelled.
 
-    `hung_up()` is called instead when the terminal goes, for a command that outlives it.
+    `hung_up()` is called instead when the terminal goes, for a command that outlives it.  `hurry()` is for a command that has
+    said it would: from then on nothing waits for whoever reads what it says.
     """
 
     stop: Callable[[], None] | None = None
     hung_up: Callable[[], None] | None = None
+    hurry: Callable[[], None] = lambda: None
 
 
 def ending_signals(*, outlives_terminal: bool = False) -> set[int]:
@@ -42,10 +45,13 @@ def ending_signals(*, outlives_terminal: bool = False) -> set[int]:
     return found
 
 
-def run(command: Callable[[Ending], Awaitable[int | None]], *, outlives_terminal: bool = False) -> int:
+def run(
+    command: Callable[[Ending], Awaitable[int | None]], *, outlives_terminal: bool = False, hurries_later: bool = False
+) -> int:
     """The command's exit code, or 130 after Ctrl-C and 0 after SIGTERM; its exceptions come out as they are.
 
-    `outlives_terminal`: SIGHUP does not end it.
+    `outlives_terminal`: SIGHUP does not end it.  `hurries_later`: it calls `Ending.hurry` itself, since that starts threads, and
+    what this process has of privileges then, they keep.
     """
     ending = Ending()
     caught: list[int] = []
@@ -73,7 +79,9 @@ def run(command: Callable[[Ending], Awaitable[int | None]], *, outlives_terminal
         nonlocal result
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: watch(nursery.cancel_scope, task_status))
-            _hurry(nursery.cancel_scope)
+            ending.hurry = partial(_hurry, nursery.cancel_scope)
+            if not hurries_later:
+                ending.hurry()
             result = await command(ending)
             nursery.cancel_scope.cancel()
 

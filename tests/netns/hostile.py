@@ -1,0 +1,15 @@
+"""`ptunnel` of somebody whose room gets the network in HOSTILE_SUBNET, whatever its members say of theirs."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from tunnel.cli.main import main
+from tunnel.proto.lan import addresses
+
+if __name__ == "__main__":
+    subnet = ipaddress.IPv4Network(os.environ["HOSTILE_SUBNET"]).network_address.packed
+    addresses.choose_subnet = lambda *_, **__: subnet  # type: ignore[assignment]
+    addresses.clashes = lambda *_: False
+    main()
