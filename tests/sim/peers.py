@@ -76,8 +76,9 @@ def entropy_of(seed: object) -> Callable[[int], bytes]:
 class ServerNode:
     """The rendezvous server with the world's face."""
 
-    def __init__(self, world: World, host: Host, config: ServerConfig | None = None) -> None:
+    def __init__(self, world: World, host: Host, config: ServerConfig | None = None, *, secret: bytes | None = None) -> None:
         self.world = world
+        self._secret = secret
         self.host = host
         self.addresses = [host.bind(port=24_531), host.bind(port=24_532)]
         self.tls_address = host.bind(port=TLS_PORT)
@@ -93,9 +94,14 @@ class ServerNode:
         self._boots += 1
         self._queue.clear()
         places = [ServerSocket(FIRST, self.addresses[0], SECOND), ServerSocket(SECOND, self.addresses[1], FIRST)]
-        entropy = entropy_of(("server", self._boots, self.world.seed))
         self.server = Server(
-            self._config, sockets=places, now=self.world.now, entropy=entropy, stun=ServerStun(), unix_time=self._unix_time
+            self._config,
+            sockets=places,
+            now=self.world.now,
+            entropy=entropy_of((self.host.name, self._boots, self.world.seed)),
+            stun=ServerStun(),
+            unix_time=self._unix_time,
+            secret=self._secret,
         )
         self.world.attach(self.host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1], SERVER_TLS: self.tls_address})
 

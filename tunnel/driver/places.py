@@ -11,7 +11,7 @@ from tunnel.errors import ServerUnreachableError
 from tunnel.host.interfaces import local_addresses
 from tunnel.units import Address
 
-ADDRESSES_A_FAMILY: Final = 2  # of a server's name that are tried at once
+ADDRESSES_A_FAMILY: Final = 4  # of a name that are tried at once: of one server, or of servers that know nothing of each other
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 
 

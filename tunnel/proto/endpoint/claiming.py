@@ -32,6 +32,10 @@ _REFUSALS: Final[dict[int, tuple[Problem, str]]] = {
         "Nobody waits under this code: check it, or ask for a fresh one, as codes expire.",
     ),
     RefusalCode.SPENT: (Problem.CODE_SPENT, "This code was used before: each works once, so ask for a fresh one."),
+    RefusalCode.WRONG_SERVER: (
+        Problem.CODE_UNKNOWN,
+        "No server that was reached gives such codes: check the code, and that both sides name the same server.",
+    ),
     RefusalCode.LOCKED_OUT: (Problem.CODE_UNKNOWN, "Too many unknown codes came from this address: wait a few minutes."),
 }
 

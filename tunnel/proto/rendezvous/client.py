@@ -22,6 +22,7 @@ from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.events import ClientEvent, RelayChannel
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.proto.rendezvous.requests import PROBES, PROBES_PERIOD, PendingRequest, RequestTable, ServerAddress
+from tunnel.proto.rendezvous.seeking import ELSEWHERE, Searches
 from tunnel.proto.rendezvous.tls import MAX_TLS_ADDRESSES, TlsWish
 from tunnel.proto.rendezvous.wishes import ChannelBook, OwnNumber, Wishes, joins, may_be_second, refusal_of, role_name
 from tunnel.proto.scope import may_name
@@ -72,6 +73,7 @@ class Client:
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._wishes = Wishes()
         self._channels = ChannelBook()
+        self._searches = Searches()
         self._rejoin_at: Instant | None = None
         self._full_until = now  # the server has no room for us: it is not asked for everything at each Refresh
         self._surely_known_until: Instant | None = None
@@ -173,8 +175,11 @@ class Client:
             self._request(now, messages.Release(nameplate), expires_at=Instant(now + POST_LIFETIME))
 
     def claim(self, now: Instant, nameplate: int, body: bytes) -> None:
-        """Meet the owner of a nameplate.  Answer: ClaimAccepted, then Posted; or Refused."""
-        self._request(now, messages.Claim(nameplate, body), subject=nameplate)
+        """Meet the owner of a nameplate, at whichever server of the name knows it.
+
+        Answer: ClaimAccepted, then Posted; or Refused.
+        """
+        self._request(now, messages.Claim(nameplate, body, may_move=True), subject=nameplate)
 
     def post(self, now: Instant, mailbox: bytes, body: bytes) -> None:
         """Send through a mailbox.  Answer only when refused."""
@@ -323,6 +328,7 @@ class Client:
             if request.attempts and not request.is_probe and request.sent_at is not None:
                 self._on_miss(now, home, request)
             self._send(now, request)
+        self._seek(now)
         self._look_at_tls(now)
 
     def poll_timeout(self) -> Instant | None:
@@ -330,7 +336,7 @@ class Client:
             return None
         refresh = min((home.refresh_at for home in self._homes), default=None)
         tls = self._tls.poll_timeout(self._primary) if self._tls is not None else None
-        return earliest(self._requests.next_due(), refresh, self._rejoin_at, tls)
+        return earliest(self._requests.next_due(), refresh, self._rejoin_at, self._searches.poll_timeout(), tls)
 
     def poll_transmit(self, now: Instant) -> tuple[SocketId, Address, bytes] | None:
         return self._out.popleft() if self._out else None
@@ -476,7 +482,10 @@ class Client:
             return
         self._events.extend(self._channels.move_all(home.socket_id, home.address))
         self._request(now, messages.Refresh(), home=home)
-        self._rebind_all(now)
+        if home.instance is not None and former.instance is not None and home.instance != former.instance:
+            self._register(now)  # another server, which knows nothing of us whatever came first
+        else:
+            self._rebind_all(now)
         if former in self._homes:
             self._greet(now, former)
 
@@ -528,6 +537,7 @@ class Client:
                     self.drops["rendezvous_answer"] += 1
                     return
                 channel = self._add_channel(home, message.channel, message.token, message.side)
+                self._searches.pop(request.message.nameplate, None)
                 self._events.append(
                     events.ClaimAccepted(nameplate=request.message.nameplate, mailbox=message.mailbox, channel=channel)
                 )
@@ -570,6 +580,7 @@ class Client:
             self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=you))
             self._probe_mapping(now, home)
         self._check_reached(home)
+        self._seek(now)
         if not is_hello and request.home is not None:
             if request.attempts > 20 and now < request.due_at:
                 return  # a server that never accepts its own cookies is repeated at the slow pace
@@ -664,9 +675,28 @@ class Client:
                 return
             case messages.Release() | messages.Leave():
                 return
+            case messages.Claim() as claim if message.code in ELSEWHERE:
+                self._searches.refused(now, claim, request.home.instance if request.home is not None else None, message)
+                self._seek(now)
+                return
             case _:
                 pass
         self._events.append(refusal_of(request.message, message))
+
+    def _seek(self, now: Instant) -> None:
+        """Ask the next server of this name for codes that the others do not know.  We move there: that is where the peer is."""
+        for nameplate, search in list(self._searches.items()):
+            if search.is_asking:
+                continue
+            may_move = not any(self._channels)  # else what stands would be given up for what is only looked for
+            home = search.next(self._homes) if may_move else None
+            if home is not None:
+                search.is_asking = True
+                self._set_primary(now, home)
+                self._request(now, search.claim, subject=nameplate)
+            elif not may_move or search.is_over(now, self._homes):
+                del self._searches[nameplate]
+                self._events.append(refusal_of(search.claim, search.refusal))
 
     # pushes
 

@@ -10,13 +10,12 @@ address draws from a few numbers in ten minutes, which only the server can work 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from typing import Final
 
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import MAC_SIZE, MAX_NAMEPLATE
-from tunnel.proto.rendezvous.stun import ServerSocket
 from tunnel.units import Instant, Seconds
 
 SHARE: Final = 16  # of so many numbers one is a given server's own, where its secret is kept over restarts
@@ -30,17 +29,14 @@ class Numbers:
 
     __slots__ = ("_density", "_digits", "_draws", "_entropy", "_share", "_tickets")
 
-    def __init__(
-        self, config: ServerConfig, entropy: Callable[[int], bytes], secret: bytes | None, sockets: Sequence[ServerSocket]
-    ) -> None:
+    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes], secret: bytes | None) -> None:
         self._entropy = entropy
         self._digits = config.first_nameplate_digits
         self._density = config.nameplate_density
         master = entropy(32) if secret is None else secret
         self._tickets = hmac.digest(master, b"ptunnel tickets", sha256)
         self._draws = hmac.digest(master, b"ptunnel draws", sha256)
-        where = " ".join(sorted(str(each.local) for each in sockets))  # two servers of one home are told apart, too
-        self._share = hmac.digest(master, f"ptunnel numbers {where}".encode(), sha256) if secret is not None else None
+        self._share = hmac.digest(master, b"ptunnel numbers", sha256) if secret is not None else None
 
     def may_be_ours(self, number: int) -> bool:
         """Whether this server could have given it."""

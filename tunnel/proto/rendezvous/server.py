@@ -72,7 +72,7 @@ class Server:
         self.config = config
         self.drops = Drops()
         self.relay = Relay(config, entropy)
-        self._numbers = Numbers(config, entropy, secret, sockets)
+        self._numbers = Numbers(config, entropy, secret)
         self.registry = Registry(config, entropy, self._numbers)
         self._trace = trace
         self._unix_time = unix_time
