@@ -44,11 +44,11 @@ class Shares:
 
     __slots__ = ("_counts", "_limits", "_new_site", "_newcomer", "_open", "_total", "used")
 
-    def __init__(self, *, total: int, each: int) -> None:
-        """`total` entries in all, `each` of them for one address."""
+    def __init__(self, *, total: int, each: int, reserved: float = RESERVED) -> None:
+        """`total` entries in all, `each` of them for one address; a table whose entries give way needs nothing `reserved`."""
         self.used = 0
         self._total = total
-        self._open = total - int(total * RESERVED)
+        self._open = total - int(total * reserved)
         self._newcomer = max(1, int(each * NEWCOMER))
         self._new_site = max(1, int(each * NEW_SITE))
         self._limits = limits(each, total)
@@ -57,6 +57,10 @@ class Shares:
     def held(self, key: str) -> int:
         """By one address or prefix."""
         return self._counts.get(key, 0)
+
+    @property
+    def is_full(self) -> bool:
+        return self.used >= self._total
 
     def has_room(self, keys: Prefixes, count: int = 1) -> bool:
         """Whether `count` more fit, in all and for each prefix around the address."""

@@ -20,6 +20,7 @@ from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.tls import server as door
 from tunnel.tls.certificates import ALPN, explain
 from tunnel.tls.client import TlsSocket, dial
+from tunnel.tls.guests import GuestBook
 from tunnel.tls.server import ServerCertificate, TlsListener
 from tunnel.units import Address, ReceivedBatch
 
@@ -44,12 +45,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def a_door(certificate: Certificate, **limits: Any) -> AsyncIterator[TlsListener]:
-    """A listener that sends every batch back."""
-    listener = TlsListener("127.0.0.1", 0, ServerCertificate(certificate.certificate, certificate.key), **limits)
+async def a_door(certificate: Certificate, host: str = "127.0.0.1", **limits: Any) -> AsyncIterator[TlsListener]:
+    """A listener that sends every batch back, and takes what does not begin with `junk` for a session's."""
+    listener = TlsListener(host, 0, ServerCertificate(certificate.certificate, certificate.key), **limits)
 
-    async def echo(batch: ReceivedBatch) -> None:
+    async def echo(batch: ReceivedBatch) -> bool:
         listener.send(batch.remote, batch.buffer, batch.stride)
+        return bytes(batch.buffer[:4]) != b"junk"
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listener.serve, echo)
@@ -103,15 +105,22 @@ async def test_bursts_go_there_and_back(tmp_path: Path) -> None:
 async def test_connections_are_limited_in_all_and_for_each_address(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, "127.0.0.1")
     for limit in ({"max_connections": 3}, {"max_per_address": 3}):
-        async with a_door(certificate, **limit) as listener:
+        async with a_door(certificate, book=GuestBook(**limit)) as listener:
             port = listener.local_address.port
-            clients = [await dial("127.0.0.1", port, certificate.fingerprint) for _ in range(3)]
+
+            async def join(port: int = port) -> TlsSocket:
+                client = await dial("127.0.0.1", port, certificate.fingerprint)
+                client.send(client.remote, memoryview(b"of a session"), 12)
+                await receive(client, 12)
+                return client
+
+            clients = [await join() for _ in range(3)]
             with pytest.raises(ServerUnreachableError):
-                await dial("127.0.0.1", port, certificate.fingerprint)
+                await join()
             assert listener.counters.errors["refused"] == 1
             clients.pop().close()
             await until(lambda listener=listener: len(listener) == 2)
-            clients.append(await dial("127.0.0.1", port, certificate.fingerprint))
+            clients.append(await join())
             for client in clients:
                 client.close()
 
@@ -126,6 +135,8 @@ async def test_whoever_does_not_shake_hands_or_stays_silent_is_closed(tmp_path: 
             await rude.send(b"GET / HTTP/1.1\r\n\r\n")
             await until(lambda: listener.counters.errors["handshake"] == 2)
         client = await dial("127.0.0.1", port, certificate.fingerprint)
+        client.send(client.remote, memoryview(b"of a session"), 12)
+        await receive(client, 12)
         half_a_frame = ssl.SSLSocket.send
         half_a_frame(client._tls, b"\x00\x05abc")
         await wait_closed(client)

@@ -24,6 +24,8 @@ from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.server import Server
 from tunnel.proto.rendezvous.stun import ServerSocket
 from tunnel.proto.trace import Trace
+from tunnel.tls.guests import GuestBook
+from tunnel.tls.queue import Budget
 from tunnel.tls.server import ServerCertificate, TlsListener
 from tunnel.udp.socket import LocalTeller, UdpSocket, open_socket
 from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
@@ -244,9 +246,10 @@ def _listen_tls(
     first_id: int,
     listeners: dict[SocketId, TlsListener],
 ) -> None:
-    """One listener for each host.  Raises ConfigurationError."""
+    """One listener for each host, all with one guest book.  Raises ConfigurationError."""
+    book, budget = GuestBook(), Budget()
     for number, host in enumerate(dict.fromkeys(address.host for address in addresses)):
-        listener = TlsListener(host, port, certificate)
+        listener = TlsListener(host, port, certificate, book=book, budget=budget)
         listeners[SocketId(first_id + number)] = listener
         port = port or listener.local_address.port  # what 0 became, so that all hosts share it
 
@@ -355,15 +358,17 @@ class _Loop:
             self._server.add_socket(ServerSocket(made, place, SocketId(first + (1 - twin))))
         return self._locals[socket_id, host]
 
-    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> None:
-        """What one receive brought, and all that follows from it."""
+    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> bool:
+        """What one receive brought, and all that follows from it.  Whether something of a client was in it."""
         server = self._server
         now = self._clock()
+        before = server.proofs
         try:
             bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
         except Exception as error:
             self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
-            return
+            return False
+        is_proven = server.proofs != before
         for burst in bursts:
             # a view of the socket's buffer: must be gone before the next receive
             if not self._doors[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
@@ -372,6 +377,7 @@ class _Loop:
         deadline = server.poll_timeout()
         if deadline is not None and deadline < self._armed:
             self._wakeup.set()
+        return is_proven
 
     async def _send_late(self, burst: Transmit) -> None:
         """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""

@@ -1,7 +1,7 @@
 """A server's door for TLS: accepts, shakes hands, and hands on the datagrams of every connection; all of it within limits.
 
-A stranger costs one connection of a bounded number, for a bounded time: who does not shake hands, or sends no whole datagram for
-a while, is closed.
+A stranger costs one connection of a bounded number, for a bounded time: who does not shake hands, or sends nothing of a session
+for a while, is closed, and so is who stands in the way of others meanwhile (guests.py).
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ import socket
 import ssl
 import sys
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
 from tunnel.tls.certificates import fingerprint_of, server_context
+from tunnel.tls.guests import TICK, Guest, GuestBook, Stage
+from tunnel.tls.queue import Budget
 from tunnel.tls.stream import READ_BYTES, TlsStream, prepare
 from tunnel.units import Address, ReceivedBatch, UdpCounters
 
-MAX_CONNECTIONS: Final = 4_096  # in all; some 40 KB each, and one descriptor
-MAX_PER_ADDRESS: Final = 256  # of one IPv4 address or IPv6 /64, like the sessions of a rendezvous server: a carrier's NAT
-MAX_HANDSHAKES: Final = 128  # under way at once: each is a millisecond or two of our CPU
 HANDSHAKE_PATIENCE: Final = 10.0  # seconds
-SILENCE: Final = 60.0  # seconds without a whole datagram; clients say something every 7 s, and every 20 s in reserve
-BACKLOG: Final = 128  # connections that the kernel accepts before we do
+UNPROVEN: Final = 30.0  # seconds in which something of a session has to come: a request with a cookie, or a relayed datagram
+SILENCE: Final = 60.0  # seconds without another such datagram; clients send one every 7 s
+BACKLOG: Final = 4_096  # connections that the kernel accepts before we do: a restart brings all at once
+ACCEPT_PAUSE: Final = 0.05  # seconds before accepting again when there is no room for any stranger
 BATCHES_PER_TURN: Final = 16  # of one connection before the others get their turn
 EMFILE_PAUSE: Final = 0.2  # seconds before accepting again when no descriptor is left
 RELOAD_INTERVAL: Final = 30.0  # seconds between looks whether the certificate's files have changed
 
 logger = logging.getLogger("ptunnel.serve")
+
+#: What a batch is handed to; True when it brought a datagram of a session.
+Handle: TypeAlias = Callable[[ReceivedBatch], Awaitable[bool]]
 
 
 class ServerCertificate:
@@ -91,26 +94,29 @@ class TlsListener:
         port: int,
         certificate: ServerCertificate,
         *,
-        max_connections: int = MAX_CONNECTIONS,
-        max_per_address: int = MAX_PER_ADDRESS,
+        book: GuestBook | None = None,
+        budget: Budget | None = None,
         handshake_patience: float = HANDSHAKE_PATIENCE,
+        unproven: float = UNPROVEN,
         silence: float = SILENCE,
     ) -> None:
-        """Binds.  Raises ConfigurationError.
+        """Binds.  Raises ConfigurationError.  `book` and `budget` may be shared with other listeners.
 
-        Reasons in `counters.errors` beside those of TlsStream: `refused` (beyond a limit), `handshake` (failed or too slow),
-        `silent` (closed for it), `descriptors` (none was left), `gone` (datagrams for a connection that has ended).
+        Reasons in `counters.errors` beside those of TlsStream: `refused` (beyond a limit), `displaced` (gave way to another),
+        `handshake` (failed or too slow), `unproven` and `silent` (closed for it), `descriptors` (none was left), `gone`
+        (datagrams for a connection that has ended).
         """
         self.is_ipv6 = ":" in host
         self.counters = UdpCounters()
         self._certificate = certificate
-        self._max_connections = max_connections
-        self._max_per_address = max_per_address
+        self._book = GuestBook() if book is None else book
+        self._budget = Budget() if budget is None else budget
         self._handshake_patience = handshake_patience
+        self._unproven = unproven
         self._silence = silence
         self._streams: dict[Address, TlsStream] = {}
-        self._open: Counter[str] = Counter()  # connections by address key, with those that shake hands
-        self._handshakes = 0
+        self._guests = 0
+        self._crowded = trio.Event()  # somebody waits for a turn
         self._scratch = memoryview(bytearray(READ_BYTES))
         self._socket = _listen(host, port)
         name, number, *_ = self._socket.getsockname()
@@ -118,7 +124,7 @@ class TlsListener:
 
     def __len__(self) -> int:
         """Connections, with those that shake hands."""
-        return self._open.total()
+        return self._guests
 
     def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
         """To the connection that comes from `remote`; like UDP it promises nothing, and it never has to wait."""
@@ -140,11 +146,15 @@ class TlsListener:
         for stream in list(self._streams.values()):
             stream.close()
 
-    async def serve(self, handle: Callable[[ReceivedBatch], Awaitable[None]], faults: Faults | None = None) -> None:
-        """Until cancelled, or closed.  `handle` gets each batch as it comes."""
+    async def serve(self, handle: Handle, faults: Faults | None = None) -> None:
+        """Until cancelled, or closed.  `handle` gets each batch as it comes, and says whether it was of a session."""
         faults = Faults() if faults is None else faults
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deal)
             while True:
+                if self._book.is_full(trio.current_time()):
+                    await trio.sleep(ACCEPT_PAUSE)
+                    continue
                 try:
                     raw, source = self._socket.accept()
                 except (BlockingIOError, InterruptedError):
@@ -158,92 +168,101 @@ class TlsListener:
                         break
                     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                         self.counters.errors["descriptors"] += 1
+                        self._book.relieve(trio.current_time())
                         await trio.sleep(EMFILE_PAUSE)
                     else:  # whoever came has gone again
                         await trio.lowlevel.checkpoint()
                     continue
                 remote = Address(_canonical(str(source[0])), int(source[1]))
-                key = _key(remote.host)
-                if (
-                    len(self) >= self._max_connections
-                    or self._open[key] >= self._max_per_address
-                    or self._handshakes >= MAX_HANDSHAKES
-                    or remote in self._streams
-                ):
+                guest = None if remote in self._streams else self._book.arrive(trio.current_time(), remote.host)
+                if guest is None:
                     self.counters.errors["refused"] += 1
                     raw.close()
-                    await trio.lowlevel.checkpoint()
-                    continue
-                self._open[key] += 1
-                nursery.start_soon(self._run, raw, remote, key, handle, faults)
+                else:
+                    self._guests += 1
+                    nursery.start_soon(self._run, raw, remote, guest, handle, faults)
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
 
-    async def _run(
-        self,
-        raw: socket.socket,
-        remote: Address,
-        key: str,
-        handle: Callable[[ReceivedBatch], Awaitable[None]],
-        faults: Faults,
-    ) -> None:
+    async def _deal(self) -> None:
+        """Turns that become free by time alone."""
+        while True:
+            await self._crowded.wait()
+            self._crowded = trio.Event()
+            while self._book.poll_timeout() is not None:
+                await trio.sleep(TICK)
+                self._book.handle_timeout(trio.current_time())
+
+    async def _run(self, raw: socket.socket, remote: Address, guest: Guest, handle: Handle, faults: Faults) -> None:
         """One connection from its first byte to its end."""
         stream: TlsStream | None = None
         try:
-            with faults.wall("tls", f"ended a TLS connection from {remote}"):
-                stream = await self._greet(raw, remote)
+            with trio.CancelScope() as scope, faults.wall("tls", f"ended a TLS connection from {remote}"):
+                guest.dismiss = scope.cancel
+                stream = await self._greet(raw, remote, guest)
                 if stream is not None and remote not in self._streams:
                     self._streams[remote] = stream
-                    await self._converse(stream, handle)
+                    await self._converse(stream, guest, handle)
+            if scope.cancelled_caught:
+                self.counters.errors["displaced"] += 1
         finally:
             if stream is not None:
                 stream.close()
                 if self._streams.get(remote) is stream:
                     del self._streams[remote]
             raw.close()
-            self._open[key] -= 1
-            if not self._open[key]:
-                del self._open[key]
+            self._guests -= 1
+            self._book.leave(trio.current_time(), guest)
 
-    async def _greet(self, raw: socket.socket, remote: Address) -> TlsStream | None:
+    async def _greet(self, raw: socket.socket, remote: Address, guest: Guest) -> TlsStream | None:
         """The handshake, within its time; None when nothing came of it."""
-        self._handshakes += 1
         tls: ssl.SSLSocket | None = None
         stream: TlsStream | None = None
         try:
             prepare(raw)
-            tls = self._certificate.context().wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
             with trio.move_on_after(self._handshake_patience):
-                fresh = TlsStream(tls, remote, self.counters, self._scratch)
+                await trio.lowlevel.wait_readable(raw)  # who says nothing costs nothing more
+                turn = trio.Event()
+                guest.begin = turn.set
+                self._book.speak(trio.current_time(), guest)
+                if not turn.is_set():
+                    self._crowded.set()
+                await turn.wait()
+                tls = self._certificate.context().wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                fresh = TlsStream(tls, remote, self.counters, self._scratch, self._budget)
                 await fresh.handshake()
                 stream = fresh
+                self._book.shaken(trio.current_time(), guest)
         except OSError:
             pass
         finally:
-            self._handshakes -= 1
             if stream is None:
                 self.counters.errors["handshake"] += 1
                 if tls is not None:
                     tls.close()
         return stream
 
-    async def _converse(self, stream: TlsStream, handle: Callable[[ReceivedBatch], Awaitable[None]]) -> None:
+    async def _converse(self, stream: TlsStream, guest: Guest, handle: Handle) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.run_writer)
             with trio.CancelScope() as scope, contextlib.suppress(trio.ClosedResourceError):
-                scope.deadline = trio.current_time() + self._silence
+                scope.deadline = trio.current_time() + self._unproven
                 while True:
                     turn = 0
                     while (batch := stream.receive()) is not None:
-                        await handle(batch)
+                        if await handle(batch):
+                            if not self._book.prove(guest):
+                                self.counters.errors["refused"] += 1
+                                stream.close()
+                                break
+                            scope.deadline = trio.current_time() + self._silence
                         turn += 1
                         if turn >= BATCHES_PER_TURN:
                             turn = 0
                             await trio.lowlevel.checkpoint()
-                        scope.deadline = trio.current_time() + self._silence
                     await stream.wait_readable()
             if scope.cancelled_caught:
-                self.counters.errors["silent"] += 1
+                self.counters.errors["silent" if guest.stage is Stage.PROVEN else "unproven"] += 1
             nursery.cancel_scope.cancel()
 
 
@@ -286,11 +305,3 @@ def _canonical(host: str) -> str:
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped) if mapped is not None else host
-
-
-def _key(host: str) -> str:
-    """An IPv4 address, or the /64 of an IPv6 one: what one household holds."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))

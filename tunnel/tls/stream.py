@@ -7,6 +7,7 @@ waits behind it does so unencrypted, so that it can still be dropped.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import time
@@ -16,7 +17,7 @@ import trio
 
 from tunnel.errors import MalformedPacket
 from tunnel.tls.framing import LENGTH, MAX_FRAME, FrameReader, frame_burst
-from tunnel.tls.queue import SendQueue
+from tunnel.tls.queue import MAX_WAIT, Budget, SendQueue
 from tunnel.units import Address, Instant, ReceivedBatch, UdpCounters
 
 RECORD: Final = 16_384  # bytes of plaintext in one TLS record (RFC 8446 §5.1)
@@ -41,8 +42,15 @@ def prepare(sock: socket.socket) -> None:
 class TlsStream:
     """Both ends of a connection use this, after `handshake`.  It ends by itself: see `is_ended`."""
 
-    def __init__(self, tls: ssl.SSLSocket, remote: Address, counters: UdpCounters, scratch: memoryview | None = None) -> None:
-        """`tls` is prepared and has not shaken hands; `counters` may be shared with other streams, and so may `scratch`.
+    def __init__(
+        self,
+        tls: ssl.SSLSocket,
+        remote: Address,
+        counters: UdpCounters,
+        scratch: memoryview | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        """`tls` is prepared and has not shaken hands; all the rest may be shared with other streams.
 
         Reasons in `counters.errors`: `late` and `queue_full` (frames), `too_long`, `closed` (sent after the end), `malformed`
         (the other side broke the framing, and the connection is over).
@@ -51,12 +59,13 @@ class TlsStream:
         self.counters = counters
         self.is_ended = False
         self._tls = tls
-        self._queue = SendQueue(counters.errors)
+        self._queue = SendQueue(counters.errors, budget)
         self._reader = FrameReader()
         self._scratch = memoryview(bytearray(READ_BYTES)) if scratch is None else scratch  # nothing stays in it
         self._unsent: memoryview | None = None  # handed to OpenSSL, which has not taken it all
         self._is_blocked = False
         self._wake = trio.Event()
+        self._patience = trio.CancelScope()  # of the wait for a reader that does not read
 
     @property
     def local_address(self) -> Address:
@@ -97,6 +106,8 @@ class TlsStream:
         counters.sent_bytes += len(buffer)
         if not self._is_blocked:
             self._write(now)
+        elif self._patience.deadline == math.inf:
+            self._patience.deadline = trio.current_time() + MAX_WAIT
 
     def _write(self, now: Instant) -> None:
         while True:
@@ -106,7 +117,8 @@ class TlsStream:
             try:
                 sent = self._tls.send(chunk)
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                self._unsent = chunk
+                if chunk is not self._unsent:
+                    self._unsent = memoryview(bytes(chunk))  # a copy, or a whole burst would stay in memory with it
                 self._is_blocked = True
                 self._wake.set()
                 return
@@ -122,11 +134,17 @@ class TlsStream:
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
-            try:
-                await trio.lowlevel.wait_writable(self._tls)
-            except trio.ClosedResourceError:
-                return
-            self._is_blocked = False
+            with trio.CancelScope() as self._patience:
+                if self._queue.size:
+                    self._patience.deadline = trio.current_time() + MAX_WAIT
+                try:
+                    await trio.lowlevel.wait_writable(self._tls)
+                except trio.ClosedResourceError:
+                    return
+                self._is_blocked = False
+            if self._is_blocked:
+                self._queue.drop_late(Instant(time.monotonic()))  # also while nothing comes that could push it out
+                continue
             self._write(Instant(time.monotonic()))
             await trio.lowlevel.checkpoint()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tunnel.tls.framing import frame_burst
-from tunnel.tls.queue import MAX_BYTES, MAX_WAIT, SendQueue
+from tunnel.tls.queue import MAX_BYTES, MAX_BYTES_IN_ALL, MAX_WAIT, Budget, SendQueue
 from tunnel.units import Instant
 
 
@@ -69,3 +69,23 @@ def test_a_stalled_connection_holds_50_ms_and_a_fixed_number_of_bytes() -> None:
         queue.put(Instant(100.0), framed(40, 1_198), 1_200)
         assert queue.size <= MAX_BYTES
     assert drops["queue_full"] > 0
+
+
+def test_all_queues_together_hold_a_bounded_sum_and_leave_something_for_the_next() -> None:
+    budget, drops = Budget(), Counter[str]()
+    queues = [SendQueue(drops, budget) for _ in range(200)]
+    now = Instant(9.0)
+    for _ in range(100):
+        for queue in queues:
+            queue.put(now, framed(40, 1_198), 1_200)
+    assert budget.used == sum(queue.size for queue in queues) <= MAX_BYTES_IN_ALL
+    assert drops["queue_full"] > 0
+    late = SendQueue(drops, budget)
+    late.put(now, framed(40, 1_198), 1_200)
+    assert late.size == 48_000
+    for queue in queues[:150]:
+        queue.drop_late(Instant(now + MAX_WAIT + 0.001))
+        assert not queue.size
+    for queue in (*queues[150:], late):
+        queue.clear()
+    assert budget.used == 0

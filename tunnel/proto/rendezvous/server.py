@@ -87,6 +87,7 @@ class Server:
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
         self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
         self._counts: Counter[str] = Counter()
+        self._proofs = 0
         self._is_stopping = False
 
     def add_socket(self, socket: ServerSocket) -> None:
@@ -169,6 +170,11 @@ class Server:
     def poll_timeout(self) -> Instant | None:
         return earliest(self._pushes.next_due(), self._sweep_at, self._channel_sweep_at)
 
+    @property
+    def proofs(self) -> int:
+        """Grows with each datagram of a client: a request by somebody who has proven an address, or one that was relayed."""
+        return self._proofs + self.relay.relayed_bursts
+
     def counters(self) -> dict[str, int]:
         """A snapshot: what there is now, what was done, what was dropped (by reason)."""
         return {
@@ -221,6 +227,7 @@ class Server:
             return
         request = messages.decode_request(data)
         if isinstance(request.message, messages.Hello) or not self._cookies.is_valid(now, remote, request.cookie):
+            self._proofs += request.session in self.registry.sessions  # its 16 bytes are as good as a cookie
             self._on_unproven(now, socket_id, remote, request)
             return
         if not self._request_rate.take(now, prefixes(remote.host)):
@@ -233,6 +240,7 @@ class Server:
                 Refusal(RefusalCode.DENIED, "this server's operator lets only listed clients in"), socket_id, remote, transaction
             )
             return
+        self._proofs += 1
         answer = self._answer(now, Inbound(socket_id, remote, request, len(data)))
         if isinstance(answer, Refusal):
             self._refuse(answer, socket_id, remote, transaction)
