@@ -18,7 +18,7 @@ from tunnel.driver.lasting import last
 from tunnel.driver.link import Link
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
 from tunnel.errors import ConfigurationError, TunnelError
-from tunnel.proto.pairing.code import parse_code
+from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.state.peers import find
 
 
@@ -93,7 +93,7 @@ async def connect(
     store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls)
     settings = store.settings
     if code is not None:
-        parse_code(code)
+        require_purpose(parse_code(code), Purpose.PORTS, settings.server or "HOST")
     target: KnownPeer | None = store.choose(peer) if code is None else None
     expected: KnownPeer | None = None
     if code is not None and peer is not None and find(store.home.peers(), peer) is not None:

@@ -32,7 +32,7 @@ from tunnel.proto.lan.addresses import Prefix, subnet_prefix
 from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
 from tunnel.proto.lan.roster import decode_roster, invited_psk, make_label
-from tunnel.proto.pairing.code import parse_code
+from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.state.home import Home
 from tunnel.state.rooms import RoomLock, Rooms, SavedRoom
 
@@ -188,7 +188,7 @@ async def join(
     saved: SavedRoom | None = None
     inviter: KnownPeer | None = None
     if code is not None:
-        parse_code(code)
+        require_purpose(parse_code(code), Purpose.ROOM, store.settings.server or "HOST")
     elif room is not None:
         saved = Rooms(store.home).room(make_label(room))
         if saved.is_creator:

@@ -19,6 +19,7 @@ from tunnel.forward.serve import serve_nothing
 from tunnel.proto.lan.addresses import Prefix
 from tunnel.proto.lan.events import (
     Entered,
+    EntryUnanswered,
     JoinRefused,
     MemberJoined,
     MemberOffline,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 GOODBYE: Final = 0.5  # seconds at most
 TICK: Final = 0.5  # seconds between two looks at what is due: a room's own deadlines are seconds
 
+NOT_LET_IN: Final = (
+    "The other side let this machine into no room within half a minute: does 'ptunnel lan create' run there? Try again."
+)
 _REFUSALS: Final[dict[int, tuple[type[TunnelError], str]]] = {
     Reason.FULL: (PermissionDeniedError, f"The room is full: it has {MAX_MEMBERS} members, and its creator can remove some."),
     Reason.OTHER_ROOM: (PairingError, "The room that was kept is over, its creator has another one now: join that by a code."),
@@ -359,6 +363,8 @@ class LanRoom:
                 if self.on_removed is not None:
                     self.on_removed()
                 self._end(PermissionDeniedError(f'You were removed from the room "{self.name}" by its creator.'))
+            case EntryUnanswered():
+                self._end(PairingError(NOT_LET_IN))
             case JoinRefused(reason=reason):
                 kind, text = _REFUSALS.get(int(reason), (PermissionDeniedError, "The creator of the room does not take us in."))
                 self._end(kind(text))

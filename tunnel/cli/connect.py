@@ -82,23 +82,19 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
     from tunnel.errors import ConfigurationError, command_word
 
     if given is not None:
-        from tunnel.driver.vocabulary import looks_like_code, parse_code
+        from tunnel.driver.vocabulary import looks_like_code
 
         if looks_like_code(given):
-            parse_code(given)
-            return None, given
+            return None, usable(given, settings, is_room=False)
         return home.peer(given).name, None
     if settings.code is not None:
-        from tunnel.driver.vocabulary import parse_code
-
-        parse_code(settings.code)
-        return None, settings.code
+        return None, usable(settings.code, settings, is_room=False)
     peers = [] if is_new else home.peers()
     asks = may_ask and prompt.can_ask()
     if not peers:
         if asks:
             _require_server(settings)
-            return None, prompt.ask_code()
+            return None, usable(prompt.ask_code(), settings, is_room=False)
         wish = "a code" if is_new else "a code, as no peer is remembered yet"
         raise ConfigurationError(f"This needs {wish}: run it on a terminal to be asked for it, or set PTUNNEL_CODE.")
     if len(peers) == 1:
@@ -106,11 +102,22 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
         if not (is_elsewhere and asks):  # another server is named: perhaps somebody new is meant
             return peers[0].name, None
     if asks:
-        return prompt.ask_peer([peer.name for peer in peers])
+        name, code = prompt.ask_peer([peer.name for peer in peers])
+        return name, None if code is None else usable(code, settings, is_room=False)
     names = ", ".join(peer.name for peer in peers[:10])
     raise ConfigurationError(
         f"Several peers are remembered: name one, as in 'ptunnel connect {command_word(peers[0].name)}' (there are {names})."
     )
+
+
+def usable(code: str, settings: Settings, *, is_room: bool) -> str:
+    """The code, if it can be one for this.  Raises ConfigurationError, with the command for what else it is for."""
+    from tunnel.cli.expose import short_server
+    from tunnel.driver.vocabulary import Purpose, parse_code, require_purpose
+
+    server = short_server(settings.server) if settings.server is not None else "HOST"
+    require_purpose(parse_code(code), Purpose.ROOM if is_room else Purpose.PORTS, server)
+    return code
 
 
 def _require_server(settings: Settings) -> None:

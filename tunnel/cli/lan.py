@@ -210,7 +210,8 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
 def choose(home: Home, settings: Settings, given: str | None, peer: str | None) -> dict[str, Any]:
     """The way in, as tunnel.lan.join takes it.  Raises ConfigurationError with one sentence where nobody can be asked."""
     from tunnel.cli import prompt
-    from tunnel.driver.vocabulary import looks_like_code, parse_code
+    from tunnel.cli.connect import usable
+    from tunnel.driver.vocabulary import looks_like_code
     from tunnel.errors import ConfigurationError
     from tunnel.state.rooms import Rooms
 
@@ -221,7 +222,7 @@ def choose(home: Home, settings: Settings, given: str | None, peer: str | None) 
     rooms = Rooms(home)
     code = given if given is not None and looks_like_code(given) else None if given is not None else settings.code
     if code is not None:
-        parse_code(code)
+        usable(code, settings, is_room=True)
         _require_server(settings)
         if code == given:
             click.echo(SEEN_BY_OTHERS, err=True)
@@ -230,7 +231,7 @@ def choose(home: Home, settings: Settings, given: str | None, peer: str | None) 
         return {"room": rooms.room(given).name}
     if prompt.can_ask():
         _require_server(settings)
-        return {"code": prompt.ask_code()}
+        return {"code": usable(prompt.ask_code(), settings, is_room=True)}
     kept = [room.name for room in rooms.all() if not room.is_creator]
     if len(kept) == 1:
         return {"room": kept[0]}

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from tunnel.host.limits import raise_descriptor_limit
-from tunnel.proto.endpoint import CloseCode, Grant, GrantSet, complete, fingerprint, looks_like_code, parse_code
+from tunnel.proto.endpoint import (
+    CloseCode,
+    Grant,
+    GrantSet,
+    Purpose,
+    complete,
+    fingerprint,
+    looks_like_code,
+    parse_code,
+    require_purpose,
+)
 
 __all__ = [
     "CloseCode",
     "Grant",
     "GrantSet",
+    "Purpose",
     "complete",
     "fingerprint",
     "looks_like_code",
     "parse_code",
     "raise_descriptor_limit",
+    "require_purpose",
 ]

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.crypto.helpers import Entropy
 from tunnel.errors import ConfigurationError
-from tunnel.proto.pairing.code import Code, complete, looks_like_code, make_code, parse_code
+from tunnel.proto.pairing.code import (
+    Code,
+    Purpose,
+    _split_words,
+    complete,
+    looks_like_code,
+    make_code,
+    parse_code,
+    require_purpose,
+)
 from tunnel.proto.pairing.words import WORDS
 
 
@@ -88,3 +99,67 @@ def test_tab_completes_the_word_begun() -> None:
     assert complete("731-GARD") == ["731-garden"]
     assert len(complete("731-")) == 2048
     assert complete("73") == complete("") == complete("x-gard") == complete("-") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["731gardenviolin", "731-gardenviolin", "731 GardenViolin", "731garden-violin", "731garden violin", "731 gardenviolin."],
+)
+def test_a_code_without_hyphens_is_read_where_that_is_plain(text: str) -> None:
+    assert parse_code(text) == Code(731, "garden-violin")
+    assert looks_like_code(text)
+
+
+def test_a_rooms_code_without_hyphens_is_read_too() -> None:
+    assert str(parse_code("452nucleardigitalgarden")) == "452-nuclear-digital-garden"
+
+
+@pytest.mark.parametrize("text", ["731-sunset", "731gardenviolni", "731gardenviolinx", "731garden", "731-" + "zoo" * 9])
+def test_what_is_no_row_of_words_is_not_taken_apart(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_code(text)
+
+
+def test_two_readings_are_asked_about_and_not_chosen_from() -> None:
+    two = next(
+        f"{first}{second}"
+        for first in WORDS
+        for second in WORDS
+        if len(_split_words(f"{first}{second}")) > 1 and f"{first}{second}" not in WORDS
+    )
+    assert looks_like_code(f"731-{two}")
+    with pytest.raises(ConfigurationError, match="put hyphens between its words"):
+        parse_code(f"731-{two}")
+
+
+def test_words_that_stand_apart_are_taken_as_they_are() -> None:
+    with pytest.raises(ConfigurationError, match="No code has the word 'iceman'"):
+        parse_code("731-garden-iceman")
+
+
+@given(st.text(max_size=300) | st.text("abcdefghijklmnopqrstuvwxyz", max_size=220).map("731".__add__))
+def test_whatever_is_typed_is_a_code_or_a_sentence(text: str) -> None:
+    looks_like_code(text)
+    try:
+        code = parse_code(text)
+    except ConfigurationError as error:
+        sentence = str(error)
+    else:
+        sentence = str(code)
+        assert parse_code(sentence) == code
+    assert sentence.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "purpose"),
+    [("731-zoo-zoo", Purpose.PORTS), ("731-zoo-zoo-zoo", Purpose.ROOM), ("731-zoo-zoo-zoo-zoo", None)],
+)
+def test_the_number_of_words_says_what_a_code_is_for(text: str, purpose: Purpose | None) -> None:
+    code = parse_code(text)
+    assert code.purpose is purpose
+    for wanted in Purpose:
+        if purpose in (wanted, None):
+            require_purpose(code, wanted)
+        else:
+            with pytest.raises(ConfigurationError, match=r"run '.*--server rv"):
+                require_purpose(code, wanted, "rv")

@@ -15,6 +15,8 @@ MAX_NAME_BYTES: Final = 64  # of UTF-8
 MAX_PARAMS_SIZE: Final = 33 + MAX_AEADS + MAX_NAME_BYTES  # without a challenge, which only an IK init has
 CHALLENGE_SIZE: Final = 16  # bytes
 FIELD_CHALLENGE: Final = 1
+FIELD_PURPOSE: Final = 8
+PURPOSE_SIZE: Final = 1  # byte
 
 PATH_AUTO: Final = 0
 PATH_DIRECT: Final = 1
@@ -30,6 +32,7 @@ class Params:
     datagrams a record to us may have; 0: we take none.
     `timestamp` stands in message 1 of IK only: nanoseconds, strictly increasing per static key.  So does `challenge`, what a
     responder asked to have back because the timestamps did not increase; empty where it did not.
+    `purpose` stands in XX by a code only: what the code is for, of which both sides have to be of one mind; 0: not said.
     """
 
     instance: int
@@ -42,6 +45,7 @@ class Params:
     resume: int = 0
     record_parts: int = 0
     challenge: bytes = b""
+    purpose: int = 0
 
 
 def encode_params(params: Params) -> bytes:
@@ -49,12 +53,14 @@ def encode_params(params: Params) -> bytes:
     name = params.name.encode()
     if len(name) > MAX_NAME_BYTES or not 1 <= len(params.aeads) <= MAX_AEADS:
         raise ValueError("a name of at most 64 bytes and 1 to 8 ciphers, please")
-    writer = Writer(MAX_PARAMS_SIZE + 2 + CHALLENGE_SIZE).u8(params.version).u8(params.path_policy)
+    writer = Writer(MAX_PARAMS_SIZE + 2 + CHALLENGE_SIZE + 2 + PURPOSE_SIZE).u8(params.version).u8(params.path_policy)
     writer.u64(params.instance).u64(params.resume).u64(params.timestamp).u32(min(params.receive_buffer, 2**32 - 1))
     writer.u8(len(params.aeads)).raw(bytes(params.aeads))
     writer.u8(len(name)).raw(name).u8(params.record_parts)
     if params.challenge:
         writer.u8(FIELD_CHALLENGE).u8(len(params.challenge)).raw(params.challenge)
+    if params.purpose:
+        writer.u8(FIELD_PURPOSE).u8(PURPOSE_SIZE).u8(params.purpose)
     return writer.finish()
 
 
@@ -87,6 +93,7 @@ def decode_params(data: Buffer) -> Params:
         resume=resume,
         record_parts=record_parts,
         challenge=_exactly(fields, FIELD_CHALLENGE, CHALLENGE_SIZE),
+        purpose=int.from_bytes(_exactly(fields, FIELD_PURPOSE, PURPOSE_SIZE), "big"),
     )
 
 

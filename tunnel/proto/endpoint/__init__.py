@@ -51,7 +51,7 @@ from tunnel.proto.endpoint.pool import CloseSockets, CloseTls, OpenSockets, Open
 from tunnel.proto.nat.candidate import CandidateKind
 from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import PoolSocket
-from tunnel.proto.pairing.code import Code, complete, looks_like_code, parse_code
+from tunnel.proto.pairing.code import Code, Purpose, complete, looks_like_code, parse_code, require_purpose
 from tunnel.proto.pairing.grants import Grant, GrantSet
 from tunnel.proto.pairing.identity import fingerprint, sanitise_name
 
@@ -115,6 +115,8 @@ __all__ = [
     "complete",
     "looks_like_code",
     "parse_code",
+    "Purpose",
+    "require_purpose",
     "Grant",
     "GrantSet",
     "fingerprint",

@@ -10,7 +10,7 @@ from tunnel.proto.connection.handshakes import Initiator, InitiatorHandshake, Pa
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import Problem, Troubled
 from tunnel.proto.endpoint.pairing import ANSWER_TIMEOUT, POST_ANSWER, POST_BUSY, POST_FAILURE, Adopt, server_says
-from tunnel.proto.pairing.code import Code
+from tunnel.proto.pairing.code import Code, Purpose
 from tunnel.proto.pairing.pake import CONFIRMATION_SIZE, Pake
 from tunnel.proto.rendezvous import events as told
 from tunnel.proto.rendezvous.messages import RefusalCode
@@ -25,13 +25,29 @@ MAX_EARLY: Final = 4  # posts kept until we know which mailbox is ours
 CLAIM_AGAIN: Final = Seconds(1.0)  # after "busy"; up to twice as long, so that those who wait do not come together again
 BUSY_PATIENCE: Final = Seconds(120.0)  # of being told so
 
-WRONG_CODE: Final = "The code was wrong: it is used up now."
+#: What came of a code, by what it is for: one for many goes on working.
+_WRONG: Final = {
+    Purpose.PORTS: "The code was wrong: it is used up now. Ask for a fresh one.",
+    Purpose.ROOM: "The code was wrong. Check it with whoever opened the room: it still works, until five wrong ones were tried.",
+}
+_UNANSWERED: Final = {
+    Purpose.PORTS: "The other side did not answer; the code is used up: ask for a fresh one.",
+    Purpose.ROOM: "Whoever opened the room did not answer; the code still works: try it again.",
+}
+_FAULT: Final = {
+    Purpose.PORTS: "A fault in ptunnel ended the pairing; the code is used up: ask for a fresh one.",
+    Purpose.ROOM: "A fault in ptunnel ended the pairing; the code still works: try it again.",
+}
+_SPENT: Final = {
+    Purpose.PORTS: "This code was used before: each works once, so ask for a fresh one.",
+    Purpose.ROOM: "This code was used too often: ask whoever opened the room for a fresh one.",
+}
+OTHER_PURPOSE: Final = "The other side offers something else by that code: ask what it is for."
 _REFUSALS: Final[dict[int, tuple[Problem, str]]] = {
     RefusalCode.UNKNOWN_NAMEPLATE: (
         Problem.CODE_UNKNOWN,
         "Nobody waits under this code: check it, or ask for a fresh one, as codes expire.",
     ),
-    RefusalCode.SPENT: (Problem.CODE_SPENT, "This code was used before: each works once, so ask for a fresh one."),
     RefusalCode.WRONG_SERVER: (
         Problem.CODE_UNKNOWN,
         "No server that was reached gives such codes: check the code, and that both sides name the same server.",
@@ -43,13 +59,16 @@ _REFUSALS: Final[dict[int, tuple[Problem, str]]] = {
 class ConnectorPairing:
     """Turns a code into a connection, or into one final sentence."""
 
-    def __init__(self, context: Context, client: Client, code: Code, *, adopt: Adopt, now: Instant) -> None:
+    def __init__(
+        self, context: Context, client: Client, code: Code, *, adopt: Adopt, now: Instant, purpose: Purpose = Purpose.PORTS
+    ) -> None:
         self.is_done = False
         self.handshake: InitiatorHandshake | None = None
         self.peering: Peering | None = None  # what came of it
         self._context = context
         self._client = client
         self._code = code
+        self._purpose = purpose
         self._adopt = adopt
         self._pake = Pake("B", code, context.entropy)
         self._mailbox: bytes | None = None
@@ -68,7 +87,7 @@ class ConnectorPairing:
 
     def fail(self, now: Instant) -> None:
         """A fault of ours has met this attempt."""
-        self._fail(now, Problem.INTERNAL, "A fault in ptunnel ended the pairing; the code is used up: ask for a fresh one.")
+        self._fail(now, Problem.INTERNAL, _FAULT[self._purpose])
 
     def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
         if self.is_done or (self.handshake is not None and self.handshake.completed is not None):
@@ -89,6 +108,8 @@ class ConnectorPairing:
                     self._early.append(event)
             case told.Refused(what="claim", code=code, text=text):
                 problem, sentence = _REFUSALS.get(int(code), (Problem.SERVER_REFUSED, server_says(text)))
+                if code == RefusalCode.SPENT:
+                    problem, sentence = Problem.CODE_SPENT, _SPENT[self._purpose]
                 self._fail(now, problem, sentence)
             case told.PeerGone(channel=channel, mailbox=mailbox):
                 if mailbox is not None and mailbox == self._mailbox:
@@ -106,6 +127,11 @@ class ConnectorPairing:
             return False
         completed = handshake.handle_datagram(now, datagram)
         if completed is not None:
+            if completed.params.purpose not in (0, self._purpose.value):  # 0: an older one, which did not say
+                if self._mailbox is not None:
+                    self._client.post(now, self._mailbox, bytes((POST_FAILURE,)))
+                self._fail(now, Problem.WRONG_CODE, OTHER_PURPOSE)
+                return True
             self._deadline = Instant(now + ANSWER_TIMEOUT)  # until the other side has confirmed it: our finish may come too late
             finish = handshake.poll_transmit(now)
             if finish is not None:
@@ -125,7 +151,7 @@ class ConnectorPairing:
         if self._deadline is not None and now >= self._deadline:
             if self.peering is not None:
                 self.peering.close(now, CloseCode.NO_ERROR, "pairing took too long")
-            self._fail(now, Problem.CODE_UNANSWERED, "The other side did not answer; the code is used up: ask for a fresh one.")
+            self._fail(now, Problem.CODE_UNANSWERED, _UNANSWERED[self._purpose])
         elif self.handshake is not None:
             datagram = self.handshake.poll_transmit(now)
             if datagram is not None:
@@ -138,7 +164,7 @@ class ConnectorPairing:
 
     def _on_post(self, now: Instant, body: bytes) -> None:
         if body[:1] == bytes((POST_FAILURE,)):
-            self._fail(now, Problem.WRONG_CODE, f"{WRONG_CODE} Ask for a fresh one.")
+            self._fail(now, Problem.WRONG_CODE, _WRONG[self._purpose])
             return
         if body[:1] == bytes((POST_BUSY,)) and self.handshake is None and self._mailbox is not None:
             self._wait(now, self._mailbox)
@@ -153,7 +179,7 @@ class ConnectorPairing:
             is_right = False
         if not is_right:
             self._client.post(now, self._mailbox, bytes((POST_FAILURE,)))
-            self._fail(now, Problem.WRONG_CODE, f"{WRONG_CODE} Ask for a fresh one.")
+            self._fail(now, Problem.WRONG_CODE, _WRONG[self._purpose])
             return
         context = self._context
         initiator = Initiator(
@@ -163,7 +189,7 @@ class ConnectorPairing:
             psk=psk,
             prologue=xx_prologue(self._code.nameplate, message, self._pake.message),
             index=context.new_index(),
-            params=context.params(self._instance),
+            params=context.params(self._instance, purpose=self._purpose),
             entropy=context.entropy,
         )
         self._deadline = Instant(now + ANSWER_TIMEOUT)

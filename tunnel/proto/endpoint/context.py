@@ -13,6 +13,7 @@ from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELA
 from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.endpoint.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.proto.endpoint.pool import SocketPool
+from tunnel.proto.pairing.code import Purpose
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops, Trace, Traces
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
@@ -191,8 +192,8 @@ class Context:
     def unix_time(self) -> float:
         return self.wall_ns() / 1e9
 
-    def params(self, instance: int, resume: int = 0) -> Params:
-        """What we say of ourselves in a handshake."""
+    def params(self, instance: int, resume: int = 0, *, purpose: Purpose | None = None) -> Params:
+        """What we say of ourselves in a handshake; `purpose` is that of the code, in a first meeting."""
         config = self.config
         return Params(
             instance=instance,
@@ -202,6 +203,7 @@ class Context:
             path_policy=PATH_POLICIES[config.path_policy],
             resume=resume,
             record_parts=MOST_PARTS,
+            purpose=0 if purpose is None else purpose.value,
         )
 
     def remember(self, peer: KnownPeer) -> KnownPeer:

@@ -19,6 +19,7 @@ from tunnel.proto.endpoint.pool import SocketOrder
 from tunnel.proto.endpoint.punching import LocalSocket, Puncher
 from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import PoolSocket
+from tunnel.proto.pairing.code import Purpose
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Traces
@@ -223,10 +224,18 @@ class Endpoint:
         self._is_cold_at_stale = True
         return self._meetings.offer_code(now, server, grants=grants, keep=keep, terms=terms)
 
-    def claim_code(self, now: Instant, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
+    def claim_code(
+        self,
+        now: Instant,
+        server: str,
+        code: str,
+        *,
+        expected: KnownPeer | None = None,
+        purpose: Purpose = Purpose.PORTS,
+    ) -> None:
         """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError."""
         self._is_cold_at_stale = True
-        self._meetings.claim_code(now, server, code, expected=expected)
+        self._meetings.claim_code(now, server, code, expected=expected, purpose=purpose)
 
     def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
         """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""

@@ -25,7 +25,7 @@ from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.peerings import Peerings
 from tunnel.proto.endpoint.pool import CloseTls, OpenTls
 from tunnel.proto.endpoint.responding import IkResponder
-from tunnel.proto.pairing.code import parse_code
+from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.proto.rendezvous import events as told
 from tunnel.proto.timers import earliest
 from tunnel.units import Buffer, Instant, PathKey
@@ -65,11 +65,21 @@ class Meetings:
         self._exposing.append((server, flow[0]))
         return flow[0]
 
-    def claim_code(self, now: Instant, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
+    def claim_code(
+        self,
+        now: Instant,
+        server: str,
+        code: str,
+        *,
+        expected: KnownPeer | None = None,
+        purpose: Purpose = Purpose.PORTS,
+    ) -> None:
         """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError.
 
-        `expected`: it has to be this peer, with the key that we remember.
+        `expected`: it has to be this peer, with the key that we remember.  `purpose`: what the code has to be for.
         """
+        parsed = parse_code(code)
+        require_purpose(parsed, purpose)
 
         def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> Peering | None:
             if expected is not None and completed.remote_static != expected.static:
@@ -78,7 +88,8 @@ class Meetings:
                 return None
             return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=())
 
-        flow = ConnectorPairing(self._context, self._context.clients[server], parse_code(code), adopt=adopt, now=now)
+        client = self._context.clients[server]
+        flow = ConnectorPairing(self._context, client, parsed, adopt=adopt, now=now, purpose=purpose)
         self._claiming.append((server, flow))
 
     def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:

@@ -22,15 +22,17 @@ from tunnel.proto.endpoint.events import (
 )
 from tunnel.proto.endpoint.pairing import FOR_MANY, ExposerPairing
 from tunnel.proto.endpoint.peering import CONTROL_ROOM, Peering
-from tunnel.proto.lan.events import MemberRemoved, RoomEvent, RosterChanged
+from tunnel.proto.lan.events import EntryUnanswered, MemberRemoved, RoomEvent, RosterChanged
 from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
 from tunnel.proto.lan.roster import Member
+from tunnel.proto.pairing.code import Purpose
 from tunnel.proto.timers import earliest
 from tunnel.units import Instant, Seconds
 
 FIRST_REDIAL: Final = Seconds(1.0)  # after a connection that ended; doubled each time
 LONGEST_REDIAL: Final = Seconds(60.0)
+ENTER_PATIENCE: Final = Seconds(32.0)  # from the first connection until we are let in; the creator's own word comes after 30
 SOUND_AFTER: Final = Seconds(30.0)  # a connection that stood so long: the next wait is the first again
 
 
@@ -74,6 +76,7 @@ class Membership:
         self._known: list[KnownPeer] = []
         self._events: deque[RoomEvent] = deque()
         self._has_left = False
+        self._enter_by: Instant | None = None  # a joiner's: when it is over
         endpoint.listen(now)
 
     # --- verbs
@@ -84,7 +87,7 @@ class Membership:
 
     def claim_code(self, now: Instant, code: str) -> None:
         """A joiner's.  Raises ConfigurationError for what is no code."""
-        self.endpoint.claim_code(now, self._server, code)
+        self.endpoint.claim_code(now, self._server, code, purpose=Purpose.ROOM)
 
     def remove(self, now: Instant, name: str) -> Member:
         """A creator's: cut a member off, everywhere.  A fresh code follows, as the old one is known to it.
@@ -177,6 +180,8 @@ class Membership:
     def _set_online(self, now: Instant, static: bytes, is_online: bool) -> None:
         if is_online and static not in self._online:
             self._online.add(static)
+            if self.room.roster is None and self._enter_by is None:
+                self._enter_by = Instant(now + ENTER_PATIENCE)
             self.room.connected(now, static)
         elif not is_online and static in self._online:
             self._online.discard(static)
@@ -184,6 +189,11 @@ class Membership:
 
     def handle_timeout(self, now: Instant) -> None:
         self.room.handle_timeout(now)
+        if self._enter_by is not None and now >= self._enter_by:
+            self._enter_by = None
+            if self.room.roster is None and not self.room.is_over:
+                self.room.is_over = True
+                self._events.append(EntryUnanswered())
         self.pump(now)
 
     # --- outputs
@@ -241,7 +251,7 @@ class Membership:
         return self._events.popleft() if self._events else None
 
     def poll_timeout(self) -> Instant | None:
-        return None if self._has_left else earliest(self.room.poll_timeout(), *self._redial_at.values())
+        return None if self._has_left else earliest(self.room.poll_timeout(), self._enter_by, *self._redial_at.values())
 
     def peering(self, static: bytes) -> Peering | None:
         """The connection of a member, if there is one that reaches it."""

@@ -20,7 +20,7 @@ from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.handshakes import Completed, XxResponder, xx_prologue
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import CodeIssued, Problem, Troubled
-from tunnel.proto.pairing.code import Code, make_code, parse_code
+from tunnel.proto.pairing.code import CODE_WORDS, ROOM_CODE_WORDS, Code, Purpose, make_code, parse_code
 from tunnel.proto.pairing.pake import Pake
 from tunnel.proto.rendezvous import events as told
 from tunnel.proto.rendezvous.messages import RefusalCode
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 CODE_LIFETIME: Final = Seconds(600.0)  # as people are told
 SHORTEST_LIFETIME: Final = Seconds(60.0)  # whatever the server says
 ASK_SPACING: Final = Seconds(1.0)  # between two codes: a server that loses each at once must not flood the screen
-CODE_WORDS: Final = 2
-ROOM_CODE_WORDS: Final = 3  # of a code that many may use: 33 bits, for five guesses
 ROOM_GUESSES: Final = 5  # answered claims that came to nothing, until such a code ends; so many are under way at once, too
 ROOM_CLAIMS: Final = 1_000  # that the server may let through until the code is renewed: joiners come back when we are busy
 RENEW_INTERVAL: Final = Seconds(200.0)  # of such a code, a third of its lifetime at the server
@@ -57,14 +55,15 @@ class CodeTerms(NamedTuple):
 
     words: int
     guesses: int
+    purpose: Purpose
 
     @property
     def is_for_many(self) -> bool:
         return self.guesses > 1
 
 
-FOR_ONE: Final = CodeTerms(CODE_WORDS, 1)
-FOR_MANY: Final = CodeTerms(ROOM_CODE_WORDS, ROOM_GUESSES)
+FOR_ONE: Final = CodeTerms(CODE_WORDS, 1, Purpose.PORTS)
+FOR_MANY: Final = CodeTerms(ROOM_CODE_WORDS, ROOM_GUESSES, Purpose.ROOM)
 
 
 class _Attempt:
@@ -198,6 +197,10 @@ class ExposerPairing:
         except MalformedPacket:
             self._context.drops["pairing finish not authentic"] += 1
             return True
+        if completed.params.purpose not in (0, self._terms.purpose.value):
+            self._client.post(now, attempt.mailbox, bytes((POST_FAILURE,)))
+            self._fail(now, attempt, Problem.WRONG_CODE, "Somebody wanted something else by the code")
+            return True
         del self._attempts[attempt.mailbox]
         self._ended = 0
         self._client.leave_mailbox(now, attempt.mailbox)
@@ -292,7 +295,7 @@ class ExposerPairing:
             psk=psk,
             prologue=xx_prologue(claim.nameplate, pake.message, claim.body),
             index=context.new_index(),
-            params=context.params(instance),
+            params=context.params(instance, purpose=self._terms.purpose),
             entropy=context.entropy,
         )
         self._attempts[claim.mailbox] = _Attempt(claim, responder, instance, Instant(now + ANSWER_TIMEOUT))

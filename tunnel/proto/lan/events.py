@@ -71,6 +71,11 @@ class JoinRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryUnanswered:
+    """Whoever we connected to has let us into no room: it may have none, or has not heard us."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoomFull:
     """To the creator: somebody wanted in, and there is no place."""
 
@@ -87,5 +92,6 @@ RoomEvent: TypeAlias = (
     | Renumbered
     | YouWereRemoved
     | JoinRefused
+    | EntryUnanswered
     | RoomFull
 )
