@@ -14,7 +14,7 @@ from tests.unit.rendezvous.world import SOCKETS, V4, entropy_of
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.rendezvous import messages as m
-from tunnel.proto.rendezvous.admission import AccessList
+from tunnel.proto.rendezvous.access import AccessList
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.server import Server

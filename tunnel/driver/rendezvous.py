@@ -19,7 +19,8 @@ from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, unix_time
 from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.rendezvous.admission import AccessList, Buckets
+from tunnel.proto.rendezvous.access import AccessList
+from tunnel.proto.rendezvous.admission import Buckets
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.server import Server
 from tunnel.proto.rendezvous.stun import ServerSocket

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -11,7 +12,8 @@ from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.rendezvous.events import RelayChannel
 from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import GoneReason, RefusalCode
+from tunnel.proto.rendezvous.messages import GoneReason, RefusalCode, Role
+from tunnel.proto.rendezvous.wishes import joins
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 ROOMS = [bytes((day,)) * 16 for day in range(3)]
@@ -131,6 +133,29 @@ def test_an_owner_who_never_hears_of_a_claim_keeps_his_code() -> None:
     late.client.claim(world.now, nameplate, b"y")
     world.run(1)
     assert [e.body for e in owner.of(events.ClaimReceived)] == [b"y"]
+
+
+@pytest.mark.parametrize("told_s", [30, 120])
+def test_a_full_server_is_asked_again_no_sooner_than_it_said(told_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel.proto.rendezvous.server.RETRY_FULL", told_s)
+    world = World(config=ServerConfig(max_sessions=1, sessions_per_address=1))
+    first, second = world.host("first"), world.host("second")
+    first.client.listen(world.now, ROOMS)
+    world.run(1)
+    asked_at: list[Instant] = []
+    refuse = world.server._encode
+    monkeypatch.setattr(
+        world.server, "_encode", lambda transaction, answer: (asked_at.append(world.now), refuse(transaction, answer))[1]
+    )
+    second.client.listen(world.now, ROOMS)
+    world.run(600)
+    refused_at = asked_at[:: len(list(joins(Role.LISTEN, ROOMS)))]
+    assert 600 / told_s / 1.2 <= len(refused_at) <= 600 / told_s + 1
+    assert all(after - before >= told_s for before, after in pairwise(refused_at))
+    first.client.close(world.now)
+    world.run(told_s * 1.2)
+    assert second.client._session in world.server.registry.sessions
+    assert set(ROOMS) <= set(world.server.registry.rooms)
 
 
 def test_codes_expire_after_ten_minutes() -> None:

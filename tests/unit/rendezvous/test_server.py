@@ -12,7 +12,8 @@ from tunnel.errors import ConfigurationError
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.nat import stun
 from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.admission import AccessList, Cookies, address_key
+from tunnel.proto.rendezvous.access import AccessList
+from tunnel.proto.rendezvous.admission import Cookies, address_key
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import RefusalCode, Role
 from tunnel.proto.rendezvous.server import Server

@@ -1,26 +1,20 @@
-"""Who may ask for what how often: cookies, rate buckets of fixed size, lock-outs and the operator's access list."""
+"""Who may ask for what how often: cookies, rate buckets of fixed size, and lock-outs."""
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from hashlib import sha256
-from typing import Final, TypeAlias
+from typing import Final
 
-from tunnel.errors import ConfigurationError
 from tunnel.prefixes import GROWTH, IPV6_BYTES, Prefixes, prefixes
-from tunnel.proto.rendezvous import messages
 from tunnel.units import Address, Instant, Seconds
 
 COOKIE_EPOCH: Final = Seconds(120.0)  # a cookie is good in its own epoch and the next one
 COOKIE_SIZE: Final = 17  # bytes: the epoch's low byte and half a SHA-256
 BUCKET_SLOTS: Final = 16_384  # slots; strangers share them, so that no number of strangers grows our memory
-MIN_TOKEN: Final = 16  # characters of an access token, so that its MAC cannot be searched
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def address_key(host: str) -> str:
@@ -67,13 +61,13 @@ class Buckets:
         self._tokens = array("d", [burst]) * slots
         self._at = array("d", [0.0]) * slots
 
-    def take(self, now: Instant, key: Hashable) -> bool:
-        """Whether one more is allowed."""
+    def take(self, now: Instant, key: Hashable, amount: float = 1.0) -> bool:
+        """Whether so many more are allowed.  An amount beyond the burst is, when the bucket is full."""
         slot = hash((self._salt, key)) % len(self._tokens)
         tokens = min(self._burst, self._tokens[slot] + max(0.0, now - self._at[slot]) * self._rate)
         self._at[slot] = now
-        is_allowed = tokens >= 1.0
-        self._tokens[slot] = tokens - 1.0 if is_allowed else tokens
+        is_allowed = tokens >= min(amount, self._burst)
+        self._tokens[slot] = tokens - amount if is_allowed else tokens
         return is_allowed
 
 
@@ -142,69 +136,3 @@ class Lockouts:
             if now - self._guesses[key][1] < old:
                 return
             del self._guesses[key]
-
-
-class AccessList:
-    """Who may use a server: hosts and prefixes, and shared tokens of which a client proves knowledge.  Empty: everybody."""
-
-    __slots__ = ("_known", "_networks", "_tokens")
-
-    def __init__(self, networks: tuple[Network, ...] = (), tokens: tuple[bytes, ...] = ()) -> None:
-        self._networks = networks
-        self._tokens = tokens
-        self._known: dict[str, bool] = {}
-
-    @property
-    def is_open(self) -> bool:
-        return not self._networks and not self._tokens
-
-    def allows_host(self, host: str) -> bool:
-        """Whether the address alone is enough."""
-        if self.is_open:
-            return True
-        known = self._known.get(host)
-        if known is None:
-            address = ipaddress.ip_address(host.partition("%")[0])
-            known = any(address in network for network in self._networks if network.version == address.version)
-            if len(self._known) >= 4096:
-                self._known.clear()
-            self._known[host] = known
-        return known
-
-    def allows(self, host: str, request: messages.Request) -> bool:
-        if self.allows_host(host):
-            return True
-        if not request.proof:
-            return False
-        proofs = [messages.access_proof(token, request.proven_part) for token in self._tokens]
-        return any(hmac.compare_digest(proof, request.proof) for proof in proofs)
-
-    @classmethod
-    def parse(cls, text: str, source: str = "access file") -> AccessList:
-        """One entry a line: an address, a prefix, or `token SECRET`; `#` begins a comment.
-
-        Raises ConfigurationError naming the line.  A file without any entry lets nobody in, so it is refused.
-        """
-        networks: list[Network] = []
-        tokens: list[bytes] = []
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.partition("#")[0].split()
-            if not words:
-                continue
-            if words[0] == "token":
-                if len(words) != 2 or len(words[1]) < MIN_TOKEN:
-                    raise ConfigurationError(
-                        f"{source}, line {number}: write `token` and one secret of at least {MIN_TOKEN} characters."
-                    )
-                tokens.append(words[1].encode())
-                continue
-            try:
-                (word,) = words
-                networks.append(ipaddress.ip_network(word))
-            except ValueError:
-                raise ConfigurationError(
-                    f"{source}, line {number}: {words[0]!r} is no address, no prefix such as 198.51.100.0/24 and no token."
-                ) from None
-        if not networks and not tokens:
-            raise ConfigurationError(f"{source} names nobody: give addresses, prefixes or tokens, or leave --access out.")
-        return cls(tuple(networks), tuple(tokens))

@@ -40,7 +40,7 @@ STANDBY_REFRESH: Final = Seconds(20.0)  # of the addresses that carry no registr
 LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
 PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
-RETRY_AFTER_FULL: Final = Seconds(30.0)  # before asking again for rooms that were full
+RETRY_AFTER_FULL: Final = Seconds(30.0)  # before asking again for what was full, at least; the server may say more
 SURELY_KNOWN: Final = 0.75  # share of the lifetime that the server gives us; a request and its answer take their time too
 FIRST_WELCOME: Final = Seconds(3.0 * REFRESH_INTERVAL)  # by then the first Refresh should have been answered
 AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
@@ -642,7 +642,7 @@ class Client:
             return
         refused = tuple(room for index, room in enumerate(message.rooms) if not granted >> index & 1)
         if refused:
-            self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
+            self._rejoin_at = self._after_full(now)
             self._wishes.refuse(message, refused)
             self._events.append(
                 events.Refused(
@@ -654,16 +654,20 @@ class Client:
                 )
             )
 
+    def _after_full(self, now: Instant, told_s: int = 0) -> Instant:
+        """When to ask again: not before we are told, and not all at once."""
+        return Instant(now + max(RETRY_AFTER_FULL, told_s) * (1.0 + 0.1 * self._rng.random()))
+
     def _on_refused(self, now: Instant, request: PendingRequest, message: messages.Refused) -> None:
+        if message.code == RefusalCode.FULL and not isinstance(request.message, messages.Claim | messages.Post):
+            self._full_until = self._after_full(now, message.retry_after_s)
         match request.message:
             case messages.Allocate(wanted=wanted) if wanted:
                 self._wishes.nameplates.pop(wanted, None)
                 self._events.append(events.NameplateLost(nameplate=wanted))
                 return
             case messages.Join() as join:
-                self._rejoin_at = Instant(now + RETRY_AFTER_FULL)
-                if message.code == RefusalCode.FULL:
-                    self._full_until = self._rejoin_at
+                self._rejoin_at = self._after_full(now, message.retry_after_s)
                 self._wishes.refuse(join, join.rooms)
             case messages.Rebind(channel=identifier, side=side):
                 info = self._channels.get(identifier)

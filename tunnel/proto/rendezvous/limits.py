@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tunnel.proto.rendezvous.admission import AccessList
+from tunnel.proto.rendezvous.access import AccessList
 from tunnel.units import Seconds
 
 GIBIBYTE = 1 << 30

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, assert_never
 from tunnel.errors import MalformedPacket
 from tunnel.prefixes import prefixes
 from tunnel.proto.rendezvous import messages
+from tunnel.proto.rendezvous.access import Gate
 from tunnel.proto.rendezvous.admission import Cookies, TreeBuckets
 from tunnel.proto.rendezvous.codes import Codes, Refusal
 from tunnel.proto.rendezvous.limits import ServerConfig
@@ -38,6 +39,7 @@ OWNER_SIDE: Final = 0  # of a channel: whoever allocated or listened
 PAID_REFUSALS: Final = frozenset({RefusalCode.UNKNOWN_NAMEPLATE, RefusalCode.SPENT, RefusalCode.TAKEN})  # a repetition is free
 UNMET_INTERVAL: Final = Seconds(30.0)  # between words to one listener that dialers could not be led to it
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
+RETRY_FULL: Final = 30  # seconds after which who found no room asks again
 CROWDED: Final = "the server has too many clients, or too many from this address"
 
 
@@ -82,6 +84,7 @@ class Server:
         self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
         self._pushes = Pushes(config, self.registry, entropy, self.drops, self._queue)
         self._request_rate = TreeBuckets(config.requests_per_second, config.request_burst, entropy(16))
+        self._gate = Gate(config.access, entropy)
         self._codes = Codes(config, self.registry, self._numbers, entropy)
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
@@ -230,18 +233,22 @@ class Server:
             self._proofs += request.session in self.registry.sessions  # its 16 bytes are as good as a cookie
             self._on_unproven(now, socket_id, remote, request)
             return
-        if not self._request_rate.take(now, prefixes(remote.host)):
+        keys = prefixes(remote.host)
+        if not self._request_rate.take(now, keys):
             self.drops["server_request_rate"] += 1
             self._refuse(Refusal(RefusalCode.SLOW_DOWN, "too many requests from this address", 2), socket_id, remote, transaction)
             return
-        if not self.config.access.allows(remote.host, request):
-            self._note(now, "denied", remote=remote)
-            self._refuse(
-                Refusal(RefusalCode.DENIED, "this server's operator lets only listed clients in"), socket_id, remote, transaction
-            )
-            return
-        self._proofs += 1
-        answer = self._answer(now, Inbound(socket_id, remote, request, len(data)))
+        answer: bytes | Refusal | None
+        match self._gate.admits(now, remote.host, keys, request):
+            case True:
+                self._proofs += 1
+                answer = self._answer(now, Inbound(socket_id, remote, request, len(data)))
+            case False:
+                self._note(now, "denied", remote=remote)
+                answer = Refusal(RefusalCode.DENIED, "this server's operator lets only listed clients in")
+            case None:
+                self.drops["server_proof_rate"] += 1
+                answer = Refusal(RefusalCode.SLOW_DOWN, "too many access tokens are being tried", 2)
         if isinstance(answer, Refusal):
             self._refuse(answer, socket_id, remote, transaction)
         elif answer is not None:
@@ -295,7 +302,7 @@ class Server:
         self._follow(now, inbound)
         session = self.registry.session(now, request.session, socket_id, remote)
         if session is None:
-            return Refusal(RefusalCode.FULL, CROWDED, 30)
+            return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
         self._pushes.heard(now, session, size)
         if request.transaction in session.answers:
             self._pushes.answered(session, len(session.answers[request.transaction]))
@@ -335,7 +342,7 @@ class Server:
         session = self.registry.sessions.get(request.session)
         if session is not None:
             if not self.registry.touch(now, session, socket_id, remote):
-                return Refusal(RefusalCode.FULL, CROWDED, 30)
+                return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
             self._pushes.heard(now, session, size)
         welcome = messages.Welcome(
             cookie=self._cookies.issue(now, remote),
@@ -367,7 +374,7 @@ class Server:
                 return refusal
         number = self.registry.allocate(now, session, message.wanted, message.claims)
         if number is None:
-            return Refusal(RefusalCode.FULL, "no more codes for now, or not for this address", 30)
+            return Refusal(RefusalCode.FULL, "no more codes for now, or not for this address", RETRY_FULL)
         self._note(now, "allocated", remote=session.remote)
         lifetime = self.registry.nameplates[number].expires_at - now
         ticket = self._numbers.ticket(self._instance, session.id, number)
