@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
 from tunnel.errors import ConfigurationError
+from tunnel.forward import local, tcp
+from tunnel.forward.counters import ForwardCounters, Notices
+from tunnel.forward.loops import OWN
 from tunnel.forward.serve import Exposed, Listeners
 from tunnel.forward.spec import parse_forwards
-from tunnel.forward.tcp import LINGER_RST, set_up
+from tunnel.forward.tcp import LINGER_RST, TcpForward, set_up
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -405,3 +409,123 @@ def test_without_a_bind_both_loopback_addresses_listen() -> None:
         assert host == "127.0.0.1"
         with socket.create_connection(("127.0.0.1", int(port))), socket.create_connection(("::1", int(port))):
             pass
+
+
+async def test_a_program_that_listens_on_the_other_loopback_is_found() -> None:
+    """Some development servers take `localhost` for ::1 alone."""
+    async with forwarded(None) as bench:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+            bench.exposed._allow = lambda _protocol, _target: ("127.0.0.1", server.getsockname()[1])
+            async with await bench.connect() as client:
+                await client.send_all(b"hello")
+                accepted, _ = await trio.to_thread.run_sync(server.accept)
+                with accepted:
+                    assert await trio.to_thread.run_sync(accepted.recv, 5) == b"hello"
+
+
+async def test_where_nothing_listens_the_person_who_exposes_is_told_too() -> None:
+    async with forwarded(None) as bench:
+        told: list[str] = []
+        bench.exposed._notices = Notices(told.append)
+        async with await bench.connect() as client:
+            with suppress(trio.BrokenResourceError):
+                assert await client.receive_some(1) == b""
+        assert len(told) == 1
+        assert "asked for tcp/80: nothing listens on port" in told[0]
+
+
+async def test_a_forward_that_leads_to_itself_is_refused_with_a_sentence_and_makes_no_chain() -> None:
+    async with forwarded(None) as bench:
+        told: list[str] = []
+        bench.exposed._notices = Notices(told.append)
+        bench.exposed._allow = lambda _protocol, _target: ("127.0.0.1", bench.port)
+        async with await bench.connect() as client:
+            with suppress(trio.BrokenResourceError):
+                assert await client.receive_some(1) == b""
+        while bench.exposed.counters.tcp_active or bench.listeners.counters.tcp_active:
+            await trio.lowlevel.checkpoint()
+        assert bench.exposed.counters.loops == 1
+        assert bench.listeners.counters.tcp_opened == 2
+        assert "leads to a forward of its own" in told[0]
+        assert any("leads to itself" in sentence for sentence in bench.notices)
+    assert not OWN._marks
+
+
+class FullLink:
+    """A peer that lets no further stream be opened."""
+
+    peer_name = "home"
+
+    async def open_stream(self, message: bytes) -> Any:
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("ends_by", ["leaving", "patience"])
+async def test_a_connection_that_has_to_wait_is_spoken_of_and_does_not_wait_for_ever(
+    ends_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp, "OPEN_SILENCE", 0.01)
+    monkeypatch.setattr(tcp, "OPEN_PATIENCE", 0.5 if ends_by == "patience" else 60.0)
+    told: list[str] = []
+    counters = ForwardCounters()
+    link: Any = FullLink()
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(20):
+        listener.setblocking(False)
+        forward = TcpForward(listener, 80, link=link, counters=counters, notices=Notices(told.append))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forward.run)
+            async with await trio.open_tcp_stream(*listener.getsockname()) as client:
+                if ends_by == "patience":
+                    await client.send_all(b"early words")
+                while not told:
+                    await trio.lowlevel.checkpoint()
+                assert told == ["home allows no more connections at a time, or is away: further ones wait."]
+                assert counters.tcp_waiting == counters.tcp_active == 1
+                if ends_by == "patience":
+                    with pytest.raises(trio.BrokenResourceError):
+                        await client.receive_some(1)
+            while counters.tcp_active:
+                await trio.lowlevel.checkpoint()
+            assert counters.tcp_waiting == 0
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("dead", ["silent", "refused"])
+async def test_an_address_that_does_not_answer_costs_a_moment_where_the_name_has_others(
+    dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = local._connect
+
+    async def connect(family: int, address: tuple[str, int]) -> socket.socket:
+        if address[0] != "192.0.2.1":
+            return await real(family, address)
+        if dead == "silent":
+            await trio.sleep_forever()
+        raise OSError(errno.EHOSTUNREACH, "no way there")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        async def resolve(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+            return [(socket.AF_INET, ("192.0.2.1", port)), (socket.AF_INET, ("127.0.0.1", port))]
+
+        monkeypatch.setattr(local, "_connect", connect)
+        monkeypatch.setattr(local, "resolve", resolve)
+        monkeypatch.setattr(local, "ATTEMPT_DELAY", 0.01)
+        with trio.fail_after(20):
+            sock = await local.connect_tcp("nas.example", port)
+        assert sock.getpeername() == ("127.0.0.1", port)
+        local._give_up(sock)
+
+
+def test_a_port_that_another_program_has_on_the_other_loopback_is_spoken_of() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as stranger:
+        port = stranger.getsockname()[1]
+        with Listeners(parse_forwards([f"{port}:80"])) as listeners:
+            assert listeners.ready[0].binds == (f"127.0.0.1:{port}",)
+            assert listeners.warnings() == [
+                f"Another program has tcp port {port} on ::1, so localhost:{port} may lead to that one: "
+                f"use 127.0.0.1:{port}, or choose another port."
+            ]
+    with Listeners(parse_forwards(["0:80", "127.0.0.1:0:81", "*:0:82"])) as listeners:
+        assert listeners.warnings() == []

@@ -201,3 +201,55 @@ async def test_an_answer_leaves_from_the_address_that_the_client_asked() -> None
                     await client.sendto(data, (host, bench.port))
                     assert await client.recvfrom(65_535) == (data, (host, bench.port))
     assert bench.counters.udp_flows_opened == 3
+
+
+async def test_a_flow_that_is_never_silent_outlives_any_number_of_short_ones() -> None:
+    """A game beside a resolver that uses a new port for each question: the game's server must not see another port."""
+    async with forwarded(limit=10) as bench:
+        game = await bench.client()
+        for number in range(100):
+            await game.send(b"tick")
+            assert await game.recv(100) == b"tick"
+            with await bench.client() as lookup:
+                await lookup.send(b"%d" % number)
+                assert await lookup.recv(100) == b"%d" % number
+        game.close()
+        assert bench.counters.udp_flows_opened == 101
+        assert bench.counters.udp_flows_evicted >= 90
+
+
+async def test_where_nothing_listens_both_persons_are_told() -> None:
+    async with forwarded() as bench:
+        told: list[str] = []
+        bench.exposed._notices = Notices(told.append)
+        closed = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        await closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        bench.exposed._allow = lambda _protocol, _target: ("127.0.0.1", port)
+        closed.close()
+        with await bench.client() as client:
+            await client.send(b"anybody?")
+            await until(lambda: bool(told and bench.notices))
+        assert told == [f"{bench.exposed._link.peer_name} asked for udp/53: nothing listens on port {port} here."]
+        assert "refused udp/53: nothing listens there" in bench.notices[0]
+
+
+async def test_a_program_that_listens_on_the_other_loopback_is_found() -> None:
+    """What was said to the address that refused it is said again."""
+    async with forwarded() as bench:
+        server = trio.socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        await server.bind(("::1", 0))
+        bench.exposed._allow = lambda _protocol, _target: ("127.0.0.1", server.getsockname()[1])
+        with server, await bench.client() as client:
+            for data in (b"first", b"second"):
+                await client.send(data)
+                asked, address = await server.recvfrom(100)
+                assert asked == data
+                await server.sendto(b"answer", address)
+                assert await client.recv(100) == b"answer"
+        assert bench.exposed.counters.udp_flows_opened == 1
+
+
+@pytest.mark.parametrize(("target", "idle"), [(53, 16.0), ("dns:53", 16.0), (5353, 120.0), ("dns", 120.0), ("dns:5353", 120.0)])
+def test_lookups_are_remembered_for_a_shorter_time(target: int | str, idle: float) -> None:
+    assert udp.idle_of(target) == idle

@@ -209,7 +209,10 @@ class Connecting:
         )
         async with serve_control(self._home.run_dir(), process):
             for each in ready:
-                self._output.emit({"event": "forward", "bind": each.bind, "target": each.target})
+                self._output.emit({"event": "forward", "bind": each.bind, "target": each.target, "binds": list(each.binds)})
+            for text in self._listeners.warnings():
+                self._output.warn(text)
+                self._output.emit({"event": "warning", "code": "half_bound", "message": text})
             if self._target is None and not ready:
                 self._output.say("Nothing is forwarded: --forward LOCAL:REMOTE or --stdio PORT would use the link.")
             if not self._output.is_live:

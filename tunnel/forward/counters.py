@@ -43,6 +43,8 @@ class ForwardCounters:
     udp_refused: int = 0  # datagrams of flows that the exposer turned away
     udp_datagrams_in: int = 0  # from local programs
     udp_datagrams_out: int = 0  # to local programs
+    loops: int = 0  # connections that came back through a forward of their own
+    tcp_waiting: int = 0  # connections that had to wait, as the peer allowed no more streams
     misled: int = 0  # a name that was given to expose led to this machine, or to a reserved address
     malformed_opens: int = 0
     revoked: int = 0  # streams and flows that ended because their grant was taken back

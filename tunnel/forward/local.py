@@ -6,16 +6,19 @@ import errno
 import os
 import socket
 import sys
+from itertools import zip_longest
 from typing import Final
 
 import trio
 
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import ConfigurationError
-from tunnel.forward.names import resolve
+from tunnel.forward.loops import OWN, mark_of
+from tunnel.forward.names import Place, resolve
 from tunnel.forward.spec import LOOPBACK, Forward
 
 CONNECT_TIMEOUT: Final = 20.0  # seconds; name resolution included
+ATTEMPT_DELAY: Final = 0.25  # seconds before the next address of a name is tried as well; RFC 8305 §5
 LISTEN_BACKLOG: Final = 1_024  # connections that wait while no link is up
 UDP_BUFFER: Final = 2 * 1024 * 1024  # bytes asked for; an ordinary user gets net.core.rmem_max
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -55,48 +58,99 @@ def is_ipv6_here() -> bool:
 async def connect_tcp(host: str, port: int) -> socket.socket:
     """A connected, non-blocking socket.  Raises OSError, also for a time-out (ETIMEDOUT)."""
     with trio.move_on_after(CONNECT_TIMEOUT):
-        refused: OSError = OSError(errno.EHOSTUNREACH, "the name has no address")
-        for family, address in await resolve(host, port):
-            try:
-                return await _connect(family, address)
-            except OSError as error:
-                if stream_code(refused) != StreamCode.REFUSED:  # which says more than "no such address family here"
-                    refused = error
-        raise refused
+        places = alternate(await resolve(host, port))
+        return await _connect(*places[0]) if len(places) == 1 else await _race(places)
     raise OSError(errno.ETIMEDOUT, "no answer")
 
 
+def alternate(places: list[Place]) -> list[Place]:
+    """In the system's order, but the families in turn: a whole family may lead nowhere.  RFC 8305 §4."""
+    first = places[0][0] if places else 0
+    ours = [place for place in places if place[0] == first]
+    others = [place for place in places if place[0] != first]
+    return [place for pair in zip_longest(ours, others) for place in pair if place is not None]
+
+
+async def _race(places: list[Place]) -> socket.socket:
+    """The first of them that answers; each is begun a moment after the one before, or when that has failed.  RFC 8305 §5.
+
+    Raises OSError: the one that says most.
+    """
+    won: socket.socket | None = None
+    refused: OSError = OSError(errno.EHOSTUNREACH, "the name has no address")
+
+    async def attempt(place: Place, failed: trio.Event) -> None:
+        nonlocal won, refused
+        try:
+            sock = await _connect(*place)
+        except OSError as error:
+            if stream_code(refused) != StreamCode.REFUSED:  # which says more than "no such address family here"
+                refused = error
+            failed.set()
+            return
+        if won is not None:
+            _give_up(sock)
+            return
+        won = sock
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for place in places:
+            failed = trio.Event()
+            nursery.start_soon(attempt, place, failed)
+            with trio.move_on_after(ATTEMPT_DELAY):
+                await failed.wait()
+    if won is None:
+        raise refused
+    return won
+
+
+def _give_up(sock: socket.socket) -> None:
+    OWN.forget(mark_of(sock.getsockname(), sock.getpeername()))
+    sock.close()
+
+
 async def _connect(family: int, address: tuple[str, int]) -> socket.socket:
+    """Its mark is noted; who closes it has it forgotten."""
     sock = socket.socket(family, socket.SOCK_STREAM)
+    mark = 0
     try:
         sock.setblocking(False)
         try:
             sock.connect(address)
+            mark = OWN.note(sock, address)
         except BlockingIOError:
+            mark = OWN.note(sock, address)
             await trio.lowlevel.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code)) from None
     except BaseException:
+        OWN.forget(mark)
         sock.close()
         raise
     return sock
 
 
-async def connect_udp(host: str, port: int) -> socket.socket:
-    """A non-blocking UDP socket that sends to and hears only that address.  Raises OSError, also for a time-out."""
+async def udp_places(host: str, port: int) -> list[Place]:
+    """Where that is, to be tried in order.  Raises OSError, also for a time-out."""
     with trio.move_on_after(CONNECT_TIMEOUT):
-        family, address = (await resolve(host, port))[0]
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            sock.setblocking(False)
-            sock.connect(address)
-            _enlarge(sock)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        return alternate(await resolve(host, port))
     raise OSError(errno.ETIMEDOUT, "no answer")
+
+
+def open_udp(place: Place) -> socket.socket:
+    """A non-blocking UDP socket that sends to and hears only that address.  Raises OSError."""
+    family, address = place
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(address)
+        _enlarge(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _enlarge(sock: socket.socket) -> None:
@@ -105,9 +159,9 @@ def _enlarge(sock: socket.socket) -> None:
 
 
 def open_listeners(forward: Forward) -> list[socket.socket]:
-    """The sockets of one forward: one, or two when no BIND was given (127.0.0.1, and ::1 where that is free).
+    """The sockets of one forward: one, or two when no BIND was given (127.0.0.1, and ::1 where that can be had).
 
-    Raises ConfigurationError.
+    Where another program has [::1], only the first is opened: see half_bound.  Raises ConfigurationError.
     """
     first = _open_listener(forward, forward.bind)
     if forward.bind != LOOPBACK or forward.has_bind:
@@ -116,7 +170,23 @@ def open_listeners(forward: Forward) -> list[socket.socket]:
     try:
         return [first, _bind(forward, "::1", port)]
     except OSError:
-        return [first]  # `localhost` falls back to 127.0.0.1 by itself
+        return [first]  # a machine without IPv6, or the half that half_bound speaks of
+
+
+def half_bound(forward: Forward, sockets: list[socket.socket]) -> str:
+    """One sentence where [::1] could not be had beside 127.0.0.1: then `localhost` may lead to whoever has it.  "" otherwise."""
+    if len(sockets) != 1 or forward.bind != LOOPBACK or forward.has_bind:
+        return ""
+    port = sockets[0].getsockname()[1]
+    try:
+        _bind(forward, "::1", port).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return (
+                f"Another program has {forward.protocol} port {port} on ::1, so localhost:{port} may lead to that one: "
+                f"use 127.0.0.1:{port}, or choose another port."
+            )
+    return ""
 
 
 def _open_listener(forward: Forward, host: str) -> socket.socket:

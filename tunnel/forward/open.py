@@ -23,15 +23,20 @@ MIN_MEASURED_SECONDS: Final = 1e-6  # as they are rounded on the wire; or none
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 #: NAME or NAME:port.  No control characters: it is shown to the exposer.
 TargetName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[0-9]{1,5})?\Z")]
+Mark = Annotated[int, msgspec.Meta(ge=0, le=0xFF_FFFF_FFFF_FFFF)]
 FlowNumber = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
-    """Opener to exposer.  `target` is a port or an exposed NAME or NAME:port; `flow` is used by kind "udp" only."""
+    """Opener to exposer.  `target` is a port or an exposed NAME or NAME:port; `flow` is used by kind "udp" only.
+
+    `mark` tells the local program's connection (loops.mark_of), so that a forward that leads to itself is noticed.
+    """
 
     kind: Literal["tcp", "udp"]
     target: Port | TargetName
     flow: FlowNumber = 0
+    mark: Mark = 0
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):

@@ -14,11 +14,12 @@ from tunnel.errors import MalformedPacket, TunnelError
 from tunnel.forward.bench import ALLOWANCES, Allowance, serve_bench
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Allow, Link, Notice, Stream
-from tunnel.forward.local import open_listeners
+from tunnel.forward.local import half_bound, open_listeners
+from tunnel.forward.loops import OWN
 from tunnel.forward.open import Bench, Open, decode_open, read_message
 from tunnel.forward.spec import Forward
 from tunnel.forward.tcp import TcpForward, refuse, serve_tcp
-from tunnel.forward.udp import FlowTable, UdpForward, serve_udp
+from tunnel.forward.udp import FlowTable, UdpForward, idle_of, serve_udp
 
 if TYPE_CHECKING:
     from tunnel.driver.link import Link as DriverLink
@@ -27,10 +28,11 @@ OPEN_TIMEOUT: Final = 10.0  # seconds for the first message of a stream that the
 
 
 class Ready(NamedTuple):
-    """One forward that local programs can use now; `bind` is host:port."""
+    """One forward that local programs can use now; `bind` is host:port, `binds` all of them."""
 
     bind: str
     target: str  # as tcp/22 or udp/nas:53
+    binds: tuple[str, ...] = ()
 
 
 class Listeners:
@@ -52,7 +54,15 @@ class Listeners:
 
     @property
     def ready(self) -> list[Ready]:
-        return [Ready(_address_text(sockets[0]), f"{forward.protocol}/{forward.target}") for forward, sockets in self._open]
+        found = []
+        for forward, sockets in self._open:
+            binds = tuple(map(_address_text, sockets))
+            found.append(Ready(binds[0], f"{forward.protocol}/{forward.target}", binds))
+        return found
+
+    def warnings(self) -> list[str]:
+        """Sentences about forwards of which only a part could be opened."""
+        return [text for forward, sockets in self._open if (text := half_bound(forward, sockets))]
 
     async def serve(self, link: Link, *, notice: Notice | None = None) -> None:
         """Carry what arrives to `link`'s peer until the link closes or this is cancelled.  `notice` takes sentences."""
@@ -119,7 +129,7 @@ class Exposed:
         self._allow = allow
         self._notices = Notices(notice)
         self.counters = counters or ForwardCounters()
-        self._table = FlowTable(self.counters)
+        self._tables: dict[tuple[str, int], FlowTable] = {}  # of UDP flows, by where they lead
         self._allowance = allowance or Allowance()
         self._served: dict[trio.CancelScope, _Served] = {}
 
@@ -146,20 +156,28 @@ class Exposed:
         if address is None:
             self._deny(stream, opening)
             return
+        if opening.mark and opening.mark in OWN:
+            self._refuse_loop(stream, opening)
+            return
+        # This machine is 127.0.0.1 and ::1: many programs listen on one of them alone.
+        place = ("localhost", address[1]) if isinstance(opening.target, int) else address
         with trio.CancelScope() as scope:
             self._served[scope] = _Served(stream, opening.kind, opening.target, address)
             try:
                 if opening.kind == "tcp":
-                    await serve_tcp(stream, early, address, counters=self.counters, notices=self._notices)
+                    await serve_tcp(
+                        stream, early, place, counters=self.counters, notices=self._notices, asked=self._asked(opening)
+                    )
                 else:
                     await serve_udp(
                         stream,
                         opening.flow,
-                        address,
+                        place,
                         flows=self._link.flows,
-                        table=self._table,
+                        table=self._table_of(address),
                         counters=self.counters,
                         notices=self._notices,
+                        asked=self._asked(opening),
                     )
             finally:
                 del self._served[scope]
@@ -176,6 +194,22 @@ class Exposed:
             self.counters.revoked += cut
             what = "An open connection" if cut == 1 else f"{cut} open connections"
             self._notices.say("revoked", f"{what} of {self._link.peer_name} ended, as the grant was taken back.")
+
+    def _table_of(self, address: tuple[str, int]) -> FlowTable:
+        """Of the flows that lead there; as many as there are grants."""
+        if address not in self._tables:
+            self._tables[address] = FlowTable(self.counters, idle=idle_of(address[1]))
+        return self._tables[address]
+
+    def _asked(self, opening: Open) -> str:
+        """How a sentence about it begins."""
+        return f"{self._link.peer_name} asked for {opening.kind}/{opening.target}"
+
+    def _refuse_loop(self, stream: Stream, opening: Open) -> None:
+        self.counters.loops += 1
+        text = f"{self._asked(opening)}, which leads to a forward of its own, on this machine: nothing else listens there."
+        self._notices.say(f"loop {opening.target}", text)
+        refuse(stream, StreamCode.LOOP)
 
     def _deny(self, stream: Stream, opening: Open) -> None:
         if opening.kind == "tcp":

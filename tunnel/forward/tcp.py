@@ -21,9 +21,12 @@ from tunnel.errors import TunnelError
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_tcp, stream_code
+from tunnel.forward.loops import OWN, mark_of
 from tunnel.forward.names import MisledError
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
 
+OPEN_SILENCE: Final = 1.0  # seconds that a connection waits for its stream without a word
+OPEN_PATIENCE: Final = 60.0  # seconds after that; then the connection is reset
 ACCEPT_BATCH: Final = 64  # connections accepted before other tasks get their turn
 ACCEPT_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
 LAST_WORDS: Final = 1.0  # seconds for what a program said before it reset the connection; RESET or RST follows behind it
@@ -44,6 +47,7 @@ REFUSALS: Final = {
     StreamCode.UNREACHABLE: "that machine cannot be reached from there",
     StreamCode.TIMED_OUT: "that machine does not answer there",
     StreamCode.RESET: "the program there hung up at once",
+    StreamCode.LOOP: "the forward leads to itself: nothing else listens on that port, and both ends are on this machine",
 }
 
 
@@ -322,7 +326,6 @@ class TcpForward:
     ) -> None:
         self._listener = listener
         self._target = target
-        self._message = encode(Open("tcp", target))
         self._link = link
         self._counters = counters
         self._notices = notices
@@ -365,7 +368,9 @@ class TcpForward:
         with link.faults.wall("stream", f"ended a connection to tcp/{self._target} of {link.peer_name}"):
             try:
                 set_up(sock)
-                stream = await link.open_stream(self._message)
+                stream = await self._open(sock)
+                if stream is None:
+                    return
                 counters.tcp_opened += 1
                 await Relay(sock, stream, counters, self._refused).run([])
             except (TunnelError, OSError):
@@ -373,6 +378,31 @@ class TcpForward:
             finally:
                 counters.tcp_active -= 1
                 cut(sock)  # nothing happens where the relay has closed it
+
+    async def _open(self, sock: socket.socket) -> Stream | None:
+        """A stream for this connection; None when there was none to be had, or the program left while it waited."""
+        message = encode(Open("tcp", self._target, 0, mark_of(sock.getpeername(), sock.getsockname())))
+        with trio.move_on_after(OPEN_SILENCE):
+            return await self._link.open_stream(message)
+        counters = self._counters
+        stream: Stream | None = None
+        failure: TunnelError | None = None
+        counters.tcp_waiting += 1
+        self._notices.say(
+            "waiting", f"{self._link.peer_name} allows no more connections at a time, or is away: further ones wait."
+        )
+        with trio.move_on_after(OPEN_PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_leave_with, sock, nursery.cancel_scope)
+                try:
+                    stream = await self._link.open_stream(message)
+                except TunnelError as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        counters.tcp_waiting -= 1
+        if failure is not None:
+            raise failure
+        return stream
 
     def _refused(self, code: int) -> None:
         if code == StreamCode.CANCELLED:
@@ -385,8 +415,29 @@ class TcpForward:
         self._notices.say(f"tcp {self._target} {code}", describe_refusal(peer, "tcp", self._target, code))
 
 
+async def _leave_with(sock: socket.socket, scope: trio.CancelScope) -> None:
+    """Cancel when the local program goes away; what it says meanwhile stays in the socket."""
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            if not sock.recv(1, socket.MSG_PEEK):
+                break
+        except BlockingIOError:
+            continue
+        except OSError:
+            break
+        await trio.sleep(OPEN_SILENCE)
+    scope.cancel()
+
+
 async def serve_tcp(
-    stream: Stream, early: list[bytes], address: tuple[str, int], *, counters: ForwardCounters, notices: Notices
+    stream: Stream,
+    early: list[bytes],
+    address: tuple[str, int],
+    *,
+    counters: ForwardCounters,
+    notices: Notices,
+    asked: str = "A peer asked for a port",
 ) -> None:
     """The exposing side of one stream whose Open was granted: connect to `address`, answer, relay.
 
@@ -401,6 +452,7 @@ async def serve_tcp(
         sock = await _connect_unless_aborted(stream, address)
         if sock is None:
             return
+        mark = mark_of(sock.getsockname(), sock.getpeername())
         try:
             set_up(sock)
             await stream.send_all(encode(Opened()))
@@ -408,6 +460,7 @@ async def serve_tcp(
             await Relay(sock, stream, counters).run(early)
         finally:
             cut(sock)
+            OWN.forget(mark)
     except OSError as error:
         if isinstance(error, MisledError):
             counters.misled += 1
@@ -416,11 +469,27 @@ async def serve_tcp(
             counters.tcp_shed += 1
             notices.say("shed", f"A connection was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")
         counters.tcp_refused += 1
+        say_unserved(notices, asked, address, error)
         refuse(stream, stream_code(error))
     except TunnelError:
         refuse(stream, StreamCode.CANCELLED)
     finally:
         counters.tcp_active -= 1
+
+
+def say_unserved(notices: Notices, asked: str, address: tuple[str, int], error: OSError) -> None:
+    """Tell the person who exposes, who alone can help."""
+    where = "here" if address[0] == "localhost" else f"at {address[0]}"
+    match error.errno:
+        case errno.ECONNREFUSED:
+            text = f"{asked}: nothing listens on port {address[1]} {where}."
+        case errno.EADDRNOTAVAIL:
+            text = f"{asked}: this machine has no free port left for one more connection. Wait, or close some."
+        case errno.EHOSTUNREACH | errno.ENETUNREACH | errno.ETIMEDOUT if not isinstance(error, MisledError):
+            text = f"{asked}: {address[0]} does not answer."
+        case _:
+            return
+    notices.say(f"unserved {address} {error.errno}", text)
 
 
 async def _connect_unless_aborted(stream: Stream, address: tuple[str, int]) -> socket.socket | None:

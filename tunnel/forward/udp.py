@@ -18,18 +18,22 @@ from tunnel.driver.stream import StreamCode
 from tunnel.errors import TunnelError
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Flows, Link, Stream
-from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_udp, stream_code
-from tunnel.forward.names import MisledError
+from tunnel.forward.local import OUT_OF_DESCRIPTORS, open_udp, stream_code, udp_places
+from tunnel.forward.names import MisledError, Place
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
 from tunnel.forward.outlet import Outlet, Overruns
-from tunnel.forward.tcp import code_of, describe_refusal, refuse
+from tunnel.forward.tcp import code_of, describe_refusal, refuse, say_unserved
 from tunnel.udp import pktinfo
 from tunnel.units import Seconds
 
 FLOW_IDLE: Final = Seconds(120.0)  # a flow without datagrams ends; RFC 4787 §4.3 asks for two minutes at least
+LOOKUP_PORT: Final = 53  # DNS: one question, one answer, and often a new port for each
+LOOKUP_DATAGRAMS: Final = 2  # of a flow that asks and is answered
+LOOKUP_IDLE: Final = Seconds(16.0)  # a flow of those ends sooner; RFC 4787 §4.3 allows that for a well-known port
 IDLE_TICKS: Final = 8  # looks at a flow in one FLOW_IDLE: it ends at most one look late
 MAX_FLOWS: Final = 1_024  # of one local port, or of one peer on the exposing side; beyond, the oldest ends
 MAX_HELD: Final = 64 * 1024  # bytes of datagrams held while a flow opens; one of the largest fits
+MAX_UNANSWERED: Final = 16 * 1024  # bytes said again where a name has another address, and the first one refused them
 MAX_HELD_TOTAL: Final = 4 * 1024 * 1024  # bytes so held by one local port
 NEW_FLOW_RATE: Final = 500.0  # new clients a second of one local port
 NEW_FLOW_BURST: Final = 1_000  # new clients at once
@@ -39,22 +43,41 @@ DRAIN_BATCH: Final = 128  # datagrams taken from one socket before other tasks g
 
 
 class Flow:
-    """One client's datagrams.  `is_active` is set by each of them and cleared by the idle watch."""
+    """One client's datagrams.  `is_active` is cleared by the idle watch, `is_used` by evictions."""
 
-    __slots__ = ("client", "held", "held_size", "is_active", "is_refused", "number", "scope")
+    __slots__ = ("client", "count", "held", "held_size", "is_active", "is_refused", "is_used", "number", "scope")
 
     def __init__(self, number: int, client: Any = None) -> None:
         self.number = number
         self.client = client  # as UdpForward's receive gave it; on the connecting side only
         self.scope = trio.CancelScope()
         self.is_active = True
+        self.is_used = False
+        self.count = 0  # datagrams, both ways
         self.is_refused = False
         self.held: deque[bytes] | None = deque()  # None once the peer has opened the flow
         self.held_size = 0
 
+    def touch(self, count: int) -> None:
+        """So many datagrams went by.  A question and its answer are no use that an eviction spares."""
+        self.is_active = True
+        self.count += count
+        if self.count > LOOKUP_DATAGRAMS:
+            self.is_used = True
+
+
+def idle_of(target: int | str) -> Seconds:
+    """How long a flow to this port, or NAME:port, may be without datagrams."""
+    port = target if isinstance(target, int) else target.rpartition(":")[2]
+    return LOOKUP_IDLE if str(port) == str(LOOKUP_PORT) else FLOW_IDLE
+
 
 class FlowTable:
-    """The flows of one local port, or of one peer; the eldest by last activity stands first."""
+    """The flows of one local port, or of one target of a peer.
+
+    When there are too many, the first one goes that was not used since it was last looked at (second chance, the clock
+    algorithm): one that is never silent outlives any number of short ones.
+    """
 
     def __init__(self, counters: ForwardCounters, *, limit: int = MAX_FLOWS, idle: Seconds = FLOW_IDLE) -> None:
         self._flows: OrderedDict[Any, Flow] = OrderedDict()
@@ -62,17 +85,32 @@ class FlowTable:
         self._limit = limit
         self._idle = idle
         self.get = self._flows.get
+        #: Which place of the target has answered last, on the exposing side.
+        self.answered: Place | None = None
+
+    def in_order(self, places: list[Place]) -> list[Place]:
+        """The one that has answered before first."""
+        return sorted(places, key=lambda place: place != self.answered)
 
     def __len__(self) -> int:
         return len(self._flows)
 
     def add(self, key: Any, flow: Flow) -> None:
         if len(self._flows) >= self._limit:
-            _key, oldest = self._flows.popitem(last=False)
-            oldest.scope.cancel()
-            self._counters.udp_flows_evicted += 1
+            self._evict()
         self._flows[key] = flow
         self._counters.udp_flows_active += 1
+
+    def _evict(self) -> None:
+        for key in list(self._flows):
+            flow = self._flows[key]
+            if not flow.is_used:
+                break
+            flow.is_used = False
+            self._flows.move_to_end(key)
+        _key, oldest = self._flows.popitem(last=False)
+        oldest.scope.cancel()
+        self._counters.udp_flows_evicted += 1
 
     def discard(self, key: Any, flow: Flow) -> None:
         """The flow has ended; an evicted one left the table before."""
@@ -90,8 +128,6 @@ class FlowTable:
             if flow.is_active:
                 flow.is_active = False
                 quiet = 0
-                if self._flows.get(key) is flow:
-                    self._flows.move_to_end(key)
             elif tick.cancelled_caught:
                 quiet += 1
         self._counters.udp_flows_idle += 1
@@ -108,15 +144,16 @@ class UdpForward:
         link: Link,
         counters: ForwardCounters,
         notices: Notices,
-        idle: Seconds = FLOW_IDLE,
+        idle: Seconds | None = None,
         limit: int = MAX_FLOWS,
     ) -> None:
+        """`idle`: how long a flow may be without datagrams; None: as idle_of says."""
         self._sock = sock
         self._target = target
         self._link = link
         self._counters = counters
         self._notices = notices
-        self._table = FlowTable(counters, limit=limit, idle=idle)
+        self._table = FlowTable(counters, limit=limit, idle=idle_of(target) if idle is None else idle)
         is_ipv6 = sock.family == socket.AF_INET6
         is_wildcard = sock.getsockname()[0] in pktinfo.WILDCARDS
         #: Whether clients are told apart by the address of ours that they asked, so that they are answered from there.
@@ -180,7 +217,7 @@ class UdpForward:
         if flow is None:
             counters.udp_flood_dropped += len(batch)
             return
-        flow.is_active = True
+        flow.touch(len(batch))
         if flow.held is not None:
             for data in batch:
                 self._hold(flow, data)
@@ -249,7 +286,7 @@ class UdpForward:
                     flows.flush()
                     await self._table.wait_over(flow.client, flow, stream)
                 except TunnelError as error:
-                    if flow.held is not None:
+                    if flow.held is not None or code_of(error) == StreamCode.REFUSED:
                         await self._pause(flow, code_of(error))
         finally:
             self._release(flow)
@@ -281,6 +318,7 @@ async def serve_udp(
     table: FlowTable,
     counters: ForwardCounters,
     notices: Notices,
+    asked: str = "A peer asked for a port",
 ) -> None:
     """The exposing side of one flow whose Open was granted: a socket of its own towards `address`, until either side ends it."""
     if table.get(number) is not None:
@@ -291,25 +329,29 @@ async def serve_udp(
     table.add(number, flow)
     try:
         with flow.scope:
-            sock = await connect_udp(*address)
+            outward = _Outward(flow, table.in_order(await udp_places(*address)), flows, counters)
             try:
-                flows.register(number, _deliverer(flow, Outlet(sock, None, counters)))
+                outward.open_next()
+                flows.register(number, outward.deliver)
                 await stream.send_all(encode(Opened()))
                 counters.udp_flows_opened += 1
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_return_datagrams, flow, sock, flows, counters)
+                    nursery.start_soon(outward.run, table, nursery.cancel_scope)
                     with contextlib.suppress(TunnelError):  # the opener ended it by RESET, or the link closed
                         await table.wait_over(number, flow, stream)
                     nursery.cancel_scope.cancel()
+                if outward.refusal is not None:
+                    raise outward.refusal
             finally:
                 flows.unregister(number)
-                sock.close()
+                outward.close()
     except OSError as error:
         if isinstance(error, MisledError):
             counters.misled += 1
             notices.say(f"misled {address[0]}", error.sentence)
         if error.errno in OUT_OF_DESCRIPTORS:
             notices.say("shed", f"A UDP flow was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")
+        say_unserved(notices, asked, address, error)
         refuse(stream, stream_code(error))
     except TunnelError:
         pass
@@ -322,33 +364,101 @@ def _deliverer(flow: Flow, outlet: Outlet) -> Callable[[list[bytes]], None]:
     """Takes the peer's datagrams to the local program."""
 
     def deliver(batch: list[bytes]) -> None:
-        flow.is_active = True
+        flow.touch(len(batch))
         outlet.send(batch)
 
     return deliver
 
 
-async def _return_datagrams(flow: Flow, sock: socket.socket, flows: Flows, counters: ForwardCounters) -> None:
-    """Replies of the exposed program to the peer, until cancelled."""
-    receive, number = sock.recv, flow.number
-    overruns = Overruns(sock)
-    while True:
-        await trio.lowlevel.wait_readable(sock)
-        is_drained = False
-        batch: list[bytes] = []
-        for _ in range(DRAIN_BATCH):
+class _Outward:
+    """One flow's datagrams and the exposed program, at the first of its places that does not refuse them."""
+
+    def __init__(self, flow: Flow, places: list[Place], flows: Flows, counters: ForwardCounters) -> None:
+        self._flow = flow
+        self._flows = flows
+        self._counters = counters
+        self._left = deque(places)
+        self._place: Place = places[0]
+        self._sock: socket.socket | None = None
+        self._outlet: Outlet | None = None
+        self._is_answered = False
+        self._unanswered: list[bytes] = []  # said again at the next place
+        self._unanswered_size = 0
+        self.refusal: OSError | None = None
+
+    def open_next(self) -> None:
+        """Raises OSError when none is left that can be opened."""
+        self.close()
+        while True:
+            self._place = self._left.popleft()
             try:
-                batch.append(receive(MAX_DATAGRAM))
-            except BlockingIOError:
-                is_drained = True
-                break
+                self._sock = open_udp(self._place)
             except OSError:
-                counters.udp_local_dropped += 1  # ECONNREFUSED: nothing listens there now
-        if batch:
-            flow.is_active = True
-            counters.udp_datagrams_in += len(batch)
-            counters.udp_queue_dropped += len(batch) - flows.send(number, batch)
-            flows.flush()
-        counters.udp_overrun += overruns.fresh()
-        if not is_drained:
-            await trio.lowlevel.checkpoint()
+                if not self._left:
+                    raise
+                continue
+            self._outlet = Outlet(self._sock, None, self._counters)
+            return
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+
+    def deliver(self, batch: list[bytes]) -> None:
+        """To the program."""
+        self._flow.touch(len(batch))
+        if self._left and not self._is_answered and self._unanswered_size < MAX_UNANSWERED:
+            self._unanswered += batch
+            self._unanswered_size += sum(map(len, batch))
+        if self._outlet is not None:
+            self._outlet.send(batch)
+
+    async def run(self, table: FlowTable, scope: trio.CancelScope) -> None:
+        """From the program, until cancelled; cancels `scope` with a `refusal` when nothing listens at any of the places."""
+        while True:
+            try:
+                await self._return_datagrams(table)
+            except ConnectionRefusedError as error:
+                try:
+                    if not self._left:
+                        raise
+                    self.open_next()
+                except OSError:
+                    self.refusal = error
+                    scope.cancel()
+                    return
+                assert self._outlet is not None
+                self._outlet.send(self._unanswered)
+
+    async def _return_datagrams(self, table: FlowTable) -> None:
+        """Replies of the program to the peer.  Raises ConnectionRefusedError as long as there has been none."""
+        sock, flows, flow, counters = self._sock, self._flows, self._flow, self._counters
+        assert sock is not None
+        receive, number = sock.recv, flow.number
+        overruns = Overruns(sock)
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            is_drained = False
+            batch: list[bytes] = []
+            for _ in range(DRAIN_BATCH):
+                try:
+                    batch.append(receive(MAX_DATAGRAM))
+                except BlockingIOError:
+                    is_drained = True
+                    break
+                except OSError as error:
+                    counters.udp_local_dropped += 1
+                    if isinstance(error, ConnectionRefusedError) and not self._is_answered and not batch:
+                        raise  # nothing listens there; later it may have gone for a moment
+            if batch:
+                if not self._is_answered:
+                    self._is_answered = True
+                    self._unanswered.clear()
+                    table.answered = self._place
+                flow.touch(len(batch))
+                counters.udp_datagrams_in += len(batch)
+                counters.udp_queue_dropped += len(batch) - flows.send(number, batch)
+                flows.flush()
+            counters.udp_overrun += overruns.fresh()
+            if not is_drained:
+                await trio.lowlevel.checkpoint()

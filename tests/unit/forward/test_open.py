@@ -84,7 +84,7 @@ def test_bad_text_and_deep_nesting_are_malformed(data: bytes) -> None:
 
 
 def test_fields_of_a_later_version_are_ignored() -> None:
-    assert decode_open(msgspec.msgpack.encode(["open", "tcp", 22, 0, "later", {"a": 1}])) == Open("tcp", 22)
+    assert decode_open(msgspec.msgpack.encode(["open", "tcp", 22, 0, 0, "later", {"a": 1}])) == Open("tcp", 22)
 
 
 @pytest.mark.parametrize(

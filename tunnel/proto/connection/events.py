@@ -181,6 +181,7 @@ class StreamCode:
     TIMED_OUT = 5
     INTERNAL = 6
     CANCELLED = 7
+    LOOP = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""Forwards that lead to themselves: `expose 8080` and `--forward 8080` on one machine, where nothing else listens.
+
+The exposer's connection to its own port is then accepted by the forward, which opens a stream for it, for which the exposer
+connects, and so on.  The opener names the local program's connection by a mark, and the exposer knows its own marks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+MARK_SIZE: Final = 7  # bytes; 0 means no mark
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+@lru_cache(maxsize=1)
+def _machine() -> bytes:
+    """Something that two machines do not share; it does not leave this one but as a part of a digest."""
+    try:
+        return _BOOT_ID.read_bytes()
+    except OSError:
+        return socket.gethostname().encode("utf-8", "replace")
+
+
+def mark_of(begins: tuple[str, int], leads_to: tuple[str, int]) -> int:
+    """The mark of a connection on this machine: both ends, as one port may be used towards several others."""
+    text = " ".join(f"{host} {port}" for host, port, *_ in (begins, leads_to))
+    digest = hashlib.blake2b(text.encode(), digest_size=MARK_SIZE, key=_machine()[:64]).digest()
+    return int.from_bytes(digest, "big") or 1
+
+
+class OwnConnections:
+    """The ends of those connections that this process makes for its peers."""
+
+    def __init__(self) -> None:
+        self._marks: set[int] = set()
+
+    def __contains__(self, mark: int) -> bool:
+        return mark in self._marks
+
+    def note(self, sock: socket.socket, leads_to: tuple[str, int]) -> int:
+        """From when it begins to connect; `forget` the mark when it ends."""
+        mark = mark_of(sock.getsockname(), leads_to)
+        self._marks.add(mark)
+        return mark
+
+    def forget(self, mark: int) -> None:
+        self._marks.discard(mark)
+
+
+#: Of all links of the process.
+OWN: Final = OwnConnections()
