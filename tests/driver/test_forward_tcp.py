@@ -18,6 +18,7 @@ import trio.testing
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
 from tunnel.errors import ConfigurationError
+from tunnel.faults import Faults
 from tunnel.forward import local, tcp
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.loops import OWN
@@ -455,6 +456,7 @@ class FullLink:
     """A peer that lets no further stream be opened."""
 
     peer_name = "home"
+    faults = Faults()
 
     async def open_stream(self, message: bytes) -> Any:
         await trio.sleep_forever()

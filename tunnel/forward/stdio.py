@@ -16,7 +16,8 @@ from tunnel.driver.stream import StreamCode
 from tunnel.errors import PermissionDeniedError, TunnelError, UnreachableError
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.open import Open, decode_opened, encode, read_message
-from tunnel.forward.tcp import LAST_WORDS, code_of, describe_refusal, refuse
+from tunnel.forward.refusals import describe_refusal
+from tunnel.forward.tcp import LAST_WORDS, code_of, refuse
 
 CHUNK: Final = 65_536  # bytes read at once where reading takes a thread
 

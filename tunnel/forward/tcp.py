@@ -24,6 +24,7 @@ from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_tcp, stream_code
 from tunnel.forward.loops import OWN, mark_of
 from tunnel.forward.names import MisledError
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
+from tunnel.forward.refusals import describe_refusal, say_unserved
 
 OPEN_SILENCE: Final = 1.0  # seconds that a connection waits for its stream without a word
 OPEN_PATIENCE: Final = 60.0  # seconds after that; then the connection is reset
@@ -40,15 +41,6 @@ HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")  # CPython on Windows has
 IOV_MAX: Final = 1_024  # pieces in one sendmsg (limits.h of Linux; more fail with EMSGSIZE)
 IN_A_ROW: Final = 3  # batches: a turn of one stream fills two kernel calls, which may come one by one, and overlaps the next
 SMALL: Final = 1_000  # bytes that came alone: less than a full datagram, so no bulk, and somebody may wait for them
-
-REFUSALS: Final = {
-    StreamCode.REFUSED: "nothing listens there",
-    StreamCode.DENIED: "that is not shared with you",
-    StreamCode.UNREACHABLE: "that machine cannot be reached from there",
-    StreamCode.TIMED_OUT: "that machine does not answer there",
-    StreamCode.RESET: "the program there hung up at once",
-    StreamCode.LOOP: "the forward leads to itself: nothing else listens on that port, and both ends are on this machine",
-}
 
 
 def cut(sock: socket.socket) -> None:
@@ -314,10 +306,6 @@ async def write_chunks(sock: socket.socket, chunks: list[bytes]) -> None:
         await trio.lowlevel.wait_writable(sock)
 
 
-def describe_refusal(peer: str, protocol: str, target: int | str, code: int) -> str:
-    return f"{peer} refused {protocol}/{target}: {REFUSALS.get(code, f'it could not serve it (code {code})')}."
-
-
 class TcpForward:
     """The connecting side of one forward: accepts local connections and opens a stream for each."""
 
@@ -475,21 +463,6 @@ async def serve_tcp(
         refuse(stream, StreamCode.CANCELLED)
     finally:
         counters.tcp_active -= 1
-
-
-def say_unserved(notices: Notices, asked: str, address: tuple[str, int], error: OSError) -> None:
-    """Tell the person who exposes, who alone can help."""
-    where = "here" if address[0] == "localhost" else f"at {address[0]}"
-    match error.errno:
-        case errno.ECONNREFUSED:
-            text = f"{asked}: nothing listens on port {address[1]} {where}."
-        case errno.EADDRNOTAVAIL:
-            text = f"{asked}: this machine has no free port left for one more connection. Wait, or close some."
-        case errno.EHOSTUNREACH | errno.ENETUNREACH | errno.ETIMEDOUT if not isinstance(error, MisledError):
-            text = f"{asked}: {address[0]} does not answer."
-        case _:
-            return
-    notices.say(f"unserved {address} {error.errno}", text)
 
 
 async def _connect_unless_aborted(stream: Stream, address: tuple[str, int]) -> socket.socket | None:

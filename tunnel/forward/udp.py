@@ -22,7 +22,8 @@ from tunnel.forward.local import OUT_OF_DESCRIPTORS, open_udp, stream_code, udp_
 from tunnel.forward.names import MisledError, Place
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
 from tunnel.forward.outlet import Outlet, Overruns
-from tunnel.forward.tcp import code_of, describe_refusal, refuse, say_unserved
+from tunnel.forward.refusals import describe_refusal, say_unserved
+from tunnel.forward.tcp import code_of, refuse
 from tunnel.udp import pktinfo
 from tunnel.units import Seconds
 
