@@ -235,8 +235,9 @@ def test_one_address_claims_sixteen_codes_in_a_row_and_twelve_a_minute_although_
     assert 16 <= accepted <= 16 + 12 + 1
 
 
-def test_a_claimer_whose_own_mailboxes_are_used_up_learns_nothing_about_a_number() -> None:
-    world = World(config=ServerConfig(mailboxes_per_address=1))
+@pytest.mark.parametrize("limits", [{"mailboxes_per_address": 1}, {"channels_per_address": 1}, {"pairs_per_address": 1}])
+def test_a_claimer_whose_own_limits_are_used_up_learns_nothing_about_a_number(limits: dict[str, int]) -> None:
+    world = World(config=ServerConfig(**limits))  # type: ignore[arg-type]
     first, second = exposers(world, 2)
     assert isinstance(answer(world, STRANGER, messages.Claim(first, b"x")), messages.ClaimAccepted)
     said = [answer(world, STRANGER, messages.Claim(number, b"x")) for number in (second, 999)]

@@ -202,6 +202,10 @@ class Relay:
         self._settle(now, channel)
         return channel
 
+    def may_open(self, keys: Prefixes) -> bool:
+        """Whether the limits of who asks allow one more channel, whomever it leads to."""
+        return self.shares.has_room(keys) and self.account_shares.has_room(keys)
+
     def restore(
         self, now: Instant, identifier: bytes, index: int, token: bytes, socket_id: SocketId, remote: Address, session: bytes
     ) -> Moved:

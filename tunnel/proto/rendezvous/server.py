@@ -381,6 +381,8 @@ class Server:
         return messages.Allocated(nameplate=number, expires_s=int(lifetime), ticket=ticket)
 
     def _on_claim(self, now: Instant, session: Session, message: messages.Claim) -> messages.ResponseMessage | Refusal:
+        if not self.relay.may_open(session.keys):  # before the number is looked at, as what follows would tell that it is there
+            return Refusal(RefusalCode.QUOTA, "no more relay channels for this address", 30)
         nameplate = self._codes.claim(now, session, message)
         if isinstance(nameplate, Refusal):
             self._note(now, "claim_refused", remote=session.remote, code=nameplate.code)
