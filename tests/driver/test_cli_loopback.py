@@ -65,8 +65,70 @@ def test_two_pair_by_code_forward_and_meet_again_by_name(lab: Lab) -> None:
     assert code == 0
     assert took < 1.5
     by_name.wait("closed", peer="home")
-    assert by_name.join() == 0
+    by_name.wait("warning", code="peer_ended")
+    back = lab.expose()
+    assert echo_through(bind, b"after its restart") == b"after its restart"
+    assert by_name.end(signal.SIGINT)[0] == 130
+    back.end()
     assert lab.server_program.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.parametrize("words", [("--once",), ("--stdio",)])
+def test_who_asked_for_one_connection_ends_with_it_and_says_so(lab: Lab, words: tuple[str, ...]) -> None:
+    """A supervisor can tell that from success."""
+    exposing, connecting, _ = pair(lab)
+    connecting.end()
+    if words == ("--once",):
+        once = lab.run(lab.connector, "connect", "home", "--once", "--forward", f"0:{lab.port}")
+        once.wait("forward")
+        exposing.end(signal.SIGTERM)
+        assert once.join() == 5
+        assert "has ended the link" in once.stderr()
+        return
+    with subprocess.Popen(
+        [sys.executable, "-m", "tunnel", "connect", "home", "--stdio", str(lab.port)],
+        env={**os.environ, "PTUNNEL_HOME": str(lab.connector)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as talk:
+        assert talk.stdin is not None
+        assert talk.stdout is not None
+        talk.stdin.write(b"x")
+        talk.stdin.flush()
+        assert talk.stdout.read(1) == b"x"
+        exposing.end(signal.SIGTERM)
+        assert talk.wait(PATIENCE_S) == 5
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for_by_who_remembers_its_peer(lab: Lab, tmp_path: Path) -> None:
+    exposing, connecting, bind = pair(lab)
+    connecting.end()
+    exposing.end()
+    lab.server_program.end(signal.SIGTERM)
+    again = lab.run(lab.connector, "connect", "home", "--forward", f"{bind.rpartition(':')[2]}:{lab.port}")
+    assert "No ptunnel server answers" in again.wait("warning", code="still_trying")["message"]
+    lab.server_program = lab.run(tmp_path / "server", "serve", "--listen", lab.server)
+    lab.server_program.wait("listening")
+    lab.expose()
+    again.wait("forward")
+    assert echo_through(bind, b"at last") == b"at last"
+    assert again.end()[0] == 130
+
+
+def test_a_control_socket_that_cannot_be_made_costs_a_sentence_and_no_tunnel(lab: Lab) -> None:
+    """A home on a file system without sockets, or one that only root may write to."""
+    _exposing, connecting, bind = pair(lab)
+    connecting.end()
+    run = lab.connector / "run"
+    for left in run.iterdir():
+        left.unlink()
+    run.rmdir()
+    run.write_text("no directory")
+    again = lab.run(lab.connector, "connect", "home", "--forward", f"{bind.rpartition(':')[2]}:{lab.port}")
+    again.wait("forward")
+    assert echo_through(bind, b"carried") == b"carried"
+    assert again.end()[0] == 130
 
 
 def a_line(program: Program, word: str) -> str:

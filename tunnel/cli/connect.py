@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces
+from tunnel.errors import TunnelError
 
 if TYPE_CHECKING:
     import trio
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from tunnel.driver.link import Link
     from tunnel.forward.serve import Listeners
     from tunnel.state.home import Home
+    from tunnel.telemetry.qlog import QlogDirectory
+
+
+FIRST_PAUSE: Final = 1.0  # seconds before the next try, doubling ...
+LONGEST_PAUSE: Final = 30.0  # ... up to this
+NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
 
 
 @click.command("connect")
@@ -32,10 +39,13 @@ if TYPE_CHECKING:
 @click.option("--stdio", metavar="PORT", help="Join standard input and output to this tcp port or NAME of the peer.")
 @click.option("--new", "is_new", is_flag=True, help="Ask for a code, although peers are remembered.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0.1), help="Give up connecting after so long.")
+@click.option(
+    "--once", "is_once", is_flag=True, help="End when the peer ends the link, or cannot be reached; else it is waited for."
+)
 @meeting
 @common
 def command(
-    peer: str | None, forwards: tuple[str, ...], stdio: str | None, is_new: bool, timeout: float | None,
+    peer: str | None, forwards: tuple[str, ...], stdio: str | None, is_new: bool, timeout: float | None, is_once: bool,
     server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
     tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
@@ -50,6 +60,7 @@ def command(
       ptunnel connect home --forward *:8080            for this whole LAN, not only this machine
       ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
     A code may be given as an argument, in PTUNNEL_CODE, or best when asked for: it is a secret.
+    A peer that restarts or is away is waited for, and so is the network; with --once, --stdio or --timeout this ends instead.
     """
     from tunnel.cli.render import Output
     from tunnel.errors import ConfigurationError
@@ -72,7 +83,9 @@ def command(
     raise_descriptor_limit()
     output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
     with Listeners(parsed) as listeners:
-        connecting = Connecting(home, settings, who, code, listeners, output, math.inf if timeout is None else timeout, target)
+        stays = not is_once and target is None
+        limit = math.inf if timeout is None else timeout
+        connecting = Connecting(home, settings, who, code, listeners, output, limit, target, stays=stays)
         return run(connecting.run)
 
 
@@ -134,8 +147,9 @@ class Connecting:
 
     def __init__(
         self, home: Home, settings: Settings, peer: str | None, code: str | None, listeners: Listeners, output: Output,
-        timeout: float, target: int | str | None,
+        timeout: float, target: int | str | None, *, stays: bool = False,
     ) -> None:  # fmt: skip
+        """`stays`: a peer that ends the link, and a network that is not there, are waited for."""
         self._home = home
         self._settings = settings
         self._peer = peer
@@ -149,65 +163,145 @@ class Connecting:
         self._shown_forwards = False
         self._shown_path: tuple[str, str] | None = None
         self._is_leaving = False
+        self._stays = stays
+        self._is_ready = False  # the forwards have been told
+        self._pause = FIRST_PAUSE
+        self._said_trouble = ""
         if code is not None:
             _require_server(settings)
 
     async def run(self, ending: Ending) -> int:
-        """Its exit code."""
+        """Its exit code.  Raises TunnelError for what no waiting can heal."""
+        import trio
+
+        from tunnel.control.server import Process, serve_control
+        from tunnel.forward.bench import measure
+        from tunnel.telemetry.metrics import snapshot
+
+        ready = self._listeners.ready
+        stopped = trio.Event()
+
+        def stop() -> None:
+            self._is_leaving = True
+            stopped.set()
+
+        def details() -> dict[str, Any]:
+            counters = self._listeners.counters.as_dict()
+            links = [] if self._link is None else [self._link]
+            return {
+                "forwards": [{"bind": each.bind, "target": each.target} for each in ready],
+                "counters": counters,
+                "drops": snapshot(links[0].endpoint_counters(), counters, links) if links else {},
+            }
+
+        process = Process(
+            role="connect",
+            links=lambda: [] if self._link is None else [self._link],
+            close=stop,
+            details=details,
+            bench=measure,
+            notice=self._output.warn,
+        )
+        code = 0
+        async with self._output.live(self._lines), serve_control(self._home.run_dir, process):
+            async with trio.open_nursery() as nursery:
+                ending.stop = stop
+                nursery.start_soon(self._leave_at, stopped, nursery.cancel_scope)
+                failure: TunnelError | None = None
+                try:
+                    code = await self._stay(stopped)
+                except TunnelError as error:
+                    failure = error
+                self._output.freeze()
+                nursery.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
+        return code
+
+    async def _leave_at(self, stopped: trio.Event, scope: trio.CancelScope) -> None:
+        await stopped.wait()
+        self._output.freeze()
+        scope.cancel()
+
+    async def _stay(self, stopped: trio.Event) -> int:
+        """One connection after the other, until there is no use in another one."""
+        import trio
+
+        from tunnel.errors import ServerUnreachableError, UnreachableError
+
+        traces = open_traces(self._settings)
+        deadline = trio.current_time() + self._timeout
+        while True:
+            try:
+                await self._wait_network(deadline)
+                if await self._connect_once(deadline, traces):
+                    return 0
+                self._trouble("peer_ended", f'"{self._peer}" has ended the link: waiting for it to come back (Ctrl-C ends it).')
+            except (ServerUnreachableError, UnreachableError) as error:
+                may_wait = self._stays and self._code is None and trio.current_time() < deadline
+                if not may_wait or stopped.is_set():
+                    raise
+                self._trouble("still_trying", f"{error} Still trying (Ctrl-C ends it).")
+            await trio.sleep(self._pause)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _trouble(self, code: str, text: str) -> None:
+        """Say it once, until something else is said."""
+        if text == self._said_trouble:
+            return
+        self._said_trouble = text
+        self._output.emit({"event": "warning", "code": code, "message": text})
+        self._output.warn(text)
+
+    async def _wait_network(self, deadline: float) -> None:
+        """Until this machine has a way to anywhere.  Raises UnreachableError at once where that is not waited for."""
+        import trio
+
+        from tunnel.driver.places import has_network
+        from tunnel.errors import UnreachableError
+
+        server = self._settings.server or ""
+        while not has_network(server):
+            if not self._stays or trio.current_time() >= deadline:
+                raise UnreachableError("This computer is not connected to a network.")
+            self._trouble("no_network", "This computer is not connected to a network: waiting (Ctrl-C ends it).")
+            await trio.sleep(NETWORK_LOOK)
+
+    async def _connect_once(self, deadline: float, traces: QlogDirectory | None) -> bool:
+        """True when we have done what we came for; False when the peer has ended the link and is waited for."""
         import trio
 
         from tunnel.api import connect
         from tunnel.errors import UnreachableError
 
-        traces = open_traces(self._settings)
         settings, whom = self._settings, f'"{self._peer}"' if self._peer else "the other side"
-        with trio.CancelScope() as limit:
-            if self._timeout < math.inf:
-                limit.deadline = trio.current_time() + self._timeout
-            async with (
-                self._output.live(self._lines),
-                connect(
-                    self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
-                    home=self._home.path, path=settings.path, name=settings.name, on_event=self._handle,
-                    traces=traces, portmap=settings.portmap == "on", tls=settings.tls,
-                ) as link,
-            ):  # fmt: skip
+        with trio.CancelScope(deadline=deadline) as limit:
+            async with connect(
+                self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
+                home=self._home.path, path=settings.path, name=settings.name, on_event=self._handle,
+                traces=traces, portmap=settings.portmap == "on", tls=settings.tls,
+            ) as link:  # fmt: skip
                 limit.deadline = math.inf
-                return await self._use(link, ending)
+                try:
+                    return await self._use(link)
+                finally:
+                    self._link = self._path = self._shown_path = None
         raise UnreachableError(
             f"{whom[:1].upper()}{whom[1:]} was not reached within {self._timeout:g} seconds: is it running there?"
         )
 
-    async def _use(self, link: Link, ending: Ending) -> int:
+    async def _use(self, link: Link) -> bool:
+        """See _connect_once.  Raises PermissionDeniedError, UnreachableError."""
         import trio
 
-        from tunnel.control.server import Process, serve_control
-        from tunnel.forward.bench import measure
         from tunnel.forward.serve import serve_nothing
-        from tunnel.telemetry.metrics import snapshot
 
         self._link = link
-        ended = trio.Event()
-
-        def stop() -> None:
-            self._is_leaving = True
-            ended.set()
-
-        ending.stop = stop
+        self._peer, self._code = link.peer_name, None
+        self._pause, self._said_trouble = FIRST_PAUSE, ""
         ready = self._listeners.ready
-        process = Process(
-            role="connect",
-            links=lambda: [link],
-            close=stop,
-            details=lambda: {
-                "forwards": [{"bind": each.bind, "target": each.target} for each in ready],
-                "counters": self._listeners.counters.as_dict(),
-                "drops": snapshot(link.endpoint_counters(), self._listeners.counters.as_dict(), [link]),
-            },
-            bench=measure,
-            faults=link.faults,
-        )
-        async with serve_control(self._home.run_dir(), process):
+        if not self._is_ready:
+            self._is_ready = True
             for each in ready:
                 self._output.emit({"event": "forward", "bind": each.bind, "target": each.target, "binds": list(each.binds)})
             for text in self._listeners.warnings():
@@ -215,16 +309,11 @@ class Connecting:
                 self._output.emit({"event": "warning", "code": "half_bound", "message": text})
             if self._target is None and not ready:
                 self._output.say("Nothing is forwarded: --forward LOCAL:REMOTE or --stdio PORT would use the link.")
-            if not self._output.is_live:
-                self._show_path()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve, link, nursery.cancel_scope)
-                nursery.start_soon(serve_nothing, link)
-                try:
-                    await ended.wait()
-                finally:
-                    self._output.freeze()
-                nursery.cancel_scope.cancel()
+        if not self._output.is_live:
+            self._show_path()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, link, nursery.cancel_scope)
+            nursery.start_soon(serve_nothing, link)
         return self._verdict(link)
 
     async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
@@ -238,17 +327,19 @@ class Connecting:
             await self._listeners.serve(link, notice=self._output.warn)
         scope.cancel()
 
-    def _verdict(self, link: Link) -> int:
+    def _verdict(self, link: Link) -> bool:
         from tunnel.driver.vocabulary import CloseCode
         from tunnel.errors import PermissionDeniedError, UnreachableError
 
         reason = link.close_reason
-        if reason is None or reason.code == CloseCode.NO_ERROR:
-            if reason is not None:
-                self._output.say(f'"{link.peer_name}" has ended the link.')
-            return 0
+        if reason is None or self._is_leaving:
+            return True
         if reason.code == CloseCode.FORGOTTEN:
             raise PermissionDeniedError(f'"{link.peer_name}" has forgotten this machine: ask there for a new code.')
+        if self._stays and reason.code == CloseCode.NO_ERROR:
+            return False
+        if reason.code == CloseCode.NO_ERROR:
+            raise UnreachableError(f'"{link.peer_name}" has ended the link.')
         raise UnreachableError(f'The link to "{link.peer_name}" has ended: {reason.text}.')
 
     def _handle(self, event: Event) -> None:
@@ -307,5 +398,6 @@ class Connecting:
     def _lines(self) -> list[Line]:
         if self._link is None:
             whom = f'"{self._peer}"' if self._peer else "the other side"
-            return [(f"Connecting to {whom} ... (Ctrl-C ends it)", True)]
+            doing = "Waiting for" if self._is_ready else "Connecting to"
+            return [(f"{doing} {whom} ... (Ctrl-C ends it)", True)]
         return self._path_lines()

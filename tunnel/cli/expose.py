@@ -165,10 +165,11 @@ class Exposing:
             bench=measure,
             grant=self._grant,
             look=self._look,
+            notice=self._output.warn,
         )
         settings = self._settings
         async with (
-            serve_control(self._home.run_dir(), process),  # first: what fails has granted nothing
+            serve_control(self._home.run_dir, process),  # first: what fails has granted nothing
             self._output.live(self._lines),
             expose(
                 self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, only=self._only,

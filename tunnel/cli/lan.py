@@ -325,10 +325,10 @@ class Playing:
                 self._room = room
                 process = Process(
                     role="lan", links=lambda: room.links, close=close, details=room.status, bench=measure, remove=self._remove,
-                    faults=room.driver.faults,
+                    faults=room.driver.faults, notice=self._output.warn,
                 )  # fmt: skip
                 self._introduce(room)
-                async with serve_control(self._home.run_dir(), process):
+                async with serve_control(self._home.run_dir, process):
                     yield room
 
         return both()

@@ -107,22 +107,27 @@ class Process:
     bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
     details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
     faults: Faults = field(default_factory=Faults)  # whose walls stand around each conversation
+    notice: Callable[[str], None] = _nothing  # takes a sentence for the person
 
 
 @asynccontextmanager
-async def serve_control(run_dir: Path, process: Process) -> AsyncIterator[None]:
+async def serve_control(run_dir: Path | Callable[[], Path], process: Process) -> AsyncIterator[None]:
     """Answer on `run_dir`/PID.sock while the block runs.  Where there are no UNIX sockets, nothing happens.
 
-    Raises StateError when the socket cannot be made.
+    Where the socket cannot be made, a sentence says so, and the block runs without it: the tunnel does not need it.
     """
     if not has_control_sockets():
         yield
         return
-    path = socket_path(run_dir, os.getpid())
     try:
-        listener = _open_listener(run_dir, path)
-    except OSError as problem:
-        raise StateError(f"The control socket {path} cannot be made: {problem.strerror or problem}.") from None
+        folder = run_dir if isinstance(run_dir, Path) else run_dir()
+        path = socket_path(folder, os.getpid())
+        listener = _open_listener(folder, path)
+    except (OSError, StateError) as problem:
+        why = str(problem) if isinstance(problem, StateError) else f"{problem.strerror or problem}."
+        process.notice(f"'ptunnel status' and 'ping' will not find this one, as it has no control socket: {why}")
+        yield
+        return
     inode = path.stat().st_ino
     problem_inside: BaseException | None = None
     try:

@@ -8,16 +8,25 @@ import trio
 
 from tunnel.config import parse_server
 from tunnel.errors import ServerUnreachableError
-from tunnel.host.interfaces import local_addresses
+from tunnel.host.interfaces import local_addresses, source_address
 from tunnel.units import Address
 
 ADDRESSES_A_FAMILY: Final = 4  # of a name that are tried at once: of one server, or of servers that know nothing of each other
+SOMEWHERE: Final = ("192.0.2.1", "2001:db8::1")  # RFC 5737, RFC 3849; nothing is sent there
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 
 
 def machine_hosts() -> list[str]:
     """The addresses of this machine that a peer could reach, but for those of LAN interfaces of ours: no tunnel in a tunnel."""
     return [local.address for local in local_addresses(overlays=False) if not local.interface.startswith(OWN_INTERFACES)]
+
+
+def has_network(server: str = "") -> bool:
+    """Whether this machine has a route to anywhere, or the server is this machine itself."""
+    host = parse_server(server)[0] if server else ""
+    if host in ("localhost", "::1") or host.startswith("127."):
+        return True
+    return any(source_address(somewhere) is not None for somewhere in SOMEWHERE) or bool(machine_hosts())
 
 
 async def resolve_server(name: str) -> list[Address]:
