@@ -33,6 +33,7 @@ _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
 )
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}\Z")
+_SCHEME: Final = re.compile(r"\A[a-z]{1,10}://", re.IGNORECASE)  # people copy addresses from browsers
 _ZONE: Final = re.compile(r"%[A-Za-z0-9_.-]{1,15}\Z")
 
 #: Setting -> the variable of the environment that stands in for its flag.
@@ -122,6 +123,12 @@ def load(
     for key, flag in flags.items():
         if flag is not None:
             chosen[key], places[key] = flag, prefix + (key.replace("_", "-") if prefix else key)
+    chosen = {key: value if key == "qlog" else value.strip() for key, value in chosen.items()}
+    token = chosen.get("access_token", "")
+    if any(character.isspace() or character in "\"'" for character in token):
+        raise ConfigurationError(
+            f"{places['access_token']}: a token has no blanks or quotes in it: is there more than the token?"
+        )
     settings = Settings(**chosen, is_server_given=flags.get("server") is not None)
     if tls is not None:
         port = "off" if tls.port is None else str(tls.port)
@@ -205,7 +212,7 @@ def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
 
 def split_host_port(text: str, place: str, default_port: int) -> tuple[str, int]:
     """The same with port 0 allowed, for addresses to listen on.  Raises ConfigurationError."""
-    text = text.strip()
+    text = _SCHEME.sub("", text.strip()).rstrip("/")
     shown = repr(text[:80])
     port_text: str | None
     if text.startswith("["):

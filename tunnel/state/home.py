@@ -36,13 +36,22 @@ Change: TypeAlias = Callable[[list[Peer]], tuple[list[Peer], Subject]]
 
 
 def default_path(environ: Mapping[str, str] | None = None) -> Path:
-    """PTUNNEL_HOME, or the user's directory for state (~/.local/state/ptunnel on Linux)."""
-    chosen = (os.environ if environ is None else environ).get("PTUNNEL_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
+    """PTUNNEL_HOME, or the user's directory for state (~/.local/state/ptunnel on Linux).
 
-    return platformdirs.user_state_path("ptunnel", appauthor=False)
+    Raises StateError where there is neither, as for a user without an entry in the system's list of users.
+    """
+    chosen = (os.environ if environ is None else environ).get("PTUNNEL_HOME")
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        import platformdirs
+
+        found = platformdirs.user_state_path("ptunnel", appauthor=False)
+        if not found.is_absolute():  # "~" that nobody could replace
+            raise RuntimeError
+    except (RuntimeError, KeyError):
+        raise StateError("This user has no home directory: set PTUNNEL_HOME to a directory of its own.") from None
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +217,7 @@ class Home:
         if data is None:
             return {}
         try:
-            return tomllib.loads(data.decode("utf-8"))
+            return tomllib.loads(data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0] if isinstance(error, tomllib.TOMLDecodeError) else "it is not UTF-8 text"
             raise StateError(f"{self._config_path} is not valid TOML: {reason}.") from None

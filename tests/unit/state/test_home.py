@@ -125,6 +125,28 @@ def test_the_place_is_ptunnel_home_or_the_platforms(tmp_path: Path, monkeypatch:
 # -- peers
 
 
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as a number: no HOME, no entry in the list of users."""
+
+    def nobody(*_: object) -> Any:
+        raise KeyError("getpwuid(): uid not found: 4242")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for environ in ({}, {"PTUNNEL_HOME": "~/tunnel"}):
+        with pytest.raises(StateError, match="set PTUNNEL_HOME"):
+            default_path(environ)
+    assert default_path({"PTUNNEL_HOME": "/somewhere"}) == Path("/somewhere")
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(home: Home) -> None:
+    """Editors of Windows begin a file with one."""
+    home.identity()
+    (home.path / "config.toml").write_bytes(b'\xef\xbb\xbfserver = "rv.example.net"\n')
+    assert home.config() == {"server": "rv.example.net"}
+
+
 def test_a_peer_comes_back_as_it_was_saved(home: Home) -> None:
     saved = peer("наш сервер", server="rv.example.net:24531", grants=[{"protocol": "tcp", "ports": [22, 22]}], version=3)
     assert home.save_peer(saved) == saved

@@ -1,0 +1,32 @@
+"""What people hand over as settings: with the newline of its file, with a scheme, with blanks around."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunnel.config import load, parse_server
+from tunnel.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("given", ["secret-of-sixteen", "secret-of-sixteen\n", "  secret-of-sixteen \r\n"])
+def test_a_token_may_come_with_the_newline_of_its_file(given: str) -> None:
+    assert load({}, {"PTUNNEL_ACCESS_TOKEN": given}).access_token == "secret-of-sixteen"
+    assert load({"access_token": given}, {}).access_token == "secret-of-sixteen"
+
+
+@pytest.mark.parametrize("given", ["token secret-of-sixteen", '"secret-of-sixteen"', "one\ntwo"])
+def test_more_than_a_token_is_a_sentence_that_names_its_place(given: str) -> None:
+    with pytest.raises(ConfigurationError, match="PTUNNEL_ACCESS_TOKEN: a token has no blanks"):
+        load({}, {"PTUNNEL_ACCESS_TOKEN": given})
+
+
+@pytest.mark.parametrize(
+    "given", ["https://rv.example.net", "http://rv.example.net/", "udp://rv.example.net:24531", " rv.example.net "]
+)
+def test_a_server_may_be_written_as_a_browser_shows_it(given: str) -> None:
+    assert parse_server(given) == ("rv.example.net", 24_531)
+
+
+def test_blanks_around_other_settings_do_not_matter() -> None:
+    settings = load({"path": "relay "}, {"PTUNNEL_PORTMAP": "off\n", "PTUNNEL_TLS_PORT": " 8443"})
+    assert (settings.path, settings.portmap, settings.tls.port) == ("relay", "off", 8443)
