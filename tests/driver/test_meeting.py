@@ -64,6 +64,32 @@ async def test_a_restarted_exposer_serves_the_peers_it_remembers(tmp_path: Path)
                 assert await shout(link, b"again") == b"again"
 
 
+async def test_a_home_that_is_copied_to_another_machine_is_noticed_by_its_peers_over_restarts(tmp_path: Path) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    here, there = {"machine": lambda: b"a" * 32}, {"machine": lambda: b"b" * 32}
+    with trio.fail_after(20):
+        async with a_server() as server:
+            async with (
+                tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo, seams=here),
+                tunnel.connect(await heard.code(), server=server, home=connector) as link,
+            ):
+                assert await shout(link, b"first") == b"first"
+            for seams, count in ((here, 0), (there, 1), (there, 0), (here, 0)):
+                told = Heard()
+                async with (
+                    tunnel.expose(home=exposer, handler=echo, seams=seams),
+                    tunnel.connect(peer="home", home=connector, on_event=told) as link,
+                ):
+                    assert await shout(link, b"again") == b"again"
+                    while not Home(connector).peers()[0].machines:  # noqa: ASYNC110
+                        await trio.sleep(0.05)
+                    await trio.sleep(1.2)  # until it is written down
+                warnings = [event for event in told if isinstance(event, Trouble) and event.code == "other_machine"]
+                assert len(warnings) == count
+    assert len(Home(connector).peers()[0].machines) == 2
+
+
 async def test_a_wrong_code_ends_the_code_and_a_fresh_one_follows_by_itself(tmp_path: Path) -> None:
     exposer, connector = homes(tmp_path)
     heard = Heard()

@@ -19,7 +19,7 @@ from tunnel.state.peers import Peer
 
 SAVED = [
     Peer(name="home", static=b"a" * 32, psk=b"b" * 32, server="rv.example.net:24531", grants=[{"protocol": "tcp", "port": 22}]),
-    Peer(name="friend", static=b"c" * 32, psk=b"d" * 32, created=1.5, last_seen=2.5),
+    Peer(name="friend", static=b"c" * 32, psk=b"d" * 32, created=1.5, last_seen=2.5, machines=(b"abc",)),
 ]
 BRIEF = settings(max_examples=150, deadline=None)
 
@@ -101,7 +101,7 @@ def test_any_json_in_any_field(pristine: dict[str, bytes], name: str, value: Any
     check(pristine, name, json.dumps(document).encode())
 
 
-PEER_FIELDS = ["name", "static", "psk", "server", "grants", "created", "last_seen", "version"]
+PEER_FIELDS = ["name", "static", "psk", "server", "grants", "created", "last_seen", "version", "machines"]
 
 
 @given(field=st.sampled_from(PEER_FIELDS), value=json_values)

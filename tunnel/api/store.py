@@ -28,7 +28,9 @@ _ON_OR_OFF: Final = {None: None, True: "on", False: "off"}
 
 
 def known_peer(peer: Peer) -> KnownPeer:
-    return KnownPeer(name=peer.name, static=peer.static, psk=peer.psk, server=peer.server, grants=tuple(peer.grants))
+    return KnownPeer(
+        name=peer.name, static=peer.static, psk=peer.psk, server=peer.server, grants=tuple(peer.grants), machines=peer.machines
+    )  # fmt: skip
 
 
 class HomeStore:
@@ -66,7 +68,14 @@ class HomeStore:
             merged = merged.union(GrantSet((grant,)))
         grants = merged.to_dicts()
         record = Peer(
-            name=peer.name, static=peer.static, psk=peer.psk, server=peer.server, grants=grants, created=now, last_seen=now
+            name=peer.name,
+            static=peer.static,
+            psk=peer.psk,
+            server=peer.server,
+            grants=grants,
+            created=now,
+            last_seen=now,
+            machines=peer.machines,
         )
         try:
             return known_peer(self.home.save_peer(record))
@@ -85,11 +94,11 @@ class HomeStore:
         """The peer was here: written when nobody waits for bytes, in a thread, because a disk may be slow."""
         await trio.sleep(SEEN_AFTER)
         with self.faults.wall("state", f"kept {peer.name} from being noted as seen"):
-            await trio.to_thread.run_sync(self._seen, peer.static)
+            await trio.to_thread.run_sync(self._seen, peer)
 
-    def _seen(self, static: bytes) -> None:
+    def _seen(self, peer: KnownPeer) -> None:
         with suppress(TunnelError):
-            self.home.update_peer(static, last_seen=time.time())
+            self.home.update_peer(peer.static, last_seen=time.time(), machines=peer.machines)
 
     async def watch(self, changed: Callable[[list[KnownPeer]], None]) -> None:
         """Tell of every change that any process makes to the peers, until cancelled."""

@@ -32,6 +32,7 @@ from tunnel.driver.ways import WayMemory
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, processor_time, wall_ns
 from tunnel.host.cpu import has_aes
+from tunnel.host.machine import machine_id
 from tunnel.host.monitor import watch
 from tunnel.proto.endpoint import (
     CandidateKind,
@@ -107,6 +108,7 @@ class EndpointDriver:
         port_mapping: bool = False,
         tls: TlsOptions | None = None,
         memory: WayMemory | None = None,
+        machine: Callable[[], bytes] = machine_id,
         faults: Faults | None = None,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
@@ -166,6 +168,7 @@ class EndpointDriver:
             aeads=preferred_aeads(has_aes()),
             receive_buffer=min(socket.receive_buffer for socket in self._sockets.values()),
             path_policy=path,
+            machine_id=machine(),
         )
         self.core = Endpoint(
             config=config,

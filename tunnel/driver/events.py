@@ -118,8 +118,8 @@ class Trouble:
     """Something a person should know; what can heal is being retried.  What cannot is raised instead, or after this.
 
     `code` is one of: wrong_code, code_expired, code_unanswered, server_unreachable, server_lost, server_back, server_refused,
-    peer_absent, peer_lost, key_changed, path_policy, no_direct, no_keys, keys_given_up, clock_off, too_many_peers, not_saved,
-    room_full, interface, internal.
+    peer_absent, peer_lost, key_changed, path_policy, no_direct, no_keys, keys_given_up, clock_off, too_many_peers,
+    other_machine, not_saved, room_full, interface, internal.
     """
 
     code: str

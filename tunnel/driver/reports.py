@@ -51,6 +51,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.KEYS_GIVEN_UP: UnreachableError,
     Problem.INTERNAL: InternalError,
     Problem.CLOCK_OFF: ConfigurationError,
+    Problem.OTHER_MACHINE: ConfigurationError,
     Problem.TOO_MANY_PEERS: ConfigurationError,
 }
 

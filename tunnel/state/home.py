@@ -141,7 +141,7 @@ class Home:
         return self._change_peers(lambda peers: rules.add(peers, peer))
 
     def update_peer(self, static: bytes, **changes: Any) -> Peer | None:
-        """Change some fields (last_seen, server, grants, psk, version) of a peer; None when it has been forgotten."""
+        """Change some fields (last_seen, machines, server, grants, psk, version) of a peer; None when it has been forgotten."""
 
         def change(peers: list[Peer]) -> tuple[list[Peer], Peer]:
             known = next((peer for peer in peers if peer.static == static), None)

@@ -19,7 +19,12 @@ MAX_NAME: Final = 64
 #: Remembered peers of one home; keeps peers.json under files.MAX_FILE_SIZE.
 MAX_PEERS: Final = 10_000
 
+#: Machines on which a peer was met; and bytes of each one's number.
+MAX_MACHINES: Final = 4
+MACHINE_SIZE: Final = 3
+
 _FIELDS: Final = frozenset(("name", "static", "psk", "server", "grants", "created", "last_seen", "version"))
+_LATER_FIELDS: Final = frozenset(("machines",))  # that a file of an older version has not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,7 @@ class Peer:
     """One remembered peer.  `created` and `last_seen` are Unix times; `server` is the host:port to meet it at.
 
     `grants` are plain dicts: what the peer may reach here.  `version` is the ptunnel protocol it spoke last.
+    `machines` are numbers of those on which it was met, the last one last.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Peer:
     created: float = 0.0
     last_seen: float = 0.0
     version: int = 1
+    machines: tuple[bytes, ...] = ()
 
 
 def encode_peers(peers: Iterable[Peer]) -> Document:
@@ -51,6 +58,7 @@ def encode_peers(peers: Iterable[Peer]) -> Document:
                 "created": peer.created,
                 "last_seen": peer.last_seen,
                 "version": peer.version,
+                **({"machines": [machine.hex() for machine in peer.machines]} if peer.machines else {}),
             }
             for peer in peers
         ]
@@ -69,7 +77,7 @@ def decode_peers(content: Document) -> list[Peer]:
 
 
 def _decode_peer(record: Any) -> Peer:
-    if not isinstance(record, dict) or record.keys() != _FIELDS:
+    if not isinstance(record, dict) or record.keys() - _LATER_FIELDS != _FIELDS:
         raise BadContent("peer")
     grants, server, version = record["grants"], record["server"], record["version"]
     if not isinstance(grants, list) or not all(isinstance(grant, dict) for grant in grants):
@@ -88,7 +96,20 @@ def _decode_peer(record: Any) -> Peer:
         created=field_number(record, "created"),
         last_seen=field_number(record, "last_seen"),
         version=version,
+        machines=_decode_machines(record.get("machines", [])),
     )
+
+
+def _decode_machines(record: Any) -> tuple[bytes, ...]:
+    if not isinstance(record, list) or len(record) > MAX_MACHINES or not all(isinstance(each, str) for each in record):
+        raise BadContent("machines")
+    try:
+        machines = tuple(map(bytes.fromhex, record))
+    except ValueError:
+        raise BadContent("machines") from None
+    if any(len(machine) != MACHINE_SIZE for machine in machines):
+        raise BadContent("machines")
+    return machines
 
 
 # -- names

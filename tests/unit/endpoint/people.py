@@ -30,12 +30,15 @@ __all__ = ["DAY_NS", "EPOCH_NS", "FIRST", "GRANTS", "SERVER", "Party", "Person",
 class Person:
     """An endpoint with the world's face; it echoes whatever streams the others open."""
 
-    def __init__(self, world: World, host: Host, name: str, *, path: str = "auto", static: bytes | None = None) -> None:
+    def __init__(
+        self, world: World, host: Host, name: str, *, path: str = "auto", static: bytes | None = None, machine: bytes = b""
+    ) -> None:  # fmt: skip
         self.world = world
         self.host = host
         self.name = name
         self.static_key = static or sha256(name.encode()).digest()
         self.path = path
+        self.machine = machine  # nothing tells it from others, unless a test says so
         self.saved: dict[bytes, KnownPeer] = {}
         self.told: list[EndpointEvent] = []
         self.received: dict[Peering, bytes] = {}
@@ -46,7 +49,9 @@ class Person:
     def boot(self) -> None:
         self.boots += 1
         self.endpoint = Endpoint(
-            config=EndpointConfig(name=self.name, aeads=(1, 2), receive_buffer=212_992, path_policy=self.path),
+            config=EndpointConfig(
+                name=self.name, aeads=(1, 2), receive_buffer=212_992, path_policy=self.path, machine_id=self.machine
+            ),
             static_key=self.static_key,
             peers=self.saved.values(),
             store=self,

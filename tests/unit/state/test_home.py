@@ -155,6 +155,19 @@ def test_a_peer_comes_back_as_it_was_saved(home: Home) -> None:
     assert repr(saved.psk) not in repr(saved)
 
 
+def test_machines_of_a_peer_are_kept_and_a_file_of_before_has_none(home: Home) -> None:
+    home.save_peer(peer())
+    before = (home.path / "peers.json").read_text(encoding="utf-8")
+    assert "machines" not in before, "an older version can read what it knows"
+    home.update_peer(peer().static, machines=(b"abc", b"def"))
+    assert home.peers()[0].machines == (b"abc", b"def")
+    text = (home.path / "peers.json").read_text(encoding="utf-8")
+    for wrong in ('"61626"', '"6162"', '"no hex!!"', "5", '"616263", "616263", "616263", "616263"'):
+        (home.path / "peers.json").write_text(text.replace('"616263"', wrong), encoding="utf-8")
+        with pytest.raises(StateError):
+            home.peers()
+
+
 def test_a_newcomer_never_takes_a_name(home: Home) -> None:
     first = home.save_peer(peer("nas", 1))
     assert [home.save_peer(peer(name, key)).name for key, name in ((2, "nas"), (3, "NAS"), (4, "x" * MAX_NAME))] == [

@@ -34,7 +34,7 @@ from tunnel.proto.crypto.handshake import (
     xx_prologue,
 )
 from tunnel.proto.crypto.keys import Keypair, preferred_aeads
-from tunnel.proto.crypto.params import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.proto.crypto.params import MACHINE_SIZE, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, OVERHEAD, TRANSPORT
 from tunnel.proto.timers import TimerTable
@@ -61,6 +61,7 @@ __all__ = [
     "COOKIE_REPLY",
     "FINISH",
     "INIT",
+    "MACHINE_SIZE",
     "PATH_AUTO",
     "PATH_DIRECT",
     "PATH_RELAY",

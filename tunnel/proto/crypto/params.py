@@ -12,11 +12,14 @@ from tunnel.units import Buffer
 VERSION: Final = 1
 MAX_AEADS: Final = 8
 MAX_NAME_BYTES: Final = 64  # of UTF-8
-MAX_PARAMS_SIZE: Final = 33 + MAX_AEADS + MAX_NAME_BYTES  # without a challenge, which only an IK init has
 CHALLENGE_SIZE: Final = 16  # bytes
-FIELD_CHALLENGE: Final = 1
-FIELD_PURPOSE: Final = 8
+MACHINE_SIZE: Final = 3  # bytes; a response of XX has no room for more
 PURPOSE_SIZE: Final = 1  # byte
+FIELD_CHALLENGE: Final = 1
+FIELD_MACHINE: Final = 4
+FIELD_PURPOSE: Final = 8
+#: Without the challenge, which only an IK init has.
+MAX_PARAMS_SIZE: Final = 33 + MAX_AEADS + MAX_NAME_BYTES + (2 + PURPOSE_SIZE) + (2 + MACHINE_SIZE)
 
 PATH_AUTO: Final = 0
 PATH_DIRECT: Final = 1
@@ -33,6 +36,7 @@ class Params:
     `timestamp` stands in message 1 of IK only: nanoseconds, strictly increasing per static key.  So does `challenge`, what a
     responder asked to have back because the timestamps did not increase; empty where it did not.
     `purpose` stands in XX by a code only: what the code is for, of which both sides have to be of one mind; 0: not said.
+    `machine` is a number of the machine that the sender runs on, one and the same for a static key; empty if it does not tell.
     """
 
     instance: int
@@ -46,6 +50,7 @@ class Params:
     record_parts: int = 0
     challenge: bytes = b""
     purpose: int = 0
+    machine: bytes = b""
 
 
 def encode_params(params: Params) -> bytes:
@@ -53,7 +58,7 @@ def encode_params(params: Params) -> bytes:
     name = params.name.encode()
     if len(name) > MAX_NAME_BYTES or not 1 <= len(params.aeads) <= MAX_AEADS:
         raise ValueError("a name of at most 64 bytes and 1 to 8 ciphers, please")
-    writer = Writer(MAX_PARAMS_SIZE + 2 + CHALLENGE_SIZE + 2 + PURPOSE_SIZE).u8(params.version).u8(params.path_policy)
+    writer = Writer(MAX_PARAMS_SIZE + 2 + CHALLENGE_SIZE).u8(params.version).u8(params.path_policy)
     writer.u64(params.instance).u64(params.resume).u64(params.timestamp).u32(min(params.receive_buffer, 2**32 - 1))
     writer.u8(len(params.aeads)).raw(bytes(params.aeads))
     writer.u8(len(name)).raw(name).u8(params.record_parts)
@@ -61,6 +66,8 @@ def encode_params(params: Params) -> bytes:
         writer.u8(FIELD_CHALLENGE).u8(len(params.challenge)).raw(params.challenge)
     if params.purpose:
         writer.u8(FIELD_PURPOSE).u8(PURPOSE_SIZE).u8(params.purpose)
+    if params.machine:
+        writer.u8(FIELD_MACHINE).u8(len(params.machine)).raw(params.machine)
     return writer.finish()
 
 
@@ -94,6 +101,7 @@ def decode_params(data: Buffer) -> Params:
         record_parts=record_parts,
         challenge=_exactly(fields, FIELD_CHALLENGE, CHALLENGE_SIZE),
         purpose=int.from_bytes(_exactly(fields, FIELD_PURPOSE, PURPOSE_SIZE), "big"),
+        machine=_exactly(fields, FIELD_MACHINE, MACHINE_SIZE),
     )
 
 

@@ -16,6 +16,7 @@ from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import (
     Initiator,
     InitiatorHandshake,
+    Params,
     Pattern,
     XxResponder,
     open_close,
@@ -33,9 +34,13 @@ MAX_CHANNELS: Final = 256  # introduced channels that are remembered; the oldest
 class KeyQuestion:
     """The dialer's side."""
 
-    def __init__(self, context: Context, peer: KnownPeer, path: PathKey, now: Instant) -> None:
+    def __init__(
+        self, context: Context, peer: KnownPeer, path: PathKey, now: Instant, right: Callable[[Params], None] | None = None
+    ) -> None:
+        """`right` hears what a listener with the right key says of itself."""
         self._context = context
         self._peer = peer
+        self._right = right
         self._is_answered = False
         initiator = Initiator(
             Pattern.XX,
@@ -79,7 +84,11 @@ class KeyQuestion:
 
     def _on_answer(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
         completed = self._handshake.handle_datagram(now, datagram)
-        if completed is None or completed.remote_static == self._peer.static:
+        if completed is None:
+            return True
+        if completed.remote_static == self._peer.static:
+            if self._right is not None:
+                self._right(completed.params)
             return True
         if completed.finish is not None:
             self._context.send(path, completed.finish)
@@ -109,7 +118,8 @@ class KeyAnswerer:
         self._peers: dict[bytes, KnownPeer] = {}  # by channel
         self._asked: dict[bytes, XxResponder] = {}
         self._judged: set[bytes] = set()  # channels whose key was looked at: a wrong one was told here
-        self.alive: Callable[[Instant, KnownPeer], None] = lambda now, peer: None  # hears once of each whose key is right
+        #: Hears once of each channel on which the key was right, and what its owner says of itself.
+        self.alive: Callable[[Instant, KnownPeer, Params], None] = lambda now, peer, params: None
 
     def introduced(self, channel: bytes, peer: KnownPeer) -> None:
         while len(self._peers) >= MAX_CHANNELS:
@@ -158,7 +168,7 @@ class KeyAnswerer:
         self._judged.add(path.prefix)
         if completed.remote_static == peer.static:
             if is_first:
-                self.alive(now, peer)
+                self.alive(now, peer, completed.params)
             return True  # IK will do, as soon as an init gets through
         context = self._context
         context.send(path, seal_close(completed.keypair, CloseCode.FORGOTTEN, "this is not the key that I remember"))

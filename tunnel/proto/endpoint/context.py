@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tunnel.proto.connection.handshakes import PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.proto.connection.handshakes import MACHINE_SIZE, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.endpoint.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.proto.endpoint.pool import SocketPool
 from tunnel.proto.pairing.code import Purpose
+from tunnel.proto.pairing.identity import machine_number
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops, Trace, Traces
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
@@ -42,6 +43,7 @@ class EndpointConfig:
     aeads: tuple[int, ...]
     receive_buffer: int  # bytes, of the smallest socket
     path_policy: str = "auto"
+    machine_id: bytes = b""  # what tells this machine from others; empty: nothing does
 
 
 class PeerStore(Protocol):
@@ -86,6 +88,7 @@ class Context:
         self.config = config
         self.static = X25519PrivateKey.from_private_bytes(static_key)
         self.static_public = self.static.public_key().public_bytes_raw()
+        self.machine = machine_number(static_key, config.machine_id, MACHINE_SIZE)
         self.store = store
         self.entropy = entropy
         self.rng = rng
@@ -204,6 +207,7 @@ class Context:
             resume=resume,
             record_parts=MOST_PARTS,
             purpose=0 if purpose is None else purpose.value,
+            machine=self.machine,
         )
 
     def remember(self, peer: KnownPeer) -> KnownPeer:

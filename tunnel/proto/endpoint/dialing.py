@@ -13,6 +13,7 @@ from tunnel.proto.endpoint.checking import KeyAnswerer, KeyQuestion
 from tunnel.proto.endpoint.clocks import Clocks
 from tunnel.proto.endpoint.context import Context, host_of
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
+from tunnel.proto.endpoint.machines import Twins
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.pairing.identity import room_id
 from tunnel.proto.rendezvous import events as told
@@ -35,9 +36,10 @@ MAX_LISTENING: Final = 1_020  # rooms that a listener registers at one server, w
 class Listener:
     """Registers the rooms of all remembered peers with their servers."""
 
-    def __init__(self, context: Context, clocks: Clocks) -> None:
+    def __init__(self, context: Context, clocks: Clocks, twins: Twins) -> None:
         self._context = context
         self._clocks = clocks
+        self._twins = twins
         self._rooms: dict[str, dict[bytes, KnownPeer]] = {}  # by server; the most important first
         self._left_out: dict[str, int] = {}  # peers for whom there is no room, by server, as told
         self._told_at: dict[tuple[str, str], Instant] = {}  # that a server refused, by what it said: of few servers
@@ -59,13 +61,19 @@ class Listener:
                 by_server.setdefault(peer.server, []).append(peer)
         for server, peers in by_server.items():
             client, before = self._context.clients[server], self._rooms.get(server, {})
-            rooms = self._rooms[server] = self._choose(self._clocks.days(now, client), peers)
+            days = self._clocks.days(now, client)
+            rooms = self._rooms[server] = self._choose(days, peers)
+            seeks_twins = bool(peers) and self._twins.are_sought
+            if seeks_twins:
+                rooms[self._twins.room(days[0])] = self._twins.me
             gone = [room for room in before if room not in rooms]
             if gone:
                 client.leave(now, gone)  # first, as a server's limit counts both
             fresh = [room for room in rooms if room not in before]
             if fresh:
                 client.listen(now, fresh)
+            if seeks_twins:
+                self._twins.seek(now, server, client, days[0])
             self._tell(server, len(peers))
 
     @staticmethod
@@ -112,6 +120,7 @@ class Listener:
     def _warn(self, now: Instant, server: str, what: str, why: str, peers: Sequence[KnownPeer]) -> None:
         """Once in a while: it is asked again every half minute, and a peer that dials could repeat it as it likes."""
         told_at = self._told_at.get((server, what))
+        peers = [peer for peer in peers if peer is not self._twins.me]
         if not peers or (told_at is not None and now - told_at < TELL_AGAIN):
             return
         self._told_at[server, what] = now

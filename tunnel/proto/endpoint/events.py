@@ -24,6 +24,7 @@ class KnownPeer:
     server: str | None
     grants: tuple[dict[str, Any], ...] = ()
     is_awaited: bool = True  # by whoever listens: False where only we dial
+    machines: tuple[bytes, ...] = ()  # on which it was met, the last one last
 
 
 class Problem(Enum):
@@ -46,6 +47,7 @@ class Problem(Enum):
     KEYS_GIVEN_UP = "keys_given_up"
     INTERNAL = "internal"
     CLOCK_OFF = "clock_off"
+    OTHER_MACHINE = "other_machine"
     TOO_MANY_PEERS = "too_many_peers"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import CloseCode
-from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Pattern, parse_init, receiver_index
+from tunnel.proto.connection.handshakes import FINISH, INIT, Completed, Params, Pattern, parse_init, receiver_index
 from tunnel.proto.endpoint.channels import Channels
 from tunnel.proto.endpoint.claiming import ConnectorPairing
 from tunnel.proto.endpoint.clocks import LOOK_INTERVAL, Clocks
@@ -20,6 +20,7 @@ from tunnel.proto.endpoint.events import (
     ServerReached,
     Troubled,
 )
+from tunnel.proto.endpoint.machines import Twins
 from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.peerings import Peerings
@@ -41,9 +42,10 @@ class Meetings:
         self._clocks = Clocks(context)
         self._look_at: Instant | None = None  # at the calendar
         self._lost: set[str] = set()  # servers that fell silent, and have not answered since
-        self._listener = Listener(context, self._clocks)
+        self._twins = Twins(context)
+        self._listener = Listener(context, self._clocks, self._twins)
         self._responder = IkResponder(context, self._clocks, self.peerings.find, lambda: self._listener.is_on)
-        self._listener.answerer.alive = self._responder.alive
+        self._listener.answerer.alive = self._on_alive
         self._exposing: list[tuple[str, ExposerPairing]] = []
         self._claiming: list[tuple[str, ConnectorPairing]] = []
         self._dialers: dict[Peering, Dialer] = {}
@@ -294,11 +296,12 @@ class Meetings:
                 self._look(now)
             self._responder.expire(now)
             self._channels.handle_timeout(now)
+            self._twins.handle_timeout(now)
         self.pump(now)
 
     def poll_timeout(self) -> Instant | None:
         """Of the flows; the peerings are asked by themselves."""
-        at = earliest(self._look_at, self._responder.poll_timeout(), self._channels.poll_timeout())
+        at = earliest(self._look_at, self._responder.poll_timeout(), self._channels.poll_timeout(), self._twins.poll_timeout())
         for _, flow in self._exposing:
             at = earliest(at, flow.poll_timeout())
         for _, claim in self._claiming:
@@ -383,6 +386,7 @@ class Meetings:
             case _:
                 pass
         self._listener.handle_event(now, event, name)
+        self._twins.handle_event(now, event, name)
         flows: list[tuple[str, ExposerPairing | ConnectorPairing]] = [*self._exposing, *self._claiming]
         for server, flow in flows:
             if server == name:
@@ -416,6 +420,13 @@ class Meetings:
             self._context.emit(PeeringRestarted(peering=peering))
         else:
             peering.close(now, CloseCode.REPLACED, "the peer has restarted")
+
+    def _on_alive(self, now: Instant, peer: KnownPeer, params: Params) -> None:
+        """Whoever asked by a question of identity has the key that we remember."""
+        if peer is self._twins.me:
+            self._twins.met(params)
+        else:
+            self._responder.alive(now, peer)
 
     def _adopt(
         self,

@@ -9,6 +9,7 @@ from tunnel.proto.connection.events import CloseCode, PathKind
 from tunnel.proto.connection.handshakes import Completed
 from tunnel.proto.endpoint.context import PATH_POLICIES, Context, combine_policies
 from tunnel.proto.endpoint.events import KnownPeer, PeeringStarted, PeerPaired, Problem, Troubled
+from tunnel.proto.endpoint.machines import Machines
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.punching import Puncher, is_loopback
 from tunnel.proto.pairing.identity import sanitise_name
@@ -22,6 +23,7 @@ class Peerings:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._machines = Machines(context)
         self.all: list[Peering] = []  # round robin: the one served last goes to the end
         self.by_index: dict[int, Peering] = {}
 
@@ -54,6 +56,7 @@ class Peerings:
                 psk=completed.pair_psk,
                 server=server,
                 grants=(*(before.grants if before is not None else ()), *grants),
+                machines=(completed.params.machine,) if completed.params.machine else (),
             )
         )
         context.emit(PeerPaired(peer=peer))
@@ -81,6 +84,7 @@ class Peerings:
         policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
         if peering not in self.all:
             self.all.append(peering)
+        self._remember_machine(peering, completed.params.machine)
         remembered = context.memory.get(peering.peer.static)
         if remembered is not None:
             connection.remember_keepalive(now, remembered.keepalive)
@@ -94,6 +98,12 @@ class Peerings:
             peering.close(now, CloseCode.PATH_POLICY, text)
         elif is_first:
             context.emit(PeeringStarted(peering=peering))
+
+    def _remember_machine(self, peering: Peering, machine: bytes) -> None:
+        context = self._context
+        peering.peer = self._machines.met(peering.peer, machine)
+        if peering.peer.static in context.peers:
+            context.peers[peering.peer.static] = peering.peer
 
     def _puncher(self, now: Instant, peering: Peering, connection: Connection) -> Puncher:
         context = self._context

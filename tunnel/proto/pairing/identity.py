@@ -52,6 +52,21 @@ def _cut(name: str) -> str:
     return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore").rstrip()
 
 
+def machine_number(static_private: bytes, machine_id: bytes, size: int) -> bytes:
+    """What peers are told of the machine: the same for all processes of one identity there, and of no use to link others.
+
+    Empty where nothing tells it from other machines.
+    """
+    if not machine_id:
+        return b""
+    return hmac.digest(static_private, b"ptunnel 1 machine" + machine_id, "sha256")[:size]
+
+
+def twin_psk(static_private: bytes) -> bytes:
+    """What all that hold this private key share, and nobody else has."""
+    return hmac.digest(static_private, b"ptunnel 1 twin", "sha256")
+
+
 def room_id(psk: bytes, day: int) -> bytes:
     """The room at the rendezvous server where the holders of `psk` meet on that day (UTC, since 1970).
 
