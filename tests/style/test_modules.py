@@ -83,3 +83,21 @@ def test_transition_tables_are_total() -> None:
         assert set(table) == set(state_type), f"{module.relative}: states without a row"
         for row in table.values():
             assert set(row.values()) <= set(state_type)
+
+
+def test_sequence_numbers_are_taken_by_one_function_only() -> None:
+    """They are nonces: whoever counted for himself could seal two packets under one."""
+    counters = {"next_number", "sent_packets", "packets_sent", "bytes_sent"}
+    writers = {
+        (module.relative, function.name)
+        for module in modules()
+        if module.name.startswith(("tunnel.proto.connection", "tunnel.proto.crypto"))
+        for function in ast.walk(module.tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Attribute) and target.attr in counters
+    }
+    assert {name for _, name in writers} == {"__init__", "take_numbers"}, writers
+    assert [where for where, name in writers if name == "take_numbers"] == ["tunnel/proto/connection/shared.py"]

@@ -31,7 +31,7 @@ class Crowd(Foe):
     """A peer whose victim has `count` streams of either side open, with bytes to send."""
 
     def __init__(self, count: int, *, victim_initiates: bool = False, blocked: bool = False) -> None:
-        super().__init__(victim_initiates=victim_initiates)
+        super().__init__(victim_initiates=victim_initiates, leaves_out_numbers=False)
         self.reads = self.collects = False
         self.count = count
         self.oldest = 0  # of the victim's packets that are neither acknowledged nor lost

@@ -173,8 +173,9 @@ class PacketSealer:
         count = min(total - index, MAX_SEGMENTS - burst.count, (MAX_BURST - burst.at) // whole)
         if not count:
             return index
-        keypair = shared.keys.current
-        number = shared.next_number
+        short = total * step - size if index + count == total else 0
+        at = burst.at + count * whole - short
+        keypair, number = shared.keys.current, shared.take_numbers(count, at - burst.at)
         slots = burst.slots.of(burst.out, whole, skip, PACKET_SIZE + head_size).part(burst.count, count)
         places, headers, payloads, plains, sealed = slots
         pieces = self._pieces.of(packet, start + head_size, step)[index : index + count]
@@ -186,12 +187,9 @@ class PacketSealer:
         run_through(
             map(pack, places, repeat(skip), repeat(ours), numbers, repeat(bytes((_PACKET, flags))), indices, repeat(tail))
         )
-        at = burst.at + count * whole
         if index + count == total:
             pack(places[-1], skip, ours, numbers[-1], bytes((_PACKET, flags | PACKET_LAST)), indices[-1], tail)
-            short = total * step - size
             if short:
-                at -= short
                 slots.shorten_last(short)
                 pieces[-1] = pieces[-1][: step - short]
         run_through(map(_put, payloads, repeat(_ALL), pieces))
@@ -226,7 +224,7 @@ class PacketSealer:
         if count >= MAX_SEGMENTS or at + whole > MAX_BURST:
             return False
         slots = burst.slots.of(burst.out, whole, skip, PACKET_SIZE)
-        keypair, number = shared.keys.current, shared.next_number
+        keypair, number = shared.keys.current, shared.take_numbers(1, whole)
         begin = start - PACKET_SIZE
         PACKET.pack_into(packet, begin, _PACKET, flags, 0, 0, 0)
         if skip:
@@ -235,10 +233,6 @@ class PacketSealer:
         keypair.send.encrypt_into(nonce_of(number), packet[begin:end], slots.header[count], slots.sealed[count])
         burst.count = count + 1
         burst.at = at + whole
-        shared.next_number = number + 1
-        keypair.sent_packets += 1
-        shared.packets_sent += 1
-        shared.bytes_sent += whole
         return True
 
     def seal_split(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int) -> bool:
@@ -266,15 +260,14 @@ class PacketSealer:
 
     def _seal(self, burst: PacketBurst, now: Instant, path: Path, plain: memoryview, whole: int) -> None:
         shared = self._shared
-        keypair = shared.keys.current
-        number = shared.next_number
         view, at = burst.out, burst.at
         prefix = path.key.prefix
         head = at + len(prefix)
-        view[at:head] = prefix
-        HEADER.pack_into(view, head, TRANSPORT, keypair.remote_index, number)
         sealed = head + HEADER_SIZE
         after = sealed + len(plain) + TAG_SIZE
+        keypair, number = shared.keys.current, shared.take_numbers(1, after - at)
+        view[at:head] = prefix
+        HEADER.pack_into(view, head, TRANSPORT, keypair.remote_index, number)
         keypair.send.encrypt_into(nonce_of(number), plain, view[head:sealed], view[sealed:after])
         self._filed(burst, now, path, after, 1, whole)
 
@@ -286,10 +279,6 @@ class PacketSealer:
         burst.is_closed = at - burst.at < count * burst.size
         burst.count += count
         burst.at = at
-        shared.next_number += count
-        shared.keys.current.sent_packets += count
-        shared.packets_sent += count
-        shared.bytes_sent += size
         path.last_sent = now
         if now >= self._next_sample or (
             now > shared.last_heard + SILENCE and now >= self._next_sample - SAMPLE_INTERVAL + DOUBT_INTERVAL

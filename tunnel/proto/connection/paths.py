@@ -47,6 +47,9 @@ VERIFY_BACKING_OFF: Final = Seconds(1.0)  # at most, between challenges of a cur
 VERIFY_PATIENCE: Final = Seconds(120.0)  # ... for so long; a line that returns is noticed within the former
 VERIFY_AT_LEAST: Final = Seconds(5.0)  # and then so often
 VERIFY_SPACING: Final = Seconds(0.06)  # at least, between two challenges of a path in doubt; else 1.5 round trips
+PROOF_INTERVAL: Final = Seconds(60.0)  # of the current path being used, after which an answer to a challenge is due once more
+PROOF_SPACING: Final = Seconds(1.0)  # between such challenges until one is answered
+PROOF_ATTEMPTS: Final = 10  # without an answer, and the path carries nothing more: at a loss of 30 % one time in a thousand
 BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
 
 
@@ -80,6 +83,7 @@ class Path:
         "capacity",
         "idle_for",
         "in_doubt_since",
+        "is_proven",
         "is_replaced",
         "key",
         "kind",
@@ -91,6 +95,8 @@ class Path:
         "pacer",
         "pmtu",
         "probes_owed",
+        "proof_at",
+        "proof_attempts",
         "recovery",
         "unanswered_since",
         "validated",
@@ -114,6 +120,9 @@ class Path:
         self.pacer = Pacer(self.recovery.pacing_rate(), self.mtu, now)
         self.validated = True
         self.is_replaced = False  # its relay channel is reached some other way now
+        self.proof_at = Instant(now + PROOF_INTERVAL)  # when it is to prove again that the peer gets what we send there
+        self.proof_attempts = 0
+        self.is_proven = True  # the peer has answered a challenge there lately, or not been asked often enough to tell
         self.last_heard = now
         self.last_sent = now
         self.probes_owed = 0
@@ -150,6 +159,14 @@ class Path:
             self.in_doubt_since = now
             self.verify_at = now
             self.verify_attempts = 0
+
+    def prove(self, now: Instant) -> None:
+        """A challenge was answered, or a handshake went over it: acknowledgements alone would not do, which can be made up."""
+        self.proof_attempts = 0
+        self.is_proven = True
+        self.proof_at = Instant(now + PROOF_INTERVAL)
+        self.last_heard = now
+        self.trust()
 
     def trust(self) -> None:
         self.in_doubt_since = None
@@ -295,8 +312,7 @@ class Paths:
         elif not path.validated and path is not self.current and path is not self.answering and not path.recovery.rtt.samples:
             path = self._make(key, kind, now, rtt)  # nothing was ever sent there but challenges: this is its first round trip
         path.validated = True
-        path.last_heard = now
-        path.trust()
+        path.prove(now)
         return path, rtt, news
 
     def adopt(self, now: Instant, key: PathKey, kind: PathKind) -> Path:
@@ -306,8 +322,7 @@ class Paths:
             self._make_room()
             path = self._make(key, kind, now, None)
         path.validated = True
-        path.last_heard = now
-        path.trust()
+        path.prove(now)
         return path
 
     def _make_room(self) -> None:
@@ -322,8 +337,11 @@ class Paths:
         return self.policy != "relay" or path.kind is PathKind.RELAY
 
     def carries(self, path: Path) -> bool:
-        """Under the policy `direct` the relay carries the control stream only: candidates must cross it."""
-        return path.kind is not PathKind.RELAY or self.policy != "direct"
+        """Under the policy `direct` the relay carries the control stream only: candidates must cross it.
+
+        So does a path that was asked in vain whether anybody is there.
+        """
+        return path.is_proven and (path.kind is not PathKind.RELAY or self.policy != "direct")
 
     def better(self) -> Path | None:
         """The path to change to now, or None to stay."""
@@ -367,15 +385,29 @@ class Paths:
                     at = silent_at
             elif path.validated:
                 at = min(at, path.last_heard + STANDBY_CHECK)
-        return Instant(at)
+        return Instant(min(at, self.current.proof_at))
+
+    def _has_failed_to_prove(self, now: Instant, path: Path) -> bool:
+        """Challenge a path on which only acknowledgements have told that somebody is there; true when it is given up for that."""
+        path.proof_attempts += 1
+        path.is_proven = path.proof_attempts <= PROOF_ATTEMPTS
+        path.proof_at = Instant(now + (PROOF_SPACING if path.is_proven else VERIFY_AT_LEAST))
+        self.challenge(now, path.key, path.kind)
+        if path.is_proven or not path.validated:
+            return False
+        path.validated = False
+        path.verify(now)
+        return True
 
     def _quiet(self, path: Path) -> Seconds:
         """How long the current path may be silent."""
         return self.keepalive.next_after if path.kind is PathKind.DIRECT else KEEPALIVE
 
     def handle_timeout(self, now: Instant) -> list[Path]:
-        """Challenge what is in doubt or quiet; returns the paths that just failed."""
+        """Challenge what is in doubt, quiet or long unproven; returns the paths that just failed."""
         failed: list[Path] = []
+        if now >= self.current.proof_at and self._has_failed_to_prove(now, self.current):
+            failed.append(self.current)
         for path in list(self.known.values()):
             if path.in_doubt_since is None:
                 quiet = path.last_sent + self._quiet(path) if path is self.current else path.last_heard + STANDBY_CHECK

@@ -104,8 +104,8 @@ class Sender:
         end = size - TAG_SIZE
         view[start:end] = bytes(end - start)
         view[start] = Frame.PING
-        path.pmtu.on_probe_sent(self._shared.next_number)
         self._seal(path.key, view, 0, end)
+        path.pmtu.on_probe_sent(self._shared.next_number - 1)
         path.last_sent = now
         if self._shared.trace is not None:
             tracing.packet_sent(self._shared.trace, now, path, self._shared.next_number - 1, size, "ping")
@@ -228,10 +228,9 @@ class Sender:
         fin &= length == before
         count = -(-length // step)
         run = BulkRun(stream, offset, length, step, fin)
-        keypair, number = shared.keys.current, shared.next_number
         last = mtu - (count * step - length)
         at = position + (count - 1) * mtu + last
-        self._count(count, at - position)  # before sealing: whatever happens there, no number is sealed under twice
+        keypair, number = shared.keys.current, shared.take_numbers(count, at - position)
         if records:
             self._sealer.records(keypair, number, prefix, view, mtu, position, run, records, parts)
         else:
@@ -266,11 +265,12 @@ class Sender:
         seal = keypair.send.encrypt_into
         pack = _HEADER_AND_DATAGRAM.pack_into
         kind = Frame.DATAGRAM.value
-        number = shared.next_number
         skip = len(prefix)
         body = HEADER_SIZE + DATAGRAM_SIZE
         at = position
-        payload = 0
+        count = len(run)
+        payload = sum(len(fragment[4]) for fragment in run)
+        number = shared.take_numbers(count, count * (skip + body + TAG_SIZE) + payload)
         for flow, identifier, index, total, data in run:
             if skip:
                 view[at : at + skip] = prefix
@@ -284,10 +284,7 @@ class Sender:
             seal(nonce_of(number), view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
             at = end + TAG_SIZE
             number += 1
-            payload += length
-        count = len(run)
         first = skip + body + len(run[0][4]) + TAG_SIZE
-        self._count(count, at - position)
         self._account(now, path, count, first, at - position - (count - 1) * first, None, eliciting=True)
         self._datagram_sent(payload)
         return at, size or first
@@ -325,9 +322,9 @@ class Sender:
             eliciting = at > before
         if at == start:
             return 0
-        if largest >= 0 and eliciting:
-            shared.unacknowledged_acks.append((shared.next_number, largest))
         size = self._seal(path.key, view, position, at)
+        if largest >= 0 and eliciting:
+            shared.unacknowledged_acks.append((shared.next_number - 1, largest))
         self._account(now, path, 1, size, size, items or None, eliciting=eliciting, ack=ranges)
         return size
 
@@ -424,8 +421,8 @@ class Sender:
     def _seal(self, key: PathKey, view: memoryview, position: int, end: int) -> int:
         """Seal the frames that end at `end` of the datagram that begins at `position`; returns the datagram's size."""
         shared = self._shared
-        keypair = shared.keys.current
-        number = shared.next_number
+        size = end + TAG_SIZE - position
+        keypair, number = shared.keys.current, shared.take_numbers(1, size)
         prefix = key.prefix
         at = position + len(prefix)
         view[position:at] = prefix
@@ -433,17 +430,7 @@ class Sender:
         sealed = at + HEADER_SIZE
         nonce = nonce_of(number)
         keypair.send.encrypt_into(nonce, view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
-        size = end + TAG_SIZE - position
-        self._count(1, size)
         return size
-
-    def _count(self, packets: int, size: int) -> None:
-        """So many packets of `size` bytes together were sealed."""
-        shared = self._shared
-        shared.next_number += packets
-        shared.keys.current.sent_packets += packets
-        shared.packets_sent += packets
-        shared.bytes_sent += size
 
     def _account(
         self,
@@ -457,7 +444,7 @@ class Sender:
         eliciting: bool,
         ack: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """File the burst that was just sealed; its packets have the numbers up to `next_number`."""
+        """File the burst that was just sealed; its packets have the last numbers that were taken."""
         shared = self._shared
         path.last_sent = now
         if shared.trace is not None:

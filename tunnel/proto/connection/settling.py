@@ -10,8 +10,8 @@ from tunnel.units import Instant, Seconds
 
 
 def settle(shared: Shared, now: Instant, ranges: list[tuple[int, int]], delay: float) -> None:
-    """Settle what the peer has, path by path.  Raises PeerError on an ACK of what was never sent (RFC 9000 §13.1)."""
-    if ranges[0][1] >= shared.next_number:
+    """Settle what the peer has, path by path.  Raises PeerError on an ACK of what was never sent (RFC 9000 §13.1, §21.4)."""
+    if not shared.was_sent(ranges):
         raise PeerError("the peer acknowledged a packet that was never sent")
     ack_delay = Seconds(min(delay, MAX_ACK_DELAY))
     for path in shared.paths.known.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,12 @@ ACK_SHARE: Final = 3  # of what our socket holds may wait for an ACK: the peer h
 #: Datagrams without a loss, before a record is sent: with 1 in 10,000 lost at random its parts, lost together, cost one more in
 #: 1,000, and where more are lost there are hardly any records.
 RECORDS_AFTER: Final = 4_096
+
+#: Sequence numbers from one that is left out to the next, at random: whoever acknowledges what it did not get cannot know them
+#: (RFC 9000 §21.4).  A gap costs the receiver an ACK and a range in those that follow.
+SKIP_LEAST: Final = 64
+SKIP_MOST: Final = 4_096
+MAX_SKIPPED: Final = 64  # numbers left out that are remembered: what is in flight lies behind far fewer
 
 RECORDS_AFTER_KEYS: Final = 64  # datagrams: who answers a handshake learns by a packet, not by parts, that its key is used
 
@@ -83,7 +90,10 @@ class Shared:
         self.events: deque[ConnectionEvent] = deque()
         self.drops = Drops()
         self.trace = trace
-        self.next_number = 0  # of the next packet we seal, over all keys and paths
+        self.next_number = 0  # the last one sealed, and one, over all keys and paths: take_numbers writes it, and nobody else
+        self._rng = rng
+        self._skip_at = rng.randint(SKIP_LEAST, SKIP_MOST)  # from this number on the next one is left out
+        self._skipped: list[int] = []  # the last of those
         self.unacknowledged_acks: deque[tuple[int, int]] = deque(maxlen=64)  # (our packet, largest it acknowledged)
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -92,6 +102,40 @@ class Shared:
         self.packets_lost = 0
         self.last_heard = now
         self.mtu_changed = False  # of the current path, not yet announced
+
+    # sequence numbers
+
+    def take_numbers(self, count: int, size: int) -> int:
+        """The first of `count` sequence numbers in a row, for packets of `size` bytes together.
+
+        Call it before sealing: whatever happens there, no number is sealed under twice.
+        """
+        first = self.next_number
+        if first >= self._skip_at:
+            first = self._skip(first)
+        self.next_number = first + count
+        self.keys.current.sent_packets += count
+        self.packets_sent += count
+        self.bytes_sent += size
+        return first
+
+    def _skip(self, number: int) -> int:
+        """Leave `number` out; returns the next one."""
+        self._skipped.append(number)
+        del self._skipped[:-MAX_SKIPPED]
+        self._skip_at = number + self._rng.randint(SKIP_LEAST, SKIP_MOST)
+        return number + 1
+
+    def was_sent(self, ranges: list[tuple[int, int]]) -> bool:
+        """Whether all of these numbers (low, high inclusive, highest first) were sealed, as far as is remembered."""
+        if ranges[0][1] >= self.next_number:
+            return False
+        skipped = self._skipped
+        for low, high in ranges:
+            index = bisect_left(skipped, low)
+            if index < len(skipped) and skipped[index] <= high:
+                return False
+        return True
 
     def readable(self, stream_id: StreamId) -> None:
         """Announce a stream once until the application reads it."""

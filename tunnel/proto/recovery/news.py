@@ -15,12 +15,12 @@ class AckNews:
     What an honest peer says nearly always, that its highest range has grown, is seen without a look at the others.
     """
 
-    __slots__ = ("_highest", "_seen", "_told", "_top")
+    __slots__ = ("_highest", "_others", "_told", "_top")
 
     def __init__(self) -> None:
         self._top = (0, -1)  # the last frame's first range, empty at first; what it has grown by is not in `_told` yet
+        self._others: list[tuple[int, int]] = []  # the rest of that frame
         self._highest = -1  # of all numbers told of
-        self._seen: set[tuple[int, int]] = set()  # all ranges of that frame
         self._told = RangeSet()
 
     def take(self, ranges: list[tuple[int, int]], lowest: int) -> list[tuple[int, int]]:
@@ -28,25 +28,24 @@ class AckNews:
 
         Numbers below `lowest` must not matter any more, and it never falls.
         """
-        top, seen, told = self._top, self._seen, self._told
+        before, top, others = self._top, ranges[0], ranges[1:]
+        self._top = top
+        if top[0] == before[0] and top[1] >= before[1] == self._highest and others == self._others:
+            self._highest = top[1]
+            return [(before[1] + 1, top[1])] if top[1] > before[1] else []
+        told, seen = self._told, set(self._others)
+        told.add(before[0], before[1] + 1)
         fresh: list[tuple[int, int]] = []
         for pair in ranges:
             low, high = pair
             if high < lowest:
                 break
-            if low == top[0] and high > top[1] == self._highest:
-                fresh.append((top[1] + 1, high))
-                self._highest = high
-            elif pair not in seen:
-                told.add(top[0], top[1] + 1)
-                fresh.extend((start, stop - 1) for start, stop in reversed(told.missing(max(low, lowest), high + 1)))
-                told.add(max(low, lowest), high + 1)
-                if high > self._highest:
-                    self._highest = high
-        if ranges[0][0] != top[0]:
-            told.add(top[0], top[1] + 1)
+            if pair not in seen:
+                low = max(low, lowest)
+                fresh.extend((start, stop - 1) for start, stop in reversed(told.missing(low, high + 1)))
+                told.add(low, high + 1)
         while len(told) > 1 and (told.first[1] <= lowest or len(told) > MAX_TOLD):
             told.pop_first()
-        self._top = ranges[0]
-        self._seen = set(ranges)
+        self._others = others
+        self._highest = max(self._highest, top[1])
         return fresh
