@@ -158,3 +158,7 @@ def test_far_ends_of_sockets_are_read_as_the_kernel_writes_them(monkeypatch: pyt
     table.write_text("\n".join(lines))
     monkeypatch.setattr(routes, "SOCKET_TABLES", (str(table), str(tmp_path / "none")))
     assert len(routes.spoken_with()) == 4
+    table.write_text(
+        "heading\n" + " " * routes.MAX_SOCKET_TABLE + "\n" + "\n".join(lines)
+    )  # a machine with that many is not read on
+    assert routes.spoken_with() == set()
