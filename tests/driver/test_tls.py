@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +19,11 @@ from tunnel.config import TlsOptions, parse_server
 from tunnel.driver.events import PathReport, Trouble
 from tunnel.driver.rendezvous import RunningServer, TlsConfig, _Loop, serve
 from tunnel.errors import ServerUnreachableError
+from tunnel.host.clock import boottime
+from tunnel.proto.rendezvous.client import Client
+from tunnel.proto.rendezvous.events import Lost
 from tunnel.proto.rendezvous.server import Server
+from tunnel.tls.client import dial
 from tunnel.units import ReceivedBatch, SocketId
 
 
@@ -71,6 +76,27 @@ async def test_two_peers_whose_networks_block_udp_meet_and_talk_over_tls(tmp_pat
                 path = await told.wait(lambda event: isinstance(event, PathReport))
                 assert "TLS" in path.to_dict()["why"]
                 assert running.counters()["tls_connections"] == 2
+
+
+async def test_who_is_connected_over_tls_hears_that_the_server_ends(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "127.0.0.1")
+    with trio.fail_after(20):
+        async with a_tls_server(certificate) as (running, _, port):
+            socket = await dial("127.0.0.1", port, certificate.fingerprint)
+            client = Client(
+                servers=[(SocketId(100), socket.remote)], now=boottime(), rng=random.Random(1), entropy=random.Random(2).randbytes
+            )
+            client.listen(boottime(), [b"r" * 16])
+            while not any(isinstance(event, Lost) for event in iter(client.poll_event, None)):
+                while (out := client.poll_transmit(boottime())) is not None:
+                    socket.send(socket.remote, memoryview(out[2]), len(out[2]))
+                while (batch := socket.receive()) is not None:
+                    for at in range(0, len(batch.buffer), batch.stride):
+                        client.handle_datagram(boottime(), SocketId(100), socket.remote, batch.buffer[at : at + batch.stride])
+                if running.counters()["rooms"]:
+                    running.stop()
+                await trio.sleep(0.01)
+            socket.close()
 
 
 async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_it_works(

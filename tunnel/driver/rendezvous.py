@@ -46,6 +46,8 @@ FIRST_TLS_ID: Final = 10_000  # socket ids of TLS listeners; those of UDP socket
 FIRST_LOCAL_ID: Final = 20_000  # socket ids of our addresses behind a wildcard; pairs, like those of the sockets
 MAX_LOCALS: Final = 64  # addresses that are answered from one by one; for further ones the system chooses the source
 BATCHES_PER_TURN: Final = 32  # receives of one socket before the others get their turn
+BEHIND_AFTER: Final = Seconds(0.03)  # without an empty queue of a socket, and it counts as one that is not read fast enough
+FAREWELL: Final = Seconds(3.0)  # for telling all clients that the server ends; 32,768 take one
 WRITABLE_PATIENCE: Final = Seconds(
     0.005
 )  # a relayed burst waits no longer for a full send buffer: then it is lost, as in any router
@@ -218,21 +220,21 @@ async def serve(
         running = RunningServer(server, sockets, addresses, listeners, certificate)
         loop = _Loop(server, sockets, listeners, clock, running.faults)
         task_status.started(running)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(last, loop.faults, "timers", "interrupted the timers", loop.run_timers)
-                for socket_id, udp in sockets.items():
-                    what = f"interrupted the reading of udp {udp.local_address}"
-                    nursery.start_soon(last, loop.faults, "socket", what, partial(loop.run_socket, socket_id))
-                for socket_id, listener in listeners.items():
-                    what = f"interrupted the TLS door {listener.local_address}"
-                    door = partial(listener.serve, partial(loop.handle, socket_id), running.faults)
-                    nursery.start_soon(last, loop.faults, "tls", what, door)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(last, loop.faults, "timers", "interrupted the timers", loop.run_timers)
+            for socket_id, udp in sockets.items():
+                what = f"interrupted the reading of udp {udp.local_address}"
+                nursery.start_soon(last, loop.faults, "socket", what, partial(loop.run_socket, socket_id))
+            for socket_id, listener in listeners.items():
+                what = f"interrupted the TLS door {listener.local_address}"
+                door = partial(listener.serve, partial(loop.handle, socket_id), running.faults)
+                nursery.start_soon(last, loop.faults, "tls", what, door)
+            try:
                 await running.wait_stop()
-                nursery.cancel_scope.cancel()
-        finally:
-            server.stop(clock())
-            loop.flush()  # sends without waiting, so there is nothing to shield
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
+                    await loop.say_goodbye()
+            nursery.cancel_scope.cancel()
     finally:
         for each in sockets.values():
             each.close()
@@ -330,14 +332,18 @@ class _Loop:
     async def run_socket(self, socket_id: SocketId) -> None:
         udp = self._sockets[socket_id]
         turn = 0
+        full_since: Instant | None = None
         while True:
             batch = udp.receive()
             if batch is None:
-                turn = 0
+                turn, full_since = 0, None
                 await udp.wait_readable()
                 continue
+            now = self._clock()
+            full_since = now if full_since is None else full_since
+            self._server.look(now, now - full_since > BEHIND_AFTER)
             here = self._at(socket_id, batch.local) if batch.local else socket_id
-            await self.handle(here, batch)
+            await self.handle(here, batch, now)
             turn += 1
             if turn >= BATCHES_PER_TURN:
                 turn = 0
@@ -359,10 +365,10 @@ class _Loop:
             self._server.add_socket(ServerSocket(made, place, SocketId(first + (1 - twin))))
         return self._locals[socket_id, host]
 
-    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> bool:
+    async def handle(self, socket_id: SocketId, batch: ReceivedBatch, now: Instant | None = None) -> bool:
         """What one receive brought, and all that follows from it.  Whether something of a client was in it."""
         server = self._server
-        now = self._clock()
+        now = self._clock() if now is None else now
         before = server.proofs
         try:
             bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
@@ -397,6 +403,20 @@ class _Loop:
             while (transmit := self._server.poll_transmit(now)) is not None:
                 if not self._doors[transmit.socket_id].send(transmit.remote, transmit.buffer, transmit.segment_size):
                     self._server.drops["server_congested"] += 1
+
+    async def say_goodbye(self) -> None:
+        """Bye to every client, as fast as the sockets take it; TLS connections are there until then."""
+        self._server.stop(self._clock())
+        turn = 0
+        with self.faults.wall("answers", "interrupted the goodbyes"):
+            while (transmit := self._server.poll_transmit(self._clock())) is not None:
+                door = self._doors[transmit.socket_id]
+                if not door.send(transmit.remote, transmit.buffer, transmit.segment_size) and not isinstance(door, TlsListener):
+                    await door.wait_writable()
+                    door.send(transmit.remote, transmit.buffer, transmit.segment_size)
+                turn += 1
+                if turn % BATCHES_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
 
     async def run_timers(self) -> None:
         while True:

@@ -297,6 +297,21 @@ def test_a_server_that_stops_says_so_and_is_found_again_after_its_restart() -> N
     assert host.client.is_reached
 
 
+def test_a_server_with_ten_thousand_clients_tells_each_of_them_that_it_stops() -> None:
+    world = World(config=ServerConfig(requests_per_second=1e6, request_burst=10**6))
+    clients = [Address(f"198.18.{n // 200}.{n % 200}", 5000) for n in range(10_000)]
+    for number, source in enumerate(clients):
+        session = number.to_bytes(16, "big")
+        world.ask(source, messages.Join(0, (session,)), session=session, cookie=world.cookie(source))
+    world.server.stop(world.now)
+    told = []
+    while (transmit := world.server.poll_transmit(world.now)) is not None:
+        assert isinstance(messages.decode_push(transmit.buffer).message, messages.Bye)
+        told.append(transmit.remote)
+    assert sorted(told) == sorted(clients)
+    assert not world.server.drops["server_queue"]
+
+
 def test_a_new_address_is_noticed_by_traffic_and_the_channel_moves_with_its_mac() -> None:
     world = World()
     listener, dialer = world.host("listener"), world.host("dialer")

@@ -66,6 +66,8 @@ class ServerConfig:
     channel_idle: Seconds = field(default=Seconds(180.0))  # two session lifetimes without a sign of one side
     pair_bytes: int = 64 * GIBIBYTE  # bytes a pair of addresses may relay at a stretch ...
     pair_bytes_period: Seconds = field(default=Seconds(86_400.0))  # ... and gets back evenly over this long
+    pair_rate: float = 2_500_000.0  # bytes a second that a pair may always relay, also while more comes than can be read; and ...
+    pair_bursts: float = 2_000.0  # ... bursts a second: a datagram that comes alone is one, and takes two kernel calls
     max_pairs: int = 65_536  # pairs of addresses whose bytes are counted
     pairs_per_address: int = 1_024  # of those, that began with a channel asked for there
 

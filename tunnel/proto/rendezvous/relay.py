@@ -18,6 +18,7 @@ from typing import Final
 from tunnel.prefixes import Prefixes, Shares, prefixes
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import CHANNEL_SIZE, TOKEN_SIZE, rebind_mac
+from tunnel.proto.rendezvous.pacing import Ceiling
 from tunnel.proto.trace import Drops
 from tunnel.units import Address, Instant, SocketId, Transmit
 
@@ -52,13 +53,14 @@ class ChannelSide:
 class PairAccount:
     """Bytes that two addresses may still relay.  Refills evenly; looked at only when it runs low."""
 
-    __slots__ = ("channels", "keys", "refilled_at", "remaining")
+    __slots__ = ("channels", "due", "keys", "refilled_at", "remaining")
 
     def __init__(self, now: Instant, remaining: int, keys: Prefixes) -> None:
         self.remaining = remaining
         self.refilled_at = now
         self.keys = keys  # to whom it is charged
         self.channels = 0
+        self.due = now  # when the ceiling lets more through
 
 
 class Channel:
@@ -91,6 +93,8 @@ class Relay:
         self._accounts: dict[tuple[str, str], PairAccount] = {}
         self.shares = Shares(total=config.max_channels, each=config.channels_per_address)
         self.account_shares = Shares(total=config.max_pairs, each=config.pairs_per_address)
+        self.ceiling = Ceiling(config)
+        self._latest: PairAccount | None = None  # that relayed something
         self.drops = Drops()
         self.relayed_bytes = 0
         self.relayed_bursts = 0
@@ -160,7 +164,12 @@ class Relay:
             elif account.remaining < end - start and not self._refill(now, account, end - start):
                 self.drops["relay_quota"] += 1
                 self.exhausted.append(channel)
+            elif self.ceiling.is_low and not self._is_due(now, account, end - start):
+                self.drops["relay_rate"] += 1
             else:
+                if account is not self._latest:
+                    self._latest = account
+                    self.ceiling.has_others = True
                 account.remaining -= end - start
                 self.relayed_bytes += end - start
                 self.relayed_bursts += 1
@@ -168,6 +177,13 @@ class Relay:
                 out.append(Transmit(target.socket_id, target.remote, segment, buffer[start:end], None, ecn))
             start = end
         return start
+
+    def _is_due(self, now: Instant, account: PairAccount, size: int) -> bool:
+        due = self.ceiling.admits(now, account.due, size)
+        if due is None:
+            return False
+        account.due = due
+        return True
 
     def _refill(self, now: Instant, account: PairAccount, wanted: int) -> bool:
         config = self._config

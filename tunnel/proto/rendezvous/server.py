@@ -92,6 +92,7 @@ class Server:
         self._counts: Counter[str] = Counter()
         self._proofs = 0
         self._is_stopping = False
+        self._to_leave: deque[Session] = deque()  # sessions that have not been told Bye
 
     def add_socket(self, socket: ServerSocket) -> None:
         """One more address of ours that a socket answers for; the owner bounds how many."""
@@ -154,17 +155,22 @@ class Server:
                 self._end_channel(now, channel, GoneReason.EXPIRED)
             self.relay.sweep(now)
 
+    def look(self, now: Instant, is_behind: bool) -> None:
+        """Call before handle_batch; `is_behind`: the socket's queue has not been empty for a while."""
+        self.relay.ceiling.look(now, is_behind)
+
     def stop(self, now: Instant) -> None:
-        """Tell every client Bye; afterwards drain poll_transmit once and close the sockets."""
+        """Tell every client Bye; afterwards drain poll_transmit, as fast as the sockets take it, and close them."""
         if self._is_stopping:
             return
         self._is_stopping = True
-        for session in self.registry.sessions.values():
-            self._pushes.once(session, messages.Bye())
+        self._to_leave.extend(self.registry.sessions.values())
 
     # outputs
 
     def poll_transmit(self, now: Instant) -> Transmit | None:
+        if not self._out and self._to_leave:
+            self._pushes.once(self._to_leave.popleft(), messages.Bye())
         if not self._out:
             return None
         socket_id, remote, data = self._out.popleft()

@@ -1,0 +1,131 @@
+"""While more comes than the server can read, the fastest pair loses first, and who asks for little loses next to nothing."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+import pytest
+
+from tests.unit.rendezvous.world import V4, entropy_of
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.pacing import HIGHEST, INTERVAL
+from tunnel.proto.rendezvous.relay import Relay
+from tunnel.units import Address, Instant, Transmit
+
+STEP = 0.001  # seconds
+PASSED, REFUSED = 30e-6, 10e-6  # seconds that a relayed datagram costs the server, and one that it drops
+BUFFER = 4_000  # datagrams that the kernel holds
+BEHIND_AFTER = 0.03  # as the driver has it
+
+
+class Machine:
+    """A server of which every datagram takes its time, and pairs that send at a rate."""
+
+    def __init__(self, **options: float) -> None:
+        self.relay = Relay(ServerConfig(**options), entropy_of(1))  # type: ignore[arg-type]
+        self.now = Instant(10.0)
+        self.rates: dict[bytes, tuple[Address, float, int]] = {}  # channel -> from where, a second, bytes
+        self.sent: Counter[bytes] = Counter()
+        self.passed: Counter[bytes] = Counter()
+        self.owed: dict[bytes, float] = {}
+        self.queue: deque[bytes] = deque()
+        self.full_since: Instant | None = None
+        self.time_left = 0.0
+        self.looks = True
+
+    def pair(self, number: int, rate: float, size: int = 150) -> bytes:
+        places = [Address(f"198.{side}.{number}.1", 1) for side in (18, 19)]
+        channel = self.relay.open(self.now, (V4, places[0], b"a"), (V4, places[1], b"b"))
+        assert channel is not None
+        self.rates[channel.id] = places[0], rate, size
+        return channel.id
+
+    def run(self, seconds: float) -> None:
+        self.sent.clear()
+        self.passed.clear()
+        for _ in range(round(seconds / STEP)):
+            self.now = Instant(self.now + STEP)
+            for channel, (_, rate, _) in self.rates.items():
+                self.owed[channel] = self.owed.get(channel, 0.0) + rate * STEP
+                while self.owed[channel] >= 1.0:
+                    self.owed[channel] -= 1.0
+                    self.sent[channel] += 1
+                    if len(self.queue) < BUFFER:
+                        self.queue.append(channel)
+            self.time_left = min(self.time_left + STEP, STEP)
+            while self.queue and self.time_left > 0:
+                self._serve(self.queue.popleft())
+            if not self.queue:
+                self.full_since = None
+
+    def _serve(self, channel: bytes) -> None:
+        self.full_since = self.now if self.full_since is None else self.full_since
+        if self.looks:
+            self.relay.ceiling.look(self.now, self.now - self.full_since > BEHIND_AFTER)
+        source, _, size = self.rates[channel]
+        out: list[Transmit] = []
+        self.relay.forward(self.now, V4, source, memoryview(channel + bytes(size)), 0, size + 8, 0, out, [])
+        self.passed[channel] += len(out)
+        self.time_left -= PASSED if out else REFUSED
+
+    def share(self, *channels: bytes) -> float:
+        return sum(self.passed[each] for each in channels) / sum(self.sent[each] for each in channels)
+
+
+@pytest.mark.parametrize(("looks", "least", "most"), [(False, 0.0, 0.8), (True, 0.98, 1.01)])
+def test_gamers_beside_a_pair_that_floods(looks: bool, least: float, most: float) -> None:
+    """One FIFO for all, as the kernel has it: without the ceiling everybody loses the same share."""
+    machine = Machine()
+    machine.looks = looks
+    gamers = [machine.pair(number, 128) for number in range(1, 51)]
+    flood = machine.pair(60, 45_000)
+    machine.run(1.0)  # the ceiling comes down
+    machine.run(2.0)
+    assert least < machine.share(*gamers) < most
+    assert machine.share(flood) < 0.8
+    assert machine.relay.drops["relay_rate"] == 0 or looks
+
+
+def test_without_a_queue_nobody_is_held_to_anything() -> None:
+    machine = Machine()
+    pairs = [machine.pair(number, 100) for number in range(1, 20)]
+    fast = machine.pair(60, 25_000)
+    machine.run(2.0)
+    assert machine.share(*pairs) > 0.999
+    assert machine.share(fast) > 0.999
+    assert not machine.relay.drops
+
+
+def test_a_pair_that_is_alone_takes_all_there_is() -> None:
+    machine = Machine()
+    alone = machine.pair(1, 60_000, 1_400)
+    machine.run(2.0)
+    assert machine.passed[alone] > 0.95 * 2.0 / PASSED
+    assert not machine.relay.drops["relay_rate"]
+
+
+def test_two_equal_floods_share_what_there_is() -> None:
+    machine = Machine()
+    one, two = machine.pair(1, 20_000), machine.pair(2, 20_000)
+    machine.run(1.0)
+    machine.run(2.0)
+    assert machine.passed[one] == pytest.approx(machine.passed[two], rel=0.05)
+    best = 2.0 * (1.0 - 40_000 * REFUSED) / (PASSED - REFUSED)  # as what is refused costs something too
+    assert machine.passed[one] + machine.passed[two] > 0.7 * best
+
+
+def test_a_pair_always_has_its_least_and_the_ceiling_goes_away_with_the_flood() -> None:
+    machine = Machine(pair_bursts=500.0)
+    honest = machine.pair(1, 450)
+    floods = [machine.pair(number, 8_000) for number in range(2, 12)]
+    machine.run(1.0)
+    machine.run(2.0)
+    assert machine.share(honest) > 0.95
+    for flood in floods:
+        machine.rates[flood] = (*machine.rates[flood][:1], 10.0, 150)
+    machine.run(100 * INTERVAL)
+    assert not machine.relay.ceiling.is_low
+    assert machine.relay.ceiling._scale == HIGHEST
+    machine.rates[honest] = (machine.rates[honest][0], 5_000.0, 150)
+    machine.run(1.0)
+    assert machine.share(honest) > 0.999

@@ -1,0 +1,51 @@
+"""What one pair may relay while the server cannot keep up: the fastest lose first, and a pair that asks for little loses nothing.
+
+While all that comes is read at once nobody is held to anything.  When the queue of a socket has not been empty for a while, a
+ceiling for every pair comes down until it is, at most to what the configuration leaves to each; then it goes up again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.units import Instant, Seconds
+
+INTERVAL: Final = Seconds(0.05)  # between two looks
+HIGHEST: Final = 1_000.0  # times the least; nobody is held any more
+FALL: Final = 0.5  # of the ceiling is left after a look at which the server was behind: ten looks from the highest to the least
+RISE: Final = 1.2  # of the ceiling after one at which it was not
+DEPTH: Final = Seconds(0.1)  # of what the ceiling allows, at a stretch
+
+
+class Ceiling:
+    """One for all pairs.  What a burst costs is what is dearer of its bytes and of the two kernel calls that it takes."""
+
+    __slots__ = ("_burst_time", "_byte_time", "_look_at", "_scale", "has_others", "is_low")
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._byte_time = 1.0 / config.pair_rate
+        self._burst_time = 1.0 / config.pair_bursts
+        self._look_at = Instant(0.0)
+        self._scale = HIGHEST
+        self.is_low = False
+        self.has_others = False  # more than one pair has relayed since the last look
+
+    def look(self, now: Instant, is_behind: bool) -> None:
+        """Call often; `is_behind`: more comes than is read."""
+        if now < self._look_at:
+            return
+        self._look_at = Instant(now + INTERVAL)
+        if is_behind and self.has_others:  # a pair alone has nobody to make room for
+            self._scale = max(1.0, self._scale * FALL)
+        else:
+            self._scale = min(HIGHEST, self._scale * RISE)
+        self.is_low = self._scale < HIGHEST
+        self.has_others = False
+
+    def admits(self, now: Instant, due: Instant, size: int) -> Instant | None:
+        """For a burst of a pair that is `due` again then: when it is due after that one, or None if it is too early."""
+        due = max(due, now)
+        if due - now > DEPTH:
+            return None
+        return Instant(due + max(size * self._byte_time, self._burst_time) / self._scale)
