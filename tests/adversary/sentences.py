@@ -1,0 +1,246 @@
+"""The sentences of docs/security.md that say what somebody cannot do, and the tests that try.
+
+A key is a sentence of the page, as it stands there but for line breaks; tests/style/test_security_page.py compares both ways.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Section -> sentence -> the tests that try it.
+SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "A stranger on the internet": {
+        "It gets plain STUN answers and, where it is on, the open directory, each of these at most once a "
+        "second when the answer is longer than the question.": (
+            "tests/unit/rendezvous/test_server.py::test_stun_answers_one_a_second_per_ipv4_address_or_ipv6_slash_64",
+            "tests/unit/rendezvous/test_server.py::test_the_open_directory_is_off_by_default_bounded_and_fits_into_a_kilobyte",
+        ),
+        "An answer that is no longer than its question is always given, so nobody can use up what others need.": (
+            "tests/unit/rendezvous/test_server.py::test_a_flood_of_forged_sources_is_limited_as_a_whole_and_leaves_no_state",
+        ),
+        "The server never sends more bytes to a forged address than were sent in its name, but for those two rationed answers.": (
+            "tests/unit/rendezvous/test_server.py::test_the_unproven_get_a_cookie_no_state_and_fewer_bytes_than_they_sent",
+            "tests/unit/rendezvous/test_server.py::test_what_strangers_send_into_a_channel_goes_nowhere_and_hints_never_amplify",
+        ),
+        "To an address that proved itself once and then fell silent it sends no more than it got from there.": (
+            "tests/unit/rendezvous/test_pushes.py::test_posts_to_a_deaf_session_are_not_repeated_beyond_what_it_sent_itself",
+            "tests/unit/rendezvous/test_pushes.py::test_dialing_deaf_listeners_again_and_again_sends_them_no_more_than_they_sent",
+        ),
+        "It cannot list codes.": (
+            "tests/unit/rendezvous/test_answers.py::test_who_asks_for_each_number_by_name_learns_no_more_than_by_wrong_claims",
+            "tests/unit/rendezvous/test_answers.py"
+            "::test_who_draws_numbers_and_gives_them_back_does_not_learn_the_others_by_what_is_missing",
+        ),
+        "It cannot fill a table for everybody.": (
+            "tests/unit/test_prefixes.py::test_the_last_tenth_is_for_newcomers",
+            "tests/unit/rendezvous/test_shares.py::test_a_home_cannot_fill_the_relay_by_restoring_channels_that_never_were",
+            "tests/driver/test_tls_flood.py::test_a_door_that_strangers_of_many_sites_fill_lets_a_session_in",
+        ),
+        "It cannot make the log grow without end: a few lines a second at most are written at length.": (
+            "tests/unit/rendezvous/test_strangers.py::test_the_log_grows_by_a_few_lines_a_second_whatever_strangers_send",
+        ),
+    },
+    "The rendezvous server, or whoever has taken it over": {
+        "It sees the nameplate (the number) of a code, never the words.": (
+            "tests/unit/pairing/test_pake.py::test_another_code_or_nameplate_gives_another_psk_and_the_confirmation_tells",
+            "tests/unit/pairing/test_pake.py::test_one_attempt_takes_one_message",
+        ),
+        "If it names a third party on the internet, each client that wants to meet that peer sends at "
+        "most 300 checks to that host and one attempt at random ports in an hour: 2,400 datagrams of 57 "
+        "bytes, or 8,000 if the server also withholds what it owes the peer.": (
+            "tests/sim/test_safe_punching.py::test_a_lying_server_aims_nobody_at_a_third_party",
+            "tests/unit/nat/test_agent.py::test_all_peers_together_send_a_silent_host_few_checks",
+        ),
+        "A server on the internet cannot name an address of a local network, and nobody can name a port "
+        "below 1024 or one of a service that answers strangers.": (
+            "tests/unit/test_scope.py::test_an_address_of_a_local_network_is_no_business_of_somebody_on_the_internet",
+            "tests/unit/nat/test_candidate.py::test_ports_of_services_that_answer_strangers_are_refused",
+        ),
+        "It can name a second address of its own, to which a client sends small questions (at most 512 "
+        "bytes), four times a minute at most.": (
+            "tests/unit/rendezvous/test_client_and_server.py"
+            "::test_a_server_cannot_make_us_flood_or_enter_the_lan_by_naming_a_second_address",
+        ),
+        "It cannot hand out codes by itself to guess more often: a fresh one is made only when the "
+        "exposing side has asked, and after wrong guesses it waits before it asks.": (
+            "tests/unit/endpoint/test_forgeries.py::test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster",
+        ),
+        "It cannot read, change or make up what the two say after that.": (
+            "tests/unit/crypto/test_noise.py::test_a_forged_message_changes_nothing_and_the_genuine_one_still_completes",
+            "tests/unit/connection/test_opening.py::test_a_forged_datagram_costs_itself_alone",
+        ),
+        "It cannot come between peers that remember each other: they hold keys that it never saw.": (
+            "tests/unit/endpoint/test_hostile.py::test_a_replayed_init_makes_nothing",
+            "tests/unit/endpoint/test_forgeries.py"
+            "::test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_source",
+        ),
+        "It cannot keep old keys in use by dropping handshakes of a connection that it relays: the "
+        "connection stops after 180 s at most, and both people are told.": (
+            "tests/sim/test_keys.py::test_who_drops_handshakes_alone_cannot_keep_old_keys_in_use_and_both_people_are_told",
+        ),
+    },
+    "Someone on the path between two peers, or between a peer and the server": {
+        "Whoever sits on it can do what the server can do, and no more.": (
+            "tests/unit/rendezvous/test_client_and_server.py::test_a_forged_answer_or_push_from_off_the_path_is_dropped",
+        ),
+        "They can tell handshakes from data by their first bytes, and drop the handshakes: then data "
+        "stops after 180 s at most, both people are told, and the direct path gets its keys over the "
+        "relay.": (
+            "tests/sim/test_keys.py::test_who_drops_handshakes_alone_cannot_keep_old_keys_in_use_and_both_people_are_told",
+            "tests/sim/test_keys.py::test_a_direct_path_without_handshakes_gets_its_keys_over_the_relay",
+        ),
+        "A handshake that was recorded is answered by a challenge that only the peer can read; after a "
+        "restart of the peer, which forgets the last timestamp, it gets one answer that nobody without "
+        "the keys can use.": (
+            "tests/unit/endpoint/test_hostile.py::test_a_replayed_init_makes_nothing",
+            "tests/unit/crypto/test_handshake.py"
+            "::test_a_challenge_comes_back_in_the_next_init_and_only_the_pair_can_have_made_it",
+        ),
+    },
+    "The router at home, or who answers in its place": {
+        "That opens the port to strangers, see above, for as long as the program runs; after a crash, for an hour at most.": (
+            "tests/unit/nat/test_portmap.py::test_each_protocol_alone_maps_the_port_and_takes_it_back",
+        ),
+        "The paired peer then checks it as it would any candidate: a host that sends nothing authentic "
+        "gets 300 checks an hour at most, and no random ports are tried there.": (
+            "tests/unit/nat/test_agent.py::test_all_peers_together_send_a_silent_host_few_checks",
+            "tests/unit/nat/test_upnp.py::test_a_place_that_is_not_the_gateways_own_is_refused",
+        ),
+    },
+    "A paired peer": {
+        "Whoever answers for that name cannot lead the peer back to this machine: loopback, link-local, "
+        "metadata services and this machine's own addresses are left out, unless the grant itself names "
+        "this machine.": ("tests/driver/test_forward_names.py::test_a_name_does_not_lead_to_this_machine_or_to_what_is_nobodys",),
+        "The peer may have the link measured (`ptunnel bench`), whatever it was granted: either side "
+        "sends zeros or counts what arrives, one measurement at a time, of at most 30 seconds and 16 GiB, "
+        "and 64 GiB an hour.": (
+            "tests/unit/forward/test_allowance.py::test_one_at_a_time_and_an_hours_share_over_all_links",
+            "tests/unit/forward/test_open.py::test_all_that_we_measure_is_within_those_bounds",
+        ),
+        "It cannot go on to an address that the peer has left: sequence numbers are skipped now and then, "
+        "so nobody can acknowledge what did not arrive, and a path that only sends is challenged again "
+        "each minute.": (
+            "tests/fuzz/test_connection_fuzz.py::test_optimistic_acks_of_everything_raise_no_more_than_our_own_rate",
+        ),
+        "It names at most 16 at a time.": ("tests/unit/nat/test_agent.py::test_a_peer_that_names_too_many_is_cut",),
+        "A host that has sent nothing authentic gets at most 300 checks and one attempt at random ports "
+        "(2,400, or 8,000 if the peer says that it could open few sockets) in an hour, whoever named it.": (
+            "tests/unit/nat/test_agent.py::test_all_peers_together_send_a_silent_host_few_checks",
+            "tests/sim/test_safe_punching.py::test_an_authenticated_liar_cannot_make_us_flood_a_third_party",
+        ),
+        "Refused are: loopback (except on one machine), multicast, broadcast, link-local, the metadata "
+        "services of clouds, also where NAT64, 6to4 or Teredo would carry it there, ports below 1024, and "
+        "ports of services that answer strangers with more than they were asked.": (
+            "tests/unit/nat/test_candidate.py::test_addresses_that_no_check_may_go_to",
+            "tests/unit/nat/test_candidate.py::test_ports_of_services_that_answer_strangers_are_refused",
+            "tests/unit/nat/test_candidate.py::test_loopback_in_any_dress_is_refused_unless_both_are_on_one_machine",
+        ),
+        "Nothing but those datagrams goes to an address that has not answered one, and what answers "
+        "cannot be made up: neither a forged sender's address nor the numbers of earlier checks help.": (
+            "tests/sim/test_safe_punching.py::test_checks_go_only_where_the_peer_said_or_where_it_answered_from",
+            "tests/driver/test_hostile_peers.py::test_who_has_seen_many_path_challenges_cannot_foretell_the_next",
+        ),
+        "Your own LAN is not refused, since the peer may be in it.": (
+            "tests/unit/nat/test_candidate.py::test_lans_carriers_and_documentation_prefixes_are_tried",
+        ),
+        "It can cost you processor time in proportion to the bytes it sends, about 2 µs a byte at most; "
+        "beyond its share of the processor its datagrams are dropped unopened, and the other links go on.": (
+            "tests/unit/connection/test_frame_cost.py::test_a_frame_costs_its_bytes_with_two_thousand_streams_open",
+            "tests/unit/endpoint/test_fairness.py::test_a_costly_trickle_does_not_keep_the_others_waiting",
+        ),
+        "It cannot use up your relay channels: whoever dials pays for them.": (
+            "tests/unit/rendezvous/test_shares.py::test_who_dials_a_listener_pays_for_the_channels",
+            "tests/unit/endpoint/test_channels.py::test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials",
+        ),
+        "A name that it suggests never replaces one that you have, is stripped of control and direction "
+        "characters, and may not look like a code.": ("tests/unit/state/test_home.py::test_a_newcomer_never_takes_a_name",),
+    },
+    "A member of your room": {
+        "Nothing bound to 127.0.0.1 is reached, and nothing behind you: no other network of yours, no "
+        "other interface's address, and nobody is forwarded for.": (
+            "tests/netns/test_lan_traffic.py::test_nobody_reaches_another_members_other_networks",
+            "tests/netns/test_tun_reflector.py::test_a_host_that_forwards_for_others_does_not_for_the_lan",
+        ),
+        "Refused, with a counter each: source routes, routing headers, jumbograms, IGMP, MLD and "
+        "neighbour discovery, redirects and router advertisements, answers of DHCP, and ICMP errors about "
+        "packets that you never sent to that member.": (
+            "tests/unit/ip/test_filter.py::test_a_member_does_not_reconfigure_our_host",
+            "tests/unit/ip/test_filter.py::test_nothing_goes_on_through_us",
+            "tests/unit/ip/test_filter.py::test_a_member_tells_errors_only_of_what_we_sent_to_it",
+        ),
+        "Refused as well: packets inside of packets and protocols of routers, by their IP protocol and by "
+        "their assigned UDP port (VXLAN, GENEVE, GUE, L2TP, GTP, AMT, LISP, GRE and MPLS in UDP; RIP, "
+        "LDP, HSRP, GLBP, OLSR, BFD, Babel; PTP).": (
+            "tests/unit/ip/test_filter.py::test_tunnels_routers_and_clocks_over_udp_are_refused_as_their_sisters_are",
+        ),
+        "A tunnel device that was given another port, and FOU, which has none of its own, cannot be told apart.": (
+            "tests/unit/ip/test_filter.py::test_where_games_send_nothing_is_refused",
+        ),
+        "It cannot remove, admit or rename anybody.": (
+            "tests/sim/test_lan.py::test_a_member_cannot_remove_refuse_or_admit_anybody",
+        ),
+        "That alone lets nobody in, because every connection also needs the static key of a member; for "
+        "the same reason the member can neither read what two others say to each other nor pass for one "
+        "of them.": (
+            "tests/unit/lan/test_roster.py::test_the_psk_of_a_pair_is_the_same_from_both_ends_and_another_in_each_epoch",
+        ),
+        "While the creator is away nobody is removed.": (
+            "tests/unit/lan/test_room.py::test_only_the_creator_removes_and_not_itself_or_nobody",
+        ),
+    },
+    "The creator of a room that you join": {
+        "They cannot read what two members say to each other.": (
+            "tests/unit/lan/test_roster.py::test_the_psk_of_a_pair_is_the_same_from_both_ends_and_another_in_each_epoch",
+        ),
+    },
+    "Who takes over the process with the LAN interface": {
+        "Started by root it is still root's user: it can write root's files, and so plant what root runs "
+        "later, but configure no network, open no raw socket, trace nobody else's process and mount "
+        "nothing.": ("tests/netns/test_tun_host.py::test_the_interface_is_there_and_the_privilege_is_gone",),
+        "Its command has no capability, reaches no network but the tunnel, and cannot change it; but it "
+        "runs as you, with your files and Unix sockets.": (
+            "tests/netns/test_tun_exec.py::test_a_command_sees_the_tunnel_and_nothing_else",
+        ),
+    },
+    "Other users of the same computer": {
+        "They cannot read PTUNNEL_HOME (files of mode 0600 in a directory of mode 0700; a directory that "
+        "others may write to is refused) nor speak to the control socket (mode 0600, and the kernel is "
+        "asked whose process it is).": (
+            "tests/unit/state/test_home.py::test_nobody_else_can_read_what_was_made",
+            "tests/unit/state/test_home.py::test_a_home_that_others_may_write_to_is_refused_with_the_command_that_helps",
+        ),
+        "A conversation on that socket cannot end the process that serves it.": (
+            "tests/driver/test_walls_forward.py::test_a_question_that_meets_a_fault_is_answered_so_and_the_service_goes_on",
+        ),
+    },
+    "Whoever copies PTUNNEL_HOME": {
+        "What was recorded before cannot be read: ephemeral keys are gone.": (
+            "tests/unit/crypto/test_handshake.py::test_xx_introduces_two_strangers_who_share_a_psk",
+        ),
+    },
+    "Guesses at codes": {
+        "So a code that is left open is guessed at 144 times a day at most; one of those days in 29,000 "
+        "would see a right guess.": ("tests/unit/endpoint/test_meeting.py::test_guessing_is_slowed_down",),
+        "The server makes them random and sparse: at most one in ten of the numbers that it gives is in "
+        "use, and it gives one in sixteen.": (
+            "tests/unit/rendezvous/test_server.py::test_nameplates_are_random_and_grow_with_the_crowd",
+            "tests/unit/rendezvous/test_answers.py"
+            "::test_a_server_gives_a_sixteenth_of_the_numbers_and_two_servers_hardly_ever_the_same",
+        ),
+        "A number that this server never gives is another server's: that claim is answered as such and counts as nothing.": (
+            "tests/unit/rendezvous/test_answers.py::test_a_claim_that_belongs_to_another_server_is_told_so_and_counts_for_nobody",
+        ),
+        "A code of the wrong kind (a room's in `connect`, an exposer's in `lan join`) is refused before "
+        "anything is sent, spent or stored.": (
+            "tests/unit/endpoint/test_purposes.py::test_the_wrong_kind_of_code_is_refused_before_anything_is_sent",
+        ),
+    },
+    "What the server learns about who meets whom": {
+        "It learns which addresses meet; that cannot be helped in a design where it introduces them.": (
+            "tests/unit/rendezvous/test_server.py::test_the_open_directory_lists_the_others_newest_first_each_once",
+        ),
+        "It lists nobody else.": (
+            "tests/unit/rendezvous/test_server.py::test_the_open_directory_lists_the_others_newest_first_each_once",
+        ),
+    },
+}

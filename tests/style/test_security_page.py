@@ -1,0 +1,144 @@
+"""docs/security.md says what nobody can do: each such sentence has a test that tries, and each limit a test that names it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+from tests.adversary.sentences import SENTENCES
+from tests.style.source import ROOT
+
+PROMISES = re.compile(r"\b(cannot|never|no more|at most|refused|nobody)\b", re.IGNORECASE)
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z*`])")
+LIMIT = re.compile(r"^\| `([\w.]+)` \| [\d,.]+ ", re.MULTILINE)
+
+
+def page() -> str:
+    return (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+
+
+def sentences() -> dict[str, set[str]]:
+    """By section, with line breaks made blanks."""
+    text = page()
+    found: dict[str, set[str]] = {}
+    section = ""
+    for block in re.split(r"\n\s*\n", text[text.index("## Who can see and do what") : text.index("## Limits")]):
+        if block.startswith("#"):
+            section = block.strip("# \n")
+            continue
+        found.setdefault(section, set()).update(SENTENCE.split(" ".join(block.split())))
+    return found
+
+
+@cache
+def functions_of(file: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_every_promise_of_the_page_has_a_test_that_tries() -> None:
+    missing = [
+        f"{section}: {sentence}"
+        for section, found in sentences().items()
+        for sentence in found
+        if PROMISES.search(sentence) and sentence not in SENTENCES.get(section, {})
+    ]
+    assert missing == []
+
+
+def test_every_sentence_that_is_tried_stands_on_the_page() -> None:
+    stands = sentences()
+    assert [each for section, tried in SENTENCES.items() for each in tried if each not in stands.get(section, set())] == []
+
+
+def test_the_tests_that_try_exist() -> None:
+    named = [node for tried in SENTENCES.values() for nodes in tried.values() for node in nodes]
+    assert all(nodes for tried in SENTENCES.values() for nodes in tried.values())
+    wrong = []
+    for node in named:
+        file, _, name = node.partition("::")
+        if not (ROOT / file).exists() or name not in functions_of(file):
+            wrong.append(node)
+    assert wrong == []
+
+
+#: Limits that no test names: what reaches them writes the number.  A test that names one takes it out of here; none is added.
+NOT_REACHED: frozenset[str] = frozenset(
+    {
+        "BACKLOG",
+        "BUCKET_SLOTS",
+        "CODE_LIFETIME",
+        "COSTLY",
+        "DRAW_EPOCH",
+        "FLOW_IDLE",
+        "HANDSHAKE_PATIENCE",
+        "HTTP_PATIENCE",
+        "INITS_UNQUESTIONED",
+        "LONGEST_DELAY",
+        "LOOKUP_IDLE",
+        "MAX_ANSWER",
+        "MAX_ANSWERS",
+        "MAX_CHALLENGED",
+        "MAX_CHANNELS",
+        "MAX_CLIENTS",
+        "MAX_GAPS_IN_ALL",
+        "MAX_HELD_TOTAL",
+        "MAX_HOSTS_SIZE",
+        "MAX_KNOWN",
+        "MAX_NAMES",
+        "MAX_PEERINGS_A_PEER",
+        "MAX_PONGS",
+        "MAX_QUEUE",
+        "MAX_REMEMBERED",
+        "MAX_REQUEST",
+        "MAX_REQUESTS",
+        "MAX_SEARCH_ANSWER",
+        "MAX_SENDERS",
+        "MAX_TEXT",
+        "MAX_UNANSWERED",
+        "MIN_PORT",
+        "NEWCOMER",
+        "NEW_SITE",
+        "OPEN_TIMEOUT",
+        "PAID_OFF",
+        "PART_OF_FREE",
+        "PENDING_LIFETIME",
+        "POOL_SECONDS",
+        "PROOF_RATE",
+        "REKEY_AFTER",
+        "REMOVAL",
+        "RENUMBER_REFILL",
+        "SECRET_LIFETIME",
+        "SHORTEST_IPV6_PREFIX",
+        "SHORTEST_PREFIX",
+        "SILENCE",
+        "SILENT_PROBES",
+        "SPOKEN_BITS",
+        "SPOKEN_IPV6_BITS",
+        "UNPROVEN",
+        "UNUSED_LIFETIME",
+        "WIDEST_SHARE",
+        "channel_idle",
+        "directory_burst",
+        "directory_entries",
+        "directory_rate",
+        "lockout",
+        "mailbox_lifetime",
+        "nameplate_density",
+        "nameplate_lifetime",
+        "posts_per_mailbox",
+        "restore_patience",
+        "stun_rate",
+        "wrong_claims",
+    }
+)
+
+
+def test_every_limit_is_named_by_a_test() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in Path(ROOT / "tests").rglob("*.py") if path.name != Path(__file__).name]
+    words = set(re.findall(r"[A-Za-z_]\w+", "\n".join(texts)))
+    limits = {name.rpartition(".")[2] for name in LIMIT.findall(page())}
+    assert len(limits) > 100
+    assert {name for name in limits if name not in words} == NOT_REACHED
