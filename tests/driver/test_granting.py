@@ -252,3 +252,39 @@ async def test_grants_that_cannot_be_read_can_still_be_taken_back(tmp_path: Path
     Home(tmp_path).save_peer(Peer(name="ben", static=bytes(32), psk=bytes(32), grants=damaged))
     assert tunnel.revoke("ben", home=tmp_path) == ("ben", (), ())
     assert Home(tmp_path).peer("ben").grants == []
+
+
+def texts(shares: Any) -> list[str]:
+    return [str(each) for each in shares.shares]
+
+
+async def test_who_connects_is_told_its_own_grants_and_every_change_of_them(tmp_path: Path) -> None:
+    exposer, connector = homes(tmp_path)
+    acquaint(exposer, "cleo", "8080")
+    heard = Heard()
+    with trio.fail_after(30):
+        async with (
+            a_server() as server,
+            tunnel.expose(["22", "nas=192.168.1.5:445"], server=server, home=exposer, on_event=heard) as exposure,
+            tunnel.connect(await heard.code(), server=server, home=connector, name="ben") as link,
+        ):
+            shared = await link.shares()
+            assert texts(shared) == ["tcp/22", "tcp/nas"]
+            await heard.wait(lambda event: isinstance(event, Serving) and event.peer == "ben")
+            await exposure.grant(["ben"], "53/udp")
+            shared = await link.shares(shared)
+            assert texts(shared) == ["tcp/22", "tcp/nas", "udp/53"]
+            await trio.to_thread.run_sync(lambda: tunnel.revoke("ben", home=exposer))
+            assert texts(await link.shares(shared)) == []
+            assert link.grants.allows("tcp", 22) is None, "it says nothing of what the other may reach here"
+
+
+async def test_a_peer_that_is_met_again_is_told_again(tmp_path: Path) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    with trio.fail_after(30):
+        async with a_server() as server, tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard):
+            async with tunnel.connect(await heard.code(), server=server, home=connector) as link:
+                assert texts(await link.shares()) == ["tcp/22"]
+            async with tunnel.connect(peer="home", home=connector) as link:
+                assert texts(await link.shares()) == ["tcp/22"]

@@ -13,7 +13,7 @@ from tests.sim.link import Link
 from tests.sim.peers import SERVER, entropy_of
 from tests.sim.test_meeting import SHARE, rough_link
 from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import CodeIssued, Problem
+from tunnel.proto.endpoint import CONTROL_ROOM, CodeIssued, Problem
 from tunnel.proto.lan import messages
 from tunnel.proto.lan.addresses import BLOCKS, SPARE_BLOCK, Prefix, subnet_prefix
 from tunnel.proto.lan.creator import MAX_RENUMBERS
@@ -602,7 +602,7 @@ def test_a_member_that_lies_on_and_on_about_its_routes_leaves_the_others_their_a
 def tell(party: Party, liar: MemberNode, victim: MemberNode, message: messages.RoomMessage) -> None:
     peering = liar.members.peering(victim.static)
     assert peering is not None
-    peering.send_room(messages.encode(message))
+    peering.send_message(CONTROL_ROOM, messages.encode(message))
     party.world.touch(liar.host)
     party.world.run(1.0)
 
@@ -673,7 +673,7 @@ def test_a_flood_of_room_messages_is_dropped_and_costs_nobody_else_anything() ->
         peering = liar.members.peering(victim.static)
         assert peering is not None
         for _ in range(300):
-            peering.send_room(messages.encode(Have(0)))
+            peering.send_message(CONTROL_ROOM, messages.encode(Have(0)))
         party.world.touch(liar.host)
         party.world.run(2.0)
         assert victim.room.drops["room messages too fast"] > 150

@@ -28,6 +28,8 @@ WORDS = {
     "LOCAL:REMOTE": "2222:22", "HOST": "rv.example.net", "CODE": "731-garden-violin", "COMMAND": "serve", "FILE": "access",
     "ANNA": "anna", "FRIEND": "friend", "ADDR": "127.0.0.1", "SHA256": "ab" * 32, "DIR": "/tmp/traces", "TEXT": "text",
 }  # fmt: skip
+#: The same for what the source fills in.
+FILLED_IN = {"near[0]": "serve", "port": "2222", "suffix": "/udp", "options": "--forward 2222:22"}
 QUOTED = re.compile(r"'(?:sudo )?(ptunnel [^'\n]+)'|`(?:sudo )?(ptunnel [^`\n]+)`")
 #: A line that shows a command: behind a prompt or alone, with what it does behind two spaces.
 LINE = re.compile(r"^(?: *|\s*\w+\$ +)(?:sudo )?(ptunnel [^\n]*?)(?: {2,}.*| \\\\)?$", re.MULTILINE)
@@ -47,11 +49,11 @@ def strings(tree: ast.AST) -> Iterator[str]:
 
 def stand_in(part: ast.AST) -> str:
     """What an f-string may fill in there: the name of a peer has spaces, unless it is made a word of a command."""
-    code = ast.unparse(part)
+    code = ast.unparse(part.value if isinstance(part, ast.FormattedValue) else part)
     if "command_word(" in code:
         return command_word("my home")
-    if "near[0]" in code:
-        return "serve"
+    if code in FILLED_IN:
+        return FILLED_IN[code]
     return "my home" if "name" in code and "room" not in code and "saved" not in code else "home"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tunnel.cli.running import Ending
     from tunnel.config import Settings
     from tunnel.driver.events import Event
-    from tunnel.driver.link import Link
+    from tunnel.driver.link import Link, Shares
     from tunnel.forward.serve import Listeners
     from tunnel.state.home import Home
     from tunnel.telemetry.qlog import QlogDirectory
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FIRST_PAUSE: Final = 1.0  # seconds before the next try, doubling ...
 LONGEST_PAUSE: Final = 30.0  # ... up to this
 NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
+
+SHARES_PATIENCE: Final = 1.0  # seconds for the other side to say what it shares
+MOST_SHOWN: Final = 8  # shares in a sentence
 
 
 @click.command("connect")
@@ -160,6 +163,7 @@ class Connecting:
         self._target = target
         self._link: Link | None = None
         self._path: dict[str, Any] | None = None
+        self._shared: Shares | None = None  # as said last
         self._shown_forwards = False
         self._shown_path: tuple[str, str] | None = None
         self._is_leaving = False
@@ -307,13 +311,12 @@ class Connecting:
             for text in self._listeners.warnings():
                 self._output.warn(text)
                 self._output.emit({"event": "warning", "code": "half_bound", "message": text})
-            if self._target is None and not ready:
-                self._output.say("Nothing is forwarded: --forward LOCAL:REMOTE or --stdio PORT would use the link.")
         if not self._output.is_live:
             self._show_path()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, link, nursery.cancel_scope)
             nursery.start_soon(serve_nothing, link)
+            nursery.start_soon(self._tell_shares, link)
         return self._verdict(link)
 
     async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
@@ -326,6 +329,49 @@ class Connecting:
         else:
             await self._listeners.serve(link, notice=self._output.warn)
         scope.cancel()
+
+    async def _tell_shares(self, link: Link) -> None:
+        """What the other side shares, again when that changes; and what of it is used."""
+        import trio
+
+        if self._shared is None and self._target is None and not self._listeners.ready:
+            with trio.move_on_after(SHARES_PATIENCE):
+                await link.shares()
+            if link.shared is None:  # an older one does not say
+                self._output.say("Nothing is forwarded: --forward LOCAL:REMOTE or --stdio PORT would use the link.")
+        while True:
+            self._shared = await link.shares(self._shared)  # the same as at the last connection is no news
+            self._show_shares(link.peer_name, self._shared)
+
+    def _show_shares(self, peer: str, shared: Shares) -> None:
+        from tunnel.cli.expose import forwards_for
+        from tunnel.cli.render import listing
+        from tunnel.errors import command_word
+
+        texts = [str(each) for each in shared.shares]
+        self._output.emit({"event": "shared", "peer": peer, "shares": texts, "all": shared.is_all})
+        more = [] if shared.is_all and len(texts) <= MOST_SHOWN else ["more"]
+        what = listing([*texts[:MOST_SHOWN], *more])
+        self._output.say(f"{peer} shares {what}{'' if texts else ' with this machine'}.")
+        wanted = [("tcp", self._target)] if self._target is not None else self._listeners.targets
+        if not wanted and texts:
+            options = " ".join(f"--forward {text}" for text in forwards_for(shared.shares[:MOST_SHOWN]))
+            self._output.say(f"Nothing of it is forwarded yet: 'ptunnel connect {command_word(peer)} {options}' does that.")
+        for protocol, target in dict.fromkeys(wanted):
+            if not shared.allows(protocol, target):
+                suffix = "" if protocol == "tcp" else "/udp"
+                port = target if isinstance(target, int) else f"{target.partition(':')[0]}=HOST:PORT"
+                ask = f"'ptunnel expose {port}{suffix} --to {command_word(self._own_name)}'"
+                self._output.warn(f"{peer} does not share {protocol}/{target} (it shares {what}): ask there for {ask}.")
+
+    @property
+    def _own_name(self) -> str:
+        """As the other side is likely to know us."""
+        import socket
+
+        from tunnel.driver.vocabulary import sanitise_name
+
+        return sanitise_name(self._settings.name or socket.gethostname())
 
     def _verdict(self, link: Link) -> bool:
         from tunnel.driver.vocabulary import CloseCode

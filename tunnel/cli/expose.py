@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunnel.cli.running import Ending
     from tunnel.config import Settings
     from tunnel.driver.events import Event, Serving
-    from tunnel.driver.link import Link
+    from tunnel.driver.link import Link, Share
     from tunnel.driver.vocabulary import Grant
     from tunnel.forward.counters import ForwardCounters
     from tunnel.state.home import Home
@@ -339,7 +339,7 @@ def short_server(server: str) -> str:
     return f"'{server}'" if "[" in server else short if ":" not in short else server
 
 
-def forwards_for(grants: Sequence[Grant]) -> list[str]:
+def forwards_for(grants: Sequence[Grant | Share]) -> list[str]:
     """A --forward for each grant, with local ports that an ordinary user may use, each of them once; tcp and udp of one place
     together.  What is beyond the ports that one command may forward is left out."""
     from tunnel.forward.spec import MAX_FORWARDS

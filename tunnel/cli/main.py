@@ -125,7 +125,7 @@ Environment:
   PTUNNEL_TLS_PORT, PTUNNEL_TLS_FINGERPRINT   stand in for --tls-port and --tls-fingerprint
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
-  listening, code, paired, serving, path, forward, member, closed, warning while something
+  listening, code, paired, serving, shared, path, forward, member, closed, warning while something
   runs; error as the last one of a command that failed;
   granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
   as answers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -12,30 +13,37 @@ import trio
 from tunnel.driver.datagrams import Datagrams
 from tunnel.driver.packets import PacketDoor, PacketSealer, PacketSink
 from tunnel.driver.stream import StreamCode, TunnelStream
-from tunnel.errors import PeerError, TunnelError, UnreachableError
+from tunnel.errors import MalformedPacket, PeerError, TunnelError, UnreachableError
 from tunnel.faults import Faults
 from tunnel.proto.endpoint import (
+    CONTROL_ROOM,
+    CONTROL_SHARES,
     CloseCode,
     CloseReason,
     Connection,
     ConnectionClosed,
     ConnectionEvent,
+    ControlReceived,
     DatagramsReceived,
     GrantSet,
     KnownPeer,
     PathChanged,
     PathKind,
     Peering,
+    Share,
+    Shares,
     StreamOpened,
     StreamReadable,
     StreamReset,
     StreamStopped,
     StreamWritable,
+    decode_shares,
+    encode_shares,
     fingerprint,
 )
 from tunnel.units import Instant, Seconds, StreamId
 
-__all__ = ["CloseCode", "CloseReason", "Link", "LinkStatus", "StreamHandler"]
+__all__ = ["CloseCode", "CloseReason", "Link", "LinkStatus", "Share", "Shares", "StreamHandler"]
 
 RTT_AVERAGED = 5.0  # seconds since a round trip was measured last, up to which the average of many says more than the newest one
 ACCEPT_BACKLOG = 1_024  # streams opened by the peer that nobody has accepted yet; more are reset
@@ -102,6 +110,7 @@ class Link:
         self._changed = trio.Event()  # set and replaced whenever anything that somebody may wait for changes
         self._closed: CloseReason | None = None
         self._path: PathChanged | None = None
+        self.shared: Shares | None = None  # what the peer lets us reach, once it has said so
         #: Called when what is remembered of the peer, and so what it may reach here, may have changed.
         self.on_grants: Callable[[], None] | None = None
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
@@ -232,11 +241,24 @@ class Link:
         if self._peering.connection is not None:
             self._peering.connection.set_packet_sink(sink)
 
+    # --- what may be reached
+
+    def share(self) -> None:
+        """Tell the peer all that it may reach here; again when that has changed."""
+        self._peering.send_message(CONTROL_SHARES, encode_shares(self.grants))
+        self._flush()
+
+    async def shares(self, before: Shares | None = None) -> Shares:
+        """What the peer lets us reach, as soon as it has said so, and something else than `before`; older ones never do."""
+        while self.shared is None or self.shared == before:
+            await self._changed.wait()
+        return self.shared
+
     # --- rooms
 
     def send_room(self, body: bytes) -> None:
         """One message about the room that both sides are members of; what comes is told as a ControlReceived event."""
-        self._peering.send_room(body)
+        self._peering.send_message(CONTROL_ROOM, body)
         self._flush()
 
     # --- what it is like
@@ -355,6 +377,10 @@ class Link:
             case PathChanged():
                 self._path = event
                 self.notify()
+            case ControlReceived(data=data) if data[:1] == bytes((CONTROL_SHARES,)):
+                with contextlib.suppress(MalformedPacket):  # of a later version
+                    self.shared = decode_shares(data[1:])
+                self.notify()
             case ConnectionClosed(reason=reason):
                 self._end_streams(reason.text)
                 self.notify()
@@ -366,6 +392,7 @@ class Link:
         self._end_streams("the peer has restarted")
         self.set_packet_sink(self._packet_sink)
         self.notify()
+        self.peer_changed()  # the new half knows nothing of what was told
 
     def handle_closed(self, reason: CloseReason) -> None:
         """The link has ended."""

@@ -13,6 +13,7 @@ from tunnel.proto.endpoint import (
     looks_like_code,
     parse_code,
     require_purpose,
+    sanitise_name,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "parse_code",
     "raise_descriptor_limit",
     "require_purpose",
+    "sanitise_name",
 ]

@@ -10,7 +10,7 @@ import trio
 
 from tunnel.driver.lasting import last
 from tunnel.driver.stream import StreamCode
-from tunnel.errors import MalformedPacket, TunnelError
+from tunnel.errors import MalformedPacket, TunnelError, command_word
 from tunnel.forward.bench import ALLOWANCES, Allowance, serve_bench
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Allow, Link, Notice, Stream
@@ -63,6 +63,11 @@ class Listeners:
     def warnings(self) -> list[str]:
         """Sentences about forwards of which only a part could be opened."""
         return [text for forward, sockets in self._open if (text := half_bound(forward, sockets))]
+
+    @property
+    def targets(self) -> list[tuple[str, int | str]]:
+        """(protocol, what the other side is asked for) of each."""
+        return [(forward.protocol, forward.target) for forward, _sockets in self._open]
 
     async def serve(self, link: Link, *, notice: Notice | None = None) -> None:
         """Carry what arrives to `link`'s peer until the link closes or this is cancelled.  `notice` takes sentences."""
@@ -217,7 +222,12 @@ class Exposed:
         else:
             self.counters.udp_denied += 1
         name = f"{opening.kind}/{opening.target}"
-        self._notices.say(f"denied {name}", f"{self._link.peer_name} asked for {name}, which is not shared with them.")
+        who = self._link.peer_name
+        text = f"{who} asked for {name}, which is not shared with them"
+        if isinstance(opening.target, int):
+            port = f"{opening.target}{'' if opening.kind == 'tcp' else '/udp'}"
+            text += f": 'ptunnel expose {port} --to {command_word(who)}' would do that"
+        self._notices.say(f"denied {name}", f"{text}.")
         refuse(stream, StreamCode.DENIED)
 
 
@@ -232,7 +242,13 @@ async def serve_link(
         notice=notice,
         allowance=ALLOWANCES.of(link.fingerprint),
     )
-    link.on_grants = exposed.look_again
+
+    def changed() -> None:
+        exposed.look_again()
+        link.share()
+
+    link.on_grants = changed
+    link.share()
     try:
         await link.serve_streams(exposed.handle)
     finally:

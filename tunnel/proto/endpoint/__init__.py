@@ -46,8 +46,9 @@ from tunnel.proto.endpoint.events import (
     WayLearned,
 )
 from tunnel.proto.endpoint.pairing import ExposerPairing
-from tunnel.proto.endpoint.peering import Peering
+from tunnel.proto.endpoint.peering import CONTROL_ROOM, CONTROL_SHARES, Peering
 from tunnel.proto.endpoint.pool import CloseSockets, CloseTls, OpenSockets, OpenTls, SocketOrder
+from tunnel.proto.endpoint.shares import Share, Shares, decode_shares, encode_shares
 from tunnel.proto.nat.candidate import CandidateKind
 from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import PoolSocket
@@ -75,6 +76,12 @@ __all__ = [
     "KnownPeer",
     "PeerStore",
     "Peering",
+    "CONTROL_ROOM",
+    "CONTROL_SHARES",
+    "Share",
+    "Shares",
+    "decode_shares",
+    "encode_shares",
     "OpenSockets",
     "CloseSockets",
     "OpenTls",

@@ -245,7 +245,7 @@ class Membership:
         while (said := self.room.poll_message()) is not None:
             peering = self._live.get(said[0])
             if peering is not None:
-                peering.send_room(said[1])
+                peering.send_message(CONTROL_ROOM, said[1])
 
     def poll_event(self) -> RoomEvent | None:
         return self._events.popleft() if self._events else None

@@ -39,6 +39,7 @@ CONTROL_OFFER: Final = 1  # candidates: nat/candidate.py
 CONTROL_PING: Final = 2  # 8 bytes that come back as
 CONTROL_PONG: Final = 3
 CONTROL_ROOM: Final = 4  # what members of a room tell each other: lan/messages.py
+CONTROL_SHARES: Final = 5  # what the receiver may reach at the sender: shares.py
 
 OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
 MAX_PONGS: Final = 64  # pings under way, and answers that nobody has fetched
@@ -341,7 +342,7 @@ class Peering:
             _make_room(self.pongs)
             self.pongs[token] = now
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
-        elif kind == CONTROL_ROOM:
+        elif kind in (CONTROL_ROOM, CONTROL_SHARES):
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
 
     # --- verbs
@@ -357,10 +358,10 @@ class Peering:
         self.connection.send_control(bytes((CONTROL_PING,)) + data)
         return token
 
-    def send_room(self, body: bytes) -> None:
-        """One message about the room whose members both sides are; lost where there is no connection."""
+    def send_message(self, kind: int, body: bytes) -> None:
+        """CONTROL_ROOM or CONTROL_SHARES; lost where there is no connection."""
         if self.connection is not None and not self.is_closed:
-            self.connection.send_control(bytes((CONTROL_ROOM,)) + body)
+            self.connection.send_control(bytes((kind,)) + body)
 
     def close(self, now: Instant, code: int, text: str) -> None:
         """`text` is for the peer."""
