@@ -6,6 +6,9 @@ import errno
 import os
 import socket
 import ssl
+import struct
+import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.driver.tls import Certificate, make_certificate
 from tunnel.errors import ConfigurationError, ServerUnreachableError
@@ -21,7 +25,7 @@ from tunnel.tls import server as door
 from tunnel.tls.certificates import ALPN, explain
 from tunnel.tls.client import TlsSocket, dial
 from tunnel.tls.guests import GuestBook
-from tunnel.tls.server import ServerCertificate, TlsListener
+from tunnel.tls.server import BACKLOG, HANDSHAKE_PATIENCE, SILENCE, UNPROVEN, ServerCertificate, TlsListener
 from tunnel.units import Address, ReceivedBatch
 
 
@@ -142,6 +146,90 @@ async def test_whoever_does_not_shake_hands_or_stays_silent_is_closed(tmp_path: 
         await wait_closed(client)
         assert listener.counters.errors["silent"] == 1
         await until(lambda: not len(listener))
+
+
+async def soon(condition: Callable[[], object]) -> None:
+    """The same where the clock stands still."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        await trio.lowlevel.checkpoint()
+
+
+async def test_the_door_waits_as_long_as_its_limits_say_and_no_longer(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    certificate = make_certificate(tmp_path, "127.0.0.1")
+
+    async def passes(seconds: float) -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(seconds)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+    async with a_door(certificate) as listener:
+        port, errors = listener.local_address.port, listener.counters.errors
+        with trio.socket.socket() as mute:
+            await mute.connect(("127.0.0.1", port))
+            await soon(lambda: len(listener) == 1)
+            await passes(HANDSHAKE_PATIENCE - 0.1)
+            assert len(listener) == 1
+            await passes(0.2)
+            await soon(lambda: not len(listener))
+            assert errors["handshake"] == 1
+
+        async def says(client: TlsSocket, what: bytes) -> None:
+            client.send(client.remote, memoryview(what), len(what))
+            assert await receive(client, len(what)) == what
+
+        stranger = await dial("127.0.0.1", port, certificate.fingerprint)
+        await passes(UNPROVEN - 0.1)
+        await says(stranger, b"junk")
+        await passes(0.2)
+        await soon(lambda: not len(listener))
+        assert errors["unproven"] == 1
+
+        member = await dial("127.0.0.1", port, certificate.fingerprint)
+        for _ in range(3):
+            await says(member, b"of a session")
+            await passes(SILENCE - 0.1)
+        await says(member, b"junk")
+        assert len(listener) == 1
+        await passes(0.2)
+        await soon(lambda: not len(listener))
+        assert errors["silent"] == 1
+        for client in (stranger, member):
+            client.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO of a listening socket is Linux's")
+def test_the_kernel_holds_so_many_connections_while_the_door_accepts_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    somaxconn = Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii")
+    made = make_certificate(tmp_path, "127.0.0.1")
+    certificate = ServerCertificate(made.certificate, made.key)
+    listener = TlsListener("127.0.0.1", 0, certificate)
+    info = listener._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    (most,) = struct.unpack_from("@I", info, 28)  # tcpi_sacked; of a listening socket its backlog (tcp_get_info)
+    assert most == min(BACKLOG, int(somaxconn))
+    listener.close()
+    monkeypatch.setattr(door, "BACKLOG", 3)
+    listener = TlsListener("127.0.0.1", 0, certificate)
+    clients = [socket.socket() for _ in range(10)]
+    for client in clients:
+        client.setblocking(False)
+        client.connect_ex(("127.0.0.1", listener.local_address.port))
+    connected = [client for client in clients if is_connected(client)]
+    assert connected == clients[:4]  # Linux holds one more than it was told
+    for client in clients:
+        client.close()
+    listener.close()
+
+
+def is_connected(client: socket.socket) -> bool:
+    try:
+        client.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 async def test_who_breaks_the_framing_is_closed_and_counted(tmp_path: Path) -> None:

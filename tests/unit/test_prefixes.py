@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tunnel.prefixes import GROWTH, Shares, limits, prefixes
+from tunnel.prefixes import GROWTH, NEW_SITE, NEWCOMER, WIDEST_SHARE, Shares, limits, prefixes
 
 
 def site(number: int) -> str:
@@ -50,7 +50,7 @@ def test_a_wider_prefix_gets_four_times_as_much_and_not_the_sum_of_its_addresses
 
 
 def test_no_prefix_that_holds_several_addresses_gets_more_than_half_of_a_table() -> None:
-    assert limits(8, 128) == (8, 32, 64, 64)
+    assert limits(8, 128) == (8, 32, 128 * WIDEST_SHARE, 128 * WIDEST_SHARE) == (8, 32, 64, 64)
     assert limits(100, 128) == (100, 100, 100, 100)
 
 
@@ -58,10 +58,10 @@ def test_the_last_tenth_is_for_newcomers() -> None:
     shares = Shares(total=1000, each=128)
     assert fill(shares, [site(256 * n) for n in range(8)]) == 900
     assert not shares.has_room(prefixes(site(0)))
-    assert [fill(shares, [f"198.18.{n}.1"]) for n in range(3)] == [2, 2, 2]  # each may hold 1/64 of a share
+    assert [fill(shares, [f"198.18.{n}.1"]) for n in range(3)] == [128 * NEWCOMER] * 3
     assert not shares.has_room(prefixes("198.18.1.1"))
     home = [f"2a00:700:1:33{n:02x}::1" for n in range(256)]
-    assert fill(shares, home) == 32  # its addresses are all new, but they are one site
+    assert fill(shares, home) == 128 * NEW_SITE  # its addresses are all new, but they are one site
     assert fill(shares, [f"198.18.9.{n}" for n in range(256)]) == 32
     assert fill(shares, ["198.18.77.1"]) == 2
 

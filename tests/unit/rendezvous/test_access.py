@@ -7,9 +7,10 @@ import random
 
 import pytest
 
-from tests.unit.rendezvous.world import World
+from tests.unit.rendezvous.world import World, entropy_of
+from tunnel.prefixes import prefixes
 from tunnel.proto.rendezvous import access, messages
-from tunnel.proto.rendezvous.access import PROOF_BURST, PROOF_WORK, AccessList
+from tunnel.proto.rendezvous.access import MAX_KNOWN, PROOF_BURST, PROOF_RATE, PROOF_WORK, AccessList, Gate
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import RefusalCode
 from tunnel.units import Address, Instant
@@ -82,6 +83,10 @@ def test_wrong_proofs_cost_a_bounded_number_of_macs_for_an_address_and_in_all(mo
     codes = [knock(world, STRANGER, b"a wrong token, no less", cookies) for _ in range(100)]
     assert codes == [RefusalCode.DENIED] * PROOF_BURST + [RefusalCode.SLOW_DOWN] * (100 - PROOF_BURST)
     assert counted.taken() <= (PROOF_BURST + 1) * len(TOKENS) + 200
+    world.now = Instant(world.now + 2.01 / PROOF_RATE)
+    codes = [knock(world, STRANGER, b"a wrong token, no less", cookies) for _ in range(5)]
+    assert codes == [RefusalCode.DENIED] * 2 + [RefusalCode.SLOW_DOWN] * 3
+    counted.taken()
     began = world.now
     for number in range(600):  # many addresses, for two seconds
         world.now = Instant(world.now + 1 / 300)
@@ -107,3 +112,24 @@ def test_a_flood_of_wrong_proofs_keeps_nobody_out_who_was_let_in_and_newcomers_c
     assert world.server.drops["server_proof_rate"] > 0
     world.run(10)
     assert {b"k" * 16, b"n" * 16} <= set(world.server.registry.rooms)
+
+
+def test_so_many_are_remembered_as_let_in_and_the_one_longest_unused_goes() -> None:
+    gate = Gate(AccessList(tokens=(TOKENS[0],)), entropy_of(1))
+
+    def comes(number: int) -> bool | None:
+        """A session from an address of its own, each a second after the last."""
+        message = messages.Join(0, (b"r" * 16,))
+        data = messages.encode_request(1, number.to_bytes(16, "big"), message, access_token=TOKENS[0])
+        host = f"198.{18 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+        return gate.admits(Instant(1000.0 + number), host, prefixes(host), messages.decode_request(data))
+
+    assert all(comes(number) for number in range(MAX_KNOWN // 2))  # each is two: a session and an address
+    assert len(gate._known) == MAX_KNOWN
+    assert comes(0)
+    assert all(comes(number) for number in range(MAX_KNOWN // 2, MAX_KNOWN - 1))
+    assert len(gate._known) == MAX_KNOWN
+    assert [number for number in range(MAX_KNOWN) if number.to_bytes(16, "big") in gate._known] == [
+        0,
+        *range(MAX_KNOWN // 2, MAX_KNOWN - 1),
+    ]

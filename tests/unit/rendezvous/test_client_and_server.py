@@ -365,19 +365,23 @@ def test_guessers_of_codes_are_shut_out_for_a_while() -> None:
     owner.client.allocate(world.now)
     world.run(1)
     nameplate = owner.of(events.Allocated)[0].nameplate
-    for wrong in range(6):
+    for wrong in range(world.config.wrong_claims + 1):
         guesser.client.claim(world.now, 1000 + wrong, b"x")
         world.run(0.5)
     guesser.client.claim(world.now, nameplate, b"x")
     world.run(0.5)
     codes = [e.code for e in guesser.of(events.Refused)]
-    assert codes == [RefusalCode.UNKNOWN_NAMEPLATE] * 5 + [RefusalCode.LOCKED_OUT] * 2
-    assert 0 < guesser.of(events.Refused)[-1].retry_after <= 121
+    assert codes == [RefusalCode.UNKNOWN_NAMEPLATE] * world.config.wrong_claims + [RefusalCode.LOCKED_OUT] * 2
+    assert 0 < guesser.of(events.Refused)[-1].retry_after <= world.config.lockout + 1
     assert not owner.of(events.ClaimReceived)
     neighbour.client.claim(world.now, nameplate, b"fine")
     world.run(1)
     assert neighbour.of(events.ClaimAccepted)
-    world.run(130)
+    world.run(world.config.lockout - 5)
+    guesser.client.claim(world.now, nameplate, b"x")
+    world.run(1)
+    assert guesser.of(events.Refused)[-1].code == RefusalCode.LOCKED_OUT
+    world.run(5)
     guesser.client.claim(world.now, nameplate, b"x")
     world.run(1)
     assert guesser.of(events.Refused)[-1].code == RefusalCode.SPENT

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.rendezvous.world import V4, entropy_of
 from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.pacing import HIGHEST, INTERVAL
+from tunnel.proto.rendezvous.pacing import DEPTH, HIGHEST, INTERVAL, Ceiling
 from tunnel.proto.rendezvous.relay import Relay
 from tunnel.units import Address, Instant, Transmit
 
@@ -129,3 +129,23 @@ def test_a_pair_always_has_its_least_and_the_ceiling_goes_away_with_the_flood() 
     machine.rates[honest] = (machine.rates[honest][0], 5_000.0, 150)
     machine.run(1.0)
     assert machine.share(honest) > 0.999
+
+
+@pytest.mark.parametrize(("size", "by"), [(50_000, "bytes"), (100, "bursts")])
+def test_the_lowest_ceiling_lets_a_pair_have_its_rate_and_a_tenth_of_a_second_of_it_at_a_stretch(size: int, by: str) -> None:
+    config = ServerConfig()
+    ceiling, now = Ceiling(config), Instant(10.0)
+    for _ in range(20):
+        ceiling.has_others = True
+        ceiling.look(now, True)
+        now = Instant(now + INTERVAL)
+    rate = config.pair_rate / size if by == "bytes" else config.pair_bursts
+    due, passed = now, 0
+    while (after := ceiling.admits(now, due, size)) is not None:
+        due, passed = after, passed + 1
+    assert DEPTH * rate <= passed <= DEPTH * rate + 2
+    for _ in range(round(8 * rate)):  # four times as much, for two seconds
+        now = Instant(now + 0.25 / rate)
+        if (after := ceiling.admits(now, due, size)) is not None:
+            due, passed = after, passed + 1
+    assert passed == pytest.approx((2.0 + DEPTH) * rate, abs=3)

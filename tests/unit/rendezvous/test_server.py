@@ -14,6 +14,7 @@ from tunnel.proto.nat import stun
 from tunnel.proto.rendezvous import messages
 from tunnel.proto.rendezvous.access import AccessList
 from tunnel.proto.rendezvous.admission import Cookies, address_key
+from tunnel.proto.rendezvous.directory import MAX_ANSWER
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import RefusalCode, Role
 from tunnel.proto.rendezvous.server import Server
@@ -216,9 +217,10 @@ def test_nameplates_are_random_and_grow_with_the_crowd() -> None:
         assert isinstance(answer, messages.Allocated)
         numbers.append(answer.nameplate)
     assert len(set(numbers)) == 120
-    assert all(100 <= number <= 999 for number in numbers[:90])
-    assert all(1000 <= number <= 9999 for number in numbers[90:])
-    assert sorted(numbers[:90]) != numbers[:90]
+    few = int(900 * world.config.nameplate_density)
+    assert all(100 <= number <= 999 for number in numbers[:few])
+    assert all(1000 <= number <= 9999 for number in numbers[few:])
+    assert sorted(numbers[:few]) != numbers[:few]
 
 
 def test_another_client_cannot_take_release_or_leave_what_is_not_its_own() -> None:
@@ -329,7 +331,7 @@ def test_stun_answers_one_a_second_per_ipv4_address_or_ipv6_slash_64(first: str,
     assert address_key(first) == address_key(second)
     hosts = [first, second] * 3
     assert [len(stun_ask(world, Address(host, 1000 + n))) for n, host in enumerate(hosts)] == [1, 1, 1, 0, 0, 0]
-    world.now = Instant(world.now + 1.01)
+    world.now = Instant(world.now + 1.01 / world.config.stun_rate)
     assert [len(stun_ask(world, Address(host, 1000))) for host in hosts] == [1, 0, 0, 0, 0, 0]
     assert stun_ask(world, Address("198.18.0.99", 1))
 
@@ -372,12 +374,16 @@ def test_the_open_directory_is_off_by_default_bounded_and_fits_into_a_kilobyte()
     for n in range(1000):
         world.now = Instant(world.now + 0.01)
         for answer in ip_ver(world, Address(f"198.18.{n >> 8}.{n & 255}", 60_000 + n)):
-            assert len(answer) <= 1024
+            assert len(answer) <= MAX_ANSWER
             json.loads(answer)
     assert len(json.loads(answer)) >= 40
-    assert len(world.server._strangers.directory) <= 256
-    answers = [len(ip_ver(world, A)) for _ in range(10)]
-    assert answers == [1] * 5 + [0] * 5
+    assert len(answer) > MAX_ANSWER - len(', ["198.18.0.255", 65535]')
+    assert len(world.server._strangers.directory) == world.config.directory_entries
+    burst = world.config.directory_burst
+    answers = [len(ip_ver(world, A)) for _ in range(burst + 5)]
+    assert answers == [1] * burst + [0] * 5
+    world.now = Instant(world.now + 2.01 / world.config.directory_rate)
+    assert [len(ip_ver(world, A)) for _ in range(4)] == [1, 1, 0, 0]
 
 
 def test_every_message_of_the_open_directory_is_reported_with_its_address() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tunnel.tls.framing import frame_burst
-from tunnel.tls.queue import MAX_BYTES, MAX_BYTES_IN_ALL, MAX_WAIT, Budget, SendQueue
+from tunnel.tls.queue import MAX_BYTES, MAX_BYTES_IN_ALL, MAX_WAIT, PART_OF_FREE, Budget, SendQueue
 from tunnel.units import Instant
 
 
@@ -89,3 +89,16 @@ def test_all_queues_together_hold_a_bounded_sum_and_leave_something_for_the_next
     for queue in (*queues[150:], late):
         queue.clear()
     assert budget.used == 0
+
+
+def test_one_reader_has_one_part_of_what_is_free_and_the_next_one_a_part_of_the_rest() -> None:
+    drops = Counter[str]()
+    budget = Budget(PART_OF_FREE * 48_000)
+    first, second = SendQueue(drops, budget), SendQueue(drops, budget)
+    for size in (1_198, 98):
+        first.put(Instant(9.0), framed(40, size), size + 2)
+    assert (first.size, drops["queue_full"]) == (48_000, 40)
+    most = budget.limit * (PART_OF_FREE - 1) // PART_OF_FREE // (PART_OF_FREE + 1)  # what it holds itself is not free any more
+    while not drops["queue_full"] > 40:
+        second.put(Instant(9.0), framed(10, 98), 100)
+    assert most - 1_000 < second.size <= most + 1_000

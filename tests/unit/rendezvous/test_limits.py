@@ -1,0 +1,138 @@
+"""The limits of a server by default: each is reached, and what is beyond it is refused, dropped or ends."""
+
+from __future__ import annotations
+
+from tests.unit.rendezvous.world import V4, World, entropy_of
+from tunnel.proto.rendezvous import events, messages
+from tunnel.proto.rendezvous.admission import BUCKET_SLOTS, Buckets
+from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.messages import RefusalCode
+from tunnel.proto.rendezvous.numbers import DRAW_EPOCH, DRAWN_NUMBERS, Numbers
+from tunnel.proto.rendezvous.relay import Relay
+from tunnel.proto.rendezvous.server import CHANNEL_SWEEP_INTERVAL, MAX_QUEUE, SWEEP_INTERVAL
+from tunnel.units import Address, Instant
+
+CONFIG = ServerConfig()
+A, B = Address("198.18.0.1", 1000), Address("198.18.0.2", 1000)
+
+
+def code_of(world: World) -> int:
+    """Of a fresh host, the last one."""
+    owner = world.host("owner")
+    owner.client.allocate(world.now)
+    world.run(1)
+    return int(owner.of(events.Allocated)[-1].nameplate)
+
+
+def test_a_code_ends_with_its_lifetime_and_not_before() -> None:
+    world = World()
+    number = code_of(world)
+    early, late = world.host("early"), world.host("late")
+    world.run(CONFIG.nameplate_lifetime - 2)
+    assert number in world.server.registry.nameplates
+    early.client.claim(world.now, number, b"x")
+    world.run(1 + SWEEP_INTERVAL)
+    assert early.of(events.ClaimAccepted)
+    assert number not in world.server.registry.nameplates
+    late.client.claim(world.now, number, b"x")
+    world.run(1)
+    assert [event.code for event in late.of(events.Refused)] == [RefusalCode.UNKNOWN_NAMEPLATE]
+
+
+def test_a_mailbox_takes_so_many_posts_and_ends_with_its_lifetime() -> None:
+    world = World()
+    claimer = world.host("claimer")
+    claimer.client.claim(world.now, code_of(world), b"x")
+    world.run(1)
+    (accepted,) = claimer.of(events.ClaimAccepted)
+    for _ in range(CONFIG.posts_per_mailbox):
+        claimer.client.post(world.now, accepted.mailbox, b"x")
+        world.run(0.5)
+    owner = world.hosts[-1]
+    assert len(owner.of(events.Posted)) == CONFIG.posts_per_mailbox
+    assert not claimer.of(events.Refused)
+    claimer.client.post(world.now, accepted.mailbox, b"one too many")
+    world.run(1)
+    assert [event.code for event in claimer.of(events.Refused)] == [RefusalCode.FULL]
+    assert len(owner.of(events.Posted)) == CONFIG.posts_per_mailbox
+    (mailbox,) = world.server.registry.mailboxes.values()
+    world.run(mailbox.expires_at - world.now - 0.1)
+    assert CONFIG.mailbox_lifetime - 12 < mailbox.expires_at - 1000.0 < CONFIG.mailbox_lifetime + 12
+    assert world.server.registry.mailboxes
+    world.run(0.1 + SWEEP_INTERVAL)
+    assert not world.server.registry.mailboxes
+
+
+def test_an_address_draws_its_codes_from_few_numbers_until_the_epoch_ends_and_then_from_others() -> None:
+    numbers = Numbers(CONFIG, entropy_of(1), None)
+
+    def drawn(now: float) -> set[int | None]:
+        return {numbers.draw(Instant(now), A.host, 0, ()) for _ in range(1_000)}
+
+    began = 5 * DRAW_EPOCH
+    first = drawn(began)
+    assert DRAWN_NUMBERS / 2 < len(first) <= DRAWN_NUMBERS
+    assert drawn(began + DRAW_EPOCH - 0.1) == first
+    assert len(drawn(began + DRAW_EPOCH) & first) <= 2  # by chance: sixteen of nine hundred, twice
+
+
+# the relay
+
+
+def test_a_channel_that_one_side_restored_waits_so_long_for_the_other() -> None:
+    relay = Relay(CONFIG, entropy_of(2))
+    now = Instant(50.0)
+    relay.restore(now, b"\xc7channel", 0, bytes(16), V4, A, b"a")
+    assert relay.expired(Instant(now + CONFIG.restore_patience), lambda _session: True) == []
+    (expired,) = relay.expired(Instant(now + CONFIG.restore_patience + 0.1), lambda _session: True)
+    assert expired.id == b"\xc7channel"
+    relay.restore(Instant(now + 1), b"\xc7channel", 1, bytes(16), V4, B, b"b")
+    assert relay.expired(Instant(now + CONFIG.restore_patience + 0.1), lambda _session: True) == []
+
+
+def test_a_channel_ends_when_one_side_was_silent_too_long_and_its_session_is_gone() -> None:
+    relay = Relay(CONFIG, entropy_of(2))
+    now = Instant(50.0)
+    channel = relay.open(now, (V4, A, b"a"), (V4, B, b"b"))
+    assert channel is not None
+    later = Instant(now + CONFIG.channel_idle + 0.1)
+    data = memoryview(channel.id + bytes(40))
+    relay.forward(later, V4, A, data, 0, len(data), 0, [], [])  # the other one speaks on
+    assert relay.expired(Instant(now + CONFIG.channel_idle), lambda session: session == b"a") == []
+    assert relay.expired(later, lambda _session: True) == []
+    assert relay.expired(later, lambda session: session == b"a") == [channel]
+
+
+def test_the_server_ends_such_a_channel_and_tells_who_is_left() -> None:
+    world = World()
+    claimer = world.host("claimer")
+    claimer.client.claim(world.now, code_of(world), b"x")
+    world.run(1)
+    (channel,) = world.server.relay
+    claimer.is_deaf = claimer.blocks_udp = True
+    world.server.registry.sessions[channel.sides[1].session].channels.clear()  # as after Restore by another session
+    world.run(CONFIG.channel_idle + CHANNEL_SWEEP_INTERVAL + 2)
+    assert not len(world.server.relay)
+    assert [event.channel.channel for event in world.hosts[-1].of(events.PeerGone) if event.channel] == [channel.id]
+
+
+# what strangers can make it hold
+
+
+def test_any_number_of_strangers_shares_a_table_of_fixed_size() -> None:
+    buckets = Buckets(0.0, 1.0, b"salt")
+    allowed = sum(buckets.take(Instant(1.0), number) for number in range(4 * BUCKET_SLOTS))
+    assert 0.9 * BUCKET_SLOTS < allowed <= BUCKET_SLOTS
+    assert len(buckets._tokens) == len(buckets._at) == BUCKET_SLOTS
+
+
+def test_answers_that_no_socket_takes_are_dropped_beyond_the_queue_and_counted() -> None:
+    world = World()
+    question = messages.encode_request(1, bytes(16), messages.Hello())
+    for number in range(MAX_QUEUE + 10):
+        world.server.handle_datagram(world.now, V4, Address(A.host, 1000 + number), question)
+    assert world.server.drops["server_queue"] == 10
+    sent = [transmit.remote.port for transmit in iter(lambda: world.server.poll_transmit(world.now), None)]
+    assert sent == list(range(1000, 1000 + MAX_QUEUE))
+    world.server.handle_datagram(world.now, V4, B, question)
+    assert world.server.poll_transmit(world.now) is not None
