@@ -65,6 +65,7 @@ class Settings:
 
     server: str | None = None  # host or host:port
     is_server_given: bool = False  # by flag: goes before the one that a peer is remembered with
+    is_server_refused: bool = False  # "none": one of one's own, for this network only
     code: str | None = field(default=None, repr=False)  # a secret
     name: str | None = None
     path: str = "auto"
@@ -129,11 +130,13 @@ def load(
         raise ConfigurationError(
             f"{places['access_token']}: a token has no blanks or quotes in it: is there more than the token?"
         )
-    settings = Settings(**chosen, is_server_given=flags.get("server") is not None)
+    settings = replace(Settings(**chosen), is_server_given=flags.get("server") is not None)  # type: ignore[arg-type]
     if tls is not None:
         port = "off" if tls.port is None else str(tls.port)
         settings = replace(settings, tls_port=port, tls_fingerprint=tls.fingerprint)
     options = make_tls_options(settings.tls_port, settings.tls_fingerprint, places)
+    if settings.server is not None and settings.server.lower() == "none":
+        settings = replace(settings, server=None, is_server_given=False, is_server_refused=True)
     if settings.server is not None:
         parse_server(settings.server, places["server"])
         settings = replace(settings, server=with_tls_options(settings.server, options, places["server"]))

@@ -18,7 +18,7 @@ from tunnel.driver.lasting import last
 from tunnel.driver.link import Link
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
 from tunnel.errors import ConfigurationError, TunnelError
-from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose
+from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose, split_server
 from tunnel.state.peers import find
 
 
@@ -90,6 +90,9 @@ async def connect(
         if on_event is not None:
             on_event(Trouble(code="not_saved", message=text))
 
+    if code is not None:
+        code, place = split_server(code)
+        server = place or server
     store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls)
     settings = store.settings
     if code is not None:

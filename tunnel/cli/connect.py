@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces
+from tunnel.cli.options import (
+    common,
+    complete_peer,
+    load_settings,
+    meeting,
+    open_home,
+    open_traces,
+    with_last_server,
+    with_server_of,
+)
 from tunnel.errors import TunnelError
 
 if TYPE_CHECKING:
@@ -77,7 +86,11 @@ def command(
     settings = load_settings(
         home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
     )
+    settings, last = with_last_server(home, settings)
     who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
+    code, settings = with_server_of(code, settings)
+    if code is not None and last and not settings.is_server_given:
+        click.echo(last, err=True)
 
     from tunnel.cli.running import run
     from tunnel.driver.vocabulary import raise_descriptor_limit
@@ -109,7 +122,6 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
     asks = may_ask and prompt.can_ask()
     if not peers:
         if asks:
-            _require_server(settings)
             return None, usable(prompt.ask_code(), settings, is_room=False)
         wish = "a code" if is_new else "a code, as no peer is remembered yet"
         raise ConfigurationError(f"This needs {wish}: run it on a terminal to be asked for it, or set PTUNNEL_CODE.")

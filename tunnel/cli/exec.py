@@ -51,7 +51,7 @@ def command(
 
     from tunnel.api import lan
     from tunnel.api.lan_command import CommandNetwork
-    from tunnel.cli.lan import Playing, choose, shared
+    from tunnel.cli.lan import Playing, enter_by, shared
     from tunnel.cli.render import Output
 
     home = open_home()
@@ -59,7 +59,7 @@ def command(
         home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
         tls_fingerprint=tls_fingerprint,
     )  # fmt: skip
-    way = choose(home, settings, room, peer)
+    way, settings = enter_by(home, settings, room, peer)
     inside = CommandNetwork(words)
     output = Output(is_json=is_json, may_be_live=False, events_to=sys.stderr)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces
+from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces, with_last_server
 
 if TYPE_CHECKING:
     from tunnel.api import Exposure
@@ -75,6 +75,9 @@ def command(
     settings = load_settings(
         home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
     )
+    settings, last = with_last_server(home, settings)
+    if last and grants and not to and not is_json:
+        click.echo(last, err=True)
     for each in to:
         home.peer(each)
     if not grants:

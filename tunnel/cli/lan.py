@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunnel.cli.options import common, complete_peer, complete_room, load_settings, network, open_home, open_traces
+from tunnel.cli.options import (
+    common,
+    complete_peer,
+    complete_room,
+    load_settings,
+    network,
+    open_home,
+    open_traces,
+    with_last_server,
+    with_server_of,
+)
 from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
@@ -73,6 +84,7 @@ def create_command(
     Without a server, one is started here; that does for one desk, one LAN, or where the router forwards a port.
     """
     from tunnel.api import lan
+    from tunnel.state.rooms import Rooms
 
     home = open_home()
     settings = load_settings(
@@ -82,6 +94,10 @@ def create_command(
     for each in to:
         home.peer(each)
     lan.require_host_interface()
+    settings, last = with_last_server(home, settings)
+    if last and name not in Rooms(home).names():
+        click.echo(last, err=True)
+        settings = replace(settings, is_server_given=True)
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
     return _run(home, settings, is_json, verbose, lambda **more: lan.create(name, keep=keep, to=to, **more, **arguments))
 
@@ -110,7 +126,7 @@ def join_command(
         tls_fingerprint=tls_fingerprint,
     )  # fmt: skip
     lan.require_host_interface()
-    way = choose(home, settings, room, peer)
+    way, settings = enter_by(home, settings, room, peer)
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
     return _run(home, settings, is_json, verbose, lambda **more: lan.join(**way, keep=keep, **more, **arguments))
 
@@ -207,6 +223,18 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
     return 0
 
 
+def enter_by(home: Home, settings: Settings, given: str | None, peer: str | None) -> tuple[dict[str, Any], Settings]:
+    """As `choose`; a code is good at the server that it carries, else where it was said, else where we were last time."""
+    settings, last = with_last_server(home, settings)
+    way = choose(home, settings, given, peer)
+    if "code" in way:
+        way["code"], settings = with_server_of(way["code"], settings)
+        if last and not settings.is_server_given:
+            click.echo(last, err=True)
+            settings = replace(settings, is_server_given=True)
+    return way, settings
+
+
 def choose(home: Home, settings: Settings, given: str | None, peer: str | None) -> dict[str, Any]:
     """The way in, as tunnel.lan.join takes it.  Raises ConfigurationError with one sentence where nobody can be asked."""
     from tunnel.cli import prompt
@@ -223,15 +251,16 @@ def choose(home: Home, settings: Settings, given: str | None, peer: str | None) 
     code = given if given is not None and looks_like_code(given) else None if given is not None else settings.code
     if code is not None:
         usable(code, settings, is_room=True)
-        _require_server(settings)
+        _require_server(with_server_of(code, settings)[1])
         if code == given:
             click.echo(SEEN_BY_OTHERS, err=True)
         return {"code": code}
     if given is not None:
         return {"room": rooms.room(given).name}
     if prompt.can_ask():
-        _require_server(settings)
-        return {"code": usable(prompt.ask_code(), settings, is_room=True)}
+        code = usable(prompt.ask_code(), settings, is_room=True)
+        _require_server(with_server_of(code, settings)[1])
+        return {"code": code}
     kept = [room.name for room in rooms.all() if not room.is_creator]
     if len(kept) == 1:
         return {"room": kept[0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -39,7 +40,11 @@ def network(function: Function) -> Function:
         click.option(
             "--no-portmap", "portmap", flag_value="off", help="Do not ask the router to forward a port to this program."
         ),
-        click.option("--server", metavar="HOST[:PORT]", help="The rendezvous server. Also PTUNNEL_SERVER or config.toml."),
+        click.option(
+            "--server",
+            metavar="HOST[:PORT]",
+            help="The rendezvous server, or none. Also PTUNNEL_SERVER or config.toml; else the one of last time.",
+        ),
     ):
         function = option(function)
     return tls(function)
@@ -82,6 +87,38 @@ def load_settings(home: Home, **flags: str | None) -> Settings:
     from tunnel.config import load
 
     return load(home.config(), os.environ, prefix="--", tls=None, **flags)
+
+
+def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
+    """Where no server is said or configured, the one where a peer was met last; and a sentence about it, or "".
+
+    A server of this machine's own, which ran for one code, is none.  Raises StateError.
+    """
+    if settings.server is not None or settings.is_server_refused:
+        return settings, ""
+    from tunnel.api.servers import were_ours
+
+    peers = sorted(home.peers(), key=lambda peer: -peer.last_seen)
+    servers = [peer.server for peer in peers if peer.server]
+    ours = set(were_ours(servers, None))
+    last = next((server for server in servers if server not in ours), None)
+    if last is None:
+        return settings, ""
+    return replace(settings, server=last), f"Using the server {last}, as last time (--server none: only in this network)."
+
+
+def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Settings]:
+    """The code alone, and the settings with the server that it carries.  Raises ConfigurationError."""
+    from tunnel.config import parse_server
+    from tunnel.driver.vocabulary import split_server
+
+    if code is None:
+        return None, settings
+    code, server = split_server(code)
+    if server is None:
+        return code, settings
+    parse_server(server, "the server behind the @ of the code")
+    return code, replace(settings, server=server, is_server_given=True, is_server_refused=False)
 
 
 def open_traces(settings: Settings) -> QlogDirectory | None:

@@ -14,6 +14,7 @@ from tunnel.proto.endpoint import (
     parse_code,
     require_purpose,
     sanitise_name,
+    split_server,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "fingerprint",
     "looks_like_code",
     "parse_code",
+    "split_server",
     "raise_descriptor_limit",
     "require_purpose",
     "sanitise_name",

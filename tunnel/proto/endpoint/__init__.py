@@ -52,7 +52,7 @@ from tunnel.proto.endpoint.shares import Share, Shares, decode_shares, encode_sh
 from tunnel.proto.nat.candidate import CandidateKind
 from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import PoolSocket
-from tunnel.proto.pairing.code import Code, Purpose, complete, looks_like_code, parse_code, require_purpose
+from tunnel.proto.pairing.code import Code, Purpose, complete, looks_like_code, parse_code, require_purpose, split_server
 from tunnel.proto.pairing.grants import Grant, GrantSet
 from tunnel.proto.pairing.identity import fingerprint, sanitise_name
 
@@ -122,6 +122,7 @@ __all__ = [
     "complete",
     "looks_like_code",
     "parse_code",
+    "split_server",
     "Purpose",
     "require_purpose",
     "Grant",

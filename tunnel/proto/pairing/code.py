@@ -70,7 +70,7 @@ def _normalise(text: str) -> str:
 
 def looks_like_code(text: str) -> bool:
     """Would a person take this for a code?  True for misspelt ones too, so that names never look like codes."""
-    normal = _normalise(text)
+    normal = _normalise(split_server(text)[0])
     if _LOOKS_LIKE.fullmatch(normal) is not None:
         return True
     number, *words = _parts(normal) or ("",)
@@ -79,13 +79,19 @@ def looks_like_code(text: str) -> bool:
     return bool(_split_words(words[0])) if len(words) == 1 else len(words) >= MIN_WORDS and _WORD_SET.issuperset(words)
 
 
+def split_server(text: str) -> tuple[str, str | None]:
+    """`731-taxi-suffer@rv.example.net`: the code, and the server where it waits; None where none is said."""
+    code, at, server = text.strip().partition("@")
+    return code, server.strip() if at and server.strip() else None
+
+
 def parse_code(text: str) -> Code:
     """Read what a person typed: any case, and spaces, dots or several hyphens between the parts, or none at all where that can be
-    read in one way only.
+    read in one way only.  What stands behind an @ is no part of it (split_server).
 
     Raises ConfigurationError with one sentence; nothing was sent then, so the code is still good.
     """
-    parts = _parts(_normalise(text))
+    parts = _parts(_normalise(split_server(text)[0]))
     if not parts or len(text) > MAX_TEXT:
         raise ConfigurationError(f"A code looks like {_EXAMPLE}: a number and at least two words.")
     number, words = parts[0], parts[1:]
