@@ -452,6 +452,27 @@ async def test_a_forward_that_leads_to_itself_is_refused_with_a_sentence_and_mak
     assert not OWN._marks
 
 
+async def test_a_program_that_resets_at_once_is_told_as_that_and_leaves_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that was reset does not tell any more where it led."""
+    real = tcp.connect_tcp
+
+    async def connect_and_wait(host: str, port: int) -> socket.socket:
+        sock = await real(host, port)
+        await trio.lowlevel.wait_readable(sock)
+        return sock
+
+    async def refuse_all(stream: trio.SocketStream) -> None:
+        reset(stream)
+
+    monkeypatch.setattr(tcp, "connect_tcp", connect_and_wait)
+    async with forwarded(refuse_all) as bench:
+        async with await bench.connect() as client:
+            assert await read_until_reset(client) == b""
+        await until(lambda: not bench.exposed.counters.tcp_active)
+        assert not any("could not serve it" in sentence for sentence in bench.notices)
+    assert not OWN._marks
+
+
 class FullLink:
     """A peer that lets no further stream be opened."""
 

@@ -17,6 +17,7 @@ from tunnel.driver.events import Paired, Serving
 from tunnel.driver.link import Link
 from tunnel.forward.serve import Listeners
 from tunnel.forward.spec import parse_forwards
+from tunnel.proto.endpoint.peering import CONTROL_SHARES, Peering
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
@@ -288,3 +289,31 @@ async def test_a_peer_that_is_met_again_is_told_again(tmp_path: Path) -> None:
                 assert texts(await link.shares()) == ["tcp/22"]
             async with tunnel.connect(peer="home", home=connector) as link:
                 assert texts(await link.shares()) == ["tcp/22"]
+
+
+async def test_a_peer_is_not_told_when_only_others_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each of them could see when the others come, and what is remembered of them is written."""
+    exposer, connector = homes(tmp_path)
+    acquaint(exposer, "cleo", "8080")
+    sent: list[int] = []
+    real = Peering.send_message
+
+    def send(self: Peering, kind: int, body: bytes) -> None:
+        sent.append(kind)
+        real(self, kind, body)
+
+    monkeypatch.setattr(Peering, "send_message", send)
+    heard = Heard()
+    with trio.fail_after(30):
+        async with (
+            a_server() as server,
+            tunnel.expose(["22"], server=server, home=exposer, on_event=heard) as exposure,
+            tunnel.connect(await heard.code(), server=server, home=connector, name="ben") as link,
+        ):
+            shared = await link.shares()
+            await heard.wait(lambda event: isinstance(event, Serving) and event.peer == "ben")
+            await exposure.grant(["cleo"], "9090")
+            assert sent == [CONTROL_SHARES]
+            await exposure.grant(["ben"], "53/udp")
+            await link.shares(shared)
+            assert sent == [CONTROL_SHARES] * 2

@@ -38,7 +38,8 @@ LONGEST_PAUSE: Final = 30.0  # ... up to this
 NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
 
 SHARES_PATIENCE: Final = 1.0  # seconds for the other side to say what it shares
-MOST_SHOWN: Final = 8  # shares in a sentence
+SHARES_PAUSE: Final = 1.0  # seconds before the next change of it is told: the other side may send any number
+MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that are not shared
 
 
 @click.command("connect")
@@ -72,7 +73,8 @@ def command(
       ptunnel connect home --forward *:8080            for this whole LAN, not only this machine
       ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
     A code may be given as an argument, in PTUNNEL_CODE, or best when asked for: it is a secret.
-    A peer that restarts or is away is waited for, and so is the network; with --once, --stdio or --timeout this ends instead.
+    A peer that restarts or is away is waited for, and so is the network: with --timeout for so long each time, and not at all
+    with --once or --stdio.
     """
     from tunnel.cli.render import Output
     from tunnel.errors import ConfigurationError
@@ -172,6 +174,7 @@ class Connecting:
         self._listeners = listeners
         self._output = output
         self._timeout = timeout
+        self._deadline = math.inf
         self._target = target
         self._link: Link | None = None
         self._path: dict[str, Any] | None = None
@@ -246,15 +249,15 @@ class Connecting:
         from tunnel.errors import ServerUnreachableError, UnreachableError
 
         traces = open_traces(self._settings)
-        deadline = trio.current_time() + self._timeout
+        self._deadline = trio.current_time() + self._timeout
         while True:
             try:
-                await self._wait_network(deadline)
-                if await self._connect_once(deadline, traces):
+                await self._wait_network(self._deadline)
+                if await self._connect_once(self._deadline, traces):
                     return 0
                 self._trouble("peer_ended", f'"{self._peer}" has ended the link: waiting for it to come back (Ctrl-C ends it).')
             except (ServerUnreachableError, UnreachableError) as error:
-                may_wait = self._stays and self._code is None and trio.current_time() < deadline
+                may_wait = self._stays and self._code is None and trio.current_time() < self._deadline
                 if not may_wait or stopped.is_set():
                     raise
                 self._trouble("still_trying", f"{error} Still trying (Ctrl-C ends it).")
@@ -302,6 +305,7 @@ class Connecting:
                     return await self._use(link)
                 finally:
                     self._link = self._path = self._shown_path = None
+                    self._deadline = trio.current_time() + self._timeout  # of the next connection
         raise UnreachableError(
             f"{whom[:1].upper()}{whom[1:]} was not reached within {self._timeout:g} seconds: is it running there?"
         )
@@ -354,6 +358,7 @@ class Connecting:
         while True:
             self._shared = await link.shares(self._shared)  # the same as at the last connection is no news
             self._show_shares(link.peer_name, self._shared)
+            await trio.sleep(SHARES_PAUSE)
 
     def _show_shares(self, peer: str, shared: Shares) -> None:
         from tunnel.cli.expose import forwards_for
@@ -369,12 +374,14 @@ class Connecting:
         if not wanted and texts:
             options = " ".join(f"--forward {text}" for text in forwards_for(shared.shares[:MOST_SHOWN]))
             self._output.say(f"Nothing of it is forwarded yet: 'ptunnel connect {command_word(peer)} {options}' does that.")
-        for protocol, target in dict.fromkeys(wanted):
-            if not shared.allows(protocol, target):
-                suffix = "" if protocol == "tcp" else "/udp"
-                port = target if isinstance(target, int) else f"{target.partition(':')[0]}=HOST:PORT"
-                ask = f"'ptunnel expose {port}{suffix} --to {command_word(self._own_name)}'"
-                self._output.warn(f"{peer} does not share {protocol}/{target} (it shares {what}): ask there for {ask}.")
+        refused = shared.refused(wanted)
+        for protocol, target in refused[:MOST_SHOWN]:
+            suffix = "" if protocol == "tcp" else "/udp"
+            port = target if isinstance(target, int) else f"{target.partition(':')[0]}=HOST:PORT"
+            ask = f"'ptunnel expose {port}{suffix} --to {command_word(self._own_name)}'"
+            self._output.warn(f"{peer} does not share {protocol}/{target} (it shares {what}): ask there for {ask}.")
+        if len(refused) > MOST_SHOWN:
+            self._output.warn(f"Nor does it share {len(refused) - MOST_SHOWN} more of what is to be forwarded.")
 
     @property
     def _own_name(self) -> str:

@@ -111,6 +111,7 @@ class Link:
         self._closed: CloseReason | None = None
         self._path: PathChanged | None = None
         self.shared: Shares | None = None  # what the peer lets us reach, once it has said so
+        self._told = b""  # what we have said of that last
         #: Called when what is remembered of the peer, and so what it may reach here, may have changed.
         self.on_grants: Callable[[], None] | None = None
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
@@ -244,9 +245,12 @@ class Link:
     # --- what may be reached
 
     def share(self) -> None:
-        """Tell the peer all that it may reach here; again when that has changed."""
-        self._peering.send_message(CONTROL_SHARES, encode_shares(self.grants))
-        self._flush()
+        """Tell the peer all that it may reach here, unless it has been told the same: what concerns others is not its affair."""
+        body = encode_shares(self.grants)
+        if body != self._told:
+            self._told = body
+            self._peering.send_message(CONTROL_SHARES, body)
+            self._flush()
 
     async def shares(self, before: Shares | None = None) -> Shares:
         """What the peer lets us reach, as soon as it has said so, and something else than `before`; older ones never do."""
@@ -392,7 +396,8 @@ class Link:
         self._end_streams("the peer has restarted")
         self.set_packet_sink(self._packet_sink)
         self.notify()
-        self.peer_changed()  # the new half knows nothing of what was told
+        self._told = b""  # the new half knows nothing of what was told
+        self.peer_changed()
 
     def handle_closed(self, reason: CloseReason) -> None:
         """The link has ended."""

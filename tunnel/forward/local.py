@@ -13,7 +13,7 @@ import trio
 
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import ConfigurationError
-from tunnel.forward.loops import OWN, mark_of
+from tunnel.forward.loops import OWN
 from tunnel.forward.names import Place, resolve
 from tunnel.forward.spec import LOOPBACK, Forward
 
@@ -106,27 +106,26 @@ async def _race(places: list[Place]) -> socket.socket:
 
 
 def _give_up(sock: socket.socket) -> None:
-    OWN.forget(mark_of(sock.getsockname(), sock.getpeername()))
+    OWN.forget(sock)
     sock.close()
 
 
 async def _connect(family: int, address: tuple[str, int]) -> socket.socket:
     """Its mark is noted; who closes it has it forgotten."""
     sock = socket.socket(family, socket.SOCK_STREAM)
-    mark = 0
     try:
         sock.setblocking(False)
         try:
             sock.connect(address)
-            mark = OWN.note(sock, address)
+            OWN.note(sock, address)
         except BlockingIOError:
-            mark = OWN.note(sock, address)
+            OWN.note(sock, address)
             await trio.lowlevel.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code)) from None
     except BaseException:
-        OWN.forget(mark)
+        OWN.forget(sock)
         sock.close()
         raise
     return sock

@@ -37,18 +37,20 @@ class OwnConnections:
 
     def __init__(self) -> None:
         self._marks: set[int] = set()
+        self._of: dict[socket.socket, int] = {}
 
     def __contains__(self, mark: int) -> bool:
         return mark in self._marks
 
-    def note(self, sock: socket.socket, leads_to: tuple[str, int]) -> int:
-        """From when it begins to connect; `forget` the mark when it ends."""
+    def note(self, sock: socket.socket, leads_to: tuple[str, int]) -> None:
+        """From when it begins to connect; whoever closes it has to `forget` it."""
         mark = mark_of(sock.getsockname(), leads_to)
         self._marks.add(mark)
-        return mark
+        self._of[sock] = mark
 
-    def forget(self, mark: int) -> None:
-        self._marks.discard(mark)
+    def forget(self, sock: socket.socket) -> None:
+        """By the socket, as one that was reset does not tell any more where it led."""
+        self._marks.discard(self._of.pop(sock, 0))
 
 
 #: Of all links of the process.

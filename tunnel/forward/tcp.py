@@ -440,7 +440,6 @@ async def serve_tcp(
         sock = await _connect_unless_aborted(stream, address)
         if sock is None:
             return
-        mark = mark_of(sock.getsockname(), sock.getpeername())
         try:
             set_up(sock)
             await stream.send_all(encode(Opened()))
@@ -448,7 +447,7 @@ async def serve_tcp(
             await Relay(sock, stream, counters).run(early)
         finally:
             cut(sock)
-            OWN.forget(mark)
+            OWN.forget(sock)
     except OSError as error:
         if isinstance(error, MisledError):
             counters.misled += 1

@@ -54,3 +54,9 @@ def test_hundreds_of_shares_fill_no_screen(home: Path, capsys: pytest.CaptureFix
     lines = said(home, capsys, [Share("tcp", port, port) for port in range(5000, 5200)])
     assert lines[0].endswith("tcp/5007 and more.")
     assert lines[1].count("--forward") == MOST_SHOWN
+
+
+def test_a_range_that_is_not_shared_fills_no_screen_either(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(home, capsys, [SSH], "5000-5099")
+    assert len(lines) == 2 + MOST_SHOWN
+    assert lines[-1] == f"Nor does it share {100 - MOST_SHOWN} more of what is to be forwarded."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -38,13 +39,15 @@ class Shares(msgspec.Struct, frozen=True, array_like=True):
     is_all: bool
     shares: Annotated[list[Share], msgspec.Meta(max_length=MAX_SHARES)]
 
-    def allows(self, protocol: str, target: int | str) -> bool:
-        """Whether a stream or flow to that is not refused, as far as was told."""
+    def refused(self, wanted: Iterable[tuple[str, int | str]]) -> list[tuple[str, int | str]]:
+        """Those of `wanted` (protocol, target) to which a stream or flow is refused, as far as was told."""
+        if not self.is_all:
+            return []
         grants = GrantSet(
             Grant(protocol=each.protocol, host=THIS_MACHINE, first=each.first, last=each.last, name=each.name)
             for each in self.shares
         )
-        return not self.is_all or grants.allows(protocol, target) is not None
+        return [each for each in dict.fromkeys(wanted) if grants.allows(*each) is None]
 
 
 _encoder = msgspec.msgpack.Encoder()

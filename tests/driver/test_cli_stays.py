@@ -1,0 +1,61 @@
+"""How long `connect` waits for a peer, in virtual time and without a network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import tunnel.api
+from tunnel.cli.connect import Connecting
+from tunnel.cli.render import Output
+from tunnel.config import Settings
+from tunnel.driver import places
+from tunnel.errors import UnreachableError
+from tunnel.forward.serve import Listeners
+from tunnel.state.home import Home
+
+TIMEOUT, USED = 10.0, 25.0  # seconds
+
+
+@pytest.mark.parametrize("ends_by", ["its end", "a lost link"])
+@pytest.mark.parametrize("away", [5.0, 50.0])
+async def test_a_timeout_is_for_each_connection_and_not_for_all_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, ends_by: str, away: float
+) -> None:
+    dials = 0
+
+    @asynccontextmanager
+    async def connect(*_arguments: Any, **_named: Any) -> AsyncIterator[None]:
+        nonlocal dials
+        dials += 1
+        if dials > 1:
+            await trio.sleep(away)
+        yield None
+
+    async def use(_self: Connecting, _link: Any) -> bool:
+        if dials > 1:
+            return True
+        await trio.sleep(USED)
+        if ends_by == "its end":
+            return False
+        raise UnreachableError("The link has ended.")
+
+    monkeypatch.setattr(tunnel.api, "connect", connect)
+    monkeypatch.setattr(places, "has_network", lambda _server: True)
+    monkeypatch.setattr(Connecting, "_use", use)
+    with Listeners([]) as listeners:
+        settings = Settings(server="rv")
+        one = Connecting(Home(tmp_path), settings, "home", None, listeners, Output(), TIMEOUT, None, stays=True)
+        if away < TIMEOUT:
+            assert await one._stay(trio.Event()) == 0
+        else:
+            with pytest.raises(UnreachableError, match="within 10 seconds"):
+                await one._stay(trio.Event())
+            assert trio.current_time() >= USED + TIMEOUT
+    assert dials == 2
