@@ -6,6 +6,7 @@ A party on the internet has no business naming one of a local network as a targe
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 Host: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
@@ -46,9 +47,11 @@ _RESERVED: Final = _networks(
     "fd00:c1::/32",  # metadata of Oracle
 )
 _LOOPBACK: Final = _networks("127.0.0.0/8", "::1/128")
+_RESERVED_OF: Final = {version: tuple(each for each in _RESERVED if each.version == version) for version in (4, 6)}
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
+@lru_cache(maxsize=1_024)
 def is_local(host: str) -> bool:
     """Whether this numeric host lies in a private, shared, link-local or loopback network.  Raises ValueError if not numeric."""
     address = unmapped(ipaddress.ip_address(host.partition("%")[0]))
@@ -73,9 +76,10 @@ def is_loopback(host: Host) -> bool:
     return any(host in network for network in _LOOPBACK)
 
 
+@lru_cache(maxsize=1_024)
 def is_reserved(host: Host) -> bool:
     """Loopback apart; also where 6to4 or NAT64 would carry it to a reserved address."""
-    if not is_loopback(host) and any(host in network for network in _RESERVED):
+    if not is_loopback(host) and any(host in network for network in _RESERVED_OF[host.version]):
         return True
     if isinstance(host, ipaddress.IPv6Address):
         inner = host.sixtofour or (ipaddress.IPv4Address(int(host) & 0xFFFFFFFF) if host in _NAT64 else None)

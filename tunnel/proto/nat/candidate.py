@@ -114,8 +114,8 @@ def is_allowed(address: Address, same_machine: bool = False) -> bool:
     if not 0 < address.port <= 0xFFFF:
         return False
     try:
-        host = ipaddress.ip_address(canonical(address.host))
-    except MalformedPacket:
+        host = unmapped(ipaddress.ip_address(address.host))
+    except ValueError:
         return False
     if is_loopback(host):
         return same_machine
@@ -149,7 +149,9 @@ def decode_candidates(data: Buffer | Reader) -> tuple[Candidate, ...]:
         kind, length = reader.u8(), reader.u8()
         if length not in (_IPV4_LENGTH, _IPV6_LENGTH):
             raise MalformedPacket(f"an address of {length} bytes")
-        address = Address(canonical(str(ipaddress.ip_address(reader.take(length)))), reader.u16())
+        packed = reader.take(length)
+        host = ".".join(map(str, packed)) if length == _IPV4_LENGTH else str(unmapped(ipaddress.ip_address(packed)))
+        address = Address(host, reader.u16())
         priority = reader.u32()
         if kind in _KINDS:
             found.append(Candidate(CandidateKind(kind), address, SocketId(0), priority))
