@@ -20,7 +20,7 @@ from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.control import MAX_MESSAGE, ControlReader
 from tunnel.proto.connection.events import ConnectionClosed, ConnectionEvent, PathKind
 from tunnel.proto.connection.paths import MAX_PATHS, MAX_QUEUED_PROBES
-from tunnel.proto.connection.receive import MAX_UNREAD_DATAGRAM_BYTES
+from tunnel.proto.connection.receive import MAX_GAPS_IN_ALL, MAX_UNREAD_DATAGRAM_BYTES
 from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.crypto.handshake import Params
 from tunnel.proto.packet import frames
@@ -191,6 +191,19 @@ def test_more_on_all_streams_than_the_connection_was_granted_ends_it() -> None:
     for number in range(2, 24, 2):
         peer.send(stream(number, INITIAL_STREAM_WINDOW - 1, b"x"))
     peer.assert_closed("on all streams")
+
+
+def test_as_many_gaps_as_all_streams_may_have_together_are_kept_and_no_more() -> None:
+    peer = Hostile()
+    peer.reads = peer.collects = False
+    each = MAX_GAPS_IN_ALL // 8
+    for number in range(2, 18, 2):
+        for at in range(0, each, 64):
+            peer.send(b"".join(stream(number, 1 + 2 * gap, b"x") for gap in range(at, at + 64)))
+    assert peer.victim.close_reason is None
+    peer.collects = True
+    peer.send(stream(18, 1, b"x"))
+    peer.assert_closed("gaps in all streams")
 
 
 HARMLESS: dict[str, list[bytes]] = {

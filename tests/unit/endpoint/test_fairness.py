@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.endpoint.test_walls import Three
 from tunnel.proto.connection.connection import Connection
-from tunnel.proto.endpoint.fairness import MAX_DEBT, MOST, TOO_COSTLY, TOO_MUCH, FairShare
+from tunnel.proto.endpoint.fairness import COSTLY, MAX_DEBT, MAX_SENDERS, MOST, PAID_OFF, TOO_COSTLY, TOO_MUCH, FairShare
 from tunnel.units import Instant
 
 QUEUE = 2_000_000  # bytes that the kernel keeps
@@ -162,7 +162,7 @@ def test_a_costly_trickle_does_not_keep_the_others_waiting() -> None:
     assert set(dropped) == {"evil"}
     assert max(waited["ping"]) < MAX_DEBT + 0.058 + 0.01
     assert sum(waited["ping"]) / len(waited["ping"]) < 0.05
-    assert 0.4 * 60 < took["evil"] < 0.6 * 60  # it has half of the processor still
+    assert 0.8 * PAID_OFF * 60 < took["evil"] < 1.2 * PAID_OFF * 60  # it has half of the processor still
 
 
 def test_a_batch_that_took_seconds_is_paid_for_as_long() -> None:
@@ -175,7 +175,28 @@ def test_debtors_have_half_of_the_processor_together() -> None:
     evil = {f"evil {number}": (1 / 20, 1_379, 0.058) for number in range(5)}
     _, dropped, took = waits(60.0, {**evil, "ping": (0.05, 150, 0.000_05)})
     assert "ping" not in dropped
-    assert 0.4 * 60 < sum(took[name] for name in evil) < 0.65 * 60
+    assert 0.8 * PAID_OFF * 60 < sum(took[name] for name in evil) < 1.3 * PAID_OFF * 60
+
+
+@pytest.mark.parametrize(("price", "is_refused"), [(0.99 * COSTLY, False), (1.3 * COSTLY, True)])
+def test_whoever_is_worth_its_bytes_owes_nothing_however_much_it_takes(price: float, is_refused: bool) -> None:
+    share, now, size = FairShare(random.Random(1)), Instant(1000.0), 10_000
+    refused = 0
+    for _ in range(200):
+        if share.refusal(now, "bulk", size) is None:
+            share.spent(now, "bulk", size, size * price)
+        else:
+            refused += 1
+    assert bool(refused) == is_refused
+
+
+def test_more_senders_than_an_endpoint_has_are_not_counted() -> None:
+    share, now = FairShare(random.Random(1)), Instant(1000.0)
+    share.refusal(now, "first", 1)
+    for number in range(2 * MAX_SENDERS):
+        share.spent(now, number, 100, 0.01)
+    assert len(share._now) == len(share._debts) == MAX_SENDERS
+    assert share.refusal(now, 2 * MAX_SENDERS - 1, 100) is None
 
 
 def test_a_slow_machine_and_a_pause_are_no_debts() -> None:
