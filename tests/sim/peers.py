@@ -217,6 +217,10 @@ class PeerNode:
         self.saved[peer.static] = replace(peer, name=name)
         return self.saved[peer.static]
 
+    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
+        self.saved.pop(peer.static, None)
+        return None
+
     # the world's face
 
     def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +21,21 @@ class CommandNetwork:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
         self._interface: NamespaceInterface | None = None
+
+    def require(self) -> None:
+        """Raises CommandNotRunError where there is no such command: before a code or a place in a room is spent on it."""
+        import shutil
+
+        if sys.platform != "linux":
+            return
+        from tunnel.tun.inside import NOT_EXECUTABLE, NOT_FOUND
+        from tunnel.tun.namespace import CommandNotRunError
+
+        word = self._command[0]
+        if shutil.which(word) is None:
+            is_there = "/" in word and os.path.exists(word)
+            why = os.strerror(errno.EACCES if is_there else errno.ENOENT)
+            raise CommandNotRunError(f"{word} cannot be run: {why}.", NOT_EXECUTABLE if is_there else NOT_FOUND)
 
     async def open(self, config: InterfaceConfig) -> NamespaceInterface:
         """Raises ConfigurationError where namespaces are refused."""

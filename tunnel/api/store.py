@@ -59,6 +59,7 @@ class HomeStore:
         self.faults = Faults(keep=self.home.keep_report)
         self._given_name = name
         self._stamp = self.home.peers_stamp()
+        self._replaced: Peer | None = None  # what was remembered under the key of the peer that was saved last
 
     def save(self, peer: KnownPeer) -> KnownPeer:
         """Remember a newly paired peer.  A full disk does not cost the pairing of this day."""
@@ -78,10 +79,21 @@ class HomeStore:
             machines=peer.machines,
         )
         try:
+            self._replaced = self.home.find_static(peer.static)
             return known_peer(self.home.save_peer(record))
         except (StateError, ConfigurationError) as error:
             self.not_saved(f"{peer.name} is connected but cannot be remembered. {error}")
             return replace(peer, grants=tuple(grants))
+
+    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
+        """The pairing that was saved last came to nothing: what was remembered before is so again, and returned."""
+        before = self._replaced if self._replaced is not None and self._replaced.static == peer.static else None
+        try:
+            left = self.home.unpair(peer.static, peer.psk, before)
+        except StateError as error:
+            self.not_saved(f"{peer.name} did not confirm the pairing, and is still remembered. {error}")
+            left = before
+        return None if left is None else known_peer(left)
 
     def load(self) -> list[KnownPeer]:
         """All remembered peers, most recently seen first.  Raises StateError."""

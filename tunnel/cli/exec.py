@@ -50,17 +50,25 @@ def command(
     import trio
 
     from tunnel.api import lan
-    from tunnel.api.lan_command import CommandNetwork
+    from tunnel.api.lan_command import CommandNetwork, exit_code
     from tunnel.cli.lan import Playing, enter_by, shared
     from tunnel.cli.render import Output
+    from tunnel.errors import ConfigurationError
 
     home = open_home()
     settings = load_settings(
         home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
         tls_fingerprint=tls_fingerprint,
     )  # fmt: skip
-    way, settings = enter_by(home, settings, room, peer)
     inside = CommandNetwork(words)
+    try:
+        inside.require()
+    except ConfigurationError as problem:
+        if (code := exit_code(problem)) is None:
+            raise
+        click.echo(f"ptunnel: {problem}", err=True)
+        return code
+    way, settings = enter_by(home, settings, room, peer)
     output = Output(is_json=is_json, may_be_live=False, events_to=sys.stderr)
 
     arguments = shared(home, settings, member_name)

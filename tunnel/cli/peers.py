@@ -66,7 +66,9 @@ def forget_command(names: tuple[str, ...], is_json: bool, verbose: int) -> None:
     from tunnel.control.messages import Forget
 
     home = open_home()
-    run_dir = home.run_dir()  # first: what fails has forgotten nobody
+    for name in names:
+        home.peer(name)
+    run_dir = home.run_dir()  # before anything is written: what fails has forgotten nobody
     for forgotten in home.forget(*names):
         cut = 0
 

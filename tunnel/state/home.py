@@ -140,6 +140,10 @@ class Home:
         """
         return self._change_peers(lambda peers: rules.add(peers, peer))
 
+    def unpair(self, static: bytes, psk: bytes, before: Peer | None) -> Peer | None:
+        """Take back a pairing that came to nothing; returns who is remembered under that key now.  Raises StateError."""
+        return self._change_peers(lambda peers: rules.unpair(peers, static, psk, before))
+
     def update_peer(self, static: bytes, **changes: Any) -> Peer | None:
         """Change some fields (last_seen, machines, server, grants, psk, version) of a peer; None when it has been forgotten."""
 

@@ -155,6 +155,14 @@ def rename(peers: list[Peer], old: str, new: str) -> tuple[list[Peer], Peer]:
     return [*others, saved], saved
 
 
+def unpair(peers: list[Peer], static: bytes, psk: bytes, before: Peer | None) -> tuple[list[Peer], Peer | None]:
+    """What was remembered under that key before it was paired by this psk is so again; another pairing since then stays."""
+    if not any(peer.static == static and peer.psk == psk for peer in peers):
+        return peers, next((peer for peer in peers if peer.static == static), None)
+    others = [peer for peer in peers if peer.static != static]
+    return [*others, *([before] if before is not None else [])], before
+
+
 def forget(peers: list[Peer], names: Iterable[str]) -> tuple[list[Peer], list[Peer]]:
     """All of them or none.  Raises ConfigurationError."""
     gone = {id(peer): peer for peer in (known(peers, name) for name in names)}

@@ -70,6 +70,10 @@ class Person:
         self.saved[peer.static] = peer
         return peer
 
+    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
+        self.saved.pop(peer.static, None)
+        return None
+
     # the world's face
 
     def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:

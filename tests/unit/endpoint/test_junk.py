@@ -30,6 +30,9 @@ class Saved:
     def save(self, peer: KnownPeer) -> KnownPeer:
         return peer
 
+    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
+        return None
+
 
 def endpoint_with(count: int) -> tuple[Endpoint, Instant]:
     """An endpoint with so many links, every other of which it has begun itself and is meeting anew."""

@@ -236,6 +236,25 @@ def test_grants_change_for_all_who_are_named_or_for_none(home: Home) -> None:
     assert [len(each.grants) for each in home.peers()] == [2, 1, 2]
 
 
+def test_a_pairing_that_came_to_nothing_leaves_the_file_as_it_was(home: Home) -> None:
+    home.save_peer(peer("a", 1, grants=[{"of": "a"}]))
+    home.save_peer(peer("b", 2))
+    before = (home.path / "peers.json").read_bytes()
+    known = home.find_static(bytes([1]) * 32)
+    again = home.save_peer(peer("a", 1, psk=bytes([9]) * 32))
+    new = home.save_peer(peer("c", 3))
+    assert home.unpair(new.static, new.psk, None) is None
+    assert home.unpair(again.static, again.psk, known) == known
+    assert (home.path / "peers.json").read_bytes() == before
+
+
+def test_a_later_pairing_with_the_same_peer_is_not_taken_back(home: Home) -> None:
+    home.save_peer(peer("a", 1))
+    later = home.save_peer(peer("a", 1, psk=bytes([9]) * 32))
+    assert home.unpair(later.static, bytes([7]) * 32, None) == later
+    assert home.peers() == [later]
+
+
 def test_what_cannot_be_changed_makes_nothing(home: Home) -> None:
     attempts: list[Callable[[], Any]] = [
         lambda: home.rename("a", "b"),

@@ -81,6 +81,10 @@ class ConnectorPairing:
         client.claim(now, code.nameplate, self._pake.message)
 
     def close(self, now: Instant) -> None:
+        """Whoever has not confirmed the pairing by then is not remembered for it."""
+        peering = self.peering
+        if not self.is_done and peering is not None and not (peering.is_closed or peering.is_confirmed):
+            self._context.unremember(peering.peer)
         self.is_done = True
         if self.handshake is not None:
             self._context.answers.pop(self.handshake.index, None)
@@ -149,9 +153,9 @@ class ConnectorPairing:
             self._pake = Pake("B", self._code, self._context.entropy)
             self._client.claim(now, self._code.nameplate, self._pake.message)
         if self._deadline is not None and now >= self._deadline:
+            self._fail(now, Problem.CODE_UNANSWERED, _UNANSWERED[self._purpose])
             if self.peering is not None:
                 self.peering.close(now, CloseCode.NO_ERROR, "pairing took too long")
-            self._fail(now, Problem.CODE_UNANSWERED, _UNANSWERED[self._purpose])
         elif self.handshake is not None:
             datagram = self.handshake.poll_transmit(now)
             if datagram is not None:

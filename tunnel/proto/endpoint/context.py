@@ -52,6 +52,9 @@ class PeerStore(Protocol):
     def save(self, peer: KnownPeer) -> KnownPeer:
         """Remember `peer`; returns it with the name that it got."""
 
+    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
+        """The pairing that saved `peer` came to nothing: what was remembered of it before is so again, and returned."""
+
 
 class Wall:
     """`with` it around what handles something of one source: `fell` is told of any exception, which goes no further."""
@@ -217,6 +220,15 @@ class Context:
             saved = self.store.save(peer)
         self.peers[saved.static] = saved
         return saved
+
+    def unremember(self, peer: KnownPeer) -> None:
+        """The other side has never confirmed the pairing that `peer` was remembered by."""
+        before: KnownPeer | None = None
+        with self.wall("state", f"kept {peer.name} from being forgotten"):
+            before = self.store.unsave(peer)
+        self.peers.pop(peer.static, None)
+        if before is not None:
+            self.peers[peer.static] = before
 
 
 def host_of(server: str) -> str:

@@ -46,6 +46,10 @@ class NewcomerStore:
         self.newcomers[peer.static] = peer
         return peer
 
+    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
+        self.newcomers.pop(peer.static, None)
+        return None
+
 
 class Membership:
     """Keeps an endpoint connected to whom the room says, and the room informed."""
