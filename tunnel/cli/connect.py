@@ -145,8 +145,9 @@ def usable(code: str, settings: Settings, *, is_room: bool) -> str:
     from tunnel.cli.expose import short_server
     from tunnel.driver.vocabulary import Purpose, parse_code, require_purpose
 
+    alone, settings = with_server_of(code, settings)
     server = short_server(settings.server) if settings.server is not None else "HOST"
-    require_purpose(parse_code(code), Purpose.ROOM if is_room else Purpose.PORTS, server)
+    require_purpose(parse_code(alone or ""), Purpose.ROOM if is_room else Purpose.PORTS, server)
     return code
 
 

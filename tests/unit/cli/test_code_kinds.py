@@ -19,6 +19,8 @@ CASES = [
     (["connect", "--server", "rv:1234"], ROOM, IS_ROOM.format("rv:1234")),
     (["connect", ROOM], None, IS_ROOM.format("HOST")),
     (["connect", "731gardenviolinzoo"], None, IS_ROOM.format("HOST")),
+    (["connect", f"{ROOM}@rv.example.net"], None, IS_ROOM.format("rv.example.net")),
+    (["lan", "join", f"{PORTS}@rv.example.net"], None, IS_PORTS.format("rv.example.net")),
     (["lan", "join", PORTS, "--server", "rv.example.net:24531"], None, IS_PORTS.format("rv.example.net")),
     (["lan", "join", "--server", "[2001:db8::1]:24531"], PORTS, IS_PORTS.format("'[2001:db8::1]:24531'")),
     (["exec", "--room", PORTS, "--server", "rv", "--", "true"], None, IS_PORTS.format("rv")),
