@@ -85,7 +85,8 @@ def end_of(connection: socket.socket, started: float) -> float:
 
 def answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    return [{key: value for key, value in event.items() if key != "time"} for event in events]
 
 
 def test_what_is_added_beside_a_running_expose_is_served_by_it_and_taken_back_within_a_second(

@@ -24,7 +24,7 @@ VALUES = {
     "server": "rv.example.net:1234",
     "name": "attic",
     "path": "relay",
-    "access_token": "a token of sixteen",
+    "access_token": "a-token-of-sixteen",
     "qlog": "",  # filled in by the test: a folder
     "portmap": "off",
     "tls_port": "8443",
