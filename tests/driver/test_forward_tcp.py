@@ -17,12 +17,13 @@ import trio.testing
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
+from tunnel.driver.stream import StreamCode
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
 from tunnel.forward import local, tcp
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.loops import OWN
-from tunnel.forward.serve import Exposed, Listeners
+from tunnel.forward.serve import OPEN_TIMEOUT, Exposed, Listeners
 from tunnel.forward.spec import parse_forwards
 from tunnel.forward.tcp import LINGER_RST, TcpForward, set_up
 
@@ -364,6 +365,24 @@ async def test_running_out_of_descriptors_makes_connections_wait_and_ends_nothin
         assert bench.listeners.counters.tcp_shed == 3
         assert len(bench.notices) == 1
         assert "ulimit -n" in bench.notices[0]
+
+
+@pytest.mark.parametrize("said", [b"", b"\x00"])
+async def test_a_stream_whose_opening_does_not_come_is_turned_away_after_its_time(
+    said: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    near, far = linked_pair()
+    exposed: Any = Exposed(far, lambda _protocol, _target: None)
+    stream = await near.open_stream(said)
+    codes: list[int] = []
+    stream.on_abort = codes.append
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(far.serve_streams, exposed.handle)
+        await trio.sleep(OPEN_TIMEOUT - 0.1)
+        assert not codes
+        await trio.sleep(0.2)
+        assert codes == [StreamCode.TIMED_OUT]
+        nursery.cancel_scope.cancel()
 
 
 async def test_rubbish_instead_of_an_opening_is_counted_and_reset() -> None:

@@ -250,6 +250,65 @@ async def test_a_program_that_listens_on_the_other_loopback_is_found() -> None:
         assert bench.exposed.counters.udp_flows_opened == 1
 
 
-@pytest.mark.parametrize(("target", "idle"), [(53, 16.0), ("dns:53", 16.0), (5353, 120.0), ("dns", 120.0), ("dns:5353", 120.0)])
-def test_lookups_are_remembered_for_a_shorter_time(target: int | str, idle: float) -> None:
-    assert udp.idle_of(target) == idle
+@pytest.mark.parametrize(
+    ("target", "idle"),
+    [
+        (53, udp.LOOKUP_IDLE),
+        ("dns:53", udp.LOOKUP_IDLE),
+        (5353, udp.FLOW_IDLE),
+        ("dns", udp.FLOW_IDLE),
+        ("dns:5353", udp.FLOW_IDLE),
+    ],
+)
+async def test_a_silent_flow_ends_after_its_time_and_lookups_after_a_shorter_one(
+    target: int | str, idle: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    table, flow = udp.FlowTable(ForwardCounters(), idle=udp.idle_of(target)), udp.Flow(1)
+    near, _far = linked_pair()
+    stream = await near.open_stream()
+
+    async def speak() -> None:
+        for _ in range(3):
+            await trio.sleep(0.9 * idle)
+            flow.touch(1)
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(speak)
+        await table.wait_over(1, flow, stream)
+    silent = trio.current_time() - began - 3 * 0.9 * idle
+    assert idle <= silent + 1e-6
+    assert silent <= idle * (1 + 2 / udp.IDLE_TICKS)
+
+
+async def test_what_all_clients_say_while_their_flows_open_is_held_up_to_a_limit_too() -> None:
+    near, _far = linked_pair()  # nobody answers there
+    [listener] = open_listeners(parse_forward("127.0.0.1:0:53/udp")[0])
+    counters, size = ForwardCounters(), 65_000
+    fit = udp.MAX_HELD_TOTAL // size
+    with ExitStack() as stack:
+        stack.enter_context(listener)
+        async with trio.open_nursery() as nursery:
+            forward = UdpForward(listener, 53, link=near, counters=counters, notices=Notices())
+            nursery.start_soon(forward.run)
+            with trio.fail_after(10):
+                for number in range(fit + 5):
+                    client = stack.enter_context(trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    await client.connect(listener.getsockname())
+                    await client.send(bytes(size))
+                    await until(lambda n=number: counters.udp_datagrams_in == n + 1)
+            assert counters.udp_held_dropped == 5
+            assert forward._held_size == fit * size
+            nursery.cancel_scope.cancel()
+    assert forward._held_size == 0
+
+
+async def test_so_much_is_said_again_at_the_next_address_of_a_name() -> None:
+    """All at once as well as one by one."""
+    places = [await udp.udp_places("127.0.0.1", 9), await udp.udp_places("127.0.0.2", 9)]
+    for batches in ([[bytes(1_000)] * 40], [[bytes(1_000)]] * 40):
+        outward = udp._Outward(udp.Flow(1), [place for (place,) in places], linked_pair()[0].flows, ForwardCounters())
+        outward._left.popleft()
+        for batch in batches:
+            outward.deliver(batch)
+        assert sum(map(len, outward._unanswered)) == udp.MAX_UNANSWERED // 1_000 * 1_000

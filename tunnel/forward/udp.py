@@ -408,9 +408,12 @@ class _Outward:
     def deliver(self, batch: list[bytes]) -> None:
         """To the program."""
         self._flow.touch(len(batch))
-        if self._left and not self._is_answered and self._unanswered_size < MAX_UNANSWERED:
-            self._unanswered += batch
-            self._unanswered_size += sum(map(len, batch))
+        if self._left and not self._is_answered:
+            for data in batch:
+                self._unanswered_size += len(data)
+                if self._unanswered_size > MAX_UNANSWERED:
+                    break
+                self._unanswered.append(data)
         if self._outlet is not None:
             self._outlet.send(batch)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from tests.unit.rendezvous.world import V4, World, entropy_of
 from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.admission import BUCKET_SLOTS, Buckets
@@ -9,6 +11,7 @@ from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import RefusalCode
 from tunnel.proto.rendezvous.numbers import DRAW_EPOCH, DRAWN_NUMBERS, Numbers
 from tunnel.proto.rendezvous.relay import Relay
+from tunnel.proto.rendezvous.requests import MAX_REQUESTS, PendingRequest, RequestTable
 from tunnel.proto.rendezvous.server import CHANNEL_SWEEP_INTERVAL, MAX_QUEUE, SWEEP_INTERVAL
 from tunnel.units import Address, Instant
 
@@ -136,3 +139,13 @@ def test_answers_that_no_socket_takes_are_dropped_beyond_the_queue_and_counted()
     assert sent == list(range(1000, 1000 + MAX_QUEUE))
     world.server.handle_datagram(world.now, V4, B, question)
     assert world.server.poll_transmit(world.now) is not None
+
+
+# what a client keeps
+
+
+def test_so_many_requests_wait_for_an_answer_and_the_oldest_goes() -> None:
+    table = RequestTable(random.Random(1))
+    for number in range(MAX_REQUESTS + 3):
+        table.add(PendingRequest(number, messages.Refresh(), None, Instant(1.0)))
+    assert [request.transaction for request in table] == list(range(3, MAX_REQUESTS + 3))

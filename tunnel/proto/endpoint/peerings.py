@@ -60,6 +60,7 @@ class Peerings:
             )
         )
         context.emit(PeerPaired(peer=peer))
+        self.make_room(now, peer)
         peering = Peering(context, peer, is_initiator=is_initiator, server=server, instance=instance)
         self.connect(now, peering, completed, path)
         return peering
