@@ -102,6 +102,10 @@ class FakeStream:
             finally:
                 into.sink = None
 
+    def push_back(self, data: bytes) -> None:
+        self.into.chunks.appendleft(data)
+        self.into.held += len(data)
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data)
         while len(rest):

@@ -6,6 +6,7 @@ MAX_BYTES_AN_HOUR in all.  What the source sends is zeros; what the sink gets is
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections import OrderedDict
@@ -30,6 +31,7 @@ LARGEST_BATCH: Final = 64  # datagrams queued at once
 PINGS: Final = 10
 PING_TIMEOUT: Final = 5.0  # seconds until one counts as lost
 PING_SPACING: Final = 0.05
+CUT_SHORT: Final = "The other side cut the measurement short."
 _ZEROS: Final = bytes(1024 * 1024)
 
 #: Takes one result as a dict.
@@ -237,26 +239,26 @@ async def _stream(link: Any, seconds: float, way: str) -> dict[str, Any]:
     before = link.status()
     counted = _Counted()
     loaded: list[float] = []
+    found: Measured | None = None
+    problem = UnreachableError(CUT_SHORT)
     async with trio.open_nursery() as nursery:
 
         async def ping() -> None:
-            while True:
-                await trio.sleep(PING_SPACING)
-                loaded.append(await link.ping())
+            with contextlib.suppress(TunnelError):  # the link has closed, and the transfer says so
+                while True:
+                    await trio.sleep(PING_SPACING)
+                    loaded.append(await link.ping())
 
         nursery.start_soon(ping)
-        if way == "up":
-            stream, _rest = await _ask(link, Bench("sink", seconds))
-            await _send_stream(stream, seconds, MAX_BYTES, counted)
-            stream.finish()
-            found = await _verdict(stream)
-        else:
-            stream, rest = await _ask(link, Bench("source", seconds))
-            with trio.move_on_after(seconds + GRACE):
-                await _count_stream(stream, rest, MAX_BYTES, counted)
-            found = counted.measured()
-        await stream.aclose()
+        try:
+            found = await _transfer(link, seconds, way, counted)
+        except UnreachableError as error:  # the nursery would wrap it in a group
+            problem = error
+        except TunnelError:  # the other side gave up one of the stream's halves
+            pass
         nursery.cancel_scope.cancel()
+    if found is None:
+        raise problem
     after = link.status()
     sent, lost = after.packets_sent - before.packets_sent, after.packets_lost - before.packets_lost
     trip = _round_trips(loaded, 0)
@@ -269,6 +271,23 @@ async def _stream(link: Any, seconds: float, way: str) -> dict[str, Any]:
         "rtt_max_s": trip["max_s"],
         "mtu": after.mtu,
     }
+
+
+async def _transfer(link: Any, seconds: float, way: str, counted: _Counted) -> Measured:
+    """One stream one way.  Raises TunnelError."""
+    if way == "up":
+        stream, _rest = await _ask(link, Bench("sink", seconds))
+        with trio.move_on_after(seconds + GRACE):  # the other side may take nothing
+            await _send_stream(stream, seconds, MAX_BYTES, counted)
+        stream.finish()
+        found = await _verdict(stream)
+    else:
+        stream, rest = await _ask(link, Bench("source", seconds))
+        with trio.move_on_after(seconds + GRACE):
+            await _count_stream(stream, rest, MAX_BYTES, counted)
+        found = counted.measured()
+    await stream.aclose()
+    return found
 
 
 async def _datagrams(link: Any, seconds: float, way: str) -> dict[str, Any]:
@@ -330,4 +349,4 @@ async def _verdict(stream: Any, early: list[bytes] | None = None, seconds: float
             body, _rest = await read_message(stream)
         return decode_measured(body)
     except (trio.TooSlowError, MalformedPacket, StreamResetError):
-        raise UnreachableError("The other side cut the measurement short.") from None
+        raise UnreachableError(CUT_SHORT) from None

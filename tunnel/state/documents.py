@@ -105,7 +105,7 @@ def field_bytes(record: Document, name: str, size: int) -> bytes:
 
 def field_text(record: Document, name: str) -> str:
     value = record.get(name)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.isprintable():
         raise BadContent(name)
     return value
 

@@ -82,7 +82,7 @@ def _decode_peer(record: Any) -> Peer:
     grants, server, version = record["grants"], record["server"], record["version"]
     if not isinstance(grants, list) or not all(isinstance(grant, dict) for grant in grants):
         raise BadContent("grants")
-    if not (server is None or isinstance(server, str)) or type(version) is not int:
+    if not (server is None or (isinstance(server, str) and server.isprintable())) or type(version) is not int:
         raise BadContent("server or version")
     name = field_text(record, "name")
     if not is_name(name):
