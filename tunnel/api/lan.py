@@ -18,7 +18,14 @@ from typing import Any, Final
 import trio
 
 from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, single_error, uses_own_network
-from tunnel.api.lan_plane import LanInterface, OpenInterface, Plane, interface_config, open_on_host, require_host_interface
+from tunnel.api.lan_plane import (
+    LanInterface,
+    OpenInterface,
+    Plane,
+    interface_config,
+    open_on_host,
+    require_host_interface,
+)
 from tunnel.api.lan_room import LanMember, LanRoom
 from tunnel.api.servers import embed, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
@@ -46,6 +53,7 @@ __all__ = [
     "kept",
     "no_routes",
     "open_on_host",
+    "lacks_privilege",
     "require_host_interface",
 ]
 

@@ -69,14 +69,20 @@ TOO_MANY_SUBNETS: Final = (
 OpenInterface: TypeAlias = "Callable[[InterfaceConfig], Awaitable[LanInterface]]"
 
 
+def lacks_privilege() -> bool:
+    """Whether this process may not open an interface, although this system could."""
+    from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability
+
+    return sys.platform == "linux" and not has_capability(CAP_NET_ADMIN)
+
+
 def require_host_interface() -> None:
     """Before a person is asked for anything.  Raises ConfigurationError where this process may not open an interface."""
     if sys.platform != "linux":
         raise ConfigurationError("A LAN interface needs Linux: run it there.")
     from tunnel.tun.create import NO_PRIVILEGE
-    from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability
 
-    if not has_capability(CAP_NET_ADMIN):
+    if lacks_privilege():
         raise ConfigurationError(NO_PRIVILEGE)
 
 

@@ -20,6 +20,7 @@ from tunnel.cli.options import (
     with_last_server,
     with_server_of,
 )
+from tunnel.cli.privilege import require_interface
 from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def create_command(
     )  # fmt: skip
     for each in to:
         home.peer(each)
-    lan.require_host_interface()
+    require_interface()
     settings, last = with_last_server(home, settings)
     if last and name not in Rooms(home).names():
         click.echo(last, err=True)
@@ -125,7 +126,7 @@ def join_command(
         home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
         tls_fingerprint=tls_fingerprint,
     )  # fmt: skip
-    lan.require_host_interface()
+    require_interface()
     way, settings = enter_by(home, settings, room, peer)
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
     return _run(home, settings, is_json, verbose, lambda **more: lan.join(**way, keep=keep, **more, **arguments))
@@ -423,10 +424,10 @@ class Playing:
         first, self._code = self._code is None, code
         if not first:
             self._output.say("Here is a fresh code; the old one does not work any more.")
-        command = f"ptunnel lan join --server {short_server(self._server)}"
+        command = f"sudo ptunnel lan join --server {short_server(self._server)}"
         self._output.say(f"{'Each friend runs:':<{LABEL}}{command}")
         if self._public is not None:
-            self._output.say(f"{'or, in another network:':<{LABEL}}ptunnel lan join --server {short_server(self._public)}")
+            self._output.say(f"{'or, in another network:':<{LABEL}}sudo ptunnel lan join --server {short_server(self._public)}")
         self._output.say(f"{'and types the code:':<{LABEL}}{code}")
         if first:
             self._output.say("The code is good for all of them, as long as this runs.")
