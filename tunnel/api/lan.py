@@ -23,6 +23,7 @@ from tunnel.api.lan_plane import (
     OpenInterface,
     Plane,
     interface_config,
+    lacks_privilege,
     open_on_host,
     require_host_interface,
 )
