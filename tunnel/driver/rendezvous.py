@@ -328,6 +328,7 @@ class _Loop:
         self._clock = clock
         self._armed: float = math.inf
         self._wakeup = trio.Event()
+        self._is_leaving = False
 
     async def run_socket(self, socket_id: SocketId) -> None:
         udp = self._sockets[socket_id]
@@ -397,7 +398,9 @@ class _Loop:
         self._server.drops["relay_congested"] += 1
 
     def flush(self) -> None:
-        """Answers and pushes; what a full buffer does not take is asked for again."""
+        """Answers and pushes; what a full buffer does not take is asked for again, so goodbyes do not leave this way."""
+        if self._is_leaving:
+            return
         now = self._clock()
         with self.faults.wall("answers", "interrupted the sending"):
             while (transmit := self._server.poll_transmit(now)) is not None:
@@ -406,6 +409,8 @@ class _Loop:
 
     async def say_goodbye(self) -> None:
         """Bye to every client, as fast as the sockets take it; TLS connections are there until then."""
+        self.flush()
+        self._is_leaving = True
         self._server.stop(self._clock())
         turn = 0
         with self.faults.wall("answers", "interrupted the goodbyes"):
