@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.unit.endpoint.people import Party, Person
+from tests.unit.endpoint.people import SERVER, Party, Person
 from tests.unit.endpoint.test_clocks import told
-from tunnel.proto.endpoint import Peering, Problem
-from tunnel.proto.endpoint.machines import MAX_MACHINES, MAX_QUESTIONS
-from tunnel.units import Seconds
+from tunnel.proto.endpoint import KnownPeer, Peering, Problem, Troubled
+from tunnel.proto.endpoint.machines import MAX_MACHINES, MAX_QUESTIONS, MAX_TOLD, TELL_AGAIN, Machines
+from tunnel.units import Instant, Seconds
 
 HERE, THERE = b"machine one " + bytes(20), b"machine two " + bytes(20)
 TWIN = "Another machine runs with this home's identity"
@@ -126,6 +126,20 @@ def test_who_meets_another_machine_under_the_same_key_is_told_once_for_each() ->
             assert len(of_machines(party.friend)) == (1, 1, 1, 2)[number]
         assert all(f"home {MOVED}" in text for text in of_machines(party.friend))
         assert not party.home.problems
+
+
+def test_a_peer_that_is_on_another_machine_each_time_fills_no_screen() -> None:
+    """It may say what it likes, and connect as often as it likes."""
+    with a_party() as party:
+        context = party.friend.endpoint._context
+        machines, peer = Machines(context), KnownPeer(name="home", static=bytes(32), psk=bytes(32), server=SERVER)
+        told = 0
+        for number in range(1_000):
+            peer = machines.met(Instant(float(number)), peer, number.to_bytes(3, "big"))
+            while context.events:
+                told += isinstance(context.events.popleft(), Troubled)
+            assert len(peer.machines) <= MAX_MACHINES
+        assert told == MAX_TOLD + 1_000 // TELL_AGAIN
 
 
 def test_what_was_met_is_remembered_over_a_restart() -> None:

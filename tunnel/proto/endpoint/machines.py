@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.proto.endpoint.checking import KeyQuestion
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
+from tunnel.proto.nat.budget import Bucket
 from tunnel.proto.pairing.identity import room_id, twin_psk
 from tunnel.proto.rendezvous import events as told
 from tunnel.proto.timers import earliest
-from tunnel.units import Instant
+from tunnel.units import Instant, Seconds
 
 if TYPE_CHECKING:
     from tunnel.proto.connection.handshakes import Params
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_MACHINES: Final = 4  # of a peer that are remembered; the one met longest ago goes
 MAX_QUESTIONS: Final = 4  # to others of our key at a time; more may be former selves of ours
+MAX_TOLD: Final = 8  # machines of a peer of which a person hears in a row, since the peer may say what it likes; ...
+TELL_AGAIN: Final = Seconds(600.0)  # ... after which one more is told
 DIALER_SIDE: Final = 1  # of an introduced channel
 
 
@@ -33,13 +36,15 @@ class Machines:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._met: dict[bytes, tuple[bytes, ...]] = {}  # by static key, the last one last; of peers that connected
+        self._tellings: dict[bytes, Bucket] = {}  # left for each of those
 
-    def met(self, peer: KnownPeer, machine: bytes) -> KnownPeer:
+    def met(self, now: Instant, peer: KnownPeer, machine: bytes) -> KnownPeer:
         """The peer is on this machine now: `peer` with it, to be remembered.  A person is told of one that is new."""
         known = tuple(dict.fromkeys((*peer.machines, *self._met.get(peer.static, ()))))
         if not machine:
             return replace(peer, machines=known)
-        if known and machine not in known:
+        is_new = bool(known) and machine not in known
+        if is_new and self._tellings.setdefault(peer.static, Bucket(MAX_TOLD, 1 / TELL_AGAIN)).take(now):
             text = (
                 f"{peer.name} is on another machine than before, with the same key: it has moved, or there is a copy of its home."
             )

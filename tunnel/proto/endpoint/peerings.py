@@ -85,7 +85,7 @@ class Peerings:
         policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
         if peering not in self.all:
             self.all.append(peering)
-        self._remember_machine(peering, completed.params.machine)
+        self._remember_machine(now, peering, completed.params.machine)
         remembered = context.memory.get(peering.peer.static)
         if remembered is not None:
             connection.remember_keepalive(now, remembered.keepalive)
@@ -100,9 +100,9 @@ class Peerings:
         elif is_first:
             context.emit(PeeringStarted(peering=peering))
 
-    def _remember_machine(self, peering: Peering, machine: bytes) -> None:
+    def _remember_machine(self, now: Instant, peering: Peering, machine: bytes) -> None:
         context = self._context
-        peering.peer = self._machines.met(peering.peer, machine)
+        peering.peer = self._machines.met(now, peering.peer, machine)
         if peering.peer.static in context.peers:
             context.peers[peering.peer.static] = peering.peer
 
