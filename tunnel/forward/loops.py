@@ -7,6 +7,7 @@ connects, and so on.  The opener names the local program's connection by a mark,
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 from functools import lru_cache
 from pathlib import Path
@@ -14,13 +15,17 @@ from typing import Final
 
 MARK_SIZE: Final = 7  # bytes; 0 means no mark
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_NETWORK: Final = "/proc/self/ns/net"  # namespaces(7)
 
 
 @lru_cache(maxsize=1)
 def _machine() -> bytes:
-    """Something that two machines do not share; it does not leave this one but as a part of a digest."""
+    """Something that two machines do not share, nor two containers of one, whose addresses and ports are not the same ones.
+
+    It does not leave this process but as a part of a digest.
+    """
     try:
-        return _BOOT_ID.read_bytes()
+        return b"%s %d" % (_BOOT_ID.read_bytes().strip(), os.stat(_NETWORK).st_ino)
     except OSError:
         return socket.gethostname().encode("utf-8", "replace")
 
