@@ -42,7 +42,7 @@ from tunnel.proto.pairing.code import complete, looks_like_code, parse_code
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.pairing.identity import sanitise_name
 from tunnel.proto.rendezvous import messages as m
-from tunnel.proto.rendezvous.admission import AccessList
+from tunnel.proto.rendezvous.access import AccessList
 from tunnel.tls.framing import MAX_FRAME, FrameReader
 from tunnel.units import Address, SocketId
 
