@@ -137,6 +137,8 @@ async def test_a_fault_in_one_udp_flow_ends_that_flow(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["_drain", "_pass_on", "_start", "_carry", "serve_udp", "_return_datagrams"])
 async def test_a_fault_in_the_udp_forward_leaves_the_flows_beside_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner: Any = over_udp.UdpForward if name in ("_drain", "_pass_on", "_start", "_carry") else udp
+    if name == "_return_datagrams":
+        owner = udp._Outward
     if name == "serve_udp":
         from tunnel.forward import serve as owner
     met = Nth(monkeypatch, owner, name)
