@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tunnel.control import server as control_server
 from tunnel.control.client import ask_all, processes
-from tunnel.control.messages import Answer, Check, Close, Forget, Ping, Remove, Request, Status
-from tunnel.control.server import Process, serve_control
+from tunnel.control.messages import MAX_REQUEST, Answer, Check, Close, Forget, Ping, Remove, Request, Status
+from tunnel.control.server import MAX_CLIENTS, Process, serve_control
 from tunnel.control.sockets import connect, socket_path
 from tunnel.errors import ConfigurationError, UnreachableError
 
@@ -191,6 +193,38 @@ async def test_rubbish_gets_an_error_and_the_next_request_its_answer(tmp_path: P
                 await stream.send_eof()
                 said = b"".join([chunk async for chunk in stream])
     assert [line[:17] for line in said.splitlines()] == [b'{"event":"error",', b'{"event":"status"', b'{"event":"done"}']
+
+
+async def test_a_request_of_more_bytes_than_may_be_is_not_answered(tmp_path: Path) -> None:
+    async with serve_control(tmp_path, Process(role="connect", links=list)):
+        with trio.fail_after(5):
+            for size, kinds in ((MAX_REQUEST, [b'{"event":"status"', b'{"event":"done"}']), (MAX_REQUEST + 1, [])):
+                sock = connect(socket_path(tmp_path, os.getpid()))
+                async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+                    await stream.send_all(b'{"do":"status"}'.ljust(size) + b"\n")
+                    await stream.send_eof()
+                    said = b""
+                    with suppress(trio.BrokenResourceError):
+                        async for chunk in stream:
+                            said += chunk
+                    assert [line[:17] for line in said.splitlines()] == kinds
+
+
+async def test_so_many_clients_are_heard_at_once_and_the_next_is_told_to_come_again(tmp_path: Path) -> None:
+    async with serve_control(tmp_path, Process(role="connect", links=list)):
+        with trio.fail_after(5):
+            streams = []
+            for _ in range(MAX_CLIENTS):
+                sock = connect(socket_path(tmp_path, os.getpid()))
+                streams.append(trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
+                await streams[-1].send_all(b'{"do":"status"}\n')
+                assert (await streams[-1].receive_some()).startswith(b'{"event":"status"')
+            [busy] = await asked(tmp_path, Status())
+            assert (busy["event"], busy["code"]) == ("error", "busy")
+            for stream in streams:
+                await stream.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [answer["event"] for answer in await asked(tmp_path, Status())] == ["status"]
 
 
 async def test_a_line_without_end_is_cut_off(tmp_path: Path) -> None:

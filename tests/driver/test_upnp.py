@@ -6,11 +6,13 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from tunnel.driver.upnp import UpnpError, UpnpGateway
+from tunnel.driver.upnp import HTTP_PATIENCE, MAX_ANSWERS, UpnpError, UpnpGateway
 from tunnel.proto.nat import upnp
 
 OWN = "127.0.0.1"
@@ -96,3 +98,31 @@ async def test_a_router_without_an_address_outside_is_asked_for_no_port() -> Non
         with pytest.raises(UpnpError, match="no address outside"):
             await gateway.map(40_000, 40_001, 3600)
         assert not [action for _, action in igd.asked if action == "AddPortMapping"]
+
+
+async def test_so_many_answers_are_looked_at_in_one_search() -> None:
+    class Crowd:
+        """Everybody on the network answers, and nobody of them is the router."""
+
+        def __init__(self) -> None:
+            self.read = 0
+
+        async def recvfrom(self, _size: int) -> tuple[bytes, tuple[str, int]]:
+            await trio.lowlevel.checkpoint()
+            self.read += 1
+            return b"HTTP/1.1 200 OK\r\n\r\n", (("127.0.0.9", GATEWAY)[self.read % 2], upnp.SSDP_PORT)
+
+    crowd: Any = Crowd()
+    with trio.fail_after(10):
+        assert await UpnpGateway(GATEWAY, OWN)._listen(crowd) is None
+    assert crowd.read == MAX_ANSWERS
+
+
+async def test_a_router_that_accepts_and_says_nothing_is_waited_for_so_long(autojump_clock: trio.testing.MockClock) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host=GATEWAY)
+    async with listener:
+        place = upnp.Place(listener.socket.getsockname()[1], "/")
+        began = trio.current_time()
+        with pytest.raises(UpnpError):
+            await UpnpGateway(GATEWAY, OWN)._ask(place, upnp.encode_get(GATEWAY, place))
+        assert trio.current_time() - began == pytest.approx(HTTP_PATIENCE)

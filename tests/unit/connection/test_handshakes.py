@@ -9,6 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.proto.connection.handshakes import (
     FINISH_ATTEMPTS,
+    INITS_UNQUESTIONED,
+    MAX_CHALLENGED,
     Gatekeeper,
     Initiator,
     InitiatorHandshake,
@@ -18,6 +20,7 @@ from tunnel.proto.connection.handshakes import (
     ik_prologue,
     open_ik_init,
 )
+from tunnel.proto.crypto.challenge import Challenge
 from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
 
 PSK = bytes(range(32))
@@ -126,14 +129,32 @@ def test_a_finish_is_repeated_until_the_peer_has_spoken() -> None:
     assert handshake.is_over
 
 
+def test_so_many_inits_leave_at_once_because_of_challenges_and_then_they_wait_for_their_turn() -> None:
+    handshake = begin(Pattern.IK)
+    [(_, init)] = sent_at(handshake, 0.1)
+    asked = 0
+    for number in range(MAX_CHALLENGED + 3):
+        now = Instant(NOW + 0.1 + 0.001 * number)
+        opened = open_ik_init(init, HOME, ik_prologue(), ENTROPY)
+        handshake.handle_datagram(now, opened.challenge(Challenge(bytes((number,)) * 16, 0), ENTROPY))
+        handshake.handle_timeout(now)
+        again = handshake.poll_transmit(now)
+        if again is None:
+            break
+        init, asked = again, asked + 1
+    assert asked == MAX_CHALLENGED
+    waits = handshake.poll_timeout()
+    assert waits is not None
+    assert waits > NOW + 0.5
+
+
 def test_under_load_an_init_needs_a_cookie_and_the_initiator_brings_one() -> None:
     gate = Gatekeeper(HOME_PUBLIC, ENTROPY)
     handshake = begin(Pattern.IK)
     sender = Address("192.88.99.7", 4000)
     [(_, init)] = sent_at(handshake, 0.1)
-    reasons = [gate.check(NOW, init, sender)[0] for _ in range(100)]
-    assert reasons[0] == ""
-    assert reasons[-1] != ""
+    reasons = [gate.check(NOW, init, sender)[0] for _ in range(INITS_UNQUESTIONED + 50)]
+    assert reasons == [""] * INITS_UNQUESTIONED + ["init without a cookie under load"] * 50
     reply = gate.check(NOW, init, sender)[1]
     assert reply is not None
     assert len(reply) < len(init)

@@ -9,7 +9,7 @@ from tests.unit.connection.pair import RELAY, SERVER, Pair, keypairs
 from tunnel.proto.connection.connection import NO_KEYS_AFTER
 from tunnel.proto.connection.events import AllPathsLost, PathKind, RekeyDue
 from tunnel.proto.connection.keyring import MAX_PENDING, OVERLAP, Keyring
-from tunnel.proto.crypto.keys import REJECT_AFTER, REJECT_AFTER_PACKETS, REKEY_AFTER_PACKETS
+from tunnel.proto.crypto.keys import REJECT_AFTER, REJECT_AFTER_PACKETS, REKEY_AFTER, REKEY_AFTER_PACKETS
 from tunnel.units import Instant, PathKey, SocketId, StreamId
 
 NOW = Instant(100.0)
@@ -138,10 +138,13 @@ def test_a_side_whose_peer_was_silent_for_long_is_not_said_to_be_kept_from_new_k
 
 
 def test_it_asks_for_new_keys_as_long_as_there_are_none() -> None:
-    pair, _ = aged(REJECT_AFTER + 100)
-    assert pair.events["a"].count(RekeyDue()) == 17  # every ten seconds from 120 on
+    pair, _ = aged(REKEY_AFTER - 1)
+    assert pair.events["a"].count(RekeyDue()) == 0
+    pair.run(REJECT_AFTER + 100 - (REKEY_AFTER - 1))
+    often = (REJECT_AFTER + 100 - REKEY_AFTER) / 10 + 1  # every ten seconds
+    assert pair.events["a"].count(RekeyDue()) == often
     pair.run(1000)
-    assert pair.events["a"].count(RekeyDue()) == 117
+    assert pair.events["a"].count(RekeyDue()) == often + 100
 
 
 def test_a_keypair_that_has_sealed_all_it_may_seals_nothing_more() -> None:

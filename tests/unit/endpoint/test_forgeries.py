@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,8 +13,17 @@ from tunnel.proto.connection.control import MAX_BACKLOG
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.endpoint import CodeIssued, PeerPaired, Problem, Troubled
 from tunnel.proto.endpoint.context import Context, EndpointConfig
-from tunnel.proto.endpoint.pairing import FOR_MANY, FOR_ONE, PATIENT_FAILURES, ROOM_GUESSES, CodeTerms, ExposerPairing
-from tunnel.proto.endpoint.responding import MAX_PENDING
+from tunnel.proto.endpoint.pairing import (
+    CODE_LIFETIME,
+    FOR_MANY,
+    FOR_ONE,
+    LONGEST_DELAY,
+    PATIENT_FAILURES,
+    ROOM_GUESSES,
+    CodeTerms,
+    ExposerPairing,
+)
+from tunnel.proto.endpoint.responding import MAX_PENDING, PENDING_LIFETIME
 from tunnel.proto.pairing.code import parse_code
 from tunnel.proto.pairing.pake import Pake
 from tunnel.proto.rendezvous import events as told
@@ -76,6 +86,32 @@ def test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster() -> None
                 full = told.Refused(what="allocate", code=RefusalCode.FULL, text="", retry_after=Seconds(0))
                 flow.handle_event(now, full)
     assert PATIENT_FAILURES <= guesses <= PATIENT_FAILURES + 12
+
+
+def test_a_fresh_code_waits_longer_and_longer_after_guesses_and_never_longer_than_told() -> None:
+    context, _client, flow = an_exposer()
+    issued: list[float] = []
+    for second in range(4_000):
+        now = Instant(float(second))
+        before = len(codes_of(context))
+        flow.handle_event(now, told.Allocated(nameplate=1000 + second, expires_s=600))
+        flow.handle_timeout(now)
+        if len(codes_of(context)) > before:
+            issued.append(second)
+            a_wrong_guess(context, flow, now)
+    waits = [after - before for before, after in pairwise(issued)]
+    assert waits[PATIENT_FAILURES:] == sorted(waits[PATIENT_FAILURES:])
+    assert all(LONGEST_DELAY <= wait <= LONGEST_DELAY + 1 for wait in waits[-2:])  # looked at once a second
+
+
+def test_a_code_lives_no_longer_than_people_are_told_whatever_the_server_says() -> None:
+    context, _client, flow = an_exposer()
+    flow.handle_event(Instant(0.0), told.Allocated(nameplate=1000, expires_s=10**6))
+    assert [event.expires_s for event in context.events if isinstance(event, CodeIssued)] == [CODE_LIFETIME]
+    for at, has_ended in ((CODE_LIFETIME - 0.1, False), (CODE_LIFETIME, True)):
+        flow.handle_timeout(Instant(at))
+        ended = [each for each in context.events if isinstance(each, Troubled) and each.problem is Problem.CODE_EXPIRED]
+        assert bool(ended) == has_ended
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -235,6 +271,20 @@ def test_a_peer_that_floods_us_with_inits_crowds_out_only_its_own() -> None:
             responder.pending[index] = flood
         assert genuine[0] in responder.pending
         assert len(responder.pending) <= MAX_PENDING
+
+
+def test_an_answer_whose_keys_nobody_uses_is_forgotten_after_its_time() -> None:
+    with Party() as party:
+        party.acquaint()
+        party.home.listen()
+        responder = party.home.endpoint._meetings._responder
+        party.friend.dial(party.home)
+        party.world.run_until(lambda: bool(responder.pending))
+        answered = party.world.now
+        responder.expire(Instant(answered + PENDING_LIFETIME - 0.1))
+        assert responder.pending
+        responder.expire(Instant(answered + PENDING_LIFETIME))
+        assert not responder.pending
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from tunnel.proto.nat.budget import (
     MAX_HOSTS,
     SILENT_CHECKS,
     SILENT_HOST,
+    SILENT_PROBES,
+    SILENT_PROBES_OF_FEW,
     SILENT_REFILL,
     Budget,
 )
@@ -561,3 +563,15 @@ def test_a_remembered_address_waits_for_the_budget_too() -> None:
     checks = run(agent, T0, 1.0)
     assert [check.remote for _, check in checks] == [FAR_LAN.address] * 3
     assert checks[0][0] >= module.HELD_PACE
+
+
+def test_ports_of_a_silent_host_that_nobody_named_are_few_for_all_peers_together() -> None:
+    budget, host = Budget(), "45.9.0.1"
+    assert budget.host_probes_left(T0, host, few=False) == SILENT_PROBES
+    assert budget.host_probes_left(T0, host, few=True) == SILENT_PROBES_OF_FEW
+    assert all(budget.take_host_probe(T0, host) for _ in range(SILENT_PROBES))
+    assert budget.host_probes_left(T0, host, few=False) == 0
+    assert all(budget.take_host_probe(T0, host) for _ in range(SILENT_PROBES_OF_FEW - SILENT_PROBES))
+    assert not budget.take_host_probe(T0, host)
+    budget.heard_from(host)
+    assert budget.take_host_probe(T0, host)

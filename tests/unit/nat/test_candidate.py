@@ -6,6 +6,7 @@ from tunnel.errors import MalformedPacket
 from tunnel.proto.nat.behaviour import Mapping
 from tunnel.proto.nat.candidate import (
     MAX_CANDIDATES,
+    MIN_PORT,
     Candidate,
     CandidateKind,
     Offer,
@@ -56,11 +57,12 @@ def test_lans_carriers_and_documentation_prefixes_are_tried(host: str) -> None:
     assert is_allowed(Address(host, 5000))
 
 
-@pytest.mark.parametrize("port", [7, 53, 123, 161, 1023, 1900, 5351, 5353, 11_211])
+@pytest.mark.parametrize("port", [7, 53, 123, 161, MIN_PORT - 1, 1900, 5351, 5353, 11_211])
 def test_ports_of_services_that_answer_strangers_are_refused(port: int) -> None:
     assert not is_allowed(Address("203.0.113.5", port))
     assert not is_allowed(Address("3fff::1", port))
     assert is_allowed(Address("127.0.0.1", port), same_machine=True)
+    assert is_allowed(Address("203.0.113.5", MIN_PORT))
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536])

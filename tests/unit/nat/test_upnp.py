@@ -29,6 +29,14 @@ def test_a_search_answer_names_the_place_of_the_description() -> None:
     assert upnp.decode_search_answer(search_answer("http://192.168.1.1"), GATEWAY) == Place(80, "/")
 
 
+def test_a_search_answer_that_is_too_long_is_not_looked_at() -> None:
+    answer = search_answer("http://192.168.1.1")
+    whole = answer + bytes(upnp.MAX_SEARCH_ANSWER - len(answer))
+    assert upnp.decode_search_answer(whole, GATEWAY) == Place(80, "/")
+    with pytest.raises(MalformedPacket, match=f"{upnp.MAX_SEARCH_ANSWER + 1} bytes"):
+        upnp.decode_search_answer(whole + b"x", GATEWAY)
+
+
 @pytest.mark.parametrize(
     "location",
     [

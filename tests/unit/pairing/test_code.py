@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.unit.crypto.helpers import Entropy
 from tunnel.errors import ConfigurationError
 from tunnel.proto.pairing.code import (
+    MAX_TEXT,
     Code,
     Purpose,
     _split_words,
@@ -163,3 +164,10 @@ def test_the_number_of_words_says_what_a_code_is_for(text: str, purpose: Purpose
         else:
             with pytest.raises(ConfigurationError, match=r"run '.*--server rv"):
                 require_purpose(code, wanted, "rv")
+
+
+def test_what_is_longer_than_any_code_is_none() -> None:
+    text = "731-garden-violin".ljust(MAX_TEXT)
+    assert parse_code(text) == parse_code("731-garden-violin")
+    with pytest.raises(ConfigurationError, match="A code looks like"):
+        parse_code(text + " ")

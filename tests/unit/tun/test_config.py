@@ -151,7 +151,8 @@ def test_far_ends_of_sockets_are_read_as_the_kernel_writes_them(monkeypatch: pyt
     far.append(2 * nothing + word(0, 0, 255, 255) + word(172, 16, 1, 1))
     rubbish = ["", "x", "  0: 00000000:0000", "  0: a zzzz:1 01", "  0: a 123:1 01"]
     assert {str(network) for text in far for network in routes._private_network(text)} == {
-        "10.1.2.0/24", "198.19.7.0/24", "fd01:203:0:4::/64", "172.16.1.0/24",
+        f"10.1.2.0/{routes.SPOKEN_BITS}", f"198.19.7.0/{routes.SPOKEN_BITS}", f"fd01:203:0:4::/{routes.SPOKEN_IPV6_BITS}",
+        f"172.16.1.0/{routes.SPOKEN_BITS}",
     }  # fmt: skip
     lines = ["  sl  local_address rem_address", *rubbish, *(f"   1: 00000000:0016 {text}:1234 01 00" for text in far)]
     table = tmp_path / "tcp"
@@ -162,3 +163,13 @@ def test_far_ends_of_sockets_are_read_as_the_kernel_writes_them(monkeypatch: pyt
         "heading\n" + " " * routes.MAX_SOCKET_TABLE + "\n" + "\n".join(lines)
     )  # a machine with that many is not read on
     assert routes.spoken_with() == set()
+
+
+def test_short_prefixes_are_ways_to_everything_and_the_room_goes_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    shortest = [ipaddress.ip_network(f"10.0.0.0/{routes.SHORTEST_PREFIX}")]
+    shortest.append(ipaddress.ip_network(f"fd00:1:2::/{routes.SHORTEST_IPV6_PREFIX}"))
+    shorter = [network.supernet() for network in shortest]
+    monkeypatch.setattr(routes, "_addresses", lambda: iter(()))
+    monkeypatch.setattr(routes, "_routes", lambda: iter([(network, 2) for network in shortest + shorter]))
+    monkeypatch.setattr(routes, "RESOLVER_FILES", ())
+    assert routes.taken_networks(spoken=False) == set(shortest)

@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import ConfigurationError
-from tunnel.tun.names import MAX_LABEL, HostsFile, label, labels, lines, overwrite, start_time, without_blocks
+from tunnel.tun.names import (
+    MAX_HOSTS_SIZE,
+    MAX_LABEL,
+    MAX_NAMES,
+    HostsFile,
+    label,
+    labels,
+    lines,
+    overwrite,
+    start_time,
+    without_blocks,
+)
 
 NAMES = {"Home PC": ["10.77.1.1", "fd12::1"], "laptop": ["10.77.1.2"]}
 BODY = b"10.77.1.1\thome-pc.ptunnel\nfd12::1\thome-pc.ptunnel\n10.77.1.2\tlaptop.ptunnel\n"
@@ -206,3 +217,22 @@ def test_overwriting_leaves_no_rest(tmp_path: Path) -> None:
         file.flush()
         overwrite(file.fileno(), b"short")
     assert (tmp_path / "file").read_bytes() == b"short"
+
+
+def test_a_room_has_so_many_names() -> None:
+    names = {f"member {number}": ["10.77.1.1"] for number in range(MAX_NAMES)}
+    assert lines(names).count(b"\n") == MAX_NAMES
+    with pytest.raises(ConfigurationError, match=f"at most {MAX_NAMES} names"):
+        lines({**names, "one more": ["10.77.1.1"]})
+
+
+def test_what_is_larger_than_any_hosts_file_is_not_touched(path: Path) -> None:
+    for size in (MAX_HOSTS_SIZE, MAX_HOSTS_SIZE + 1):
+        os.truncate(path, size)  # the rest of it is a hole
+        if size > MAX_HOSTS_SIZE:
+            with pytest.raises(ConfigurationError, match="do not resolve"):
+                HostsFile(path).write(NAMES)
+            assert path.stat().st_size == size
+        else:
+            HostsFile(path).write(NAMES)
+            assert path.stat().st_size > size
