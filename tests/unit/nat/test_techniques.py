@@ -166,6 +166,25 @@ def test_all_peers_of_a_process_share_one_budget() -> None:
     assert sent <= PROBE_BURST + PROBE_RATE * 20.0
 
 
+def test_a_pool_is_open_for_so_long_and_is_then_closed_whatever_came_of_it() -> None:
+    technique = Techniques(rng=random.Random(1))
+    technique.start(T0, scene(HARD, EASY), fresh=True)
+    opened: list[float] = []
+    closed: list[float] = []
+    for step in range(200):
+        now = Instant(T0 + 0.1 * step)
+        while technique.poll_check(now) is not None:
+            pass
+        if wanted := technique.wanted_sockets:
+            technique.sockets_opened(now, tuple(PoolSocket(SocketId(9 + n), 5000 + n) for n in range(wanted)))
+        is_open = technique.stats(now).name == "birthday"
+        if is_open != (len(opened) > len(closed)):
+            (opened if is_open else closed).append(now)
+            assert is_open == bool(technique.wanted_sockets)
+    assert len(opened) == len(closed) == 1
+    assert birthday.POOL_SECONDS <= closed[0] - opened[0] + 1e-6 <= birthday.POOL_SECONDS + 0.1
+
+
 def test_the_pool_gives_up_without_sockets_and_within_its_openers() -> None:
     technique = Techniques(rng=random.Random(1))
     technique.start(T0, scene(HARD, EASY), fresh=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import OrderedDict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import MalformedPacket
+from tunnel.tun import reflector
 from tunnel.tun.groups import parse_igmp, parse_igmp6
-from tunnel.tun.reflector import filter_program, rewrite_source
+from tunnel.tun.reflector import MAX_REMEMBERED, Reflector, filter_program, rewrite_source
 
 INNER4 = socket.inet_aton("10.77.1.3")
 INNER6 = socket.inet_pton(socket.AF_INET6, "fe80::7074:0:0:3")
@@ -139,3 +141,17 @@ def test_groups_are_read_as_the_kernel_writes_them() -> None:
 def test_any_table_is_read(text: str) -> None:
     list(parse_igmp(text))
     list(parse_igmp6(text))
+
+
+def test_so_many_announcements_are_remembered_and_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All within the moment in which a copy of each is known by it."""
+    monkeypatch.setattr(reflector.time, "monotonic", lambda: 1_000.0)
+    watcher = Reflector.__new__(Reflector)  # without its socket, which not every user may open
+    watcher._remembered, watcher._index = OrderedDict(), 1
+    packets = [packet4("224.0.0.251", b"%d" % number) for number in range(MAX_REMEMBERED + 1)]
+    assert not any(watcher.note(packet) for packet in packets)
+    assert len(watcher._remembered) == MAX_REMEMBERED
+    watcher._index = 2  # what comes now is a copy from another interface
+    assert all(watcher.note(packet) for packet in packets[1:])
+    assert not watcher.note(packets[0])
+    assert len(watcher._remembered) == MAX_REMEMBERED
