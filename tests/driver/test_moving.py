@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import trio.testing
 import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import Heard, echo, homes, shout
+from tunnel.api.servers import LOOK_INTERVAL, STRANGER_INTERVAL, OwnHosts
 from tunnel.config import TlsOptions
-from tunnel.driver.events import CodeReady, Event, Paired, Trouble
+from tunnel.driver.events import CodeReady, Event, Listening, Paired, Trouble
 from tunnel.driver.rendezvous import RunningServer, serve
 from tunnel.driver.servers import LONGEST_LOOK
+from tunnel.state.home import Home
 from tunnel.udp.memory import MemoryNetwork
 from tunnel.units import Instant
 
@@ -46,6 +48,29 @@ class Names(trio.abc.HostnameResolver):
         raise NotImplementedError
 
 
+class MovingSocket:
+    """On whatever address its machine has now, at one port; what comes to an address that is gone is lost."""
+
+    def __init__(self, network: MemoryNetwork, hosts: list[str], port: int) -> None:
+        self._network, self._hosts = network, hosts
+        self._socket = network.open_socket(hosts[0], port)
+        self._port = self._socket.local_address.port
+
+    def _now(self) -> Any:
+        if self._hosts and self._socket.local_address.host != self._hosts[0]:
+            former, self._socket = self._socket, self._network.open_socket(self._hosts[0], self._port)
+            former.close()
+        return self._socket
+
+    async def wait_readable(self) -> None:
+        while True:  # the machine may get another address meanwhile
+            with trio.move_on_after(1.0), suppress(trio.ClosedResourceError):
+                return await self._now().wait_readable()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now(), name)
+
+
 class World:
     """A network in memory, the names in it, and where the server stands."""
 
@@ -68,6 +93,23 @@ class World:
             "clock": lambda: Instant(trio.current_time()),
         }
         return {"seams": seams, "tls": TlsOptions(port=None)}
+
+    def laptop(self) -> tuple[list[str], dict[str, Any]]:
+        """One that gets another address whenever the list is changed, and a server of its own."""
+        hosts = ["198.18.0.60"]
+        opened: list[MovingSocket] = []
+
+        def open_socket(_host: str, port: int) -> MovingSocket:
+            opened.append(MovingSocket(self.network, hosts, port))
+            return opened[-1]
+
+        seams = {
+            "opener": open_socket,
+            "bind": ("0.0.0.0",),
+            "hosts": lambda: list(hosts),
+            "clock": lambda: Instant(trio.current_time()),
+        }
+        return hosts, {"seams": seams, "tls": TlsOptions(port=None)}
 
     async def start(self, host: str) -> None:
         async def run(*, task_status: trio.TaskStatus[RunningServer]) -> None:
@@ -213,3 +255,73 @@ async def test_a_name_is_looked_up_with_patience_and_only_while_nobody_answers(
         count = len(looks)
         await trio.sleep(600.0)
         assert len(looks) == count
+
+
+async def test_a_laptop_that_serves_itself_goes_on_at_its_new_address(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    async with a_world() as world:
+        hosts, options = world.laptop()
+        async with tunnel.expose(["22"], home=exposer, on_event=heard, handler=echo, keep=True, **options) as exposure:
+            await heard.code()
+            assert exposure.server == "198.18.0.60:24531"
+            hosts[:] = ["198.18.0.61"]
+            assert exposure.driver is not None
+            exposure.driver._network_changed()  # as the system says
+            with trio.fail_after(LONGEST_LOOK + LONG):
+                listening = await heard.wait(lambda event: isinstance(event, Listening) and ".61" in event.bind)
+                await heard.wait(is_back)
+            assert isinstance(listening, Listening)
+            assert exposure.server == listening.bind == "198.18.0.61:24531"
+            exposure.new_code()
+            await trio.sleep(5.0)
+            codes = [event.code for event in heard if isinstance(event, CodeReady)]
+            async with tunnel.connect(codes[-1], server=listening.bind, home=connector, **world.options()) as link:
+                assert await shout(link, b"hello") == b"hello"
+
+
+async def test_own_addresses_are_looked_at_again_and_those_that_are_gone_are_strangers(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    now, looks = ["192.0.2.1"], 0
+
+    def look() -> list[str]:
+        nonlocal looks
+        looks += 1
+        return now
+
+    own = OwnHosts(look)
+    assert all("192.0.2.1" in own and "127.0.0.1" in own and "192.0.2.2" not in own for _ in range(100))
+    assert looks == 1
+    now = ["192.0.2.2"]
+    await trio.sleep(STRANGER_INTERVAL)
+    assert "192.0.2.2" in own, "what is new is asked for at once"
+    assert "192.0.2.1" not in own
+    now = []
+    await trio.sleep(LOOK_INTERVAL)
+    assert "192.0.2.2" not in own
+    assert looks == 3
+
+
+async def test_a_peer_that_another_process_pairs_at_another_server_is_waited_for_there(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    async with a_world() as world:
+        await world.start(NEW)
+        async with (
+            tunnel.expose(["22"], server=NEW, home=connector, name="friend", on_event=heard, handler=echo, **world.options()),
+            tunnel.connect(await heard.code(), server=NEW, home=exposer, name="home", **world.options()),
+        ):
+            await heard.wait(lambda event: isinstance(event, Paired))
+        record = Home(exposer).peers()[0]
+        Home(exposer).forget(record.name)
+        async with tunnel.expose(["22"], server=NAME, home=exposer, handler=echo, **world.options()):
+            await trio.sleep(1.0)
+            Home(exposer).save_peer(record)  # as a `connect` beside it does
+            await trio.sleep(3.0)
+            async with tunnel.connect(peer="home", server=NEW, home=connector, **world.options()) as link:
+                assert await shout(link, b"hello") == b"hello"

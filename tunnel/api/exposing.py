@@ -12,7 +12,7 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
 from tunnel.api.granting import Granted, grant, readable, require_something_to_share, told
-from tunnel.api.servers import embed, map_server, resolve, were_ours
+from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
@@ -21,6 +21,7 @@ from tunnel.driver.events import Event, Listening, Serving, Trouble
 from tunnel.driver.lasting import last
 from tunnel.driver.link import CloseCode, Link
 from tunnel.driver.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
+from tunnel.driver.servers import Lookup
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.proto.pairing.grants import GrantSet
 
@@ -38,6 +39,7 @@ class Exposure:
         self._store = store
         self._handler = handler
         self._on_event = on_event
+        self.greeted: set[str] = set()  # servers at which we wait, or will as soon as they answer
         self._where: str | None = None  # once it was told
         self._served: dict[bytes, tuple[dict[str, Any], ...]] | None = None  # by static key: what each may reach, as told last
         self._problem: TunnelError | None = None
@@ -82,8 +84,21 @@ class Exposure:
         peers = list(peers)
         if self.driver is not None:
             self.driver.set_peers(peers)
+            self.greet(peer.server for peer in peers)
         if self._served is not None:
             self._tell_served(peers, self._served)
+
+    def greet(self, servers: Iterable[str | None]) -> None:
+        """Wait for peers at these too: whoever is paired by another process may be met elsewhere."""
+        for server in sorted({server for server in servers if server is not None} - self.greeted):
+            self.greeted.add(server)
+            if self.driver is not None:
+                self._nursery.start_soon(resolve, self.driver, server, self.tell)
+
+    def set_place(self, where: str) -> None:
+        """The embedded server is reached there now, as this machine has other addresses."""
+        self.server = where
+        self.tell_listening(where)
 
     def tell_served(self, peers: Iterable[KnownPeer]) -> None:
         """Who may reach what, at the start."""
@@ -241,9 +256,10 @@ async def expose(
                     driver.listen()
                     others = {peer.server for peer in peers if peer.server} - {rendezvous}
                     if rendezvous is not None:
-                        await _greet(driver, rendezvous, exposure, must_answer=wants_code, nursery=nursery)
-                    for other in sorted(others):
-                        nursery.start_soon(resolve, driver, other, exposure.tell)
+                        exposure.greeted.add(rendezvous)
+                        lookup = found_here(rendezvous, seams, exposure.set_place) if exposure.is_embedded else None
+                        await _greet(driver, rendezvous, exposure, lookup, must_answer=wants_code, nursery=nursery)
+                    exposure.greet(others)
                     nursery.start_soon(store.watch, exposure.set_peers)
                     nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
@@ -266,10 +282,18 @@ async def expose(
         lock.release()
 
 
-async def _greet(driver: EndpointDriver, server: str, exposure: Exposure, *, must_answer: bool, nursery: trio.Nursery) -> None:
+async def _greet(
+    driver: EndpointDriver,
+    server: str,
+    exposure: Exposure,
+    lookup: Lookup | None,
+    *,
+    must_answer: bool,
+    nursery: trio.Nursery,
+) -> None:
     """The server that codes are made at has to answer; one that only remembered peers use may come later."""
     if not must_answer:
-        nursery.start_soon(resolve, driver, server, exposure.tell)
+        nursery.start_soon(resolve, driver, server, exposure.tell, lookup)
         return
-    await driver.servers.add(server)
+    await driver.servers.add(server, lookup)
     await driver.servers.wait_reached(server, SERVER_PATIENCE)

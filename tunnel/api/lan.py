@@ -28,7 +28,7 @@ from tunnel.api.lan_plane import (
     require_host_interface,
 )
 from tunnel.api.lan_room import LanMember, LanRoom
-from tunnel.api.servers import embed, map_server, resolve, were_ours
+from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.config import TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
@@ -302,8 +302,9 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                         ("kept the networks of this machine from being watched", watch),
                     ):
                         nursery.start_soon(last, driver.faults, "room", what, task)
+                    lookup = found_here(rendezvous, seams, running.set_place) if is_embedded else None
                     if entry.makes or entry.code is not None:
-                        await driver.servers.add(rendezvous)
+                        await driver.servers.add(rendezvous, lookup)
                         await driver.servers.wait_reached(rendezvous, SERVER_PATIENCE)
                     else:
                         nursery.start_soon(resolve, driver, rendezvous, running.tell)

@@ -221,6 +221,11 @@ class LanRoom:
         if self._is_told:
             self.tell_listening()
 
+    def set_place(self, where: str) -> None:
+        """The embedded server is reached there now, as this machine has other addresses."""
+        self.server = where
+        self.tell_listening()
+
     def tell_listening(self) -> None:
         self._is_told = True
         self.tell(Listening(bind=self.server or "nowhere", embedded=self.is_embedded, public=self.public_server))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
 from tunnel.driver.places import machine_hosts
 from tunnel.driver.rendezvous import RunningServer, ServerConfig, serve
+from tunnel.driver.servers import Lookup
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.faults import Faults
 from tunnel.host.interfaces import source_address
@@ -24,6 +26,47 @@ from tunnel.units import Address
 RESOLVE_AGAIN: Final = 30.0  # seconds before a server name that was unknown is looked up again
 MAPPING_PATIENCE: Final = 0.4  # seconds that the address of an embedded server waits for the router, to be told at once
 ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
+LOOK_INTERVAL: Final = 5.0  # seconds between two looks at the addresses of this machine, which change while a server runs ...
+STRANGER_INTERVAL: Final = 0.5  # ... and where one seems to be none of them, as it may be new
+LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))
+
+
+class OwnHosts:
+    """The addresses of this machine as they are now."""
+
+    def __init__(self, look: Callable[[], Iterable[str]]) -> None:
+        self._look = look
+        self._looked_at = -math.inf
+        self._hosts: frozenset[str] = frozenset()
+
+    def __contains__(self, host: object) -> bool:
+        now = trio.current_time()
+        if now - self._looked_at >= (LOOK_INTERVAL if host in self._hosts else STRANGER_INTERVAL):
+            self._looked_at = now
+            self._hosts = LOOPBACK | frozenset(self._look())
+        return host in self._hosts
+
+
+def found_here(server: str, seams: Seams, moved: Callable[[str], None]) -> Lookup:
+    """Looks where our embedded server is reached now; `moved` hears of it when it is elsewhere than before."""
+    port, told = parse_server(server, "server")[1], server
+
+    async def look() -> list[Address]:
+        nonlocal told
+        address = Address(_best_host((seams or {}).get("hosts", machine_hosts)()), port)
+        if address.host not in LOOPBACK and str(address) != told:
+            told = str(address)
+            moved(told)
+        return [address]
+
+    return look
+
+
+def _best_host(hosts: Iterable[str]) -> str:
+    """Of the addresses of this machine, the one that others are told."""
+    hosts = list(hosts)
+    best = source_address(ANYWHERE)
+    return best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
 
 
 async def embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str], *, has_guests: bool = False) -> str | None:
@@ -33,8 +76,9 @@ async def embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str], *, h
     port is taken, which is then a server of its own.  `has_guests`: whoever was led to us may wait there for others too.
     """
     options = seams or {}
-    hosts: list[str] = list(options.get("hosts", machine_hosts)())
-    own = ServerConfig(own_hosts=frozenset((*hosts, "127.0.0.1", "::1")), has_guests=has_guests)
+    look: Callable[[], Iterable[str]] = options.get("hosts", machine_hosts)
+    hosts = list(look())
+    own = ServerConfig(own_hosts=OwnHosts(look), has_guests=has_guests)
     extra = {key: options[key] for key in ("opener", "clock") if key in options}
 
     async def run(port: int, *, task_status: trio.TaskStatus[RunningServer]) -> None:
@@ -48,13 +92,11 @@ async def embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str], *, h
             except ConfigurationError:
                 return None
             return server
-    best = source_address(ANYWHERE)
-    host = best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
     try:
         running: RunningServer = await nursery.start(run, DEFAULT_PORT)
     except ConfigurationError:
         running = await nursery.start(run, 0)
-    return str(Address(host, running.addresses[0].port))
+    return str(Address(_best_host(hosts), running.addresses[0].port))
 
 
 async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], None], server: str, faults: Faults) -> None:
@@ -77,16 +119,16 @@ async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], N
             await answered.wait()
 
 
-async def resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
+async def resolve(driver: EndpointDriver, server: str, tell: OnEvent, lookup: Lookup | None = None) -> None:
     """Until the name is known: the network may not be up yet."""
     what = f"interrupted the search for the server {server.partition(',')[0]}"
-    await last(driver.faults, "server", what, partial(_resolve, driver, server, tell))
+    await last(driver.faults, "server", what, partial(_resolve, driver, server, tell, lookup))
 
 
-async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent) -> None:
+async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent, lookup: Lookup | None) -> None:
     while True:
         try:
-            await driver.servers.add(server)
+            await driver.servers.add(server, lookup)
             await driver.servers.wait_reached(server, SERVER_PATIENCE)
         except ServerUnreachableError as error:
             tell(Trouble(code="server_unreachable", message=f"{error} Trying on."))

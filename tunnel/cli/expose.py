@@ -6,7 +6,6 @@ import io
 import ipaddress
 import itertools
 import shutil
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -146,7 +145,7 @@ class Exposing:
         self._server = settings.server or ""
         self._public: str | None = None  # the embedded server's address as other networks reach it
         self._exposure: Exposure | None = None
-        self._code_ends: float | None = None  # time.monotonic() at which the code expires
+        self._code_ends: float | None = None  # boottime() at which the code expires
         self._codes = 0
         self._shown_paths: dict[str, tuple[str, str]] = {}  # by peer
         self._counters: ForwardCounters = ForwardCounters()
@@ -268,7 +267,9 @@ class Exposing:
                     self._server, self._public = bind, public
                     self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
             case CodeReady(code=code, expires_s=expires_s) if expires_s is not None:
-                self._code_ends = time.monotonic() + expires_s
+                from tunnel.driver.vocabulary import boottime
+
+                self._code_ends = boottime() + expires_s
                 self._show_code(code, expires_s)
             case Paired(peer=peer):
                 self._code_ends = None
@@ -321,7 +322,9 @@ class Exposing:
             if status["kind"] == "relay" and status["why"]:
                 lines.append((f"        {status['why']}", False))
         if self._code_ends is not None:
-            left = max(0, round(self._code_ends - time.monotonic()))
+            from tunnel.driver.vocabulary import boottime
+
+            left = max(0, round(self._code_ends - boottime()))
             lines.append((f"Waiting for the other computer ... the code works for {left // 60}:{left % 60:02d} more", True))
         elif not lines:
             lines.append(("Waiting for a peer ... (Ctrl-C ends it)" if self._exposure else "Meeting the server ...", True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, TypeAlias
 
 import trio
 
@@ -16,6 +17,8 @@ from tunnel.proto.endpoint import Endpoint
 from tunnel.units import Address, Instant
 
 FIRST_LOOK: Final = 2.0  # seconds after which the name of a server that does not answer is looked up again, doubled each time ...
+#: Where a server is now.  Raises ServerUnreachableError.
+Lookup: TypeAlias = Callable[[], Awaitable[list[Address]]]
 LONGEST_LOOK: Final = 60.0  # ... up to this, as long as the names of homes are commonly kept by others
 
 
@@ -43,6 +46,7 @@ class Servers:
         self._moved = moved
         self._trouble = trouble
         self._where: dict[str, list[Address]] = {}
+        self._lookups: dict[str, Lookup] = {}
         self._added = trio.Event()
         self._changed = trio.Event()
         self._network = 0  # how often it has changed
@@ -57,11 +61,20 @@ class Servers:
         self._network += 1
         self.changed()
 
-    async def add(self, name: str) -> None:
-        """Resolve and greet a rendezvous server.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
+    async def add(self, name: str, lookup: Lookup | None = None) -> None:
+        """Resolve and greet a rendezvous server; `lookup` finds it where its name does not.
+
+        Raises ConfigurationError, ServerUnreachableError (unknown name).
+        """
         if self._core.has_server(name):
             return
-        addresses = await resolve_server(name)
+        if lookup is None:
+            lookup = partial(resolve_server, name)
+            if not _is_address(parse_server(name, "server")[0]):
+                self._lookups[name] = lookup
+        else:
+            self._lookups[name] = lookup
+        addresses = await lookup()
         if not self._core.has_server(name):
             has_tls = self._tls(name).port is not None
             self._core.add_server(self._clock(), name, addresses, self._access_token, tls=has_tls)
@@ -86,10 +99,9 @@ class Servers:
         followed: set[str] = set()
         async with trio.open_nursery() as nursery:
             while True:
-                for name in self._where.keys() - followed:
+                for name in (self._where.keys() & self._lookups.keys()) - followed:
                     followed.add(name)
-                    if not _is_address(parse_server(name, "server")[0]):
-                        nursery.start_soon(self._follow, name)
+                    nursery.start_soon(self._follow, name)
                 await self._added.wait()
 
     async def _follow(self, name: str) -> None:
@@ -112,7 +124,7 @@ class Servers:
 
     async def _look(self, name: str) -> None:
         try:
-            addresses = await resolve_server(name)
+            addresses = await self._lookups[name]()
         except ServerUnreachableError:
             return  # what we know may still be right
         if set(addresses) != set(self._where[name]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tunnel.host.clock import boottime
 from tunnel.host.limits import raise_descriptor_limit
 from tunnel.proto.endpoint import (
     CloseCode,
@@ -22,6 +23,7 @@ __all__ = [
     "Grant",
     "GrantSet",
     "Purpose",
+    "boottime",
     "complete",
     "fingerprint",
     "looks_like_code",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from tunnel.proto.rendezvous.access import AccessList
@@ -20,7 +21,7 @@ class ServerConfig:
     # what it offers
     open_directory: bool = False  # answer the plain-text `ip ver` protocol
     access: AccessList = field(default_factory=AccessList)  # who may use the server; empty: everybody
-    own_hosts: frozenset[str] | None = None  # if set, only these hosts may allocate codes and listen (the embedded server)
+    own_hosts: Container[str] | None = None  # if set, only these hosts may allocate codes and listen (the embedded server)
     has_guests: bool = False  # whoever was led to one of those hosts may wait here too (a room's embedded server)
     software: str = "ptunnel"  # told in Welcome
 
