@@ -17,7 +17,7 @@ from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
 from tunnel.driver.link import Link
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
-from tunnel.errors import ConfigurationError, TunnelError
+from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose, split_server
 from tunnel.state.peers import find
 
@@ -55,6 +55,17 @@ class _Connecting:
         if self.link.close_reason is not None:
             raise closed_exception(self.link, self.link.close_reason)
         return self.link
+
+    async def wait_paired(self) -> Link:
+        """The link that a code led to, once the other side has shown that it counts the pairing too."""
+        link = await self.wait()
+        try:
+            await link.ping()
+        except UnreachableError:
+            if self.problem is not None:
+                raise self.problem from None
+            raise
+        return link
 
 
 @asynccontextmanager
@@ -137,7 +148,7 @@ async def connect(
                         assert target is not None
                         driver.dial(target, rendezvous)
                     await driver.servers.wait_reached(rendezvous, SERVER_PATIENCE)
-                    link = await waiting.wait()
+                    link = await (waiting.wait() if code is None else waiting.wait_paired())
                     nursery.start_soon(store.note_seen, link.peer)
                     if handler is not None:
                         nursery.start_soon(handler, link)
