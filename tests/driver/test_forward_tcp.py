@@ -385,6 +385,29 @@ async def test_a_stream_whose_opening_does_not_come_is_turned_away_after_its_tim
         nursery.cancel_scope.cancel()
 
 
+async def test_of_all_connections_of_one_command_so_many_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tcp.MAX_CONNECTIONS > 3
+    monkeypatch.setattr(tcp, "MAX_CONNECTIONS", 3)
+    async with forwarded(echo) as bench:
+        clients = [await bench.connect() for _ in range(3)]
+        for client in clients:
+            await client.send_all(b"hello")
+            assert await client.receive_some() == b"hello"
+        async with await bench.connect() as one_too_many:
+            with suppress(trio.BrokenResourceError):
+                assert await one_too_many.receive_some() == b""
+        assert (bench.listeners.counters.tcp_active, bench.listeners.counters.tcp_capped) == (3, 1)
+        assert "3 connections are open: a further one was turned away." in bench.notices
+        await clients.pop().aclose()
+        while bench.listeners.counters.tcp_active == 3:
+            await trio.lowlevel.checkpoint()
+        async with await bench.connect() as again:
+            await again.send_all(b"hello")
+            assert await again.receive_some() == b"hello"
+        for client in clients:
+            await client.aclose()
+
+
 async def test_rubbish_instead_of_an_opening_is_counted_and_reset() -> None:
     async with forwarded(echo) as bench:
         stream = await bench.near.open_stream(b"\x00\x05rubbi")

@@ -9,15 +9,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunnel.errors import AlreadyRunningError, ConfigurationError, StateError
-from tunnel.state import files
-from tunnel.state.home import MAX_RUN_PATH, Home, default_path
-from tunnel.state.peers import MAX_NAME, Peer
+from tunnel.state import files, peers
+from tunnel.state.home import MAX_REPORTS, MAX_RUN_PATH, Home, default_path
+from tunnel.state.peers import MAX_NAME, MAX_PEERS, Peer
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 
@@ -432,3 +433,26 @@ def test_a_run_directory_that_is_a_link_is_refused(home: Home, tmp_path: Path) -
     (home.path / "run").symlink_to(tmp_path)
     with pytest.raises(StateError, match="somebody else"):
         home.run_dir()
+
+
+def test_so_many_peers_are_remembered_and_the_next_is_told_what_to_do() -> None:
+    known = [
+        Peer(name=f"p{number}", static=number.to_bytes(32, "big"), psk=bytes(32), created=1.0) for number in range(MAX_PEERS)
+    ]
+    after, _ = peers.add(known[:-1], known[-1])
+    assert len(after) == MAX_PEERS
+    with pytest.raises(ConfigurationError, match="forget some with"):
+        peers.add(known, peer("newcomer", 99))
+    after, saved = peers.add(known, replace(known[7], last_seen=9.0))  # who is known already may still be met
+    assert (len(after), saved.last_seen) == (MAX_PEERS, 9.0)
+
+
+def test_reports_of_faults_fill_a_file_of_so_many_bytes_which_then_begins_anew(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    for _ in range(3):
+        path = Path(home.keep_report("x" * (MAX_REPORTS // 2 - 1)))
+    assert path.stat().st_size == MAX_REPORTS // 2
+    home.keep_report("y" * (MAX_REPORTS // 2 - 1))
+    assert path.stat().st_size == MAX_REPORTS
+    home.keep_report("z")
+    assert path.read_text(encoding="ascii") == "z\n"
