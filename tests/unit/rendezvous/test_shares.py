@@ -236,6 +236,25 @@ def test_rates_and_lockouts_count_a_home_as_few_addresses() -> None:
     assert not len(lockouts)
 
 
+@pytest.mark.parametrize(
+    ("guessers", "neighbour"),
+    [
+        ([f"203.0.113.{last}" for last in range(1, 51)], "203.0.113.200"),
+        ([f"2a00:1:{site:x}::1" for site in range(1, 65)], "2a00:1:ff::1"),
+    ],
+    ids=["an IPv4 /24", "a provider's IPv6 /32"],
+)
+def test_those_who_guess_lock_out_nobody_who_only_lives_near_them(guessers: list[str], neighbour: str) -> None:
+    now = Instant(5.0)
+    lockouts = Lockouts(limit=5, refill=Seconds(60.0), duration=Seconds(120.0), size=1000)
+    for guesser in guessers:
+        for _ in range(5):
+            lockouts.count(now, prefixes(guesser))
+        assert lockouts.remaining(now, prefixes(guesser))
+    assert not lockouts.remaining(now, prefixes(neighbour))
+    assert not lockouts.is_last(now, prefixes(neighbour))
+
+
 @pytest.mark.parametrize("lifetime", [5.0])
 def test_all_shares_are_given_back_when_sessions_end(lifetime: float) -> None:
     world = World(config=ServerConfig(session_lifetime=Seconds(lifetime), **FAST))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from hashlib import sha256
 from typing import Final
 
-from tunnel.prefixes import GROWTH, IPV6_BYTES, Prefixes, prefixes
+from tunnel.prefixes import GROWTH, IPV6_BYTES, SITE, Prefixes, prefixes
 from tunnel.units import Address, Instant, Seconds
 
 COOKIE_EPOCH: Final = Seconds(120.0)  # a cookie is good in its own epoch and the next one
@@ -87,7 +87,8 @@ class TreeBuckets:
 class Lockouts:
     """Who guesses codes.  Keyed exactly, so that nobody pays for a neighbour in the table; bounded, oldest out first.
 
-    A wider prefix has GROWTH times as many guesses, forgiven as much faster.
+    An IPv6 /56 or /48 has GROWTH times as many guesses, forgiven as much faster.  A provider's /32 and an IPv4 /24 are not
+    counted: they hold many owners, and a few of those would lock all the others out.
     """
 
     __slots__ = ("_duration", "_guesses", "_limit", "_refill", "_size")
@@ -104,12 +105,12 @@ class Lockouts:
 
     def remaining(self, now: Instant, keys: Prefixes) -> Seconds:
         """How long this address still may not claim; 0 if it may."""
-        entries = (self._guesses.get(key) for key in keys)
+        entries = (self._guesses.get(key) for key in _of_one_owner(keys))
         return Seconds(max((entry[2] - now for entry in entries if entry is not None and entry[2] > now), default=0.0))
 
     def is_last(self, now: Instant, keys: Prefixes) -> bool:
         """Whether one more wrong guess locks this address out, or it is locked out already."""
-        for level, key in enumerate(keys):
+        for level, key in enumerate(_of_one_owner(keys)):
             factor = GROWTH**level
             count, as_of, until = self._guesses.get(key, (0.0, now, now))
             if until > now or max(0.0, count - (now - as_of) * factor / self._refill) + 1.0 > self._limit * factor - 1:
@@ -118,7 +119,7 @@ class Lockouts:
 
     def count(self, now: Instant, keys: Prefixes) -> None:
         """One more wrong guess."""
-        for level, key in enumerate(keys):
+        for level, key in enumerate(_of_one_owner(keys)):
             factor = GROWTH**level
             count, as_of, until = self._guesses.pop(key, (0.0, now, now))
             count = max(0.0, count - (now - as_of) * factor / self._refill) + 1.0
@@ -136,3 +137,8 @@ class Lockouts:
             if now - self._guesses[key][1] < old:
                 return
             del self._guesses[key]
+
+
+def _of_one_owner(keys: Prefixes) -> Prefixes:
+    """An IPv4 address, or the /64, /56 and /48 around an IPv6 address."""
+    return keys[: SITE + 1] if len(keys) == len(IPV6_BYTES) else keys[:1]
