@@ -27,7 +27,10 @@ from tests.bench.floods.attacks import FLOODS, Flood, Target
 from tests.bench.floods.honest import Report, live
 from tests.driver.tls import make_certificate
 
-HEAD = ("flood", "sent/s", "pair by code", "measure", "lost channel", "relay", "codes left", "server CPU", "log", "learned")
+HEAD = (
+    "flood", "sent/s", "pair by code", "measure", "lost channel", "relay", "TLS door", "codes left", "server CPU", "log",
+    "learned",
+)  # fmt: skip
 BEFORE = 2.0  # seconds that a flood runs before the honest come
 PATIENCE = 30.0  # seconds for a flood to end
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -102,7 +105,7 @@ def row(name: str, outcome: Outcome, seconds: float) -> list[str]:
     report, counts = outcome.report, outcome.counts
     learned = ", ".join(f"{count} {what}" for what, count in counts.items() if what != "sent" and count) or "-"
     cells = [name, f"{counts['sent'] / (seconds + BEFORE):,.0f}"]
-    cells += map(str, (report.pairing, report.mapping, report.hints, report.relay))
+    cells += map(str, (report.pairing, report.mapping, report.hints, report.relay, report.door))
     return [
         *cells,
         f"{report.codes - report.spent} of {report.codes}",

@@ -10,10 +10,11 @@ import json
 import os
 import random
 import socket
+import ssl
 import struct
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tunnel.proto.rendezvous.messages import RefusalCode
 
 SOURCES: Final = 4_000  # addresses that forgers use
 GUESSERS: Final = 100  # addresses that read the answers
+HELD: Final = 4_000  # connections that a flood of the TLS door keeps
+PEERS_ROOM: Final = b"a peer's own room"[: messages.ROOM_SIZE]  # in which an honest client listens for a peer that is none
 STEP: Final = 0.002  # seconds between two bursts
 IP_PKTINFO: Final = 8  # linux/in.h; the module socket of Python 3.11 lacks it
 IN_PKTINFO: Final = struct.Struct("@i4s4s")  # ip(7): interface, source address, header's destination
@@ -91,14 +94,15 @@ class Forger:
 class Guesser:
     """One address that has proven itself, and asks by hand."""
 
-    def __init__(self, number: int, target: Target) -> None:
+    def __init__(self, number: int, target: Target, source: str = "") -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((address(250 * number, 32), 0))  # each in another /24
+        self._socket.bind((source or address(250 * number, 32), 0))  # each in another /24, unless said
         self._socket.connect(target.udp)
         self._socket.setblocking(False)
         self._session = os.urandom(messages.SESSION_SIZE)
         self._cookie = b""
         self._asked: dict[int, messages.RequestMessage] = {}
+        self.channel = b""  # the last that it was led to
         self.ask(messages.Hello())
 
     def ask(self, message: messages.RequestMessage) -> None:
@@ -108,14 +112,30 @@ class Guesser:
         with suppress(OSError):
             self._socket.send(data)
 
+    def another(self) -> None:
+        """From now on it is another client at the same address."""
+        self._session = os.urandom(messages.SESSION_SIZE)
+
+    def relay(self, payload: bytes) -> None:
+        with suppress(OSError):
+            self._socket.send(self.channel + payload)
+
     def heard(self) -> Iterator[tuple[messages.RequestMessage | None, messages.ResponseMessage]]:
         """Question and answer."""
         while True:
             try:
-                transaction, answer = messages.decode_response(self._socket.recv(2_048))
+                data = self._socket.recv(2_048)
             except OSError:
                 return
-            except MalformedPacket:
+            try:
+                if data[0] == messages.PUSH:
+                    push = messages.decode_push(data)
+                    if isinstance(push.message, messages.Introduced):
+                        self.channel = push.message.channel
+                    self._socket.send(messages.encode_push_ack(self._session, push.push_id))
+                    continue
+                transaction, answer = messages.decode_response(data)
+            except (MalformedPacket, OSError):
                 continue
             if isinstance(answer, messages.Retry):
                 self._cookie = answer.cookie
@@ -188,6 +208,84 @@ def unproven(target: Target, counts: Counter[str]) -> Iterator[None]:
         yield
 
 
+def _connections(target: Target, words: bytes) -> Iterator[None]:
+    """To the TLS door, from few addresses and then from many, each of which says so much and no more."""
+    held: deque[socket.socket] = deque()
+    for number in itertools.count():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.settimeout(0.05)
+        with suppress(OSError):
+            source = address(0) if number % 2 else address(250 * (number // 2 % 200))
+            sock.bind((source, 0))
+            sock.connect((target.host, target.tls_port))
+            if words:
+                sock.send(words)
+        held.append(sock)
+        if len(held) > HELD:
+            held.popleft().close()
+        yield
+
+
+def silent(target: Target, counts: Counter[str]) -> Iterator[None]:
+    return _connections(target, b"")
+
+
+def hellos(target: Target, counts: Counter[str]) -> Iterator[None]:
+    outgoing = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    return _connections(target, outgoing.read())
+
+
+def dialer(target: Target, counts: Counter[str]) -> Iterator[None]:
+    """A peer that was let in once dials an honest listener and begins no handshake."""
+    guesser = Guesser(0, target)
+    for number in itertools.count():
+        for _, answer in guesser.heard():
+            counts["dials refused"] += isinstance(answer, messages.Refused)
+        if number % 4 == 3:
+            guesser.another()
+        guesser.ask(messages.Join(messages.Role.DIAL, (PEERS_ROOM,)))
+        yield
+
+
+def tables(target: Target, counts: Counter[str]) -> Iterator[None]:
+    """40 sites of 50 addresses take all sessions, rooms and channels that they get."""
+    guessers = [Guesser(0, target, f"127.48.{site}.{1 + number}") for number in range(50) for site in range(40)]
+    for turn in itertools.count():
+        for guesser in guessers:
+            for _, answer in guesser.heard():
+                if isinstance(answer, messages.Done):
+                    counts["entries taken"] += answer.granted.bit_count()
+                counts["refused"] += isinstance(answer, messages.Refused)
+            if turn % 2:
+                rooms = tuple(os.urandom(messages.ROOM_SIZE) for _ in range(messages.MAX_ROOMS))
+                guesser.ask(messages.Join(messages.Role.LISTEN, rooms))
+            else:
+                guesser.another()
+                guesser.ask(messages.Restore(bytes((0xC0,)) + os.urandom(7), 1, bytes(messages.TOKEN_SIZE)))
+            yield
+
+
+def pair(target: Target, counts: Counter[str]) -> Iterator[None]:
+    """Two who met in a room send all they can."""
+    listener, other = Guesser(0, target), Guesser(1, target)
+    room = os.urandom(messages.ROOM_SIZE)
+    for number in itertools.count():
+        if number % 1_000 == 0 or not (listener.channel and other.channel):
+            for guesser, role in ((listener, messages.Role.LISTEN), (other, messages.Role.DIAL)):
+                list(guesser.heard())
+                if not guesser.channel:
+                    guesser.ask(messages.Join(role, (room,)))
+                    time.sleep(0.01)
+        else:
+            (listener if number % 2 else other).relay(b"\x80" + bytes(150))
+        yield
+
+
 FLOODS: Final[list[Flood]] = [
     Flood("sweep", "100 addresses ask for every number by name, and claim what is taken", sweep),
     Flood("guesses", "100 addresses claim numbers at random", guesses),
@@ -195,6 +293,11 @@ FLOODS: Final[list[Flood]] = [
     Flood("directory", "forged `ip ver`, with a log", directory, options=("--open-directory", "-v")),
     Flood("junk", "datagrams of any bytes, forged", junk),
     Flood("unproven", "forged requests of 512 bytes", unproven),
+    Flood("silent", "connections to the TLS door that say nothing, half of them of one address", silent, 500.0, ("--tls",)),
+    Flood("hellos", "handshakes with the TLS door that are never finished, likewise", hellos, 500.0, ("--tls",)),
+    Flood("dialer", "a peer that dials an honest listener over and over", dialer, 90.0),
+    Flood("tables", "2,000 addresses of 40 sites take sessions, rooms and channels", tables),
+    Flood("pair", "a pair of addresses relays small datagrams", pair, 30_000.0),
 ]
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import statistics
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import trio
 
-from tests.bench.floods.attacks import Target
+from tests.bench.floods.attacks import PEERS_ROOM, Target
 from tunnel.host.clock import boottime
 from tunnel.proto.endpoint.punching import QUESTION_SIZE
 from tunnel.proto.nat import stun
@@ -26,6 +27,7 @@ PATIENCE: Final = 5.0  # seconds until a person would call it failed
 ANSWER_PATIENCE: Final = 1.0  # seconds for one datagram's answer
 PAIRINGS: Final = 4.0  # a second
 QUESTIONS: Final = 20.0  # a second
+KNOCKS: Final = 5.0  # a second, at the TLS door
 FRAMES: Final = 64.0  # a second each way, as a game has
 FRAME_SIZE: Final = 150  # bytes
 SENT_AT: Final = struct.Struct(">d")
@@ -58,6 +60,7 @@ class Report:
     mapping: Tally = field(default_factory=Tally)
     hints: Tally = field(default_factory=Tally)
     relay: Tally = field(default_factory=Tally)
+    door: Tally = field(default_factory=Tally)  # for TLS, where there is one
     codes: int = 0  # that were waiting
     spent: int = 0  # of those, by strangers
 
@@ -173,12 +176,19 @@ async def _relay(target: Target, tally: Tally, end: float) -> None:
     room = os.urandom(messages.ROOM_SIZE)
     async with Household(201, target).at_home() as listener, Household(202, target).at_home() as dialer:
         listener.relayed = dialer.relayed = heard
-        listener.client.listen(boottime(), [room])
+        listener.client.listen(boottime(), [PEERS_ROOM, room])
+        await listener.flush()
+        await trio.sleep(1.0)  # whoever else dials it comes first
         dialer.client.dial(boottime(), [room])
-        for who in (listener, dialer):
-            await who.flush()
-        await listener.until(events.Introduced)
-        channel = (await dialer.until(events.Introduced)).channel.channel
+        await dialer.flush()
+        tally.asked += 1  # a pair that is not led together fails as a whole
+        introduced: events.Introduced | None = None
+        with trio.move_on_at(end):
+            introduced = await dialer.until(events.Introduced)
+        if introduced is None:
+            return
+        tally.asked -= 1
+        channel = introduced.channel.channel
         while trio.current_time() < end:
             for who in (listener, dialer):
                 await who.send((channel + b"\x80" + SENT_AT.pack(time.perf_counter())).ljust(FRAME_SIZE, b"."))
@@ -198,6 +208,23 @@ async def _wait_for_a_friend(target: Target, number: int, report: Report, end: f
             report.spent += 1
 
 
+async def _knock(target: Target, number: int) -> None:
+    """From nothing to the first answer over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    sock = trio.socket.socket()
+    try:
+        await sock.bind((household(number % 200), 0))
+        await sock.connect((target.host, target.tls_port))
+        stream = trio.SSLStream(trio.SocketStream(sock), context)
+        request = messages.encode_request(random.getrandbits(64), os.urandom(messages.SESSION_SIZE), messages.Hello())
+        await stream.send_all(len(request).to_bytes(2, "big") + request)
+        assert await stream.receive_some(2_048)
+    finally:
+        sock.close()
+
+
 async def live(target: Target, seconds: float) -> Report:
     """All of it at once, for so long."""
     report = Report()
@@ -210,6 +237,10 @@ async def live(target: Target, seconds: float) -> Report:
     async def measure(number: int) -> None:
         await _timed(report.mapping, ANSWER_PATIENCE, lambda: _ask(target, number, question, 1))
 
+    async def knock(number: int) -> None:
+        with suppress(OSError, trio.BrokenResourceError):
+            await _timed(report.door, PATIENCE, lambda: _knock(target, number))
+
     async def hint(number: int) -> None:
         lost = bytes((0xC1,)) + os.urandom(7) + b"\x80" + bytes(60)
         await _timed(report.hints, ANSWER_PATIENCE, lambda: _ask(target, number, lost, messages.PUSH))
@@ -221,4 +252,6 @@ async def live(target: Target, seconds: float) -> Report:
         nursery.start_soon(_every, 1 / PAIRINGS, end, pair)
         nursery.start_soon(_every, 1 / QUESTIONS, end, measure)
         nursery.start_soon(_every, 1 / QUESTIONS, end, hint)
+        if target.tls_port:
+            nursery.start_soon(_every, 1 / KNOCKS, end, knock)
     return report

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.rendezvous.world import V4, entropy_of
 from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.pacing import DEPTH, HIGHEST, INTERVAL, Ceiling
+from tunnel.proto.rendezvous.pacing import ALONE, DEPTH, HIGHEST, INTERVAL, Ceiling
 from tunnel.proto.rendezvous.relay import Relay
 from tunnel.units import Address, Instant, Transmit
 
@@ -104,6 +104,17 @@ def test_a_pair_that_is_alone_takes_all_there_is() -> None:
     assert not machine.relay.drops["relay_rate"]
 
 
+@pytest.mark.parametrize(("asked", "is_held"), [(ALONE / 2, False), (ALONE * 4, True)])
+def test_requests_are_others_too_but_not_those_of_the_pair_itself(asked: float, is_held: bool) -> None:
+    """Clients that want to meet are no pair yet: a flood in the same queue keeps them from becoming one."""
+    machine = Machine()
+    machine.pair(1, 60_000)
+    for tick in range(100):
+        machine.run(0.02)
+        machine.relay.ceiling.others += int((tick + 1) * 0.02 * asked) - int(tick * 0.02 * asked)
+    assert bool(machine.relay.drops["relay_rate"]) == is_held
+
+
 def test_two_equal_floods_share_what_there_is() -> None:
     machine = Machine()
     one, two = machine.pair(1, 20_000), machine.pair(2, 20_000)
@@ -136,7 +147,7 @@ def test_the_lowest_ceiling_lets_a_pair_have_its_rate_and_a_tenth_of_a_second_of
     config = ServerConfig()
     ceiling, now = Ceiling(config), Instant(10.0)
     for _ in range(20):
-        ceiling.has_others = True
+        ceiling.others += 1
         ceiling.look(now, True)
         now = Instant(now + INTERVAL)
     rate = config.pair_rate / size if by == "bytes" else config.pair_bursts

@@ -57,6 +57,13 @@ def test_the_unproven_get_a_cookie_no_state_and_fewer_bytes_than_they_sent(
     assert world.bytes_out[A] < world.bytes_in[A] / 3
 
 
+def test_every_datagram_that_is_not_relayed_counts_as_somebody_besides_a_pair() -> None:
+    world = World()
+    for data in (messages.encode_request(1, b"s" * 16, messages.Hello()), b"rubbish", bytes(20)):
+        world.server.handle_batch(world.now, V4, A, memoryview(data), len(data))
+    assert world.server.relay.ceiling.others == 3
+
+
 def test_short_requests_are_not_answered() -> None:
     world = World()
     data = messages.encode_request(1, b"s" * 16, messages.Hello())

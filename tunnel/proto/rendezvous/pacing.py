@@ -16,32 +16,36 @@ HIGHEST: Final = 1_000.0  # times the least; nobody is held any more
 FALL: Final = 0.5  # of the ceiling is left after a look at which the server was behind: ten looks from the highest to the least
 RISE: Final = 1.2  # of the ceiling after one at which it was not
 DEPTH: Final = Seconds(0.1)  # of what the ceiling allows, at a stretch
+FADING: Final = 0.95  # of the count of others is left after a look: it says how many come in a second
+ALONE: Final = 5.0  # others a second; the two clients of a pair ask something every few seconds themselves
 
 
 class Ceiling:
     """One for all pairs.  What a burst costs is what is dearer of its bytes and of the two kernel calls that it takes."""
 
-    __slots__ = ("_burst_time", "_byte_time", "_look_at", "_scale", "has_others", "is_low")
+    __slots__ = ("_burst_time", "_byte_time", "_lately", "_look_at", "_scale", "is_low", "others")
 
     def __init__(self, config: ServerConfig) -> None:
         self._byte_time = 1.0 / config.pair_rate
         self._burst_time = 1.0 / config.pair_bursts
         self._look_at = Instant(0.0)
         self._scale = HIGHEST
+        self._lately = 0.0
         self.is_low = False
-        self.has_others = False  # more than one pair has relayed since the last look
+        self.others = 0  # since the last look: requests, and bursts of another pair than the burst before
 
     def look(self, now: Instant, is_behind: bool) -> None:
         """Call often; `is_behind`: more comes than is read."""
         if now < self._look_at:
             return
         self._look_at = Instant(now + INTERVAL)
-        if is_behind and self.has_others:  # a pair alone has nobody to make room for
+        self._lately = FADING * self._lately + self.others
+        self.others = 0
+        if is_behind and self._lately >= ALONE:  # a pair alone has nobody to make room for
             self._scale = max(1.0, self._scale * FALL)
         else:
             self._scale = min(HIGHEST, self._scale * RISE)
         self.is_low = self._scale < HIGHEST
-        self.has_others = False
 
     def admits(self, now: Instant, due: Instant, size: int) -> Instant | None:
         """For a burst of a pair that is `due` again then: when it is due after that one, or None if it is too early."""

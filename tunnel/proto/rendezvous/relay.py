@@ -169,7 +169,7 @@ class Relay:
             else:
                 if account is not self._latest:
                     self._latest = account
-                    self.ceiling.has_others = True
+                    self.ceiling.others += 1
                 account.remaining -= end - start
                 self.relayed_bytes += end - start
                 self.relayed_bursts += 1

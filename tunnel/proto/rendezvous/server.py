@@ -127,6 +127,7 @@ class Server:
         """One datagram that is not relayed (those go through handle_batch).  Rubbish is counted, nothing is raised."""
         if not len(data):
             return
+        self.relay.ceiling.others += 1
         kind = data[0]
         try:
             if kind == messages.REQUEST:
