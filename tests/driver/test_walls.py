@@ -18,17 +18,26 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import tunnel
 from tests.driver.meeting import Heard, a_server, echo, homes, shout
+from tests.driver.tls import make_certificate
 from tunnel.api.exposing import Exposure
 from tunnel.api.ways import WayKeeper
-from tunnel.driver import lasting
+from tunnel.config import TlsOptions
+from tunnel.driver import doctor, lasting
+from tunnel.driver import tls as doors
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Closed, CodeReady, Event, Trouble
 from tunnel.driver.lasting import last
 from tunnel.driver.link import CloseCode, Link
 from tunnel.driver.stream import StreamCode, StreamResetError, TunnelStream
+from tunnel.driver.tls import TlsDoors
 from tunnel.faults import Faults
+from tunnel.proto.endpoint import OpenTls
+from tunnel.proto.endpoint.diagnosis import Diagnosis
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
+from tunnel.tls.client import TlsSocket, dial
+from tunnel.tls.server import ServerCertificate, TlsListener
+from tunnel.units import ReceivedBatch
 
 QUICK = 0.02  # seconds for what waits a while after a fault
 
@@ -428,3 +437,75 @@ async def test_a_server_goes_on_whatever_one_datagram_or_timer_meets(
     reports = [record.getMessage() for record in caplog.records if "Fault: in a test" in record.getMessage()]
     assert len(reports) == 1  # the same line raised each time
     assert any("Please report it: the lines before." in record.getMessage() for record in caplog.records)
+
+
+async def test_a_fault_with_one_tls_connection_to_a_server_ends_that_one(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "127.0.0.1")
+    listener = TlsListener("127.0.0.1", 0, ServerCertificate(certificate.certificate, certificate.key))
+    faults = Faults()
+
+    async def handle(batch: ReceivedBatch) -> None:
+        if bytes(batch.buffer) == b"fail":
+            fails()
+        listener.send(batch.remote, batch.buffer, batch.stride)
+
+    async def says(socket: TlsSocket, data: bytes) -> bytes:
+        socket.send(socket.remote, memoryview(data), len(data))
+        while (batch := socket.receive()) is None:
+            await socket.wait_readable()
+        return bytes(batch.buffer)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, handle, faults)
+            steady, broken = [await dial("127.0.0.1", listener.local_address.port, certificate.fingerprint) for _ in range(2)]
+            assert await says(steady, b"tick") == b"tick"
+            with pytest.raises(trio.ClosedResourceError):
+                await says(broken, b"fail")
+            assert await says(steady, b"tock") == b"tock"
+            steady.close()
+            broken.close()
+            nursery.cancel_scope.cancel()
+    listener.close()
+    assert faults.counts == {"tls": 1}
+
+
+async def test_a_fault_in_a_tls_connection_of_ours_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "FIRST_PAUSE", QUICK)
+    attempts: list[str] = []
+
+    async def connect(_doors: TlsDoors, door: Any) -> None:
+        attempts.append(door.name)
+        if len(attempts) < 3:
+            fails()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(TlsDoors, "_connect", connect)
+    faults = Faults()
+
+    async def serve(_socket_id: object) -> None:
+        pass
+
+    ours = TlsDoors(
+        {}, options=lambda _name: TlsOptions(), serve=serve, up=lambda *_: None, down=lambda *_: None, faults=faults
+    )  # fmt: skip
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            ours.nursery = nursery
+            ours.fulfil(OpenTls("rv.example.net"))
+            while len(attempts) < 3:  # noqa: ASYNC110
+                await trio.sleep(QUICK)
+            nursery.cancel_scope.cancel()
+    assert faults.counts == {"tls": 2}
+
+
+async def test_a_fault_in_the_look_at_one_family_does_not_end_doctor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Diagnosis, "handle_datagram", fails)
+    with trio.fail_after(15):
+        async with a_server() as server:
+            found = await doctor.examine(server, portmap=False, tls=TlsOptions(None, None))
+    assert not found.is_reached
+    assert found.sentences()
+    assert any("ended the look at IPv4" in record.getMessage() for record in caplog.records)

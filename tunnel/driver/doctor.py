@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -13,6 +14,7 @@ from tunnel.config import TlsOptions, parse_server, tls_options
 from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
 from tunnel.driver.sockets import OpenSocket
 from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError
+from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated
 from tunnel.host.interfaces import source_address
@@ -132,17 +134,24 @@ async def examine(
     for *_, sockaddr in found:
         address = Address(str(sockaddr[0]), port)
         addresses.setdefault(address.is_ipv6, address)
-    results: dict[bool, Findings] = {}
+    results = {family: Findings(is_ipv6=family, own=None, server=addresses.get(family)) for family in (False, True)}
     mapped: list[PortMapFindings | None] = [None]
     async with trio.open_nursery() as nursery:
         for is_ipv6 in (False, True):
-            nursery.start_soon(_examine_family, addresses.get(is_ipv6), is_ipv6, opener, results)
+            family = partial(_examine_family, addresses.get(is_ipv6), is_ipv6, opener, results)
+            nursery.start_soon(_walled, f"ended the look at IPv{6 if is_ipv6 else 4}", family)
         if portmap:
-            nursery.start_soon(_examine_portmap, opener, mapped)
+            nursery.start_soon(_walled, "ended the look at the router", partial(_examine_portmap, opener, mapped))
     found_out = Examination(server=server, ipv4=results[False], ipv6=results[True], portmap=mapped[0])
     if not found_out.is_reached and options.port is not None:
         found_out = replace(found_out, tls=await _examine_tls(host, options.port, options.fingerprint))
     return found_out
+
+
+async def _walled(what: str, task: Callable[[], Awaitable[None]]) -> None:
+    """What one of them answers is not the end of what is found out about the others."""
+    with Faults().wall("doctor", what):
+        await task()
 
 
 async def _examine_tls(host: str, port: int, fingerprint: str | None) -> TlsFindings:
