@@ -177,3 +177,32 @@ def test_only_replaces_and_a_start_says_all_that_everybody_may_reach(lab: Lab, s
         starting.wait("serving", peer="friend", grants=["tcp/22", "tcp/8080"])
     finally:
         starting.close()
+
+
+def remembered(home: Path) -> dict[str, bytes]:
+    """What a home holds besides its identity, its locks, and the sockets of whoever runs."""
+    return {
+        path.relative_to(home).as_posix(): path.read_bytes()
+        for path in home.rglob("*")
+        if path.is_file() and path.name not in ("identity.json", "lock") and path.suffix != ".lock"
+    }
+
+
+def test_ctrl_c_and_a_wrong_code_leave_nobody_remembered(lab: Lab) -> None:
+    exposing = lab.expose(str(lab.port))
+    nameplate = exposing.wait("code")["code"].partition("-")[0]
+    wrong = lab.run(lab.connector, "connect", "--server", lab.server, "--forward", "0:1", PTUNNEL_CODE=f"{nameplate}-zoo-zoo")
+    assert wrong.join() == 4
+    assert remembered(lab.connector) == {}
+    assert exposing.end()[0] == 130
+    assert remembered(lab.exposer) == {}
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{silent.getsockname()[1]}"
+        for home, words in ((lab.connector, ("connect", "--forward", "0:1")), (lab.exposer, ("expose", "22"))):
+            program = lab.run(home, *words, "--server", server, PTUNNEL_CODE="731-zoo-zoo")
+            silent.settimeout(10.0)
+            silent.recvfrom(2_048)  # it asks, and nobody answers
+            assert program.end()[0] == 130
+            assert remembered(home) == {}

@@ -70,6 +70,7 @@ def test_a_stopped_terminal_stops_no_forward(lab: Lab, which: str) -> None:
     with running(start(home, *words, stdin=secondary, stdout=secondary, stderr=secondary)) as process:
         read_until(primary, b"Serving" if which == "expose" else b"direct")
         if which == "expose":
+            first.end()  # it stays when the other side ends, and has the port
             first = lab.run(lab.connector, "connect", "--forward", f"{bind.rpartition(':')[2]}:{lab.port}")
             first.wait("forward")
         termios.tcflow(secondary, termios.TCOOFF)

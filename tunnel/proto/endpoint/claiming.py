@@ -81,10 +81,6 @@ class ConnectorPairing:
         client.claim(now, code.nameplate, self._pake.message)
 
     def close(self, now: Instant) -> None:
-        """Whoever has not confirmed the pairing by then is not remembered for it."""
-        peering = self.peering
-        if not self.is_done and peering is not None and not (peering.is_closed or peering.is_confirmed):
-            self._context.unremember(peering.peer)
         self.is_done = True
         if self.handshake is not None:
             self._context.answers.pop(self.handshake.index, None)
@@ -154,7 +150,8 @@ class ConnectorPairing:
             self._client.claim(now, self._code.nameplate, self._pake.message)
         if self._deadline is not None and now >= self._deadline:
             self._fail(now, Problem.CODE_UNANSWERED, _UNANSWERED[self._purpose])
-            if self.peering is not None:
+            if self.peering is not None:  # whoever never confirmed the pairing is not remembered for it
+                self._context.unremember(self.peering.peer)
                 self.peering.close(now, CloseCode.NO_ERROR, "pairing took too long")
         elif self.handshake is not None:
             datagram = self.handshake.poll_transmit(now)
