@@ -393,10 +393,11 @@ async def test_of_all_connections_of_one_command_so_many_are_open_at_once(monkey
         for client in clients:
             await client.send_all(b"hello")
             assert await client.receive_some() == b"hello"
-        async with await bench.connect() as one_too_many:
-            with suppress(trio.BrokenResourceError):
+        with suppress(OSError, trio.BrokenResourceError):  # it may be cut before we know that it is connected
+            async with await bench.connect() as one_too_many:
                 assert await one_too_many.receive_some() == b""
-        assert (bench.listeners.counters.tcp_active, bench.listeners.counters.tcp_capped) == (3, 1)
+        await until(lambda: bench.listeners.counters.tcp_capped == 1)
+        assert bench.listeners.counters.tcp_active == 3
         assert "3 connections are open: a further one was turned away." in bench.notices
         await clients.pop().aclose()
         while bench.listeners.counters.tcp_active == 3:
