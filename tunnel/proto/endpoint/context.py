@@ -103,7 +103,7 @@ class Context:
         self.out: deque[tuple[PathKey, bytes]] = deque()
         self.clients: dict[str, Client] = {}
         self._met: dict[str, Exception] = {}  # in poll_clients_timeout, to be told at the next handle_clients_timeout
-        self._resting: dict[str, Instant] = {}  # clients that met a fault of ours, and until when they are left alone
+        self.resting: dict[str, Instant] = {}  # clients that met a fault of ours, and until when they are left alone
         self.peers: dict[bytes, KnownPeer] = {}  # by static key
         self.sockets: dict[SocketId, LocalSocket] = {}
         self.memory: dict[bytes, Remembered] = {}  # by static key: what worked from the network that we are in
@@ -138,12 +138,12 @@ class Context:
     def interrupt(self, now: Instant, name: str, error: Exception) -> None:
         """The client of a server has met a fault of ours: it rests, so that it does not meet it over and over."""
         self.fault("server", f"interrupted the talk with the server {host_of(name)}", error)
-        self._resting[name] = Instant(now + CLIENT_REST)
+        self.resting[name] = Instant(now + CLIENT_REST)
 
     def is_resting(self, now: Instant, name: str) -> bool:
-        if self._resting and now >= self._resting.get(name, now):
-            self._resting.pop(name, None)
-        return name in self._resting
+        if self.resting and now >= self.resting.get(name, now):
+            self.resting.pop(name, None)
+        return name in self.resting
 
     def handle_clients_timeout(self, now: Instant) -> None:
         for name, client in self.clients.items():
@@ -159,7 +159,7 @@ class Context:
         """The first deadline of all clients."""
         first: Instant | None = None
         for name, client in self.clients.items():
-            at = self._resting.get(name)
+            at = self.resting.get(name)
             if at is None:
                 try:
                     at = client.poll_timeout()

@@ -406,9 +406,10 @@ class Endpoint:
         if context.out:
             key, datagram = context.out.popleft()
             return _single(key, key.prefix + datagram, out)
+        resting = context.resting
         for name, client in context.clients.items():
             try:
-                ready = None if context.is_resting(now, name) else client.poll_transmit(now)
+                ready = None if resting and context.is_resting(now, name) else client.poll_transmit(now)
             except Exception as error:
                 context.interrupt(now, name, error)
                 continue
