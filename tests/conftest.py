@@ -10,10 +10,15 @@ from collections.abc import Generator
 from types import FrameType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 IN_CI = os.environ.get("CI") == "true"
 
 os.environ.setdefault("PTUNNEL_PORTMAP", "off")  # no test asks anything of the router of the machine that runs it
+
+# Every run tries the same inputs, and a busy machine fails none of them; scripts/fuzz is what looks for new ones.
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 DEFAULT_LIMIT_S = 60
 """Seconds one test may take (set-up and tear-down included); `@pytest.mark.time_limit(seconds)` gives another."""

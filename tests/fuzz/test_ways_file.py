@@ -22,7 +22,7 @@ ways = st.builds(
     host=hosts,
     port=st.integers(1, 65_535),
     kind=st.integers(0, 255),
-    technique=st.text(max_size=32),
+    technique=st.text(max_size=32).filter(str.isprintable),
     opened=st.booleans(),
     keepalive=st.floats(0, 3_600),
     used=st.floats(0, 1e12),
