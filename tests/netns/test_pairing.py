@@ -211,7 +211,7 @@ def test_a_changed_key_is_refused(lab: Lab, tmp_path: Path) -> None:
     connector = connect(lab, friend, "home", "--forward", "8000", "--timeout", "15", name="again", home=pair.connector.home)
     assert connector.wait(25) == 5
     events = connector.collect()
-    messages = [event["message"] for event in events if event["event"] == "warning"]
+    messages = [event["message"] for event in events if event["event"] == "error"]
     assert any("key" in message and "forget home" in message for message in messages), events
     assert "forward" not in connector.kinds()
     assert impostor.process.poll() is None
