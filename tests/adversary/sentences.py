@@ -243,4 +243,15 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "tests/unit/rendezvous/test_server.py::test_the_open_directory_lists_the_others_newest_first_each_once",
         ),
     },
+    "Post-quantum secrecy": {
+        "So whoever records today and has a quantum computer later breaks X25519, and still cannot read what was carried.": (
+            "tests/unit/endpoint/test_hybrid.py::test_a_pair_keeps_a_secret_that_is_not_of_elliptic_curves_before_anything_is_carried",
+            "tests/unit/endpoint/test_hybrid.py::test_nothing_but_the_control_stream_leaves_before_the_step_is_done",
+        ),
+        "There is no silent way back: once a pair has taken the step, a connection without it is refused "
+        "with a sentence, and a new pairing with an older program as well.": (
+            "tests/unit/endpoint/test_hybrid.py::test_there_is_no_silent_way_back",
+            "tests/unit/endpoint/test_hybrid.py::test_a_pairing_with_an_older_version_of_a_peer_that_could_do_better_is_refused",
+        ),
+    },
 }

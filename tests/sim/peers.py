@@ -35,6 +35,7 @@ from tunnel.proto.endpoint import (
     Endpoint,
     EndpointConfig,
     EndpointEvent,
+    KeptPsk,
     KnownPeer,
     OpenSockets,
     OpenTls,
@@ -169,6 +170,8 @@ class PeerNode:
         self.heard: list[tuple[SocketId, Address, bytes, int]] | None = None  # every datagram, when somebody wants to replay it
         self.bytes_taken = 0  # from streams that others opened
         self.boots = 0
+        self.is_disk_full = False
+        self.is_hybrid = True
         self.days_ahead = 0.0  # of its calendar
         self.remembers = False  # what worked, over a restart
         self.memory: dict[bytes, Remembered] = {}
@@ -184,7 +187,9 @@ class PeerNode:
         """Start the process, or start it again: it knows what the store holds, and gets a fresh socket."""
         self.boots += 1
         self.endpoint = Endpoint(
-            config=EndpointConfig(name=self.name, aeads=(1, 2), receive_buffer=212_992, path_policy=self.path),
+            config=EndpointConfig(
+                name=self.name, aeads=(1, 2), receive_buffer=212_992, path_policy=self.path, is_hybrid=self.is_hybrid
+            ),
             static_key=self.static_key,
             peers=self.saved.values(),
             store=self,
@@ -220,6 +225,20 @@ class PeerNode:
     def unsave(self, peer: KnownPeer) -> KnownPeer | None:
         self.saved.pop(peer.static, None)
         return None
+
+    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
+        """As tunnel.state.peers does it."""
+        peer = self.saved.get(static)
+        if peer is None or self.is_disk_full:
+            return None
+        was_shown = any(each.psk == psk and each.is_shown for each in peer.kept)
+        others = tuple(each for each in peer.kept if each.psk != psk)
+        kept = (*others, KeptPsk(psk, is_shown or was_shown))
+        self.saved[static] = replace(peer, kept=kept, is_hybrid=peer.is_hybrid or is_shown)
+        return self.saved[static]
+
+    def reread(self, peer: KnownPeer) -> KnownPeer:
+        return self.saved.get(peer.static, peer)
 
     # the world's face
 
@@ -452,12 +471,19 @@ class PeerNode:
         return bool(kinds) and all(kind is PathKind.DIRECT for kind in kinds)
 
 
-def acquaint(home: PeerNode, *friends: PeerNode) -> None:
-    """Let each friend and home remember one another, without the ceremony; nobody meets the server by this."""
+def acquaint(home: PeerNode, *friends: PeerNode, by_older_versions: bool = False) -> None:
+    """Let each friend and home remember one another, without the ceremony; nobody meets the server by this.
+
+    `by_older_versions`: which knew no hybrid step, so that nothing was kept.
+    """
     for friend in friends:
         psk = sha256(home.static_key + friend.static_key).digest()
-        friend.save(KnownPeer(name=home.name, static=home.endpoint.static_public, psk=psk, server=home.server))
-        home.save(KnownPeer(name=friend.name, static=friend.endpoint.static_public, psk=psk, server=home.server, grants=GRANTS))
+        kept = () if by_older_versions else (KeptPsk(sha256(psk).digest(), True),)
+        known = KnownPeer(
+            name=home.name, static=home.endpoint.static_public, psk=psk, server=home.server, kept=kept, is_hybrid=bool(kept)
+        )
+        friend.save(known)
+        home.save(replace(known, name=friend.name, static=friend.endpoint.static_public, grants=GRANTS))
         friend.endpoint.set_peers(friend.world.now, friend.saved.values())
     home.endpoint.set_peers(home.world.now, home.saved.values())
 

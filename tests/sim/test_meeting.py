@@ -18,7 +18,7 @@ from tests.sim.nat import SITES
 from tests.sim.peers import Cast, PeerNode, acquaint
 from tests.sim.world import START
 from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import Problem
+from tunnel.proto.endpoint import Problem, Troubled
 from tunnel.units import Seconds
 
 SHARE = float(os.environ.get("PTUNNEL_SIM_SHARE", "1"))
@@ -216,8 +216,13 @@ def wrong(code: str) -> str:
 
 
 def about_codes(person: PeerNode) -> list[Problem]:
-    """What it said, without what it says about a server that a bad line hides."""
-    return [problem for problem in person.problems if problem is not Problem.SERVER_LOST]
+    """What it said, without what it says about a server, or a peer that is paired, that a bad line hides for a while."""
+    troubles = [event for event in person.told if isinstance(event, Troubled)]
+    return [
+        event.problem
+        for event in troubles
+        if event.problem is not Problem.SERVER_LOST and (event.is_final or event.problem is not Problem.PEER_LOST)
+    ]
 
 
 def offered(cast: Cast, *, keep: bool = False) -> str:

@@ -98,7 +98,7 @@ def test_a_pair_that_needed_the_birthday_technique_begins_with_it(home: str, fri
             begun = cast.world.now
 
             def has_pool() -> bool:
-                return any(len(person.host.sockets) > open_before[person] + POOL_SOCKETS // 2 for person in cast.people)  # noqa: B023
+                return any(len(person.host.sockets) >= open_before[person] + POOL_SOCKETS // 4 for person in cast.people)  # noqa: B023
 
             cast.world.run_until(lambda: has_pool() or cast.is_direct(), 5)
             opened[remembers].append(cast.world.now - begun)

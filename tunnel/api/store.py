@@ -15,6 +15,7 @@ import trio
 
 from tunnel.config import TlsOptions, load
 from tunnel.driver.endpoint import KnownPeer, Traces
+from tunnel.driver.vocabulary import KeptPsk
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.faults import Faults
 from tunnel.proto.pairing.grants import GrantSet
@@ -29,8 +30,15 @@ _ON_OR_OFF: Final = {None: None, True: "on", False: "off"}
 
 def known_peer(peer: Peer) -> KnownPeer:
     return KnownPeer(
-        name=peer.name, static=peer.static, psk=peer.psk, server=peer.server, grants=tuple(peer.grants), machines=peer.machines
-    )  # fmt: skip
+        name=peer.name,
+        static=peer.static,
+        psk=peer.psk,
+        server=peer.server,
+        grants=tuple(peer.grants),
+        machines=peer.machines,
+        kept=tuple(KeptPsk(*each) for each in peer.kept),
+        is_hybrid=peer.is_hybrid,
+    )
 
 
 class HomeStore:
@@ -94,6 +102,24 @@ class HomeStore:
             self.not_saved(f"{peer.name} did not confirm the pairing, and is still remembered. {error}")
             left = before
         return None if left is None else known_peer(left)
+
+    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
+        """A disk that is full costs the next connection a step, and nothing else."""
+        try:
+            saved = self.home.keep_psk(static, psk, is_shown=is_shown)
+        except (StateError, ConfigurationError):
+            return None
+        return None if saved is None else known_peer(saved)
+
+    def reread(self, peer: KnownPeer) -> KnownPeer:
+        """Another process of this home may have written since our last look."""
+        if self.home.peers_stamp() == self._stamp:
+            return peer
+        try:
+            found = self.home.find_static(peer.static)
+        except StateError:
+            return peer
+        return peer if found is None else known_peer(found)
 
     def load(self) -> list[KnownPeer]:
         """All remembered peers, most recently seen first.  Raises StateError."""

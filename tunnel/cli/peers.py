@@ -96,10 +96,11 @@ def show(is_json: bool) -> None:
         return
     from tunnel.cli.render import columns
 
-    rows = [("NAME", "MAY REACH HERE", "LAST SEEN", "SERVER", "FINGERPRINT")]
+    rows = [("NAME", "MAY REACH HERE", "LAST SEEN", "KEYS", "SERVER", "FINGERPRINT")]
     for peer in peers:
         grants = ", ".join(_grants(peer)) or "-"
-        rows.append((peer.name, grants, _ago(peer.last_seen), peer.server or "-", _fingerprint(peer)))
+        keys = "post-quantum" if peer.is_hybrid else "older"
+        rows.append((peer.name, grants, _ago(peer.last_seen), keys, peer.server or "-", _fingerprint(peer)))
     for line in columns(rows):
         click.echo(line)
 
@@ -113,6 +114,7 @@ def _describe(peer: Peer) -> dict[str, Any]:
         "grants": _grants(peer),
         "created": peer.created,
         "last_seen": peer.last_seen,
+        "post_quantum": peer.is_hybrid,
     }
 
 

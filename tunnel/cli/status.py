@@ -138,7 +138,8 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
     head = f"{answer['role']}  process {answer['pid']}  for {duration(answer['uptime_s'])}"
     lines = [head if links else f"{head}  no link yet"]
     for link in links:
-        lines.append(f"  {link['peer']}  {path_line(link)}  {traffic(link)}")
+        keys = "" if link.get("post_quantum", True) else "  keys not post-quantum"
+        lines.append(f"  {link['peer']}  {path_line(link)}  {traffic(link)}{keys}")
         if link["kind"] == "relay" and link["why"]:
             lines.append(f"    {link['why']}")
     return lines + [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]

@@ -76,6 +76,7 @@ class LinkStatus:
     drops: Mapping[str, int]
     punching: Mapping[str, Any]  # what the search for a direct path has cost and may still cost
     nat: Mapping[str, str]  # `ours` and `theirs`: how the routers map; `technique` that was needed, if any
+    post_quantum: bool  # what is carried now stays secret from quantum computers too
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__} | {"drops": dict(self.drops), "nat": dict(self.nat)}
@@ -301,6 +302,7 @@ class Link:
             drops={**(stats.drops if stats else {}), **self.flows.drops},
             punching=self._peering.punching(now),
             nat=self._peering.nat,
+            post_quantum=self._peering.hybrid.is_reached,
         )
 
     @property

@@ -49,6 +49,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.NO_DIRECT: UnreachableError,
     Problem.NO_KEYS: UnreachableError,
     Problem.KEYS_GIVEN_UP: UnreachableError,
+    Problem.POST_QUANTUM: PeerError,
     Problem.INTERNAL: InternalError,
     Problem.CLOCK_OFF: ConfigurationError,
     Problem.OTHER_MACHINE: ConfigurationError,

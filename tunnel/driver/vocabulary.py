@@ -1,4 +1,4 @@
-"""What a command line needs before there is an endpoint: codes, grants, fingerprints, the process's limits.  No trio."""
+"""What a command line or a store needs before there is an endpoint: codes, grants, keys, the process's limits.  No trio."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tunnel.proto.endpoint import (
     CloseCode,
     Grant,
     GrantSet,
+    KeptPsk,
     Purpose,
     complete,
     fingerprint,
@@ -22,6 +23,7 @@ __all__ = [
     "CloseCode",
     "Grant",
     "GrantSet",
+    "KeptPsk",
     "Purpose",
     "boottime",
     "complete",

@@ -158,6 +158,13 @@ class Home:
         except LookupError:
             return None
 
+    def keep_psk(self, static: bytes, psk: bytes, *, is_shown: bool) -> Peer | None:
+        """Add to the psks kept of a peer, see peers.keep; None when it has been forgotten, or there is no room."""
+        try:
+            return self._change_peers(lambda peers: rules.keep(peers, static, psk, is_shown=is_shown))
+        except LookupError:
+            return None
+
     def rename(self, old: str, new: str) -> Peer:
         """Raises ConfigurationError."""
         return self._change_peers(lambda peers: rules.rename(peers, old, new))
@@ -190,7 +197,7 @@ class Home:
             self._identity.read_or_make()  # peers without the identity they know would be worthless
             after, subject = change(self.peers())
             after.sort(key=lambda peer: peer.name.casefold())
-            write_document(self._peers_path, rules.KIND, rules.VERSION, rules.encode_peers(after))
+            write_document(self._peers_path, rules.KIND, rules.version_for(after), rules.encode_peers(after))
         return subject
 
     # -- what led to them

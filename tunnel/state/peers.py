@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tunnel.errors import ConfigurationError
 from tunnel.state.documents import BadContent, Document, encode_bytes, field_bytes, field_number, field_text
 
 KIND: Final = "peers"
-#: Format of peers.json; a file with a larger one is left alone.
-VERSION: Final = 1
+#: Format of peers.json; a file with a larger one is left alone.  A file is written in the oldest one that can say what is in it.
+VERSION: Final = 2
+_PLAIN: Final = 1
 #: Bytes of a static public key and of a pair's psk.
 KEY_SIZE: Final = 32
 #: Characters of a name, as in the handshake's Params.
 MAX_NAME: Final = 64
 #: Remembered peers of one home; keeps peers.json under files.MAX_FILE_SIZE.
 MAX_PEERS: Final = 10_000
+#: Psks kept of one peer, besides that of the pairing; as many as a handshake names.
+MAX_KEPT: Final = 6
 
 #: Machines on which a peer was met; and bytes of each one's number.
 MAX_MACHINES: Final = 4
 MACHINE_SIZE: Final = 3
 
 _FIELDS: Final = frozenset(("name", "static", "psk", "server", "grants", "created", "last_seen", "version"))
-_LATER_FIELDS: Final = frozenset(("machines",))  # that a file of an older version has not
+_LATER_FIELDS: Final = frozenset(("machines", "kept", "hybrid"))  # that a file of an older version has not
+
+
+class Kept(NamedTuple):
+    """A psk that a hybrid step made; `is_shown`: the peer has kept it too."""
+
+    psk: bytes
+    is_shown: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +43,7 @@ class Peer:
 
     `grants` are plain dicts: what the peer may reach here.  `version` is the ptunnel protocol it spoke last.
     `machines` are numbers of those on which it was met, the last one last.
+    `kept` are the psks that came after that of the pairing, the newest last.  `is_hybrid`: one of them was shown once.
     """
 
     name: str
@@ -44,25 +55,37 @@ class Peer:
     last_seen: float = 0.0
     version: int = 1
     machines: tuple[bytes, ...] = ()
+    kept: tuple[Kept, ...] = field(default=(), repr=False)
+    is_hybrid: bool = False
 
 
 def encode_peers(peers: Iterable[Peer]) -> Document:
-    return {
-        "peers": [
-            {
-                "name": peer.name,
-                "static": encode_bytes(peer.static),
-                "psk": encode_bytes(peer.psk),
-                "server": peer.server,
-                "grants": peer.grants,
-                "created": peer.created,
-                "last_seen": peer.last_seen,
-                "version": peer.version,
-                **({"machines": [machine.hex() for machine in peer.machines]} if peer.machines else {}),
-            }
-            for peer in peers
-        ]
+    return {"peers": [_encode_peer(peer) for peer in peers]}
+
+
+def version_for(peers: Iterable[Peer]) -> int:
+    """The oldest format that can say it: whoever goes back to an older program is told so, where that matters."""
+    return VERSION if any(peer.kept or peer.is_hybrid or peer.machines for peer in peers) else _PLAIN
+
+
+def _encode_peer(peer: Peer) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "name": peer.name,
+        "static": encode_bytes(peer.static),
+        "psk": encode_bytes(peer.psk),
+        "server": peer.server,
+        "grants": peer.grants,
+        "created": peer.created,
+        "last_seen": peer.last_seen,
+        "version": peer.version,
     }
+    if peer.machines:
+        record["machines"] = [machine.hex() for machine in peer.machines]
+    if peer.kept:
+        record["kept"] = [{"psk": encode_bytes(each.psk), "shown": each.is_shown} for each in peer.kept]
+    if peer.is_hybrid:
+        record["hybrid"] = True
+    return record
 
 
 def decode_peers(content: Document) -> list[Peer]:
@@ -79,6 +102,8 @@ def decode_peers(content: Document) -> list[Peer]:
 def _decode_peer(record: Any) -> Peer:
     if not isinstance(record, dict) or record.keys() - _LATER_FIELDS != _FIELDS:
         raise BadContent("peer")
+    if type(record.get("hybrid", False)) is not bool:
+        raise BadContent("hybrid")
     grants, server, version = record["grants"], record["server"], record["version"]
     if not isinstance(grants, list) or not all(isinstance(grant, dict) for grant in grants):
         raise BadContent("grants")
@@ -97,6 +122,8 @@ def _decode_peer(record: Any) -> Peer:
         last_seen=field_number(record, "last_seen"),
         version=version,
         machines=_decode_machines(record.get("machines", [])),
+        kept=_decode_kept(record.get("kept", [])),
+        is_hybrid=record.get("hybrid", False),
     )
 
 
@@ -110,6 +137,37 @@ def _decode_machines(record: Any) -> tuple[bytes, ...]:
     if any(len(machine) != MACHINE_SIZE for machine in machines):
         raise BadContent("machines")
     return machines
+
+
+def _decode_kept(records: Any) -> tuple[Kept, ...]:
+    if not isinstance(records, list) or len(records) > MAX_KEPT:
+        raise BadContent("kept")
+    found = []
+    for record in records:
+        if not isinstance(record, dict) or record.keys() != {"psk", "shown"} or type(record["shown"]) is not bool:
+            raise BadContent("kept")
+        found.append(Kept(field_bytes(record, "psk", KEY_SIZE), record["shown"]))
+    return tuple(found)
+
+
+def keep(peers: list[Peer], static: bytes, psk: bytes, *, is_shown: bool) -> tuple[list[Peer], Peer]:
+    """Add a psk to those kept of a peer, or note that the peer has shown it: whatever was shown stays, and is enough by itself.
+
+    Where there is no room the oldest that was not shown goes.  Raises LookupError: no such peer, or all were shown.
+    """
+    peer = next((peer for peer in peers if peer.static == static), None)
+    if peer is None:
+        raise LookupError("no such peer")
+    was_shown = any(each.psk == psk and each.is_shown for each in peer.kept)
+    kept = [each for each in peer.kept if each.psk != psk]
+    while len(kept) >= MAX_KEPT:
+        oldest = next((each for each in kept if not each.is_shown), None)
+        if oldest is None:
+            raise LookupError("no room")
+        kept.remove(oldest)
+    kept.append(Kept(psk, is_shown or was_shown))
+    saved = replace(peer, kept=tuple(kept), is_hybrid=peer.is_hybrid or is_shown)
+    return [saved if each is peer else each for each in peers], saved
 
 
 # -- names

@@ -130,6 +130,26 @@ def test_new_keys_after_the_end_of_the_old_lose_no_byte() -> None:
     assert pair.a.has_path  # and they have a life of their own
 
 
+def test_what_was_under_way_on_a_path_that_was_left_is_sent_again_under_new_keys() -> None:
+    """The other path was found better a moment before the keys ended, and nothing of the old one arrived."""
+    pair, stream = aged(REJECT_AFTER - 0.06)
+    pair.cut.add(("a", True))
+    pair.a.stream_write(stream, b", and lost")
+    pair.flush()
+    pair.a.migrate(pair.now, pair.direct("a"), PathKind.DIRECT)
+    pair.b.migrate(pair.now, pair.direct("b"), PathKind.DIRECT)
+    assert pair.a.current_path.kind is PathKind.DIRECT
+    outstanding = [path.recovery.bytes_in_flight for path in pair.a._shared.paths.known.values()]
+    assert outstanding[0] > 0
+    pair.run(10)
+    assert pair.a.is_mute
+    pair.renew_keys("a")
+    pair.a.migrate(pair.now, pair.direct("a"), PathKind.DIRECT)
+    pair.b.migrate(pair.now, pair.direct("b"), PathKind.DIRECT)
+    pair.run(0.2)
+    assert pair.read["b"][stream] == b"young, and lost"
+
+
 def test_a_side_whose_peer_was_silent_for_long_is_not_said_to_be_kept_from_new_keys() -> None:
     pair, _ = aged(100.0)
     pair.cut |= {("a", True), ("b", True)}

@@ -15,6 +15,7 @@ from tunnel.proto.endpoint import (
     Endpoint,
     EndpointConfig,
     EndpointEvent,
+    KeptPsk,
     KnownPeer,
     Peering,
     PeeringEvent,
@@ -43,6 +44,8 @@ class Person:
         self.told: list[EndpointEvent] = []
         self.received: dict[Peering, bytes] = {}
         self.boots = 0
+        self.is_disk_full = False
+        self.is_hybrid = True
         self.days_ahead = 0.0  # of its calendar
         self.boot()
 
@@ -50,7 +53,12 @@ class Person:
         self.boots += 1
         self.endpoint = Endpoint(
             config=EndpointConfig(
-                name=self.name, aeads=(1, 2), receive_buffer=212_992, path_policy=self.path, machine_id=self.machine
+                name=self.name,
+                aeads=(1, 2),
+                receive_buffer=212_992,
+                path_policy=self.path,
+                machine_id=self.machine,
+                is_hybrid=self.is_hybrid,
             ),
             static_key=self.static_key,
             peers=self.saved.values(),
@@ -73,6 +81,20 @@ class Person:
     def unsave(self, peer: KnownPeer) -> KnownPeer | None:
         self.saved.pop(peer.static, None)
         return None
+
+    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
+        """As tunnel.state.peers does it."""
+        peer = self.saved.get(static)
+        if peer is None or self.is_disk_full:
+            return None
+        was_shown = any(each.psk == psk and each.is_shown for each in peer.kept)
+        others = tuple(each for each in peer.kept if each.psk != psk)
+        kept = (*others, KeptPsk(psk, is_shown or was_shown))
+        self.saved[static] = replace(peer, kept=kept, is_hybrid=peer.is_hybrid or is_shown)
+        return self.saved[static]
+
+    def reread(self, peer: KnownPeer) -> KnownPeer:
+        return self.saved.get(peer.static, peer)
 
     # the world's face
 
@@ -196,7 +218,9 @@ class Party:
     def acquaint(self) -> None:
         """Let them remember each other without the ceremony."""
         psk = sha256(b"pair").digest()
-        peer = KnownPeer(name="home", static=self.home.endpoint.static_public, psk=psk, server=SERVER)
+        kept = (KeptPsk(sha256(psk).digest(), True),)
+        static = self.home.endpoint.static_public
+        peer = KnownPeer(name="home", static=static, psk=psk, server=SERVER, kept=kept, is_hybrid=True)
         self.friend.save(peer)
         self.home.save(replace(peer, name="friend", static=self.friend.endpoint.static_public))
         for person in (self.home, self.friend):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Final
 
@@ -12,9 +13,13 @@ from tests.unit.endpoint.people import Party
 from tests.unit.endpoint.test_walls import Three
 from tests.work import instructions
 from tunnel.proto.connection.control import frame
+from tunnel.proto.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.proto.endpoint import peering as peerings
 from tunnel.proto.endpoint.peering import (
     CONTROL_HELLO,
+    CONTROL_KEM_KEPT,
+    CONTROL_KEM_KEY,
+    CONTROL_KEM_TEXT,
     CONTROL_OFFER,
     CONTROL_PING,
     CONTROL_PONG,
@@ -53,6 +58,12 @@ ROWS: Final[dict[int, dict[str, Callable[[int], bytes]]]] = {
     CONTROL_PING: {"ping": with_token(CONTROL_PING)},
     CONTROL_PONG: {"pong": with_token(CONTROL_PONG)},
     CONTROL_ROOM: {"about a room": lambda _: bytes((CONTROL_ROOM,))},
+    CONTROL_KEM_KEY: {
+        "a key": lambda number: bytes((CONTROL_KEM_KEY, 0)) + KemKey(random.Random(number).randbytes).public,
+        "a key that is none": lambda _: bytes((CONTROL_KEM_KEY, 0)) + bytes(100),
+    },
+    CONTROL_KEM_TEXT: {"a ciphertext that nobody asked for": lambda _: bytes((CONTROL_KEM_TEXT, 0)) + bytes(TEXT_SIZE)},
+    CONTROL_KEM_KEPT: {"kept": lambda _: bytes((CONTROL_KEM_KEPT,))},
     CONTROL_SHARES: {"what may be reached": lambda _: bytes((CONTROL_SHARES,))},
     UNKNOWN: {"of a later version": lambda _: bytes((UNKNOWN,)), "empty": lambda _: b""},
 }

@@ -33,6 +33,12 @@ class Saved:
     def unsave(self, peer: KnownPeer) -> KnownPeer | None:
         return None
 
+    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
+        return None
+
+    def reread(self, peer: KnownPeer) -> KnownPeer:
+        return peer
+
 
 def endpoint_with(count: int) -> tuple[Endpoint, Instant]:
     """An endpoint with so many links, every other of which it has begun itself and is meeting anew."""

@@ -18,7 +18,7 @@ import pytest
 from tunnel.errors import AlreadyRunningError, ConfigurationError, StateError
 from tunnel.state import files, peers
 from tunnel.state.home import MAX_REPORTS, MAX_RUN_PATH, Home, default_path
-from tunnel.state.peers import MAX_NAME, MAX_PEERS, Peer
+from tunnel.state.peers import MAX_KEPT, MAX_NAME, MAX_PEERS, VERSION, Kept, Peer
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 
@@ -295,7 +295,7 @@ def test_a_newer_format_is_left_alone_and_says_so(home: Home) -> None:
     home.save_peer(peer())
     path = home.path / "peers.json"
     document = json.loads(path.read_text())
-    document["version"] = 2
+    document["version"] = VERSION + 1
     path.write_text(json.dumps(document))
     before = path.read_bytes()
     for attempt in (home.peers, lambda: home.save_peer(peer("b", 2)), lambda: home.forget("nas")):
@@ -456,3 +456,92 @@ def test_reports_of_faults_fill_a_file_of_so_many_bytes_which_then_begins_anew(t
     assert path.stat().st_size == MAX_REPORTS
     home.keep_report("z")
     assert path.read_text(encoding="ascii") == "z\n"
+
+
+# -- psks that came after the pairing
+
+
+def secret(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def test_a_psk_is_kept_and_later_noted_as_shown(home: Home) -> None:
+    home.save_peer(peer(grants=[{"name": "22"}]))
+    saved = home.keep_psk(bytes([1]) * 32, secret(7), is_shown=False)
+    assert saved is not None
+    assert (saved.kept, saved.is_hybrid) == ((Kept(secret(7), False),), False)
+    home.keep_psk(bytes([1]) * 32, secret(8), is_shown=False)
+    home.keep_psk(bytes([1]) * 32, secret(7), is_shown=True)
+    home.keep_psk(bytes([1]) * 32, secret(7), is_shown=False)  # what was shown stays so
+    (found,) = home.peers()
+    assert set(found.kept) == {Kept(secret(7), True), Kept(secret(8), False)}
+    assert found.is_hybrid
+    assert found.grants == [{"name": "22"}]
+    assert secret(7).hex() not in repr(found)
+    assert repr(secret(7)) not in repr(found)
+
+
+def test_psks_are_few_and_none_that_was_shown_goes(home: Home) -> None:
+    home.save_peer(peer())
+    for number in range(MAX_KEPT + 3):
+        assert home.keep_psk(bytes([1]) * 32, secret(number), is_shown=number == 1)
+    (found,) = home.peers()
+    assert len(found.kept) == MAX_KEPT
+    assert Kept(secret(1), True) in found.kept
+    assert found.kept[-1] == Kept(secret(MAX_KEPT + 2), False)
+    for each in found.kept:
+        home.keep_psk(bytes([1]) * 32, each.psk, is_shown=True)
+    assert home.keep_psk(bytes([1]) * 32, secret(200), is_shown=True) is None  # no room
+    assert len(home.peers()[0].kept) == MAX_KEPT
+
+
+def test_nothing_is_kept_of_a_peer_that_was_forgotten(home: Home) -> None:
+    home.save_peer(peer())
+    home.forget("nas")
+    assert home.keep_psk(bytes([1]) * 32, secret(1), is_shown=True) is None
+    assert not home.peers()
+
+
+def test_other_changes_leave_the_psks_and_a_new_pairing_begins_without(home: Home) -> None:
+    home.save_peer(peer())
+    home.keep_psk(bytes([1]) * 32, secret(1), is_shown=True)
+    home.update_peer(bytes([1]) * 32, last_seen=9.0)
+    home.rename("nas", "store")
+    (found,) = home.peers()
+    assert (found.kept, found.is_hybrid) == ((Kept(secret(1), True),), True)
+    home.save_peer(peer(psk=bytes(32)))
+    (found,) = home.peers()
+    assert (found.kept, found.is_hybrid, found.name) == ((), False, "store")
+
+
+def test_a_file_is_written_in_the_oldest_format_that_can_say_it(home: Home) -> None:
+    """So that an older program tells who goes back to it that a newer one was here, and only where it would lose something."""
+    path = home.path / "peers.json"
+    home.save_peer(peer())
+    assert json.loads(path.read_text())["version"] == 1
+    home.keep_psk(bytes([1]) * 32, secret(1), is_shown=False)
+    assert json.loads(path.read_text())["version"] == 2
+    home.forget("nas")
+    assert json.loads(path.read_text())["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kept", {}),
+        ("kept", [1]),
+        ("kept", [{"psk": "AAAA", "shown": True}]),
+        ("kept", [{"psk": 5, "shown": True}]),
+        ("kept", [{"psk": "A" * 43 + "=", "shown": 1}]),
+        ("kept", [{"psk": "A" * 43 + "="}]),
+        ("kept", [{"psk": "A" * 43 + "=", "shown": True}] * (MAX_KEPT + 1)),
+        ("hybrid", 1),
+        ("hybrid", None),
+        ("unheard", True),
+    ],
+)
+def test_psks_that_make_no_sense_are_refused(field: str, value: Any) -> None:
+    record = peers.encode_peers([peer()])
+    record["peers"][0][field] = value
+    with pytest.raises(ValueError, match=r".*"):
+        peers.decode_peers(record)

@@ -388,6 +388,15 @@ class Connection:
                 tracing.keys_updated(self._shared.trace, now, keypair)
             self._speak(now)
 
+    def hold(self) -> None:
+        """Send the control stream and what paths need, and nothing else, until `release`."""
+        self._shared.paths.is_held = True
+
+    def release(self, now: Instant) -> None:
+        """Send everything again; a PathChanged says so."""
+        self._shared.paths.is_held = self._is_announced = False
+        self._choose_path(now, "")
+
     def give_up_keys(self, now: Instant) -> None:
         """Seal nothing more under the keys that stand, since a copy of this machine may hold them too: RekeyDue follows."""
         self._shared.keys.give_up(now)
@@ -413,6 +422,8 @@ class Connection:
         if self.has_path:
             for path in shared.paths.known.values():
                 path.validated = False
+                if path is not shared.paths.current:
+                    self._requeue(now, path)
             shared.events.append(AllPathsLost(no_keys=now - shared.last_heard < HEARD_LATELY))
 
     def _speak(self, now: Instant) -> None:

@@ -168,6 +168,7 @@ class CloseCode:
     IDLE = 6
     REPLACED = 7
     INTERNAL = 8
+    KEYS = 9  # the post-quantum keys that were agreed on, or could be, are missing
 
 
 class StreamCode:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 FIRST_RETRY: Final = Seconds(0.5)
 LONGEST_RETRY: Final = Seconds(5.0)
-LONGEST_XX_RETRY: Final = Seconds(1.0)  # somebody waits, and giving up costs a code
+LONGEST_AWAITED_RETRY: Final = Seconds(1.0)  # where somebody waits: in a pairing, where giving up costs a code, or for its step
 RETRY_JITTER: Final = 0.1  # each wait is longer by up to this share, so that two peers do not stay in step
 FINISH_RETRY: Final = Seconds(0.3)
 FINISH_ATTEMPTS: Final = 10  # finishes sent without hearing a transport datagram; then the connection's own probes are alone
@@ -136,10 +136,12 @@ class InitiatorHandshake:
         drops: Drops | None = None,
         others: Iterable[PathKey] = (),
         at_once: bool = False,
+        is_awaited: bool = False,
     ) -> None:
         """`timestamp` gives strictly increasing nanoseconds; `give_up_after` None means: never; `drops` is where to count.
 
         Repetitions go over `path` and `others` in turn; with `at_once` each goes over `path` and one of the others together.
+        `is_awaited`: nothing else goes on until it is done.
         """
         self.path = path
         self._paths = list(dict.fromkeys((path, *others)))
@@ -156,7 +158,7 @@ class InitiatorHandshake:
         self._timestamp = timestamp
         self._rng = rng
         self._wait = FIRST_RETRY
-        self._longest = LONGEST_XX_RETRY if initiator.pattern is Pattern.XX else LONGEST_RETRY
+        self._longest = LONGEST_AWAITED_RETRY if is_awaited or initiator.pattern is Pattern.XX else LONGEST_RETRY
         self._finishes = 0
         self._sent_on: deque[PathKey] = deque((path,), maxlen=MAX_MOVES)
         self._has_second = False  # the other of two that leave together is still due
@@ -213,6 +215,10 @@ class InitiatorHandshake:
         An answer shows that somebody received our init, so only where we sent one; its own source address may be forged.
         """
         return path if path in self._sent_on else self.path
+
+    def widen(self, paths: Iterable[PathKey]) -> None:
+        """Repetitions go over these too from now on."""
+        self._paths = list(dict.fromkeys((self._paths[0], *paths, *self._paths)))[:MAX_MOVES]
 
     def move(self, now: Instant, path: PathKey) -> None:
         """Go on over another path first, at once."""

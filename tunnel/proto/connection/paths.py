@@ -247,6 +247,7 @@ class Paths:
         self.dropped = 0  # probes that waited in too long a queue
         self.evicted: list[Path] = []  # made room for another; what was under way there has not been sent again yet
         self.policy = "auto"
+        self.is_held = False  # only the control stream may use them
         self.keepalive = Keepalive(rng)
         self.why = "the relay carries until a direct path is found" if kind is PathKind.RELAY else ""
         self.current = self._make(key, kind, now, None)
@@ -339,9 +340,9 @@ class Paths:
     def carries(self, path: Path) -> bool:
         """Under the policy `direct` the relay carries the control stream only: candidates must cross it.
 
-        So does a path that was asked in vain whether anybody is there.
+        So does a path that was asked in vain whether anybody is there, and so do all while the connection is held.
         """
-        return path.is_proven and (path.kind is not PathKind.RELAY or self.policy != "direct")
+        return path.is_proven and not self.is_held and (path.kind is not PathKind.RELAY or self.policy != "direct")
 
     def better(self) -> Path | None:
         """The path to change to now, or None to stay."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -25,9 +26,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tunnel.errors import MalformedPacket
 from tunnel.proto.crypto.challenge import Challenge, seal, unseal
 from tunnel.proto.crypto.cookie import MAC_SIZE, append_macs, consume_reply, mac1_key, mac1_of, verify_mac1
+from tunnel.proto.crypto.kem import psk_id
 from tunnel.proto.crypto.keys import Keypair, choose_aead
 from tunnel.proto.crypto.noise import KEY_SIZE, TAG_SIZE, Entropy, HandshakeState, NoiseError
-from tunnel.proto.crypto.params import CHALLENGE_SIZE, MAX_PARAMS_SIZE, Params, decode_params, encode_params
+from tunnel.proto.crypto.params import MAX_INIT_PARAMS_SIZE, MAX_PARAMS_SIZE, MAX_PSKS, Params, decode_params, encode_params
 from tunnel.units import Buffer
 
 __all__ = [
@@ -99,6 +101,7 @@ class Completed:
     remote_static: bytes
     params: Params  # the peer's
     pair_psk: bytes = field(repr=False)  # keep it after pairing; both sides hold the same
+    psk: bytes | None = field(default=None, repr=False)  # that an IK handshake ran under
     handshake_hash: bytes
     finish: bytes | None = None
 
@@ -168,7 +171,9 @@ class Initiator:
         index: int,
         params: Params,
         entropy: Entropy,
+        newer: Sequence[bytes] = (),
     ) -> None:
+        """`psk` is that of the pairing.  `newer`: those that came after it; the responder takes the first that it has."""
         self.pattern = Pattern(pattern)
         self.index = index
         self.cookie: bytes | None = None  # from the last cookie reply; a stale one only earns a fresh reply
@@ -176,7 +181,8 @@ class Initiator:
         self._static = static
         self._remote_static = remote_static if self.pattern is Pattern.IK else None
         self._psk = psk
-        self._params = params
+        self._psks = (*newer[:MAX_PSKS], psk)
+        self._params = replace(params, psks=tuple(map(psk_id, newer[:MAX_PSKS])))
         self._entropy = entropy
         self._material = psk if self._remote_static is None else self._remote_static
         self._mac1_key = mac1_key(self._material)
@@ -199,7 +205,7 @@ class Initiator:
                 self._prologue,
                 s=self._static,
                 rs=self._remote_static,
-                psk=self._psk,
+                psk=self._psk if self.pattern is Pattern.XX else None,
                 entropy=self._entropy,
             )
             if self.pattern is Pattern.IK:
@@ -246,7 +252,7 @@ class Initiator:
         message = datagram[_ANSWER_HEADER.size : -_MACS]
         for noise in self._pending:
             try:
-                payload = noise.read_message(message)
+                payload = noise.read_message(message, self._psks if self.pattern is Pattern.IK else ())
             except NoiseError:
                 continue
             return self._complete(noise, header, decode_params(payload))
@@ -261,8 +267,8 @@ class Initiator:
             message = noise.write_message(encode_params(self._params).ljust(room, b"\0"))
             finish = append_macs(answer_header + message, self._mac1_key)
         self._pending.clear()
-        keypair = _keypair(noise, aead, self.index, header.sender_index)
-        return _completed(noise, keypair, remote, finish)
+        completed = _completed(noise, _keypair(noise, aead, self.index, header.sender_index), remote, finish)
+        return replace(completed, psk=noise.psk) if self.pattern is Pattern.IK else completed
 
 
 def _keypair(noise: HandshakeState, aead: int, local_index: int, remote_index: int) -> Keypair:
@@ -321,7 +327,7 @@ class IkOpened:
         self._noise.set_psk(psk)
         datagram = _response(self._noise, Pattern.IK, index, self._sender_index, params, self._mac1_key)
         keypair = _keypair(self._noise, aead, index, self._sender_index)
-        return datagram, _completed(self._noise, keypair, self.params)
+        return datagram, replace(_completed(self._noise, keypair, self.params), psk=psk)
 
     def challenge(self, challenge: Challenge, entropy: Entropy) -> bytes:
         """Ask its sender to show that it is there now.  Not after respond()."""
@@ -402,5 +408,5 @@ class XxResponder:
         return self._completed
 
 
-assert MAX_PARAMS_SIZE + 2 + CHALLENGE_SIZE + 2 * KEY_SIZE + 2 * TAG_SIZE + TAG_SIZE + _INIT_HEADER.size + _MACS <= INIT_SIZE
+assert MAX_INIT_PARAMS_SIZE + 2 * KEY_SIZE + 2 * TAG_SIZE + _INIT_HEADER.size + _MACS <= INIT_SIZE
 assert MAX_PARAMS_SIZE + 2 * KEY_SIZE + 2 * TAG_SIZE + _ANSWER_HEADER.size + _MACS <= ANSWER_SIZE < INIT_SIZE

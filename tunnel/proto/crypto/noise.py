@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -189,10 +189,10 @@ class HandshakeState:
         "_has_psk",
         "_messages",
         "_position",
-        "_psk",
         "_symmetric",
         "e",
         "is_initiator",
+        "psk",
         "remote_ephemeral",
         "remote_static",
         "s",
@@ -215,7 +215,7 @@ class HandshakeState:
         shape, self._has_psk = _tokens_of(pattern)
         self._messages = shape.messages
         self._position = 0
-        self._psk: bytes | None = None
+        self.psk: bytes | None = None
         if psk is not None:
             self.set_psk(psk)
         self._entropy = entropy
@@ -238,7 +238,7 @@ class HandshakeState:
         """Give the psk late: the responder of IKpsk2 knows whose it is only after message 1."""
         if len(psk) != KEY_SIZE:
             raise ValueError("a psk has 32 bytes")
-        self._psk = psk
+        self.psk = psk
 
     @property
     def finished(self) -> bool:
@@ -289,16 +289,22 @@ class HandshakeState:
                 self._mix_secret(token)
         return out
 
-    def read_message(self, message: Buffer) -> bytes:
-        """The payload of the peer's next message.  Raises NoiseError for anything else, and then changes nothing."""
+    def read_message(self, message: Buffer, psks: Sequence[bytes] = ()) -> bytes:
+        """The payload of the peer's next message.  Raises NoiseError for anything else, and then changes nothing.
+
+        `psks`: those of which the peer may have used any, where the message's last token is psk; `psk` is then the one.
+        """
         if self.finished or self._is_our_turn():
             raise NoiseError("it is not the peer's turn in this handshake")
         if len(message) > MAX_MESSAGE_SIZE:
             raise NoiseError("a Noise message has at most 65,535 bytes")
         saved, remote_static, remote_ephemeral = self._symmetric.save(), self.remote_static, self.remote_ephemeral
+        tokens = self._messages[self._position]
         try:
-            rest = self._read_tokens(bytes(message))
-            payload = self._symmetric.decrypt_and_hash(rest)
+            if psks:
+                payload = self._open_with(psks, self._read_tokens(bytes(message), tokens[:-1]))
+            else:
+                payload = self._symmetric.decrypt_and_hash(self._read_tokens(bytes(message), tokens))
         except NoiseError:
             self._symmetric.restore(saved)
             self.remote_static, self.remote_ephemeral = remote_static, remote_ephemeral
@@ -306,8 +312,19 @@ class HandshakeState:
         self._position += 1
         return payload
 
-    def _read_tokens(self, message: bytes) -> bytes:
-        for token in self._messages[self._position]:
+    def _open_with(self, psks: Sequence[bytes], sealed: bytes) -> bytes:
+        saved = self._symmetric.save()
+        for psk in psks:
+            self.set_psk(psk)
+            self._mix_secret("psk")
+            try:
+                return self._symmetric.decrypt_and_hash(sealed)
+            except NoiseError:
+                self._symmetric.restore(saved)
+        raise NoiseError("the message does not authenticate under any psk")
+
+    def _read_tokens(self, message: bytes, tokens: Sequence[str]) -> bytes:
+        for token in tokens:
             if token == "e":
                 self.remote_ephemeral, message = _cut(message, KEY_SIZE)
                 self._mix_ephemeral(self.remote_ephemeral)
@@ -331,9 +348,9 @@ class HandshakeState:
 
     def _mix_secret(self, token: str) -> None:
         if token == "psk":
-            if self._psk is None:
+            if self.psk is None:
                 raise ValueError("this Noise pattern needs a psk")
-            self._symmetric.mix_key_and_hash(self._psk)
+            self._symmetric.mix_key_and_hash(self.psk)
         elif token == "ee":
             self._symmetric.mix_key(_dh(self.e, self.remote_ephemeral))
         elif token == "ss":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.proto.connection.handshakes import MACHINE_SIZE, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.proto.connection.records import MOST_PARTS
+from tunnel.proto.crypto import kem
+from tunnel.proto.crypto.params import ML_KEM_768
 from tunnel.proto.endpoint.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.proto.endpoint.pool import SocketPool
 from tunnel.proto.pairing.code import Purpose
@@ -44,6 +46,7 @@ class EndpointConfig:
     receive_buffer: int  # bytes, of the smallest socket
     path_policy: str = "auto"
     machine_id: bytes = b""  # what tells this machine from others; empty: nothing does
+    is_hybrid: bool = True  # False: as versions that know no step after handshakes
 
 
 class PeerStore(Protocol):
@@ -54,6 +57,15 @@ class PeerStore(Protocol):
 
     def unsave(self, peer: KnownPeer) -> KnownPeer | None:
         """The pairing that saved `peer` came to nothing: what was remembered of it before is so again, and returned."""
+
+    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
+        """Add a psk to those of a remembered peer, or note that the peer has shown it; returns the peer as saved.
+
+        Returns when that is on disk; None: it is not, and will not be.
+        """
+
+    def reread(self, peer: KnownPeer) -> KnownPeer:
+        """The peer as other processes may have left it meanwhile."""
 
 
 class Wall:
@@ -89,6 +101,7 @@ class Context:
         traces: Traces | None,
     ) -> None:
         self.config = config
+        self.hybrid = ML_KEM_768 if config.is_hybrid and kem.is_available() else 0
         self.static = X25519PrivateKey.from_private_bytes(static_key)
         self.static_public = self.static.public_key().public_bytes_raw()
         self.machine = machine_number(static_key, config.machine_id, MACHINE_SIZE)
@@ -211,6 +224,7 @@ class Context:
             record_parts=MOST_PARTS,
             purpose=0 if purpose is None else purpose.value,
             machine=self.machine,
+            hybrid=self.hybrid,
         )
 
     def remember(self, peer: KnownPeer) -> KnownPeer:
@@ -229,6 +243,32 @@ class Context:
         self.peers.pop(peer.static, None)
         if before is not None:
             self.peers[peer.static] = before
+
+    def does_step(self, params: Params) -> bool:
+        """Whether we and the peer that said `params` do the same hybrid step."""
+        return self.hybrid != 0 and params.hybrid == self.hybrid
+
+    def known(self, peer: KnownPeer) -> KnownPeer:
+        """The peer as it is now."""
+        return self.peers.get(peer.static, peer)
+
+    def keep(self, peer: KnownPeer, psk: bytes, *, is_shown: bool) -> bool:
+        """Add to the psks of a peer, or note that it has shown one; True when that is on disk."""
+        saved = None
+        with self.wall("state", f"kept a key of {peer.name} from being saved"):
+            saved = self.store.keep(peer.static, psk, is_shown=is_shown)
+        if saved is not None:
+            self._renew(peer, saved)
+        return saved is not None
+
+    def refresh(self, peer: KnownPeer) -> None:
+        """Another process of ours may have agreed on keys with the peer a moment ago."""
+        with self.wall("state", f"kept the keys of {peer.name} from being read"):
+            self._renew(peer, self.store.reread(self.known(peer)))
+
+    def _renew(self, peer: KnownPeer, saved: KnownPeer) -> None:
+        if peer.static in self.peers:
+            self.peers[peer.static] = replace(self.peers[peer.static], kept=saved.kept, is_hybrid=saved.is_hybrid)
 
 
 def host_of(server: str) -> str:

@@ -14,9 +14,21 @@ if TYPE_CHECKING:
     from tunnel.proto.nat.memory import Remembered
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPsk:
+    """A psk that a hybrid step made and that is kept for later connections; `is_shown`: the peer has kept it too."""
+
+    psk: bytes = field(repr=False)
+    is_shown: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownPeer:
-    """A remembered peer, as far as the core needs it.  `grants` is what the peer may reach on our side, as plain dicts."""
+    """A remembered peer, as far as the core needs it.  `grants` is what the peer may reach on our side, as plain dicts.
+
+    `psk` comes from the pairing and stays: by it the two meet.  `kept` came after it, the newest last.  `is_hybrid`: a psk of
+    those was shown once, and a connection without one is refused from then on.
+    """
 
     name: str
     static: bytes
@@ -25,6 +37,8 @@ class KnownPeer:
     grants: tuple[dict[str, Any], ...] = ()
     is_awaited: bool = True  # by whoever listens: False where only we dial
     machines: tuple[bytes, ...] = ()  # on which it was met, the last one last
+    kept: tuple[KeptPsk, ...] = ()
+    is_hybrid: bool = False
 
 
 class Problem(Enum):
@@ -45,6 +59,7 @@ class Problem(Enum):
     NO_DIRECT = "no_direct"
     NO_KEYS = "no_keys"
     KEYS_GIVEN_UP = "keys_given_up"
+    POST_QUANTUM = "post_quantum"
     INTERNAL = "internal"
     CLOCK_OFF = "clock_off"
     OTHER_MACHINE = "other_machine"

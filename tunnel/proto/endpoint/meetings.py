@@ -276,6 +276,9 @@ class Meetings:
             return None
         peering = self.peerings.find(completed.remote_static, completed.params.instance)
         if peering is not None and peering.instance == pending.instance and peering.connection is not None:
+            if not peering.hybrid.accepts(completed):
+                self._context.drops["handshake under older keys"] += 1
+                return None
             with peering.wall(now):
                 peering.install(now, completed, pending.path)
                 self.peerings.index(peering)
@@ -413,11 +416,16 @@ class Meetings:
         if connection is None:
             self.peerings.connect(now, peering, completed, path)
         elif completed.params.instance == connection.remote_instance and not connection.is_closed:
+            if not peering.hybrid.accepts(completed):
+                peering.hybrid.refused()
+                return
             peering.install(now, completed, path)
             self.peerings.index(peering)
         elif peering.is_initiator:
+            was_started = peering.is_started
             self.peerings.connect(now, peering, completed, path)
-            self._context.emit(PeeringRestarted(peering=peering))
+            if was_started:
+                self._context.emit(PeeringRestarted(peering=peering))
         else:
             peering.close(now, CloseCode.REPLACED, "the peer has restarted")
 

@@ -50,6 +50,12 @@ class NewcomerStore:
         self.newcomers.pop(peer.static, None)
         return None
 
+    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
+        return None  # members make new ones in each connection, before they say anything
+
+    def reread(self, peer: KnownPeer) -> KnownPeer:
+        return peer
+
 
 class Membership:
     """Keeps an endpoint connected to whom the room says, and the room informed."""
@@ -172,7 +178,7 @@ class Membership:
             if now - self._since.pop(static, now) >= SOUND_AFTER:
                 self._waits.pop(static, None)
             self._set_online(now, static, False)
-        else:
+        elif peering.is_started:
             return
         wait = self._waits.get(static, FIRST_REDIAL) if code != CloseCode.PATH_POLICY else LONGEST_REDIAL
         self._waits[static] = Seconds(min(2 * wait, LONGEST_REDIAL))
@@ -228,8 +234,14 @@ class Membership:
             del self._redial_at[static]
         for peer in known:
             static = peer.static
-            if not peer.is_awaited and static not in self._live and static not in self._dialing and self._may_dial(now, static):
+            if not peer.is_awaited and not self._is_met(static) and self._may_dial(now, static):
                 self._dialing[static] = self.endpoint.dial(now, peer, self._server)
+
+    def _is_met(self, static: bytes) -> bool:
+        """There is a connection, or one is on its way: dialed, or paired by a code and not yet to be used."""
+        if static in self._live or static in self._dialing:
+            return True
+        return any(peering.peer.static == static and not peering.is_started for peering in self.endpoint.peerings)
 
     def _may_dial(self, now: Instant, static: bytes) -> bool:
         if (

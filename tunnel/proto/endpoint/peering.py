@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from tunnel.errors import MalformedPacket, StateError, UnreachableError
+from tunnel.errors import MalformedPacket, PeerError, StateError, UnreachableError
 from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.events import (
     AllPathsLost,
@@ -24,11 +24,17 @@ from tunnel.proto.connection.events import (
 )
 from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
 from tunnel.proto.endpoint.context import Context, Wall
-from tunnel.proto.endpoint.events import KnownPeer, PeeringClosed, PeeringEvent, Problem, Troubled, WayLearned
+from tunnel.proto.endpoint.events import (
+    KnownPeer,
+    PeeringClosed,
+    PeeringEvent,
+    PeeringStarted,
+    Problem,
+    Troubled,
+)
+from tunnel.proto.endpoint.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, Hybrid
+from tunnel.proto.endpoint.learning import Learning
 from tunnel.proto.endpoint.punching import AgentState, Puncher
-from tunnel.proto.nat.birthday import POOL_SECONDS
-from tunnel.proto.nat.budget import POOL_SOCKETS
-from tunnel.proto.nat.candidate import CandidateKind
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.timers import earliest
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
@@ -73,6 +79,9 @@ class Peering:
         self._fault: Exception | None = None  # met where nothing could be done about it
         self._has_lost_puncher = False
         self._has_failed = False
+        self.hybrid = Hybrid(context, self)
+        self._learning = Learning(context, peer.static)
+        self.is_started = False  # PeeringStarted was told
 
     @property
     def grants(self) -> GrantSet:
@@ -92,7 +101,7 @@ class Peering:
     @property
     def is_reachable(self) -> bool:
         """Some path to the peer works, as far as we know."""
-        return self.connection is not None and not self.is_closed and self.connection.has_path
+        return self.connection is not None and not self.is_closed and self.connection.has_path and not self.hybrid.is_held
 
     @property
     def connection_is_quiet(self) -> bool:
@@ -101,7 +110,7 @@ class Peering:
 
     # --- connection and keys
 
-    def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str) -> None:
+    def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str, completed: Completed) -> None:
         """A connection stands: the first one, or one with the peer's new instance."""
         self.connection = connection
         self.lacks_keys = False
@@ -110,10 +119,23 @@ class Peering:
         self._is_explained = False
         connection.set_policy(now, policy)
         connection.send_control(bytes((CONTROL_HELLO,)))
+        self.hybrid.attach(now, connection, completed)
         self.pump(now)
 
+    def start(self) -> None:
+        """Tell that there is a connection, once it may be used."""
+        if not self.is_started and not self.hybrid.is_held and not self.is_closed:
+            self.is_started = True
+            self._context.emit(PeeringStarted(peering=self))
+
     def begin_handshake(
-        self, now: Instant, path: PathKey, *, give_up_after: Seconds | None = None, others: Iterable[PathKey] = ()
+        self,
+        now: Instant,
+        path: PathKey,
+        *,
+        give_up_after: Seconds | None = None,
+        others: Iterable[PathKey] = (),
+        is_awaited: bool = False,
     ) -> None:
         """IK towards the peer over `path`, and `others` in turn; one that is under way moves there instead."""
         if self.handshake is not None and self.handshake.completed is None and not self.handshake.has_failed:
@@ -122,6 +144,8 @@ class Peering:
         self.end_handshake()
         context = self._context
         resume = self.connection.remote_instance if self.connection is not None and not self.connection.is_closed else 0
+        if self.connection is None:
+            context.refresh(self.peer)
         initiator = Initiator(
             Pattern.IK,
             static=context.static,
@@ -131,6 +155,7 @@ class Peering:
             index=context.new_index(),
             params=context.params(self.instance, resume),
             entropy=context.entropy,
+            newer=self.hybrid.newer_psks,
         )
         self.handshake = InitiatorHandshake(
             initiator=initiator,
@@ -142,6 +167,7 @@ class Peering:
             drops=context.drops,
             others=others,
             at_once=self.connection is not None and self.connection.is_mute,
+            is_awaited=is_awaited,
         )
         context.handshakes[self.handshake.index] = self
 
@@ -171,6 +197,7 @@ class Peering:
         connection.send_control(bytes((CONTROL_HELLO,)))
         if connection.current_path.kind is PathKind.RELAY:
             self.refresh_candidates(now)
+        self.hybrid.installed(now, connection, completed)
         self.pump(now)
 
     # --- faults of ours
@@ -224,7 +251,7 @@ class Peering:
                 if client is not None:
                     client.doubt(now)
             case PathChanged(kind=PathKind.DIRECT):
-                self._learn()
+                self._learning.learn(self.connection, self.puncher)
             case AllPathsLost(no_keys=no_keys):
                 self.needs_meeting = True
                 if no_keys:
@@ -249,7 +276,7 @@ class Peering:
                     if self.puncher is not None:
                         self.puncher.handle_event(now, event)
                 if isinstance(event, PathLost):
-                    self._learn_keepalive()
+                    self._learning.learn_keepalive(self.connection)
         self._context.events.append(PeeringEvent(self, event))
 
     def network_changed(self, now: Instant) -> None:
@@ -278,32 +305,6 @@ class Peering:
             return self.puncher is not None and self.puncher.handle_stun(now, socket_id, remote, datagram)
         return False
 
-    def _learn(self) -> None:
-        """What led here is worth remembering, as long as it differs from what is."""
-        if self.connection is None or self.puncher is None or self.puncher.is_same_machine:
-            return
-        context, static = self._context, self.peer.static
-        way = self.puncher.learned(self.connection.current_path.key, self.connection.keepalive)
-        known = context.memory.get(static)
-        if known is not None and known.remote == way.remote and way.kind is CandidateKind.PEER_REFLEXIVE:
-            way = way._replace(kind=known.kind)  # it worked before the peer named it
-        if known != way:
-            context.memory[static] = way
-            context.emit(WayLearned(static=static, way=way))
-
-    def _learn_keepalive(self) -> None:
-        """A mapping may have died: the next connection need not find that out again."""
-        context, static = self._context, self.peer.static
-        known = context.memory.get(static)
-        if known is not None and self.connection is not None and self.connection.keepalive != known.keepalive:
-            context.memory[static] = way = known._replace(keepalive=self.connection.keepalive)
-            context.emit(WayLearned(static=static, way=way))
-
-    def _unlearn(self) -> None:
-        """What was remembered led nowhere: the next connection begins like a first one."""
-        if self._context.memory.pop(self.peer.static, None) is not None:
-            self._context.emit(WayLearned(static=self.peer.static, way=None))
-
     def _start_over(self) -> None:
         """An hour of silence is most often a night of sleep: the streams are gone, and the peer is met anew as somebody new."""
         self.end_handshake()
@@ -326,7 +327,7 @@ class Peering:
             try:
                 self.puncher.handle_offer(now, data[1:])
                 if connection.current_path.kind is PathKind.DIRECT:
-                    self._learn()  # by now it may have a name
+                    self._learning.learn(connection, self.puncher)  # by now it may have a name
             except MalformedPacket:
                 self._context.drops["offer malformed"] += 1
             except Exception as error:
@@ -342,6 +343,11 @@ class Peering:
             _make_room(self.pongs)
             self.pongs[token] = now
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
+        elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
+            try:
+                self.hybrid.handle(now, connection, bytes(data))
+            except PeerError as error:
+                self.close(now, CloseCode.PROTOCOL_VIOLATION, str(error))
         elif kind in (CONTROL_ROOM, CONTROL_SHARES):
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
 
@@ -396,30 +402,11 @@ class Peering:
     @property
     def nat(self) -> dict[str, str]:
         """How our router maps and how the peer's does, as far as known, and which costlier technique was used last."""
-        if self.puncher is None:
-            return {}
-        agent, technique = self.puncher.agent, self.puncher.technique
-        ours, theirs = (each.name.lower().replace("_", "-") for each in (agent.mapping, agent.remote_mapping))
-        return {"ours": ours, "theirs": theirs, "technique": technique.used if technique is not None else ""}
+        return {} if self.puncher is None else self.puncher.nat
 
     def punching(self, now: Instant) -> dict[str, Any]:
         """What the search for a direct path has cost and may still cost: packets, sockets, seconds; for `status`."""
-        puncher = self.puncher
-        if puncher is None:
-            return {}
-        stats, technique = puncher.agent.stats, puncher.stats(now)
-        shown: dict[str, Any] = {
-            "state": stats.state.value,
-            "rounds": stats.rounds,
-            "checks_sent": stats.checks_sent,
-            "checks_left": stats.budget,
-        }
-        if technique is not None:
-            shown |= {"technique": technique.name, "sockets": technique.sockets, "sockets_limit": POOL_SOCKETS}
-            shown |= {"probes_sent": technique.probes_sent, "probes_left": technique.probes_left}
-            shown |= {"openers_sent": technique.openers_sent, "openers_left": technique.openers_left}
-            shown |= {"seconds": round(technique.seconds, 3), "seconds_limit": POOL_SECONDS}
-        return shown
+        return {} if self.puncher is None else self.puncher.describe(now)
 
     def _explain(self, now: Instant) -> None:
         """Once punching has come to nothing, say why: the path is what it was, but a person now knows more."""
@@ -428,7 +415,7 @@ class Peering:
             self._is_explained = False
         elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
             self._is_explained = True
-            self._unlearn()
+            self._learning.unlearn()
             view, why = connection.current_path, OVER_TLS if self.is_over_tls else puncher.why_relayed
             if self.policy == "direct":
                 text = f"No direct path to {self.peer.name} was found: {why}. Trying on."
@@ -448,6 +435,7 @@ class Peering:
                 if at is not None and at <= now:
                     self.connection.handle_timeout(now)
                     self.drain(now)
+            self.hybrid.handle_timeout(now)
         except Exception as error:
             self._fault = None
             self.fail(now, error)
@@ -461,6 +449,7 @@ class Peering:
             self.fail(now, error)
 
     def _pump(self, now: Instant) -> None:
+        self.hybrid.pump(now)
         handshake = self.handshake
         if handshake is not None:
             handshake.handle_timeout(now)
@@ -484,7 +473,9 @@ class Peering:
             return Instant(0.0)
 
     def _poll_timeout(self) -> Instant | None:
-        at = self.connection.poll_timeout() if self.connection is not None else None
+        at = None
+        if self.connection is not None:
+            at = earliest(self.connection.poll_timeout(), None if self.is_closed else self.hybrid.poll_timeout())
         if self.handshake is not None:
             at = earliest(at, self.handshake.poll_timeout())
         puncher, connection = self.puncher, self.connection

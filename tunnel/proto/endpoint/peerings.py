@@ -8,7 +8,8 @@ from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.events import CloseCode, PathKind
 from tunnel.proto.connection.handshakes import Completed
 from tunnel.proto.endpoint.context import PATH_POLICIES, Context, combine_policies
-from tunnel.proto.endpoint.events import KnownPeer, PeeringStarted, PeerPaired, Problem, Troubled
+from tunnel.proto.endpoint.events import KnownPeer, PeerPaired, Problem, Troubled
+from tunnel.proto.endpoint.hybrid import CAME_WITH_OLDER_KEYS, OLDER_KEYS
 from tunnel.proto.endpoint.machines import Machines
 from tunnel.proto.endpoint.peering import Peering
 from tunnel.proto.endpoint.punching import Puncher, is_loopback
@@ -49,17 +50,20 @@ class Peerings:
             context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=is_initiator))
             return None
         before = context.peers.get(completed.remote_static)
-        peer = context.remember(
-            KnownPeer(
-                name=sanitise_name(completed.params.name),
-                static=completed.remote_static,
-                psk=completed.pair_psk,
-                server=server,
-                grants=(*(before.grants if before is not None else ()), *grants),
-                machines=(completed.params.machine,) if completed.params.machine else (),
+        if before is not None and before.is_hybrid and not context.does_step(completed.params):
+            peer = before  # what is remembered stays: a pairing that goes back is refused, see connect
+        else:
+            peer = context.remember(
+                KnownPeer(
+                    name=sanitise_name(completed.params.name),
+                    static=completed.remote_static,
+                    psk=completed.pair_psk,
+                    server=server,
+                    grants=(*(before.grants if before is not None else ()), *grants),
+                    machines=(completed.params.machine,) if completed.params.machine else (),
+                )
             )
-        )
-        context.emit(PeerPaired(peer=peer))
+            context.emit(PeerPaired(peer=peer))
         self.make_room(now, peer)
         peering = Peering(context, peer, is_initiator=is_initiator, server=server, instance=instance)
         self.connect(now, peering, completed, path)
@@ -68,7 +72,6 @@ class Peerings:
     def connect(self, now: Instant, peering: Peering, completed: Completed, path: PathKey) -> None:
         """A new connection over the relay path where the handshake went."""
         context = self._context
-        is_first = peering.connection is None
         local = context.params(peering.instance, completed.params.instance)
         connection = Connection(
             is_initiator=peering.is_initiator,
@@ -91,18 +94,22 @@ class Peerings:
             connection.remember_keepalive(now, remembered.keepalive)
         puncher = None if policy in (None, "relay") else self._puncher(now, peering, connection)
         with peering.wall(now):
-            peering.attach(now, connection, puncher, policy or "auto")
+            peering.attach(now, connection, puncher, policy or "auto", completed)
             self.index(peering)
         if policy is None:
             text = f"{peering.peer.name} and this side ask for opposite paths (direct and relay): change --path on one of them."
             context.emit(Troubled(problem=Problem.PATH_POLICY, text=text, is_final=peering.is_initiator))
             peering.close(now, CloseCode.PATH_POLICY, text)
-        elif is_first:
-            context.emit(PeeringStarted(peering=peering))
+        elif peering.hybrid.is_refused:
+            text = OLDER_KEYS.format(peering.peer.name, peering.peer.name)
+            context.emit(Troubled(problem=Problem.POST_QUANTUM, text=text, is_final=peering.is_initiator))
+            peering.close(now, CloseCode.KEYS, CAME_WITH_OLDER_KEYS)
+        else:
+            peering.start()
 
     def _remember_machine(self, now: Instant, peering: Peering, machine: bytes) -> None:
         context = self._context
-        peering.peer = self._machines.met(now, peering.peer, machine)
+        peering.peer = self._machines.met(now, context.known(peering.peer), machine)
         if peering.peer.static in context.peers:
             context.peers[peering.peer.static] = peering.peer
 

@@ -6,13 +6,15 @@ With the path policy `relay` there is no agent at all: no candidate leaves the m
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, PathLost, PathProbed, PathValidated
 from tunnel.proto.nat import stun
 from tunnel.proto.nat.agent import Agent, AgentState
 from tunnel.proto.nat.behaviour import Mapping, explain_view
+from tunnel.proto.nat.birthday import POOL_SECONDS
+from tunnel.proto.nat.budget import POOL_SOCKETS
 from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, is_allowed, make_candidate
 from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import Measure, PoolSocket, TechniqueStats
@@ -194,6 +196,28 @@ class Puncher:
 
     def stats(self, now: Instant) -> TechniqueStats | None:
         return self.technique.stats(now) if self.technique is not None else None
+
+    @property
+    def nat(self) -> dict[str, str]:
+        """How our router maps and how the peer's does, as far as known, and which costlier technique was used last."""
+        ours, theirs = (each.name.lower().replace("_", "-") for each in (self.agent.mapping, self.agent.remote_mapping))
+        return {"ours": ours, "theirs": theirs, "technique": self.technique.used if self.technique is not None else ""}
+
+    def describe(self, now: Instant) -> dict[str, Any]:
+        """What the search for a direct path has cost and may still cost: packets, sockets, seconds; for `status`."""
+        stats, technique = self.agent.stats, self.stats(now)
+        shown: dict[str, Any] = {
+            "state": stats.state.value,
+            "rounds": stats.rounds,
+            "checks_sent": stats.checks_sent,
+            "checks_left": stats.budget,
+        }
+        if technique is not None:
+            shown |= {"technique": technique.name, "sockets": technique.sockets, "sockets_limit": POOL_SOCKETS}
+            shown |= {"probes_sent": technique.probes_sent, "probes_left": technique.probes_left}
+            shown |= {"openers_sent": technique.openers_sent, "openers_left": technique.openers_left}
+            shown |= {"seconds": round(technique.seconds, 3), "seconds_limit": POOL_SECONDS}
+        return shown
 
     def _measure(self, now: Instant) -> None:
         technique, client, send = self.technique, self._client, self._send

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cryptography.exceptions import InvalidTag
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.connection.handshakes import Challenge, Completed, Gatekeeper, ik_prologue, open_ik_init
+from tunnel.proto.connection.handshakes import Challenge, Completed, Gatekeeper, Params, ik_prologue, open_ik_init
+from tunnel.proto.crypto.kem import common_psk
 from tunnel.proto.endpoint.clocks import Clocks
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
 from tunnel.proto.endpoint.freshness import Freshness
+from tunnel.proto.endpoint.hybrid import newer_psks
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:
@@ -90,13 +92,26 @@ class IkResponder:
         instance = self._instance_for(peer.static, params.instance, params.resume)
         index = context.new_index()
         try:
-            response, completed = opened.respond(peer.psk, index, context.params(instance, params.instance))
+            psk = self._psk(peer, params)
+            response, completed = opened.respond(psk, index, context.params(instance, params.instance))
         except MalformedPacket as error:
             context.emit(Troubled(problem=Problem.PEER_LOST, text=f"{peer.name} cannot talk to us: {error}."))
             return
         self._make_room()
         self.pending[index] = Pending(completed, instance, path, Instant(now + PENDING_LIFETIME))
         context.send(path, response)
+
+    def _psk(self, peer: KnownPeer, params: Params) -> bytes:
+        """The likeliest that both have: one that a hybrid step made, or else that of the pairing."""
+        if not params.psks:
+            return peer.psk
+        context, peering = self._context, self._find(peer.static, params.instance)
+        chain = () if peering is None else peering.hybrid.chain
+        found = common_psk(params.psks, newer_psks(context, peer, chain))
+        if found is None:
+            context.refresh(peer)
+            found = common_psk(params.psks, newer_psks(context, peer, chain))
+        return peer.psk if found is None else found
 
     def _make_room(self) -> None:
         """The oldest of whoever holds the most goes, so that nobody crowds out the others."""
