@@ -170,18 +170,18 @@ def test_a_room_of_a_hostile_creator_takes_no_network_behind_a_members_router(la
 def test_neither_the_command_nor_a_keeper_inherits_the_code(lab: Lab) -> None:
     start_server(lab)
     anna, ben = machine(lab, "anna"), machine(lab, "ben")
-    creator = lan(lab, anna, "create", PTUNNEL_ACCESS_TOKEN="a secret")
+    creator = lan(lab, anna, "create", PTUNNEL_ACCESS_TOKEN="a-secret")
     code = code_of(creator)
     keepers = [pid for pid in children(creator.process.pid) if b"tunnel.tun.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(keepers) == 1
-    assert b"a secret" not in Path(f"/proc/{keepers[0]}/environ").read_bytes()
+    assert b"a-secret" not in Path(f"/proc/{keepers[0]}/environ").read_bytes()
     home = lab.folder / "home-exec"
     words = ["exec", "--server", server_address(lab), "--"]
-    done = ptunnel(ben.host, home, *words, "env", PTUNNEL_CODE=code, PTUNNEL_ACCESS_TOKEN="a secret")
+    done = ptunnel(ben.host, home, *words, "env", PTUNNEL_CODE=code, PTUNNEL_ACCESS_TOKEN="a-secret")
     assert done.returncode == 0, done.stderr
     assert "PTUNNEL_HOME" in done.stdout
     assert code not in done.stdout
-    assert "a secret" not in done.stdout
+    assert "a-secret" not in done.stdout
     given = ptunnel(ben.host, home, "exec", "--server", server_address(lab), "--room", code, "--", "true")
     assert given.returncode == 0, given.stderr
     assert "type it when asked" in given.stderr
