@@ -48,7 +48,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def control_corpus() -> list[bytes]:
     pings = [bytes((kind,)) + b"p" * 8 for kind in (CONTROL_PING, CONTROL_PONG)]
     rooms = [bytes((CONTROL_ROOM,)) + room.encode(each) for each in ROOM]
-    return [bytes((CONTROL_OFFER,)) + encode_offer(OFFER), *pings, *rooms, b"\0", b"\7later"]
+    return [bytes((CONTROL_OFFER,)) + encode_offer(OFFER), *pings, *rooms, b"\0", b"\x63later"]
 
 
 class Evil:

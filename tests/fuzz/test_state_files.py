@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 from tunnel.errors import StateError
 from tunnel.state import documents, peers
 from tunnel.state.home import Home
-from tunnel.state.peers import Peer
+from tunnel.state.peers import Kept, Peer
 
 SAVED = [
     Peer(name="home", static=b"a" * 32, psk=b"b" * 32, server="rv.example.net:24531", grants=[{"protocol": "tcp", "port": 22}]),
-    Peer(name="friend", static=b"c" * 32, psk=b"d" * 32, created=1.5, last_seen=2.5, machines=(b"abc",)),
+    Peer(
+        name="friend",
+        static=b"c" * 32,
+        psk=b"d" * 32,
+        created=1.5,
+        last_seen=2.5,
+        machines=(b"abc",),
+        kept=(Kept(b"e" * 32, True),),
+        is_hybrid=True,
+    ),
 ]
 BRIEF = settings(max_examples=150, deadline=None)
 

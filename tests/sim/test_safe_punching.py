@@ -15,6 +15,7 @@ from tests.sim.link import Link
 from tests.sim.peers import BLACK_HOLE, FIRST, Cast
 from tests.sim.world import Host
 from tunnel.proto.connection.events import PathKind
+from tunnel.proto.crypto.challenge import CHALLENGE
 from tunnel.proto.crypto.cookie import COOKIE_REPLY
 from tunnel.proto.endpoint.peering import CONTROL_OFFER
 from tunnel.proto.endpoint.stun_codec import ServerStun
@@ -167,7 +168,7 @@ def watched(cast: Cast) -> set[str]:
 
     def watch(sender: Host, destination: Address, datagram: bytes) -> bool:
         plain = datagram[8:] if datagram[0] >= 0xC0 else datagram
-        if sender in (cast.home.host, cast.friend.host) and plain[0] != COOKIE_REPLY:
+        if sender in (cast.home.host, cast.friend.host) and plain[0] not in (COOKIE_REPLY, CHALLENGE):
             went.add(destination.host)
         return True
 

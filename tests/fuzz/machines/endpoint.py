@@ -6,6 +6,7 @@ still heard at the end.  What a wall held counts as found.
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
@@ -14,8 +15,10 @@ from tests.fuzz.engine import Machine
 from tests.fuzz.machines.decoders import OFFER, PUSHES, RESPONSES, ROOM, room
 from tests.sim.world import Host
 from tests.unit.endpoint.people import FIRST, GRANTS, SERVER, Party, Person
+from tunnel.proto.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.proto.endpoint import KnownPeer, PathKind, Peering
 from tunnel.proto.endpoint.events import Faulted
+from tunnel.proto.endpoint.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, KEEP
 from tunnel.proto.endpoint.membership import CONTROL_ROOM
 from tunnel.proto.endpoint.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG
 from tunnel.proto.nat.candidate import encode_offer
@@ -155,7 +158,10 @@ def corpus() -> list[bytes]:
         bytes((CONTROL_PING,)) + b"p" * 8,
         bytes((CONTROL_PONG,)) + b"p" * 8,
         b"\0",
-        b"\7later",
+        bytes((CONTROL_KEM_KEY, KEEP)) + KemKey(random.Random(1).randbytes).public,
+        bytes((CONTROL_KEM_TEXT, KEEP)) + bytes(TEXT_SIZE),
+        bytes((CONTROL_KEM_KEPT,)),
+        b"\x63later",
     ]
     said += [bytes((CONTROL_ROOM,)) + room.encode(each) for each in ROOM]
     control = [b"\3\0" + each for each in said]

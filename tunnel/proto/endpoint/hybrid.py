@@ -22,7 +22,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from tunnel.errors import MalformedPacket, PeerError
+from tunnel.errors import MalformedPacket
 from tunnel.proto.connection.events import CloseCode
 from tunnel.proto.connection.handshakes import Completed
 from tunnel.proto.crypto.kem import PUBLIC_SIZE, TEXT_SIZE, KemKey, answer, derive
@@ -130,7 +130,7 @@ class Hybrid:
     # --- what the peer says
 
     def handle(self, now: Instant, connection: Connection, data: bytes) -> None:
-        """A control message of these kinds.  Raises PeerError for what no honest peer says."""
+        """A control message of these kinds.  What no honest peer says costs all further steps, or what waits for the first."""
         if not self._is_capable:
             return  # as any kind that was not agreed on
         kind, is_initiator = data[0], self._peering.is_initiator
@@ -143,9 +143,12 @@ class Hybrid:
                 kept, self._kept = self._kept, None
                 self._shown(kept)
             else:
-                raise PeerError("a message of the hybrid step out of turn")
-        except MalformedPacket as error:
-            raise PeerError(str(error)) from error
+                raise MalformedPacket("out of turn")
+        except MalformedPacket:
+            self._context.drops["hybrid step broken off"] += 1
+            self._is_capable = False
+            if self.is_held:
+                self._fail(now)
 
     def _answer(self, connection: Connection, data: bytes) -> None:
         """The exposer's half.  What it keeps is on its disk before the other side can know of it."""

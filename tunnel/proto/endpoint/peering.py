@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from tunnel.errors import MalformedPacket, PeerError, StateError, UnreachableError
+from tunnel.errors import MalformedPacket, StateError, UnreachableError
 from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.events import (
     AllPathsLost,
@@ -344,10 +344,7 @@ class Peering:
             self.pongs[token] = now
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
         elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
-            try:
-                self.hybrid.handle(now, connection, bytes(data))
-            except PeerError as error:
-                self.close(now, CloseCode.PROTOCOL_VIOLATION, str(error))
+            self.hybrid.handle(now, connection, bytes(data))
         elif kind in (CONTROL_ROOM, CONTROL_SHARES):
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
 
