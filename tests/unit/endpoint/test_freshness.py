@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.unit.endpoint.test_clocks import FIFTY_YEARS, TO_1970, told
 from tunnel.proto.connection.handshakes import CHALLENGE
 from tunnel.proto.crypto.handshake import INIT, INIT_SIZE, Pattern
 from tunnel.proto.endpoint import Peering, Problem
-from tunnel.proto.endpoint.freshness import CHALLENGE_LIFETIME, MAX_USES, Freshness
+from tunnel.proto.endpoint.freshness import CHALLENGE_LIFETIME, MAX_USES, Freshness, Refused
 from tunnel.units import Address, Instant
 
 STRANGER = Address("198.51.100.66", 6)
@@ -79,12 +80,13 @@ def test_a_challenge_is_good_for_a_minute_and_for_as_many_connections_as_a_peer_
 def test_an_owner_that_shows_itself_in_another_way_counts_from_what_was_refused() -> None:
     judge = freshness()
     judge.judge(T, KEY, 10 * HOUR_NS, 1, b"")
-    assert judge.alive(T, KEY) is None
-    judge.judge(T, KEY, 8 * HOUR_NS, 1, b"")
-    assert judge.alive(T, KEY) == 2 * HOUR_NS
+    refused = Refused(8 * HOUR_NS, T)
+    assert judge.alive(T, OTHER, refused) is None
+    assert judge.alive(T, KEY, refused) == 2 * HOUR_NS
     assert not judge.judge(T, KEY, 8 * HOUR_NS, 1, b"").is_new
-    assert judge.judge(T, KEY, 8 * HOUR_NS + 1, 1, b"").is_new
-    assert judge.alive(T, OTHER) is None
+    assert judge.judge(Instant(T + 1), KEY, 8 * HOUR_NS + 1, 1, b"").is_new
+    assert judge.alive(Instant(T + 2), KEY, refused) is None, "a newer one came since"
+    assert not judge.judge(T, KEY, 8 * HOUR_NS + 1, 1, b"").is_new
 
 
 # --- peers ----------------------------------------------------------------------------------------------------------------------
@@ -265,6 +267,7 @@ def test_nobody_is_kept_out_by_old_inits_that_are_sent_again_all_the_time() -> N
 def test_an_older_initiator_is_let_in_after_a_question_of_identity() -> None:
     """One that knows no challenge.  It asks by XX who is there, and so shows that it is there itself."""
     with acquainted() as party:
+        party.friend.is_hybrid = False  # as such versions are
         party.friend.days_ahead = 1.0
         connect(party)
         restart(party, party.friend, 0.0)
@@ -273,3 +276,45 @@ def test_an_older_initiator_is_let_in_after_a_question_of_identity() -> None:
         _, took = connect(party, 30)
         assert took < 8
         assert len(told(party.home, Problem.CLOCK_OFF)) == 1
+
+
+@pytest.mark.parametrize("is_hybrid", [False, True])
+@pytest.mark.parametrize("is_on_channel", [False, True])
+def test_who_loses_the_owners_inits_and_sends_old_ones_does_not_make_old_ones_count(is_hybrid: bool, is_on_channel: bool) -> None:
+    """The owner, unanswered, asks who is there: that makes new what came late on that channel, of versions without challenges."""
+    with acquainted() as party:
+        party.friend.is_hybrid = is_hybrid
+        inits: list[bytes] = []
+        record(party, inits)
+        for _ in range(2):
+            restart(party, party.friend, 0.0)
+            connect(party)
+            party.world.run(20.0)
+        first = inits[0]
+        restart(party, party.friend, 0.0)
+        channels: list[bytes] = []
+
+        def lose(sender: object, destination: object, datagram: bytes) -> bool:
+            if datagram[8:10] == IK_INIT:
+                channels.append(datagram[:8])
+                return False
+            return True
+
+        party.world.filter = lose
+        peering = party.friend.dial(party.home)
+        alive = party.home.endpoint._meetings._on_alive
+        shown: list[bool] = []
+        answerer = party.home.endpoint._meetings._listener.answerer
+
+        def on_alive(*arguments: Any) -> None:
+            shown.append(True)
+            alive(*arguments)
+
+        answerer.alive = on_alive
+        party.world.run_until(lambda: bool(channels), 5)
+        send_again(party, (channels[0] if is_on_channel else b"\x60channel") + first[8:])
+        party.world.run_until(lambda: bool(shown), 20)
+        answers = [send_again(party, datagram) for datagram in inits[:-1]]
+        refuses = all(answer is not None and answer[0] == CHALLENGE for answer in answers)
+        assert refuses != (is_on_channel and not is_hybrid)
+        peering.close(party.world.now, 0, "bye")

@@ -24,6 +24,7 @@ from tunnel.proto.connection.handshakes import (
 )
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
+from tunnel.proto.endpoint.freshness import Refused
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 PROLOGUE: Final = b"ptunnel 1 XX check"
@@ -118,15 +119,24 @@ class KeyAnswerer:
         self._peers: dict[bytes, KnownPeer] = {}  # by channel
         self._asked: dict[bytes, XxResponder] = {}
         self._judged: set[bytes] = set()  # channels whose key was looked at: a wrong one was told here
-        #: Hears once of each channel on which the key was right, and what its owner says of itself.
-        self.alive: Callable[[Instant, KnownPeer, Params], None] = lambda now, peer, params: None
+        self._refused: dict[bytes, Refused] = {}
+        #: Hears once of each channel on which the key was right, what its owner says of itself, and what was refused there.
+        self.alive: Callable[[Instant, KnownPeer, Params, Refused | None], None] = lambda now, peer, params, refused: None
 
     def introduced(self, channel: bytes, peer: KnownPeer) -> None:
         while len(self._peers) >= MAX_CHANNELS:
             self.forget(next(iter(self._peers)))
         self._peers[channel] = peer
 
+    def refused(self, now: Instant, channel: bytes, static: bytes, timestamp: int) -> None:
+        """An init with that static key was not newer than another one."""
+        peer = self._peers.get(channel)
+        if peer is not None and peer.static == static:
+            before = self._refused.get(channel)
+            self._refused[channel] = Refused(max(timestamp, before.timestamp if before is not None else 0), now)
+
     def forget(self, channel: bytes) -> None:
+        self._refused.pop(channel, None)
         self._peers.pop(channel, None)
         self._asked.pop(channel, None)
         self._judged.discard(channel)
@@ -168,7 +178,7 @@ class KeyAnswerer:
         self._judged.add(path.prefix)
         if completed.remote_static == peer.static:
             if is_first:
-                self.alive(now, peer, completed.params)
+                self.alive(now, peer, completed.params, self._refused.get(path.prefix))
             return True  # IK will do, as soon as an init gets through
         context = self._context
         context.send(path, seal_close(completed.keypair, CloseCode.FORGOTTEN, "this is not the key that I remember"))

@@ -29,6 +29,13 @@ class Judgement(NamedTuple):
     challenge: bytes = b""
 
 
+class Refused(NamedTuple):
+    """The newest of the inits that came too late, and without a challenge, on one channel."""
+
+    timestamp: int
+    at: Instant  # when the last of them came
+
+
 class _Challenge:
     __slots__ = ("issued_at", "used", "value")
 
@@ -41,12 +48,11 @@ class _Challenge:
 class _Newest:
     """Of one static key."""
 
-    __slots__ = ("challenges", "refused", "seen_at", "timestamp")
+    __slots__ = ("challenges", "seen_at", "timestamp")
 
     def __init__(self, timestamp: int, now: Instant) -> None:
         self.timestamp = timestamp
         self.seen_at = now
-        self.refused: int | None = None  # the newest of those that came too late, and without a challenge
         self.challenges: list[_Challenge] = []  # the one given out, and the one before it
 
 
@@ -63,25 +69,24 @@ class Freshness:
             self._newest[static] = _Newest(timestamp, now)
             return Judgement(True)
         if timestamp > newest.timestamp:
-            newest.timestamp, newest.seen_at, newest.refused = timestamp, now, None
+            newest.timestamp, newest.seen_at = timestamp, now
             return Judgement(True)
         behind = newest.timestamp + int((now - newest.seen_at) * 1e9) - timestamp
         if challenge and self._redeem(now, newest, timestamp, instance, challenge):
             return Judgement(True, behind)
-        newest.refused = max(timestamp, newest.refused or 0)
         return Judgement(False, behind, self._issue(now, newest).value)
 
-    def alive(self, now: Instant, static: bytes) -> int | None:
-        """The owner of the key has shown in another way that it is there, and knows no challenges perhaps.
+    def alive(self, now: Instant, static: bytes, refused: Refused) -> int | None:
+        """The owner of the key has shown in another way that it is there, knows no challenges, and it was its init perhaps.
 
         What it sends from now on counts, if it is newer than what was refused.  By how many nanoseconds its clock is behind;
-        None: nothing was refused.
+        None: a newer one came since.
         """
         newest = self._newest.get(static)
-        if newest is None or newest.refused is None:
+        if newest is None or newest.seen_at > refused.at:
             return None
-        behind = newest.timestamp + int((now - newest.seen_at) * 1e9) - newest.refused
-        newest.timestamp, newest.seen_at, newest.refused = newest.refused, now, None
+        behind = newest.timestamp + int((now - newest.seen_at) * 1e9) - refused.timestamp
+        newest.timestamp, newest.seen_at = refused.timestamp, now
         return behind
 
     def forget(self, static: bytes) -> None:

@@ -20,6 +20,7 @@ from tunnel.proto.endpoint.events import (
     ServerReached,
     Troubled,
 )
+from tunnel.proto.endpoint.freshness import Refused
 from tunnel.proto.endpoint.machines import Twins
 from tunnel.proto.endpoint.pairing import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.proto.endpoint.peering import Peering
@@ -44,8 +45,9 @@ class Meetings:
         self._lost: set[str] = set()  # servers that fell silent, and have not answered since
         self._twins = Twins(context)
         self._listener = Listener(context, self._clocks, self._twins)
-        self._responder = IkResponder(context, self._clocks, self.peerings.find, lambda: self._listener.is_on)
-        self._listener.answerer.alive = self._on_alive
+        answerer = self._listener.answerer
+        self._responder = IkResponder(context, self._clocks, self.peerings.find, lambda: self._listener.is_on, answerer.refused)
+        answerer.alive = self._on_alive
         self._exposing: list[tuple[str, ExposerPairing]] = []
         self._claiming: list[tuple[str, ConnectorPairing]] = []
         self._dialers: dict[Peering, Dialer] = {}
@@ -429,12 +431,12 @@ class Meetings:
         else:
             peering.close(now, CloseCode.REPLACED, "the peer has restarted")
 
-    def _on_alive(self, now: Instant, peer: KnownPeer, params: Params) -> None:
+    def _on_alive(self, now: Instant, peer: KnownPeer, params: Params, refused: Refused | None) -> None:
         """Whoever asked by a question of identity has the key that we remember."""
         if peer is self._twins.me:
             self._twins.met(params)
-        else:
-            self._responder.alive(now, peer)
+        elif refused is not None and not params.hybrid:  # who does that step knows challenges: old inits are not its own
+            self._responder.alive(now, peer, refused)
 
     def _adopt(
         self,

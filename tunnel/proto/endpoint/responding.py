@@ -18,7 +18,7 @@ from tunnel.proto.crypto.kem import common_psk
 from tunnel.proto.endpoint.clocks import Clocks
 from tunnel.proto.endpoint.context import Context
 from tunnel.proto.endpoint.events import KnownPeer, Problem, Troubled
-from tunnel.proto.endpoint.freshness import Freshness
+from tunnel.proto.endpoint.freshness import Freshness, Refused
 from tunnel.proto.endpoint.hybrid import newer_psks
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
@@ -48,12 +48,16 @@ class IkResponder:
         clocks: Clocks,
         find: Callable[[bytes, int], Peering | None],
         is_listening: Callable[[], bool],
+        refused: Callable[[Instant, bytes, bytes, int], None],
     ) -> None:
         """`find(static, instance)` is the peering with that peer's instance, if there is one.
+
+        `refused(now, channel, static, timestamp)` hears of inits that are not new.
 
         Who is not listening takes new keys for the connections that stand, and no new connection from anybody.
         """
         self._is_listening = is_listening
+        self._refused = refused
         self._context = context
         self._clocks = clocks
         self._find = find
@@ -85,6 +89,7 @@ class IkResponder:
             return
         if not judged.is_new:
             context.drops["init replayed"] += 1
+            self._refused(now, path.prefix, peer.static, opened.timestamp)
             context.send(path, opened.challenge(Challenge(judged.challenge, judged.behind), context.entropy))
             return
         if judged.behind:
@@ -134,9 +139,9 @@ class IkResponder:
         del self.pending[index]
         return pending
 
-    def alive(self, now: Instant, peer: KnownPeer) -> None:
-        """The peer has shown by a question of identity that it is there; older versions know no challenges."""
-        behind = self._freshness.alive(now, peer.static)
+    def alive(self, now: Instant, peer: KnownPeer, refused: Refused) -> None:
+        """The peer, of a version that knows no challenges, has shown by a question of identity that it is there."""
+        behind = self._freshness.alive(now, peer.static, refused)
         if behind is not None:
             self._clocks.went_back(peer, behind)
 
