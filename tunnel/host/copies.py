@@ -8,6 +8,7 @@ merely set, and a machine that sleeps, look the same.
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import time
@@ -68,7 +69,7 @@ def is_new_generation(message: bytes) -> bool:
 
 
 async def watch_generation(copied: Callable[[], None]) -> None:
-    """Until cancelled; at once where nobody tells us."""
+    """Until cancelled, or nobody tells us any more; at once where nobody does."""
     found = _open_uevents()
     if found is None:
         return
@@ -80,8 +81,10 @@ async def watch_generation(copied: Callable[[], None]) -> None:
                     message, sender = found.recvfrom(_LARGEST)
                 except BlockingIOError:
                     break
-                except OSError:
-                    continue  # ENOBUFS: there was more than the kernel keeps
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        return  # it would be there again at once
+                    continue  # there was more than the kernel keeps
                 if sender[0] == 0 and is_new_generation(message):  # port 0: the kernel's own
                     copied()
 

@@ -6,6 +6,7 @@ Elsewhere, and where either is refused, we look every LOOK_INTERVAL.
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from collections.abc import Callable
@@ -94,21 +95,27 @@ class _RoutingSocket(_Silent):
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._is_dead = False  # tells nothing more
 
     def __exit__(self, *reason: object) -> None:
         self._socket.close()
 
     async def wait(self) -> None:
+        if self._is_dead:
+            await trio.sleep_forever()
         await trio.lowlevel.wait_readable(self._socket)
 
     def drain(self) -> None:
-        while True:
+        while not self._is_dead:
             try:
                 self._socket.recv(65_536)
             except BlockingIOError:
                 return
-            except OSError:
-                continue  # ENOBUFS: there was more than the kernel keeps, which is a change too
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    self._is_dead = True  # it would be there again at once
+                    return
+                continue  # there was more than the kernel keeps, which is a change too
 
 
 def _open_routing_socket() -> _RoutingSocket | None:

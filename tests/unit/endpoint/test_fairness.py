@@ -10,7 +10,17 @@ import pytest
 
 from tests.unit.endpoint.test_walls import Three
 from tunnel.proto.connection.connection import Connection
-from tunnel.proto.endpoint.fairness import COSTLY, MAX_DEBT, MAX_SENDERS, MOST, PAID_OFF, TOO_COSTLY, TOO_MUCH, FairShare
+from tunnel.proto.endpoint.fairness import (
+    COSTLY,
+    MAX_DEBT,
+    MAX_SENDERS,
+    MOST,
+    PAID_OFF,
+    TOO_COSTLY,
+    TOO_MUCH,
+    WORST_DEBT,
+    FairShare,
+)
 from tunnel.units import Instant
 
 QUEUE = 2_000_000  # bytes that the kernel keeps
@@ -169,6 +179,14 @@ def test_a_batch_that_took_seconds_is_paid_for_as_long() -> None:
     waited, dropped, _ = waits(60.0, {"evil": (0.5, 46_400, 2.0), "ping": (0.05, 150, 0.000_05)})
     assert set(dropped) == {"evil"}
     assert len(waited["evil"]) < 18  # one in four seconds, and the first ones
+
+
+def test_no_batch_silences_a_sender_for_longer_than_the_worst_debt() -> None:
+    """A machine that stood still for a minute while it opened one batch: that was not the sender's fault."""
+    share, now = FairShare(random.Random(1)), Instant(1000.0)
+    share.spent(now, "unlucky", 1_379, 60.0)
+    assert share.refusal(Instant(now + (WORST_DEBT - MAX_DEBT) / PAID_OFF - 0.01), "unlucky", 100) == TOO_COSTLY
+    assert share.refusal(Instant(now + (WORST_DEBT - MAX_DEBT) / PAID_OFF + 0.01), "unlucky", 100) is None
 
 
 def test_debtors_have_half_of_the_processor_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
@@ -113,6 +114,25 @@ def test_the_kernel_alone_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     with theirs:
         trio.run(main)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("lasting", [errno.ENODEV, errno.ENOTCONN])
+def test_a_watch_that_meets_an_error_that_lasts_ends_and_does_not_spin(monkeypatch: pytest.MonkeyPatch, lasting: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    errors = [errno.ENOBUFS, lasting]
+
+    class Broken(Netlink):
+        def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, tuple[int, int]]:  # type: ignore[override]
+            if errors:
+                raise OSError(errors.pop(0), "")
+            pytest.fail("it went on after an error that lasts")
+
+    monkeypatch.setattr(copies, "_open_uevents", lambda: Broken(fileno=ours.detach()))
+    with theirs:
+        theirs.send(b"\0" + UEVENT)
+        trio.run(watch_generation, lambda: None)
+    assert not errors
 
 
 def test_where_nobody_tells_of_generations_the_watch_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -31,6 +34,26 @@ def test_where_nobody_tells_we_look_ourselves(monkeypatch: pytest.MonkeyPatch, i
         monkeypatch.setattr(monitor, "_open_routing_socket", lambda: None)
         monkeypatch.setattr(monitor, "_open_timer", lambda: None)
     assert len(changes(["home", "home", "cafe", "cafe", "home", "home"], 60)) == 2
+
+
+def test_a_routing_socket_that_meets_an_error_that_lasts_is_left_alone_and_we_look_ourselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    errors = [errno.ENOBUFS, errno.ENODEV]
+
+    class Broken(socket.socket):
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            if errors:
+                raise OSError(errors.pop(0), "")
+            pytest.fail("it went on after an error that lasts")
+
+    with theirs:
+        theirs.send(b"it stays readable")
+        monkeypatch.setattr(monitor, "_open_routing_socket", lambda: monitor._RoutingSocket(Broken(fileno=ours.detach())))
+        told = changes(["home", "home", "cafe", "cafe"], 60)
+    assert len(told) == 1
+    assert not errors
 
 
 def test_a_look_sees_this_machine() -> None:

@@ -28,6 +28,7 @@ MOST: Final = 0.98  # always a few: a flood that ends is noticed, and keys are n
 MAX_SENDERS: Final = 1_024  # counted in one window; an endpoint has fewer peerings
 COSTLY: Final = Seconds(2e-6)  # of the processor for a byte: no frame costs more on an ordinary machine, bulk costs a tenth of it
 MAX_DEBT: Final = Seconds(0.1)  # of the processor beyond that, before a sender has to wait, and the others for it: above a pause
+WORST_DEBT: Final = Seconds(2.0)  # that a sender may have: a pause of ours in its batch silences it for seconds, not for minutes
 PAID_OFF: Final = 0.5  # of a second in each second, by all debtors together: the other half of the processor is not for them
 
 TOO_MUCH: Final = "over its share of a full queue"
@@ -130,7 +131,7 @@ class FairShare:
         return debt - (now - since) * PAID_OFF / max(1, len(self._debts))
 
     def _owe(self, now: Instant, sender: Hashable, seconds: float) -> None:
-        debt = max(0.0, self._debt(now, sender)) + seconds
+        debt = min(WORST_DEBT, max(0.0, self._debt(now, sender)) + seconds)
         if debt <= 0:
             self._debts.pop(sender, None)
         elif sender in self._debts or len(self._debts) < MAX_SENDERS:
