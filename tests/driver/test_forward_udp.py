@@ -13,7 +13,7 @@ import trio.testing
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import linked_pair
-from tunnel.forward import udp
+from tunnel.forward import flows, udp
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.local import open_listeners
 from tunnel.forward.open import Open, encode
@@ -47,7 +47,7 @@ class Bench:
 
 @asynccontextmanager
 async def forwarded(
-    *, idle: float = 120.0, limit: int = udp.MAX_FLOWS, granted: bool = True, bind: str = "127.0.0.1"
+    *, idle: float = 120.0, limit: int = flows.MAX_FLOWS, granted: bool = True, bind: str = "127.0.0.1"
 ) -> AsyncIterator[Bench]:
     """A UDP echo behind a forward; it answers to whoever asked."""
     links = CoreLinks() if IS_CORE["core"] else None
@@ -218,6 +218,30 @@ async def test_a_flow_that_is_never_silent_outlives_any_number_of_short_ones() -
         assert bench.counters.udp_flows_evicted >= 90
 
 
+async def test_the_flows_of_one_link_have_one_bound_however_many_ports_it_may_reach() -> None:
+    """A peer that may reach all ports asks for one after the other, and each of its sockets is one of ours."""
+    links = CoreLinks() if IS_CORE["core"] else None
+    near: Any
+    far: Any
+    near, far = linked_pair() if links is None else (links.near, links.far)
+    exposed = Exposed(far, lambda _protocol, target: ("127.0.0.1", int(target)))
+    exposed._table = flows.FlowTable(exposed.counters, limit=10)
+    async with trio.open_nursery() as nursery:
+        if links is not None:
+            nursery.start_soon(links.run)
+        nursery.start_soon(far.serve_streams, exposed.handle)
+        with trio.fail_after(20):
+            for port in range(40_000, 40_050):
+                number = near.flows.allocate()
+                near.flows.register(number, lambda _batch: None)
+                stream = await near.open_stream(encode(Open("udp", port, number)))
+                while not await stream.receive_chunks():
+                    pass
+            await until(lambda: exposed.counters.udp_flows_active == 10)
+        assert exposed.counters.udp_flows_evicted == 40
+        nursery.cancel_scope.cancel()
+
+
 async def test_where_nothing_listens_both_persons_are_told() -> None:
     async with forwarded() as bench:
         told: list[str] = []
@@ -253,17 +277,17 @@ async def test_a_program_that_listens_on_the_other_loopback_is_found() -> None:
 @pytest.mark.parametrize(
     ("target", "idle"),
     [
-        (53, udp.LOOKUP_IDLE),
-        ("dns:53", udp.LOOKUP_IDLE),
-        (5353, udp.FLOW_IDLE),
-        ("dns", udp.FLOW_IDLE),
-        ("dns:5353", udp.FLOW_IDLE),
+        (53, flows.LOOKUP_IDLE),
+        ("dns:53", flows.LOOKUP_IDLE),
+        (5353, flows.FLOW_IDLE),
+        ("dns", flows.FLOW_IDLE),
+        ("dns:5353", flows.FLOW_IDLE),
     ],
 )
 async def test_a_silent_flow_ends_after_its_time_and_lookups_after_a_shorter_one(
     target: int | str, idle: float, autojump_clock: trio.testing.MockClock
 ) -> None:
-    table, flow = udp.FlowTable(ForwardCounters(), idle=udp.idle_of(target)), udp.Flow(1)
+    table, flow = flows.FlowTable(ForwardCounters()), flows.Flow(1, idle=flows.idle_of(target))
     near, _far = linked_pair()
     stream = await near.open_stream()
 
@@ -275,10 +299,10 @@ async def test_a_silent_flow_ends_after_its_time_and_lookups_after_a_shorter_one
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(speak)
-        await table.wait_over(1, flow, stream)
+        await table.wait_over(flow, stream)
     silent = trio.current_time() - began - 3 * 0.9 * idle
     assert idle <= silent + 1e-6
-    assert silent <= idle * (1 + 2 / udp.IDLE_TICKS)
+    assert silent <= idle * (1 + 2 / flows.IDLE_TICKS)
 
 
 async def test_what_all_clients_say_while_their_flows_open_is_held_up_to_a_limit_too() -> None:
@@ -307,7 +331,9 @@ async def test_so_much_is_said_again_at_the_next_address_of_a_name() -> None:
     """All at once as well as one by one."""
     places = [await udp.udp_places("127.0.0.1", 9), await udp.udp_places("127.0.0.2", 9)]
     for batches in ([[bytes(1_000)] * 40], [[bytes(1_000)]] * 40):
-        outward = udp._Outward(udp.Flow(1), [place for (place,) in places], linked_pair()[0].flows, ForwardCounters())
+        outward = udp._Outward(
+            flows.Flow(1), ("name", 9), [place for (place,) in places], linked_pair()[0].flows, ForwardCounters()
+        )  # fmt: skip
         outward._left.popleft()
         for batch in batches:
             outward.deliver(batch)

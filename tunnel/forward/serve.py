@@ -13,13 +13,14 @@ from tunnel.driver.stream import StreamCode
 from tunnel.errors import MalformedPacket, TunnelError, command_word
 from tunnel.forward.bench import ALLOWANCES, Allowance, serve_bench
 from tunnel.forward.counters import ForwardCounters, Notices
+from tunnel.forward.flows import FlowTable
 from tunnel.forward.link import Allow, Link, Notice, Stream
 from tunnel.forward.local import half_bound, open_listeners
 from tunnel.forward.loops import OWN
 from tunnel.forward.open import Bench, Open, decode_open, read_message
 from tunnel.forward.spec import Forward
 from tunnel.forward.tcp import TcpForward, refuse, serve_tcp
-from tunnel.forward.udp import FlowTable, UdpForward, idle_of, serve_udp
+from tunnel.forward.udp import UdpForward, serve_udp
 
 if TYPE_CHECKING:
     from tunnel.driver.link import Link as DriverLink
@@ -134,7 +135,7 @@ class Exposed:
         self._allow = allow
         self._notices = Notices(notice)
         self.counters = counters or ForwardCounters()
-        self._tables: dict[tuple[str, int], FlowTable] = {}  # of UDP flows, by where they lead
+        self._table = FlowTable(self.counters)
         self._allowance = allowance or Allowance()
         self._served: dict[trio.CancelScope, _Served] = {}
 
@@ -179,7 +180,7 @@ class Exposed:
                         opening.flow,
                         place,
                         flows=self._link.flows,
-                        table=self._table_of(address),
+                        table=self._table,
                         counters=self.counters,
                         notices=self._notices,
                         asked=self._asked(opening),
@@ -199,12 +200,6 @@ class Exposed:
             self.counters.revoked += cut
             what = "An open connection" if cut == 1 else f"{cut} open connections"
             self._notices.say("revoked", f"{what} of {self._link.peer_name} ended, as the grant was taken back.")
-
-    def _table_of(self, address: tuple[str, int]) -> FlowTable:
-        """Of the flows that lead there; as many as there are grants."""
-        if address not in self._tables:
-            self._tables[address] = FlowTable(self.counters, idle=idle_of(address[1]))
-        return self._tables[address]
 
     def _asked(self, opening: Open) -> str:
         """How a sentence about it begins."""

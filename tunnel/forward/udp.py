@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import trio
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import TunnelError
 from tunnel.forward.counters import ForwardCounters, Notices
+from tunnel.forward.flows import MAX_FLOWS, Flow, FlowTable, idle_of
 from tunnel.forward.link import Flows, Link, Stream
 from tunnel.forward.local import OUT_OF_DESCRIPTORS, open_udp, stream_code, udp_places
 from tunnel.forward.names import MisledError, Place
@@ -27,12 +28,6 @@ from tunnel.forward.tcp import code_of, refuse
 from tunnel.udp import pktinfo
 from tunnel.units import Seconds
 
-FLOW_IDLE: Final = Seconds(120.0)  # a flow without datagrams ends; RFC 4787 §4.3 asks for two minutes at least
-LOOKUP_PORT: Final = 53  # DNS: one question, one answer, and often a new port for each
-LOOKUP_DATAGRAMS: Final = 2  # of a flow that asks and is answered
-LOOKUP_IDLE: Final = Seconds(16.0)  # a flow of those ends sooner; RFC 4787 §4.3 allows that for a well-known port
-IDLE_TICKS: Final = 8  # looks at a flow in one FLOW_IDLE: it ends at most one look late
-MAX_FLOWS: Final = 1_024  # of one local port, or of one peer on the exposing side; beyond, the oldest ends
 MAX_HELD: Final = 64 * 1024  # bytes of datagrams held while a flow opens; one of the largest fits
 MAX_UNANSWERED: Final = 16 * 1024  # bytes said again where a name has another address, and the first one refused them
 MAX_HELD_TOTAL: Final = 4 * 1024 * 1024  # bytes so held by one local port
@@ -41,97 +36,6 @@ NEW_FLOW_BURST: Final = 1_000  # new clients at once
 REFUSED_PAUSE: Final = Seconds(1.0)  # a client's datagrams are dropped so long after a refusal
 MAX_DATAGRAM: Final = 65_535  # bytes to offer recvfrom
 DRAIN_BATCH: Final = 128  # datagrams taken from one socket before other tasks get their turn
-
-
-class Flow:
-    """One client's datagrams.  `is_active` is cleared by the idle watch, `is_used` by evictions."""
-
-    __slots__ = ("client", "count", "held", "held_size", "is_active", "is_refused", "is_used", "number", "scope")
-
-    def __init__(self, number: int, client: Any = None) -> None:
-        self.number = number
-        self.client = client  # as UdpForward's receive gave it; on the connecting side only
-        self.scope = trio.CancelScope()
-        self.is_active = True
-        self.is_used = False
-        self.count = 0  # datagrams, both ways
-        self.is_refused = False
-        self.held: deque[bytes] | None = deque()  # None once the peer has opened the flow
-        self.held_size = 0
-
-    def touch(self, count: int) -> None:
-        """So many datagrams went by.  A question and its answer are no use that an eviction spares."""
-        self.is_active = True
-        self.count += count
-        if self.count > LOOKUP_DATAGRAMS:
-            self.is_used = True
-
-
-def idle_of(target: int | str) -> Seconds:
-    """How long a flow to this port, or NAME:port, may be without datagrams."""
-    port = target if isinstance(target, int) else target.rpartition(":")[2]
-    return LOOKUP_IDLE if str(port) == str(LOOKUP_PORT) else FLOW_IDLE
-
-
-class FlowTable:
-    """The flows of one local port, or of one target of a peer.
-
-    When there are too many, the first one goes that was not used since it was last looked at (second chance, the clock
-    algorithm): one that is never silent outlives any number of short ones.
-    """
-
-    def __init__(self, counters: ForwardCounters, *, limit: int = MAX_FLOWS, idle: Seconds = FLOW_IDLE) -> None:
-        self._flows: OrderedDict[Any, Flow] = OrderedDict()
-        self._counters = counters
-        self._limit = limit
-        self._idle = idle
-        self.get = self._flows.get
-        #: Which place of the target has answered last, on the exposing side.
-        self.answered: Place | None = None
-
-    def in_order(self, places: list[Place]) -> list[Place]:
-        """The one that has answered before first."""
-        return sorted(places, key=lambda place: place != self.answered)
-
-    def __len__(self) -> int:
-        return len(self._flows)
-
-    def add(self, key: Any, flow: Flow) -> None:
-        if len(self._flows) >= self._limit:
-            self._evict()
-        self._flows[key] = flow
-        self._counters.udp_flows_active += 1
-
-    def _evict(self) -> None:
-        for key in list(self._flows):
-            flow = self._flows[key]
-            if not flow.is_used:
-                break
-            flow.is_used = False
-            self._flows.move_to_end(key)
-        _key, oldest = self._flows.popitem(last=False)
-        oldest.scope.cancel()
-        self._counters.udp_flows_evicted += 1
-
-    def discard(self, key: Any, flow: Flow) -> None:
-        """The flow has ended; an evicted one left the table before."""
-        self._counters.udp_flows_active -= 1
-        if self._flows.get(key) is flow:
-            del self._flows[key]
-
-    async def wait_over(self, key: Any, flow: Flow, stream: Stream) -> None:
-        """Until the peer ends the flow or it was idle for long enough.  Raises what the stream raises."""
-        quiet = 0
-        while quiet < IDLE_TICKS:
-            with trio.move_on_after(self._idle / IDLE_TICKS) as tick:
-                if not await stream.receive_chunks():
-                    return
-            if flow.is_active:
-                flow.is_active = False
-                quiet = 0
-            elif tick.cancelled_caught:
-                quiet += 1
-        self._counters.udp_flows_idle += 1
 
 
 class UdpForward:
@@ -154,7 +58,8 @@ class UdpForward:
         self._link = link
         self._counters = counters
         self._notices = notices
-        self._table = FlowTable(counters, limit=limit, idle=idle_of(target) if idle is None else idle)
+        self._idle = idle_of(target) if idle is None else idle
+        self._table = FlowTable(counters, limit=limit)
         is_ipv6 = sock.family == socket.AF_INET6
         is_wildcard = sock.getsockname()[0] in pktinfo.WILDCARDS
         #: Whether clients are told apart by the address of ours that they asked, so that they are answered from there.
@@ -234,7 +139,7 @@ class UdpForward:
             self._notices.say("udp flood", f"New clients of udp/{self._target} come too fast: some datagrams are dropped.")
             return None
         self._tokens -= 1
-        flow = Flow(self._link.flows.allocate(), client)
+        flow = Flow(self._link.flows.allocate(), client, idle=self._idle)
         self._link.flows.register(flow.number, self._deliverer(flow))  # at once, so that no other flow gets this number
         self._table.add(client, flow)
         nursery.start_soon(self._serve, flow)
@@ -285,7 +190,7 @@ class UdpForward:
                     held = list(self._release(flow))
                     counters.udp_queue_dropped += len(held) - flows.send(flow.number, held)
                     flows.flush()
-                    await self._table.wait_over(flow.client, flow, stream)
+                    await self._table.wait_over(flow, stream)
                 except TunnelError as error:
                     if flow.held is not None or code_of(error) == StreamCode.REFUSED:
                         await self._pause(flow, code_of(error))
@@ -326,11 +231,11 @@ async def serve_udp(
         counters.malformed_opens += 1  # two flows of one number: the peer is at fault
         refuse(stream, StreamCode.INTERNAL)
         return
-    flow = Flow(number)
+    flow = Flow(number, idle=idle_of(address[1]))
     table.add(number, flow)
     try:
         with flow.scope:
-            outward = _Outward(flow, table.in_order(await udp_places(*address)), flows, counters)
+            outward = _Outward(flow, address, table.in_order(address, await udp_places(*address)), flows, counters)
             try:
                 outward.open_next()
                 flows.register(number, outward.deliver)
@@ -339,7 +244,7 @@ async def serve_udp(
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(outward.run, table, nursery.cancel_scope)
                     with contextlib.suppress(TunnelError):  # the opener ended it by RESET, or the link closed
-                        await table.wait_over(number, flow, stream)
+                        await table.wait_over(flow, stream)
                     nursery.cancel_scope.cancel()
                 if outward.refusal is not None:
                     raise outward.refusal
@@ -374,8 +279,11 @@ def _deliverer(flow: Flow, outlet: Outlet) -> Callable[[list[bytes]], None]:
 class _Outward:
     """One flow's datagrams and the exposed program, at the first of its places that does not refuse them."""
 
-    def __init__(self, flow: Flow, places: list[Place], flows: Flows, counters: ForwardCounters) -> None:
+    def __init__(
+        self, flow: Flow, target: tuple[str, int], places: list[Place], flows: Flows, counters: ForwardCounters
+    ) -> None:  # fmt: skip
         self._flow = flow
+        self._target = target
         self._flows = flows
         self._counters = counters
         self._left = deque(places)
@@ -458,7 +366,7 @@ class _Outward:
                 if not self._is_answered:
                     self._is_answered = True
                     self._unanswered.clear()
-                    table.answered = self._place
+                    table.answered(self._target, self._place)
                 flow.touch(len(batch))
                 counters.udp_datagrams_in += len(batch)
                 counters.udp_queue_dropped += len(batch) - flows.send(number, batch)
