@@ -209,7 +209,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "tests/unit/state/test_home.py::test_nobody_else_can_read_what_was_made",
             "tests/unit/state/test_home.py::test_a_home_that_others_may_write_to_is_refused_with_the_command_that_helps",
         ),
-        "A conversation on that socket cannot end the process that serves it.": (
+        "A conversation on the control socket cannot end the process that serves it.": (
             "tests/driver/test_walls_forward.py::test_a_question_that_meets_a_fault_is_answered_so_and_the_service_goes_on",
         ),
     },

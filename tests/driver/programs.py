@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ PATIENCE_S = 20.0
 class Program:
     """One `ptunnel --json` process and the events that it has printed."""
 
-    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, home: Path, *arguments: str, wrapper: Sequence[str] = (), **environment: str) -> None:
         self.events: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tunnel", *arguments, "--json"],
+            [*wrapper, sys.executable, "-m", "tunnel", *arguments, "--json"],
             env={**os.environ, "PTUNNEL_HOME": str(home), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -100,8 +101,8 @@ class Lab:
                 return
             threading.Thread(target=_echo, args=(connection,), daemon=True).start()
 
-    def run(self, home: Path, *arguments: str, **environment: str) -> Program:
-        self._programs.append(Program(home, *arguments, **environment))
+    def run(self, home: Path, *arguments: str, wrapper: Sequence[str] = (), **environment: str) -> Program:
+        self._programs.append(Program(home, *arguments, wrapper=wrapper, **environment))
         return self._programs[-1]
 
     def expose(self, *arguments: str) -> Program:

@@ -220,6 +220,8 @@ async def expose(
         require_something_to_share(store.home.peers())
     ways = WayKeeper(store.home)
     lock = store.home.lock_expose()
+    if lock.trouble:
+        not_saved(lock.trouble)
     driver: EndpointDriver | None = None
     try:
         with single_error():

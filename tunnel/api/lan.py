@@ -415,6 +415,8 @@ class _Keeper:
         """Raises AlreadyRunningError."""
         if self._lock is None:
             self._lock = self._rooms.hold(room)
+            if self._lock.trouble:
+                self._store.not_saved(self._lock.trouble)
 
     def save(self, state: RoomState) -> None:
         roster = decode_roster(state.roster)

@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,11 @@ LOCK_RETRY: Final = Seconds(0.01)
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 _BUSY: Final = frozenset((errno.EAGAIN, errno.EACCES, errno.EDEADLK))
+#: What a file system says that may not be written to, or that has no locks, modes or sockets.
+INCAPABLE: Final = frozenset(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EOPNOTSUPP),
+     errno.ENOSYS)
+)  # fmt: skip
 _O_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _O_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO must not hang
 
@@ -31,6 +36,11 @@ _O_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO must not han
 def explain(error: OSError) -> str:
     """The system's own words, without the number."""
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def is_incapable(problem: StateError) -> bool:
+    """Whether it is this place that cannot do what was asked, so that another one may serve for what is a convenience."""
+    return isinstance(problem.__cause__, OSError) and problem.__cause__.errno in INCAPABLE
 
 
 def make_private_directory(path: Path) -> None:
@@ -139,16 +149,35 @@ def _sync_directory(path: Path) -> None:
 
 
 class FileLock:
-    """A lock that dies with its holder: flock, or the first byte locked on Windows.  The file itself stays for ever."""
+    """A lock that dies with its holder: flock, or the first byte locked on Windows.  The file itself stays for ever.
 
-    def __init__(self, path: Path) -> None:
+    Where its place cannot be written to or has no locks, `spare()` names the directory in which it lies instead.
+    """
+
+    def __init__(self, path: Path, spare: Callable[[], Path] | None = None) -> None:
         self.path = path
+        self.trouble = ""  # a sentence, where there can be no lock at all and it counts as ours
+        self._spare = spare
         self._descriptor = -1
 
     def try_acquire(self) -> bool:
         """False: somebody else holds it.  Raises StateError."""
         if self._descriptor >= 0:
             return False
+        try:
+            return self._try_here()
+        except StateError as problem:
+            if self._spare is None or not is_incapable(problem):
+                raise
+            place, self._spare = self._spare, None
+            try:
+                self.path = place() / self.path.name
+                return self._try_here()
+            except StateError:
+                self.trouble = f"Whether another process of yours does the same cannot be told. {problem}"
+                return True
+
+    def _try_here(self) -> bool:
         try:
             flags = os.O_RDWR | os.O_CREAT | _O_NOFOLLOW | _O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
             descriptor = os.open(self.path, flags, _PRIVATE_FILE)
@@ -177,6 +206,8 @@ class FileLock:
         return ""
 
     def write_note(self, text: str) -> None:
+        if self._descriptor < 0:
+            return
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, _NOTE_AT)
             os.lseek(self._descriptor, _NOTE_AT, os.SEEK_SET)
@@ -205,9 +236,9 @@ def _lock_descriptor(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, spare: Callable[[], Path] | None = None) -> Iterator[None]:
     """Hold the lock for a few milliseconds of writing.  Raises StateError when another holder does not let go."""
-    lock = FileLock(path)
+    lock = FileLock(path, spare)
     give_up_at = time.monotonic() + LOCK_PATIENCE
     while not lock.try_acquire():
         if time.monotonic() > give_up_at:

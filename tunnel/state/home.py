@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 import sys
 import tempfile
 import tomllib
@@ -21,7 +22,16 @@ from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
 from tunnel.state import ways as way_rules
 from tunnel.state.documents import BadContent, damaged, encode_bytes, field_bytes, read_document, write_document
-from tunnel.state.files import FileLock, append_private, exclusive, explain, make_private_directory, read_private
+from tunnel.state.files import (
+    INCAPABLE,
+    FileLock,
+    append_private,
+    exclusive,
+    explain,
+    is_incapable,
+    make_private_directory,
+    read_private,
+)
 from tunnel.state.peers import KEY_SIZE, Peer
 from tunnel.state.ways import Way
 
@@ -110,7 +120,7 @@ class Home:
         if secret is not None:
             return secret
         make_private_directory(self.path)
-        with exclusive(self._lock_path):
+        with self.exclusive():
             return which.read_or_make()
 
     # -- whom we remember
@@ -193,7 +203,7 @@ class Home:
     def _change_peers(self, change: Change[Subject]) -> Subject:
         change(self.peers())  # what cannot be done makes no directory and no identity either
         make_private_directory(self.path)
-        with exclusive(self._lock_path):
+        with self.exclusive():
             self._identity.read_or_make()  # peers without the identity they know would be worthless
             after, subject = change(self.peers())
             after.sort(key=lambda peer: peer.name.casefold())
@@ -215,7 +225,7 @@ class Home:
     def remember_ways(self, fresh: Iterable[Way], gone: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Remember ways, and forget those of these (network, static).  Only of peers that are remembered.  Raises StateError."""
         make_private_directory(self.path)
-        with exclusive(self._lock_path):
+        with self.exclusive():
             known = {peer.static for peer in self.peers()}
             after = [way for way in way_rules.merge(self.ways(), fresh, gone) if way.static in known]
             write_document(self._ways_path, way_rules.KIND, way_rules.VERSION, way_rules.encode_ways(after))
@@ -251,7 +261,7 @@ class Home:
     def hold(self, name: str, sentence: str) -> FileLock:
         """The lock of one role of this home.  Raises AlreadyRunningError with the sentence and the other's process."""
         make_private_directory(self.path)
-        lock = FileLock(self.path / f"{name}.lock")
+        lock = FileLock(self.path / f"{name}.lock", self.spare_dir)
         if not lock.try_acquire():
             holder = lock.read_note()
             raise AlreadyRunningError(
@@ -260,20 +270,61 @@ class Home:
         lock.write_note(str(os.getpid()))
         return lock
 
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Held by whoever writes here.  Raises StateError."""
+        return exclusive(self._lock_path, self.spare_dir)
+
     def run_dir(self) -> Path:
         """Where control sockets live, mode 0700.  Raises StateError.
 
-        Normally `run` in the home; a home whose path is too long for a Unix socket gets a short one in the directory
-        for temporary files, the same for every process.
+        Normally `run` in the home; a home whose path is too long for a Unix socket, or that cannot hold one, gets spare_dir.
         """
-        make_private_directory(self.path)
         path = self.path / "run"
         if len(os.fsencode(path)) > MAX_RUN_PATH and sys.platform != "win32":
-            digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-            path = Path(tempfile.gettempdir()) / f"ptunnel-{os.getuid()}-{digest}"
+            make_private_directory(self.path)
+            return self.spare_dir()
+        try:
+            make_private_directory(self.path)
+            is_new = not path.exists()
+            make_private_directory(path)
+            _require_own(path)
+        except StateError as problem:
+            if not is_incapable(problem):
+                raise
+            return self.spare_dir()
+        if not os.access(path, os.W_OK):
+            return self.spare_dir()
+        if is_new and not _takes_sockets(path):
+            with contextlib.suppress(OSError):  # the next process has to find out, too
+                path.rmdir()
+            return self.spare_dir()
+        return path
+
+    def spare_dir(self) -> Path:
+        """A directory for temporary files, mode 0700, the same for every process of this home and user.  Raises StateError.
+
+        For what is a convenience, where the home cannot be written to or its file system has no sockets, locks or modes.
+        """
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        whose = "" if sys.platform == "win32" else f"{os.getuid()}-"
+        path = Path(tempfile.gettempdir()) / f"ptunnel-{whose}{digest}"
         make_private_directory(path)
         _require_own(path)
         return path
+
+
+def _takes_sockets(path: Path) -> bool:
+    """Not every file system does.  True where there are none to be had anyway."""
+    if not hasattr(socket, "AF_UNIX"):
+        return True
+    probe = path / f".{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.bind(str(probe))
+            probe.unlink()
+        except OSError as error:
+            return error.errno not in INCAPABLE
+    return True
 
 
 def _require_own(path: Path) -> None:

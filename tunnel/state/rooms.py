@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from tunnel.state.documents import (
     read_document,
     write_document,
 )
-from tunnel.state.files import FileLock, exclusive, explain, make_private_directory
+from tunnel.state.files import FileLock, explain, is_incapable, make_private_directory
 from tunnel.state.home import Home
 
 KIND: Final = "room"
@@ -177,7 +177,7 @@ class Rooms:
         """Write it or write over it.  Raises StateError."""
         self._home.identity()  # a room without the identity that it knows would be worthless
         make_private_directory(self._folder)
-        with exclusive(self._home.path / "lock"):
+        with self._home.exclusive():
             write_document(self._path(room.name), KIND, VERSION, encode_room(room))
 
     def forget(self, name: str) -> None:
@@ -201,9 +201,15 @@ class Rooms:
 
     def hold(self, room: bytes) -> RoomLock:
         """Be this member until released.  Raises AlreadyRunningError."""
-        make_private_directory(self._home.path)
-        make_private_directory(self._folder)
-        return RoomLock(self._folder / f"{room[:16].hex()}.lock")
+        folder = self._folder
+        try:
+            make_private_directory(self._home.path)
+            make_private_directory(folder)
+        except StateError as problem:
+            if not is_incapable(problem):
+                raise
+            folder = self._home.spare_dir()
+        return RoomLock(folder / f"{room[:16].hex()}.lock", self._home.spare_dir)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -212,13 +218,18 @@ class Rooms:
 class RoomLock:
     """Held while a process is a member of a room; the file goes with it."""
 
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
+    def __init__(self, path: Path, spare: Callable[[], Path]) -> None:
+        self._lock = FileLock(path, spare)
         if not self._lock.try_acquire():
             holder = self._lock.read_note()
             which = f" (process {holder})" if holder else ""
             raise AlreadyRunningError(f"Another ptunnel of this home is in this room already{which}: stop it first.")
         self._lock.write_note(str(os.getpid()))
+
+    @property
+    def trouble(self) -> str:
+        """A sentence, where there can be no lock."""
+        return self._lock.trouble
 
     def release(self) -> None:
         with contextlib.suppress(OSError):
