@@ -18,7 +18,7 @@ from tunnel.control import server as control_server
 from tunnel.control.client import ask_all, processes
 from tunnel.control.messages import MAX_REQUEST, Answer, Check, Close, Forget, Ping, Remove, Request, Status
 from tunnel.control.server import MAX_CLIENTS, Process, serve_control
-from tunnel.control.sockets import connect, socket_path
+from tunnel.control.sockets import connect, leave, socket_path
 from tunnel.errors import ConfigurationError, UnreachableError
 
 
@@ -240,6 +240,43 @@ async def test_a_very_long_home_works_too(tmp_path: Path) -> None:
     run_dir = tmp_path / ("d" * 100) / ("e" * 100)
     async with serve_control(run_dir, Process(role="connect", links=list)):
         assert [answer["event"] for answer in await asked(run_dir, Status())] == ["status"]
+
+
+async def test_a_directory_among_the_temporary_files_goes_with_the_last_socket_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run_dir = tmp_path / "ptunnel-1000-1234"
+    run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:  # left by a process that was killed
+        dead.bind(str(socket_path(run_dir, 99_999_999)))
+    async with serve_control(run_dir, Process(role="connect", links=list)):
+        (run_dir / "of-another").touch()
+        assert [answer["event"] for answer in await asked(run_dir, Status())] == ["status"]
+    assert os.listdir(run_dir) == ["of-another"]
+    (run_dir / "of-another").unlink()
+    run_dir.rmdir()
+    tries: list[Path] = []
+
+    def made() -> Path:
+        """And at first taken away at once by one that ends."""
+        run_dir.mkdir(exist_ok=True)
+        tries.append(run_dir)
+        return run_dir
+
+    def taken_away(folder: Path) -> list[int]:
+        if len(tries) == 1:
+            leave(folder)
+        return []
+
+    monkeypatch.setattr(control_server, "sweep", taken_away)
+    async with serve_control(made, Process(role="connect", links=list)):
+        assert [answer["event"] for answer in await asked(run_dir, Status())] == ["status"]
+    assert len(tries) == 2
+    assert not run_dir.exists()
+    made()
+    assert await asked(run_dir, Status()) == []
+    assert not run_dir.exists(), "who only asks leaves none either"
 
 
 async def test_what_the_block_raises_comes_out_as_it_is(tmp_path: Path) -> None:

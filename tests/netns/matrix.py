@@ -30,6 +30,7 @@ from tests.netns.kernel import ROOT, LabError, Namespace, python_module
 from tests.netns.lab import Kind, Lab, Site
 from tests.netns.programs import SERVER_PORT, Ptunnel, server_address, start_server
 from tests.sim import oracle
+from tunnel.control.sockets import short_path
 
 KINDS: Final = (
     *("open", "fw", "full", "restricted", "prc", "prcrace", "uprc", "short", "upnp"),
@@ -183,7 +184,8 @@ def status(program: Ptunnel) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(3)
             try:
-                sock.connect(str(path))
+                with short_path(path) as spelling:
+                    sock.connect(spelling)
                 sock.sendall(b'{"do":"status"}\n')
                 line = sock.makefile("rb").readline()
             except OSError:

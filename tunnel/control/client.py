@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from tunnel.control.messages import MAX_ANSWER, Answer, Bench, Check, Ping, Request, decode_answer, encode_line, error
-from tunnel.control.sockets import Lines, connect, has_control_sockets, is_ours, socket_path, sweep
+from tunnel.control.sockets import Lines, connect, has_control_sockets, is_ours, leave, socket_path, sweep
 from tunnel.errors import MalformedPacket
 
 SILENCE_LIMIT: Final = 10.0  # seconds without an answer beyond what the request allows; a lost ping is told after 5
@@ -80,7 +80,10 @@ def _expected_pause(request: Request) -> float:
 async def ask_all(run_dir: Path, request: Request, on_answer: Callable[[int, Answer], None]) -> int:
     """Ask every process at once; `on_answer(pid, answer)` as they come.  How many there were."""
     pids = processes(run_dir)
-    async with trio.open_nursery() as nursery:
-        for pid in pids:
-            nursery.start_soon(ask, run_dir, pid, request, partial(on_answer, pid))
+    try:
+        async with trio.open_nursery() as nursery:
+            for pid in pids:
+                nursery.start_soon(ask, run_dir, pid, request, partial(on_answer, pid))
+    finally:
+        leave(run_dir)
     return len(pids)

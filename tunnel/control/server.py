@@ -31,7 +31,7 @@ from tunnel.control.messages import (
     encode_line,
     error,
 )
-from tunnel.control.sockets import Lines, has_control_sockets, is_ours, short_path, socket_path, sweep
+from tunnel.control.sockets import Lines, has_control_sockets, is_ours, leave, short_path, socket_path, sweep
 from tunnel.driver.link import CloseCode
 from tunnel.errors import MalformedPacket, StateError, TunnelError
 from tunnel.faults import Faults
@@ -120,9 +120,7 @@ async def serve_control(run_dir: Path | Callable[[], Path], process: Process) ->
         yield
         return
     try:
-        folder = run_dir if isinstance(run_dir, Path) else run_dir()
-        path = socket_path(folder, os.getpid())
-        listener = _open_listener(folder, path)
+        folder, path, listener = _open(run_dir)
     except (OSError, StateError) as problem:
         why = str(problem) if isinstance(problem, StateError) else f"{problem.strerror or problem}."
         process.notice(f"'ptunnel status' and 'ping' will not find this one, as it has no control socket: {why}")
@@ -147,6 +145,20 @@ async def serve_control(run_dir: Path | Callable[[], Path], process: Process) ->
         with contextlib.suppress(OSError):
             if path.stat().st_ino == inode:
                 path.unlink()
+        leave(folder)
+
+
+def _open(run_dir: Path | Callable[[], Path]) -> tuple[Path, Path, socket.socket]:
+    """The directory, the socket's path, the socket.  Raises OSError, StateError."""
+    for is_last in (False, False, True):
+        folder = run_dir if isinstance(run_dir, Path) else run_dir()
+        path = socket_path(folder, os.getpid())
+        try:
+            return folder, path, _open_listener(folder, path)
+        except FileNotFoundError:  # whoever ended just now took the directory away
+            if is_last:
+                raise
+    raise AssertionError
 
 
 def _open_listener(run_dir: Path, path: Path) -> socket.socket:

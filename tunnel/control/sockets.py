@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,6 +86,13 @@ def sweep(run_dir: Path) -> list[int]:
         else:
             alive.append(pid)
     return alive
+
+
+def leave(run_dir: Path) -> None:
+    """Take a directory away that stands among the temporary files, unless another process has its socket there."""
+    if run_dir.parent == Path(tempfile.gettempdir()):
+        with suppress(OSError):
+            run_dir.rmdir()
 
 
 def is_ours(sock: socket.socket) -> bool:

@@ -39,6 +39,8 @@ MAX_REPORTS: Final = 256 * 1024  # bytes of faults.log
 SECRET_VERSION: Final = 1  # of the format of identity.json and server.json
 #: Bytes of the longest path a Unix socket may have (sun_path, 104 on macOS), less room for "/4194304.sock".
 MAX_RUN_PATH: Final = 104 - 1 - len("/4194304.sock")
+#: Where a process finds the directories that it has open (Linux): by way of it, the path of a socket is never too long.
+OPEN_DIRECTORIES: Final = "/proc/self/fd"
 
 Subject = TypeVar("Subject")
 #: From all peers to all peers, and whom it was about.  Changes nothing by itself.
@@ -277,10 +279,11 @@ class Home:
     def run_dir(self) -> Path:
         """Where control sockets live, mode 0700.  Raises StateError.
 
-        Normally `run` in the home; a home whose path is too long for a Unix socket, or that cannot hold one, gets spare_dir.
+        It is `run` in the home.  Where the file system cannot hold sockets, or the path is too long for one and the system knows
+        no short way to it, it is spare_dir, which goes with the last socket in it.
         """
         path = self.path / "run"
-        if len(os.fsencode(path)) > MAX_RUN_PATH and sys.platform != "win32":
+        if len(os.fsencode(path)) > MAX_RUN_PATH and not os.path.isdir(OPEN_DIRECTORIES) and sys.platform != "win32":
             make_private_directory(self.path)
             return self.spare_dir()
         try:

@@ -15,6 +15,7 @@ from tunnel.cli.expose import MOST_SHOWN, Exposing
 from tunnel.cli.main import run
 from tunnel.cli.render import Output
 from tunnel.config import Settings
+from tunnel.control.sockets import short_path
 from tunnel.driver.events import CodeReady, Paired, Serving
 from tunnel.driver.vocabulary import GrantSet
 from tunnel.state.home import Home
@@ -84,7 +85,8 @@ def older(home: Path) -> Iterator[int]:
     run_dir = Home(home).run_dir()
     answer = json.dumps({"event": "error", "code": "bad_request", "message": "control request: Invalid value 'look'"}).encode()
     with closing(socket.socket(socket.AF_UNIX)) as listener:
-        listener.bind(str(run_dir / "4242.sock"))
+        with short_path(run_dir / "4242.sock") as spelling:
+            listener.bind(spelling)
         listener.listen()
 
         def serve() -> None:

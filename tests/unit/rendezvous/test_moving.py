@@ -126,3 +126,19 @@ def test_what_was_asked_while_nobody_answered_is_asked_where_the_name_leads() ->
     world.run(1)
     assert len(world.server.registry.rooms) == len(ROOMS)
     assert [request for request in host.client._requests if not request.is_probe] == [], "nothing is asked twice"
+
+
+def test_what_is_asked_first_of_another_server_does_not_hide_that_it_knows_nothing_of_us() -> None:
+    """A request that was under way makes a session there, before it is asked whether there is one."""
+    world = World()
+    host = world.host("host")
+    host.client.listen(world.now, ROOMS)
+    world.run(2, until=lambda: len(world.server.registry.rooms) == len(ROOMS))
+    world.down.add(V4)
+    host.client.dial(world.now, [b"d" * 16])
+    lost(world)
+    world.start_server()
+    host.client.move(world.now, [NEW])
+    world.run(1, until=lambda: host.client.is_reached)
+    world.run(3)
+    assert len(world.server.registry.rooms) == len(ROOMS) + 1

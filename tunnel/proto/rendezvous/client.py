@@ -567,8 +567,9 @@ class Client:
         is_new = home.reflexive is None
         is_credible = bool(message.second_port) and may_be_second(home.address.host, second_host)
         home.second = Address(second_host, message.second_port) if is_credible else None
-        if self._primary is None:
+        if home.instance is None:
             home.instance = message.instance
+        if self._primary is None:
             home.reflexive = you
             self._surely_known_until = Instant(now + FIRST_WELCOME)
             self._set_primary(now, home)
