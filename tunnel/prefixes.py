@@ -16,6 +16,7 @@ WIDEST_SHARE: Final = 0.5  # of a table, for any prefix that holds several addre
 RESERVED: Final = 0.1  # of a table, for who holds next to nothing of it: so a full one still lets newcomers in
 NEWCOMER: Final = 1 / 64  # of an address's share: who holds no more counts as a newcomer, ...
 NEW_SITE: Final = 1 / 4  # ... where all of its site holds no more than so much of an address's share
+IPV4_LEVELS: Final = 2  # prefixes that are counted of IPv4: the address, and its /24
 SITE: Final = 2  # index of the prefix that is a site: /48, or the /24 of IPv4
 
 #: From an address (an IPv4 address, or the /64 of an IPv6 one) to the widest prefix around it.
@@ -31,6 +32,13 @@ def prefixes(host: str) -> Prefixes:
     if address.ipv4_mapped is not None:
         return prefixes(str(address.ipv4_mapped))
     return tuple(address.packed[:size].hex() for size in IPV6_BYTES)
+
+
+@lru_cache(maxsize=8192)
+def around(host: str) -> Prefixes:
+    """The same and an IPv4 /16: for what is only held back, and only while more comes than can be done."""
+    keys = prefixes(host)
+    return (*keys, keys[1].rpartition(".")[0]) if len(keys) == IPV4_LEVELS else keys
 
 
 def limits(each: int, total: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from tests.driver.test_tls_door import a_door, receive, until, wait_closed
 from tests.driver.tls import Certificate, make_certificate
 from tunnel.tls import guests
 from tunnel.tls.client import TlsSocket, dial
-from tunnel.tls.guests import GuestBook
+from tunnel.tls.guests import Guest, GuestBook
 from tunnel.tls.server import TlsListener
 
 SMALL = {"max_connections": 100, "max_per_address": 12, "max_strangers": 80, "strangers_per_address": 5, "max_handshakes": 16,
@@ -102,6 +102,24 @@ async def test_a_door_that_strangers_of_many_sites_fill_lets_a_session_in(
                 client = await join(listener, certificate)
             assert listener.counters.errors["displaced"] >= 1
             client.close()
+
+
+async def test_who_is_sent_off_before_its_task_began_is_closed_at_once(tmp_path: Path) -> None:
+    """As when no descriptor is left just then."""
+
+    class Relieving(GuestBook):
+        def arrive(self, now: float, host: str) -> Guest | None:
+            guest = super().arrive(now, host)
+            self.relieve(now)
+            return guest
+
+    certificate = make_certificate(tmp_path, "127.0.0.1")
+    async with a_door(certificate, book=Relieving(), handshake_patience=1_000.0) as listener:
+        async with crowd(["127.9.9.9"], listener) as (sock,):
+            with trio.fail_after(20):
+                assert await sock.recv(100) == b""
+        await until(lambda: not len(listener))
+        assert listener.counters.errors["displaced"] == 1
 
 
 async def test_two_hundred_that_come_at_once_all_get_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

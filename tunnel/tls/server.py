@@ -199,6 +199,8 @@ class TlsListener:
         try:
             with trio.CancelScope() as scope, faults.wall("tls", f"ended a TLS connection from {remote}"):
                 guest.dismiss = scope.cancel
+                if guest.stage is Stage.GONE:  # sent off before this task began
+                    scope.cancel()
                 stream = await self._greet(raw, remote, guest)
                 if stream is not None and remote not in self._streams:
                     self._streams[remote] = stream

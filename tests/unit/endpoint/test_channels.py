@@ -185,6 +185,19 @@ def test_a_listener_is_told_that_the_server_is_full() -> None:
         assert len(refusals(party.home)) == 2
 
 
+def test_a_listener_is_told_that_the_server_takes_not_all_of_its_rooms() -> None:
+    with Party() as party:
+        party.server._config = ServerConfig(rooms_per_session=2)
+        party.server.boot()
+        party.acquaint()
+        party.home.listen()
+        party.world.run(30.0)
+        assert len(refusals(party.home)) == 1
+        assert "friend may not get through: the server rv.example.net lets nobody wait (" in refusals(party.home)[0]
+        peering = party.friend.dial(party.home)
+        assert party.world.run_until(lambda: peering.connection is not None, 10)  # the likeliest day's is there
+
+
 def test_a_listener_is_told_of_a_denial_that_lasts_and_not_of_one_that_passes() -> None:
     with Party() as party:
         party.server._config = ServerConfig(own_hosts=frozenset({"45.9.9.9"}))

@@ -399,6 +399,19 @@ def test_the_bytes_of_a_pair_are_limited_and_both_are_told() -> None:
     assert [e.reason for e in dialer.of(events.PeerGone)] == [GoneReason.QUOTA]
 
 
+def test_a_channel_that_runs_out_in_many_runs_of_one_batch_is_gone_once() -> None:
+    world = World(config=ServerConfig(pair_bytes=1000, pair_bytes_period=Seconds(1000.0)))
+    listener, dialer = world.host("listener"), world.host("dialer")
+    channel, _ = introduced(world)
+    run, between = channel.channel + bytes(592), b"\xc0" + bytes(599)
+    batch = (run + between) * 20
+    world.server.handle_batch(world.now, V4, listener.public(SocketId(10), SERVER[V4]), memoryview(batch), 600)
+    for session in world.server.registry.sessions.values():
+        assert [type(push.message) for push in session.pushes.values()] == [messages.Gone]
+    world.run(1)
+    assert len(listener.of(events.PeerGone)) == len(dialer.of(events.PeerGone)) == 1
+
+
 def test_an_embedded_server_lets_only_its_own_machine_wait() -> None:
     world = World(config=ServerConfig(own_hosts=frozenset({"198.18.0.1"})))
     own, stranger = world.host("own"), world.host("stranger")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.rendezvous.world import V4, entropy_of
 from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.pacing import ALONE, DEPTH, HIGHEST, INTERVAL, Ceiling
+from tunnel.proto.rendezvous.pacing import ADDRESS_TIMES, ALONE, DEPTH, HIGHEST, INTERVAL, PREFIX_TIMES, Ceiling
 from tunnel.proto.rendezvous.relay import Relay
 from tunnel.units import Address, Instant, Transmit
 
@@ -33,8 +33,9 @@ class Machine:
         self.time_left = 0.0
         self.looks = True
 
-    def pair(self, number: int, rate: float, size: int = 150) -> bytes:
-        places = [Address(f"198.{side}.{number}.1", 1) for side in (18, 19)]
+    def pair(self, number: int, rate: float, size: int = 150, *, sender: str = "", target: str = "") -> bytes:
+        hosts = sender or f"198.18.{number}.1", target or f"198.19.{number}.1"
+        places = [Address(host, number) for host in hosts]
         channel = self.relay.open(self.now, (V4, places[0], b"a"), (V4, places[1], b"b"))
         assert channel is not None
         self.rates[channel.id] = places[0], rate, size
@@ -160,3 +161,42 @@ def test_the_lowest_ceiling_lets_a_pair_have_its_rate_and_a_tenth_of_a_second_of
         if (after := ceiling.admits(now, due, size)) is not None:
             due, passed = after, passed + 1
     assert passed == pytest.approx((2.0 + DEPTH) * rate, abs=3)
+
+
+@pytest.mark.parametrize("where", ["198.20.7.{0}", "198.20.{0}.7"])
+def test_many_pairs_of_one_prefix_that_flood_are_held_together(where: str) -> None:
+    """Each asks for less than a pair may always have, so none of them is held by itself."""
+    machine = Machine()
+    gamers = [machine.pair(number, 128) for number in range(1, 21)]
+    floods = [machine.pair(100 + number, 1_000, sender=where.format(number)) for number in range(1, 61)]
+    machine.run(1.0)
+    machine.run(2.0)
+    assert machine.share(*gamers) > 0.97
+    assert 0.3 < machine.share(*floods) < 0.9
+    machine.relay.sweep(Instant(machine.now + DEPTH + INTERVAL))
+    assert not machine.relay._due
+
+
+def test_what_others_send_to_a_prefix_takes_nothing_from_what_it_sends() -> None:
+    machine = Machine()
+    victim = machine.pair(1, 100, sender="198.20.7.1")
+    for number in range(1, 41):
+        machine.pair(number, 1_500, target="198.20.7.1")
+    machine.run(1.0)
+    machine.run(2.0)
+    assert machine.share(victim) > 0.97
+
+
+def test_an_address_has_four_times_what_a_pair_has_and_a_wider_prefix_sixteen_times() -> None:
+    config = ServerConfig()
+    ceiling = Ceiling(config)
+    for _ in range(20):
+        ceiling.others += 1
+        ceiling.look(Instant(_ * INTERVAL), True)
+    now = Instant(10.0)
+    for times in (1.0, ADDRESS_TIMES, PREFIX_TIMES):
+        due, passed = now, 0
+        while (after := ceiling.admits(now, due, 100, times)) is not None:
+            due, passed = after, passed + 1
+        assert passed == pytest.approx(DEPTH * config.pair_bursts * times, abs=2)
+    assert (ADDRESS_TIMES, PREFIX_TIMES) == (4.0, 16.0)

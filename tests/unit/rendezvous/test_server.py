@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -62,6 +63,43 @@ def test_every_datagram_that_is_not_relayed_counts_as_somebody_besides_a_pair() 
     for data in (messages.encode_request(1, b"s" * 16, messages.Hello()), b"rubbish", bytes(20)):
         world.server.handle_batch(world.now, V4, A, memoryview(data), len(data))
     assert world.server.relay.ceiling.others == 3
+
+
+def test_what_is_asked_without_a_proof_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that refusing costs a fraction of serving; whatever stands there, the answer is a cookie."""
+    world = World()
+    monkeypatch.setattr(messages, "decode_request", lambda *_: pytest.fail("decoded"))
+    for cookie in (b"", bytes(17), os.urandom(17), b"x" * 32):
+        data = bytearray(messages.encode_request(7, b"s" * 16, messages.Join(0, (ROOM,)), cookie=cookie))
+        data[27 + len(cookie) + 3 :] = b"\xc1" * len(data[27 + len(cookie) + 3 :])  # no msgpack at all
+        world.server.handle_datagram(world.now, V4, A, bytes(data))
+        transmit = world.server.poll_transmit(world.now)
+        assert transmit is not None
+        answer = messages.decode_response(transmit.buffer)
+        assert answer.transaction == 7
+        assert isinstance(answer.message, messages.Retry)
+
+
+def test_a_wrong_cookie_costs_one_mac_and_gets_a_fresh_one() -> None:
+    cookies = Cookies(entropy_of(1))
+    right = cookies.issue(Instant(1000.0), A)
+    for wrong in (b"", bytes(17), right[:16], right + b"x", right[:1] + bytes(16)):
+        assert cookies.check(Instant(1000.0), A, wrong) == right
+    assert cookies.check(Instant(1000.0), A, right) == b""
+    assert cookies.check(Instant(1100.0), A, right) == b""
+    assert cookies.check(Instant(1300.0), A, right) == cookies.issue(Instant(1300.0), A) != right
+
+
+def test_a_hello_in_other_words_changes_nothing() -> None:
+    """An array with a long header is msgpack too: it is answered, and makes no more of a stranger than a request would."""
+    world = World()
+    cookie = world.cookie(A)
+    head = messages.encode_request(7, b"s" * 16, messages.Hello(), cookie=cookie)[: 27 + len(cookie) + 1]
+    data = (head + (4).to_bytes(2, "big") + b"\xdc\x00\x01\x01").ljust(512, b"\0")
+    world.server.handle_datagram(world.now, V4, A, data)
+    transmit = world.server.poll_transmit(world.now)
+    assert transmit is not None
+    assert len(transmit.buffer) < len(data)
 
 
 def test_short_requests_are_not_answered() -> None:

@@ -6,14 +6,14 @@ import hmac
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from hashlib import sha256
+from hashlib import blake2b
 from typing import Final
 
 from tunnel.prefixes import GROWTH, IPV6_BYTES, SITE, Prefixes, prefixes
 from tunnel.units import Address, Instant, Seconds
 
 COOKIE_EPOCH: Final = Seconds(120.0)  # a cookie is good in its own epoch and the next one
-COOKIE_SIZE: Final = 17  # bytes: the epoch's low byte and half a SHA-256
+COOKIE_SIZE: Final = 17  # bytes: the epoch's low byte and a MAC
 BUCKET_SLOTS: Final = 16_384  # slots; strangers share them, so that no number of strangers grows our memory
 
 
@@ -36,17 +36,25 @@ class Cookies:
     def issue(self, now: Instant, remote: Address) -> bytes:
         return self._make(int(now // COOKIE_EPOCH), remote)
 
-    def is_valid(self, now: Instant, remote: Address, cookie: bytes) -> bool:
-        if len(cookie) != COOKIE_SIZE:
-            return False
+    def check(self, now: Instant, remote: Address, cookie: bytes) -> bytes:
+        """Empty if this one is right, else a fresh one: a wrong cookie costs no more than none."""
         epoch = int(now // COOKIE_EPOCH)
-        if cookie[0] != epoch & 0xFF:
-            epoch -= 1
-        return hmac.compare_digest(cookie, self._make(epoch, remote))
+        fresh = self._make(epoch, remote)
+        if len(cookie) == COOKIE_SIZE:
+            if cookie[0] == fresh[0]:
+                if hmac.compare_digest(cookie, fresh):
+                    return b""
+            elif cookie[0] == (epoch - 1) & 0xFF and hmac.compare_digest(cookie, self._make(epoch - 1, remote)):
+                return b""
+        return fresh
+
+    def is_valid(self, now: Instant, remote: Address, cookie: bytes) -> bool:
+        return not self.check(now, remote, cookie)
 
     def _make(self, epoch: int, remote: Address) -> bytes:
-        text = f"ptunnel cookie {epoch} {remote.host} {remote.port}".encode()
-        return bytes((epoch & 0xFF,)) + hmac.digest(self._master, text, sha256)[: COOKIE_SIZE - 1]
+        text = f"{epoch} {remote.host} {remote.port}".encode()
+        mac = blake2b(text, digest_size=COOKIE_SIZE - 1, key=self._master, person=b"ptunnel cookie")  # a third of HMAC's time
+        return bytes((epoch & 0xFF,)) + mac.digest()
 
 
 class Buckets:

@@ -25,7 +25,6 @@ import msgspec
 from msgspec import Meta
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.wire import Reader
 from tunnel.units import Address, Buffer
 
 VERSION: Final = 1
@@ -52,6 +51,8 @@ MAX_NAMEPLATE: Final = 999_999_999
 ADDRESS_MASK: Final = 0xA5  # addresses are XORed, because some NATs rewrite whatever looks like one (RFC 8489 §14.2)
 
 _REQUEST_HEAD: Final = Struct(">BBQ16s")
+_REQUEST_START: Final = Struct(">BBQ16sB")  # with the length of the cookie
+_SHORT_ARRAY: Final = 0x90  # msgpack's array of at most 15 elements, with its tag in the byte behind
 _RESPONSE_HEAD: Final = Struct(">BBQ")
 _PUSH_HEAD: Final = Struct(">BB16sQ")
 
@@ -298,6 +299,9 @@ RequestMessage: TypeAlias = Hello | Refresh | Allocate | Release | Claim | Post 
 ResponseMessage: TypeAlias = Retry | Welcome | Allocated | ClaimAccepted | Done | Refused
 PushMessage: TypeAlias = ClaimReceived | Posted | Introduced | Gone | Bye | Unmet
 
+HELLO: Final = 1  # tags of the two that are not decoded when they come without a proof
+GOODBYE: Final = 11
+
 MessageT = TypeVar("MessageT")
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -313,6 +317,16 @@ class Request(NamedTuple):
     proof: bytes
     message: RequestMessage
     proven_part: bytes  # what `proof` is the MAC of
+
+
+class Peek(NamedTuple):
+    """The beginning of a request, before its cookie is known to be right."""
+
+    transaction: int
+    session: bytes
+    cookie: bytes
+    tag: int  # of the message; 0 where it is not written as we do, so that only decode_request can tell
+    body: int  # where the message begins
 
 
 class Response(NamedTuple):
@@ -358,27 +372,34 @@ def decode_request_head(datagram: Buffer) -> tuple[int, int]:
     return version, transaction
 
 
-def decode_request(datagram: Buffer) -> Request:
-    """Raises MalformedPacket."""
+def peek_request(datagram: Buffer) -> Peek:
+    """What can be read without building anything.  Raises MalformedPacket."""
     if not MIN_REQUEST <= len(datagram) <= MAX_DATAGRAM:
         raise MalformedPacket("rendezvous request: length out of bounds")
-    kind, version, transaction, session = _REQUEST_HEAD.unpack_from(datagram)
+    kind, version, transaction, session, cookie_length = _REQUEST_START.unpack_from(datagram)
     if kind != REQUEST or version != VERSION:
         raise MalformedPacket("rendezvous request: another type or version")
-    reader = Reader(datagram, _REQUEST_HEAD.size)
-    cookie_length = reader.u8()
     if cookie_length > MAX_COOKIE:
         raise MalformedPacket("rendezvous request: cookie too long")
-    cookie = reader.take(cookie_length)
-    head_end = reader.position
-    proof_length = reader.u8()
-    if proof_length not in (0, PROOF_SIZE):
+    cookie_end = _REQUEST_START.size + cookie_length
+    proof_length = datagram[cookie_end]  # all of this lies within MIN_REQUEST
+    if proof_length and proof_length != PROOF_SIZE:
         raise MalformedPacket("rendezvous request: proof length")
-    proof = reader.take(proof_length)
-    tail_start = reader.position
-    body = reader.take(reader.u16())
-    proven_part = bytes(datagram[:head_end]) + bytes(datagram[tail_start : reader.position]) if proof else b""
-    message = _decode_body(_request_decoder, body)
+    body = cookie_end + 1 + proof_length + 2
+    tag = datagram[body + 1] if datagram[body] & 0xF0 == _SHORT_ARRAY else 0
+    return Peek(transaction, session, bytes(datagram[_REQUEST_START.size : cookie_end]), tag, body)
+
+
+def decode_request(datagram: Buffer, peek: Peek | None = None) -> Request:
+    """`peek`: what peek_request found in it, if it was asked before.  Raises MalformedPacket."""
+    transaction, session, cookie, _, body = peek_request(datagram) if peek is None else peek
+    end = body + (datagram[body - 2] << 8 | datagram[body - 1])
+    if end > len(datagram):
+        raise MalformedPacket("rendezvous request: the body is cut off")
+    message = _decode_body(_request_decoder, datagram[body:end])
+    head_end = _REQUEST_START.size + len(cookie)
+    proof = bytes(datagram[head_end + 1 : body - 2])
+    proven_part = bytes(datagram[:head_end]) + bytes(datagram[body - 2 : end]) if proof else b""
     return Request(transaction, session, cookie, proof, message, proven_part)
 
 

@@ -17,6 +17,8 @@ FALL: Final = 0.5  # of the ceiling is left after a look at which the server was
 RISE: Final = 1.2  # of the ceiling after one at which it was not
 DEPTH: Final = Seconds(0.1)  # of what the ceiling allows, at a stretch
 FADING: Final = 0.95  # of the count of others is left after a look: it says how many come in a second
+ADDRESS_TIMES: Final = 4.0  # what a pair may have, for all that comes from one address; ...
+PREFIX_TIMES: Final = 16.0  # ... and for each wider prefix around it: half of what a core relays
 ALONE: Final = 5.0  # others a second; the two clients of a pair ask something every few seconds themselves
 
 
@@ -47,9 +49,12 @@ class Ceiling:
             self._scale = min(HIGHEST, self._scale * RISE)
         self.is_low = self._scale < HIGHEST
 
-    def admits(self, now: Instant, due: Instant, size: int) -> Instant | None:
-        """For a burst of a pair that is `due` again then: when it is due after that one, or None if it is too early."""
+    def admits(self, now: Instant, due: Instant, size: int, times: float = 1.0) -> Instant | None:
+        """For a burst of who is `due` again then: when it is due after that one, or None if it is too early.
+
+        `times` as much as a pair may be had.
+        """
         due = max(due, now)
         if due - now > DEPTH:
             return None
-        return Instant(due + max(size * self._byte_time, self._burst_time) / self._scale)
+        return Instant(due + max(size * self._byte_time, self._burst_time) / (self._scale * times))

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final
 
-from tunnel.prefixes import Prefixes, Shares, prefixes
+from tunnel.prefixes import Prefixes, Shares, around, prefixes
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import CHANNEL_SIZE, TOKEN_SIZE, rebind_mac
-from tunnel.proto.rendezvous.pacing import Ceiling
+from tunnel.proto.rendezvous.pacing import ADDRESS_TIMES, PREFIX_TIMES, Ceiling
 from tunnel.proto.trace import Drops
 from tunnel.units import Address, Instant, SocketId, Transmit
 
@@ -94,6 +94,7 @@ class Relay:
         self.shares = Shares(total=config.max_channels, each=config.channels_per_address)
         self.account_shares = Shares(total=config.max_pairs, each=config.pairs_per_address)
         self.ceiling = Ceiling(config)
+        self._due: dict[str, Instant] = {}  # when the ceiling lets more through, by prefix of the sender
         self._latest: PairAccount | None = None  # that relayed something
         self.drops = Drops()
         self.relayed_bytes = 0
@@ -164,7 +165,7 @@ class Relay:
             elif account.remaining < end - start and not self._refill(now, account, end - start):
                 self.drops["relay_quota"] += 1
                 self.exhausted.append(channel)
-            elif self.ceiling.is_low and not self._is_due(now, account, end - start):
+            elif self.ceiling.is_low and not self._is_due(now, account, remote.host, end - start):
                 self.drops["relay_rate"] += 1
             else:
                 if account is not self._latest:
@@ -178,11 +179,19 @@ class Relay:
             start = end
         return start
 
-    def _is_due(self, now: Instant, account: PairAccount, size: int) -> bool:
+    def _is_due(self, now: Instant, account: PairAccount, sender: str, size: int) -> bool:
+        """Whether the ceiling lets that through: of the pair, and of all that comes from around its sender."""
         due = self.ceiling.admits(now, account.due, size)
         if due is None:
             return False
+        wider: dict[str, Instant] = {}
+        for level, key in enumerate(around(sender)):
+            after = self.ceiling.admits(now, self._due.get(key, now), size, PREFIX_TIMES if level else ADDRESS_TIMES)
+            if after is None:
+                return False
+            wider[key] = after
         account.due = due
+        self._due.update(wider)
         return True
 
     def _refill(self, now: Instant, account: PairAccount, wanted: int) -> bool:
@@ -281,9 +290,10 @@ class Relay:
             self._bind(now, channel.sides[index], socket_id, remote, session)
             self._settle(now, channel)
 
-    def close(self, channel: Channel) -> None:
+    def close(self, channel: Channel) -> bool:
+        """False: it was closed before."""
         if self._channels.pop(channel.id, None) is None:
-            return
+            return False
         self.shares.remove(channel.keys)
         if channel.room:
             self._in_room[channel.room] -= 1
@@ -292,6 +302,7 @@ class Relay:
         if channel.account is not None:
             channel.account.channels -= 1
             channel.account = None
+        return True
 
     def spare(self, now: Instant, room: bytes, session: bytes, others: Iterable[bytes]) -> Channel | None:
         """Of the channels `others` the one in this room and of this session that the listener has not used for longest."""
@@ -319,7 +330,8 @@ class Relay:
         ]
 
     def sweep(self, now: Instant) -> None:
-        """Forget the accounts of pairs that have no channel and have earned all their bytes back."""
+        """Forget the accounts of pairs that have no channel and have earned all their bytes back, and who is held no more."""
+        self._due = {key: due for key, due in self._due.items() if due > now}
         for key, account in list(self._accounts.items()):
             if not account.channels and self._refill(now, account, self._config.pair_bytes):
                 del self._accounts[key]

@@ -79,6 +79,7 @@ class Server:
         self._trace = trace
         self._unix_time = unix_time
         self._sockets = {each.socket_id: each for each in sockets}
+        self._seconds: dict[SocketId, tuple[int, bytes]] = {}
         self._cookies = Cookies(entropy)
         self._instance = int.from_bytes(entropy(8), "big")
         self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
@@ -230,16 +231,17 @@ class Server:
     # requests
 
     def _on_request(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
-        version, transaction = messages.decode_request_head(data)
-        if version != messages.VERSION:
+        if len(data) >= messages.MIN_REQUEST and data[1] != messages.VERSION:
+            version, transaction = messages.decode_request_head(data)
             text = f"this server speaks version {messages.VERSION} of the protocol, not {version}"
             self._refuse(Refusal(RefusalCode.VERSION, text), socket_id, remote, transaction)
             return
-        request = messages.decode_request(data)
-        if isinstance(request.message, messages.Hello) or not self._cookies.is_valid(now, remote, request.cookie):
-            self._proofs += request.session in self.registry.sessions  # its 16 bytes are as good as a cookie
-            self._on_unproven(now, socket_id, remote, request)
+        peek = messages.peek_request(data)
+        fresh = self._cookies.check(now, remote, peek.cookie)
+        if fresh or peek.tag == messages.HELLO:
+            self._on_unproven(now, socket_id, remote, peek, fresh)
             return
+        transaction, request = peek.transaction, messages.decode_request(data, peek)
         keys = prefixes(remote.host)
         if not self._request_rate.take(now, keys):
             self.drops["server_request_rate"] += 1
@@ -261,28 +263,32 @@ class Server:
         elif answer is not None:
             self._queue(socket_id, remote, answer)
 
-    def _on_unproven(self, now: Instant, socket_id: SocketId, remote: Address, request: messages.Request) -> None:
-        """No state, and an answer shorter than the question."""
-        if isinstance(request.message, messages.Goodbye):
+    def _on_unproven(self, now: Instant, socket_id: SocketId, remote: Address, peek: messages.Peek, cookie: bytes) -> None:
+        """No state, an answer shorter than the question, and next to no work: nothing of what is asked has been decoded."""
+        self._proofs += peek.session in self.registry.sessions  # its 16 bytes are as good as a cookie
+        if peek.tag == messages.GOODBYE:
             return
-        second = self._second(socket_id)
-        host = b""
-        if second is not None and second.local.host != self._sockets[socket_id].local.host:
-            host = messages.pack_host(second.local.host)
+        port, host = self._seconds.get(socket_id) or self._second(socket_id)
         retry = messages.Retry(
-            cookie=self._cookies.issue(now, remote),
-            you=messages.pack_address(remote),
-            second_port=second.local.port if second is not None else 0,
-            second_host=host,
-            instance=self._instance,
-            unix_time=self._unix_time(),
+            cookie or self._cookies.issue(now, remote),
+            messages.pack_address(remote),
+            port,
+            host,
+            self._instance,
+            self._unix_time(),
         )
         self._counts["retry"] += 1
-        self._queue(socket_id, remote, messages.encode_response(request.transaction, retry))
+        self._queue(socket_id, remote, messages.encode_response(peek.transaction, retry))
 
-    def _second(self, socket_id: SocketId) -> ServerSocket | None:
+    def _second(self, socket_id: SocketId) -> tuple[int, bytes]:
+        """Port and, where it differs, address of the other socket that a client may measure with."""
         here = self._sockets.get(socket_id)
-        return self._sockets.get(here.second) if here is not None and here.second is not None else None
+        second = self._sockets.get(here.second) if here is not None and here.second is not None else None
+        if here is None or second is None:
+            return 0, b""
+        host = b"" if second.local.host == here.local.host else messages.pack_host(second.local.host)
+        found = self._seconds[socket_id] = (second.local.port, host)
+        return found
 
     def _refuse(self, refusal: Refusal, socket_id: SocketId, remote: Address, transaction: int) -> None:
         self._queue(socket_id, remote, self._encode(transaction, refusal))
@@ -333,7 +339,7 @@ class Server:
                 answer = self._on_leave(now, session, message)
             case messages.Rebind() | messages.Restore():
                 answer = self._on_channel(now, session, message, request.cookie)
-            case messages.Hello():  # answered before
+            case messages.Hello():  # peek_request sees it, unless it is written as no client does
                 answer = messages.Done()
             case _:
                 assert_never(message)
@@ -527,7 +533,8 @@ class Server:
         return messages.Done()
 
     def _end_channel(self, now: Instant, channel: Channel, reason: GoneReason, *, leaver: Session | None = None) -> None:
-        self.relay.close(channel)
+        if not self.relay.close(channel):
+            return  # all who are concerned have been told
         for identifier in {side.session for side in channel.sides}:
             session = self.registry.sessions.get(identifier)
             if session is None:
