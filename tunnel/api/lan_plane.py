@@ -48,10 +48,6 @@ class LanInterface(Protocol):
     async def close(self) -> None: ...
 
 
-#: Where Minecraft announces games to a LAN.  Java hears a group only on the interface that it joined (it turns IP_MULTICAST_ALL
-#: off), which is that of the route, so the mirrored membership does not do here; no other program uses this group.
-MINECRAFT: Final = "224.0.2.60/32"
-
 #: Segments that the kernel puts into one super-packet: as many as leave in one burst over Ethernet, where 65,507 bytes hold 44
 #: datagrams of 1,472.  One more would cost a second burst for a handful.
 SUPER_SEGMENTS: Final = 44
@@ -98,7 +94,7 @@ def interface_config(
     roster: Roster | None, me: Member | None, mtu: int | None = None, *, any_subnet: bool = False
 ) -> InterfaceConfig:
     """For that member; without a roster one that has no addresses yet."""
-    from tunnel.tun.config import MIN_MTU, InterfaceConfig
+    from tunnel.tun.config import MIN_MTU, MINECRAFT, InterfaceConfig
 
     mtu = MIN_MTU if mtu is None else mtu
     if roster is None or me is None:
@@ -157,11 +153,12 @@ class Plane:
         return {} if self._forward is None else self._forward.drops
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """What did not pass, by place and reason: here, at the kernel's door, and at the reflector with what it passed on."""
+        """What did not pass, by place and reason: here, at the kernel's door, at reflector and ethernets also what passed."""
         found = {"packets": dict(self.drops), "interface": dict(self.interface.device.counters.errors)}
-        reflector = getattr(self.interface, "reflector", None)
-        if reflector is not None:
-            found["reflector"] = dict(reflector.counters)
+        for place in ("reflector", "ethernets"):
+            watcher = getattr(self.interface, place, None)
+            if watcher is not None:
+                found[place] = dict(watcher.counters)
         return found
 
     @property
@@ -172,7 +169,6 @@ class Plane:
         """Who is who from now on: whoever is gone is heard no more at once; the interface follows in a moment."""
         ours, others = place(roster, me), [place(roster, member) for member in roster.members if member.static != me.static]
         if self._forward is None:
-            reflector = getattr(self.interface, "reflector", None)
             self._forward = LanForward(
                 self.interface.device,
                 me=ours,
@@ -180,7 +176,7 @@ class Plane:
                 subnet=roster.subnet,
                 clock=self._clock,
                 set_mtu=self.interface.set_mtu,
-                note=None if reflector is None else reflector.note,
+                note=getattr(self.interface, "note", None),
                 warn=self._warn,
                 faults=self._faults,
             )

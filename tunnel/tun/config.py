@@ -42,6 +42,11 @@ IPV4_MULTICAST: Final = ipaddress.IPv4Network("224.0.0.0/4")
 LIMITED_BROADCAST: Final = ipaddress.IPv4Network("255.255.255.255/32")
 IPV6_MULTICAST: Final = ipaddress.IPv6Network("ff00::/8")
 
+#: Where Minecraft announces games to a LAN.  Java hears a group only on the interface that it joined (it turns IP_MULTICAST_ALL
+#: off), which is that of the route, so the mirrored membership does not do here; no other program uses this group.  What it says
+#: and hears on the ethernet is carried over: see tunnel.tun.ethernet.
+MINECRAFT: Final = "224.0.2.60/32"
+
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,12}(%d)?|[A-Za-z0-9_.-]{13,15}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -92,6 +97,12 @@ class InterfaceConfig:
         """The subnets of all addresses: what a member's name may stand for."""
         both = [self.ipv4, *self.ipv6] if self.ipv4 is not None else list(self.ipv6)
         return tuple(ipaddress.ip_network(f"{address}/{prefix}", strict=False) for address, prefix in both)
+
+    @property
+    def routed_groups(self) -> frozenset[bytes]:
+        """The single IPv4 groups among the routes, packed."""
+        wanted = map(ipaddress.ip_network, self.routes)
+        return frozenset(net[0].packed for net in wanted if net.version == 4 and net.prefixlen == 32 and net[0].is_multicast)
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

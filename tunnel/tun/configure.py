@@ -32,11 +32,8 @@ _ADDR_GEN_MODE_NONE: Final = 1  # linux/if_link.h: the link-local address comes 
 _SCOPE_LINK: Final = 253  # linux/rtnetlink.h
 _SCOPE_UNIVERSE: Final = 0
 
-#: Nobody on the far side may send us elsewhere: a host that forwards for others (containers, virtual machines) does not for this
-#: interface, and takes no router, redirect or source route from it.  IPv6 has no forwarding switch of one interface that counts.
+#: Nobody on the far side may send us elsewhere: the interface takes no router, redirect or source route from there.
 SYSCTLS: Final = (
-    ("ipv4/conf", "forwarding", 0),
-    ("ipv4/conf", "rp_filter", 1),
     ("ipv4/conf", "accept_redirects", 0),
     ("ipv4/conf", "secure_redirects", 0),
     ("ipv4/conf", "send_redirects", 0),
@@ -46,9 +43,14 @@ SYSCTLS: Final = (
     ("ipv6/conf", "autoconf", 0),
     ("ipv6/conf", "router_solicitations", 0),
 )
+#: A host that forwards for others (containers, virtual machines) does not for this interface, and takes no packet whose source
+#: another one leads to.  IPv6 has no forwarding switch of one interface that counts.
+OPEN_LAND: Final = (("ipv4/conf", "forwarding", 0), ("ipv4/conf", "rp_filter", 1))
+#: Behind a wall (tunnel.tun.wall) it forwards what this machine's own NAT sent on, and the wall knows the sources.
+BEHIND_WALL: Final = (("ipv4/conf", "forwarding", 1), ("ipv4/conf", "rp_filter", 2))
 
 
-def apply(config: InterfaceConfig) -> list[str]:
+def apply(config: InterfaceConfig, is_walled: bool = False) -> list[str]:
     """Make the interface `config.name` exactly what `config` says, and up; what is so already is left alone.
 
     But for addresses in a network that this machine uses elsewhere, or may use (unless any_subnet), whoever chose them: a room
@@ -67,8 +69,10 @@ def apply(config: InterfaceConfig) -> list[str]:
                 raise ConfigurationError(f"The interface {config.name} is gone.")
             index = int(indices[0])
             _set_link(netlink, index, config)
-            _set_switches(config.name, facts)
-            _set_addresses(netlink, index, config, facts)
+            _set_switches(config.name, SYSCTLS if is_walled else (*SYSCTLS, *OPEN_LAND), facts)
+            has_address = _set_addresses(netlink, index, config, facts)
+            if is_walled:
+                _set_switches(config.name, BEHIND_WALL if has_address else OPEN_LAND, facts)
             for route in config.routes:
                 try:
                     netlink.route("replace", dst=route, oif=index, family=_family(route), table=254)
@@ -119,9 +123,9 @@ def _set_link(netlink: Any, index: int, config: InterfaceConfig) -> None:
     )
 
 
-def _set_switches(name: str, facts: list[str]) -> None:
+def _set_switches(name: str, switches: tuple[tuple[str, str, int], ...], facts: list[str]) -> None:
     refused = []
-    for folder, switch, value in SYSCTLS:
+    for folder, switch, value in switches:
         path = Path("/proc/sys/net") / folder / name / switch
         try:
             if path.read_text(encoding="ascii").strip() != str(value):
@@ -134,7 +138,8 @@ def _set_switches(name: str, facts: list[str]) -> None:
         facts.append(f"/proc/sys is read-only here, so these keep the machine's defaults on {name}: {', '.join(refused)}.")
 
 
-def _set_addresses(netlink: Any, index: int, config: InterfaceConfig, facts: list[str]) -> None:
+def _set_addresses(netlink: Any, index: int, config: InterfaceConfig, facts: list[str]) -> bool:
+    """Whether the interface has its IPv4 address."""
     from pyroute2.netlink.exceptions import NetlinkError
 
     taken = taken_networks(config.name)
@@ -174,6 +179,7 @@ def _set_addresses(netlink: Any, index: int, config: InterfaceConfig, facts: lis
             raise
         facts.append("IPv6 is switched off on this machine, so the LAN is IPv4 only here.")
     netlink.link("set", index=index, state="up")
+    return bool(wanted4)
 
 
 def _present(netlink: Any, index: int, family: int) -> set[tuple[str, int]]:

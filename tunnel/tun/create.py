@@ -38,8 +38,7 @@ OFFLOADS: Final = (
 )
 
 NO_PRIVILEGE: Final = (
-    "A LAN interface on this machine needs privilege: run it with sudo, or give the interpreter that runs ptunnel the capability "
-    "(sudo setcap cap_net_admin,cap_net_raw+ep FILE), or use `ptunnel exec`, which needs none."
+    "A LAN interface on this machine needs privilege: run it with sudo, or use `ptunnel exec`, which needs none."
 )
 
 

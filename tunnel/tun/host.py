@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
+import socket
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,12 +19,14 @@ import trio
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.faults import Faults
 from tunnel.tun import process
-from tunnel.tun.config import InterfaceConfig
+from tunnel.tun.config import MINECRAFT, InterfaceConfig
 from tunnel.tun.create import NO_PRIVILEGE
 from tunnel.tun.device import TapDevice, open_tap
+from tunnel.tun.ethernet import Ethernets
 from tunnel.tun.groups import GroupMirror
 from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability, inherited
 from tunnel.tun.reflector import Reflector, rewrite_source
+from tunnel.tun.wall import open_wall_socket
 
 HOSTS_PATH: Final = "/etc/hosts"
 LINK_SCOPE: Final = 2  # of an IPv6 group: this or less stays on one link (RFC 4291 §2.7)
@@ -43,9 +46,14 @@ class HostInterface:
         reflector: Reflector | None,
         keeper: subprocess.Popen[bytes],
         client: process.KeeperClient,
+        ethernets: Ethernets | None = None,
+        wall: socket.socket | None = None,
     ) -> None:
+        """`wall` is the socket that keeps the rules of tunnel.tun.wall in place, whatever becomes of the keeper."""
         self.device = device
         self.reflector = reflector
+        self.ethernets = ethernets
+        self._wall = wall
         self.facts: list[str] = []
         self.keeper_pid = keeper.pid
         self._keeper = keeper
@@ -75,6 +83,8 @@ class HostInterface:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._groups.run)
+            if self.ethernets is not None:
+                nursery.start_soon(self.ethernets.run, self.device.writev)
             reflector = self.reflector
             while reflector is not None:
                 await reflector.wait_readable()
@@ -90,6 +100,13 @@ class HostInterface:
                     except Exception as error:
                         reflector.counters["fault"] += 1
                         faults.note("reflector", "left a broadcast of this machine out of the room", error)
+
+    def note(self, packet: bytes | memoryview) -> bool:
+        """This broadcast or multicast packet goes into the LAN by itself, or came from there; see Reflector.note."""
+        ours = self._config.ipv4
+        if self.ethernets is not None and ours is not None and packet[12:16] == ipaddress.IPv4Address(ours[0]).packed:
+            self.ethernets.carry_out(packet)
+        return self.reflector is not None and self.reflector.note(packet)
 
     def _sources(self, packet: bytes) -> tuple[bytes, bytes]:
         """Our inner IPv4 and IPv6 addresses, the latter of the scope of the packet's group (RFC 4291 §2.7, RFC 6724 §5)."""
@@ -111,9 +128,9 @@ class HostInterface:
             await process.end(self._keeper)
         finally:
             self._groups.close()
-            if self.reflector is not None:
-                self.reflector.close()
-            self.device.close()
+            for held in (self.ethernets, self.reflector, self.device, self._wall):
+                if held is not None:
+                    held.close()
 
 
 async def open_host_interface(
@@ -130,22 +147,32 @@ async def open_host_interface(
         device = open_tap(config.name)
         on_failure.callback(device.close)
         facts = []
-        reflector = None
+        reflector = ethernets = None
         if reflect:
             try:
                 reflector = Reflector(device.name)
                 on_failure.callback(reflector.close)
+                ethernets = Ethernets(device.name, [ipaddress.IPv4Network(MINECRAFT)[0].packed])
+                on_failure.callback(ethernets.close)
+                reflector.copy_ports = ethernets.ports
             except ConfigurationError as error:
                 facts.append(str(error))
         ours, theirs = process.socket_pair()
         client = process.KeeperClient(ours)
         on_failure.callback(ours.close)
-        words = process.python_words("tunnel.tun.keeper", str(theirs.fileno()), device.name, str(hosts_path))
+        wall = None
+        with contextlib.suppress(OSError):  # no nf_tables; the keeper says so
+            wall = open_wall_socket()
+            on_failure.callback(wall.close)
+        passed = [theirs.fileno(), *([wall.fileno()] if wall is not None else [])]
+        words = process.python_words(
+            "tunnel.tun.keeper", str(theirs.fileno()), device.name, str(hosts_path), str(passed[1] if wall is not None else -1)
+        )
         with theirs, inherited(CAP_NET_ADMIN):
-            keeper = process.spawn(words, [theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
+            keeper = process.spawn(words, passed, stdin=subprocess.DEVNULL, start_new_session=True)
         on_failure.callback(_kill, keeper)
         on_failure.callback(client.quit)
-        interface = HostInterface(config, device, reflector, keeper, client)
+        interface = HostInterface(config, device, reflector, keeper, client, ethernets, wall)
         facts += await interface.renumber(config)
         if drop:
             left = await process.drop_privileges_everywhere()

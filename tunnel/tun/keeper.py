@@ -29,7 +29,12 @@ from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.names import MAX_ADDRESSES, MAX_NAMES, HostsFile
 from tunnel.tun.privileges import CAP_NET_ADMIN, hide_memory, keep_only
 from tunnel.tun.routes import Network, networks_of
+from tunnel.tun.wall import Wall
 
+NO_WALL: Final = (
+    "This kernel has no nf_tables of Linux 5.12 or newer, so the room does not reach ports that containers here publish, and "
+    "Minecraft here does not see games that neighbours on this machine's own network open."
+)
 MAX_MESSAGE: Final = 65_536  # bytes of one command: 256 names of 4 addresses fit
 MAX_MEMBER_NAME: Final = 256  # letters of a member's name before it becomes a label
 CHILD_TIMEOUT: Final = 15.0  # seconds for pyroute2 to be imported and do its work; half a second is usual
@@ -42,8 +47,15 @@ WriteNames = Callable[[dict[str, list[str]]], None]
 class Keeper:
     """Executes commands for the interface `name`, whatever name a command gives."""
 
-    def __init__(self, name: str, write_names: WriteNames, networks: Callable[[str], set[Network]] = networks_of) -> None:
-        """`networks` gives what an interface reaches."""
+    def __init__(
+        self,
+        name: str,
+        write_names: WriteNames,
+        networks: Callable[[str], set[Network]] = networks_of,
+        build_wall: Callable[[InterfaceConfig], None] | None = None,
+    ) -> None:
+        """`networks` gives what an interface reaches; `build_wall` raises ConfigurationError where that cannot be done."""
+        self._build_wall = build_wall
         self._name = name
         self._networks = networks
         self._write_names = write_names
@@ -87,7 +99,8 @@ class Keeper:
             case "configure":
                 fields = command.get("config")
                 config = InterfaceConfig.from_json({**fields, "name": self._name} if isinstance(fields, dict) else None)
-                facts = _in_child(lambda: configure.apply(config))
+                is_walled, told = self._walled(config)
+                facts = told + _in_child(lambda: configure.apply(config, is_walled))
                 self._config = config
                 return facts
             case "mtu":
@@ -98,6 +111,16 @@ class Keeper:
                 self._write_names(self._reachable(self._checked_names(command.get("names"))))
                 return []
         raise ConfigurationError(f"{do!r} is no command.")
+
+    def _walled(self, config: InterfaceConfig) -> tuple[bool, list[str]]:
+        """Whether there is a wall, and what a person has to know."""
+        if self._build_wall is None:
+            return False, []
+        try:
+            self._build_wall(config)
+        except ConfigurationError:
+            return False, [NO_WALL]
+        return True, []
 
     def _checked_names(self, names: object) -> dict[str, list[str]]:
         """Names may point into our own subnets only: the hosts file must not lead anybody astray."""
@@ -179,14 +202,24 @@ def _end(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
+def _wall_by(descriptor: int, interface: str) -> Callable[[InterfaceConfig], None]:
+    def refuse(config: InterfaceConfig) -> None:
+        raise ConfigurationError(NO_WALL)
+
+    return Wall(socket.socket(fileno=descriptor), interface).build if descriptor >= 0 else refuse
+
+
 def main() -> None:
-    """`python -m tunnel.tun.keeper DESCRIPTOR INTERFACE HOSTS_FILE`: started by tunnel.tun.host, of no use by itself."""
-    descriptor, name, hosts_path = int(sys.argv[1]), sys.argv[2], os.path.abspath(sys.argv[3])
-    settle((descriptor,))
+    """`python -m tunnel.tun.keeper DESCRIPTOR INTERFACE HOSTS_FILE WALL`: started by tunnel.tun.host, of no use by itself.
+
+    WALL is another descriptor, of the wall's socket, or -1.
+    """
+    descriptor, name, hosts_path, wall = int(sys.argv[1]), sys.argv[2], os.path.abspath(sys.argv[3]), int(sys.argv[4])
+    settle((descriptor, *([wall] if wall >= 0 else [])))
     hosts = HostsFile(hosts_path)
     with socket.socket(fileno=descriptor) as sock:
         try:
-            Keeper(name, hosts.write).serve(sock)
+            Keeper(name, hosts.write, build_wall=_wall_by(wall, name)).serve(sock)
         finally:
             with contextlib.suppress(TunnelError):
                 hosts.remove()

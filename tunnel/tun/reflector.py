@@ -22,6 +22,21 @@ import trio
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.tun.config import MAC_PREFIX
 from tunnel.tun.groups import GroupMirror
+from tunnel.tun.packet_filter import (
+    AD_HATYPE,
+    AD_IFINDEX,
+    AD_PKTTYPE,
+    AD_PROTOCOL,
+    JEQ,
+    JGE,
+    JSET,
+    LD_B,
+    LD_W,
+    LINK_HEADER,
+    RET,
+    assemble,
+    attach,
+)
 from tunnel.tun.routes import own_addresses
 
 __all__ = ["GroupMirror", "Reflector", "rewrite_source"]
@@ -31,11 +46,9 @@ ETH_P_IP: Final = 0x0800
 ETH_P_IPV6: Final = 0x86DD
 ARPHRD_ETHER: Final = 1  # linux/if_arp.h
 PACKET_OUTGOING: Final = 4  # linux/if_packet.h
-SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
 
 MAX_PACKET: Final = 9_216  # bytes: a jumbo frame; what is larger is a super-packet, which no discovery sends
 MAX_READS: Final = 64  # packets looked at in a row before the caller gets to do something else
-MAX_EARLY: Final = 10_000  # packets thrown away that came before the filter; a receive buffer holds fewer
 REFRESH_INTERVAL: Final = 1.0  # seconds between looks at this machine's addresses, when an unknown one sends
 REPEAT_WINDOW: Final = 0.2  # seconds within which the same payload again is the same announcement on another interface
 MAX_REMEMBERED: Final = 256  # announcements of that window; the oldest is forgotten
@@ -47,50 +60,35 @@ _RESPONDERS: Final = frozenset((5353, 137, 138))
 _LIMITED_BROADCAST: Final = b"\xff\xff\xff\xff"
 _FRAGMENT: Final = 0x3FFF  # more fragments, or an offset (RFC 791 §3.1)
 
-# linux/filter.h
-_INSTRUCTION: Final = struct.Struct("=HBBI")
-_LD_W, _LD_B, _JEQ, _JGE, _JSET, _RET = 0x20, 0x30, 0x15, 0x35, 0x45, 0x06
-_AD: Final = 0xFFFF_F000  # SKF_AD_OFF: facts about the packet
-_LL: Final = 0xFFE0_0000  # SKF_LL_OFF: the link-layer header
-_AD_PROTOCOL, _AD_PKTTYPE, _AD_IFINDEX, _AD_HATYPE = _AD, _AD + 4, _AD + 8, _AD + 28
-_LOOPBACK_INDEX: Final = 1
-
-
-#: (label, code, operand, where to if true, where to if false); no label: the next line.
-_PROGRAM: Final = (
-    ("", _LD_W, _AD_PKTTYPE, "", ""),
-    ("", _JEQ, PACKET_OUTGOING, "", "drop"),
-    ("", _LD_W, _AD_IFINDEX, "", ""),
-    ("own", _JEQ, 0, "drop", ""),  # the operand is the interface's index
-    ("", _JEQ, _LOOPBACK_INDEX, "drop", ""),
-    ("", _LD_W, _AD_PROTOCOL, "", ""),
-    ("", _JEQ, ETH_P_IPV6, "ipv6", ""),
-    ("", _JEQ, ETH_P_IP, "", "drop"),
-    ("", _LD_B, 9, "", ""),  # protocol
-    ("", _JEQ, socket.IPPROTO_UDP, "", "drop"),
-    ("", _LD_W, 16, "", ""),  # destination
-    ("", _JGE, 0xE000_0000, "accept", ""),  # multicast and 255.255.255.255, and the class E that nobody uses between them
-    ("", _LD_W, _AD_HATYPE, "", ""),
-    ("", _JEQ, ARPHRD_ETHER, "", "drop"),
-    ("", _LD_B, _LL, "", ""),  # destination MAC address: how a subnet's own broadcast address is known
-    ("", _JSET, 1, "accept", "drop"),
-    ("ipv6", _LD_B, 6, "", ""),  # next header
-    ("", _JEQ, socket.IPPROTO_UDP, "", "drop"),
-    ("", _LD_B, 24, "", ""),  # destination
-    ("", _JEQ, 0xFF, "accept", "drop"),
-    ("accept", _RET, 0xFFFF_FFFF, "", ""),
-    ("drop", _RET, 0, "", ""),
-)
+LOOPBACK_INDEX: Final = 1
 
 
 def filter_program(own_index: int) -> bytes:
-    """The filter (struct sock_filter[]) for an interface of ours, whose packets are left out as those of `lo` are."""
-    places = {label: place for place, (label, *_) in enumerate(_PROGRAM) if label}
-    encoded = bytearray()
-    for place, (label, code, operand, if_true, if_false) in enumerate(_PROGRAM):
-        jumps = [places[target] - place - 1 if target else 0 for target in (if_true, if_false)]
-        encoded += _INSTRUCTION.pack(code, *jumps, own_index if label == "own" else operand)
-    return bytes(encoded)
+    """The filter for an interface of ours, whose packets are left out as those of `lo` are."""
+    return assemble((
+        ("", LD_W, AD_PKTTYPE, "", ""),
+        ("", JEQ, PACKET_OUTGOING, "", "drop"),
+        ("", LD_W, AD_IFINDEX, "", ""),
+        ("", JEQ, own_index, "drop", ""),
+        ("", JEQ, LOOPBACK_INDEX, "drop", ""),
+        ("", LD_W, AD_PROTOCOL, "", ""),
+        ("", JEQ, ETH_P_IPV6, "ipv6", ""),
+        ("", JEQ, ETH_P_IP, "", "drop"),
+        ("", LD_B, 9, "", ""),  # protocol
+        ("", JEQ, socket.IPPROTO_UDP, "", "drop"),
+        ("", LD_W, 16, "", ""),  # destination
+        ("", JGE, 0xE000_0000, "accept", ""),  # multicast and 255.255.255.255, and the class E that nobody uses between them
+        ("", LD_W, AD_HATYPE, "", ""),
+        ("", JEQ, ARPHRD_ETHER, "", "drop"),
+        ("", LD_B, LINK_HEADER, "", ""),  # destination MAC address: how a subnet's own broadcast address is known
+        ("", JSET, 1, "accept", "drop"),
+        ("ipv6", LD_B, 6, "", ""),  # next header
+        ("", JEQ, socket.IPPROTO_UDP, "", "drop"),
+        ("", LD_B, 24, "", ""),  # destination
+        ("", JEQ, 0xFF, "accept", "drop"),
+        ("accept", RET, 0xFFFF_FFFF, "", ""),
+        ("drop", RET, 0, "", ""),
+    ))  # fmt: skip
 
 
 class Reflector:
@@ -98,12 +96,14 @@ class Reflector:
 
     Counters, by the reason for leaving a packet out: `foreign` (not sent by this machine itself: a bridge's, a container's; on a
     bridge or VLAN the same packet is seen at several interfaces, and only at that of its address it is ours), `fragment`,
-    `length`, `dhcp`, `responder`, `lan` (another LAN interface of ours sent it), `repeat`; `reflected` counts the others.  Some
-    of those are left out later: `family` (we have no address of it), `fault`.
+    `length`, `dhcp`, `responder`, `lan` (another LAN interface of ours sent it), `repeat`, `copy` (from one of `copy_ports`: what
+    tunnel.tun.ethernet carried out of the LAN); `reflected` counts the others.  Some of those are left out later: `family` (we
+    have no address of it), `fault`.
     """
 
     def __init__(self, interface: str) -> None:
         self.counters: Counter[str] = Counter()
+        self.copy_ports: set[int] = set()
         self._own: set[tuple[int, bytes]] = set()
         self._looked_at = float("-inf")
         self._remembered: OrderedDict[tuple[int, int, bytes], tuple[float, int]] = OrderedDict()
@@ -113,26 +113,15 @@ class Reflector:
         except OSError as error:
             raise ConfigurationError(
                 "What programs broadcast on other networks of this machine is not sent into the LAN: packet sockets need "
-                "CAP_NET_RAW as well (run it with sudo, or setcap cap_net_admin,cap_net_raw+ep)."
+                "CAP_NET_RAW as well: run it with sudo."
             ) from error
         try:
             self._index = socket.if_nametoindex(interface)
-            self._attach(filter_program(self._index))
+            attach(self._socket, filter_program(self._index))
         except OSError as error:
             self._socket.close()
             why = os.strerror(error.errno or 0)
             raise ConfigurationError(f"What programs broadcast on other networks cannot be watched here: {why}.") from error
-
-    def _attach(self, program: bytes) -> None:
-        """And throw away what came before."""
-        import ctypes
-
-        held = ctypes.create_string_buffer(program)
-        fprog = struct.pack("@HP", len(program) // _INSTRUCTION.size, ctypes.addressof(held))
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(MAX_EARLY):
-                self._socket.recv(1)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -183,7 +172,7 @@ class Reflector:
         if hardware_address.startswith(MAC_PREFIX):
             return "lan"
         try:
-            source, ports, _ = _parse(packet)
+            source, ports, _ = parse_udp(packet)
             key = _payload_key(packet)
         except MalformedPacket as error:
             return str(error)
@@ -191,7 +180,9 @@ class Reflector:
             return "dhcp"
         if ports[0] == ports[1] and ports[0] in _RESPONDERS:
             return "responder"
-        index = _index_of(interface)
+        if ports[0] in self.copy_ports:
+            return "copy"
+        index = index_of(interface)
         if not self._is_own(index, source):
             return "foreign"
         return "repeat" if self._is_repeat(key, index) else None
@@ -219,7 +210,7 @@ class Reflector:
         return False
 
 
-def _index_of(interface: str) -> int:
+def index_of(interface: str) -> int:
     try:
         return socket.if_nametoindex(interface)
     except OSError:
@@ -228,11 +219,11 @@ def _index_of(interface: str) -> int:
 
 def _payload_key(packet: bytes) -> tuple[int, int, bytes]:
     """(family, destination port, payload): what two copies of one announcement share."""
-    _, ports, start = _parse(packet)
+    _, ports, start = parse_udp(packet)
     return packet[0] >> 4, ports[1], packet[start:]
 
 
-def _parse(packet: bytes) -> tuple[bytes, tuple[int, int], int]:
+def parse_udp(packet: bytes) -> tuple[bytes, tuple[int, int], int]:
     """(source, ports, where the payload begins) of a whole UDP packet.
 
     Raises MalformedPacket with `fragment` or `length`, the latter for whatever does not hold together.
@@ -266,7 +257,7 @@ def rewrite_source(packet: bytes, inner_v4: bytes, inner_v6: bytes = b"") -> byt
     than that network's; then its checksum is its identification, so that fragments of another packet never fit (RFC 6864 §4).
     Raises MalformedPacket for what is no whole UDP packet, or of a family for which no address is given.
     """
-    _, _, payload = _parse(packet)
+    _, _, payload = parse_udp(packet)
     changed = bytearray(packet)
     start = payload - 8
     if packet[0] >> 4 == 4:

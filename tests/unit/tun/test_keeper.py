@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.errors import ConfigurationError
 from tunnel.tun import configure, keeper
 from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.keeper import MAX_MESSAGE, Keeper
+from tunnel.tun.keeper import MAX_MESSAGE, NO_WALL, Keeper
 from tunnel.tun.routes import Network
 
 CONFIG = InterfaceConfig(mac="02:70:74:00:00:03", ipv4=("10.77.1.3", 24), ipv6=(("fd12::3", 64),))
@@ -26,7 +27,7 @@ class Desk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
         monkeypatch.setattr(keeper, "_in_child", lambda action: action())
-        monkeypatch.setattr(configure, "apply", lambda config: self.done.append(config) or ["a fact"])
+        monkeypatch.setattr(configure, "apply", lambda config, is_walled: self.done.append(config) or ["a fact"])
         monkeypatch.setattr(configure, "set_mtu", lambda name, mtu: self.done.append((name, configure.check_mtu(mtu))))
         self.present: set[Network] | None = {ip_network("10.77.1.0/24"), ip_network("fd12::/64"), ip_network("fe80::/64")}
         self.keeper = Keeper("lan0", self.done.append, self._networks)
@@ -47,6 +48,21 @@ class Desk:
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     return Desk(monkeypatch)
+
+
+def test_without_the_wall_the_interface_forwards_nothing_and_a_person_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    walled: list[bool] = []
+    monkeypatch.setattr(keeper, "_in_child", lambda action: action())
+    monkeypatch.setattr(configure, "apply", lambda config, is_walled: walled.append(is_walled) or ["a fact"])
+
+    def refuse(config: InterfaceConfig) -> None:
+        raise ConfigurationError("no nf_tables")
+
+    command = json.dumps({"id": 1, "do": "configure", "config": CONFIG.to_json()}).encode()
+    with_it = Keeper("lan0", lambda names: None, build_wall=lambda config: None).answer(command)[0]
+    without = Keeper("lan0", lambda names: None, build_wall=refuse).answer(command)[0]
+    assert walled == [True, False]
+    assert (with_it["facts"], without["facts"]) == (["a fact"], [NO_WALL, "a fact"])
 
 
 def test_it_configures_its_own_interface_whatever_name_is_asked(desk: Desk) -> None:
