@@ -22,6 +22,7 @@ from tunnel.proto.endpoint.hybrid import (
     KEEP,
     STEP_INTERVAL,
     STEP_PATIENCE,
+    Stage,
 )
 from tunnel.units import Seconds
 
@@ -427,6 +428,28 @@ def test_lies_beside_the_traffic_cost_no_connection(lie: str, monkeypatch: pytes
             assert is_safe(cast)
         assert not cast.home.closed + cast.friend.closed
         assert not cast.home.problems + cast.friend.problems
+
+
+def test_patience_ends_a_connection_that_waits_also_where_its_step_came_to_nothing() -> None:
+    with Cast() as cast:
+        remembered_from_before(cast)
+        peering = cast.friend.dial(cast.home)
+        cast.world.run_until(lambda: peering.hybrid._stage is Stage.PROVING, 10)
+        began = cast.world.now
+        peering.hybrid.refused()
+        cast.world.run_until(lambda: Problem.POST_QUANTUM in cast.friend.problems, 3 * STEP_PATIENCE)
+        assert STEP_PATIENCE - 2 < cast.world.now - began < STEP_PATIENCE + 2
+        assert peering.is_closed
+
+
+def test_a_step_is_due_at_whoever_begins_it_and_at_nobody_else() -> None:
+    with Cast() as cast:
+        peering = cast.pair()
+        cast.world.run(5.0)
+        due_at = peering.hybrid.due_at
+        assert due_at is not None
+        assert STEP_INTERVAL - 10 <= due_at - cast.world.now <= STEP_INTERVAL
+        assert [each.hybrid.due_at for each in cast.home.live] == [None]
 
 
 @pytest.mark.parametrize("place", [2, 700, TEXT_SIZE])

@@ -341,7 +341,9 @@ class Connection:
                 return None
             assert self.close_reason is not None
             return self._sender.close_packet(out, self.close_reason.code, self.close_reason.text)
-        if self._state is not State.ESTABLISHED or not self._may_send or not self._may_seal(now):
+        if self._state is not State.ESTABLISHED or not self._may_send:
+            return None
+        if not self._shared.keys.may_seal(now) and not self._may_seal(now):
             return None
         if self._control_out:
             self._write_control()

@@ -83,7 +83,7 @@ class Hybrid:
         self._key: KemKey | None = None
         self._asked = b""
         self._kept: bytes | None = None  # on our disk, and not yet shown by this connection
-        self._at = Instant(float("inf"))  # patience while held, else the next step
+        self.due_at: Instant | None = None  # while held the end of patience, else the next step that we begin
 
     @property
     def newer_psks(self) -> tuple[bytes, ...]:
@@ -108,7 +108,7 @@ class Hybrid:
         self._before = completed.pair_psk if completed.psk is None else completed.psk
         self._binding = completed.handshake_hash
         self._key = self._kept = None
-        self._at = Instant(float("inf"))
+        self.due_at = None
         self.is_held = self._is_capable and not self.is_reached
         if self.is_reached:
             self._shown(completed.psk)
@@ -116,7 +116,7 @@ class Hybrid:
             return
         if self.is_held:
             connection.hold()
-            self._at = Instant(now + STEP_PATIENCE)
+            self.due_at = Instant(now + STEP_PATIENCE)
         if peering.is_initiator:
             self._begin(connection)
 
@@ -146,7 +146,7 @@ class Hybrid:
                 raise MalformedPacket("out of turn")
         except MalformedPacket:
             self._context.drops["hybrid step broken off"] += 1
-            self._is_capable = False
+            self._is_capable, self.due_at = False, None
             if self.is_held:
                 self._fail(now)
 
@@ -218,12 +218,14 @@ class Hybrid:
         self._context.drops["hybrid step without effect"] += 1
         self._stage = Stage.IDLE
         self._is_capable = False
+        if not self.is_held:  # else patience ends it
+            self.due_at = None
         self.chain, self._kept = self.chain[1:], None
 
     def _done(self, now: Instant, connection: Connection) -> None:
         self._stage = Stage.IDLE
         self.chain = self.chain[:1]
-        self._at = Instant(now + STEP_INTERVAL)
+        self.due_at = Instant(now + STEP_INTERVAL) if self._peering.is_initiator and self._is_capable else None
         if self._peering.is_initiator and self._kept is not None:
             kept, self._kept = self._kept, None
             if self._shown(kept):
@@ -235,24 +237,20 @@ class Hybrid:
 
     # --- time
 
-    def poll_timeout(self) -> Instant | None:
-        connection = self._peering.connection
-        if connection is None or connection.is_closed:
-            return None
-        is_ours = self._peering.is_initiator and self._is_capable and self._stage is Stage.IDLE
-        return self._at if self.is_held or is_ours else None
-
     def handle_timeout(self, now: Instant) -> None:
-        connection, at = self._peering.connection, self.poll_timeout()
-        if connection is None or at is None or now < at:
+        """At `due_at`; earlier is harmless."""
+        connection = self._peering.connection
+        if self.due_at is None or now < self.due_at:
+            return
+        self.due_at = None
+        if connection is None or connection.is_closed:
             return
         if not self.is_held:
-            self._at = Instant(now + STEP_INTERVAL)
             self._begin(connection)
         elif now - connection.last_heard < STILL_HEARD:
             self._fail(now)
         else:
-            self._at = Instant(now + STILL_HEARD)
+            self.due_at = Instant(now + STILL_HEARD)
 
     def _fail(self, now: Instant) -> None:
         peering = self._peering

@@ -470,9 +470,10 @@ class Peering:
             return Instant(0.0)
 
     def _poll_timeout(self) -> Instant | None:
-        at = None
-        if self.connection is not None:
-            at = earliest(self.connection.poll_timeout(), None if self.is_closed else self.hybrid.poll_timeout())
+        at = self.connection.poll_timeout() if self.connection is not None else None
+        due_at = self.hybrid.due_at
+        if due_at is not None and not self.is_closed and (at is None or due_at < at):
+            at = due_at
         if self.handshake is not None:
             at = earliest(at, self.handshake.poll_timeout())
         puncher, connection = self.puncher, self.connection
