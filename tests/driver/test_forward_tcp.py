@@ -54,7 +54,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def forwarded(handler: Handler | None, *, granted: bool = True) -> AsyncIterator[Bench]:
+async def forwarded(handler: Handler | None, *, granted: bool = True, target: int | str = 80) -> AsyncIterator[Bench]:
     """`handler` None: nothing listens at the granted port."""
     near: Any
     far: Any
@@ -75,7 +75,7 @@ async def forwarded(handler: Handler | None, *, granted: bool = True) -> AsyncIt
             nursery.start_soon(trio.serve_listeners, handler, [listener])
         exposed = Exposed(far, lambda _protocol, _target: ("127.0.0.1", port) if granted else None)
         nursery.start_soon(far.serve_streams, exposed.handle)
-        with Listeners(parse_forwards(["127.0.0.1:0:80"])) as listeners:
+        with Listeners(parse_forwards([f"127.0.0.1:0:{target}"])) as listeners:
             bench = Bench(listeners, exposed, near, notices)
 
             async def serve() -> None:
@@ -453,6 +453,39 @@ def test_without_a_bind_both_loopback_addresses_listen() -> None:
         assert host == "127.0.0.1"
         with socket.create_connection(("127.0.0.1", int(port))), socket.create_connection(("::1", int(port))):
             pass
+
+
+def test_a_star_listens_on_all_addresses_of_both_families() -> None:
+    with Listeners(parse_forwards(["*:0:80"])) as listeners:
+        [ready] = listeners.ready
+        port = int(ready.bind.rpartition(":")[2])
+        assert ready.binds == (f"0.0.0.0:{port}", f"[::]:{port}")
+        assert not listeners.warnings()
+        with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("::1", port)):
+            pass
+
+
+def test_a_star_whose_ipv6_half_is_taken_says_so() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as taken:  # IPv6 alone, as Python makes them
+        port = taken.getsockname()[1]
+        with Listeners(parse_forwards([f"*:{port}:80"])) as listeners:
+            [warning] = listeners.warnings()
+            assert warning == f"Another program has tcp port {port} over IPv6: this forward is reached over IPv4 alone."
+            assert listeners.ready[0].binds == (f"0.0.0.0:{port}",)
+
+
+@pytest.mark.parametrize(("granted", "reached"), [(22, True), (80, False)])
+async def test_a_service_that_no_name_here_stands_for_is_its_port(granted: int, reached: bool) -> None:
+    async with forwarded(echo, target="ssh") as bench:
+        allow = bench.exposed._allow
+        bench.exposed._allow = lambda protocol, target: allow(protocol, target) if target == granted else None
+        async with await bench.connect() as client:
+            await client.send_all(b"hello")
+            if reached:
+                assert await client.receive_some() == b"hello"
+            else:
+                assert await read_until_reset(client) == b""
+                assert bench.exposed.counters.tcp_denied == 1
 
 
 async def test_a_program_that_listens_on_the_other_loopback_is_found() -> None:

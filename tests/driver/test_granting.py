@@ -199,7 +199,7 @@ async def test_expose_to_a_peer_adds_to_what_it_has_or_replaces_it(only: bool, t
         a_server() as server,
         tunnel.expose(["nas=b:2"], to=["BEN"], only=only, server=server, home=tmp_path, on_event=heard),
     ):
-        after = ["tcp/nas (b:2)"] if only else ["tcp/22", "tcp/nas (b:2)"]
+        after = ["tcp/nas=b:2"] if only else ["tcp/22", "tcp/nas=b:2"]
         assert sorted(servings(heard)) == [("ben", after), ("cleo", ["tcp/8080"])]
     assert (shared(tmp_path, "ben"), shared(tmp_path, "cleo")) == (after, ["tcp/8080"])
 

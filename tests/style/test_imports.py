@@ -10,7 +10,7 @@ from tests.style.source import ROOT, Import, Module, modules
 
 # A room is named without `tunnel.`; the longest name that fits is a module's room.
 CORE = {"proto.wire", "proto.ranges", "proto.timers", "proto.trace", "proto.scope"}
-BASE = {"units", "errors"}
+BASE = {"units", "errors", "notation"}
 WALLS = {"faults", *BASE}
 
 #: room -> the rooms that it may import, besides itself.
@@ -52,6 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "prefixes": set(),
     "units": set(),
     "errors": set(),
+    "notation": {"errors"},
 }  # fmt: skip
 
 #: room -> the packages from outside the standard library that it may import.

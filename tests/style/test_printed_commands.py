@@ -209,7 +209,7 @@ def test_another_port_that_is_suggested_means_the_same_target(text: str, number:
 
 
 @pytest.mark.parametrize(
-    "text", ["192.168.1.5:445", "nas:192.168.1.5:445", "a:b", "[::1]:80", "web=localhost", "localhost=h:1", ":22"]
+    "text", ["192.168.1.5:445", "nas:192.168.1.5:445", "a:b", "[::2]:80", "web=localhost", "web=22", "localhost=h:1"]
 )
 def test_a_grant_that_is_suggested_is_one(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -217,13 +217,6 @@ def test_a_grant_that_is_suggested_is_one(text: str) -> None:
     suggested = re.search(r"as in (\S+)\.$", str(caught.value))
     if suggested is not None:
         assert len(GrantSet.parse(suggested[1])) == 1
-
-
-def test_a_port_that_leads_to_the_peers_own_machine_is_written_shorter() -> None:
-    for text, better in (("2222:localhost:22", "2222:22"), ("80-81:127.0.0.1:90-91", "80-81:90-91")):
-        with pytest.raises(ConfigurationError, match=f"is written {better}") as caught:
-            parse_forwards([text])
-        assert parse_forwards([str(caught.value).rpartition(" ")[2].rstrip(".")])
 
 
 @pytest.mark.parametrize("name", ["home", "my home", "it's", 'a "b" $c `d` \\e', "наш сервер", "x;y", "*"])

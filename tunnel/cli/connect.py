@@ -19,6 +19,7 @@ from tunnel.cli.options import (
     with_server_of,
 )
 from tunnel.errors import TunnelError
+from tunnel.notation import also
 
 if TYPE_CHECKING:
     import trio
@@ -42,12 +43,12 @@ SHARES_PAUSE: Final = 1.0  # seconds before the next change of it is told: the o
 MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that are not shared
 
 
-@click.command("connect")
+@click.command("connect", epilog=also("forward"))
 @click.argument("peer", required=False, metavar="[PEER|CODE]", shell_complete=complete_peer)
 @click.option(
-    "--forward", "forwards", metavar="SPEC", multiple=True,
+    "--forward", "-L", "forwards", metavar="SPEC", multiple=True,
     help="[BIND:]LOCAL[:REMOTE][/tcp|/udp|/tcp+udp], repeatable. LOCAL is a port or a range here; REMOTE a port, a range or a "
-    "NAME there, the same as LOCAL unless said.",
+    "NAME there, the same as LOCAL unless said; BIND an address of this computer, or * for all of them.",
 )  # fmt: skip
 @click.option("--stdio", metavar="PORT", help="Join standard input and output to this tcp port or NAME of the peer.")
 @click.option("--new", "is_new", is_flag=True, help="Ask for a code, although peers are remembered.")
@@ -70,7 +71,7 @@ def command(
       ptunnel connect home --forward 2222:22 --forward 5353:53/udp
       ptunnel connect home --forward 5000-5010/tcp+udp
       ptunnel connect home --forward 1445:nas          the NAME that they gave to expose
-      ptunnel connect home --forward *:8080            for this whole LAN, not only this machine
+      ptunnel connect home --forward '*:8080'          for this whole LAN (IPv4 and IPv6), not only this machine
       ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
     A code may be given as an argument, in PTUNNEL_CODE, or best when asked for: it is a secret.
     A peer that restarts or is away is waited for, and so is the network: with --timeout for so long each time, and not at all

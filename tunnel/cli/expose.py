@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces, with_last_server
+from tunnel.notation import also
 
 if TYPE_CHECKING:
     from tunnel.api import Exposure
@@ -31,7 +32,7 @@ MOST_SHOWN: Final = 20  # remembered peers that a start is told of, one a line
 LABEL: Final = 32  # columns of what stands before the command and the code
 
 
-@click.command("expose")
+@click.command("expose", epilog=also("share"))
 @click.argument("grants", nargs=-1, metavar="[PORT | PORT/udp | NAME=HOST:PORT]...")
 @click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
               help="Let this remembered peer reach it too, without a code; repeatable.")  # fmt: skip

@@ -15,7 +15,7 @@ from tunnel.driver.stream import StreamCode
 from tunnel.errors import ConfigurationError
 from tunnel.forward.loops import OWN
 from tunnel.forward.names import Place, resolve
-from tunnel.forward.spec import LOOPBACK, Forward
+from tunnel.forward.spec import EVERYWHERE, LOOPBACK, Forward
 
 CONNECT_TIMEOUT: Final = 20.0  # seconds; name resolution included
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address of a name is tried as well; RFC 8305 §5
@@ -157,29 +157,45 @@ def _enlarge(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, UDP_BUFFER)
 
 
-def open_listeners(forward: Forward) -> list[socket.socket]:
-    """The sockets of one forward: one, or two when no BIND was given (127.0.0.1, and ::1 where that can be had).
+class PortTakenError(ConfigurationError):
+    """Another program listens where a forward would."""
 
-    Where another program has [::1], only the first is opened: see half_bound.  Raises ConfigurationError.
+    def __init__(self, forward: Forward, sentence: str) -> None:
+        super().__init__(sentence)
+        self.forward = forward
+
+
+def _hosts(forward: Forward) -> tuple[str, ...]:
+    """Where it listens; what stands behind the first is opened where that can be had."""
+    if forward.bind == EVERYWHERE:
+        return "0.0.0.0", "::"
+    return (LOOPBACK, "::1") if forward.bind == LOOPBACK and not forward.has_bind else (forward.bind,)
+
+
+def open_listeners(forward: Forward) -> list[socket.socket]:
+    """The sockets of one forward: one, or an IPv4 and an IPv6 one where no BIND was given or all addresses are meant.
+
+    Where another program has the IPv6 one, only the first is opened: see half_bound.  Raises ConfigurationError.
     """
-    first = _open_listener(forward, forward.bind)
-    if forward.bind != LOOPBACK or forward.has_bind:
-        return [first]
-    port: int = first.getsockname()[1]
+    host, *others = _hosts(forward)
+    first = _open_listener(forward, host)
     try:
-        return [first, _bind(forward, "::1", port)]
+        return [first, *(_bind(forward, other, first.getsockname()[1]) for other in others)]
     except OSError:
         return [first]  # a machine without IPv6, or the half that half_bound speaks of
 
 
 def half_bound(forward: Forward, sockets: list[socket.socket]) -> str:
-    """One sentence where [::1] could not be had beside 127.0.0.1: then `localhost` may lead to whoever has it.  "" otherwise."""
-    if len(sockets) != 1 or forward.bind != LOOPBACK or forward.has_bind:
+    """One sentence where IPv6 could not be had beside IPv4: then `localhost` may lead to whoever has it.  "" otherwise."""
+    _host, *others = _hosts(forward)
+    if len(sockets) != 1 or not others:
         return ""
     port = sockets[0].getsockname()[1]
     try:
-        _bind(forward, "::1", port).close()
+        _bind(forward, others[0], port).close()
     except OSError as error:
+        if error.errno == errno.EADDRINUSE and forward.bind == EVERYWHERE:
+            return f"Another program has {forward.protocol} port {port} over IPv6: this forward is reached over IPv4 alone."
         if error.errno == errno.EADDRINUSE:
             return (
                 f"Another program has {forward.protocol} port {port} on ::1, so localhost:{port} may lead to that one: "
@@ -192,7 +208,10 @@ def _open_listener(forward: Forward, host: str) -> socket.socket:
     try:
         return _bind(forward, host, forward.local)
     except OSError as error:
-        raise ConfigurationError(_explain(forward, host, error)) from None
+        sentence = _explain(forward, host, error)
+        if error.errno == errno.EADDRINUSE:
+            raise PortTakenError(forward, sentence) from None
+        raise ConfigurationError(sentence) from None
 
 
 def _bind(forward: Forward, host: str, port: int) -> socket.socket:
@@ -231,7 +250,7 @@ def _explain(forward: Forward, host: str, error: OSError) -> str:
         case errno.EADDRNOTAVAIL:
             if ":" in host and not is_ipv6_here():
                 return f"This computer has no IPv6, so nothing can listen on {host}: use an IPv4 address."
-            return f"{host} is no address of this computer: use one that `ip address` shows, or 127.0.0.1."
+            return f"{host} is no address of this computer: use one that 'ip address' shows, or 127.0.0.1."
         case errno.EAFNOSUPPORT:
             return f"This computer has no IPv6, so nothing can listen on {host}: use an IPv4 address."
         case errno.EMFILE | errno.ENFILE:

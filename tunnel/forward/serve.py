@@ -6,6 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
 import trio
 
 from tunnel.driver.lasting import last
@@ -21,6 +22,7 @@ from tunnel.forward.open import Bench, Open, decode_open, read_message
 from tunnel.forward.spec import Forward
 from tunnel.forward.tcp import TcpForward, refuse, serve_tcp
 from tunnel.forward.udp import UdpForward, serve_udp
+from tunnel.notation import SERVICES
 
 if TYPE_CHECKING:
     from tunnel.driver.link import Link as DriverLink
@@ -159,6 +161,9 @@ class Exposed:
             await serve_bench(stream, early, opening, flows=self._link.flows, allowance=self._allowance)
             return
         address = self._allow(opening.kind, opening.target)
+        if address is None and (port := SERVICES.get(str(opening.target).lower())) is not None:  # nothing here has that name
+            opening = msgspec.structs.replace(opening, target=port)
+            address = self._allow(opening.kind, port)
         if address is None:
             self._deny(stream, opening)
             return

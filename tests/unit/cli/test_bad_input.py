@@ -28,7 +28,7 @@ CASES = [
     (["connect", "--forward", "0"], ONE_PEER, 2, "0:PORT"),
     (["connect", "--forward", "70000"], ONE_PEER, 2, "ports go from 1 to 65535"),
     (["connect", "--forward", "5000-5010:1-2"], ONE_PEER, 2, "differ in length"),
-    (["connect", "--forward", "80/sctp"], ONE_PEER, 2, "write /tcp, /udp or /tcp+udp"),
+    (["connect", "--forward", "80/sctp"], ONE_PEER, 2, "stands tcp, udp or tcp+udp"),
     (["connect", "--forward", "8080", "--forward", "8080"], ONE_PEER, 2, "has already"),
     (["connect", "--stdio", "99999"], ONE_PEER, 2, "ports go from 1 to 65535"),
     (["connect", "--stdio", "22", "--json"], ONE_PEER, 2, "both want standard output"),

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from tunnel.errors import MalformedPacket
+from tunnel.notation import SERVICES
 from tunnel.proto.pairing.grants import THIS_MACHINE, Grant, GrantSet
 from tunnel.units import Buffer
 
@@ -47,7 +48,12 @@ class Shares(msgspec.Struct, frozen=True, array_like=True):
             Grant(protocol=each.protocol, host=THIS_MACHINE, first=each.first, last=each.last, name=each.name)
             for each in self.shares
         )
-        return [each for each in dict.fromkeys(wanted) if grants.allows(*each) is None]
+
+        def is_shared(protocol: str, target: int | str) -> bool:
+            port = SERVICES.get(str(target).lower(), 0)  # where nothing has that name
+            return (grants.allows(protocol, target) or grants.allows(protocol, port)) is not None
+
+        return [each for each in dict.fromkeys(wanted) if not is_shared(*each)]
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 from tunnel.errors import ConfigurationError, StateError
-
-Protocol = Literal["tcp", "udp"]
-PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
-
-_PROTOCOL_WORDS: Final = frozenset(("tcp", "udp", "tcp+udp", "udp+tcp"))
+from tunnel.notation import HOST, MAX_PORT, NAME, PROTOCOLS, SERVICES, Protocol, read_ports, read_share, split_protocols
 
 THIS_MACHINE: Final = "127.0.0.1"
-_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
-_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}", re.ASCII)
-_HOST: Final = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9_.-]{1,15})?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +23,11 @@ class Grant:
     name: str | None = None
 
     def __str__(self) -> str:
-        """For people: `tcp/22`, `udp/5000-5010`, `tcp/nas (192.168.1.5:445)`."""
+        """For people, and as parse_grant reads it: `tcp/22`, `udp/5000-5010`, `tcp/nas=192.168.1.5:445`."""
         ports = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
         if self.name is None:
             return f"{self.protocol}/{ports}"
-        return f"{self.protocol}/{self.name} ({_bracketed(self.host)}:{ports})"
+        return f"{self.protocol}/{self.name}={_bracketed(self.host)}:{ports}"
 
     @property
     def place(self) -> tuple[str | None, str]:
@@ -60,65 +52,19 @@ def _bracketed(host: str) -> str:
 
 
 def parse_grant(text: str) -> tuple[Grant, ...]:
-    """Read `22`, `53/udp`, `5000-5010`, `22/tcp+udp`, `nas=192.168.1.5:445` or `web=host:80/tcp`; also `tcp/22`, as it is shown.
+    """Read a share as tunnel.notation has it: `22`, `53/udp`, `nas=192.168.1.5:445`, `tcp/22`, `localhost:3000`.
 
-    One grant for each protocol.  Raises ConfigurationError.
+    One grant for each protocol, tcp where none is said.  Raises ConfigurationError.
     """
-    rest, protocols = _split_protocols(text)
-    protocols = protocols or ("tcp",)
-    name: str | None = None
-    host = THIS_MACHINE
-    ports = rest
-    if "=" in rest:
-        name, _, place = rest.partition("=")
-        host, colon, ports = place.rpartition(":")
-        if name.lower() == "localhost":
-            raise ConfigurationError(f"{text!r}: that name would be taken for a machine: choose another one, as in web={place}.")
-        if _NAME.fullmatch(name) is None:
-            raise ConfigurationError(f"{text!r}: the name before the equals sign has letters, digits, dots and hyphens only.")
-        if not colon or not host:
-            raise ConfigurationError(f"{text!r}: after the equals sign stands HOST:PORT, as in nas=192.168.1.5:445.")
-        host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if _HOST.fullmatch(host) is None:
-            raise ConfigurationError(f"{text!r}: {host!r} is neither an address nor a host name.")
-    elif ":" in rest:
-        raise ConfigurationError(f"{text!r}: another machine needs a name here, as in {_with_name(rest)}.")
-    first, last = _parse_ports(text, ports)
-    return tuple(Grant(protocol=protocol, name=name, host=host, first=first, last=last) for protocol in protocols)
+    return _grants(text, ("tcp",))
 
 
-def _with_name(place: str) -> str:
-    """How HOST:PORT, or NAME:HOST:PORT, is written; an example where it is neither."""
-    head, _, tail = place.partition(":")
-    for suggestion in (f"{head}={tail}", f"nas={place}"):
-        try:
-            parse_grant(suggestion)
-        except ConfigurationError:
-            continue
-        return suggestion
-    return "nas=192.168.1.5:445"
-
-
-def _split_protocols(text: str) -> tuple[str, tuple[Protocol, ...]]:
-    """What stands beside the slash, and the protocols; () where none is said.  Raises ConfigurationError."""
-    head, slash, tail = text.strip().partition("/")
-    if not slash:
-        return head, ()
-    rest, words = (tail, head) if head.lower() in _PROTOCOL_WORDS else (head, tail)
-    protocols: tuple[Protocol, ...] = tuple(known for known in PROTOCOLS if known in words.lower().split("+"))
-    if words.lower() not in _PROTOCOL_WORDS:
-        raise ConfigurationError(f"{text!r}: after the slash stands tcp, udp or tcp+udp.")
-    return rest, protocols
-
-
-def _parse_ports(text: str, ports: str) -> tuple[int, int]:
-    match = _PORTS.fullmatch(ports)
-    if match is None:
-        raise ConfigurationError(f"{text!r}: a port is a number from 1 to 65535, or a range as in 5000-5010.")
-    first, last = int(match[1]), int(match[2] or match[1])
-    if not 1 <= first <= last <= 65_535:
-        raise ConfigurationError(f"{text!r}: ports go from 1 to 65535, and a range from its lower to its higher end.")
-    return first, last
+def _grants(text: str, otherwise: tuple[Protocol, ...]) -> tuple[Grant, ...]:
+    share = read_share(text)
+    return tuple(
+        Grant(protocol=each, name=share.name, host=share.host or THIS_MACHINE, first=share.first, last=share.last)
+        for each in share.protocols or otherwise
+    )
 
 
 class GrantSet:
@@ -174,14 +120,16 @@ class GrantSet:
         With a protocol (`53/udp` or `udp/53`) that one alone, else both.  A port inside of a granted range leaves the rest of it.
         Raises ConfigurationError for what cannot be read, and where nothing of it was granted.
         """
-        rest, protocols = _split_protocols(text)
+        rest, protocols = split_protocols(text)
         head, colon, ports = rest.partition(":")
-        if _NAME.fullmatch(head):
-            named = [grant for grant in self if grant.name is not None and grant.name.lower() == head.lower()]
-            first, last = _parse_ports(text, ports) if colon else (1, 65_535)
+        named = [grant for grant in self if grant.name is not None and grant.name.lower() == head.lower()]
+        if named:
+            first, last = read_ports(text, ports) if colon else (1, MAX_PORT)
             wanted = tuple(replace(grant, first=first, last=last) for grant in named)
+        elif NAME.fullmatch(head) and head.lower() not in SERVICES and (not colon or ports.isdecimal()) and head != "localhost":
+            wanted = ()  # a name that it has not
         else:
-            wanted = parse_grant(f"{rest}/tcp+udp")
+            wanted = _grants(text, PROTOCOLS)
         left: list[Grant] = []
         taken: list[Grant] = []
         for grant in self:
@@ -239,11 +187,11 @@ def _grant_from(record: Mapping[str, Any]) -> Grant:
         raise StateError("A saved grant is incomplete.") from None
     sound = (
         protocol in PROTOCOLS
-        and (name is None or (isinstance(name, str) and _NAME.fullmatch(name) is not None))
+        and (name is None or (isinstance(name, str) and NAME.fullmatch(name) is not None))
         and isinstance(host, str)
-        and (_HOST.fullmatch(host) is not None)
+        and (HOST.fullmatch(host) is not None)
         and type(first) is type(last) is int
-        and 1 <= first <= last <= 65_535
+        and 1 <= first <= last <= MAX_PORT
     )
     if not sound:
         raise StateError("A saved grant makes no sense.")
