@@ -203,7 +203,7 @@ def read_target(text: str) -> int | str:
             raise ConfigurationError(f"{_shown(text)} is a range: give one port.")
         return ports[0]
     if len(fields) >= 2 and _PORTS.fullmatch(fields[0]):
-        raise ConfigurationError(f"{_shown(text)}: --stdio takes the peer's port alone: write {fields[-1] or 'PORT'}.")
+        raise ConfigurationError(f"{_shown(text)}: --stdio takes the peer's port alone: write {_plain(fields[-1], 'PORT')}.")
     return _read_targets(text, range(1, 2), fields)[0]
 
 
@@ -234,7 +234,7 @@ def split_protocols(text: str) -> tuple[str, tuple[Protocol, ...]]:
     rest, words = (tail, head.lower()) if head.lower() in _PROTOCOL_WORDS else (head, tail.lower())
     if words not in _PROTOCOL_WORDS:
         raise ConfigurationError(
-            f"{_shown(text)}: '/{words[:20]}' is no protocol: after the slash stands tcp, udp or tcp+udp, as in 53/udp."
+            f"{_shown(text)}: {_shown('/' + words[:20])} is no protocol: after the slash stands tcp, udp or tcp+udp, as in 53/udp."
         )
     return rest, tuple(known for known in PROTOCOLS if known in words.split("+"))
 
@@ -267,7 +267,7 @@ def also(kind: str) -> str:
 def _check_name(text: str, name: str, place: str) -> None:
     if name.lower() == "localhost":
         raise ConfigurationError(
-            f"{_shown(text)}: that name would be taken for a machine: choose another one, as in web={place}."
+            f"{_shown(text)}: that name would be taken for a machine: choose another one, as in web={_plain(place, 'localhost:7001')}."
         )
     if NAME.fullmatch(name) is None:
         raise ConfigurationError(
@@ -354,7 +354,9 @@ def _split_bind(text: str, rest: str, port_of_scheme: str) -> tuple[str | None, 
         if len(fields) == 1 or _PORTS.fullmatch(_port_of(fields[0])):
             return None, fields
     if len(fields) == 1:
-        raise ConfigurationError(f"{_shown(text)} needs a port behind the bracket: write [{fields[0]}]:LOCAL[:REMOTE].")
+        raise ConfigurationError(
+            f"{_shown(text)} needs a port behind the bracket: write [{_plain(fields[0], 'ADDRESS')}]:LOCAL[:REMOTE]."
+        )
     return _checked_bind(text, fields[0], fields[1:]), fields[1:]
 
 
@@ -419,7 +421,7 @@ def _read_targets(text: str, local: range, fields: list[str]) -> list[int | str]
         case [name]:
             if len(local) > 1:
                 raise ConfigurationError(
-                    f"{_shown(text)} forwards a range to the name {_shown(name)}: say its ports too, as in {name}:5000-5010."
+                    f"{_shown(text)} forwards a range to the name {_shown(name)}: say its ports too, as in {_plain(name, 'nas')}:5000-5010."
                 )
             return [_checked_target(text, name)]
         case [name, ports]:
@@ -458,6 +460,11 @@ def _unwrapped(text: str) -> tuple[str, str]:
     rest = re.split(r"[/?#]", text[scheme.end() :], maxsplit=1)[0].rpartition("@")[2]
     port = SERVICES.get(scheme[1].lower(), "")
     return rest, str(port)
+
+
+def _plain(text: str, otherwise: str) -> str:
+    """What was typed, where it may stand in a suggestion as it is."""
+    return text if re.fullmatch(r"[A-Za-z0-9_.:*%\[\]-]{1,60}", text) else otherwise
 
 
 def _shown(text: str) -> str:
