@@ -234,7 +234,8 @@ def split_protocols(text: str) -> tuple[str, tuple[Protocol, ...]]:
     rest, words = (tail, head.lower()) if head.lower() in _PROTOCOL_WORDS else (head, tail.lower())
     if words not in _PROTOCOL_WORDS:
         raise ConfigurationError(
-            f"{_shown(text)}: {_shown('/' + words[:20])} is no protocol: after the slash stands tcp, udp or tcp+udp, as in 53/udp."
+            f"{_shown(text)}: {_shown('/' + words[:20])} is no protocol: "
+            "after the slash stands tcp, udp or tcp+udp, as in 53/udp."
         )
     return rest, tuple(known for known in PROTOCOLS if known in words.split("+"))
 
@@ -267,7 +268,8 @@ def also(kind: str) -> str:
 def _check_name(text: str, name: str, place: str) -> None:
     if name.lower() == "localhost":
         raise ConfigurationError(
-            f"{_shown(text)}: that name would be taken for a machine: choose another one, as in web={_plain(place, 'localhost:7001')}."
+            f"{_shown(text)}: that name would be taken for a machine: "
+            f"choose another one, as in web={_plain(place, 'localhost:7001')}."
         )
     if NAME.fullmatch(name) is None:
         raise ConfigurationError(
@@ -421,7 +423,8 @@ def _read_targets(text: str, local: range, fields: list[str]) -> list[int | str]
         case [name]:
             if len(local) > 1:
                 raise ConfigurationError(
-                    f"{_shown(text)} forwards a range to the name {_shown(name)}: say its ports too, as in {_plain(name, 'nas')}:5000-5010."
+                    f"{_shown(text)} forwards a range to the name {_shown(name)}: "
+                    f"say its ports too, as in {_plain(name, 'nas')}:5000-5010."
                 )
             return [_checked_target(text, name)]
         case [name, ports]:
