@@ -108,6 +108,10 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
     },
     "A paired peer": {
+        "Streams that it opens and drops are charged to it as well: they take a tenth of the processor at most.": (
+            "tests/unit/endpoint/test_fairness.py::test_whoever_opens_streams_and_drops_them_has_a_tenth_of_the_processor",
+            "tests/unit/endpoint/test_fairness.py::test_the_endpoint_charges_streams_to_whoever_opens_them",
+        ),
         "Whoever answers for that name cannot lead the peer back to this machine: loopback, link-local, "
         "metadata services and this machine's own addresses are left out, unless the grant itself names "
         "this machine.": ("tests/driver/test_forward_names.py::test_a_name_does_not_lead_to_this_machine_or_to_what_is_nobodys",),

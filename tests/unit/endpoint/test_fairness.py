@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from tunnel.proto.endpoint.fairness import (
     MAX_SENDERS,
     MOST,
     PAID_OFF,
+    STREAM_PRICE,
     TOO_COSTLY,
     TOO_MUCH,
     WORST_DEBT,
     FairShare,
 )
+from tunnel.proto.stream.streams import StreamLimitError
 from tunnel.units import Instant
 
 QUEUE = 2_000_000  # bytes that the kernel keeps
@@ -181,6 +184,38 @@ def test_a_batch_that_took_seconds_is_paid_for_as_long() -> None:
     assert len(waited["evil"]) < 18  # one in four seconds, and the first ones
 
 
+def test_whoever_opens_streams_and_drops_them_has_a_tenth_of_the_processor() -> None:
+    """Datagrams full of streams, 50 each, whose tasks take a tenth of a millisecond: another sender keeps the rest for itself."""
+    clock, took, bulk = 1000.0, 0.0, 0.0
+    share = FairShare(random.Random(1), lambda: clock)
+    while clock < 1060.0:
+        now = Instant(clock)
+        for name, size, streams, work, later in (("evil", 1_379, 50, 0.000_3, 0.005), ("bulk", 9_000, 0, 0.000_2, 0.0)):
+            if share.refusal(now, name, size) is not None:
+                clock += 0.000_01
+                continue
+            share.begin(2)
+            clock += work
+            share.charge(now, name, size, streams)
+            clock += later  # the tasks
+            took += work + later if name == "evil" else 0.0
+            bulk += work if name == "bulk" else 0.0
+    assert took < 0.13 * 60
+    assert bulk > 0.8 * 60
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(60, True), (250, False)])
+def test_a_stream_on_which_something_comes_has_paid_for_itself(size: int, is_refused: bool) -> None:
+    clock, refused = 1000.0, 0
+    share = FairShare(random.Random(1), lambda: clock)
+    for _ in range(5_000):  # connections one after the other, of half a millisecond each
+        refused += share.refusal(Instant(clock), "web", size) is not None
+        share.begin(2)
+        share.charge(Instant(clock), "web", size, 1)
+        clock += STREAM_PRICE
+    assert bool(refused) == is_refused
+
+
 def test_no_batch_silences_a_sender_for_longer_than_the_worst_debt() -> None:
     """A machine that stood still for a minute while it opened one batch: that was not the sender's fault."""
     share, now = FairShare(random.Random(1)), Instant(1000.0)
@@ -250,3 +285,29 @@ def test_the_endpoint_measures_what_each_peer_costs(monkeypatch: pytest.MonkeyPa
         before = home.drops[TOO_COSTLY]
         three.echoed(friend, b"all is forgiven")
         assert home.drops[TOO_COSTLY] == before
+
+
+def test_the_endpoint_charges_streams_to_whoever_opens_them() -> None:
+    """Opened and reset as fast as they are allowed, beside a link that goes on."""
+    with Three() as three:
+        friend, mate = three.meet()
+        home, evil = three.home.endpoint, friend.connection
+        assert evil is not None
+        for _ in range(100):
+            for _ in range(200):
+                with suppress(StreamLimitError):
+                    stream = evil.open_stream()
+                    evil.stream_write(stream, b"x")
+                    evil.stream_reset(stream, 1)
+                    evil.stream_stop(stream, 1)
+            three.world.touch(three.friend.host)
+            three.world.run(0.02)
+        accepted = three.at_home("friend").connection
+        assert accepted is not None
+        assert home.drops[TOO_COSTLY] > 20
+        assert 500 < accepted.streams_accepted <= (MAX_DEBT + PAID_OFF * 2.3) / (0.8 * STREAM_PRICE) + 200  # of 20,000
+        three.carries(mate)
+        three.world.run(10.0)
+        dropped = home.drops[TOO_COSTLY]
+        three.echoed(friend, b"all is forgiven")
+        assert home.drops[TOO_COSTLY] == dropped

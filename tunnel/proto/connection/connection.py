@@ -164,6 +164,11 @@ class Connection:
         return tuple(self._shared.keys.by_index)
 
     @property
+    def streams_accepted(self) -> int:
+        """How many the peer has opened so far."""
+        return self._shared.streams.accepted
+
+    @property
     def current_path(self) -> PathView:
         path = self._shared.paths.current
         rtt = path.recovery.rtt

@@ -303,8 +303,7 @@ class Endpoint:
                     is_cold = is_cold or peering is not None or bool(self._context.events)
                 if peering is not None and peering.connection is not None:
                     if touched is not None and touched is not peering:
-                        is_due, is_cold = self._leave(now, touched, is_due, is_cold)
-                        share.charge(now, touched, position - counted)
+                        is_due, is_cold = self._leave(now, touched, position - counted, is_due, is_cold)
                         touched, counted = None, position
                     unopened = end if prefix else length  # what comes from the server may be of several peers
                     refusal = share.refusal(now, peering, unopened - position)
@@ -350,18 +349,19 @@ class Endpoint:
                 self.drops["unknown first byte"] += 1
             position = end
         if touched is not None:
-            is_due, is_cold = self._leave(now, touched, is_due, is_cold)
-        share.charge(now, touched, length - counted)
+            is_due, is_cold = self._leave(now, touched, length - counted, is_due, is_cold)
+        else:
+            share.charge(now, None, length - counted)
         if is_cold:
             self._meetings.pump(now)
             self._is_cold_at_stale = True
         return is_due or is_cold or bool(self._context.events)
 
-    @staticmethod
-    def _leave(now: Instant, peering: Peering, is_due: bool, is_cold: bool) -> tuple[bool, bool]:
-        """Its datagrams are opened: say what they brought, and whether anything follows from it."""
+    def _leave(self, now: Instant, peering: Peering, size: int, is_due: bool, is_cold: bool) -> tuple[bool, bool]:
+        """Its datagrams, of `size` bytes, are opened: say what they brought, and whether anything follows from it."""
         is_due = is_due or not peering.connection_is_quiet
         peering.drain(now)
+        self._share.charge(now, peering, size, peering.fresh_streams())
         return is_due, is_cold or peering.needs_meeting or peering.is_closed
 
     def _from_server(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:

@@ -8,7 +8,8 @@ All peers share the kernel's queue of one socket, and one processor opens what i
 - A trickle that costs far more than its bytes keeps the others waiting while the queue is nearly empty.  So what goes beyond
   COSTLY a byte is a debt, which is paid off by waiting: until then nothing more of that sender is opened.
 
-Both count processor time, as it was measured: a sender chooses what its bytes cost us.
+Both count processor time, as it was measured: a sender chooses what its bytes cost us.  A stream that it opens has a price of its
+own, as what follows from it is done later.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Hashable
 
+#: Of the processor, for a stream that a peer opens.  Its task runs later and is not measured: one that is dropped at once takes
+#: a fifth of this on an ordinary machine.  So whoever does nothing else has a tenth of the processor (with PAID_OFF), and a
+#: stream on which 250 bytes come has paid for itself (with COSTLY).
+STREAM_PRICE: Final = Seconds(500e-6)
 WINDOW: Final = Seconds(0.05)  # in which time is counted; what counts is this one and the one before
 STEP_UP: Final = 0.15  # of the probability, for each look that finds new overflow
 STEP_DOWN: Final = 0.02  # for each window without
@@ -81,11 +86,11 @@ class FairShare:
         """A batch has come; charge() follows.  With one peer only there is nobody to be fair to."""
         self._began = self._processor() if peers > 1 else None
 
-    def charge(self, now: Instant, sender: Hashable, size: int) -> None:
-        """What was done since then, or since the last charge, was for `size` bytes of `sender`."""
+    def charge(self, now: Instant, sender: Hashable, size: int, streams: int = 0) -> None:
+        """What was done since then, or since the last charge, was for `size` bytes of `sender`, which opened so many streams."""
         if self._began is not None:
             began, self._began = self._began, self._processor()
-            self.spent(now, sender, size, self._began - began)
+            self.spent(now, sender, size, self._began - began + streams * STREAM_PRICE)
 
     def refusal(self, now: Instant, sender: Hashable, size: int) -> str | None:
         """Why these `size` bytes of `sender` are to be dropped unopened; None where they may be opened."""

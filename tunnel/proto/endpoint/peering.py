@@ -76,6 +76,7 @@ class Peering:
         self._context = context
         self._is_explained = False
         self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
+        self._streams_seen = 0
         self._fault: Exception | None = None  # met where nothing could be done about it
         self._has_lost_puncher = False
         self._has_failed = False
@@ -235,6 +236,13 @@ class Peering:
                 self._on_event(now, event)
         except Exception as error:
             self.fail(now, error)
+
+    def fresh_streams(self) -> int:
+        """How many the peer has opened since the last call."""
+        if self.connection is None:
+            return 0
+        before, self._streams_seen = self._streams_seen, self.connection.streams_accepted
+        return max(0, self._streams_seen - before)
 
     def _on_event(self, now: Instant, event: ConnectionEvent) -> None:
         match event:

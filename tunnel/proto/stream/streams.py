@@ -122,6 +122,7 @@ class Streams:
         self._accepted: int = 0  # ids of the peer below this ordinal are open or were, ...
         self._unnamed = RangeSet()  # ... but for these ordinals of them no frame has come yet: they cost nothing so far
         self._peer_closed = 0
+        self.accepted = 0  # streams of the peer that were made
         self._add(CONTROL_STREAM)
 
     def __len__(self) -> int:
@@ -178,6 +179,7 @@ class Streams:
             self._unnamed.add(self._accepted, ordinal)
             self._accepted = ordinal + 1
         self._add(StreamId(stream_id))
+        self.accepted += 1
         return True
 
     def forget_if_done(self, stream_id: StreamId) -> bool:
