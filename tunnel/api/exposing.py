@@ -23,6 +23,7 @@ from tunnel.driver.link import CloseCode, Link
 from tunnel.driver.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
 from tunnel.driver.servers import Lookup
 from tunnel.errors import ConfigurationError, StateError, TunnelError
+from tunnel.host.machine import place_id
 from tunnel.proto.pairing.grants import GrantSet
 
 
@@ -251,6 +252,7 @@ async def expose(
                     tls=settings.tls,
                     memory=ways,
                     faults=store.faults,
+                    place=lambda: place_id(store.home.path),
                     **(seams or {}),
                 )
                 try:

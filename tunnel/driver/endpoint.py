@@ -109,6 +109,7 @@ class EndpointDriver:
         tls: TlsOptions | None = None,
         memory: WayMemory | None = None,
         machine: Callable[[], bytes] = machine_id,
+        place: Callable[[], bytes] = bytes,
         faults: Faults | None = None,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
@@ -116,7 +117,7 @@ class EndpointDriver:
         `tls` is for servers whose word does not say how they are reached where UDP is blocked; None: as everybody does.
         `wall` is the calendar that stands beside `clock`, in seconds; None: the system's, if the clock is the system's.
         `access_token` is for servers that let in only those who hold one.  `port_mapping`: ask the router for ports, while
-        run() runs, unless the path policy keeps candidates at home anyway.
+        run() runs, unless the path policy keeps candidates at home anyway.  `place` tells the home from copies of it.
         """
         self._port_mapping = port_mapping and path != "relay"
         self.port_maps: PortMapKeeper | None = None
@@ -169,6 +170,7 @@ class EndpointDriver:
             receive_buffer=min(socket.receive_buffer for socket in self._sockets.values()),
             path_policy=path,
             machine_id=machine(),
+            place_id=place(),
         )
         self.core = Endpoint(
             config=config,

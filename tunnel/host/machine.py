@@ -1,14 +1,16 @@
-"""What tells this machine from others, for as long as it is installed."""
+"""What tells this machine from others, for as long as it is installed, and this copy of a directory, for as long as it runs."""
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import sys
 from contextlib import suppress
 from typing import Final
 
 FILES: Final = ("/etc/machine-id", "/var/lib/dbus/machine-id")  # machine-id(5)
+BOOT: Final = "/proc/sys/kernel/random/boot_id"  # random(4); of the kernel, so containers share it
 MAX_SIZE: Final = 64  # bytes of it that count
 
 
@@ -24,6 +26,24 @@ def machine_id() -> bytes:
             if len(found) >= 32:  # "uninitialized" stands there in images of machines
                 return found
     return b""
+
+
+def place_id(directory: str | os.PathLike[str]) -> bytes:
+    """What tells this directory from a copy of it that is in use at the same time, on another machine or in a container beside.
+
+    It changes when the machine starts anew.  Empty where nothing tells that.
+    """
+    kernel = b""
+    with suppress(OSError), open(BOOT, "rb") as file:
+        kernel = file.read(MAX_SIZE).strip()
+    kernel = kernel or machine_id()
+    if not kernel:
+        return b""
+    try:
+        found = os.stat(directory)
+    except OSError:
+        return b""
+    return b"%b %d %d" % (kernel, found.st_dev, found.st_ino)
 
 
 def _from_registry() -> bytes:

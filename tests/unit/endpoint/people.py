@@ -40,6 +40,7 @@ class Person:
         self.static_key = static or sha256(name.encode()).digest()
         self.path = path
         self.machine = machine  # nothing tells it from others, unless a test says so
+        self.place = b""
         self.saved: dict[bytes, KnownPeer] = {}
         self.told: list[EndpointEvent] = []
         self.received: dict[Peering, bytes] = {}
@@ -58,6 +59,7 @@ class Person:
                 receive_buffer=212_992,
                 path_policy=self.path,
                 machine_id=self.machine,
+                place_id=self.place,
                 is_hybrid=self.is_hybrid,
             ),
             static_key=self.static_key,

@@ -71,6 +71,49 @@ def test_two_machines_that_listen_with_one_identity_are_both_told_once() -> None
         assert all(not client.channels for each in (party.home, copy) for client in each.endpoint._context.clients.values())
 
 
+@pytest.mark.parametrize("machine", [b"", HERE], ids=["containers", "machines cloned whole"])
+def test_copies_of_a_home_on_machines_that_nothing_tells_apart_are_both_told(machine: bytes) -> None:
+    with a_party(home=machine) as party:
+        for person in (party.home, party.friend):
+            leave_it(party, person, b"boot 1, device 1, inode 1" + person.name.encode())
+        copy = copy_of(party, party.home, machine)
+        leave_it(party, copy, b"boot 1, device 2, inode 1")
+        party.world.run_until(lambda: bool(of_machines(party.home) and of_machines(copy)), 10)
+        party.world.run(200.0)
+        assert [len(of_machines(person)) for person in (party.home, copy, party.friend)] == [1, 1, 0]
+        leave(party, connect(party))
+        assert not of_machines(party.friend), "peers are told of machines alone: a restart gives each another place"
+
+
+def leave_it(party: Party, person: Person, place: bytes) -> None:
+    """The person's home is that one; its program starts anew."""
+    person.place = place
+    restart(party, person)
+
+
+def restart(party: Party, person: Person) -> None:
+    person.boot()
+    person.meet(party.server)
+    person.listen()
+
+
+@pytest.mark.parametrize("machine", [HERE, b""])
+def test_a_machine_that_starts_anew_and_a_process_beside_are_no_copies(machine: bytes) -> None:
+    with a_party(home=machine) as party:
+        for boot in range(3):
+            leave_it(party, party.home, b"boot %d" % boot)
+            leave(party, connect(party))
+            beside = copy_of(party, party.home, machine, at=f"process {boot}")
+            leave_it(party, beside, party.home.place)
+            party.world.run(60.0)
+            beside.endpoint.close(party.world.now)
+            party.home.endpoint.close(party.world.now)
+            party.world.touch(beside.host)
+            party.world.touch(party.home.host)
+            party.world.run(1.0)
+            assert not of_machines(party.home) + of_machines(beside) + of_machines(party.friend)
+
+
 @pytest.mark.parametrize("machine", [HERE, b""])
 def test_several_processes_of_one_home_on_one_machine_are_no_case_of_it(machine: bytes) -> None:
     with a_party() as party:

@@ -9,6 +9,7 @@ the dialer is the right one proves nothing, for a line may lose every init.  No 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from tunnel.errors import MalformedPacket, command_word
@@ -32,6 +33,12 @@ GIVE_UP_AFTER: Final = Seconds(6.0)
 MAX_CHANNELS: Final = 256  # introduced channels that are remembered; the oldest is forgotten
 
 
+def _params(context: Context, peer: KnownPeer) -> Params:
+    """What we say of ourselves; to others of our own key, which copy of the home we have."""
+    params = context.params(context.new_instance())
+    return replace(params, machine=context.place) if peer.static == context.static_public else params
+
+
 class KeyQuestion:
     """The dialer's side."""
 
@@ -50,7 +57,7 @@ class KeyQuestion:
             psk=peer.psk,
             prologue=PROLOGUE,
             index=context.new_index(),
-            params=context.params(context.new_instance()),
+            params=_params(context, peer),
             entropy=context.entropy,
         )
         self._handshake = InitiatorHandshake(
@@ -153,7 +160,7 @@ class KeyAnswerer:
                 psk=peer.psk,
                 prologue=PROLOGUE,
                 index=context.new_index(),
-                params=context.params(context.new_instance()),
+                params=_params(context, peer),
                 entropy=context.entropy,
             )
         try:

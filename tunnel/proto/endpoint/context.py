@@ -46,6 +46,7 @@ class EndpointConfig:
     receive_buffer: int  # bytes, of the smallest socket
     path_policy: str = "auto"
     machine_id: bytes = b""  # what tells this machine from others; empty: nothing does
+    place_id: bytes = b""  # what tells this home from copies of it that are in use now; empty: the machine does
     is_hybrid: bool = True  # False: as versions that know no step after handshakes
 
 
@@ -105,6 +106,8 @@ class Context:
         self.static = X25519PrivateKey.from_private_bytes(static_key)
         self.static_public = self.static.public_key().public_bytes_raw()
         self.machine = machine_number(static_key, config.machine_id, MACHINE_SIZE)
+        #: What others of our own key are told instead.
+        self.place = machine_number(static_key, config.place_id or config.machine_id, MACHINE_SIZE)
         self.store = store
         self.entropy = entropy
         self.rng = rng

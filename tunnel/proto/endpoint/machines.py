@@ -1,8 +1,9 @@
 """One identity on two machines: a copy of a home, or a home that has moved.  Whoever meets both is told, and so are the two.
 
 Each side tells a number of its machine inside the handshake.  A listener also looks for others of its own key, in a room of the
-server that only the holders of that key can name, and asks those it finds for their number, as a question of identity does.
-Several processes of one home on one machine have one number, and are no case of it.
+server that only the holders of that key can name, and asks those it finds for a number of the home, as a question of identity
+does.  That one tells copies apart that are in use at the same time, also in containers and on machines that were cloned whole.
+Several processes of one home have one number, and are no case of it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Twins:
     @property
     def are_sought(self) -> bool:
         """Not where nothing tells machines apart."""
-        return bool(self._context.machine)
+        return bool(self._context.place)
 
     def room(self, day: int) -> bytes:
         return room_id(self.me.psk, day)
@@ -99,7 +100,7 @@ class Twins:
 
     def met(self, params: Params) -> None:
         """Somebody has shown that it has our key."""
-        if self._is_told or not params.machine or params.machine == self._context.machine:
+        if self._is_told or not params.machine or params.machine == self._context.place:
             return
         self._is_told = True
         text = (
