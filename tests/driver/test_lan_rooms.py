@@ -400,3 +400,41 @@ async def test_a_room_that_changes_its_addresses_all_the_time_does_not_keep_the_
         assert subnets()[-1] == "10.2.199.2"
         assert len(said) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_what_the_machine_would_not_do_is_told_once_and_again_when_it_comes_back(autojump_clock: object) -> None:
+    mine, other = Member(bytes(32), "ben", 2), Member(b"a" * 32, "anna", 1)
+    roster = Roster(
+        room=bytes(32), version=1, epoch=1, name="lan", subnet=bytes((10, 1, 0, 0)), ula=b"\xfd" + bytes(7), commitment=bytes(32),
+        members=(other, mine),
+    )  # fmt: skip
+
+    class Grumbling(FakeInterface):
+        async def renumber(self, config: object) -> list[str]:
+            return list(self.facts)
+
+        async def set_names(self, names: object) -> None:
+            if self.refuses:
+                raise ConfigurationError("hosts is read-only.")
+
+    interface = Grumbling(interface_config(None, None))
+    interface.facts, interface.refuses = ["IPv6 is off."], True
+    said: list[str] = []
+    plane = Plane(interface, lambda: Instant(trio.current_time()), said.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(plane.run)
+        for number in range(3):
+            plane.set_roster(
+                msgspec.structs.replace(roster, members=(other, msgspec.structs.replace(mine, name=f"b{number}"))), mine
+            )
+            plane.look_again()
+            await trio.sleep(5.0)
+        assert said == ["IPv6 is off.", "hosts is read-only."]
+        interface.facts, interface.refuses = [], False
+        plane.look_again()
+        await trio.sleep(5.0)
+        interface.facts, interface.refuses = ["IPv6 is off."], True
+        plane.look_again()
+        await trio.sleep(5.0)
+        assert said == ["IPv6 is off.", "hosts is read-only."] * 2
+        nursery.cancel_scope.cancel()

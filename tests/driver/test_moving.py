@@ -236,6 +236,32 @@ async def test_who_waits_for_a_server_that_is_not_there_yet_finds_it_where_its_n
                 assert await shout(link, b"hello") == b"hello"
 
 
+async def test_a_kept_room_is_opened_before_there_is_a_network_and_has_a_code_once_there_is(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with a_world() as world:
+        anna, ben = (Player(tmp_path / name, NAME, name) for name in ("anna", "ben"))
+        async with (
+            tunnel.lan.create("game", keep=True, **anna.options, **world.options()),
+            tunnel.lan.join(await anna.code(), keep=True, **ben.options, **world.options()),
+        ):
+            pass
+        world.names.leads_to = None
+        anna, ben = (Player(tmp_path / name, NAME, name) for name in ("anna", "ben"))
+        async with (
+            tunnel.lan.create("game", **anna.options, **world.options()),
+            tunnel.lan.join(room="game", **ben.options, **world.options()),
+        ):
+            for each in (anna, ben):
+                await each.wait(lambda event: isinstance(event, Trouble) and event.code == "server_unreachable")
+            assert not any(isinstance(event, CodeReady) for event in anna.heard)
+            await trio.sleep(300.0)
+            world.names.leads_to = OLD
+            with trio.fail_after(LONGEST_LOOK + LONG):
+                await anna.member("ben", "online")
+                await anna.code()
+
+
 async def test_a_name_is_looked_up_with_patience_and_only_while_nobody_answers(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

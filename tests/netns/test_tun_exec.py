@@ -266,6 +266,18 @@ def test_names_and_mtu_change_while_it_runs_and_the_hosts_own_file_does_not(star
     assert Path("/etc/hosts").read_bytes() == before
 
 
+def test_a_command_that_asks_for_its_machines_own_name_gets_the_address_in_the_room(start: Starter) -> None:
+    script = (
+        "import socket, time\nend = time.monotonic() + 20\nfound = ''\n"
+        "while found != '10.77.1.3' and time.monotonic() < end:\n"
+        "    time.sleep(0.02)\n"
+        "    try:\n        found = socket.gethostbyname(socket.gethostname())\n"
+        "    except OSError:\n        pass\n"
+        "print(found)"
+    )
+    assert start(sys.executable, "-c", script).finish() == (0, "10.77.1.3\n")
+
+
 def test_output_ends_when_the_command_ends(start: Starter) -> None:
     """The keeper that stays behind holds no pipe open."""
     program = start("sh", "-c", "echo done")

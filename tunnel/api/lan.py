@@ -303,16 +303,19 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     ):
                         nursery.start_soon(last, driver.faults, "room", what, task)
                     lookup = found_here(rendezvous, seams, running.set_place) if is_embedded else None
-                    if entry.makes or entry.code is not None:
+                    is_needed = is_embedded or (entry.saved is None and entry.peer is None)
+                    if is_needed:
                         await driver.servers.add(rendezvous, lookup)
                         await driver.servers.wait_reached(rendezvous, SERVER_PATIENCE)
-                    else:
-                        nursery.start_soon(resolve, driver, rendezvous, running.tell)
                     if room.me is not None and room.roster is not None:
                         plane.set_roster(room.roster, room.me)
                         running.entered.set()
                     running.tell_listening()
                     _begin(driver, membership, entry)
+                    if is_needed:
+                        _ask(driver, membership, entry)
+                    else:  # at boot the network may not be up yet
+                        nursery.start_soon(_ask_later, driver, membership, entry, rendezvous, running.tell)
                     running.pump()
                     yield running
                 finally:
@@ -351,17 +354,29 @@ def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: I
 
 
 def _begin(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
-    """The first thing that we ask for."""
+    """Whom we wait for."""
     now, room = driver.clock(), membership.room
     if entry.makes:
         for peer in entry.to:
             room.expect(now, peer.static, invited_psk(peer.psk), invited=True)
-        membership.offer_code(now)
-    elif entry.code is not None:
-        membership.claim_code(now, entry.code)
     elif entry.peer is not None:
         room.paired(entry.peer.static, invited_psk(entry.peer.psk))
     driver.flush()
+
+
+def _ask(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
+    """What we ask the server for; it is known."""
+    if entry.makes:
+        membership.offer_code(driver.clock())
+    elif entry.code is not None:
+        membership.claim_code(driver.clock(), entry.code)
+    driver.flush()
+
+
+async def _ask_later(driver: EndpointDriver, membership: Membership, entry: Entry, rendezvous: str, tell: OnEvent) -> None:
+    await resolve(driver, rendezvous, tell)
+    if driver.core.has_server(rendezvous):
+        _ask(driver, membership, entry)
 
 
 async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, options: Options) -> tuple[str, bool]:

@@ -23,12 +23,15 @@ class CommandNetwork:
         self._interface: NamespaceInterface | None = None
 
     def require(self) -> None:
-        """Raises CommandNotRunError where there is no such command: before a code or a place in a room is spent on it."""
+        """Before a code or a place in a room is spent on it.
+
+        Raises CommandNotRunError where there is no such command, ConfigurationError where this system makes no network for it.
+        """
         import shutil
 
         if sys.platform != "linux":
             return
-        from tunnel.tun.inside import NOT_EXECUTABLE, NOT_FOUND
+        from tunnel.tun.inside import NOT_EXECUTABLE, NOT_FOUND, why_not
         from tunnel.tun.namespace import CommandNotRunError
 
         word = self._command[0]
@@ -36,6 +39,8 @@ class CommandNetwork:
             is_there = "/" in word and os.path.exists(word)
             why = os.strerror(errno.EACCES if is_there else errno.ENOENT)
             raise CommandNotRunError(f"{word} cannot be run: {why}.", NOT_EXECUTABLE if is_there else NOT_FOUND)
+        if (reason := why_not()) is not None:
+            raise ConfigurationError(reason)
 
     async def open(self, config: InterfaceConfig) -> NamespaceInterface:
         """Raises ConfigurationError where namespaces are refused."""

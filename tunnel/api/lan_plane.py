@@ -145,6 +145,8 @@ class Plane:
         self._subnets = Allowances(MAX_SUBNETS, SUBNET_REFILL)  # of the creator
         self._applied: tuple[object, ...] = ()
         self._has_waited = False  # and a person was told
+        self._facts: list[str] = []  # that hold now: they were told
+        self._trouble = ""  # of names and numbers, likewise
         self._changed = trio.Event()
         self.is_ready = trio.Event()  # addresses and names are set
 
@@ -206,8 +208,7 @@ class Plane:
 
     async def run(self) -> None:
         """Until cancelled.  Raises ConfigurationError when the interface is gone."""
-        for fact in self.interface.facts:
-            self._warn(fact)
+        self._tell(self.interface.facts)
         while self._forward is None:
             await self._changed.wait()
         discover = partial(self.interface.run_discovery, self._forward.send_to_all, self._faults)
@@ -230,19 +231,28 @@ class Plane:
             try:
                 if is_new:
                     config = interface_config(roster, me, self.mtu, any_subnet=self._any_subnet)
-                    for fact in await self.interface.renumber(config):
-                        self._warn(fact)
+                    self._tell(await self.interface.renumber(config))
                 if wanted != self._applied:
                     self._applied = wanted
                     await self.interface.set_names(names)
+                    self._trouble = ""
             except ConfigurationError as error:
                 self._applied = wanted
-                self._warn(str(error))
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    self._warn(self._trouble)
             self.is_ready.set()
             if is_new:  # whoever signs the rosters may change it as often as he likes
                 await trio.sleep(CONFIGURE_INTERVAL)
             with trio.move_on_after(patience):
                 await self._changed.wait()
+
+    def _tell(self, facts: list[str]) -> None:
+        """Those that were not so before."""
+        new = [fact for fact in dict.fromkeys(facts) if fact not in self._facts]
+        self._facts = list(facts)
+        for fact in new:
+            self._warn(fact)
 
     def _next(self) -> tuple[Roster, Member, float]:
         """What the interface shall have now, and seconds until that changes by itself: another network may have to wait."""

@@ -63,7 +63,27 @@ def default_path(environ: Mapping[str, str] | None = None) -> Path:
             raise RuntimeError
     except (RuntimeError, KeyError):
         raise StateError("This user has no home directory: set PTUNNEL_HOME to a directory of its own.") from None
-    return found
+    return _roots_own(found)
+
+
+def _roots_own(found: Path) -> Path:
+    """Root's directory in place of another user's, where `sudo` keeps HOME.
+
+    Else root would make that user's ~/.local root's, and either could not write what the other made.
+    """
+    if getattr(os, "geteuid", lambda: -1)() != 0:
+        return found
+    nearest = next((each for each in (found, *found.parents) if each.exists()), found)
+    try:
+        if nearest.stat().st_uid == 0:
+            return found
+        import pwd
+
+        home = Path(pwd.getpwuid(0).pw_dir)
+    except (OSError, KeyError):
+        return found
+    theirs = Path.home()
+    return home / (found.relative_to(theirs) if found.is_relative_to(theirs) else ".local/state/ptunnel")
 
 
 @dataclass(frozen=True, slots=True)

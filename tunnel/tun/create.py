@@ -90,7 +90,7 @@ def _open_device_file() -> int:
                     f"This machine has no {DEVICE_FILE}: load the module (sudo modprobe tun), or give the container the device."
                 )
             case errno.EACCES | errno.EPERM:
-                sentence = f"You may not open {DEVICE_FILE}: run it with sudo, or ask for read and write access to that file."
+                sentence = f"You may not open {DEVICE_FILE}: run it with sudo, or allow it (sudo chmod 666 {DEVICE_FILE})."
             case _:
                 sentence = f"Cannot open {DEVICE_FILE}: {os.strerror(error.errno or 0)}."
         raise ConfigurationError(sentence) from error

@@ -23,7 +23,7 @@ from typing import Any, Final
 from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.tun import configure, names
 from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.create import create_tap
+from tunnel.tun.create import NO_PRIVILEGE, create_tap
 from tunnel.tun.keeper import Keeper, settle
 from tunnel.tun.privileges import CAP_SYS_ADMIN, drop_privileges, has_capability
 
@@ -35,6 +35,8 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MNT_DETACH: Final = 2
 
 MAX_MESSAGE: Final = 1 << 17  # bytes of the first message: the command's words and the configuration
+MAX_SENTENCE: Final = 4_096  # bytes, which a pipe takes at once
+TAP_NAME: Final = "ptunnel%d"
 GO: Final = b"go"
 NOT_FOUND: Final = 127  # as a shell's: sh(1)
 NOT_EXECUTABLE: Final = 126
@@ -194,11 +196,13 @@ def leave_keeper(sock: socket.socket, name: str, hosts: int) -> None:
         original += b"\n"
 
     def write_names(members: dict[str, list[str]]) -> None:
+        text = names.with_own(original, socket.gethostname(), keeper.own_addresses)
         try:
-            names.overwrite(hosts, original + names.lines(members))
+            names.overwrite(hosts, text + names.lines(members))
         except OSError as error:
             raise ConfigurationError(f"The names could not be written: {os.strerror(error.errno or 0)}.") from error
 
+    keeper = Keeper(name, write_names)
     first = os.fork()
     if first:
         os.waitpid(first, 0)
@@ -207,7 +211,7 @@ def leave_keeper(sock: socket.socket, name: str, hosts: int) -> None:
     try:
         if not os.fork():
             settle((sock.fileno(), hosts))
-            Keeper(name, write_names).serve(sock)
+            keeper.serve(sock)
     finally:
         os._exit(0)
 
@@ -224,6 +228,41 @@ def become(words: list[str]) -> OSError:
         return error
 
 
+def make_tap(name: str) -> tuple[int, str]:
+    """(descriptor, name) of a TAP in here.  Raises ConfigurationError."""
+    try:
+        return create_tap(name)
+    except ConfigurationError as error:
+        cause = error.__cause__
+        if str(error) == NO_PRIVILEGE and isinstance(cause, OSError):  # the file opens, and the namespace gives no privilege
+            raise ConfigurationError(why_refused(cause)) from error
+        raise
+
+
+def why_not() -> str | None:
+    """Why this system makes no network for a command, in a sentence; None where it does.  Takes some milliseconds.
+
+    A child tries it, and what it has made ends with it.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            try:
+                enter_namespaces()
+                make_tap(TAP_NAME)
+            except TunnelError as error:
+                os.write(writer, str(error).encode()[:MAX_SENTENCE])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        return os.read(reader, MAX_SENTENCE).decode(errors="replace") or None
+    finally:
+        os.close(reader)
+        os.waitpid(pid, 0)
+
+
 def _run(control: socket.socket, keeper: socket.socket) -> None:
     order: dict[str, Any] = json.loads(control.recv(MAX_MESSAGE))
     config = InterfaceConfig.from_json(order["config"])
@@ -232,14 +271,9 @@ def _run(control: socket.socket, keeper: socket.socket) -> None:
         hosts = mount_private_files()
         configure.bring_up_loopback()
         allow_ping()
-        tap, name = create_tap(config.name)
+        tap, name = make_tap(config.name)
     except OSError as error:
         raise ConfigurationError(why_refused(error)) from error
-    except ConfigurationError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in (errno.EPERM, errno.EACCES):
-            raise ConfigurationError(why_refused(cause)) from error
-        raise
     leave_keeper(keeper, name, hosts)
     socket.send_fds(control, [json.dumps({"ok": True, "name": name}).encode()], [tap])
     os.close(tap)

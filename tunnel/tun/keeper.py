@@ -61,6 +61,14 @@ class Keeper:
         self._write_names = write_names
         self._config: InterfaceConfig | None = None
 
+    @property
+    def own_addresses(self) -> list[str]:
+        """Of this machine in the LAN: those that a name may stand for, without the link-local one."""
+        if self._config is None:
+            return []
+        both = [self._config.ipv4, *self._config.ipv6] if self._config.ipv4 is not None else [*self._config.ipv6]
+        return [address for address, _ in both if not ipaddress.ip_address(address).is_link_local]
+
     def serve(self, sock: socket.socket) -> None:
         """Until the parent quits or is gone."""
         while True:

@@ -33,6 +33,7 @@ HOSTS_MODE: Final = 0o644  # of a hosts file that was not there
 
 _NOT_LETTERS: Final = re.compile(r"[^a-z0-9]+")
 _BEGIN: Final = re.compile(rb"# ptunnel (\d{1,10}) (\d{1,20}) begin(?: (joined|created))?(?: [^\n]*)?\n?")
+_HOST_NAME: Final = re.compile(rb"[A-Za-z0-9_.-]{1,253}")
 _OUR_LINE: Final = re.compile(rb"[0-9a-f.:]+\t[a-z0-9-]+\.ptunnel\n?")
 
 #: Why a file cannot be replaced by a rename although it may be written: it is a mount point (containers), its folder is not ours
@@ -78,6 +79,32 @@ def lines(names: Names) -> bytes:
             except ValueError:
                 raise ConfigurationError(f"{address!r} is no address that a name can stand for.") from None
     return "".join(found).encode("ascii")
+
+
+def with_own(hosts: bytes, host_name: str, addresses: Iterable[str]) -> bytes:
+    """A hosts file in which this machine's own name stands for its addresses in the LAN, and no longer for the loopback ones.
+
+    A program that tells its address finds it by that name, and Debian has 127.0.1.1 there.  Other lines are kept byte for byte.
+    """
+    name = host_name.encode("utf-8", "replace")
+    if not _HOST_NAME.fullmatch(name) or name.lower() == b"localhost":
+        return hosts
+    own = [address.encode() for address in addresses]
+    if not own:
+        return hosts
+    kept, aliases = [], [name]
+    for row in hosts.splitlines(keepends=True):
+        words = row.partition(b"#")[0].split()
+        if len(words) > 1 and words[0].startswith((b"127.", b"::1")) and name in words[1:]:
+            others = [word for word in words[1:] if word.startswith((b"localhost", b"ip6-"))]
+            aliases += [word for word in words[1:] if word not in (*aliases, *others)]
+            if not others:
+                continue
+            row = b"\t".join((words[0], *others)) + b"\n"
+        kept.append(row)
+    if kept and not kept[-1].endswith(b"\n"):
+        kept.append(b"\n")
+    return b"".join([*kept, *(address + b"\t" + b" ".join(aliases) + b"\n" for address in own)])
 
 
 def start_time(pid: int) -> int | None:

@@ -19,6 +19,7 @@ from tunnel.driver.events import CodeReady, MemberReport
 from tunnel.errors import ConfigurationError
 from tunnel.state.home import Home
 from tunnel.state.rooms import Rooms, SavedRoom
+from tunnel.tun import inside
 
 MEMBERS = [
     {"peer": "anna", "address": "10.1.2.1", "online": True, "self": True, "creator": True},
@@ -166,6 +167,16 @@ def test_exec_takes_a_commands_own_options_as_they_are() -> None:
     shown = CliRunner().invoke(group, ["exec", "--room", "731-zoo-zoo-zoo", "ls", "--server"], prog_name="ptunnel")
     assert "No such option" not in shown.output
     assert run(["exec", "--room", "nowhere"]) == 2
+
+
+def test_exec_asks_for_no_code_where_the_command_gets_no_network(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inside, "why_not", lambda: "You may not open /dev/net/tun: sudo chmod 666 /dev/net/tun.")
+    monkeypatch.setattr(prompt, "ask_code", lambda *_: pytest.fail("a code was asked for"))
+    assert run(["exec", "--server", "rv.example.net", "--", "true"]) == 2
+    assert "chmod 666" in capsys.readouterr().err
+    assert run(["exec", "--server", "rv.example.net", "--", "no-such-command"]) == 127
 
 
 def test_the_live_picture_waits_until_there_is_somebody() -> None:

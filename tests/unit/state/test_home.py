@@ -53,6 +53,39 @@ def test_a_home_that_somebody_else_has_made_is_refused(home: Home, monkeypatch: 
         home.lock_expose()
 
 
+@posix
+def test_root_with_a_persons_home_keeps_its_own_state_and_makes_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `sudo -E` does, and `sudo` of older systems."""
+    import pwd
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ("PTUNNEL_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    owners = {tmp_path: 4242}
+    stat_of = Path.stat
+
+    def owned(path: Path, **options: Any) -> os.stat_result:
+        found = list(stat_of(path, **options))
+        found[4] = owners.get(path, 0)
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", owned)
+    inside = default_path()
+    assert not inside.is_relative_to(tmp_path)
+    assert inside.is_relative_to(pwd.getpwuid(0).pw_dir)
+    monkeypatch.setenv("PTUNNEL_HOME", str(tmp_path / "chosen"))
+    assert default_path() == tmp_path / "chosen", "a person's word counts"
+    monkeypatch.delenv("PTUNNEL_HOME")
+    owners[tmp_path] = 0
+    assert default_path().is_relative_to(tmp_path), "root's own"
+    owners[tmp_path] = 4242
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    assert default_path().is_relative_to(tmp_path)
+
+
 # -- identity
 
 

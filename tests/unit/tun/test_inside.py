@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import ConfigurationError
+from tunnel.tun import inside
 from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.inside import MAX_MESSAGE, only_files, why_refused
+from tunnel.tun.create import NO_PRIVILEGE
+from tunnel.tun.inside import MAX_MESSAGE, only_files, why_not, why_refused
 from tunnel.tun.namespace import open_namespace_interface
 
 CONFIG = InterfaceConfig(mac="02:70:74:00:00:03", ipv4=("10.77.1.3", 24))
@@ -57,3 +59,36 @@ def test_a_refusal_says_what_to_do(monkeypatch: pytest.MonkeyPatch, setting: str
 async def test_a_command_that_is_none_starts_nothing(command: list[str]) -> None:
     with pytest.raises(ConfigurationError):
         await open_namespace_interface(CONFIG, command)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (None, None),
+        (
+            "You may not open /dev/net/tun: sudo chmod 666 /dev/net/tun.",
+            "You may not open /dev/net/tun: sudo chmod 666 /dev/net/tun.",
+        ),
+        (NO_PRIVILEGE, "This system refuses a network of its own to the command (Operation not permitted)"),
+    ],
+)
+def test_what_keeps_a_command_from_its_network_is_known_before_a_code_is_asked_for(
+    refusal: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(name: str) -> tuple[int, str]:
+        if refusal is None:
+            return 0, name
+        raise ConfigurationError(refusal) from PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(inside, "enter_namespaces", lambda: None)
+    monkeypatch.setattr(inside, "create_tap", create)
+    monkeypatch.setattr(inside, "why_refused", lambda error: told)
+    assert why_not() == told
+
+
+def test_a_refused_namespace_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ConfigurationError("no namespaces here")
+
+    monkeypatch.setattr(inside, "enter_namespaces", refuse)
+    assert why_not() == "no namespaces here"

@@ -24,6 +24,7 @@ from tunnel.tun.names import (
     lines,
     overwrite,
     start_time,
+    with_own,
     without_blocks,
 )
 
@@ -236,3 +237,23 @@ def test_what_is_larger_than_any_hosts_file_is_not_touched(path: Path) -> None:
         else:
             HostsFile(path).write(NAMES)
             assert path.stat().st_size > size
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"127.0.0.1\tlocalhost\n127.0.1.1\tanna.lan anna\n", b"127.0.0.1\tlocalhost\n10.77.1.1\tanna anna.lan\n"),
+        (b"127.0.0.1 localhost anna\n::1 localhost anna", b"127.0.0.1\tlocalhost\n::1\tlocalhost\n10.77.1.1\tanna\n"),
+        (b"192.168.1.5 anna\n# 127.0.1.1 anna\n", b"192.168.1.5 anna\n# 127.0.1.1 anna\n10.77.1.1\tanna\n"),
+        (b"127.0.1.1 annabel\r\n", b"127.0.1.1 annabel\r\n10.77.1.1\tanna\n"),
+        (b"", b"10.77.1.1\tanna\n"),
+    ],
+)
+def test_this_machines_own_name_stands_for_its_address_in_the_room(before: bytes, after: bytes) -> None:
+    assert with_own(before, "anna", ["10.77.1.1"]) == after
+    assert with_own(before, "anna", []) == before, "none is known yet"
+
+
+@pytest.mark.parametrize("name", ["localhost", "", "two words", "line\nbreak"])
+def test_a_name_that_is_none_changes_no_hosts_file(name: str) -> None:
+    assert with_own(b"127.0.0.1 localhost\n", name, ["10.77.1.1"]) == b"127.0.0.1 localhost\n"
