@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -99,6 +100,29 @@ def test_who_asked_for_one_connection_ends_with_it_and_says_so(lab: Lab, words: 
         assert talk.stdout.read(1) == b"x"
         exposing.end(signal.SIGTERM)
         assert talk.wait(PATIENCE_S) == 5
+
+
+def test_stdio_ends_as_its_standard_streams_do(lab: Lab) -> None:
+    """Nothing to read, nobody who reads, and a disk that is full: each has its exit code, and the last one a sentence."""
+    _exposing, connecting, _ = pair(lab)
+    connecting.end()
+    command = f"exec {shlex.quote(sys.executable)} -m tunnel connect home --stdio {lab.port}"
+    for streams, code, said in (
+        ("<&-", 0, ""),
+        ("</dev/null", 0, ""),
+        (">&-", 0, ""),
+        (">/dev/full", 2, "Standard output takes no more: No space left on device.\n"),
+        ("0>/dev/null", 2, "Standard input cannot be read: Bad file descriptor.\n"),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {streams}"],
+            env={**os.environ, "PTUNNEL_HOME": str(lab.connector)},
+            input=b"hello",
+            capture_output=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.decode()[-len(said) :] if said else done.stderr) == (code, said or b""), streams
 
 
 def test_a_server_that_is_not_there_yet_is_waited_for_by_who_remembers_its_peer(lab: Lab, tmp_path: Path) -> None:

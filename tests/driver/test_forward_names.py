@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 
 from tests.driver.fake_link import linked_pair
 from tunnel.driver.stream import StreamCode, StreamResetError
@@ -148,3 +150,66 @@ async def test_a_name_that_is_bound_anew_between_two_streams_opens_no_second_one
                 "The name nas.example.net leads to 127.0.0.1, an address of this machine or a reserved one, so nothing was "
                 f"connected: if that is meant, share the address, as in NAME=127.0.0.1:{port}."
             ]
+
+
+class Dead(Answers):
+    """One whose server for the zone `dead` never answers, as threads that wait for it; the others are at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = threading.Event()
+
+    async def getaddrinfo(self, host: Any, port: Any, *_more: Any) -> Any:
+        if host in ("dead", b"dead"):
+            self.asked.append("dead")
+            await trio.to_thread.run_sync(self.answer.wait, 60)
+        else:
+            await trio.to_thread.run_sync(lambda: None)  # of the same pool as getaddrinfo's
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+
+
+async def test_many_connections_to_one_dead_name_keep_no_other_name_waiting(answers: Answers) -> None:
+    """Each lookup is a thread, of which there are 40."""
+    dead = Dead()
+    trio.socket.set_custom_hostname_resolver(dead)
+    found: list[int] = []
+
+    async def ask(port: int) -> None:
+        found.extend(address[1] for _family, address in await resolve("dead", port))
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for port in range(1, 201):
+                nursery.start_soon(ask, port)
+            while not dead.asked:
+                await trio.lowlevel.checkpoint()
+            assert await resolve("nas.example", 445) == [(socket.AF_INET, ("192.0.2.1", 445))]
+            assert not found
+            with trio.move_on_after(0.01):  # one that gives up takes nothing from those who wait on
+                await ask(1_000)
+            dead.answer.set()
+    assert sorted(found) == list(range(1, 201))
+    assert dead.asked == ["dead"]
+
+
+async def test_a_name_that_is_unknown_is_that_to_all_who_asked_and_is_asked_for_again(answers: Answers) -> None:
+    class Nobody(Answers):
+        async def getaddrinfo(self, host: Any, port: Any, *_more: Any) -> Any:
+            self.asked.append(host)
+            await trio.lowlevel.checkpoint()
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    nobody = Nobody()
+    trio.socket.set_custom_hostname_resolver(nobody)
+    errors: list[Exception] = []
+
+    async def ask() -> None:
+        with pytest.raises(socket.gaierror) as raised:
+            await resolve("nobody.example", 80)
+        errors.append(raised.value)
+
+    for times in (1, 2):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(ask)
+        assert (len(errors), len(nobody.asked)) == (3 * times, times)

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.driver.fake_link import FakeLink, linked_pair
-from tunnel.errors import PermissionDeniedError, UnreachableError
+from tunnel.errors import ConfigurationError, PermissionDeniedError, UnreachableError
 from tunnel.forward.serve import Exposed
 from tunnel.forward.stdio import run_stdio
 
@@ -177,3 +177,64 @@ async def test_nobody_reading_our_output_ends_it_quietly() -> None:
         drain.close()
         async with linked(talk) as link:
             await run_stdio(link, 22, stdin=stdin, stdout=stdout)
+
+
+async def talk_without_end(stream: trio.SocketStream) -> None:
+    try:
+        while True:
+            await stream.send_all(bytes(10_000))
+    except trio.BrokenResourceError:
+        return
+
+
+async def test_an_output_that_takes_no_more_is_said_and_no_success() -> None:
+    """A full disk: half of the bytes must not look like all of them."""
+    with pipes() as (stdin, _stdout, _feed, _drain), open("/dev/full", "wb", buffering=0) as full:  # noqa: ASYNC230
+        async with linked(talk_without_end) as link:
+            with pytest.raises(ConfigurationError, match=r"^Standard output takes no more: No space left on device\.$"):
+                await run_stdio(link, 22, stdin=stdin, stdout=full.fileno())
+            assert link.streams[0].out.reset is not None
+
+
+async def test_an_input_that_cannot_be_read_is_said_and_no_end_of_file(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    async def listen(stream: trio.SocketStream) -> None:
+        try:
+            heard.extend([chunk async for chunk in stream])
+        except trio.BrokenResourceError:
+            heard.append(b"reset")
+
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pipes() as (_stdin, stdout, _feed, _drain):
+            async with linked(listen) as link:
+                with pytest.raises(ConfigurationError, match=r"^Standard input cannot be read: Is a directory\.$"):
+                    await run_stdio(link, 22, stdin=directory, stdout=stdout)
+                while link.streams[0].out.reset is None:
+                    await trio.lowlevel.checkpoint()
+        assert heard in ([], [b"reset"])
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize("source", ["a pipe whose writer is gone", "an empty file"])
+async def test_an_input_that_is_at_its_end_still_hears_the_answer(source: str, tmp_path: Path) -> None:
+    answers: list[bytes] = []
+    (tmp_path / "empty").touch()
+    with pipes() as (stdin, stdout, feed, drain), (tmp_path / "empty").open("rb") as empty:
+        feed.close()
+        async with linked(greet) as link, trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                answers.append(await drained(drain))
+
+            nursery.start_soon(listen)
+            await run_stdio(link, 22, stdin=empty.fileno() if source == "an empty file" else stdin, stdout=stdout)
+    assert answers == [b"hello, and goodbye"]
+
+
+async def greet(stream: trio.SocketStream) -> None:
+    async with stream:
+        assert await stream.receive_some(1) == b""
+        await stream.send_all(b"hello, and goodbye")

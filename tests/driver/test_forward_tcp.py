@@ -17,12 +17,13 @@ import trio.testing
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
-from tunnel.driver.stream import StreamCode
+from tunnel.driver.stream import StreamCode, StreamResetError
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
-from tunnel.forward import local, tcp
+from tunnel.forward import local, tcp, udp
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.loops import OWN
+from tunnel.forward.open import Open, encode, read_message
 from tunnel.forward.serve import OPEN_TIMEOUT, Exposed, Listeners
 from tunnel.forward.spec import parse_forwards
 from tunnel.forward.tcp import LINGER_RST, TcpForward, set_up
@@ -509,6 +510,60 @@ async def test_where_nothing_listens_the_person_who_exposes_is_told_too() -> Non
                 assert await client.receive_some(1) == b""
         assert len(told) == 1
         assert "asked for tcp/80: nothing listens on port" in told[0]
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+async def test_a_machine_without_a_free_port_says_so_where_somebody_can_help(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the program does not listen on the other loopback address, which is tried as well."""
+    real = socket.socket
+
+    class Full(socket.socket):
+        def connect(self, address: Any) -> None:
+            if address[0] == "127.0.0.1" and address[1] == 9:
+                if self.type == socket.SOCK_DGRAM:
+                    raise BlockingIOError(errno.EAGAIN, "no port")
+                raise OSError(errno.EADDRNOTAVAIL, "no port")
+            real.connect(self, address)
+
+    monkeypatch.setattr(local.socket, "socket", Full)
+    told: list[str] = []
+    near, far = linked_pair()
+    exposed = Exposed(far, lambda _protocol, _target: ("127.0.0.1", 9), notice=told.append)
+    if protocol == "udp":
+        monkeypatch.setattr(local, "is_ipv6_here", lambda: True)
+        monkeypatch.setattr(udp, "udp_places", only_ipv4)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(far.serve_streams, exposed.handle)
+            stream = await near.open_stream(encode(Open(protocol, 22, 3 if protocol == "udp" else 0)))
+            with pytest.raises(StreamResetError) as refused:
+                await read_message(stream)
+            assert refused.value.code == StreamCode.UNREACHABLE
+            nursery.cancel_scope.cancel()
+    what = f"{far.peer_name} asked for {protocol}/22"
+    assert told == [f"{what}: this machine has no free port left for one more connection. Wait, or close some."]
+
+
+async def only_ipv4(_host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+    return [(socket.AF_INET, ("127.0.0.1", port))]
+
+
+async def test_where_ipv6_is_off_nothing_is_said_of_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Off(socket.socket):
+        def connect(self, address: Any) -> None:
+            code = errno.EADDRNOTAVAIL if self.family == socket.AF_INET6 else errno.ECONNREFUSED
+            raise OSError(code, "off")
+
+    monkeypatch.setattr(local.socket, "socket", Off)
+    monkeypatch.setattr(local, "is_ipv6_here", lambda: False)
+    with pytest.raises(OSError, match="off") as refused:
+        await local.connect_tcp("localhost", 9)
+    assert refused.value.errno == errno.ECONNREFUSED
+    with pytest.raises(OSError, match=r".") as lone:
+        await local.connect_tcp("::1", 9)
+    assert lone.value.errno == errno.EAFNOSUPPORT
 
 
 async def test_a_forward_that_leads_to_itself_is_refused_with_a_sentence_and_makes_no_chain() -> None:

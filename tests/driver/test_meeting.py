@@ -10,6 +10,7 @@ import trio
 import tunnel
 from tests.driver.meeting import Heard, a_server, echo, homes, shout
 from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
+from tunnel.driver.link import Link
 from tunnel.driver.rendezvous import serve
 from tunnel.state.home import Home
 
@@ -62,6 +63,40 @@ async def test_a_restarted_exposer_serves_the_peers_it_remembers(tmp_path: Path)
                 pass
             async with tunnel.expose(home=exposer, handler=echo), tunnel.connect(peer="home", home=connector) as link:
                 assert await shout(link, b"again") == b"again"
+
+
+class Odd(Exception):
+    """Raised by a program that stands on the library."""
+
+
+@pytest.mark.parametrize("error", [Odd("mine"), tunnel.UnreachableError("nothing there"), OSError("disk full")])
+async def test_what_a_handler_of_connect_raises_ends_its_link_and_comes_out_as_itself(tmp_path: Path, error: Exception) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    links: list[Link] = []
+
+    async def fails(link: Link) -> None:
+        links.append(link)
+        assert await shout(link, b"hello") == b"hello"
+        raise error
+
+    async def returns(link: Link) -> None:
+        links.append(link)
+
+    with trio.fail_after(60):
+        async with (
+            a_server() as server,
+            tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo),
+        ):
+            with pytest.raises(type(error)) as raised:
+                async with tunnel.connect(await heard.code(), server=server, home=connector, handler=fails):
+                    await trio.sleep_forever()
+            assert raised.value is error
+            assert links[0].close_reason is not None
+            await heard.wait(lambda event: isinstance(event, Closed))
+            async with tunnel.connect(peer="home", home=connector, handler=returns) as link:  # and the exposing side goes on
+                assert await shout(link, b"again") == b"again"
+    assert len(links) == 2
 
 
 async def test_a_home_that_is_copied_to_another_machine_is_noticed_by_its_peers_over_restarts(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ async def connect(
 
     The link is connected when the block is entered, over the relay at least; it heals by itself until the block is left.
     `server` is host or host:port; None means the remembered peer's, else the one configured.  `home` None means PTUNNEL_HOME.
-    `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block.
+    `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block:
+    what it raises ends the block and the link, and comes out of it.
     `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
     `portmap`: ask the router to forward a port while this runs.
     `tls`: how servers are reached where UDP is blocked, unless their word says.

@@ -84,7 +84,7 @@ async def _race(places: list[Place]) -> socket.socket:
         try:
             sock = await _connect(*place)
         except OSError as error:
-            if stream_code(refused) != StreamCode.REFUSED:  # which says more than "no such address family here"
+            if _says(error) >= _says(refused):
                 refused = error
             failed.set()
             return
@@ -103,6 +103,13 @@ async def _race(places: list[Place]) -> socket.socket:
     if won is None:
         raise refused
     return won
+
+
+def _says(error: OSError) -> int:
+    """How much it helps the person who exposes, where the attempts of one connection ended differently."""
+    if error.errno == errno.EADDRNOTAVAIL:  # or else the other loopback address, where the program does not listen, would hide it
+        return 2
+    return 1 if stream_code(error) == StreamCode.REFUSED else 0
 
 
 def _give_up(sock: socket.socket) -> None:
@@ -124,9 +131,11 @@ async def _connect(family: int, address: tuple[str, int]) -> socket.socket:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code)) from None
-    except BaseException:
+    except BaseException as error:
         OWN.forget(sock)
         sock.close()
+        if family == socket.AF_INET6 and isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL and not is_ipv6_here():
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT)) from None  # not that no port is free
         raise
     return sock
 
@@ -144,7 +153,10 @@ def open_udp(place: Place) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
-        sock.connect(address)
+        try:
+            sock.connect(address)
+        except BlockingIOError:  # no port is free: what Linux says of that for UDP
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)) from None
         _enlarge(sock)
     except BaseException:
         sock.close()

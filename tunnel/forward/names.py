@@ -8,14 +8,14 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from tunnel.host.interfaces import own_addresses
 from tunnel.proto.scope import is_loopback, is_reserved, unmapped
 
-Place = tuple[int, tuple[str, int]]
+Place = tuple[int, tuple[Any, ...]]  # family, and an address of it: host and port at least
 
 _LOCALHOST: Final = "localhost"
 
@@ -43,10 +43,10 @@ async def resolve(host: str, port: int) -> list[Place]:
             continue
         return [(family, (host, port))]
     try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await _look_up(host)
     except UnicodeError:  # an empty or overlong label: the codec's way to say that there is no such name
         raise socket.gaierror(socket.EAI_NONAME, f"{host} is no host name") from None
-    places: list[Place] = [(family, address) for family, _type, _protocol, _name, address in found]  # type: ignore[misc]
+    places = [(family, (address[0], port, *address[2:])) for family, address in found]
     if _is_literal(host):  # with a zone
         return places
     if not places:
@@ -56,6 +56,46 @@ async def resolve(host: str, port: int) -> list[Place]:
     if not kept:
         raise MisledError(host, port, places[0][1][0].partition("%")[0])
     return kept
+
+
+class _Lookup:
+    """One that is under way, for all that wait for it."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.found: list[tuple[int, tuple[Any, ...]]] = []
+        self.error: Exception | None = None
+
+
+_under_way: Final[trio.lowlevel.RunVar[dict[str, _Lookup]]] = trio.lowlevel.RunVar("names that are looked up")
+
+
+async def _look_up(host: str) -> list[tuple[int, tuple[Any, ...]]]:
+    """One thread a name, however many ask for it: whoever waits for a dead one takes no thread from the others."""
+    try:
+        under_way = _under_way.get()
+    except LookupError:
+        under_way = {}
+        _under_way.set(under_way)
+    lookup = under_way.get(host)
+    if lookup is None:
+        lookup = under_way[host] = _Lookup()
+        trio.lowlevel.spawn_system_task(_ask, host, lookup, under_way)
+    await lookup.over.wait()
+    if lookup.error is not None:
+        raise lookup.error
+    return lookup.found
+
+
+async def _ask(host: str, lookup: _Lookup, under_way: dict[str, _Lookup]) -> None:
+    try:
+        found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        lookup.found = [(family, address) for family, _type, _protocol, _name, address in found]
+    except Exception as error:
+        lookup.error = error
+    finally:
+        del under_way[host]
+        lookup.over.set()
 
 
 def may_lead_to(host: str, addresses: list[str]) -> set[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import trio
 
 from tunnel.driver.stream import StreamCode
-from tunnel.errors import PermissionDeniedError, TunnelError, UnreachableError
+from tunnel.errors import ConfigurationError, PermissionDeniedError, TunnelError, UnreachableError
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.open import Open, decode_opened, encode, read_message
 from tunnel.forward.refusals import describe_refusal
@@ -26,7 +27,7 @@ async def run_stdio(link: Link, target: int | str, *, stdin: int = 0, stdout: in
     """Join the descriptors to tcp `target` of the peer until both directions have ended.
 
     Raises PermissionDeniedError when it is not shared with us, UnreachableError when it was refused or the connection was
-    cut.  Closed output ends it silently.
+    cut, ConfigurationError when standard input cannot be read or standard output not written.  Closed output ends it silently.
     """
     stream = await link.open_stream(encode(Open("tcp", target)))
     try:
@@ -54,8 +55,16 @@ async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, std
                 """To what came before the end, anew for each part of it."""
                 nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
 
+            def fail(what: str, error: OSError) -> None:
+                """Our own side is at fault: half of the bytes must not look like all of them."""
+                nonlocal failure
+                failure = failure or ConfigurationError(f"Standard {what}: {error.strerror or error}.")
+                stream.on_abort = None
+                refuse(stream, StreamCode.RESET)
+                nursery.cancel_scope.cancel()
+
             stream.on_abort = abort
-            nursery.start_soon(_upload, stream, stdin)
+            nursery.start_soon(_upload, stream, stdin, fail)
             try:
                 body, chunks = await read_message(stream)
                 decode_opened(body)
@@ -72,8 +81,10 @@ async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, std
                 _end_output(stdout)
                 if failure is not None or os.isatty(stdin):  # a person would have to press Ctrl-D to no purpose
                     nursery.cancel_scope.cancel()
-            except OSError:  # EPIPE: whoever read our output is gone
-                stream.on_abort = None
+            except OSError as error:
+                if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                    fail("output takes no more", error)
+                stream.on_abort = None  # whoever read our output is gone
                 refuse(stream, StreamCode.RESET)
                 nursery.cancel_scope.cancel()
             except TunnelError as error:
@@ -94,7 +105,7 @@ def _explain(link: Link, target: int | str, code: int, is_open: bool) -> TunnelE
     return PermissionDeniedError(text) if code == StreamCode.DENIED else UnreachableError(text)
 
 
-async def _upload(stream: Stream, stdin: int) -> None:
+async def _upload(stream: Stream, stdin: int, fail: Callable[[str, OSError], None]) -> None:
     try:
         if hasattr(os, "readv"):
             await _upload_by_readiness(stream, stdin)
@@ -102,8 +113,11 @@ async def _upload(stream: Stream, stdin: int) -> None:
             while data := await trio.to_thread.run_sync(os.read, stdin, CHUNK, abandon_on_cancel=True):
                 await stream.send_all(data)
         stream.finish()
-    except OSError:
-        stream.finish()  # a terminal that hung up reads as EIO
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ECONNRESET):  # a terminal that hung up, a program that has ended
+            stream.finish()
+        else:
+            fail("input cannot be read", error)
     except TunnelError:
         pass  # on_abort, or the other direction, tells what happened
 
