@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.schema import schema
+
 PATIENCE_S = 20.0
 
 
@@ -23,6 +25,7 @@ class Program:
 
     def __init__(self, home: Path, *arguments: str, wrapper: Sequence[str] = (), **environment: str) -> None:
         self.events: list[dict[str, Any]] = []
+        self.problems: list[str] = []  # lines that are not as docs/json.md says
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, "-m", "tunnel", *arguments, "--json"],
             env={**os.environ, "PTUNNEL_HOME": str(home), **environment},
@@ -37,6 +40,7 @@ class Program:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self.problems += schema().line_problems(line)
             self.events.append(json.loads(line))
 
     def wait(self, event: str, **fields: Any) -> dict[str, Any]:
@@ -109,7 +113,7 @@ class Lab:
         return self.run(self.exposer, "expose", *arguments, "--server", self.server, "--name", "home")
 
     def ask(self, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "tunnel", *arguments],
             env={**os.environ, "PTUNNEL_HOME": str(home)},
             stdin=subprocess.DEVNULL,
@@ -118,11 +122,15 @@ class Lab:
             timeout=PATIENCE_S,
             check=False,
         )
+        if "--json" in arguments:
+            assert [problem for line in done.stdout.splitlines() for problem in schema().line_problems(line)] == []
+        return done
 
     def close(self) -> None:
         for program in reversed(self._programs):
             program.close()
         self._echo.close()
+        assert [problem for program in self._programs for problem in program.problems] == []
 
 
 def echo_through(bind: str, data: bytes) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.netns.kernel import ROOT, LabError, Namespace, python_module
 from tests.netns.lab import Lab, Site, eventually
+from tests.schema import schema
 
 Event = dict[str, Any]
 SERVER_PORT = 24531
@@ -112,6 +113,7 @@ class Ptunnel(Program):
         """`more` is its environment."""
         self.home = home or lab.folder / f"home-{name}"
         self.events: list[Event] = []
+        self.problems: list[str] = []  # lines that are not as docs/json.md says
         self._lines: queue.Queue[Event | None] = queue.Queue()
         super().__init__(
             lab,
@@ -131,6 +133,8 @@ class Ptunnel(Program):
                 event = json.loads(line)
             except ValueError:
                 event = {"event": "not json", "line": line}
+            if line.endswith("\n"):  # whoever is killed may leave a half
+                self.problems += schema().line_problems(line)
             event["heard_at"] = time.monotonic()
             self._lines.put(event)
         self._lines.put(None)
@@ -153,6 +157,8 @@ class Ptunnel(Program):
 
     def collect(self) -> list[Event]:
         """All events so far."""
+        if self.problems:
+            raise self.trouble(f"not as docs/json.md says: {self.problems}")
         while True:
             try:
                 event = self._lines.get_nowait()

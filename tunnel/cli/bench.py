@@ -39,7 +39,7 @@ def command(peer: str | None, seconds: float, is_json: bool, verbose: int) -> in
 
 
 async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
-    from tunnel.cli.status import NO_PROCESS
+    from tunnel.cli.status import no_process
     from tunnel.control.client import ask_all
     from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 
@@ -56,7 +56,7 @@ async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
 
     asked = await ask_all(run_dir, request, take)
     if not asked:
-        raise UnreachableError(NO_PROCESS)
+        raise UnreachableError(no_process())
     if "several_peers" in errors:
         raise ConfigurationError(errors["several_peers"])
     if "internal" in errors:

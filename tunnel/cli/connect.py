@@ -325,7 +325,8 @@ class Connecting:
         if not self._is_ready:
             self._is_ready = True
             for each in ready:
-                self._output.emit({"event": "forward", "bind": each.bind, "target": each.target, "binds": list(each.binds)})
+                told = {"bind": each.bind, "target": each.target, "binds": list(each.binds), "peer": link.peer_name}
+                self._output.emit({"event": "forward", **told})
             for text in self._listeners.warnings():
                 self._output.warn(text)
                 self._output.emit({"event": "warning", "code": "half_bound", "message": text})

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import click
@@ -200,15 +201,17 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
-        return report(KeyboardInterrupt(), is_json="--json" in arguments)
+        return report(KeyboardInterrupt(), arguments)
     except SystemExit:
         raise
     except BaseException as problem:
-        return report(problem, is_json="--json" in arguments)
+        return report(problem, arguments)
 
 
-def report(problem: BaseException, *, is_json: bool) -> int:
+def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
     """Say what happened, once, in one sentence; returns the exit code."""
+    own = list(itertools.takewhile(lambda word: word != "--", arguments))  # what is behind it is another program's
+    is_json = "--json" in own
     leaves = list(_leaves(problem))
     if any(_is_broken_pipe(leaf) for leaf in leaves):
         _silence_stdout()
@@ -221,7 +224,8 @@ def report(problem: BaseException, *, is_json: bool) -> int:
         if is_json and name != "interrupted":
             from tunnel.cli.render import json_line
 
-            click.echo(json_line({"event": "error", "code": name, "message": sentence}))
+            line = json_line({"event": "error", "code": name, "message": sentence})
+            click.echo(line, err=own[:1] == ["exec"])  # there standard output is the program's
         if name == "interrupted":
             if sys.stderr.isatty() and not is_json:
                 click.echo("", err=True)

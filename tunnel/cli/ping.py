@@ -37,7 +37,7 @@ def command(peer: str | None, count: int, interval: float, until_direct: bool, l
 
 async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
     from tunnel.cli.render import milliseconds
-    from tunnel.cli.status import NO_PROCESS
+    from tunnel.cli.status import no_process
     from tunnel.control.client import ask_all
     from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 
@@ -64,7 +64,7 @@ async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
 
     asked = await ask_all(run_dir, request, take)
     if not asked:
-        raise UnreachableError(NO_PROCESS)
+        raise UnreachableError(no_process())
     if "several_peers" in errors:
         raise ConfigurationError(errors["several_peers"])
     if "internal" in errors:

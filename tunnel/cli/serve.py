@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tunnel.cli.render import Output
     from tunnel.cli.running import Ending
     from tunnel.driver.rendezvous import RunningServer
+
+#: Counters of requests that were turned away, by --access or a limit.
+REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "dropped_server_proof_rate"})
 
 
 @click.command("serve")
@@ -96,15 +99,17 @@ async def _serve(
 ) -> int:
     import trio
 
+    from tunnel.control.server import Process, serve_control
     from tunnel.driver.rendezvous import LogTrace, serve
+    from tunnel.state.home import Home
 
     async with trio.open_nursery() as nursery:
         running: RunningServer = await nursery.start(
             lambda task_status: serve(places, config=config, trace=LogTrace(), tls=tls, secret=secret, task_status=task_status)
         )
         ending.hung_up = running.hung_up
-        for address in running.addresses:
-            output.emit({"event": "listening", "bind": str(address)})
+        for address, second in zip(running.addresses, running.second_addresses, strict=True):
+            output.emit({"event": "listening", "bind": str(address), "second": str(second)})
         for address in running.tls_addresses:
             output.emit({"event": "listening", "bind": str(address), "tls": running.tls_fingerprint})
         output.say(
@@ -115,4 +120,23 @@ async def _serve(
             output.say(f"Over TLS on tcp {' and '.join(map(str, running.tls_addresses))}; the certificate's SHA-256 is")
             output.say(f"  {running.tls_fingerprint}")
         output.say("Peers name this host with --server HOST or PTUNNEL_SERVER.")
+        process = Process(
+            role="serve", links=list, close=running.stop, details=lambda: details(running), faults=running.faults,
+            notice=output.warn,
+        )  # fmt: skip
+        async with serve_control(lambda: Home().run_dir(), process):
+            await running.wait_stop()
     return 0
+
+
+def details(running: RunningServer) -> dict[str, Any]:
+    """What `status` shows of a server."""
+    counters = running.counters()
+    return {
+        "listening": [str(address) for address in (*running.addresses, *running.tls_addresses)],
+        "clients": counters["sessions"],
+        "relayed_pairs": counters["channels"],
+        "relayed_bytes": counters["relayed_bytes"],
+        "refused": sum(count for name, count in counters.items() if name in REFUSED),
+        "counters": counters,
+    }

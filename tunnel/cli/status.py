@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,8 @@ from tunnel.cli.options import common, complete_peer, open_home
 from tunnel.cli.render import json_line
 
 NO_PROCESS: Final = "No ptunnel command of this home runs: start 'ptunnel expose' or 'ptunnel connect' first."
+AS_ROOT: Final = "What was started with sudo is shown by 'sudo ptunnel status'."
+NO_SOCKETS: Final = "Running commands cannot be asked here: that needs UNIX sockets, which Python does not have on Windows."
 MAX_DIGITS: Final = 10  # of a process's number
 WATCH_S: Final = 1.0  # seconds between two looks
 
@@ -24,7 +27,8 @@ WATCH_S: Final = 1.0  # seconds between two looks
               help="With --check: wait so long for it.")  # fmt: skip
 @common
 def command(peer: str | None, watch: bool, check: str | None, wait_s: float, is_json: bool, verbose: int) -> int:
-    """Show the links of every running `expose`, `connect` and `lan` of this user: path, rtt, loss, rates, streams.
+    """Show the links of every running `expose`, `connect` and `lan` of this user: path, rtt, loss, rates, streams; and of a
+    `serve` how many clients it has, and what it relays.
 
     \b
     Examples:
@@ -41,6 +45,15 @@ def command(peer: str | None, watch: bool, check: str | None, wait_s: float, is_
     if check:
         return run(lambda _ending: _check(run_dir, peer, wait_s, is_json))
     return run(lambda _ending: _watch(run_dir, peer, is_json) if watch else _once(run_dir, peer, is_json))
+
+
+def no_process() -> str:
+    """Why nobody answers, in a sentence or two."""
+    from tunnel.control.sockets import has_control_sockets
+
+    if not has_control_sockets():
+        return NO_SOCKETS
+    return NO_PROCESS if os.geteuid() == 0 else f"{NO_PROCESS} {AS_ROOT}"
 
 
 async def _ask(run_dir: Path, peer: str | None) -> list[dict[str, Any]]:
@@ -61,10 +74,10 @@ async def _ask(run_dir: Path, peer: str | None) -> list[dict[str, Any]]:
 async def _once(run_dir: Path, peer: str | None, is_json: bool) -> int:
     answers = await _ask(run_dir, peer)
     if is_json:
-        for answer in answers:
-            click.echo(json_line(answer))
+        for answer in answers:  # that one process does not answer is not the end of the command
+            click.echo(json_line({**answer, "event": "warning"} if answer["event"] == "error" else answer))
     elif not answers:
-        click.echo(NO_PROCESS, err=True)
+        click.echo(no_process(), err=True)
     else:
         for line in page(answers):
             click.echo(line)
@@ -89,7 +102,7 @@ async def _watch(run_dir: Path, peer: str | None, is_json: bool) -> int:
 
     with Live(console=Console(highlight=False), auto_refresh=False, screen=False) as live:
         while True:
-            text = "\n".join(page(await _ask(run_dir, peer)) or [NO_PROCESS])
+            text = "\n".join(page(await _ask(run_dir, peer)) or [no_process()])
             live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
             await trio.sleep(WATCH_S)
 
@@ -108,7 +121,7 @@ async def _check(run_dir: Path, peer: str | None, wait_s: float, is_json: bool) 
         else:
             click.echo(f"{link['peer']}: {link['kind'] or 'no path'}  udp {link['remote']}")
     if not links:
-        raise UnreachableError(f"There is no link to {peer or 'anybody'}." if asked else NO_PROCESS)
+        raise UnreachableError(f"There is no link to {peer or 'anybody'}." if asked else no_process())
     relayed = [link for link in links if not link["direct"]]
     if relayed:
         why = str(relayed[0]["why"]).rstrip(".")
@@ -135,6 +148,8 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
     links: list[Mapping[str, Any]] = answer["links"]
     if answer["role"] == "lan":
         return room_page(answer)
+    if answer["role"] == "serve":
+        return server_page(answer)
     head = f"{answer['role']}  process {answer['pid']}  for {duration(answer['uptime_s'])}"
     lines = [head if links else f"{head}  no link yet"]
     for link in links:
@@ -143,6 +158,20 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
         if link["kind"] == "relay" and link["why"]:
             lines.append(f"    {link['why']}")
     return lines + [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
+
+
+def server_page(answer: Mapping[str, Any]) -> list[str]:
+    """The same for a server: how much it has to do, and where it listens."""
+    from tunnel.cli.render import duration, size
+
+    parts = [
+        f"serve  process {answer['pid']}  for {duration(answer['uptime_s'])}",
+        f"{answer['clients']} client{'' if answer['clients'] == 1 else 's'}",
+        f"{answer['relayed_pairs']} relayed pair{'' if answer['relayed_pairs'] == 1 else 's'}",
+        f"{size(answer['relayed_bytes'])} relayed",
+        f"{answer['refused']} refused",
+    ]
+    return ["  ".join(parts), *(f"    {each}" for each in answer["listening"][:32])]
 
 
 def room_page(answer: Mapping[str, Any]) -> list[str]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.schema import schema
+from tunnel.cli import render
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
@@ -20,6 +25,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     return path
+
+
+@pytest.fixture(autouse=True)
+def checked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every object that is printed is as docs/json.md says, but for what another version says."""
+    if "of_another_version" in request.fixturenames:
+        return
+
+    def dumps(event: Any, **options: Any) -> str:
+        assert schema().problems(event) == []
+        return json.dumps(event, **options)
+
+    monkeypatch.setattr(render, "json", SimpleNamespace(dumps=dumps))
+
+
+@pytest.fixture
+def of_another_version() -> None:
+    """Asked for by tests of answers that this version would not give."""
 
 
 @pytest.fixture

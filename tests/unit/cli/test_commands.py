@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -21,6 +23,7 @@ from tunnel.cli.expose import forwards_for, other_command, qr_picture, who_can_r
 from tunnel.cli.main import COMMANDS, TABLE, group, report, run
 from tunnel.cli.render import Output, columns, duration, listing, path_line, size
 from tunnel.cli.running import ending_signals
+from tunnel.cli.status import no_process
 from tunnel.config import Settings, load, parse_server
 from tunnel.driver.vocabulary import GrantSet
 from tunnel.errors import (
@@ -77,7 +80,7 @@ def test_every_exception_has_its_exit_code(
     problem: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tunnel.cli.main._silence_stdout", lambda: None)
-    assert report(problem, is_json=False) == code
+    assert report(problem) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -262,12 +265,12 @@ def test_figures_are_short() -> None:
 
 def test_json_leaves_stderr_alone(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(is_json=True)
-    output.emit({"event": "forward", "bind": "127.0.0.1:1", "target": "tcp/1"})
+    output.emit({"event": "renamed", "old": "home", "peer": "office"})
     output.say("for people")
     output.warn("for people")
     shown = capsys.readouterr()
     assert re.fullmatch(
-        r'\{"event": "forward", "bind": "127.0.0.1:1", "target": "tcp/1", "time": "2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"\}\n',
+        r'\{"event": "renamed", "old": "home", "peer": "office", "time": "2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"\}\n',
         shown.out,
     )
     assert shown.err == ""
@@ -326,3 +329,55 @@ def test_nohup_is_heeded(handler: signal.Handlers, ends: bool) -> None:
         assert signal.SIGHUP in ending_signals(outlives_terminal=True), "a server has a use for it"
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["peers", "forget", "nobody", "--json"], "out"),
+        (["exec", "--json", "--room", "nowhere", "--", "true"], "err"),
+        (["exec", "--room", "nowhere", "--", "true", "--json"], ""),
+    ],
+)
+def test_an_error_is_told_where_the_events_are_told_and_only_to_whoever_asked(
+    arguments: list[str], where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind -- stands another program's command line; with `exec` standard output is that program's."""
+    assert run(arguments) != 0
+    shown = capsys.readouterr()
+    objects = {name: [json.loads(line) for line in text.splitlines() if line.startswith("{")] for name, text in
+               (("out", shown.out), ("err", shown.err))}  # fmt: skip
+    assert [each["event"] for each in objects["out"]] == (["error"] if where == "out" else [])
+    assert [each["event"] for each in objects["err"]] == (["error"] if where == "err" else [])
+
+
+def test_a_process_that_does_not_answer_is_a_warning_and_the_others_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ask_all(_run_dir: Path, _request: object, on_answer: Callable[[int, dict[str, Any]], None]) -> int:
+        on_answer(7, {"event": "error", "code": "process_silent", "message": "Process 7 does not answer."})
+        on_answer(8, {"event": "status", "pid": 8, "role": "connect", "uptime_s": 1.0, "links": []})
+        return 2
+
+    monkeypatch.setattr("tunnel.control.client.ask_all", ask_all)
+    assert run(["status", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["event"], each.get("code")) for each in events] == [("warning", "process_silent"), ("status", None)]
+
+
+@pytest.mark.parametrize("words", [["status", "--check", "direct"], ["ping"], ["bench"]])
+def test_where_running_commands_cannot_be_asked_that_is_said_and_not_that_none_runs(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows, where Python has no UNIX sockets."""
+    for module in ("sockets", "client"):
+        monkeypatch.setattr(f"tunnel.control.{module}.has_control_sockets", lambda: False)
+    assert run(words) == 5
+    assert "UNIX sockets, which Python does not have on Windows" in capsys.readouterr().err
+
+
+def test_whoever_is_not_root_is_told_how_to_see_what_was_started_with_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "'sudo ptunnel status'" in no_process()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "sudo" not in no_process()

@@ -29,7 +29,7 @@ def test_a_link_of_unknown_figures_still_has_its_line(value: object) -> None:
     assert traffic(status).startswith("loss 0.0 %  up ")
 
 
-def test_a_result_of_another_version_is_shown_as_it_came() -> None:
+def test_a_result_of_another_version_is_shown_as_it_came(of_another_version: None) -> None:
     for strange in ({"what": "stream", "way": "up", "mbit_s": None}, {"event": "bench"}):
         assert strange.items() <= json.loads(row(strange)).items()
 
