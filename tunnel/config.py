@@ -204,6 +204,7 @@ def make_tls_options(port: str | None, fingerprint: str | None, places: Mapping[
 
 def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
     address, *rest = word.strip().split(",")
+    address = _bare_address(address, place)
     said: dict[str, str] = {}
     for item in rest:
         key, equals, value = item.strip().partition("=")
@@ -211,6 +212,18 @@ def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
             raise ConfigurationError(f"{place}: {item[:40]!r} is no option of a server, as tls=PORT, tls=off and pin=SHA256 are.")
         said[key] = value
     return address, said
+
+
+def _bare_address(address: str, place: str) -> str:
+    """Without what people copy along from a browser or from ssh.  Raises ConfigurationError for a user's name."""
+    scheme = _SCHEME.match(address)
+    bare = address[scheme.end() :].partition("/")[0] if scheme else address.rstrip("/")
+    if "@" in bare:
+        host = bare.rpartition("@")[2]
+        raise ConfigurationError(
+            f"{place} names a server, and a server has no users: write {host[:80]!r}, without what is before it."
+        )
+    return bare
 
 
 def split_host_port(text: str, place: str, default_port: int) -> tuple[str, int]:

@@ -29,7 +29,10 @@ WORDS = {
     "ANNA": "anna", "FRIEND": "friend", "ADDR": "127.0.0.1", "SHA256": "ab" * 32, "DIR": "/tmp/traces", "TEXT": "text",
 }  # fmt: skip
 #: The same for what the source fills in.
-FILLED_IN = {"near[0]": "serve", "port": "2222", "suffix": "/udp", "options": "--forward 2222:22"}
+FILLED_IN = {
+    "port": "2222", "suffix": "/udp", "options": "--forward 2222:22", "meant": "serve",
+    "line": "home --forward 2222:22",
+}  # fmt: skip
 QUOTED = re.compile(r"'(?:sudo )?(ptunnel [^'\n]+)'|`(?:sudo )?(ptunnel [^`\n]+)`")
 #: A line that shows a command: behind a prompt or alone, with what it does behind two spaces.
 LINE = re.compile(r"^(?: *|\s*\w+\$ +)(?:sudo )?(ptunnel [^\n]*?)(?: {2,}.*| \\\\)?$", re.MULTILINE)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from tunnel.cli.habits import WithMore
+from tunnel.cli.meant import choose, open_forwards, require_one_peer, require_server
 from tunnel.cli.options import (
     common,
     complete_peer,
@@ -18,7 +20,7 @@ from tunnel.cli.options import (
     with_last_server,
     with_server_of,
 )
-from tunnel.errors import TunnelError
+from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.notation import also
 
 if TYPE_CHECKING:
@@ -43,8 +45,9 @@ SHARES_PAUSE: Final = 1.0  # seconds before the next change of it is told: the o
 MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that are not shared
 
 
-@click.command("connect", epilog=also("forward"))
+@click.command("connect", cls=WithMore, epilog=also("forward"))
 @click.argument("peer", required=False, metavar="[PEER|CODE]", shell_complete=complete_peer)
+@click.argument("more", nargs=-1, metavar="")
 @click.option(
     "--forward", "-L", "forwards", metavar="SPEC", multiple=True,
     help="[BIND:]LOCAL[:REMOTE][/tcp|/udp|/tcp+udp], repeatable. LOCAL is a port or a range here; REMOTE a port, a range or a "
@@ -59,7 +62,8 @@ MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that
 @meeting
 @common
 def command(
-    peer: str | None, forwards: tuple[str, ...], stdio: str | None, is_new: bool, timeout: float | None, is_once: bool,
+    peer: str | None, more: tuple[str, ...], forwards: tuple[str, ...], stdio: str | None, is_new: bool,
+    timeout: float | None, is_once: bool,
     server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
     tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
@@ -78,14 +82,14 @@ def command(
     with --once or --stdio.
     """
     from tunnel.cli.render import Output
-    from tunnel.errors import ConfigurationError
     from tunnel.forward.spec import parse_forwards, parse_target
 
+    home = open_home()
+    require_one_peer(home, peer, more)
     parsed = parse_forwards(forwards)
     target = None if stdio is None else parse_target(stdio)
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
-    home = open_home()
     settings = load_settings(
         home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
     )
@@ -97,68 +101,14 @@ def command(
 
     from tunnel.cli.running import run
     from tunnel.driver.vocabulary import raise_descriptor_limit
-    from tunnel.forward.serve import Listeners
 
     raise_descriptor_limit()
     output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
-    with Listeners(parsed) as listeners:
+    with open_forwards(home, parsed) as listeners:
         stays = not is_once and target is None
         limit = math.inf if timeout is None else timeout
         connecting = Connecting(home, settings, who, code, listeners, output, limit, target, stays=stays)
         return run(connecting.run)
-
-
-def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, may_ask: bool) -> tuple[str | None, str | None]:
-    """(peer, code), of which one is None.  Raises ConfigurationError with one sentence where nobody can be asked."""
-    from tunnel.cli import prompt
-    from tunnel.errors import ConfigurationError, command_word
-
-    if given is not None:
-        from tunnel.driver.vocabulary import looks_like_code
-
-        if looks_like_code(given):
-            return None, usable(given, settings, is_room=False)
-        return home.peer(given).name, None
-    if settings.code is not None:
-        return None, usable(settings.code, settings, is_room=False)
-    peers = [] if is_new else home.peers()
-    asks = may_ask and prompt.can_ask()
-    if not peers:
-        if asks:
-            return None, usable(prompt.ask_code(), settings, is_room=False)
-        wish = "a code" if is_new else "a code, as no peer is remembered yet"
-        raise ConfigurationError(f"This needs {wish}: run it on a terminal to be asked for it, or set PTUNNEL_CODE.")
-    if len(peers) == 1:
-        is_elsewhere = settings.given_server is not None and peers[0].server not in (None, settings.given_server)
-        if not (is_elsewhere and asks):  # another server is named: perhaps somebody new is meant
-            return peers[0].name, None
-    if asks:
-        name, code = prompt.ask_peer([peer.name for peer in peers])
-        return name, None if code is None else usable(code, settings, is_room=False)
-    names = ", ".join(peer.name for peer in peers[:10])
-    raise ConfigurationError(
-        f"Several peers are remembered: name one, as in 'ptunnel connect {command_word(peers[0].name)}' (there are {names})."
-    )
-
-
-def usable(code: str, settings: Settings, *, is_room: bool) -> str:
-    """The code, if it can be one for this.  Raises ConfigurationError, with the command for what else it is for."""
-    from tunnel.cli.expose import short_server
-    from tunnel.driver.vocabulary import Purpose, parse_code, require_purpose
-
-    alone, settings = with_server_of(code, settings)
-    server = short_server(settings.server) if settings.server is not None else "HOST"
-    require_purpose(parse_code(alone or ""), Purpose.ROOM if is_room else Purpose.PORTS, server)
-    return code
-
-
-def _require_server(settings: Settings) -> None:
-    from tunnel.errors import ConfigurationError
-
-    if settings.server is None:
-        raise ConfigurationError(
-            "A first meeting needs the server that the other side's command names: add --server HOST or set PTUNNEL_SERVER."
-        )
 
 
 class Connecting:
@@ -189,7 +139,7 @@ class Connecting:
         self._pause = FIRST_PAUSE
         self._said_trouble = ""
         if code is not None:
-            _require_server(settings)
+            require_server(settings)
 
     async def run(self, ending: Ending) -> int:
         """Its exit code.  Raises TunnelError for what no waiting can heal."""

@@ -38,10 +38,11 @@ LABEL: Final = 32  # columns of what stands before the command and the code
               help="Let this remembered peer reach it too, without a code; repeatable.")  # fmt: skip
 @click.option("--only", is_flag=True, help="With --to: this, and nothing of what they could reach before.")
 @click.option("--keep", is_flag=True, help="Go on for further peers: a fresh code after each.")
+@click.option("--qr", "has_picture", is_flag=True, help="Show the other side's command with its code as a QR code, too.")
 @meeting
 @common
 def command(
-    grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool,
+    grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool, has_picture: bool,
     server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
     tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
@@ -91,7 +92,8 @@ def command(
     if to and ask_running(home, [str(home.peer(each).name) for each in to], grants, only, output):
         return 0
     raise_descriptor_limit()
-    return run(Exposing(home, settings, grants, list(parsed), to, keep, output, only=only).run)
+    warn_of_silence(list(parsed), output)
+    return run(Exposing(home, settings, grants, list(parsed), to, keep, output, only=only, has_picture=has_picture).run)
 
 
 def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: bool, output: Output) -> bool:
@@ -124,12 +126,26 @@ def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: b
     return any(answer["event"] == "granted" for answer in answers)
 
 
+def warn_of_silence(grants: Sequence[Grant], output: Output) -> None:
+    """Say which ports of this machine nobody listens on yet; that is no reason not to share them."""
+    from tunnel.cli.render import listing
+    from tunnel.driver.vocabulary import listening
+
+    open_ports = listening()
+    own = [grant for grant in grants if grant.name is None]
+    silent = [grant for grant in own if open_ports is not None and not open_ports.on(grant.protocol, grant.first, grant.last)]
+    if silent:
+        text = f"Nothing listens on {listing(map(str, silent[:MOST_SHOWN]))} here yet."
+        output.warn(text)
+        output.emit({"event": "warning", "code": "nothing_listens", "message": text})
+
+
 class Exposing:
     """One run of `expose`."""
 
     def __init__(
         self, home: Home, settings: Settings, texts: Sequence[str], grants: list[Grant], to: Sequence[str], keep: bool,
-        output: Output, *, only: bool = False,
+        output: Output, *, only: bool = False, has_picture: bool = False,
     ) -> None:  # fmt: skip
         from tunnel.forward.counters import ForwardCounters
 
@@ -140,6 +156,7 @@ class Exposing:
         self._to = to
         self._keep = keep
         self._only = only
+        self._has_picture = has_picture
         self._served: list[Serving] = []  # who may reach what already, until that is said
         self._fresh: set[str] = set()  # who has just paired
         self._output = output
@@ -307,8 +324,11 @@ class Exposing:
         if sum(grant.last - grant.first + 1 for grant in self._grants) > MAX_FORWARDS:
             self._output.say(f"That command has room for {MAX_FORWARDS:,} of the ports: --forward names others of them.")
         self._output.say(f"{'and type the code:':<{LABEL}}{code}")
-        if self._output.is_live:
-            picture = qr_picture(f"{command} {code}", code)
+        whole = all_in_one(code, self._server, self._grants)
+        self._output.say(f"{'or, in one line for a chat:':<{LABEL}}{whole}")
+        if self._has_picture:
+            picture = qr_picture(whole, code)
+            self._output.say("That line, to be scanned:" if picture else "The QR code needs a larger window.")
             if picture:
                 self._output.say(picture)
         self._introduce_remembered()
@@ -337,6 +357,14 @@ def other_command(server: str, grants: Sequence[Grant]) -> str:
     return " ".join(
         ["ptunnel connect", f"--server {short_server(server)}", *(f"--forward {text}" for text in forwards_for(grants))]
     )
+
+
+def all_in_one(code: str, server: str, grants: Sequence[Grant]) -> str:
+    """The same with the code, which carries its server."""
+    from tunnel.errors import command_word
+
+    word = command_word(f"{code}@{short_server(server).strip(chr(39))}")
+    return " ".join(["ptunnel connect", word, *(f"--forward {text}" for text in forwards_for(grants))])
 
 
 def short_server(server: str) -> str:

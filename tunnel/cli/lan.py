@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunnel.cli.habits import Subcommands, WithMore
 from tunnel.cli.options import (
     common,
     complete_peer,
@@ -45,7 +47,7 @@ ANY_SUBNET = click.option(
 NO_ROOM = "No room of this home runs that you have created: 'ptunnel lan create' opens one."
 
 
-@click.group("lan", invoke_without_command=True)
+@click.group("lan", cls=Subcommands, invoke_without_command=True)
 @common
 @click.pass_context
 def command(context: click.Context, is_json: bool, verbose: int) -> None:
@@ -55,7 +57,7 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
     Examples:
       ptunnel lan create --server rv.example.net        prints a code that is good for all friends
       ptunnel lan join --server rv.example.net          asks for the code
-      ptunnel lan create --name game --keep             next time nobody needs a code:
+      ptunnel lan create game --keep                    next time nobody needs a code:
       ptunnel lan join game                             ... neither does who joined with --keep
       ptunnel lan create --to friend                    a remembered peer needs none the first time
       ptunnel lan join --peer home                      ... and joins by the name of yours
@@ -67,7 +69,8 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
 
 
 @command.command("create")
-@click.option("--name", metavar="NAME", default="lan", show_default=True, help="How the room is called.")
+@click.argument("room", required=False, metavar="[NAME]", shell_complete=complete_room)
+@click.option("--name", metavar="NAME", help='The same as NAME: how the room is called; "lan" unless said.')
 @click.option("--keep", is_flag=True, help="Remember the room and its members; created again, it is the same one.")
 @click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
               help="Let this remembered peer join without a code; repeatable.")  # fmt: skip
@@ -76,7 +79,7 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
 @network
 @common
 def create_command(
-    name: str, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool,
+    room: str | None, name: str | None, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool,
     server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
     tls_fingerprint: str | None, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
@@ -94,16 +97,18 @@ def create_command(
     )  # fmt: skip
     for each in to:
         home.peer(each)
+    name = room_name(room, name)
     require_interface()
     settings, last = with_last_server(home, settings)
     if last and name not in Rooms(home).names():
         click.echo(last, err=True)
         settings = replace(settings, is_server_given=True)
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
-    return _run(home, settings, is_json, verbose, lambda **more: lan.create(name, keep=keep, to=to, **more, **arguments))
+    enter = partial(lan.create, name, keep=keep, to=to, **arguments)
+    return _run(home, settings, is_json, verbose, enter, is_kept=keep)
 
 
-@command.command("join")
+@command.command("join", cls=WithMore)
 @click.argument("room", required=False, metavar="[CODE|ROOM]", shell_complete=complete_room)
 @click.option("--keep", is_flag=True, help="Remember the room: next time 'ptunnel lan join ROOM' needs no code.")
 @click.option(
@@ -224,6 +229,18 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
     return 0
 
 
+def room_name(given: str | None, option: str | None) -> str:
+    """Of a new room.  Raises ConfigurationError."""
+    from tunnel.cli.habits import is_code
+    from tunnel.errors import ConfigurationError
+
+    if given is not None and option not in (None, given):
+        raise ConfigurationError(f"The room has two names, {given[:40]!r} and --name {option}: leave one of them out.")
+    if given is not None and is_code(given):
+        raise ConfigurationError("A new room has no code yet: to enter the one of that code, run 'sudo ptunnel lan join'.")
+    return given or option or "lan"
+
+
 def enter_by(home: Home, settings: Settings, given: str | None, peer: str | None) -> tuple[dict[str, Any], Settings]:
     """As `choose`; a code is good at the server that it carries, else where it was said, else where we were last time."""
     settings, last = with_last_server(home, settings)
@@ -239,7 +256,7 @@ def enter_by(home: Home, settings: Settings, given: str | None, peer: str | None
 def choose(home: Home, settings: Settings, given: str | None, peer: str | None) -> dict[str, Any]:
     """The way in, as tunnel.lan.join takes it.  Raises ConfigurationError with one sentence where nobody can be asked."""
     from tunnel.cli import prompt
-    from tunnel.cli.connect import usable
+    from tunnel.cli.meant import usable
     from tunnel.driver.vocabulary import looks_like_code
     from tunnel.errors import ConfigurationError
     from tunnel.state.rooms import Rooms
@@ -291,7 +308,7 @@ def shared(home: Home, settings: Settings, member_name: str | None) -> dict[str,
     }
 
 
-def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any) -> int:
+def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any, *, is_kept: bool = False) -> int:
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.driver.vocabulary import raise_descriptor_limit
@@ -302,15 +319,16 @@ def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any
     def enter_with_interface(handle: Any) -> Any:
         return enter(on_event=handle, interface=playing.open_interface)
 
-    playing = Playing(home, settings, output, enter_with_interface)
+    playing = Playing(home, settings, output, enter_with_interface, is_kept=is_kept)
     return run(playing.run, hurries_later=True)
 
 
 class Playing:
     """One run of `lan create`, `lan join` or `exec`."""
 
-    def __init__(self, home: Home, settings: Settings, output: Output, enter: Any) -> None:
+    def __init__(self, home: Home, settings: Settings, output: Output, enter: Any, *, is_kept: bool = False) -> None:
         """`enter(handle)` gives the context manager of tunnel.lan; `handle` takes its events."""
+        self._join = f"sudo ptunnel lan join{' --keep' if is_kept else ''}"
         self._home = home
         self._output = output
         self._enter = enter
@@ -424,10 +442,10 @@ class Playing:
         first, self._code = self._code is None, code
         if not first:
             self._output.say("Here is a fresh code; the old one does not work any more.")
-        command = f"sudo ptunnel lan join --server {short_server(self._server)}"
+        command = f"{self._join} --server {short_server(self._server)}"
         self._output.say(f"{'Each friend runs:':<{LABEL}}{command}")
         if self._public is not None:
-            self._output.say(f"{'or, in another network:':<{LABEL}}sudo ptunnel lan join --server {short_server(self._public)}")
+            self._output.say(f"{'or, in another network:':<{LABEL}}{self._join} --server {short_server(self._public)}")
         self._output.say(f"{'and types the code:':<{LABEL}}{code}")
         if first:
             self._output.say("The code is good for all of them, as long as this runs.")

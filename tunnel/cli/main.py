@@ -152,16 +152,25 @@ class Commands(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            import difflib
+        from tunnel.cli.habits import is_code, joined_code, unknown
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean 'ptunnel {near[0]}'?" if near else f"there are {', '.join(COMMANDS)}."
-            raise ConfigurationError(f"There is no command {args[0][:40]!r}; {hint}")
+        if args and args[0] == "help":
+            if not args[1:]:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            return self.resolve_command(ctx, [*args[1:], "--help"])
+        if args and args[0] == "version":
+            click.echo(version_line())
+            ctx.exit()
+        args = joined_code(args)
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            if is_code(args[0]):  # the first thing that one wants to do with it
+                return super().resolve_command(ctx, ["connect", *args])
+            raise unknown(args[0], "ptunnel", [*COMMANDS, "help", "version"])
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands (each explains itself with --help)"):
+        with formatter.section("Commands (each explains itself: ptunnel help COMMAND)"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
@@ -176,6 +185,13 @@ class Commands(click.Group):
 @click.version_option(package_name="ptunnel", prog_name="ptunnel", message="%(prog)s %(version)s")
 def group() -> None:
     pass
+
+
+def version_line() -> str:
+    """As --version prints it."""
+    from importlib.metadata import version
+
+    return f"ptunnel {version('ptunnel')}"
 
 
 def main() -> None:
@@ -257,7 +273,8 @@ def _sentence(problem: BaseException, kind: type[BaseException]) -> str:
         text = problem.format_message().strip()
         context = getattr(problem, "ctx", None)
         if context is not None and isinstance(problem, click.UsageError):
-            text = f"{text.rstrip('.')}. See '{context.command_path} --help'."
+            text = text.rstrip(".") if text.endswith("?.") else text
+            text = f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{context.command_path} --help'."
         return text
     if isinstance(problem, TunnelError) and (kind is not TunnelError or type(problem) is TunnelError):
         return str(problem)  # the bare root: another process of ours says what it has met

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunnel.cli.habits import Subcommands
 from tunnel.cli.options import common, complete_peer, open_home
 from tunnel.cli.render import json_line
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tunnel.state.peers import Peer
 
 
-@click.group("peers", invoke_without_command=True)
+@click.group("peers", cls=Subcommands, invoke_without_command=True)
 @common
 @click.pass_context
 def command(context: click.Context, is_json: bool, verbose: int) -> None:

@@ -31,7 +31,14 @@ def ask_code() -> str:
         parse_code(answer)
         return answer
 
-    return _ask("Code: ", check, complete)
+    return _ask(f"Code (the other computer shows it{'; Tab completes' if _completes() else ''}): ", check, complete)
+
+
+def _completes() -> bool:
+    """Whether Tab is ours: not where the standard output goes elsewhere, nor on Windows."""
+    import importlib.util
+
+    return sys.stdout.isatty() and importlib.util.find_spec("readline") is not None
 
 
 def ask_peer(names: Sequence[str]) -> tuple[str | None, str | None]:

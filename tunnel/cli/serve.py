@@ -114,7 +114,7 @@ async def _serve(
             output.emit({"event": "listening", "bind": str(address), "tls": running.tls_fingerprint})
         output.say(
             f"Serving on udp {' and '.join(map(str, running.addresses))}"
-            f" (and {' and '.join(str(each.port) for each in running.second_addresses)}). Ctrl-C ends it."
+            f" (and port {' and '.join(sorted({str(each.port) for each in running.second_addresses}))}). Ctrl-C ends it."
         )
         if running.tls_addresses:
             output.say(f"Over TLS on tcp {' and '.join(map(str, running.tls_addresses))}; the certificate's SHA-256 is")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tunnel.host.clock import boottime
 from tunnel.host.limits import raise_descriptor_limit
+from tunnel.host.listening import listening
 from tunnel.proto.endpoint import (
     CloseCode,
     Grant,
@@ -28,6 +29,7 @@ __all__ = [
     "boottime",
     "complete",
     "fingerprint",
+    "listening",
     "looks_like_code",
     "parse_code",
     "split_server",

@@ -26,6 +26,9 @@ _EXAMPLE: Final = "731-garden-violin"
 _GLUED: Final = re.compile(r"([0-9]+)([^\W\d_]+)", re.ASCII)
 _SEPARATORS: Final = re.compile(r"[\s\-_.,\u2010-\u2015\u2212]+")
 _LOOKS_LIKE: Final = re.compile(r"[0-9]{3,}(?:[\s\-_.,\u2010-\u2015\u2212]+[^\W\d_]+){2,}")
+_AROUND: Final = (
+    " \t\r\n\v\f\u00a0\"'`.,;!<>()\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a"  # what a chat puts around a code
+)
 _WORD_SET: Final = frozenset(WORDS)
 _LONGEST_WORD: Final = max(map(len, WORDS))
 
@@ -81,7 +84,7 @@ def looks_like_code(text: str) -> bool:
 
 def split_server(text: str) -> tuple[str, str | None]:
     """`731-taxi-suffer@rv.example.net`: the code, and the server where it waits; None where none is said."""
-    code, at, server = text.strip().partition("@")
+    code, at, server = text.strip(_AROUND).partition("@")
     return code, server.strip() if at and server.strip() else None
 
 
