@@ -1,6 +1,6 @@
 """The library: what the command line itself uses.
 
-async with tunnel.connect("731-crossover-clockwork", server="rv.example.net") as link:
+async with tunnel.connect("731-garden-violin", server="rv.example.net") as link:
     stream = await link.open_stream(...)
 
 async with tunnel.expose(["22"], server="rv.example.net", on_event=print) as exposure:

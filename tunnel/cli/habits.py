@@ -62,7 +62,7 @@ class WithMore(click.Command):
 
 
 def joined_code(words: list[str]) -> list[str]:
-    """`731 crossover clockwork`, which a shell takes for three words, as one."""
+    """`731 garden violin`, which a shell takes for three words, as one."""
     for start, word in enumerate(words):
         if not word.isdecimal() or (start and words[start - 1].startswith("--")):
             continue

@@ -88,6 +88,7 @@ def create_command(
     Without a server, one is started here; that does for one desk, one LAN, or where the router forwards a port.
     """
     from tunnel.api import lan
+    from tunnel.cli.meant import room_name
     from tunnel.state.rooms import Rooms
 
     home = open_home()
@@ -227,18 +228,6 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
     else:
         click.echo(f'The room "{room}" is forgotten.', err=True)
     return 0
-
-
-def room_name(given: str | None, option: str | None) -> str:
-    """Of a new room.  Raises ConfigurationError."""
-    from tunnel.cli.habits import is_code
-    from tunnel.errors import ConfigurationError
-
-    if given is not None and option not in (None, given):
-        raise ConfigurationError(f"The room has two names, {given[:40]!r} and --name {option}: leave one of them out.")
-    if given is not None and is_code(given):
-        raise ConfigurationError("A new room has no code yet: to enter the one of that code, run 'sudo ptunnel lan join'.")
-    return given or option or "lan"
 
 
 def enter_by(home: Home, settings: Settings, given: str | None, peer: str | None) -> tuple[dict[str, Any], Settings]:

@@ -74,7 +74,7 @@ A HOME SSH PORT FOR A FRIEND.  Somewhere a small public host runs `ptunnel serve
   home$    ptunnel expose 22 --server rv.example.net
            ... prints a code that works once, for 10 minutes
   friend$  ptunnel connect --server rv.example.net --forward 2222:22
-           Code: 731-crossover-clockwork
+           Code: 731-garden-violin
   friend$  ssh -p 2222 localhost
 \b
 NEXT WEEK.  Both sides remember each other; no code is needed.

@@ -1,4 +1,4 @@
-"""What the words behind `connect` mean: whom, by which code, and what is forwarded."""
+"""What the words behind a command mean: whom, by which code, what is forwarded, which room."""
 
 from __future__ import annotations
 
@@ -126,3 +126,14 @@ def require_server(settings: Settings) -> None:
         raise ConfigurationError(
             "A first meeting needs the server that the other side's command names: add --server HOST or set PTUNNEL_SERVER."
         )
+
+
+def room_name(given: str | None, option: str | None) -> str:
+    """Of a new room.  Raises ConfigurationError."""
+    from tunnel.cli.habits import is_code
+
+    if given is not None and option not in (None, given):
+        raise ConfigurationError(f"The room has two names, {given[:40]!r} and --name {option}: leave one of them out.")
+    if given is not None and is_code(given):
+        raise ConfigurationError("A new room has no code yet: to enter the one of that code, run 'sudo ptunnel lan join'.")
+    return given or option or "lan"

@@ -109,7 +109,7 @@ def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
 
 def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Settings]:
     """The code alone, and the settings with the server that it carries.  Raises ConfigurationError."""
-    from tunnel.config import parse_server
+    from tunnel.config import parse_server, with_tls_options
     from tunnel.driver.vocabulary import split_server
 
     if code is None:
@@ -117,7 +117,9 @@ def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Se
     code, server = split_server(code)
     if server is None:
         return code, settings
-    parse_server(server, "the server behind the @ of the code")
+    place = "the server behind the @ of the code"
+    parse_server(server, place)
+    server = with_tls_options(server, settings.tls, place)
     return code, replace(settings, server=server, is_server_given=True, is_server_refused=False)
 
 

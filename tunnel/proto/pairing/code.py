@@ -1,4 +1,4 @@
-"""Pairing codes, `731-crossover-clockwork`: a nameplate that the server knows, and words that it must never see."""
+"""Pairing codes, `731-garden-violin`: a nameplate that the server knows, and words that it must never see."""
 
 from __future__ import annotations
 
