@@ -217,7 +217,7 @@ def test_every_setting_variable_and_event_is_listed(where: str) -> None:
     assert settings is not None
     assert words_of(settings[1]) - {"and"} >= config.IN_FILE
     assert words_of(settings[1]) & set(Settings.__dataclass_fields__) == config.IN_FILE
-    listed = re.search(r"`event`\s+first(.*?)(?:\n\n|\n`serve`|People are)", text, re.DOTALL)
+    listed = re.search(r"[`']event[`']\s+first(.*?)(?:\n\n|\n`serve`|People are)", text, re.DOTALL)
     assert listed is not None
     source = "".join(module.text for module in modules() if module.name != "tunnel.control.messages")
     emitted = {*re.findall(r'"event": "(\w+)"', source), "error"} - {"done", "closing", "looked"}  # between processes alone

@@ -213,7 +213,7 @@ async def expose(
     if to and not len(wanted):
         raise ConfigurationError("Say what to expose to them: for example 'ptunnel expose 22 --to NAME'.")
     if only and not to:
-        raise ConfigurationError("Say to whom: `only` goes with `to`.")
+        raise ConfigurationError("Say to whom: only goes with to.")
     for each in to:
         store.choose(each)
     peers = store.load()

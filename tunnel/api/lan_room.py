@@ -367,7 +367,7 @@ class LanRoom:
             case YouWereRemoved():
                 if self.on_removed is not None:
                     self.on_removed()
-                self._end(PermissionDeniedError(f'You were removed from the room "{self.name}" by its creator.'))
+                self._end(PermissionDeniedError(f"You were removed from the room '{self.name}' by its creator."))
             case EntryUnanswered():
                 self._end(PairingError(NOT_LET_IN))
             case JoinRefused(reason=reason):

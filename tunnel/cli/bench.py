@@ -17,10 +17,10 @@ from tunnel.cli.render import json_line
               help="For each of the four transfers.")  # fmt: skip
 @common
 def command(peer: str | None, seconds: float, is_json: bool, verbose: int) -> int:
-    """Measure what the link to PEER (the only one, unless named) carries, while `expose` or `connect` runs.
+    """Measure what the link to PEER (the only one, unless named) carries, while 'expose' or 'connect' runs.
 
     Round trips, idle and under load, loss, the largest datagram (MTU), one TCP-like stream each way and 1200-byte
-    datagrams each way, as fast as the path takes them.  `up` is from here to PEER.  The other side's ptunnel takes part
+    datagrams each way, as fast as the path takes them.  'up' is from here to PEER.  The other side's ptunnel takes part
     by itself: it offers this to its paired peers, one measurement at a time, of at most 30 seconds and 16 GiB.
     Over a relay this costs the server's traffic.
 

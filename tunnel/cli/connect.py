@@ -207,7 +207,7 @@ class Connecting:
                 await self._wait_network(self._deadline)
                 if await self._connect_once(self._deadline, traces):
                     return 0
-                self._trouble("peer_ended", f'"{self._peer}" has ended the link: waiting for it to come back (Ctrl-C ends it).')
+                self._trouble("peer_ended", f"'{self._peer}' has ended the link: waiting for it to come back (Ctrl-C ends it).")
             except (ServerUnreachableError, UnreachableError) as error:
                 may_wait = self._stays and self._code is None and trio.current_time() < self._deadline
                 if not may_wait or stopped.is_set():
@@ -245,7 +245,7 @@ class Connecting:
         from tunnel.api import connect
         from tunnel.errors import UnreachableError
 
-        settings, whom = self._settings, f'"{self._peer}"' if self._peer else "the other side"
+        settings, whom = self._settings, f"'{self._peer}'" if self._peer else "the other side"
         with trio.CancelScope(deadline=deadline) as limit:
             async with connect(
                 self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
@@ -353,12 +353,12 @@ class Connecting:
         if reason is None or self._is_leaving:
             return True
         if reason.code == CloseCode.FORGOTTEN:
-            raise PermissionDeniedError(f'"{link.peer_name}" has forgotten this machine: ask there for a new code.')
+            raise PermissionDeniedError(f"'{link.peer_name}' has forgotten this machine: ask there for a new code.")
         if self._stays and reason.code == CloseCode.NO_ERROR:
             return False
         if reason.code == CloseCode.NO_ERROR:
-            raise UnreachableError(f'"{link.peer_name}" has ended the link.')
-        raise UnreachableError(f'The link to "{link.peer_name}" has ended: {reason.text}.')
+            raise UnreachableError(f"'{link.peer_name}' has ended the link.")
+        raise UnreachableError(f"The link to '{link.peer_name}' has ended: {reason.text}.")
 
     def _handle(self, event: Event) -> None:
         from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
@@ -369,7 +369,7 @@ class Connecting:
         match event:
             case Paired(peer=peer):
                 self._peer = peer
-                self._output.say(f'Paired with "{peer}".')
+                self._output.say(f"Paired with '{peer}'.")
             case PathReport():
                 self._path = event.to_dict()
                 if self._link is not None and not self._output.is_live:
@@ -415,7 +415,7 @@ class Connecting:
 
     def _lines(self) -> list[Line]:
         if self._link is None:
-            whom = f'"{self._peer}"' if self._peer else "the other side"
+            whom = f"'{self._peer}'" if self._peer else "the other side"
             doing = "Waiting for" if self._is_ready else "Connecting to"
             return [(f"{doing} {whom} ... (Ctrl-C ends it)", True)]
         return self._path_lines()

@@ -54,7 +54,7 @@ def command(
       ptunnel expose 22 --server rv.example.net
       ptunnel expose 53/udp 5000-5010 8080/tcp+udp
       ptunnel expose nas=192.168.1.5:445         a machine in this LAN; they use --forward 1445:nas
-      ptunnel expose 3389 --to friend            a remembered peer, no code; `ptunnel revoke` takes it back
+      ptunnel expose 3389 --to friend            a remembered peer, no code; 'ptunnel revoke' takes it back
       ptunnel expose 22 --to friend --only       ... and nothing of what was shared with it before
       ptunnel expose                             all remembered peers
     A HOST that is a name is looked up for each connection, and may not lead to this machine: name=localhost:7001 does that.
@@ -292,7 +292,7 @@ class Exposing:
             case Paired(peer=peer):
                 self._code_ends = None
                 self._fresh.add(peer)
-                self._output.say(f'Paired with "{peer}".')
+                self._output.say(f"Paired with '{peer}'.")
             case Serving():
                 self._show_serving(event)
             case PathReport(peer=peer, kind=kind, remote=remote):
@@ -303,7 +303,7 @@ class Exposing:
                 self._output.warn(message)
             case Closed(peer=peer, reason=reason):
                 self._shown_paths.pop(peer, None)
-                self._output.say(f'The link to "{peer}" has ended: {reason.rstrip(".")}.')
+                self._output.say(f"The link to '{peer}' has ended: {reason.rstrip('.')}.")
 
     def _show_code(self, code: str, expires_s: float) -> None:
         from tunnel.cli.render import duration, listing

@@ -15,7 +15,7 @@ HABITS: Final = {
     "ptunnel": {
         "add": "connect", "create": "lan create", "delete": "peers forget", "dial": "connect", "forget": "peers forget",
         "forward": "connect", "join": "lan join", "kick": "lan remove", "leave": "lan", "list": "peers", "listen": "expose",
-        "ls": "peers", "man": "help", "open": "expose", "party": "lan create", "recv": "connect", "remove": "lan remove",
+        "ls": "peers", "open": "expose", "party": "lan create", "recv": "connect", "remove": "lan remove",
         "rename": "peers rename", "rm": "peers forget", "room": "lan", "run": "exec", "send": "expose", "server": "serve",
         "share": "expose", "ssh": "connect", "start": "expose", "stop": "status", "test": "doctor", "unshare": "revoke",
     },

@@ -62,7 +62,7 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
       ptunnel lan create --to friend                    a remembered peer needs none the first time
       ptunnel lan join --peer home                      ... and joins by the name of yours
       ptunnel lan remove ben                            cuts a member off, and makes a fresh code
-    It needs root, or the capability CAP_NET_ADMIN; `ptunnel exec` needs neither.  Alone, lists the rooms.
+    It needs root, or the capability CAP_NET_ADMIN; 'ptunnel exec' needs neither.  Alone, lists the rooms.
     """
     if context.invoked_subcommand is None:
         show(is_json)
@@ -159,7 +159,7 @@ def remove_command(member: str, room: str | None, is_json: bool, verbose: int) -
         if is_json:
             _emit(answer)
         else:
-            click.echo(f'"{answer["peer"]}" is no longer in the room "{answer["room"]}".', err=True)
+            click.echo(f"'{answer['peer']}' is no longer in the room '{answer['room']}'.", err=True)
     return 0
 
 
@@ -226,7 +226,7 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
     if is_json:
         _emit({"event": "forgotten", "room": room})
     else:
-        click.echo(f'The room "{room}" is forgotten.', err=True)
+        click.echo(f"The room '{room}' is forgotten.", err=True)
     return 0
 
 
@@ -400,7 +400,7 @@ class Playing:
         count = len(room.members()) - 1
         others = f", with {count} other{'s' * (count > 1)}" if count else ""
         self._output.say(
-            f'You are "{me.name}" in the room "{room.name}"{others}: {me.address}, {me.name}.ptunnel, on {status["interface"]}.'
+            f"You are '{me.name}' in the room '{room.name}'{others}: {me.address}, {me.name}.ptunnel, on {status['interface']}."
         )
 
     def _handle(self, event: Event) -> None:

@@ -70,7 +70,7 @@ UDP path that the two punch through their NATs.  Where no direct path exists, a 
 relays datagrams that it cannot read.
 
 \b
-A HOME SSH PORT FOR A FRIEND.  Somewhere a small public host runs `ptunnel serve`.
+A HOME SSH PORT FOR A FRIEND.  Somewhere a small public host runs 'ptunnel serve'.
   home$    ptunnel expose 22 --server rv.example.net
            ... prints a code that works once, for 10 minutes
   friend$  ptunnel connect --server rv.example.net --forward 2222:22
@@ -125,12 +125,12 @@ Environment:
   PTUNNEL_QLOG     stands in for --qlog
   PTUNNEL_TLS_PORT, PTUNNEL_TLS_FINGERPRINT   stand in for --tls-port and --tls-fingerprint
 \b
-Scripts: --json on any command prints one JSON object a line on stdout, `event` first:
+Scripts: --json on any command prints one JSON object a line on stdout, 'event' first:
   listening, code, paired, serving, shared, path, forward, member, closed, warning while something
   runs; error as the last one of a command that failed;
   granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
   as answers.
-  People are spoken to on stderr; `exec` prints events there too.
+  People are spoken to on stderr; 'exec' prints events there too.
 \b
 Completion by the shell, of commands, options and peers' names:
   bash   eval "$(_PTUNNEL_COMPLETE=bash_source ptunnel)"
@@ -146,6 +146,10 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "man":
+            from tunnel.cli.manual import command as manual
+
+            return manual
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"tunnel.cli.{cmd_name}").command
@@ -163,7 +167,7 @@ class Commands(click.Group):
             click.echo(version_line())
             ctx.exit()
         args = joined_code(args)
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        if args and not args[0].startswith("-") and args[0] not in (*COMMANDS, "man"):
             if is_code(args[0]):  # the first thing that one wants to do with it
                 return super().resolve_command(ctx, ["connect", *args])
             raise unknown(args[0], "ptunnel", [*COMMANDS, "help", "version"])
@@ -280,7 +284,7 @@ def _sentence(problem: BaseException, kind: type[BaseException]) -> str:
         return str(problem)  # the bare root: another process of ours says what it has met
     if isinstance(problem, OSError):
         if problem.errno in (errno.EMFILE, errno.ENFILE):
-            return "Too many files are open: raise the limit with `ulimit -n`, or forward fewer ports."
+            return "Too many files are open: raise the limit with 'ulimit -n', or forward fewer ports."
         where = f" ({problem.filename})" if problem.filename else ""
         return f"The system refused: {problem.strerror or problem}{where}. Run it again with -vv for details."
     detail = str(problem).partition("\n")[0]

@@ -55,7 +55,7 @@ def tls(function: Function) -> Function:
     function = click.option(
         "--tls-fingerprint",
         metavar="SHA256",
-        help="The server's certificate, as `ptunnel serve` prints it; without it public authorities vouch for its name.",
+        help="The server's certificate, as 'ptunnel serve' prints it; without it public authorities vouch for its name.",
     )(function)
     return click.option(
         "--tls-port", metavar="PORT|off", help="TCP port of the server for networks that block UDP; 443 unless said."

@@ -53,7 +53,7 @@ def rename_command(old: str, new: str, is_json: bool, verbose: int) -> None:
     if is_json:
         _emit({"event": "renamed", "old": old, "peer": peer.name})
     else:
-        click.echo(f'"{old}" is called "{peer.name}" now.', err=True)
+        click.echo(f"'{old}' is called '{peer.name}' now.", err=True)
 
 
 @command.command("forget")
@@ -82,7 +82,7 @@ def forget_command(names: tuple[str, ...], is_json: bool, verbose: int) -> None:
             _emit({"event": "forgotten", "peer": forgotten.name, "links": cut})
         else:
             ending = f"; {cut} open link{'' if cut == 1 else 's'} cut" if cut else ""
-            click.echo(f'"{forgotten.name}" is forgotten{ending}.', err=True)
+            click.echo(f"'{forgotten.name}' is forgotten{ending}.", err=True)
 
 
 def show(is_json: bool) -> None:

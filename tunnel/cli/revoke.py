@@ -30,7 +30,7 @@ def command(peer: str, what: tuple[str, ...], is_json: bool, verbose: int) -> in
     Examples:
       ptunnel revoke friend 9090
       ptunnel revoke friend 5000-5010 53/udp nas
-      ptunnel revoke friend                      all of it; `ptunnel peers forget friend` ends the acquaintance too
+      ptunnel revoke friend                      all of it; 'ptunnel peers forget friend' ends the acquaintance too
     """
     import trio
 

@@ -30,7 +30,7 @@ REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "droppe
 @click.option(
     "--tls-port", metavar="PORT", type=click.IntRange(0, 65_535), default=443, show_default=True, help="The TCP port for TLS."
 )
-@click.option("--open-directory", is_flag=True, help="Also answer the plain-text protocol: `ip ver` gets the others' addresses.")
+@click.option("--open-directory", is_flag=True, help="Also answer the plain-text protocol: 'ip ver' gets the others' addresses.")
 @click.option("--access", metavar="FILE", help="Serve only the addresses, prefixes and tokens that this file lists.")
 @common
 def command(
@@ -46,7 +46,7 @@ def command(
       ptunnel serve
       ptunnel serve --listen 203.0.113.5 --listen [2001:db8::5]
       ptunnel serve --tls-cert fullchain.pem --tls-key privkey.pem
-      ptunnel serve --open-directory            log and list those who say `ip ver`
+      ptunnel serve --open-directory            log and list those who say 'ip ver'
     Let UDP ports 24531 and 24532 through the host's firewall, and TCP port 443 where TLS is served.
     """
     from tunnel.cli.render import Output

@@ -27,8 +27,8 @@ WATCH_S: Final = 1.0  # seconds between two looks
               help="With --check: wait so long for it.")  # fmt: skip
 @common
 def command(peer: str | None, watch: bool, check: str | None, wait_s: float, is_json: bool, verbose: int) -> int:
-    """Show the links of every running `expose`, `connect` and `lan` of this user: path, rtt, loss, rates, streams; and of a
-    `serve` how many clients it has, and what it relays.
+    """Show the links of every running 'expose', 'connect' and 'lan' of this user: path, rtt, loss, rates, streams; and of a
+    'serve' how many clients it has, and what it relays.
 
     \b
     Examples:

@@ -90,7 +90,8 @@ def to_event(event: EndpointEvent, now: Instant) -> Event | None:
                 peer=peering.peer.name,
             )
         case PeeringClosed(peering=peering, reason=reason):
-            return Closed(reason=reason.text, peer=peering.peer.name)
+            forgotten = reason.code == CloseCode.FORGOTTEN and not reason.by_peer  # the text is for the other side
+            return Closed(reason="you have forgotten it" if forgotten else reason.text, peer=peering.peer.name)
         case ServerReached(server=server, is_again=True):
             return Trouble(code="server_back", message=f"The server {server.partition(',')[0]} answers again.")
         case Troubled(problem=problem, text=text, is_final=False):

@@ -266,6 +266,6 @@ def _explain(forward: Forward, host: str, error: OSError) -> str:
         case errno.EAFNOSUPPORT:
             return f"This computer has no IPv6, so nothing can listen on {host}: use an IPv4 address."
         case errno.EMFILE | errno.ENFILE:
-            return f"Too many files are open to listen on {where}: raise the limit with `ulimit -n`, or forward fewer ports."
+            return f"Too many files are open to listen on {where}: raise the limit with 'ulimit -n', or forward fewer ports."
         case _:
             return f"Cannot listen on {where} of {host}: {error.strerror or error}."

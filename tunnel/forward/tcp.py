@@ -347,7 +347,7 @@ class TcpForward:
     async def _shed(self, error: OSError) -> None:
         self._counters.tcp_shed += 1
         self._notices.say(
-            "shed", f"Connections have to wait: {error.strerror}.  Raise the limit with `ulimit -n`, or close some connections."
+            "shed", f"Connections have to wait: {error.strerror}.  Raise the limit with 'ulimit -n', or close some connections."
         )
         await trio.sleep(ACCEPT_PAUSE)
 
@@ -454,7 +454,7 @@ async def serve_tcp(
             notices.say(f"misled {address[0]}", error.sentence)
         if error.errno in OUT_OF_DESCRIPTORS:
             counters.tcp_shed += 1
-            notices.say("shed", f"A connection was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")
+            notices.say("shed", f"A connection was turned away: {error.strerror}.  Raise the limit with 'ulimit -n'.")
         counters.tcp_refused += 1
         say_unserved(notices, asked, address, error)
         refuse(stream, stream_code(error))

@@ -256,7 +256,7 @@ async def serve_udp(
             counters.misled += 1
             notices.say(f"misled {address[0]}", error.sentence)
         if error.errno in OUT_OF_DESCRIPTORS:
-            notices.say("shed", f"A UDP flow was turned away: {error.strerror}.  Raise the limit with `ulimit -n`.")
+            notices.say("shed", f"A UDP flow was turned away: {error.strerror}.  Raise the limit with 'ulimit -n'.")
         say_unserved(notices, asked, address, error)
         refuse(stream, stream_code(error))
     except TunnelError:

@@ -38,7 +38,7 @@ OFFLOADS: Final = (
 )
 
 NO_PRIVILEGE: Final = (
-    "A LAN interface on this machine needs privilege: run it with sudo, or use `ptunnel exec`, which needs none."
+    "A LAN interface on this machine needs privilege: run it with sudo, or use 'ptunnel exec', which needs none."
 )
 
 

@@ -209,7 +209,7 @@ def test_peers_are_listed_renamed_and_forgotten(remember: Remember, home: Path, 
     assert (record["event"], record["peer"], record["grants"]) == ("peer", "home", ["tcp/22"])
     assert run(["peers", "rename", "home", "attic"]) == 0
     assert run(["peers", "forget", "attic"]) == 0
-    assert '"attic" is forgotten.' in capsys.readouterr().err
+    assert "'attic' is forgotten." in capsys.readouterr().err
     assert Home(home).peers() == []
 
 

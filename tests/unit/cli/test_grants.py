@@ -71,10 +71,10 @@ def test_a_change_while_it_runs_is_said_and_what_a_new_peer_got_is_not_said_twic
     one._handle(Paired(peer="dan", fingerprint="SHA256:y"))
     one._handle(Serving(peer="dan", grants=("tcp/22", "tcp/80")))
     assert capsys.readouterr().err.splitlines() == [
-        'Paired with "ben".',
+        "Paired with 'ben'.",
         "cleo may reach tcp/22 of this machine now.",
         "ben may reach nothing of this machine any more.",
-        'Paired with "dan".',
+        "Paired with 'dan'.",
         "dan may reach tcp/22 and tcp/80 of this machine now.",
     ]
 

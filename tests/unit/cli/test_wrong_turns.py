@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -136,6 +137,21 @@ def test_help_and_version_are_words_too(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().out
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == shown
+
+
+def test_the_manual_page_is_made_from_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["man"]) == 0
+    page = capsys.readouterr().out
+    plain = page.replace(r"\-", "-").replace(r"\(aq", "'").replace(r"\(ga", "`")
+    for words in (*([name] for name in COMMANDS), ["lan", "create"], ["lan", "join"], ["peers", "forget"]):
+        assert run(["help", *words]) == 0
+        shown = capsys.readouterr().out
+        assert f".SS ptunnel {' '.join(words)} " in plain
+        for option in re.findall(r"^  (-[^ ]*(?:, --[^ ]+)?)", shown, re.MULTILINE):
+            assert "--help" in option or f".B {option}" in plain
+    assert "Exit codes:" in plain
+    assert "\b" not in page
+    assert not re.search(r"^['.](?!TH|SH|SS|TP|PP|nf|fi|B )", page, re.MULTILINE)
 
 
 # -- a code, however it is typed
@@ -278,3 +294,19 @@ def test_nobody_at_the_terminal_is_asked_nothing(capsys: pytest.CaptureFixture[s
     monkeypatch.setattr("sys.stdin", io.StringIO("731-garden-violin\n"))
     assert run(["connect"]) == 2
     assert "run it on a terminal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("by_peer", "reason"), [(False, "you have forgotten it"), (True, "you were removed from the peer's list")]
+)
+def test_who_forgets_a_peer_is_not_told_to_have_been_forgotten(by_peer: bool, reason: str) -> None:
+    from types import SimpleNamespace
+
+    from tunnel.driver.events import Closed
+    from tunnel.driver.reports import to_event
+    from tunnel.proto.connection.events import CloseCode, CloseReason
+    from tunnel.proto.endpoint.peering import PeeringClosed
+
+    peering: Any = SimpleNamespace(peer=SimpleNamespace(name="bob"))
+    closed = CloseReason(CloseCode.FORGOTTEN, "you were removed from the peer's list", by_peer)
+    assert to_event(PeeringClosed(peering, closed), 0.0) == Closed(reason=reason, peer="bob")

@@ -63,7 +63,7 @@ class AccessList:
             if words[0] == "token":
                 if len(words) != 2 or len(words[1]) < MIN_TOKEN:
                     raise ConfigurationError(
-                        f"{source}, line {number}: write `token` and one secret of at least {MIN_TOKEN} characters."
+                        f"{source}, line {number}: write 'token' and one secret of at least {MIN_TOKEN} characters."
                     )
                 tokens.append(words[1].encode())
                 continue

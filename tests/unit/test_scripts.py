@@ -1,0 +1,95 @@
+"""What a machine is told on which ptunnel is to be installed, with interpreters that only look like some."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.style.source import ROOT
+
+#: An interpreter of a version, as far as the scripts ask.
+FAKE = """#!/bin/bash
+case "$1 $2" in
+    "-V ") echo "Python {version}" ;;
+    "-c import sys; sys.exit(sys.version_info < (3, 11))") exit {is_old} ;;
+    "-m venv") mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; cp {program} "$4/bin/ptunnel" ;;
+    "-m pip") echo pip >> {log}; exit {pip_fails} ;;
+esac
+"""
+PROGRAM = """#!/bin/bash
+case "$1" in --version) echo "ptunnel 1.2.3" ;; man) echo ".TH PTUNNEL 1" ;; esac
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts are bash's")
+
+
+class Machine:
+    """A PATH with the usual tools and these interpreters."""
+
+    def __init__(self, folder: Path, pip_fails: int = 0, **versions: str) -> None:
+        self.log, program = folder / "log", folder / "program"
+        self.log.touch()
+        program.write_text(PROGRAM)
+        program.chmod(0o755)
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        for tool in ("bash", "dirname", "readlink", "mkdir", "touch", "cp", "rm", "ln", "timeout", "cat", "sha256sum", "cut",
+                     "flock", "sleep", "head"):  # fmt: skip
+            if (found := shutil.which(tool)) is not None:
+                (self.bin / tool).symlink_to(found)
+        for name, version in versions.items():
+            path = self.bin / name.replace("_", ".")
+            is_old = int(tuple(map(int, version.split(".")[:2])) < (3, 11))
+            path.write_text(FAKE.format(version=version, is_old=is_old, program=program, log=self.log, pip_fails=pip_fails))
+            path.chmod(0o755)
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", *words], cwd=ROOT, env={"PATH": str(self.bin), **environment}, capture_output=True, text=True, timeout=60
+        )
+
+
+@pytest.mark.parametrize(
+    ("versions", "chosen"),
+    [
+        ({"python3": "3.12.1"}, "python3"),
+        ({"python3": "3.10.13", "python3_11": "3.11.4"}, "python3.11"),
+        ({"python3": "3.6.9", "python3_11": "3.11.4", "python3_13": "3.13.0"}, "python3.13"),
+        ({"python3_12": "3.12.1"}, "python3.12"),
+    ],
+)
+def test_the_interpreter_is_one_that_ptunnel_runs_on(versions: dict[str, str], chosen: str, tmp_path: Path) -> None:
+    done = Machine(tmp_path, **versions).run("-c", 'source scripts/python; echo "$python"')
+    assert done.stdout.strip().endswith(f"/{chosen}")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("script", ["scripts/venv", "scripts/install"])
+def test_an_interpreter_that_is_too_old_is_said_at_once(script: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3="3.10.13")
+    done = machine.run(script, PTUNNEL_INSTALL_TO=str(tmp_path / "to"), PTUNNEL_INSTALL_COMMAND=str(tmp_path / "ptunnel"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "ptunnel needs Python 3.11 or newer; this is Python 3.10.13. On Ubuntu 22.04: sudo apt install python3.11-venv\n"
+    )
+    assert machine.log.read_text() == "", "pip is not asked, nor asked again"
+
+
+def test_what_is_installed_is_the_command_with_its_manual_and_both_go_again(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3="3.11.4")
+    command = tmp_path / "usr" / "bin" / "ptunnel"
+    command.parent.mkdir(parents=True)
+    place = {"PTUNNEL_INSTALL_TO": str(tmp_path / "opt"), "PTUNNEL_INSTALL_COMMAND": str(command)}
+    done = machine.run("scripts/install", **place)
+    assert (done.returncode, done.stderr) == (0, "scripts/install: installed: ptunnel 1.2.3, for everybody, with sudo too\n")
+    manual = tmp_path / "usr" / "share" / "man" / "man1" / "ptunnel.1"
+    assert os.readlink(command) == str(tmp_path / "opt" / "bin" / "ptunnel")
+    assert manual.read_text() == ".TH PTUNNEL 1\n"
+    assert machine.run("scripts/install", "remove", **place).returncode == 0
+    assert not command.exists()
+    assert not manual.exists()
+    assert not (tmp_path / "opt").exists()
