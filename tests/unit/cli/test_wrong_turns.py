@@ -309,4 +309,4 @@ def test_who_forgets_a_peer_is_not_told_to_have_been_forgotten(by_peer: bool, re
 
     peering: Any = SimpleNamespace(peer=SimpleNamespace(name="bob"))
     closed = CloseReason(CloseCode.FORGOTTEN, "you were removed from the peer's list", by_peer)
-    assert to_event(PeeringClosed(peering, closed), 0.0) == Closed(reason=reason, peer="bob")
+    assert to_event(PeeringClosed(peering=peering, reason=closed), 0.0) == Closed(reason=reason, peer="bob")
