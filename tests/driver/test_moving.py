@@ -16,11 +16,14 @@ import trio.testing
 import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import Heard, echo, homes, shout
+from tunnel.api.moving import may_be_there
 from tunnel.api.servers import LOOK_INTERVAL, STRANGER_INTERVAL, OwnHosts
 from tunnel.config import TlsOptions
 from tunnel.driver.events import CodeReady, Event, Listening, Paired, Trouble
+from tunnel.driver.link import MAX_SERVER
 from tunnel.driver.rendezvous import RunningServer, serve
 from tunnel.driver.servers import LONGEST_LOOK
+from tunnel.proto.endpoint import CONTROL_SERVER, ControlReceived
 from tunnel.state.home import Home
 from tunnel.udp.memory import MemoryNetwork
 from tunnel.units import Instant
@@ -55,17 +58,23 @@ class MovingSocket:
         self._network, self._hosts = network, hosts
         self._socket = network.open_socket(hosts[0], port)
         self._port = self._socket.local_address.port
+        self._is_closed = False
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._socket.close()
 
     def _now(self) -> Any:
-        if self._hosts and self._socket.local_address.host != self._hosts[0]:
+        if self._hosts and not self._is_closed and self._socket.local_address.host != self._hosts[0]:
             former, self._socket = self._socket, self._network.open_socket(self._hosts[0], self._port)
             former.close()
         return self._socket
 
     async def wait_readable(self) -> None:
-        while True:  # the machine may get another address meanwhile
+        while not self._is_closed:  # the machine may get another address meanwhile
             with trio.move_on_after(1.0), suppress(trio.ClosedResourceError):
                 return await self._now().wait_readable()
+        raise trio.ClosedResourceError
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._now(), name)
@@ -306,6 +315,67 @@ async def test_a_laptop_that_serves_itself_goes_on_at_its_new_address(
             codes = [event.code for event in heard if isinstance(event, CodeReady)]
             async with tunnel.connect(codes[-1], server=listening.bind, home=connector, **world.options()) as link:
                 assert await shout(link, b"hello") == b"hello"
+
+
+async def test_a_peer_that_is_connected_while_a_laptop_moves_finds_its_server_after_restarts_of_both(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+
+    def remembered() -> list[str | None]:
+        return [Home(home).peers()[0].server for home in (exposer, connector)]
+
+    async with a_world() as world:
+        hosts, options = world.laptop()
+        async with (
+            tunnel.expose(["22"], home=exposer, name="home", on_event=heard, handler=echo, **options) as exposure,
+            tunnel.connect(await heard.code(), server="198.18.0.60", home=connector, **world.options()) as link,
+        ):
+            assert await shout(link, b"hello") == b"hello"
+            await link.wait_direct()
+            for nonsense in (b"1" * (MAX_SERVER + 1), b"\xff:24531"):
+                link.handle_event(ControlReceived(bytes((CONTROL_SERVER,)) + nonsense))
+            assert link.server is None
+            for address in ("198.18.0.61", "198.18.0.62"):
+                hosts[:] = [address]
+                assert exposure.driver is not None
+                exposure.driver._network_changed()  # as the system says
+                with trio.fail_after(2 * (LONGEST_LOOK + LONG)):
+                    while remembered() != [f"{address}:24531"] * 2:  # noqa: ASYNC110
+                        await trio.sleep(0.5)
+                await trio.sleep(5.0)
+                assert await shout(link, b"still here") == b"still here"
+                async with tunnel.connect(peer="home", home=connector, **world.options()) as another:
+                    assert await shout(another, b"met anew") == b"met anew"
+        again, options = world.laptop()
+        again[:] = hosts
+        async with (
+            tunnel.expose(home=exposer, handler=echo, **options),
+            tunnel.connect(peer="home", home=connector, **world.options()) as link,
+        ):
+            assert await shout(link, b"after a restart") == b"after a restart"
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "seen", "is_believed"),
+    [
+        ("192.0.2.7:24531", "192.0.2.6:24531", "192.0.2.7", True),
+        ("[2001:db8::7]:24531", "192.0.2.6", "2001:db8::7", True),
+        ("192.0.2.8:24531", "192.0.2.6:24531", "192.0.2.7", False),  # where nothing of the peer comes from
+        ("192.0.2.7:53", "192.0.2.6:24531", "192.0.2.7", False),  # another port
+        ("192.0.2.7:24531", "rv.example.net:24531", "192.0.2.7", False),  # from a server that has a name
+        ("rv.example.net:24531", "192.0.2.6:24531", "192.0.2.7", False),
+        ("192.0.2.7:24531", None, "192.0.2.7", False),
+        ("192.0.2.7:24531", "192.0.2.6:24531", None, False),
+        ("nonsense at all", "192.0.2.6:24531", "192.0.2.7", False),
+        ("", "192.0.2.6:24531", "192.0.2.7", False),
+    ],
+)
+def test_a_peer_moves_its_server_only_to_where_its_own_datagrams_come_from(
+    told: str, known: str | None, seen: str | None, is_believed: bool
+) -> None:
+    assert may_be_there(told, known, seen) == is_believed
 
 
 async def test_own_addresses_are_looked_at_again_and_those_that_are_gone_are_strangers(

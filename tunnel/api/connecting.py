@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
+from tunnel.api.moving import follow_place
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
@@ -151,6 +153,8 @@ async def connect(
                     await driver.servers.wait_reached(rendezvous, SERVER_PATIENCE)
                     link = await (waiting.wait() if code is None else waiting.wait_paired())
                     nursery.start_soon(store.note_seen, link.peer)
+                    follow = partial(follow_place, link, store, driver, rendezvous)
+                    nursery.start_soon(last, driver.faults, "server", "kept a peer's server from being followed", follow)
                     if handler is not None:
                         nursery.start_soon(handler, link)
                     yield link

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import trio
 
 from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
 from tunnel.api.granting import Granted, grant, readable, require_something_to_share, told
+from tunnel.api.moving import tell_place
 from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
@@ -40,6 +41,8 @@ class Exposure:
         self._store = store
         self._handler = handler
         self._on_event = on_event
+        self.places: set[str] = set()  # where the embedded server is and was, as peers may know it
+        self.find: Callable[[str], Lookup] | None = None  # the embedded server, by each of these words
         self.greeted: set[str] = set()  # servers at which we wait, or will as soon as they answer
         self._where: str | None = None  # once it was told
         self._served: dict[bytes, tuple[dict[str, Any], ...]] | None = None  # by static key: what each may reach, as told last
@@ -94,12 +97,16 @@ class Exposure:
         for server in sorted({server for server in servers if server is not None} - self.greeted):
             self.greeted.add(server)
             if self.driver is not None:
-                self._nursery.start_soon(resolve, self.driver, server, self.tell)
+                lookup = self.find(server) if self.find is not None and server in self.places else None
+                self._nursery.start_soon(resolve, self.driver, server, self.tell, lookup)
 
     def set_place(self, where: str) -> None:
         """The embedded server is reached there now, as this machine has other addresses."""
         self.server = where
+        self.places.add(where)
         self.tell_listening(where)
+        for link in self.links:
+            link.notify()
 
     def tell_served(self, peers: Iterable[KnownPeer]) -> None:
         """Who may reach what, at the start."""
@@ -135,6 +142,9 @@ class Exposure:
     def handle_link(self, link: Link) -> None:
         self._nursery.start_soon(self._store.note_seen, link.peer)
         self._nursery.start_soon(self._serve, link)
+        if self.is_embedded:
+            tell = partial(tell_place, link, self._store, self)
+            self._nursery.start_soon(last, link.faults, "server", f"kept {link.peer_name} from hearing of our server", tell)
         self._notify()
 
     def handle_event(self, event: EndpointEvent) -> None:
@@ -261,6 +271,9 @@ async def expose(
                     others = {peer.server for peer in peers if peer.server} - {rendezvous}
                     if rendezvous is not None:
                         exposure.greeted.add(rendezvous)
+                        if exposure.is_embedded:
+                            exposure.places.add(rendezvous)
+                            exposure.find = lambda server: found_here(server, seams, lambda _where: None)
                         lookup = found_here(rendezvous, seams, exposure.set_place) if exposure.is_embedded else None
                         await _greet(driver, rendezvous, exposure, lookup, must_answer=wants_code, nursery=nursery)
                     exposure.greet(others)

@@ -17,6 +17,7 @@ from tunnel.errors import MalformedPacket, PeerError, TunnelError, UnreachableEr
 from tunnel.faults import Faults
 from tunnel.proto.endpoint import (
     CONTROL_ROOM,
+    CONTROL_SERVER,
     CONTROL_SHARES,
     CloseCode,
     CloseReason,
@@ -46,6 +47,7 @@ from tunnel.units import Instant, Seconds, StreamId
 __all__ = ["CloseCode", "CloseReason", "Link", "LinkStatus", "Share", "Shares", "StreamHandler"]
 
 RTT_AVERAGED = 5.0  # seconds since a round trip was measured last, up to which the average of many says more than the newest one
+MAX_SERVER = 64  # bytes of host:port that a peer tells: an address and a port
 ACCEPT_BACKLOG = 1_024  # streams opened by the peer that nobody has accepted yet; more are reset
 
 StreamHandler = Callable[[TunnelStream], Awaitable[None]]
@@ -113,6 +115,10 @@ class Link:
         self._path: PathChanged | None = None
         self.shared: Shares | None = None  # what the peer lets us reach, once it has said so
         self._told = b""  # what we have said of that last
+        self.server: str | None = (
+            None  # the host:port that the peer has told: where its own server is, or that ours is remembered
+        )
+        self._told_server = ""  # what we have said of that last
         #: Called when what is remembered of the peer, and so what it may reach here, may have changed.
         self.on_grants: Callable[[], None] | None = None
         self._rate_base: tuple[Instant, int, int] = (clock(), 0, 0)
@@ -259,6 +265,13 @@ class Link:
             await self._changed.wait()
         return self.shared
 
+    def tell_server(self, server: str) -> None:
+        """host:port: where a server of ours is now, or that the peer's is remembered; once each."""
+        if server != self._told_server:
+            self._told_server = server
+            self._peering.send_message(CONTROL_SERVER, server.encode())
+            self._flush()
+
     # --- rooms
 
     def send_room(self, body: bytes) -> None:
@@ -309,6 +322,16 @@ class Link:
     def is_direct(self) -> bool:
         connection = self._peering.connection
         return connection is not None and connection.current_path.kind is PathKind.DIRECT
+
+    @property
+    def remote_host(self) -> str | None:
+        """Where datagrams to the peer go now."""
+        connection = self._peering.connection
+        return None if connection is None else connection.current_path.key.remote.host
+
+    async def wait_changed(self) -> None:
+        """Until anything of the link changes."""
+        await self._changed.wait()
 
     async def wait_direct(self) -> None:
         """Wait until the current path is a direct one.  Raises UnreachableError when the link is closed."""
@@ -387,6 +410,10 @@ class Link:
                 with contextlib.suppress(MalformedPacket):  # of a later version
                     self.shared = decode_shares(data[1:])
                 self.notify()
+            case ControlReceived(data=data) if data[:1] == bytes((CONTROL_SERVER,)):
+                if len(data) <= 1 + MAX_SERVER and data.isascii():
+                    self.server = data[1:].decode()
+                self.notify()
             case ConnectionClosed(reason=reason):
                 self._end_streams(reason.text)
                 self.notify()
@@ -398,7 +425,7 @@ class Link:
         self._end_streams("the peer has restarted")
         self.set_packet_sink(self._packet_sink)
         self.notify()
-        self._told = b""  # the new half knows nothing of what was told
+        self._told, self._told_server = b"", ""  # the new half knows nothing of what was told
         self.peer_changed()
 
     def handle_closed(self, reason: CloseReason) -> None:

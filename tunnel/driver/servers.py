@@ -83,6 +83,14 @@ class Servers:
             self._added = trio.Event()
         self._flush()
 
+    def move(self, name: str, addresses: list[Address]) -> None:
+        """The server is reached there from now on, whatever its name says."""
+        if self._core.has_server(name):
+            self._lookups.pop(name, None)
+            self._where[name] = addresses
+            self._core.move_server(self._clock(), name, addresses)
+            self._flush()
+
     async def wait_reached(self, name: str, patience: float = math.inf) -> None:
         """Until the server has answered.  Raises ServerUnreachableError after `patience` seconds."""
         with trio.move_on_after(patience):

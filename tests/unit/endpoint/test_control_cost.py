@@ -24,6 +24,7 @@ from tunnel.proto.endpoint.peering import (
     CONTROL_PING,
     CONTROL_PONG,
     CONTROL_ROOM,
+    CONTROL_SERVER,
     CONTROL_SHARES,
     MAX_PONGS,
 )
@@ -64,6 +65,7 @@ ROWS: Final[dict[int, dict[str, Callable[[int], bytes]]]] = {
     },
     CONTROL_KEM_TEXT: {"a ciphertext that nobody asked for": lambda _: bytes((CONTROL_KEM_TEXT, 0)) + bytes(TEXT_SIZE)},
     CONTROL_KEM_KEPT: {"kept": lambda _: bytes((CONTROL_KEM_KEPT,))},
+    CONTROL_SERVER: {"where its server is": lambda _: bytes((CONTROL_SERVER,)) + b"192.0.2.1:24531"},
     CONTROL_SHARES: {"what may be reached": lambda _: bytes((CONTROL_SHARES,))},
     UNKNOWN: {"of a later version": lambda _: bytes((UNKNOWN,)), "empty": lambda _: b""},
 }

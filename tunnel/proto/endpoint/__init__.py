@@ -47,7 +47,7 @@ from tunnel.proto.endpoint.events import (
     WayLearned,
 )
 from tunnel.proto.endpoint.pairing import ExposerPairing
-from tunnel.proto.endpoint.peering import CONTROL_ROOM, CONTROL_SHARES, Peering
+from tunnel.proto.endpoint.peering import CONTROL_ROOM, CONTROL_SERVER, CONTROL_SHARES, Peering
 from tunnel.proto.endpoint.pool import CloseSockets, CloseTls, OpenSockets, OpenTls, SocketOrder
 from tunnel.proto.endpoint.shares import Share, Shares, decode_shares, encode_shares
 from tunnel.proto.nat.candidate import CandidateKind
@@ -79,6 +79,7 @@ __all__ = [
     "PeerStore",
     "Peering",
     "CONTROL_ROOM",
+    "CONTROL_SERVER",
     "CONTROL_SHARES",
     "Share",
     "Shares",

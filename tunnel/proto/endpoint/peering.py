@@ -46,6 +46,7 @@ CONTROL_PING: Final = 2  # 8 bytes that come back as
 CONTROL_PONG: Final = 3
 CONTROL_ROOM: Final = 4  # what members of a room tell each other: lan/messages.py
 CONTROL_SHARES: Final = 5  # what the receiver may reach at the sender: shares.py
+CONTROL_SERVER: Final = 9  # where the sender's own server is now, and back: that this is remembered
 
 OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
 MAX_PONGS: Final = 64  # pings under way, and answers that nobody has fetched
@@ -353,7 +354,7 @@ class Peering:
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
         elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
             self.hybrid.handle(now, connection, bytes(data))
-        elif kind in (CONTROL_ROOM, CONTROL_SHARES):
+        elif kind in (CONTROL_ROOM, CONTROL_SHARES, CONTROL_SERVER):
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
 
     # --- verbs
@@ -370,7 +371,7 @@ class Peering:
         return token
 
     def send_message(self, kind: int, body: bytes) -> None:
-        """CONTROL_ROOM or CONTROL_SHARES; lost where there is no connection."""
+        """CONTROL_ROOM, CONTROL_SHARES or CONTROL_SERVER; lost where there is no connection."""
         if self.connection is not None and not self.is_closed:
             self.connection.send_control(bytes((kind,)) + body)
 
