@@ -353,7 +353,9 @@ class Connecting:
         if reason is None or self._is_leaving:
             return True
         if reason.code == CloseCode.FORGOTTEN:
-            raise PermissionDeniedError(f"'{link.peer_name}' has forgotten this machine: ask there for a new code.")
+            raise PermissionDeniedError(
+                f"'{link.peer_name}' has forgotten this machine: ask there for a new code, for 'ptunnel connect --new'."
+            )
         if self._stays and reason.code == CloseCode.NO_ERROR:
             return False
         if reason.code == CloseCode.NO_ERROR:

@@ -283,7 +283,7 @@ class Exposing:
             case Listening(bind=bind, embedded=embedded, public=public):
                 if embedded:
                     self._server, self._public = bind, public
-                    self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
+                    self._output.say(f"{why_embedded(bind)}, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
             case CodeReady(code=code, expires_s=expires_s) if expires_s is not None:
                 from tunnel.driver.vocabulary import boottime
 
@@ -317,7 +317,8 @@ class Exposing:
         else:
             self._output.say(f"Here is a fresh code; it works once, for {duration(expires_s)}.")
         command = other_command(self._server, self._grants)
-        self._output.say(f"{'On the other computer run:':<{LABEL}}{command}")
+        where = "In another window here run:" if is_only_here(self._server) else "On the other computer run:"
+        self._output.say(f"{where:<{LABEL}}{command}")
         if self._public is not None:
             outside = other_command(self._public, self._grants)
             self._output.say(f"{'or, in another network:':<{LABEL}}{outside}")
@@ -420,6 +421,18 @@ def _free(wish: int, count: int, taken: set[int]) -> int:
 
 def _span(first: int, more: int) -> str:
     return f"{first}-{first + more}" if more else str(first)
+
+
+def why_embedded(bind: str) -> str:
+    """How the sentence about an embedded server begins."""
+    alone = "This computer is not connected to a network, and " if is_only_here(bind) else ""
+    return f"{alone}{'no' if alone else 'No'} server is configured"
+
+
+def is_only_here(server: str) -> bool:
+    """Whether the embedded server stands at loopback, as this machine has no network."""
+    host = server.rpartition(":")[0].strip("[]")
+    return host == "::1" or host.startswith("127.")
 
 
 def who_can_reach(bind: str, public: str | None = None) -> str:

@@ -51,6 +51,8 @@ class Subcommands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             raise unknown(args[0], self.name or "", self.commands)
+        if args and ctx.params.get("is_json"):  # said before the word, and meant for what it does
+            args = [args[0], "--json", *args[1:]]
         return super().resolve_command(ctx, args)
 
 

@@ -404,7 +404,7 @@ class Playing:
         )
 
     def _handle(self, event: Event) -> None:
-        from tunnel.cli.expose import who_can_reach
+        from tunnel.cli.expose import who_can_reach, why_embedded
         from tunnel.driver.events import Closed, CodeReady, Listening, MemberReport, Trouble
 
         self._output.emit(event.to_dict())
@@ -413,7 +413,7 @@ class Playing:
                 self._server = bind
                 if embedded:
                     self._public = public
-                    self._output.say(f"No server is configured, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
+                    self._output.say(f"{why_embedded(bind)}, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
             case CodeReady(code=code):
                 self._show_code(code)
             case MemberReport():

@@ -155,6 +155,12 @@ class Commands(click.Group):
         command: click.Command = importlib.import_module(f"tunnel.cli.{cmd_name}").command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """An option of every command may stand before it, too."""
+        if len(args) > 1 and args[0] in ("--json", "-v", "-vv", "--verbose") and args[1] in COMMANDS:
+            args = [args[1], args[0], *args[2:]]
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         from tunnel.cli.habits import is_code, joined_code, unknown
 

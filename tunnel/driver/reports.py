@@ -67,7 +67,7 @@ def closed_exception(link: Link, reason: CloseReason) -> TunnelError:
     if reason.code == CloseCode.PATH_POLICY:
         return ConfigurationError(reason.text)
     if reason.code == CloseCode.FORGOTTEN:
-        return PeerError(f"{link.peer_name} has forgotten this machine: pair again with a fresh code.")
+        return PeerError(f"{link.peer_name} has forgotten this machine: ask there for a new code, for 'ptunnel connect --new'.")
     return UnreachableError(f"The link to {link.peer_name} has ended: {reason.text}.")
 
 

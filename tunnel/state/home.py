@@ -287,7 +287,8 @@ class Home:
         if not lock.try_acquire():
             holder = lock.read_note()
             raise AlreadyRunningError(
-                f"{sentence}{f' (process {holder})' if holder else ''}: stop it first, or use another home."
+                f"{sentence}{f' (process {holder})' if holder else ''}: "
+                "stop it first, or set PTUNNEL_HOME to another folder for this one."
             )
         lock.write_note(str(os.getpid()))
         return lock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import socket
 import threading
@@ -61,7 +62,8 @@ TURNS = [
     ("connect 731 garden violin --forward 2222:22", 2, NO_SERVER),
     (CODE, 2, NO_SERVER),
     ("731 GARDEN VIOLIN", 2, NO_SERVER),
-    (f"--json {CODE}", 2, "No such option '--json'."),
+    ("--jason peers", 2, "No such option '--jason'."),
+    ("expose", 2, "You share nothing with home. To share: 'ptunnel expose PORT --to home'. To reach it: 'ptunnel connect home"),
     ("connect 731-diagra-violin", 2, "No code has the word 'diagra' in it; did you mean 'diagram'?"),
     ("connect --server https://me@rv.example.net x", 2, NO_USERS),
     ("connect --server home@rv.example.net x", 2, NO_USERS),
@@ -97,12 +99,20 @@ TURNS = [
 
 @pytest.mark.parametrize(("typed", "code", "sentence"), TURNS, ids=[turn[0] for turn in TURNS])
 def test_a_wrong_turn_is_answered_by_one_sentence(
-    typed: str, code: int, sentence: str, remember: Remember, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    typed: str,
+    code: int,
+    sentence: str,
+    home: Path,
+    remember: Remember,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tunnel.api.lan.require_host_interface", lambda: None)
     monkeypatch.setattr("tunnel.api.lan.lacks_privilege", lambda: False)
     monkeypatch.setattr("tunnel.driver.endpoint.EndpointDriver.__init__", lambda *_all, **_more: pytest.fail("it went on"))
     remember("home", server="")
+    if typed == "expose":  # on the side that only ever connected
+        Home(home).change_grants(("home",), lambda _peer: [])
     assert run([word.replace("CODE", CODE) for word in typed.split(" ")]) == code
     said = capsys.readouterr().err.splitlines()
     if not sentence:
@@ -126,6 +136,34 @@ def test_help_of_a_command_is_its_own(name: str, capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert run([name, "--help"]) == 0
     assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("typed", ["--json peers", "peers --json", "peers --json list", "--json peers list", "peers list --json"])
+def test_json_may_stand_before_the_command(typed: str, remember: Remember, capsys: pytest.CaptureFixture[str]) -> None:
+    remember("home")
+    assert run(typed.split()) == 0
+    assert json.loads(capsys.readouterr().out)["event"] == "peer"
+
+
+@pytest.mark.parametrize(
+    ("server", "where"),
+    [
+        ("127.0.0.1:24531", "In another window here run:"),
+        ("[::1]:9", "In another"),
+        ("192.168.1.5:24531", "On the other computer"),
+    ],
+)
+def test_a_server_that_only_this_machine_reaches_is_for_no_other_computer(
+    server: str, where: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"\n{where}" in code_shown(capsys, home, server)
+
+
+def test_without_a_network_it_is_said_why_nobody_else_can_come() -> None:
+    from tunnel.cli.expose import why_embedded
+
+    assert why_embedded("127.0.0.1:9") == "This computer is not connected to a network, and no server is configured"
+    assert why_embedded("192.168.1.5:9") == "No server is configured"
 
 
 def test_help_and_version_are_words_too(capsys: pytest.CaptureFixture[str]) -> None:
