@@ -15,7 +15,7 @@ import pytest
 
 from tests.driver.programs import Lab, Program, echo_through, pair
 
-SECOND = 1.0
+SOON = 5.0  # seconds for what takes half a second on a machine that is not busy
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def udp_echo() -> Iterator[int]:
 
 def open_stream(stack: contextlib.ExitStack, bind: str) -> socket.socket:
     host, _, port = bind.rpartition(":")
-    connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=5.0))
+    connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=20.0))
     connection.sendall(b"x")
     assert connection.recv(1) == b"x"
     return connection
@@ -77,7 +77,7 @@ def answered(client: socket.socket) -> bool:
 
 def end_of(connection: socket.socket, started: float) -> float:
     """Seconds from `started` until the connection has ended."""
-    connection.settimeout(5.0)
+    connection.settimeout(20.0)
     with contextlib.suppress(ConnectionResetError):
         assert connection.recv(1) == b""
     return time.monotonic() - started
@@ -114,7 +114,7 @@ def test_what_is_added_beside_a_running_expose_is_served_by_it_and_taken_back_wi
     opened = [open_stream(streams, connecting.wait("forward", target=f"tcp/{lab.port}")["bind"]) for _ in range(2)]
     host, _, port = connecting.wait("forward", target=f"udp/{udp_echo}")["bind"].rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(2.0)
+        client.settimeout(10.0)
         client.connect((host, int(port)))
         client.send(b"1")
         assert client.recv(10) == b"1"
@@ -138,7 +138,7 @@ def test_what_is_added_beside_a_running_expose_is_served_by_it_and_taken_back_wi
     done = lab.ask(lab.exposer, "revoke", "friend")
     took = max(end_of(stream, started) for stream in opened)
     assert (done.returncode, done.stderr) == (0, "friend may reach nothing of this machine any more; 2 open connections ended.\n")
-    assert took < SECOND + 1.0, "the command itself needs half a second to start"
+    assert took < SOON
     assert json.loads(lab.ask(lab.exposer, "peers", "--json").stdout)["grants"] == []
     exposing.wait("serving", peer="friend", grants=[])
     exposing.end()
@@ -156,7 +156,7 @@ def test_another_process_that_serves_the_home_is_seen_without_its_control_socket
         path.unlink()
     stream = open_stream(streams, bind)
     done = lab.ask(lab.exposer, "revoke", "friend", str(lab.port))
-    assert end_of(stream, time.monotonic()) < SECOND
+    assert end_of(stream, time.monotonic()) < SOON
     assert (done.returncode, done.stderr) == (0, "friend may reach nothing of this machine any more.\n")
     assert connecting.process.poll() is None
 
@@ -167,7 +167,7 @@ def test_only_replaces_and_a_start_says_all_that_everybody_may_reach(lab: Lab, s
     stream = open_stream(streams, bind)
     replaced = answers(lab.ask(lab.exposer, "expose", "22", "--to", "friend", "--only", "--json"))
     assert [each["grants"] for each in replaced] == [["tcp/22"]]
-    assert end_of(stream, time.monotonic()) < SECOND
+    assert end_of(stream, time.monotonic()) < SOON
     with contextlib.suppress(ConnectionResetError):
         assert echo_through(bind, b"x") == b"", "it is not granted any more"
     exposing.end()

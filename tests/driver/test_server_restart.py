@@ -11,13 +11,17 @@ from tests.driver.meeting import Heard, echo, homes, shout
 from tunnel.driver.rendezvous import RunningServer, serve
 
 
-async def start(nursery: trio.Nursery, port: int) -> RunningServer:
+async def start(nursery: trio.Nursery, port: int) -> tuple[RunningServer, trio.Event]:
+    """The event: its sockets are closed."""
+    is_over = trio.Event()
+
     async def run(*, task_status: trio.TaskStatus[RunningServer]) -> None:
         await serve([("127.0.0.1", port)], task_status=task_status)
+        is_over.set()
 
     running = await nursery.start(run)
     assert isinstance(running, RunningServer)
-    return running
+    return running, is_over
 
 
 async def test_a_relayed_link_goes_on_after_a_restart_of_its_server(tmp_path: Path) -> None:
@@ -25,7 +29,7 @@ async def test_a_relayed_link_goes_on_after_a_restart_of_its_server(tmp_path: Pa
     heard = Heard()
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            running = await start(nursery, 0)
+            running, is_over = await start(nursery, 0)
             server = running.addresses[0]
             async with (
                 tunnel.expose(["22"], server=str(server), home=exposer, name="home", on_event=heard, handler=echo, path="relay"),
@@ -33,8 +37,8 @@ async def test_a_relayed_link_goes_on_after_a_restart_of_its_server(tmp_path: Pa
             ):
                 assert await shout(link, b"before" * 10_000) == b"before" * 10_000
                 running.stop()
-                await trio.sleep(0.2)
-                running = await start(nursery, server.port)
+                await is_over.wait()
+                running, _ = await start(nursery, server.port)
                 assert await shout(link, b"after" * 10_000) == b"after" * 10_000
                 assert running.counters()["relayed_bytes"] > 100_000
             running.stop()

@@ -432,8 +432,8 @@ async def test_a_server_goes_on_whatever_one_datagram_or_timer_meets(
             tunnel.connect(await heard.code(), server=server, home=connector) as link,
         ):
             assert await shout(link, b"hello") == b"hello"
-            await trio.sleep(0.1)
-    assert max(left.values()) <= 0
+            while max(left.values()) > 0:  # noqa: ASYNC110
+                await trio.sleep(QUICK)
     reports = [record.getMessage() for record in caplog.records if "Fault: in a test" in record.getMessage()]
     assert len(reports) == 1  # the same line raised each time
     assert any("Please report it: the lines before." in record.getMessage() for record in caplog.records)

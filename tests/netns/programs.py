@@ -260,7 +260,7 @@ class Pair:
         for _ in forward:
             self.connector.wait_event("forward", ready_s)
 
-    def wait_direct(self, timeout: float = 10) -> Event:
+    def wait_direct(self, timeout: float = 20) -> Event:
         return self.connector.wait_event("path", timeout, kind="direct")
 
     def went_direct(self) -> int:

@@ -81,7 +81,7 @@ def test_a_pair_is_explained(lab: Lab, kind: Kind, path: str) -> None:
     running = doctor(lab, friend, "home", home=word)["peer"]
     assert running["link"]["kind"] == path
     pair.connector.interrupt()
-    pair.connector.wait(5)
+    pair.connector.wait(20)
     alone = doctor(lab, friend, "home", home=word)["peer"]
     assert alone["link"]["kind"] == path
     assert alone["sentences"][0].startswith(f"The path is {path}")
@@ -89,5 +89,5 @@ def test_a_pair_is_explained(lab: Lab, kind: Kind, path: str) -> None:
         assert "Port mapping" in alone["sentences"][1]
         assert "both routers" in alone["sentences"][0]
     pair.exposer.interrupt()
-    pair.exposer.wait(5)
+    pair.exposer.wait(20)
     assert doctor(lab, friend, "home", home=word, code=5)["peer"]["link"] is None

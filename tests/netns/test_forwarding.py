@@ -51,7 +51,7 @@ def test_ssh_logs_in_over_a_punched_path(lab: Lab, kinds: tuple[Kind, Kind]) -> 
     start_server(lab)
     sshd = Sshd(lab, home.host)
     pair = Pair(lab, home, friend, expose=[str(sshd.port)], forward=[f"2222:{sshd.port}"])
-    pair.wait_direct(5)
+    pair.wait_direct()
     relayed = pair.went_relayed()
     done = sshd.ssh(friend.host, 2222, "echo hello from $USER; head -c 1000000 /dev/zero; exit 7")
     assert done.stdout.startswith("hello from visitor\n"), done.stderr
@@ -81,7 +81,7 @@ def test_ipv6_is_used_where_both_have_it(lab: Lab) -> None:
     start_server(lab)
     sshd = Sshd(lab, home.host)
     pair = Pair(lab, home, friend, expose=[str(sshd.port)], forward=[f"2222:{sshd.port}"])
-    path = pair.wait_direct(5)
+    path = pair.wait_direct()
     assert path["remote"].startswith("[3fff:")
     done = sshd.ssh(friend.host, 2222, "head -c 1000000 /dev/zero")
     assert len(done.stdout) == 1_000_000
@@ -297,7 +297,7 @@ def test_refusal_travels(lab: Lab) -> None:
             client.recv(10)
         finally:
             client.close()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert pair.connector.process.poll() is None
     listener = home.host.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("127.0.0.1", 9000))

@@ -114,7 +114,7 @@ def test_turnutils_stunclient_sees_the_wan_address(lab: Lab) -> None:
 def probe(space: Namespace, port: int, target: tuple[str, int], data: bytes = b"probe", ttl: int | None = None) -> socket.socket:
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     sock = space.socket(family)
-    sock.settimeout(2)
+    sock.settimeout(10)
     sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
     if ttl is not None:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
@@ -148,7 +148,7 @@ def test_the_first_probe_is_thrown_away_and_the_second_let_in(lab: Lab) -> None:
 def test_only_prcrace_moves_the_mapping_when_the_far_probe_is_first(lab: Lab, kind: Kind, moved: bool) -> None:
     racer, other = lab.add_site("racer", kind), lab.add_site("other", "open")
     early = probe(other.host, 6000, (racer.wan, 6000))
-    time.sleep(0.1)
+    time.sleep(0.5)
     late = probe(racer.host, 6000, (other.wan, 6000))
     seen = early.recvfrom(100)[1]
     assert (seen[1] != 6000) is moved
@@ -159,7 +159,7 @@ def test_only_prcrace_moves_the_mapping_when_the_far_probe_is_first(lab: Lab, ki
 def test_a_low_ttl_opener_dies_in_the_core(lab: Lab) -> None:
     one, two = lab.add_site("one", "prcrace"), lab.add_site("two", "prcrace")
     opener = probe(one.host, 5000, (two.wan, 5000), ttl=5)
-    time.sleep(0.1)
+    time.sleep(0.5)
     assert two.mappings() == []
     assert len(one.mappings()) == 1
     answer = probe(two.host, 5000, (one.wan, 5000), b"open")
@@ -224,7 +224,7 @@ def test_the_links_delay_and_loss_are_what_was_asked_for(lab: Lab) -> None:
     sock.close()
     sock = lossy.host.socket()
     sock.connect((lab.server.address, 7000))
-    sock.settimeout(0.3)
+    sock.settimeout(2)
     back = 0
     for _ in range(200):
         sock.send(b"x")
@@ -240,7 +240,7 @@ def test_the_links_delay_and_loss_are_what_was_asked_for(lab: Lab) -> None:
 
 
 def test_only_the_servers_news_come_late(lab: Lab) -> None:
-    site, other = lab.add_site("home", "prc", delay=0.005, news=0.2, hops=0), lab.add_site("other", "open", hops=0)
+    site, other = lab.add_site("home", "prc", delay=0.005, news=1.0, hops=0), lab.add_site("other", "open", hops=0)
     times = []
     for host, address in ((lab.server.host, lab.server.address), (lab.server.host, lab.second_address), (other.host, other.wan)):
         UdpEcho(lab, host, 7000, address)
@@ -250,8 +250,8 @@ def test_only_the_servers_news_come_late(lab: Lab) -> None:
         sock.recv(100)
         times.append(time.monotonic() - start)
         sock.close()
-    assert times[2] < 0.15
-    assert all(0.2 <= took < 0.4 for took in times[:2])
+    assert times[2] < 1.0
+    assert all(1.0 <= took < 3.0 for took in times[:2])
 
 
 def test_a_black_hole_is_one_way(lab: Lab) -> None:
@@ -274,7 +274,7 @@ def test_a_super_packet_crosses_the_core_whole(lab: Lab) -> None:
     one, two = lab.add_site("one", "open"), lab.add_site("two", "open")
     receiver = two.host.socket()
     receiver.bind(("0.0.0.0", 7000))
-    receiver.settimeout(2)
+    receiver.settimeout(10)
     sender = one.host.socket()
     sender.sendmsg([bytes(40 * 1200)], [(17, 103, (1200).to_bytes(2, "little"))], 0, (two.wan, 7000))
     assert [len(receiver.recv(65_536)) for _ in range(40)] == [1200] * 40

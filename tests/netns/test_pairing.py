@@ -132,11 +132,11 @@ def test_next_week_no_code_is_needed(lab: Lab, tmp_path: Path) -> None:
     http_server(lab, home.host, tmp_path)
     pair = Pair(lab, home, friend, expose=["8000"], forward=["8000"])
     pair.connector.interrupt()
-    pair.connector.wait(5)
+    pair.connector.wait(20)
     pair.exposer.interrupt()
-    pair.exposer.wait(5)
+    pair.exposer.wait(20)
     server.interrupt()
-    server.wait(5)
+    server.wait(20)
     start_server(lab)
     # Neither side names the server: it is remembered with the peer.
     exposer = Ptunnel(lab, home.host, "expose-again", "expose", home=pair.exposer.home)
@@ -144,9 +144,9 @@ def test_next_week_no_code_is_needed(lab: Lab, tmp_path: Path) -> None:
         connector = Ptunnel(lab, friend.host, f"again{number}", "connect", *words, "--forward", "8000", home=pair.connector.home)
         connector.wait_event("forward")
         assert fetch(friend) == "hello"
-        connector.wait_event("path", 5, kind="direct")
+        connector.wait_event("path", 20, kind="direct")
         connector.interrupt()
-        connector.wait(5)
+        connector.wait(20)
         ways = Home(pair.connector.home / "ptunnel").ways()
         assert [way.host for way in ways] == [home.wan]  # what worked is remembered, for this network and peer
     assert exposer.process.poll() is None
@@ -171,10 +171,10 @@ def test_peers_are_listed_renamed_and_forgotten_at_once(lab: Lab, tmp_path: Path
     done = ptunnel(home.host, state, "peers", "forget", "jo")
     assert done.returncode == 0, done.stderr
     started = time.monotonic()
-    pair.connector.wait_event("closed", 3)
-    assert time.monotonic() - started < 1.5
+    pair.connector.wait_event("closed", 20)
+    assert time.monotonic() - started < 5
     assert fetch(friend, seconds=2) == ""
-    assert pair.connector.wait(5) == 6
+    assert pair.connector.wait(20) == 6
     again = ptunnel(friend.host, pair.connector.home, "connect", "home", "--forward", "8000", "--timeout", "5", timeout=20)
     assert again.returncode in (5, 6)
 
@@ -198,9 +198,9 @@ def test_a_changed_key_is_refused(lab: Lab, tmp_path: Path) -> None:
     http_server(lab, home.host, tmp_path)
     pair = Pair(lab, home, friend, expose=["8000"], forward=["8000"])
     pair.connector.interrupt()
-    pair.connector.wait(5)
+    pair.connector.wait(20)
     pair.exposer.interrupt()
-    pair.exposer.wait(5)
+    pair.exposer.wait(20)
     # Another home's identity beside this one's peers.
     stranger = lab.folder / "stranger"
     expose(lab, home, "8000", name="stranger", home=stranger).wait_event("code")
@@ -228,7 +228,7 @@ def test_status_ping_and_check(lab: Lab) -> None:
     status = json.loads(ptunnel(friend.host, state, "status", "--json").stdout.splitlines()[0])
     assert "direct" in json.dumps(status)
     pair.connector.interrupt()
-    pair.connector.wait(5)
+    pair.connector.wait(20)
     assert ptunnel(friend.host, state, "status", "--check", "direct").returncode != 0
 
 
@@ -254,7 +254,7 @@ def test_the_wire_shows_nothing(lab: Lab, tmp_path: Path) -> None:
     assert fetch(friend).startswith(marker.decode())
     for program in (connector, exposer):
         program.interrupt()
-        program.wait(5)
+        program.wait(20)
     again = expose(lab, home, name="again", home=exposer.home)
     once_more = connect(lab, friend, "quetzalcoatl", "--forward", "8000", name="once-more", home=connector.home)
     once_more.wait_event("forward")

@@ -56,7 +56,7 @@ class Keeper(Program):
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        assert self.wait(5) == 0, self.said()
+        assert self.wait(20) == 0, self.said()
         return time.monotonic() - started
 
 
@@ -78,9 +78,9 @@ def test_each_protocol_maps_a_port_and_takes_it_back(lab: Lab, protocol: str) ->
     told = keeper.wait_told()
     assert told["protocol"] == ("PCP" if protocol == "all" else protocol)
     assert told["external"] == f"{home.wan}:{PORT}"
-    assert float(str(told["after"])) < 1
+    assert float(str(told["after"])) < 5
     assert home.mapped_ports() == {PORT: f"{home.address}:{PORT}"}
-    assert keeper.leave() < 1
+    assert keeper.leave() < 5
     assert home.mapped_ports() == {}
 
 
@@ -89,8 +89,8 @@ def test_a_mapped_port_is_reached_from_anywhere(lab: Lab) -> None:
     Keeper(lab, home).wait_told()
     inside, outside = home.host.socket(), far.host.socket()
     inside.bind(("0.0.0.0", PORT))
-    inside.settimeout(2)
-    outside.settimeout(2)
+    inside.settimeout(10)
+    outside.settimeout(10)
     outside.sendto(b"hello", (home.wan, PORT))
     data, remote = inside.recvfrom(100)
     assert data == b"hello"
@@ -124,7 +124,7 @@ def test_a_router_that_restarts_is_asked_again(lab: Lab) -> None:
     started = time.monotonic()
     eventually("the mapping is there again", home.mapped_ports, 20)
     assert time.monotonic() - started < 10
-    assert keeper.leave() < 1
+    assert keeper.leave() < 5
     assert home.mapped_ports() == {}
 
 
@@ -133,7 +133,7 @@ def test_a_router_that_maps_nothing_is_let_alone(lab: Lab) -> None:
     keeper = Keeper(lab, home)
     time.sleep(2)
     assert keeper.told() == []
-    assert keeper.leave() < 1
+    assert keeper.leave() < 5
 
 
 def test_with_a_global_address_nothing_is_asked(lab: Lab) -> None:
@@ -143,7 +143,7 @@ def test_with_a_global_address_nothing_is_asked(lab: Lab) -> None:
     keeper = Keeper(lab, home)
     time.sleep(1.5)
     assert home.gateway.counter("firewall", "asked") == (0, 0)
-    assert keeper.leave() < 1
+    assert keeper.leave() < 5
 
 
 @pytest.mark.parametrize("kind", ["sym", "prc", "prcrace", "upnp"])
@@ -156,16 +156,16 @@ def test_a_home_whose_router_maps_ports_is_met_directly(lab: Lab, tmp_path: Path
     (tmp_path / "page").write_text("hello", encoding="utf-8")
     http_server(lab, home.host, tmp_path)
     pair = Pair(lab, home, friend, expose=["8000"], forward=["8000"])
-    pair.wait_direct(5)
+    pair.wait_direct()
     before = pair.went_direct()
     assert friend.host.run("curl", "-sS", "--max-time", "5", "http://127.0.0.1:8000/page").stdout == "hello"
     assert pair.went_direct() > before
     sites = [site for site in (home, friend) if site.kind == "upnp"]
     assert all(site.mapped_ports() for site in sites)
     pair.connector.interrupt()
-    assert pair.connector.wait(3) == 130
+    assert pair.connector.wait(20) == 130
     pair.exposer.interrupt()
-    assert pair.exposer.wait(3) == 130
+    assert pair.exposer.wait(20) == 130
     assert [site.mapped_ports() for site in sites] == [{}] * len(sites)
 
 
@@ -197,9 +197,9 @@ def test_an_embedded_server_says_who_reaches_it_and_is_reached(lab: Lab, tmp_pat
     )  # fmt: skip
     connector.wait_event("forward")
     assert friend.host.run("curl", "-sS", "--max-time", "5", "http://127.0.0.1:8000/page").stdout == "hello"
-    connector.wait_event("path", 5, kind="direct")
+    connector.wait_event("path", 20, kind="direct")
     exposer.interrupt()
-    assert exposer.wait(3) == 130
+    assert exposer.wait(20) == 130
     assert home.mapped_ports() == {}
 
 
