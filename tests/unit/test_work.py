@@ -15,8 +15,8 @@ def test_a_collector_that_somebody_listens_to_is_not_counted() -> None:
     def listen(phase: str, _info: dict[str, Any]) -> None:
         heard.append(phase)
 
-    def work() -> list[list[int]]:
-        return [[number] for number in range(50)]
+    def work() -> list[set[int]]:
+        return [{number} for number in range(50)]  # sets, as lists are used again unseen by the collector
 
     usual = gc.get_threshold()
     alone = instructions(work)
