@@ -35,6 +35,7 @@ THOROUGH = {
     "tests/driver/test_cli_grants.py",
     "tests/driver/test_cli_loopback.py",
     "tests/driver/test_hostile_process.py",
+    "tests/driver/test_library.py",
     "tests/driver/test_speech.py",
     "tests/driver/test_floods.py",
     "tests/fuzz/test_rendezvous_decoders.py",

@@ -1,6 +1,6 @@
-"""ptunnel: a UDP tunnel and port forwarder over hole-punched connections.
+"""ptunnel: a UDP tunnel and port forwarder over hole-punched connections, as a library for trio.
 
-async with tunnel.connect("731-garden-violin", server="rv.example.net") as link: ...
+async with tunnel.connect("731-crossover-clockwork", server="rv.example.net") as link: ...
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tunnel.errors import (
     PairingError,
     PeerError,
     PermissionDeniedError,
+    RefusedError,
     ServerUnreachableError,
     StateError,
     TunnelError,
@@ -22,8 +23,11 @@ from tunnel.errors import (
 )
 
 if TYPE_CHECKING:
-    from tunnel.api import Exposure, connect, expose, lan, revoke
-    from tunnel.driver.link import Link, LinkStatus
+    from tunnel import events, lan
+    from tunnel.api import Exposure, connect, expose, revoke
+    from tunnel.api.link import Forwarding, Link, UdpFlow
+    from tunnel.config import TlsOptions
+    from tunnel.driver.link import LinkStatus
     from tunnel.driver.stream import StreamResetError, StreamStoppedError, TunnelStream
 
 __version__ = "0.1.0"
@@ -31,12 +35,16 @@ __version__ = "0.1.0"
 __all__ = [
     "connect",
     "expose",
-    "lan",
     "revoke",
+    "lan",
+    "events",
     "Exposure",
+    "Forwarding",
     "Link",
     "LinkStatus",
+    "TlsOptions",
     "TunnelStream",
+    "UdpFlow",
     "StreamResetError",
     "StreamStoppedError",
     "TunnelError",
@@ -47,6 +55,7 @@ __all__ = [
     "PairingError",
     "PeerError",
     "PermissionDeniedError",
+    "RefusedError",
     "ServerUnreachableError",
     "StateError",
     "UnreachableError",
@@ -56,15 +65,23 @@ __all__ = [
 _LAZY = {
     "connect": "tunnel.api",
     "expose": "tunnel.api",
-    "lan": "tunnel.api.lan",
+    "lan": "tunnel.lan",
+    "events": "tunnel.events",
     "revoke": "tunnel.api",
     "Exposure": "tunnel.api",
-    "Link": "tunnel.driver.link",
+    "Forwarding": "tunnel.api.link",
+    "Link": "tunnel.api.link",
     "LinkStatus": "tunnel.driver.link",
+    "TlsOptions": "tunnel.config",
     "TunnelStream": "tunnel.driver.stream",
+    "UdpFlow": "tunnel.api.link",
     "StreamResetError": "tunnel.driver.stream",
     "StreamStoppedError": "tunnel.driver.stream",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -21,13 +21,14 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from tunnel.errors import ConfigurationError
 
 DEFAULT_PORT: Final = 24_531
 DEFAULT_TLS_PORT: Final = 443  # TCP: the last port that networks close
-PATHS: Final = ("auto", "direct", "relay")
+PathPolicy: TypeAlias = Literal["auto", "direct", "relay"]
+PATHS: Final = get_args(PathPolicy)
 MAX_NAME: Final = 64  # characters
 _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
@@ -68,7 +69,7 @@ class Settings:
     is_server_refused: bool = False  # "none": one of one's own, for this network only
     code: str | None = field(default=None, repr=False)  # a secret
     name: str | None = None
-    path: str = "auto"
+    path: PathPolicy = "auto"
     qlog: str | None = None  # a folder for traces
     portmap: str = "on"  # or off
     access_token: str | None = field(default=None, repr=False)  # a secret: by environment or file only

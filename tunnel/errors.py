@@ -43,6 +43,10 @@ class PairingError(TunnelError):
     """The code was wrong, spent, expired or never allocated: get a fresh one."""
 
 
+class RefusedError(UnreachableError):
+    """The peer lets us, but nothing listens there, or that machine does not answer it."""
+
+
 class PermissionDeniedError(TunnelError):
     """The peer does not let us reach what we asked for."""
 

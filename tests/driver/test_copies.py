@@ -29,7 +29,7 @@ async def test_a_calendar_that_jumps_costs_a_rekey_and_a_person_is_told(tmp_path
             tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo),
             tunnel.connect(
                 await heard.code(), server=server, home=connector, name="friend", on_event=told,
-                seams={"wall": lambda: time.time() + ahead},
+                _seams={"wall": lambda: time.time() + ahead},
             ) as link,
         ):  # fmt: skip
             assert await shout(link, b"before") == b"before"

@@ -106,14 +106,14 @@ async def test_a_home_that_is_copied_to_another_machine_is_noticed_by_its_peers_
     with trio.fail_after(20):
         async with a_server() as server:
             async with (
-                tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo, seams=here),
+                tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo, _seams=here),
                 tunnel.connect(await heard.code(), server=server, home=connector) as link,
             ):
                 assert await shout(link, b"first") == b"first"
             for seams, count, known in ((here, 0, 1), (there, 1, 2), (there, 0, 2), (here, 0, 2)):
                 told = Heard()
                 async with (
-                    tunnel.expose(home=exposer, handler=echo, seams=seams),
+                    tunnel.expose(home=exposer, handler=echo, _seams=seams),
                     tunnel.connect(peer="home", home=connector, on_event=told) as link,
                 ):
                     assert await shout(link, b"again") == b"again"

@@ -101,7 +101,7 @@ class World:
             "hosts": lambda: [host],
             "clock": lambda: Instant(trio.current_time()),
         }
-        return {"seams": seams, "tls": TlsOptions(port=None)}
+        return {"_seams": seams, "tls": TlsOptions(port=None)}
 
     def laptop(self) -> tuple[list[str], dict[str, Any]]:
         """One that gets another address whenever the list is changed, and a server of its own."""
@@ -118,7 +118,7 @@ class World:
             "hosts": lambda: list(hosts),
             "clock": lambda: Instant(trio.current_time()),
         }
-        return hosts, {"seams": seams, "tls": TlsOptions(port=None)}
+        return hosts, {"_seams": seams, "tls": TlsOptions(port=None)}
 
     async def start(self, host: str) -> None:
         async def run(*, task_status: trio.TaskStatus[RunningServer]) -> None:

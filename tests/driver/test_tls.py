@@ -62,10 +62,10 @@ async def test_two_peers_whose_networks_block_udp_meet_and_talk_over_tls(tmp_pat
             tls = TlsOptions(port, certificate.fingerprint)
             async with (
                 tunnel.expose(
-                    ["22"], server=server, home=exposer, on_event=heard, handler=echo, tls=tls, seams=behind(Firewall())
+                    ["22"], server=server, home=exposer, on_event=heard, handler=echo, tls=tls, _seams=behind(Firewall())
                 ),
                 tunnel.connect(
-                    await heard.code(), server=server, home=connector, on_event=told, tls=tls, seams=behind(Firewall())
+                    await heard.code(), server=server, home=connector, on_event=told, tls=tls, _seams=behind(Firewall())
                 ) as link,
             ):
                 assert await shout(link, b"hello" * 100_000) == b"hello" * 100_000
@@ -111,7 +111,7 @@ async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_
             tls = TlsOptions(port, certificate.fingerprint)
             async with (
                 tunnel.expose(["22"], server=server, home=exposer, on_event=heard, handler=echo),
-                tunnel.connect(await heard.code(), server=server, home=connector, tls=tls, seams=behind(firewall)) as link,
+                tunnel.connect(await heard.code(), server=server, home=connector, tls=tls, _seams=behind(firewall)) as link,
             ):
                 assert await shout(link, b"x" * 300_000) == b"x" * 300_000
                 assert "TLS" in link.status().why
@@ -154,7 +154,7 @@ async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads
             udp_port = parse_server(server)[1]
             tls = TlsOptions(port, certificate.fingerprint)
             async with tunnel.expose(
-                ["22"], server=f"{name}:{udp_port}", home=tmp_path / "h", on_event=heard, tls=tls, seams=behind(Firewall())
+                ["22"], server=f"{name}:{udp_port}", home=tmp_path / "h", on_event=heard, tls=tls, _seams=behind(Firewall())
             ):
                 await heard.code()
                 async with a_tls_server(certificate, "127.0.0.2", udp_port, port) as (moved, _, _):
@@ -177,6 +177,6 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_with_a_sentence(
             (TlsOptions(1, None), "Nothing listens at TCP port 1"),
         ):
             with trio.fail_after(15), pytest.raises(ServerUnreachableError, match=words):
-                async with tunnel.expose(["22"], server=server, home=tmp_path / "h", tls=tls, seams=behind(Firewall())):
+                async with tunnel.expose(["22"], server=server, home=tmp_path / "h", tls=tls, _seams=behind(Firewall())):
                     raise AssertionError
         assert running.counters().get("did_retry", 0) == 0  # not one datagram went over an unverified connection

@@ -15,8 +15,10 @@ WALLS = {"faults", *BASE}
 
 #: room -> the rooms that it may import, besides itself.
 ARROWS: dict[str, set[str]] = {
-    "": {"api", "config", "driver", "forward", *BASE},  # tunnel/__init__.py: the public API, re-exported
+    "": {"api", "config", "driver", "events", "forward", "lan", *BASE},  # tunnel/__init__.py: the public API, re-exported
     "__main__": {"cli"},
+    "events": {"driver"},  # public names
+    "lan": {"api"},  # the same
     "api": {"driver", "state", "host", "config", "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *WALLS},
     "cli": {"api", "forward", "control", "driver", "state", "telemetry", "config", *WALLS},
     "control": {"driver", *WALLS},

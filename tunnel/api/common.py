@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 import trio
 
 from tunnel.driver.events import Event
-from tunnel.driver.link import Link
+from tunnel.errors import ConfigurationError
 
 OnEvent: TypeAlias = Callable[[Event], None]
-LinkHandler: TypeAlias = Callable[[Link], Awaitable[None]]
 #: Arguments of EndpointDriver that tests replace: opener, bind, hosts, clock.
 Seams: TypeAlias = "dict[str, Any] | None"
 
 SERVER_PATIENCE: Final = 10.0  # seconds for a server to answer for the first time; later silence is waited out
+
+
+def require_trio() -> None:
+    """Raises ConfigurationError."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        raise ConfigurationError("The library runs under trio: trio.run(main).") from None
 
 
 def uses_own_network(seams: Seams) -> bool:

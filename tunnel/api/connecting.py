@@ -9,15 +9,16 @@ from pathlib import Path
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, require_trio, single_error, uses_own_network
+from tunnel.api.link import Link, LinkHandler
 from tunnel.api.moving import follow_place
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
-from tunnel.config import TlsOptions
-from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
+from tunnel.config import PathPolicy, TlsOptions
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer
 from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
-from tunnel.driver.link import Link
+from tunnel.driver.link import Link as DriverLink
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
 from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose, split_server
@@ -34,9 +35,9 @@ class _Connecting:
         self.driver: EndpointDriver | None = None
         self._on_event = on_event
 
-    def handle_link(self, link: Link) -> None:
+    def handle_link(self, link: DriverLink) -> None:
         """The link that we asked for.  Another remembered peer may have found our port and come by itself: not to be mistaken."""
-        if self.link is None and link.is_connector:
+        if self.link is None and link.is_connector and isinstance(link, Link):
             self.link = link
             self.done.set()
 
@@ -77,28 +78,29 @@ async def connect(
     peer: str | None = None,
     server: str | None = None,
     home: Path | str | None = None,
-    path: str | None = None,
+    path: PathPolicy | None = None,
     name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
-    traces: Traces | None = None,
+    qlog: Path | str | None = None,
     portmap: bool | None = None,
     tls: TlsOptions | None = None,
-    seams: Seams = None,
+    _seams: Seams = None,
 ) -> AsyncIterator[Link]:
     """Connect by a pairing code, or to the remembered peer `peer` (the only one there is where none is named).
 
     The link is connected when the block is entered, over the relay at least; it heals by itself until the block is left.
     `server` is host or host:port; None means the remembered peer's, else the one configured.  `home` None means PTUNNEL_HOME.
-    `path` is auto, direct or relay.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block:
+    `path`: which paths may be used.  `name` is how we introduce ourselves.  `handler(link)` runs beside the block:
     what it raises ends the block and the link, and comes out of it.
-    `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
+    `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
     `portmap`: ask the router to forward a port while this runs.
     `tls`: how servers are reached where UDP is blocked, unless their word says.
     What is None is as the environment and config.toml say.
     A remembered peer that is not there is waited for: time-outs belong to the caller, around the entry.
     Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
     """
+    require_trio()
 
     def not_saved(text: str) -> None:
         if on_event is not None:
@@ -107,7 +109,7 @@ async def connect(
     if code is not None:
         code, place = split_server(code)
         server = place or server
-    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls)
+    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls, qlog=qlog)
     settings = store.settings
     if code is not None:
         require_purpose(parse_code(code), Purpose.PORTS, settings.server or "HOST")
@@ -129,12 +131,13 @@ async def connect(
         access_token=settings.access_token_bytes,
         on_event=waiting.handle_event,
         on_link=waiting.handle_link,
-        traces=store.traces(traces),
-        port_mapping=uses_own_network(seams) and settings.wants_port_mapping,
+        traces=store.traces(),
+        port_mapping=uses_own_network(_seams) and settings.wants_port_mapping,
         tls=settings.tls,
         memory=ways,
         faults=store.faults,
-        **(seams or {}),
+        link_type=Link,
+        **(_seams or {}),
     )
     waiting.driver = driver
     try:

@@ -10,17 +10,19 @@ from typing import Any
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, LinkHandler, OnEvent, Seams, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, require_trio, single_error, uses_own_network
 from tunnel.api.granting import Granted, grant, readable, require_something_to_share, told
+from tunnel.api.link import Link, LinkHandler
 from tunnel.api.moving import tell_place
 from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
-from tunnel.config import TlsOptions
-from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
+from tunnel.config import PathPolicy, TlsOptions
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer
 from tunnel.driver.events import Event, Listening, Serving, Trouble
 from tunnel.driver.lasting import last
-from tunnel.driver.link import CloseCode, Link
+from tunnel.driver.link import CloseCode
+from tunnel.driver.link import Link as DriverLink
 from tunnel.driver.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
 from tunnel.driver.servers import Lookup
 from tunnel.errors import ConfigurationError, StateError, TunnelError
@@ -36,14 +38,14 @@ class Exposure:
         self.is_embedded = False
         self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
         self.driver: EndpointDriver | None = None
-        self.flow: ExposerPairing | None = None
+        self._flow: ExposerPairing | None = None
         self._nursery = nursery
         self._store = store
         self._handler = handler
         self._on_event = on_event
         self.places: set[str] = set()  # where the embedded server is and was, as peers may know it
         self.find: Callable[[str], Lookup] | None = None  # the embedded server, by each of these words
-        self.greeted: set[str] = set()  # servers at which we wait, or will as soon as they answer
+        self._greeted: set[str] = set()  # servers at which we wait, or will as soon as they answer
         self._where: str | None = None  # once it was told
         self._served: dict[bytes, tuple[dict[str, Any], ...]] | None = None  # by static key: what each may reach, as told last
         self._problem: TunnelError | None = None
@@ -52,7 +54,8 @@ class Exposure:
     @property
     def links(self) -> list[Link]:
         """The live ones."""
-        return list(self.driver.links.values()) if self.driver is not None else []
+        links = self.driver.links.values() if self.driver is not None else ()
+        return [link for link in links if isinstance(link, Link)]
 
     async def run(self) -> None:
         """Serve until cancelled.  Raises what cannot be healed."""
@@ -81,34 +84,34 @@ class Exposure:
 
     async def look(self) -> None:
         """Go by what is remembered now; else that is seen within half a second.  Raises StateError."""
-        self.set_peers(await trio.to_thread.run_sync(self._store.load))
+        self._set_peers(await trio.to_thread.run_sync(self._store.load))
 
-    def set_peers(self, peers: Iterable[KnownPeer]) -> None:
+    def _set_peers(self, peers: Iterable[KnownPeer]) -> None:
         """What is remembered has changed: streams that are not granted any more end, and it is told who may reach what."""
         peers = list(peers)
         if self.driver is not None:
             self.driver.set_peers(peers)
-            self.greet(peer.server for peer in peers)
+            self._greet(peer.server for peer in peers)
         if self._served is not None:
             self._tell_served(peers, self._served)
 
-    def greet(self, servers: Iterable[str | None]) -> None:
+    def _greet(self, servers: Iterable[str | None]) -> None:
         """Wait for peers at these too: whoever is paired by another process may be met elsewhere."""
-        for server in sorted({server for server in servers if server is not None} - self.greeted):
-            self.greeted.add(server)
+        for server in sorted({server for server in servers if server is not None} - self._greeted):
+            self._greeted.add(server)
             if self.driver is not None:
                 lookup = self.find(server) if self.find is not None and server in self.places else None
-                self._nursery.start_soon(resolve, self.driver, server, self.tell, lookup)
+                self._nursery.start_soon(resolve, self.driver, server, self._tell, lookup)
 
-    def set_place(self, where: str) -> None:
+    def _set_place(self, where: str) -> None:
         """The embedded server is reached there now, as this machine has other addresses."""
         self.server = where
         self.places.add(where)
-        self.tell_listening(where)
+        self._tell_listening(where)
         for link in self.links:
             link.notify()
 
-    def tell_served(self, peers: Iterable[KnownPeer]) -> None:
+    def _tell_all_served(self, peers: Iterable[KnownPeer]) -> None:
         """Who may reach what, at the start."""
         self._tell_served(peers, {})
 
@@ -116,30 +119,31 @@ class Exposure:
         self._served = {peer.static: peer.grants for peer in peers}
         for peer in peers:
             if before.get(peer.static, ()) != peer.grants:
-                self.tell(Serving(peer=peer.name, grants=told(readable(peer.grants))))
+                self._tell(Serving(peer=peer.name, grants=told(readable(peer.grants))))
 
     def new_code(self) -> None:
         """One more code, now: it arrives as a CodeReady event.  Raises ConfigurationError."""
-        if self.flow is None or self.driver is None:
+        if self._flow is None or self.driver is None:
             raise ConfigurationError("There is nothing to pair for: name what to expose.")
-        self.driver.renew_code(self.flow)
+        self.driver.renew_code(self._flow)
 
-    def tell_listening(self, where: str) -> None:
+    def _tell_listening(self, where: str) -> None:
         """Where others reach us; again each time that this changes."""
         self._where = where
-        self.tell(Listening(bind=where, embedded=self.is_embedded, public=self.public_server))
+        self._tell(Listening(bind=where, embedded=self.is_embedded, public=self.public_server))
 
-    def set_public(self, public: str | None) -> None:
+    def _set_public(self, public: str | None) -> None:
         """The router forwards a port to the embedded server, or no longer."""
         self.public_server = public
         if self._where is not None:
-            self.tell_listening(self._where)
+            self._tell_listening(self._where)
 
-    def tell(self, event: Event) -> None:
+    def _tell(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
 
-    def handle_link(self, link: Link) -> None:
+    def _handle_link(self, link: DriverLink) -> None:
+        assert isinstance(link, Link)  # the only sort that our driver makes
         self._nursery.start_soon(self._store.note_seen, link.peer)
         self._nursery.start_soon(self._serve, link)
         if self.is_embedded:
@@ -147,7 +151,7 @@ class Exposure:
             self._nursery.start_soon(last, link.faults, "server", f"kept {link.peer_name} from hearing of our server", tell)
         self._notify()
 
-    def handle_event(self, event: EndpointEvent) -> None:
+    def _handle_event(self, event: EndpointEvent) -> None:
         if isinstance(event, Troubled) and event.is_final and self._problem is None:
             self._problem = to_exception(event)
             self._notify()
@@ -162,7 +166,7 @@ class Exposure:
             try:
                 await self._handler(link)
             except TunnelError as error:
-                self.tell(Trouble(code="peer_lost", message=str(error)))
+                self._tell(Trouble(code="peer_lost", message=str(error)))
         if wall.error is not None:
             link.close("a fault in ptunnel on the other side", CloseCode.INTERNAL)
 
@@ -186,14 +190,15 @@ async def expose(
     keep: bool = False,
     to: Sequence[str] = (),
     only: bool = False,
-    path: str | None = None,
+    path: PathPolicy | None = None,
     name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
-    traces: Traces | None = None,
+    qlog: Path | str | None = None,
     portmap: bool | None = None,
     tls: TlsOptions | None = None,
-    seams: Seams = None,
+    pair: bool | None = None,
+    _seams: Seams = None,
 ) -> AsyncIterator[Exposure]:
     """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
 
@@ -204,22 +209,24 @@ async def expose(
     With no server configured one is embedded for our own codes only; the Listening event carries its address.
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.  What it raises ends
     that link, and is told (Trouble, `internal`); what `on_event` raises is logged.
-    `traces` listens to connections: tunnel.telemetry.qlog.QlogDirectory.
+    `pair`: whether a code is made; None: where there are grants.  A `handler` of your own needs no grant.
+    `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
     `portmap`: ask the router to forward a port while this runs, and one to the embedded server.
     `tls`: how servers are reached where UDP is blocked, unless their word says.
     What is None is as the environment and config.toml say.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
+    require_trio()
     wanted = GrantSet.parse(*grants)
 
     def not_saved(text: str) -> None:
         if on_event is not None:
             on_event(Trouble(code="not_saved", message=text))
 
-    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls)
+    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls, qlog=qlog)
     settings = store.settings
-    maps_ports = uses_own_network(seams) and settings.wants_port_mapping
-    wants_code = bool(len(wanted)) and not to
+    maps_ports = uses_own_network(_seams) and settings.wants_port_mapping
+    wants_code = (bool(len(wanted)) if pair is None else pair) and not to
     if to and not len(wanted):
         raise ConfigurationError("Say what to expose to them: for example 'ptunnel expose 22 --to NAME'.")
     if only and not to:
@@ -239,15 +246,15 @@ async def expose(
             async with trio.open_nursery() as nursery:
                 exposure = Exposure(nursery, store, handler or _serve_forwards, on_event)
                 rendezvous = settings.server
-                ours = were_ours((peer.server for peer in peers), seams)
+                ours = were_ours((peer.server for peer in peers), _seams)
                 if rendezvous is None and (wants_code or ours):
-                    rendezvous = await embed(nursery, seams, ours)
+                    rendezvous = await embed(nursery, _seams, ours)
                     exposure.is_embedded = rendezvous is not None
                     if rendezvous is None and wants_code:
                         rendezvous = ours[0]
                 exposure.server = rendezvous
                 if exposure.is_embedded and maps_ports and rendezvous is not None:
-                    await map_server(nursery, exposure.set_public, rendezvous, store.faults)
+                    await map_server(nursery, exposure._set_public, rendezvous, store.faults)
                 driver = exposure.driver = EndpointDriver(
                     static_key=store.home.identity(),
                     name=store.name(),
@@ -255,39 +262,40 @@ async def expose(
                     store=store,
                     path=settings.path,
                     access_token=settings.access_token_bytes,
-                    on_event=exposure.handle_event,
-                    on_link=exposure.handle_link,
-                    traces=store.traces(traces),
+                    on_event=exposure._handle_event,
+                    on_link=exposure._handle_link,
+                    traces=store.traces(),
                     port_mapping=maps_ports,
                     tls=settings.tls,
                     memory=ways,
                     faults=store.faults,
                     place=lambda: place_id(store.home.path),
-                    **(seams or {}),
+                    link_type=Link,
+                    **(_seams or {}),
                 )
                 try:
                     await nursery.start(driver.run)
                     driver.listen()
                     others = {peer.server for peer in peers if peer.server} - {rendezvous}
                     if rendezvous is not None:
-                        exposure.greeted.add(rendezvous)
+                        exposure._greeted.add(rendezvous)
                         if exposure.is_embedded:
                             exposure.places.add(rendezvous)
-                            exposure.find = lambda server: found_here(server, seams, lambda _where: None)
-                        lookup = found_here(rendezvous, seams, exposure.set_place) if exposure.is_embedded else None
+                            exposure.find = lambda server: found_here(server, _seams, lambda _where: None)
+                        lookup = found_here(rendezvous, _seams, exposure._set_place) if exposure.is_embedded else None
                         await _greet(driver, rendezvous, exposure, lookup, must_answer=wants_code, nursery=nursery)
-                    exposure.greet(others)
-                    nursery.start_soon(store.watch, exposure.set_peers)
+                    exposure._greet(others)
+                    nursery.start_soon(store.watch, exposure._set_peers)
                     nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
                     if to:
                         await exposure.grant(to, *grants, only=only)
                         with suppress(StateError):
                             peers = store.load()
-                    exposure.tell_listening(where)
-                    exposure.tell_served(peers)
+                    exposure._tell_listening(where)
+                    exposure._tell_all_served(peers)
                     if wants_code and rendezvous is not None:
-                        exposure.flow = driver.offer_code(rendezvous, grants=tuple(wanted.to_dicts()), keep=keep)
+                        exposure._flow = driver.offer_code(rendezvous, grants=tuple(wanted.to_dicts()), keep=keep)
                     yield exposure
                 finally:
                     driver.close("the exposing side has ended")
@@ -310,7 +318,7 @@ async def _greet(
 ) -> None:
     """The server that codes are made at has to answer; one that only remembered peers use may come later."""
     if not must_answer:
-        nursery.start_soon(resolve, driver, server, exposure.tell, lookup)
+        nursery.start_soon(resolve, driver, server, exposure._tell, lookup)
         return
     await driver.servers.add(server, lookup)
     await driver.servers.wait_reached(server, SERVER_PATIENCE)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, require_trio, single_error, uses_own_network
 from tunnel.api.lan_plane import (
     LanInterface,
     OpenInterface,
@@ -30,8 +30,8 @@ from tunnel.api.lan_plane import (
 from tunnel.api.lan_room import LanMember, LanRoom
 from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
-from tunnel.config import TlsOptions
-from tunnel.driver.endpoint import EndpointDriver, KnownPeer, Traces
+from tunnel.config import PathPolicy, TlsOptions
+from tunnel.driver.endpoint import EndpointDriver, KnownPeer
 from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
 from tunnel.driver.rooms import Membership, NewcomerStore
@@ -110,7 +110,7 @@ class Options:
     interface: OpenInterface | None
     routes: TakenRoutes | None
     any_subnet: bool
-    traces: Traces | None
+    qlog: Path | str | None
     portmap: bool | None
     tls: TlsOptions | None
     seams: Seams
@@ -124,16 +124,16 @@ async def create(
     to: Sequence[str] = (),
     server: str | None = None,
     home: Path | str | None = None,
-    path: str | None = None,
+    path: PathPolicy | None = None,
     member_name: str | None = None,
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
-    traces: Traces | None = None,
+    qlog: Path | str | None = None,
     portmap: bool | None = None,
     tls: TlsOptions | None = None,
-    seams: Seams = None,
+    _seams: Seams = None,
 ) -> AsyncIterator[LanRoom]:
     """Make the room `name` (or open the one of that name that was kept) and let others in by a code: a CodeReady event.
 
@@ -141,11 +141,13 @@ async def create(
     With no server configured one is embedded; the Listening event carries its address.  `member_name`: how we are called in it.
     `interface(config)` opens the interface; None means one on this machine, which needs privilege.  `routes(interface)` gives the
     IPv4 networks that the room must stay clear of; None: those that this machine has, and those around it unless `any_subnet`.
+    `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
+    require_trio()
     options = Options(
         server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, any_subnet=any_subnet, traces=traces, portmap=portmap, tls=tls, seams=seams,
+        routes=routes, any_subnet=any_subnet, qlog=qlog, portmap=portmap, tls=tls, seams=_seams,
     )  # fmt: skip
     store = _open_store(options)
     room_name = make_label(name, "lan")
@@ -170,16 +172,16 @@ async def join(
     keep: bool = False,
     server: str | None = None,
     home: Path | str | None = None,
-    path: str | None = None,
+    path: PathPolicy | None = None,
     member_name: str | None = None,
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
-    traces: Traces | None = None,
+    qlog: Path | str | None = None,
     portmap: bool | None = None,
     tls: TlsOptions | None = None,
-    seams: Seams = None,
+    _seams: Seams = None,
 ) -> AsyncIterator[LanRoom]:
     """Join by a code, or the room `room` that was kept, or the one to which the remembered peer `peer` has invited us.
 
@@ -187,11 +189,12 @@ async def join(
     See create for the rest.  Raises ConfigurationError, StateError, AlreadyRunningError, PairingError, PermissionDeniedError,
     ServerUnreachableError.
     """
+    require_trio()
     if sum(each is not None for each in (code, room, peer)) != 1:
         raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
     options = Options(
         server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, any_subnet=any_subnet, traces=traces, portmap=portmap, tls=tls, seams=seams,
+        routes=routes, any_subnet=any_subnet, qlog=qlog, portmap=portmap, tls=tls, seams=_seams,
     )  # fmt: skip
     store = _open_store(options)
     saved: SavedRoom | None = None
@@ -244,7 +247,7 @@ def _open_store(options: Options) -> HomeStore:
 
     return HomeStore(
         options.home, not_saved, server=options.server, path=options.path, name=options.member_name, portmap=options.portmap,
-        tls=options.tls,
+        tls=options.tls, qlog=options.qlog,
     )  # fmt: skip
 
 
@@ -261,7 +264,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         store=newcomers,
         path=settings.path,
         access_token=settings.access_token_bytes,
-        traces=store.traces(options.traces),
+        traces=store.traces(),
         port_mapping=maps_ports,
         tls=settings.tls,
         faults=store.faults,
@@ -290,19 +293,19 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
 
                 plane = Plane(interface, driver.clock, warn, driver.faults, any_subnet=options.any_subnet)
                 running = LanRoom(driver, membership, plane, nursery, options.on_event)
-                running.server, running.is_embedded, running.on_removed = rendezvous, is_embedded, keeper.forget
+                running.server, running.is_embedded, running._on_removed = rendezvous, is_embedded, keeper.forget
                 if is_embedded and maps_ports:
-                    await map_server(nursery, running.set_public, rendezvous, driver.faults)
+                    await map_server(nursery, running._set_public, rendezvous, driver.faults)
                 try:
                     await nursery.start(driver.run)
                     nursery.start_soon(plane.run)
                     watch = partial(_watch_routes, driver, running, taken, plane, prefixes)
                     for what, task in (
-                        ("interrupted the clock of the room", running.tick),
+                        ("interrupted the clock of the room", running._tick),
                         ("kept the networks of this machine from being watched", watch),
                     ):
                         nursery.start_soon(last, driver.faults, "room", what, task)
-                    lookup = found_here(rendezvous, seams, running.set_place) if is_embedded else None
+                    lookup = found_here(rendezvous, seams, running._set_place) if is_embedded else None
                     is_needed = is_embedded or (entry.saved is None and entry.peer is None)
                     if is_needed:
                         await driver.servers.add(rendezvous, lookup)
@@ -310,7 +313,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     if room.me is not None and room.roster is not None:
                         plane.set_roster(room.roster, room.me)
                         running.entered.set()
-                    running.tell_listening()
+                    running._tell_listening()
                     _begin(driver, membership, entry)
                     if is_needed:
                         _ask(driver, membership, entry)
@@ -408,7 +411,7 @@ async def _watch_routes(
         if prefixes != before:
             before = prefixes
             plane.look_again()
-        running.set_routes(prefixes)
+        running._set_routes(prefixes)
 
 
 def _prefixes(texts: Iterable[str]) -> tuple[Prefix, ...]:

@@ -55,15 +55,15 @@ _REFUSALS: Final[dict[int, tuple[type[TunnelError], str]]] = {
 
 
 class LanMember(NamedTuple):
-    """Somebody in the room, as of now.  `link` is None for ourselves and for whoever is away."""
+    """Somebody in the room, as of now."""
 
     name: str
-    address: str
-    ipv6: str
+    address: str  # IPv4, in the room
+    ipv6: str  # in the room
     is_online: bool
     is_me: bool
     is_creator: bool
-    link: Link | None
+    link: Link | None  # None for ourselves, and for whoever is away
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -78,7 +78,11 @@ class LanMember(NamedTuple):
 
 
 class LanRoom:
-    """A running room."""
+    """A running room: `members()` are in it, `run()` is until it ends for us.
+
+    `server` is host:port as others must name it; `is_embedded`: that server runs in this process, and `public_server` is where
+    other networks reach it, if the router forwards a port to it.
+    """
 
     def __init__(
         self, driver: EndpointDriver, membership: Membership, plane: Plane, nursery: trio.Nursery, on_event: OnEvent | None
@@ -98,7 +102,7 @@ class LanRoom:
         self._problem: TunnelError | None = None
         self._over = trio.Event()
         self._is_told = False  # where we listen
-        self.on_removed: Callable[[], None] | None = None  # the room is worth nothing any more
+        self._on_removed: Callable[[], None] | None = None  # the room is worth nothing any more
         driver.on_event = self._handle_event
         driver.on_link = self._handle_link
         driver.after_events = self.pump
@@ -115,11 +119,13 @@ class LanRoom:
 
     @property
     def name(self) -> str:
+        """Of the room."""
         roster = self._membership.room.roster
         return roster.name if roster is not None else "room"
 
     @property
     def is_creator(self) -> bool:
+        """The room is ours: we let others in, and may remove them."""
         return self._membership.room.is_creator
 
     @property
@@ -204,7 +210,7 @@ class LanRoom:
 
     # --- told from elsewhere
 
-    async def tick(self) -> None:
+    async def _tick(self) -> None:
         """Until cancelled."""
         while True:
             await trio.sleep(TICK)
@@ -215,26 +221,27 @@ class LanRoom:
             self.pump()
             self.driver.flush()
 
-    def set_public(self, public: str | None) -> None:
+    def _set_public(self, public: str | None) -> None:
         """The router forwards a port to the embedded server, or no longer."""
         self.public_server = public
         if self._is_told:
-            self.tell_listening()
+            self._tell_listening()
 
-    def set_place(self, where: str) -> None:
+    def _set_place(self, where: str) -> None:
         """The embedded server is reached there now, as this machine has other addresses."""
         self.server = where
-        self.tell_listening()
+        self._tell_listening()
 
-    def tell_listening(self) -> None:
+    def _tell_listening(self) -> None:
         self._is_told = True
         self.tell(Listening(bind=self.server or "nowhere", embedded=self.is_embedded, public=self.public_server))
 
     def tell(self, event: Event) -> None:
+        """Pass it on to whoever listens."""
         if self._on_event is not None:
             self._on_event(event)
 
-    def set_routes(self, routes: Iterable[Prefix]) -> None:
+    def _set_routes(self, routes: Iterable[Prefix]) -> None:
         """The IPv4 networks of this machine that the room must stay clear of."""
         self._membership.room.set_routes(self.driver.clock(), routes)
         self.pump()
@@ -365,8 +372,8 @@ class LanRoom:
                 text = f"{name} wants to join, and the room is full: 'ptunnel lan remove MEMBER' makes place."
                 self.tell(Trouble(code="room_full", message=text))
             case YouWereRemoved():
-                if self.on_removed is not None:
-                    self.on_removed()
+                if self._on_removed is not None:
+                    self._on_removed()
                 self._end(PermissionDeniedError(f"You were removed from the room '{self.name}' by its creator."))
             case EntryUnanswered():
                 self._end(PairingError(NOT_LET_IN))

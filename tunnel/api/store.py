@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -23,9 +24,20 @@ from tunnel.proto.pairing.identity import sanitise_name
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
+if TYPE_CHECKING:
+    from tunnel.telemetry.qlog import QlogDirectory
+
 SEEN_AFTER: Final = 1.0  # seconds
 WATCH_INTERVAL: Final = 0.4  # seconds between looks at the peers' file: `peers forget` cuts live streams within one
 _ON_OR_OFF: Final = {None: None, True: "on", False: "off"}
+
+
+@cache
+def _qlog_directory(folder: str) -> QlogDirectory:
+    """The same for the whole process, so that one that connects for ever fills no disk.  Raises ConfigurationError."""
+    from tunnel.telemetry.qlog import QlogDirectory
+
+    return QlogDirectory(folder)
 
 
 def known_peer(peer: Peer) -> KnownPeer:
@@ -54,6 +66,7 @@ class HomeStore:
         name: str | None = None,
         portmap: bool | None = None,
         tls: TlsOptions | None = None,
+        qlog: Path | str | None = None,
     ) -> None:
         """`not_saved` is told, in one sentence, why a new peer will not be remembered.
 
@@ -63,6 +76,7 @@ class HomeStore:
         self.not_saved = not_saved
         self.home = Home(home)
         given = {"server": server or None, "path": path, "name": name or None, "portmap": _ON_OR_OFF[portmap]}
+        given["qlog"] = None if qlog is None else str(qlog)
         self.settings = load(self.home.config(), os.environ, prefix="", tls=tls, **given)
         self.faults = Faults(keep=self.home.keep_report)
         self._given_name = name
@@ -165,10 +179,8 @@ class HomeStore:
         """How we introduce ourselves: as given, as we did before, as configured, or by this machine's name."""
         return sanitise_name(self._given_name or remembered or self.settings.name or socket.gethostname())
 
-    def traces(self, given: Traces | None) -> Traces | None:
-        """Who listens to connections: as given, or a folder where one is configured.  Raises ConfigurationError."""
-        if given is not None or self.settings.qlog is None:
-            return given
-        from tunnel.telemetry.qlog import QlogDirectory
-
-        return QlogDirectory(self.settings.qlog)
+    def traces(self) -> Traces | None:
+        """Who listens to connections: a folder, where one is wanted.  Raises ConfigurationError."""
+        if self.settings.qlog is None:
+            return None
+        return _qlog_directory(self.settings.qlog)

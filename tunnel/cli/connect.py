@@ -16,7 +16,6 @@ from tunnel.cli.options import (
     load_settings,
     meeting,
     open_home,
-    open_traces,
     with_last_server,
     with_server_of,
 )
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from tunnel.driver.link import Link, Shares
     from tunnel.forward.serve import Listeners
     from tunnel.state.home import Home
-    from tunnel.telemetry.qlog import QlogDirectory
 
 
 FIRST_PAUSE: Final = 1.0  # seconds before the next try, doubling ...
@@ -200,12 +198,11 @@ class Connecting:
 
         from tunnel.errors import ServerUnreachableError, UnreachableError
 
-        traces = open_traces(self._settings)
         self._deadline = trio.current_time() + self._timeout
         while True:
             try:
                 await self._wait_network(self._deadline)
-                if await self._connect_once(self._deadline, traces):
+                if await self._connect_once(self._deadline):
                     return 0
                 self._trouble("peer_ended", f"'{self._peer}' has ended the link: waiting for it to come back (Ctrl-C ends it).")
             except (ServerUnreachableError, UnreachableError) as error:
@@ -238,7 +235,7 @@ class Connecting:
             self._trouble("no_network", "This computer is not connected to a network: waiting (Ctrl-C ends it).")
             await trio.sleep(NETWORK_LOOK)
 
-    async def _connect_once(self, deadline: float, traces: QlogDirectory | None) -> bool:
+    async def _connect_once(self, deadline: float) -> bool:
         """True when we have done what we came for; False when the peer has ended the link and is waited for."""
         import trio
 
@@ -250,7 +247,7 @@ class Connecting:
             async with connect(
                 self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
                 home=self._home.path, path=settings.path, name=settings.name, on_event=self._handle,
-                traces=traces, portmap=settings.portmap == "on", tls=settings.tls,
+                qlog=settings.qlog, portmap=settings.portmap == "on", tls=settings.tls,
             ) as link:  # fmt: skip
                 limit.deadline = math.inf
                 try:

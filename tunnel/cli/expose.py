@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, open_traces, with_last_server
+from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, with_last_server
 from tunnel.notation import also
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Exposing:
             expose(
                 self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, only=self._only,
                 path=settings.path, name=settings.name, on_event=self._handle, handler=self._serve_link,
-                traces=open_traces(settings), portmap=settings.portmap == "on", tls=settings.tls,
+                qlog=settings.qlog, portmap=settings.portmap == "on", tls=settings.tls,
             ) as exposure,
             trio.open_nursery() as nursery,
         ):  # fmt: skip

@@ -18,7 +18,6 @@ from tunnel.cli.options import (
     load_settings,
     network,
     open_home,
-    open_traces,
     with_last_server,
     with_server_of,
 )
@@ -291,7 +290,7 @@ def shared(home: Home, settings: Settings, member_name: str | None) -> dict[str,
         "server": settings.given_server,  # else the one that was kept, else the configured one
         "path": settings.path,
         "member_name": member_name,  # else as it was kept, else as configured
-        "traces": open_traces(settings),
+        "qlog": settings.qlog,
         "portmap": settings.portmap == "on",
         "tls": settings.tls,
     }

@@ -13,7 +13,6 @@ import click
 if TYPE_CHECKING:
     from tunnel.config import Settings
     from tunnel.state.home import Home
-    from tunnel.telemetry.qlog import QlogDirectory
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -121,15 +120,6 @@ def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Se
     parse_server(server, place)
     server = with_tls_options(server, settings.tls, place)
     return code, replace(settings, server=server, is_server_given=True, is_server_refused=False)
-
-
-def open_traces(settings: Settings) -> QlogDirectory | None:
-    """Where --qlog says.  Raises ConfigurationError."""
-    if settings.qlog is None:
-        return None
-    from tunnel.telemetry.qlog import QlogDirectory
-
-    return QlogDirectory(settings.qlog)
 
 
 def complete_peer(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

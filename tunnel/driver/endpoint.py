@@ -111,6 +111,7 @@ class EndpointDriver:
         machine: Callable[[], bytes] = machine_id,
         place: Callable[[], bytes] = bytes,
         faults: Faults | None = None,
+        link_type: type[Link] = Link,
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
 
@@ -145,6 +146,7 @@ class EndpointDriver:
             clock=self.clock,
             counters=self.counters,
             door=self._packet_door,
+            link_type=link_type,
         )
         self._has_more = False
         bind = tuple(bind)

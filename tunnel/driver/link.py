@@ -81,6 +81,7 @@ class LinkStatus:
     post_quantum: bool  # what is carried now stays secret from quantum computers too
 
     def to_dict(self) -> dict[str, Any]:
+        """As `ptunnel status --json` has it."""
         return {name: getattr(self, name) for name in self.__slots__} | {"drops": dict(self.drops), "nat": dict(self.nat)}
 
 
@@ -135,14 +136,17 @@ class Link:
 
     @property
     def peer(self) -> KnownPeer:
+        """All that is remembered of the peer, for the rooms of ptunnel."""
         return self._peering.peer
 
     @property
     def peer_name(self) -> str:
+        """Under which the peer is remembered here."""
         return self._peering.peer.name
 
     @property
     def fingerprint(self) -> str:
+        """Of the peer's key, as `ptunnel peers` shows it."""
         return fingerprint(self._peering.peer.static)
 
     @property
@@ -157,10 +161,12 @@ class Link:
 
     @property
     def is_connected(self) -> bool:
+        """Whether the peer is there now; a link that is not heals by itself, or ends."""
         return self._closed is None and self._peering.connection is not None
 
     @property
     def connection(self) -> Connection | None:
+        """The core's connection under it, for the rooms of ptunnel; None while there is none."""
         return self._peering.connection
 
     # --- streams
@@ -282,6 +288,7 @@ class Link:
     # --- what it is like
 
     def status(self) -> LinkStatus:
+        """What it is like now."""
         connection = self._peering.connection
         stats = connection.stats() if connection is not None else None
         path = connection.current_path if connection is not None else None
@@ -320,6 +327,7 @@ class Link:
 
     @property
     def is_direct(self) -> bool:
+        """Whether data goes to the peer without the server in between."""
         connection = self._peering.connection
         return connection is not None and connection.current_path.kind is PathKind.DIRECT
 
@@ -358,6 +366,7 @@ class Link:
 
     @property
     def close_reason(self) -> CloseReason | None:
+        """Why the link has ended; None while it has not."""
         return self._closed
 
     def close(self, reason: str = "closed", code: int = CloseCode.NO_ERROR) -> None:
@@ -369,6 +378,7 @@ class Link:
     # --- told by the driver
 
     def handle_event(self, event: ConnectionEvent) -> None:
+        """Told by the driver, of the connection under it."""
         try:
             self._handle_event(event)
         except Exception as error:
@@ -440,6 +450,7 @@ class Link:
             self.on_grants()
 
     def notify(self) -> None:
+        """Told by the driver: something that somebody may wait for has changed."""
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 

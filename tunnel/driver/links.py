@@ -30,7 +30,9 @@ class Links:
         clock: Callable[[], Instant],
         counters: Callable[[], dict[str, dict[str, int]]],
         door: PacketDoor,
+        link_type: type[Link] = Link,
     ) -> None:
+        self._link_type = link_type
         self.of: dict[Peering, Link] = {}
         self._faults = faults
         self._flush = flush
@@ -75,7 +77,7 @@ class Links:
                 link.fail(error)
 
     def _make(self, peering: Peering) -> Link:
-        return Link(
+        return self._link_type(
             peering,
             flush=self._flush,
             before_flush=self._before_flush,

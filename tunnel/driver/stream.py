@@ -228,13 +228,16 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     # --- told by the link
 
     def on_readable(self) -> None:
+        """Told by the link."""
         self._wake(readable=True)
 
     def on_writable(self) -> None:
+        """Told by the link."""
         self._wake(writable=True)
         self._forget_if_done()
 
     def on_reset(self, code: int) -> None:
+        """Told by the link."""
         if not self._at_end:
             self._receive_error = self._receive_error or StreamResetError(code)
             self._abort(code)
@@ -242,6 +245,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         self._forget_if_done()
 
     def on_stopped(self, code: int) -> None:
+        """Told by the link."""
         if self._send_error is None:
             self._send_error = StreamStoppedError(code)
             self._abort(code)

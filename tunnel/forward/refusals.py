@@ -6,6 +6,7 @@ import errno
 from typing import Final
 
 from tunnel.driver.stream import StreamCode
+from tunnel.errors import PermissionDeniedError, RefusedError, TunnelError, UnreachableError
 from tunnel.forward.counters import Notices
 from tunnel.forward.names import MisledError
 
@@ -21,6 +22,14 @@ REFUSALS: Final = {
 
 def describe_refusal(peer: str, protocol: str, target: int | str, code: int) -> str:
     return f"{peer} refused {protocol}/{target}: {REFUSALS.get(code, f'it could not serve it (code {code})')}."
+
+
+def refusal_error(peer: str, protocol: str, target: int | str, code: int) -> TunnelError:
+    """The same as an exception: not shared, nothing there, or the link has ended."""
+    if code == StreamCode.CANCELLED:
+        return UnreachableError(f"The link to {peer} ended before {protocol}/{target} was reached.")
+    text = describe_refusal(peer, protocol, target, code)
+    return PermissionDeniedError(text) if code == StreamCode.DENIED else RefusedError(text)
 
 
 def say_unserved(notices: Notices, asked: str, address: tuple[str, int], error: OSError) -> None:

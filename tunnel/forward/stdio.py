@@ -14,10 +14,10 @@ from typing import Final
 import trio
 
 from tunnel.driver.stream import StreamCode
-from tunnel.errors import ConfigurationError, PermissionDeniedError, TunnelError, UnreachableError
+from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.open import Open, decode_opened, encode, read_message
-from tunnel.forward.refusals import describe_refusal
+from tunnel.forward.refusals import refusal_error
 from tunnel.forward.tcp import LAST_WORDS, code_of, refuse
 
 CHUNK: Final = 65_536  # bytes read at once where reading takes a thread
@@ -101,8 +101,7 @@ async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, std
 def _explain(link: Link, target: int | str, code: int, is_open: bool) -> TunnelError:
     if is_open:
         return UnreachableError(f"The connection to tcp/{target} of {link.peer_name} was cut.")
-    text = describe_refusal(link.peer_name, "tcp", target, code)
-    return PermissionDeniedError(text) if code == StreamCode.DENIED else UnreachableError(text)
+    return refusal_error(link.peer_name, "tcp", target, code)
 
 
 async def _upload(stream: Stream, stdin: int, fail: Callable[[str, OSError], None]) -> None:

@@ -1,0 +1,7 @@
+"""Rooms of many, each member with an interface in one subnet: `create` one, or `join` one."""
+
+from __future__ import annotations
+
+from tunnel.api.lan import LanMember, LanRoom, create, forget, join, kept, no_routes
+
+__all__ = ["LanMember", "LanRoom", "create", "forget", "join", "kept", "no_routes"]
