@@ -18,6 +18,7 @@ from hashlib import sha256
 from itertools import pairwise
 
 from tests.sim.link import Link
+from tests.sim.store import PeersInMemory
 from tests.sim.world import Host, Realm, World
 from tunnel.proto.connection.events import (
     PathChanged,
@@ -152,25 +153,24 @@ class Transfer:
         return Seconds(max((b - a for a, b in pairwise(times)), default=0.0))
 
 
-class PeerNode:
+class PeerNode(PeersInMemory):
     """An endpoint with the world's face.  It echoes whatever streams the others open, as a program behind a forward would."""
 
     def __init__(
         self, world: World, host: Host, name: str, *, path: str = "auto", static: bytes | None = None, server: str = SERVER
     ) -> None:  # fmt: skip
+        super().__init__()
         self.world = world
         self.host = host
         self.name = name
         self.static_key = static or sha256(name.encode()).digest()
         self.path = path
         self.server = server
-        self.saved: dict[bytes, KnownPeer] = {}
         self.told: list[EndpointEvent] = []
         self.told_at: list[Instant] = []
         self.heard: list[tuple[SocketId, Address, bytes, int]] | None = None  # every datagram, when somebody wants to replay it
         self.bytes_taken = 0  # from streams that others opened
         self.boots = 0
-        self.is_disk_full = False
         self.is_hybrid = True
         self.days_ahead = 0.0  # of its calendar
         self.remembers = False  # what worked, over a restart
@@ -211,34 +211,6 @@ class PeerNode:
     def kill(self) -> None:
         """As by SIGKILL."""
         self.host.node = None
-
-    def save(self, peer: KnownPeer) -> KnownPeer:
-        """The PeerStore: a name that is taken gets a number."""
-        known = self.saved.get(peer.static)
-        taken = {other.name for static, other in self.saved.items() if static != peer.static}
-        name, number = known.name if known is not None else peer.name, 2
-        while name in taken:
-            name, number = f"{peer.name}-{number}", number + 1
-        self.saved[peer.static] = replace(peer, name=name)
-        return self.saved[peer.static]
-
-    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
-        self.saved.pop(peer.static, None)
-        return None
-
-    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
-        """As tunnel.state.peers does it."""
-        peer = self.saved.get(static)
-        if peer is None or self.is_disk_full:
-            return None
-        was_shown = any(each.psk == psk and each.is_shown for each in peer.kept)
-        others = tuple(each for each in peer.kept if each.psk != psk)
-        kept = (*others, KeptPsk(psk, is_shown or was_shown))
-        self.saved[static] = replace(peer, kept=kept, is_hybrid=peer.is_hybrid or is_shown)
-        return self.saved[static]
-
-    def reread(self, peer: KnownPeer) -> KnownPeer:
-        return self.saved.get(peer.static, peer)
 
     # the world's face
 

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 from tests.sim.link import Link
 from tests.sim.peers import DAY_NS, EPOCH_NS, FIRST, GRANTS, SERVER, ServerNode, entropy_of
+from tests.sim.store import PeersInMemory
 from tests.sim.world import Host, World
 from tunnel.proto.connection.events import PathChanged, PathKind, StreamOpened, StreamReadable
 from tunnel.proto.endpoint import (
@@ -28,12 +29,13 @@ from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 __all__ = ["DAY_NS", "EPOCH_NS", "FIRST", "GRANTS", "SERVER", "Party", "Person", "ServerNode", "entropy_of"]
 
 
-class Person:
+class Person(PeersInMemory):
     """An endpoint with the world's face; it echoes whatever streams the others open."""
 
     def __init__(
         self, world: World, host: Host, name: str, *, path: str = "auto", static: bytes | None = None, machine: bytes = b""
     ) -> None:  # fmt: skip
+        super().__init__()
         self.world = world
         self.host = host
         self.name = name
@@ -41,11 +43,9 @@ class Person:
         self.path = path
         self.machine = machine  # nothing tells it from others, unless a test says so
         self.place = b""
-        self.saved: dict[bytes, KnownPeer] = {}
         self.told: list[EndpointEvent] = []
         self.received: dict[Peering, bytes] = {}
         self.boots = 0
-        self.is_disk_full = False
         self.is_hybrid = True
         self.days_ahead = 0.0  # of its calendar
         self.boot()
@@ -74,29 +74,6 @@ class Person:
         self.endpoint.add_socket(FIRST, is_ipv6=False, port=address.port)
         self.endpoint.set_hosts(self.world.now, self.host.addresses)
         self.world.attach(self.host, self, {FIRST: address})
-
-    def save(self, peer: KnownPeer) -> KnownPeer:
-        """The PeerStore."""
-        self.saved[peer.static] = peer
-        return peer
-
-    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
-        self.saved.pop(peer.static, None)
-        return None
-
-    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
-        """As tunnel.state.peers does it."""
-        peer = self.saved.get(static)
-        if peer is None or self.is_disk_full:
-            return None
-        was_shown = any(each.psk == psk and each.is_shown for each in peer.kept)
-        others = tuple(each for each in peer.kept if each.psk != psk)
-        kept = (*others, KeptPsk(psk, is_shown or was_shown))
-        self.saved[static] = replace(peer, kept=kept, is_hybrid=peer.is_hybrid or is_shown)
-        return self.saved[static]
-
-    def reread(self, peer: KnownPeer) -> KnownPeer:
-        return self.saved.get(peer.static, peer)
 
     # the world's face
 

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from tests.sim.peers import EPOCH_NS, FIRST, SERVER, entropy_of
+from tests.sim.store import PeersInMemory
 from tests.unit.connection.pair import keypairs
 from tests.work import instructions
 from tunnel.proto.connection.handshakes import Completed, Params
@@ -24,22 +25,6 @@ MANY: Final = 100
 MEASURED: Final = 120  # instructions of the interpreter, to note what strangers take of the processor
 
 
-class Saved:
-    """A PeerStore that nobody pairs with."""
-
-    def save(self, peer: KnownPeer) -> KnownPeer:
-        return peer
-
-    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
-        return None
-
-    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
-        return None
-
-    def reread(self, peer: KnownPeer) -> KnownPeer:
-        return peer
-
-
 def endpoint_with(count: int) -> tuple[Endpoint, Instant]:
     """An endpoint with so many links, every other of which it has begun itself and is meeting anew."""
     rng, now = random.Random(count), Instant(1000.0)
@@ -47,7 +32,7 @@ def endpoint_with(count: int) -> tuple[Endpoint, Instant]:
         config=EndpointConfig(name="home", aeads=(1, 2), receive_buffer=212_992),
         static_key=bytes(range(32)),
         peers=[],
-        store=Saved(),
+        store=PeersInMemory(),
         entropy=entropy_of(count),
         rng=rng,
         wall_ns=lambda: EPOCH_NS,
