@@ -185,7 +185,7 @@ def test_the_manual_page_is_made_from_help(capsys: pytest.CaptureFixture[str]) -
         assert run(["help", *words]) == 0
         shown = capsys.readouterr().out
         assert f".SS ptunnel {' '.join(words)} " in plain
-        for option in re.findall(r"^  (-[^ ]*(?:, --[^ ]+)?)", shown, re.MULTILINE):
+        for option in re.findall(r"^  (-[^ ,]*(?:, --[^ ]+)?)", shown, re.MULTILINE):
             assert "--help" in option or f".B {option}" in plain
     assert "Exit codes:" in plain
     assert "\b" not in page
