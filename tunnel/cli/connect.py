@@ -92,17 +92,16 @@ def command(
         home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
     )
     settings, last = with_last_server(home, settings)
-    who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
-    code, settings = with_server_of(code, settings)
-    if code is not None and last and not settings.is_server_given:
-        click.echo(last, err=True)
-
     from tunnel.cli.running import run
     from tunnel.driver.vocabulary import raise_descriptor_limit
 
     raise_descriptor_limit()
-    output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
-    with open_forwards(home, parsed) as listeners:
+    with open_forwards(home, parsed) as listeners:  # first: nobody types a code to hear that a port is taken
+        who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
+        code, settings = with_server_of(code, settings)
+        if code is not None and last and not settings.is_server_given:
+            click.echo(last, err=True)
+        output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
         stays = not is_once and target is None
         limit = math.inf if timeout is None else timeout
         connecting = Connecting(home, settings, who, code, listeners, output, limit, target, stays=stays)

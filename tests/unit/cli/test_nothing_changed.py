@@ -180,6 +180,18 @@ def test_a_port_in_use_is_found_before_anything_is_sent_or_kept(
     assert contents(used) == before
 
 
+def test_a_port_in_use_is_said_before_anybody_is_asked_for_a_code(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("tunnel.cli.prompt.can_ask", lambda: True)
+    monkeypatch.setattr("tunnel.cli.prompt.ask_code", lambda: asked.append("code") or CODE)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["connect", "--server", NOWHERE, "--forward", f"{taken.getsockname()[1]}:22"]) == 2
+    assert "already uses" in capsys.readouterr().err
+    assert not asked
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["peers", "rename", "a", "b"], ["peers", "forget", "a"], ["revoke", "a"], ["expose", "22", "--to", "a"], ["connect"]],
