@@ -119,9 +119,13 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lab = os.environ.get("PTUNNEL_LAB", "")
-    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "tests/netns" in report.nodeid]
+    left_out = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if report.nodeid.startswith(("tests/netns", "tests/programs"))
+    ]
     if lab == "user":
-        what = f"left out for want of root: {len(left_out)} tests of tests/netns" if left_out else "nothing was left out"
+        what = f"left out for want of root: {len(left_out)} tests" if left_out else "nothing was left out"
         terminalreporter.write_line(f"ran in an unprivileged user namespace; {what}")
     elif lab == "none" and "quick" not in sys.argv:
         deselected = terminalreporter.stats.get("deselected", [])

@@ -44,7 +44,7 @@ ncalrpc dir = %(folder)s/ncalrpc
 [%(share)s]
 path = %(shared)s
 guest ok = yes
-read only = yes
+read only = %(read_only)s
 """
 
 
@@ -93,26 +93,27 @@ class Responder:
 
 
 class Share:
-    """A samba server with one folder that anybody may read; it has itself announced by the avahi daemon beside it."""
+    """A samba server with one folder that anybody may read; an avahi daemon beside it, if there is one, announces it."""
 
-    def __init__(self, lab: Lab, responder: Responder, share: str) -> None:
+    def __init__(self, lab: Lab, space: Namespace, name: str, share: str, *, read_only: bool = True) -> None:
         # Short, as it holds sockets (108 bytes of path), and open to the guest's user, as the laboratory's folder need not be.
         self.folder = Path(tempfile.mkdtemp(prefix="ptunnel-smb-", dir="/tmp"))
         self.folder.chmod(0o755)
         lab.on_close(lambda: shutil.rmtree(self.folder, ignore_errors=True))
         self.shared = self.folder / "shared"
-        for name in ("shared", "private", "lock", "state", "cache", "pid", "ncalrpc"):
-            (self.folder / name).mkdir(parents=True)
-        names = {"name": responder.name, "folder": self.folder, "share": share, "shared": self.shared}
+        for folder in ("shared", "private", "lock", "state", "cache", "pid", "ncalrpc"):
+            (self.folder / folder).mkdir(parents=True)
+        names = {"name": name, "folder": self.folder, "share": share, "shared": self.shared}
+        names["read_only"] = "yes" if read_only else "no"
         settings = self.folder / "smb.conf"
         settings.write_text(SMB % names, encoding="ascii")
         self.server = Program(
             lab,
-            responder.space,
-            f"smbd-{responder.name}",
+            space,
+            f"smbd-{name}",
             ["smbd", "--foreground", "--debug-stdout", "--configfile", settings],
         )
-        eventually("smbd", lambda: ":445 " in responder.space.run("ss", "-lnt").stdout, 20)
+        eventually("smbd", lambda: ":445 " in space.run("ss", "-lnt").stdout, 20)
 
 
 def fetch(space: Namespace, home: Path, address: str, share: str, name: str) -> bytes:

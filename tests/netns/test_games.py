@@ -43,7 +43,7 @@ def test_a_share_is_found_by_mdns_on_a_plain_ethernet(lab: Lab) -> None:
     home = lab.add_site("home", "prc", hosts=2)
     host, friend = home.hosts
     responders = [_responder(lab, space, name) for name, space in (("host", host), ("friend", friend))]
-    share = Share(lab, responders[0], "music")
+    share = Share(lab, host, "host", "music")
     (share.shared / "song").write_bytes(b"la la la")
     found = eventually("the share", lambda: [one for one in responders[1].services("_smb._tcp") if one[3] == home.addresses[0]])
     assert found == [("eth0", "HOST", "host.local", home.addresses[0])]
@@ -117,7 +117,7 @@ def test_a_share_in_the_room_and_a_printer_at_home_are_found_by_mdns(lab: Lab) -
 
     members = Room(lab, ("prc", "prc"), prepare).members
     host, friend = members
-    share = Share(lab, at[host.name], "music")
+    share = Share(lab, host.space, host.name, "music")
     (share.shared / "song").write_bytes(b"la la la")
     wanted = (friend.interface, host.name.upper(), f"{host.name}.local", host.ipv4)
     eventually("the share", lambda: wanted in at[friend.name].services("_smb._tcp"))
