@@ -36,6 +36,12 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "tests/unit/rendezvous/test_shares.py::test_a_home_cannot_fill_the_relay_by_restoring_channels_that_never_were",
             "tests/driver/test_tls_flood.py::test_a_door_that_strangers_of_many_sites_fill_lets_a_session_in",
         ),
+        "It cannot take all of a server's processor time.": (
+            "tests/unit/rendezvous/test_load.py::test_addresses_that_have_proven_themselves_and_flood",
+            "tests/unit/rendezvous/test_load.py::test_a_flood_without_a_proof_takes_no_time_from_the_others",
+            "tests/unit/rendezvous/test_load.py::test_a_flood_of_questions_takes_no_time_from_the_others",
+            "tests/unit/rendezvous/test_pacing.py::test_many_pairs_of_one_prefix_that_flood_are_held_together",
+        ),
         "It cannot make the log grow without end: a few lines a second at most are written at length.": (
             "tests/unit/rendezvous/test_strangers.py::test_the_log_grows_by_a_few_lines_a_second_whatever_strangers_send",
         ),

@@ -76,6 +76,25 @@ async def start(
     return running
 
 
+async def test_an_address_is_charged_the_processor_time_that_its_requests_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading of the thread's time before and after each batch, each of which says that 0.1 ms have gone by."""
+    readings = iter(range(10**9))
+    monkeypatch.setattr(time, "thread_time", lambda: next(readings) * 1e-4)
+    async with trio.open_nursery() as nursery:
+        running = await start(nursery)
+        peer = Peer(running.addresses[0])
+        peer.client.allocate(boottime())
+        peer.flush()
+        await peer.until(events.Allocated)
+        charged = running._server.load._recent
+        for _ in range(3):  # the answer leaves before the time is charged
+            await trio.lowlevel.checkpoint()
+        assert charged["127.0.0.1"] == pytest.approx(charged["127.0"])
+        assert charged["127.0.0.1"] > 0.99e-4
+        peer.udp.close()
+        nursery.cancel_scope.cancel()
+
+
 async def test_two_peers_meet_by_code_across_families_relay_bursts_and_hear_bye() -> None:
     async with trio.open_nursery() as nursery:
         running = await start(nursery)

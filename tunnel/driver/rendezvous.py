@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.rendezvous.access import AccessList
 from tunnel.proto.rendezvous.admission import Buckets
 from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.relay import CHANNEL_BYTE
 from tunnel.proto.rendezvous.server import Server
 from tunnel.proto.rendezvous.stun import ServerSocket
 from tunnel.proto.trace import Trace
@@ -344,7 +346,7 @@ class _Loop:
             full_since = now if full_since is None else full_since
             self._server.look(now, now - full_since > BEHIND_AFTER)
             here = self._at(socket_id, batch.local) if batch.local else socket_id
-            await self.handle(here, batch, now)
+            await self._process(here, batch, now)
             turn += 1
             if turn >= BATCHES_PER_TURN:
                 turn = 0
@@ -366,26 +368,34 @@ class _Loop:
             self._server.add_socket(ServerSocket(made, place, SocketId(first + (1 - twin))))
         return self._locals[socket_id, host]
 
-    async def handle(self, socket_id: SocketId, batch: ReceivedBatch, now: Instant | None = None) -> bool:
-        """What one receive brought, and all that follows from it.  Whether something of a client was in it."""
+    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> bool:
+        """What one receive of a TLS connection brought.  Whether something of a client was in it."""
+        before, now = self._server.proofs, self._clock()
+        self._server.look(now, False)
+        await self._process(socket_id, batch, now)
+        return self._server.proofs != before
+
+    async def _process(self, socket_id: SocketId, batch: ReceivedBatch, now: Instant) -> None:
+        """What one receive brought, and all that follows from it.  What is not relayed is charged the time that it took."""
         server = self._server
-        now = self._clock() if now is None else now
-        before = server.proofs
+        before = 0.0 if batch.buffer[0] >= CHANNEL_BYTE else time.thread_time()
         try:
             bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
         except Exception as error:
             self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
-            return False
-        is_proven = server.proofs != before
+            return
         for burst in bursts:
             # a view of the socket's buffer: must be gone before the next receive
             if not self._doors[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
+                before = 0.0  # others work meanwhile
                 await self._send_late(burst)
-        self.flush()
+        if server.has_transmits:
+            self.flush()
         deadline = server.poll_timeout()
         if deadline is not None and deadline < self._armed:
             self._wakeup.set()
-        return is_proven
+        if before:
+            server.charge(now, batch.remote, -(-len(batch.buffer) // batch.stride), time.thread_time() - before)
 
     async def _send_late(self, burst: Transmit) -> None:
         """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""

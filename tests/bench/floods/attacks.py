@@ -254,7 +254,11 @@ def dialer(target: Target, counts: Counter[str]) -> Iterator[None]:
 
 def tables(target: Target, counts: Counter[str]) -> Iterator[None]:
     """40 sites of 50 addresses take all sessions, rooms and channels that they get."""
-    guessers = [Guesser(0, target, f"127.48.{site}.{1 + number}") for number in range(50) for site in range(40)]
+    return _take_all(target, counts, [f"127.48.{site}.{1 + number}" for number in range(50) for site in range(40)])
+
+
+def _take_all(target: Target, counts: Counter[str], sources: list[str]) -> Iterator[None]:
+    guessers = [Guesser(0, target, source) for source in sources]
     for turn in itertools.count():
         for guesser in guessers:
             for _, answer in guesser.heard():
@@ -268,6 +272,11 @@ def tables(target: Target, counts: Counter[str]) -> Iterator[None]:
                 guesser.another()
                 guesser.ask(messages.Restore(bytes((0xC0,)) + os.urandom(7), 1, bytes(messages.TOKEN_SIZE)))
             yield
+
+
+def crowd(target: Target, counts: Counter[str]) -> Iterator[None]:
+    """The same from 2,000 sites in 100 networks of /16: no prefix holds them together."""
+    return _take_all(target, counts, [f"127.{64 + number % 100}.{number // 100}.9" for number in range(2_000)])
 
 
 def pair(target: Target, counts: Counter[str]) -> Iterator[None]:
@@ -297,6 +306,7 @@ FLOODS: Final[list[Flood]] = [
     Flood("hellos", "handshakes with the TLS door that are never finished, likewise", hellos, 500.0, ("--tls",)),
     Flood("dialer", "a peer that dials an honest listener over and over", dialer, 90.0),
     Flood("tables", "2,000 addresses of 40 sites take sessions, rooms and channels", tables),
+    Flood("crowd", "the same from 2,000 sites of 100 networks", crowd),
     Flood("pair", "a pair of addresses relays small datagrams", pair, 30_000.0),
 ]
 

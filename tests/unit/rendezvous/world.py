@@ -44,7 +44,11 @@ class Host:
         self.blocks_udp = False  # as its network does
         servers = [(sid, SERVER[V6] if address.is_ipv6 else SERVER[V4]) for sid, address in addresses.items()]
         self.client = Client(
-            servers=servers, now=world.now, rng=random.Random(name), entropy=entropy_of(hash(name) & 0xFFFF), **options
+            servers=servers,
+            now=world.now,
+            rng=random.Random(name),
+            entropy=random.Random(f"entropy of {name}").randbytes,
+            **options,
         )
         self.events: list[ClientEvent] = []
         self.relayed: list[bytes] = []

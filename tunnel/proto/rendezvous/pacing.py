@@ -36,15 +36,15 @@ class Ceiling:
         self.is_low = False
         self.others = 0  # since the last look: requests, and bursts of another pair than the burst before
 
-    def look(self, now: Instant, is_behind: bool) -> None:
-        """Call often; `is_behind`: more comes than is read."""
+    def look(self, now: Instant, is_behind: bool, *, is_blamed: bool = True) -> None:
+        """Call often; `is_behind`: more comes than is read.  Not `is_blamed`: something else is why, so it stays as it is."""
         if now < self._look_at:
             return
         self._look_at = Instant(now + INTERVAL)
         self._lately = FADING * self._lately + self.others
         self.others = 0
         if is_behind and self._lately >= ALONE:  # a pair alone has nobody to make room for
-            self._scale = max(1.0, self._scale * FALL)
+            self._scale = max(1.0, self._scale * FALL) if is_blamed else self._scale
         else:
             self._scale = min(HIGHEST, self._scale * RISE)
         self.is_low = self._scale < HIGHEST

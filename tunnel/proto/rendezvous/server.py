@@ -19,6 +19,7 @@ from tunnel.proto.rendezvous.access import Gate
 from tunnel.proto.rendezvous.admission import Cookies, TreeBuckets
 from tunnel.proto.rendezvous.codes import Codes, Refusal
 from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.proto.rendezvous.load import MOST_AT_ONCE, TYPICAL, Kind, Load
 from tunnel.proto.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.proto.rendezvous.numbers import Numbers
 from tunnel.proto.rendezvous.pushes import Pushes
@@ -74,6 +75,9 @@ class Server:
         self.config = config
         self.drops = Drops()
         self.relay = Relay(config, entropy)
+        self.load = Load(self.relay.ceiling, entropy(16))
+        self._kind = Kind.DROPPED  # of the batch that is handled, or was last
+        self._charged = 0.0  # seconds, of those that it will turn out to have taken
         self._numbers = Numbers(config, entropy, secret)
         self.registry = Registry(config, entropy, self._numbers)
         self._trace = trace
@@ -108,21 +112,30 @@ class Server:
         """All datagrams of one receive.  What it returns are views of `buffer`: send them before the next receive."""
         relayed: list[Transmit] = []
         length = len(buffer)
+        self._kind, self._charged = Kind.DROPPED, 0.0
         start = 0
         while start < length:
             if buffer[start] >= CHANNEL_BYTE:
                 strangers: list[tuple[bytes, int]] = []
                 start = self.relay.forward(now, socket_id, remote, buffer, start, stride, ecn, relayed, strangers)
                 for identifier, size in strangers:
-                    hint = self._strangers.hint(now, remote, identifier, size)
-                    if hint is not None:
-                        self._queue(socket_id, remote, hint)
+                    self._on_lost(now, socket_id, remote, identifier, size)
                 while self.relay.exhausted:
                     self._end_channel(now, self.relay.exhausted.pop(), GoneReason.QUOTA)
             else:
                 self.handle_datagram(now, socket_id, remote, buffer[start : start + stride])
                 start += stride
+        self.load.bursts += len(relayed)
         return relayed
+
+    def charge(self, now: Instant, remote: Address, count: int, seconds: float) -> None:
+        """Call after handle_batch, when its answers have left: what all `count` datagrams took of the processor.
+
+        Not for those that are relayed: they cost alike, and are only counted.
+        """
+        rest = min(seconds, count * MOST_AT_ONCE) - self._charged
+        if rest > 0.0:
+            self.load.charge(now, self._kind, remote.host, rest)
 
     def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
         """One datagram that is not relayed (those go through handle_batch).  Rubbish is counted, nothing is raised."""
@@ -159,7 +172,7 @@ class Server:
 
     def look(self, now: Instant, is_behind: bool) -> None:
         """Call before handle_batch; `is_behind`: the socket's queue has not been empty for a while."""
-        self.relay.ceiling.look(now, is_behind)
+        self.load.look(now, is_behind)
 
     def stop(self, now: Instant) -> None:
         """Tell every client Bye; afterwards drain poll_transmit, as fast as the sockets take it, and close them."""
@@ -169,6 +182,10 @@ class Server:
         self._to_leave.extend(self.registry.sessions.values())
 
     # outputs
+
+    @property
+    def has_transmits(self) -> bool:
+        return bool(self._out or self._to_leave)
 
     def poll_transmit(self, now: Instant) -> Transmit | None:
         if not self._out and self._to_leave:
@@ -214,14 +231,32 @@ class Server:
 
     # the unproven
 
+    def _may_ask(self, now: Instant, remote: Address, kind: Kind) -> bool:
+        """Of strangers only as much is answered as leaves time for the others."""
+        if self.load.admits_stranger(now, kind, remote.host):
+            self._kind = max(self._kind, kind)
+            return True
+        self.drops["server_busy_strangers"] += 1
+        return False
+
+    def _on_lost(self, now: Instant, socket_id: SocketId, remote: Address, identifier: bytes, size: int) -> None:
+        """Something to relay, on a channel that is not known to lead there."""
+        if self._may_ask(now, remote, Kind.QUESTION):
+            self.load.charge(now, Kind.QUESTION, remote.host, TYPICAL)
+            hint = self._strangers.hint(now, remote, identifier, size)
+            if hint is not None:
+                self._queue(socket_id, remote, hint)
+
     def _on_stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
+        if not self._may_ask(now, remote, Kind.QUESTION):
+            return
         answer = self._strangers.stun(now, socket_id, remote, data)
         if answer is not None:
             self._note(now, "stun", remote=remote)
             self._queue(answer[0], remote, answer[1])
 
     def _on_directory(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
-        if not self._strangers.may_ask_directory(remote, data):
+        if not self._may_ask(now, remote, Kind.QUESTION) or not self._strangers.may_ask_directory(remote, data):
             return
         answer = self._strangers.directory_answer(now, remote)
         if answer is not None:
@@ -233,14 +268,23 @@ class Server:
     def _on_request(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
         if len(data) >= messages.MIN_REQUEST and data[1] != messages.VERSION:
             version, transaction = messages.decode_request_head(data)
+            if not self._may_ask(now, remote, Kind.UNPROVEN):
+                return
             text = f"this server speaks version {messages.VERSION} of the protocol, not {version}"
             self._refuse(Refusal(RefusalCode.VERSION, text), socket_id, remote, transaction)
             return
         peek = messages.peek_request(data)
+        if self.load.is_low and not self.load.admits(remote.host, self._has_relation(peek.session, remote)):
+            self.drops["server_busy"] += 1
+            return
         fresh = self._cookies.check(now, remote, peek.cookie)
         if fresh or peek.tag == messages.HELLO:
-            self._on_unproven(now, socket_id, remote, peek, fresh)
+            if self._may_ask(now, remote, Kind.UNPROVEN):
+                self._on_unproven(now, socket_id, remote, peek, fresh)
             return
+        self._kind = Kind.PROVEN
+        self._charged += TYPICAL
+        self.load.charge(now, Kind.PROVEN, remote.host, TYPICAL)
         transaction, request = peek.transaction, messages.decode_request(data, peek)
         keys = prefixes(remote.host)
         if not self._request_rate.take(now, keys):
@@ -262,6 +306,13 @@ class Server:
             self._refuse(answer, socket_id, remote, transaction)
         elif answer is not None:
             self._queue(socket_id, remote, answer)
+
+    def _has_relation(self, identifier: bytes, remote: Address) -> bool:
+        """Whether this client waits for somebody, is being led to somebody, or relays."""
+        session = self.registry.sessions.get(identifier)
+        if session is None or session.remote != remote:
+            return False
+        return bool(session.channels or session.mailboxes or session.nameplates or session.listening)
 
     def _on_unproven(self, now: Instant, socket_id: SocketId, remote: Address, peek: messages.Peek, cookie: bytes) -> None:
         """No state, an answer shorter than the question, and next to no work: nothing of what is asked has been decoded."""
