@@ -102,6 +102,7 @@ def test_who_asked_for_one_connection_ends_with_it_and_says_so(lab: Lab, words: 
         assert talk.wait(PATIENCE_S) == 5
 
 
+@pytest.mark.time_limit(240)  # seven programs, one after the other
 def test_stdio_ends_as_its_standard_streams_do(lab: Lab) -> None:
     """Nothing to read, nobody who reads, and a disk that is full: each has its exit code, and the last one a sentence."""
     _exposing, connecting, _ = pair(lab)
