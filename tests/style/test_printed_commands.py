@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.style.source import ROOT, modules, project_files
-from tunnel.cli.expose import forwards_for, other_command
+from tunnel.cli.expose import all_in_one, forwards_for, other_command
 from tunnel.cli.main import COMMANDS, group
 from tunnel.config import parse_server
 from tunnel.driver.vocabulary import GrantSet, looks_like_code, parse_code
@@ -156,8 +156,9 @@ def test_the_command_for_the_other_side_is_taken_and_leads_only_to_what_was_gran
         grants = GrantSet.parse(*chosen)
     except ConfigurationError:  # one name for two places
         return
-    command = other_command("[2001:db8::1]:24531", list(grants))
-    take(command)
+    for server in ("[2001:db8::1]:24531", "rv.example.net:99", f"rv.example.net,pin={'ab' * 32}"):
+        take(other_command(server, list(grants)))
+        take(all_in_one("731-garden-violin", server, list(grants)))
     forwards = parse_forwards(forwards_for(list(grants)))
     assert all(grants.allows(forward.protocol, forward.target) is not None for forward in forwards)
     assert all(forward.local >= 1024 for forward in forwards)
