@@ -20,6 +20,7 @@ from tunnel.errors import (
     StateError,
     TunnelError,
     UnreachableError,
+    UntrustedServerError,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "ServerUnreachableError",
     "StateError",
     "UnreachableError",
+    "UntrustedServerError",
 ]
 
 #: Imported on first use, so that `import tunnel` (every room of it does that) costs nothing and makes no cycle.

@@ -39,6 +39,10 @@ class ServerUnreachableError(UnreachableError):
     """The rendezvous server does not answer, or what answers is no ptunnel server."""
 
 
+class UntrustedServerError(ServerUnreachableError):
+    """What answers over TLS shows a certificate that nobody vouches for, or another one than is pinned."""
+
+
 class PairingError(TunnelError):
     """The code was wrong, spent, expired or never allocated: get a fresh one."""
 

@@ -20,6 +20,7 @@ import tunnel
 from tests.driver.meeting import Heard, a_server, echo, homes, shout
 from tests.driver.tls import make_certificate
 from tunnel.api.exposing import Exposure
+from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
 from tunnel.config import TlsOptions
 from tunnel.driver import doctor, lasting
@@ -249,8 +250,12 @@ async def what_is_called_before_a_flush(lab: Lab) -> None:
 
 async def a_new_link(lab: Lab) -> None:
     lab.patch.setattr(lab.driver, "on_link", fails)
-    async with tunnel.connect(home=lab.home.parent / "newcomer") as link:
-        assert (await link.closed()).code == CloseCode.INTERNAL
+    try:
+        async with tunnel.connect(home=lab.home.parent / "newcomer") as link:
+            assert (await link.closed()).code == CloseCode.INTERNAL
+    except tunnel.UnreachableError as error:  # it had ended before the block was entered
+        if "a fault in ptunnel on the other side" not in str(error):
+            raise
     assert sorted(each.peer_name for each in lab.driver.links.values()) == ["friend", "mate"]
 
 
@@ -378,7 +383,7 @@ async def test_a_task_that_is_to_last_begins_anew_later_and_later(autojump_clock
     assert limit.cancelled_caught
 
 
-async def test_a_fault_in_a_trace_ends_the_trace_and_not_the_connection(tmp_path: Path) -> None:
+async def test_a_fault_in_a_trace_ends_the_trace_and_not_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exposer, connector = homes(tmp_path)
     heard = Heard()
     told: list[str] = []
@@ -393,10 +398,11 @@ async def test_a_fault_in_a_trace_ends_the_trace_and_not_the_connection(tmp_path
         def open(self, *_arguments: object, **_named: object) -> Trace:
             return Trace()
 
+    monkeypatch.setattr(HomeStore, "traces", lambda store: Traces() if store.home.path == exposer else None)
     with trio.fail_after(10):
         async with (
             a_server() as server,
-            tunnel.expose(["22"], server=server, home=exposer, on_event=heard, handler=echo, traces=Traces()) as exposure,
+            tunnel.expose(["22"], server=server, home=exposer, on_event=heard, handler=echo) as exposure,
             tunnel.connect(await heard.code(), server=server, home=connector, name="friend") as link,
         ):
             assert await shout(link, b"hello" * 10_000) == b"hello" * 10_000

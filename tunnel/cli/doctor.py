@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunnel.state.home import Home
 
 MEET_S: Final = 15.0  # seconds to meet a peer to whom no running command has a link
+TITLE: Final = len("round trip to the server") + 2  # columns of the table's first column
 DIRECT_S: Final = 10.0  # seconds for a direct path to be found then
 
 
@@ -29,8 +30,8 @@ def command(
     """Examine this network, and with PEER the path to it; some five seconds.
 
     A rendezvous server is asked what it sees of this machine: how the router maps and filters, over IPv4 and IPv6,
-    whether it maps ports on request, how large packets may be; where UDP is blocked, whether TLS gets through.  One sentence
-    each says what that means and what would help.
+    whether it maps ports on request, how large packets may be, whether TLS gets through and is trusted, and what its clock
+    says.  One sentence each says what that means and what would help.
     With PEER, a remembered one or a member of the running room: whether the path is direct or relayed, why, and what would
     change it; where no running command has a link to PEER, the doctor makes one for a few seconds.
 
@@ -74,9 +75,10 @@ async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsO
         click.echo(f"Asking {server} what it sees of this machine ...", err=True)
     found = await examine(server, tls=options)
     absent = ""
+    said: list[str] = []  # of the peer's clock
     if peer is not None and link is None and found.can_meet:
         try:
-            link = await _own_link(home, peer, server, options)
+            link = await _own_link(home, peer, server, options, said)
         except UnreachableError as error:
             absent = str(error)
     advice: list[str] = []
@@ -87,10 +89,10 @@ async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsO
     if is_json:
         answer = {"event": "doctor", **found.to_dict()}
         if peer is not None:
-            answer["peer"] = {"peer": peer, "link": link, "sentences": advice or [absent]}
+            answer["peer"] = {"peer": peer, "link": link, "sentences": [*(advice or [absent]), *said]}
         click.echo(json_line(answer))
     else:
-        _show(found, link, advice)
+        _show(home, found, link, advice + said)
     if link is None and peer is not None and found.can_meet:
         raise UnreachableError(absent or f"There is no link to {peer}.")
     if not found.can_meet:
@@ -99,6 +101,8 @@ async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsO
 
 
 def _why_silent(found: Examination) -> str:
+    if not found.has_network:
+        return "This computer is not connected to a network."
     if found.is_refused:
         return f"No ptunnel server listens at {found.server}."
     if found.is_udp_blocked:
@@ -107,10 +111,10 @@ def _why_silent(found: Examination) -> str:
     return f"{found.server} does not answer over UDP: no server runs there, or a firewall drops UDP."
 
 
-def _show(found: Examination, link: dict[str, Any] | None, advice: list[str]) -> None:
+def _show(home: Home, found: Examination, link: dict[str, Any] | None, advice: list[str]) -> None:
     from tunnel.cli.render import path_line
 
-    for line in table(found):
+    for line in [*table(found), *below(found, home)]:
         click.echo(line)
     click.echo("")
     for sentence in found.sentences():
@@ -120,6 +124,23 @@ def _show(found: Examination, link: dict[str, Any] | None, advice: list[str]) ->
         click.echo(f"{link['peer']}: {path_line(link)}")
         for sentence in advice:
             click.echo(sentence)
+
+
+def below(found: Examination, home: Home) -> list[str]:
+    """What is of no address family, and where ptunnel keeps what it knows."""
+    from tunnel.state.files import explain
+
+    rows = []
+    if found.tls is not None:
+        rows.append((f"TLS on tcp {found.tls.port}", found.tls.words))
+    rows.append(("state", str(home.path)))
+    config = home.path / "config.toml"
+    try:
+        there = "" if config.is_file() else ", which is not there"
+    except OSError as error:
+        there = f", which cannot be read: {explain(error)}"
+    rows.append(("settings", f"{config}{there}"))
+    return [f"{title:<{TITLE}}{text}" for title, text in rows]
 
 
 def table(found: Examination) -> list[str]:
@@ -178,16 +199,21 @@ async def _running_link(home: Home, peer: str) -> tuple[dict[str, Any] | None, s
     return links[0] if links else (None, None)
 
 
-async def _own_link(home: Home, peer: str, server: str, options: TlsOptions) -> dict[str, Any]:
-    """Meet the peer, give a direct path some time, and leave.  Raises UnreachableError."""
+async def _own_link(home: Home, peer: str, server: str, options: TlsOptions, said: list[str]) -> dict[str, Any]:
+    """Meet the peer, give a direct path some time, and leave; `said` gets what came of its clock.  Raises UnreachableError."""
     import trio
 
     from tunnel.api import connect
+    from tunnel.driver.events import Event, Trouble
     from tunnel.errors import UnreachableError
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Trouble) and event.code == "clock_off" and event.message not in said:
+            said.append(event.message)
 
     scope = trio.CancelScope(deadline=trio.current_time() + MEET_S)
     with scope:
-        async with connect(peer=peer, server=server, home=home.path, name=None, tls=options) as link:
+        async with connect(peer=peer, server=server, home=home.path, name=None, tls=options, on_event=hear) as link:
             scope.deadline = trio.current_time() + DIRECT_S
             with trio.move_on_after(DIRECT_S - 1.0):
                 await link.wait_direct()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,11 +14,12 @@ import trio
 from tunnel.config import TlsOptions, parse_server, tls_options
 from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
 from tunnel.driver.sockets import OpenSocket
-from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError
+from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError, UntrustedServerError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated
 from tunnel.host.interfaces import source_address
+from tunnel.proto.endpoint.clocks import spoken
 from tunnel.proto.endpoint.diagnosis import (
     SOCKETS,
     Diagnosis,
@@ -40,20 +42,36 @@ PORTMAP_PATIENCE: Final = 3.0  # seconds for a router to map a port
 REFUSAL_PATIENCE: Final = 0.5  # seconds for "nobody listens here"
 TCP_PATIENCE: Final = 2.0  # seconds for the server's machine to answer TCP, with whatever
 TCP_PORT: Final = 443  # the last one that networks close
+TLS_LOOK: Final = 5.0  # seconds for all of TLS: longer than what is asked over UDP takes
+CLOCK_TOLERANCE: Final = 60.0  # seconds between two clocks that are nobody's affair
 TLS_PATIENCE: Final = 3.0  # seconds for the server to answer, once the connection stands
 _ANYWHERE: Final = {False: "192.0.2.1", True: "2001:db8::1"}  # RFC 5737, RFC 3849; nothing is sent there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFindings:
-    """What came of TLS, which is only tried where nothing came back over UDP."""
+    """What came of TLS."""
 
     port: int
     works: bool
-    trouble: str = ""  # a sentence, where it does not
+    is_there: bool = False  # something answers there
+    is_pinned: bool = False
+    valid_until: float | None = None  # Unix time at which a certificate ends that public authorities vouch for
+    trouble: str = ""  # a sentence, where it does not work
+
+    @property
+    def words(self) -> str:
+        """For a table."""
+        if not self.works:
+            return self.trouble.rstrip(".") if self.is_there else "not there"
+        if self.is_pinned:
+            return "pinned"
+        return "trusted" if self.valid_until is None else f"trusted, valid until {_date(self.valid_until)}"
 
     def to_dict(self) -> dict[str, object]:
-        return {"port": self.port, "works": self.works, "trouble": self.trouble}
+        until = None if self.valid_until is None else _date(self.valid_until)
+        found = {"port": self.port, "works": self.works, "trouble": self.trouble}
+        return {**found, "pinned": self.is_pinned, "valid_until": until}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +82,18 @@ class Examination:
     ipv4: Findings
     ipv6: Findings
     portmap: PortMapFindings | None  # None: no router of ours translates
-    tls: TlsFindings | None = None  # None: not tried
+    tls: TlsFindings | None = None  # None: switched off
+    clock_off_s: float | None = None  # seconds by which this computer's clock is ahead of the server's; None: it does not tell
 
     @property
     def can_meet(self) -> bool:
         """Peers can be met by this server, whichever way."""
         return self.is_reached or (self.tls is not None and self.tls.works)
+
+    @property
+    def has_network(self) -> bool:
+        """This computer has an address that leads anywhere."""
+        return self.ipv4.own is not None or self.ipv6.own is not None
 
     @property
     def is_reached(self) -> bool:
@@ -86,10 +110,12 @@ class Examination:
 
     @property
     def summary(self) -> str:
-        if self.tls is not None and self.tls.works:
+        if not self.has_network:
+            return "This computer is not connected to a network."
+        if not self.is_reached and self.tls is not None and self.tls.works:
             return (
-                f"UDP is blocked here: peers are met, and always relayed, by the server over TLS on TCP port {self.tls.port}, "
-                "which is slower."
+                "No UDP gets through to the server: this network blocks it, or the server's firewall does. Peers are met, and "
+                f"always relayed, over TLS on TCP port {self.tls.port}, which is slower."
             )
         return prospects(self.ipv4, self.ipv6, self.portmap)
 
@@ -99,8 +125,12 @@ class Examination:
         if self.ipv4.own is not None:
             lines.append(describe_portmap(self.portmap))
         lines += describe(self.ipv6)
-        if self.tls is not None and not self.tls.works:
+        if not self.is_reached and self.tls is not None and not self.tls.works:
             lines.append(self.tls.trouble)
+        if self.clock_off_s is not None and abs(self.clock_off_s) > CLOCK_TOLERANCE:
+            direction = "ahead of" if self.clock_off_s > 0 else "behind"
+            how = spoken(abs(self.clock_off_s))
+            lines.append(f"The clock of this computer is {how} {direction} that of the server. Set it, if it is the wrong one.")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,17 +142,24 @@ class Examination:
             "ipv6": self.ipv6.to_dict(),
             "portmap": None if self.portmap is None else self.portmap.to_dict(),
             "tls": None if self.tls is None else self.tls.to_dict(),
+            "clock_off_s": None if self.clock_off_s is None else round(self.clock_off_s),
             "summary": self.summary,
             "sentences": self.sentences(),
         }
 
 
 async def examine(
-    server: str, *, opener: OpenSocket = open_socket, portmap: bool = True, tls: TlsOptions | None = None
+    server: str,
+    *,
+    opener: OpenSocket = open_socket,
+    portmap: bool = True,
+    tls: TlsOptions | None = None,
+    unix_time: Callable[[], float] = time.time,
 ) -> Examination:
     """Some four seconds.  Raises ConfigurationError, ServerUnreachableError (unknown name).
 
     `tls` says how the server is reached where UDP is blocked, unless its own word does; None: as everybody does.
+    `unix_time` is this computer's clock.
     """
     options = tls_options(server, TlsOptions() if tls is None else tls)
     host, port = parse_server(server, "server")
@@ -136,16 +173,30 @@ async def examine(
         addresses.setdefault(address.is_ipv6, address)
     results = {family: Findings(is_ipv6=family, own=None, server=addresses.get(family)) for family in (False, True)}
     mapped: list[PortMapFindings | None] = [None]
+    over_tls: list[TlsFindings | None] = [None]
     async with trio.open_nursery() as nursery:
         for is_ipv6 in (False, True):
             family = partial(_examine_family, addresses.get(is_ipv6), is_ipv6, opener, results)
             nursery.start_soon(_walled, f"ended the look at IPv{6 if is_ipv6 else 4}", family)
+        if options.port is not None:
+            look = partial(_examine_tls, host, options.port, options.fingerprint, over_tls)
+            nursery.start_soon(_walled, "ended the look at TLS", look)
         if portmap:
             nursery.start_soon(_walled, "ended the look at the router", partial(_examine_portmap, opener, mapped))
-    found_out = Examination(server=server, ipv4=results[False], ipv6=results[True], portmap=mapped[0])
-    if not found_out.is_reached and options.port is not None:
-        found_out = replace(found_out, tls=await _examine_tls(host, options.port, options.fingerprint))
-    return found_out
+    calendar = results[False].calendar or results[True].calendar
+    ahead = None if calendar is None else unix_time() - (calendar[0] + boottime() - calendar[1])
+    return Examination(
+        server=server,
+        ipv4=results[False],
+        ipv6=results[True],
+        portmap=mapped[0],
+        tls=over_tls[0],
+        clock_off_s=ahead,
+    )
+
+
+def _date(unix_time: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(unix_time))
 
 
 async def _walled(what: str, task: Callable[[], Awaitable[None]]) -> None:
@@ -154,12 +205,21 @@ async def _walled(what: str, task: Callable[[], Awaitable[None]]) -> None:
         await task()
 
 
-async def _examine_tls(host: str, port: int, fingerprint: str | None) -> TlsFindings:
-    """Does the rendezvous server answer over TLS?"""
+async def _examine_tls(host: str, port: int, fingerprint: str | None, found: list[TlsFindings | None]) -> None:
+    """Does the rendezvous server answer over TLS?  Where UDP gets through, that is good to know for its operator."""
+    found[0] = TlsFindings(port=port, works=False, trouble=f"TCP port {port} of {host} does not answer.")
+    with trio.move_on_after(TLS_LOOK):
+        found[0] = await _look_over_tls(host, port, fingerprint)
+
+
+async def _look_over_tls(host: str, port: int, fingerprint: str | None) -> TlsFindings:
     try:
         stream = await dial(host, port, fingerprint)
+    except UntrustedServerError as error:
+        return TlsFindings(port=port, works=False, is_there=True, trouble=str(error))
     except ServerUnreachableError as error:
         return TlsFindings(port=port, works=False, trouble=str(error))
+    until = stream.valid_until()
     trouble = f"What listens at TCP port {port} of {host} speaks TLS, but is no ptunnel server."
     try:
         async with trio.open_nursery() as nursery:
@@ -170,7 +230,8 @@ async def _examine_tls(host: str, port: int, fingerprint: str | None) -> TlsFind
             nursery.cancel_scope.cancel()
     finally:
         stream.close()
-    return TlsFindings(port=port, works=not trouble, trouble=trouble)
+    pinned = fingerprint is not None
+    return TlsFindings(port=port, works=not trouble, is_there=True, is_pinned=pinned, valid_until=until, trouble=trouble)
 
 
 async def _greets(stream: TlsSocket) -> bool:

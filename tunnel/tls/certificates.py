@@ -11,7 +11,7 @@ import os
 import ssl
 from typing import Final
 
-from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.errors import ConfigurationError, ServerUnreachableError, UntrustedServerError
 
 ALPN: Final = "ptunnel/1"  # so that one port can be shared with a web site, and a web server says no at once (RFC 7301)
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
@@ -38,7 +38,7 @@ def check_pin(tls: ssl.SSLSocket, fingerprint: str | None, host: str) -> None:
     shown = tls.getpeercert(binary_form=True) or b""
     digest = hashlib.sha256(shown).hexdigest()
     if not hmac.compare_digest(digest, fingerprint):
-        raise ServerUnreachableError(
+        raise UntrustedServerError(
             f"The certificate of {host} is not the pinned one (its SHA-256 is {digest}): ask the server's operator whether it "
             "was replaced, and only then change --tls-fingerprint."
         )
@@ -89,7 +89,7 @@ def explain(error: OSError, host: str, port: int) -> ServerUnreachableError:
     """What a failed attempt to reach a server over TLS is told as: one sentence."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = (error.verify_message or "not verified").rstrip(".")
-        return ServerUnreachableError(
+        return UntrustedServerError(
             f"The certificate that {host} shows at TCP port {port} is not trusted ({reason}): pin it with --tls-fingerprint as "
             "'ptunnel serve' prints it, or name the server as its certificate does."
         )

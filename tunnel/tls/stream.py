@@ -75,6 +75,12 @@ class TlsStream:
     def fileno(self) -> int:
         return self._tls.fileno()
 
+    def valid_until(self) -> float | None:
+        """Unix time at which the certificate that was verified ends; None for one that is pinned."""
+        found = self._tls.getpeercert() or {}
+        ends = found.get("notAfter")
+        return ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None
+
     async def handshake(self) -> None:
         """Raises OSError, of which ssl.SSLError is one; the caller closes."""
         while True:

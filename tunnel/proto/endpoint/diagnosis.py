@@ -71,6 +71,7 @@ class Diagnosis:
         self._ends = Instant(now + PATIENCE)
         self._step = 0
         self._round_trip: Seconds | None = None
+        self._calendar: tuple[int, Instant] | None = None  # the server's, and when it was heard
         self._second: Address | None = None  # another port of the server
         self._elsewhere: Address | None = None  # another address of it
         self._mtu: int | None = None
@@ -145,6 +146,7 @@ class Diagnosis:
             races=self._races(),
             mtu=self._mtu,
             second_port=None if self._second is None else self._second.port,
+            calendar=self._calendar,
             is_refused=self.is_refused,
         )
 
@@ -241,6 +243,8 @@ class Diagnosis:
         self._answers[name] = messages.unpack_address(message.you)
         if name == "A":
             self._round_trip = Seconds(now - asked_at)
+            if message.unix_time:
+                self._calendar = (message.unix_time, now)
             if message.second_port:
                 host = messages.unpack_host(message.second_host) if message.second_host else self.server.host
                 self._second = Address(host, message.second_port)

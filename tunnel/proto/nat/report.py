@@ -11,7 +11,7 @@ from typing import Final
 
 from tunnel.proto.nat.behaviour import SERVER_IS_BLIND, Filtering, Mapping, explain_relayed, explain_view
 from tunnel.proto.scope import is_local
-from tunnel.units import Address, Seconds
+from tunnel.units import Address, Instant, Seconds
 
 NARROW_MTU: Final = 1_280  # bytes: below it much of the internet's equipment misbehaves
 SLOW_SERVER: Final = Seconds(0.4)  # introductions take several round trips
@@ -72,6 +72,7 @@ class Findings:
     races: bool | None = None
     mtu: int | None = None  # bytes of the largest IP packet that the server answered
     second_port: int | None = None  # the server's other UDP port, by which mappings are compared
+    calendar: tuple[int, Instant] | None = None  # the server's Unix time, and when it was heard
     is_refused: bool = False  # the server's machine says that nobody listens there
     tcp_answers: bool | None = None  # it answers TCP; only asked where it is silent over UDP
 
