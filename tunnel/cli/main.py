@@ -119,7 +119,7 @@ Environment:
   PTUNNEL_SERVER   stands in for --server: HOST or HOST:PORT (24531)
   PTUNNEL_CODE     stands in for the code, so that it need not be on a command line
   PTUNNEL_HOME     the directory of identity, peers and config.toml; ~/.local/state/ptunnel
-                   on Linux unless said (`ptunnel doctor` shows it); config.toml may hold
+                   on Linux unless said ('ptunnel doctor' shows it); config.toml may hold
                    server, name, path, access_token, portmap, qlog, tls_port, tls_fingerprint
   PTUNNEL_ACCESS_TOKEN   what a server with --access asks for
   PTUNNEL_PORTMAP  on, or off as --no-portmap says
