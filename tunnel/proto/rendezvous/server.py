@@ -75,7 +75,6 @@ class Server:
         self.config = config
         self.drops = Drops()
         self.relay = Relay(config, entropy)
-        self.load = Load(self.relay.ceiling, entropy(16))
         self._kind = Kind.DROPPED  # of the batch that is handled, or was last
         self._charged = 0.0  # seconds, of those that it will turn out to have taken
         self._numbers = Numbers(config, entropy, secret)
@@ -88,7 +87,9 @@ class Server:
         self._instance = int.from_bytes(entropy(8), "big")
         self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
         self._pushes = Pushes(config, self.registry, entropy, self.drops, self._queue)
-        self._request_rate = TreeBuckets(config.requests_per_second, config.request_burst, entropy(16))
+        salt = entropy(16)  # of tables in which nobody shall choose whom he shares a slot with
+        self._request_rate = TreeBuckets(config.requests_per_second, config.request_burst, salt)
+        self.load = Load(self.relay.ceiling, salt)
         self._gate = Gate(config.access, entropy)
         self._codes = Codes(config, self.registry, self._numbers, entropy)
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
