@@ -32,6 +32,7 @@ class FakeInterface:
         self.facts: list[str] = []
         self.is_closed = False
         self.refuses = False
+        self.shut: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,6 +47,9 @@ class FakeInterface:
 
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None:
         self.names = {name: list(addresses) for name, addresses in names.items()}
+
+    async def why_shut(self) -> str | None:
+        return self.shut
 
     async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None:
         self.send_to_all = send

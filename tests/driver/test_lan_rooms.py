@@ -418,7 +418,7 @@ async def test_what_the_machine_would_not_do_is_told_once_and_again_when_it_come
                 raise ConfigurationError("hosts is read-only.")
 
     interface = Grumbling(interface_config(None, None))
-    interface.facts, interface.refuses = ["IPv6 is off."], True
+    interface.facts, interface.refuses, interface.shut = ["IPv6 is off."], True, "A firewall."
     said: list[str] = []
     plane = Plane(interface, lambda: Instant(trio.current_time()), said.append)
     async with trio.open_nursery() as nursery:
@@ -429,12 +429,12 @@ async def test_what_the_machine_would_not_do_is_told_once_and_again_when_it_come
             )
             plane.look_again()
             await trio.sleep(5.0)
-        assert said == ["IPv6 is off.", "hosts is read-only."]
-        interface.facts, interface.refuses = [], False
+        assert said == ["IPv6 is off.", "hosts is read-only.", "A firewall."]
+        interface.facts, interface.refuses, interface.shut = [], False, None
         plane.look_again()
         await trio.sleep(5.0)
-        interface.facts, interface.refuses = ["IPv6 is off."], True
+        interface.facts, interface.refuses, interface.shut = ["IPv6 is off."], True, "A firewall."
         plane.look_again()
         await trio.sleep(5.0)
-        assert said == ["IPv6 is off.", "hosts is read-only."] * 2
+        assert said == ["IPv6 is off.", "hosts is read-only.", "A firewall."] * 2
         nursery.cancel_scope.cancel()

@@ -76,6 +76,8 @@ async def main():
                         say()
                     case "renumber":
                         say(facts=await interface.renumber(InterfaceConfig.from_json(command["config"])))
+                    case "shut":
+                        say(shut=await interface.why_shut())
                     case "discover":
                         say(found=await discover(interface, command["targets"]))
                     case "run":
@@ -240,6 +242,17 @@ def test_what_programs_announce_on_an_ethernet_goes_into_the_lan_as_ours(space: 
         ("fd12:3456:789a::3", "ff05::c"),
     ]
     assert all(packet.endswith(b"any server?") for packet in packets)
+
+
+def test_a_firewall_that_keeps_the_room_out_is_noticed_and_one_that_lets_it_in_is_not(program: Program, space: Namespace) -> None:
+    assert program.ask("shut") == {"shut": None}
+    chain = "add chain inet filter input { type filter hook input priority 0; policy drop; }"
+    space.nft(f"add table inet filter\n{chain}\nadd rule inet filter input ct state established,related accept\n")
+    told = program.ask("shut")["shut"]
+    assert told.startswith("A firewall of this machine keeps out")
+    assert program.first["name"] in told
+    space.nft(f"insert rule inet filter input iifname {program.first['name']} accept\n")
+    assert program.ask("shut") == {"shut": None}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -43,6 +43,8 @@ class LanInterface(Protocol):
 
     async def set_names(self, names: Mapping[str, Iterable[str]]) -> None: ...
 
+    async def why_shut(self) -> str | None: ...
+
     async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None: ...
 
     async def close(self) -> None: ...
@@ -146,6 +148,7 @@ class Plane:
         self._applied: tuple[object, ...] = ()
         self._has_waited = False  # and a person was told
         self._facts: list[str] = []  # that hold now: they were told
+        self._shut: str | None = None  # by a firewall, likewise
         self._trouble = ""  # of names and numbers, likewise
         self._changed = trio.Event()
         self.is_ready = trio.Event()  # addresses and names are set
@@ -242,6 +245,8 @@ class Plane:
                     self._trouble = str(error)
                     self._warn(self._trouble)
             self.is_ready.set()
+            if is_new:
+                await self._look_at_firewall()
             if is_new:  # whoever signs the rosters may change it as often as he likes
                 await trio.sleep(CONFIGURE_INTERVAL)
             with trio.move_on_after(patience):
@@ -253,6 +258,12 @@ class Plane:
         self._facts = list(facts)
         for fact in new:
             self._warn(fact)
+
+    async def _look_at_firewall(self) -> None:
+        shut = await self.interface.why_shut()
+        if shut is not None and shut != self._shut:
+            self._warn(shut)
+        self._shut = shut
 
     def _next(self) -> tuple[Roster, Member, float]:
         """What the interface shall have now, and seconds until that changes by itself: another network may have to wait."""

@@ -18,7 +18,7 @@ import trio
 
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.faults import Faults
-from tunnel.tun import process
+from tunnel.tun import firewall, process
 from tunnel.tun.config import MINECRAFT, InterfaceConfig
 from tunnel.tun.create import NO_PRIVILEGE
 from tunnel.tun.device import TapDevice, open_tap
@@ -100,6 +100,10 @@ class HostInterface:
                     except Exception as error:
                         reflector.counters["fault"] += 1
                         faults.note("reflector", "left a broadcast of this machine out of the room", error)
+
+    async def why_shut(self) -> str | None:
+        """A sentence where a firewall of this machine keeps the room out; it takes some seconds then."""
+        return firewall.sentence(self.name) if await firewall.is_shut(self.device, self._config) else None
 
     def note(self, packet: bytes | memoryview) -> bool:
         """This broadcast or multicast packet goes into the LAN by itself, or came from there; see Reflector.note."""

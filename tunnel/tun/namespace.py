@@ -79,6 +79,10 @@ class NamespaceInterface:
         """Nothing to do: whatever the command announces leaves by the one interface there is.  Until cancelled."""
         await trio.sleep_forever()
 
+    async def why_shut(self) -> str | None:
+        """No firewall is in a network that was made a moment ago."""
+        return None
+
     async def start_command(self) -> None:
         """Let the command run, in our terminal and process group: Ctrl-C reaches it by itself, and us as well.
 

@@ -274,16 +274,16 @@ def rewrite_source(packet: bytes, inner_v4: bytes, inner_v6: bytes = b"") -> byt
     length = len(packet) - start
     pseudo = source + target + struct.pack("!II", length, socket.IPPROTO_UDP)
     # A sum of zero is sent as its other form, since zero means that there is none (RFC 768).
-    checksum = _checksum(pseudo + bytes(changed[start:])) or 0xFFFF
+    checksum = checksum_of(pseudo + bytes(changed[start:])) or 0xFFFF
     struct.pack_into("!H", changed, start + 6, checksum)
     if packet[0] >> 4 == 4:
         struct.pack_into("!HH", changed, 4, checksum, 0)
         changed[10:12] = bytes(2)
-        struct.pack_into("!H", changed, 10, _checksum(changed[:start]))
+        struct.pack_into("!H", changed, 10, checksum_of(changed[:start]))
     return bytes(changed)
 
 
-def _checksum(data: bytes | bytearray) -> int:
+def checksum_of(data: bytes | bytearray) -> int:
     """RFC 1071, over network byte order."""
     if len(data) % 2:
         data = bytes(data) + b"\0"
