@@ -51,7 +51,7 @@ class FakeInterface:
     async def why_shut(self) -> str | None:
         return self.shut
 
-    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None:
+    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults, warn: Callable[[str], None]) -> None:
         self.send_to_all = send
         await trio.sleep_forever()
 

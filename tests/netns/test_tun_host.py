@@ -34,23 +34,30 @@ def status(pid, field):
     with open(f"/proc/{pid}/status") as file:
         return next(line.split()[1] for line in file if line.startswith(field + ":"))
 
-async def discover(interface, targets):
+warnings = []
+
+async def discover(interface, targets, bind):
     "What is given to the LAN of one datagram to each target, from a socket bound to nothing."
-    found = []
+    found, games = [], []
     def take(packet):
         found.append(packet.hex())
         if len(found) == len(targets):
             nursery.cancel_scope.cancel()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(interface.run_discovery, take, Faults())
+            nursery.start_soon(interface.run_discovery, take, Faults(), warnings.append)
             for host, scope in targets:
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                with socket.socket(family, socket.SOCK_DGRAM) as game:
-                    game.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-                    if scope:
-                        game.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(scope))
-                    game.sendto(b"any server?", (host, 4445))
+                game = socket.socket(family, socket.SOCK_DGRAM)
+                games.append(game)
+                game.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                if bind:
+                    game.bind((bind, 0))
+                if scope:
+                    game.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(scope))
+                game.sendto(b"any server?", (host, 4445))
+    for game in games:
+        game.close()
     return found
 
 async def main():
@@ -79,7 +86,7 @@ async def main():
                     case "shut":
                         say(shut=await interface.why_shut())
                     case "discover":
-                        say(found=await discover(interface, command["targets"]))
+                        say(found=await discover(interface, command["targets"], command.get("bind")), warned=warnings)
                     case "run":
                         done = subprocess.run(command["words"], capture_output=True, text=True)
                         say(code=done.returncode, stderr=done.stderr)
@@ -242,6 +249,23 @@ def test_what_programs_announce_on_an_ethernet_goes_into_the_lan_as_ours(space: 
         ("fd12:3456:789a::3", "ff05::c"),
     ]
     assert all(packet.endswith(b"any server?") for packet in packets)
+
+
+def test_who_asks_by_one_address_and_will_not_hear_the_answers_is_told_of_once(
+    space: Namespace, start: Callable[..., Program]
+) -> None:
+    space.ip(
+        "link add eth0 type veth peer name peer0\nlink set peer0 up\naddr add 192.168.7.2/24 dev eth0\n"
+        "link set eth0 up\nroute add default dev eth0"
+    )
+    everybody = [["255.255.255.255", None]]
+    assert start().ask("discover", targets=everybody)["warned"] == [], "it hears by any address"
+    program = start()
+    warned = program.ask("discover", targets=everybody, bind="192.168.7.2")["warned"]
+    assert len(warned) == 1
+    assert "192.168.7.2 alone" in warned[0]
+    assert "ptunnel exec" in warned[0]
+    assert program.ask("discover", targets=everybody, bind="192.168.7.2")["warned"] == warned
 
 
 def test_a_firewall_that_keeps_the_room_out_is_noticed_and_one_that_lets_it_in_is_not(program: Program, space: Namespace) -> None:

@@ -45,7 +45,7 @@ class LanInterface(Protocol):
 
     async def why_shut(self) -> str | None: ...
 
-    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None: ...
+    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults, warn: Callable[[str], None]) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -214,7 +214,7 @@ class Plane:
         self._tell(self.interface.facts)
         while self._forward is None:
             await self._changed.wait()
-        discover = partial(self.interface.run_discovery, self._forward.send_to_all, self._faults)
+        discover = partial(self.interface.run_discovery, self._forward.send_to_all, self._faults, self._warn)
         async with trio.open_nursery() as nursery:
             for what, task in (
                 ("kept the interface from following the room", self._follow),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
+import math
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
@@ -24,12 +25,20 @@ from tunnel.tun.create import NO_PRIVILEGE
 from tunnel.tun.device import TapDevice, open_tap
 from tunnel.tun.ethernet import Ethernets
 from tunnel.tun.groups import GroupMirror
+from tunnel.tun.listeners import is_bound_to
 from tunnel.tun.privileges import CAP_NET_ADMIN, has_capability, inherited
-from tunnel.tun.reflector import Reflector, rewrite_source
+from tunnel.tun.reflector import Reflector, parse_udp, rewrite_source
 from tunnel.tun.wall import open_wall_socket
 
 HOSTS_PATH: Final = "/etc/hosts"
+BOUND: Final = (
+    "A program here asks the room by UDP port {port} of {address} alone, and so does not hear the room's answers. If that is a "
+    "game whose list stays empty, run it with  ptunnel exec  or let it use the room's address."
+)
 LINK_SCOPE: Final = 2  # of an IPv6 group: this or less stays on one link (RFC 4291 §2.7)
+ASK_INTERVAL: Final = 1.0  # seconds between two looks at whose sockets they are, until one has been told of
+#: What browsers and desktops ask all day, by each adapter, and no game does: SSDP, WS-Discovery, mDNS, LLMNR, NetBIOS and others.
+NO_GAMES: Final = frozenset((1900, 3702, 5353, 5355, 137, 138, 17500, 21027, 57621))
 MAX_BURST: Final = 64  # announcements handled before others get their turn
 
 
@@ -60,6 +69,8 @@ class HostInterface:
         self._client = client
         self._config = config
         self._groups = GroupMirror(device.name)
+        self._looked_at = -math.inf
+        self._has_warned = False
 
     @property
     def name(self) -> str:
@@ -75,8 +86,10 @@ class HostInterface:
         self._config = config
         return facts
 
-    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None:
+    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults, warn: Callable[[str], None]) -> None:
         """Until cancelled: give `send` each IP packet that a local program announced elsewhere, as one that we send into the LAN.
+
+        `warn` is told, once, of a program that will not hear the answers.
 
         Joins on the LAN what programs join elsewhere, too.  Whether all of it may go out is for `send` to decide, by its rate.
         `faults` is told of what one packet made us raise.
@@ -95,11 +108,23 @@ class HostInterface:
                     try:
                         self._groups.hint(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
                         send(rewrite_source(packet, *self._sources(packet)))
+                        if not self._has_warned:
+                            self._look_who_asks(packet, warn)
                     except MalformedPacket:  # a family for which we have no address
                         reflector.counters["family"] += 1
                     except Exception as error:
                         reflector.counters["fault"] += 1
                         faults.note("reflector", "left a broadcast of this machine out of the room", error)
+
+    def _look_who_asks(self, packet: bytes, warn: Callable[[str], None]) -> None:
+        now = trio.current_time()
+        _, (port, target), _ = parse_udp(packet)
+        if packet[0] >> 4 != 4 or target in NO_GAMES or now - self._looked_at < ASK_INTERVAL:
+            return
+        self._looked_at = now
+        if is_bound_to(packet[12:16], port):
+            self._has_warned = True
+            warn(BOUND.format(port=port, address=ipaddress.IPv4Address(packet[12:16])))
 
     async def why_shut(self) -> str | None:
         """A sentence where a firewall of this machine keeps the room out; it takes some seconds then."""

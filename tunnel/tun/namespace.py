@@ -75,7 +75,7 @@ class NamespaceInterface:
         """Let NAME.ptunnel stand for the addresses in the command's own hosts file.  Raises ConfigurationError."""
         await self._client.set_names({name: list(addresses) for name, addresses in names.items()})
 
-    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults) -> None:
+    async def run_discovery(self, send: Callable[[bytes], None], faults: Faults, warn: Callable[[str], None]) -> None:
         """Nothing to do: whatever the command announces leaves by the one interface there is.  Until cancelled."""
         await trio.sleep_forever()
 

@@ -192,7 +192,7 @@ def own_addresses() -> set[tuple[int, bytes]]:
 
 def _address_messages(family: int) -> Iterator[tuple[int, int, bytes]]:
     """(interface index, prefix length, packed address) of every address of one family."""
-    for body in _dump(_RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
+    for body in dump(_RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
         _, prefix, _, _, index = _ADDRESS.unpack_from(body)
         attributes = _attributes(body, _ADDRESS.size)
         # On a point-to-point interface IFA_ADDRESS is the far end.
@@ -202,7 +202,7 @@ def _address_messages(family: int) -> Iterator[tuple[int, int, bytes]]:
 def _routes() -> Iterator[tuple[Network, int]]:
     """(prefix, interface index) of every route, in whatever table, that leads somewhere or is walled up."""
     for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
-        for body in _dump(_RTM_GETROUTE, _ROUTE.pack(family, *(0,) * 8)):
+        for body in dump(_RTM_GETROUTE, _ROUTE.pack(family, *(0,) * 8)):
             _, prefix, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
             if kind != _RTN_UNICAST and not _RTN_BLACKHOLE <= kind <= _RTN_PROHIBIT:
                 continue
@@ -213,9 +213,9 @@ def _routes() -> Iterator[tuple[Network, int]]:
                 yield ipaddress.ip_network((raw, prefix), strict=False), _NUMBER.unpack(oif)[0] if len(oif) == 4 else 0
 
 
-def _dump(kind: int, request: bytes) -> Iterator[bytes]:
+def dump(kind: int, request: bytes, protocol: int = socket.NETLINK_ROUTE) -> Iterator[bytes]:
     """The messages of one dump, without their headers.  Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as netlink:
         netlink.settimeout(ANSWER_TIMEOUT)
         netlink.bind((0, 0))
         flags = _NLM_F_REQUEST | _NLM_F_DUMP
