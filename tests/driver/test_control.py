@@ -18,7 +18,7 @@ from tunnel.control import server as control_server
 from tunnel.control.client import ask_all, processes
 from tunnel.control.messages import MAX_REQUEST, Answer, Check, Close, Forget, Ping, Remove, Request, Status
 from tunnel.control.server import MAX_CLIENTS, Process, serve_control
-from tunnel.control.sockets import connect, leave, socket_path
+from tunnel.control.sockets import connect, leave, short_path, socket_path
 from tunnel.errors import ConfigurationError, UnreachableError
 
 
@@ -164,20 +164,22 @@ async def test_close_ends_the_process_as_ctrl_c_would(tmp_path: Path) -> None:
 async def test_sockets_of_dead_processes_are_swept_and_the_living_answer(tmp_path: Path) -> None:
     for pid in (99_999_998, 99_999_999):
         with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(socket_path(tmp_path, pid)))
+            with short_path(socket_path(tmp_path, pid)) as spelling:
+                dead.bind(spelling)
             dead.listen()
     (tmp_path / "notes.txt").touch()
     async with serve_control(tmp_path, Process(role="connect", links=list)):
         assert sorted(os.listdir(tmp_path)) == sorted([f"{os.getpid()}.sock", "notes.txt"])
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(socket_path(tmp_path, 99_999_999)))
+        with socket.socket(socket.AF_UNIX) as dead, short_path(socket_path(tmp_path, 99_999_999)) as spelling:
+            dead.bind(spelling)
         assert processes(tmp_path) == [os.getpid()]
 
 
 async def test_a_process_that_says_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunnel.control.client.SILENCE_LIMIT", 0.05)
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(socket_path(tmp_path, 77)))
+        with short_path(socket_path(tmp_path, 77)) as spelling:
+            silent.bind(spelling)
         silent.listen()
         assert await asked(tmp_path, Status()) == [
             {"event": "error", "code": "process_silent", "message": "Process 77 does not answer."}
@@ -248,8 +250,8 @@ async def test_a_directory_among_the_temporary_files_goes_with_the_last_socket_i
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run_dir = tmp_path / "ptunnel-1000-1234"
     run_dir.mkdir()
-    with socket.socket(socket.AF_UNIX) as dead:  # left by a process that was killed
-        dead.bind(str(socket_path(run_dir, 99_999_999)))
+    with socket.socket(socket.AF_UNIX) as dead, short_path(socket_path(run_dir, 99_999_999)) as spelling:
+        dead.bind(spelling)  # left by a process that was killed
     async with serve_control(run_dir, Process(role="connect", links=list)):
         (run_dir / "of-another").touch()
         assert [answer["event"] for answer in await asked(run_dir, Status())] == ["status"]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
+from unittest.mock import Mock
 
 import pytest
 import trio
 
 from tests.driver.meeting import lone_driver
 from tunnel.api.connecting import _Connecting
+from tunnel.api.link import Link
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import KnownPeer
-from tunnel.driver.link import Link
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import StateError
 from tunnel.forward.counters import MAX_NOTICES, NOTICE_INTERVAL, Notices
@@ -99,7 +98,7 @@ async def test_a_shared_host_that_cannot_be_a_name_ends_one_stream_and_not_the_p
 
 def test_whoever_comes_by_himself_is_not_taken_for_the_peer_we_connect_to() -> None:
     """Another remembered peer that finds our port may open a link; connect() must go on waiting for its own."""
-    uninvited, wanted = (cast("Link", SimpleNamespace(is_connector=is_connector)) for is_connector in (False, True))
+    uninvited, wanted = Mock(spec=Link, is_connector=False), Mock(spec=Link, is_connector=True)
     waiting = _Connecting(None)
     waiting.handle_link(uninvited)
     assert not waiting.done.is_set()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tunnel.control.sockets import sweep
+from tunnel.control.sockets import short_path, sweep
 from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import files
 from tunnel.state.home import Home
@@ -154,7 +154,7 @@ def test_a_spare_directory_that_somebody_else_has_made_is_not_used(read_only: Ho
 
 
 def test_a_dead_socket_that_cannot_be_removed_is_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(tmp_path / "4242.sock"))
+    with socket.socket(socket.AF_UNIX) as sock, short_path(tmp_path / "4242.sock") as spelling:
+        sock.bind(spelling)
     monkeypatch.setattr(Path, "unlink", failing(Path.unlink, errno.EROFS, tmp_path))
     assert sweep(tmp_path) == []
