@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from tunnel.state.home import Home
 
 
+MOST_LINES: Final = 16  # forwards that are shown, one a line
+LOCALHOST: Final = ("127.0.0.1", "[::1]", "0.0.0.0", "[::]")  # binds that are reached as localhost
+SSH: Final = ("tcp/22", "tcp/ssh")  # targets of which is told how they are used
 FIRST_PAUSE: Final = 1.0  # seconds before the next try, doubling ...
 LONGEST_PAUSE: Final = 30.0  # ... up to this
 NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
@@ -387,33 +390,47 @@ class Connecting:
 
     def _path_lines(self) -> list[Line]:
         """The path, and on its line the first forward; the others below, once."""
-        from tunnel.cli.render import path_line, traffic
+        from tunnel.cli.render import path_line
 
-        status: dict[str, Any] | None = self._path
-        extra: list[str] = []
-        if self._link is not None and self._output.is_live:
-            status = self._link.status().to_dict()
-            extra = [traffic(status)]
+        status = self._path
         if status is None:
             return []
         name = self._peer or (self._link.peer_name if self._link else "")
-        forwards = [f"{each.bind} -> {name} {each.target}" for each in self._listeners.ready]
-        if self._shown_forwards and not self._output.is_live:
-            forwards = []
+        forwards = [] if self._shown_forwards else [f"{each.bind} -> {name} {each.target}" for each in self._listeners.ready]
         self._shown_forwards = True
         head = path_line(status)
-        first = "    ".join([head, *forwards[:1]])
-        lines: list[Line] = [(first, False)]
-        lines += [(" " * (len(head) + 4) + text, False) for text in forwards[1:16]]
-        if len(forwards) > 16:
-            lines.append((" " * (len(head) + 4) + f"and {len(forwards) - 16} more", False))
+        indent = " " * (len(head) + 4)
+        texts = ["    ".join([head, *forwards[:1]]), *(indent + text for text in forwards[1:MOST_LINES])]
+        if len(forwards) > MOST_LINES:
+            texts.append(f"{indent}and {len(forwards) - MOST_LINES} more")
         if status.get("kind") == "relay" and status.get("why"):
-            extra.append(str(status["why"]))
-        return lines + [(f"        {text}", False) for text in extra]
+            texts.append(f"        {status['why']}")
+        return [(text, False) for text in texts]
+
+    def _live_lines(self, link: Link) -> list[Line]:
+        """What the person needs first: the forwards, then how the other side is reached."""
+        from tunnel.cli.render import live_lines, short_path
+
+        ready, status = self._listeners.ready, link.status().to_dict()
+        texts = [forward_line(each.bind, link.peer_name, each.target) for each in ready[:MOST_LINES]]
+        if len(ready) > MOST_LINES:
+            texts.append(f"and {len(ready) - MOST_LINES} more")
+        path = short_path(status)
+        texts.append(path if ready else f"{link.peer_name}  {path}")
+        if status.get("kind") == "relay" and status.get("why"):
+            texts.append(str(status["why"]))
+        return live_lines(texts)
 
     def _lines(self) -> list[Line]:
         if self._link is None:
             whom = f"'{self._peer}'" if self._peer else "the other side"
             doing = "Waiting for" if self._is_ready else "Connecting to"
             return [(f"{doing} {whom} ... (Ctrl-C ends it)", True)]
-        return self._path_lines()
+        return self._live_lines(self._link)
+
+
+def forward_line(bind: str, peer: str, target: str) -> str:
+    """`127.0.0.1:2222 -> home tcp/22`, and behind it how a port of ssh is used."""
+    line = f"{bind} -> {peer} {target}"
+    host, _, port = bind.rpartition(":")
+    return f"{line}      ssh -p {port} USER@localhost" if target in SSH and host in LOCALHOST else line

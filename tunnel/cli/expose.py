@@ -275,7 +275,7 @@ class Exposing:
         self._fresh.discard(serving.peer)
 
     def _handle(self, event: Event) -> None:
-        from tunnel.cli.render import path_line
+        from tunnel.cli.render import path_line, time_of_day
         from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Serving, Trouble
 
         self._output.emit(event.to_dict())
@@ -296,14 +296,18 @@ class Exposing:
             case Serving():
                 self._show_serving(event)
             case PathReport(peer=peer, kind=kind, remote=remote):
-                if not self._output.is_live and self._shown_paths.get(peer) != (kind, remote):
-                    self._shown_paths[peer] = (kind, remote)
+                before = self._shown_paths.get(peer)
+                self._shown_paths[peer] = (kind, remote)
+                if self._output.is_live and before is None:
+                    self._output.say(f"{time_of_day()}  {peer} is connected ({kind}).")
+                elif not self._output.is_live and before != (kind, remote):
                     self._output.say(f"{path_line(event.to_dict())}    {peer}")
             case Trouble(message=message):
                 self._output.warn(message)
             case Closed(peer=peer, reason=reason):
                 self._shown_paths.pop(peer, None)
-                self._output.say(f"The link to '{peer}' has ended: {reason.rstrip('.')}.")
+                when = f"{time_of_day()}  " if self._output.is_live else ""
+                self._output.say(f"{when}The link to '{peer}' has ended: {reason.rstrip('.')}.")
 
     def _show_code(self, code: str, expires_s: float) -> None:
         from tunnel.cli.render import duration, listing
@@ -335,14 +339,13 @@ class Exposing:
         self._introduce_remembered()
 
     def _lines(self) -> list[Line]:
-        from tunnel.cli.render import path_line, traffic
+        from tunnel.cli.render import live_lines, short_path
 
         lines: list[Line] = []
         for link in self._exposure.links if self._exposure else ():
             status = link.status().to_dict()
-            lines.append((f"{path_line(status)}  {traffic(status)}    {status['peer']}", False))
-            if status["kind"] == "relay" and status["why"]:
-                lines.append((f"        {status['why']}", False))
+            why = [f"        {status['why']}"] if status["kind"] == "relay" and status["why"] else []
+            lines += live_lines([f"{status['peer']}  {short_path(status)}", *why])
         if self._code_ends is not None:
             from tunnel.driver.vocabulary import boottime
 

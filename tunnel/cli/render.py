@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 REFRESH_S: Final = 1.0  # seconds between two looks at the links
 AGE_SHOWN: Final = 5.0  # seconds since a round trip was measured, from which on it is said
 LARGEST: Final = 1e18  # of a figure that is shown
+DEFAULT_WIDTH: Final = 80  # columns of a terminal that does not say
 UNKNOWN: Final = "?"  # is shown for what is no figure
 SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
 
@@ -98,7 +100,8 @@ class Output:
     def _print(self, text: str) -> None:
         self._last = text
         if self._live is not None and self._console is not None:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+            shown = "\n".join(folded(text, self._console.width))
+            self._console.print(shown, markup=False, highlight=False, soft_wrap=True, emoji=False)
         else:
             click.echo(text, err=True)
 
@@ -165,10 +168,8 @@ def _picture(lines: Sequence[Line]) -> RenderableType:
     parts: list[RenderableType] = []
     for text, spins in lines:
         shown = Text(text, no_wrap=True, overflow="ellipsis")
-        if text.startswith("direct"):
-            shown.stylize("green", 0, 6)
-        elif text.startswith("relay"):
-            shown.stylize("yellow", 0, 5)
+        shown.highlight_regex(r"(?<!\S)direct(?=,|  |$)", "green")
+        shown.highlight_regex(r"(?<!\S)relay(?=,|  |$)", "yellow")
         if spins:
             _spinner.update(text=shown)
             parts.append(_spinner)
@@ -178,6 +179,50 @@ def _picture(lines: Sequence[Line]) -> RenderableType:
 
 
 # -- words and figures
+
+
+def folded(text: str, width: int) -> list[str]:
+    """The lines of `text` on a screen of `width` columns, broken between words.  A command behind its label gets a line of
+    its own; one longer than the screen stays whole, as it is to be copied."""
+    from rich.cells import cell_len
+
+    found: list[str] = []
+    for line in text.split("\n"):
+        label, gap, command = line.strip().partition("   ")
+        if cell_len(line) <= width or line.startswith("  "):
+            found.append(line)
+        elif gap and label.endswith(":"):
+            found += [label, f"  {command.strip()}"]
+        else:
+            words = line.split(" ")
+            row = words[0]
+            for word in words[1:]:
+                if cell_len(row) + 1 + cell_len(word) > width and row.strip():
+                    found.append(row.rstrip())
+                    row = word
+                else:
+                    row = f"{row} {word}"
+            found.append(row)
+    return found
+
+
+def short_path(status: Mapping[str, Any]) -> str:
+    """`direct, 23 ms  up 113 B/s  down 0 B/s`: what the live status has room for; `ptunnel status` shows the rest."""
+    if not status.get("kind"):
+        return "looking for a path"
+    how = ", ".join(filter(None, (str(status["kind"]), round_trip(status))))
+    return f"{how}  up {rate(status.get('send_rate', 0))}  down {rate(status.get('receive_rate', 0))}"
+
+
+def live_lines(texts: Iterable[str]) -> list[Line]:
+    """Lines of the live status that fit on the screen, broken between words where they have to be."""
+    width = shutil.get_terminal_size().columns or DEFAULT_WIDTH
+    return [(line, False) for text in texts for line in folded(text, width)]
+
+
+def time_of_day() -> str:
+    """`23:09:12`, the local time, for a line about who comes or goes."""
+    return datetime.datetime.now().astimezone().strftime("%H:%M:%S")
 
 
 def path_line(status: Mapping[str, Any]) -> str:
