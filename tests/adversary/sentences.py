@@ -114,7 +114,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
     },
     "A paired peer": {
-        "Streams that it opens and drops are charged to it as well: they take a tenth of the processor at most.": (
+        "Streams that it opens and drops are charged to it as well: they take about a tenth of the processor.": (
             "tests/unit/endpoint/test_fairness.py::test_whoever_opens_streams_and_drops_them_has_a_tenth_of_the_processor",
             "tests/unit/endpoint/test_fairness.py::test_the_endpoint_charges_streams_to_whoever_opens_them",
         ),
