@@ -257,13 +257,13 @@ async def test_what_cannot_be_opened_is_refused_by_its_own_exception(tmp_path: P
                 await link.open_tcp(closed)
 
 
-@pytest.mark.time_limit(240)
+@pytest.mark.time_limit(600)
 def test_the_programs_of_the_page_pass_a_strict_type_check(tmp_path: Path) -> None:
     for name, text in PROGRAMS.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
     found = subprocess.run(
         [*command, *(str(tmp_path / name) for name in sorted(PROGRAMS))],
-        env={**os.environ, "MYPYPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "MYPYPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout
