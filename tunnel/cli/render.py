@@ -191,7 +191,7 @@ def folded(text: str, width: int) -> list[str]:
         label, gap, command = line.strip().partition("   ")
         if cell_len(line) <= width or line.startswith("  "):
             found.append(line)
-        elif gap and label.endswith(":"):
+        elif gap and cell_len(label) <= width:
             found += [label, f"  {command.strip()}"]
         else:
             words = line.split(" ")

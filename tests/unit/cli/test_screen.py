@@ -35,6 +35,7 @@ def test_a_command_is_not_broken_even_where_it_is_longer_than_the_screen() -> No
 def test_the_forward_of_ssh_says_how_it_is_used_and_fits_on_80_columns() -> None:
     line = forward_line("127.0.0.1:2222", "home", "tcp/22")
     assert line == "127.0.0.1:2222 -> home tcp/22      ssh -p 2222 USER@localhost"
+    assert folded(line, 60) == ["127.0.0.1:2222 -> home tcp/22", "  ssh -p 2222 USER@localhost"]
     assert forward_line("[::1]:8080", "home", "tcp/80") == "[::1]:8080 -> home tcp/80"
     assert forward_line("192.168.1.5:2222", "home", "tcp/22") == "192.168.1.5:2222 -> home tcp/22", "localhost is not there"
     assert len(line) <= 80
