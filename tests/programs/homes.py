@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,3 +99,17 @@ def wait_traffic(member: Member, count: int) -> None:
         return min(now_received - received, now_sent - sent) >= count
 
     eventually(f"{count} bytes each way at {member.name}", enough, SLOW_S, 0.2)
+
+
+def ask(sock: socket.socket, question: bytes, everybody: tuple[str, int], server: Program) -> tuple[bytes, str]:
+    """Send a game's search to everybody, once a second as its page does, and return the first answer and whose it is."""
+    sock.settimeout(1)
+    end = time.monotonic() + 2 * SLOW_S
+    while time.monotonic() < end:
+        sock.sendto(question, everybody)
+        try:
+            data, remote = sock.recvfrom(1500)
+        except TimeoutError:
+            continue
+        return data, str(remote[0])
+    raise server.trouble("nobody answers the search")

@@ -12,6 +12,7 @@ from tests.programs.homes import SLOW_S, Homes, needs
 
 pytestmark = needs("rsync")
 
+COPY = ("--recursive", "--links", "--perms", "--times")  # --archive without owners, who may be nobody in a namespace
 BIG = 12_000_000
 RATE = 4000  # KiB/s, so that there is a middle in which something can happen
 CONFIG = """use chroot = no
@@ -44,13 +45,13 @@ def test_a_tree_comes_whole_while_the_friends_router_forgets_and_goes_back(homes
     homes.serve("rsyncd", words, 8730)
     pair = homes.link("8730", forward=["18730:8730"])
     url = "rsync://127.0.0.1:18730/tree"
-    fetch = homes.start("rsync", "rsync", "--archive", "--checksum", f"--bwlimit={RATE}", f"{url}/tree/", f"{taken}/")
+    fetch = homes.start("rsync", "rsync", *COPY, "--checksum", f"--bwlimit={RATE}", f"{url}/tree/", f"{taken}/")
     homes.wait_bytes(pair, BIG // 4)
     assert fetch.process.poll() is None
     homes.rebind()
     assert fetch.wait(SLOW_S) == 0, fetch.said()
     same(homes, tree, taken)
-    homes.use("rsync", "--archive", f"{taken}/", f"{url}/back/")
+    homes.use("rsync", *COPY, f"{taken}/", f"{url}/back/")
     same(homes, tree, back)
 
 
@@ -60,7 +61,7 @@ def test_a_tree_goes_over_ssh_while_the_server_restarts(homes: Homes) -> None:
     sshd = Sshd(homes.lab, homes.home)
     pair = homes.link(str(sshd.port), forward=[f"2222:{sshd.port}"])
     shell = shlex.join(["ssh", *sshd.options(), "-p", "2222"])
-    words = ["rsync", "--archive", f"--bwlimit={RATE}", "--rsh", shell, f"{tree}/", f"{sshd.user}@127.0.0.1:{back}/"]
+    words = ["rsync", *COPY, f"--bwlimit={RATE}", "--rsh", shell, f"{tree}/", f"{sshd.user}@127.0.0.1:{back}/"]
     push = homes.start("rsync", *words)
     homes.wait_bytes(pair, BIG // 4)
     assert push.process.poll() is None
