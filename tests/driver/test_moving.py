@@ -16,7 +16,7 @@ import trio.testing
 import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import Heard, echo, homes, shout
-from tunnel.api.moving import may_be_there
+from tunnel.api.moving import MOVE_PAUSE, may_be_there
 from tunnel.api.servers import LOOK_INTERVAL, STRANGER_INTERVAL, OwnHosts
 from tunnel.config import TlsOptions
 from tunnel.driver.events import CodeReady, Event, Listening, Paired, Trouble
@@ -370,6 +370,12 @@ async def test_a_peer_that_is_connected_while_a_laptop_moves_finds_its_server_af
         ("192.0.2.7:24531", "192.0.2.6:24531", None, False),
         ("nonsense at all", "192.0.2.6:24531", "192.0.2.7", False),
         ("", "192.0.2.6:24531", "192.0.2.7", False),
+        # what a person may write for that place, and no peer: what is told is remembered word by word
+        ("http://192.0.2.7:24531/a1", "192.0.2.6:24531", "192.0.2.7", False),
+        ("http://192.0.2.7:24531/\x1b[2J", "192.0.2.6:24531", "192.0.2.7", False),
+        ("\n192.0.2.7:24531", "192.0.2.6:24531", "192.0.2.7", False),
+        ("192.0.2.7:24531,tls=off", "192.0.2.6:24531", "192.0.2.7", False),
+        ("192.0.2.7", "192.0.2.6:24531", "192.0.2.7", False),
     ],
 )
 def test_a_peer_moves_its_server_only_to_where_its_own_datagrams_come_from(
@@ -421,3 +427,34 @@ async def test_a_peer_that_another_process_pairs_at_another_server_is_waited_for
             await trio.sleep(3.0)
             async with tunnel.connect(peer="home", server=NEW, home=connector, **world.options()) as link:
                 assert await shout(link, b"hello") == b"hello"
+
+
+async def test_a_peer_whose_server_moves_all_the_time_is_followed_once_in_a_while(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each move is a write to the disk, whatever a peer with many addresses says."""
+    exposer, connector = homes(tmp_path)
+    heard = Heard()
+    moved: list[tuple[float, str]] = []
+    update = Home.update_peer
+
+    def note(home: Home, static: bytes, **changes: Any) -> Any:
+        if "server" in changes and home.path == connector:
+            moved.append((trio.from_thread.run_sync(trio.current_time), changes["server"]))
+        return update(home, static, **changes)
+
+    monkeypatch.setattr(Home, "update_peer", note)
+    async with a_world() as world:
+        _hosts, options = world.laptop()
+        async with (
+            tunnel.expose(["22"], home=exposer, on_event=heard, handler=echo, **options),
+            tunnel.connect(await heard.code(), server="198.18.0.60", home=connector, **world.options()) as link,
+        ):
+            assert await shout(link, b"hello") == b"hello"
+            await link.wait_direct()
+            for number in range(60):
+                monkeypatch.setattr(type(link), "remote_host", property(lambda _link, number=number: f"198.51.100.{number}"))
+                link.handle_event(ControlReceived(bytes((CONTROL_SERVER,)) + f"198.51.100.{number}:24531".encode()))
+                await trio.sleep(1.0)
+            assert 3 <= len(moved) <= 60.0 / MOVE_PAUSE + 1
+            assert all(later - earlier >= MOVE_PAUSE for (earlier, _), (later, _) in pairwise(moved))

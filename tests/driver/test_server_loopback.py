@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from tunnel.driver.rendezvous import MAX_LOCALS, RunningServer, ServerConfig, read_access_file, serve
+from tunnel.driver.rendezvous import MAX_LOCALS, RunningServer, ServerConfig, _Loop, read_access_file, serve
 from tunnel.errors import ConfigurationError
 from tunnel.host.clock import boottime
 from tunnel.proto.nat import stun
 from tunnel.proto.rendezvous import events
 from tunnel.proto.rendezvous.client import Client
 from tunnel.udp.socket import UdpSocket, open_socket
-from tunnel.units import Address, SocketId
+from tunnel.units import Address, ReceivedBatch, SocketId
 
 LOOPBACK = [("127.0.0.1", 0), ("::1", 0)]
 
@@ -93,6 +93,15 @@ async def test_an_address_is_charged_the_processor_time_that_its_requests_took(m
         assert charged["127.0.0.1"] > 0.99e-4
         peer.udp.close()
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_relayed"), [(b"\xc1", True), (b"\xc1\xff\xc0", True), (b"\xc1\x01", False), (b"\x01", False)]
+)
+def test_requests_behind_relayed_datagrams_in_one_batch_are_charged(kinds: bytes, is_relayed: bool) -> None:
+    buffer = memoryview(b"".join(bytes((kind,)) + bytes(599) for kind in kinds)[: 600 * len(kinds) - 7])
+    batch = ReceivedBatch(Address("127.0.0.1", 9), buffer, 600, 0)
+    assert _Loop._is_relayed(batch) == is_relayed
 
 
 async def test_two_peers_meet_by_code_across_families_relay_bursts_and_hear_bye() -> None:

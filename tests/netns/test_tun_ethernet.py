@@ -105,6 +105,34 @@ def test_only_that_group_is_carried_over(home: Home) -> None:
     assert home.ethernets.counters == {"heard": 1}
 
 
+def test_nothing_but_the_games_port_comes_past_the_firewall_of_the_ethernet(home: Home) -> None:
+    with home.neighbour.socket() as other:
+        other.sendto(b"any program that listens", (GROUP, PORT + 1))
+        other.sendto(b"that", (GROUP, PORT))
+        eventually("the last one", lambda: home.hand_in() or home.ethernets.counters["heard"])
+    home.ethernets.carry_out(_packet(GROUP, PORT + 1))
+    assert home.ethernets.counters == {"port": 2, "heard": 1}
+
+
+@pytest.mark.parametrize("first", [0x60, 0x00, 0xF5])
+def test_a_frame_that_only_calls_itself_ipv4_is_left_out_and_ends_nothing(home: Home, first: int) -> None:
+    """A packet socket has it before the kernel's IP layer could refuse it."""
+    udp = struct.pack("!HHHH", 5555, PORT, 8 + 20, 0) + bytes(20)
+    packet = bytearray(40) + udp
+    packet[0], packet[6], packet[9] = first, 17, 17
+    struct.pack_into("!H", packet, 4, len(udp))
+    packet[16:20] = socket.inet_aton(GROUP)
+    raw = home.neighbour.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    mac = bytes.fromhex("01005e00023c")
+    with raw, home.neighbour.socket() as other:
+        address = ("eth0", 0x0800)
+        home.neighbour.inside(lambda: raw.bind(address))
+        raw.send(mac + bytes.fromhex("02005e000001") + b"\x08\x00" + packet)
+        other.sendto(b"that", (GROUP, PORT))
+        eventually("the one behind it", lambda: home.hand_in() or home.ethernets.counters["heard"])
+    assert home.ethernets.counters == {"length": 1, "heard": 1}
+
+
 def test_a_flood_is_carried_over_at_a_bounded_rate_either_way(home: Home) -> None:
     with home.neighbour.socket() as flood:
         for _ in range(CARRIED_BURST + 10):
@@ -129,7 +157,7 @@ def test_an_ethernet_that_comes_later_is_served_and_of_many_the_first(home: Home
     assert len(home.ethernets.ports) == 1
 
 
-def _packet(target: str) -> bytes:
-    udp = struct.pack("!HHHH", 5555, PORT, 8 + 5, 0) + b"flood"
+def _packet(target: str, port: int = PORT) -> bytes:
+    udp = struct.pack("!HHHH", 5555, port, 8 + 5, 0) + b"flood"
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 1, 17, 0)
     return head + socket.inet_aton("10.77.1.3") + socket.inet_aton(target) + udp

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -20,7 +20,9 @@ from tunnel.config import parse_server
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.link import Link
 from tunnel.errors import ConfigurationError, StateError
-from tunnel.units import Address
+from tunnel.units import Address, Seconds
+
+MOVE_PAUSE: Final = Seconds(10.0)  # between two moves of a peer's server that are followed: each is a write to the disk
 
 
 class Place(Protocol):
@@ -38,10 +40,11 @@ class Place(Protocol):
 def may_be_there(told: str, known: str | None, seen: str | None) -> bool:
     """Whether a peer whose datagrams come from the host `seen` may move its server from `known` to `told`, both host:port."""
     try:
-        (host, port), former = parse_server(told, "server"), parse_server(known or "", "server")
-        return str(ipaddress.ip_address(host)) == seen and bool(ipaddress.ip_address(former[0])) and port == former[1]
+        host, port = parse_server(known or "", "server")
+        ipaddress.ip_address(host)
     except (ConfigurationError, ValueError):  # a name leads where it leads
         return False
+    return seen is not None and told == str(Address(seen, port))  # as we write it: what is remembered is ours, not the peer's
 
 
 async def tell_place(link: Link, store: HomeStore, place: Place) -> None:
@@ -58,20 +61,31 @@ async def tell_place(link: Link, store: HomeStore, place: Place) -> None:
 async def follow_place(link: Link, store: HomeStore, driver: EndpointDriver, server: str) -> None:
     """The connecting side, until the link is closed; `server` is the word by which the driver knows the server."""
     known = link.peer.server
+    is_ours = known == server
     while link.close_reason is None:
-        told = link.server
+        told, has_moved = link.server, False
         if told is not None and told != known and link.is_direct and may_be_there(told, known, link.remote_host):
-            was, known = known, await _remember(link, store, told)
-            if known == told and was == server:
+            known, has_moved = await _remember(link, store, told), True
+            if known == told and is_ours:
                 driver.servers.move(server, [Address(*parse_server(told, "server"))])
         if told is not None and told == known:
             link.tell_server(told)
-        await link.wait_changed()
+        if has_moved:
+            await _rest(link)
+        else:
+            await link.wait_changed()
+
+
+async def _rest(link: Link) -> None:
+    """MOVE_PAUSE, or until the link is closed."""
+    with trio.move_on_after(MOVE_PAUSE):
+        while link.close_reason is None:
+            await link.wait_changed()
 
 
 async def _remember(link: Link, store: HomeStore, server: str) -> str | None:
     """Where the peer's server is, as it stands on the disk now."""
-    with suppress(StateError):
+    with suppress(StateError, ConfigurationError):
         peer = await trio.to_thread.run_sync(partial(store.home.update_peer, link.peer.static, server=server))
         return None if peer is None else peer.server
     return link.peer.server

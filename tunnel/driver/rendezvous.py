@@ -378,7 +378,7 @@ class _Loop:
     async def _process(self, socket_id: SocketId, batch: ReceivedBatch, now: Instant) -> None:
         """What one receive brought, and all that follows from it.  What is not relayed is charged the time that it took."""
         server = self._server
-        before = 0.0 if batch.buffer[0] >= CHANNEL_BYTE else time.thread_time()
+        before = 0.0 if self._is_relayed(batch) else time.thread_time()
         try:
             bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
         except Exception as error:
@@ -396,6 +396,12 @@ class _Loop:
             self._wakeup.set()
         if before:
             server.charge(now, batch.remote, -(-len(batch.buffer) // batch.stride), time.thread_time() - before)
+
+    @staticmethod
+    def _is_relayed(batch: ReceivedBatch) -> bool:
+        """Whether every datagram is for the relay: none other goes uncharged, whatever it stands behind."""
+        buffer, stride = batch.buffer, batch.stride
+        return buffer[0] >= CHANNEL_BYTE and (len(buffer) <= stride or min(bytes(buffer[::stride])) >= CHANNEL_BYTE)
 
     async def _send_late(self, burst: Transmit) -> None:
         """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""

@@ -167,7 +167,7 @@ class FileLock:
         try:
             return self._try_here()
         except StateError as problem:
-            if self._spare is None or not is_incapable(problem):
+            if self._spare is None or not is_incapable(problem) or self._is_of_another(problem):
                 raise
             place, self._spare = self._spare, None
             try:
@@ -176,6 +176,11 @@ class FileLock:
             except StateError:
                 self.trouble = f"Whether another process of yours does the same cannot be told. {problem}"
                 return True
+
+    def _is_of_another(self, problem: StateError) -> bool:
+        """It is there and may not be opened: whoever made it, such as root, holds it perhaps."""
+        cause = problem.__cause__
+        return isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM) and os.path.lexists(self.path)
 
     def _try_here(self) -> bool:
         try:

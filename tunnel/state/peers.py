@@ -190,6 +190,8 @@ def add(peers: list[Peer], newcomer: Peer) -> tuple[list[Peer], Peer]:
     """
     if len(newcomer.static) != KEY_SIZE or len(newcomer.psk) != KEY_SIZE or not is_name(newcomer.name):
         raise ConfigurationError(f"{newcomer.name!r} cannot be remembered: its name or its keys have the wrong size.")
+    if newcomer.server is not None and not newcomer.server.isprintable():  # a file with that would not be read again
+        raise ConfigurationError(f"{newcomer.name!r} cannot be remembered: its server {newcomer.server!r} is none.")
     known = next((peer for peer in peers if peer.static == newcomer.static), None)
     others = [peer for peer in peers if peer is not known]
     if known is not None:

@@ -31,6 +31,9 @@ LOOK_INTERVAL: Final = 5.0  # seconds between looks at which ethernets there are
 MAX_ETHERNETS: Final = 8  # that are served, in the order of their numbers; a machine with more has them for containers
 CARRIED_RATE: Final = 20.0  # packets a second, each way; a game announces itself every 1.5 s
 CARRIED_BURST: Final = 40  # packets
+GAME_PORT: Final = (
+    4445  # Minecraft's, the only one that is carried: what is handed in has not passed the firewall of its ethernet
+)
 READS_A_TURN: Final = 64  # packets handled before others get their turn
 
 PACKET_MULTICAST: Final = 2  # linux/if_packet.h
@@ -62,8 +65,8 @@ class Ethernets:
     """The sockets.  Raises ConfigurationError where packet sockets are refused; after that no privilege is needed.
 
     Counters: `sent` (copies to an ethernet), `heard` (handed in), and the reasons for leaving a packet out: `fragment`, `length`,
-    `own` (this machine's, come back by some bridge), `foreign` (seen at another interface besides), `rate`, or the name of an
-    errno.
+    `port` (another than the game's), `own` (this machine's, come back by some bridge), `foreign` (seen at another interface
+    besides), `rate`, or the name of an errno.
     """
 
     def __init__(self, interface: str, groups: Collection[bytes], clock: Callable[[], float] = time.monotonic) -> None:
@@ -132,6 +135,9 @@ class Ethernets:
         except MalformedPacket as error:
             self.counters[str(error)] += 1
             return
+        if port != GAME_PORT:
+            self.counters["port"] += 1
+            return
         if not self._out.take():
             self.counters["rate"] += 1
             return
@@ -165,9 +171,13 @@ class Ethernets:
 
     def _why_not(self, packet: bytes, interface: str, sender: bytes) -> str | None:
         try:
-            source, _, _ = parse_udp(packet)
+            source, (_, port), _ = parse_udp(packet)
         except MalformedPacket as error:
             return str(error)
+        if packet[0] >> 4 != 4:  # a packet socket has what the IP layer would refuse: the frame's type alone says IPv4
+            return "length"
+        if port != GAME_PORT:
+            return "port"
         if source in self._own or sender.startswith(MAC_PREFIX):
             return "own"
         if index_of(interface) not in {index for index, _ in self._senders}:

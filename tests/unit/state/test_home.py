@@ -483,6 +483,14 @@ def test_so_many_peers_are_remembered_and_the_next_is_told_what_to_do() -> None:
     assert (len(after), saved.last_seen) == (MAX_PEERS, 9.0)
 
 
+def test_a_server_that_could_not_be_read_again_is_not_remembered(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.save_peer(peer("friend", 1))
+    with pytest.raises(ConfigurationError, match="its server"):
+        home.update_peer(peer("friend", 1).static, server="192.0.2.7:24531\x1b[2J")
+    assert [each.name for each in Home(home.path).peers()] == ["friend"]
+
+
 def test_reports_of_faults_fill_a_file_of_so_many_bytes_which_then_begins_anew(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     for _ in range(3):
