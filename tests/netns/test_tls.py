@@ -96,7 +96,7 @@ def test_both_sides_without_udp_trust_a_public_authority_and_nobody_else(lab: La
     assert connector.wait_event("path", kind="relay")["remote"] == f"{lab.server.address}:443"
     found = doctor(lab, friend, "--server", server_address(lab), "--tls-fingerprint", certificate.fingerprint)
     assert found["udp_blocked"]
-    assert found["tls"] == {"port": 443, "works": True, "trouble": ""}
+    assert found["tls"] == {"port": 443, "works": True, "trouble": "", "pinned": True, "valid_until": None}
     assert "over TLS" in found["summary"]
 
 
