@@ -66,6 +66,7 @@ class LanMember(NamedTuple):
     link: Link | None  # None for ourselves, and for whoever is away
 
     def to_dict(self) -> dict[str, Any]:
+        """As `ptunnel status --json` has it, with the figures of the link where there is one."""
         found: dict[str, Any] = {
             "peer": self.name,
             "address": self.address,
@@ -78,7 +79,7 @@ class LanMember(NamedTuple):
 
 
 class LanRoom:
-    """A running room: `members()` are in it, `run()` is until it ends for us.
+    """A running room: `members()` tells who is in it, `run()` waits until it ends for us, and raises why.
 
     `server` is host:port as others must name it; `is_embedded`: that server runs in this process, and `public_server` is where
     other networks reach it, if the router forwards a port to it.
@@ -119,7 +120,7 @@ class LanRoom:
 
     @property
     def name(self) -> str:
-        """Of the room."""
+        """The room's."""
         roster = self._membership.room.roster
         return roster.name if roster is not None else "room"
 

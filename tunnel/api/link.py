@@ -33,7 +33,7 @@ class Forwarding:
 
 
 class UdpFlow:
-    """Datagrams to and from one UDP port of the peer, as one client of it.  A datagram may be lost, late or doubled."""
+    """Datagrams to and from one UDP port of the peer, as one client of it.  A datagram may be lost, or overtaken by another."""
 
     def __init__(self, link: DriverLink, number: int) -> None:
         self.lost = 0  # datagrams that came while MAX_UNREAD were unread

@@ -67,9 +67,9 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
         show(is_json)
 
 
-@command.command("create")
+@command.command("create", short_help="Open a room; prints a code that lets all friends in.")
 @click.argument("room", required=False, metavar="[NAME]", shell_complete=complete_room)
-@click.option("--name", metavar="NAME", help='The same as NAME: how the room is called; "lan" unless said.')
+@click.option("--name", metavar="NAME", help="The same as NAME: how the room is called; 'lan' unless said.")
 @click.option("--keep", is_flag=True, help="Remember the room and its members; created again, it is the same one.")
 @click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
               help="Let this remembered peer join without a code; repeatable.")  # fmt: skip
@@ -108,7 +108,7 @@ def create_command(
     return _run(home, settings, is_json, verbose, enter, is_kept=keep)
 
 
-@command.command("join", cls=WithMore)
+@command.command("join", cls=WithMore, short_help="Join a room: by its code, its name or a remembered peer.")
 @click.argument("room", required=False, metavar="[CODE|ROOM]", shell_complete=complete_room)
 @click.option("--keep", is_flag=True, help="Remember the room: next time 'ptunnel lan join ROOM' needs no code.")
 @click.option(
@@ -137,7 +137,7 @@ def join_command(
     return _run(home, settings, is_json, verbose, lambda **more: lan.join(**way, keep=keep, **more, **arguments))
 
 
-@command.command("remove")
+@command.command("remove", short_help="Cut a member off from a room that you have created.")
 @click.argument("member")
 @click.option("--room", metavar="NAME", help="Of which room, where several run.")
 @common

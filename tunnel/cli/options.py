@@ -42,7 +42,7 @@ def network(function: Function) -> Function:
         click.option(
             "--server",
             metavar="HOST[:PORT]",
-            help="The rendezvous server, or none. Also PTUNNEL_SERVER or config.toml; else the one of last time.",
+            help="The rendezvous server, or 'none'. Also PTUNNEL_SERVER or config.toml; else the one of last time.",
         ),
     ):
         function = option(function)

@@ -13,8 +13,9 @@ from tunnel.cli.render import json_line
 
 @click.command("ping")
 @click.argument("peer", required=False, shell_complete=complete_peer)
-@click.option("-c", "--count", type=click.IntRange(1, 1_000_000), default=4, show_default=True, help="How many.")
-@click.option("-i", "--interval", type=click.FloatRange(0.01, 3_600), default=1.0, show_default=True, help="Seconds between two.")
+@click.option("-c", "--count", type=click.IntRange(1, 1_000_000), default=4, show_default=True, metavar="N", help="How many.")
+@click.option("-i", "--interval", type=click.FloatRange(0.01, 3_600), default=1.0, show_default=True, metavar="SECONDS",
+              help="Between two of them.")  # fmt: skip
 @click.option("--until-direct", is_flag=True, help="End at the first round trip over a direct path.")
 @click.option("--limit", type=click.FloatRange(0, 86_400), default=60.0, show_default=True, metavar="SECONDS",
               help="With --until-direct: give up after so long (exit code 5).")  # fmt: skip

@@ -43,7 +43,7 @@ REFUSAL_PATIENCE: Final = 0.5  # seconds for "nobody listens here"
 TCP_PATIENCE: Final = 2.0  # seconds for the server's machine to answer TCP, with whatever
 TCP_PORT: Final = 443  # the last one that networks close
 TLS_LOOK: Final = 5.0  # seconds for all of TLS: longer than what is asked over UDP takes
-CLOCK_TOLERANCE: Final = 60.0  # seconds between two clocks that are nobody's affair
+CLOCK_TOLERANCE: Final = 60.0  # seconds by which two clocks may differ without a word about it
 TLS_PATIENCE: Final = 3.0  # seconds for the server to answer, once the connection stands
 _ANYWHERE: Final = {False: "192.0.2.1", True: "2001:db8::1"}  # RFC 5737, RFC 3849; nothing is sent there
 

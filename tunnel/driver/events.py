@@ -104,7 +104,7 @@ class MemberReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """The link to `peer` has ended."""
+    """The link to `peer` has ended; of a room: this machine is no longer in it, and `peer` is the room's name."""
 
     reason: str
     peer: str
@@ -117,9 +117,7 @@ class Closed:
 class Trouble:
     """Something a person should know; what can heal is being retried.  What cannot is raised instead, or after this.
 
-    `code` is one of: wrong_code, code_expired, code_unanswered, server_unreachable, server_lost, server_back, server_refused,
-    peer_absent, peer_lost, key_changed, path_policy, no_direct, no_keys, keys_given_up, clock_off, too_many_peers,
-    other_machine, not_saved, room_full, interface, internal.
+    `code` is one of those that docs/json.md lists for `warning`.
     """
 
     code: str

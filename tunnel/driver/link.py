@@ -141,12 +141,12 @@ class Link:
 
     @property
     def peer_name(self) -> str:
-        """Under which the peer is remembered here."""
+        """The name under which the peer is remembered here."""
         return self._peering.peer.name
 
     @property
     def fingerprint(self) -> str:
-        """Of the peer's key, as `ptunnel peers` shows it."""
+        """The fingerprint of the peer's key, as `ptunnel peers` shows it."""
         return fingerprint(self._peering.peer.static)
 
     @property
