@@ -566,6 +566,25 @@ async def test_where_ipv6_is_off_nothing_is_said_of_ports(monkeypatch: pytest.Mo
     assert lone.value.errno == errno.EAFNOSUPPORT
 
 
+async def test_a_connection_that_is_given_up_as_it_succeeds_is_closed_and_leaves_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The opener goes in the very turn in which the program here answers."""
+    made: list[socket.socket] = []
+
+    async def connected_too_late(family: int, address: tuple[str, int]) -> socket.socket:
+        made.append(socket.socket(family))
+        OWN.note(made[-1], address)
+        given_up.cancel()
+        return made[-1]
+
+    monkeypatch.setattr(local, "_connect", connected_too_late)
+    with trio.CancelScope() as given_up:
+        await local.connect_tcp("localhost", 9)
+    assert given_up.cancelled_caught
+    assert made
+    assert all(sock.fileno() < 0 for sock in made)
+    assert not OWN._marks
+
+
 async def test_a_forward_that_leads_to_itself_is_refused_with_a_sentence_and_makes_no_chain() -> None:
     async with forwarded(None) as bench:
         told: list[str] = []

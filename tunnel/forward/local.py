@@ -94,12 +94,17 @@ async def _race(places: list[Place]) -> socket.socket:
         won = sock
         nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for place in places:
-            failed = trio.Event()
-            nursery.start_soon(attempt, place, failed)
-            with trio.move_on_after(ATTEMPT_DELAY):
-                await failed.wait()
+    try:
+        async with trio.open_nursery() as nursery:
+            for place in places:
+                failed = trio.Event()
+                nursery.start_soon(attempt, place, failed)
+                with trio.move_on_after(ATTEMPT_DELAY):
+                    await failed.wait()
+    except BaseException:  # cancelled at the very moment when one was connected: nobody gets it
+        if won is not None:
+            _give_up(won)
+        raise
     if won is None:
         raise refused
     return won
