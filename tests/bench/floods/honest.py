@@ -77,23 +77,22 @@ class Household:
         self._number = number
         self._target = target
         self._news = trio.lowlevel.ParkingLot()
-        self._socket = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
         self._events: list[events.ClientEvent] = []
         self.relayed: Callable[[bytes], None] = lambda data: None
 
     @asynccontextmanager
     async def at_home(self) -> AsyncIterator[Household]:
-        await self._socket.bind((household(self._number), 0))
-        server = Address(*self._target.udp)
-        self.client = Client(servers=[(SocketId(0), server)], now=boottime(), rng=random.Random(), entropy=os.urandom)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run)
-            yield self
-            nursery.cancel_scope.cancel()
-        self.client.close(boottime())
-        with trio.CancelScope(shield=True):
-            await self.flush()
-        self._socket.close()
+        with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as self._socket:
+            await self._socket.bind((household(self._number), 0))
+            server = Address(*self._target.udp)
+            self.client = Client(servers=[(SocketId(0), server)], now=boottime(), rng=random.Random(), entropy=os.urandom)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run)
+                yield self
+                nursery.cancel_scope.cancel()
+            self.client.close(boottime())
+            with trio.CancelScope(shield=True):
+                await self.flush()
 
     async def send(self, data: bytes) -> None:
         await self._socket.sendto(data, self._target.udp)
