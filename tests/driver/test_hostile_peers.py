@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import trio
+import trio.testing
 
 from tests.driver.meeting import lone_driver
 from tunnel.api.connecting import _Connecting
@@ -86,6 +87,27 @@ async def test_forgetting_a_peer_counts_though_its_file_cannot_be_read_at_first(
             await heard.wait()
             nursery.cancel_scope.cancel()
     assert told == [[]]
+
+
+async def test_what_any_process_changes_of_the_peers_is_seen_within_a_second(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """By the clock of the test, so that no busy machine makes the promise any longer."""
+    home = Home(tmp_path)
+    store = HomeStore(tmp_path, print)
+    store.load()
+    seen: list[tuple[float, list[str]]] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.watch, lambda peers: seen.append((trio.current_time(), [peer.name for peer in peers])))
+        for after in (0.01, 0.39, 7.77):
+            await trio.sleep(after)
+            changed_at, count = trio.current_time(), len(seen)
+            home.save_peer(Peer(name=f"peer {after}", static=str(after).encode() * 8, psk=b"p" * 32, created=1.0))
+            await trio.sleep(1.0)
+            assert len(seen) == count + 1
+            assert seen[-1][0] - changed_at < 1.0
+        nursery.cancel_scope.cancel()
+    assert len(seen[-1][1]) == 3
 
 
 async def test_a_shared_host_that_cannot_be_a_name_ends_one_stream_and_not_the_process() -> None:

@@ -16,7 +16,7 @@ import ipaddress
 import os
 import socket
 import struct
-from typing import Final, TypeAlias
+from typing import Final
 
 from tunnel.errors import ConfigurationError
 from tunnel.tun.config import InterfaceConfig
@@ -44,8 +44,6 @@ _DROP, _ACCEPT = 0, 1  # NF_*
 _REGISTER: Final = 1  # NFT_REG_1; 0 is the verdict's
 _GROUPS4: Final = b"\xe0"  # first byte of the first group; what is behind the groups is 255.255.255.255 and class E, used by none
 _GROUPS6: Final = b"\xff"
-
-IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def open_wall_socket() -> socket.socket:

@@ -111,14 +111,15 @@ def test_short_requests_are_not_answered() -> None:
 
 
 def test_a_cookie_is_good_for_one_address_and_some_minutes() -> None:
+    """What `check` returns is a fresh one, in place of one that is not good."""
     cookies = Cookies(entropy_of(1))
     cookie = cookies.issue(Instant(1000.0), A)
-    assert cookies.is_valid(Instant(1000.0), A, cookie)
-    assert cookies.is_valid(Instant(1100.0), A, cookie)
-    assert not cookies.is_valid(Instant(1300.0), A, cookie)
-    assert not cookies.is_valid(Instant(1000.0), B, cookie)
-    assert not cookies.is_valid(Instant(1000.0), Address(A.host, 1001), cookie)
-    assert not Cookies(entropy_of(2)).is_valid(Instant(1000.0), A, cookie)
+    assert not cookies.check(Instant(1000.0), A, cookie)
+    assert not cookies.check(Instant(1100.0), A, cookie)
+    assert cookies.check(Instant(1300.0), A, cookie)
+    assert cookies.check(Instant(1000.0), B, cookie)
+    assert cookies.check(Instant(1000.0), Address(A.host, 1001), cookie)
+    assert Cookies(entropy_of(2)).check(Instant(1000.0), A, cookie)
 
 
 def test_another_version_is_refused_in_words() -> None:

@@ -48,9 +48,6 @@ class Cookies:
                 return b""
         return fresh
 
-    def is_valid(self, now: Instant, remote: Address, cookie: bytes) -> bool:
-        return not self.check(now, remote, cookie)
-
     def _make(self, epoch: int, remote: Address) -> bytes:
         text = f"{epoch} {remote.host} {remote.port}".encode()
         mac = blake2b(text, digest_size=COOKIE_SIZE - 1, key=self._master, person=b"ptunnel cookie")  # a third of HMAC's time
