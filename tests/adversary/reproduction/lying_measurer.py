@@ -1,0 +1,20 @@
+"""`ptunnel` of somebody who says of LIE_ABOUT, a stream or datagrams, that it was measured in the smallest time there is."""
+
+from __future__ import annotations
+
+import os
+
+from tunnel.cli.main import main
+from tunnel.forward import bench
+from tunnel.forward.open import Bench, Measured, Open, Opened, encode
+
+
+def lie(message: Open | Opened | Bench | Measured) -> bytes:
+    if isinstance(message, Measured) and (message.datagrams > 0) == (os.environ["LIE_ABOUT"] == "datagrams"):
+        message = Measured(1, 1, 5e-324)
+    return encode(message)
+
+
+if __name__ == "__main__":
+    bench.encode = lie  # type: ignore[attr-defined]
+    main()

@@ -1,0 +1,38 @@
+"""Somebody on the path, or the relay, who drops handshakes and lets the data through."""
+
+from __future__ import annotations
+
+from tests.adversary.reproduction.people import Cast
+from tests.sim.world import Host
+from tunnel.units import Address
+
+HANDSHAKES = range(0x70, 0x75)  # their first bytes
+REJECT_AFTER = 180  # seconds for which a keypair is good
+
+
+def is_handshake(datagram: bytes) -> bool:
+    return datagram[0] in HANDSHAKES or (datagram[0] >= 0xC0 and datagram[8] in HANDSHAKES)
+
+
+def test_who_drops_handshakes_alone_cannot_keep_old_keys_in_use_and_both_people_are_told() -> None:
+    with Cast("friend") as cast:
+        friend = cast.people["friend"]
+        connection = friend.connect(cast.home)
+        cast.world.run(5.0)
+        before = [len(person.problems) for person in (cast.home, friend)]
+
+        def drop(sender: Host, destination: Address, datagram: bytes) -> bool:
+            return not is_handshake(datagram)
+
+        cast.world.filter = drop
+        stream = connection.open_stream()
+        late = 0
+        for second in range(0, 600, 10):
+            taken = cast.home.bytes_taken
+            if not connection.is_closed:
+                connection.stream_write(stream, bytes(100))
+                cast.world.touch(friend.host)
+            cast.world.run(10.0)
+            late += cast.home.bytes_taken - taken if second > REJECT_AFTER else 0
+        assert late == 0, f"{late} bytes arrived under keys older than {REJECT_AFTER} s"
+        assert all(len(person.problems) > count for person, count in zip((cast.home, friend), before, strict=True))
