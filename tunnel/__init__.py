@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from tunnel import events, lan
     from tunnel.api import Exposure, connect, expose, revoke
     from tunnel.api.link import Forwarding, Link, UdpFlow
-    from tunnel.config import TlsOptions
     from tunnel.driver.link import LinkStatus
     from tunnel.driver.stream import StreamResetError, StreamStoppedError, TunnelStream
+    from tunnel.server_spec import TlsOptions
 
 __version__ = "0.1.0"
 
@@ -74,7 +74,7 @@ _LAZY = {
     "Forwarding": "tunnel.api.link",
     "Link": "tunnel.api.link",
     "LinkStatus": "tunnel.driver.link",
-    "TlsOptions": "tunnel.config",
+    "TlsOptions": "tunnel.server_spec",
     "TunnelStream": "tunnel.driver.stream",
     "UdpFlow": "tunnel.api.link",
     "StreamResetError": "tunnel.driver.stream",

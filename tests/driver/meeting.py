@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
+from tunnel.api.machine import MACHINE, Machine
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import CodeReady, Event
@@ -16,6 +17,26 @@ from tunnel.driver.link import Link
 from tunnel.driver.rendezvous import RunningServer, serve
 from tunnel.driver.stream import TunnelStream
 from tunnel.udp.memory import MemoryNetwork
+
+Entered = TypeVar("Entered")
+
+
+class on(AbstractAsyncContextManager[Entered]):  # reads as `async with on(machine, tunnel.connect(...))`
+    """A verb of the library that stands on another machine than this one."""
+
+    def __init__(self, machine: Machine, verb: AbstractAsyncContextManager[Entered]) -> None:
+        self._machine = machine
+        self._verb = verb
+
+    async def __aenter__(self) -> Entered:
+        before = MACHINE.set(self._machine)
+        try:
+            return await self._verb.__aenter__()
+        finally:
+            MACHINE.reset(before)
+
+    async def __aexit__(self, *problem: Any) -> bool | None:
+        return await self._verb.__aexit__(*problem)
 
 
 class Heard(list[Event]):

@@ -14,10 +14,10 @@ from trio.testing import MockClock
 import tunnel.api
 from tunnel.cli.connect import Connecting
 from tunnel.cli.render import Output
-from tunnel.config import Settings
 from tunnel.driver import places
 from tunnel.errors import UnreachableError
 from tunnel.forward.serve import Listeners
+from tunnel.settings import Settings
 from tunnel.state.home import Home
 
 TIMEOUT, USED = 10.0, 25.0  # seconds

@@ -8,7 +8,8 @@ from pathlib import Path
 import trio
 
 import tunnel
-from tests.driver.meeting import Heard, a_server, echo, homes, shout
+from tests.driver.meeting import Heard, a_server, echo, homes, on, shout
+from tunnel.api.machine import Machine
 from tunnel.driver.events import Trouble
 from tunnel.driver.link import Link
 
@@ -27,10 +28,10 @@ async def test_a_calendar_that_jumps_costs_a_rekey_and_a_person_is_told(tmp_path
         async with (
             a_server() as server,
             tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo),
-            tunnel.connect(
+            on(Machine(wall=lambda: time.time() + ahead), tunnel.connect(
                 await heard.code(), server=server, home=connector, name="friend", on_event=told,
-                _seams={"wall": lambda: time.time() + ahead},
-            ) as link,
+
+            )) as link,
         ):  # fmt: skip
             assert await shout(link, b"before") == b"before"
             before = set(keys_of(link))

@@ -15,9 +15,9 @@ import trio
 from tests.driver.programs import Lab
 from tests.driver.test_tls import a_tls_server
 from tests.driver.tls import make_certificate
-from tunnel.config import TlsOptions
 from tunnel.driver.doctor import CLOCK_TOLERANCE, Examination, TlsFindings, examine
 from tunnel.proto.nat.report import Findings
+from tunnel.server_spec import TlsOptions
 from tunnel.units import Address
 
 PATIENCE = 45.0

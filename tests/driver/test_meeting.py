@@ -8,7 +8,8 @@ import pytest
 import trio
 
 import tunnel
-from tests.driver.meeting import Heard, a_server, echo, homes, shout
+from tests.driver.meeting import Heard, a_server, echo, homes, on, shout
+from tunnel.api.machine import Machine
 from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
 from tunnel.driver.link import Link
 from tunnel.driver.rendezvous import serve
@@ -102,18 +103,18 @@ async def test_what_a_handler_of_connect_raises_ends_its_link_and_comes_out_as_i
 async def test_a_home_that_is_copied_to_another_machine_is_noticed_by_its_peers_over_restarts(tmp_path: Path) -> None:
     exposer, connector = homes(tmp_path)
     heard = Heard()
-    here, there = {"machine": lambda: b"a" * 32}, {"machine": lambda: b"b" * 32}
+    here, there = Machine(machine=lambda: b"a" * 32), Machine(machine=lambda: b"b" * 32)
     with trio.fail_after(20):
         async with a_server() as server:
             async with (
-                tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo, _seams=here),
+                on(here, tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo)),
                 tunnel.connect(await heard.code(), server=server, home=connector) as link,
             ):
                 assert await shout(link, b"first") == b"first"
-            for seams, count, known in ((here, 0, 1), (there, 1, 2), (there, 0, 2), (here, 0, 2)):
+            for machine, count, known in ((here, 0, 1), (there, 1, 2), (there, 0, 2), (here, 0, 2)):
                 told = Heard()
                 async with (
-                    tunnel.expose(home=exposer, handler=echo, _seams=seams),
+                    on(machine, tunnel.expose(home=exposer, handler=echo)),
                     tunnel.connect(peer="home", home=connector, on_event=told) as link,
                 ):
                     assert await shout(link, b"again") == b"again"

@@ -15,15 +15,16 @@ import trio.testing
 
 import tunnel
 from tests.driver.lan import Player
-from tests.driver.meeting import Heard, echo, homes, shout
+from tests.driver.meeting import Heard, echo, homes, on, shout
+from tunnel.api.machine import Machine
 from tunnel.api.moving import MOVE_PAUSE, may_be_there
 from tunnel.api.servers import LOOK_INTERVAL, STRANGER_INTERVAL, OwnHosts
-from tunnel.config import TlsOptions
 from tunnel.driver.events import CodeReady, Event, Listening, Paired, Trouble
 from tunnel.driver.link import MAX_SERVER
 from tunnel.driver.rendezvous import RunningServer, serve
 from tunnel.driver.servers import LONGEST_LOOK
 from tunnel.proto.endpoint import CONTROL_SERVER, ControlReceived
+from tunnel.server_spec import TlsOptions
 from tunnel.state.home import Home
 from tunnel.udp.memory import MemoryNetwork
 from tunnel.units import Instant
@@ -31,6 +32,7 @@ from tunnel.units import Instant
 NAME = "rv.example.net"
 OLD, NEW = "198.18.0.2", "198.18.0.3"
 LONG = 15.0  # seconds: three unanswered questions, and a look
+NO_TLS = TlsOptions(port=None)
 
 
 class Names(trio.abc.HostnameResolver):
@@ -91,19 +93,18 @@ class World:
         self._hosts = 10
         self.nursery: trio.Nursery | None = None
 
-    def options(self) -> dict[str, Any]:
-        """A machine of its own, that does not try TLS."""
+    def machine(self) -> Machine:
+        """One of its own."""
         self._hosts += 1
         host = f"198.18.0.{self._hosts}"
-        seams = {
-            "opener": lambda _host, port: self.network.open_socket(host, port),
-            "bind": ("0.0.0.0",),
-            "hosts": lambda: [host],
-            "clock": lambda: Instant(trio.current_time()),
-        }
-        return {"_seams": seams, "tls": TlsOptions(port=None)}
+        return Machine(
+            opener=lambda _host, port: self.network.open_socket(host, port),
+            bind=("0.0.0.0",),
+            hosts=lambda: [host],
+            clock=lambda: Instant(trio.current_time()),
+        )
 
-    def laptop(self) -> tuple[list[str], dict[str, Any]]:
+    def laptop(self) -> tuple[list[str], Machine]:
         """One that gets another address whenever the list is changed, and a server of its own."""
         hosts = ["198.18.0.60"]
         opened: list[MovingSocket] = []
@@ -112,13 +113,13 @@ class World:
             opened.append(MovingSocket(self.network, hosts, port))
             return opened[-1]
 
-        seams = {
-            "opener": open_socket,
-            "bind": ("0.0.0.0",),
-            "hosts": lambda: list(hosts),
-            "clock": lambda: Instant(trio.current_time()),
-        }
-        return hosts, {"_seams": seams, "tls": TlsOptions(port=None)}
+        machine = Machine(
+            opener=open_socket,
+            bind=("0.0.0.0",),
+            hosts=lambda: list(hosts),
+            clock=lambda: Instant(trio.current_time()),
+        )
+        return hosts, machine
 
     async def start(self, host: str) -> None:
         async def run(*, task_status: trio.TaskStatus[RunningServer]) -> None:
@@ -178,10 +179,13 @@ async def test_expose_and_connect_find_a_server_that_has_moved_and_say_so_once(
     heard, friends = Heard(), Heard()
     async with (
         a_world() as world,
-        tunnel.expose(["22"], server=NAME, home=exposer, name="home", on_event=heard, handler=echo, keep=True, **world.options()),
+        on(
+            world.machine(),
+            tunnel.expose(["22"], server=NAME, home=exposer, name="home", on_event=heard, handler=echo, keep=True, tls=NO_TLS),
+        ),
     ):
         code = await heard.code()
-        async with tunnel.connect(code, server=NAME, home=connector, on_event=friends, **world.options()) as link:
+        async with on(world.machine(), tunnel.connect(code, server=NAME, home=connector, on_event=friends, tls=NO_TLS)) as link:
             assert await shout(link, b"hello") == b"hello"
             await world.move()
             with trio.fail_after(LONGEST_LOOK + LONG):
@@ -189,7 +193,7 @@ async def test_expose_and_connect_find_a_server_that_has_moved_and_say_so_once(
                 await friends.wait(is_back)
             assert await shout(link, b"still here") == b"still here"
         assert told(heard) == told(friends) == [LOST, BACK]
-        async with tunnel.connect(peer="home", home=connector, **world.options()) as link:
+        async with on(world.machine(), tunnel.connect(peer="home", home=connector, tls=NO_TLS)) as link:
             assert await shout(link, b"met at its new address") == b"met at its new address"
 
 
@@ -200,26 +204,26 @@ async def test_a_code_that_waits_moves_with_the_server_or_a_fresh_one_follows(
     heard = Heard()
     async with (
         a_world() as world,
-        tunnel.expose(["22"], server=NAME, home=exposer, on_event=heard, handler=echo, **world.options()),
+        on(world.machine(), tunnel.expose(["22"], server=NAME, home=exposer, on_event=heard, handler=echo, tls=NO_TLS)),
     ):
         await heard.code()
         await world.move()
         await heard.wait(is_back)
         await trio.sleep(5.0)
         codes = [event.code for event in heard if isinstance(event, CodeReady)]
-        async with tunnel.connect(codes[-1], server=NAME, home=connector, **world.options()) as link:
+        async with on(world.machine(), tunnel.connect(codes[-1], server=NAME, home=connector, tls=NO_TLS)) as link:
             assert await shout(link, b"paired") == b"paired"
 
 
 async def test_a_room_finds_a_server_that_has_moved(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with a_world() as world:
         anna, ben = (Player(tmp_path / name, NAME, name) for name in ("anna", "ben"))
-        async with tunnel.lan.create(**anna.options, **world.options()) as room:
+        async with on(world.machine(), tunnel.lan.create(**anna.options, tls=NO_TLS)) as room:
             await world.move()
             with trio.fail_after(LONGEST_LOOK + LONG):
                 await anna.wait(is_back)
             assert told(anna.heard) == [LOST, BACK]
-            async with tunnel.lan.join(await anna.code(), **ben.options, **world.options()):
+            async with on(world.machine(), tunnel.lan.join(await anna.code(), **ben.options, tls=NO_TLS)):
                 assert [member.name for member in room.members()] == ["anna", "ben"]
 
 
@@ -230,18 +234,21 @@ async def test_who_waits_for_a_server_that_is_not_there_yet_finds_it_where_its_n
     heard = Heard()
     async with a_world() as world:
         async with (
-            tunnel.expose(["22"], server=NAME, home=exposer, name="home", on_event=heard, handler=echo, **world.options()),
-            tunnel.connect(await heard.code(), server=NAME, home=connector, **world.options()),
+            on(
+                world.machine(),
+                tunnel.expose(["22"], server=NAME, home=exposer, name="home", on_event=heard, handler=echo, tls=NO_TLS),
+            ),
+            on(world.machine(), tunnel.connect(await heard.code(), server=NAME, home=connector, tls=NO_TLS)),
         ):
             await heard.wait(lambda event: isinstance(event, Paired))
         world.names.leads_to = "198.18.0.99"
         late = Heard()
-        async with tunnel.expose(server=NAME, home=exposer, handler=echo, on_event=late, **world.options()):
+        async with on(world.machine(), tunnel.expose(server=NAME, home=exposer, handler=echo, on_event=late, tls=NO_TLS)):
             await late.wait(lambda event: isinstance(event, Trouble) and event.code == "server_unreachable")
             world.names.leads_to = OLD
             with trio.fail_after(LONGEST_LOOK + LONG):
                 await late.wait(lambda event: isinstance(event, Trouble) and event.message == f"The server {NAME} answers now.")
-            async with tunnel.connect(peer="home", home=connector, **world.options()) as link:
+            async with on(world.machine(), tunnel.connect(peer="home", home=connector, tls=NO_TLS)) as link:
                 assert await shout(link, b"hello") == b"hello"
 
 
@@ -251,15 +258,15 @@ async def test_a_kept_room_is_opened_before_there_is_a_network_and_has_a_code_on
     async with a_world() as world:
         anna, ben = (Player(tmp_path / name, NAME, name) for name in ("anna", "ben"))
         async with (
-            tunnel.lan.create("game", keep=True, **anna.options, **world.options()),
-            tunnel.lan.join(await anna.code(), keep=True, **ben.options, **world.options()),
+            on(world.machine(), tunnel.lan.create("game", keep=True, **anna.options, tls=NO_TLS)),
+            on(world.machine(), tunnel.lan.join(await anna.code(), keep=True, **ben.options, tls=NO_TLS)),
         ):
             pass
         world.names.leads_to = None
         anna, ben = (Player(tmp_path / name, NAME, name) for name in ("anna", "ben"))
         async with (
-            tunnel.lan.create("game", **anna.options, **world.options()),
-            tunnel.lan.join(room="game", **ben.options, **world.options()),
+            on(world.machine(), tunnel.lan.create("game", **anna.options, tls=NO_TLS)),
+            on(world.machine(), tunnel.lan.join(room="game", **ben.options, tls=NO_TLS)),
         ):
             for each in (anna, ben):
                 await each.wait(lambda event: isinstance(event, Trouble) and event.code == "server_unreachable")
@@ -274,7 +281,10 @@ async def test_a_kept_room_is_opened_before_there_is_a_network_and_has_a_code_on
 async def test_a_name_is_looked_up_with_patience_and_only_while_nobody_answers(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with a_world() as world, tunnel.expose(["22"], server=NAME, home=tmp_path, handler=echo, **world.options()):
+    async with (
+        a_world() as world,
+        on(world.machine(), tunnel.expose(["22"], server=NAME, home=tmp_path, handler=echo, tls=NO_TLS)),
+    ):
         looks = world.names.looks
         await trio.sleep(600.0)
         assert len(looks) == 1
@@ -298,8 +308,10 @@ async def test_a_laptop_that_serves_itself_goes_on_at_its_new_address(
     exposer, connector = homes(tmp_path)
     heard = Heard()
     async with a_world() as world:
-        hosts, options = world.laptop()
-        async with tunnel.expose(["22"], home=exposer, on_event=heard, handler=echo, keep=True, **options) as exposure:
+        hosts, machine = world.laptop()
+        async with on(
+            machine, tunnel.expose(["22"], home=exposer, on_event=heard, handler=echo, keep=True, tls=NO_TLS)
+        ) as exposure:
             await heard.code()
             assert exposure.server == "198.18.0.60:24531"
             hosts[:] = ["198.18.0.61"]
@@ -313,7 +325,7 @@ async def test_a_laptop_that_serves_itself_goes_on_at_its_new_address(
             exposure.new_code()
             await trio.sleep(5.0)
             codes = [event.code for event in heard if isinstance(event, CodeReady)]
-            async with tunnel.connect(codes[-1], server=listening.bind, home=connector, **world.options()) as link:
+            async with on(world.machine(), tunnel.connect(codes[-1], server=listening.bind, home=connector, tls=NO_TLS)) as link:
                 assert await shout(link, b"hello") == b"hello"
 
 
@@ -327,10 +339,10 @@ async def test_a_peer_that_is_connected_while_a_laptop_moves_finds_its_server_af
         return [Home(home).peers()[0].server for home in (exposer, connector)]
 
     async with a_world() as world:
-        hosts, options = world.laptop()
+        hosts, machine = world.laptop()
         async with (
-            tunnel.expose(["22"], home=exposer, name="home", on_event=heard, handler=echo, **options) as exposure,
-            tunnel.connect(await heard.code(), server="198.18.0.60", home=connector, **world.options()) as link,
+            on(machine, tunnel.expose(["22"], home=exposer, name="home", on_event=heard, handler=echo, tls=NO_TLS)) as exposure,
+            on(world.machine(), tunnel.connect(await heard.code(), server="198.18.0.60", home=connector, tls=NO_TLS)) as link,
         ):
             assert await shout(link, b"hello") == b"hello"
             await link.wait_direct()
@@ -346,13 +358,13 @@ async def test_a_peer_that_is_connected_while_a_laptop_moves_finds_its_server_af
                         await trio.sleep(0.5)
                 await trio.sleep(5.0)
                 assert await shout(link, b"still here") == b"still here"
-                async with tunnel.connect(peer="home", home=connector, **world.options()) as another:
+                async with on(world.machine(), tunnel.connect(peer="home", home=connector, tls=NO_TLS)) as another:
                     assert await shout(another, b"met anew") == b"met anew"
-        again, options = world.laptop()
+        again, machine = world.laptop()
         again[:] = hosts
         async with (
-            tunnel.expose(home=exposer, handler=echo, **options),
-            tunnel.connect(peer="home", home=connector, **world.options()) as link,
+            on(machine, tunnel.expose(home=exposer, handler=echo, tls=NO_TLS)),
+            on(world.machine(), tunnel.connect(peer="home", home=connector, tls=NO_TLS)) as link,
         ):
             assert await shout(link, b"after a restart") == b"after a restart"
 
@@ -415,17 +427,20 @@ async def test_a_peer_that_another_process_pairs_at_another_server_is_waited_for
     async with a_world() as world:
         await world.start(NEW)
         async with (
-            tunnel.expose(["22"], server=NEW, home=connector, name="friend", on_event=heard, handler=echo, **world.options()),
-            tunnel.connect(await heard.code(), server=NEW, home=exposer, name="home", **world.options()),
+            on(
+                world.machine(),
+                tunnel.expose(["22"], server=NEW, home=connector, name="friend", on_event=heard, handler=echo, tls=NO_TLS),
+            ),
+            on(world.machine(), tunnel.connect(await heard.code(), server=NEW, home=exposer, name="home", tls=NO_TLS)),
         ):
             await heard.wait(lambda event: isinstance(event, Paired))
         record = Home(exposer).peers()[0]
         Home(exposer).forget(record.name)
-        async with tunnel.expose(["22"], server=NAME, home=exposer, handler=echo, **world.options()):
+        async with on(world.machine(), tunnel.expose(["22"], server=NAME, home=exposer, handler=echo, tls=NO_TLS)):
             await trio.sleep(1.0)
             Home(exposer).save_peer(record)  # as a `connect` beside it does
             await trio.sleep(3.0)
-            async with tunnel.connect(peer="home", server=NEW, home=connector, **world.options()) as link:
+            async with on(world.machine(), tunnel.connect(peer="home", server=NEW, home=connector, tls=NO_TLS)) as link:
                 assert await shout(link, b"hello") == b"hello"
 
 
@@ -445,10 +460,10 @@ async def test_a_peer_whose_server_moves_all_the_time_is_followed_once_in_a_whil
 
     monkeypatch.setattr(Home, "update_peer", note)
     async with a_world() as world:
-        _hosts, options = world.laptop()
+        _hosts, machine = world.laptop()
         async with (
-            tunnel.expose(["22"], home=exposer, on_event=heard, handler=echo, **options),
-            tunnel.connect(await heard.code(), server="198.18.0.60", home=connector, **world.options()) as link,
+            on(machine, tunnel.expose(["22"], home=exposer, on_event=heard, handler=echo, tls=NO_TLS)),
+            on(world.machine(), tunnel.connect(await heard.code(), server="198.18.0.60", home=connector, tls=NO_TLS)) as link,
         ):
             assert await shout(link, b"hello") == b"hello"
             await link.wait_direct()

@@ -13,9 +13,9 @@ import pytest
 import trio
 
 import tunnel
-from tests.driver.meeting import Heard, echo, homes, shout
+from tests.driver.meeting import Heard, echo, homes, on, shout
 from tests.driver.tls import Certificate, Firewall, make_certificate
-from tunnel.config import TlsOptions, parse_server
+from tunnel.api.machine import Machine
 from tunnel.driver.events import PathReport, Trouble
 from tunnel.driver.rendezvous import RunningServer, TlsConfig, _Loop, serve
 from tunnel.errors import ServerUnreachableError
@@ -23,6 +23,7 @@ from tunnel.host.clock import boottime
 from tunnel.proto.rendezvous.client import Client
 from tunnel.proto.rendezvous.events import Lost
 from tunnel.proto.rendezvous.server import Server
+from tunnel.server_spec import TlsOptions, parse_server
 from tunnel.tls.client import dial
 from tunnel.units import ReceivedBatch, SocketId
 
@@ -49,8 +50,8 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.sleep(0.05)
 
 
-def behind(firewall: Firewall) -> dict[str, Any]:
-    return {"opener": firewall.open, "bind": ("127.0.0.1",), "hosts": lambda: ["127.0.0.1"]}
+def behind(firewall: Firewall) -> Machine:
+    return Machine(opener=firewall.open, bind=("127.0.0.1",), hosts=lambda: ["127.0.0.1"])
 
 
 async def test_two_peers_whose_networks_block_udp_meet_and_talk_over_tls(tmp_path: Path) -> None:
@@ -61,11 +62,9 @@ async def test_two_peers_whose_networks_block_udp_meet_and_talk_over_tls(tmp_pat
         async with a_tls_server(certificate) as (running, server, port):
             tls = TlsOptions(port, certificate.fingerprint)
             async with (
-                tunnel.expose(
-                    ["22"], server=server, home=exposer, on_event=heard, handler=echo, tls=tls, _seams=behind(Firewall())
-                ),
-                tunnel.connect(
-                    await heard.code(), server=server, home=connector, on_event=told, tls=tls, _seams=behind(Firewall())
+                on(behind(Firewall()), tunnel.expose(["22"], server=server, home=exposer, on_event=heard, handler=echo, tls=tls)),
+                on(
+                    behind(Firewall()), tunnel.connect(await heard.code(), server=server, home=connector, on_event=told, tls=tls)
                 ) as link,
             ):
                 assert await shout(link, b"hello" * 100_000) == b"hello" * 100_000
@@ -111,7 +110,7 @@ async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_
             tls = TlsOptions(port, certificate.fingerprint)
             async with (
                 tunnel.expose(["22"], server=server, home=exposer, on_event=heard, handler=echo),
-                tunnel.connect(await heard.code(), server=server, home=connector, tls=tls, _seams=behind(firewall)) as link,
+                on(behind(firewall), tunnel.connect(await heard.code(), server=server, home=connector, tls=tls)) as link,
             ):
                 assert await shout(link, b"x" * 300_000) == b"x" * 300_000
                 assert "TLS" in link.status().why
@@ -153,8 +152,9 @@ async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads
         async with a_tls_server(certificate) as (running, server, port):
             udp_port = parse_server(server)[1]
             tls = TlsOptions(port, certificate.fingerprint)
-            async with tunnel.expose(
-                ["22"], server=f"{name}:{udp_port}", home=tmp_path / "h", on_event=heard, tls=tls, _seams=behind(Firewall())
+            async with on(
+                behind(Firewall()),
+                tunnel.expose(["22"], server=f"{name}:{udp_port}", home=tmp_path / "h", on_event=heard, tls=tls),
             ):
                 await heard.code()
                 async with a_tls_server(certificate, "127.0.0.2", udp_port, port) as (moved, _, _):
@@ -177,6 +177,6 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_with_a_sentence(
             (TlsOptions(1, None), "Nothing listens at TCP port 1"),
         ):
             with trio.fail_after(15), pytest.raises(ServerUnreachableError, match=words):
-                async with tunnel.expose(["22"], server=server, home=tmp_path / "h", tls=tls, _seams=behind(Firewall())):
+                async with on(behind(Firewall()), tunnel.expose(["22"], server=server, home=tmp_path / "h", tls=tls)):
                     raise AssertionError
         assert running.counters().get("did_retry", 0) == 0  # not one datagram went over an unverified connection

@@ -22,7 +22,6 @@ from tests.driver.tls import make_certificate
 from tunnel.api.exposing import Exposure
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
-from tunnel.config import TlsOptions
 from tunnel.driver import doctor, lasting
 from tunnel.driver import tls as doors
 from tunnel.driver.endpoint import EndpointDriver
@@ -34,6 +33,7 @@ from tunnel.driver.tls import TlsDoors
 from tunnel.faults import Faults
 from tunnel.proto.endpoint import OpenTls
 from tunnel.proto.endpoint.diagnosis import Diagnosis
+from tunnel.server_spec import TlsOptions
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.tls.client import TlsSocket, dial

@@ -13,9 +13,7 @@ import msgspec
 import pytest
 
 from tests.style.source import ROOT, modules, project_files, reads
-from tunnel import config
 from tunnel.cli import main as cli
-from tunnel.config import Settings
 from tunnel.proto.connection import events
 from tunnel.proto.crypto import challenge, cookie, handshake
 from tunnel.proto.endpoint import peering
@@ -26,6 +24,8 @@ from tunnel.proto.packet import header
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.rendezvous import messages, relay, server
 from tunnel.proto.stream import flow
+from tunnel.settings import TABLE as SETTINGS
+from tunnel.settings import flag_of
 
 DOCUMENTS = [path for path in project_files() if path.suffix == ".md" and path.exists()]
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -208,15 +208,23 @@ def words_of(text: str) -> set[str]:
     return set(re.findall(r"\w+", text))
 
 
+def test_the_table_of_settings_in_the_readme_is_that_of_the_code() -> None:
+    def quoted(name: str | None) -> str:
+        return f"`{name}`" if name else ""
+
+    expected = [
+        f"| {quoted(key if row.is_in_file else None)} | {quoted(flag_of(key))} | {quoted(row.variable)} | {row.meaning} |"
+        for key, row in SETTINGS.items()
+    ]
+    section = read("README.md").split("### Settings", 1)[1].split("\n##", 1)[0]
+    assert [line for line in section.splitlines() if line.startswith("| ")][1:] == expected
+
+
 @pytest.mark.parametrize("where", ["README.md", "--help"])
-def test_every_setting_variable_and_event_is_listed(where: str) -> None:
+def test_every_variable_and_event_is_listed(where: str) -> None:
     text = read(where) if where.endswith(".md") else cli.PAGE + cli.REFERENCE
-    variables = {*config.VARIABLES.values(), "PTUNNEL_HOME"}
+    variables = {*(row.variable for row in SETTINGS.values() if row.variable), "PTUNNEL_HOME"}
     assert set(re.findall(r"\bPTUNNEL_[A-Z_]+\b", text)) == variables
-    settings = re.search(r"config\.toml[^;:]*? may hold(.*?)(?:\.|PTUNNEL)", text, re.DOTALL)
-    assert settings is not None
-    assert words_of(settings[1]) - {"and"} >= config.IN_FILE
-    assert words_of(settings[1]) & set(Settings.__dataclass_fields__) == config.IN_FILE
     listed = re.search(r"[`']event[`']\s+first(.*?)(?:\n\n|\n`serve`|People are)", text, re.DOTALL)
     assert listed is not None
     source = "".join(module.text for module in modules() if module.name != "tunnel.control.messages")

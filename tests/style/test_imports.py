@@ -12,25 +12,27 @@ from tests.style.source import ROOT, Import, Module, modules
 CORE = {"proto.wire", "proto.ranges", "proto.timers", "proto.trace", "proto.scope"}
 BASE = {"units", "errors", "notation"}
 WALLS = {"faults", *BASE}
+SETTINGS = {"settings", "server_spec"}
 
 #: room -> the rooms that it may import, besides itself.
 ARROWS: dict[str, set[str]] = {
-    "": {"api", "config", "driver", "events", "forward", "lan", *BASE},  # tunnel/__init__.py: the public API, re-exported
+    "": {"api", "server_spec", "driver", "events", "forward", "lan", *BASE},  # tunnel/__init__.py: the public API, re-exported
     "__main__": {"cli"},
     "events": {"driver"},  # public names
     "lan": {"api"},  # the same
-    "api": {"driver", "state", "host", "config", "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *WALLS},
-    "cli": {"api", "forward", "control", "driver", "state", "telemetry", "config", *WALLS},
+    "api": {"driver", "state", "host", *SETTINGS, "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *WALLS},
+    "cli": {"api", "forward", "control", "driver", "state", "telemetry", *SETTINGS, *WALLS},
     "control": {"driver", *WALLS},
     "forward": {"driver", "tun", "udp", "host", "proto.ip", "proto.lan", "proto.scope", *WALLS},
-    "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "config", *WALLS},
+    "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "server_spec", *WALLS},
     "udp": BASE,
     "tls": {"prefixes", *WALLS},
     "tun": WALLS,
     "faults": set(),
     "state": BASE,
     "host": BASE,
-    "config": BASE,
+    "settings": {"server_spec", "state", *BASE},
+    "server_spec": BASE,
     "telemetry": {"proto.trace", *BASE},
     "proto": BASE,
     "proto.endpoint": {
@@ -71,7 +73,8 @@ PACKAGES: dict[str, set[str]] = {
     "tun": {"trio", "pyroute2"},
     "state": {"platformdirs"},
     "host": {"ifaddr", "pyroute2", "trio"},
-    "config": {"platformdirs"},
+    "settings": {"msgspec"},
+    "server_spec": set(),
     "telemetry": {"prometheus_client"},
     "proto.crypto": {"cryptography"},
     "proto.pairing": {"spake2", "cryptography"},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.config import load, parse_server
 from tunnel.errors import ConfigurationError
+from tunnel.server_spec import parse_server
+from tunnel.settings import load
 
 
 @pytest.mark.parametrize("given", ["secret-of-sixteen", "secret-of-sixteen\n", "  secret-of-sixteen \r\n"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
@@ -12,8 +12,6 @@ from tunnel.driver.events import Event
 from tunnel.errors import ConfigurationError
 
 OnEvent: TypeAlias = Callable[[Event], None]
-#: Arguments of EndpointDriver that tests replace: opener, bind, hosts, clock.
-Seams: TypeAlias = "dict[str, Any] | None"
 
 SERVER_PATIENCE: Final = 10.0  # seconds for a server to answer for the first time; later silence is waited out
 
@@ -24,11 +22,6 @@ def require_trio() -> None:
         trio.lowlevel.current_task()
     except RuntimeError:
         raise ConfigurationError("The library runs under trio: trio.run(main).") from None
-
-
-def uses_own_network(seams: Seams) -> bool:
-    """False in tests that bring a network of their own, where no router is to be asked for anything."""
-    return "opener" not in (seams or {})
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

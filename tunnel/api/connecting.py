@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, require_trio, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, require_trio, single_error
 from tunnel.api.link import Link, LinkHandler
+from tunnel.api.machine import MACHINE
 from tunnel.api.moving import follow_place
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
-from tunnel.config import PathPolicy, TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer
 from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
@@ -22,6 +23,7 @@ from tunnel.driver.link import Link as DriverLink
 from tunnel.driver.reports import EndpointEvent, Troubled, closed_exception, to_event, to_exception
 from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
 from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose, split_server
+from tunnel.settings import GivenPeer, Settings
 from tunnel.state.peers import find
 
 
@@ -76,16 +78,11 @@ async def connect(
     code: str | None = None,
     *,
     peer: str | None = None,
-    server: str | None = None,
     home: Path | str | None = None,
-    path: PathPolicy | None = None,
-    name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
-    qlog: Path | str | None = None,
-    portmap: bool | None = None,
-    tls: TlsOptions | None = None,
-    _seams: Seams = None,
+    settings: Settings | None = None,
+    **given: Unpack[GivenPeer],
 ) -> AsyncIterator[Link]:
     """Connect by a pairing code, or to the remembered peer `peer` (the only one there is where none is named).
 
@@ -96,7 +93,7 @@ async def connect(
     `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
     `portmap`: ask the router to forward a port while this runs.
     `tls`: how servers are reached where UDP is blocked, unless their word says.
-    What is None is as the environment and config.toml say.
+    What is left out, or None, is as the environment and config.toml say; `settings` stands for all of these once resolved.
     A remembered peer that is not there is waited for: time-outs belong to the caller, around the entry.
     Raises ConfigurationError, StateError, PairingError, ServerUnreachableError, PeerError, UnreachableError.
     """
@@ -108,9 +105,9 @@ async def connect(
 
     if code is not None:
         code, place = split_server(code)
-        server = place or server
-    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls, qlog=qlog)
-    settings = store.settings
+        given["server"] = place or given.get("server")
+    store = HomeStore(home, not_saved, settings=settings, given=given)
+    settings, machine = store.settings, MACHINE.get()
     if code is not None:
         require_purpose(parse_code(code), Purpose.PORTS, settings.server or "HOST")
     target: KnownPeer | None = store.choose(peer) if code is None else None
@@ -132,12 +129,12 @@ async def connect(
         on_event=waiting.handle_event,
         on_link=waiting.handle_link,
         traces=store.traces(),
-        port_mapping=uses_own_network(_seams) and settings.wants_port_mapping,
+        port_mapping=machine.has_router and settings.wants_port_mapping,
         tls=settings.tls,
         memory=ways,
         faults=store.faults,
         link_type=Link,
-        **(_seams or {}),
+        **machine.options(),
     )
     waiting.driver = driver
     try:

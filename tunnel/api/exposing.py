@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, require_trio, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, require_trio, single_error
 from tunnel.api.granting import Granted, grant, readable, require_something_to_share, told
 from tunnel.api.link import Link, LinkHandler
+from tunnel.api.machine import MACHINE
 from tunnel.api.moving import tell_place
 from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
-from tunnel.config import PathPolicy, TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer
 from tunnel.driver.events import Event, Listening, Serving, Trouble
 from tunnel.driver.lasting import last
@@ -28,6 +28,7 @@ from tunnel.driver.servers import Lookup
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.host.machine import place_id
 from tunnel.proto.pairing.grants import GrantSet
+from tunnel.settings import GivenPeer, Settings
 
 
 class Exposure:
@@ -185,20 +186,15 @@ async def _serve_forwards(link: Link) -> None:
 async def expose(
     grants: Sequence[str] = (),
     *,
-    server: str | None = None,
     home: Path | str | None = None,
     keep: bool = False,
     to: Sequence[str] = (),
     only: bool = False,
-    path: PathPolicy | None = None,
-    name: str | None = None,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
-    qlog: Path | str | None = None,
-    portmap: bool | None = None,
-    tls: TlsOptions | None = None,
     pair: bool | None = None,
-    _seams: Seams = None,
+    settings: Settings | None = None,
+    **given: Unpack[GivenPeer],
 ) -> AsyncIterator[Exposure]:
     """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
 
@@ -213,7 +209,7 @@ async def expose(
     `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
     `portmap`: ask the router to forward a port while this runs, and one to the embedded server.
     `tls`: how servers are reached where UDP is blocked, unless their word says.
-    What is None is as the environment and config.toml say.
+    What is left out, or None, is as the environment and config.toml say; `settings` stands for all of these once resolved.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     require_trio()
@@ -223,9 +219,9 @@ async def expose(
         if on_event is not None:
             on_event(Trouble(code="not_saved", message=text))
 
-    store = HomeStore(home, not_saved, server=server, path=path, name=name, portmap=portmap, tls=tls, qlog=qlog)
-    settings = store.settings
-    maps_ports = uses_own_network(_seams) and settings.wants_port_mapping
+    store = HomeStore(home, not_saved, settings=settings, given=given)
+    settings, machine = store.settings, MACHINE.get()
+    maps_ports = machine.has_router and settings.wants_port_mapping
     wants_code = (bool(len(wanted)) if pair is None else pair) and not to
     if to and not len(wanted):
         raise ConfigurationError("Say what to expose to them: for example 'ptunnel expose 22 --to NAME'.")
@@ -246,9 +242,9 @@ async def expose(
             async with trio.open_nursery() as nursery:
                 exposure = Exposure(nursery, store, handler or _serve_forwards, on_event)
                 rendezvous = settings.server
-                ours = were_ours((peer.server for peer in peers), _seams)
+                ours = were_ours((peer.server for peer in peers), machine)
                 if rendezvous is None and (wants_code or ours):
-                    rendezvous = await embed(nursery, _seams, ours)
+                    rendezvous = await embed(nursery, machine, ours)
                     exposure.is_embedded = rendezvous is not None
                     if rendezvous is None and wants_code:
                         rendezvous = ours[0]
@@ -271,7 +267,7 @@ async def expose(
                     faults=store.faults,
                     place=lambda: place_id(store.home.path),
                     link_type=Link,
-                    **(_seams or {}),
+                    **machine.options(),
                 )
                 try:
                     await nursery.start(driver.run)
@@ -281,8 +277,8 @@ async def expose(
                         exposure._greeted.add(rendezvous)
                         if exposure.is_embedded:
                             exposure.places.add(rendezvous)
-                            exposure.find = lambda server: found_here(server, _seams, lambda _where: None)
-                        lookup = found_here(rendezvous, _seams, exposure._set_place) if exposure.is_embedded else None
+                            exposure.find = lambda server: found_here(server, machine, lambda _where: None)
+                        lookup = found_here(rendezvous, machine, exposure._set_place) if exposure.is_embedded else None
                         await _greet(driver, rendezvous, exposure, lookup, must_answer=wants_code, nursery=nursery)
                     exposure._greet(others)
                     nursery.start_soon(store.watch, exposure._set_peers)

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams, require_trio, single_error, uses_own_network
+from tunnel.api.common import SERVER_PATIENCE, OnEvent, require_trio, single_error
 from tunnel.api.lan_plane import (
     LanInterface,
     OpenInterface,
@@ -28,9 +28,9 @@ from tunnel.api.lan_plane import (
     require_host_interface,
 )
 from tunnel.api.lan_room import LanMember, LanRoom
+from tunnel.api.machine import MACHINE, Machine
 from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
 from tunnel.api.store import HomeStore
-from tunnel.config import PathPolicy, TlsOptions
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer
 from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
@@ -41,6 +41,7 @@ from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
 from tunnel.proto.lan.roster import decode_roster, invited_psk, make_label
 from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose
+from tunnel.settings import Given, Settings
 from tunnel.state.home import Home
 from tunnel.state.rooms import RoomLock, Rooms, SavedRoom
 
@@ -102,18 +103,15 @@ class Entry:
 class Options:
     """What create and join share."""
 
-    server: str | None
     home: Path | str | None
-    path: str | None
     member_name: str | None
     on_event: OnEvent | None
     interface: OpenInterface | None
     routes: TakenRoutes | None
     any_subnet: bool
-    qlog: Path | str | None
-    portmap: bool | None
-    tls: TlsOptions | None
-    seams: Seams
+    settings: Settings | None
+    given: Given
+    machine: Machine
 
 
 @asynccontextmanager
@@ -122,18 +120,14 @@ async def create(
     *,
     keep: bool = False,
     to: Sequence[str] = (),
-    server: str | None = None,
     home: Path | str | None = None,
-    path: PathPolicy | None = None,
     member_name: str | None = None,
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
-    qlog: Path | str | None = None,
-    portmap: bool | None = None,
-    tls: TlsOptions | None = None,
-    _seams: Seams = None,
+    settings: Settings | None = None,
+    **given: Unpack[Given],
 ) -> AsyncIterator[LanRoom]:
     """Make the room `name` (or open the one of that name that was kept) and let others in by a code: a CodeReady event.
 
@@ -146,8 +140,8 @@ async def create(
     """
     require_trio()
     options = Options(
-        server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, any_subnet=any_subnet, qlog=qlog, portmap=portmap, tls=tls, seams=_seams,
+        home=home, member_name=member_name, on_event=on_event, interface=interface,
+        routes=routes, any_subnet=any_subnet, settings=settings, given=given, machine=MACHINE.get(),
     )  # fmt: skip
     store = _open_store(options)
     room_name = make_label(name, "lan")
@@ -170,18 +164,14 @@ async def join(
     room: str | None = None,
     peer: str | None = None,
     keep: bool = False,
-    server: str | None = None,
     home: Path | str | None = None,
-    path: PathPolicy | None = None,
     member_name: str | None = None,
     on_event: OnEvent | None = None,
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
-    qlog: Path | str | None = None,
-    portmap: bool | None = None,
-    tls: TlsOptions | None = None,
-    _seams: Seams = None,
+    settings: Settings | None = None,
+    **given: Unpack[Given],
 ) -> AsyncIterator[LanRoom]:
     """Join by a code, or the room `room` that was kept, or the one to which the remembered peer `peer` has invited us.
 
@@ -193,8 +183,8 @@ async def join(
     if sum(each is not None for each in (code, room, peer)) != 1:
         raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
     options = Options(
-        server=server, home=home, path=path, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, any_subnet=any_subnet, qlog=qlog, portmap=portmap, tls=tls, seams=_seams,
+        home=home, member_name=member_name, on_event=on_event, interface=interface,
+        routes=routes, any_subnet=any_subnet, settings=settings, given=given, machine=MACHINE.get(),
     )  # fmt: skip
     store = _open_store(options)
     saved: SavedRoom | None = None
@@ -245,16 +235,13 @@ def _open_store(options: Options) -> HomeStore:
         if options.on_event is not None:
             options.on_event(Trouble(code="not_saved", message=text))
 
-    return HomeStore(
-        options.home, not_saved, server=options.server, path=options.path, name=options.member_name, portmap=options.portmap,
-        tls=options.tls, qlog=options.qlog,
-    )  # fmt: skip
+    return HomeStore(options.home, not_saved, settings=options.settings, given=options.given, name=options.member_name)
 
 
 @asynccontextmanager
 async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterator[LanRoom]:
-    seams, settings = options.seams, store.settings
-    maps_ports = uses_own_network(seams) and settings.wants_port_mapping
+    machine, settings = options.machine, store.settings
+    maps_ports = machine.has_router and settings.wants_port_mapping
     newcomers = NewcomerStore()
     member_name = store.name(entry.saved.member_name if entry.saved is not None else None)
     driver = EndpointDriver(
@@ -268,7 +255,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         port_mapping=maps_ports,
         tls=settings.tls,
         faults=store.faults,
-        **(seams or {}),
+        **machine.options(),
     )
     keeper = _Keeper(store, entry)
     interface: LanInterface | None = None
@@ -305,7 +292,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                         ("kept the networks of this machine from being watched", watch),
                     ):
                         nursery.start_soon(last, driver.faults, "room", what, task)
-                    lookup = found_here(rendezvous, seams, running._set_place) if is_embedded else None
+                    lookup = found_here(rendezvous, machine, running._set_place) if is_embedded else None
                     is_needed = is_embedded or (entry.saved is None and entry.peer is None)
                     if is_needed:
                         await driver.servers.add(rendezvous, lookup)
@@ -391,11 +378,11 @@ async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, op
         if found is None:
             raise ConfigurationError(NO_SERVER)
         return found, False
-    ours = were_ours([known], options.seams)
+    ours = were_ours([known], options.machine)
     found = settings.given_server or (known if not ours else None) or settings.server
     if found is not None:
         return found, False
-    embedded = await embed(nursery, options.seams, ours, has_guests=True)
+    embedded = await embed(nursery, options.machine, ours, has_guests=True)
     return (embedded, True) if embedded is not None else (ours[0], False)
 
 

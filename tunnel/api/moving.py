@@ -16,10 +16,10 @@ from typing import Final, Protocol
 import trio
 
 from tunnel.api.store import HomeStore
-from tunnel.config import parse_server
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.link import Link
 from tunnel.errors import ConfigurationError, StateError
+from tunnel.server_spec import parse_server
 from tunnel.units import Address, Seconds
 
 MOVE_PAUSE: Final = Seconds(10.0)  # between two moves of a peer's server that are followed: each is a write to the disk

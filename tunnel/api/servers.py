@@ -10,17 +10,17 @@ from typing import Final
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, Seams
-from tunnel.config import DEFAULT_PORT, parse_server
+from tunnel.api.common import SERVER_PATIENCE, OnEvent
+from tunnel.api.machine import Machine
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
-from tunnel.driver.places import machine_hosts
 from tunnel.driver.rendezvous import RunningServer, ServerConfig, serve
 from tunnel.driver.servers import Lookup
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.faults import Faults
 from tunnel.host.interfaces import source_address
+from tunnel.server_spec import DEFAULT_PORT, parse_server
 from tunnel.units import Address
 
 RESOLVE_AGAIN: Final = 30.0  # seconds before a server name that was unknown is looked up again
@@ -47,13 +47,13 @@ class OwnHosts:
         return host in self._hosts
 
 
-def found_here(server: str, seams: Seams, moved: Callable[[str], None]) -> Lookup:
+def found_here(server: str, machine: Machine, moved: Callable[[str], None]) -> Lookup:
     """Looks where our embedded server is reached now; `moved` hears of it when it is elsewhere than before."""
     port, told = parse_server(server, "server")[1], server
 
     async def look() -> list[Address]:
         nonlocal told
-        address = Address(_best_host((seams or {}).get("hosts", machine_hosts)()), port)
+        address = Address(_best_host(machine.look()), port)
         if address.host not in LOOPBACK and str(address) != told:
             told = str(address)
             moved(told)
@@ -69,17 +69,15 @@ def _best_host(hosts: Iterable[str]) -> str:
     return best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
 
 
-async def embed(nursery: trio.Nursery, seams: Seams, before: Sequence[str], *, has_guests: bool = False) -> str | None:
+async def embed(nursery: trio.Nursery, machine: Machine, before: Sequence[str], *, has_guests: bool = False) -> str | None:
     """A server of our own on the LAN, for our own codes and peers.  Returns host:port as others reach it.
 
     `before` are servers that peers remember.  One of them that was ours is opened again, at the port they know; None when that
     port is taken, which is then a server of its own.  `has_guests`: whoever was led to us may wait there for others too.
     """
-    options = seams or {}
-    look: Callable[[], Iterable[str]] = options.get("hosts", machine_hosts)
-    hosts = list(look())
-    own = ServerConfig(own_hosts=OwnHosts(look), has_guests=has_guests)
-    extra = {key: options[key] for key in ("opener", "clock") if key in options}
+    hosts = list(machine.look())
+    own = ServerConfig(own_hosts=OwnHosts(machine.look), has_guests=has_guests)
+    extra = machine.options("opener", "clock")
 
     async def run(port: int, *, task_status: trio.TaskStatus[RunningServer]) -> None:
         await serve([("0.0.0.0", port)], config=own, task_status=task_status, **extra)
@@ -144,9 +142,9 @@ async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent, lookup: L
             return
 
 
-def were_ours(servers: Iterable[str | None], seams: Seams) -> list[str]:
+def were_ours(servers: Iterable[str | None], machine: Machine) -> list[str]:
     """Those that stood on this machine: embedded ones of an earlier run."""
-    hosts = set((seams or {}).get("hosts", machine_hosts)())
+    hosts = set(machine.look())
     found = set()
     for server in servers:
         with suppress(ConfigurationError):  # remembered by an older version, which read anything

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tunnel.config import TlsOptions, load
 from tunnel.driver.endpoint import KnownPeer, Traces
 from tunnel.driver.vocabulary import KeptPsk
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.faults import Faults
 from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.pairing.identity import sanitise_name
+from tunnel.settings import Given, GivenPeer, Settings, load_given
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SEEN_AFTER: Final = 1.0  # seconds
 WATCH_INTERVAL: Final = 0.4  # seconds between looks at the peers' file: `peers forget` cuts live streams within one
-_ON_OR_OFF: Final = {None: None, True: "on", False: "off"}
 
 
 @cache
@@ -61,23 +60,18 @@ class HomeStore:
         home: Path | str | None,
         not_saved: Callable[[str], None],
         *,
-        server: str | None = None,
-        path: str | None = None,
+        settings: Settings | None = None,
+        given: Given | GivenPeer | None = None,
         name: str | None = None,
-        portmap: bool | None = None,
-        tls: TlsOptions | None = None,
-        qlog: Path | str | None = None,
     ) -> None:
         """`not_saved` is told, in one sentence, why a new peer will not be remembered.
 
-        The others are what the caller of the library has said; None: as the environment and config.toml say.
-        Raises ConfigurationError, StateError.
+        `settings` are those that the command line has resolved, `given` what the caller of the library has said instead.
+        `name` goes before the name by which we are remembered.  Raises ConfigurationError, StateError.
         """
         self.not_saved = not_saved
         self.home = Home(home)
-        given = {"server": server or None, "path": path, "name": name or None, "portmap": _ON_OR_OFF[portmap]}
-        given["qlog"] = None if qlog is None else str(qlog)
-        self.settings = load(self.home.config(), os.environ, prefix="", tls=tls, **given)
+        self.settings = settings or load_given(self.home.config(), os.environ, given or {})
         self.faults = Faults(keep=self.home.keep_report)
         self._given_name = name
         self._stamp = self.home.peers_stamp()

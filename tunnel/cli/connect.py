@@ -25,12 +25,13 @@ from tunnel.notation import also
 if TYPE_CHECKING:
     import trio
 
+    from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
-    from tunnel.config import Settings
     from tunnel.driver.events import Event
     from tunnel.driver.link import Link, Shares
     from tunnel.forward.serve import Listeners
+    from tunnel.settings import Settings
     from tunnel.state.home import Home
 
 
@@ -65,8 +66,7 @@ MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that
 def command(
     peer: str | None, more: tuple[str, ...], forwards: tuple[str, ...], stdio: str | None, is_new: bool,
     timeout: float | None, is_once: bool,
-    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
-    tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
+    flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Reach a peer.  Without PEER it is the only remembered one; with several you are asked which, with none for a code.
 
@@ -91,9 +91,7 @@ def command(
     target = None if stdio is None else parse_target(stdio)
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
-    settings = load_settings(
-        home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
-    )
+    settings = load_settings(home, flags)
     settings, last = with_last_server(home, settings)
     from tunnel.cli.running import run
     from tunnel.driver.vocabulary import raise_descriptor_limit
@@ -247,9 +245,7 @@ class Connecting:
         settings, whom = self._settings, f"'{self._peer}'" if self._peer else "the other side"
         with trio.CancelScope(deadline=deadline) as limit:
             async with connect(
-                self._code, peer=self._peer, server=settings.given_server if self._peer else settings.server,
-                home=self._home.path, path=settings.path, name=settings.name, on_event=self._handle,
-                qlog=settings.qlog, portmap=settings.portmap == "on", tls=settings.tls,
+                self._code, peer=self._peer, home=self._home.path, on_event=self._handle, settings=settings,
             ) as link:  # fmt: skip
                 limit.deadline = math.inf
                 try:

@@ -10,8 +10,9 @@ from tunnel.cli.options import common, complete_peer, load_settings, open_home, 
 from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
-    from tunnel.config import TlsOptions
+    from tunnel.cli.options import Flags
     from tunnel.driver.doctor import Examination
+    from tunnel.server_spec import TlsOptions
     from tunnel.state.home import Home
 
 MEET_S: Final = 15.0  # seconds to meet a peer to whom no running command has a link
@@ -24,9 +25,7 @@ DIRECT_S: Final = 10.0  # seconds for a direct path to be found then
 @click.option("--server", metavar="HOST[:PORT]", help="Whom to ask; else PEER's server, or the configured one.")
 @tls
 @common
-def command(
-    peer: str | None, server: str | None, tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int
-) -> int:
+def command(peer: str | None, server: str | None, flags: Flags, is_json: bool, verbose: int) -> int:
     """Examine this network, and with PEER the path to it; some five seconds.
 
     A rendezvous server is asked what it sees of this machine: how the router maps and filters, over IPv4 and IPv6,
@@ -44,7 +43,7 @@ def command(
     from tunnel.cli.running import run
 
     home = open_home()
-    options = load_settings(home, server=server, tls_port=tls_port, tls_fingerprint=tls_fingerprint).tls
+    options = load_settings(home, {**flags, "server": server}).tls
     return run(lambda _ending: _doctor(home, peer, server, options, is_json))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tunnel.api.lan_command import CommandNetwork
     from tunnel.cli.lan import Playing
+    from tunnel.cli.options import Flags
 
 #: What ends us before the command runs, and is passed on to it afterwards; Ctrl-C reaches it by itself.
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -35,8 +36,7 @@ PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if has
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
 def command(
     room: str | None, peer: str | None, keep: bool, member_name: str | None, words: tuple[str, ...],
-    server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
-    tls_fingerprint: str | None, is_json: bool, verbose: int,
+    flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run COMMAND as a member of a room, without root: the room is its only network.  Its exit code is passed on.
 
@@ -56,10 +56,7 @@ def command(
     from tunnel.errors import ConfigurationError
 
     home = open_home()
-    settings = load_settings(
-        home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
-        tls_fingerprint=tls_fingerprint,
-    )  # fmt: skip
+    settings = load_settings(home, {**flags, "name": member_name})
     inside = CommandNetwork(words)
     try:
         inside.require()

@@ -16,13 +16,14 @@ from tunnel.notation import also
 
 if TYPE_CHECKING:
     from tunnel.api import Exposure
+    from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
-    from tunnel.config import Settings
     from tunnel.driver.events import Event, Serving
     from tunnel.driver.link import Link, Share
     from tunnel.driver.vocabulary import Grant
     from tunnel.forward.counters import ForwardCounters
+    from tunnel.settings import Settings
     from tunnel.state.home import Home
 
 #: Ports that an ordinary user may not listen on -> what people take instead; any other gets 10,000 added.
@@ -43,8 +44,7 @@ LABEL: Final = 32  # columns of what stands before the command and the code
 @common
 def command(
     grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool, has_picture: bool,
-    server: str | None, path: str | None, name: str | None, portmap: str | None, qlog: str | None,
-    tls_port: str | None, tls_fingerprint: str | None, is_json: bool, verbose: int,
+    flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Let a peer reach ports of this machine, and nothing else.  Prints a code that works once; without PORT, serves the
     remembered peers with what they were given before.
@@ -73,9 +73,7 @@ def command(
     if keep and (to or not grants):
         raise ConfigurationError("--keep makes codes for new peers: it goes with ports to share, and without --to.")
     home = open_home()
-    settings = load_settings(
-        home, server=server, path=path, name=name, portmap=portmap, qlog=qlog, tls_port=tls_port, tls_fingerprint=tls_fingerprint
-    )
+    settings = load_settings(home, flags)
     settings, last = with_last_server(home, settings)
     if last and grants and not to and not is_json:
         click.echo(last, err=True)
@@ -192,9 +190,8 @@ class Exposing:
             serve_control(self._home.run_dir, process),  # first: what fails has granted nothing
             self._output.live(self._lines),
             expose(
-                self._texts, server=settings.server, home=self._home.path, keep=self._keep, to=self._to, only=self._only,
-                path=settings.path, name=settings.name, on_event=self._handle, handler=self._serve_link,
-                qlog=settings.qlog, portmap=settings.portmap == "on", tls=settings.tls,
+                self._texts, home=self._home.path, keep=self._keep, to=self._to, only=self._only,
+                on_event=self._handle, handler=self._serve_link, settings=settings,
             ) as exposure,
             trio.open_nursery() as nursery,
         ):  # fmt: skip
@@ -372,7 +369,7 @@ def all_in_one(code: str, server: str, grants: Sequence[Grant]) -> str:
 
 
 def short_server(server: str) -> str:
-    from tunnel.config import DEFAULT_PORT
+    from tunnel.server_spec import DEFAULT_PORT
 
     short = server.removesuffix(f":{DEFAULT_PORT}")
     return f"'{server}'" if "[" in server else short if ":" not in short else server

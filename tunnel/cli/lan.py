@@ -26,10 +26,11 @@ from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
     from tunnel.api.lan import LanRoom
+    from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
-    from tunnel.config import Settings
     from tunnel.driver.events import Event, MemberReport
+    from tunnel.settings import Settings
     from tunnel.state.home import Home
 
 AS = click.option(
@@ -79,8 +80,7 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
 @common
 def create_command(
     room: str | None, name: str | None, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool,
-    server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
-    tls_fingerprint: str | None, is_json: bool, verbose: int,
+    flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Open a room and let others in: prints a code that is good for all of them, as long as this runs.
 
@@ -91,18 +91,16 @@ def create_command(
     from tunnel.state.rooms import Rooms
 
     home = open_home()
-    settings = load_settings(
-        home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
-        tls_fingerprint=tls_fingerprint,
-    )  # fmt: skip
+    settings = load_settings(home, {**flags, "name": member_name})
     for each in to:
         home.peer(each)
     name = room_name(room, name)
     require_interface()
-    settings, last = with_last_server(home, settings)
-    if last and name not in Rooms(home).names():
-        click.echo(last, err=True)
-        settings = replace(settings, is_server_given=True)
+    if name not in Rooms(home).names():
+        settings, last = with_last_server(home, settings)
+        if last:
+            click.echo(last, err=True)
+            settings = replace(settings, is_server_given=True)
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
     enter = partial(lan.create, name, keep=keep, to=to, **arguments)
     return _run(home, settings, is_json, verbose, enter, is_kept=keep)
@@ -120,17 +118,13 @@ def create_command(
 @common
 def join_command(
     room: str | None, keep: bool, peer: str | None, member_name: str | None, any_subnet: bool,
-    server: str | None, path: str | None, portmap: str | None, qlog: str | None, tls_port: str | None,
-    tls_fingerprint: str | None, is_json: bool, verbose: int,
+    flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Join a room: by its code, by the name under which it was kept, or without either as a remembered peer (--peer)."""
     from tunnel.api import lan
 
     home = open_home()
-    settings = load_settings(
-        home, server=server, path=path, name=member_name, portmap=portmap, qlog=qlog, tls_port=tls_port,
-        tls_fingerprint=tls_fingerprint,
-    )  # fmt: skip
+    settings = load_settings(home, {**flags, "name": member_name})
     require_interface()
     way, settings = enter_by(home, settings, room, peer)
     arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
@@ -231,10 +225,10 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
 
 def enter_by(home: Home, settings: Settings, given: str | None, peer: str | None) -> tuple[dict[str, Any], Settings]:
     """As `choose`; a code is good at the server that it carries, else where it was said, else where we were last time."""
-    settings, last = with_last_server(home, settings)
-    way = choose(home, settings, given, peer)
+    with_last, last = with_last_server(home, settings)
+    way = choose(home, with_last, given, peer)
     if "code" in way:
-        way["code"], settings = with_server_of(way["code"], settings)
+        way["code"], settings = with_server_of(way["code"], with_last)
         if last and not settings.is_server_given:
             click.echo(last, err=True)
             settings = replace(settings, is_server_given=True)
@@ -287,12 +281,8 @@ def shared(home: Home, settings: Settings, member_name: str | None) -> dict[str,
     """Arguments of create and join."""
     return {
         "home": home.path,
-        "server": settings.given_server,  # else the one that was kept, else the configured one
-        "path": settings.path,
         "member_name": member_name,  # else as it was kept, else as configured
-        "qlog": settings.qlog,
-        "portmap": settings.portmap == "on",
-        "tls": settings.tls,
+        "settings": settings,
     }
 
 

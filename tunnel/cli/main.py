@@ -29,6 +29,8 @@ from tunnel.errors import (
     TunnelError,
     UnreachableError,
 )
+from tunnel.settings import TABLE as TABLE_OF_SETTINGS
+from tunnel.settings import flag_of, take_secrets
 
 logger = logging.getLogger("ptunnel")
 
@@ -101,7 +103,7 @@ MORE EXAMPLES
   ptunnel peers forget friend                 everything, and the peer is a stranger again
 """
 
-REFERENCE: Final = """
+_TEXT: Final = """
 \b
 Exit codes:
     0  done, or ended as asked (also by SIGTERM)
@@ -115,16 +117,11 @@ Exit codes:
     8  another process does this already
   130  interrupted by Ctrl-C
 \b
-Environment:
-  PTUNNEL_SERVER   stands in for --server: HOST or HOST:PORT (24531)
-  PTUNNEL_CODE     stands in for the code, so that it need not be on a command line
-  PTUNNEL_HOME     the directory of identity, peers and config.toml; ~/.local/state/ptunnel
-                   on Linux unless said ('ptunnel doctor' shows it); config.toml may hold
-                   server, name, path, access_token, portmap, qlog, tls_port, tls_fingerprint
-  PTUNNEL_ACCESS_TOKEN   what a server with --access asks for
-  PTUNNEL_PORTMAP  on, or off as --no-portmap says
-  PTUNNEL_QLOG     stands in for --qlog
-  PTUNNEL_TLS_PORT, PTUNNEL_TLS_FINGERPRINT   stand in for --tls-port and --tls-fingerprint
+Settings: a flag goes before its variable, and this before config.toml in PTUNNEL_HOME.
+SETTINGS
+  PTUNNEL_HOME
+      the directory of identity, peers and config.toml; ~/.local/state/ptunnel on Linux
+      unless said ('ptunnel doctor' shows it)
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, 'event' first:
   listening, code, paired, serving, shared, path, forward, member, closed, warning while something
@@ -138,6 +135,19 @@ Completion by the shell, of commands, options and peers' names:
   zsh    eval "$(_PTUNNEL_COMPLETE=zsh_source ptunnel)"
   fish   _PTUNNEL_COMPLETE=fish_source ptunnel | source
 """
+
+
+def _settings() -> str:
+    """Every setting with its names and its meaning, and an indented line for each."""
+    lines = []
+    for key, row in TABLE_OF_SETTINGS.items():
+        where = f"{key} in config.toml" if row.is_in_file else None
+        lines.append("  " + ", ".join(each for each in (flag_of(key), row.variable, where) if each))
+        lines.append("      " + row.meaning)
+    return "\n".join(lines)
+
+
+REFERENCE: Final = _TEXT.replace("SETTINGS", _settings())
 
 
 class Commands(click.Group):
@@ -207,8 +217,6 @@ def version_line() -> str:
 
 def main() -> None:
     """The program."""
-    from tunnel.config import take_secrets
-
     take_secrets(os.environ)
     voices = voice.install()
     code = run(sys.argv[1:])

@@ -8,9 +8,9 @@ from tunnel.cli.options import with_server_of
 from tunnel.errors import ConfigurationError, TunnelError
 
 if TYPE_CHECKING:
-    from tunnel.config import Settings
     from tunnel.forward.serve import Listeners
     from tunnel.forward.spec import Forward
+    from tunnel.settings import Settings
     from tunnel.state.home import Home
 
 ASK_PATIENCE: Final = 2.0  # seconds for other processes to say what they forward

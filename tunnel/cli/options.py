@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import click
 
+from tunnel.settings import TABLE, Kind, Settings, choices_of, flag_of, load
+
 if TYPE_CHECKING:
-    from tunnel.config import Settings
     from tunnel.state.home import Home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Flags: TypeAlias = Mapping[str, str | None]  # setting -> what its flag says
 
 
 def common(function: Function) -> Function:
@@ -25,46 +28,43 @@ def common(function: Function) -> Function:
     )(function)
 
 
-def network(function: Function) -> Function:
-    """What everything shares that meets peers."""
-    for option in (
-        click.option(
-            "--path",
-            type=click.Choice(["auto", "direct", "relay"]),
-            help="Which paths may be used; the stricter of both sides wins. With relay the other side never learns this address.",
-        ),
-        click.option(
-            "--qlog", metavar="DIR", help="Write a trace of each connection into this folder (qlog, for qvis and others)."
-        ),
-        click.option(
-            "--no-portmap", "portmap", flag_value="off", help="Do not ask the router to forward a port to this program."
-        ),
-        click.option(
-            "--server",
-            metavar="HOST[:PORT]",
-            help="The rendezvous server, or 'none'. Also PTUNNEL_SERVER or config.toml; else the one of last time.",
-        ),
-    ):
-        function = option(function)
-    return tls(function)
-
-
 def tls(function: Function) -> Function:
-    """How a server is reached where UDP is blocked."""
-    function = click.option(
-        "--tls-fingerprint",
-        metavar="SHA256",
-        help="The server's certificate, as 'ptunnel serve' prints it; without it public authorities vouch for its name.",
-    )(function)
-    return click.option(
-        "--tls-port", metavar="PORT|off", help="TCP port of the server for networks that block UDP; 443 unless said."
-    )(function)
+    """The settings of a command that asks a server."""
+    return _with_settings(function, "tls")
+
+
+def network(function: Function) -> Function:
+    """The settings of a command that meets peers."""
+    return _with_settings(function, "tls", "network")
 
 
 def meeting(function: Function) -> Function:
-    """What `expose` and `connect` share."""
-    named = click.option("--name", metavar="NAME", help="How to introduce this machine to a new peer; its host name unless said.")
-    return network(named(function))
+    """The settings of a command that introduces this machine to new peers."""
+    return _with_settings(function, "tls", "network", "peer")
+
+
+def _with_settings(function: Function, *kinds: Kind) -> Function:
+    """A flag for each setting of these kinds; the command is called with `flags`, for load_settings."""
+    rows = {key: row for key, row in TABLE.items() if row.kind in kinds}
+
+    @wraps(function)
+    def command(**arguments: Any) -> Any:
+        flags = {key: arguments.pop(key) for key in rows}
+        return function(flags=flags, **arguments)
+
+    wrapped = cast("Function", command)
+    for key, row in reversed(rows.items()):
+        choices = choices_of(key)
+        wrapped = click.option(
+            flag_of(key) or "",
+            key,
+            flag_value=row.flag_value,
+            is_flag=row.flag_value is not None,
+            type=click.Choice(choices) if choices and row.flag_value is None else None,
+            metavar=row.metavar,
+            help=row.help,
+        )(wrapped)
+    return wrapped
 
 
 def _start_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> int:
@@ -81,11 +81,9 @@ def open_home() -> Home:
     return Home()
 
 
-def load_settings(home: Home, **flags: str | None) -> Settings:
+def load_settings(home: Home, flags: Flags | None = None) -> Settings:
     """Raises ConfigurationError, StateError."""
-    from tunnel.config import load
-
-    return load(home.config(), os.environ, prefix="--", tls=None, **flags)
+    return load(home.config(), os.environ, flags)
 
 
 def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
@@ -95,11 +93,12 @@ def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
     """
     if settings.server is not None or settings.is_server_refused:
         return settings, ""
+    from tunnel.api.machine import Machine
     from tunnel.api.servers import were_ours
 
     peers = sorted(home.peers(), key=lambda peer: -peer.last_seen)
     servers = [peer.server for peer in peers if peer.server]
-    ours = set(were_ours(servers, None))
+    ours = set(were_ours(servers, Machine()))
     last = next((server for server in servers if server not in ours), None)
     if last is None:
         return settings, ""
@@ -108,8 +107,8 @@ def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
 
 def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Settings]:
     """The code alone, and the settings with the server that it carries.  Raises ConfigurationError."""
-    from tunnel.config import parse_server, with_tls_options
     from tunnel.driver.vocabulary import split_server
+    from tunnel.server_spec import parse_server, with_tls_options
 
     if code is None:
         return None, settings

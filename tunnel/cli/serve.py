@@ -51,10 +51,10 @@ def command(
     """
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
-    from tunnel.config import DEFAULT_PORT, split_host_port
     from tunnel.driver.rendezvous import DEFAULT_LISTEN, ServerConfig, TlsConfig, read_access_file
     from tunnel.driver.vocabulary import raise_descriptor_limit
     from tunnel.errors import ConfigurationError
+    from tunnel.server_spec import DEFAULT_PORT, split_host_port
 
     places = [split_host_port(_address(text), "--listen", DEFAULT_PORT) for text in listen] or list(DEFAULT_LISTEN)
     options: dict[str, Any] = {"open_directory": open_directory}

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import trio
 
-from tunnel.config import TlsOptions, parse_server, tls_options
 from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
 from tunnel.driver.sockets import OpenSocket
 from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError, UntrustedServerError
@@ -31,6 +30,7 @@ from tunnel.proto.endpoint.diagnosis import (
     prospects,
 )
 from tunnel.proto.rendezvous import messages
+from tunnel.server_spec import TlsOptions, parse_server, tls_options
 from tunnel.tls.client import TlsSocket, dial
 from tunnel.udp.socket import UdpSocket, open_socket
 from tunnel.units import Address, SocketId

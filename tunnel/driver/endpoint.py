@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 import trio
 
-from tunnel.config import TlsOptions, tls_options
 from tunnel.driver.copies import Copies
 from tunnel.driver.drizzle import DRIZZLE_PAUSE, Drizzle
 from tunnel.driver.lasting import last
@@ -61,6 +60,7 @@ from tunnel.proto.endpoint import (
     preferred_aeads,
 )
 from tunnel.proto.trace import Traces
+from tunnel.server_spec import TlsOptions, tls_options
 from tunnel.tls.client import TlsSocket
 from tunnel.udp.socket import UdpSocket
 from tunnel.units import Address, Instant, Seconds, SocketId

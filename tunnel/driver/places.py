@@ -6,9 +6,9 @@ from typing import Final
 
 import trio
 
-from tunnel.config import parse_server
 from tunnel.errors import ServerUnreachableError
 from tunnel.host.interfaces import local_addresses, source_address
+from tunnel.server_spec import parse_server
 from tunnel.units import Address
 
 ADDRESSES_A_FAMILY: Final = 4  # of a name that are tried at once: of one server, or of servers that know nothing of each other

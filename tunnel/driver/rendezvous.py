@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol, cast
 
 import trio
 
-from tunnel.config import DEFAULT_PORT, DEFAULT_TLS_PORT
 from tunnel.driver.lasting import last
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
@@ -27,6 +26,7 @@ from tunnel.proto.rendezvous.relay import CHANNEL_BYTE
 from tunnel.proto.rendezvous.server import Server
 from tunnel.proto.rendezvous.stun import ServerSocket
 from tunnel.proto.trace import Trace
+from tunnel.server_spec import DEFAULT_PORT, DEFAULT_TLS_PORT
 from tunnel.tls.guests import GuestBook
 from tunnel.tls.queue import Budget
 from tunnel.tls.server import ServerCertificate, TlsListener

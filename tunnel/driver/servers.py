@@ -10,10 +10,10 @@ from typing import Final, TypeAlias
 
 import trio
 
-from tunnel.config import TlsOptions, parse_server
 from tunnel.driver.places import resolve_server
 from tunnel.errors import ServerUnreachableError
 from tunnel.proto.endpoint import Endpoint
+from tunnel.server_spec import TlsOptions, parse_server
 from tunnel.units import Address, Instant
 
 FIRST_LOOK: Final = 2.0  # seconds after which the name of a server that does not answer is looked up again, doubled each time ...

@@ -7,10 +7,10 @@ from typing import Final
 
 import trio
 
-from tunnel.config import TlsOptions, parse_server
 from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults, Wall
 from tunnel.proto.endpoint import CloseTls, OpenTls
+from tunnel.server_spec import TlsOptions, parse_server
 from tunnel.tls.client import TlsSocket, dial
 from tunnel.udp.socket import UdpSocket
 from tunnel.units import Address, SocketId

@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
 from tunnel.state import ways as way_rules
+from tunnel.state.config_file import ConfigFile, read_config
 from tunnel.state.documents import BadContent, damaged, encode_bytes, field_bytes, read_document, write_document
 from tunnel.state.files import (
     INCAPABLE,
@@ -254,16 +254,10 @@ class Home:
 
     # -- how we are set up
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> ConfigFile:
         """config.toml as written by the user; empty when there is none.  Raises StateError with the line."""
         data = read_private(self._config_path)
-        if data is None:
-            return {}
-        try:
-            return tomllib.loads(data.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            reason = str(error).partition("\n")[0] if isinstance(error, tomllib.TOMLDecodeError) else "it is not UTF-8 text"
-            raise StateError(f"{self._config_path} is not valid TOML: {reason}.") from None
+        return ConfigFile({}) if data is None else read_config(data, str(self._config_path))
 
     # -- what went wrong
 

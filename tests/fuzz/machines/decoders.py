@@ -12,7 +12,6 @@ from tests.fuzz.test_crypto_decoders import GENUINE, HERE
 from tests.fuzz.test_lan_fuzz import STATE
 from tests.unit.ip.packets import Flow
 from tunnel.cli.expose import forwards_for, other_command
-from tunnel.config import load, parse_server
 from tunnel.control import messages as control
 from tunnel.errors import ConfigurationError, MalformedPacket, PeerError
 from tunnel.forward import open as opening
@@ -43,6 +42,8 @@ from tunnel.proto.pairing.grants import GrantSet
 from tunnel.proto.pairing.identity import sanitise_name
 from tunnel.proto.rendezvous import messages as m
 from tunnel.proto.rendezvous.access import AccessList
+from tunnel.server_spec import parse_server
+from tunnel.settings import load
 from tunnel.tls.framing import MAX_FRAME, FrameReader
 from tunnel.units import Address, SocketId
 

@@ -24,7 +24,6 @@ from tunnel.cli.main import COMMANDS, TABLE, group, report, run
 from tunnel.cli.render import Output, columns, duration, listing, path_line, size
 from tunnel.cli.running import ending_signals
 from tunnel.cli.status import no_process
-from tunnel.config import Settings, load, parse_server
 from tunnel.driver.vocabulary import GrantSet
 from tunnel.errors import (
     AlreadyRunningError,
@@ -36,6 +35,8 @@ from tunnel.errors import (
     StateError,
     UnreachableError,
 )
+from tunnel.server_spec import parse_server
+from tunnel.settings import Settings, load
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]
@@ -229,7 +230,7 @@ def test_flags_go_before_the_environment_and_that_before_the_file() -> None:
     file = {"server": "file.example.net", "path": "relay"}
     assert load(file, {}).server == "file.example.net"
     assert load(file, {"PTUNNEL_SERVER": "env.example.net"}).server == "env.example.net"
-    settings = load(file, {"PTUNNEL_SERVER": "env.example.net"}, server="flag.example.net", path=None)
+    settings = load(file, {"PTUNNEL_SERVER": "env.example.net"}, {"server": "flag.example.net", "path": None})
     assert (settings.server, settings.given_server, settings.path) == ("flag.example.net", "flag.example.net", "relay")
     assert load(file, {}).given_server is None
 

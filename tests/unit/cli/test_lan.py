@@ -14,9 +14,9 @@ from tunnel.cli.lan import Playing, choose, table
 from tunnel.cli.main import group, run
 from tunnel.cli.render import Output
 from tunnel.cli.status import page
-from tunnel.config import Settings
 from tunnel.driver.events import CodeReady, MemberReport
 from tunnel.errors import ConfigurationError
+from tunnel.settings import Settings
 from tunnel.state.home import Home
 from tunnel.state.rooms import Rooms, SavedRoom
 from tunnel.tun import inside

@@ -32,7 +32,7 @@ def test_a_server_that_is_said_or_refused_stays_so(home: Path, remember: Remembe
     remember("anna", server="rv.example.net")
     state = Home(home)
     for word, server in (("other.example.net", "other.example.net"), ("none", None), ("None", None)):
-        settings, said = with_last_server(state, load_settings(state, server=word))
+        settings, said = with_last_server(state, load_settings(state, {"server": word}))
         assert (settings.server, said) == (server, "")
 
 
@@ -52,7 +52,7 @@ def test_a_code_may_carry_its_server(home: Path) -> None:
     text = "731-taxi-suffer@rv.example.net:5000"
     assert looks_like_code(text)
     assert parse_code(text) == parse_code("731-taxi-suffer")
-    code, settings = with_server_of(text, load_settings(Home(home), server="other.example.net"))
+    code, settings = with_server_of(text, load_settings(Home(home), {"server": "other.example.net"}))
     assert (code, settings.given_server) == ("731-taxi-suffer", "rv.example.net:5000")
     assert split_server("731-taxi-suffer") == ("731-taxi-suffer", None)
     assert split_server("731-taxi-suffer@ ") == ("731-taxi-suffer", None)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.config import Settings, TlsOptions, load, make_tls_options, parse_server, tls_options, with_tls_options
 from tunnel.errors import ConfigurationError
+from tunnel.server_spec import (
+    TlsOptions,
+    parse_server,
+    read_fingerprint,
+    read_tls_port,
+    tls_options,
+    with_tls_options,
+)
+from tunnel.settings import Settings, load
 
 PIN = "0123456789abcdef" * 4
 COLONS = ":".join(PIN[at : at + 2] for at in range(0, 64, 2)).upper()
@@ -19,19 +27,19 @@ def test_nothing_said_means_port_443_and_public_authorities() -> None:
 
 @pytest.mark.parametrize("text", [PIN, PIN.upper(), COLONS, f"SHA256:{PIN}", f" {PIN} "])
 def test_a_fingerprint_is_read_however_it_is_printed(text: str) -> None:
-    assert make_tls_options("8443", text) == (8443, PIN)
+    assert read_fingerprint(text) == PIN
 
 
 @pytest.mark.parametrize("text", ["", "ab", PIN[:-1], PIN + "0", PIN[:-1] + "g", "SHA256:"])
 def test_what_is_no_fingerprint_is_one_sentence(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--tls-fingerprint is the SHA-256"):
-        make_tls_options(None, text)
+        read_fingerprint(text)
 
 
 @pytest.mark.parametrize("text", ["", "0", "65536", "https", "-1", "4 43", "٤٤٣"])
 def test_what_is_no_port_is_one_sentence(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--tls-port is a TCP port from 1 to 65535, or off"):
-        make_tls_options(text, None)
+        read_tls_port(text)
 
 
 def test_a_servers_word_goes_before_what_was_said_for_all() -> None:
@@ -55,19 +63,19 @@ def test_options_do_not_change_where_the_server_is() -> None:
 
 
 def test_flags_are_written_into_the_word_of_the_server_so_that_they_are_remembered_with_it() -> None:
-    settings = load({}, {}, server="rv.example.net", tls_port="8443", tls_fingerprint=COLONS)
+    settings = load({}, {}, {"server": "rv.example.net", "tls_port": "8443", "tls_fingerprint": COLONS})
     assert settings.server == f"rv.example.net,tls=8443,pin={PIN}"
     assert settings.given_server == settings.server
     assert settings.tls == (8443, PIN)
     assert with_tls_options(settings.server, TlsOptions()) == settings.server
-    assert load({}, {}, server="rv,tls=off", tls_port="8443").server == "rv,tls=off"
+    assert load({}, {}, {"server": "rv,tls=off", "tls_port": "8443"}).server == "rv,tls=off"
 
 
 def test_variables_go_before_the_file_and_flags_before_both() -> None:
     file = {"tls_port": "1", "tls_fingerprint": PIN}
     assert load(file, {}).tls == (1, PIN)
     assert load(file, {"PTUNNEL_TLS_PORT": "2"}).tls == (2, PIN)
-    assert load(file, {"PTUNNEL_TLS_PORT": "2"}, tls_port="off").tls == (None, PIN)
+    assert load(file, {"PTUNNEL_TLS_PORT": "2"}, {"tls_port": "off"}).tls == (None, PIN)
     with pytest.raises(ConfigurationError, match=r"config\.toml: tls_port"):
         load({"tls_port": "x"}, {})
     with pytest.raises(ConfigurationError, match="PTUNNEL_TLS_FINGERPRINT"):

@@ -21,10 +21,10 @@ from tunnel.cli.habits import HABITS, joined_code
 from tunnel.cli.lan import Playing
 from tunnel.cli.main import COMMANDS, run
 from tunnel.cli.render import Output
-from tunnel.config import Settings
 from tunnel.control.server import Process, serve_control
 from tunnel.driver.events import CodeReady
 from tunnel.driver.vocabulary import looks_like_code, parse_code, split_server
+from tunnel.settings import Settings
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]

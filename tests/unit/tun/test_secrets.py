@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from tunnel import config
+from tunnel import settings as settings_module
 from tunnel.cli import main
-from tunnel.config import load, take_secrets
+from tunnel.settings import TABLE, load, take_secrets
 from tunnel.tun import process
 
 ENVIRONMENT = {"PTUNNEL_CODE": "731-zoo-zoo", "PTUNNEL_ACCESS_TOKEN": "token", "PTUNNEL_SERVER": "rv.example.net"}
@@ -19,7 +19,7 @@ PRINT = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.enviro
 
 @pytest.fixture(autouse=True)
 def _nothing_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_taken", {})
+    monkeypatch.setattr(settings_module, "_taken", {})
 
 
 def test_secrets_leave_the_environment_and_the_settings_know_them() -> None:
@@ -32,8 +32,7 @@ def test_secrets_leave_the_environment_and_the_settings_know_them() -> None:
 
 
 def test_every_secret_setting_has_its_variable_in_the_list() -> None:
-    secret = {name for name, field in config.Settings.__dataclass_fields__.items() if not field.repr}
-    assert {config.VARIABLES[name] for name in secret} == set(config.SECRETS) == set(process.SECRETS)
+    assert {row.variable for row in TABLE.values() if row.is_secret} == set(process.SECRETS)
 
 
 def test_the_program_takes_them_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,136 @@
+"""What people write to name a rendezvous server, and how it is reached over TLS.
+
+HOST[:PORT][,tls=PORT|off][,pin=SHA256]: it may carry TLS options of its own, and is remembered with a peer like that.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final, NamedTuple
+
+from tunnel.errors import ConfigurationError
+
+DEFAULT_PORT: Final = 24_531
+DEFAULT_TLS_PORT: Final = 443  # TCP: the last port that networks close
+_HOST_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
+)
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}\Z")
+_SCHEME: Final = re.compile(r"\A[a-z]{1,10}://", re.IGNORECASE)  # people copy addresses from browsers
+_ZONE: Final = re.compile(r"%[A-Za-z0-9_.-]{1,15}\Z")
+
+
+class TlsOptions(NamedTuple):
+    """How a server is reached over TLS where UDP is blocked."""
+
+    port: int | None = DEFAULT_TLS_PORT  # TCP; None: not at all
+    fingerprint: str | None = None  # SHA-256 of its certificate, 64 hex digits; None: public authorities vouch for its name
+
+
+def parse_server(text: str, place: str = "--server") -> tuple[str, int]:
+    """`host`, `host:port`, `1.2.3.4:port`, `[2001:db8::1]:port` or a bare IPv6 address; behind it may stand options for TLS.
+
+    Raises ConfigurationError.
+    """
+    address, _ = _split_word(text, place)
+    host, port = split_host_port(address, place, DEFAULT_PORT)
+    if not port:
+        raise ConfigurationError(f"{place}: port 0 of {text[:80]!r} is no port to send to.")
+    return host, port
+
+
+def tls_options(word: str, default: TlsOptions, place: str = "--server") -> TlsOptions:
+    """Those of a server's word; what it does not say is as in `default`.  Raises ConfigurationError."""
+    _, said = _split_word(word, place)
+    port = read_tls_port(said["tls"], f"{place}: tls=") if "tls" in said else default.port
+    return TlsOptions(port, read_fingerprint(said["pin"], f"{place}: pin=") if "pin" in said else default.fingerprint)
+
+
+def with_tls_options(word: str, options: TlsOptions, place: str = "--server") -> str:
+    """The server's word with these options written out, where they are not the usual ones.  Raises ConfigurationError."""
+    chosen = tls_options(word, options, place)
+    address, _ = _split_word(word, place)
+    if chosen.port != DEFAULT_TLS_PORT:
+        address += f",tls={'off' if chosen.port is None else chosen.port}"
+    return address if chosen.fingerprint is None else f"{address},pin={chosen.fingerprint}"
+
+
+def read_tls_port(text: str, place: str = "--tls-port") -> int | None:
+    """A TCP port; None for `off`.  Raises ConfigurationError."""
+    text = text.strip()
+    if text == "off":
+        return None
+    if text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65_535:
+        return int(text)
+    raise ConfigurationError(f"{place} is a TCP port from 1 to 65535, or off, not {text[:20]!r}.")
+
+
+def read_fingerprint(text: str, place: str = "--tls-fingerprint") -> str:
+    """SHA-256 of a certificate, as 64 hex digits.  Raises ConfigurationError."""
+    digits = text.strip().lower().removeprefix("sha256:").replace(":", "").replace(" ", "")
+    if _FINGERPRINT.match(digits) is None:
+        raise ConfigurationError(
+            f"{place} is the SHA-256 of the server's certificate, 64 hexadecimal digits, as 'ptunnel serve' prints it; "
+            f"{text[:20]!r} is not."
+        )
+    return digits
+
+
+def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
+    address, *rest = word.strip().split(",")
+    address = _bare_address(address, place)
+    said: dict[str, str] = {}
+    for item in rest:
+        key, equals, value = item.strip().partition("=")
+        if key not in ("tls", "pin") or not equals:
+            raise ConfigurationError(f"{place}: {item[:40]!r} is no option of a server, as tls=PORT, tls=off and pin=SHA256 are.")
+        said[key] = value
+    return address, said
+
+
+def _bare_address(address: str, place: str) -> str:
+    """Without what people copy along from a browser or from ssh.  Raises ConfigurationError for a user's name."""
+    scheme = _SCHEME.match(address)
+    bare = address[scheme.end() :].partition("/")[0] if scheme else address.rstrip("/")
+    if "@" in bare:
+        host = bare.rpartition("@")[2]
+        raise ConfigurationError(
+            f"{place} names a server, and a server has no users: write {host[:80]!r}, without what is before it."
+        )
+    return bare
+
+
+def split_host_port(text: str, place: str, default_port: int) -> tuple[str, int]:
+    """The same with port 0 allowed, for addresses to listen on.  Raises ConfigurationError."""
+    text = _SCHEME.sub("", text.strip()).rstrip("/")
+    shown = repr(text[:80])
+    port_text: str | None
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ConfigurationError(f"{place}: {shown} has no closing bracket before the port: write [ADDRESS]:PORT.")
+        port_text = rest[1:] if rest else None
+    elif text.count(":") > 1:
+        host, port_text = text, None
+    else:
+        host, colon, rest = text.partition(":")
+        port_text = rest if colon else None
+    if port_text is None:
+        port = default_port
+    elif port_text.isascii() and port_text.isdecimal() and len(port_text) <= 5 and int(port_text) <= 65_535:
+        port = int(port_text)
+    else:
+        raise ConfigurationError(f"{place}: {port_text[:20]!r} in {shown} is no port: ports go from 1 to 65535.")
+    if not _is_host(host):
+        raise ConfigurationError(f"{place}: {shown} is neither a host name nor an address: write HOST or HOST:PORT.")
+    return host, port
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(_ZONE.sub("", host))
+    except ValueError:
+        looks_numeric = host.replace(".", "").isdigit()  # 300.1.1.1 is a mistyped address, not a name
+        return not looks_numeric and _HOST_NAME.match(host) is not None
+    return True
