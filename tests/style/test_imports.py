@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "events": {"driver"},  # public names
     "lan": {"api"},  # the same
-    "api": {"driver", "state", "host", *SETTINGS, "proto.pairing", "proto.lan", "forward", "tun", "telemetry", *WALLS},
+    "api": {"driver", "state", "host", *SETTINGS, "proto.pairing", "proto.lan", "forward", "tun", "telemetry", "disk", *WALLS},
     "cli": {"api", "forward", "control", "driver", "state", "telemetry", *SETTINGS, *WALLS},
     "control": {"driver", *WALLS},
     "forward": {"driver", "tun", "udp", "host", "proto.ip", "proto.lan", "proto.scope", *WALLS},
@@ -29,11 +29,12 @@ ARROWS: dict[str, set[str]] = {
     "tls": {"prefixes", *WALLS},
     "tun": WALLS,
     "faults": set(),
+    "disk": BASE,
     "state": BASE,
     "host": BASE,
     "settings": {"server_spec", "state", *BASE},
     "server_spec": BASE,
-    "telemetry": {"proto.trace", *BASE},
+    "telemetry": {"proto.trace", "disk", *BASE},
     "proto": BASE,
     "proto.endpoint": {
         "proto.connection", "proto.nat", "proto.rendezvous", "proto.pairing", "proto.lan", "proto.crypto", *CORE, *BASE,

@@ -164,3 +164,4 @@ async def connect(
     finally:
         driver.release()
         ways.close()
+        store.finish()

@@ -300,6 +300,7 @@ async def expose(
         if driver is not None:
             driver.release()
             ways.close()
+            store.finish()
         lock.release()
 
 

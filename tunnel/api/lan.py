@@ -39,7 +39,7 @@ from tunnel.errors import ConfigurationError, MalformedPacket, StateError
 from tunnel.proto.lan.addresses import Prefix, subnet_prefix
 from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
-from tunnel.proto.lan.roster import decode_roster, invited_psk, make_label
+from tunnel.proto.lan.roster import Roster, decode_roster, invited_psk, make_label
 from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.settings import Given, Settings
 from tunnel.state.home import Home
@@ -318,6 +318,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
             with trio.CancelScope(shield=True):
                 await interface.close()
         keeper.release()
+        store.finish()
 
 
 def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: Iterable[Prefix]) -> Room:
@@ -429,31 +430,35 @@ class _Keeper:
         if not self._keep:
             return
         try:
-            if self._name is None:
-                self._name = self._rooms.free_name(roster.name, state.room)
-            self._rooms.save(
-                SavedRoom(
-                    name=self._name,
-                    member_name=state.member_name,
-                    room=state.room,
-                    private_key=state.private_key,
-                    secret=state.secret,
-                    epoch=roster.epoch,
-                    roster=state.roster,
-                    psks=state.psks,
-                    former=state.former,
-                    highest=state.highest,
-                    server=self.server,
-                    saved_at=time.time(),
-                )
-            )
+            self._name = self._store.disk.ask(partial(self._write, state, roster, self._name, time.time()), also_late=True)
         except (StateError, ConfigurationError) as error:
             self._store.not_saved(f"The room cannot be remembered. {error}")
+
+    def _write(self, state: RoomState, roster: Roster, name: str | None, now: float) -> str:
+        """The name that it is kept under.  Raises StateError, ConfigurationError."""
+        name = name or self._rooms.free_name(roster.name, state.room)
+        self._rooms.save(
+            SavedRoom(
+                name=name,
+                member_name=state.member_name,
+                room=state.room,
+                private_key=state.private_key,
+                secret=state.secret,
+                epoch=roster.epoch,
+                roster=state.roster,
+                psks=state.psks,
+                former=state.former,
+                highest=state.highest,
+                server=self.server,
+                saved_at=now,
+            )
+        )
+        return name
 
     def forget(self) -> None:
         """We were removed."""
         if self._name is not None:
-            self._rooms.forget(self._name)
+            self._store.disk.ask(partial(self._rooms.forget, self._name), also_late=True)
 
     def release(self) -> None:
         if self._lock is not None:

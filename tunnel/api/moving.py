@@ -86,6 +86,7 @@ async def _rest(link: Link) -> None:
 async def _remember(link: Link, store: HomeStore, server: str) -> str | None:
     """Where the peer's server is, as it stands on the disk now."""
     with suppress(StateError, ConfigurationError):
-        peer = await trio.to_thread.run_sync(partial(store.home.update_peer, link.peer.static, server=server))
+        update = partial(store.home.update_peer, link.peer.static, server=server)
+        peer = await trio.to_thread.run_sync(update, limiter=store.writers, abandon_on_cancel=True)
         return None if peer is None else peer.server
     return link.peer.server

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
+from tunnel.disk import MAX_LATE_JOBS, DiskThread
 from tunnel.driver.endpoint import KnownPeer, Traces
 from tunnel.driver.vocabulary import KeptPsk
 from tunnel.errors import ConfigurationError, StateError, TunnelError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SEEN_AFTER: Final = 1.0  # seconds
 WATCH_INTERVAL: Final = 0.4  # seconds between looks at the peers' file: `peers forget` cuts live streams within one
+Stamp: TypeAlias = tuple[int, int, int]  # Home.peers_stamp
 
 
 @cache
@@ -73,6 +75,8 @@ class HomeStore:
         self.home = Home(home)
         self.settings = settings or load_given(self.home.config(), os.environ, given or {})
         self.faults = Faults(keep=self.home.keep_report)
+        self.disk = DiskThread()
+        self.writers = trio.CapacityLimiter(1)  # of our own: a disk that hangs takes no thread from the lookups of names
         self._given_name = name
         self._stamp = self.home.peers_stamp()
         self._replaced: Peer | None = None  # what was remembered under the key of the peer that was saved last
@@ -94,9 +98,14 @@ class HomeStore:
             last_seen=now,
             machines=peer.machines,
         )
+
+        def write() -> tuple[Peer | None, Peer]:
+            return self.home.find_static(peer.static), self.home.save_peer(record)
+
+        self._replaced = None
         try:
-            self._replaced = self.home.find_static(peer.static)
-            return known_peer(self.home.save_peer(record))
+            self._replaced, saved = self.disk.ask(write, also_late=True)
+            return known_peer(saved)
         except (StateError, ConfigurationError) as error:
             self.not_saved(f"{peer.name} is connected but cannot be remembered. {error}")
             return replace(peer, grants=tuple(grants))
@@ -105,7 +114,7 @@ class HomeStore:
         """The pairing that was saved last came to nothing: what was remembered before is so again, and returned."""
         before = self._replaced if self._replaced is not None and self._replaced.static == peer.static else None
         try:
-            left = self.home.unpair(peer.static, peer.psk, before)
+            left = self.disk.ask(partial(self.home.unpair, peer.static, peer.psk, before), also_late=True)
         except StateError as error:
             self.not_saved(f"{peer.name} did not confirm the pairing, and is still remembered. {error}")
             left = before
@@ -114,33 +123,41 @@ class HomeStore:
     def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
         """A disk that is full costs the next connection a step, and nothing else."""
         try:
-            saved = self.home.keep_psk(static, psk, is_shown=is_shown)
+            saved = self.disk.ask(partial(self.home.keep_psk, static, psk, is_shown=is_shown))
         except (StateError, ConfigurationError):
             return None
         return None if saved is None else known_peer(saved)
 
     def reread(self, peer: KnownPeer) -> KnownPeer:
         """Another process of this home may have written since our last look."""
-        if self.home.peers_stamp() == self._stamp:
-            return peer
+        before = self._stamp
+
+        def read() -> Peer | None:
+            return None if self.home.peers_stamp() == before else self.home.find_static(peer.static)
+
         try:
-            found = self.home.find_static(peer.static)
+            found = self.disk.ask(read)
         except StateError:
             return peer
         return peer if found is None else known_peer(found)
 
     def load(self) -> list[KnownPeer]:
         """All remembered peers, most recently seen first.  Raises StateError."""
-        stamp = self.home.peers_stamp()
-        peers = [known_peer(peer) for peer in sorted(self.home.peers(), key=lambda peer: -peer.last_seen)]
-        self._stamp = stamp  # not before: what could not be read is looked at again
+        self._stamp, peers = self._read()
         return peers
+
+    def _read(self, before: Stamp | None = None) -> tuple[Stamp, list[KnownPeer]]:
+        """The peers with the stamp of their file; none of them where that is still `before`.  Raises StateError."""
+        stamp = self.home.peers_stamp()
+        peers = [] if stamp == before else self.home.peers()
+        return stamp, [known_peer(peer) for peer in sorted(peers, key=lambda peer: -peer.last_seen)]
 
     async def note_seen(self, peer: KnownPeer) -> None:
         """The peer was here: written when nobody waits for bytes, in a thread, because a disk may be slow."""
         await trio.sleep(SEEN_AFTER)
         with self.faults.wall("state", f"kept {peer.name} from being noted as seen"):
-            await trio.to_thread.run_sync(self._seen, peer)
+            if self.writers.statistics().tasks_waiting < MAX_LATE_JOBS:
+                await trio.to_thread.run_sync(self._seen, peer, limiter=self.writers, abandon_on_cancel=True)
 
     def _seen(self, peer: KnownPeer) -> None:
         with suppress(TunnelError):
@@ -150,10 +167,11 @@ class HomeStore:
         """Tell of every change that any process makes to the peers, until cancelled."""
         while True:
             await trio.sleep(WATCH_INTERVAL)
-            with self.faults.wall("state", "kept a change of the remembered peers from being seen"):
-                if self.home.peers_stamp() != self._stamp:
-                    with suppress(StateError):  # damaged, or no descriptor is left: what we know stays until it can be read again
-                        changed(self.load())
+            with self.faults.wall("state", "kept a change of the remembered peers from being seen"), suppress(StateError):
+                stamp, peers = self.disk.ask(partial(self._read, self._stamp))
+                if stamp != self._stamp:
+                    self._stamp = stamp  # not before: what cannot be read (damaged, no descriptor is left) is looked at again
+                    changed(peers)
 
     def choose(self, name: str | None) -> KnownPeer:
         """The peer called `name`, or the only one there is.  Raises ConfigurationError."""
@@ -178,3 +196,8 @@ class HomeStore:
         if self.settings.qlog is None:
             return None
         return _qlog_directory(self.settings.qlog)
+
+    def finish(self) -> None:
+        """What was traced is on the disk, unless that has stopped taking anything."""
+        if self.settings.qlog is not None:
+            _qlog_directory(self.settings.qlog).finish()

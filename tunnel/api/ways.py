@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
 
+from tunnel.disk import DiskThread
 from tunnel.driver.endpoint import CandidateKind, Remembered
-from tunnel.errors import TunnelError
+from tunnel.errors import StateError, TunnelError
 from tunnel.host.network import network_name
 from tunnel.state.home import Home
 from tunnel.state.ways import Way
@@ -26,21 +28,27 @@ class WayKeeper:
         """`name` tells the network that we are in, given a secret of this home."""
         self._home = home
         self._name = name
+        self._disk = DiskThread()
+        self._writers = trio.CapacityLimiter(1)  # of our own: a disk that hangs takes no thread from the lookups of names
         self._network = b""
         self._known: dict[bytes, Remembered] = {}
         self._pending: dict[tuple[bytes, bytes], Way | None] = {}
+        self._writing: dict[tuple[bytes, bytes], Way | None] = {}
         self._changed = trio.Event()
 
     def load(self) -> Mapping[bytes, Remembered]:
-        self._known = {}
+        self._known, self._network = {}, b""
         with suppress(TunnelError, OSError, ValueError):
-            self._network = self._name(self._home.identity())
-            for way in self._home.ways():
+            self._network, ways = self._disk.ask(self._read)
+            for way in ways:
                 if way.network == self._network and way.kind in CandidateKind._value2member_map_:
                     self._known[way.static] = Remembered(
                         Address(way.host, way.port), CandidateKind(way.kind), way.technique, way.opened, Seconds(way.keepalive)
                     )
         return self._known
+
+    def _read(self) -> tuple[bytes, list[Way]]:
+        return self._name(self._home.identity()), self._home.ways()
 
     def note(self, static: bytes, way: Remembered | None) -> None:
         if not self._network:
@@ -60,14 +68,16 @@ class WayKeeper:
             await self._changed.wait()
             await trio.sleep(WRITE_AFTER)
             self._changed = trio.Event()
-            pending, self._pending = self._pending, {}
-            await trio.to_thread.run_sync(self._write, pending)
+            self._writing, self._pending = self._pending, {}
+            await trio.to_thread.run_sync(self._write, self._writing, limiter=self._writers, abandon_on_cancel=True)
+            self._writing = {}
 
     def close(self) -> None:
         """What was not written yet."""
-        pending, self._pending = self._pending, {}
+        pending, self._writing, self._pending = {**self._writing, **self._pending}, {}, {}
         if pending:
-            self._write(pending)
+            with suppress(StateError):
+                self._disk.ask(partial(self._write, pending), also_late=True)
 
     def _write(self, pending: Mapping[tuple[bytes, bytes], Way | None]) -> None:
         with suppress(TunnelError, OSError):

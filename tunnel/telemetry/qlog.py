@@ -10,6 +10,7 @@ A trace holds who was talked to, when and how much, but no payload and no key.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,10 +18,13 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO
 
-from tunnel.errors import ConfigurationError
+from tunnel.disk import DiskThread
+from tunnel.errors import ConfigurationError, StateError
+from tunnel.telemetry.writer import TraceWriter
 from tunnel.units import Address, Instant
 
 MAX_TRACE: Final = 256 * 1024 * 1024  # bytes of one file; the trace ends there, and says so
@@ -63,6 +67,8 @@ class QlogDirectory:
     def __init__(self, folder: Path | str) -> None:
         """Raises ConfigurationError when nothing can be written there."""
         self._folder = Path(folder)
+        self._writer = TraceWriter()
+        self._disk = DiskThread()
         self._files = 0
         self._open: list[QlogTrace] = []
         try:
@@ -81,10 +87,10 @@ class QlogDirectory:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         name = f"{stamp}-{re.sub('[^A-Za-z0-9_-]', '_', peer)[:32]}-{instance:016x}_{side}.sqlog"
         try:
-            descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
-        except OSError:
+            file = self._disk.ask(partial(_create, self._folder / name))
+        except (OSError, StateError):
             return None
-        trace = QlogTrace(os.fdopen(descriptor, "wb", buffering=0), now, peer=peer, instance=instance, is_initiator=is_initiator)
+        trace = QlogTrace(file, now, self._writer, peer=peer, instance=instance, is_initiator=is_initiator)
         self._open = [each for each in self._open if not each.is_closed]
         self._open.append(trace)
         return trace
@@ -94,14 +100,27 @@ class QlogDirectory:
         for trace in self._open:
             trace.close()
         self._open.clear()
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the disk, as long as it goes on."""
+        self._writer.finish()
+
+
+def _create(path: Path) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
 
 
 class QlogTrace:
     """One connection's file, begun at `now`.  Writing never raises: a full disk ends the trace, not the connection."""
 
-    def __init__(self, file: BinaryIO, now: Instant, *, peer: str, instance: int, is_initiator: bool) -> None:
+    def __init__(
+        self, file: BinaryIO, now: Instant, writer: TraceWriter, *, peer: str, instance: int, is_initiator: bool
+    ) -> None:  # fmt: skip
         self.is_closed = False
         self._file = file
+        self._writer = writer
         self._started_at = self._flushed_at = now
         self._lines: list[str] = []
         self._gathered = 0
@@ -129,9 +148,7 @@ class QlogTrace:
 
     def close(self) -> None:
         if not self.is_closed:
-            self._flush()
-            self.is_closed = True
-            self._file.close()
+            self._flush(is_last=True)
 
     # one for each name
 
@@ -234,23 +251,33 @@ class QlogTrace:
         self._lines.append(text)
         self._gathered += len(text)
 
-    def _flush(self) -> None:
+    def _flush(self, *, is_last: bool = False) -> None:
         data = "".join(self._lines).encode()
         self._lines.clear()
         self._gathered = 0
         if self._written + len(data) > MAX_TRACE:
-            told = {"message": f"the trace ends here: it has reached {MAX_TRACE} bytes"}
-            data = _record({"time": 0, "name": "loglevel:warning", "data": told}).encode()
-            self.is_closed = True
+            data = _warning(f"the trace ends here: it has reached {MAX_TRACE} bytes")
+            is_last = True
+        self._written += len(data)
+        self.is_closed = is_last
+        self._writer.put(self, data, is_last=is_last)
+
+    def write(self, data: bytes, lost: int, is_last: bool) -> None:
+        """In the writer's thread."""
         try:
-            rest = memoryview(data)
+            rest = memoryview((_warning(f"{lost} bytes are missing here, as the disk was slow") if lost else b"") + data)
             while rest:
                 rest = rest[self._file.write(rest) :]
-        except OSError:
+            if is_last:
+                self._file.close()
+        except (OSError, ValueError):  # ValueError: closed by the error before
             self.is_closed = True
-        self._written += len(data)
-        if self.is_closed:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+
+def _warning(text: str) -> bytes:
+    return _record({"time": 0, "name": "loglevel:warning", "data": {"message": text}}).encode()
 
 
 def _header(peer: str, instance: int, is_initiator: bool) -> str:

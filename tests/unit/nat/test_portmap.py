@@ -43,6 +43,7 @@ class Router:
         self.pcp_result = self.nat_pmp_result = 0
         self.is_silent = False
         self.no_leases = 0  # the error of a router that grants mappings for ever alone
+        self.only_same = False  # maps a port to the same one alone
         self.requests: list[str] = []
 
     def restart(self, now: float) -> None:
@@ -105,7 +106,9 @@ class Router:
                 mapper.upnp_found(at)
             case MapPort(external_port=port, lifetime=lifetime):
                 self.requests.append("UPnP map")
-                if port in self.taken:
+                if self.only_same and port != PORT:
+                    mapper.upnp_failed(at, upnp.SAME_PORT, "another port")
+                elif port in self.taken:
                     mapper.upnp_failed(at, upnp.CONFLICT, "taken")
                 elif self.no_leases and lifetime:
                     mapper.upnp_failed(at, self.no_leases, "no leases")
@@ -320,7 +323,7 @@ def test_a_port_that_a_neighbour_has_is_replaced() -> None:
     assert router.table == {}
 
 
-@pytest.mark.parametrize("error", [725, 402, 501])
+@pytest.mark.parametrize("error", [725, 402, 501, 500, 600, 601, 602])
 def test_a_router_with_permanent_mappings_only_is_cleaned_up(error: int) -> None:
     """725 is the code for it; some say that an argument is wrong, or that it failed."""
     router = Router(Protocol.UPNP)
@@ -330,6 +333,19 @@ def test_a_router_with_permanent_mappings_only_is_cleaned_up(error: int) -> None
     assert world.mapped is not None
     world.close()
     assert router.table == {}
+
+
+def test_a_router_that_maps_a_port_to_the_same_one_only_is_asked_for_that() -> None:
+    world = World(Router(Protocol.UPNP))
+    world.router.taken.add(PORT)
+    world.run(2)
+    assert world.mapper.mapping is not None
+    assert world.mapper.mapping.external.port != PORT
+    world.router.taken.clear()
+    world.router.only_same = True
+    world.router.restart(world.now)
+    world.run(UPNP_RENEWAL + 10)
+    assert world.mapped == f"{OUTSIDE}:{PORT}"
 
 
 def test_a_router_that_is_gone_at_the_end_costs_only_patience() -> None:

@@ -159,3 +159,17 @@ def test_soap_answers() -> None:
     assert upnp.decode_error(HttpAnswer(500, b"<UPnPError><errorCode>718</errorCode></UPnPError>")) == upnp.CONFLICT
     assert upnp.decode_error(HttpAnswer(500, b"<errorCode>7 1 8</errorCode>")) == 500
     assert upnp.decode_error(HttpAnswer(403, b"")) == 403
+
+
+def test_elements_may_have_attributes_and_names_that_begin_alike() -> None:
+    """Routers write the type of a value beside it, as UPnP's first examples did."""
+    typed = (
+        b'<NewExternalIPAddress xmlns:dt="urn:schemas-microsoft-com:datatypes" dt:dt="string">44.128.0.1</NewExternalIPAddress>'
+    )
+    assert upnp.decode_external(HttpAnswer(200, typed)) == "44.128.0.1"
+    assert upnp.decode_error(HttpAnswer(500, b'<errorCode xmlns="">725</errorCode>')) == upnp.ONLY_PERMANENT
+    kind = upnp.SERVICES[1]
+    text = description((kind, "/ctl")).replace(b"<service>", b'<service n="1">').replace(b"<serviceType>", b"<serviceType\n>")
+    assert upnp.decode_description(text, GATEWAY, Place(5000, "/")) == (Service(Place(5000, "/ctl"), kind),)
+    for bad in (b"<errorCode", b"<errorCode x", b"<errorCodes>718</errorCodes>", b"<errorCode></errorCode x>", b"<errorCode/>"):
+        assert upnp.decode_error(HttpAnswer(500, bad)) == 500

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from tests.unit.connection.pair import Pair
 from tunnel.errors import ConfigurationError
 from tunnel.proto.trace import Trace
-from tunnel.telemetry import qlog
+from tunnel.telemetry import qlog, writer
 from tunnel.telemetry.qlog import QlogDirectory, for_qvis
 from tunnel.units import Instant
 
@@ -134,6 +135,7 @@ def test_a_full_disk_ends_the_trace_and_nothing_else(tmp_path: Path) -> None:
     trace._file = open("/dev/full", "wb", buffering=0) if Path("/dev/full").exists() else trace._file  # noqa: SIM115
     for _ in range(5000):
         trace.event(Instant(1.0), "keys", {})
+    directory.finish()
     assert trace.is_closed
     directory.close()
 
@@ -151,3 +153,41 @@ def test_no_more_files_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     traces: list[Trace | None] = [directory.open(Instant(0.0), peer="x", instance=n, is_initiator=True) for n in range(3)]
     assert traces[2] is None
     directory.close()
+
+
+def test_a_disk_that_takes_nothing_holds_up_nobody_and_what_is_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MAX_UNWRITTEN", most := 300_000)
+    directory = QlogDirectory(tmp_path)
+    trace = directory.open(Instant(0.0), peer="x", instance=1, is_initiator=True)
+    assert trace is not None
+    disk = HungFile(trace._file)
+    trace._file = disk
+    for number in range(20_000):
+        trace.event(Instant(1.0 + number), "keys", {})
+        if not number:
+            assert disk.is_asked.wait(20)
+    assert directory._writer._held <= most
+    disk.is_back.set()
+    directory.close()
+    _header, *events = records(next(tmp_path.iterdir()))
+    missing = of(events, "loglevel:warning")
+    assert len(missing) == 1
+    assert "bytes are missing here, as the disk was slow" in missing[0]["data"]["message"]
+    assert events[-1]["time"] == 1e3 * 20_000, "the newest is kept"
+    assert len(events) < 40_000
+
+
+class HungFile:
+    """Takes nothing before `is_back`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.is_asked, self.is_back = threading.Event(), threading.Event()
+        self.close = file.close
+
+    def write(self, data: memoryview) -> int:
+        self.is_asked.set()
+        self.is_back.wait(20)
+        return self._file.write(data)

@@ -263,6 +263,10 @@ class PortMapper:
                 self._upnp_lifetime = 0
                 way.next_at = now
                 return
+            if code == upnp.SAME_PORT and self._wish != self._port:
+                self._wish = self._port
+                way.next_at = now
+                return
             conflict = code in (upnp.CONFLICT, upnp.CONFLICT_WITH_OTHER, upnp.NO_PORTS)
             if conflict and way.stage is Stage.MAPPING and self._upnp_ports_tried < MAX_PORTS_TRIED:
                 self._upnp_ports_tried += 1

@@ -40,12 +40,20 @@ CONFLICT_WITH_OTHER: Final = 729
 NO_PORTS: Final = 728
 INVALID_ARGS: Final = 402
 ACTION_FAILED: Final = 501
+INVALID_VALUE: Final = 600  # UDA 1.1 §3.2.2, and the next two
+VALUE_OUT_OF_RANGE: Final = 601
+NOT_IMPLEMENTED: Final = 602
+SAME_PORT: Final = 724  # a router that maps a port to the same one only
+NO_CODE: Final = 500  # HTTP's, where a router says nothing but that it failed
 #: What routers answer that grant no lease, only mappings that last: the code for it, and those that some give instead.
-NO_LEASES: Final = frozenset({ONLY_PERMANENT, INVALID_ARGS, ACTION_FAILED})
+NO_LEASES: Final = frozenset(
+    {ONLY_PERMANENT, INVALID_ARGS, ACTION_FAILED, INVALID_VALUE, VALUE_OUT_OF_RANGE, NOT_IMPLEMENTED, NO_CODE}
+)
 
 _URL: Final = re.compile(rf"http://([0-9.]{{7,15}})(?::([0-9]{{1,5}}))?(/[!-~]{{0,{MAX_PATH - 1}}})?\Z")
 _PATH: Final = re.compile(rf"/[!-~]{{0,{MAX_PATH - 1}}}\Z")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |\r|\Z)")
+_AFTER_NAME: Final = (">", " ", "\t", "\r", "\n")
 _ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'"), ("&amp;", "&"))
 
 
@@ -194,19 +202,19 @@ def decode_description(data: bytes, gateway: str, place: Place) -> tuple[Service
     """
     text = _text(data[:MAX_HTTP])
     port, folder = place.port, place.path.partition("?")[0].rpartition("/")[0]
-    base = _between(text, "<URLBase>", "</URLBase>", 0)
+    base = _element(text, "URLBase", 0)
     if base is not None and base[0].strip():
         root = _place_in(base[0].strip(), gateway)
         port, folder = root.port, root.path.rpartition("/")[0]
     found: list[Service] = []
     position = 0
     for _ in range(MAX_SERVICES):
-        block = _between(text, "<service>", "</service>", position)
+        block = _element(text, "service", position)
         if block is None:
             break
         inner, position = block
-        kind = _between(inner, "<serviceType>", "</serviceType>", 0)
-        control = _between(inner, "<controlURL>", "</controlURL>", 0)
+        kind = _element(inner, "serviceType", 0)
+        control = _element(inner, "controlURL", 0)
         if kind is None or control is None or kind[0].strip() not in SERVICES:
             continue
         found.append(Service(_control_place(control[0].strip(), gateway, port, folder), kind[0].strip()))
@@ -259,7 +267,7 @@ def encode_get_external(gateway: str, service: Service) -> bytes:
 
 def decode_external(answer: HttpAnswer) -> str:
     """The address outside, canonical.  Raises MalformedPacket."""
-    found = _between(_text(answer.body), "<NewExternalIPAddress>", "</NewExternalIPAddress>", 0)
+    found = _element(_text(answer.body), "NewExternalIPAddress", 0)
     if answer.status != 200 or found is None:
         raise MalformedPacket("the gateway does not tell its address")
     try:
@@ -272,7 +280,7 @@ def decode_error(answer: HttpAnswer) -> int:
     """0 for success, else UPnP's error code, or HTTP's status where there is none."""
     if answer.status == 200:
         return 0
-    found = _between(_text(answer.body), "<errorCode>", "</errorCode>", 0)
+    found = _element(_text(answer.body), "errorCode", 0)
     digits = found[0].strip() if found is not None else ""
     return int(digits) if digits.isascii() and digits.isdecimal() and 0 < len(digits) <= 4 and int(digits) else answer.status
 
@@ -304,13 +312,16 @@ def _text(data: bytes) -> str:
     return data.decode("latin-1")
 
 
-def _between(text: str, start: str, end: str, position: int) -> tuple[str, int] | None:
-    """What stands between the next `start` and the next `end` behind it, and where that ends.  Linear in the text."""
-    first = text.find(start, position)
-    if first < 0:
+def _element(text: str, name: str, position: int) -> tuple[str, int] | None:
+    """What stands in the next element of that name, whatever its attributes, and where it ends.  Linear in the text."""
+    while True:
+        found = text.find(f"<{name}", position)
+        if found < 0:
+            return None
+        position = found + 1 + len(name)
+        if text[position : position + 1] in _AFTER_NAME:
+            break  # else another name that begins alike
+    first, last = text.find(">", position), text.find(f"</{name}>", position)
+    if first < 0 or last < first:
         return None
-    first += len(start)
-    last = text.find(end, first)
-    if last < 0:
-        return None
-    return text[first:last], last + len(end)
+    return text[first + 1 : last], last + len(name) + 3
