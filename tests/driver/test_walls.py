@@ -312,7 +312,7 @@ async def the_memory_of_ways(lab: Lab) -> None:
 
 
 async def the_peers_file(lab: Lab) -> None:
-    met = lab.once(lab.exposure._store, "load")
+    met = lab.once(lab.exposure._store, "news")
     lab.exposure._store._stamp = (1, 1, 1)
     await met.wait()
     await lab.count("state")

@@ -168,10 +168,20 @@ class HomeStore:
         while True:
             await trio.sleep(WATCH_INTERVAL)
             with self.faults.wall("state", "kept a change of the remembered peers from being seen"), suppress(StateError):
-                stamp, peers = self.disk.ask(partial(self._read, self._stamp))
-                if stamp != self._stamp:
-                    self._stamp = stamp  # not before: what cannot be read (damaged, no descriptor is left) is looked at again
+                peers = self.news()
+                if peers is not None:
                     changed(peers)
+
+    def news(self) -> list[KnownPeer] | None:
+        """All remembered peers, where they have changed since they were read.
+
+        Raises StateError: the file is damaged, or the disk does not answer.  Then it is looked at again.
+        """
+        stamp, peers = self.disk.ask(partial(self._read, self._stamp))
+        if stamp == self._stamp:
+            return None
+        self._stamp = stamp
+        return peers
 
     def choose(self, name: str | None) -> KnownPeer:
         """The peer called `name`, or the only one there is.  Raises ConfigurationError."""

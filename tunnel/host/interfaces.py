@@ -26,8 +26,13 @@ OWN_INTERFACES: Final = "ptunnel"
 
 
 _INTERFACES: Final = Path("/sys/class/net")
+#: Of the kernel itself, as /sys names them: DEVTYPE in uevent, ARPHRD_ numbers (linux/if_arp.h) of IPIP, GRE and GRE over IPv6.
+#: SIT and IPv4 in IPv6 are left: providers deliver the other family by them.
+_TUNNEL_KINDS: Final = frozenset(("wireguard", "amneziawg", "ovpn", "ovpn-dco", "vxlan", "geneve"))
+_TUNNEL_TYPES: Final = frozenset(("768", "778", "823"))
 _OVERLAYS: Final = re.compile(
-    r"\butun|tailscale|zerotier|wireguard|wintun|tap-windows|openvpn|nebula|hamachi|netbird", re.IGNORECASE
+    r"\butun|\bfeth\d|\bipsec\d|tailscale|zerotier|wireguard|wintun|tap-windows|vpn|nebula|hamachi|netbird|nordlynx|anyconnect",
+    re.IGNORECASE,
 )
 
 
@@ -72,7 +77,7 @@ def local_addresses(exclude: Iterable[str] = (), *, overlays: bool = True) -> li
 
 
 def is_overlay(interface: str, description: str = "") -> bool:
-    """Whether that is the interface of another tunnel, so no wire: one that a program reads (TUN, TAP), or WireGuard's.
+    """Whether that is the interface of another tunnel, so no wire: one that a program reads (TUN, TAP), or one of the kernel.
 
     Elsewhere than on Linux the names tell, as far as they can.
     """
@@ -84,7 +89,10 @@ def is_overlay(interface: str, description: str = "") -> bool:
     if (place / "tun_flags").exists():
         return True
     with contextlib.suppress(OSError):
-        return "DEVTYPE=wireguard" in (place / "uevent").read_text()
+        found = re.search(r"^DEVTYPE=(.+)$", (place / "uevent").read_text(), re.MULTILINE)
+        if found is not None and found[1] in _TUNNEL_KINDS:
+            return True
+        return (place / "type").read_text().strip() in _TUNNEL_TYPES
     return False
 
 

@@ -31,25 +31,47 @@ def test_tunnels_of_our_own_and_what_nobody_reaches_are_left_out(monkeypatch: py
 def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """WireGuard's interface, one of a program (nebula, OpenVPN, ZeroTier), a modem without a hardware address, and a wire."""
-    for name, uevent, is_tun in (
-        ("eth0", "", False),
-        ("wg0", "DEVTYPE=wireguard\n", False),
-        ("nebula1", "", True),
-        ("wwan0", "", False),
+    """WireGuard's interface, one of a program (nebula, OpenVPN, ZeroTier), one of the kernel (GRE, VXLAN), a modem without a
+    hardware address, the IPv6 of a provider (SIT), a bridge, and a wire."""
+    for name, uevent, is_tun, kind in (
+        ("eth0", "", False, 1),
+        ("br0", "DEVTYPE=bridge\n", False, 1),
+        ("wg0", "DEVTYPE=wireguard\n", False, 65534),
+        ("flannel.1", "DEVTYPE=vxlan\n", False, 1),
+        ("gre1", "", False, 778),
+        ("nebula1", "", True, 65534),
+        ("wwan0", "", False, 65534),
+        ("he-ipv6", "", False, 776),
     ):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "type").write_text(f"{kind}\n")
         (tmp_path / name / "uevent").write_text(f"INTERFACE={name}\n{uevent}")
         if is_tun:
             (tmp_path / name / "tun_flags").write_text("0x1001\n")
     monkeypatch.setattr(interfaces, "_INTERFACES", tmp_path)
     monkeypatch.setattr(interfaces, "_is_up", lambda name: True)
-    overlays = [adapter("wg0", "10.1.0.1"), adapter("nebula1", "10.8.0.3")]
-    wires = [adapter("eth0", "192.168.1.5"), adapter("wwan0", "10.99.0.2"), adapter("none", "10.98.0.2")]
+    overlays = [
+        adapter("wg0", "10.1.0.1"),
+        adapter("nebula1", "10.8.0.3"),
+        adapter("gre1", "10.7.0.3"),
+        adapter("flannel.1", "10.6.0.3"),
+    ]
+    wires = [
+        adapter("eth0", "192.168.1.5"),
+        adapter("wwan0", "10.99.0.2"),
+        adapter("none", "10.98.0.2"),
+        adapter("he-ipv6", "2001:db8::2"),
+        adapter("br0", "10.97.0.2"),
+    ]
     monkeypatch.setattr(ifaddr, "get_adapters", lambda: [*overlays, *wires])
-    assert [each.address for each in interfaces.local_addresses(overlays=False)] == ["192.168.1.5", "10.99.0.2", "10.98.0.2"]
+    assert [each.address for each in interfaces.local_addresses(overlays=False)] == [ip.ip for each in wires for ip in each.ips]
     monkeypatch.setattr(ifaddr, "get_adapters", lambda: overlays)
-    assert [each.address for each in interfaces.local_addresses(overlays=False)] == ["10.1.0.1", "10.8.0.3"]
+    assert [each.address for each in interfaces.local_addresses(overlays=False)] == [
+        "10.1.0.1",
+        "10.8.0.3",
+        "10.7.0.3",
+        "10.6.0.3",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +80,8 @@ def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
         ("utun4", "", True),
         ("{8D9B}", "WireGuard Tunnel", True),
         ("{11}", "Wintun Userspace Tunnel", True),
+        ("feth1234", "", True),
+        ("{12}", "Radmin VPN", True),
         ("en0", "Wi-Fi", False),
     ],
 )

@@ -12,7 +12,7 @@ from tests.unit.rendezvous.world import SECOND, SERVER, SOCKETS, V4, World, entr
 from tunnel.errors import ConfigurationError
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import messages
+from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.access import AccessList
 from tunnel.proto.rendezvous.admission import Cookies, address_key
 from tunnel.proto.rendezvous.directory import MAX_ANSWER
@@ -515,3 +515,22 @@ def test_lifetimes_are_counted_on_the_clock_that_is_handed_in() -> None:
     world.now = Instant(world.now + 6)  # a suspend
     world.server.handle_timeout(world.now)
     assert has_no_state(world.server)
+
+
+@pytest.mark.parametrize(
+    ("token", "advice"),
+    [
+        (b"", "set PTUNNEL_ACCESS_TOKEN to the token that you were given"),
+        (b"wrong-horse-battery-staple", "it does not know the token in PTUNNEL_ACCESS_TOKEN"),
+    ],
+)
+def test_who_is_not_listed_is_told_what_to_do_with_a_token_and_without(token: bytes, advice: str) -> None:
+    world = World(config=ServerConfig(access=AccessList.parse("token correct-horse-battery-staple")))
+    host = world.host("stranger", access_token=token)
+    host.client.allocate(world.now)
+    world.run(5, until=lambda: bool(host.of(events.Refused)))
+    refused = host.of(events.Refused)[-1]
+    assert refused.code == RefusalCode.DENIED
+    assert advice in refused.text
+    # what older servers say is understood, too
+    assert messages.NOT_LISTED == "this server's operator lets only listed clients in"

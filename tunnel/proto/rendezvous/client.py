@@ -686,7 +686,7 @@ class Client:
                 return
             case _:
                 pass
-        self._events.append(refusal_of(request.message, message))
+        self._events.append(refusal_of(request.message, message, bool(self._access_token)))
 
     def _seek(self, now: Instant) -> None:
         """Ask the next server of this name for codes that the others do not know.  We move there: that is where the peer is."""
@@ -701,7 +701,7 @@ class Client:
                 self._request(now, search.claim, subject=nameplate)
             elif not may_move or search.is_over(now, self._homes):
                 del self._searches[nameplate]
-                self._events.append(refusal_of(search.claim, search.refusal))
+                self._events.append(refusal_of(search.claim, search.refusal, bool(self._access_token)))
 
     # pushes
 

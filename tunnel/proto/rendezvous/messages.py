@@ -82,6 +82,9 @@ class Role(IntEnum):
     DIAL = 1
 
 
+NOT_LISTED: Final = "this server's operator lets only listed clients in"  # the text of DENIED by the access list
+
+
 class RefusalCode(IntEnum):
     """Why a request was turned down."""
 

@@ -299,7 +299,7 @@ class Server:
                 answer = self._answer(now, Inbound(socket_id, remote, request, len(data)))
             case False:
                 self._note(now, "denied", remote=remote)
-                answer = Refusal(RefusalCode.DENIED, "this server's operator lets only listed clients in")
+                answer = Refusal(RefusalCode.DENIED, messages.NOT_LISTED)
             case None:
                 self.drops["server_proof_rate"] += 1
                 answer = Refusal(RefusalCode.SLOW_DOWN, "too many access tokens are being tried", 2)

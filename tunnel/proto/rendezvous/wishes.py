@@ -133,8 +133,14 @@ class ChannelBook:
         return moves
 
 
-def refusal_of(request: messages.RequestMessage, refused: messages.Refused) -> events.Refused:
-    """The event that tells which verb was turned down, and why."""
+_ADVICE: Final = {
+    False: "it serves only whom its operator lists; set PTUNNEL_ACCESS_TOKEN to the token that you were given",
+    True: "it does not know the token in PTUNNEL_ACCESS_TOKEN or config.toml; ask its operator for it",
+}
+
+
+def refusal_of(request: messages.RequestMessage, refused: messages.Refused, has_token: bool) -> events.Refused:
+    """The event that tells which verb was turned down, and why; `has_token`: we have shown an access token."""
     code: RefusalCode | int = refused.code
     if code in RefusalCode._value2member_map_:
         code = RefusalCode(code)
@@ -154,7 +160,7 @@ def refusal_of(request: messages.RequestMessage, refused: messages.Refused) -> e
     return events.Refused(
         what=what,
         code=code,
-        text=refused.text,
+        text=_ADVICE[has_token] if refused.text == messages.NOT_LISTED else refused.text,
         retry_after=Seconds(float(refused.retry_after_s)),
         nameplate=nameplate,
         mailbox=mailbox,
