@@ -13,10 +13,12 @@ import trio.testing
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import linked_pair
-from tunnel.forward import flows, udp
+from tunnel.forward import flows, outward, udp
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.local import open_listeners
+from tunnel.forward.names import Place
 from tunnel.forward.open import Open, encode
+from tunnel.forward.outward import MAX_TOGETHER, MAX_UNANSWERED, SILENT_AFTER, Outward
 from tunnel.forward.serve import Exposed
 from tunnel.forward.spec import parse_forward
 from tunnel.forward.udp import UdpForward
@@ -331,10 +333,108 @@ async def test_so_much_is_said_again_at_the_next_address_of_a_name() -> None:
     """All at once as well as one by one."""
     places = [await udp.udp_places("127.0.0.1", 9), await udp.udp_places("127.0.0.2", 9)]
     for batches in ([[bytes(1_000)] * 40], [[bytes(1_000)]] * 40):
-        outward = udp._Outward(
+        outgoing = Outward(
             flows.Flow(1), ("name", 9), [place for (place,) in places], linked_pair()[0].flows, ForwardCounters()
         )  # fmt: skip
-        outward._left.popleft()
+        outgoing._left.popleft()
         for batch in batches:
-            outward.deliver(batch)
-        assert sum(map(len, outward._unanswered)) == udp.MAX_UNANSWERED // 1_000 * 1_000
+            outgoing.deliver(batch)
+        assert sum(map(len, outgoing._unanswered)) == MAX_UNANSWERED // 1_000 * 1_000
+
+
+class Places:
+    """A name with several addresses, each with a socket behind it that a test reads; loopback stands for other machines."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        monkeypatch.setattr(outward, "is_loopback", lambda _host: False)
+        monkeypatch.setattr(udp, "udp_places", self._resolve)
+        self.sockets = [trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
+        self.heard: list[list[bytes]] = [[] for _ in range(count)]
+        self._places: list[Place] = []
+
+    async def _resolve(self, _host: str, _port: int) -> list[Place]:
+        return list(self._places)
+
+    async def run(self, answering: int | None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Only the place of that number answers."""
+        for number, sock in enumerate(self.sockets):
+            await sock.bind((f"127.0.0.{number + 1}", 0))
+            self._places.append((socket.AF_INET, sock.getsockname()))
+        async with trio.open_nursery() as nursery:
+            for number in range(len(self.sockets)):
+                nursery.start_soon(self._listen, number, number == answering)
+            task_status.started()
+
+    async def _listen(self, number: int, answers: bool) -> None:
+        with self.sockets[number] as sock:
+            while True:
+                data, client = await sock.recvfrom(100)
+                self.heard[number].append(data)
+                if answers:
+                    await sock.sendto(data, client)
+
+    async def wait(self, number: int, count: int) -> None:
+        while len(self.heard[number]) < count:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+async def test_an_address_that_is_silent_shares_what_is_said_with_the_next_and_whoever_answers_has_the_flow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a name has an IPv6 address that leads nowhere.  The next flow begins at the one that answered."""
+    assert SILENT_AFTER == 1.0
+    monkeypatch.setattr(outward, "SILENT_AFTER", 0.1)
+    places = Places(monkeypatch, 2)
+    with trio.fail_after(20):
+        async with forwarded() as bench, trio.open_nursery() as nursery:
+            await nursery.start(places.run, 1)
+            with await bench.client() as client:
+                for data in (b"first", b"second"):
+                    await client.send(data)
+                    assert await client.recv(100) == data
+            assert places.heard == [[b"first"], [b"first", b"second"]]
+            with await bench.client() as client:
+                await client.send(b"third")
+                assert await client.recv(100) == b"third"
+            assert places.heard == [[b"first"], [b"first", b"second", b"third"]]
+            nursery.cancel_scope.cancel()
+
+
+async def test_where_no_address_answers_the_first_keeps_the_flow_and_the_others_are_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a log or a counter, which never answers: nothing is lost at the first address, and little is said twice."""
+    monkeypatch.setattr(outward, "SILENT_AFTER", 0.1)
+    places = Places(monkeypatch, MAX_TOGETHER + 1)
+    with trio.fail_after(20):
+        async with forwarded() as bench, trio.open_nursery() as nursery:
+            await nursery.start(places.run, None)
+            table = bench.exposed._table
+            with await bench.client() as client:
+                await client.send(b"one")
+                for number in range(MAX_TOGETHER):
+                    await places.wait(number, 1)
+                while not table._mute:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                await client.send(b"two")
+                await places.wait(0, 2)
+            with await bench.client() as client:
+                await client.send(b"three")
+                await places.wait(0, 3)
+            assert [len(heard) for heard in places.heard] == [3, *[1] * (MAX_TOGETHER - 1), 0]
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_target_that_is_mute_is_tried_again_later_and_when_it_has_answered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    table = flows.FlowTable(ForwardCounters(), limit=2)
+    table.mute("a")
+    assert table.is_mute("a")
+    await trio.sleep(flows.MUTE_FOR)
+    assert not table.is_mute("a")
+    for target in "abc":
+        table.mute(target)
+    assert [table.is_mute(target) for target in "abc"] == [False, True, True]
+    table.answered("b", (socket.AF_INET, ("192.0.2.1", 9)))
+    assert not table.is_mute("b")

@@ -20,7 +20,7 @@ from tunnel.control.sockets import connect, socket_path
 from tunnel.driver import portmap
 from tunnel.driver.portmap import PortMapKeeper
 from tunnel.faults import Faults
-from tunnel.forward import tcp, udp
+from tunnel.forward import outward, tcp, udp
 from tunnel.forward.outlet import Outlet
 from tunnel.host.gateway import Gateway
 
@@ -138,7 +138,7 @@ async def test_a_fault_in_one_udp_flow_ends_that_flow(monkeypatch: pytest.Monkey
 async def test_a_fault_in_the_udp_forward_leaves_the_flows_beside_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner: Any = over_udp.UdpForward if name in ("_drain", "_pass_on", "_start", "_carry") else udp
     if name == "_return_datagrams":
-        owner = udp._Outward
+        owner = outward.Outward
     if name == "serve_udp":
         from tunnel.forward import serve as owner
     met = Nth(monkeypatch, owner, name)

@@ -18,6 +18,7 @@ LOOKUP_DATAGRAMS: Final = 2  # of a flow that asks and is answered
 LOOKUP_IDLE: Final = Seconds(16.0)  # a flow of those ends sooner; RFC 4787 §4.3 allows that for a well-known port
 IDLE_TICKS: Final = 8  # looks at a flow in one of these times: it ends at most one look late
 MAX_FLOWS: Final = 1_024  # of one local port, or of one link on the exposing side over all targets: half of its streams
+MUTE_FOR: Final = Seconds(60.0)  # a target of which no address answered: so long only its first one is spoken to
 LASTING_PART: Final = 0.75  # of these that flows of more than a question and an answer may keep from the others
 
 
@@ -80,6 +81,7 @@ class FlowTable:
         self._counters = counters
         self._limit = limit
         self._answered: OrderedDict[Any, Place] = OrderedDict()
+        self._mute: OrderedDict[Any, float] = OrderedDict()  # until when
         self.get = self._flows.get
 
     def __len__(self) -> int:
@@ -92,10 +94,21 @@ class FlowTable:
 
     def answered(self, target: Any, place: Place) -> None:
         """Remember it; of as many targets as there may be flows."""
+        self._mute.pop(target, None)
         self._answered[target] = place
         self._answered.move_to_end(target)
         if len(self._answered) > self._limit:
             self._answered.popitem(last=False)
+
+    def mute(self, target: Any) -> None:
+        """No place of it has answered: remember that for a while; of as many targets as there may be flows."""
+        self._mute[target] = trio.current_time() + MUTE_FOR
+        self._mute.move_to_end(target)
+        if len(self._mute) > self._limit:
+            self._mute.popitem(last=False)
+
+    def is_mute(self, target: Any) -> bool:
+        return self._mute.get(target, 0.0) > trio.current_time()
 
     def add(self, key: Any, flow: Flow) -> None:
         if len(self._flows) >= self._limit:

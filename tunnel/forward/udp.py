@@ -19,23 +19,21 @@ from tunnel.errors import TunnelError
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.flows import MAX_FLOWS, Flow, FlowTable, idle_of
 from tunnel.forward.link import Flows, Link, Stream
-from tunnel.forward.local import OUT_OF_DESCRIPTORS, open_udp, stream_code, udp_places
-from tunnel.forward.names import MisledError, Place
+from tunnel.forward.local import OUT_OF_DESCRIPTORS, stream_code, udp_places
+from tunnel.forward.names import MisledError
 from tunnel.forward.open import Open, Opened, decode_opened, encode, read_message
 from tunnel.forward.outlet import Outlet, Overruns
+from tunnel.forward.outward import DRAIN_BATCH, MAX_DATAGRAM, Outward
 from tunnel.forward.refusals import describe_refusal, say_unserved
 from tunnel.forward.tcp import code_of, refuse
 from tunnel.udp import pktinfo
 from tunnel.units import Seconds
 
 MAX_HELD: Final = 64 * 1024  # bytes of datagrams held while a flow opens; one of the largest fits
-MAX_UNANSWERED: Final = 16 * 1024  # bytes said again where a name has another address, and the first one refused them
 MAX_HELD_TOTAL: Final = 4 * 1024 * 1024  # bytes so held by one local port
 NEW_FLOW_RATE: Final = 500.0  # new clients a second of one local port
 NEW_FLOW_BURST: Final = 1_000  # new clients at once
 REFUSED_PAUSE: Final = Seconds(1.0)  # a client's datagrams are dropped so long after a refusal
-MAX_DATAGRAM: Final = 65_535  # bytes to offer recvfrom
-DRAIN_BATCH: Final = 128  # datagrams taken from one socket before other tasks get their turn
 
 
 class UdpForward:
@@ -235,7 +233,7 @@ async def serve_udp(
     table.add(number, flow)
     try:
         with flow.scope:
-            outward = _Outward(flow, address, table.in_order(address, await udp_places(*address)), flows, counters)
+            outward = Outward(flow, address, table.in_order(address, await udp_places(*address)), flows, counters)
             try:
                 outward.open_next()
                 flows.register(number, outward.deliver)
@@ -274,103 +272,3 @@ def _deliverer(flow: Flow, outlet: Outlet) -> Callable[[list[bytes]], None]:
         outlet.send(batch)
 
     return deliver
-
-
-class _Outward:
-    """One flow's datagrams and the exposed program, at the first of its places that does not refuse them."""
-
-    def __init__(
-        self, flow: Flow, target: tuple[str, int], places: list[Place], flows: Flows, counters: ForwardCounters
-    ) -> None:  # fmt: skip
-        self._flow = flow
-        self._target = target
-        self._flows = flows
-        self._counters = counters
-        self._left = deque(places)
-        self._place: Place = places[0]
-        self._sock: socket.socket | None = None
-        self._outlet: Outlet | None = None
-        self._is_answered = False
-        self._unanswered: list[bytes] = []  # said again at the next place
-        self._unanswered_size = 0
-        self.refusal: OSError | None = None
-
-    def open_next(self) -> None:
-        """Raises OSError when none is left that can be opened."""
-        self.close()
-        while True:
-            self._place = self._left.popleft()
-            try:
-                self._sock = open_udp(self._place)
-            except OSError:
-                if not self._left:
-                    raise
-                continue
-            self._outlet = Outlet(self._sock, None, self._counters)
-            return
-
-    def close(self) -> None:
-        if self._sock is not None:
-            self._sock.close()
-
-    def deliver(self, batch: list[bytes]) -> None:
-        """To the program."""
-        self._flow.touch(len(batch))
-        if self._left and not self._is_answered:
-            for data in batch:
-                self._unanswered_size += len(data)
-                if self._unanswered_size > MAX_UNANSWERED:
-                    break
-                self._unanswered.append(data)
-        if self._outlet is not None:
-            self._outlet.send(batch)
-
-    async def run(self, table: FlowTable, scope: trio.CancelScope) -> None:
-        """From the program, until cancelled; cancels `scope` with a `refusal` when nothing listens at any of the places."""
-        while True:
-            try:
-                await self._return_datagrams(table)
-            except ConnectionRefusedError as error:
-                try:
-                    if not self._left:
-                        raise
-                    self.open_next()
-                except OSError:
-                    self.refusal = error
-                    scope.cancel()
-                    return
-                assert self._outlet is not None
-                self._outlet.send(self._unanswered)
-
-    async def _return_datagrams(self, table: FlowTable) -> None:
-        """Replies of the program to the peer.  Raises ConnectionRefusedError as long as there has been none."""
-        sock, flows, flow, counters = self._sock, self._flows, self._flow, self._counters
-        assert sock is not None
-        receive, number = sock.recv, flow.number
-        overruns = Overruns(sock)
-        while True:
-            await trio.lowlevel.wait_readable(sock)
-            is_drained = False
-            batch: list[bytes] = []
-            for _ in range(DRAIN_BATCH):
-                try:
-                    batch.append(receive(MAX_DATAGRAM))
-                except BlockingIOError:
-                    is_drained = True
-                    break
-                except OSError as error:
-                    counters.udp_local_dropped += 1
-                    if isinstance(error, ConnectionRefusedError) and not self._is_answered and not batch:
-                        raise  # nothing listens there; later it may have gone for a moment
-            if batch:
-                if not self._is_answered:
-                    self._is_answered = True
-                    self._unanswered.clear()
-                    table.answered(self._target, self._place)
-                flow.touch(len(batch))
-                counters.udp_datagrams_in += len(batch)
-                counters.udp_queue_dropped += len(batch) - flows.send(number, batch)
-                flows.flush()
-            counters.udp_overrun += overruns.fresh()
-            if not is_drained:
-                await trio.lowlevel.checkpoint()
