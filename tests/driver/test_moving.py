@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -478,4 +478,4 @@ async def test_a_peer_whose_server_moves_all_the_time_is_followed_once_in_a_whil
                 link.handle_event(ControlReceived(bytes((CONTROL_SERVER,)) + f"198.51.100.{number}:24531".encode()))
                 await trio.sleep(1.0)
             assert 3 <= len(moved) <= 60.0 / MOVE_PAUSE + 1
-            assert all(later - earlier >= MOVE_PAUSE for (earlier, _), (later, _) in pairwise(moved))
+            assert all(round(later - earlier, 6) >= MOVE_PAUSE for (earlier, _), (later, _) in pairwise(moved))
