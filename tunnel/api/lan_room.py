@@ -12,7 +12,7 @@ from tunnel.api.lan_plane import Plane
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Closed, Event, Listening, MemberReport, Paired, PathReport, Trouble
 from tunnel.driver.link import CloseCode, Link
-from tunnel.driver.reports import EndpointEvent, Troubled, to_event, to_exception
+from tunnel.driver.reports import EndpointEvent, PeerBack, Troubled, to_event, to_exception
 from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed, PeeringEvent, Problem
 from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
 from tunnel.forward.serve import serve_nothing
@@ -280,6 +280,8 @@ class LanRoom:
         if isinstance(event, Troubled):
             self._on_trouble(event)
             return
+        if isinstance(event, PeerBack):
+            return  # that a member is online again is told
         report = to_event(event, self.driver.clock())
         if isinstance(report, PathReport):
             self._on_path(event, report)

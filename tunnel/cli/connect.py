@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tunnel.cli.habits import WithMore
+from tunnel.cli.log import Log
 from tunnel.cli.meant import choose, open_forwards, require_one_peer, require_server
 from tunnel.cli.options import (
     common,
@@ -126,11 +127,9 @@ class Connecting:
         self._timeout = timeout
         self._deadline = math.inf
         self._target = target
+        self._log = Log(output)
         self._link: Link | None = None
-        self._path: dict[str, Any] | None = None
         self._shared: Shares | None = None  # as said last
-        self._shown_forwards = False
-        self._shown_path: tuple[str, str] | None = None
         self._is_leaving = False
         self._stays = stays
         self._is_ready = False  # the forwards have been told
@@ -175,6 +174,7 @@ class Connecting:
         async with self._output.live(self._lines), serve_control(self._home.run_dir, process):
             async with trio.open_nursery() as nursery:
                 ending.stop = stop
+                nursery.start_soon(self._log.run)
                 nursery.start_soon(self._leave_at, stopped, nursery.cancel_scope)
                 failure: TunnelError | None = None
                 try:
@@ -201,6 +201,7 @@ class Connecting:
         self._deadline = trio.current_time() + self._timeout
         while True:
             try:
+                self._output.wait_for(self._awaited)
                 await self._wait_network(self._deadline)
                 if await self._connect_once(self._deadline):
                     return 0
@@ -251,7 +252,8 @@ class Connecting:
                 try:
                     return await self._use(link)
                 finally:
-                    self._link = self._path = self._shown_path = None
+                    self._link = None
+                    self._log.forget(self._peer or "")
                     self._deadline = trio.current_time() + self._timeout  # of the next connection
         raise UnreachableError(
             f"{whom[:1].upper()}{whom[1:]} was not reached within {self._timeout:g} seconds: is it running there?"
@@ -265,6 +267,7 @@ class Connecting:
 
         self._link = link
         self._peer, self._code = link.peer_name, None
+        self._output.wait_for("")
         self._pause, self._said_trouble = FIRST_PAUSE, ""
         ready = self._listeners.ready
         if not self._is_ready:
@@ -272,11 +275,12 @@ class Connecting:
             for each in ready:
                 told = {"bind": each.bind, "target": each.target, "binds": list(each.binds), "peer": link.peer_name}
                 self._output.emit({"event": "forward", **told})
+            if not self._output.shows_live:
+                for text in self._forward_lines(link.peer_name):
+                    self._output.say(text)
             for text in self._listeners.warnings():
                 self._output.warn(text)
                 self._output.emit({"event": "warning", "code": "half_bound", "message": text})
-        if not self._output.is_live:
-            self._show_path()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, link, nursery.cancel_scope)
             nursery.start_soon(serve_nothing, link)
@@ -288,10 +292,10 @@ class Connecting:
         from tunnel.forward.stdio import run_stdio
 
         if self._target is not None:
-            await run_stdio(link, self._target)
+            await run_stdio(link, self._target, access=self._log.accesses.access(link.peer_name, f"tcp/{self._target}"))
             self._is_leaving = True
         else:
-            await self._listeners.serve(link, notice=self._output.warn)
+            await self._listeners.serve(link, notice=self._output.warn, log=self._log.accesses)
         scope.cancel()
 
     async def _tell_shares(self, link: Link) -> None:
@@ -368,61 +372,38 @@ class Connecting:
                 self._peer = peer
                 self._output.say(f"Paired with '{peer}'.")
             case PathReport():
-                self._path = event.to_dict()
-                if self._link is not None and not self._output.is_live:
-                    self._show_path()
-            case Trouble(message=message):
-                self._output.warn(message)
+                self._log.tell_path(event, is_awaited=not self._is_ready)
+            case Trouble():
+                self._log.tell_trouble(event)
             case Closed() | Listening() | CodeReady():
                 pass
 
-    def _show_path(self) -> None:
-        """A line whenever kind or address have changed; the rest is for --json and `status`."""
-        if self._path is None or (path := (self._path["kind"], self._path["remote"])) == self._shown_path:
-            return
-        self._shown_path = path
-        for line, _spins in self._path_lines():
-            self._output.say(line)
-
-    def _path_lines(self) -> list[Line]:
-        """The path, and on its line the first forward; the others below, once."""
-        from tunnel.cli.render import path_line
-
-        status = self._path
-        if status is None:
-            return []
-        name = self._peer or (self._link.peer_name if self._link else "")
-        forwards = [] if self._shown_forwards else [f"{each.bind} -> {name} {each.target}" for each in self._listeners.ready]
-        self._shown_forwards = True
-        head = path_line(status)
-        indent = " " * (len(head) + 4)
-        texts = ["    ".join([head, *forwards[:1]]), *(indent + text for text in forwards[1:MOST_LINES])]
-        if len(forwards) > MOST_LINES:
-            texts.append(f"{indent}and {len(forwards) - MOST_LINES} more")
-        if status.get("kind") == "relay" and status.get("why"):
-            texts.append(f"        {status['why']}")
-        return [(text, False) for text in texts]
+    def _forward_lines(self, peer: str) -> list[str]:
+        ready = self._listeners.ready
+        texts = [forward_line(each.bind, peer, each.target) for each in ready[:MOST_LINES]]
+        return [*texts, f"and {len(ready) - MOST_LINES} more"] if len(ready) > MOST_LINES else texts
 
     def _live_lines(self, link: Link) -> list[Line]:
         """What the person needs first: the forwards, then how the other side is reached."""
-        from tunnel.cli.render import live_lines, short_path
+        from tunnel.cli.render import is_silent, live_lines, short_path
 
-        ready, status = self._listeners.ready, link.status().to_dict()
-        texts = [forward_line(each.bind, link.peer_name, each.target) for each in ready[:MOST_LINES]]
-        if len(ready) > MOST_LINES:
-            texts.append(f"and {len(ready) - MOST_LINES} more")
+        status = link.status().to_dict()
+        texts = self._forward_lines(link.peer_name)
+        if is_silent(status):
+            return [*live_lines(texts), (f"{short_path(status)} ... (Ctrl-C ends it)", True)]
         path = short_path(status)
-        texts.append(path if ready else f"{link.peer_name}  {path}")
+        texts.append(path if texts else f"{link.peer_name}  {path}")
         if status.get("kind") == "relay" and status.get("why"):
             texts.append(str(status["why"]))
         return live_lines(texts)
 
+    @property
+    def _awaited(self) -> str:
+        whom = f"'{self._peer}'" if self._peer else "the other side"
+        return f"{'Waiting for' if self._is_ready else 'Connecting to'} {whom}"
+
     def _lines(self) -> list[Line]:
-        if self._link is None:
-            whom = f"'{self._peer}'" if self._peer else "the other side"
-            doing = "Waiting for" if self._is_ready else "Connecting to"
-            return [(f"{doing} {whom} ... (Ctrl-C ends it)", True)]
-        return self._live_lines(self._link)
+        return [self._output.waiting_line(self._awaited)] if self._link is None else self._live_lines(self._link)
 
 
 def forward_line(bind: str, peer: str, target: str) -> str:

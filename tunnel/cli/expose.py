@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from tunnel.cli.log import Log
 from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, with_last_server
 from tunnel.notation import also
 
@@ -163,7 +164,7 @@ class Exposing:
         self._exposure: Exposure | None = None
         self._code_ends: float | None = None  # boottime() at which the code expires
         self._codes = 0
-        self._shown_paths: dict[str, tuple[str, str]] = {}  # by peer
+        self._log = Log(output, is_exposer=True)
         self._counters: ForwardCounters = ForwardCounters()
 
     async def run(self, ending: Ending) -> int:
@@ -186,6 +187,7 @@ class Exposing:
             notice=self._output.warn,
         )
         settings = self._settings
+        self._output.wait_for("Meeting the server")
         async with (
             serve_control(self._home.run_dir, process),  # first: what fails has granted nothing
             self._output.live(self._lines),
@@ -196,6 +198,8 @@ class Exposing:
             trio.open_nursery() as nursery,
         ):  # fmt: skip
             self._exposure = exposure
+            self._output.wait_for("")
+            nursery.start_soon(self._log.run)
             if self._to or not self._texts:
                 self._introduce_remembered()  # else behind the code
             if exposure.driver is not None:
@@ -226,7 +230,7 @@ class Exposing:
     async def _serve_link(self, link: Link) -> None:
         from tunnel.forward.serve import serve_link
 
-        await serve_link(link, counters=self._counters, notice=self._output.warn)
+        await serve_link(link, counters=self._counters, notice=self._output.warn, log=self._log.accesses)
 
     # -- what is asked over the control socket
 
@@ -272,7 +276,6 @@ class Exposing:
         self._fresh.discard(serving.peer)
 
     def _handle(self, event: Event) -> None:
-        from tunnel.cli.render import path_line, time_of_day
         from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Serving, Trouble
 
         self._output.emit(event.to_dict())
@@ -292,19 +295,12 @@ class Exposing:
                 self._output.say(f"Paired with '{peer}'.")
             case Serving():
                 self._show_serving(event)
-            case PathReport(peer=peer, kind=kind, remote=remote):
-                before = self._shown_paths.get(peer)
-                self._shown_paths[peer] = (kind, remote)
-                if self._output.is_live and before is None:
-                    self._output.say(f"{time_of_day()}  {peer} is connected ({kind}).")
-                elif not self._output.is_live and before != (kind, remote):
-                    self._output.say(f"{path_line(event.to_dict())}    {peer}")
-            case Trouble(message=message):
-                self._output.warn(message)
+            case PathReport():
+                self._log.tell_path(event)
+            case Trouble():
+                self._log.tell_trouble(event)
             case Closed(peer=peer, reason=reason):
-                self._shown_paths.pop(peer, None)
-                when = f"{time_of_day()}  " if self._output.is_live else ""
-                self._output.say(f"{when}The link to '{peer}' has ended: {reason.rstrip('.')}.")
+                self._log.tell_closed(peer, reason)
 
     def _show_code(self, code: str, expires_s: float) -> None:
         from tunnel.cli.render import duration, listing
@@ -336,20 +332,21 @@ class Exposing:
         self._introduce_remembered()
 
     def _lines(self) -> list[Line]:
-        from tunnel.cli.render import live_lines, short_path
+        from tunnel.cli.render import is_silent, live_lines, short_path
 
         lines: list[Line] = []
         for link in self._exposure.links if self._exposure else ():
             status = link.status().to_dict()
             why = [f"        {status['why']}"] if status["kind"] == "relay" and status["why"] else []
-            lines += live_lines([f"{status['peer']}  {short_path(status)}", *why])
+            path = short_path(status)
+            lines += live_lines([path if is_silent(status) else f"{status['peer']}  {path}", *why])
         if self._code_ends is not None:
             from tunnel.driver.vocabulary import boottime
 
             left = max(0, round(self._code_ends - boottime()))
             lines.append((f"Waiting for the other computer ... the code works for {left // 60}:{left % 60:02d} more", True))
         elif not lines:
-            lines.append(("Waiting for a peer ... (Ctrl-C ends it)" if self._exposure else "Meeting the server ...", True))
+            lines.append(self._output.waiting_line("Waiting for a peer"))
         return lines
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunnel.cli.habits import Subcommands, WithMore
+from tunnel.cli.log import Log
 from tunnel.cli.options import (
     common,
     complete_peer,
@@ -62,7 +63,8 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
       ptunnel lan create --to friend                    a remembered peer needs none the first time
       ptunnel lan join --peer home                      ... and joins by the name of yours
       ptunnel lan remove ben                            cuts a member off, and makes a fresh code
-    It needs root, or the capability CAP_NET_ADMIN; 'ptunnel exec' needs neither.  Alone, lists the rooms.
+    It needs root, or the capability CAP_NET_ADMIN, and CAP_NET_RAW for what games here broadcast on other networks of this
+    machine; 'ptunnel exec' needs none of these.  Alone, lists the rooms.
     """
     if context.invoked_subcommand is None:
         show(is_json)
@@ -313,7 +315,8 @@ class Playing:
         self._server = settings.server or ""
         self._public: str | None = None
         self._room: LanRoom | None = None
-        self._shown: dict[str, tuple[object, ...]] = {}  # what was said of a member last
+        self._log = Log(output)
+        self._address = ""  # ours in the room, as told last
         self._code: str | None = None
         self._hurry: Callable[[], None] = lambda: None
 
@@ -323,8 +326,11 @@ class Playing:
 
         ended = trio.Event()
         self._hurry = ending.hurry
+        self._output.wait_for("Entering the room")
         async with self._output.live(self._lines), self.room(ended.set) as room, trio.open_nursery() as nursery:
             ending.stop = ended.set
+            self._output.wait_for("")
+            nursery.start_soon(self._log.run)
 
             async def wait() -> None:
                 await room.run()
@@ -407,8 +413,8 @@ class Playing:
                 self._show_code(code)
             case MemberReport():
                 self._show_member(event)
-            case Trouble(message=message):
-                self._output.warn(message)
+            case Trouble():
+                self._log.tell_trouble(event)
             case Closed():
                 pass  # it is raised as well
             case _:
@@ -429,26 +435,16 @@ class Playing:
             self._output.say("The code is good for all of them, as long as this runs.")
 
     def _show_member(self, report: MemberReport) -> None:
-        """A line for each change, where no table shows it."""
-        now = (report.state, report.address, report.kind, report.why)
-        before = self._shown.get(report.peer)
-        self._shown[report.peer] = now
-        if report.state == "removed":
-            del self._shown[report.peer]
-        if report.is_me and before is not None and before[1] != report.address:
-            self._output.say(f"The room has another network now: you are {report.address}.")
-        if report.is_me or before == now or (before is None and report.state == "offline") or self._output.is_live:
-            return
-        if report.state == "online":
-            how = report.kind or "connected"
-            why = f" ({report.why})" if report.kind == "relay" and report.why else ""
-            self._output.say(f"{report.peer}  {report.address}  {how}{why}")
+        if report.is_me:
+            if self._address not in ("", report.address):
+                self._output.say(f"The room has another network now: you are {report.address}.")
+            self._address = report.address
         else:
-            self._output.say(f"{report.peer} {'is away' if report.state == 'offline' else 'is no longer in the room'}.")
+            self._log.tell_member(report)
 
     def _lines(self) -> list[Line]:
         if self._room is None:
-            return [("Entering the room ... (Ctrl-C ends it)", True)]
+            return [self._output.waiting_line("Entering the room")]
         rows = table([member.to_dict() for member in self._room.members()])
         waits = [] if len(rows) > 2 else [("Waiting for others ... (Ctrl-C ends it)", True)]
         return [*((row, False) for row in rows), *waits]

@@ -124,8 +124,8 @@ SETTINGS
       unless said ('ptunnel doctor' shows it)
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, 'event' first:
-  listening, code, paired, serving, shared, path, forward, member, closed, warning while something
-  runs; error as the last one of a command that failed;
+  listening, code, paired, serving, shared, path, forward, connection, connections, member,
+  closed, warning while something runs; error as the last one of a command that failed;
   granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
   as answers.
   People are spoken to on stderr; 'exec' prints events there too.

@@ -24,7 +24,12 @@ def common(function: Function) -> Function:
     """--json and -v, on every command."""
     function = click.option("--json", "is_json", is_flag=True, help="Print one JSON object a line on stdout.")(function)
     return click.option(
-        "-v", "--verbose", count=True, callback=_start_log, expose_value=True, help="Log details on stderr; -vv for more."
+        "-v",
+        "--verbose",
+        count=True,
+        callback=_start_log,
+        expose_value=True,
+        help="Say each thing that happens on stderr, with its time; -vv for details.",
     )(function)
 
 

@@ -17,6 +17,7 @@ from tunnel.cli.voice import Voice
 from tunnel.faults import Faults
 
 if TYPE_CHECKING:
+    import trio
     from rich.console import Console, RenderableType
     from rich.live import Live
 
@@ -26,6 +27,7 @@ LARGEST: Final = 1e18  # of a figure that is shown
 DEFAULT_WIDTH: Final = 80  # columns of a terminal that does not say
 UNKNOWN: Final = "?"  # is shown for what is no figure
 SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
+LONG_WAIT: Final = 5.0  # seconds of waiting without a word, after which it is said that this goes on
 
 #: A line of the live status: its text, and whether it stands for something awaited, which gets a spinner.
 Line = tuple[str, bool]
@@ -73,12 +75,23 @@ class Output:
         self._live: Live | None = None
         self._console: Console | None = None
         self._last = ""
+        self._is_running = False
+        self._is_covered = False  # plain lines stand where the live status was
+        self._awaited = ""  # what is waited for
+        self._waits_since = 0.0
+        self._is_wait_told = False
+        self._wait_changed: trio.Event | None = None
         self._lines: Callable[[], Sequence[Line]] | None = None
         self._final: list[Line] | None = None
         stream = events_to or sys.stdout
         if is_json and isinstance(stream, Voice):
             stream.tell_loss = _notice_of_loss
         self.faults = Faults(self.warn)
+
+    @property
+    def shows_live(self) -> bool:
+        """Whether the live status stands on the screen now.  In the background plain lines say what happens."""
+        return self.is_live and is_in_front()
 
     def emit(self, event: Mapping[str, Any]) -> None:
         """One event of the machine interface.  Nothing without --json."""
@@ -92,61 +105,131 @@ class Output:
         if not self.is_json and not self.is_quiet:
             self._print(text)
 
-    def warn(self, text: str) -> None:
-        """The same, with --stdio too.  What was said last is not said again."""
-        if not self.is_json and text != self._last:
-            self._print(text)
+    def log(self, text: str) -> None:
+        """The same, with the time."""
+        if not self.is_json and not self.is_quiet:
+            self._print(text, stamp())
 
-    def _print(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """For a person, with --stdio too, and with the time once the command runs.  What was said last is not said again."""
+        self._is_wait_told = True
+        if not self.is_json and text != self._last:
+            self._print(text, stamp() if self._is_running and not self.is_quiet else "")
+
+    def _print(self, text: str, when: str = "") -> None:
         self._last = text
-        if self._live is not None and self._console is not None:
-            shown = "\n".join(folded(text, self._console.width))
+        line = f"{when}  {text}" if when else text
+        if self._live is not None and self._console is not None and not self._is_covered and is_in_front():
+            shown = "\n".join(folded(line, self._console.width))
             self._console.print(shown, markup=False, highlight=False, soft_wrap=True, emoji=False)
         else:
-            click.echo(text, err=True)
+            self._is_covered = True
+            click.echo(line, err=True)
+
+    # -- waiting
+
+    def wait_for(self, what: str) -> None:
+        """Something is waited for, as in `Connecting to 'home'`; "": no longer.  A long wait is spoken of, once."""
+        if what == self._awaited:
+            return
+        import trio
+
+        self._awaited, self._waits_since, self._is_wait_told = what, trio.current_time(), False
+        if self._wait_changed is not None:
+            self._wait_changed.set()
+
+    def waiting_line(self, otherwise: str = "") -> Line:
+        """The line of the live status for what is waited for, or else for `otherwise`."""
+        more = ""
+        if self._awaited:
+            import trio
+
+            seconds = trio.current_time() - self._waits_since
+            more = f"still trying, for {short_duration(seconds)} " if seconds >= LONG_WAIT else ""
+        return (f"{self._awaited or otherwise} ... {more}(Ctrl-C ends it)", True)
+
+    async def _speak_of_waits(self) -> None:
+        """Where no live status shows them, and as JSON."""
+        import trio
+
+        while True:
+            self._wait_changed = trio.Event()
+            if self._awaited and not self._is_wait_told:
+                with trio.move_on_at(self._waits_since + LONG_WAIT) as limit:
+                    await self._wait_changed.wait()
+                if limit.cancelled_caught and not self._is_wait_told:
+                    text = f"{self._awaited}: still trying (Ctrl-C ends it)."
+                    self._is_wait_told = True
+                    self.emit({"event": "warning", "code": "takes_long", "message": text})
+                    if not self.shows_live:
+                        self.warn(text)
+            else:
+                await self._wait_changed.wait()
 
     @asynccontextmanager
     async def live(self, lines: Callable[[], Sequence[Line]]) -> AsyncIterator[None]:
         """While the block runs, show `lines()` below everything else, on a terminal; the last picture stays."""
-        if not self.is_live:
-            yield
-            return
         import trio
+
+        self._lines = lines
+        self._is_running = True
+        problem: BaseException | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._speak_of_waits)
+                if self.is_live:
+                    nursery.start_soon(self._refresh)
+                try:
+                    yield
+                except trio.Cancelled:
+                    raise
+                except BaseException as error:  # passed on as it is: the nursery would wrap it in a group
+                    problem = error
+                nursery.cancel_scope.cancel()
+        finally:
+            self._is_running = False
+            self.freeze()
+            self._end_picture()
+        if problem is not None:
+            raise problem
+
+    async def _refresh(self) -> None:
+        import trio
+
+        while self._final is None and self._lines is not None:
+            current: Sequence[Line] = ()
+            with self.faults.wall("screen", "kept the status from being shown", OSError):
+                current = self._lines()
+                if _may_draw():
+                    self._draw(current)
+            await trio.sleep(SPIN_S if any(spins for _, spins in current) else REFRESH_S)
+
+    def _draw(self, lines: Sequence[Line]) -> None:
+        """A picture begins anew below plain lines that were said in the background."""
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        self._lines = lines
-        show = self._live
-
-        async def refresh() -> None:
-            while self._final is None:
-                current: Sequence[Line] = ()
-                with self.faults.wall("screen", "kept the status from being shown", OSError):
-                    current = lines()
-                    if _may_draw():
-                        show.update(_picture(current), refresh=True)
-                await trio.sleep(SPIN_S if any(spins for _, spins in current) else REFRESH_S)
-
-        with show:
+        if self._live is None or self._is_covered:
+            self._is_covered = False
+            self._console = Console(stderr=True, highlight=False)
+            self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            self._live.start()
             self._console.show_cursor(True)  # a command that is stopped (Ctrl-Z) leaves it visible
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(refresh)
-                    yield
-                    nursery.cancel_scope.cancel()
-            finally:
-                self.freeze()
-                self._live = None
+        self._live.update(_picture(lines), refresh=True)
 
     def freeze(self) -> None:
         """The picture of now is the last one, without what is awaited: that links end when a command does is no news."""
-        if self._live is not None and self._lines is not None and self._final is None:
+        if self.is_live and self._lines is not None and self._final is None:
             self._final = []
             with self.faults.wall("screen", "kept the status from being shown", OSError):
                 self._final = [line for line in self._lines() if not line[1]]
-                self._live.update(_picture(self._final), refresh=_may_draw())
+                if _may_draw():
+                    self._draw(self._final)
+
+    def _end_picture(self) -> None:
+        live, self._live = self._live, None
+        if live is not None and is_in_front():
+            live.stop()
 
 
 def _may_draw() -> bool:
@@ -208,10 +291,17 @@ def folded(text: str, width: int) -> list[str]:
 
 def short_path(status: Mapping[str, Any]) -> str:
     """`direct, 23 ms  up 113 B/s  down 0 B/s`: what the live status has room for; `ptunnel status` shows the rest."""
+    if is_silent(status):
+        return f"waiting for {status['peer']}"
     if not status.get("kind"):
         return "looking for a path"
     how = ", ".join(filter(None, (str(status["kind"]), round_trip(status))))
     return f"{how}  up {rate(status.get('send_rate', 0))}  down {rate(status.get('receive_rate', 0))}"
+
+
+def is_silent(status: Mapping[str, Any]) -> bool:
+    """The link stands, and nothing gets through to the peer.  An older process does not say."""
+    return bool(status.get("kind")) and status.get("reachable") is False
 
 
 def live_lines(texts: Iterable[str]) -> list[Line]:
@@ -220,13 +310,15 @@ def live_lines(texts: Iterable[str]) -> list[Line]:
     return [(line, False) for text in texts for line in folded(text, width)]
 
 
-def time_of_day() -> str:
-    """`23:09:12`, the local time, for a line about who comes or goes."""
-    return datetime.datetime.now().astimezone().strftime("%H:%M:%S")
+def stamp() -> str:
+    """The local time: `23:09:12` on a terminal, and with the date in a log."""
+    return datetime.datetime.now().astimezone().strftime("%H:%M:%S" if is_terminal(sys.stderr) else "%Y-%m-%d %H:%M:%S")
 
 
 def path_line(status: Mapping[str, Any]) -> str:
     """`direct  udp 198.51.100.7:41641  rtt 23 ms  mtu 1472`; `status` is a path event or a link's status."""
+    if is_silent(status):
+        return f"waiting for {status['peer']}"
     if not status.get("kind"):
         return "looking for a path"
     parts = [str(status["kind"]), f"udp {status['remote']}"]

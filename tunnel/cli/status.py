@@ -89,7 +89,7 @@ async def _watch(run_dir: Path, peer: str | None, is_json: bool) -> int:
 
     import trio
 
-    from tunnel.cli.render import is_terminal
+    from tunnel.cli.render import is_in_front, is_terminal
 
     if is_json or not is_terminal(sys.stdout):
         while True:
@@ -102,8 +102,9 @@ async def _watch(run_dir: Path, peer: str | None, is_json: bool) -> int:
 
     with Live(console=Console(highlight=False), auto_refresh=False, screen=False) as live:
         while True:
-            text = "\n".join(page(await _ask(run_dir, peer)) or [no_process()])
-            live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+            if is_in_front():
+                text = "\n".join(page(await _ask(run_dir, peer)) or [no_process()])
+                live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
             await trio.sleep(WATCH_S)
 
 
@@ -141,7 +142,7 @@ def page(answers: list[dict[str, Any]]) -> list[str]:
 
 
 def process_page(answer: Mapping[str, Any]) -> list[str]:
-    from tunnel.cli.render import duration, path_line, traffic
+    from tunnel.cli.render import duration, is_silent, path_line, traffic
 
     if answer["event"] != "status":
         return [str(answer.get("message", answer))]
@@ -154,8 +155,9 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
     lines = [head if links else f"{head}  no link yet"]
     for link in links:
         keys = "" if link.get("post_quantum", True) else "  keys not post-quantum"
-        lines.append(f"  {link['peer']}  {path_line(link)}  {traffic(link)}{keys}")
-        if link["kind"] == "relay" and link["why"]:
+        head = path_line(link) if is_silent(link) else f"{link['peer']}  {path_line(link)}"
+        lines.append(f"  {head}  {traffic(link)}{keys}")
+        if link["kind"] == "relay" and link["why"] and not is_silent(link):
             lines.append(f"    {link['why']}")
     return lines + [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
 

@@ -45,6 +45,7 @@ from tunnel.proto.endpoint import (
     KnownPeer,
     OpenSockets,
     OpenTls,
+    PeerBack,
     Peering,
     PeeringClosed,
     PeeringEvent,
@@ -475,7 +476,7 @@ class EndpointDriver:
                         self._memory.note(static, way)
             case Faulted(place=place, what=what, error=fault):
                 self.faults.note(place, what, fault)
-            case ServerReached() | CodeIssued() | PeerPaired() | Troubled():
+            case ServerReached() | CodeIssued() | PeerPaired() | PeerBack() | Troubled():
                 self.servers.changed()
             case _:
                 assert_never(event)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from tunnel.driver.datagrams import Datagrams
 from tunnel.driver.packets import PacketDoor, PacketSealer, PacketSink
+from tunnel.driver.status import LinkStatus
 from tunnel.driver.stream import StreamCode, TunnelStream
 from tunnel.errors import MalformedPacket, PeerError, TunnelError, UnreachableError
 from tunnel.faults import Faults
@@ -51,38 +50,6 @@ MAX_SERVER = 64  # bytes of host:port that a peer tells: an address and a port
 ACCEPT_BACKLOG = 1_024  # streams opened by the peer that nobody has accepted yet; more are reset
 
 StreamHandler = Callable[[TunnelStream], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkStatus:
-    """What `status` shows of one link.  Durations in seconds, rates in bytes per second since the last look.
-
-    `rtt_s` is the smoothed round trip while packets flow; on an idle link it is the newest one, which the keep-alives measure.
-    """
-
-    peer: str
-    fingerprint: str
-    kind: str | None  # "direct", "relay", or None while there is no path
-    remote: str | None
-    rtt_s: float | None
-    rtt_age_s: float | None  # since it was measured; both None: it was not yet
-    mtu: int | None
-    why: str
-    sent_bytes: int
-    received_bytes: int
-    send_rate: float
-    receive_rate: float
-    packets_sent: int
-    packets_lost: int
-    streams: int
-    drops: Mapping[str, int]
-    punching: Mapping[str, Any]  # what the search for a direct path has cost and may still cost
-    nat: Mapping[str, str]  # `ours` and `theirs`: how the routers map; `technique` that was needed, if any
-    post_quantum: bool  # what is carried now stays secret from quantum computers too
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `ptunnel status --json` has it."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"drops": dict(self.drops), "nat": dict(self.nat)}
 
 
 class Link:
@@ -293,6 +260,11 @@ class Link:
         stats = connection.stats() if connection is not None else None
         path = connection.current_path if connection is not None else None
         now = self._clock()
+        why = path.why if path else ""
+        if path is not None and not self._peering.is_reachable:
+            why = f"{self.peer_name} is silent, and is waited for"
+        elif path is not None and path.kind is PathKind.RELAY:
+            why = self._peering.why_relayed(now)
         rtt_s = rtt_age_s = None
         if path is not None and path.measured_at is not None:
             rtt_age_s = max(0.0, now - path.measured_at)
@@ -311,7 +283,7 @@ class Link:
             rtt_s=rtt_s,
             rtt_age_s=rtt_age_s,
             mtu=path.mtu if path else None,
-            why=self._peering.why_relayed(now) if path and path.kind is PathKind.RELAY else (path.why if path else ""),
+            why=why,
             sent_bytes=sent,
             received_bytes=received,
             send_rate=self._rates[0],
@@ -323,13 +295,14 @@ class Link:
             punching=self._peering.punching(now),
             nat=self._peering.nat,
             post_quantum=self._peering.hybrid.is_reached,
+            reachable=self._peering.is_reachable,
         )
 
     @property
     def is_direct(self) -> bool:
-        """Whether data goes to the peer without the server in between."""
+        """Whether data gets to the peer now, and without the server in between."""
         connection = self._peering.connection
-        return connection is not None and connection.current_path.kind is PathKind.DIRECT
+        return connection is not None and self._peering.is_reachable and connection.current_path.kind is PathKind.DIRECT
 
     @property
     def remote_host(self) -> str | None:

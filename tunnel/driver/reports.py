@@ -21,6 +21,7 @@ from tunnel.proto.endpoint import (
     ExposerPairing,
     PathChanged,
     PathKind,
+    PeerBack,
     PeeringClosed,
     PeeringEvent,
     PeerPaired,
@@ -31,7 +32,7 @@ from tunnel.proto.endpoint import (
 )
 from tunnel.units import Instant
 
-__all__ = ["EndpointEvent", "ExposerPairing", "Troubled", "closed_exception", "to_event", "to_exception"]
+__all__ = ["EndpointEvent", "ExposerPairing", "PeerBack", "Troubled", "closed_exception", "to_event", "to_exception"]
 
 _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.WRONG_CODE: PairingError,
@@ -44,6 +45,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.SERVER_REFUSED: ServerUnreachableError,
     Problem.PEER_ABSENT: UnreachableError,
     Problem.PEER_LOST: PairingError,
+    Problem.PEER_SILENT: UnreachableError,
     Problem.KEY_CHANGED: PeerError,
     Problem.PATH_POLICY: ConfigurationError,
     Problem.NO_DIRECT: UnreachableError,
@@ -92,6 +94,8 @@ def to_event(event: EndpointEvent, now: Instant) -> Event | None:
         case PeeringClosed(peering=peering, reason=reason):
             forgotten = reason.code == CloseCode.FORGOTTEN and not reason.by_peer  # the text is for the other side
             return Closed(reason="you have forgotten it" if forgotten else reason.text, peer=peering.peer.name)
+        case PeerBack(peering=peering):
+            return Trouble(code="peer_back", message=f"{peering.peer.name} answers again.")
         case ServerReached(server=server, is_again=True):
             return Trouble(code="server_back", message=f"The server {server.partition(',')[0]} answers again.")
         case Troubled(problem=problem, text=text, is_final=False):

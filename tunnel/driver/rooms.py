@@ -10,4 +10,4 @@ from tunnel.proto.endpoint.membership import Membership, NewcomerStore
 __all__ = ["PROBLEMS_OF_PEERS", "Membership", "NewcomerStore", "PeeringClosed", "PeeringEvent", "Problem"]
 
 #: What is said of one peer where that is the only one; a room says that a member is away.
-PROBLEMS_OF_PEERS: Final = frozenset((Problem.PEER_ABSENT, Problem.PEER_LOST))
+PROBLEMS_OF_PEERS: Final = frozenset((Problem.PEER_ABSENT, Problem.PEER_LOST, Problem.PEER_SILENT))

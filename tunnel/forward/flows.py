@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import trio
 
+from tunnel.forward.access import Access
 from tunnel.forward.counters import ForwardCounters
 from tunnel.forward.link import Stream
 from tunnel.forward.names import Place
@@ -26,6 +27,7 @@ class Flow:
     """One client's datagrams.  `is_active` is cleared by the idle watch."""
 
     __slots__ = (
+        "access",
         "client",
         "count",
         "held",
@@ -39,7 +41,8 @@ class Flow:
         "table",
     )
 
-    def __init__(self, number: int, client: Any = None, *, idle: Seconds = FLOW_IDLE) -> None:
+    def __init__(self, number: int, client: Any = None, *, idle: Seconds = FLOW_IDLE, access: Access | None = None) -> None:
+        self.access = access or Access()
         self.number = number
         self.client = client  # as UdpForward's receive gave it; on the connecting side only
         self.idle = idle  # how long it may be without datagrams

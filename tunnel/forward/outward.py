@@ -87,6 +87,7 @@ class Outward:
     def deliver(self, batch: list[bytes]) -> None:
         """To the program."""
         self._flow.touch(len(batch))
+        self._flow.access.received += sum(map(len, batch))
         if self._left and not self._is_answered:
             for data in batch:
                 self._unanswered_size += len(data)
@@ -165,6 +166,7 @@ class Outward:
                 if not self._is_answered:
                     self._settle(attempt, table)
                 flow.touch(len(batch))
+                flow.access.sent += sum(map(len, batch))
                 counters.udp_datagrams_in += len(batch)
                 counters.udp_queue_dropped += len(batch) - flows.send(number, batch)
                 flows.flush()

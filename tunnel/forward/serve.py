@@ -12,6 +12,7 @@ import trio
 from tunnel.driver.lasting import last
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import MalformedPacket, TunnelError, command_word
+from tunnel.forward.access import AccessLog
 from tunnel.forward.bench import ALLOWANCES, Allowance, serve_bench
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.flows import FlowTable
@@ -72,17 +73,18 @@ class Listeners:
         """(protocol, what the other side is asked for) of each."""
         return [(forward.protocol, forward.target) for forward, _sockets in self._open]
 
-    async def serve(self, link: Link, *, notice: Notice | None = None) -> None:
-        """Carry what arrives to `link`'s peer until the link closes or this is cancelled.  `notice` takes sentences."""
+    async def serve(self, link: Link, *, notice: Notice | None = None, log: AccessLog | None = None) -> None:
+        """Carry what arrives to `link`'s peer until the link closes or this is cancelled.  `notice` takes sentences, `log` what
+        is opened and closed."""
         notices = Notices(notice)
         async with trio.open_nursery() as nursery:
             for forward, sockets in self._open:
                 for sock in sockets:
                     if forward.protocol == "tcp":
-                        tcp = TcpForward(sock, forward.target, link=link, counters=self.counters, notices=notices)
+                        tcp = TcpForward(sock, forward.target, link=link, counters=self.counters, notices=notices, log=log)
                         self._keep(nursery, link, tcp.run, sock)
                     else:
-                        udp = UdpForward(sock, forward.target, link=link, counters=self.counters, notices=notices)
+                        udp = UdpForward(sock, forward.target, link=link, counters=self.counters, notices=notices, log=log)
                         self._keep(nursery, link, udp.run, sock)
             await link.closed()
             nursery.cancel_scope.cancel()
@@ -132,7 +134,9 @@ class Exposed:
         counters: ForwardCounters | None = None,
         notice: Notice | None = None,
         allowance: Allowance | None = None,
+        log: AccessLog | None = None,
     ) -> None:
+        self._log = log or AccessLog()
         self._link = link
         self._allow = allow
         self._notices = Notices(notice)
@@ -172,12 +176,19 @@ class Exposed:
             return
         # This machine is 127.0.0.1 and ::1: many programs listen on one of them alone.
         place = ("localhost", address[1]) if isinstance(opening.target, int) else address
+        access = self._log.access(self._link.peer_name, f"{opening.kind}/{opening.target}")
         with trio.CancelScope() as scope:
             self._served[scope] = _Served(stream, opening.kind, opening.target, address)
             try:
                 if opening.kind == "tcp":
                     await serve_tcp(
-                        stream, early, place, counters=self.counters, notices=self._notices, asked=self._asked(opening)
+                        stream,
+                        early,
+                        place,
+                        counters=self.counters,
+                        notices=self._notices,
+                        asked=self._asked(opening),
+                        access=access,
                     )
                 else:
                     await serve_udp(
@@ -189,6 +200,7 @@ class Exposed:
                         counters=self.counters,
                         notices=self._notices,
                         asked=self._asked(opening),
+                        access=access,
                     )
             finally:
                 del self._served[scope]
@@ -232,7 +244,11 @@ class Exposed:
 
 
 async def serve_link(
-    link: DriverLink, *, counters: ForwardCounters | None = None, notice: Callable[[str], None] | None = None
+    link: DriverLink,
+    *,
+    counters: ForwardCounters | None = None,
+    notice: Callable[[str], None] | None = None,
+    log: AccessLog | None = None,
 ) -> None:
     """Answer the peer's streams against `link.grants`, read anew for each, until the link closes."""
     exposed = Exposed(
@@ -241,6 +257,7 @@ async def serve_link(
         counters=counters,
         notice=notice,
         allowance=ALLOWANCES.of(link.fingerprint),
+        log=log,
     )
 
     def changed() -> None:

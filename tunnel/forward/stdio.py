@@ -15,6 +15,7 @@ import trio
 
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
+from tunnel.forward.access import Access
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.open import Open, decode_opened, encode, read_message
 from tunnel.forward.refusals import refusal_error
@@ -23,21 +24,23 @@ from tunnel.forward.tcp import LAST_WORDS, code_of, refuse
 CHUNK: Final = 65_536  # bytes read at once where reading takes a thread
 
 
-async def run_stdio(link: Link, target: int | str, *, stdin: int = 0, stdout: int = 1) -> None:
+async def run_stdio(link: Link, target: int | str, *, stdin: int = 0, stdout: int = 1, access: Access | None = None) -> None:
     """Join the descriptors to tcp `target` of the peer until both directions have ended.
 
     Raises PermissionDeniedError when it is not shared with us, UnreachableError when it was refused or the connection was
     cut, ConfigurationError when standard input cannot be read or standard output not written.  Closed output ends it silently.
     """
+    access = access or Access()
     stream = await link.open_stream(encode(Open("tcp", target)))
     try:
         async with _non_blocking(stdin), _non_blocking(stdout):
-            await _bridge(link, stream, target, stdin, stdout)
+            await _bridge(link, stream, target, stdin, stdout, access)
     finally:
+        access.closed()
         stream.stop(StreamCode.CANCELLED)
 
 
-async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, stdout: int) -> None:
+async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, stdout: int, access: Access) -> None:
     failure: TunnelError | None = None
     is_open = has_ended = False
     try:
@@ -64,16 +67,18 @@ async def _bridge(link: Link, stream: Stream, target: int | str, stdin: int, std
                 nursery.cancel_scope.cancel()
 
             stream.on_abort = abort
-            nursery.start_soon(_upload, stream, stdin, fail)
+            nursery.start_soon(_upload, stream, stdin, fail, access)
             try:
                 body, chunks = await read_message(stream)
                 decode_opened(body)
                 is_open = True
+                access.opened()
                 while True:
                     if chunks:
                         if failure is not None:
                             grant_last_words()
                         await _write(stdout, chunks)
+                        access.received += sum(map(len, chunks))
                     chunks = await stream.receive_chunks()
                     if not chunks:
                         break
@@ -104,13 +109,14 @@ def _explain(link: Link, target: int | str, code: int, is_open: bool) -> TunnelE
     return refusal_error(link.peer_name, "tcp", target, code)
 
 
-async def _upload(stream: Stream, stdin: int, fail: Callable[[str, OSError], None]) -> None:
+async def _upload(stream: Stream, stdin: int, fail: Callable[[str, OSError], None], access: Access) -> None:
     try:
         if hasattr(os, "readv"):
-            await _upload_by_readiness(stream, stdin)
+            await _upload_by_readiness(stream, stdin, access)
         else:
             while data := await trio.to_thread.run_sync(os.read, stdin, CHUNK, abandon_on_cancel=True):
                 await stream.send_all(data)
+                access.sent += len(data)
         stream.finish()
     except OSError as error:
         if error.errno in (errno.EIO, errno.ECONNRESET):  # a terminal that hung up, a program that has ended
@@ -121,7 +127,7 @@ async def _upload(stream: Stream, stdin: int, fail: Callable[[str, OSError], Non
         pass  # on_abort, or the other direction, tells what happened
 
 
-async def _upload_by_readiness(stream: Stream, stdin: int) -> None:
+async def _upload_by_readiness(stream: Stream, stdin: int, access: Access) -> None:
     """A regular file is always ready and cannot be waited for (EPERM of epoll); all else is read once it is readable.
 
     Standard input is not made non-blocking when it is a terminal, as that would hit the shell's other programs too.
@@ -137,6 +143,7 @@ async def _upload_by_readiness(stream: Stream, stdin: int) -> None:
         if not count:
             return
         stream.commit(count)
+        access.sent += count
 
 
 async def _write(stdout: int, chunks: list[bytes]) -> None:

@@ -18,6 +18,7 @@ import trio
 
 from tunnel.driver.stream import StreamCode, StreamResetError, StreamStoppedError
 from tunnel.errors import TunnelError
+from tunnel.forward.access import Access, AccessLog
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.link import Link, Stream
 from tunnel.forward.local import OUT_OF_DESCRIPTORS, connect_tcp, stream_code
@@ -72,6 +73,7 @@ class Relay:
     """
 
     __slots__ = (
+        "_access",
         "_counters",
         "_in_a_row",
         "_is_reading",
@@ -89,8 +91,10 @@ class Relay:
     )
 
     def __init__(
-        self, sock: socket.socket, stream: Stream, counters: ForwardCounters, refused: Callable[[int], None] | None = None
-    ) -> None:
+        self, sock: socket.socket, stream: Stream, counters: ForwardCounters, refused: Callable[[int], None] | None = None,
+        access: Access | None = None,
+    ) -> None:  # fmt: skip
+        self._access = access or Access()
         self._sock = sock
         self._stream = stream
         self._counters = counters
@@ -176,6 +180,7 @@ class Relay:
                     if not count:
                         break
                     commit(count)
+                    self._access.sent += count
                 if count < len(space):  # drained: waiting now saves the failing call
                     self._is_reading = True
                     await trio.lowlevel.wait_readable(sock)
@@ -205,11 +210,12 @@ class Relay:
                 body, chunks = await read_message(self._stream)
                 decode_opened(body)
                 self._refused = None
+                self._access.opened()
             while True:
                 if chunks:
                     if self._was_cut:
                         self._grant_last_words()  # anew for each read: to a program that takes them
-                    await write_chunks(sock, chunks)
+                    self._access.received += await write_chunks(sock, chunks)
                 chunks = await receive_chunks(sink=sink)
                 if self._write_error is not None:
                     raise self._write_error
@@ -243,6 +249,7 @@ class Relay:
             self._write_error = error
             self._is_unwritable = True  # known to `_upload` before it meets the end of the same connection
             return 0
+        self._access.received += count
         if is_small:
             counters.tcp_small += 1
             self._stream.before_flush(self._hear)
@@ -266,6 +273,7 @@ class Relay:
             return
         if count:  # else `_upload` is about to see the end by itself
             self._stream.commit(count)
+            self._access.sent += count
             self._counters.tcp_heard += 1
 
     async def _hear_last_words(self) -> None:
@@ -282,12 +290,12 @@ def code_of(error: TunnelError) -> int:
     return error.code if isinstance(error, StreamResetError | StreamStoppedError) else StreamCode.CANCELLED
 
 
-async def write_chunks(sock: socket.socket, chunks: list[bytes]) -> None:
-    """All of `chunks` to a non-blocking socket, in as few calls as it takes.  Raises OSError."""
+async def write_chunks(sock: socket.socket, chunks: list[bytes]) -> int:
+    """All of `chunks` to a non-blocking socket, in as few calls as it takes; how many bytes.  Raises OSError."""
     if not HAS_SENDMSG:
         chunks = [b"".join(chunks)]
     views: list[bytes | memoryview] = list(chunks)
-    left = sum(map(len, chunks))
+    left = size = sum(map(len, chunks))
     while True:
         try:
             count = sock.sendmsg(views) if HAS_SENDMSG else sock.send(views[0])
@@ -296,7 +304,7 @@ async def write_chunks(sock: socket.socket, chunks: list[bytes]) -> None:
             continue
         left -= count
         if not left:
-            return
+            return size
         index = 0
         while count >= len(views[index]):
             count -= len(views[index])
@@ -310,8 +318,10 @@ class TcpForward:
     """The connecting side of one forward: accepts local connections and opens a stream for each."""
 
     def __init__(
-        self, listener: socket.socket, target: int | str, *, link: Link, counters: ForwardCounters, notices: Notices
-    ) -> None:
+        self, listener: socket.socket, target: int | str, *, link: Link, counters: ForwardCounters, notices: Notices,
+        log: AccessLog | None = None,
+    ) -> None:  # fmt: skip
+        self._log = log or AccessLog()
         self._listener = listener
         self._target = target
         self._link = link
@@ -353,6 +363,7 @@ class TcpForward:
 
     async def _serve(self, sock: socket.socket) -> None:
         counters, link = self._counters, self._link
+        access = self._log.access(link.peer_name, f"tcp/{self._target}")
         with link.faults.wall("stream", f"ended a connection to tcp/{self._target} of {link.peer_name}"):
             try:
                 set_up(sock)
@@ -360,11 +371,12 @@ class TcpForward:
                 if stream is None:
                     return
                 counters.tcp_opened += 1
-                await Relay(sock, stream, counters, self._refused).run([])
+                await Relay(sock, stream, counters, self._refused, access).run([])
             except (TunnelError, OSError):
                 pass  # the link closed, or the local program did, before anything was sent
             finally:
                 counters.tcp_active -= 1
+                access.closed()
                 cut(sock)  # nothing happens where the relay has closed it
 
     async def _open(self, sock: socket.socket) -> Stream | None:
@@ -426,6 +438,7 @@ async def serve_tcp(
     counters: ForwardCounters,
     notices: Notices,
     asked: str = "A peer asked for a port",
+    access: Access | None = None,
 ) -> None:
     """The exposing side of one stream whose Open was granted: connect to `address`, answer, relay.
 
@@ -436,6 +449,7 @@ async def serve_tcp(
         refuse(stream, StreamCode.INTERNAL)
         return
     counters.tcp_active += 1
+    access = access or Access()
     try:
         sock = await _connect_unless_aborted(stream, address)
         if sock is None:
@@ -444,7 +458,8 @@ async def serve_tcp(
             set_up(sock)
             await stream.send_all(encode(Opened()))
             counters.tcp_opened += 1
-            await Relay(sock, stream, counters).run(early)
+            access.opened()
+            await Relay(sock, stream, counters, access=access).run(early)
         finally:
             cut(sock)
             OWN.forget(sock)
@@ -462,6 +477,7 @@ async def serve_tcp(
         refuse(stream, StreamCode.CANCELLED)
     finally:
         counters.tcp_active -= 1
+        access.closed()
 
 
 async def _connect_unless_aborted(stream: Stream, address: tuple[str, int]) -> socket.socket | None:

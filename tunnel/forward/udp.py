@@ -16,6 +16,7 @@ import trio
 
 from tunnel.driver.stream import StreamCode
 from tunnel.errors import TunnelError
+from tunnel.forward.access import Access, AccessLog
 from tunnel.forward.counters import ForwardCounters, Notices
 from tunnel.forward.flows import MAX_FLOWS, Flow, FlowTable, idle_of
 from tunnel.forward.link import Flows, Link, Stream
@@ -49,11 +50,13 @@ class UdpForward:
         notices: Notices,
         idle: Seconds | None = None,
         limit: int = MAX_FLOWS,
+        log: AccessLog | None = None,
     ) -> None:
         """`idle`: how long a flow may be without datagrams; None: as idle_of says."""
         self._sock = sock
         self._target = target
         self._link = link
+        self._log = log or AccessLog()
         self._counters = counters
         self._notices = notices
         self._idle = idle_of(target) if idle is None else idle
@@ -122,6 +125,7 @@ class UdpForward:
             counters.udp_flood_dropped += len(batch)
             return
         flow.touch(len(batch))
+        flow.access.sent += sum(map(len, batch))
         if flow.held is not None:
             for data in batch:
                 self._hold(flow, data)
@@ -137,7 +141,8 @@ class UdpForward:
             self._notices.say("udp flood", f"New clients of udp/{self._target} come too fast: some datagrams are dropped.")
             return None
         self._tokens -= 1
-        flow = Flow(self._link.flows.allocate(), client, idle=self._idle)
+        access = self._log.access(self._link.peer_name, f"udp/{self._target}")
+        flow = Flow(self._link.flows.allocate(), client, idle=self._idle, access=access)
         self._link.flows.register(flow.number, self._deliverer(flow))  # at once, so that no other flow gets this number
         self._table.add(client, flow)
         nursery.start_soon(self._serve, flow)
@@ -185,6 +190,7 @@ class UdpForward:
                     body, _rest = await read_message(stream)
                     decode_opened(body)
                     counters.udp_flows_opened += 1
+                    flow.access.opened()
                     held = list(self._release(flow))
                     counters.udp_queue_dropped += len(held) - flows.send(flow.number, held)
                     flows.flush()
@@ -194,6 +200,7 @@ class UdpForward:
                         await self._pause(flow, code_of(error))
         finally:
             self._release(flow)
+            flow.access.closed()
             flows.unregister(flow.number)
             self._table.discard(flow.client, flow)
             if stream is not None:
@@ -223,13 +230,14 @@ async def serve_udp(
     counters: ForwardCounters,
     notices: Notices,
     asked: str = "A peer asked for a port",
+    access: Access | None = None,
 ) -> None:
     """The exposing side of one flow whose Open was granted: a socket of its own towards `address`, until either side ends it."""
     if table.get(number) is not None:
         counters.malformed_opens += 1  # two flows of one number: the peer is at fault
         refuse(stream, StreamCode.INTERNAL)
         return
-    flow = Flow(number, idle=idle_of(address[1]))
+    flow = Flow(number, idle=idle_of(address[1]), access=access)
     table.add(number, flow)
     try:
         with flow.scope:
@@ -239,6 +247,7 @@ async def serve_udp(
                 flows.register(number, outward.deliver)
                 await stream.send_all(encode(Opened()))
                 counters.udp_flows_opened += 1
+                flow.access.opened()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(outward.run, table, nursery.cancel_scope)
                     with contextlib.suppress(TunnelError):  # the opener ended it by RESET, or the link closed
@@ -261,6 +270,7 @@ async def serve_udp(
         pass
     finally:
         table.discard(number, flow)
+        flow.access.closed()
         refuse(stream, StreamCode.CANCELLED)
 
 
@@ -269,6 +279,7 @@ def _deliverer(flow: Flow, outlet: Outlet) -> Callable[[list[bytes]], None]:
 
     def deliver(batch: list[bytes]) -> None:
         flow.touch(len(batch))
+        flow.access.received += sum(map(len, batch))
         outlet.send(batch)
 
     return deliver

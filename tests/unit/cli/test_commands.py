@@ -287,7 +287,7 @@ def test_without_a_terminal_nothing_is_live(capsys: pytest.CaptureFixture[str]) 
             output.warn("the same")
 
     trio.run(body)
-    assert capsys.readouterr().err == "a line\nthe same\n"
+    assert re.fullmatch(r"a line\n\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  the same\n", capsys.readouterr().err)
 
 
 def test_the_last_picture_is_that_of_the_moment_at_which_a_command_ends(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import trio
 from click.testing import CliRunner
 
 from tests.unit.state.test_rooms import ROOM
@@ -103,9 +104,12 @@ def test_status_shows_a_room_by_its_members() -> None:
 
 
 def said(capsys: pytest.CaptureFixture[str], *events: CodeReady | MemberReport) -> list[str]:
-    playing = Playing(Home("nowhere"), Settings(server="rv.example.net:24531"), Output(), None)
-    for event in events:
-        playing._handle(event)
+    async def happen() -> None:
+        playing = Playing(Home("nowhere"), Settings(server="rv.example.net:24531"), Output(), None)
+        for event in events:
+            playing._handle(event)
+
+    trio.run(happen)
     return capsys.readouterr().err.splitlines()
 
 
@@ -124,10 +128,10 @@ def test_each_change_of_a_member_is_one_line(capsys: pytest.CaptureFixture[str])
         report("offline"),
         report("removed"),
     )
-    assert lines == [
-        "ben  10.1.2.2  relay (the relay carries until a direct path is found)",
-        "ben  10.1.2.2  direct",
-        "ben is away.",
+    assert [line[21:] for line in lines] == [  # behind the time
+        "ben came (10.1.2.2, relay: the relay carries until a direct path is found).",
+        "The path to 'ben' is now direct.",
+        "ben left.",
         "ben is no longer in the room.",
     ]
 

@@ -6,8 +6,9 @@ import pytest
 
 from tests.sim.link import Link
 from tests.unit.endpoint.people import Party
+from tunnel.driver.link import Link as DriverLink
 from tunnel.proto.connection.events import PathChanged, PathKind
-from tunnel.proto.endpoint import PeeringClosed, PeeringEvent, Problem
+from tunnel.proto.endpoint import PeerBack, Peering, PeeringClosed, PeeringEvent, Problem
 from tunnel.units import Seconds
 
 BLACK_HOLE = Link(loss=1.0)
@@ -109,3 +110,45 @@ def test_days_pass_and_the_rooms_with_them_even_if_two_calendars_differ(ahead: i
         party.world.run(130.0)
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None, 5)
+
+
+@pytest.mark.parametrize("routers", ["prc", "sym"])
+def test_both_sides_hear_that_nothing_gets_through_and_that_it_does_again(routers: str) -> None:
+    """A laptop that sleeps: the one looks for it, the other waits for it, and the link does not seem to carry."""
+    with Party(home=routers, friend=routers) as party:
+        peering = party.pair()
+        party.world.run(5.0)
+        theirs = party.home.peerings[0]
+        statuses = [link_of(party, each) for each in (peering, theirs)]
+        assert all(link.status().reachable for link in statuses)
+        assert [link.is_direct for link in statuses] == [routers == "prc"] * 2
+        others = {"friend": party.friend.host, "home": party.home.host}
+        for host in others.values():
+            for other in (party.server.host, *others.values()):
+                party.world.set_link(host, other, BLACK_HOLE)
+                party.world.set_link(other, host, BLACK_HOLE)
+        party.friend.say(peering, b"into the dark")
+        party.world.run_until(lambda: not (peering.is_reachable or theirs.is_reachable), 120)
+        assert party.friend.problems.count(Problem.PEER_LOST) == 1
+        assert party.home.problems.count(Problem.PEER_SILENT) == 1
+        assert [link.status().reachable for link in statuses] == [False, False]
+        assert [link.is_direct for link in statuses] == [False, False]
+        assert [link.status().why for link in statuses] == [
+            f"{name} is silent, and is waited for" for name in (peering.peer.name, theirs.peer.name)
+        ]
+        assert not any(isinstance(event, PeerBack) for event in (*party.friend.told, *party.home.told))
+        for host in others.values():
+            for other in (party.server.host, *others.values()):
+                party.world.set_link(host, other, Link(delay=Seconds(0.010)))
+                party.world.set_link(other, host, Link(delay=Seconds(0.010)))
+        party.world.run_until(lambda: peering.is_reachable and theirs.is_reachable, 120)
+        party.world.run(1.0)
+        for person in (party.friend, party.home):
+            assert sum(isinstance(event, PeerBack) for event in person.told) == 1
+        assert party.friend.problems.count(Problem.PEER_LOST) == 1
+        assert all(link.status().reachable for link in statuses)
+
+
+def link_of(party: Party, peering: Peering) -> DriverLink:
+    """As the driver sees it."""
+    return DriverLink(peering, flush=lambda: None, before_flush=lambda _call: None, clock=lambda: party.world.now)

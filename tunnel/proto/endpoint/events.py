@@ -54,6 +54,7 @@ class Problem(Enum):
     SERVER_REFUSED = "server_refused"
     PEER_ABSENT = "peer_absent"
     PEER_LOST = "peer_lost"
+    PEER_SILENT = "peer_silent"
     KEY_CHANGED = "key_changed"
     PATH_POLICY = "path_policy"
     NO_DIRECT = "no_direct"
@@ -121,6 +122,13 @@ class PeeringEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBack:
+    """Something gets through to the peer again, after no path did."""
+
+    peering: Peering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Troubled:
     """Something a person should know.  `is_final`: retrying cannot heal it, the flow that met it has ended."""
 
@@ -153,6 +161,7 @@ EndpointEvent: TypeAlias = (
     ServerReached
     | CodeIssued
     | PeerPaired
+    | PeerBack
     | PeeringStarted
     | PeeringRestarted
     | PeeringClosed

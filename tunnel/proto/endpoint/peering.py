@@ -23,9 +23,11 @@ from tunnel.proto.connection.events import (
     RekeyDue,
 )
 from tunnel.proto.connection.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
+from tunnel.proto.endpoint import silence
 from tunnel.proto.endpoint.context import Context, Wall
 from tunnel.proto.endpoint.events import (
     KnownPeer,
+    PeerBack,
     PeeringClosed,
     PeeringEvent,
     PeeringStarted,
@@ -51,10 +53,6 @@ CONTROL_SERVER: Final = 9  # where the sender's own server is now, and back: tha
 OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
 MAX_PONGS: Final = 64  # pings under way, and answers that nobody has fetched
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
-NO_KEYS: Final = (
-    "Data of {} gets through and new keys do not: somebody on the way, or the server that relays, drops handshakes. "
-    "Nothing is sent under old keys; trying on. Another network or server would help."
-)
 
 
 class Peering:
@@ -76,6 +74,7 @@ class Peering:
         self.policy = context.config.path_policy
         self._context = context
         self._is_explained = False
+        self._is_silent = False  # no path stands, and that was told
         self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
         self._streams_seen = 0
         self._fault: Exception | None = None  # met where nothing could be done about it
@@ -237,6 +236,9 @@ class Peering:
                 self._on_event(now, event)
         except Exception as error:
             self.fail(now, error)
+        if self._is_silent and self.is_reachable:
+            self._is_silent = False
+            self._context.emit(PeerBack(peering=self))
 
     def fresh_streams(self) -> int:
         """How many the peer has opened since the last call."""
@@ -264,11 +266,11 @@ class Peering:
             case AllPathsLost(no_keys=no_keys):
                 self.needs_meeting = True
                 if no_keys:
-                    self.lacks_keys = True
-                    self._context.emit(Troubled(problem=Problem.NO_KEYS, text=NO_KEYS.format(self.peer.name)))
-                elif self.is_initiator:
-                    text = f"{self.peer.name} fell silent: looking for it again."
-                    self._context.emit(Troubled(problem=Problem.PEER_LOST, text=text))
+                    self.lacks_keys = self._is_silent = True
+                    self._context.emit(silence.no_keys(self.peer.name))
+                elif not self._is_silent:
+                    self._is_silent = True
+                    self._context.emit(silence.fell_silent(self.peer.name, is_initiator=self.is_initiator))
                 with Wall(self.lose_puncher):
                     if self.puncher is not None:
                         self.puncher.agent.path_lost(now)

@@ -1,0 +1,140 @@
+"""What happens while a command runs, each with its time: who comes and goes and which way, and what is opened of the forwards.
+
+A live status shows the ways and what is carried, so below one stands only who comes and goes.  Without a terminal, in the
+background and with -v all of it is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from tunnel.cli.render import milliseconds, short_duration, size
+
+if TYPE_CHECKING:
+    from tunnel.cli.render import Output
+    from tunnel.driver.events import MemberReport, PathReport, Trouble
+    from tunnel.forward.access import Report
+
+MAX_COMINGS: Final = 20  # lines in a minute of how one peer comes, goes and changes its path; others are counted
+COMINGS_AND_GOINGS: Final = frozenset(("peer_lost", "peer_silent", "peer_back"))  # warnings that a peer can cause again and again
+
+
+class Log:
+    """Of one command."""
+
+    def __init__(self, output: Output, *, is_exposer: bool = False) -> None:
+        """`is_exposer`: peers open what is here, else programs here what is there."""
+        from tunnel.forward.access import AccessLog, LineLimit
+
+        self._output = output
+        self._is_exposer = is_exposer
+        self._ways: dict[str, tuple[str, str]] = {}  # of the peers that are connected
+        self._members: dict[str, tuple[object, ...]] = {}  # what was said of a member last
+        self._limit = LineLimit(MAX_COMINGS, self._sum_up)
+        self.accesses = AccessLog(self._tell_access)
+
+    async def run(self) -> None:
+        """Say in time how much was not said one by one.  Until cancelled."""
+        import trio
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._limit.run)
+            nursery.start_soon(self.accesses.run)
+
+    # -- peers
+
+    def tell_path(self, report: PathReport, *, is_awaited: bool = False) -> None:
+        """Of a peer that was not connected, that it is now; else that its path has changed.
+
+        `is_awaited`: the person waits for that, and sees it in the live status where there is one.
+        """
+        peer, way = report.peer, (report.kind, report.remote)
+        before = self._ways.get(peer)
+        self._ways[peer] = way
+        if before is None:
+            if not (is_awaited and self._output.shows_live) and self._limit.admits(peer, connected=1):
+                self._output.log(f"{peer} is connected ({_by_way(report)}).")
+        elif before != way and not self._output.shows_live and self._limit.admits(peer, moved=1):
+            self._output.log(f"The path to '{peer}' is now {_by_way(report)}.")
+
+    def tell_closed(self, peer: str, reason: str) -> None:
+        """The link to it has ended."""
+        self.forget(peer)
+        if self._limit.admits(peer, ended=1):
+            self._output.log(f"The link to '{peer}' has ended: {reason.rstrip('.')}.")
+
+    def forget(self, peer: str) -> None:
+        """The link to it has ended, which is said in another way."""
+        self._ways.pop(peer, None)
+
+    def tell_trouble(self, trouble: Trouble) -> None:
+        """A sentence of the library's."""
+        if trouble.code not in COMINGS_AND_GOINGS or self._limit.admits(trouble.message, again=1):
+            self._output.warn(trouble.message)
+
+    # -- rooms
+
+    def tell_member(self, report: MemberReport) -> None:
+        """That another one came or left; where no table shows it, its path too."""
+        now = (report.state, report.address, report.kind, report.why)
+        before = self._members.get(report.peer)
+        self._members[report.peer] = now
+        if report.state == "removed":
+            del self._members[report.peer]
+        if before == now or (before is None and report.state == "offline"):
+            return
+        name = report.peer
+        if report.state == "online":
+            is_news = before is None or before[0] != "online"
+            way = ": ".join(filter(None, (report.kind, report.why if report.kind == "relay" else "")))
+            if is_news:
+                text = f"{name} came ({', '.join(filter(None, (report.address, way)))})."
+            elif not self._output.shows_live:
+                text = f"The path to '{name}' is now {way or 'looked for'}."
+            else:
+                return
+        else:
+            text = f"{name} left." if report.state == "offline" else f"{name} is no longer in the room."
+        if self._limit.admits(name, moved=1):
+            self._output.log(text)
+
+    # -- forwards
+
+    def _tell_access(self, report: Report) -> None:
+        from tunnel.forward.access import ConnectionReport
+
+        self._output.emit(report.to_dict())
+        if self._output.shows_live:
+            return
+        peer = report.peer
+        carried = f"{size(report.sent_bytes)} sent, {size(report.received_bytes)} received"
+        if not isinstance(report, ConnectionReport):
+            self._output.log(
+                f"Of {peer}, {report.opened} more connections opened within a minute and {report.closed} closed: {carried}."
+            )
+        elif report.duration_s is None:
+            self._output.log(f"{peer} opened {report.target}." if self._is_exposer else f"{report.target} of {peer} opened.")
+        else:
+            what = f"{report.target} {'for' if self._is_exposer else 'of'} {peer}"
+            self._output.log(f"{what} closed after {_lasted(report.duration_s)}: {carried}.")
+
+    def _sum_up(self, subject: str, beyond: Counter[str]) -> None:
+        if again := beyond["again"]:
+            self._output.log(f"{subject} That came {again} more times within a minute.")
+            return
+        counts = ((beyond["connected"], "connected"), (beyond["ended"], "ended"), (beyond["moved"], "changed its path"))
+        text = ", ".join(f"{what} {count} more times" for count, what in counts if count)
+        self._output.log(f"{subject} {text} within a minute.")
+
+
+def _by_way(report: PathReport) -> str:
+    """`direct over IPv4, 203.0.113.34:4199, 22 ms`, and of a relayed one why."""
+    family = "IPv6" if report.remote.startswith("[") else "IPv4"
+    parts = [f"{report.kind} over {family}", report.remote, milliseconds(report.rtt_s) if report.rtt_s else ""]
+    why = f": {report.why}" if report.kind == "relay" and report.why else ""
+    return ", ".join(filter(None, parts)) + why
+
+
+def _lasted(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else short_duration(seconds)
