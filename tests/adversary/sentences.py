@@ -144,6 +144,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "tests/unit/nat/test_candidate.py::test_addresses_that_no_check_may_go_to",
             "tests/unit/nat/test_candidate.py::test_ports_of_services_that_answer_strangers_are_refused",
             "tests/unit/nat/test_candidate.py::test_loopback_in_any_dress_is_refused_unless_both_are_on_one_machine",
+            "tests/driver/test_udp_sockets.py::test_nothing_goes_to_the_broadcast_address_of_a_network_of_ours",
         ),
         "Nothing but those datagrams goes to an address that has not answered one, and what answers "
         "cannot be made up: neither a forged sender's address nor the numbers of earlier checks help.": (

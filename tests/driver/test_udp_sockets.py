@@ -521,3 +521,20 @@ async def test_a_large_batch_is_what_several_calls_brought(size: int) -> None:
             assert max(len(each.buffer) for each in batches) == 2 * len(data)
         receiver.close()
     sender.close()
+
+
+@pytest.mark.parametrize("opened", [open_socket, PlainSocket])
+def test_nothing_goes_to_the_broadcast_address_of_a_network_of_ours(opened: Opener) -> None:
+    """The core does not know the networks' masks; the kernel does, and refuses whoever has not asked for broadcasts."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.255.255.255", 0))
+        listener.setblocking(False)
+        udp = opened("127.0.0.1", 0)
+        try:
+            for ttl in (None, 5):
+                udp.send(Address("127.255.255.255", listener.getsockname()[1]), view(bytes(57)), 57, ttl)
+            assert udp.counters.errors["EACCES"] == 2
+            with pytest.raises(BlockingIOError):
+                listener.recv(100)
+        finally:
+            udp.close()

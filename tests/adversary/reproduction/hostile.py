@@ -22,17 +22,20 @@ class Hostile:
     def __init__(self) -> None:
         rng = random.Random(1)
         ours, theirs = rng.randbytes(32), rng.randbytes(32)
+        self.sent = 0  # datagrams of the victim
         self._keys = Keypair(
             aead=AES_256_GCM, send_key=ours, receive_key=theirs, local_index=1, remote_index=2, is_initiator=True
         )
-        keys = Keypair(aead=AES_256_GCM, send_key=theirs, receive_key=ours, local_index=2, remote_index=1, is_initiator=False)
+        self.victims_keys = Keypair(
+            aead=AES_256_GCM, send_key=theirs, receive_key=ours, local_index=2, remote_index=1, is_initiator=False
+        )
         params = [Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=1 << 20) for n in (1, 2)]
         self.now = Instant(1_000.0)
         self._number = 0
         self._out = bytearray(65_536)
         self.victim = Connection(
             is_initiator=False,
-            keypair=keys,
+            keypair=self.victims_keys,
             local=params[1],
             remote=params[0],
             remote_static=bytes(32),
@@ -51,8 +54,11 @@ class Hostile:
     def deliver(self, datagram: bytes) -> None:
         """The victim takes it, sends what it has to say and tells its events, as the driver has it do."""
         self.victim.handle_datagrams(self.now, PATH, memoryview(datagram), 0, len(datagram))
-        while self.victim.poll_transmit(self.now, self._out) is not None:
-            pass
+        self.settle()
+
+    def settle(self) -> None:
+        while (burst := self.victim.poll_transmit(self.now, self._out)) is not None:
+            self.sent += -(-len(burst.buffer) // burst.segment_size)
         while self.victim.poll_event() is not None:
             pass
 

@@ -48,6 +48,20 @@ def test_a_stranger_cannot_list_the_codes_of_a_server() -> None:
     assert found <= 5, f"{found} of {len(live)} codes were listed in {rendezvous.now - begun:.0f} s"
 
 
+def test_a_stranger_cannot_list_them_by_what_it_is_never_given() -> None:
+    """It takes a number and gives it back, for a minute; what is left over is in use."""
+    rendezvous = Rendezvous()
+    live = exposers(rendezvous)
+    begun = rendezvous.now
+    given = set()
+    while rendezvous.now < begun + 60:
+        answer = rendezvous.insist(STRANGER, [ALLOCATE, 0, 1])
+        given.add(answer[1])
+        rendezvous.insist(STRANGER, [RELEASE, answer[1]])
+    left_over = len(NUMBERS) - len(given.intersection(NUMBERS))
+    assert left_over > 10 * len(live), f"{len(live)} live codes are among {left_over} numbers that it was not given"
+
+
 def test_a_stranger_that_knows_all_numbers_uses_up_few_codes_a_minute() -> None:
     rendezvous = Rendezvous()
     live = exposers(rendezvous)

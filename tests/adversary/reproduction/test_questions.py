@@ -27,6 +27,20 @@ def test_a_flood_of_forged_questions_takes_no_answer_from_anybody_whose_question
     assert answered == asked, f"{answered} of {asked} honest questions were answered"
 
 
+def test_a_flood_of_forged_questions_takes_no_hint_from_those_whose_channel_is_lost() -> None:
+    """The hint is what brings two peers together again after a restart of the server."""
+    rendezvous = Rendezvous()
+    asked = hinted = 0
+    for number in range(FORGED_A_SECOND * SECONDS):
+        rendezvous.pass_time(1 / FORGED_A_SECOND)
+        rendezvous.send(Address(f"100.64.{number >> 8 & 255}.{number & 255}", 9), question(20))
+        if number % 400 == 399:
+            asked += 1
+            channel = b"\xc1" + asked.to_bytes(7, "big")
+            hinted += len(rendezvous.send(Address(f"198.18.{asked}.1", 1_000), channel + b"\x80" + bytes(60)))
+    assert hinted == asked, f"{hinted} of {asked} were told that their channel is lost"
+
+
 def test_whoever_speaks_in_a_victims_name_silences_nothing_of_it() -> None:
     rendezvous = Rendezvous()
     victim = Address("198.18.0.1", 1_000)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.adversary.reproduction.people import Cast, Person
 from tests.adversary.reproduction.wire import RESPONSE
+from tests.sim.link import Link
 from tunnel.units import Address
 
 IN_THE_LAN, ON_THE_INTERNET = "192.168.1.1", "198.51.100.9"
@@ -63,6 +64,33 @@ def test_a_server_that_lies_about_an_address_aims_few_datagrams_at_it_and_none_i
     sent = sent_to(friend, {victim})
     count = sum(sent.values())
     assert count <= most * REFILLED, f"{count} datagrams to {len(sent)} ports of {victim}"
+
+
+def naming_another(victim: Address) -> Callable[[bytes], bytes]:
+    """A server whose answers to STUN say that the victim is another address of its own (OTHER-ADDRESS, RFC 5780 §7.4)."""
+    head = b"\x80\x2c\x00\x08\x00\x01"
+    lie = head + victim.port.to_bytes(2, "big") + ipaddress.IPv4Address(victim.host).packed
+
+    def disguise(datagram: bytes) -> bytes:
+        if datagram[:2] != b"\x01\x01":
+            return datagram
+        at = datagram.find(head)
+        return datagram if at < 0 else datagram[:at] + lie + datagram[at + len(lie) :]
+
+    return disguise
+
+
+def test_a_server_on_the_internet_sends_nobody_with_questions_into_a_lan() -> None:
+    with Cast("friend") as cast:
+        cast.server.disguise = naming_another(Address(IN_THE_LAN, 5_351))
+        friend = cast.people["friend"]
+        for one, other in ((friend, cast.home), (cast.home, friend)):
+            cast.world.set_link(one.host, other.host, Link(loss=1.0))  # so that they go on trying
+        cut_off(cast, {IN_THE_LAN})
+        friend.connect(cast.home)
+        cast.world.run(60.0)
+    sent = {name: sum(sent_to(person, {IN_THE_LAN}).values()) for name, person in cast.people.items()}
+    assert not any(sent.values()), f"questions to {IN_THE_LAN}: {sent}"
 
 
 def offer(generation: int, places: list[Address]) -> bytes:
