@@ -18,6 +18,7 @@ from typing import Any
 from tests.schema import schema
 
 PATIENCE_S = 20.0
+SOON = 5.0  # seconds; the second that is promised is held in test_promises.py, by the test's own clock
 
 
 class Program:

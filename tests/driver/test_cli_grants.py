@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver.programs import Lab, Program, echo_through, pair
-
-SOON = 5.0  # seconds for what takes half a second on a machine that is not busy
+from tests.driver.programs import SOON, Lab, Program, echo_through, pair
 
 
 @pytest.fixture

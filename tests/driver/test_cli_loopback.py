@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver.programs import PATIENCE_S, Lab, Program, echo_through, pair
+from tests.driver.programs import PATIENCE_S, SOON, Lab, Program, echo_through, pair
 from tests.driver.tls import make_certificate
 
 
@@ -46,7 +46,7 @@ def test_two_pair_by_code_forward_and_meet_again_by_name(lab: Lab) -> None:
 
     code, took = connecting.end(signal.SIGINT)
     assert code == 130
-    assert took < 5.0
+    assert took < SOON
     exposing.wait("closed", peer="friend")
     assert connecting.stderr() == ""
 
@@ -64,7 +64,7 @@ def test_two_pair_by_code_forward_and_meet_again_by_name(lab: Lab) -> None:
     assert (talk.returncode, talk.stdout, talk.stderr) == (0, b"over stdio", b"")
     code, took = exposing.end(signal.SIGTERM)
     assert code == 0
-    assert took < 5.0
+    assert took < SOON
     by_name.wait("closed", peer="home")
     by_name.wait("warning", code="peer_ended")
     back = lab.expose()
@@ -241,7 +241,7 @@ def test_forgetting_a_peer_cuts_what_is_open_within_a_second(lab: Lab) -> None:
         assert connection.recv(1) == b"x"
         forgotten = lab.ask(lab.exposer, "peers", "forget", "friend", "--json")
         assert json.loads(forgotten.stdout)["peer"] == "friend"
-        connection.settimeout(5.0)
+        connection.settimeout(SOON)
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(1) == b""
     assert connecting.join() == 6

@@ -21,7 +21,7 @@ from tunnel.proto.endpoint.peering import CONTROL_SHARES, Peering
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
-SOON = 5.0  # seconds for what takes half a second on a machine that is not busy
+SOON = 5.0  # seconds; the second that is promised is held in test_promises.py, by the test's own clock
 
 
 @asynccontextmanager

@@ -201,6 +201,7 @@ async def test_a_second_exposer_of_one_home_says_so(tmp_path: Path) -> None:
 
 
 async def test_a_forgotten_peer_is_cut_off_within_a_second(tmp_path: Path) -> None:
+    """The second itself is held in test_promises.py."""
     exposer, connector = homes(tmp_path)
     heard = Heard()
     with trio.fail_after(20):
@@ -268,6 +269,7 @@ async def test_a_live_direct_link_outlives_its_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["auto", "relay"])
 async def test_whoever_is_cancelled_says_goodbye_and_the_other_side_hears_it_at_once(tmp_path: Path, path: str) -> None:
+    """How soon is held in test_promises.py."""
     exposer, connector = homes(tmp_path)
     heard = Heard()
     with trio.fail_after(20):

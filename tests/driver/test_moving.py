@@ -134,12 +134,16 @@ class World:
         assert self.nursery is not None
         await self.nursery.start(run)
 
-    async def move(self, *, tells: bool = True) -> None:
-        """The server goes to another address, as when a router gets one, and its name some seconds later."""
+    async def stop(self) -> None:
+        """As by SIGKILL."""
         self.network.loss = 1.0  # it cannot say goodbye any more
         self._scope.cancel()
         await trio.sleep(0.1)
         self.network.loss = 0.0
+
+    async def move(self, *, tells: bool = True) -> None:
+        """The server goes to another address, as when a router gets one, and its name some seconds later."""
+        await self.stop()
         await self.start(NEW)
         await trio.sleep(25.0)
         if tells:

@@ -92,6 +92,7 @@ class Copy:
 
 
 def test_the_server_dies_mid_transfer_and_the_copy_completes(lab: Lab, tmp_path: Path) -> None:
+    """The half second of silence that is promised is held in tests/sim/test_staying_up.py."""
     home, friend = two_homes(lab, rate=RATE)
     server = start_server(lab)
     sshd = Sshd(lab, home.host)
@@ -134,6 +135,7 @@ def test_the_relay_dies_under_a_fresh_pair_and_a_direct_path_is_found(lab: Lab) 
 
 @pytest.mark.parametrize("way", ["to the friend", "to the home"])
 def test_a_one_way_black_hole_mid_copy_is_left_for_the_relay(lab: Lab, tmp_path: Path, way: str) -> None:
+    """The two seconds of silence that are promised are held in tests/sim/test_staying_up.py."""
     home, friend = two_homes(lab, rate=RATE, delay=0.01)
     start_server(lab)
     sshd = Sshd(lab, home.host)
@@ -181,6 +183,7 @@ def test_a_router_that_forgets_its_mappings_is_survived(lab: Lab, tmp_path: Path
 
 @pytest.mark.time_limit(150)
 def test_a_short_mapping_life_is_kept_alive(lab: Lab) -> None:
+    """That the next use costs no time is held in tests/sim/test_idle.py."""
     home, friend = lab.add_site("home", "prc", mapping_life=20), lab.add_site("friend", "prc", mapping_life=20)
     start_server(lab)
     sshd = Sshd(lab, home.host)
@@ -196,6 +199,7 @@ def test_a_short_mapping_life_is_kept_alive(lab: Lab) -> None:
 
 @pytest.mark.parametrize("who", ["connector", "exposer"])
 def test_ctrl_c_ends_both_sides_of_the_link_at_once(lab: Lab, who: str) -> None:
+    """The second that is promised is held in tests/driver/test_promises.py."""
     home, friend = two_homes(lab)
     start_server(lab)
     pair = Pair(lab, home, friend, expose=["8000"], forward=["8000"])

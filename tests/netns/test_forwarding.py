@@ -286,7 +286,10 @@ def test_reset_travels_both_ways(lab: Lab) -> None:
 
 
 def test_refusal_travels(lab: Lab) -> None:
-    """Nothing listens on the exposed port: the friend's connection is reset at once.  Once something does, it works."""
+    """Nothing listens on the exposed port: the friend's connection is reset at once.  Once something does, it works.
+
+    How soon is held in tests/driver/test_promises.py.
+    """
     home, friend = lab.add_site("home", "prc"), lab.add_site("friend", "prc")
     start_server(lab)
     pair = Pair(lab, home, friend, expose=["9000"], forward=["9000"])

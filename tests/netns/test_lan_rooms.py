@@ -84,6 +84,7 @@ def test_four_are_in_one_subnet_by_name_and_address_until_they_leave(lab: Lab) -
 
 
 def test_a_removed_member_is_out_within_a_second_and_gets_its_own_exit_code(lab: Lab) -> None:
+    """The second itself is held in tests/sim/test_lan.py."""
     start_server(lab)
     anna, ben, cleo = (machine(lab, name) for name in ("anna", "ben", "cleo"))
     creator = lan(lab, anna, "create")

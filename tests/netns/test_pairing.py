@@ -154,6 +154,7 @@ def test_next_week_no_code_is_needed(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_peers_are_listed_renamed_and_forgotten_at_once(lab: Lab, tmp_path: Path) -> None:
+    """The second that is promised is held in tests/driver/test_promises.py."""
     home, friend = two_homes(lab)
     start_server(lab)
     (tmp_path / "page").write_text("hello", encoding="utf-8")

@@ -68,6 +68,7 @@ def refuse(site: Site, version: int) -> None:
 
 @pytest.mark.parametrize("protocol", ["PCP", "NAT_PMP", "UPNP", "all"])
 def test_each_protocol_maps_a_port_and_takes_it_back(lab: Lab, protocol: str) -> None:
+    """How soon is held in tests/unit/nat/test_portmap.py and tests/driver/test_portmap.py."""
     home = lab.add_site("home", "upnp")
     home.start_miniupnpd(upnp=protocol in ("UPNP", "all"), natpmp=protocol != "UPNP")
     if protocol == "PCP":

@@ -101,6 +101,7 @@ def test_both_sides_without_udp_trust_a_public_authority_and_nobody_else(lab: La
 
 
 def test_a_stream_goes_on_over_tls_when_udp_is_blocked_under_it(lab: Lab) -> None:
+    """The two seconds of silence that are promised are held in tests/sim/test_tls.py."""
     home, friend = lab.add_site("home", "prc"), lab.add_site("friend", "prc")
     _, certificate = start_tls_server(lab)
     listener = home.host.inside(lambda: socket.create_server(("127.0.0.1", 7000)))
