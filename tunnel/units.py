@@ -10,7 +10,6 @@ from typing import NamedTuple, NewType, TypeAlias
 
 Seconds = NewType("Seconds", float)  # a duration
 Instant = NewType("Instant", float)  # a point on the driver's clock, which runs on in suspend (CLOCK_BOOTTIME)
-PacketNumber = NewType("PacketNumber", int)  # the 64-bit sequence number of a transport datagram
 StreamId = NewType("StreamId", int)  # 32 bits; even ones are opened by the connection's initiator
 SocketId = NewType("SocketId", int)  # names one socket of an endpoint: v4, v6, a pool member, TLS
 

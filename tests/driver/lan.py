@@ -7,10 +7,10 @@ from typing import Any
 
 import trio
 
+from tests.twins.tap import MemoryTap
 from tunnel.driver.events import CodeReady, Event, MemberReport
 from tunnel.faults import Faults
 from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.memory import MemoryTap
 
 PATIENCE = 20.0
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from tests.twins.udp import MemoryNetwork
 from tunnel.api.machine import MACHINE, Machine
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import EndpointDriver
@@ -16,7 +17,6 @@ from tunnel.driver.events import CodeReady, Event
 from tunnel.driver.link import Link
 from tunnel.driver.rendezvous import RunningServer, serve
 from tunnel.driver.stream import TunnelStream
-from tunnel.udp.memory import MemoryNetwork
 
 Entered = TypeVar("Entered")
 

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.driver.core_link import CoreLinks
+from tests.twins.tap import ALL_OFFLOADS, MemoryTap
 from tests.unit.ip.packets import (
     A4,
     A6,
@@ -37,7 +38,6 @@ from tunnel.proto.endpoint import PathKind
 from tunnel.proto.ip import header
 from tunnel.proto.lan.discovery import EVERYBODY_BURST
 from tunnel.proto.packet.header import MAX_BURST
-from tunnel.tun.memory import ALL_OFFLOADS, MemoryTap
 from tunnel.tun.tap import Pieces
 from tunnel.units import Buffer, Transmit
 

@@ -16,6 +16,7 @@ import trio.testing
 import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import Heard, echo, homes, on, shout
+from tests.twins.udp import MemoryNetwork
 from tunnel.api.machine import Machine
 from tunnel.api.moving import MOVE_PAUSE, may_be_there
 from tunnel.api.servers import LOOK_INTERVAL, STRANGER_INTERVAL, OwnHosts
@@ -26,7 +27,6 @@ from tunnel.driver.servers import LONGEST_LOOK
 from tunnel.proto.endpoint import CONTROL_SERVER, ControlReceived
 from tunnel.server_spec import TlsOptions
 from tunnel.state.home import Home
-from tunnel.udp.memory import MemoryNetwork
 from tunnel.units import Instant
 
 NAME = "rv.example.net"

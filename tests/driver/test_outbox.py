@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
+from tests.twins.udp import MemoryNetwork
 from tunnel.driver.outbox import ROOM, Outbox
-from tunnel.udp.memory import MemoryNetwork
 from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS
 from tunnel.units import Address, SocketId, Transmit
 

@@ -13,10 +13,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.twins.udp import MemoryNetwork, MemorySocket
 from tunnel.errors import ConfigurationError, InternalError
 from tunnel.udp import addresses
 from tunnel.udp.addresses import AddressCache, to_address
-from tunnel.udp.memory import MemoryNetwork, MemorySocket
 from tunnel.udp.plain import PlainSocket
 from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch, UdpSocket, open_socket
 from tunnel.units import Address

@@ -97,7 +97,7 @@ class PunchNode:
     def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
         for at in range(0, len(buffer), stride):
             datagram = bytes(buffer[at : at + stride])
-            if stun.looks_like_stun(datagram[0]):
+            if datagram[0] <= 3:  # RFC 7983: STUN
                 self._handle_stun(now, socket_id, remote, datagram)
             else:
                 self._handle_check(now, socket_id, remote, datagram)

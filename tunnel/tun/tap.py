@@ -20,7 +20,6 @@ ETHERNET_SIZE: Final = 14  # bytes: destination, source, EtherType
 HEADROOM: Final = VIRTIO_SIZE + ETHERNET_SIZE  # bytes before the IP packet
 MAX_IP_PACKET: Final = 65_535 + 40  # bytes: an IPv6 super-packet's payload length leaves its header out
 MAX_FRAME: Final = HEADROOM + MAX_IP_PACKET  # bytes; a smaller view given to read_into cuts a large frame off
-MIN_FRAME: Final = HEADROOM + 1  # bytes; the kernel refuses less
 
 #: TUNSETOFFLOAD (linux/if_tun.h): what the kernel may hand us unfinished.
 OFFLOAD_CSUM: Final = 1

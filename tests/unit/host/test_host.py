@@ -87,7 +87,7 @@ def test_the_doors_import_on_systems_that_are_not_linux() -> None:
         for missing in ("fcntl", "resource", "msvcrt", "pyroute2"):
             sys.modules[missing] = None
         import trio
-        import tunnel.udp.socket, tunnel.udp.plain, tunnel.udp.memory, tunnel.state.home
+        import tunnel.udp.socket, tunnel.udp.plain, tests.twins.udp, tunnel.state.home
         import tunnel.host.clock, tunnel.host.interfaces, tunnel.host.cpu, tunnel.host.limits
         assert type(tunnel.udp.socket.open_socket("127.0.0.1", 0)).__name__ == "PlainSocket"
         assert "tunnel.udp.linux" not in sys.modules

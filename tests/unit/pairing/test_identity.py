@@ -4,19 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.crypto.helpers import Entropy
 from tunnel.proto.pairing.code import looks_like_code
-from tunnel.proto.pairing.identity import days_around, fingerprint, generate_static, room_id, sanitise_name
+from tunnel.proto.pairing.identity import days_around, fingerprint, room_id, sanitise_name
 
 
 def test_a_fingerprint_is_short_groups_of_a_hash() -> None:
     text = fingerprint(bytes(32))
     assert text == "SHA256:mzuh-vlpy-mk6x-o3ep-ygfy-5h4o-eaej-ofef"
     assert fingerprint(bytes(31) + b"\1") != text
-
-
-def test_a_static_key_comes_from_the_entropy_given() -> None:
-    assert generate_static(Entropy(1)) == Entropy(1)(32)
 
 
 @pytest.mark.parametrize(

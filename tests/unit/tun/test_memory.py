@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.tun.memory import MemoryTap
+from tests.twins.tap import MemoryTap
 from tunnel.tun.tap import HEADROOM, MAX_FRAME, Tap
 
 FRAME = bytes(range(HEADROOM)) + b"an IP packet"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamReadable, StreamWritable
 from tunnel.proto.connection.keyring import Keyring
-from tunnel.proto.connection.paths import Path, Paths
+from tunnel.proto.connection.paths import Paths
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.crypto.replay import ReplayWindow
 from tunnel.proto.recovery.acks import ACK_ELICITING_MOST, AckTracker
@@ -175,9 +175,6 @@ class Shared:
         elif content is not None:
             for item in content:  # type: ignore[attr-defined]
                 item.lost(self)
-
-    def path_for(self, key: PathKey) -> Path | None:
-        return self.paths.known.get(key)
 
 
 class BulkRun:

@@ -76,7 +76,6 @@ class Diagnosis:
         self._elsewhere: Address | None = None  # another address of it
         self._mtu: int | None = None
         self._hairpin_asked = False
-        self.is_refused = False
         self.is_done = False
         self._greet(now, A, server, "A", GREETINGS)
 
@@ -98,10 +97,6 @@ class Diagnosis:
         except MalformedPacket:
             return
         self.handle_timeout(now)
-
-    def handle_refusal(self, now: Instant) -> None:
-        """The server's machine said that nobody listens there."""
-        self.is_refused = True
 
     def handle_timeout(self, now: Instant) -> None:
         if self.is_done:
@@ -147,7 +142,6 @@ class Diagnosis:
             mtu=self._mtu,
             second_port=None if self._second is None else self._second.port,
             calendar=self._calendar,
-            is_refused=self.is_refused,
         )
 
     # --- the steps

@@ -75,11 +75,6 @@ def opens_after(scene: Scene) -> Seconds | None:
     return None if theirs is Mapping.ADDRESS_DEPENDENT else AFTER_THEM
 
 
-def is_hopeless(scene: Scene) -> bool:
-    """Both mappings vary by port and neither by address alone: some 54,000 probes a side within one mapping's life."""
-    return scene.ours.is_hard and scene.theirs.is_hard and Mapping.ADDRESS_DEPENDENT not in (scene.ours, scene.theirs)
-
-
 class Pool:
     """Our many sockets, each with openers towards one address of the peer."""
 

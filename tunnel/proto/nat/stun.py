@@ -100,11 +100,6 @@ class StunMessage:
 _UNDERSTOOD: Final = frozenset({MAPPED_ADDRESS, CHANGE_REQUEST, XOR_MAPPED_ADDRESS, PADDING})
 
 
-def looks_like_stun(first_byte: int) -> bool:
-    """RFC 7983: 0 to 3."""
-    return first_byte <= 3
-
-
 def decode(buffer: Buffer) -> StunMessage:
     """One whole datagram.  A FINGERPRINT, if there, must be last and right.  Raises MalformedPacket."""
     view = memoryview(buffer)

@@ -6,21 +6,14 @@ import base64
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Callable
 from typing import Final
 
 from tunnel.proto.pairing.code import looks_like_code
 
-STATIC_SIZE: Final = 32  # bytes of an X25519 key, private or public
 MAX_NAME_BYTES: Final = 64  # of UTF-8
 ROOM_ID_SIZE: Final = 16  # bytes
 DAY: Final = 86_400  # seconds
 LAST_DAY: Final = 2**32 - 2  # that has a room, and a tomorrow that has one
-
-
-def generate_static(entropy: Callable[[int], bytes]) -> bytes:
-    """A private X25519 key: any 32 secret bytes are one (RFC 7748 §5)."""
-    return entropy(STATIC_SIZE)
 
 
 def fingerprint(static_public: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from tunnel.tun.tap import (
-    MIN_FRAME,
+    HEADROOM,
     OFFLOAD_CSUM,
     OFFLOAD_TSO4,
     OFFLOAD_TSO6,
@@ -19,6 +19,7 @@ from tunnel.tun.tap import (
 )
 
 #: Frames that the host's side keeps for us, as a TAP's transmit queue does: more are dropped (`overrun`).
+MIN_FRAME: Final = HEADROOM + 1  # bytes; the kernel refuses less
 QUEUE_LENGTH: Final = 500
 ALL_OFFLOADS: Final = OFFLOAD_CSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6 | OFFLOAD_USO4 | OFFLOAD_USO6
 
