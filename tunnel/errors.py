@@ -23,6 +23,18 @@ class ConfigurationError(TunnelError):
     """You asked for something impossible; the text says what to change."""
 
 
+class CommandNotRunError(ConfigurationError):
+    """The command of `exec` is there and cannot be run; `code` is what a shell gives then."""
+
+    code = 126
+
+
+class CommandNotFoundError(CommandNotRunError):
+    """There is no such command."""
+
+    code = 127
+
+
 class StateError(ConfigurationError):
     """PTUNNEL_HOME cannot be read, written or understood; nothing in it was changed."""
 
@@ -37,6 +49,10 @@ class UnreachableError(TunnelError):
 
 class ServerUnreachableError(UnreachableError):
     """The rendezvous server does not answer, or what answers is no ptunnel server."""
+
+
+class OfflineError(ServerUnreachableError):
+    """This computer has no network, or finds nobody who knows names: both may come by themselves."""
 
 
 class UntrustedServerError(ServerUnreachableError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,12 +16,13 @@ import tunnel.api
 from tunnel.cli.connect import Connecting
 from tunnel.cli.render import Output
 from tunnel.driver import places
-from tunnel.errors import UnreachableError
+from tunnel.errors import OfflineError, ServerUnreachableError, UnreachableError
 from tunnel.forward.serve import Listeners
 from tunnel.settings import Settings
 from tunnel.state.home import Home
 
 TIMEOUT, USED = 10.0, 25.0  # seconds
+CODE = "731-crossover-clockwork"
 
 
 @pytest.mark.parametrize("ends_by", ["its end", "a lost link"])
@@ -59,3 +61,36 @@ async def test_a_timeout_is_for_each_connection_and_not_for_all_time(
                 await one._stay(trio.Event())
             assert trio.current_time() >= USED + TIMEOUT
     assert dials == 2
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_code_waits_for_a_network_and_for_names_which_is_said_once_but_for_no_server_that_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], stays: bool
+) -> None:
+    """`stays` False: as with --once."""
+    dials: list[str | None] = []
+
+    @asynccontextmanager
+    async def connect(code: str | None, **_named: Any) -> AsyncIterator[None]:
+        dials.append(code)
+        if trio.current_time() < 1_200.0:
+            raise OfflineError("Nobody tells where the server name rv leads: no name server (DNS) answers.")
+        raise ServerUnreachableError("No ptunnel server answers at rv.")
+        yield None
+
+    monkeypatch.setattr(tunnel.api, "connect", connect)
+    monkeypatch.setattr(places, "has_network", lambda _server: trio.current_time() >= 600.0)
+    with Listeners([]) as listeners:
+        one = Connecting(Home(tmp_path), Settings(server="rv"), None, CODE, listeners, Output(), math.inf, None, stays=stays)
+        wanted = "No ptunnel server answers" if stays else "not connected to a network"
+        with pytest.raises(UnreachableError, match=wanted):
+            await one._stay(trio.Event())
+    said = capsys.readouterr().err.splitlines()
+    if stays:
+        assert trio.current_time() >= 1_200.0
+        assert [line.partition(":")[0] for line in said] == [
+            "This computer is not connected to a network", "Nobody tells where the server name rv leads",
+        ]  # fmt: skip
+        assert set(dials) == {CODE}
+    else:
+        assert (trio.current_time() < 1.0, said, dials) == (True, [], [])

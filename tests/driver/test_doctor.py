@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 import trio
 
+import tunnel
+from tests.driver.meeting import Heard, a_server
 from tests.driver.programs import Lab
 from tests.driver.test_tls import a_tls_server
 from tests.driver.tls import make_certificate
+from tunnel.cli.doctor import _own_link
+from tunnel.driver import endpoint
 from tunnel.driver.doctor import CLOCK_TOLERANCE, Examination, TlsFindings, examine
 from tunnel.proto.nat.report import Findings
 from tunnel.server_spec import TlsOptions
+from tunnel.state.home import Home as State
 from tunnel.units import Address
 
 PATIENCE = 45.0
@@ -111,3 +116,20 @@ def test_the_command_shows_tls_and_where_it_keeps_what_it_knows(lab: Lab) -> Non
     [found] = map(json.loads, lab.ask(lab.connector, *words, "--json").stdout.splitlines())
     assert (found["tls"]["works"], found["tls"]["pinned"]) == (False, False)
     assert abs(found["clock_off_s"]) <= 30
+
+
+@pytest.mark.parametrize("behind", [0.0, 2 * HOUR])
+async def test_what_a_peer_says_of_our_clock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: float) -> None:
+    """The clock was ahead when the two met last."""
+    heard = Heard()
+    async with a_server() as server, tunnel.expose(["22"], server=server, home=tmp_path / "home", name="home", on_event=heard):
+        monkeypatch.setattr(endpoint, "wall_ns", lambda: time.time_ns() + int(behind * 1e9))
+        with trio.fail_after(PATIENCE):
+            async with tunnel.connect(await heard.code(), server=server, home=tmp_path / "friend", portmap=False):
+                pass
+            monkeypatch.undo()
+            said: list[str] = []
+            link = await _own_link(State(tmp_path / "friend"), "home", server, TlsOptions(None, None), said)
+    assert link["peer"] == "home"
+    behind_words = "The clock of this computer is 2 hours behind what it showed home before. Set it, if it is wrong now."
+    assert said == ([behind_words] if behind else [])

@@ -168,7 +168,7 @@ async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads
 async def test_a_certificate_that_nobody_vouches_for_is_refused_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.api.exposing.SERVER_PATIENCE", 2.0)
+    monkeypatch.setattr("tunnel.api.servers.SERVER_PATIENCE", 2.0)
     certificate = make_certificate(tmp_path, "127.0.0.1")
     async with a_tls_server(certificate) as (running, server, port):
         for tls, words in (

@@ -10,12 +10,12 @@ from typing import Any, Unpack
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, require_trio, single_error
+from tunnel.api.common import OnEvent, require_trio, single_error
 from tunnel.api.granting import Granted, grant, readable, require_something_to_share, told
 from tunnel.api.link import Link, LinkHandler
 from tunnel.api.machine import MACHINE
 from tunnel.api.moving import tell_place
-from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
+from tunnel.api.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.api.ways import WayKeeper
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer
@@ -34,7 +34,9 @@ from tunnel.settings import GivenPeer, Settings
 class Exposure:
     """A running `expose`."""
 
-    def __init__(self, nursery: trio.Nursery, store: HomeStore, handler: LinkHandler, on_event: OnEvent | None) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, store: HomeStore, handler: LinkHandler, on_event: OnEvent | None, around: Surroundings
+    ) -> None:
         self.server: str | None = None  # host:port as the other side must name it; None: remembered peers only
         self.is_embedded = False
         self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
@@ -44,6 +46,7 @@ class Exposure:
         self._store = store
         self._handler = handler
         self._on_event = on_event
+        self._around = around
         self.places: set[str] = set()  # where the embedded server is and was, as peers may know it
         self.find: Callable[[str], Lookup] | None = None  # the embedded server, by each of these words
         self._greeted: set[str] = set()  # servers at which we wait, or will as soon as they answer
@@ -102,7 +105,7 @@ class Exposure:
             self._greeted.add(server)
             if self.driver is not None:
                 lookup = self.find(server) if self.find is not None and server in self.places else None
-                self._nursery.start_soon(resolve, self.driver, server, self._tell, lookup)
+                self._nursery.start_soon(resolve, self.driver, server, self._tell, self._around, lookup)
 
     def _set_place(self, where: str) -> None:
         """The embedded server is reached there now, as this machine has other addresses."""
@@ -193,6 +196,7 @@ async def expose(
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
     pair: bool | None = None,
+    waits: bool = False,
     settings: Settings | None = None,
     **given: Unpack[GivenPeer],
 ) -> AsyncIterator[Exposure]:
@@ -206,6 +210,7 @@ async def expose(
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.  What it raises ends
     that link, and is told (Trouble, `internal`); what `on_event` raises is logged.
     `pair`: whether a code is made; None: where there are grants.  A `handler` of your own needs no grant.
+    `waits`: for a network and somebody who knows names (Trouble, `no_network` and `still_trying`), where a code needs its server.
     `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
     `portmap`: ask the router to forward a port while this runs, and one to the embedded server.
     `tls`: how servers are reached where UDP is blocked, unless their word says.
@@ -233,6 +238,7 @@ async def expose(
     if not wants_code and not to and (handler is None or not peers):
         require_something_to_share(store.home.peers())
     ways = WayKeeper(store.home)
+    around = Surroundings(on_event, machine)
     lock = store.home.lock_expose()
     if lock.trouble:
         not_saved(lock.trouble)
@@ -240,8 +246,10 @@ async def expose(
     try:
         with single_error():
             async with trio.open_nursery() as nursery:
-                exposure = Exposure(nursery, store, handler or _serve_forwards, on_event)
+                exposure = Exposure(nursery, store, handler or _serve_forwards, on_event, around)
                 rendezvous = settings.server
+                if waits and rendezvous is None and not wants_code and any(map(may_be_ours, (peer.server for peer in peers))):
+                    await around.wait_network()
                 ours = were_ours((peer.server for peer in peers), machine)
                 if rendezvous is None and (wants_code or ours):
                     rendezvous = await embed(nursery, machine, ours)
@@ -279,7 +287,10 @@ async def expose(
                             exposure.places.add(rendezvous)
                             exposure.find = lambda server: found_here(server, machine, lambda _where: None)
                         lookup = found_here(rendezvous, machine, exposure._set_place) if exposure.is_embedded else None
-                        await _greet(driver, rendezvous, exposure, lookup, must_answer=wants_code, nursery=nursery)
+                        if wants_code:
+                            await reach(driver, rendezvous, around, lookup, waits=waits and not exposure.is_embedded)
+                        else:  # one that only remembered peers use may come later
+                            nursery.start_soon(resolve, driver, rendezvous, exposure._tell, around, lookup)
                     exposure._greet(others)
                     nursery.start_soon(store.watch, exposure._set_peers)
                     nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
@@ -302,20 +313,3 @@ async def expose(
             ways.close()
             store.finish()
         lock.release()
-
-
-async def _greet(
-    driver: EndpointDriver,
-    server: str,
-    exposure: Exposure,
-    lookup: Lookup | None,
-    *,
-    must_answer: bool,
-    nursery: trio.Nursery,
-) -> None:
-    """The server that codes are made at has to answer; one that only remembered peers use may come later."""
-    if not must_answer:
-        nursery.start_soon(resolve, driver, server, exposure._tell, lookup)
-        return
-    await driver.servers.add(server, lookup)
-    await driver.servers.wait_reached(server, SERVER_PATIENCE)

@@ -17,7 +17,7 @@ from typing import Any, Final, Unpack
 
 import trio
 
-from tunnel.api.common import SERVER_PATIENCE, OnEvent, require_trio, single_error
+from tunnel.api.common import OnEvent, require_trio, single_error
 from tunnel.api.lan_plane import (
     LanInterface,
     OpenInterface,
@@ -29,7 +29,7 @@ from tunnel.api.lan_plane import (
 )
 from tunnel.api.lan_room import LanMember, LanRoom
 from tunnel.api.machine import MACHINE, Machine
-from tunnel.api.servers import embed, found_here, map_server, resolve, were_ours
+from tunnel.api.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
 from tunnel.api.store import HomeStore
 from tunnel.driver.endpoint import EndpointDriver, KnownPeer
 from tunnel.driver.events import Trouble
@@ -109,6 +109,7 @@ class Options:
     interface: OpenInterface | None
     routes: TakenRoutes | None
     any_subnet: bool
+    waits: bool
     settings: Settings | None
     given: Given
     machine: Machine
@@ -126,6 +127,7 @@ async def create(
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
+    waits: bool = False,
     settings: Settings | None = None,
     **given: Unpack[Given],
 ) -> AsyncIterator[LanRoom]:
@@ -133,6 +135,7 @@ async def create(
 
     `keep`: the room and its members are remembered.  `to`: remembered peers that may join without a code.
     With no server configured one is embedded; the Listening event carries its address.  `member_name`: how we are called in it.
+    `waits`: for a network and somebody who knows names (Trouble, `no_network` and `still_trying`), where a code needs its server.
     `interface(config)` opens the interface; None means one on this machine, which needs privilege.  `routes(interface)` gives the
     IPv4 networks that the room must stay clear of; None: those that this machine has, and those around it unless `any_subnet`.
     `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
@@ -140,8 +143,8 @@ async def create(
     """
     require_trio()
     options = Options(
-        home=home, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, any_subnet=any_subnet, settings=settings, given=given, machine=MACHINE.get(),
+        home=home, member_name=member_name, on_event=on_event, interface=interface, routes=routes, any_subnet=any_subnet,
+        waits=waits, settings=settings, given=given, machine=MACHINE.get(),
     )  # fmt: skip
     store = _open_store(options)
     room_name = make_label(name, "lan")
@@ -170,6 +173,7 @@ async def join(
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
+    waits: bool = False,
     settings: Settings | None = None,
     **given: Unpack[Given],
 ) -> AsyncIterator[LanRoom]:
@@ -183,8 +187,8 @@ async def join(
     if sum(each is not None for each in (code, room, peer)) != 1:
         raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
     options = Options(
-        home=home, member_name=member_name, on_event=on_event, interface=interface,
-        routes=routes, any_subnet=any_subnet, settings=settings, given=given, machine=MACHINE.get(),
+        home=home, member_name=member_name, on_event=on_event, interface=interface, routes=routes, any_subnet=any_subnet,
+        waits=waits, settings=settings, given=given, machine=MACHINE.get(),
     )  # fmt: skip
     store = _open_store(options)
     saved: SavedRoom | None = None
@@ -257,6 +261,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         faults=store.faults,
         **machine.options(),
     )
+    around = Surroundings(options.on_event, machine)
     keeper = _Keeper(store, entry)
     interface: LanInterface | None = None
     try:
@@ -271,7 +276,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         )
         with single_error():
             async with trio.open_nursery() as nursery:
-                rendezvous, is_embedded = await _find_server(nursery, store, entry, options)
+                rendezvous, is_embedded = await _find_server(nursery, store, entry, options, around)
                 keeper.server = rendezvous
                 membership = Membership(driver.core, room, newcomers, server=rendezvous, now=driver.clock(), save=keeper.save)
 
@@ -295,8 +300,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     lookup = found_here(rendezvous, machine, running._set_place) if is_embedded else None
                     is_needed = is_embedded or (entry.saved is None and entry.peer is None)
                     if is_needed:
-                        await driver.servers.add(rendezvous, lookup)
-                        await driver.servers.wait_reached(rendezvous, SERVER_PATIENCE)
+                        await reach(driver, rendezvous, around, lookup, waits=options.waits and not is_embedded)
                     if room.me is not None and room.roster is not None:
                         plane.set_roster(room.roster, room.me)
                         running.entered.set()
@@ -305,7 +309,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     if is_needed:
                         _ask(driver, membership, entry)
                     else:  # at boot the network may not be up yet
-                        nursery.start_soon(_ask_later, driver, membership, entry, rendezvous, running.tell)
+                        nursery.start_soon(_ask_later, driver, membership, entry, rendezvous, running.tell, around)
                     running.pump()
                     yield running
                 finally:
@@ -364,13 +368,17 @@ def _ask(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
     driver.flush()
 
 
-async def _ask_later(driver: EndpointDriver, membership: Membership, entry: Entry, rendezvous: str, tell: OnEvent) -> None:
-    await resolve(driver, rendezvous, tell)
+async def _ask_later(
+    driver: EndpointDriver, membership: Membership, entry: Entry, rendezvous: str, tell: OnEvent, around: Surroundings
+) -> None:
+    await resolve(driver, rendezvous, tell, around)
     if driver.core.has_server(rendezvous):
         _ask(driver, membership, entry)
 
 
-async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, options: Options) -> tuple[str, bool]:
+async def _find_server(
+    nursery: trio.Nursery, store: HomeStore, entry: Entry, options: Options, around: Surroundings
+) -> tuple[str, bool]:
     """host:port, and whether it is embedded here.  Raises ConfigurationError."""
     settings = store.settings
     known = entry.saved.server if entry.saved is not None else entry.peer.server if entry.peer is not None else None
@@ -379,6 +387,8 @@ async def _find_server(nursery: trio.Nursery, store: HomeStore, entry: Entry, op
         if found is None:
             raise ConfigurationError(NO_SERVER)
         return found, False
+    if options.waits and settings.given_server is None and may_be_ours(known):
+        await around.wait_network()
     ours = were_ours([known], options.machine)
     found = settings.given_server or (known if not ours else None) or settings.server
     if found is not None:

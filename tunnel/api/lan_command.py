@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tunnel.errors import ConfigurationError
+from tunnel.errors import CommandNotFoundError, CommandNotRunError, ConfigurationError
 
 if TYPE_CHECKING:
     from tunnel.tun.config import InterfaceConfig
@@ -25,20 +25,19 @@ class CommandNetwork:
     def require(self) -> None:
         """Before a code or a place in a room is spent on it.
 
-        Raises CommandNotRunError where there is no such command, ConfigurationError where this system makes no network for it.
+        Raises CommandNotRunError, CommandNotFoundError, and ConfigurationError where this system makes no network for it.
         """
         import shutil
 
         if sys.platform != "linux":
             return
-        from tunnel.tun.inside import NOT_EXECUTABLE, NOT_FOUND, why_not
-        from tunnel.tun.namespace import CommandNotRunError
+        from tunnel.tun.inside import why_not
 
         word = self._command[0]
         if shutil.which(word) is None:
             is_there = "/" in word and os.path.exists(word)
             why = os.strerror(errno.EACCES if is_there else errno.ENOENT)
-            raise CommandNotRunError(f"{word} cannot be run: {why}.", NOT_EXECUTABLE if is_there else NOT_FOUND)
+            raise (CommandNotRunError if is_there else CommandNotFoundError)(f"{word} cannot be run: {why}.")
         if (reason := why_not()) is not None:
             raise ConfigurationError(reason)
 
@@ -52,7 +51,7 @@ class CommandNetwork:
         return self._interface
 
     async def start(self) -> None:
-        """Once the room is entered.  Raises ConfigurationError when there is no such command: see exit_code."""
+        """Once the room is entered.  Raises CommandNotRunError, CommandNotFoundError."""
         assert self._interface is not None
         await self._interface.start_command()
 
@@ -64,10 +63,3 @@ class CommandNetwork:
         """The command's exit code; 128 and the number for a signal."""
         assert self._interface is not None
         return await self._interface.wait_command()
-
-
-def exit_code(problem: BaseException) -> int | None:
-    """What a shell gives when a command cannot be run (126, 127), if that is what happened."""
-    from tunnel.tun.namespace import CommandNotRunError
-
-    return problem.code if isinstance(problem, CommandNotRunError) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -15,15 +16,18 @@ from tunnel.api.machine import Machine
 from tunnel.driver.endpoint import EndpointDriver
 from tunnel.driver.events import Trouble
 from tunnel.driver.lasting import last
+from tunnel.driver.places import NO_NETWORK, has_network
 from tunnel.driver.rendezvous import RunningServer, ServerConfig, serve
 from tunnel.driver.servers import Lookup
-from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.errors import ConfigurationError, OfflineError, ServerUnreachableError
 from tunnel.faults import Faults
 from tunnel.host.interfaces import source_address
 from tunnel.server_spec import DEFAULT_PORT, parse_server
 from tunnel.units import Address
 
-RESOLVE_AGAIN: Final = 30.0  # seconds before a server name that was unknown is looked up again
+FIRST_PAUSE: Final = 1.0  # seconds before a server that was not found is looked for again, doubling ...
+LONGEST_PAUSE: Final = 30.0  # ... up to this
+NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
 MAPPING_PATIENCE: Final = 0.4  # seconds that the address of an embedded server waits for the router, to be told at once
 ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
 LOOK_INTERVAL: Final = 5.0  # seconds between two looks at the addresses of this machine, which change while a server runs ...
@@ -45,6 +49,55 @@ class OwnHosts:
             self._looked_at = now
             self._hosts = LOOPBACK | frozenset(self._look())
         return host in self._hosts
+
+
+class Surroundings:
+    """What a start needs around this machine: it is waited for, and a person is told once what is missing."""
+
+    def __init__(self, on_event: OnEvent | None, machine: Machine) -> None:
+        self._on_event = on_event
+        self._hosts = machine.hosts
+        self._told = ""
+
+    def has_network(self, server: str = "") -> bool:
+        return has_network(server, self._hosts)
+
+    async def wait_network(self, server: str = "") -> None:
+        """Until this machine has a way to anywhere."""
+        while not self.has_network(server):
+            self.tell("no_network", f"{NO_NETWORK[:-1]}: waiting for one.")
+            await trio.sleep(NETWORK_LOOK)
+
+    def tell(self, code: str, text: str) -> None:
+        """Once, until something else is told."""
+        if text != self._told and self._on_event is not None:
+            self._told = text
+            self._on_event(Trouble(code=code, message=text))
+
+
+async def reach(driver: EndpointDriver, server: str, around: Surroundings, lookup: Lookup | None = None, *, waits: bool) -> None:
+    """Add a server that has to answer; with `waits` once there is a network, and somebody who knows names.
+
+    Raises ConfigurationError, ServerUnreachableError.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        if waits:
+            await around.wait_network(server)
+        try:
+            await driver.servers.add(server, lookup)
+            await driver.servers.wait_reached(server, SERVER_PATIENCE)
+        except ServerUnreachableError as error:
+            is_offline = isinstance(error, OfflineError) or not around.has_network(server)
+            if not waits and not around.has_network(server):
+                raise OfflineError(NO_NETWORK) from None
+            if not waits or not is_offline:
+                raise
+            around.tell("still_trying", f"{error} Still trying.")
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            return
 
 
 def found_here(server: str, machine: Machine, moved: Callable[[str], None]) -> Lookup:
@@ -117,29 +170,42 @@ async def map_server(nursery: trio.Nursery, set_public: Callable[[str | None], N
             await answered.wait()
 
 
-async def resolve(driver: EndpointDriver, server: str, tell: OnEvent, lookup: Lookup | None = None) -> None:
+async def resolve(driver: EndpointDriver, server: str, tell: OnEvent, around: Surroundings, lookup: Lookup | None = None) -> None:
     """Until the name is known: the network may not be up yet."""
     what = f"interrupted the search for the server {server.partition(',')[0]}"
-    await last(driver.faults, "server", what, partial(_resolve, driver, server, tell, lookup))
+    await last(driver.faults, "server", what, partial(_resolve, driver, server, tell, around, lookup))
 
 
-async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent, lookup: Lookup | None) -> None:
+async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent, around: Surroundings, lookup: Lookup | None) -> None:
+    pause, told = FIRST_PAUSE, ""
     while True:
+        await around.wait_network(server)
         try:
             await driver.servers.add(server, lookup)
             await driver.servers.wait_reached(server, SERVER_PATIENCE)
         except ServerUnreachableError as error:
-            tell(Trouble(code="server_unreachable", message=f"{error} Trying on."))
+            if (text := f"{error} Trying on.") != told:
+                told = text
+                tell(Trouble(code="server_unreachable", message=text))
             if driver.core.has_server(server):
                 await driver.servers.wait_reached(server)  # its client goes on by itself
                 tell(Trouble(code="server_back", message=f"The server {server.partition(',')[0]} answers now."))
                 return
-            await trio.sleep(RESOLVE_AGAIN)
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
         except ConfigurationError as error:
             tell(Trouble(code="server_unreachable", message=str(error)))
             return
         else:
             return
+
+
+def may_be_ours(server: str | None) -> bool:
+    """Whether that depends on the addresses which this machine has: it is told by an address, not by a name."""
+    host = (server or "").partition(",")[0].rpartition(":")[0].strip("[]")
+    with suppress(ValueError):
+        return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    return False
 
 
 def were_ours(servers: Iterable[str | None], machine: Machine) -> list[str]:

@@ -35,7 +35,7 @@ def command(peer: str | None, seconds: float, is_json: bool, verbose: int) -> in
 
     request = Bench(peer, seconds)
     run_dir = open_home().run_dir()
-    return run(lambda _ending: _bench(run_dir, request, is_json))
+    return run(lambda _ending: _bench(run_dir, request, is_json), is_answer=True)
 
 
 async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:

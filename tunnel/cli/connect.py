@@ -135,6 +135,7 @@ class Connecting:
         self._is_ready = False  # the forwards have been told
         self._pause = FIRST_PAUSE
         self._said_trouble = ""
+        self._has_ended = False  # the peer has said so, and is waited for
         if code is not None:
             require_server(settings)
 
@@ -196,7 +197,7 @@ class Connecting:
         """One connection after the other, until there is no use in another one."""
         import trio
 
-        from tunnel.errors import ServerUnreachableError, UnreachableError
+        from tunnel.errors import OfflineError, ServerUnreachableError, UnreachableError
 
         self._deadline = trio.current_time() + self._timeout
         while True:
@@ -205,10 +206,11 @@ class Connecting:
                 await self._wait_network(self._deadline)
                 if await self._connect_once(self._deadline):
                     return 0
+                self._has_ended = True
                 self._trouble("peer_ended", f"'{self._peer}' has ended the link: waiting for it to come back (Ctrl-C ends it).")
             except (ServerUnreachableError, UnreachableError) as error:
-                may_wait = self._stays and self._code is None and trio.current_time() < self._deadline
-                if not may_wait or stopped.is_set():
+                may_wait = self._stays and (self._code is None or isinstance(error, OfflineError))  # then no code was tried
+                if not may_wait or trio.current_time() >= self._deadline or stopped.is_set():
                     raise
                 self._trouble("still_trying", f"{error} Still trying (Ctrl-C ends it).")
             await trio.sleep(self._pause)
@@ -268,7 +270,7 @@ class Connecting:
         self._link = link
         self._peer, self._code = link.peer_name, None
         self._output.wait_for("")
-        self._pause, self._said_trouble = FIRST_PAUSE, ""
+        self._pause, self._said_trouble, self._has_ended = FIRST_PAUSE, "", False
         ready = self._listeners.ready
         if not self._is_ready:
             self._is_ready = True
@@ -373,6 +375,8 @@ class Connecting:
                 self._output.say(f"Paired with '{peer}'.")
             case PathReport():
                 self._log.tell_path(event, is_awaited=not self._is_ready)
+            case Trouble(code="peer_absent") if self._has_ended:
+                pass  # which was said, and is no question
             case Trouble():
                 self._log.tell_trouble(event)
             case Closed() | Listening() | CodeReady():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -44,7 +44,7 @@ def command(peer: str | None, server: str | None, flags: Flags, is_json: bool, v
 
     home = open_home()
     options = load_settings(home, {**flags, "server": server}).tls
-    return run(lambda _ending: _doctor(home, peer, server, options, is_json))
+    return run(lambda _ending: _doctor(home, peer, server, options, is_json), is_answer=True)
 
 
 def choose_server(home: Home, peer: str | None, given: str | None) -> str:
@@ -65,21 +65,19 @@ async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsO
     from tunnel.driver.doctor import advise, examine
     from tunnel.errors import ServerUnreachableError, UnreachableError
 
-    link: dict[str, Any] | None = None
-    told: str | None = None
-    if peer is not None:
-        link, told = await _running_link(home, peer)
-    server = choose_server(home, peer, given) if told is None else given or told
+    known = await _running(home, peer) if peer is not None else Known()
+    link = known.link
+    server = given or known.server or choose_server(home, peer, given)
     if not is_json:
         click.echo(f"Asking {server} what it sees of this machine ...", err=True)
     found = await examine(server, tls=options)
-    absent = ""
+    absent = known.absent
     said: list[str] = []  # of the peer's clock
-    if peer is not None and link is None and found.can_meet:
+    if peer is not None and link is None and found.can_meet and (not absent or _is_remembered(home, peer)):
         try:
             link = await _own_link(home, peer, server, options, said)
         except UnreachableError as error:
-            absent = str(error)
+            absent = absent or str(error)
     advice: list[str] = []
     if link is not None:
         nat = link["nat"]
@@ -180,22 +178,43 @@ def table(found: Examination) -> list[str]:
     return columns(rows)
 
 
-async def _running_link(home: Home, peer: str) -> tuple[dict[str, Any] | None, str | None]:
-    """What a running command says of its link to the peer; and of its room's server, if the peer is a member of a room."""
+class Known(NamedTuple):
+    """What a running command says of the peer."""
+
+    link: dict[str, Any] | None = None
+    server: str | None = None  # where the peer is met, if a command waits there itself
+    absent: str = ""  # why there is no link, of a member of its room
+
+
+async def _running(home: Home, peer: str) -> Known:
+    """Ask all running commands; a link is better than the word of a room."""
+    from tunnel.cli.members import why_no_link
     from tunnel.control.client import ask_all
     from tunnel.control.messages import Status
 
-    links: list[tuple[dict[str, Any], str | None]] = []
+    found: list[Known] = []
 
     def take(_pid: int, answer: dict[str, Any]) -> None:
-        if answer["event"] == "status":
-            server = answer.get("server")
-            links.extend(
-                (link, server) for link in answer["links"] if peer in (link["peer"], link["fingerprint"]) and link["kind"]
-            )
+        if answer["event"] != "status":
+            return
+        server = answer.get("server")
+        for link in answer["links"]:
+            if peer in (link["peer"], link["fingerprint"]) and link["kind"]:
+                found.insert(0, Known(link, server))
+        for member in answer.get("members", ()):
+            if member["peer"] == peer:
+                why = why_no_link(peer, str(answer["room"]), is_me=member["self"], is_online=member["online"])
+                found.append(Known(server=server, absent=why if member["self"] else f"{why} Run 'ptunnel doctor' there."))
 
     await ask_all(home.run_dir(), Status(), take)
-    return links[0] if links else (None, None)
+    return found[0] if found else Known()
+
+
+def _is_remembered(home: Home, peer: str) -> bool:
+    """Whether it could be met by a command of its own, too."""
+    from tunnel.state.peers import find
+
+    return find(home.peers(), peer) is not None
 
 
 async def _own_link(home: Home, peer: str, server: str, options: TlsOptions, said: list[str]) -> dict[str, Any]:
@@ -206,9 +225,16 @@ async def _own_link(home: Home, peer: str, server: str, options: TlsOptions, sai
     from tunnel.driver.events import Event, Trouble
     from tunnel.errors import UnreachableError
 
+    known = ""
+
     def hear(event: Event) -> None:
-        if isinstance(event, Trouble) and event.code == "clock_off" and event.message not in said:
-            said.append(event.message)
+        nonlocal known
+        if not isinstance(event, Trouble):
+            return
+        if event.code == "clock_off":
+            said.extend([event.message] if event.message not in said else ())
+        else:
+            known = event.message.removesuffix(" Waiting.")
 
     scope = trio.CancelScope(deadline=trio.current_time() + MEET_S)
     with scope:
@@ -218,4 +244,4 @@ async def _own_link(home: Home, peer: str, server: str, options: TlsOptions, sai
                 await link.wait_direct()
             await link.ping()
             return link.status().to_dict()
-    raise UnreachableError(f"{peer} does not answer: is 'ptunnel expose' running there?")
+    raise UnreachableError(known or f"{peer} was not reached within {MEET_S:g} seconds.")

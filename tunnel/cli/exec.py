@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunnel.cli.options import common, complete_peer, complete_room, load_settings, network, open_home
+from tunnel.cli.options import common, complete_peer, complete_room, load_settings, network, once, open_home
 
 if TYPE_CHECKING:
     import trio
@@ -31,11 +31,12 @@ PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if has
 )
 @click.option("--keep", is_flag=True, help="Remember the room: next time its name is enough.")
 @click.option("--as", "member_name", metavar="NAME", help="How this machine is called in the room; its host name unless said.")
+@once
 @network
 @common
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
 def command(
-    room: str | None, peer: str | None, keep: bool, member_name: str | None, words: tuple[str, ...],
+    room: str | None, peer: str | None, keep: bool, member_name: str | None, is_once: bool, words: tuple[str, ...],
     flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run COMMAND as a member of a room, without root: the room is its only network.  Its exit code is passed on.
@@ -50,25 +51,18 @@ def command(
     import trio
 
     from tunnel.api import lan
-    from tunnel.api.lan_command import CommandNetwork, exit_code
+    from tunnel.api.lan_command import CommandNetwork
     from tunnel.cli.lan import Playing, enter_by, shared
     from tunnel.cli.render import Output
-    from tunnel.errors import ConfigurationError
 
     home = open_home()
     settings = load_settings(home, {**flags, "name": member_name})
     inside = CommandNetwork(words)
-    try:
-        inside.require()
-    except ConfigurationError as problem:
-        if (code := exit_code(problem)) is None:
-            raise
-        click.echo(f"ptunnel: {problem}", err=True)
-        return code
-    way, settings = enter_by(home, settings, room, peer)
+    inside.require()
     output = Output(is_json=is_json, may_be_live=False, events_to=sys.stderr)
+    way, settings = enter_by(home, settings, room, peer, output.say)
 
-    arguments = shared(home, settings, member_name)
+    arguments = shared(home, settings, member_name, is_once=is_once)
 
     def enter(handle: Any) -> Any:
         return lan.join(**way, keep=keep, on_event=handle, interface=inside.open, routes=lan.no_routes, **arguments)
@@ -77,30 +71,24 @@ def command(
 
 
 async def _run(playing: Playing, inside: CommandNetwork, is_verbose: bool) -> int:
-    """The command's exit code, or how we were ended before it ran."""
+    """The command's exit code, or how we were ended before it ran.  Raises CommandNotRunError."""
     import trio
 
-    from tunnel.api.lan_command import exit_code
+    from tunnel.cli.running import hurry
 
     state: dict[str, Any] = {"started": False, "code": 0, "ended_by": None}
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, state, inside, nursery.cancel_scope)
+        hurry(nursery.cancel_scope)
         async with playing.room(nursery.cancel_scope.cancel) as room:
-            try:
-                await inside.start()
-            except BaseException as problem:
-                if (code := exit_code(problem)) is None:
-                    raise
-                click.echo(f"ptunnel: {problem}", err=True)
-                state["code"] = code
-            else:
-                state["started"] = True
-                if not is_verbose:
-                    playing.hush()
-                async with trio.open_nursery() as inner:
-                    inner.start_soon(_say_when_over, playing, room, inner.cancel_scope)
-                    state["code"] = await inside.wait()
-                    inner.cancel_scope.cancel()
+            await inside.start()
+            state["started"] = True
+            if not is_verbose:
+                playing.hush()
+            async with trio.open_nursery() as inner:
+                inner.start_soon(_say_when_over, playing, room, inner.cancel_scope)
+                state["code"] = await inside.wait()
+                inner.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
     return int(state["code"])
 

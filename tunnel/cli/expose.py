@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tunnel.cli.log import Log
-from tunnel.cli.options import common, complete_peer, load_settings, meeting, open_home, with_last_server
+from tunnel.cli.options import common, complete_peer, load_settings, meeting, once, open_home, with_last_server
 from tunnel.notation import also
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ LABEL: Final = 32  # columns of what stands before the command and the code
 @click.option("--only", is_flag=True, help="With --to: this, and nothing of what they could reach before.")
 @click.option("--keep", is_flag=True, help="Go on for further peers: a fresh code after each.")
 @click.option("--qr", "has_picture", is_flag=True, help="Show the other side's command with its code as a QR code, too.")
+@once
 @meeting
 @common
 def command(
-    grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool, has_picture: bool,
+    grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool, has_picture: bool, is_once: bool,
     flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Let a peer reach ports of this machine, and nothing else.  Prints a code that works once; without PORT, serves the
@@ -61,6 +62,7 @@ def command(
     A HOST that is a name is looked up for each connection, and may not lead to this machine: name=localhost:7001 does that.
     With --to, and another expose running here, that one serves it from now on, and this ends.
     Without a server, one is started here for this code only; that does for one desk or one LAN.
+    A network that is not there yet is waited for, and so is DNS; not with --once.
     """
     from tunnel.cli.render import Output
     from tunnel.driver.vocabulary import GrantSet, raise_descriptor_limit
@@ -92,7 +94,8 @@ def command(
         return 0
     raise_descriptor_limit()
     warn_of_silence(list(parsed), output)
-    return run(Exposing(home, settings, grants, list(parsed), to, keep, output, only=only, has_picture=has_picture).run)
+    options = {"only": only, "has_picture": has_picture, "waits": not is_once}
+    return run(Exposing(home, settings, grants, list(parsed), to, keep, output, **options).run)
 
 
 def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: bool, output: Output) -> bool:
@@ -144,7 +147,7 @@ class Exposing:
 
     def __init__(
         self, home: Home, settings: Settings, texts: Sequence[str], grants: list[Grant], to: Sequence[str], keep: bool,
-        output: Output, *, only: bool = False, has_picture: bool = False,
+        output: Output, *, only: bool = False, has_picture: bool = False, waits: bool = False,
     ) -> None:  # fmt: skip
         from tunnel.forward.counters import ForwardCounters
 
@@ -156,6 +159,7 @@ class Exposing:
         self._keep = keep
         self._only = only
         self._has_picture = has_picture
+        self._waits = waits
         self._served: list[Serving] = []  # who may reach what already, until that is said
         self._fresh: set[str] = set()  # who has just paired
         self._output = output
@@ -193,7 +197,7 @@ class Exposing:
             self._output.live(self._lines),
             expose(
                 self._texts, home=self._home.path, keep=self._keep, to=self._to, only=self._only,
-                on_event=self._handle, handler=self._serve_link, settings=settings,
+                on_event=self._handle, handler=self._serve_link, waits=self._waits, settings=settings,
             ) as exposure,
             trio.open_nursery() as nursery,
         ):  # fmt: skip

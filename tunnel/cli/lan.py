@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -12,12 +12,14 @@ import click
 
 from tunnel.cli.habits import Subcommands, WithMore
 from tunnel.cli.log import Log
+from tunnel.cli.members import table, why_no_link
 from tunnel.cli.options import (
     common,
     complete_peer,
     complete_room,
     load_settings,
     network,
+    once,
     open_home,
     with_last_server,
     with_server_of,
@@ -78,10 +80,11 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
               help="Let this remembered peer join without a code; repeatable.")  # fmt: skip
 @AS
 @ANY_SUBNET
+@once
 @network
 @common
 def create_command(
-    room: str | None, name: str | None, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool,
+    room: str | None, name: str | None, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool, is_once: bool,
     flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Open a room and let others in: prints a code that is good for all of them, as long as this runs.
@@ -103,7 +106,7 @@ def create_command(
         if last:
             click.echo(last, err=True)
             settings = replace(settings, is_server_given=True)
-    arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
+    arguments = {**shared(home, settings, member_name, is_once=is_once), "any_subnet": any_subnet}
     enter = partial(lan.create, name, keep=keep, to=to, **arguments)
     return _run(home, settings, is_json, verbose, enter, is_kept=keep)
 
@@ -116,10 +119,11 @@ def create_command(
 )
 @AS
 @ANY_SUBNET
+@once
 @network
 @common
 def join_command(
-    room: str | None, keep: bool, peer: str | None, member_name: str | None, any_subnet: bool,
+    room: str | None, keep: bool, peer: str | None, member_name: str | None, any_subnet: bool, is_once: bool,
     flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Join a room: by its code, by the name under which it was kept, or without either as a remembered peer (--peer)."""
@@ -128,8 +132,8 @@ def join_command(
     home = open_home()
     settings = load_settings(home, {**flags, "name": member_name})
     require_interface()
-    way, settings = enter_by(home, settings, room, peer)
-    arguments = {**shared(home, settings, member_name), "any_subnet": any_subnet}
+    way, settings = enter_by(home, settings, room, peer, partial(click.echo, err=True))
+    arguments = {**shared(home, settings, member_name, is_once=is_once), "any_subnet": any_subnet}
     return _run(home, settings, is_json, verbose, lambda **more: lan.join(**way, keep=keep, **more, **arguments))
 
 
@@ -225,14 +229,18 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
     return 0
 
 
-def enter_by(home: Home, settings: Settings, given: str | None, peer: str | None) -> tuple[dict[str, Any], Settings]:
+def enter_by(
+    home: Home, settings: Settings, given: str | None, peer: str | None, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Settings]:
     """As `choose`; a code is good at the server that it carries, else where it was said, else where we were last time."""
     with_last, last = with_last_server(home, settings)
     way = choose(home, with_last, given, peer)
     if "code" in way:
+        if way["code"] == given:
+            say(SEEN_BY_OTHERS)
         way["code"], settings = with_server_of(way["code"], with_last)
         if last and not settings.is_server_given:
-            click.echo(last, err=True)
+            say(last)
             settings = replace(settings, is_server_given=True)
     return way, settings
 
@@ -254,8 +262,6 @@ def choose(home: Home, settings: Settings, given: str | None, peer: str | None) 
     if code is not None:
         usable(code, settings, is_room=True)
         _require_server(with_server_of(code, settings)[1])
-        if code == given:
-            click.echo(SEEN_BY_OTHERS, err=True)
         return {"code": code}
     if given is not None:
         return {"room": rooms.room(given).name}
@@ -279,12 +285,13 @@ def _require_server(settings: Settings) -> None:
         )
 
 
-def shared(home: Home, settings: Settings, member_name: str | None) -> dict[str, Any]:
+def shared(home: Home, settings: Settings, member_name: str | None, *, is_once: bool) -> dict[str, Any]:
     """Arguments of create and join."""
     return {
         "home": home.path,
         "member_name": member_name,  # else as it was kept, else as configured
         "settings": settings,
+        "waits": not is_once,
     }
 
 
@@ -357,7 +364,7 @@ class Playing:
                 self._room = room
                 process = Process(
                     role="lan", links=lambda: room.links, close=close, details=room.status, bench=measure, remove=self._remove,
-                    faults=room.driver.faults, notice=self._output.warn,
+                    faults=room.driver.faults, notice=self._output.warn, absent=self._absent,
                 )  # fmt: skip
                 self._introduce(room)
                 async with serve_control(self._home.run_dir, process):
@@ -387,6 +394,14 @@ class Playing:
             return None
         return room.name, room.remove(member)
 
+    def _absent(self, peer: str) -> str | None:
+        """Why there is no link to that member; None where it is none."""
+        room = self._room
+        member = next((each for each in room.members() if each.name == peer), None) if room is not None else None
+        if room is None or member is None:
+            return None
+        return why_no_link(member.name, room.name, is_me=member.is_me, is_online=member.is_online)
+
     # -- what is said
 
     def _introduce(self, room: LanRoom) -> None:
@@ -397,6 +412,8 @@ class Playing:
         self._output.say(
             f"You are '{me.name}' in the room '{room.name}'{others}: {me.address}, {me.name}.ptunnel, on {status['interface']}."
         )
+        if count and not self._output.is_live and not any(member.is_online and not member.is_me for member in room.members()):
+            self._output.say("None of them is there yet: waiting (Ctrl-C ends it).")
 
     def _handle(self, event: Event) -> None:
         from tunnel.cli.expose import who_can_reach, why_embedded
@@ -448,26 +465,6 @@ class Playing:
         rows = table([member.to_dict() for member in self._room.members()])
         waits = [] if len(rows) > 2 else [("Waiting for others ... (Ctrl-C ends it)", True)]
         return [*((row, False) for row in rows), *waits]
-
-
-def table(members: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each member: who, address, path, round trip, loss, rates; and why where it is relayed."""
-    from tunnel.cli.render import columns, rate, round_trip
-
-    rows = [("MEMBER", "ADDRESS", "PATH", "RTT", "LOSS", "UP", "DOWN", "")]
-    for member in members:
-        name = f"{member['peer']} *" if member["creator"] else member["peer"]
-        if member["self"]:
-            rows.append((name, member["address"], "this machine", "", "", "", "", ""))
-        elif not member.get("kind"):
-            rows.append((name, member["address"], "connecting" if member["online"] else "away", "", "", "", "", ""))
-        else:
-            sent = member.get("packets_sent", 0)
-            loss = 100 * member.get("packets_lost", 0) / sent if sent else 0.0
-            up, down = rate(member.get("send_rate", 0)), rate(member.get("receive_rate", 0))
-            why = str(member.get("why") or "") if member["kind"] == "relay" else ""
-            rows.append((name, member["address"], member["kind"], round_trip(member), f"{loss:.1f} %", up, down, why))
-    return columns(rows)
 
 
 def _emit(event: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ import click
 from tunnel.cli import voice
 from tunnel.errors import (
     AlreadyRunningError,
+    CommandNotFoundError,
+    CommandNotRunError,
     ConfigurationError,
     PairingError,
     PeerError,
@@ -39,6 +41,8 @@ TABLE: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
     (KeyboardInterrupt, 130, "interrupted"),
     (StateError, 7, "state_unusable"),
     (AlreadyRunningError, 8, "already_running"),
+    (CommandNotFoundError, 127, "command_not_found"),
+    (CommandNotRunError, 126, "command_not_run"),
     (ConfigurationError, 2, "usage"),
     (click.UsageError, 2, "usage"),
     (click.ClickException, 2, "usage"),
@@ -78,16 +82,19 @@ A HOME SSH PORT FOR A FRIEND.  Somewhere a small public host runs 'ptunnel serve
   friend$  ptunnel connect --server rv.example.net --forward 2222:22
            Code: 731-garden-violin
   friend$  ssh -p 2222 localhost
+
 \b
 NEXT WEEK.  Both sides remember each other; no code is needed.
   home$    ptunnel expose
   friend$  ptunnel connect home --forward 2222:22
   friend$  ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
+
 \b
 A LAN OVER THE INTERNET FOR A GAME.  Up to 16 in one subnet; discovery works as at home.
   you$     sudo ptunnel lan create --server rv.example.net
            ... prints a code that is good for all friends
   friend$  sudo ptunnel lan join --server rv.example.net
+
 \b
 MORE EXAMPLES
   ptunnel expose 25565/udp 8080               two ports at once, no server: one desk or one LAN
@@ -115,13 +122,17 @@ Exit codes:
     6  the peer does not allow it
     7  the state directory cannot be used
     8  another process does this already
+  126  the command of 'exec' may not be run
+  127  the command of 'exec' is not there
   130  interrupted by Ctrl-C
+
 \b
 Settings: a flag goes before its variable, and this before config.toml in PTUNNEL_HOME.
 SETTINGS
   PTUNNEL_HOME
       the directory of identity, peers and config.toml; ~/.local/state/ptunnel on Linux
       unless said ('ptunnel doctor' shows it)
+
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, 'event' first:
   listening, code, paired, serving, shared, path, forward, connection, connections, member,
@@ -129,6 +140,7 @@ Scripts: --json on any command prints one JSON object a line on stdout, 'event' 
   granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
   as answers.
   People are spoken to on stderr; 'exec' prints events there too.
+
 \b
 Completion by the shell, of commands, options and peers' names:
   bash   eval "$(_PTUNNEL_COMPLETE=bash_source ptunnel)"
@@ -218,10 +230,20 @@ def version_line() -> str:
 def main() -> None:
     """The program."""
     take_secrets(os.environ)
-    voices = voice.install()
-    code = run(sys.argv[1:])
-    for each in voices:
-        each.finish()
+    out, err = voice.install()
+    try:
+        code = run(sys.argv[1:])
+    except SystemExit:
+        if not out.is_gone:  # else it is click's way with a reader that has left, which is no failure
+            raise
+        code = 0
+    try:
+        out.finish()
+        if out.failure is not None:
+            code = report(out.failure)
+        err.finish()
+    except KeyboardInterrupt:
+        os._exit(130)  # nobody reads, and somebody has had enough of waiting
     sys.exit(code)
 
 
@@ -247,6 +269,7 @@ def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
     """Say what happened, once, in one sentence; returns the exit code."""
     own = list(itertools.takewhile(lambda word: word != "--", arguments))  # what is behind it is another program's
     is_json = "--json" in own
+    is_exec = next((word for word in own if not word.startswith("-")), "") == "exec"
     leaves = list(_leaves(problem))
     if any(_is_broken_pipe(leaf) for leaf in leaves):
         _silence_stdout()
@@ -260,11 +283,14 @@ def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
             from tunnel.cli.render import json_line
 
             line = json_line({"event": "error", "code": name, "message": sentence})
-            click.echo(line, err=own[:1] == ["exec"])  # there standard output is the program's
+            click.echo(line, err=is_exec)  # there standard output is the program's, and standard error has the objects
+    except OSError:
+        _silence_stdout()
+    try:
         if name == "interrupted":
             if sys.stderr.isatty() and not is_json:
                 click.echo("", err=True)
-        else:
+        elif not (is_json and is_exec):
             click.echo(f"ptunnel: {sentence}", err=True)
     except OSError:
         _silence_stdout()

@@ -72,6 +72,13 @@ def _with_settings(function: Function, *kinds: Kind) -> Function:
     return wrapped
 
 
+def once(function: Function) -> Function:
+    """Of whatever waits for a network at its start."""
+    return click.option(
+        "--once", "is_once", is_flag=True, help="End where there is no network or no DNS yet; else they are waited for."
+    )(function)
+
+
 def _start_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> int:
     if verbosity:
         level = logging.INFO if verbosity == 1 else logging.DEBUG

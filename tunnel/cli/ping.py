@@ -33,7 +33,7 @@ def command(peer: str | None, count: int, interval: float, until_direct: bool, l
 
     request = Ping(peer, count, interval, until_direct, limit)
     run_dir = open_home().run_dir()
-    return run(lambda _ending: _ping(run_dir, request, is_json))
+    return run(lambda _ending: _ping(run_dir, request, is_json), is_answer=True)
 
 
 async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:

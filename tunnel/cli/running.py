@@ -46,12 +46,16 @@ def ending_signals(*, outlives_terminal: bool = False) -> set[int]:
 
 
 def run(
-    command: Callable[[Ending], Awaitable[int | None]], *, outlives_terminal: bool = False, hurries_later: bool = False
+    command: Callable[[Ending], Awaitable[int | None]],
+    *,
+    outlives_terminal: bool = False,
+    hurries_later: bool = False,
+    is_answer: bool = False,
 ) -> int:
     """The command's exit code, or 130 after Ctrl-C and 0 after SIGTERM; its exceptions come out as they are.
 
     `outlives_terminal`: SIGHUP does not end it.  `hurries_later`: it calls `Ending.hurry` itself, since that starts threads, and
-    what this process has of privileges then, they keep.
+    what this process has of privileges then, they keep.  `is_answer`: it carries nothing, and all that it says is wanted.
     """
     ending = Ending()
     caught: list[int] = []
@@ -79,7 +83,7 @@ def run(
         nonlocal result
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: watch(nursery.cancel_scope, task_status))
-            ending.hurry = partial(_hurry, nursery.cancel_scope)
+            ending.hurry = partial(hurry, nursery.cancel_scope, is_answer=is_answer)
             if not hurries_later:
                 ending.hurry()
             result = await command(ending)
@@ -113,8 +117,11 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _hurry(scope: trio.CancelScope) -> None:
-    """What the command carries no longer waits for whoever reads what it says; whoever has left ends it."""
+def hurry(scope: trio.CancelScope, *, is_answer: bool = False) -> None:
+    """What the command carries no longer waits for whoever reads what it says; whoever has left ends it.
+
+    `is_answer`: see Voice.hurry.
+    """
     token = trio.lowlevel.current_trio_token()
 
     def broken() -> None:
@@ -124,4 +131,4 @@ def _hurry(scope: trio.CancelScope) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Voice):
             stream.on_broken = broken
-            stream.hurry()
+            stream.hurry(is_answer=is_answer)

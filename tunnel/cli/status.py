@@ -43,8 +43,10 @@ def command(peer: str | None, watch: bool, check: str | None, wait_s: float, is_
         raise ConfigurationError("--check looks once and --watch for ever: leave one of them out.")
     run_dir = open_home().run_dir()
     if check:
-        return run(lambda _ending: _check(run_dir, peer, wait_s, is_json))
-    return run(lambda _ending: _watch(run_dir, peer, is_json) if watch else _once(run_dir, peer, is_json))
+        return run(lambda _ending: _check(run_dir, peer, wait_s, is_json), is_answer=True)
+    if watch:
+        return run(lambda _ending: _watch(run_dir, peer, is_json))
+    return run(lambda _ending: _once(run_dir, peer, is_json), is_answer=True)
 
 
 def no_process() -> str:
@@ -178,7 +180,7 @@ def server_page(answer: Mapping[str, Any]) -> list[str]:
 
 def room_page(answer: Mapping[str, Any]) -> list[str]:
     """The same for a room: a line for each member."""
-    from tunnel.cli.lan import table
+    from tunnel.cli.members import table
     from tunnel.cli.render import duration
 
     links = {link["peer"]: link for link in answer["links"]}

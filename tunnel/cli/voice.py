@@ -22,6 +22,7 @@ from typing import Final
 MAX_HELD: Final = 262_144  # bytes that wait for a reader; then the oldest go
 LAST_WORDS: Final = 1.0  # seconds that the end of a command waits for a reader who makes no progress
 _STANDARD: Final = (0, 1, 2)
+_GONE: Final = (errno.EPIPE, errno.EBADF)  # nobody will read this any more
 
 
 def reopen_closed() -> None:
@@ -73,7 +74,8 @@ class Voice(io.TextIOBase):
         self._written = 0  # pieces, so that progress shows
         self._is_writing = False
         self._is_broken = False
-        self._is_told = False
+        self._is_answer = False
+        self.failure: OSError | None = None  # why an answer could not be written
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self.tell_loss: Callable[[int], str] = notice_of_loss
@@ -120,16 +122,30 @@ class Voice(io.TextIOBase):
         """Whether all that was said has been taken: a live picture is only drawn then."""
         return self._thread is None or not (self._waiting or self._is_writing)
 
-    def hurry(self) -> None:
-        """From now on somebody else's bytes must not wait for ours."""
+    @property
+    def is_gone(self) -> bool:
+        """Whether whoever reads this has left."""
+        return self._is_broken and self.failure is None
+
+    def hurry(self, *, is_answer: bool = False) -> None:
+        """From now on somebody else's bytes must not wait for ours.
+
+        `is_answer`: what is said is what the command was run for: nothing of it is given up, and `finish` waits for its reader.
+        """
+        self._is_answer = is_answer
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"voice {self._descriptor}", daemon=True)
             self._thread.start()
 
-    def finish(self, patience: float = LAST_WORDS) -> None:
-        """Wait until all is written, as long as the reader takes something every `patience` seconds."""
+    def finish(self, patience: float | None = None) -> None:
+        """Wait until all is written, as long as the reader takes something every `patience` seconds.
+
+        None: LAST_WORDS, and for an answer as long as it takes.
+        """
         if self._thread is None:
             return
+        if patience is None and not self._is_answer:
+            patience = LAST_WORDS
         with self._changed:
             while self._waiting or self._is_writing:
                 if not self._changed.wait_for(partial(self._has_moved, self._written), patience):
@@ -146,7 +162,7 @@ class Voice(io.TextIOBase):
                 return
             self._waiting.append(data)
             self._held += len(data)
-            while self._held > MAX_HELD and len(self._waiting) > 1:
+            while self._held > MAX_HELD and len(self._waiting) > 1 and not self._is_answer:
                 oldest = self._waiting.popleft()
                 self._held -= len(oldest)
                 self._lost += max(1, oldest.count(b"\n"))
@@ -173,9 +189,12 @@ class Voice(io.TextIOBase):
     def _failed(self, error: OSError, lines: int) -> None:
         """A full disk may have room later; a reader that has gone does not come back."""
         with self._changed:
-            if error.errno not in (errno.EPIPE, errno.EBADF):
+            is_gone = error.errno in _GONE
+            if not is_gone and not (self._is_answer and self._is_asked_for):
                 self._lost += lines
                 return
+            if not is_gone:
+                self.failure = error
             self._is_broken = True
             self._waiting.clear()
             self._held = 0
@@ -187,7 +206,8 @@ class Voice(io.TextIOBase):
     def _write_now(self, data: bytes) -> None:
         try:
             self._write_all(data)
-        except OSError:
+        except OSError as error:
+            self._is_broken = error.errno in _GONE
             if self._is_asked_for:
                 raise
 

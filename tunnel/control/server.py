@@ -102,6 +102,7 @@ class Process:
     remove: Callable[[str, str | None], tuple[str, str] | None] | None = None
     #: (peers, grants, only) -> for each peer the keys of its `granted`.  Raises TunnelError, and then nothing was granted.
     grant: Callable[[Sequence[str], Sequence[str], bool], Awaitable[Sequence[Mapping[str, Any]]]] | None = None
+    absent: Callable[[str], str | None] = _nothing  # why there is no link to somebody whom the process knows
     look: Callable[[], Awaitable[int]] | None = None  # go by what is remembered now; how many streams were ever cut for that
     #: Measures a link for so many seconds a transfer and hands out each result.
     bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
@@ -323,7 +324,10 @@ class _Conversation:
         """None when an error was said."""
         links = self._find(peer)
         if not links:
-            await self._say(error("no_link", f"This process has no link to {peer or 'anybody'} now."))
+            if peer is not None and (why := self._process.absent(peer)) is not None:
+                await self._say(error("absent", why))
+            else:
+                await self._say(error("no_link", f"This process has no link to {peer or 'anybody'} now."))
             return None
         if len({link.peer_name for link in links}) > 1:
             names = ", ".join(sorted(link.peer_name for link in links))

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import trio
 
+from tunnel.driver.places import NO_NETWORK, has_network, unknown_name
 from tunnel.driver.portmap import PortMapKeeper, is_reachable_from_everywhere
 from tunnel.driver.sockets import OpenSocket
-from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError, UntrustedServerError
+from tunnel.errors import ConfigurationError, MalformedPacket, OfflineError, ServerUnreachableError, UntrustedServerError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated
@@ -111,7 +112,7 @@ class Examination:
     @property
     def summary(self) -> str:
         if not self.has_network:
-            return "This computer is not connected to a network."
+            return NO_NETWORK
         if not self.is_reached and self.tls is not None and self.tls.works:
             return (
                 "No UDP gets through to the server: this network blocks it, or the server's firewall does. Peers are met, and "
@@ -165,8 +166,8 @@ async def examine(
     host, port = parse_server(server, "server")
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):
-        raise ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.") from None
+    except (OSError, UnicodeError) as error:
+        raise (unknown_name(host, error) if has_network() else OfflineError(NO_NETWORK)) from None
     addresses: dict[bool, Address] = {}
     for *_, sockaddr in found:
         address = Address(str(sockaddr[0]), port)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
 
-from tunnel.errors import ServerUnreachableError
+from tunnel.errors import OfflineError, ServerUnreachableError
 from tunnel.host.interfaces import local_addresses, source_address
 from tunnel.server_spec import parse_server
 from tunnel.units import Address
@@ -14,6 +16,7 @@ from tunnel.units import Address
 ADDRESSES_A_FAMILY: Final = 4  # of a name that are tried at once: of one server, or of servers that know nothing of each other
 SOMEWHERE: Final = ("192.0.2.1", "2001:db8::1")  # RFC 5737, RFC 3849; nothing is sent there
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
+NO_NETWORK: Final = "This computer is not connected to a network."
 
 
 def machine_hosts() -> list[str]:
@@ -21,21 +24,33 @@ def machine_hosts() -> list[str]:
     return [local.address for local in local_addresses(overlays=False) if not local.interface.startswith(OWN_INTERFACES)]
 
 
-def has_network(server: str = "") -> bool:
-    """Whether this machine has a route to anywhere, or the server is this machine itself."""
+def has_network(server: str = "", hosts: Callable[[], Iterable[str]] | None = None) -> bool:
+    """Whether this machine has a route to anywhere, or the server is this machine itself.
+
+    `hosts` gives the addresses of a machine with a network of its own, as in tests.
+    """
     host = parse_server(server)[0] if server else ""
     if host in ("localhost", "::1") or host.startswith("127."):
         return True
+    if hosts is not None:
+        return any(True for _ in hosts())
     return any(source_address(somewhere) is not None for somewhere in SOMEWHERE) or bool(machine_hosts())
 
 
+def unknown_name(host: str, error: Exception) -> ServerUnreachableError:
+    """Why the look-up of a server's name failed.  A name under .invalid leads nowhere, whoever is asked (RFC 6761 §6.4)."""
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN and not host.rstrip(".").endswith(".invalid"):
+        return OfflineError(f"Nobody tells where the server name {host} leads: no name server (DNS) answers.")
+    return ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.")
+
+
 async def resolve_server(name: str) -> list[Address]:
-    """Where it may be, IPv6 first.  Raises ConfigurationError, ServerUnreachableError (unknown name)."""
+    """Where it may be, IPv6 first.  Raises ConfigurationError, ServerUnreachableError (unknown name), OfflineError."""
     host, port = parse_server(name)
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):
-        raise ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.") from None
+    except (OSError, UnicodeError) as error:
+        raise unknown_name(host, error) from None
     addresses: dict[bool, list[Address]] = {False: [], True: []}
     for *_, sockaddr in found:
         address = Address(str(sockaddr[0]), port)

@@ -17,24 +17,16 @@ from typing import Any, Final
 
 import trio
 
-from tunnel.errors import ConfigurationError
+from tunnel.errors import CommandNotFoundError, CommandNotRunError, ConfigurationError
 from tunnel.faults import Faults
 from tunnel.tun import process
 from tunnel.tun.config import InterfaceConfig
 from tunnel.tun.device import TapDevice, from_descriptor
-from tunnel.tun.inside import GO, MAX_MESSAGE
+from tunnel.tun.inside import GO, MAX_MESSAGE, NOT_FOUND
 
 #: There is no default route, which is what these follow elsewhere: without a route of their own they would be unreachable.
 #: Everything else outside the LAN shall be just that, at once.
 EVERYBODY: Final = ("224.0.0.0/4", "255.255.255.255/32")
-
-
-class CommandNotRunError(ConfigurationError):
-    """There is no such command, or it may not be executed; `code` is the exit code that a shell would give."""
-
-    def __init__(self, sentence: str, code: int) -> None:
-        super().__init__(sentence)
-        self.code = code
 
 
 class NamespaceInterface:
@@ -86,14 +78,15 @@ class NamespaceInterface:
     async def start_command(self) -> None:
         """Let the command run, in our terminal and process group: Ctrl-C reaches it by itself, and us as well.
 
-        Raises CommandNotRunError.
+        Raises CommandNotRunError, CommandNotFoundError.
         """
         with contextlib.suppress(OSError):
             self._control.send(GO)
         answer = await _receive(self._control)
         self._control.close()
         if answer:
-            raise CommandNotRunError(str(answer.get("error")), int(answer.get("code", 1)))
+            kind = CommandNotFoundError if answer.get("code") == NOT_FOUND else CommandNotRunError
+            raise kind(str(answer.get("error")))
 
     def send_signal(self, number: int) -> None:
         """Pass on a signal that was for the command; nothing once it has ended."""

@@ -9,10 +9,12 @@ import pytest
 import trio
 from click.testing import CliRunner
 
+from tests.schema import schema
 from tests.unit.state.test_rooms import ROOM
 from tunnel.cli import prompt
-from tunnel.cli.lan import Playing, choose, table
+from tunnel.cli.lan import Playing, choose
 from tunnel.cli.main import group, run
+from tunnel.cli.members import table
 from tunnel.cli.render import Output
 from tunnel.cli.status import page
 from tunnel.driver.events import CodeReady, MemberReport
@@ -22,6 +24,7 @@ from tunnel.state.home import Home
 from tunnel.state.rooms import Rooms, SavedRoom
 from tunnel.tun import inside
 
+WHY = {126: "Permission denied", 127: "No such file or directory"}
 MEMBERS = [
     {"peer": "anna", "address": "10.1.2.1", "online": True, "self": True, "creator": True},
     {"peer": "ben", "address": "10.1.2.2", "online": True, "self": False, "creator": False, "kind": "relay", "rtt_s": 0.0305,
@@ -181,6 +184,24 @@ def test_exec_asks_for_no_code_where_the_command_gets_no_network(
     assert run(["exec", "--server", "rv.example.net", "--", "true"]) == 2
     assert "chmod 666" in capsys.readouterr().err
     assert run(["exec", "--server", "rv.example.net", "--", "no-such-command"]) == 127
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "name"), [("no-such-command", 127, "command_not_found"), ("/etc/passwd", 126, "command_not_run")]
+)
+@pytest.mark.parametrize("options", [["exec", "--json"], ["--json", "exec"], ["exec"]])
+def test_a_command_that_cannot_be_run_is_an_error_object_for_whoever_asked(
+    options: list[str], word: str, code: int, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*options, "--server", "rv.example.net", "--", word]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    [line] = shown.err.splitlines()
+    if "--json" in options:
+        assert schema().line_problems(line) == []
+        assert (json.loads(line)["code"], json.loads(line)["message"]) == (name, f"{word} cannot be run: {WHY[code]}.")
+    else:
+        assert line == f"ptunnel: {word} cannot be run: {WHY[code]}."
 
 
 def test_the_live_picture_waits_until_there_is_somebody() -> None:

@@ -48,7 +48,7 @@ def used(home: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("connecting", "exposing", "lan"):
+    for module in ("connecting", "servers"):
         monkeypatch.setattr(f"tunnel.api.{module}.SERVER_PATIENCE", 0.2)
     monkeypatch.setattr("tunnel.api.lan.require_host_interface", lambda: None)
     monkeypatch.setattr("tunnel.api.lan._host_routes", lambda *_: lambda _interface: [])

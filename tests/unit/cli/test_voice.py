@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tunnel.cli import render, voice
-from tunnel.cli.voice import MAX_HELD, Voice
+from tunnel.cli.voice import LAST_WORDS, MAX_HELD, Voice
 
 
 class Pipe:
@@ -176,3 +176,32 @@ def test_descriptors_that_were_closed_lead_nowhere(closed: tuple[int, ...], tmp_
         stdin=subprocess.DEVNULL,
     )
     assert (tmp_path / "done").exists()
+
+
+def test_an_answer_is_kept_whole_and_waited_for_by_a_command_that_was_run_for_it(pipe: Pipe) -> None:
+    """`ptunnel status --json` into a pipe that is read later, or at a terminal that was stopped: nothing of it is given up."""
+    full = pipe.fill()
+    pipe.voice.hurry(is_answer=True)
+    lines = [f"{number:<99}\n" for number in range(2 * MAX_HELD // 100)]
+    for line in lines:
+        pipe.voice.write(line)
+    ending = threading.Thread(target=pipe.voice.finish)
+    ending.start()
+    ending.join(2 * LAST_WORDS)
+    assert ending.is_alive(), "it waits for longer than a command's last words are waited for"
+    assert pipe.read(full) == b"x" * full
+    assert pipe.read(100 * len(lines)) == "".join(lines).encode()
+    ending.join(20.0)
+    assert not ending.is_alive()
+
+
+def test_an_answer_that_cannot_be_written_is_a_failure_and_what_is_said_beside_it_is_none() -> None:
+    for is_asked_for in (True, False):
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+        made, broken = Voice(descriptor, is_asked_for=is_asked_for), threading.Event()
+        made.on_broken = broken.set
+        made.hurry(is_answer=True)
+        made.write("an answer\n")
+        made.finish()
+        assert (made.failure is not None) is broken.wait(20 if is_asked_for else 0) is is_asked_for
+        os.close(descriptor)

@@ -7,7 +7,7 @@ import pytest
 from tests.sim.link import Link
 from tests.unit.endpoint.people import SERVER, Party
 from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import PeeringClosed, PeeringRestarted, PeerPaired, Problem
+from tunnel.proto.endpoint import PeeringClosed, PeeringRestarted, PeerPaired, Problem, Troubled
 from tunnel.units import Seconds
 
 LOSSY = Link(delay=Seconds(0.020), loss=0.2, jitter=Seconds(0.005), reorder=0.05, duplicate=0.05)
@@ -188,6 +188,22 @@ def test_a_forgotten_peer_is_cut_off_and_let_in_no_more() -> None:
         party.world.run(20.0)
         assert again.connection is None
         assert Problem.PEER_ABSENT in party.friend.problems
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_of_a_peer_that_does_not_answer_is_said_what_is_known(has_ended: bool) -> None:
+    """Nobody waits for us there; or somebody does, as far as the server knows, and has just been switched off."""
+    with Party() as party:
+        party.acquaint()
+        if not has_ended:
+            party.home.listen()
+            party.world.run(5.0)
+        party.home.host.node = None
+        party.friend.dial(party.home)
+        party.world.run(20.0)
+        said = [event.text for event in party.friend.told if isinstance(event, Troubled)]
+        led = "The server has led us to home, and no answer comes from there yet. Waiting."
+        assert said == ["home does not answer: is 'ptunnel expose' running there? Waiting." if has_ended else led]
 
 
 @pytest.mark.parametrize(("home", "friend", "expected"), [("relay", "auto", "relay"), ("auto", "relay", "relay")])

@@ -146,6 +146,7 @@ class Dialer:
         self._redial_at: Instant | None = None
         self._ask_at: Instant | None = None
         self._question: KeyQuestion | None = None
+        self._told = ""  # of its absence
         self.dial(now)
 
     @property
@@ -203,6 +204,7 @@ class Dialer:
     def answered(self, now: Instant) -> None:
         """The handshake is done: nobody needs to be met any more."""
         self._leave(now)
+        self._told = ""
         self._widen_at = self._absent_at = self._redial_at = self._ask_at = None
         if self._question is not None:
             self._question.close()
@@ -223,12 +225,7 @@ class Dialer:
         if self._absent_at is not None and now >= self._absent_at:
             self._absent_at = None
             if self.client.is_reached and not peering.lacks_keys:
-                name = peering.peer.name
-                self._context.emit(
-                    Troubled(
-                        problem=Problem.PEER_ABSENT, text=f"{name} does not answer: is 'ptunnel expose' running there? Waiting."
-                    )
-                )
+                self._tell_absent(f"{self._why_absent()} Waiting.")
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = None
             if self._channel is not None and self._question is None:
@@ -240,6 +237,19 @@ class Dialer:
                 self._question = None
         if self._redial_at is not None and now >= self._redial_at:
             self.dial(now, wide=True)
+
+    def _tell_absent(self, text: str) -> None:
+        """Once, until the peer was there or something else is known."""
+        if text != self._told:
+            self._told = text
+            self._context.emit(Troubled(problem=Problem.PEER_ABSENT, text=text))
+
+    def _why_absent(self) -> str:
+        """As far as it is known."""
+        name = self.peering.peer.name
+        if self._redial_at is not None:  # somebody waits in the room of the two
+            return f"The server has led us to {name}, and no answer comes from there yet."
+        return f"{name} does not answer: is 'ptunnel expose' running there?"
 
     def poll_timeout(self) -> Instant | None:
         question = self._question.poll_timeout() if self._question is not None else None
