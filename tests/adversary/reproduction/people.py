@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import Counter, deque
 from collections.abc import Callable
@@ -42,12 +43,19 @@ class ServerNode:
 
     def __init__(self, world: World, host: Host) -> None:
         self.addresses = [host.bind(port=24_531), host.bind(port=24_532)]
+        self.days_ahead = 0.0  # of its calendar
+        self._world = world
         self.disguise: Callable[[bytes], bytes] = lambda datagram: datagram
         self._relayed: deque[Transmit] = deque()
         places = [ServerSocket(FIRST, self.addresses[0], SECOND), ServerSocket(SECOND, self.addresses[1], FIRST)]
-        entropy = random.Random(f"server {world.seed}").randbytes
-        self._server = Server(ServerConfig(), sockets=places, now=world.now, entropy=entropy, stun=ServerStun())
+        entropy = random.Random(f"{host.name} {world.seed}").randbytes
+        more = {"unix_time": self._unix_time, "secret": sha256(host.name.encode()).digest()}
+        heard = {name: value for name, value in more.items() if name in inspect.signature(Server).parameters}  # by this version
+        self._server = Server(ServerConfig(), sockets=places, now=world.now, entropy=entropy, stun=ServerStun(), **heard)
         world.attach(host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1]})
+
+    def _unix_time(self) -> int:
+        return int(EPOCH_NS / 1e9 + self.days_ahead * 86_400 + self._world.now)
 
     def handle_datagrams(self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
         for burst in self._server.handle_batch(now, socket_id, remote, buffer, stride, 0):
@@ -166,8 +174,9 @@ class Person:
 
     # verbs
 
-    def meet(self, server: ServerNode) -> None:
-        self.endpoint.add_server(self.world.now, SERVER, server.addresses[:1])
+    def meet(self, *servers: ServerNode) -> None:
+        """By one name; the first of them answers first."""
+        self.endpoint.add_server(self.world.now, SERVER, [server.addresses[0] for server in servers])
         self.world.touch(self.host)
 
     def listen(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -67,6 +68,13 @@ class Program:
                     raise AssertionError(f"no {event} {has} {fields}: {self.events}, exit code {self.process.poll()}")
                 self._news.wait(left)
 
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Its exit code after that signal, with all that it said read."""
+        self.process.send_signal(number)
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
     def last_words(self) -> str:
         """What it said last, once it has ended."""
         self.process.wait(PATIENCE_S)
@@ -119,6 +127,16 @@ class Lab:
         """A server, and where it is."""
         program = self.run("server", "serve", "--listen", "127.0.0.1:0", *arguments)
         return program, str(program.wait("listening")["bind"])
+
+    def pair(self, *grants: str, forward: str) -> tuple[Program, Program]:
+        """ "home" exposes that and "friend" forwards a port to it, both connected."""
+        _, server = self.serve()
+        exposing = self.run("home", "expose", *grants, "--server", server, "--name", "home")
+        words = ("--server", server, "--forward", forward, "--name", "friend")
+        connecting = self.run("friend", "connect", *words, PTUNNEL_CODE=str(exposing.wait("code")["code"]))
+        connecting.wait("forward")
+        exposing.wait("paired")
+        return exposing, connecting
 
     def ask(self, who: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command that ends by itself."""
