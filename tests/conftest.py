@@ -31,6 +31,7 @@ HARD_EXTRA_S = 30
 
 
 THOROUGH = {
+    "tests/style/test_release.py",
     "tests/driver/test_bench_loopback.py",
     "tests/driver/test_cli_grants.py",
     "tests/driver/test_cli_loopback.py",
