@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def test_the_wheel_holds_the_package_with_its_version_and_licence_and_no_tests(b
     assert {name.split("/")[0] for name in names} == {"tunnel", f"ptunnel-{tunnel.__version__}.dist-info"}
     assert "tunnel/py.typed" in names
     assert any(name.endswith("/LICENSE") for name in names)
-    assert "ptunnel = tunnel.cli.main:main" in points
+    program = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]["ptunnel"]
+    assert f"ptunnel = {program}" in points
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "tunnel").rglob("*.py")}
     assert modules <= set(names)
 
