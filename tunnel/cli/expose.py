@@ -341,7 +341,8 @@ class Exposing:
         lines: list[Line] = []
         for link in self._exposure.links if self._exposure else ():
             status = link.status().to_dict()
-            why = [f"        {status['why']}"] if status["kind"] == "relay" and status["why"] else []
+            is_relayed = status["kind"] == "relay" and not is_silent(status)
+            why = [f"        {status['why']}"] if is_relayed and status["why"] else []
             path = short_path(status)
             lines += live_lines([path if is_silent(status) else f"{status['peer']}  {path}", *why])
         if self._code_ends is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,14 @@ from trio.testing import MockClock
 
 from tests.unit.cli.test_screen import STATUS
 from tunnel.cli import render
+from tunnel.cli.connect import Connecting
+from tunnel.cli.expose import Exposing
 from tunnel.cli.render import LONG_WAIT, Output, path_line, short_path
 from tunnel.cli.status import process_page
+from tunnel.forward.serve import Listeners
+from tunnel.forward.spec import parse_forwards
+from tunnel.settings import Settings
+from tunnel.state.home import Home
 
 SILENT = {**STATUS, "peer": "home", "reachable": False, "why": "home is silent, and is waited for"}
 
@@ -30,6 +38,21 @@ def test_status_shows_a_silent_peer_as_waited_for() -> None:
     links = [{**SILENT, "kind": kind, "streams": 0} for kind in ("direct", "relay")]
     lines = process_page({"event": "status", "pid": 7, "role": "connect", "uptime_s": 5, "links": links})
     assert [line.split("  loss")[0] for line in lines[1:]] == ["  waiting for home"] * 2
+
+
+@pytest.mark.parametrize("kind", ["direct", "relay"])
+def test_the_live_lines_of_both_sides_say_whom_they_wait_for(home: Path, kind: str) -> None:
+    link: Any = SimpleNamespace(peer_name="home", status=lambda: SimpleNamespace(to_dict=lambda: {**SILENT, "kind": kind}))
+    settings = Settings(server="rv.example.net")
+    with Listeners(parse_forwards(["0:22"])) as listeners:
+        connecting = Connecting(Home(home), settings, "home", None, listeners, Output(), 1.0, None)
+        connecting._link = link
+        *forwards, path = connecting._lines()
+        assert "-> home tcp/22" in forwards[0][0]
+        assert path == ("waiting for home ... (Ctrl-C ends it)", True)
+    exposing = Exposing(Home(home), settings, ["22"], [], [], False, Output())
+    exposing._exposure = SimpleNamespace(links=[link])  # type: ignore[assignment]
+    assert exposing._lines() == [("waiting for home", False)]
 
 
 @pytest.mark.parametrize("is_json", [False, True])

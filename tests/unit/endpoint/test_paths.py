@@ -6,7 +6,9 @@ import pytest
 
 from tests.sim.link import Link
 from tests.unit.endpoint.people import Party
+from tunnel.driver.events import Trouble
 from tunnel.driver.link import Link as DriverLink
+from tunnel.driver.reports import to_event
 from tunnel.proto.connection.events import PathChanged, PathKind
 from tunnel.proto.endpoint import PeerBack, Peering, PeeringClosed, PeeringEvent, Problem
 from tunnel.units import Seconds
@@ -144,7 +146,9 @@ def test_both_sides_hear_that_nothing_gets_through_and_that_it_does_again(router
         party.world.run_until(lambda: peering.is_reachable and theirs.is_reachable, 120)
         party.world.run(1.0)
         for person in (party.friend, party.home):
-            assert sum(isinstance(event, PeerBack) for event in person.told) == 1
+            (back,) = [event for event in person.told if isinstance(event, PeerBack)]
+            trouble = Trouble(code="peer_back", message=f"{back.peering.peer.name} answers again.")
+            assert to_event(back, party.world.now) == trouble
         assert party.friend.problems.count(Problem.PEER_LOST) == 1
         assert all(link.status().reachable for link in statuses)
 
