@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.programs import Sshd, random_file
+from tests.netns.kernel import python_module
+from tests.netns.programs import Sshd, environment, random_file
 from tests.programs.homes import Homes, needs
 
 pytestmark = needs("git", "/usr/lib/git-core/git-daemon")
@@ -49,9 +50,14 @@ def test_clone_and_push_by_gits_own_protocol(homes: Homes) -> None:
 
 
 @pytest.mark.nightly
-def test_clone_and_push_over_ssh(homes: Homes) -> None:
+@pytest.mark.parametrize("way", ["forward", "stdio"])
+def test_clone_and_push_over_ssh(homes: Homes, way: str) -> None:
     bare = make_repository(homes)
     sshd = Sshd(homes.lab, homes.home)
-    homes.link(str(sshd.port), forward=[f"2222:{sshd.port}"])
-    command = shlex.join(["ssh", *sshd.options(), "-p", "2222"])
-    clone_and_push(homes, f"ssh://{sshd.user}@127.0.0.1{bare}", bare, "-c", f"core.sshCommand={command}")
+    pair = homes.link(str(sshd.port), forward=[f"2222:{sshd.port}"])
+    command = ["ssh", *sshd.options(), "-p", "2222"]
+    if way == "stdio":
+        proxy = shlex.join(python_module("tunnel", "connect", "home", "--stdio", str(sshd.port)))
+        command += ["-o", f"ProxyCommand={proxy}"]
+        homes.env = environment(pair.connector.home)
+    clone_and_push(homes, f"ssh://{sshd.user}@127.0.0.1{bare}", bare, "-c", f"core.sshCommand={shlex.join(command)}")

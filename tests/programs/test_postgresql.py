@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pwd
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,11 @@ def psql(port: int, *words: str) -> list[str]:
     assert path is not None
     common = ["--no-psqlrc", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1"]
     return [path, *common, f"host=127.0.0.1 port={port} user=owner dbname=postgres connect_timeout=30", *words]
+
+
+def data_of(dump: str) -> list[str]:
+    """Without the two lines that hold a word drawn for each dump."""
+    return [line for line in dump.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
 
 
 @pytest.fixture
@@ -62,3 +69,29 @@ def test_a_table_is_copied_in_and_out(database: Homes) -> None:
     assert database.use(*psql(15432, "--command", "\\copy (table numbers order by a) to stdout csv")).stdout == given
     total = database.home.run(*psql(5432, "--command", "select count(*), sum(b) from numbers")).stdout
     assert total == f"{ROWS}|{sum(number * 7919 % 1_000_003 for number in range(ROWS))}\n"
+
+
+@pytest.mark.nightly
+@pytest.mark.time_limit(300)
+def test_a_benchmark_a_dump_and_a_notification_after_a_silence(database: Homes) -> None:
+    here, there = (f"host=127.0.0.1 port={port} user=owner dbname=postgres" for port in (5432, 15432))
+    database.use(BIN / "pgbench", "--initialize", "--quiet", "--scale=2", there)
+    said = database.use(BIN / "pgbench", "--client=8", "--transactions=200", there).stdout
+    assert "number of transactions actually processed: 1600/1600" in said
+    assert "number of failed transactions: 0 " in said
+    near, far = database.home.run(BIN / "pg_dump", here, timeout=SLOW_S), database.use(BIN / "pg_dump", there)
+    assert data_of(far.stdout) == data_of(near.stdout)
+    listener = database.start("listener", *psql(15432), stdin=subprocess.PIPE)
+
+    def say(line: str) -> None:
+        assert listener.process.stdin is not None
+        listener.process.stdin.write(f"{line}\n")
+        listener.process.stdin.flush()
+
+    say("listen news;")
+    listener.wait_said("LISTEN", SLOW_S)
+    time.sleep(75)
+    database.home.run(*psql(5432, "--command", "notify news, 'after the silence'"))
+    say("select 'asked';")
+    listener.wait_said("asked", SLOW_S)
+    listener.wait_said('Asynchronous notification "news" with payload "after the silence" received', SLOW_S)

@@ -60,6 +60,17 @@ def test_a_subscriber_hears_after_its_router_forgot_and_is_told_when_it_is_cut_o
 
 
 @pytest.mark.nightly
+def test_a_benchmark_of_many_clients_ends_without_an_error(homes: Homes) -> None:
+    begin(homes)
+    words = ["redis-benchmark", "-p", "16379", "-c", "50", "-n", "20000", "-t", "set,get,lpush,lrange_100", "--csv"]
+    said = homes.use(*words)
+    assert [line.partition(",")[0] for line in said.stdout.splitlines() if line.startswith('"')][1:] == [
+        '"SET"', '"GET"', '"LPUSH"', '"LPUSH (needed to benchmark LRANGE)"', '"LRANGE_100 (first 100 elements)"',
+    ]  # fmt: skip
+    assert "rror" not in said.stdout + said.stderr
+
+
+@pytest.mark.nightly
 @pytest.mark.time_limit(240)
 def test_a_subscriber_hears_after_a_silence_and_after_a_restart_of_the_server(homes: Homes) -> None:
     begin(homes)
