@@ -13,13 +13,18 @@ import trio
 from trio.testing import MockClock
 
 import tunnel.api
+from tunnel.api import machine, servers
 from tunnel.cli.connect import Connecting
+from tunnel.cli.expose import Exposing
+from tunnel.cli.options import with_last_server
 from tunnel.cli.render import Output
+from tunnel.cli.running import Ending
 from tunnel.driver import places
 from tunnel.errors import OfflineError, ServerUnreachableError, UnreachableError
 from tunnel.forward.serve import Listeners
 from tunnel.settings import Settings
 from tunnel.state.home import Home
+from tunnel.state.peers import Peer
 
 TIMEOUT, USED = 10.0, 25.0  # seconds
 CODE = "731-crossover-clockwork"
@@ -94,3 +99,35 @@ async def test_a_code_waits_for_a_network_and_for_names_which_is_said_once_but_f
         assert set(dials) == {CODE}
     else:
         assert (trio.current_time() < 1.0, said, dials) == (True, [], [])
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+async def test_the_server_of_last_time_is_told_from_our_own_once_there_is_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], is_ours: bool
+) -> None:
+    """A home server that starts before its network: no address is its own yet, the one that peers know it by neither."""
+    Home(tmp_path).save_peer(Peer(name="ben", static=b"\x09" + bytes(31), psk=bytes(32), server="192.0.2.7:24531", last_seen=1.0))
+    used: list[str | None] = []
+
+    @asynccontextmanager
+    async def expose(*_arguments: Any, settings: Settings, **_named: Any) -> AsyncIterator[None]:
+        used.append(settings.server)
+        raise OfflineError("far enough")
+        yield None
+
+    def hosts() -> list[str]:
+        own = ["192.0.2.7"] if is_ours else ["192.0.2.8"]
+        return own if trio.current_time() >= 600.0 else []
+
+    monkeypatch.setattr(tunnel.api, "expose", expose)
+    monkeypatch.setattr(servers, "has_network", lambda *_arguments: bool(hosts()))
+    monkeypatch.setattr(machine, "machine_hosts", hosts)
+    given = Settings()
+    settings, _last = with_last_server(Home(tmp_path), given)
+    assert settings.server == "192.0.2.7:24531"
+    one = Exposing(Home(tmp_path), settings, [], [], (), False, Output(), waits=True, given=given)
+    with pytest.raises(OfflineError, match="far enough"):
+        await one.run(Ending())
+    assert used == [None if is_ours else "192.0.2.7:24531"]
+    assert trio.current_time() >= 600.0
+    assert capsys.readouterr().err.splitlines() == ["This computer is not connected to a network: waiting for one."]

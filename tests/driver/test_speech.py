@@ -7,17 +7,19 @@ import json
 import os
 import pty
 import select
+import socket
 import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.driver.programs import PATIENCE_S, Lab, echo_through
+from tests.driver.programs import PATIENCE_S, Lab, Program, echo_through, pair
 
 
 @pytest.fixture
@@ -41,6 +43,15 @@ def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def wait_voices(process: subprocess.Popen[bytes]) -> None:
+    """Until the threads that speak are there, which come when signals are heeded."""
+    end = time.monotonic() + 3 * PATIENCE_S
+    while len(os.listdir(f"/proc/{process.pid}/task")) < 3:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
 
 
 def read_until(descriptor: int, word: bytes) -> bytes:
@@ -107,15 +118,59 @@ def test_a_pipe_that_was_read_once_stops_nobody(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_full_disk_ends_nobody(lab: Lab, stream: str) -> None:
+@pytest.mark.parametrize("which", ["expose", "connect", "serve", "status"])
+def test_a_full_disk_ends_nobody_who_carries_something_or_looks_again_and_again(lab: Lab, stream: str, which: str) -> None:
+    if which != "expose":
+        _exposing, connecting, _bind = pair(lab)
+        connecting.end()
     full = os.open("/dev/full", os.O_WRONLY)
-    words = ("expose", str(lab.port), "--server", lab.server, "--keep", *(("--json",) if stream == "stdout" else ()))
-    with running(start(lab.exposer, *words, **{stream: full})) as process:
+    words = {
+        "expose": ("expose", str(lab.port), "--server", lab.server, "--keep"),
+        "connect": ("connect", "home", "--forward", "0:1"),
+        "serve": ("serve", "--listen", "127.0.0.1:0", "-vv"),
+        "status": ("status", "--watch"),
+    }[which]
+    is_json = stream == "stdout" and which != "status"
+    home = lab.exposer if which == "expose" else lab.connector
+    with running(start(home, *words, *(("--json",) * is_json), **{stream: full})) as process:
+        wait_voices(process)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(3)
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
     os.close(full)
+
+
+def code_after(exposing: Program, pairings: int) -> str:
+    """The one that follows so many."""
+    end = time.monotonic() + PATIENCE_S
+    while len(codes := [event["code"] for event in exposing.events if event["event"] == "code"]) <= pairings:
+        assert time.monotonic() < end, exposing.events
+        time.sleep(0.02)
+    return str(codes[pairings])
+
+
+def test_a_server_at_a_stopped_terminal_introduces_everybody(lab: Lab, tmp_path: Path) -> None:
+    """Its log says a line for each who comes, and nobody takes them."""
+    primary, secondary = pty.openpty()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        lab.server = f"127.0.0.1:{sock.getsockname()[1]}"
+    words = ("serve", "--listen", lab.server, "-vv")
+    with running(start(tmp_path / "stopped", *words, stdin=secondary, stdout=secondary, stderr=secondary)) as process:
+        read_until(primary, b"--server HOST")
+        termios.tcflow(secondary, termios.TCOOFF)
+        exposing = lab.expose(str(lab.port), "--keep")
+        for number in range(3):
+            name = f"friend{number}"
+            options = ("--server", lab.server, "--forward", f"0:{lab.port}", "--name", name)
+            friend = lab.run(tmp_path / name, "connect", *options, PTUNNEL_CODE=code_after(exposing, number))
+            assert echo_through(friend.wait("forward")["bind"], b"met") == b"met"
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    os.close(primary)
+    os.close(secondary)
 
 
 def test_a_reader_that_leaves_is_the_end_of_a_command_that_was_asked_for_json(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.driver.programs import PATIENCE_S, Lab, pair
-from tests.driver.test_speech import start
+from tests.driver.test_speech import start, wait_voices
 
 #: Each answers on standard output while a connect of this home runs.
 ANSWERS = {
@@ -131,20 +131,11 @@ def test_whoever_waits_at_a_stopped_terminal_can_be_ended(home: Path) -> None:
     for name in ("status", "ping", "doctor"):
         each = Terminal(home, ANSWERS[name], is_stopped=True)
         try:
-            wait_threads(each.process)
+            wait_voices(each.process)
             each.process.send_signal(signal.SIGINT)
             assert (name, each.process.wait(ENDLESS)) == (name, 130)
         finally:
             each.close()
-
-
-def wait_threads(process: subprocess.Popen[bytes]) -> None:
-    """Until it has those that speak."""
-    end = time.monotonic() + ENDLESS
-    while len(os.listdir(f"/proc/{process.pid}/task")) < 3:
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.02)
 
 
 @pytest.mark.time_limit(240)
