@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 IPV6_BYTES: Final = (8, 7, 6, 4)  # of the prefixes that are counted: /64, /56, /48, /32
@@ -114,3 +115,36 @@ class Shares:
                 counts[key] = count
             else:
                 counts.pop(key, None)
+
+
+class RankedShares(Shares):
+    """Knows besides who holds much: addresses in classes of twice as much each, and in each those at the end that came last."""
+
+    __slots__ = ("_classes", "_turn")
+
+    def __init__(self, *, total: int, each: int) -> None:
+        super().__init__(total=total, each=each)
+        self._classes: list[dict[str, int]] = [{} for _ in range(total.bit_length() + 1)]  # by the bits of what they hold
+        self._turn = 0
+
+    @property
+    def usual(self) -> int:
+        """What an address holds in the mean, as the power of two that is not above it."""
+        holders = sum(map(len, self._classes))
+        return 1 << (self.used // holders).bit_length() - 1 if holders else 0
+
+    def latest(self) -> str:
+        """The address that came last to hold what is usual, or more.  There is one wherever anybody holds anything."""
+        last = [next(reversed(each.items())) for each in self._classes[self.usual.bit_length() :] if each]
+        return max(last, key=itemgetter(1))[0]
+
+    def _change(self, keys: Prefixes, change: int) -> None:
+        address = keys[0]
+        before = self.held(address).bit_length()
+        super()._change(keys, change)
+        after = self.held(address).bit_length()
+        if before != after:
+            self._classes[before].pop(address, None)
+            if after:
+                self._turn += 1
+                self._classes[after][address] = self._turn

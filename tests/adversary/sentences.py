@@ -33,10 +33,20 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
         "It cannot fill a table for everybody.": (
             "tests/unit/test_prefixes.py::test_the_last_tenth_is_for_newcomers",
+            "tests/unit/rendezvous/test_shares.py"
+            "::test_two_meet_and_are_relayed_though_a_hundred_sites_take_all_rooms_that_they_get",
             "tests/unit/rendezvous/test_shares.py::test_a_home_cannot_fill_the_relay_by_restoring_channels_that_never_were",
             "tests/driver/test_tls_flood.py::test_a_door_that_strangers_of_many_sites_fill_lets_a_session_in",
         ),
+        "When all rooms are taken, an address that came late and holds many gives one back to an address that "
+        "wants few, so a crowd of some thousand sites keeps nobody out who has a few peers.": (
+            "tests/unit/rendezvous/test_shares.py"
+            "::test_two_meet_and_are_relayed_though_a_hundred_sites_take_all_rooms_that_they_get",
+            "tests/unit/rendezvous/test_shares.py::test_when_there_are_no_more_rooms_one_address_gets_half_of_what_is_usual",
+        ),
         "It cannot take all of a server's processor time.": (
+            "tests/unit/rendezvous/test_load.py::test_a_forged_flood_leaves_those_their_share_who_are_known_here",
+            "tests/unit/rendezvous/test_load.py::test_those_who_guess_at_codes_take_no_time_from_the_others",
             "tests/unit/rendezvous/test_load.py::test_addresses_that_have_proven_themselves_and_flood",
             "tests/unit/rendezvous/test_load.py::test_a_flood_without_a_proof_takes_no_time_from_the_others",
             "tests/unit/rendezvous/test_load.py::test_a_flood_of_questions_takes_no_time_from_the_others",

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tunnel.prefixes import GROWTH, NEW_SITE, NEWCOMER, WIDEST_SHARE, Shares, limits, prefixes
+from tunnel.prefixes import GROWTH, NEW_SITE, NEWCOMER, WIDEST_SHARE, RankedShares, Shares, limits, prefixes
 
 
 def site(number: int) -> str:
@@ -89,6 +89,30 @@ def test_what_is_given_back_leaves_nothing_behind() -> None:
         shares.remove(prefixes(host))
     assert not shares.used
     assert not shares._counts
+
+
+def test_the_last_that_came_to_hold_what_is_usual_is_found_whatever_came_before() -> None:
+    rng = random.Random(4)
+    shares = RankedShares(total=3_000, each=200)
+    hosts = [f"198.18.{n}.1" for n in range(60)]
+    came: dict[str, int] = {}  # when it got into its class
+    for turn in range(20_000):
+        host = rng.choice(hosts)
+        keys, before = prefixes(host), shares.held(host)
+        count = rng.choice((1, 1, 1, 5, -1, -3, -before))
+        if count > 0 and shares.has_room(keys, count):
+            shares.add(keys, count)
+        elif 0 <= -count <= before:
+            shares.remove(keys, -count)
+        if before.bit_length() != shares.held(host).bit_length():
+            came[host] = turn
+        holding = [shares.held(each) for each in hosts if shares.held(each)]
+        if holding:
+            mean = sum(holding) / len(holding)
+            assert mean / 2 < shares.usual <= mean
+            assert shares.latest() == max((each for each in hosts if shares.held(each) >= shares.usual), key=came.__getitem__)
+        else:
+            assert not shares.usual
 
 
 def test_whoever_moves_within_a_prefix_is_not_stopped_by_what_he_holds_there_himself() -> None:

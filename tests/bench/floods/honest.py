@@ -224,6 +224,17 @@ async def _knock(target: Target, number: int) -> None:
         sock.close()
 
 
+async def serves(target: Target) -> None:
+    """Returns when two have paired by a code and a question was answered; raises TooSlowError when that takes for ever."""
+    question = stun.encode_binding_request(bytes(12), padding_to=QUESTION_SIZE)
+    with trio.fail_after(10 * PATIENCE):
+        await _pair(target, 90)
+        while True:
+            with trio.move_on_after(ANSWER_PATIENCE):
+                await _ask(target, 190, question, 1)
+                return
+
+
 async def live(target: Target, seconds: float) -> Report:
     """All of it at once, for so long."""
     report = Report()

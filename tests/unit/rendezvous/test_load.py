@@ -14,7 +14,7 @@ from tests.unit.rendezvous.world import SOCKETS, V4, entropy_of
 from tunnel.prefixes import around
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import load, messages
+from tunnel.proto.rendezvous import load, messages, server
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.load import Kind, Load
 from tunnel.proto.rendezvous.messages import Role
@@ -42,7 +42,7 @@ class Machine:
     """A server of which every datagram takes its time, behind a queue that is read in order."""
 
     def __init__(self, *, looks: bool = True) -> None:
-        config = ServerConfig(requests_per_second=1e6, request_burst=10**6)
+        config = ServerConfig(requests_per_second=1e6, request_burst=10**6, open_directory=True)
         self.server = Server(config, sockets=SOCKETS, now=Instant(10.0), entropy=entropy_of(1), stun=ServerStun())
         self.now = Instant(10.0)
         self.looks = looks
@@ -71,14 +71,15 @@ class Machine:
     def cookie(self, source: Address) -> bytes:
         return self.server._cookies.issue(self.now, source)
 
-    def crowd(self, hosts: list[str], rate: float) -> None:
-        """Each proves itself, and registers in one room after the other."""
+    def crowd(self, hosts: list[str], rate: float, ask: Callable[[], messages.RequestMessage] | None = None) -> None:
+        """Each proves itself, and registers in one room after the other, unless it asks for something else."""
         known = [(Address(host, 9), self.cookie(Address(host, 9))) for host in hosts]
         turns = iter(range(10**9))
 
         def make() -> tuple[Address, bytes, str]:
             source, cookie = known[next(turns) % len(known)]
-            return source, self.request(source, messages.Join(Role.LISTEN, (self.rng.randbytes(16),)), cookie), ""
+            message = messages.Join(Role.LISTEN, (self.rng.randbytes(16),)) if ask is None else ask()
+            return source, self.request(source, message, cookie), ""
 
         self.sends(rate, make)
 
@@ -103,9 +104,16 @@ class Machine:
 
         self.sends(2 * rate, make)
 
-    def measuring(self, rate: float = 50.0) -> None:
+    def measuring(self, rate: float = 50.0, *, network: str = "46.1", what: str = "measure") -> None:
+        """200 addresses in turn."""
         numbers = iter(range(10**9))
-        self.sends(rate, lambda: (Address(f"46.1.{next(numbers) % 200}.7", 1_000), QUESTION, "measure"))
+        self.sends(rate, lambda: (Address(f"{network}.{next(numbers) % 200}.7", 1_000), QUESTION, what))
+
+    def settled(self, network: str) -> None:
+        """Those addresses have a session each."""
+        for number in range(200):
+            source = Address(f"{network}.{number}.7", 999)
+            self._serve(source, self.request(source, messages.Allocate(), self.cookie(source)), self.now, "")
 
     def relaying(self, rate: float = 60.0) -> None:
         first, second = Address("47.1.1.1", 1), Address("47.2.2.2", 2)
@@ -215,6 +223,62 @@ def test_a_flood_of_questions_takes_no_time_from_the_others() -> None:
     assert machine.served()["code"] > 0.95
 
 
+def junk(machine: Machine) -> bytes:
+    return bytes((4 + machine.rng.randrange(5),)) + machine.rng.randbytes(machine.rng.randrange(1_200))
+
+
+#: What forgers send, how much of it a second, and what it is.  The machine leaves out 20,000 a second, if it does nothing else.
+FORGED: Final[dict[str, tuple[float, Callable[[Machine], bytes]]]] = {
+    "short questions": (8_000.0, lambda machine: stun.encode_binding_request(machine.rng.randbytes(12))),
+    "long questions": (8_000.0, lambda machine: QUESTION),
+    "ip ver": (8_000.0, lambda machine: b"ip ver"),
+    "lost channels": (8_000.0, lambda machine: b"\xc1" + machine.rng.randbytes(60)),
+    "no cookie": (8_000.0, lambda machine: machine.request(Address("", 0), messages.Refresh(), b"")),
+    "junk": (12_000.0, junk),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_forged_flood_leaves_those_their_share_who_are_known_here(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each datagram is in the name of one who has never been seen, so that none of them has asked too much."""
+    monkeypatch.setattr(server, "TYPICAL", COSTS[Kind.QUESTION])  # lost channels are not measured
+    machine = Machine()
+    machine.settled("46.1")
+    rate, make = FORGED[what]
+    numbers = iter(range(10**9))
+
+    def forged() -> tuple[Address, bytes, str]:
+        number = next(numbers)
+        return Address(f"{60 + number % 90}.{number // 90 % 250}.{number // 22_500}.9", 5), make(machine), ""
+
+    machine.sends(rate, forged)
+    machine.run(2.0)
+    machine.measuring()
+    machine.relaying()
+    machine.measuring(network="46.2", what="stranger")
+    machine.run(3.0)
+    assert min(machine.share("measure"), machine.share("relay")) > 0.95, machine.answered
+    assert machine.slowest < 0.5
+    if "questions" in what:
+        assert machine.share("stranger") < 0.9  # it is known from the forged by nothing
+
+
+@pytest.mark.parametrize("guess", [False, True], ids=["by name", "at random"])
+def test_those_who_guess_at_codes_take_no_time_from_the_others(guess: bool) -> None:
+    machine = Machine()
+
+    def ask() -> messages.RequestMessage:
+        number = machine.rng.randrange(100, 10_000)
+        return messages.Claim(number, b"x") if guess else messages.Allocate(number)
+
+    machine.crowd(NEIGHBOURS[::2], 5_000.0, ask)
+    machine.run(2.0)
+    machine.all_honest()
+    machine.run(3.0)
+    assert min(machine.served().values()) > 0.95, machine.served()
+    assert machine.slowest < 0.5
+
+
 def test_while_all_is_done_at_once_nobody_is_held() -> None:
     machine = Machine()
     machine.crowd(SITES[:3], 1_500.0)
@@ -273,8 +337,13 @@ def test_whoever_waits_for_somebody_may_ask_for_more() -> None:
     assert not machine.server._has_relation(session, Address("50.1.1.2", 1_000))
 
 
+def fresh_load(*known: str) -> Load:
+    """`known`: addresses that have a session."""
+    return Load(Ceiling(ServerConfig()), b"salt", known.count)
+
+
 def low_load(level: float = load.LEAST_WORK) -> Load:
-    found = Load(Ceiling(ServerConfig()), b"salt")
+    found = fresh_load()
     found.look(Instant(10.0), False)
     found._level, found.is_low = level, True
     return found
@@ -304,7 +373,7 @@ def test_an_address_may_cost_its_least_and_what_is_around_it_some_times_as_much(
 
 
 def test_the_level_falls_to_the_least_and_rises_until_nobody_is_held() -> None:
-    found, now = Load(Ceiling(ServerConfig()), b"salt"), Instant(10.0)
+    found, now = fresh_load(), Instant(10.0)
     for _ in range(40):
         now = Instant(now + INTERVAL)
         for kind in (Kind.PROVEN, Kind.UNPROVEN, Kind.QUESTION):
@@ -319,7 +388,7 @@ def test_the_level_falls_to_the_least_and_rises_until_nobody_is_held() -> None:
 
 
 def test_the_level_falls_freely_until_somebody_is_left_out() -> None:
-    found, now = Load(Ceiling(ServerConfig()), b"salt"), Instant(10.0)
+    found, now = fresh_load(), Instant(10.0)
     found.look(now, False)
     for fall, host in ((load.FREE_FALL, "50.1.1.2"), (load.LEVEL_FALL, "50.1.1.1")):
         before = found._level
@@ -332,7 +401,7 @@ def test_the_level_falls_freely_until_somebody_is_left_out() -> None:
 
 def test_a_thread_that_works_all_the_time_is_behind_whatever_its_queues_say() -> None:
     for busy in (load.BUSY - 0.1, load.BUSY + 0.05):
-        found = Load(Ceiling(ServerConfig()), b"salt")
+        found = fresh_load()
         found.look(Instant(10.0), False)
         found.charge(Instant(10.0), Kind.PROVEN, "50.1.1.1", busy * INTERVAL)
         found.look(Instant(10.0 + INTERVAL + 1e-9), False)
@@ -340,7 +409,7 @@ def test_a_thread_that_works_all_the_time_is_behind_whatever_its_queues_say() ->
 
 
 def test_when_most_goes_into_dropping_nobody_is_held_to_less() -> None:
-    found, now = Load(Ceiling(ServerConfig()), b"salt"), Instant(10.0)
+    found, now = fresh_load(), Instant(10.0)
     for _ in range(20):
         now = Instant(now + INTERVAL)
         found.charge(now, Kind.DROPPED, "50.1.1.1", 0.01 / load.BLAMED + 0.001)
@@ -376,7 +445,7 @@ def test_no_more_addresses_are_remembered_than_there_is_room_for() -> None:
 
 
 def test_of_strangers_those_that_ask_seldom_come_first() -> None:
-    found, now = Load(Ceiling(ServerConfig()), b"salt"), Instant(10.0)
+    found, now = fresh_load(), Instant(10.0)
     found._budgets[Kind.QUESTION] = load.LEAST_FOR_STRANGERS
     cost = 0.2 * load.STRANGER_DEPTH * load.LEAST_FOR_STRANGERS
     for _ in range(load.STRANGER_BURST):
@@ -395,6 +464,21 @@ def test_of_strangers_those_that_ask_seldom_come_first() -> None:
     later = Instant(later + load.STRANGER_DEPTH)
     assert found.admits_stranger(later, Kind.QUESTION, "50.1.1.1")  # as nobody else wants it
     assert len(found._seldom._at) == load.STRANGER_SLOTS
+
+
+def test_of_those_that_ask_seldom_an_address_with_a_session_comes_first() -> None:
+    found, now = fresh_load("50.1.1.1", "2a00000100020003"), Instant(10.0)
+    found._budgets[Kind.QUESTION] = load.LEAST_FOR_STRANGERS
+    found.charge(now, Kind.QUESTION, "50.9.9.9", 1.5 * load.STRANGER_DEPTH * load.LEAST_FOR_STRANGERS)
+    assert not found.admits_stranger(now, Kind.QUESTION, "50.1.1.2")
+    assert found.admits_stranger(now, Kind.QUESTION, "2a00:1:2:3::9")
+    for _ in range(load.STRANGER_BURST):
+        assert found.admits_stranger(now, Kind.QUESTION, "50.1.1.1")
+    assert not found.admits_stranger(now, Kind.QUESTION, "50.1.1.1")  # so nobody does much in its name
+    found = fresh_load("50.1.1.1")
+    found._budgets[Kind.QUESTION] = load.LEAST_FOR_STRANGERS
+    found.charge(now, Kind.QUESTION, "50.9.9.9", 1.01 * load.KNOWN_DEPTH * load.LEAST_FOR_STRANGERS)
+    assert not found.admits_stranger(now, Kind.QUESTION, "50.1.1.1")
 
 
 def test_one_pause_of_the_machine_is_charged_to_nobody() -> None:

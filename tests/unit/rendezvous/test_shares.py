@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from hashlib import sha256
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.admission import Lockouts, TreeBuckets, prefixes
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import RefusalCode, Role
+from tunnel.proto.rendezvous.registry import LOOKED_AT, SCARCE_SHARE
 from tunnel.units import Address, Instant, Seconds
 
 ROOMS = [bytes((day,)) * 16 for day in range(3)]
@@ -82,6 +84,108 @@ def test_a_home_cannot_fill_the_relay_by_restoring_channels_that_never_were() ->
     assert dialer.of(events.Introduced)
     world.run(80)  # the other side of none of them has come
     assert len(world.server.relay) == 1
+
+
+SITES = [Address(f"198.{18 + n // 250}.{n % 250}.1", 1000) for n in range(100)]
+SMALL = {"max_room_entries": 4_000, "rooms_per_address": 400, "rooms_per_session": 400}
+
+
+def take(world: World, source: Address, count: int, number: int = 0) -> int:
+    """How many rooms one session gets that asks for so many and holds none."""
+    session, cookie, got = identifier(source, number), world.cookie(source), 0
+    for start in range(0, count, messages.MAX_ROOMS):
+        rooms = tuple(session[:12] + at.to_bytes(4, "big") for at in range(start, min(count, start + messages.MAX_ROOMS)))
+        (answer,) = world.ask(source, messages.Join(Role.LISTEN, rooms), session=session, cookie=cookie)
+        got += answer.granted.bit_count() if isinstance(answer, messages.Done) else 0
+    return got
+
+
+def crowded(**options: Any) -> World:
+    """A hundred sites have come one after the other, and each has taken all that it got: the first most."""
+    world = World(config=ServerConfig(**SMALL, **FAST, **options))
+    for source in SITES:
+        take(world, source, 400)
+    return world
+
+
+def test_two_meet_and_are_relayed_though_a_hundred_sites_take_all_rooms_that_they_get() -> None:
+    world = crowded()
+    registry = world.server.registry
+    assert registry.room_entries == world.config.max_room_entries
+    listener, dialer = world.host("listener", "203.0.113.1"), world.host("dialer", "192.0.2.1")
+    listener.client.listen(world.now, ROOMS)
+    world.run(1)
+    dialer.client.dial(world.now, ROOMS)
+    world.run(1)
+    (introduced,) = dialer.of(events.Introduced)
+    dialer.relay(introduced.channel.channel, b"\x80hello")
+    world.run(1)
+    assert world.server.relay.relayed_bursts == 1
+    assert registry.room_entries == world.config.max_room_entries
+    assert world.server.counters()["rooms_given_up"] >= 6
+
+
+def test_rooms_are_given_back_by_the_last_that_hold_many_and_not_by_who_was_there_before() -> None:
+    world = World(config=ServerConfig(**SMALL, **FAST))
+    large, small = Address("203.0.113.1", 1000), [Address(f"192.0.{n}.1", 1000) for n in range(20)]
+    assert take(world, large, 300) == 300
+    assert [take(world, source, 3) for source in small] == [3] * 20
+    for source in SITES[:20]:
+        take(world, source, 200)
+    late = [Address(f"203.1.{n}.1", 1000) for n in range(50)]
+    assert [take(world, source, 3) for source in late] == [3] * 50
+    held = world.server.registry.room_shares.held
+    assert world.server.registry.given_up > 50
+    assert held(large.host) == 300
+    assert {held(source.host) for source in (*small, *late)} == {3}
+
+
+def test_when_there_are_no_more_rooms_one_address_gets_half_of_what_is_usual() -> None:
+    world = crowded()
+    shares = world.server.registry.room_shares
+    usual = shares.usual
+    assert usual == 32  # 4,000 for 100
+    newcomer = Address("203.0.113.1", 1000)
+    assert take(world, newcomer, 400) == SCARCE_SHARE * usual
+    assert take(world, Address(newcomer.host, 7), 400, number=1) == 0  # nor by another session
+    assert shares.held(newcomer.host) == SCARCE_SHARE * usual
+
+
+def test_who_has_given_rooms_back_registers_again_what_it_can() -> None:
+    world = World(config=ServerConfig(**SMALL, **FAST))
+    for source in SITES[:40]:
+        take(world, source, 400)
+    owner = world.host("owner", "203.0.113.1")
+    rooms = [b"room of a friend".replace(b"room", n.to_bytes(4, "big")) for n in range(6)]
+    owner.client.listen(world.now, rooms)
+    world.run(1)
+    registry = world.server.registry
+    assert registry.room_shares.held("203.0.113.1") == 6
+    (session,) = (each for each in registry.sessions.values() if each.remote.host == "203.0.113.1")
+    registry.leave(session, set(rooms[:2]))  # as if it had held most
+    session.has_lost = True
+    world.run(8)
+    assert session.listening == set(rooms)
+    assert not session.has_lost
+
+
+def test_a_room_in_which_two_have_met_is_given_back_last() -> None:
+    world = World(config=ServerConfig(max_room_entries=200, rooms_per_address=36, **FAST))
+    for source in SITES[:33]:
+        take(world, source, 5)
+    listener, dialer = world.host("listener", "203.0.113.1"), world.host("dialer", "192.0.2.1")
+    rooms = [bytes((number,)) * 16 for number in range(LOOKED_AT - 2)]
+    listener.client.listen(world.now, rooms)
+    world.run(1)
+    dialer.client.dial(world.now, rooms[3:4])
+    world.run(1)
+    assert dialer.of(events.Introduced)
+    registry = world.server.registry
+    (session,) = (each for each in registry.sessions.values() if each.remote.host == "203.0.113.1")
+    for source in SITES[33:66]:
+        assert take(world, source, 1) == 1
+    assert registry.given_up == 13
+    assert session.listening == {rooms[3]}
 
 
 def test_a_table_that_many_sites_have_filled_lets_a_newcomer_in() -> None:

@@ -8,7 +8,7 @@ Long because it is the whole face of a connection: some forty short verbs, each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import PeerError
@@ -81,7 +81,11 @@ class Connection:
         now: Instant,
         rng: random.Random,
         trace: Trace | None = None,
+        touched: Callable[[], None] = lambda: None,
     ) -> None:
+        """`touched` is called by every verb that may leave something to send or to tell, or another deadline; not by the inputs
+        and the poll_ functions, after which the caller looks by itself."""
+        self._touched = touched
         self.is_initiator = is_initiator
         self.peer_static = remote_static
         self.instance = local.instance
@@ -104,7 +108,7 @@ class Connection:
             tracing.started(trace, now, self._shared.paths.current)
         self._sender = Sender(self._shared)
         self._receiver = Receiver(self._shared)
-        self._packets = PacketSealer(self._shared)
+        self._packets = PacketSealer(self._shared, touched)
         self._control = ControlReader()
         self._control_out = bytearray()
         self._state = State.ESTABLISHED
@@ -387,6 +391,7 @@ class Connection:
 
     def install_keypair(self, now: Instant, keypair: Keypair, confirmed: bool) -> None:
         """A handshake with the same peer for the same instance ended.  Its initiator passes `confirmed`."""
+        self._touched()
         self._shared.keys.install(keypair, now, confirmed=confirmed)
         if confirmed:
             self._shared.records_from = max(self._shared.records_from, self._shared.next_number + RECORDS_AFTER_KEYS)
@@ -397,15 +402,18 @@ class Connection:
 
     def hold(self) -> None:
         """Send the control stream and what paths need, and nothing else, until `release`."""
+        self._touched()
         self._shared.paths.is_held = True
 
     def release(self, now: Instant) -> None:
         """Send everything again; a PathChanged says so."""
+        self._touched()
         self._shared.paths.is_held = self._is_announced = False
         self._choose_path(now, "")
 
     def give_up_keys(self, now: Instant) -> None:
         """Seal nothing more under the keys that stand, since a copy of this machine may hold them too: RekeyDue follows."""
+        self._touched()
         self._shared.keys.give_up(now)
         self._may_seal(now)
 
@@ -451,11 +459,13 @@ class Connection:
 
     def set_policy(self, now: Instant, policy: str) -> None:
         """`auto`, `direct` or `relay`: which paths may carry streams."""
+        self._touched()
         self._shared.paths.policy = policy
         self._choose_path(now, f"--path {policy}")
 
     def challenge(self, now: Instant, key: PathKey, kind: PathKind, ttl: int | None = None) -> None:
         """Send one PATH_CHALLENGE there; PathValidated follows if it is answered."""
+        self._touched()
         self._shared.paths.challenge(now, key, kind, ttl)
 
     def add_relay(self, now: Instant, key: PathKey, *, instead_of: PathKey | None = None) -> None:
@@ -463,6 +473,7 @@ class Connection:
 
         `instead_of` is the path that it replaces, which is about to stop working: it is left as soon as the new one answers.
         """
+        self._touched()
         paths = self._shared.paths
         if instead_of is None:
             paths.challenge(now, key, PathKind.RELAY)
@@ -478,11 +489,13 @@ class Connection:
 
     def migrate(self, now: Instant, key: PathKey, kind: PathKind) -> None:
         """A handshake has just run over `key`, which proves the path: use it if the current one is in doubt or gone."""
+        self._touched()
         self._shared.paths.adopt(now, key, kind)
         self._choose_path(now, "")
 
     def drop_path(self, now: Instant, key: PathKey) -> None:
         """The path is gone for certain (its channel was closed, its socket removed)."""
+        self._touched()
         path = self._shared.paths.known.get(key)
         if path is not None:
             was_working, path.validated = path.validated, False
@@ -498,10 +511,12 @@ class Connection:
 
     def remember_keepalive(self, now: Instant, interval: Seconds) -> None:
         """What `keepalive` was the last time; believed where it is shorter than what one begins with."""
+        self._touched()
         self._shared.paths.keepalive.remember(now, interval)
 
     def verify_paths(self, now: Instant) -> None:
         """Something happened to the network or the clock: let every path prove itself at once."""
+        self._touched()
         for path in self._shared.paths.known.values():
             path.verify(now)
 
@@ -509,6 +524,7 @@ class Connection:
 
     def open_stream(self) -> StreamId:
         """Raises StreamLimitError."""
+        self._touched()  # one with an open stream may be silent for longer
         return self._shared.streams.open()
 
     def stream_space(self, stream_id: StreamId) -> memoryview:
@@ -527,6 +543,7 @@ class Connection:
         if stream is not None:
             stream.commit(count)
             self._shared.streams.scheduler.wake(stream)
+            self._touched()
 
     def stream_write(self, stream_id: StreamId, data: Buffer) -> int:
         """Copy in what fits; returns how many bytes that was."""
@@ -537,6 +554,7 @@ class Connection:
         if count < len(data):
             stream.wants_space = True
         self._shared.streams.scheduler.wake(stream)
+        self._touched()
         return count
 
     def _ring_limit(self) -> int:
@@ -549,6 +567,7 @@ class Connection:
         if stream is not None:
             stream.finish()
             self._shared.streams.scheduler.wake(stream)
+            self._touched()
 
     def stream_reset(self, stream_id: StreamId, code: int) -> None:
         """Give up our sending half; what has not arrived the peer will not read."""
@@ -556,12 +575,14 @@ class Connection:
         if stream is not None and not stream.is_done and stream.reset_code is None:
             stream.reset(code)
             self._shared.control.resets.add(stream_id)
+            self._touched()
 
     def stream_stop(self, stream_id: StreamId, code: int) -> None:
         """Read no more; the peer is asked to stop sending."""
         stream = self._shared.streams.receiving.get(stream_id)
         if stream is None or stream.is_done or stream.stop_code is not None:
             return
+        self._touched()
         before = stream.read_offset
         stream.stop(code)
         self._shared.control.stops.add(stream_id)
@@ -574,6 +595,8 @@ class Connection:
         if stream is None:
             return []
         chunks = stream.read(most)
+        if chunks or stream.is_readable:
+            self._touched()
         if chunks:
             total = sum(map(len, chunks))
             self._receiver.consumed(self._shared.last_heard if now is None else now, stream_id, total)
@@ -625,6 +648,7 @@ class Connection:
             fitting = [data for data in batch if len(data) <= MAX_DATAGRAM]
             shared.drops["datagram too large"] += len(batch) - len(fitting)
         shared.datagrams.push(now, flow, fitting)
+        self._touched()
         return len(fitting)
 
     @property
@@ -651,14 +675,17 @@ class Connection:
             self._shared.drops["control backlog full"] += 1
             return
         self._control_out += message
+        self._touched()
         self._write_control()
 
     def ping(self, now: Instant) -> None:
         """Make the peer acknowledge something; the round trip shows in current_path."""
+        self._touched()
         self._shared.control.ping = True
 
     def close(self, now: Instant, code: int, reason: str) -> None:
         """Say goodbye.  Streams end at once; CLOSE is sent, and again to a peer that still talks."""
+        self._touched()
         if self._state is State.ESTABLISHED:
             self._end(now, Cue.CLOSE_CALLED, CloseReason(code, reason, False))
             self._close_at = now

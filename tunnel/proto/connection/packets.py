@@ -105,8 +105,10 @@ class PacketBurst:
 class PacketSealer:
     """The outbound half.  Ask `room` first: it is None while the connection cannot carry packets."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, touched: Callable[[], None] = lambda: None) -> None:
+        """`touched` is called when something was queued that only a poll_transmit of the connection sends."""
         self._shared = shared
+        self._touched = touched
         self._pieces = PieceCutter()
         self._next_split = 0
         self._next_sample = Instant(0.0)
@@ -285,9 +287,11 @@ class PacketSealer:
         ):
             self._next_sample = Instant(now + SAMPLE_INTERVAL)
             shared.control.ping = self.wants_flush = True
+            self._touched()
         if burst.size > BASE_PLPMTU and now >= self._next_large:
             self._next_large = Instant(now + LARGE_INTERVAL)
             shared.control.large_ping = self.wants_flush = True
+            self._touched()
 
 
 #: A PACKET frame and a head of so many bytes, read in one call.

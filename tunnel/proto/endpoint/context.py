@@ -13,6 +13,7 @@ from tunnel.proto.connection.handshakes import MACHINE_SIZE, PATH_AUTO, PATH_DIR
 from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.crypto import kem
 from tunnel.proto.crypto.params import ML_KEM_768
+from tunnel.proto.endpoint.agenda import Agenda
 from tunnel.proto.endpoint.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.proto.endpoint.pool import SocketPool
 from tunnel.proto.pairing.code import Purpose
@@ -118,6 +119,10 @@ class Context:
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
         self.clients: dict[str, Client] = {}
+        self.agenda: Agenda[Peering] = Agenda()
+        self.control = self.agenda.enter(None, lambda: None)  # of everything but the peerings, which Meetings looks after
+        #: Peerings that need their meeting: they are to be dialed, or closed and not yet gone.
+        self.restless: dict[Peering, None] = {}
         self._met: dict[str, Exception] = {}  # in poll_clients_timeout, to be told at the next handle_clients_timeout
         self.resting: dict[str, Instant] = {}  # clients that met a fault of ours, and until when they are left alone
         self.peers: dict[bytes, KnownPeer] = {}  # by static key
@@ -155,6 +160,14 @@ class Context:
         """The client of a server has met a fault of ours: it rests, so that it does not meet it over and over."""
         self.fault("server", f"interrupted the talk with the server {host_of(name)}", error)
         self.resting[name] = Instant(now + CLIENT_REST)
+        self.control.doubt()
+
+    def doubt_server(self, now: Instant, name: str) -> None:
+        """A path through it has died: is it still there?"""
+        client = self.clients.get(name)
+        if client is not None:
+            client.doubt(now)
+            self.control.doubt()
 
     def is_resting(self, now: Instant, name: str) -> bool:
         if self.resting and now >= self.resting.get(name, now):

@@ -153,6 +153,11 @@ class Dialer:
     def is_dialing(self) -> bool:
         return bool(self._rooms)
 
+    @property
+    def is_busy(self) -> bool:
+        """Dialing, or with something left to do later."""
+        return self.is_dialing or self.poll_timeout() is not None
+
     def psk_changed(self, now: Instant) -> None:
         """The peer will be met with another key, in other rooms.  What is under way with the old one begins anew."""
         if self.is_dialing:

@@ -5,7 +5,7 @@ Sans IO: the driver hands in batches and instants, and takes datagrams, a deadli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.errors import ConfigurationError
@@ -21,7 +21,6 @@ from tunnel.proto.nat.memory import Remembered
 from tunnel.proto.nat.technique import PoolSocket
 from tunnel.proto.pairing.code import Purpose
 from tunnel.proto.rendezvous.client import Client
-from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Traces
 from tunnel.units import Address, Buffer, Instant, PathKey, SocketId, Transmit
 
@@ -57,10 +56,15 @@ class Endpoint:
         self._meetings = Meetings(self._context)
         self._clients_at: dict[tuple[SocketId, str], list[Client]] = {}  # one server may go by several names and ports
         self._keys: dict[tuple[SocketId, Address, bytes], PathKey] = {}
-        self._cold_at: Instant | None = None  # the first deadline of everything but the peerings
-        self._is_cold_at_stale = True
+        self._agenda = self._context.agenda
         self._is_closing = False
         self._share = FairShare(rng, processor)
+
+    @property
+    def _control(self) -> Meetings:
+        """The meetings, for whoever changes something about them or their clients: their deadline is in doubt then."""
+        self._context.control.doubt()
+        return self._meetings
 
     # --- what it stands on
 
@@ -99,7 +103,6 @@ class Endpoint:
 
     def set_hosts(self, now: Instant, hosts: Iterable[str]) -> bool:
         """The machine's own addresses, numeric; call again when they may have changed.  True when they have."""
-        self._is_cold_at_stale = True
         hosts = tuple(hosts)
         if hosts == self._context.hosts:
             return False
@@ -109,13 +112,12 @@ class Endpoint:
             peering.refresh_candidates(now, hosts)
         if is_change:
             self.network_changed(now)
-        self._meetings.pump(now)
+        self._control.pump(now)
         return is_change
 
     def set_port_mapped(self, now: Instant, socket_id: SocketId, external: Address | None) -> None:
         """A router forwards `external` to this socket from now on, or (None) no longer does: peers with a path policy that allows
         it are told."""
-        self._is_cold_at_stale = True
         mapped = self._context.port_mapped
         if mapped.get(socket_id) == external:
             return
@@ -125,7 +127,7 @@ class Endpoint:
             mapped[socket_id] = external
         for peering in self._meetings.peerings.live:
             peering.refresh_candidates(now)
-        self._meetings.pump(now)
+        self._control.pump(now)
 
     def set_memory(self, memory: Mapping[bytes, Remembered]) -> None:
         """What worked with each peer (by static key) from the network that we are in: tried first by connections that begin."""
@@ -133,19 +135,17 @@ class Endpoint:
 
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up: every path proves itself at once, and every server is asked where it sees us now."""
-        self._is_cold_at_stale = True
         for name, client in self._context.clients.items():
             with self._context.server_wall(now, name):
                 client.network_changed(now)
-        self._meetings.network_changed(now)
+        self._control.network_changed(now)
 
     def give_up_keys(self, now: Instant, text: str) -> None:
         """A copy of this process may hold our keys too: every link gets new ones.  `text` says why to a person, "" to nobody.
 
         A handshake by a code is not touched: it ends within seconds, and a rekey follows it.
         """
-        self._is_cold_at_stale = True
-        if self._meetings.give_up_keys(now) and text:
+        if self._control.give_up_keys(now) and text:
             self._context.emit(Troubled(problem=Problem.KEYS_GIVEN_UP, text=text))
 
     def add_server(
@@ -155,7 +155,6 @@ class Endpoint:
 
         `tls`: where UDP gets no answer there, OpenTls is ordered.
         """
-        self._is_cold_at_stale = True
         context = self._context
         if name in context.clients:
             return
@@ -166,14 +165,13 @@ class Endpoint:
         context.clients[name] = client
         for way in dict.fromkeys((socket_id, address.host) for socket_id, address in ways):
             self._clients_at.setdefault(way, []).append(client)
-        self._meetings.servers_changed(now)
+        self._control.servers_changed(now)
 
     def move_server(self, now: Instant, name: str, addresses: Iterable[Address]) -> None:
         """The server's name leads to these addresses now: what was registered goes there as soon as one of them answers."""
         ways = self._ways(addresses)
         if not ways:
             return
-        self._is_cold_at_stale = True
         client = self._context.clients[name]
         with self._context.server_wall(now, name):
             client.move(now, ways)
@@ -182,6 +180,7 @@ class Endpoint:
                 clients.remove(client)
         for way in dict.fromkeys((socket_id, address.host) for socket_id, address in client.ways):
             self._clients_at.setdefault(way, []).append(client)
+        self._context.control.doubt()
 
     def _ways(self, addresses: Iterable[Address]) -> list[tuple[SocketId, Address]]:
         """From each of our sockets to each address of its family."""
@@ -190,20 +189,20 @@ class Endpoint:
 
     def tls_up(self, now: Instant, name: str, socket_id: SocketId, address: Address) -> None:
         """A TLS connection to the server `name` stands, as OpenTls asked for.  Datagrams go to and come from `address`."""
-        self._is_cold_at_stale = True
         client = self._context.clients[name]
         self._context.tls_sockets[socket_id] = name
         found = self._clients_at.setdefault((socket_id, address.host), [])
         if client not in found:
             found.append(client)
         client.tls_up(now, socket_id, address)
+        self._context.control.doubt()
 
     def tls_down(self, now: Instant, socket_id: SocketId) -> None:
         """It has ended; the next one may have the same socket id."""
-        self._is_cold_at_stale = True
         name = self._context.tls_sockets.get(socket_id)
         if name is not None:
             self._context.clients[name].tls_down(now, socket_id)
+            self._context.control.doubt()
 
     def has_server(self, name: str) -> bool:
         return name in self._context.clients
@@ -221,8 +220,7 @@ class Endpoint:
 
         `terms` FOR_MANY: a room's code, which many may use at once.
         """
-        self._is_cold_at_stale = True
-        return self._meetings.offer_code(now, server, grants=grants, keep=keep, terms=terms)
+        return self._control.offer_code(now, server, grants=grants, keep=keep, terms=terms)
 
     def claim_code(
         self,
@@ -234,29 +232,24 @@ class Endpoint:
         purpose: Purpose = Purpose.PORTS,
     ) -> None:
         """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError."""
-        self._is_cold_at_stale = True
-        self._meetings.claim_code(now, server, code, expected=expected, purpose=purpose)
+        self._control.claim_code(now, server, code, expected=expected, purpose=purpose)
 
     def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
         """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
-        self._is_cold_at_stale = True
-        return self._meetings.dial(now, peer, server)
+        return self._control.dial(now, peer, server)
 
     def listen(self, now: Instant) -> None:
         """Let remembered peers in, from now on."""
-        self._is_cold_at_stale = True
-        self._meetings.listen(now)
+        self._control.listen(now)
 
     def set_peers(self, now: Instant, peers: Iterable[KnownPeer]) -> None:
         """What the store says now: new grants and names count at once, whoever is forgotten is cut off."""
-        self._is_cold_at_stale = True
-        self._meetings.set_peers(now, peers)
+        self._control.set_peers(now, peers)
 
     def close(self, now: Instant, text: str = "the other side has ended") -> None:
         """Say goodbye to every peer and server; poll_transmit still has to be called."""
-        self._is_cold_at_stale = True
         self._is_closing = True
-        self._meetings.close(now, text)
+        self._control.close(now, text)
         for name, client in self._context.clients.items():
             with self._context.server_wall(now, name):
                 client.close(now)
@@ -354,12 +347,15 @@ class Endpoint:
             share.charge(now, None, length - counted)
         if is_cold:
             self._meetings.pump(now)
-            self._is_cold_at_stale = True
         return is_due or is_cold or bool(self._context.events)
 
     def _leave(self, now: Instant, peering: Peering, size: int, is_due: bool, is_cold: bool) -> tuple[bool, bool]:
         """Its datagrams, of `size` bytes, are opened: say what they brought, and whether anything follows from it."""
-        is_due = is_due or not peering.connection_is_quiet
+        if peering.connection is not None and peering.connection.is_quiet:
+            peering.entry.doubt()
+        else:
+            is_due = True
+            peering.touch()
         peering.drain(now)
         self._share.charge(now, peering, size, peering.fresh_streams())
         return is_due, is_cold or peering.needs_meeting or peering.is_closed
@@ -382,9 +378,14 @@ class Endpoint:
         self._context.fault("datagram", f"dropped a datagram from {remote}", error)
 
     def handle_timeout(self, now: Instant) -> None:
-        self._is_cold_at_stale = True
-        self._context.handle_clients_timeout(now)
-        self._meetings.handle_timeout(now)
+        due = self._agenda.due(now)
+        if None in due:
+            self._meetings.handle_timeout(now)
+        for peering in due:
+            if peering is not None:
+                peering.handle_timeout(now)
+        if not self._context.restless.keys().isdisjoint(due) or None in due:
+            self._meetings.pump(now)
         with self._context.wall("punching", "left sockets for a direct path open"):
             self._context.pool.sweep(now, self._punchers())
 
@@ -414,15 +415,23 @@ class Endpoint:
                 context.interrupt(now, name, error)
                 continue
             if ready is not None:
+                context.control.doubt()
                 return _single(PathKey(ready[0], ready[1]), ready[2], out)
         return None
 
     def _poll_peerings(self, now: Instant, out: bytearray) -> Transmit | None:
-        """Round robin: whoever was served goes to the end."""
-        peerings = self._meetings.peerings.all
-        for position, peering in enumerate(peerings):
+        """Round robin over those who may have something: whoever was served goes to the end."""
+        agenda = self._agenda
+        ready, untold, heap = agenda.ready, agenda.untold, agenda.heap
+        if heap and heap[0][0] <= now:
+            for due in agenda.overdue(now):
+                if due is not None:
+                    due.touch()
+        while ready:
+            peering = next(iter(ready))
             connection = peering.connection
             if connection is None:
+                del ready[peering]
                 continue
             puncher = peering.puncher
             if puncher is not None and puncher.next_at is not None and puncher.next_at <= now:
@@ -432,48 +441,45 @@ class Endpoint:
             except Exception as error:
                 peering.fail(now, error)
                 continue
+            if peering not in untold or not peering.entry.is_in_doubt:
+                peering.touch()
             if transmit is not None:
-                if len(peerings) > 1:
-                    peerings.append(peerings.pop(position))
+                ready.move_to_end(peering)
                 return transmit
+            del ready[peering]
         return None
 
     def poll_timeout(self) -> Instant | None:
-        if self._is_cold_at_stale:
-            self._cold_at = earliest(self._meetings.poll_timeout(), self._context.poll_clients_timeout())
-            self._is_cold_at_stale = False
-        first = self._cold_at
-        for peering in self._meetings.peerings.all:
-            at = peering.poll_timeout()
-            if at is not None and (first is None or at < first):
-                first = at
-        return first
+        """When to call handle_timeout next."""
+        return self._agenda.next()
 
     def renew_code(self, now: Instant, flow: ExposerPairing) -> None:
         """One more code for an exposure, now."""
-        self._is_cold_at_stale = True
         flow.renew(now)
+        self._context.control.doubt()
 
     @property
     def has_events(self) -> bool:
-        """Whether poll_event has something, without asking every connection: after handle_batch, whose events are all here."""
+        """Whether poll_event has something, without asking connections: after handle_batch, whose events are all here."""
         return bool(self._context.events)
 
     def poll_event(self, now: Instant) -> EndpointEvent | None:
         """The next event; call until None.  `now` is for what the connections have to say meanwhile."""
-        events = self._context.events
-        if not events:
+        events, untold = self._context.events, self._agenda.untold
+        if not events and untold:
             is_cold = False
-            for peering in self._meetings.peerings.all:
-                peering.drain(now)
-                is_cold = is_cold or peering.needs_meeting
+            while untold:
+                peerings = list(untold)
+                untold.clear()
+                for peering in peerings:
+                    peering.drain(now)
+                    is_cold = is_cold or peering.needs_meeting
             if is_cold:
                 self._meetings.pump(now)
-                self._is_cold_at_stale = True
         return events.popleft() if events else None
 
-    def _punchers(self) -> list[Puncher]:
-        return [each.puncher for each in self._meetings.peerings.live if each.puncher is not None]
+    def _punchers(self) -> Iterator[Puncher]:
+        return (each.puncher for each in self._meetings.peerings.all if each.puncher is not None and not each.is_closed)
 
     def _key(self, socket_id: SocketId, remote: Address, prefix: bytes) -> PathKey:
         found = self._keys.get((socket_id, remote, prefix))

@@ -83,7 +83,17 @@ class Hybrid:
         self._key: KemKey | None = None
         self._asked = b""
         self._kept: bytes | None = None  # on our disk, and not yet shown by this connection
-        self.due_at: Instant | None = None  # while held the end of patience, else the next step that we begin
+        self._due_at: Instant | None = None
+
+    @property
+    def due_at(self) -> Instant | None:
+        """While held the end of patience, else when we begin the next step."""
+        return self._due_at
+
+    @due_at.setter
+    def due_at(self, at: Instant | None) -> None:
+        self._due_at = at
+        self._peering.touch()
 
     @property
     def newer_psks(self) -> tuple[bytes, ...]:

@@ -40,6 +40,7 @@ class Meetings:
         self._context = context
         self.peerings = Peerings(context)
         context.is_index_taken = self._is_index_taken
+        context.control.ask = self._poll_timeout
         self._clocks = Clocks(context)
         self._look_at: Instant | None = None  # at the calendar
         self._lost: set[str] = set()  # servers that fell silent, and have not answered since
@@ -100,7 +101,8 @@ class Meetings:
         """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
         context = self._context
         peering = Peering(context, peer, is_initiator=True, server=server, instance=context.new_instance())
-        self.peerings.all.append(peering)
+        self.peerings.all[peering] = None
+        context.restless[peering] = None
         self._dialers[peering] = Dialer(context, self._clocks, peering, context.clients[server], now)
         self.pump(now)
         return peering
@@ -238,6 +240,7 @@ class Meetings:
             return
         with peering.wall(now):
             completed = handshake.handle_datagram(now, datagram)
+            peering.touch()
             if handshake.behind:
                 self._clocks.is_behind(peering.peer, handshake.behind)
             if completed is not None:
@@ -291,32 +294,39 @@ class Meetings:
         return peering
 
     def handle_timeout(self, now: Instant) -> None:
+        self._context.handle_clients_timeout(now)
         for _, flow in list(self._exposing):
             with self._wall_of(now, flow):
                 flow.handle_timeout(now)
-        for peering in list(self.peerings.all):
-            peering.handle_timeout(now)
         with self._context.wall("meeting", "kept remembered peers from being listened for"):
             if self._look_at is not None and now >= self._look_at:
                 self._look(now)
             self._responder.expire(now)
             self._channels.handle_timeout(now)
             self._twins.handle_timeout(now)
-        self.pump(now)
 
-    def poll_timeout(self) -> Instant | None:
-        """Of the flows; the peerings are asked by themselves."""
-        at = earliest(self._look_at, self._responder.poll_timeout(), self._channels.poll_timeout(), self._twins.poll_timeout())
+    def _poll_timeout(self) -> Instant | None:
+        """Of the flows and the clients; the peerings have their own entries in the agenda."""
+        at = earliest(
+            self._look_at,
+            self._context.poll_clients_timeout(),
+            self._responder.poll_timeout(),
+            self._channels.poll_timeout(),
+            self._twins.poll_timeout(),
+        )
         for _, flow in self._exposing:
             at = earliest(at, flow.poll_timeout())
         for _, claim in self._claiming:
             at = earliest(at, claim.poll_timeout())
-        for dialer in self._dialers.values():
-            at = earliest(at, dialer.poll_timeout())
+        for peering in self._context.restless:
+            dialer = self._dialers.get(peering)
+            if dialer is not None:
+                at = earliest(at, dialer.poll_timeout())
         return at
 
     def pump(self, now: Instant) -> None:
         """Everything that follows from what just came in: server events, due repetitions, meetings that are needed."""
+        self._context.control.doubt()
         for name, client in self._context.clients.items():
             while (event := client.poll_event()) is not None:
                 with self._context.wall("server", f"left something unread that the server {host_of(name)} said"):
@@ -328,26 +338,28 @@ class Meetings:
                 claim.handle_timeout(now)
         if any(claim.is_done for _, claim in self._claiming):
             self._claiming = [item for item in self._claiming if not item[1].is_done]
-        for peering in list(self.peerings.all):
+        for peering in list(self._context.restless):
             try:
                 if peering.is_closed:
                     self._retire(now, peering)
-                elif peering.is_initiator:
+                else:
                     self._meet(now, peering)
             except Exception as error:
                 peering.fail(now, error)
 
     def _meet(self, now: Instant, peering: Peering) -> None:
-        """Dial where the peering asks for it."""
+        """Dial where the peering asks for it.  It rests once nothing of that is left to do."""
         dialer = self._dialers.get(peering)
-        if dialer is None:
+        if dialer is not None:
+            dialer.handle_timeout(now)
+        elif peering.needs_meeting:
             client = self._context.clients.get(peering.server or "")
-            if not peering.needs_meeting or client is None:
+            if client is None:
                 return
             peering.needs_meeting = False
-            self._dialers[peering] = Dialer(self._context, self._clocks, peering, client, now)
-        else:
-            dialer.handle_timeout(now)
+            dialer = self._dialers[peering] = Dialer(self._context, self._clocks, peering, client, now)
+        if dialer is None or not dialer.is_busy:
+            del self._context.restless[peering]
         peering.pump(now)
 
     def _on_server(self, now: Instant, name: str, event: told.ClientEvent) -> None:
@@ -401,6 +413,8 @@ class Meetings:
             if dialer.client is context.clients[name]:
                 with peering.wall(now):
                     dialer.handle_event(now, event)
+                if dialer.is_busy:
+                    context.restless[peering] = None
 
     def _refresh_candidates(self, now: Instant, server: str) -> None:
         for peering in self.peerings.live:

@@ -66,20 +66,20 @@ class Peering:
         self.connection: Connection | None = None
         self.puncher: Puncher | None = None
         self.handshake: InitiatorHandshake | None = None
+        self.entry = context.agenda.enter(self, self.poll_timeout)
+        self.touch = self.entry.touch
         self.pongs: dict[int, Instant] = {}
         self._asked: dict[int, None] = {}  # tokens of pings under way, the oldest first
-        self.needs_meeting = False
+        self.needs_meeting = False  # the connecting side has no way to the peer: somebody has to dial
         self.is_closed = False
         self.lacks_keys = False  # data of the peer got through when its keys ended, and new ones do not
         self.policy = context.config.path_policy
         self._context = context
-        self._is_explained = False
+        self._is_explained = self._has_lost_puncher = self._has_failed = False
         self._is_silent = False  # no path stands, and that was told
         self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
         self._streams_seen = 0
         self._fault: Exception | None = None  # met where nothing could be done about it
-        self._has_lost_puncher = False
-        self._has_failed = False
         self.hybrid = Hybrid(context, self)
         self._learning = Learning(context, peer.static)
         self.is_started = False  # PeeringStarted was told
@@ -103,11 +103,6 @@ class Peering:
     def is_reachable(self) -> bool:
         """Some path to the peer works, as far as we know."""
         return self.connection is not None and not self.is_closed and self.connection.has_path and not self.hybrid.is_held
-
-    @property
-    def connection_is_quiet(self) -> bool:
-        """Nothing of its connection waits to be told or sent."""
-        return self.connection is not None and self.connection.is_quiet
 
     # --- connection and keys
 
@@ -139,6 +134,7 @@ class Peering:
         is_awaited: bool = False,
     ) -> None:
         """IK towards the peer over `path`, and `others` in turn; one that is under way moves there instead."""
+        self.touch()
         if self.handshake is not None and self.handshake.completed is None and not self.handshake.has_failed:
             self.handshake.move(now, path)
             return
@@ -187,6 +183,7 @@ class Peering:
         if self.handshake is not None:
             self._context.handshakes.pop(self.handshake.index, None)
             self.handshake = None
+        self.touch()
 
     def install(self, now: Instant, completed: Completed, path: PathKey) -> None:
         """New keys for the connection that stands, over a path that may be new too."""
@@ -210,6 +207,7 @@ class Peering:
     def fail(self, now: Instant, error: Exception) -> None:
         """Nobody foresaw `error`, which something of this peer has met: it ends here, and nothing else does.  Never raises."""
         self._context.fault("link", f"ended the link to {self.peer.name}", error)
+        self.touch()
         has_failed, self._has_failed = self._has_failed, True
         try:
             if self.connection is not None and not has_failed:
@@ -223,8 +221,8 @@ class Peering:
     def lose_puncher(self, error: Exception) -> None:
         """Nobody foresaw `error`, which the search for a direct path has met: it ends; the paths that stand go on."""
         self._context.fault("punching", f"ended the search for a direct path to {self.peer.name}", error)
-        self.puncher = None
-        self._has_lost_puncher = True
+        self.puncher, self._has_lost_puncher = None, True
+        self.touch()
 
     # --- inputs
 
@@ -258,13 +256,11 @@ class Peering:
                     path, *others = self.connection.handshake_paths
                     self.begin_handshake(now, path, give_up_after=REKEY_GIVES_UP, others=others)
             case PathLost(kind=PathKind.RELAY):
-                client = self._context.clients.get(self.server or "")
-                if client is not None:
-                    client.doubt(now)
+                self._context.doubt_server(now, self.server or "")
             case PathChanged(kind=PathKind.DIRECT):
                 self._learning.learn(self.connection, self.puncher)
             case AllPathsLost(no_keys=no_keys):
-                self.needs_meeting = True
+                self._ask_to_meet()
                 if no_keys:
                     self.lacks_keys = self._is_silent = True
                     self._context.emit(silence.no_keys(self.peer.name))
@@ -319,14 +315,18 @@ class Peering:
     def _start_over(self) -> None:
         """An hour of silence is most often a night of sleep: the streams are gone, and the peer is met anew as somebody new."""
         self.end_handshake()
-        self.puncher = None
-        self.instance = self._context.new_instance()
-        self.needs_meeting = True
+        self.puncher, self.instance = None, self._context.new_instance()
+        self._ask_to_meet()
+
+    def _ask_to_meet(self) -> None:
+        self.needs_meeting = self.is_initiator
+        self._context.restless[self] = None
 
     def finish(self, reason: CloseReason) -> None:
         """The peering is over; the connection may still linger to say so."""
         if not self.is_closed:
             self.is_closed = True
+            self._context.restless[self] = None
             self.end_handshake()
             self._context.events.append(PeeringClosed(peering=self, reason=reason))
 
@@ -451,6 +451,7 @@ class Peering:
 
     def pump(self, now: Instant) -> None:
         """Send what is due of handshake, checks and offers."""
+        self.touch()
         try:
             self._pump(now)
         except Exception as error:

@@ -25,8 +25,9 @@ class Peerings:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._machines = Machines(context)
-        self.all: list[Peering] = []  # round robin: the one served last goes to the end
+        self.all: dict[Peering, None] = {}
         self.by_index: dict[int, Peering] = {}
+        self._indices: dict[Peering, tuple[int, ...]] = {}  # those of each in by_index
 
     @property
     def live(self) -> list[Peering]:
@@ -84,10 +85,10 @@ class Peerings:
             now=now,
             rng=context.rng,
             trace=context.trace(now, peering.peer.name, local.instance, is_initiator=peering.is_initiator),
+            touched=peering.touch,
         )
         policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
-        if peering not in self.all:
-            self.all.append(peering)
+        self.all[peering] = None
         self._remember_machine(now, peering, completed.params.machine)
         remembered = context.memory.get(peering.peer.static)
         if remembered is not None:
@@ -129,26 +130,34 @@ class Peerings:
             pool=context.pool,
             remembered=context.memory.get(peering.peer.static),
             send=context.send,
+            touched=peering.touch,
         )
 
     def index(self, peering: Peering) -> None:
         """Route the receiver indices of its connection, and no others, to the peering."""
-        for index in [index for index, owner in self.by_index.items() if owner is peering]:
-            del self.by_index[index]
+        self._unroute(peering)
         if peering.connection is not None:
-            self.by_index.update(dict.fromkeys(peering.connection.indices(), peering))
+            self._indices[peering] = peering.connection.indices()
+            self.by_index.update(dict.fromkeys(self._indices[peering], peering))
+
+    def _unroute(self, peering: Peering) -> None:
+        for index in self._indices.pop(peering, ()):
+            if self.by_index.get(index) is peering:
+                del self.by_index[index]
 
     def retire(self, now: Instant, peering: Peering) -> None:
         """A closed peering goes when its connection has nothing more to say."""
         connection = peering.connection
         if connection is None or connection.is_drained:
-            client = self._context.clients.get(peering.server or "")
+            context = self._context
+            client = context.clients.get(peering.server or "")
             if connection is not None and client is not None:
                 for channel in connection.channels:
                     client.leave_channel(now, channel)
-            self.all.remove(peering)
-            for index in [index for index, owner in self.by_index.items() if owner is peering]:
-                del self.by_index[index]
+            del self.all[peering]
+            self._unroute(peering)
+            context.agenda.leave(peering.entry)
+            context.restless.pop(peering, None)
 
     def make_room(self, now: Instant, peer: KnownPeer) -> None:
         """Processes that died without a goodbye leave connections behind, for hours: a peer may have so many."""

@@ -67,11 +67,12 @@ class Puncher:
         pool: SocketPool | None = None,
         remembered: Remembered | None = None,
         send: Callable[[PathKey, bytes], None] | None = None,
+        touched: Callable[[], None] = lambda: None,
     ) -> None:
         """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too.
 
         `pool` and `send` are what the costlier techniques need; without them there are none.
-        `port_mapped` stays the caller's, who calls refresh when it changes.
+        `port_mapped` stays the caller's, who calls refresh when it changes.  `touched` is called when `next_at` changes.
         """
         self._connection = connection
         self._sockets = {socket.socket_id: socket for socket in sockets}
@@ -85,7 +86,8 @@ class Puncher:
         self._measures: dict[bytes, tuple[Measure, Address]] = {}
         self._elsewhere: Address | None = None
         self.technique = Techniques(rng=rng, budget=pool.budget, remembered=remembered) if pool is not None else None
-        self.next_at: Instant | None = now
+        self._touched = touched
+        self._next_at: Instant | None = now
         self.agent = Agent(
             controlling=controlling,
             now=now,
@@ -97,6 +99,16 @@ class Puncher:
             budget=pool.budget if pool is not None else None,
         )
         self.refresh(now)
+
+    @property
+    def next_at(self) -> Instant | None:
+        """When `pump` has something to do."""
+        return self._next_at
+
+    @next_at.setter
+    def next_at(self, at: Instant | None) -> None:
+        self._next_at = at
+        self._touched()
 
     @property
     def why_relayed(self) -> str:
@@ -256,7 +268,7 @@ class Puncher:
 
     def pump(self, now: Instant) -> bytes | None:
         """Queue the checks that are due; returns an offer for the peer, if there is one: call again until None."""
-        if self.next_at is None or now < self.next_at:
+        if self._next_at is None or now < self._next_at:
             return None
         for _ in range(MAX_CHECKS_A_TURN):
             check = self.agent.poll_check(now)

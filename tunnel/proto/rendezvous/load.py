@@ -2,12 +2,14 @@
 
 While all that comes is done at once nobody is held to anything.  When the server is behind, whatever takes most of its time is
 held back: relayed pairs by their ceiling (pacing.py), addresses that have proven themselves by a level of processor time that
-each may use, and all prefixes around it some times as much, and strangers by a budget for all of them.  So who asks for
-little is served first, and a flood of one kind takes nothing from the others.  What is left out is dropped unread.
+each may use, and all prefixes around it some times as much, and what needs no proof by a budget for all of it.  So who asks for
+little is served first, whoever has a session here before strangers, and a flood of one kind takes nothing from the others.  What
+is left out is dropped unread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from math import exp
 from typing import Final
@@ -32,6 +34,7 @@ STRANGER_RATE: Final = 0.5  # datagrams a second of one address that come first 
 STRANGER_BURST: Final = 8  # ... so many at once
 STRANGER_SLOTS: Final = 131_072  # in which that is counted; of 4,000 floods' addresses one honest in thirty shares one
 STRANGER_DEPTH: Final = Seconds(0.1)  # of that budget at a stretch, for those that come first; the others wait until none is used
+KNOWN_DEPTH: Final = Seconds(0.2)  # the same for an address with a session: strangers leave it something
 MOST_AT_ONCE: Final = Seconds(0.0005)  # charged for one datagram: what is beyond it the machine did meanwhile
 TYPICAL: Final = Seconds(0.00003)  # charged for a request at once, until the whole batch has been measured
 BURST: Final = Seconds(0.00001)  # that a relayed burst costs
@@ -55,10 +58,12 @@ STRANGERS: Final = (Kind.UNPROVEN, Kind.QUESTION)
 class Load:
     """Driven by look(), like the ceiling for pairs, which it drives in turn."""
 
-    def __init__(self, ceiling: Ceiling, salt: bytes) -> None:
+    def __init__(self, ceiling: Ceiling, salt: bytes, sessions: Callable[[str], int]) -> None:
+        """`sessions`: how many an address has here (an IPv4 address, or an IPv6 /64)."""
         self.is_low = False  # who has proven itself is held to a level
         self.bursts = 0  # relayed since the last look
         self._ceiling = ceiling
+        self._sessions = sessions
         self._look_at = Instant(0.0)
         self._looked_at = Instant(0.0)
         self._was_behind = False
@@ -120,10 +125,15 @@ class Load:
         return True
 
     def admits_stranger(self, now: Instant, kind: Kind, host: str) -> bool:
-        """Whether one more of that kind is answered.  Addresses that ask seldom come first, and nobody is shut out for ever."""
+        """Whether one more of that kind is answered, by an address that may be forged.
+
+        Those that ask seldom come first, of these the ones with a session before the others, and nobody is shut out for ever.
+        """
         if self._budgets[kind] >= 1.0:
             return True
-        depth = STRANGER_DEPTH if self._seldom.take(now, (kind, address_key(host))) else 0.0
+        key, depth = address_key(host), 0.0
+        if self._seldom.take(now, (kind, key)):
+            depth = KNOWN_DEPTH if self._sessions(key) else STRANGER_DEPTH
         return self._due[kind] - now <= depth
 
     def charge(self, now: Instant, kind: Kind, host: str, seconds: float) -> None:

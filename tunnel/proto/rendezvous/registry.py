@@ -1,18 +1,25 @@
-"""The server's soft state: sessions, rooms, nameplates and mailboxes.  Every table is bounded; a newcomer never evicts."""
+"""The server's soft state: sessions, rooms, nameplates and mailboxes.
+
+Every table is bounded, and a newcomer evicts nobody.  Only of rooms, of which one client may have a thousand, an address that
+holds many gives some back, when there are no more, to one that wants few.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import chain, islice
 from typing import Final
 
-from tunnel.prefixes import Prefixes, Shares, prefixes
+from tunnel.prefixes import Prefixes, RankedShares, Shares, prefixes
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.messages import MAILBOX_SIZE, PushMessage
 from tunnel.proto.rendezvous.numbers import Numbers
 from tunnel.units import Address, Instant, SocketId
 
 REMEMBERED_ANSWERS: Final = 16  # answers a session, so that a repeated request is answered alike instead of done twice
+SCARCE_SHARE: Final = 0.5  # of what addresses usually hold in rooms: so much is had of them when there are no more
+LOOKED_AT: Final = 16  # rooms of who gives way; of these one in which nobody has met goes, if there is one
 
 
 class PendingPush:
@@ -46,6 +53,7 @@ class Session:
         "channels",
         "credit",
         "dialing",
+        "has_lost",
         "id",
         "is_guest",
         "keys",
@@ -69,6 +77,7 @@ class Session:
         self.unmet_at: Instant | None = None  # when it was told that somebody could not be led to it
         self.credit = 0  # bytes that it may be told unasked
         self.is_guest = False  # has been led to a session of the server's own hosts
+        self.has_lost = False  # a room to somebody else, and not registered anything since
         self.listening: set[bytes] = set()
         self.dialing: dict[bytes, Dial] = {}
         self.nameplates: set[int] = set()
@@ -126,8 +135,16 @@ class Mailbox:
 class Registry:
     """Tables and their bounds; what to tell whom is the server's business."""
 
-    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes], numbers: Numbers) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        entropy: Callable[[int], bytes],
+        numbers: Numbers,
+        has_met: Callable[[bytes], bool],
+    ) -> None:
+        """`has_met`: whether a channel that is open came of this room."""
         self._config = config
+        self._has_met = has_met
         self._entropy = entropy
         self._numbers = numbers
         self.sessions: OrderedDict[bytes, Session] = OrderedDict()  # the longest silent first
@@ -136,8 +153,10 @@ class Registry:
         self.mailboxes: OrderedDict[bytes, Mailbox] = OrderedDict()  # likewise
         self.session_shares = Shares(total=config.max_sessions, each=config.sessions_per_address)
         self.nameplate_shares = Shares(total=config.max_nameplates, each=config.nameplates_per_address)
-        self.room_shares = Shares(total=config.max_room_entries, each=config.rooms_per_address)
+        self.room_shares = RankedShares(total=config.max_room_entries, each=config.rooms_per_address)
         self.mailbox_shares = Shares(total=config.max_mailboxes, each=config.mailboxes_per_address)
+        self.given_up = 0  # registrations in rooms, to others
+        self._at: dict[str, dict[bytes, Session]] = {}  # sessions by address
 
     @property
     def room_entries(self) -> int:
@@ -154,6 +173,7 @@ class Registry:
                 return None
             session = self.sessions[identifier] = Session(identifier, socket_id, remote, now)
             self.session_shares.add(keys)
+            self._at.setdefault(session.key, {})[identifier] = session
             return session
         return session if self.touch(now, session, socket_id, remote) else None
 
@@ -181,8 +201,16 @@ class Registry:
             return False
         for shares, count in held:
             shares.move(session.keys, keys, count)
+        self._leave_address(session)
         session.keys = keys
+        self._at.setdefault(session.key, {})[session.id] = session
         return True
+
+    def _leave_address(self, session: Session) -> None:
+        here = self._at[session.key]
+        del here[session.id]
+        if not here:
+            del self._at[session.key]
 
     def remove_session(self, session: Session) -> None:
         """With its rooms and nameplates; mailboxes and channels have two sides, the server tells the other."""
@@ -192,6 +220,7 @@ class Registry:
         for number in list(session.nameplates):
             self.remove_nameplate(number)
         self.session_shares.remove(session.keys)
+        self._leave_address(session)
 
     # rooms
 
@@ -203,8 +232,7 @@ class Registry:
             return False
         if not self._may_enter(session):
             return False
-        if room is None:
-            room = self.rooms[name] = Room()
+        room = self._room(name)
         room.listeners[session.id] = session
         session.listening.add(name)
         self.room_shares.add(session.keys)
@@ -220,15 +248,37 @@ class Registry:
             if not self._may_enter(session):
                 return False
             self.room_shares.add(session.keys)
-        if room is None:
-            room = self.rooms[name] = Room()
+        room = self._room(name)
         room.dialers[session.id] = dial
         session.dialing[name] = dial
         return True
 
+    def _room(self, name: bytes) -> Room:
+        room = self.rooms.get(name)
+        if room is None:
+            room = self.rooms[name] = Room()
+        return room
+
     def _may_enter(self, session: Session) -> bool:
-        held = len(session.listening) + len(session.dialing)
-        return held < self._config.rooms_per_session and self.room_shares.has_room(session.keys)
+        if _held(session) >= self._config.rooms_per_session:
+            return False
+        shares = self.room_shares
+        return shares.has_room(session.keys) or (shares.crowded(session.keys) is None and self._give_way(session.key))
+
+    def _give_way(self, newcomer: str) -> bool:
+        """There are no more rooms, and that address wants few: who came last to hold what is usual, or more, gives one back.
+
+        The last to come, so that a crowd takes from itself before it takes from those who were here.
+        """
+        shares = self.room_shares
+        if shares.held(newcomer) + 1 > SCARCE_SHARE * shares.usual:
+            return False
+        session = max(self._at[shares.latest()].values(), key=_held)
+        names = list(islice(chain(session.listening, session.dialing), LOOKED_AT))
+        self.leave(session, {next((name for name in names if not self._has_met(name)), names[0])})
+        session.has_lost = True
+        self.given_up += 1
+        return True
 
     def leave(self, session: Session, names: set[bytes]) -> None:
         for name in names:
@@ -307,3 +357,8 @@ class Registry:
                 claimed.claims.pop(mailbox.id, None)
         for session in mailbox.sides:
             session.mailboxes.discard(mailbox.id)
+
+
+def _held(session: Session) -> int:
+    """Registrations in rooms."""
+    return len(session.listening) + len(session.dialing)

@@ -312,6 +312,10 @@ class Relay:
         own = (each for each in candidates if each.sides[PAYER].session == session)
         return min(own, key=lambda each: each.sides[0].seen_at, default=None)
 
+    def has_met(self, room: bytes) -> bool:
+        """Whether a channel is open that this room led to."""
+        return room in self._in_room
+
     def is_room_full(self, room: bytes) -> bool:
         return self._in_room[room] >= self._config.channels_per_room
 

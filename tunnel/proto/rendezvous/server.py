@@ -78,7 +78,7 @@ class Server:
         self._kind = Kind.DROPPED  # of the batch that is handled, or was last
         self._charged = 0.0  # seconds, of those that it will turn out to have taken
         self._numbers = Numbers(config, entropy, secret)
-        self.registry = Registry(config, entropy, self._numbers)
+        self.registry = Registry(config, entropy, self._numbers, self.relay.has_met)
         self._trace = trace
         self._unix_time = unix_time
         self._sockets = {each.socket_id: each for each in sockets}
@@ -89,7 +89,7 @@ class Server:
         self._pushes = Pushes(config, self.registry, entropy, self.drops, self._queue)
         salt = entropy(16)  # of tables in which nobody shall choose whom he shares a slot with
         self._request_rate = TreeBuckets(config.requests_per_second, config.request_burst, salt)
-        self.load = Load(self.relay.ceiling, salt)
+        self.load = Load(self.relay.ceiling, salt, self.registry.session_shares.held)
         self._gate = Gate(config.access, entropy)
         self._codes = Codes(config, self.registry, self._numbers, entropy)
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
@@ -209,6 +209,7 @@ class Server:
         return {
             "sessions": len(self.registry.sessions),
             "rooms": len(self.registry.rooms),
+            "rooms_given_up": self.registry.given_up,
             "nameplates": len(self.registry.nameplates),
             "mailboxes": len(self.registry.mailboxes),
             "channels": len(self.relay),
@@ -413,7 +414,7 @@ class Server:
             cookie=self._cookies.issue(now, remote),
             you=messages.pack_address(remote),
             lifetime_s=int(self.config.session_lifetime),
-            known=session is not None,
+            known=session is not None and not session.has_lost,  # else it registers again what it can
             instance=self._instance,
             software=self.config.software,
             unix_time=self._unix_time(),
@@ -478,6 +479,7 @@ class Server:
     def _on_join(self, now: Instant, session: Session, message: messages.Join) -> messages.ResponseMessage | Refusal:
         granted = 0
         is_full = False
+        session.has_lost = False
         if message.role == Role.LISTEN:
             if not self._may_wait(session):
                 return Refusal(RefusalCode.DENIED, "only the machine of this server may wait here")

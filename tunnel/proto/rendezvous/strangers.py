@@ -7,6 +7,7 @@ is a switch by which one of them turns it off for the others.  Longer answers ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from tunnel.proto.rendezvous import messages
 from tunnel.proto.rendezvous.admission import Buckets, address_key
@@ -16,6 +17,8 @@ from tunnel.proto.rendezvous.messages import GoneKind, GoneReason
 from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec, StunDesk
 from tunnel.proto.trace import Drops
 from tunnel.units import Address, Buffer, Instant, SocketId
+
+SHORTEST_ANSWER: Final = 32  # bytes: STUN's header and an IPv4 address (RFC 8489 §5, §14.2)
 
 
 class Strangers:
@@ -59,10 +62,14 @@ class Strangers:
         if self._stun is None or not self._config.access.allows_host(remote.host):
             self._drops["server_stun_off"] += 1
             return None
+        is_short = len(data) < SHORTEST_ANSWER  # the rate is asked before it is read, so that a flood costs little
+        if is_short and not self._may_answer(now, self._stun_rate, remote):
+            self._drops["server_stun_rate"] += 1
+            return None
         answer = self._stun.answer(socket_id, remote, data)
         if answer is None:
             self._drops["server_stun_unanswerable"] += 1
-        elif len(answer[1]) > len(data) and not self._may_answer(now, self._stun_rate, remote):
+        elif not is_short and len(answer[1]) > len(data) and not self._may_answer(now, self._stun_rate, remote):
             self._drops["server_stun_rate"] += 1
             return None
         return answer
