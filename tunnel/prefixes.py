@@ -120,18 +120,18 @@ class Shares:
 class RankedShares(Shares):
     """Knows besides who holds much: addresses in classes of twice as much each, and in each those at the end that came last."""
 
-    __slots__ = ("_classes", "_turn")
+    __slots__ = ("_classes", "_holders", "_turn")
 
     def __init__(self, *, total: int, each: int) -> None:
         super().__init__(total=total, each=each)
         self._classes: list[dict[str, int]] = [{} for _ in range(total.bit_length() + 1)]  # by the bits of what they hold
         self._turn = 0
+        self._holders = 0  # addresses that hold something
 
     @property
     def usual(self) -> int:
         """What an address holds in the mean, as the power of two that is not above it."""
-        holders = sum(map(len, self._classes))
-        return 1 << (self.used // holders).bit_length() - 1 if holders else 0
+        return 1 << (self.used // self._holders).bit_length() - 1 if self._holders else 0
 
     def latest(self) -> str:
         """The address that came last to hold what is usual, or more.  There is one wherever anybody holds anything."""
@@ -145,6 +145,7 @@ class RankedShares(Shares):
         after = self.held(address).bit_length()
         if before != after:
             self._classes[before].pop(address, None)
+            self._holders += (not before) - (not after)
             if after:
                 self._turn += 1
                 self._classes[after][address] = self._turn

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.rendezvous.world import World
+from tests.unit.rendezvous.world import V4, World
+from tests.work import instructions
 from tunnel.prefixes import RESERVED, limits
 from tunnel.proto.rendezvous import events, messages
 from tunnel.proto.rendezvous.admission import Lockouts, TreeBuckets, prefixes
@@ -149,6 +150,18 @@ def test_when_there_are_no_more_rooms_one_address_gets_half_of_what_is_usual() -
     assert take(world, newcomer, 400) == SCARCE_SHARE * usual
     assert take(world, Address(newcomer.host, 7), 400, number=1) == 0  # nor by another session
     assert shares.held(newcomer.host) == SCARCE_SHARE * usual
+
+
+def test_what_is_refused_costs_less_than_what_is_given() -> None:
+    """Else a crowd that is told no would take the server's time by asking again."""
+    source = SITES[0]
+    full, empty = crowded(), World(config=ServerConfig(**SMALL, **FAST))
+    costs = []
+    for world in (full, empty):
+        cookie, rooms = world.cookie(source), tuple(bytes((number,)) * 16 for number in range(messages.MAX_ROOMS))
+        data = messages.encode_request(7, b"s" * 16, messages.Join(Role.LISTEN, rooms), cookie=cookie)
+        costs.append(instructions(lambda world=world, data=data: world.server.handle_datagram(world.now, V4, source, data)))  # type: ignore[misc]
+    assert costs[0] < costs[1]
 
 
 def test_who_has_given_rooms_back_registers_again_what_it_can() -> None:

@@ -263,15 +263,15 @@ class Registry:
         if _held(session) >= self._config.rooms_per_session:
             return False
         shares = self.room_shares
-        return shares.has_room(session.keys) or (shares.crowded(session.keys) is None and self._give_way(session.key))
+        return shares.has_room(session.keys) or self._give_way(session.keys)
 
-    def _give_way(self, newcomer: str) -> bool:
+    def _give_way(self, newcomer: Prefixes) -> bool:
         """There are no more rooms, and that address wants few: who came last to hold what is usual, or more, gives one back.
 
         The last to come, so that a crowd takes from itself before it takes from those who were here.
         """
         shares = self.room_shares
-        if shares.held(newcomer) + 1 > SCARCE_SHARE * shares.usual:
+        if shares.held(newcomer[0]) + 1 > SCARCE_SHARE * shares.usual or shares.crowded(newcomer) is not None:
             return False
         session = max(self._at[shares.latest()].values(), key=_held)
         names = list(islice(chain(session.listening, session.dialing), LOOKED_AT))
