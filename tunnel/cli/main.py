@@ -64,6 +64,7 @@ COMMANDS: Final = {
     "lan": "A LAN over the internet for a game: create a room, join one.",
     "exec": "Run a program whose only network is a room: needs no privilege.",
     "peers": "List, rename and forget remembered peers.",
+    "config": "Show and set what config.toml holds, such as the server.",
     "status": "Show the links of running commands: path, rtt, loss, rates.",
     "ping": "Measure round trips through a running link.",
     "bench": "Measure what a running link can carry.",
@@ -137,8 +138,8 @@ SETTINGS
 Scripts: --json on any command prints one JSON object a line on stdout, 'event' first:
   listening, code, paired, serving, shared, path, forward, connection, connections, member,
   closed, warning while something runs; error as the last one of a command that failed;
-  granted, revoked, peer, renamed, forgotten, room, removed, status, check, ping, bench, doctor
-  as answers.
+  granted, revoked, peer, renamed, forgotten, setting, room, removed, status, check, ping,
+  bench, doctor as answers.
   People are spoken to on stderr; 'exec' prints events there too.
 
 \b

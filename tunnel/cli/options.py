@@ -14,6 +14,8 @@ import click
 from tunnel.settings import TABLE, Kind, Settings, choices_of, flag_of, load
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tunnel.state.home import Home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -95,7 +97,17 @@ def open_home() -> Home:
 
 def load_settings(home: Home, flags: Flags | None = None) -> Settings:
     """Raises ConfigurationError, StateError."""
+    tell_elsewhere(home.path / "config.toml")
     return load(home.config(), os.environ, flags)
+
+
+def tell_elsewhere(config: Path) -> None:
+    """Say that a file is not read which stands where other programs have theirs; whoever names PTUNNEL_HOME knows its place."""
+    from tunnel.state.config_file import elsewhere
+
+    other = None if os.environ.get("PTUNNEL_HOME") else elsewhere(config)
+    if other is not None:
+        click.echo(f"{other} is not read: move it to {config}.", err=True)
 
 
 def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:

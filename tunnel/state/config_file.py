@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tunnel.errors import StateError
@@ -34,3 +38,52 @@ def read_config(data: bytes, path: str) -> ConfigFile:
     except (ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0] if isinstance(error, tomllib.TOMLDecodeError) else "it is not UTF-8 text"
         raise StateError(f"{path} is not valid TOML: {reason}.") from None
+
+
+def with_setting(text: str, key: str, value: str | None) -> str:
+    """The text of a config.toml with that key set, or without it; every other line stays as it is.
+
+    Raises StateError where the file says it in a way that only a person can change.
+    """
+    lines = io.StringIO(text.removeprefix("\ufeff"), newline="\n").readlines()
+    end = next((number for number, line in enumerate(lines) if re.match(r"\s*\[", line)), len(lines))
+    said = re.compile(rf"""\s*(["']?){re.escape(key)}\1\s*=""")
+    number = next((number for number, line in enumerate(lines[:end]) if said.match(line)), None)
+    fresh = [] if value is None else [f"{key} = {_quoted(value)}\n"]
+    if number is not None:
+        lines[number : number + 1] = fresh
+    else:
+        if end and not lines[end - 1].endswith("\n"):
+            lines[end - 1] += "\n"
+        lines[end:end] = fresh
+    changed = "".join(lines)
+    before, after = tomllib.loads(text.removeprefix("\ufeff")), _parsed(changed)
+    if value is None:
+        before.pop(key, None)
+    else:
+        before[key] = value
+    if after != before:
+        raise StateError(f"{key} stands in config.toml over several lines: change it there by hand.")
+    return changed
+
+
+def _quoted(value: str) -> str:
+    """A basic string of TOML, which differs from JSON's in this one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def elsewhere(path: Path) -> Path | None:
+    """A config.toml where other programs have theirs, while there is none at `path`, which is the one that is read."""
+    try:
+        base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+        other = Path(base) / "ptunnel" / "config.toml"
+        return other if not path.exists() and other.is_file() else None
+    except (OSError, RuntimeError):  # RuntimeError: no home directory
+        return None

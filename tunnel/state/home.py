@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
 from tunnel.state import ways as way_rules
-from tunnel.state.config_file import ConfigFile, read_config
+from tunnel.state.config_file import ConfigFile, read_config, with_setting
 from tunnel.state.documents import BadContent, damaged, encode_bytes, field_bytes, read_document, write_document
 from tunnel.state.files import (
     INCAPABLE,
@@ -31,6 +31,7 @@ from tunnel.state.files import (
     is_incapable,
     make_private_directory,
     read_private,
+    write_private,
 )
 from tunnel.state.peers import KEY_SIZE, Peer
 from tunnel.state.ways import Way
@@ -258,6 +259,15 @@ class Home:
         """config.toml as written by the user; empty when there is none.  Raises StateError with the line."""
         data = read_private(self._config_path)
         return ConfigFile({}) if data is None else read_config(data, str(self._config_path))
+
+    def configure(self, key: str, value: str | None) -> ConfigFile:
+        """Set a key of config.toml, or take it out; returns what it holds then.  Raises StateError."""
+        make_private_directory(self.path)
+        with self.exclusive():
+            data = read_private(self._config_path) or b""
+            read_config(data, str(self._config_path))
+            write_private(self._config_path, with_setting(data.decode("utf-8-sig"), key, value).encode())
+        return self.config()
 
     # -- what went wrong
 
