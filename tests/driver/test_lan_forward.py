@@ -394,7 +394,6 @@ class Narrow:
     """A sealer of which only what it seals counts."""
 
     room = 1_000
-    wants_flush = False
 
     def __init__(self, sealed: list[bytes]) -> None:
         self._sealed = sealed

@@ -134,7 +134,7 @@ class EndpointDriver:
         self._hosts = hosts
         self._outbox = Outbox(self._sockets)
         self._unheard: BrokenPipeError | None = None  # nobody hears our events any more
-        self._packet_door = PacketDoor(self._sockets, self.flush, self.faults)
+        self._packet_door = PacketDoor(self._sockets, lambda: self.flush() if self.core.ready else None, self.faults)
         self._wakeup = trio.Event()
         self._changed = trio.Event()
         self._armed = float("inf")

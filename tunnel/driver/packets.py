@@ -23,7 +23,7 @@ class PacketDoor:
     def __init__(self, sockets: Mapping[SocketId, UdpSocket], flush: Callable[[], None], faults: Faults | None = None) -> None:
         self._sockets = sockets
         self._faults = Faults() if faults is None else faults
-        self.flush = flush
+        self.flush = flush  # what connections have to send besides, such as a PING; mostly that is nothing
         self.after_receive: Callable[[], None] | None = None
         self._ports: set[int] = set()
         self._ports_of = 0  # sockets that `_ports` was made of

@@ -84,7 +84,6 @@ class LanSender:
         self._spare = [PacketBurst(bytearray(65_536))]
         self._door: PacketDoor | None = None  # by which the burst under way leaves
         self._last: tuple[PacketSealer, tuple[bytes, ...], int, int] | None = None  # of this turn: a whole UDP packet that left
-        self._to_flush: PacketDoor | None = None  # a connection has something to send besides, such as a PING
         self._stuck: deque[tuple[PacketDoor, Transmit, PacketBurst]] = deque()  # bounded: of one frame, as no other is read
         self._got_stuck = trio.Event()
         self._is_free = trio.Event()  # nothing is stuck
@@ -135,9 +134,8 @@ class LanSender:
             except Exception as error:
                 self._met(error, _IP_AT)
         self._leave()
-        if self._to_flush is not None:
-            door, self._to_flush = self._to_flush, None
-            door.flush()
+        if self._door is not None:
+            self._door.flush()
         return not size
 
     def _met(self, error: Exception, end: int) -> None:
@@ -359,9 +357,6 @@ class LanSender:
             self._leave()
             sealer.begin(self._burst, ecn)
             self._door = member.link.door
-            if sealer.wants_flush:
-                sealer.wants_flush = False
-                self._to_flush = self._door
 
     def _put(
         self, now: Instant, member: LanMember, sealer: PacketSealer, view: memoryview, start: int, end: int, flags: int

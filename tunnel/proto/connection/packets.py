@@ -113,7 +113,6 @@ class PacketSealer:
         self._next_split = 0
         self._next_sample = Instant(0.0)
         self._next_large = Instant(0.0)
-        self.wants_flush = False  # something was queued that only a poll_transmit of the connection sends
 
     @property
     def room(self) -> int | None:
@@ -286,11 +285,11 @@ class PacketSealer:
             now > shared.last_heard + SILENCE and now >= self._next_sample - SAMPLE_INTERVAL + DOUBT_INTERVAL
         ):
             self._next_sample = Instant(now + SAMPLE_INTERVAL)
-            shared.control.ping = self.wants_flush = True
+            shared.control.ping = True
             self._touched()
         if burst.size > BASE_PLPMTU and now >= self._next_large:
             self._next_large = Instant(now + LARGE_INTERVAL)
-            shared.control.large_ping = self.wants_flush = True
+            shared.control.large_ping = True
             self._touched()
 
 

@@ -57,6 +57,7 @@ class Endpoint:
         self._clients_at: dict[tuple[SocketId, str], list[Client]] = {}  # one server may go by several names and ports
         self._keys: dict[tuple[SocketId, Address, bytes], PathKey] = {}
         self._agenda = self._context.agenda
+        self.ready = self._agenda.ready  # the peerings that may have something to send
         self._is_closing = False
         self._share = FairShare(rng, processor)
 

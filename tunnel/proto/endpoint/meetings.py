@@ -101,7 +101,7 @@ class Meetings:
         """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
         context = self._context
         peering = Peering(context, peer, is_initiator=True, server=server, instance=context.new_instance())
-        self.peerings.all[peering] = None
+        self.peerings.add(peering)
         context.restless[peering] = None
         self._dialers[peering] = Dialer(context, self._clocks, peering, context.clients[server], now)
         self.pump(now)

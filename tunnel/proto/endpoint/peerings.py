@@ -26,12 +26,21 @@ class Peerings:
         self._context = context
         self._machines = Machines(context)
         self.all: dict[Peering, None] = {}
+        self._of: dict[bytes, dict[Peering, None]] = {}  # by static key of the peer
         self.by_index: dict[int, Peering] = {}
         self._indices: dict[Peering, tuple[int, ...]] = {}  # those of each in by_index
 
     @property
     def live(self) -> list[Peering]:
         return [peering for peering in self.all if not peering.is_closed]
+
+    def add(self, peering: Peering) -> None:
+        self.all[peering] = None
+        self._of.setdefault(peering.peer.static, {})[peering] = None
+
+    def _of_peer(self, static: bytes) -> list[Peering]:
+        """The live ones of one peer that have a connection."""
+        return [each for each in self._of.get(static, ()) if not each.is_closed and each.connection is not None]
 
     def adopt(
         self,
@@ -88,7 +97,7 @@ class Peerings:
             touched=peering.touch,
         )
         policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
-        self.all[peering] = None
+        self.add(peering)
         self._remember_machine(now, peering, completed.params.machine)
         remembered = context.memory.get(peering.peer.static)
         if remembered is not None:
@@ -154,21 +163,24 @@ class Peerings:
             if connection is not None and client is not None:
                 for channel in connection.channels:
                     client.leave_channel(now, channel)
-            del self.all[peering]
+            self.all.pop(peering, None)
+            of_peer = self._of.get(peering.peer.static, {})
+            of_peer.pop(peering, None)
+            if not of_peer:
+                self._of.pop(peering.peer.static, None)
             self._unroute(peering)
             context.agenda.leave(peering.entry)
             context.restless.pop(peering, None)
 
     def make_room(self, now: Instant, peer: KnownPeer) -> None:
         """Processes that died without a goodbye leave connections behind, for hours: a peer may have so many."""
-        of_peer = [each for each in self.live if each.peer.static == peer.static and each.connection is not None]
+        of_peer = self._of_peer(peer.static)
         if len(of_peer) >= MAX_PEERINGS_A_PEER:
             oldest = min(of_peer, key=lambda each: each.connection.last_heard if each.connection is not None else now)
             oldest.close(now, CloseCode.REPLACED, "too many connections of one peer")
 
     def find(self, static: bytes, instance: int) -> Peering | None:
-        for peering in self.live:
-            connection = peering.connection
-            if connection is not None and connection.remote_instance == instance and connection.peer_static == static:
+        for peering in self._of_peer(static):
+            if peering.connection is not None and peering.connection.remote_instance == instance:
                 return peering
         return None
