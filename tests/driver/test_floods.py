@@ -19,6 +19,7 @@ from tests.bench.floods.honest import live, serves
 SECONDS = 1.0  # of each flood
 
 
+@pytest.mark.time_limit(150)
 @pytest.mark.parametrize("each", FLOODS, ids=lambda each: each.name)
 def test_a_server_serves_after_a_flood(tmp_path: Path, each: Flood) -> None:
     with open(tmp_path / "log", "wb") as log, serving(each.options, tmp_path, log) as (target, _):
