@@ -14,7 +14,6 @@ import trio
 
 import tunnel
 from tests.adversary.reproduction.programs import PATIENCE_S, Lab
-from tests.driver.meeting import Heard, a_server, echo, homes
 
 pytestmark = pytest.mark.time_limit(180)
 
@@ -66,19 +65,17 @@ def test_expose_says_all_that_a_peer_may_reach_and_not_only_what_was_asked_for_n
 
 async def test_the_library_goes_by_the_path_that_is_configured(tmp_path: Path) -> None:
     """`path = "relay"`: addresses are told to the server alone, and the peer learns none."""
-    exposer, connector = homes(tmp_path)
-    connector.mkdir(mode=0o700)
-    (connector / "config.toml").write_text('path = "relay"\n')
-    heard = Heard()
-    with trio.fail_after(40):
-        async with (
-            a_server() as server,
-            tunnel.expose(["22"], server=server, home=exposer, name="home", on_event=heard, handler=echo),
-            tunnel.connect(await heard.code(), server=server, home=connector, name="friend") as link,
-        ):
-            with trio.move_on_after(3.0):
-                await link.wait_direct()
-            assert not link.is_direct, "the path is direct"
+    with Lab(tmp_path) as lab:
+        lab.home("friend").mkdir(mode=0o700)
+        (lab.home("friend") / "config.toml").write_text('path = "relay"\n')
+        _, server = lab.serve()
+        exposing = lab.run("home", "expose", "22", "--server", server, "--name", "home")
+        code = str(exposing.wait("code")["code"])
+        with trio.fail_after(PATIENCE_S):
+            async with tunnel.connect(code, server=server, home=lab.home("friend"), name="friend") as link:
+                with trio.move_on_after(3.0):
+                    await link.wait_direct()
+                assert not link.is_direct, "the path is direct"
 
 
 @pytest.mark.parametrize(
