@@ -333,10 +333,8 @@ class Playing:
 
         ended = trio.Event()
         self._hurry = ending.hurry
-        self._output.wait_for("Entering the room")
-        async with self._output.live(self._lines), self.room(ended.set) as room, trio.open_nursery() as nursery:
+        async with self.room(ended.set) as room, trio.open_nursery() as nursery:
             ending.stop = ended.set
-            self._output.wait_for("")
             nursery.start_soon(self._log.run)
 
             async def wait() -> None:
@@ -360,8 +358,10 @@ class Playing:
 
         @asynccontextmanager
         async def both() -> Any:
-            async with self._enter(self._handle) as room:
+            self._output.wait_for("Entering the room")
+            async with self._output.live(self._lines), self._enter(self._handle) as room:
                 self._room = room
+                self._output.wait_for("")
                 process = Process(
                     role="lan", links=lambda: room.links, close=close, details=room.status, bench=measure, remove=self._remove,
                     faults=room.driver.faults, notice=self._output.warn, absent=self._absent,

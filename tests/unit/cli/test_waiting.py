@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,10 @@ from tests.unit.cli.test_screen import STATUS
 from tunnel.cli import render
 from tunnel.cli.connect import Connecting
 from tunnel.cli.expose import Exposing
+from tunnel.cli.lan import Playing
 from tunnel.cli.render import LONG_WAIT, Output, path_line, short_path
 from tunnel.cli.status import process_page
+from tunnel.errors import PairingError
 from tunnel.forward.serve import Listeners
 from tunnel.forward.spec import parse_forwards
 from tunnel.settings import Settings
@@ -77,6 +80,26 @@ async def test_a_long_attempt_is_spoken_of_once(
         ]
     else:
         assert [line[21:] for line in shown.err.splitlines()] == [text]
+
+
+async def test_a_room_that_does_not_answer_for_long_is_spoken_of_to_who_has_no_table(
+    home: Path, capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
+) -> None:
+    """`exec` and `lan` without a terminal."""
+
+    @asynccontextmanager
+    async def enter(_handle: object) -> AsyncIterator[None]:
+        await trio.sleep(32)
+        raise PairingError("not let in")
+        yield
+
+    playing = Playing(Home(home), Settings(server="rv.example.net"), Output(may_be_live=False), enter)
+    with pytest.raises(PairingError):
+        async with playing.room(lambda: None):
+            pass
+    assert [line[21:] for line in capsys.readouterr().err.splitlines()] == [
+        "Entering the room: still trying (Ctrl-C ends it)."
+    ]  # fmt: skip
 
 
 async def test_where_something_was_said_meanwhile_and_where_it_did_not_take_long_nothing_is_added(
