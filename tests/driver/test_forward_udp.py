@@ -22,6 +22,7 @@ from tunnel.forward.outward import MAX_TOGETHER, MAX_UNANSWERED, SILENT_AFTER, O
 from tunnel.forward.serve import Exposed
 from tunnel.forward.spec import parse_forward
 from tunnel.forward.udp import UdpForward
+from tunnel.udp import pktinfo
 from tunnel.units import Seconds
 
 IS_CORE = {"core": False}  # which of the two carries, set for each test by the fixture
@@ -203,6 +204,22 @@ async def test_an_answer_leaves_from_the_address_that_the_client_asked() -> None
                     await client.sendto(data, (host, bench.port))
                     assert await client.recvfrom(65_535) == (data, (host, bench.port))
     assert bench.counters.udp_flows_opened == 3
+
+
+def test_the_address_that_was_asked_is_known_of_what_came_before_there_was_a_link() -> None:
+    """A client that asks while the peer is still waited for; whoever asks the kernel later is told nothing of it."""
+    [listener] = open_listeners(parse_forward("0.0.0.0:0:53/udp")[0])
+    late = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with listener, late, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        late.bind(("0.0.0.0", 0))
+        found = []
+        for sock in (listener, late):
+            client.sendto(b"early", ("127.0.0.7", sock.getsockname()[1]))
+            assert pktinfo.ask(sock, is_ipv6=False, is_ipv4=True)
+            sock.setblocking(True)
+            sock.settimeout(5)
+            found.append(pktinfo.local_of(pktinfo.find(sock.recvmsg(100, pktinfo.SPACE)[1])))
+        assert found == ["127.0.0.7", ""]
 
 
 async def test_a_flow_that_is_never_silent_outlives_any_number_of_short_ones() -> None:

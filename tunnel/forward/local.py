@@ -16,6 +16,7 @@ from tunnel.errors import ConfigurationError
 from tunnel.forward.loops import OWN
 from tunnel.forward.names import Place, resolve
 from tunnel.forward.spec import EVERYWHERE, LOOPBACK, Forward
+from tunnel.udp import pktinfo
 
 CONNECT_TIMEOUT: Final = 20.0  # seconds; name resolution included
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address of a name is tried as well; RFC 8305 §5
@@ -244,6 +245,8 @@ def _bind(forward: Forward, host: str, port: int) -> socket.socket:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:
             _enlarge(sock)
+            if host in pktinfo.WILDCARDS:  # now: of what comes before there is a link, the kernel would not know it later
+                pktinfo.ask(sock, is_ipv6=family == socket.AF_INET6, is_ipv4=family == socket.AF_INET)
         address, _, zone = host.partition("%")
         sock.bind((address, port, 0, socket.if_nametoindex(zone)) if zone else (address, port))
         if is_tcp:

@@ -173,7 +173,8 @@ class UdpForward:
         if not self._tells_local:
             return _deliverer(flow, Outlet(self._sock, flow.client, self._counters))
         address, told = flow.client
-        source = pktinfo.leave_from(pktinfo.local_of(told)) if told else ()
+        local = pktinfo.local_of(told) if told else ""
+        source = pktinfo.leave_from(local) if local else ()
         return _deliverer(flow, Outlet(self._sock, address, self._counters, source))
 
     async def _serve(self, flow: Flow) -> None:

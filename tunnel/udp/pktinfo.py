@@ -54,9 +54,13 @@ def find(ancillary: Iterable[tuple[int, int, bytes]]) -> bytes:
 
 
 def local_of(told: bytes) -> str:
-    """The address of ours in it, numeric; a link-local one with its zone."""
+    """The address of ours in it, numeric; a link-local one with its zone.
+
+    Empty where the kernel does not know it, as the datagram came before it was asked to tell.
+    """
     if len(told) == _INFO.size:
-        return socket.inet_ntop(socket.AF_INET, _INFO.unpack(told)[1])
+        local: bytes = _INFO.unpack(told)[1]
+        return socket.inet_ntop(socket.AF_INET, local) if any(local) else ""
     packed, interface = _INFO6.unpack(told)
     return to_address((socket.inet_ntop(socket.AF_INET6, packed), 0, 0, interface if packed[:2] == _LINK_LOCAL else 0)).host
 
