@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ pytestmark = needs("ssh", "sftp")
 
 SIZE = 3_000_000
 AT_ONCE = 24
+STOPPED_S = 35.0
 
 
 def test_sessions_share_a_connection_whose_friends_router_forgets(homes: Homes) -> None:
@@ -67,3 +70,26 @@ def test_many_commands_at_once_each_by_a_process_of_its_own(homes: Homes) -> Non
     for number, login in enumerate(logins):
         assert login.wait(2 * SLOW_S) == 0, login.said()
         assert f"through {number}\n" in login.said()
+
+
+@pytest.mark.nightly
+@pytest.mark.time_limit(240)
+def test_a_session_goes_on_after_either_sides_program_was_stopped(homes: Homes) -> None:
+    sshd = Sshd(homes.lab, homes.home)
+    pair = homes.link(str(sshd.port), forward=[f"2222:{sshd.port}"])
+    session = homes.start("session", "ssh", *sshd.options(), "-p", "2222", f"{sshd.user}@127.0.0.1", "cat", stdin=subprocess.PIPE)
+
+    def say(line: str) -> None:
+        assert session.process.stdin is not None
+        session.process.stdin.write(f"{line}\n")
+        session.process.stdin.flush()
+        session.wait_said(f"{line}\n", SLOW_S)
+
+    say("before")
+    for program in (pair.connector, pair.exposer):
+        program.process.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(STOPPED_S)
+        finally:
+            program.process.send_signal(signal.SIGCONT)
+        say(f"after {program.name}")
