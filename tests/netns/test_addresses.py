@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.netns.lab import Kind, Lab, Site
-from tests.netns.programs import Ptunnel
+from tests.netns.programs import Pair, Ptunnel, UdpEcho, start_server
 from tests.netns.site import eventually
 
 PORT = 24_531
@@ -72,3 +74,21 @@ def test_a_peer_with_two_public_addresses_is_met(lab: Lab) -> None:
     home.host.ip(f"addr add 192.88.99.{8 * home.index + 2}/32 dev eth0")
     Ptunnel(lab, lab.server.host, "serve", "serve").wait_event("listening")
     meet(lab, home, friend, lab.server.address).wait_event("path", WAIT_S, kind="direct")
+
+
+def test_a_udp_forward_on_all_addresses_answers_from_the_one_that_was_asked(lab: Lab) -> None:
+    """Of both families; the client is bound to one address of the host and asks at the other, as over two uplinks."""
+    home, friend = lab.add_site("home", "prc"), lab.add_site("friend", "prc", ipv6=True)
+    start_server(lab)
+    UdpEcho(lab, home.host, 7007)
+    for address in ("10.77.0.7/24", "10.77.0.8/24", "fd77::7/64", "fd77::8/64"):
+        friend.host.ip(f"addr add {address} dev lo{' nodad' if ':' in address else ''}")
+    Pair(lab, home, friend, expose=["7007/udp"], forward=["*:5300:7007/udp"])
+    for family, near, far in ((socket.AF_INET, "10.77.0.7", "10.77.0.8"), (socket.AF_INET6, "fd77::7", "fd77::8")):
+        with friend.host.socket(family, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.bind((near, 0))
+            for asked in (far, near, far):
+                client.sendto(asked.encode(), (asked, 5300))
+                data, answered = client.recvfrom(100)
+                assert (data, answered[:2]) == (asked.encode(), (asked, 5300))
