@@ -28,9 +28,16 @@ Kind: TypeAlias = Literal["tls", "network", "peer"]  # commands that ask a serve
 MAX_NAME: Final = 64  # characters of a name by which we introduce ourselves
 
 
+def is_text(word: str) -> bool:
+    """Whether a word of a command line or the environment is UTF-8.  Python keeps other bytes as surrogates (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
 def _check_token(text: str, place: str) -> None:
     if any(character.isspace() or character in "\"'" for character in text):
         raise ConfigurationError(f"{place}: a token has no blanks or quotes in it: is there more than the token?")
+    if not is_text(text):
+        raise ConfigurationError(f"{place} is not UTF-8 text: copy the token once more.")
 
 
 def _check_name(text: str, place: str) -> None:

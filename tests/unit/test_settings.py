@@ -21,6 +21,11 @@ def test_more_than_a_token_is_a_sentence_that_names_its_place(given: str) -> Non
         load({}, {"PTUNNEL_ACCESS_TOKEN": given})
 
 
+def test_a_token_of_bytes_that_are_no_text_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ConfigurationError, match="PTUNNEL_ACCESS_TOKEN is not UTF-8 text"):
+        load({}, {"PTUNNEL_ACCESS_TOKEN": "secret-of-sixteen\udcff"})
+
+
 @pytest.mark.parametrize(
     "given", ["https://rv.example.net", "http://rv.example.net/", "udp://rv.example.net:24531", " rv.example.net "]
 )

@@ -10,7 +10,7 @@ import click
 from tunnel.cli.options import common, open_home, tell_elsewhere
 from tunnel.cli.render import json_line
 from tunnel.errors import ConfigurationError
-from tunnel.settings import TABLE, load
+from tunnel.settings import TABLE, is_text, load
 
 if TYPE_CHECKING:
     from tunnel.state.config_file import ConfigFile
@@ -57,6 +57,8 @@ def command(setting: str | None, value: str | None, is_unset: bool, is_json: boo
 
 def _checked(setting: str, value: str) -> str:
     """Raises ConfigurationError: no command is to stumble over it later."""
+    if not is_text(value):
+        raise ConfigurationError(f"config.toml holds UTF-8 text only, which this {setting} is not.")
     load({setting: value}, {})
     return value.strip()
 

@@ -453,7 +453,7 @@ class Playing:
 
     def _show_member(self, report: MemberReport) -> None:
         if report.is_me:
-            if self._address not in ("", report.address):
+            if self._address not in ("", report.address) and self._log.admits_change():
                 self._output.say(f"The room has another network now: you are {report.address}.")
             self._address = report.address
         else:

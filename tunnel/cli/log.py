@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tunnel.forward.access import Report
 
 MAX_COMINGS: Final = 20  # lines in a minute of how one peer comes, goes and changes its path; others are counted
+MAX_CHANGES: Final = 120  # lines in a minute about all members of a room: its creator can put new names into it for ever
+ROOM: Final = "The members of the room"
 COMINGS_AND_GOINGS: Final = frozenset(("peer_lost", "peer_silent", "peer_back"))  # warnings that a peer can cause again and again
 
 
@@ -32,6 +34,7 @@ class Log:
         self._ways: dict[str, tuple[str, str]] = {}  # of the peers that are connected
         self._members: dict[str, tuple[object, ...]] = {}  # what was said of a member last
         self._limit = LineLimit(MAX_COMINGS, self._sum_up)
+        self._room_limit = LineLimit(MAX_CHANGES, self._sum_up)
         self.accesses = AccessLog(self._tell_access)
 
     async def run(self) -> None:
@@ -40,6 +43,7 @@ class Log:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._limit.run)
+            nursery.start_soon(self._room_limit.run)
             nursery.start_soon(self.accesses.run)
 
     # -- peers
@@ -96,8 +100,12 @@ class Log:
                 return
         else:
             text = f"{name} left." if report.state == "offline" else f"{name} is no longer in the room."
-        if self._limit.admits(name, moved=1):
+        if self.admits_change() and self._limit.admits(name, moved=1):
             self._output.log(text)
+
+    def admits_change(self) -> bool:
+        """Whether one more line about the room may be said now; else it is counted."""
+        return self._room_limit.admits(ROOM, changed=1)
 
     # -- forwards
 
@@ -122,6 +130,9 @@ class Log:
     def _sum_up(self, subject: str, beyond: Counter[str]) -> None:
         if again := beyond["again"]:
             self._output.log(f"{subject} That came {again} more times within a minute.")
+            return
+        if changed := beyond["changed"]:
+            self._output.log(f"{subject} changed {changed} more times within a minute.")
             return
         counts = ((beyond["connected"], "connected"), (beyond["ended"], "ended"), (beyond["moved"], "changed its path"))
         text = ", ".join(f"{what} {count} more times" for count, what in counts if count)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tunnel.cli.main import group as cli
-from tunnel.errors import StateError
+from tunnel.errors import ConfigurationError, StateError
 from tunnel.state.config_file import read_config, with_setting
 
 WRITTEN = '# mine\nname = "ada"  # as on the door\n\n[other]\nserver = "not this one"\n'
@@ -43,6 +43,13 @@ def test_what_is_no_setting_or_no_value_of_it_changes_nothing(tmp_path: Path) ->
     (tmp_path / "config.toml").write_text("server = ")
     assert run(tmp_path, "server", "rv.example.net").exit_code != 0
     assert (tmp_path / "config.toml").read_text() == "server = "
+
+
+def test_bytes_that_are_no_text_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    for words in (("qlog", "/tmp/a\udcff"), ("access_token", "a-token-of-sixteen\udcff"), ("name", "\udcff")):
+        done = run(tmp_path, *words)
+        assert isinstance(done.exception, ConfigurationError), words
+        assert not (tmp_path / "config.toml").exists()
 
 
 def test_a_secret_is_set_and_not_shown(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tunnel.cli import render
-from tunnel.cli.log import MAX_COMINGS, Log
+from tunnel.cli.log import MAX_CHANGES, MAX_COMINGS, Log
 from tunnel.cli.render import Output
 from tunnel.driver.events import MemberReport, PathReport, Trouble
 from tunnel.forward.access import MAX_ACCESSES, WINDOW
@@ -160,3 +160,22 @@ async def test_members_of_a_room_come_and_leave_by_name_below_the_table_too(caps
     for each in (report("offline"), report("online"), report("online", "relay"), report("online", "direct"), report("offline")):
         log.tell_member(each)
     assert lines(capsys) == ["ben came (10.1.2.2).", "ben left."]
+
+
+async def test_a_creator_that_puts_new_names_into_its_room_all_the_time_fills_no_log(
+    capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
+) -> None:
+    output = Output()
+    log = Log(output)
+    async with output.live(list), trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(1_000):
+            for state in ("offline", "removed"):
+                log.tell_member(MemberReport(peer=f"ben-{number}", address="10.1.2.2", ipv6="fd00::2", state=state, kind=None))
+        said = lines(capsys)
+        assert said[0] == "ben-0 is no longer in the room."
+        assert len(said) == MAX_CHANGES
+        await trio.sleep(WINDOW + 1)
+        assert lines(capsys) == [f"The members of the room changed {1_000 - MAX_CHANGES} more times within a minute."]
+        nursery.cancel_scope.cancel()

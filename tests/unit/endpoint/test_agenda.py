@@ -111,6 +111,24 @@ def test_a_deadline_that_moves_for_ever_leaves_a_bounded_number_of_records() -> 
     assert set(agenda.due(Instant(500.0))) == set(resting)
 
 
+def test_deadlines_that_come_back_to_where_they_were_leave_one_record_of_each_when_others_are_thrown_out() -> None:
+    """Else the heap stays full of equal ones, and each that is added costs a look at all of them."""
+    agenda: Agenda[Owner] = Agenda()
+    owners = [Owner(agenda, 1000.0 + number) for number in range(100)]
+    sizes: list[int] = []
+    cleanings = 0
+    for step in range(2_000):
+        owner, far = owners[step % 100], 1000.0 + step % 100
+        for at in (step * 0.001, far):  # an acknowledgement that is due soon, and is sent
+            owner.move(at)
+            assert agenda.next() == min(at, 1000.0)
+            cleanings += len(agenda.heap) < (sizes[-1] if sizes else 0) - 10
+            sizes.append(len(agenda.heap))
+    assert max(sizes) <= RECORDS_BESIDES + RECORDS_AN_OWNER * 100
+    assert cleanings <= 2_000 * 2 / (RECORDS_BESIDES + (RECORDS_AN_OWNER - 2) * 100)
+    assert min(sizes[1_000:]) <= 2 * 100
+
+
 Step = tuple[str, int, float | None]
 STEPS = st.lists(
     st.tuples(

@@ -125,7 +125,8 @@ class Agenda(Generic[Owner]):
         """The deadline of `entry` is `at` now; its older records count no longer."""
         heap = self.heap
         if len(heap) >= RECORDS_BESIDES + RECORDS_AN_OWNER * self._owners:
-            heap[:] = [record for record in heap if record[0] == record[2].at]
+            counting = {record[2]: record for record in heap if record[0] == record[2].at}  # one an owner, also of equal ones
+            heap[:] = counting.values()
             heapify(heap)
         self._recorded += 1
         heappush(heap, (at, self._recorded, entry))
