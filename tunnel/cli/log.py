@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 MAX_COMINGS: Final = 20  # lines in a minute of how one peer comes, goes and changes its path; others are counted
 MAX_CHANGES: Final = 120  # lines in a minute about all members of a room: its creator can put new names into it for ever
 ROOM: Final = "The members of the room"
-COMINGS_AND_GOINGS: Final = frozenset(("peer_lost", "peer_silent", "peer_back"))  # warnings that a peer can cause again and again
 
 
 class Log:
@@ -73,8 +72,8 @@ class Log:
         self._ways.pop(peer, None)
 
     def tell_trouble(self, trouble: Trouble) -> None:
-        """A sentence of the library's."""
-        if trouble.code not in COMINGS_AND_GOINGS or self._limit.admits(trouble.message, again=1):
+        """A sentence of the library's.  Peers can cause most of them again and again, by connecting."""
+        if self._limit.admits(trouble.message, again=1):
             self._output.warn(trouble.message)
 
     # -- rooms

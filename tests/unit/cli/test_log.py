@@ -179,3 +179,22 @@ async def test_a_creator_that_puts_new_names_into_its_room_all_the_time_fills_no
         await trio.sleep(WINDOW + 1)
         assert lines(capsys) == [f"The members of the room changed {1_000 - MAX_CHANGES} more times within a minute."]
         nursery.cancel_scope.cancel()
+
+
+async def test_peers_that_cause_warnings_in_turns_fill_no_log(
+    capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
+) -> None:
+    """None of them is what was said last, so each would be said again."""
+    output = Output()
+    log = Log(output, is_exposer=True)
+    async with output.live(list), trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(1_000):
+            for name in ("ada", "ben"):
+                text = f"{name} and this side ask for opposite paths (direct and relay): change --path on one of them."
+                log.tell_trouble(Trouble(code="path_policy", message=text))
+        assert len(lines(capsys)) == 2 * MAX_COMINGS
+        await trio.sleep(WINDOW + 1)
+        assert [line.partition("them. ")[2] for line in lines(capsys)] == ["That came 980 more times within a minute."] * 2
+        nursery.cancel_scope.cancel()
