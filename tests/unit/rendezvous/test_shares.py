@@ -182,6 +182,25 @@ def test_who_has_given_rooms_back_registers_again_what_it_can() -> None:
     assert not session.has_lost
 
 
+def test_a_wish_that_crosses_the_loss_of_rooms_does_not_hide_it() -> None:
+    world = World(config=ServerConfig(**SMALL, **FAST))
+    owner = world.host("owner", "203.0.113.1")
+    rooms = [bytes((number,)) * 16 for number in range(6)]
+    owner.client.listen(world.now, rooms)
+    world.run(1)
+    registry = world.server.registry
+    (session,) = registry.sessions.values()
+    registry.leave(session, set(rooms[:2]))  # as if it had held most
+    session.has_lost = True
+    owner.client.dial(world.now, [b"another one here"])
+    world.run(0.5)
+    assert session.dialing
+    assert session.listening == set(rooms[2:])
+    world.run(8)
+    assert session.listening == set(rooms)
+    assert not session.has_lost
+
+
 def test_a_room_in_which_two_have_met_is_given_back_last() -> None:
     world = World(config=ServerConfig(max_room_entries=200, rooms_per_address=36, **FAST))
     for source in SITES[:33]:

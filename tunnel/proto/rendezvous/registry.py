@@ -57,6 +57,7 @@ class Session:
         "id",
         "is_guest",
         "keys",
+        "knows_loss",
         "last_nameplate",
         "listening",
         "mailboxes",
@@ -77,7 +78,8 @@ class Session:
         self.unmet_at: Instant | None = None  # when it was told that somebody could not be led to it
         self.credit = 0  # bytes that it may be told unasked
         self.is_guest = False  # has been led to a session of the server's own hosts
-        self.has_lost = False  # a room to somebody else, and not registered anything since
+        self.has_lost = False  # a room to somebody else, and not registered anything since it was told
+        self.knows_loss = False  # that was told
         self.listening: set[bytes] = set()
         self.dialing: dict[bytes, Dial] = {}
         self.nameplates: set[int] = set()
@@ -276,7 +278,7 @@ class Registry:
         session = max(self._at[shares.latest()].values(), key=_held)
         names = list(islice(chain(session.listening, session.dialing), LOOKED_AT))
         self.leave(session, {next((name for name in names if not self._has_met(name)), names[0])})
-        session.has_lost = True
+        session.has_lost, session.knows_loss = True, False
         self.given_up += 1
         return True
 

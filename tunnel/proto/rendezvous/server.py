@@ -410,6 +410,7 @@ class Server:
             if not self.registry.touch(now, session, socket_id, remote):
                 return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
             self._pushes.heard(now, session, size)
+            session.knows_loss = session.has_lost
         welcome = messages.Welcome(
             cookie=self._cookies.issue(now, remote),
             you=messages.pack_address(remote),
@@ -479,7 +480,8 @@ class Server:
     def _on_join(self, now: Instant, session: Session, message: messages.Join) -> messages.ResponseMessage | Refusal:
         granted = 0
         is_full = False
-        session.has_lost = False
+        if session.knows_loss:
+            session.has_lost = session.knows_loss = False
         if message.role == Role.LISTEN:
             if not self._may_wait(session):
                 return Refusal(RefusalCode.DENIED, "only the machine of this server may wait here")
