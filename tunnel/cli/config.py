@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tunnel.state.config_file import ConfigFile
 
 IN_FILE = tuple(key for key, row in TABLE.items() if row.is_in_file)
+SEEN_BY_OTHERS = (
+    "ptunnel: Everybody on this machine could read that secret on the command line, and the shell may keep it: "
+    "next time write it into {} with an editor."
+)
 
 
 def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -46,6 +50,8 @@ def command(setting: str | None, value: str | None, is_unset: bool, is_json: boo
         raise ConfigurationError("Say which setting is to go: 'ptunnel config server --unset'.")
     if setting is not None and (is_unset or value is not None):
         config = home.configure(setting, None if is_unset else _checked(setting, value or ""))
+        if TABLE[setting].is_secret and not is_unset and not is_json:
+            click.echo(SEEN_BY_OTHERS.format(home.path / "config.toml"), err=True)
     load(config, {})
     shown = [setting] if setting is not None else [key for key in IN_FILE if key in config]
     for key in shown:

@@ -55,6 +55,11 @@ def test_bytes_that_are_no_text_are_refused_in_a_sentence(tmp_path: Path) -> Non
 def test_a_secret_is_set_and_not_shown(tmp_path: Path) -> None:
     done = run(tmp_path, "access_token", "a-token-of-sixteen")
     assert "a-token-of-sixteen" not in done.output + done.stderr
+    assert "Everybody on this machine could read that secret on the command line" in done.stderr
+    assert str(tmp_path / "config.toml") in done.stderr
+    assert "Everybody" not in run(tmp_path, "access_token", "--unset").stderr + run(tmp_path, "name", "ada").stderr
+    run(tmp_path, "name", "--unset")
+    assert run(tmp_path, "access_token", "a-token-of-sixteen", "--json").stderr == ""
     told = [json.loads(line) for line in run(tmp_path, "--json").stdout.splitlines()]
     assert [(each["event"], each["name"], each["value"], each["is_set"]) for each in told] == [
         ("setting", "access_token", None, True)
