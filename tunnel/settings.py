@@ -2,7 +2,7 @@
 
 A setting comes from a flag (or an argument of the library), else the environment, else config.toml in PTUNNEL_HOME, else its
 default here.  A field of `Settings` with its `Row` is all that a new one needs: the flags of the commands, --help, the manual
-page, the library's arguments that are checked, and the table of docs/settings.md follow from it.
+page, the library's arguments that are checked, and README's table follow from it.
 """
 
 from __future__ import annotations
