@@ -130,6 +130,7 @@ class Lab:
     def close(self) -> None:
         for program in reversed(self._programs):
             program.close()
+        self._echo.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._echo.close()
         assert [problem for program in self._programs for problem in program.problems] == []
 

@@ -106,6 +106,7 @@ class Lab:
     def __exit__(self, *error: object) -> None:
         for program in reversed(self._programs):
             program.close()
+        self._echo.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._echo.close()
 
     def _serve_echo(self) -> None:
