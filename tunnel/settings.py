@@ -62,6 +62,7 @@ class Row(NamedTuple):
     variable: str | None = None  # of the environment
     is_in_file: bool = True  # may stand in config.toml
     is_secret: bool = False  # shown nowhere, and inherited by no program that is started
+    keeps_blanks: bool = False  # those around it belong to the value, as in the name of a folder
     rule: str = ""  # completes a sentence that begins with where it was said
     check: Callable[[str, str], object] | None = None  # (value, place): raises ConfigurationError
 
@@ -160,6 +161,7 @@ class Settings:
             metavar="DIR",
             help="Write a trace of each connection into this folder (qlog, for qvis and others).",
             variable="PTUNNEL_QLOG",
+            keeps_blanks=True,
         ),
     ] = None
     is_server_given: bool = False  # by a flag: goes before the one that a peer is remembered with
@@ -284,7 +286,7 @@ def _check(key: str, value: str, place: str) -> Any:
     import msgspec
 
     kind, row = _FIELDS[key]
-    if key != "qlog":
+    if not row.keeps_blanks:
         value = value.strip()
     try:
         msgspec.convert(value, kind)
