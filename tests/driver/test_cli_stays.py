@@ -13,7 +13,9 @@ import trio
 from trio.testing import MockClock
 
 import tunnel.api
+import tunnel.api.lan
 from tunnel.api import machine, servers
+from tunnel.cli import lan
 from tunnel.cli.connect import Connecting
 from tunnel.cli.expose import Exposing
 from tunnel.cli.options import with_last_server
@@ -125,9 +127,48 @@ async def test_the_server_of_last_time_is_told_from_our_own_once_there_is_a_netw
     given = Settings()
     settings, _last = with_last_server(Home(tmp_path), given)
     assert settings.server == "192.0.2.7:24531"
-    one = Exposing(Home(tmp_path), settings, [], [], (), False, Output(), waits=True, given=given)
+    one = Exposing(Home(tmp_path), given, [], [], (), False, Output(), waits=True)
     with pytest.raises(OfflineError, match="far enough"):
         await one.run(Ending())
     assert used == [None if is_ours else "192.0.2.7:24531"]
     assert trio.current_time() >= 600.0
     assert capsys.readouterr().err.splitlines() == ["This computer is not connected to a network: waiting for one."]
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+async def test_a_new_room_before_the_network_is_at_no_former_server_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, is_ours: bool
+) -> None:
+    """`lan create` at boot: the server of last time may be one that ran here, at an address that this machine has not got yet."""
+    monkeypatch.setenv("PTUNNEL_HOME", str(tmp_path))
+    monkeypatch.delenv("PTUNNEL_SERVER", raising=False)
+    Home(tmp_path).save_peer(Peer(name="ben", static=b"\x09" + bytes(31), psk=bytes(32), server="192.0.2.7:24531", last_seen=1.0))
+    used: list[str | None] = []
+    entering: list[Any] = []
+
+    @asynccontextmanager
+    async def create(*_arguments: Any, settings: Settings, **_named: Any) -> AsyncIterator[None]:
+        used.append(settings.server)
+        yield None
+
+    def hosts() -> list[str]:
+        own = ["192.0.2.7"] if is_ours else ["192.0.2.8"]
+        return own if trio.current_time() >= 600.0 else []
+
+    def keep_enter(_home: Home, _settings: Settings, _is_json: bool, _verbose: int, enter: Any, **_named: Any) -> int:
+        entering.append(enter)
+        return 0
+
+    monkeypatch.setattr(tunnel.api.lan, "create", create)
+    monkeypatch.setattr(servers, "has_network", lambda *_arguments: bool(hosts()))
+    monkeypatch.setattr(machine, "machine_hosts", hosts)
+    monkeypatch.setattr(lan, "require_interface", lambda: None)
+    monkeypatch.setattr(lan, "_run", keep_enter)
+    lan.create_command.main(["game"], standalone_mode=False)
+    heard: list[Any] = []
+    said: list[str] = []
+    async with entering[0](said.append, heard.append):
+        assert trio.current_time() >= 600.0
+    assert [event.code for event in heard] == ["no_network"]
+    assert used == [None if is_ours else "192.0.2.7:24531"]
+    assert len(said) == (not is_ours)

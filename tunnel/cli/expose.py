@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tunnel.cli.log import Log
-from tunnel.cli.options import common, complete_peer, load_settings, meeting, once, open_home, with_last_server
+from tunnel.cli.options import common, complete_peer, load_settings, meeting, once, open_home, settle_server
 from tunnel.notation import also
 
 if TYPE_CHECKING:
@@ -77,10 +77,6 @@ def command(
         raise ConfigurationError("--keep makes codes for new peers: it goes with ports to share, and without --to.")
     home = open_home()
     settings = load_settings(home, flags)
-    given = settings
-    settings, last = with_last_server(home, given)
-    if last and grants and not to and not is_json:
-        click.echo(last, err=True)
     for each in to:
         home.peer(each)
     if not grants:
@@ -97,7 +93,7 @@ def command(
     warn_of_silence(list(parsed), output)
     exposing = Exposing(
         home, settings, grants, list(parsed), to, keep, output,
-        only=only, has_picture=has_picture, waits=not is_once, given=given,
+        only=only, has_picture=has_picture, waits=not is_once,
     )  # fmt: skip
     return run(exposing.run)
 
@@ -152,7 +148,6 @@ class Exposing:
     def __init__(
         self, home: Home, settings: Settings, texts: Sequence[str], grants: list[Grant], to: Sequence[str], keep: bool,
         output: Output, *, only: bool = False, has_picture: bool = False, waits: bool = False,
-        given: Settings | None = None,
     ) -> None:  # fmt: skip
         from tunnel.forward.counters import ForwardCounters
 
@@ -165,7 +160,6 @@ class Exposing:
         self._only = only
         self._has_picture = has_picture
         self._waits = waits
-        self._given = given
         self._served: list[Serving] = []  # who may reach what already, until that is said
         self._fresh: set[str] = set()  # who has just paired
         self._output = output
@@ -196,7 +190,9 @@ class Exposing:
             look=self._look,
             notice=self._output.warn,
         )
-        settings = self._settings = await self._choose_server()
+        settings, last = await settle_server(self._home, self._settings, self._handle, waits=self._waits)
+        if last and self._texts and not self._to:
+            self._output.say(last)
         self._server = settings.server or ""
         self._output.wait_for("Meeting the server")
         async with (
@@ -228,18 +224,6 @@ class Exposing:
                 self._output.freeze()
             nursery.cancel_scope.cancel()
         return 0
-
-    async def _choose_server(self) -> Settings:
-        """The server of last time again, as soon as it can be told from one of this machine's own, at an address of its."""
-        from tunnel.api.machine import Machine
-        from tunnel.api.servers import Surroundings, may_be_ours
-
-        around = Surroundings(self._handle, Machine())
-        is_guess = self._given is not None and self._given.server is None and may_be_ours(self._settings.server)
-        if self._given is None or not is_guess or not self._waits or around.has_network():
-            return self._settings
-        await around.wait_network()
-        return with_last_server(self._home, self._given)[0]
 
     def _details(self) -> dict[str, object]:
         from tunnel.telemetry.metrics import snapshot

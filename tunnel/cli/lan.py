@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from tunnel.cli.options import (
     network,
     once,
     open_home,
+    settle_server,
     with_last_server,
     with_server_of,
 )
@@ -28,6 +29,7 @@ from tunnel.cli.privilege import require_interface
 from tunnel.cli.render import json_line
 
 if TYPE_CHECKING:
+    from tunnel.api.common import OnEvent
     from tunnel.api.lan import LanRoom
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
@@ -101,13 +103,20 @@ def create_command(
         home.peer(each)
     name = room_name(room, name)
     require_interface()
-    if name not in Rooms(home).names():
-        settings, last = with_last_server(home, settings)
-        if last:
-            click.echo(last, err=True)
-            settings = replace(settings, is_server_given=True)
-    arguments = {**shared(home, settings, member_name, is_once=is_once), "any_subnet": any_subnet}
-    enter = partial(lan.create, name, keep=keep, to=to, **arguments)
+    is_new = name not in Rooms(home).names()
+
+    @asynccontextmanager
+    async def enter(say: Callable[[str], None], on_event: OnEvent, **more: Any) -> AsyncIterator[LanRoom]:
+        chosen = settings
+        if is_new:
+            chosen, last = await settle_server(home, settings, on_event, waits=not is_once)
+            if last:
+                say(last)
+                chosen = replace(chosen, is_server_given=True)
+        arguments = {**shared(home, chosen, member_name, is_once=is_once), "any_subnet": any_subnet}
+        async with lan.create(name, keep=keep, to=to, on_event=on_event, **more, **arguments) as room:
+            yield room
+
     return _run(home, settings, is_json, verbose, enter, is_kept=keep)
 
 
@@ -134,7 +143,7 @@ def join_command(
     require_interface()
     way, settings = enter_by(home, settings, room, peer, partial(click.echo, err=True))
     arguments = {**shared(home, settings, member_name, is_once=is_once), "any_subnet": any_subnet}
-    return _run(home, settings, is_json, verbose, lambda **more: lan.join(**way, keep=keep, **more, **arguments))
+    return _run(home, settings, is_json, verbose, lambda _say, **more: lan.join(**way, keep=keep, **more, **arguments))
 
 
 @command.command("remove", short_help="Cut a member off from a room that you have created.")
@@ -304,7 +313,7 @@ def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any
     output = Output(is_json=is_json, may_be_live=not verbose)
 
     def enter_with_interface(handle: Any) -> Any:
-        return enter(on_event=handle, interface=playing.open_interface)
+        return enter(output.say, on_event=handle, interface=playing.open_interface)
 
     playing = Playing(home, settings, output, enter_with_interface, is_kept=is_kept)
     return run(playing.run, hurries_later=True)
@@ -351,8 +360,6 @@ class Playing:
 
     def room(self, close: Any) -> AbstractAsyncContextManager[LanRoom]:
         """The room, entered, with the control socket of this process beside it."""
-        from contextlib import asynccontextmanager
-
         from tunnel.control.server import Process, serve_control
         from tunnel.forward.bench import measure
 

@@ -16,6 +16,7 @@ from tunnel.settings import TABLE, Kind, Settings, choices_of, flag_of, load
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tunnel.driver.events import Event
     from tunnel.state.home import Home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -127,6 +128,26 @@ def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
     if last is None:
         return settings, ""
     return replace(settings, server=last), f"Using the server {last}, as last time (--server none: only in this network)."
+
+
+async def settle_server(
+    home: Home, given: Settings, handle: Callable[[Event], None] | None, *, waits: bool
+) -> tuple[Settings, str]:
+    """As `with_last_server`, as soon as it can be told from a server of this machine's own.
+
+    That takes an address of this machine, so with `waits` a network is waited for (`handle` hears of it).  Raises StateError.
+    """
+    guess, said = with_last_server(home, given)
+    if not said:
+        return guess, said
+    from tunnel.api.machine import Machine
+    from tunnel.api.servers import Surroundings, may_be_ours
+
+    around = Surroundings(handle, Machine())
+    if not waits or not may_be_ours(guess.server) or around.has_network():
+        return guess, said
+    await around.wait_network()
+    return with_last_server(home, given)
 
 
 def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Settings]:
