@@ -17,6 +17,12 @@ SocketId = NewType("SocketId", int)  # names one socket of an endpoint: v4, v6, 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
+class Hex(bytes):
+    """Bytes that a file of state shows as hexadecimal digits: what a person may have to compare, and keys of a table."""
+
+    __slots__ = ()
+
+
 class Address(NamedTuple):
     """A UDP transport address in canonical form: `host` is numeric text, IPv4-mapped IPv6 is written as IPv4.
 

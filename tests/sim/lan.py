@@ -12,9 +12,8 @@ from tunnel.proto.endpoint import CodeIssued, Endpoint, EndpointConfig, Endpoint
 from tunnel.proto.endpoint.membership import Membership, NewcomerStore
 from tunnel.proto.lan.addresses import Prefix
 from tunnel.proto.lan.events import RoomEvent
-from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
-from tunnel.proto.lan.roster import Roster, invited_psk
+from tunnel.proto.lan.roster import RoomState, Roster, invited_psk
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 

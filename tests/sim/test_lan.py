@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import msgspec
 import pytest
@@ -687,11 +686,11 @@ def test_what_a_creator_remembers_must_fit_together() -> None:
         state = party.creator.saved
         assert state is not None
         for damaged in (
-            replace(state, secret=bytes(32)),
-            replace(state, room=bytes(32)),
-            replace(state, private_key=None),
-            replace(state, private_key=bytes(32)),
-            replace(state, roster=state.roster[:-1]),
+            msgspec.structs.replace(state, secret=bytes(32)),
+            msgspec.structs.replace(state, room=bytes(32)),
+            msgspec.structs.replace(state, private_key=None),
+            msgspec.structs.replace(state, private_key=bytes(32)),
+            msgspec.structs.replace(state, roster=state.roster[:-1]),
         ):
             party.creator.saved = damaged
             with pytest.raises(messages.MalformedPacket):

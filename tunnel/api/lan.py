@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Unpack
 
 import trio
+from msgspec.structs import replace
 
 from tunnel.api.common import OnEvent, require_trio, single_error
 from tunnel.api.lan_plane import (
@@ -37,9 +38,8 @@ from tunnel.driver.lasting import last
 from tunnel.driver.rooms import Membership, NewcomerStore
 from tunnel.errors import ConfigurationError, MalformedPacket, StateError
 from tunnel.proto.lan.addresses import Prefix, subnet_prefix
-from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
-from tunnel.proto.lan.roster import Roster, decode_roster, invited_psk, make_label
+from tunnel.proto.lan.roster import RoomState, Roster, decode_roster, invited_psk, make_label
 from tunnel.proto.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.settings import Given, Settings
 from tunnel.state.home import Home
@@ -329,11 +329,7 @@ def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: I
     """Raises ConfigurationError, StateError."""
     static, now = driver.core.static_public, driver.clock()
     if entry.saved is not None:
-        saved = entry.saved
-        state = RoomState(
-            member_name=member_name, room=saved.room, private_key=saved.private_key, secret=saved.secret, roster=saved.roster,
-            psks=dict(saved.psks), former=saved.former, highest=saved.highest,
-        )  # fmt: skip
+        saved, state = entry.saved, replace(entry.saved, member_name=member_name)
         try:
             return Room.restore(state, now=now, static=static, routes=routes, entropy=os.urandom)
         except MalformedPacket:
@@ -447,22 +443,7 @@ class _Keeper:
     def _write(self, state: RoomState, roster: Roster, name: str | None, now: float) -> str:
         """The name that it is kept under.  Raises StateError, ConfigurationError."""
         name = name or self._rooms.free_name(roster.name, state.room)
-        self._rooms.save(
-            SavedRoom(
-                name=name,
-                member_name=state.member_name,
-                room=state.room,
-                private_key=state.private_key,
-                secret=state.secret,
-                epoch=roster.epoch,
-                roster=state.roster,
-                psks=state.psks,
-                former=state.former,
-                highest=state.highest,
-                server=self.server,
-                saved_at=now,
-            )
-        )
+        self._rooms.save(SavedRoom.of(state, name=name, server=self.server, saved_at=now))
         return name
 
     def forget(self) -> None:

@@ -24,6 +24,7 @@ from tunnel.proto.pairing.identity import sanitise_name
 from tunnel.settings import Given, GivenPeer, Settings, load_given
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
+from tunnel.units import Hex
 
 if TYPE_CHECKING:
     from tunnel.telemetry.qlog import QlogDirectory
@@ -49,7 +50,7 @@ def known_peer(peer: Peer) -> KnownPeer:
         server=peer.server,
         grants=tuple(peer.grants),
         machines=peer.machines,
-        kept=tuple(KeptPsk(*each) for each in peer.kept),
+        kept=tuple(KeptPsk(each.psk, each.is_shown) for each in peer.kept),
         is_hybrid=peer.is_hybrid,
     )
 
@@ -96,7 +97,7 @@ class HomeStore:
             grants=grants,
             created=now,
             last_seen=now,
-            machines=peer.machines,
+            machines=tuple(map(Hex, peer.machines)),
         )
 
         def write() -> tuple[Peer | None, Peer]:

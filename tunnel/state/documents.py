@@ -6,42 +6,60 @@ by writing over it.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from tunnel.errors import StateError
 from tunnel.state.files import read_private, write_private
+from tunnel.units import Hex
 
 Document = dict[str, Any]
+T = TypeVar("T")
 
-_KNOWN_KEYS: Final = frozenset(("ptunnel", "version", "checksum", "content"))
-#: No time stamp of ours comes near it, and every smaller integer is a float too.
+KEY_SIZE: Final = 32  # bytes of every key that is kept
+#: Seconds; no time stamp of ours comes near it, and every smaller integer is a float too.
 MAX_NUMBER: Final = 1e15
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+Key = Annotated[bytes, Meta(min_length=KEY_SIZE, max_length=KEY_SIZE)]
+Time = Annotated[float, Meta(gt=-MAX_NUMBER, lt=MAX_NUMBER)]
 
 
 class BadContent(ValueError):
     """A value that does not belong where it stands; becomes a StateError that names the file."""
 
 
-def read_document(path: Path, kind: str, version: int) -> Document | None:
-    """The content, or None when there is no such file.  Raises StateError for anything but what write_document wrote."""
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file holds.  Bytes are base64 there, Hex hexadecimal; fields that we do not know are passed over."""
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        shown = ", ".join(f"{name}={value!r}" for name, value in fields if isinstance(value, str | int | float))
+        return f"{type(self).__name__}({shown})"
+
+
+def read_document(path: Path, kind: str, version: int, decode: Callable[[Document], T]) -> T | None:
+    """The content as `decode` reads it (it may raise BadContent), or None when there is no such file.
+
+    Raises StateError for anything but what write_document wrote.
+    """
     data = read_private(path)
     if data is None:
         return None
     try:
-        return _decode(data, kind, version)
+        return decode(_decode(data, kind, version))
     except _TooNew as newer:
         raise StateError(
             f"{path} was written by a newer ptunnel (format {newer}; this one knows {version}): upgrade ptunnel."
         ) from None
     except (ValueError, RecursionError, OverflowError):
-        raise damaged(path) from None
+        raise StateError(f"{path} is damaged or was edited by hand: restore it from a backup or move it away.") from None
 
 
 def write_document(path: Path, kind: str, version: int, content: Document) -> None:
@@ -50,33 +68,31 @@ def write_document(path: Path, kind: str, version: int, content: Document) -> No
     write_private(path, json.dumps(document, indent=1, ensure_ascii=True).encode("ascii") + b"\n")
 
 
-def damaged(path: Path) -> StateError:
-    return StateError(f"{path} is damaged or was edited by hand: restore it from a backup or move it away.")
-
-
 class _TooNew(Exception):
     """Carries the version."""
 
 
+class _Envelope(msgspec.Struct):
+    """What stands around the content, in any version."""
+
+    ptunnel: str
+    version: Annotated[int, Meta(ge=1)]
+    checksum: Any = None
+    content: Any = None
+
+
 def _decode(data: bytes, kind: str, version: int) -> Document:
-    document = json.loads(data.decode("utf-8"), parse_constant=_refuse)
-    if not isinstance(document, dict) or document.get("ptunnel") != kind:
+    try:
+        found = msgspec.json.decode(data, type=_Envelope)
+    except msgspec.MsgspecError as error:
+        raise BadContent(str(error)) from None
+    if found.ptunnel != kind:
         raise BadContent("not such a file")
-    found = document.get("version")
-    if type(found) is not int or found < 1:
-        raise BadContent("no version")
-    if found > version:
-        raise _TooNew(found)
-    content, checksum = document.get("content"), document.get("checksum")
-    if document.keys() != _KNOWN_KEYS or not isinstance(content, dict):
-        raise BadContent("unknown or missing fields")
-    if not isinstance(checksum, str) or not _DIGEST.fullmatch(checksum) or checksum != _checksum(kind, found, content):
+    if found.version > version:
+        raise _TooNew(found.version)
+    if not isinstance(found.content, dict) or found.checksum != _checksum(kind, found.version, found.content):
         raise BadContent("checksum")
-    return content
-
-
-def _refuse(constant: str) -> Any:
-    raise BadContent(constant)
+    return found.content
 
 
 def _checksum(kind: str, version: int, content: Document) -> str:
@@ -85,33 +101,34 @@ def _checksum(kind: str, version: int, content: Document) -> str:
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-# -- fields
+# -- records
 
 
-def encode_bytes(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+def encode_record(record: msgspec.Struct) -> Document:
+    return msgspec.to_builtins(record, enc_hook=_to_text)  # type: ignore[no-any-return]
 
 
-def field_bytes(record: Document, name: str, size: int) -> bytes:
+def decode_record(content: Any, kind: type[T]) -> T:
     """Raises BadContent."""
     try:
-        data = base64.b64decode(field_text(record, name), validate=True)
-    except ValueError:  # binascii.Error is one, and so is what text outside ASCII gives
-        raise BadContent(name) from None
-    if len(data) != size:
-        raise BadContent(name)
-    return data
+        return msgspec.convert(content, kind, dec_hook=_from_text)
+    except msgspec.ValidationError as error:
+        raise BadContent(str(error)) from None
 
 
-def field_text(record: Document, name: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str) or not value.isprintable():
-        raise BadContent(name)
-    return value
+def _to_text(value: Any) -> str:
+    if isinstance(value, Hex):
+        return value.hex()
+    raise NotImplementedError(type(value))
 
 
-def field_number(record: Document, name: str) -> float:
-    value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
-        raise BadContent(name)
-    return float(value)
+def _from_text(kind: type, value: Any) -> Hex:
+    if kind is not Hex or not isinstance(value, str):
+        raise ValueError("not hexadecimal digits")
+    return Hex(bytes.fromhex(value))
+
+
+def require_printable(*texts: str | None) -> None:
+    """Raises BadContent."""
+    if not all(text is None or text.isprintable() for text in texts):
+        raise BadContent("text that cannot be printed")

@@ -6,6 +6,7 @@ that is damaged or of a newer format raises StateError from reading, and so is n
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import os
@@ -13,15 +14,17 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
+
+from msgspec.structs import replace
 
 from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
 from tunnel.state import ways as way_rules
 from tunnel.state.config_file import ConfigFile, read_config, with_setting
-from tunnel.state.documents import BadContent, damaged, encode_bytes, field_bytes, read_document, write_document
+from tunnel.state.documents import KEY_SIZE, Key, decode_record, read_document, write_document
 from tunnel.state.files import (
     INCAPABLE,
     FileLock,
@@ -33,7 +36,7 @@ from tunnel.state.files import (
     read_private,
     write_private,
 )
-from tunnel.state.peers import KEY_SIZE, Peer
+from tunnel.state.peers import Peer
 from tunnel.state.ways import Way
 
 MAX_REPORTS: Final = 256 * 1024  # bytes of faults.log
@@ -96,20 +99,14 @@ class _SecretFile:
     field: str
 
     def read(self) -> bytes | None:
-        content = read_document(self.path, self.kind, SECRET_VERSION)
-        if content is None:
-            return None
-        try:
-            return field_bytes(content, self.field, KEY_SIZE)
-        except BadContent:
-            raise damaged(self.path) from None
+        return read_document(self.path, self.kind, SECRET_VERSION, lambda content: decode_record(content.get(self.field), Key))
 
     def read_or_make(self) -> bytes:
         """The caller holds the lock; another process may have been first."""
         secret = self.read()
         if secret is None:
             secret = os.urandom(KEY_SIZE)
-            write_document(self.path, self.kind, SECRET_VERSION, {self.field: encode_bytes(secret)})
+            write_document(self.path, self.kind, SECRET_VERSION, {self.field: base64.b64encode(secret).decode()})
         return secret
 
 
@@ -150,13 +147,8 @@ class Home:
 
     def peers(self) -> list[Peer]:
         """All remembered peers by name.  Raises StateError."""
-        content = read_document(self._peers_path, rules.KIND, rules.VERSION)
-        if content is None:
-            return []
-        try:
-            return sorted(rules.decode_peers(content), key=lambda peer: peer.name.casefold())
-        except BadContent:
-            raise damaged(self._peers_path) from None
+        found = read_document(self._peers_path, rules.KIND, rules.VERSION, rules.decode_peers)
+        return sorted(found or [], key=lambda peer: peer.name.casefold())
 
     def peer(self, name: str) -> Peer:
         """Raises ConfigurationError with the known names."""
@@ -237,13 +229,7 @@ class Home:
 
     def ways(self) -> list[Way]:
         """All that is remembered of the ways to peers, the newest first.  Raises StateError."""
-        content = read_document(self._ways_path, way_rules.KIND, way_rules.VERSION)
-        if content is None:
-            return []
-        try:
-            return way_rules.decode_ways(content)
-        except BadContent:
-            raise damaged(self._ways_path) from None
+        return read_document(self._ways_path, way_rules.KIND, way_rules.VERSION, way_rules.decode_ways) or []
 
     def remember_ways(self, fresh: Iterable[Way], gone: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Remember ways, and forget those of these (network, static).  Only of peers that are remembered.  Raises StateError."""

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import force_setattr, replace
 
 from tunnel.errors import ConfigurationError
-from tunnel.state.documents import BadContent, Document, encode_bytes, field_bytes, field_number, field_text
+from tunnel.state.documents import (
+    KEY_SIZE,
+    BadContent,
+    Document,
+    Key,
+    Record,
+    Time,
+    decode_record,
+    encode_record,
+    require_printable,
+)
+from tunnel.units import Hex
 
 KIND: Final = "peers"
 #: Format of peers.json; a file with a larger one is left alone.  A file is written in the oldest one that can say what is in it.
 VERSION: Final = 2
 _PLAIN: Final = 1
-#: Bytes of a static public key and of a pair's psk.
-KEY_SIZE: Final = 32
 #: Characters of a name, as in the handshake's Params.
 MAX_NAME: Final = 64
 #: Remembered peers of one home; keeps peers.json under files.MAX_FILE_SIZE.
@@ -26,19 +38,17 @@ MAX_KEPT: Final = 6
 MAX_MACHINES: Final = 4
 MACHINE_SIZE: Final = 3
 
-_FIELDS: Final = frozenset(("name", "static", "psk", "server", "grants", "created", "last_seen", "version"))
-_LATER_FIELDS: Final = frozenset(("machines", "kept", "hybrid"))  # that a file of an older version has not
+_LATER_FIELDS: Final = frozenset(("machines", "kept", "hybrid"))  # left out where there are none: format 1 has not got them
 
 
-class Kept(NamedTuple):
+class Kept(Record, frozen=True):
     """A psk that a hybrid step made; `is_shown`: the peer has kept it too."""
 
-    psk: bytes
-    is_shown: bool
+    psk: Key
+    is_shown: bool = msgspec.field(name="shown")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class Peer(Record, frozen=True, kw_only=True):
     """One remembered peer.  `created` and `last_seen` are Unix times; `server` is the host:port to meet it at.
 
     `grants` are plain dicts: what the peer may reach here.  `version` is the ptunnel protocol it spoke last.
@@ -46,21 +56,29 @@ class Peer:
     `kept` are the psks that came after that of the pairing, the newest last.  `is_hybrid`: one of them was shown once.
     """
 
-    name: str
-    static: bytes
-    psk: bytes = field(repr=False)
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+    static: Key
+    psk: Key
     server: str | None = None
-    grants: list[dict[str, Any]] = field(default_factory=list)
-    created: float = 0.0
-    last_seen: float = 0.0
+    grants: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    created: Time = 0.0
+    last_seen: Time = 0.0
     version: int = 1
-    machines: tuple[bytes, ...] = ()
-    kept: tuple[Kept, ...] = field(default=(), repr=False)
-    is_hybrid: bool = False
+    machines: Annotated[tuple[Hex, ...], Meta(max_length=MAX_MACHINES)] = ()
+    kept: Annotated[tuple[Kept, ...], Meta(max_length=MAX_KEPT)] = ()
+    is_hybrid: bool = msgspec.field(default=False, name="hybrid")
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "machines", tuple(map(Hex, self.machines)))
+
+
+class _File(msgspec.Struct):
+    peers: Annotated[list[Peer], Meta(max_length=MAX_PEERS)]
 
 
 def encode_peers(peers: Iterable[Peer]) -> Document:
-    return {"peers": [_encode_peer(peer) for peer in peers]}
+    records = map(encode_record, peers)
+    return {"peers": [{name: value for name, value in each.items() if value or name not in _LATER_FIELDS} for each in records]}
 
 
 def version_for(peers: Iterable[Peer]) -> int:
@@ -68,86 +86,16 @@ def version_for(peers: Iterable[Peer]) -> int:
     return VERSION if any(peer.kept or peer.is_hybrid or peer.machines for peer in peers) else _PLAIN
 
 
-def _encode_peer(peer: Peer) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "name": peer.name,
-        "static": encode_bytes(peer.static),
-        "psk": encode_bytes(peer.psk),
-        "server": peer.server,
-        "grants": peer.grants,
-        "created": peer.created,
-        "last_seen": peer.last_seen,
-        "version": peer.version,
-    }
-    if peer.machines:
-        record["machines"] = [machine.hex() for machine in peer.machines]
-    if peer.kept:
-        record["kept"] = [{"psk": encode_bytes(each.psk), "shown": each.is_shown} for each in peer.kept]
-    if peer.is_hybrid:
-        record["hybrid"] = True
-    return record
-
-
 def decode_peers(content: Document) -> list[Peer]:
     """Raises BadContent."""
-    records = content.get("peers")
-    if content.keys() != {"peers"} or not isinstance(records, list) or len(records) > MAX_PEERS:
-        raise BadContent("peers")
-    peers = [_decode_peer(record) for record in records]
+    peers = decode_record(content, _File).peers
+    for peer in peers:
+        require_printable(peer.server)
+        if not is_name(peer.name) or any(len(machine) != MACHINE_SIZE for machine in peer.machines):
+            raise BadContent("name or machines")
     if len({peer.name.casefold() for peer in peers}) != len(peers) or len({peer.static for peer in peers}) != len(peers):
         raise BadContent("two peers of one name or key")
     return peers
-
-
-def _decode_peer(record: Any) -> Peer:
-    if not isinstance(record, dict) or record.keys() - _LATER_FIELDS != _FIELDS:
-        raise BadContent("peer")
-    if type(record.get("hybrid", False)) is not bool:
-        raise BadContent("hybrid")
-    grants, server, version = record["grants"], record["server"], record["version"]
-    if not isinstance(grants, list) or not all(isinstance(grant, dict) for grant in grants):
-        raise BadContent("grants")
-    if not (server is None or (isinstance(server, str) and server.isprintable())) or type(version) is not int:
-        raise BadContent("server or version")
-    name = field_text(record, "name")
-    if not is_name(name):
-        raise BadContent("name")
-    return Peer(
-        name=name,
-        static=field_bytes(record, "static", KEY_SIZE),
-        psk=field_bytes(record, "psk", KEY_SIZE),
-        server=server,
-        grants=grants,
-        created=field_number(record, "created"),
-        last_seen=field_number(record, "last_seen"),
-        version=version,
-        machines=_decode_machines(record.get("machines", [])),
-        kept=_decode_kept(record.get("kept", [])),
-        is_hybrid=record.get("hybrid", False),
-    )
-
-
-def _decode_machines(record: Any) -> tuple[bytes, ...]:
-    if not isinstance(record, list) or len(record) > MAX_MACHINES or not all(isinstance(each, str) for each in record):
-        raise BadContent("machines")
-    try:
-        machines = tuple(map(bytes.fromhex, record))
-    except ValueError:
-        raise BadContent("machines") from None
-    if any(len(machine) != MACHINE_SIZE for machine in machines):
-        raise BadContent("machines")
-    return machines
-
-
-def _decode_kept(records: Any) -> tuple[Kept, ...]:
-    if not isinstance(records, list) or len(records) > MAX_KEPT:
-        raise BadContent("kept")
-    found = []
-    for record in records:
-        if not isinstance(record, dict) or record.keys() != {"psk", "shown"} or type(record["shown"]) is not bool:
-            raise BadContent("kept")
-        found.append(Kept(field_bytes(record, "psk", KEY_SIZE), record["shown"]))
-    return tuple(found)
 
 
 def keep(peers: list[Peer], static: bytes, psk: bytes, *, is_shown: bool) -> tuple[list[Peer], Peer]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import asdict
+
 from tunnel.errors import AlreadyRunningError, ConfigurationError, StateError
+from tunnel.proto.lan.roster import RoomState
 from tunnel.state.documents import (
     BadContent,
     Document,
-    damaged,
-    encode_bytes,
-    field_bytes,
-    field_number,
-    field_text,
+    Time,
+    decode_record,
+    encode_record,
     read_document,
+    require_printable,
     write_document,
 )
 from tunnel.state.files import FileLock, explain, is_incapable, make_private_directory
@@ -31,38 +33,23 @@ from tunnel.state.home import Home
 KIND: Final = "room"
 #: Format of a room's file; one with a larger version is left alone.
 VERSION: Final = 1
-#: Bytes of every key in it.
-KEY_SIZE: Final = 32
-#: Bytes of a signed roster at most.
-MAX_ROSTER: Final = 4096
-#: Members of a room, and numbers that it has given away.
-MAX_KEYS: Final = 256
 #: Files of rooms that are looked at.
 MAX_ROOMS: Final = 1_000
 
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_FIELDS: Final = frozenset((
-    "name", "member_name", "room", "private_key", "secret", "epoch", "roster", "psks", "former", "highest", "server", "saved_at",
-))  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedRoom:
-    """One room.  `name` is a label of [a-z0-9-]; `private_key` is the creator's; `roster` is signed; `psks` and `former` are by
-    static key.  `server` is the host:port to meet at; `saved_at` is a Unix time."""
+class SavedRoom(RoomState, frozen=True, kw_only=True):
+    """A room and where it is kept.  `name` is a label of [a-z0-9-], `server` the host:port to meet at, `saved_at` a Unix time."""
 
     name: str
-    member_name: str
-    room: bytes
-    private_key: bytes | None = field(repr=False)
-    secret: bytes = field(repr=False)
-    epoch: int
-    roster: bytes
-    psks: Mapping[bytes, bytes] = field(repr=False)
-    former: tuple[tuple[bytes, int], ...] = ()
-    highest: int = 1
     server: str
-    saved_at: float = 0.0
+    saved_at: Time
+
+    @classmethod
+    def of(cls, state: RoomState, **where: Any) -> SavedRoom:
+        """`where` are our own fields."""
+        return cls(**{**asdict(state), **where})
 
     @property
     def is_creator(self) -> bool:
@@ -74,59 +61,16 @@ def is_room_name(text: str) -> bool:
 
 
 def encode_room(room: SavedRoom) -> Document:
-    return {
-        "name": room.name,
-        "member_name": room.member_name,
-        "room": encode_bytes(room.room),
-        "private_key": None if room.private_key is None else encode_bytes(room.private_key),
-        "secret": encode_bytes(room.secret),
-        "epoch": room.epoch,
-        "roster": encode_bytes(room.roster),
-        "psks": {static.hex(): encode_bytes(psk) for static, psk in room.psks.items()},
-        "former": [[static.hex(), number] for static, number in room.former],
-        "highest": room.highest,
-        "server": room.server,
-        "saved_at": room.saved_at,
-    }
+    return encode_record(room)
 
 
-def decode_room(content: Document) -> SavedRoom:
-    """Raises BadContent."""
-    psks, former = content.get("psks"), content.get("former")
-    if content.keys() != _FIELDS or not isinstance(psks, dict) or not isinstance(former, list):
-        raise BadContent("fields")
-    if len(psks) > MAX_KEYS or len(former) > MAX_KEYS or not is_room_name(field_text(content, "name")):
-        raise BadContent("name or sizes")
-    numbers = []
-    for pair in former:
-        if not isinstance(pair, list) or len(pair) != 2 or type(pair[1]) is not int or not 1 <= pair[1] <= 254:
-            raise BadContent("former")
-        numbers.append((_static(pair[0]), pair[1]))
-    highest, epoch, roster = content["highest"], content["epoch"], content["roster"]
-    if type(highest) is not int or not 1 <= highest <= 254 or type(epoch) is not int or epoch < 1:
-        raise BadContent("highest or epoch")
-    if not isinstance(roster, str) or not len(roster) <= 2 * MAX_ROSTER:
-        raise BadContent("roster")
-    return SavedRoom(
-        name=content["name"],
-        member_name=field_text(content, "member_name"),
-        room=field_bytes(content, "room", KEY_SIZE),
-        private_key=None if content["private_key"] is None else field_bytes(content, "private_key", KEY_SIZE),
-        secret=field_bytes(content, "secret", KEY_SIZE),
-        epoch=epoch,
-        roster=field_bytes(content, "roster", len(roster) // 4 * 3 - roster.count("=")),
-        psks={_static(static): field_bytes(psks, static, KEY_SIZE) for static in psks},
-        former=tuple(numbers),
-        highest=highest,
-        server=field_text(content, "server"),
-        saved_at=field_number(content, "saved_at"),
-    )
-
-
-def _static(text: Any) -> bytes:
-    if not isinstance(text, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * KEY_SIZE}}}", text):
-        raise BadContent("a static key")
-    return bytes.fromhex(text)
+def decode_room(content: Document, name: str = "") -> SavedRoom:
+    """`name`: whose file it is.  Raises BadContent."""
+    room = decode_record(content, SavedRoom)
+    require_printable(room.member_name, room.server)
+    if not is_room_name(room.name) or room.name != (name or room.name):
+        raise BadContent("name")
+    return room
 
 
 class Rooms:
@@ -152,17 +96,7 @@ class Rooms:
         """Raises StateError."""
         if not is_room_name(name):
             return None
-        path = self._path(name)
-        content = read_document(path, KIND, VERSION)
-        if content is None:
-            return None
-        try:
-            room = decode_room(content)
-        except BadContent:
-            raise damaged(path) from None
-        if room.name != name:
-            raise damaged(path)
-        return room
+        return read_document(self._path(name), KIND, VERSION, partial(decode_room, name=name))
 
     def room(self, name: str) -> SavedRoom:
         """Raises ConfigurationError with the names there are, StateError."""

@@ -36,7 +36,7 @@ MEMBERS = [
 def keep(home: Path, name: str, *, is_creator: bool = False) -> None:
     saved = SavedRoom(
         name=name, member_name="x", room=name.encode().ljust(32), private_key=b"k" * 32 if is_creator else None,
-        secret=ROOM.secret, epoch=1, roster=ROOM.roster, psks={}, server="rv",
+        secret=ROOM.secret, epoch=1, roster=ROOM.roster, psks={}, former=(), highest=1, server="rv", saved_at=0.0,
     )  # fmt: skip
     Rooms(Home(home)).save(saved)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tunnel.errors import AlreadyRunningError, ConfigurationError, StateError
 from tunnel.state.documents import BadContent
@@ -107,7 +107,7 @@ def test_one_process_is_in_a_room_at_a_time_and_leaves_no_lock_behind(rooms: Roo
         {"highest": 255},
         {"server": None},
         {"saved_at": "now"},
-        {"extra": 1},
+        {"psks": {"aa": "A" * 43 + "="}},
     ],
     ids=str,
 )

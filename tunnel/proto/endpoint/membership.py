@@ -23,9 +23,8 @@ from tunnel.proto.endpoint.events import (
 from tunnel.proto.endpoint.pairing import FOR_MANY, ExposerPairing
 from tunnel.proto.endpoint.peering import CONTROL_ROOM, Peering
 from tunnel.proto.lan.events import EntryUnanswered, MemberRemoved, RoomEvent, RosterChanged
-from tunnel.proto.lan.records import RoomState
 from tunnel.proto.lan.room import Room
-from tunnel.proto.lan.roster import Member
+from tunnel.proto.lan.roster import Member, RoomState
 from tunnel.proto.pairing.code import Purpose
 from tunnel.proto.timers import earliest
 from tunnel.units import Instant, Seconds

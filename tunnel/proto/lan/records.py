@@ -1,30 +1,14 @@
-"""What a Room is remembered by, for whom it needs a key, and what it knows of a connection."""
+"""For whom a Room needs a key, what it knows of a connection, and how often something may be done."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from tunnel.proto.lan import addresses
 from tunnel.units import Instant, Seconds
 
 MESSAGE_RATE: Final = 2.0  # messages a second from one member, by however many connections; a join costs three
 MESSAGE_BURST: Final = 64  # messages; fifteen joins at once are thirty from the creator
 MAX_SPENDERS: Final = 256  # keys whose allowance is remembered, connected or not; that of the one longest silent is forgotten
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoomState:
-    """What a room is remembered by."""
-
-    member_name: str  # how we introduce ourselves
-    room: bytes  # the room's public key
-    private_key: bytes | None = field(repr=False)  # the creator's alone
-    secret: bytes = field(repr=False)
-    roster: bytes  # signed
-    psks: dict[bytes, bytes] = field(repr=False)  # by static key: the creator's with all members, a member's with the creator
-    former: tuple[tuple[bytes, int], ...] = ()  # the creator's HostNumbers
-    highest: int = addresses.CREATOR_HOST
 
 
 class MemberPeer(NamedTuple):

@@ -46,11 +46,12 @@ from tunnel.proto.lan.messages import (
     pack_routes,
     unpack_routes,
 )
-from tunnel.proto.lan.records import MESSAGE_BURST, MESSAGE_RATE, Allowances, MemberLink, MemberPeer, RoomState
+from tunnel.proto.lan.records import MESSAGE_BURST, MESSAGE_RATE, Allowances, MemberLink, MemberPeer
 from tunnel.proto.lan.roster import (
     KEY_SIZE,
     NO_NEWS,
     Member,
+    RoomState,
     Roster,
     commit,
     decode_roster,
@@ -63,7 +64,7 @@ from tunnel.proto.lan.roster import (
 )
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
-from tunnel.units import Buffer, Instant, Seconds
+from tunnel.units import Buffer, Hex, Instant, Seconds
 
 HAVE_INTERVAL: Final = Seconds(30.0)  # between two Have to everybody; they are for what got lost, so rare
 RESEND_AFTER: Final = Seconds(10.0)  # before a State that somebody seems not to have got is sent again
@@ -158,7 +159,7 @@ class Room:
             raise MalformedPacket("room state: the creator and nobody else has the key")
         room = cls(static=static, member_name=state.member_name, keeps=True, entropy=entropy)
         room.roster, room._blob, room._secret, room._room = roster, state.roster, state.secret, state.room
-        room._psks, room._creator, room._routes = dict(state.psks), roster.creator.static, tuple(routes)
+        room._psks, room._creator, room._routes = dict(state.psks.items()), roster.creator.static, tuple(routes)
         room._have_at = Instant(now + HAVE_INTERVAL)
         if state.private_key is not None:
             highest = max(state.highest, *(member.host for member in roster.members))
@@ -192,9 +193,10 @@ class Room:
             room=self._room,
             private_key=self._office.private_key if self._office is not None else None,
             secret=self._secret,
+            epoch=self.roster.epoch,
             roster=self._blob,
-            psks=dict(self._psks),
-            former=self._office.numbers.former if self._office is not None else (),
+            psks={Hex(static): psk for static, psk in self._psks.items()},
+            former=tuple((Hex(static), host) for static, host in self._office.numbers.former) if self._office is not None else (),
             highest=self._office.numbers.highest if self._office is not None else addresses.CREATOR_HOST,
         )
 

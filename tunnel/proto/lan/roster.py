@@ -18,10 +18,11 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Meta
+from msgspec.structs import force_setattr
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.lan import addresses
-from tunnel.units import Buffer
+from tunnel.units import Buffer, Hex
 
 MAX_MEMBERS: Final = 16  # creator included: each has a connection to every other one
 MAX_ROSTER: Final = 4096  # bytes; 16 members with the longest names need half of it
@@ -85,6 +86,34 @@ class Roster(msgspec.Struct, frozen=True, array_like=True):
 
     def ipv6(self, member: Member) -> str:
         return addresses.ipv6_text(self.ula, member.host)
+
+
+class RoomState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a room is remembered by, as its file has it: a later field has a default, and is left out while it has that.
+
+    `member_name` is how we introduce ourselves; `private_key` is the creator's alone; `roster` is signed; `psks` are by static
+    key, the creator's with all members, a member's with the creator; `former` and `highest` are the creator's HostNumbers.
+    """
+
+    member_name: str
+    room: Key
+    private_key: Key | None
+    secret: Key
+    epoch: Epoch
+    roster: Annotated[bytes, Meta(max_length=MAX_ROSTER)]
+    psks: Annotated[dict[Hex, Key], Meta(max_length=addresses.LAST_HOST)]
+    former: Annotated[tuple[tuple[Hex, Host], ...], Meta(max_length=addresses.LAST_HOST)]
+    highest: Host
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "psks", {Hex(static): psk for static, psk in self.psks.items()})
+        force_setattr(self, "former", tuple((Hex(static), host) for static, host in self.former))
+        if any(len(static) != KEY_SIZE for static in (*self.psks, *dict(self.former))):
+            raise ValueError("a static key")
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"{type(self).__name__}(room={self.room.hex()}, epoch={self.epoch})"
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
