@@ -154,3 +154,26 @@ def read(descriptor: int, so_far: bytes) -> bytes:
     ready, _, _ = select.select([descriptor], [], [], PATIENCE_S)
     assert ready, so_far
     return os.read(descriptor, 65_536)
+
+
+def test_a_server_with_v_tells_of_clients_and_pairs_with_the_time_and_nothing_of_them_without(lab: Lab, tmp_path: Path) -> None:
+    somebody = r"127\.0\.0\.1:\d+"
+    with (
+        logged(tmp_path / "told", "serve", "-v", "--listen", "127.0.0.1:0") as told,
+        logged(tmp_path / "silent", "serve", "--listen", "127.0.0.1:0") as silent,
+    ):
+        servers = [each.wait(r"^Serving on udp (\S+) ")[1] for each in (told, silent)]
+        for number, server in enumerate(servers):
+            exposing = lab.run(tmp_path / f"e{number}", "expose", str(lab.port), "--server", server)
+            code = exposing.wait("code")["code"]
+            words = ("connect", "--server", server, "--forward", f"0:{lab.port}")
+            connecting = lab.run(tmp_path / f"c{number}", *words, PTUNNEL_CODE=code)
+            connecting.wait("forward")
+            connecting.end()
+            exposing.end()
+        told.wait(rf"^{WHEN}{somebody} came \(1 client now\)\.$")
+        told.wait(rf"^{WHEN}Pair 1: {somebody} met {somebody} by a code; the relay is open to them\.$")
+        told.wait(rf"^{WHEN}Pair 1 ended after \d+ s, [\d,]+ bytes relayed: they have left\.$")
+        told.wait(rf"^{WHEN}{somebody} left \(0 clients now\)\.$")
+        silent.end()
+        assert len(silent.text.splitlines()) == 2, silent.text

@@ -84,8 +84,12 @@ def once(function: Function) -> Function:
 
 def _start_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> int:
     if verbosity:
-        level = logging.INFO if verbosity == 1 else logging.DEBUG
-        logging.basicConfig(level=level, format="%(asctime)s %(name)s %(message)s", force=True)
+        if verbosity == 1:
+            from tunnel.cli.render import time_format
+
+            logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt=time_format(), force=True)
+        else:
+            logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s", force=True)
     return verbosity
 
 

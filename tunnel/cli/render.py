@@ -311,8 +311,13 @@ def live_lines(texts: Iterable[str]) -> list[Line]:
 
 
 def stamp() -> str:
-    """The local time: `23:09:12` on a terminal, and with the date in a log."""
-    return datetime.datetime.now().astimezone().strftime("%H:%M:%S" if is_terminal(sys.stderr) else "%Y-%m-%d %H:%M:%S")
+    """The local time."""
+    return datetime.datetime.now().astimezone().strftime(time_format())
+
+
+def time_format() -> str:
+    """Of what is said with its time: `23:09:12` on a terminal, and with the date in a log."""
+    return "%H:%M:%S" if is_terminal(sys.stderr) else "%Y-%m-%d %H:%M:%S"
 
 
 def path_line(status: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ def command(
       ptunnel serve --listen 203.0.113.5 --listen [2001:db8::5]
       ptunnel serve --tls-cert fullchain.pem --tls-key privkey.pem
       ptunnel serve --open-directory            log and list those who say 'ip ver'
+    With -v a line for each client that comes and leaves, each pair that meets and ends, and each refusal, with addresses.
     Let UDP ports 24531 and 24532 through the host's firewall, and TCP port 443 where TLS is served.
     """
     from tunnel.cli.render import Output
@@ -62,7 +63,7 @@ def command(
         options["access"] = read_access_file(access)
     if open_directory and not verbose:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-        logging.getLogger("ptunnel.serve").setLevel(logging.INFO)
+        logging.getLogger("ptunnel.serve.directory").setLevel(logging.INFO)
     output = Output(is_json=is_json, may_be_live=False)
     config = ServerConfig(**options)
     if tls_key is not None and tls_cert is None:
@@ -100,7 +101,8 @@ async def _serve(
     import trio
 
     from tunnel.control.server import Process, serve_control
-    from tunnel.driver.rendezvous import LogTrace, serve
+    from tunnel.driver.rendezvous import serve
+    from tunnel.driver.server_log import LogTrace
     from tunnel.state.home import Home
 
     async with trio.open_nursery() as nursery:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -10,17 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import trio
 
 from tunnel.driver.lasting import last
+from tunnel.driver.server_log import logger
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, unix_time
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.rendezvous.access import AccessList
-from tunnel.proto.rendezvous.admission import Buckets
 from tunnel.proto.rendezvous.limits import ServerConfig
 from tunnel.proto.rendezvous.relay import CHANNEL_BYTE
 from tunnel.proto.rendezvous.server import Server
@@ -35,7 +34,6 @@ from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Tra
 
 __all__ = [
     "DEFAULT_LISTEN",
-    "LogTrace",
     "RunningServer",
     "ServerConfig",
     "TlsConfig",
@@ -54,12 +52,6 @@ WRITABLE_PATIENCE: Final = Seconds(
     0.005
 )  # a relayed burst waits no longer for a full send buffer: then it is lost, as in any router
 
-LOG_RATE: Final = 5.0  # lines a second that the log gets at length: 30 MB a day at most, whoever wants it to grow
-LOG_BURST: Final = 100  # lines at once; a class that says `ip ver` together
-
-logger = logging.getLogger("ptunnel.serve")
-
-
 open_telling_socket: Final = partial(open_socket, tells_local=True)
 
 
@@ -74,30 +66,6 @@ class TlsConfig:
     certificate: str
     key: str | None = None
     port: int = DEFAULT_TLS_PORT
-
-
-class LogTrace:
-    """Writes what the server reports to the log: the open directory's messages at INFO, everything else at DEBUG.
-
-    Strangers cause most of it, so only so many lines are written; the rest is counted.
-    """
-
-    def __init__(self) -> None:
-        self._lines = Buckets(LOG_RATE, LOG_BURST, b"", slots=1)
-        self._left_out = 0
-
-    def event(self, now: Instant, name: str, data: dict[str, Any]) -> None:
-        level = logging.INFO if name == "rendezvous:directory" else logging.DEBUG
-        if not logger.isEnabledFor(level):
-            return
-        if not self._lines.take(now, ""):
-            self._left_out += 1
-        else:
-            if self._left_out:
-                logger.log(level, "%d lines were left out here, as more than %g a second came", self._left_out, LOG_RATE)
-                self._left_out = 0
-            details = " ".join(f"{key}={value!r}" if isinstance(value, str) else f"{key}={value}" for key, value in data.items())
-            logger.log(level, "%s %s", name.removeprefix("rendezvous:"), details)
 
 
 class RunningServer:

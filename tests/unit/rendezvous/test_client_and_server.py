@@ -144,9 +144,7 @@ def test_a_full_server_is_asked_again_no_sooner_than_it_said(told_s: int, monkey
     world.run(1)
     asked_at: list[Instant] = []
     refuse = world.server._encode
-    monkeypatch.setattr(
-        world.server, "_encode", lambda transaction, answer: (asked_at.append(world.now), refuse(transaction, answer))[1]
-    )
+    monkeypatch.setattr(world.server, "_encode", lambda *arguments: (asked_at.append(world.now), refuse(*arguments))[1])
     second.client.listen(world.now, ROOMS)
     world.run(600)
     refused_at = asked_at[:: len(list(joins(Role.LISTEN, ROOMS)))]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.rendezvous.world import SOCKETS, V4, V6, World, entropy_of
-from tunnel.driver.rendezvous import LOG_BURST, LOG_RATE, LogTrace
+from tunnel.driver.server_log import LOG_BURST, LOG_RATE, LogTrace
 from tunnel.proto.endpoint.punching import QUESTION_SIZE
 from tunnel.proto.endpoint.stun_codec import ServerStun
 from tunnel.proto.nat import stun
@@ -161,4 +161,4 @@ def test_every_event_of_the_server_that_a_proven_client_causes_is_bounded_by_the
     )
     for _ in range(2_000):
         world.ask(VICTIM, next(kinds), cookie=cookie)
-    assert len(caplog.records) <= LOG_BURST + 2
+    assert len(caplog.records) <= 2 * (LOG_BURST + 2), "what it did, and what it was refused"

@@ -64,11 +64,13 @@ class PairAccount:
 
 
 class Channel:
-    __slots__ = ("account", "account_key", "id", "keys", "opened_at", "room", "sides", "token")
+    __slots__ = ("account", "account_key", "id", "keys", "number", "opened_at", "relayed_bytes", "room", "sides", "token")
 
     def __init__(self, identifier: bytes, token: bytes, now: Instant, keys: Prefixes, room: bytes = b"") -> None:
         self.id = identifier
         self.token = token
+        self.number = 0  # by which a log calls it
+        self.relayed_bytes = 0
         self.opened_at = now
         self.keys = keys  # to whom it is charged
         self.room = room  # that led to it; empty after a code, or after a restart
@@ -97,6 +99,7 @@ class Relay:
         self._due: dict[str, Instant] = {}  # when the ceiling lets more through, by prefix of the sender
         self._latest: PairAccount | None = None  # that relayed something
         self.drops = Drops()
+        self._opened = 0  # channels, ever
         self.relayed_bytes = 0
         self.relayed_bursts = 0
         self.exhausted: list[Channel] = []  # pairs that ran out of bytes since the owner last looked
@@ -172,6 +175,7 @@ class Relay:
                     self._latest = account
                     self.ceiling.others += 1
                 account.remaining -= end - start
+                channel.relayed_bytes += end - start
                 self.relayed_bytes += end - start
                 self.relayed_bursts += 1
                 segment = stride if end - start > stride else end - start
@@ -358,6 +362,8 @@ class Relay:
 
     def _add(self, channel: Channel) -> None:
         self._channels[channel.id] = channel
+        self._opened += 1
+        channel.number = self._opened
         self.shares.add(channel.keys)
         if channel.room:
             self._in_room[channel.room] += 1

@@ -222,6 +222,9 @@ class Server:
     def _note(self, now: Instant, name: str, **data: Any) -> None:
         """Count what was done and let a listener know; the shell logs, not we."""
         self._counts[name] += 1
+        self._tell(now, name, **data)
+
+    def _tell(self, now: Instant, name: str, **data: Any) -> None:
         if self._trace is not None:
             self._trace.event(now, f"rendezvous:{name}", data)
 
@@ -273,7 +276,7 @@ class Server:
             if not self._may_ask(now, remote, Kind.UNPROVEN):
                 return
             text = f"this server speaks version {messages.VERSION} of the protocol, not {version}"
-            self._refuse(Refusal(RefusalCode.VERSION, text), socket_id, remote, transaction)
+            self._refuse(now, Refusal(RefusalCode.VERSION, text), socket_id, remote, transaction)
             return
         peek = messages.peek_request(data)
         if self.load.is_low and not self.load.admits(remote.host, self._has_relation(peek.session, remote)):
@@ -291,7 +294,8 @@ class Server:
         keys = prefixes(remote.host)
         if not self._request_rate.take(now, keys):
             self.drops["server_request_rate"] += 1
-            self._refuse(Refusal(RefusalCode.SLOW_DOWN, "too many requests from this address", 2), socket_id, remote, transaction)
+            refusal = Refusal(RefusalCode.SLOW_DOWN, "too many requests from this address", 2)
+            self._refuse(now, refusal, socket_id, remote, transaction)
             return
         answer: bytes | Refusal | None
         match self._gate.admits(now, remote.host, keys, request):
@@ -299,13 +303,13 @@ class Server:
                 self._proofs += 1
                 answer = self._answer(now, Inbound(socket_id, remote, request, len(data)))
             case False:
-                self._note(now, "denied", remote=remote)
+                self._counts["denied"] += 1
                 answer = Refusal(RefusalCode.DENIED, messages.NOT_LISTED)
             case None:
                 self.drops["server_proof_rate"] += 1
                 answer = Refusal(RefusalCode.SLOW_DOWN, "too many access tokens are being tried", 2)
         if isinstance(answer, Refusal):
-            self._refuse(answer, socket_id, remote, transaction)
+            self._refuse(now, answer, socket_id, remote, transaction)
         elif answer is not None:
             self._queue(socket_id, remote, answer)
 
@@ -343,12 +347,13 @@ class Server:
         found = self._seconds[socket_id] = (second.local.port, host)
         return found
 
-    def _refuse(self, refusal: Refusal, socket_id: SocketId, remote: Address, transaction: int) -> None:
-        self._queue(socket_id, remote, self._encode(transaction, refusal))
+    def _refuse(self, now: Instant, refusal: Refusal, socket_id: SocketId, remote: Address, transaction: int) -> None:
+        self._queue(socket_id, remote, self._encode(now, remote, transaction, refusal))
 
-    def _encode(self, transaction: int, answer: messages.ResponseMessage | Refusal) -> bytes:
+    def _encode(self, now: Instant, remote: Address, transaction: int, answer: messages.ResponseMessage | Refusal) -> bytes:
         if isinstance(answer, Refusal):
             self._counts[f"refused_{answer.code.name.lower()}"] += 1
+            self._tell(now, "refused", remote=remote, code=answer.code, text=answer.text)
             answer = messages.Refused(*answer)
         return messages.encode_response(transaction, answer)
 
@@ -366,9 +371,12 @@ class Server:
         if self._is_stopping:
             return Refusal(RefusalCode.CLOSING, "the server is shutting down")
         self._follow(now, inbound)
+        is_new = request.session not in self.registry.sessions
         session = self.registry.session(now, request.session, socket_id, remote)
         if session is None:
             return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
+        if is_new:
+            self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
         self._pushes.heard(now, session, size)
         if request.transaction in session.answers:
             self._pushes.answered(session, len(session.answers[request.transaction]))
@@ -396,7 +404,7 @@ class Server:
                 answer = messages.Done()
             case _:
                 assert_never(message)
-        encoded = self._encode(request.transaction, answer)
+        encoded = self._encode(now, remote, request.transaction, answer)
         if not isinstance(answer, Refusal) or answer.code in PAID_REFUSALS:
             session.remember(request.transaction, encoded)
         self._pushes.answered(session, len(encoded))
@@ -452,14 +460,14 @@ class Server:
             return Refusal(RefusalCode.QUOTA, "no more relay channels for this address", 30)
         nameplate = self._codes.claim(now, session, message)
         if isinstance(nameplate, Refusal):
-            self._note(now, "claim_refused", remote=session.remote, code=nameplate.code)
+            self._counts["claim_refused"] += 1
             return nameplate
         owner = nameplate.owner
         channel = self._open_channel(now, owner, session)
         if channel is None:
             return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
         mailbox = self.registry.open_mailbox(now, owner, session, channel.id, message.nameplate)
-        self._note(now, "claimed", remote=session.remote, owner=owner.remote)
+        self._note(now, "claimed", pair=channel.number, remote=session.remote, owner=owner.remote)
         self._push(
             now,
             owner,
@@ -517,7 +525,7 @@ class Server:
                 self._pushes.once(listener, messages.Unmet(room, int(RefusalCode.QUOTA)))
             return False
         dial.introduced.add(listener.id)
-        self._note(now, "introduced", listener=listener.remote, dialer=dialer.remote)
+        self._note(now, "introduced", pair=channel.number, remote=dialer.remote, owner=listener.remote)
         self._push(now, listener, messages.Introduced(room, channel.id, channel.token, 0))
         self._push(now, dialer, messages.Introduced(room, channel.id, channel.token, 1))
         return True
@@ -586,11 +594,15 @@ class Server:
         if former != session.id and former in self.registry.sessions:
             self.registry.sessions[former].channels.discard(message.channel)
         session.channels.add(message.channel)
+        if isinstance(message, messages.Restore) and (channel := self.relay.get(message.channel)) is not None:
+            self._note(now, "restored", pair=channel.number, remote=session.remote)
         return messages.Done()
 
     def _end_channel(self, now: Instant, channel: Channel, reason: GoneReason, *, leaver: Session | None = None) -> None:
         if not self.relay.close(channel):
             return  # all who are concerned have been told
+        lasted, carried = now - channel.opened_at, channel.relayed_bytes
+        self._note(now, "pair_ended", pair=channel.number, seconds=lasted, relayed=carried, reason=reason)
         for identifier in {side.session for side in channel.sides}:
             session = self.registry.sessions.get(identifier)
             if session is None:
@@ -608,6 +620,7 @@ class Server:
 
     def _end_session(self, now: Instant, session: Session, reason: GoneReason) -> None:
         self.registry.remove_session(session)
+        self._note(now, "left", remote=session.remote, reason=reason, clients=len(self.registry.sessions))
         for identifier in list(session.mailboxes):
             self._end_mailbox(now, self.registry.mailboxes[identifier], reason, leaver=session)
         for identifier in list(session.channels):
