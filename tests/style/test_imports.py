@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "events": {"driver"},  # public names
     "lan": {"api"},  # the same
     "api": {"driver", "state", "host", *SETTINGS, "proto.pairing", "proto.lan", "forward", "tun", "telemetry", "disk", *WALLS},
-    "cli": {"api", "forward", "control", "driver", "state", "telemetry", *SETTINGS, *WALLS},
+    "cli": {"api", "proto.lan", "forward", "control", "driver", "state", "telemetry", *SETTINGS, *WALLS},
     "control": {"driver", *WALLS},
     "forward": {"driver", "tun", "udp", "host", "proto.ip", "proto.lan", "proto.scope", *WALLS},
     "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "server_spec", *WALLS},

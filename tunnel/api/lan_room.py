@@ -16,7 +16,7 @@ from tunnel.driver.reports import EndpointEvent, PeerBack, Troubled, to_event, t
 from tunnel.driver.rooms import PROBLEMS_OF_PEERS, Membership, PeeringClosed, PeeringEvent, Problem
 from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
 from tunnel.forward.serve import serve_nothing
-from tunnel.proto.lan.addresses import Prefix
+from tunnel.proto.lan.addresses import MAX_MEMBERS, Prefix
 from tunnel.proto.lan.events import (
     Entered,
     EntryUnanswered,
@@ -32,7 +32,7 @@ from tunnel.proto.lan.events import (
     YouWereRemoved,
 )
 from tunnel.proto.lan.messages import Reason
-from tunnel.proto.lan.roster import MAX_MEMBERS, Member, Roster
+from tunnel.proto.lan.roster import Member, Roster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -27,6 +27,7 @@ from tunnel.cli.options import (
 )
 from tunnel.cli.privilege import require_interface
 from tunnel.cli.render import json_line
+from tunnel.proto.lan.addresses import MAX_MEMBERS
 
 if TYPE_CHECKING:
     from tunnel.api.common import OnEvent
@@ -52,24 +53,26 @@ ANY_SUBNET = click.option(
 NO_ROOM = "No room of this home runs that you have created: 'ptunnel lan create' opens one."
 
 
-@click.group("lan", cls=Subcommands, invoke_without_command=True)
+HELP = f"""A LAN over the internet, for a game: up to {MAX_MEMBERS} members in one subnet, each connected to every other one.
+
+\b
+Examples:
+  ptunnel lan create --server rv.example.net        prints a code that is good for all friends
+  ptunnel lan join --server rv.example.net          asks for the code
+  ptunnel lan create game --keep                    next time nobody needs a code:
+  ptunnel lan join game                             ... neither does who joined with --keep
+  ptunnel lan create --to friend                    a remembered peer needs none the first time
+  ptunnel lan join --peer home                      ... and joins by the name of yours
+  ptunnel lan remove ben                            cuts a member off, and makes a fresh code
+It needs root, or the capability CAP_NET_ADMIN, and CAP_NET_RAW for what games here broadcast on other networks of this
+machine; 'ptunnel exec' needs none of these.  Alone, lists the rooms.
+"""
+
+
+@click.group("lan", cls=Subcommands, invoke_without_command=True, help=HELP)
 @common
 @click.pass_context
 def command(context: click.Context, is_json: bool, verbose: int) -> None:
-    """A LAN over the internet, for a game: up to 16 members in one subnet, each connected to every other one.
-
-    \b
-    Examples:
-      ptunnel lan create --server rv.example.net        prints a code that is good for all friends
-      ptunnel lan join --server rv.example.net          asks for the code
-      ptunnel lan create game --keep                    next time nobody needs a code:
-      ptunnel lan join game                             ... neither does who joined with --keep
-      ptunnel lan create --to friend                    a remembered peer needs none the first time
-      ptunnel lan join --peer home                      ... and joins by the name of yours
-      ptunnel lan remove ben                            cuts a member off, and makes a fresh code
-    It needs root, or the capability CAP_NET_ADMIN, and CAP_NET_RAW for what games here broadcast on other networks of this
-    machine; 'ptunnel exec' needs none of these.  Alone, lists the rooms.
-    """
     if context.invoked_subcommand is None:
         show(is_json)
 

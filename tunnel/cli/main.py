@@ -31,6 +31,7 @@ from tunnel.errors import (
     TunnelError,
     UnreachableError,
 )
+from tunnel.proto.lan.addresses import MAX_MEMBERS
 from tunnel.settings import TABLE as TABLE_OF_SETTINGS
 from tunnel.settings import flag_of, take_secrets
 
@@ -71,7 +72,7 @@ COMMANDS: Final = {
     "doctor": "Say what this network is, and why a path is direct or relayed.",
 }
 
-PAGE: Final = """
+PAGE: Final = f"""
 Reach a port of one computer from another, both behind home routers, over an encrypted
 UDP path that the two punch through their NATs.  Where no direct path exists, a server
 relays datagrams that it cannot read.
@@ -91,7 +92,7 @@ NEXT WEEK.  Both sides remember each other; no code is needed.
   friend$  ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
 
 \b
-A LAN OVER THE INTERNET FOR A GAME.  Up to 16 in one subnet; discovery works as at home.
+A LAN OVER THE INTERNET FOR A GAME.  Up to {MAX_MEMBERS} in one subnet; discovery works as at home.
   you$     sudo ptunnel lan create --server rv.example.net
            ... prints a code that is good for all friends
   friend$  sudo ptunnel lan join --server rv.example.net

@@ -23,6 +23,7 @@ from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.faults import Faults
 from tunnel.forward.lan_members import LanMember, LanTable, shown
 from tunnel.proto.ip import acks, header, icmp, mss, offload
+from tunnel.proto.lan.addresses import MAX_MEMBERS
 from tunnel.proto.lan.discovery import is_for_everybody
 from tunnel.units import Instant, Transmit
 
@@ -38,7 +39,7 @@ ETHERNET_SIZE: Final = 14
 FRONT: Final = 64  # bytes free in front of a frame: a sealed packet's own header is made there
 BUFFER: Final = FRONT + VIRTIO_SIZE + ETHERNET_SIZE + 65_536
 SMALLEST_MTU: Final = 1280  # bytes that every member can count on (RFC 8200 §5): packets up to it are split for a smaller path
-MOST_STUCK: Final = 64  # bursts that wait for a socket: of an ACK, of one frame to 15 members, and of what the reflector adds
+MOST_STUCK: Final = 4 * MAX_MEMBERS  # bursts that wait for a socket: of an ACK, of one frame to all, and of the reflector
 NEEDLESS_IN_A_ROW: Final = (
     16  # ACKs that one newer one stands for, a megabyte of super-packets: what the sender learns late if that one is lost
 )

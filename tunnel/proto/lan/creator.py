@@ -8,22 +8,22 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tunnel.proto.lan import addresses
-from tunnel.proto.lan.addresses import HostNumbers, Prefix
+from tunnel.proto.lan.addresses import MAX_MEMBERS, HostNumbers, Prefix
 from tunnel.proto.lan.messages import Hello, Reason
 from tunnel.proto.lan.records import Allowances
-from tunnel.proto.lan.roster import KEY_SIZE, MAX_MEMBERS, Member, Roster, commit, free_label, make_label
+from tunnel.proto.lan.roster import KEY_SIZE, Member, Roster, commit, free_label, make_label
 from tunnel.proto.timers import earliest
 from tunnel.proto.trace import Drops
 from tunnel.units import Instant, Seconds
 
 JOIN_PATIENCE: Final = Seconds(30.0)  # from a pairing to the joiner's Hello
-MAX_JOINING: Final = 16  # paired ones whose Hello has not come
+MAX_JOINING: Final = MAX_MEMBERS  # paired ones whose Hello has not come
 RENUMBER_INTERVAL: Final = Seconds(5.0)  # between two subnets, whatever members say of their routes
 MAX_RENUMBERS: Final = 4  # subnets that one member's routes may cost all others in a row; a laptop roams from home to a train
 RENUMBER_REFILL: Final = Seconds(600.0)  # after which it may cost one more
 MEMBER_CHANGES: Final = 8  # rosters that the comings and goings of one key may cost all others in a row; ...
 MEMBER_REFILL: Final = Seconds(120.0)  # ... after which it may cost one more
-ROOM_CHANGES: Final = 48  # rosters that all others together may cost in a row: fifteen come, go, and come again; ...
+ROOM_CHANGES: Final = 3 * MAX_MEMBERS  # rosters that all others together may cost in a row: all come, go, and come again; ...
 ROOM_REFILL: Final = Seconds(15.0)  # ... after which they may cost one more
 
 ROOM: Final = b""  # stands for all members where each key has an allowance

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from tunnel.proto.lan.addresses import MAX_MEMBERS
 from tunnel.units import Instant
 
 EVERYBODY_RATE: Final = 200.0  # packets a second from one member to everybody; a server browser asks some ten times a second
 EVERYBODY_BURST: Final = 400  # packets; a program that starts announces itself on every service at once
-EVERYBODY_BYTES: Final = 256 * 1024.0  # bytes a second from one member to everybody: no video is multicast to fifteen homes
-EVERYBODY_BYTES_BURST: Final = 512 * 1024  # bytes
+EVERYBODY_BYTES: Final = 4096 * 1024.0 / MAX_MEMBERS  # bytes a second from one member to everybody: no video is multicast to all
+EVERYBODY_BYTES_BURST: Final = int(2 * EVERYBODY_BYTES)  # bytes
 
 _LIMITED_BROADCAST: Final = b"\xff\xff\xff\xff"
 

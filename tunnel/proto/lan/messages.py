@@ -13,7 +13,7 @@ from tunnel.proto.lan.addresses import Prefix
 from tunnel.proto.lan.roster import KEY_SIZE, MAX_ROSTER, Key
 from tunnel.units import Buffer
 
-MAX_BODY: Final = 8 * 1024  # bytes; the largest is a State with a roster of MAX_ROSTER
+MAX_BODY: Final = MAX_ROSTER + 4096  # bytes; the largest are a State with its roster, and a Hello with all routes
 MAX_PREFIXES: Final = 64  # routes that one member tells; a home has three, a company's VPN some dozens
 MAX_NAME: Final = 64  # characters by which a joiner introduces itself
 PREFIX_SIZE: Final = 5  # bytes: IPv4 network and length

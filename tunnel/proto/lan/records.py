@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from tunnel.proto.lan.addresses import MAX_MEMBERS
 from tunnel.units import Instant, Seconds
 
 MESSAGE_RATE: Final = 2.0  # messages a second from one member, by however many connections; a join costs three
-MESSAGE_BURST: Final = 64  # messages; fifteen joins at once are thirty from the creator
+MESSAGE_BURST: Final = 4 * MAX_MEMBERS  # messages; when all others join at once the creator says two to each of them for each
 MAX_SPENDERS: Final = 256  # keys whose allowance is remembered, connected or not; that of the one longest silent is forgotten
 
 

@@ -22,10 +22,10 @@ from msgspec.structs import force_setattr
 
 from tunnel.errors import MalformedPacket
 from tunnel.proto.lan import addresses
+from tunnel.proto.lan.addresses import MAX_MEMBERS
 from tunnel.units import Buffer, Hex
 
-MAX_MEMBERS: Final = 16  # creator included: each has a connection to every other one
-MAX_ROSTER: Final = 4096  # bytes; 16 members with the longest names need half of it
+MAX_ROSTER: Final = 2048 + 128 * MAX_MEMBERS  # bytes; a member with the longest name is 102 of them
 KEY_SIZE: Final = 32  # bytes of a static key, a room key (public or private), a secret, a psk
 SIGNATURE_SIZE: Final = 64  # bytes
 MAX_LABEL: Final = 63  # characters of a name: it is a DNS label too (RFC 1035 §2.3.4)
