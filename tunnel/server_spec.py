@@ -12,7 +12,12 @@ from typing import Final, NamedTuple
 from tunnel.errors import ConfigurationError
 
 DEFAULT_PORT: Final = 24_531
+DHT: Final = "dht"  # in place of a server: the nodes of the Mainline DHT
 DEFAULT_TLS_PORT: Final = 443  # TCP: the last port that networks close
+DHT_PORT: Final = 6_881  # of a node of the DHT, where none is said
+MAX_ENTRY: Final = 16  # nodes by which we come into the DHT: all are asked at once
+#: They lead whoever is new to other nodes; each is run by somebody who makes a BitTorrent client.
+DHT_ENTRY: Final = "router.bittorrent.com:6881,dht.transmissionbt.com:6881,router.utorrent.com:6881,dht.libtorrent.org:25401"
 _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z"
 )
@@ -49,11 +54,21 @@ def tls_options(word: str, default: TlsOptions, place: str = "--server") -> TlsO
 
 def with_tls_options(word: str, options: TlsOptions, place: str = "--server") -> str:
     """The server's word with these options written out, where they are not the usual ones.  Raises ConfigurationError."""
+    if word == DHT:
+        return word
     chosen = tls_options(word, options, place)
     address, _ = _split_word(word, place)
     if chosen.port != DEFAULT_TLS_PORT:
         address += f",tls={'off' if chosen.port is None else chosen.port}"
     return address if chosen.fingerprint is None else f"{address},pin={chosen.fingerprint}"
+
+
+def split_entry(text: str, place: str) -> list[tuple[str, int]]:
+    """Nodes of the DHT as HOST:PORT, with commas between.  Raises ConfigurationError."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not 0 < len(words) <= MAX_ENTRY:
+        raise ConfigurationError(f"{place} names 1 to {MAX_ENTRY} nodes of the DHT, as HOST:PORT with commas between.")
+    return [split_host_port(word, place, DHT_PORT) for word in words]
 
 
 def read_tls_port(text: str, place: str = "--tls-port") -> int | None:

@@ -14,10 +14,12 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypedD
 from tunnel.errors import ConfigurationError
 from tunnel.server_spec import (
     DEFAULT_TLS_PORT,
+    DHT_ENTRY,
     TlsOptions,
     parse_server,
     read_fingerprint,
     read_tls_port,
+    split_entry,
     with_tls_options,
 )
 from tunnel.state.config_file import ConfigFile
@@ -64,6 +66,7 @@ class Row(NamedTuple):
     is_secret: bool = False  # shown nowhere, and inherited by no program that is started
     keeps_blanks: bool = False  # those around it belong to the value, as in the name of a folder
     rule: str = ""  # completes a sentence that begins with where it was said
+    is_list: bool = False  # config.toml may say it as a list of texts
     check: Callable[[str, str], object] | None = None  # (value, place): raises ConfigurationError
 
 
@@ -153,6 +156,15 @@ class Settings:
             check=read_fingerprint,
         ),
     ] = None
+    dht_bootstrap: Annotated[
+        str,
+        Row(
+            meaning="nodes by which we come into the DHT, HOST:PORT with commas between, or a list of them",
+            variable="PTUNNEL_DHT_BOOTSTRAP",
+            is_list=True,
+            check=split_entry,
+        ),
+    ] = DHT_ENTRY
     qlog: Annotated[
         str | None,
         Row(
@@ -262,6 +274,8 @@ def load(
         if key not in TABLE or not TABLE[key].is_in_file:
             known = ", ".join(sorted(key for key, row in TABLE.items() if row.is_in_file))
             raise ConfigurationError(f"{config.place(key)} unknown setting {key[:40]!r}: known are {known}.")
+        if TABLE[key].is_list and isinstance(value, list) and all(isinstance(each, str) for each in value):
+            value = ",".join(value)
         if not isinstance(value, str):
             raise ConfigurationError(f'{places[key]} must be text in quotes, as in {key} = "...".')
         said[key] = value

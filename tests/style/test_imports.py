@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {"api", "proto.lan", "forward", "control", "driver", "state", "telemetry", *SETTINGS, *WALLS},
     "control": {"driver", *WALLS},
     "forward": {"driver", "tun", "udp", "host", "proto.ip", "proto.lan", "proto.scope", *WALLS},
-    "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "udp", "tls", "host", "server_spec", *WALLS},
+    "driver": {"proto.endpoint", "proto.rendezvous", "proto.trace", "dht", "udp", "tls", "host", "server_spec", *WALLS},
     "udp": BASE,
     "tls": {"prefixes", *WALLS},
     "tun": WALLS,
@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "proto.rendezvous": {"prefixes", *CORE, *BASE},
     "proto.lan": CORE | BASE,
     "proto.ip": CORE | BASE,
+    "dht": CORE | BASE,
     "proto.wire": {"proto.trace", *BASE},
     "proto.ranges": BASE,
     "proto.timers": BASE,
@@ -133,7 +134,7 @@ def test_the_core_has_no_clock_no_chance_and_no_sockets() -> None:
     wrong = [
         f"{module.relative}:{found.line}: {found.target}"
         for module in modules()
-        if module.name.startswith("tunnel.proto.")
+        if module.name.startswith(("tunnel.proto.", "tunnel.dht."))
         for found in module.imports
         if found.target.split(".")[0] in NOT_IN_THE_CORE and not found.for_typing
     ]

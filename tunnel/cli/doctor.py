@@ -8,11 +8,13 @@ import click
 
 from tunnel.cli.options import common, complete_peer, load_settings, open_home, tls
 from tunnel.cli.render import json_line
+from tunnel.server_spec import DHT
 
 if TYPE_CHECKING:
     from tunnel.cli.options import Flags
     from tunnel.driver.doctor import Examination
     from tunnel.server_spec import TlsOptions
+    from tunnel.settings import Settings
     from tunnel.state.home import Home
 
 MEET_S: Final = 15.0  # seconds to meet a peer to whom no running command has a link
@@ -22,7 +24,7 @@ DIRECT_S: Final = 10.0  # seconds for a direct path to be found then
 
 @click.command("doctor")
 @click.argument("peer", required=False, shell_complete=complete_peer)
-@click.option("--server", metavar="HOST[:PORT]", help="Whom to ask; else PEER's server, or the configured one.")
+@click.option("--server", metavar="HOST[:PORT]|dht", help="Whom to ask; else PEER's server, or the configured one.")
 @tls
 @common
 def command(peer: str | None, server: str | None, flags: Flags, is_json: bool, verbose: int) -> int:
@@ -31,6 +33,8 @@ def command(peer: str | None, server: str | None, flags: Flags, is_json: bool, v
     A rendezvous server is asked what it sees of this machine: how the router maps and filters, over IPv4 and IPv6,
     whether it maps ports on request, how large packets may be, whether TLS gets through and is trusted, and what its clock
     says.  One sentence each says what that means and what would help.
+    With --server dht nodes of the BitTorrent Mainline DHT are asked instead, a dozen of different networks: strangers' machines,
+    which see this one's address; no server of one's own is needed.
     With PEER, a remembered one or a member of the running room: whether the path is direct or relayed, why, and what would
     change it; where no running command has a link to PEER, the doctor makes one for a few seconds.
 
@@ -39,12 +43,13 @@ def command(peer: str | None, server: str | None, flags: Flags, is_json: bool, v
       ptunnel doctor
       ptunnel doctor home
       ptunnel doctor --server rv.example.net --json | jq .ipv4.kind
+      ptunnel doctor --server dht
     """
     from tunnel.cli.running import run
 
     home = open_home()
-    options = load_settings(home, {**flags, "server": server}).tls
-    return run(lambda _ending: _doctor(home, peer, server, options, is_json), is_answer=True)
+    settings = load_settings(home, {**flags, "server": server})
+    return run(lambda _ending: _doctor(home, peer, server, settings, is_json), is_answer=True)
 
 
 def choose_server(home: Home, peer: str | None, given: str | None) -> str:
@@ -61,16 +66,33 @@ def choose_server(home: Home, peer: str | None, given: str | None) -> str:
     return str(found)
 
 
-async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsOptions, is_json: bool) -> int:
-    from tunnel.driver.doctor import advise, examine
-    from tunnel.errors import ServerUnreachableError, UnreachableError
+async def _examine(server: str, settings: Settings, is_quiet: bool) -> Examination:
+    """Raises ConfigurationError, ServerUnreachableError."""
+    if server != DHT:
+        from tunnel.driver.doctor import examine
+
+        if not is_quiet:
+            click.echo(f"Asking {server} what it sees of this machine ...", err=True)
+        return await examine(server, tls=settings.tls)
+    from tunnel.driver.dht import examine_dht
+
+    if not is_quiet:
+        click.echo("Asking nodes of the DHT, which are strangers' machines, where they see this one ...", err=True)
+    return await examine_dht(settings.dht_bootstrap)
+
+
+async def _doctor(home: Home, peer: str | None, given: str | None, settings: Settings, is_json: bool) -> int:
+    from tunnel.driver.doctor import advise
+    from tunnel.errors import ConfigurationError, ServerUnreachableError, UnreachableError
+
+    options = settings.tls
+    if peer is not None and given == DHT:
+        raise ConfigurationError("The DHT tells of this network, and nothing of a peer: leave out either of the two.")
 
     known = await _running(home, peer) if peer is not None else Known()
     link = known.link
     server = given or known.server or choose_server(home, peer, given)
-    if not is_json:
-        click.echo(f"Asking {server} what it sees of this machine ...", err=True)
-    found = await examine(server, tls=options)
+    found = await _examine(server, settings, is_json)
     absent = known.absent
     said: list[str] = []  # of the peer's clock
     if peer is not None and link is None and found.can_meet and (not absent or _is_remembered(home, peer)):
@@ -98,6 +120,8 @@ async def _doctor(home: Home, peer: str | None, given: str | None, options: TlsO
 
 
 def _why_silent(found: Examination) -> str:
+    if found.server == DHT:
+        return found.summary
     if not found.has_network:
         return "This computer is not connected to a network."
     if found.is_refused:
@@ -164,13 +188,13 @@ def table(found: Examination) -> list[str]:
         ["", "IPv4", "IPv6"],
         row("network", "kind"),
         row("own address", "own"),
-        row("seen by the server as", "seen"),
+        row(f"seen by the {found.asked} as", "seen"),
         row("mapping", "mapping"),
         row("filtering", "filtering"),
         row("external ports", "ports"),
         row("hairpins", "hairpins"),
         row("largest packet", "mtu"),
-        row("round trip to the server", "rtt_s"),
+        row(f"round trip to the {found.asked}", "rtt_s"),
     ]
     mapped = found.portmap
     if mapped is not None:

@@ -87,6 +87,11 @@ class Examination:
     clock_off_s: float | None = None  # seconds by which this computer's clock is ahead of the server's; None: it does not tell
 
     @property
+    def asked(self) -> str:
+        """What they are called who were asked, in a table."""
+        return "server"
+
+    @property
     def can_meet(self) -> bool:
         """Peers can be met by this server, whichever way."""
         return self.is_reached or (self.tls is not None and self.tls.works)
@@ -178,12 +183,12 @@ async def examine(
     async with trio.open_nursery() as nursery:
         for is_ipv6 in (False, True):
             family = partial(_examine_family, addresses.get(is_ipv6), is_ipv6, opener, results)
-            nursery.start_soon(_walled, f"ended the look at IPv{6 if is_ipv6 else 4}", family)
+            nursery.start_soon(walled, f"ended the look at IPv{6 if is_ipv6 else 4}", family)
         if options.port is not None:
             look = partial(_examine_tls, host, options.port, options.fingerprint, over_tls)
-            nursery.start_soon(_walled, "ended the look at TLS", look)
+            nursery.start_soon(walled, "ended the look at TLS", look)
         if portmap:
-            nursery.start_soon(_walled, "ended the look at the router", partial(_examine_portmap, opener, mapped))
+            nursery.start_soon(walled, "ended the look at the router", partial(examine_portmap, opener, mapped))
     calendar = results[False].calendar or results[True].calendar
     ahead = None if calendar is None else unix_time() - (calendar[0] + boottime() - calendar[1])
     return Examination(
@@ -200,7 +205,7 @@ def _date(unix_time: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(unix_time))
 
 
-async def _walled(what: str, task: Callable[[], Awaitable[None]]) -> None:
+async def walled(what: str, task: Callable[[], Awaitable[None]]) -> None:
     """What one of them answers is not the end of what is found out about the others."""
     with Faults().wall("doctor", what):
         await task()
@@ -251,10 +256,16 @@ async def _greets(stream: TlsSocket) -> bool:
                 return False
 
 
+def own_address(towards: Address | None, is_ipv6: bool) -> str | None:
+    """Ours, as it leads there, or where None is said to anywhere; None: none of that family does."""
+    own = source_address(towards.host if towards is not None else _ANYWHERE[is_ipv6])
+    if own is None and towards is not None and towards.host.startswith("127."):
+        return towards.host
+    return own
+
+
 async def _examine_family(server: Address | None, is_ipv6: bool, opener: OpenSocket, results: dict[bool, Findings]) -> None:
-    own = source_address(server.host if server is not None else _ANYWHERE[is_ipv6])
-    if server is not None and own is None and ":" not in server.host and server.host.startswith("127."):
-        own = server.host
+    own = own_address(server, is_ipv6)
     results[is_ipv6] = found = Findings(is_ipv6=is_ipv6, own=own, server=server)
     if server is None or own is None:
         return
@@ -334,7 +345,7 @@ async def _answers_tcp(server: Address) -> bool:
     return False
 
 
-async def _examine_portmap(opener: OpenSocket, mapped: list[PortMapFindings | None]) -> None:
+async def examine_portmap(opener: OpenSocket, mapped: list[PortMapFindings | None]) -> None:
     """The mapping that is made is taken back at once."""
     gateway = default_gateway()
     if gateway is None or not is_translated(gateway.own):

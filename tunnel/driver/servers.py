@@ -11,9 +11,9 @@ from typing import Final, TypeAlias
 import trio
 
 from tunnel.driver.places import resolve_server
-from tunnel.errors import ServerUnreachableError
+from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.proto.endpoint import Endpoint
-from tunnel.server_spec import TlsOptions, parse_server
+from tunnel.server_spec import DHT, TlsOptions, parse_server
 from tunnel.units import Address, Instant
 
 FIRST_LOOK: Final = 2.0  # seconds after which the name of a server that does not answer is looked up again, doubled each time ...
@@ -68,6 +68,10 @@ class Servers:
         """
         if self._core.has_server(name):
             return
+        if name == DHT:
+            raise ConfigurationError(
+                "The DHT serves 'ptunnel doctor' so far: to meet a peer, name a server, as HOST or HOST:PORT."
+            )
         if lookup is None:
             lookup = partial(resolve_server, name)
             if not _is_address(parse_server(name, "server")[0]):

@@ -11,6 +11,7 @@ from tests.fuzz.machines import (
     consumers,
     control,
     decoders,
+    dht,
     endpoint,
     handshake,
     nat,
@@ -21,6 +22,6 @@ from tests.fuzz.machines import (
 
 MACHINES: Final[dict[str, Machine]] = {
     machine.name: machine
-    for module in (decoders, handshake, rendezvous, connection, endpoint, nat, rooms, state, consumers, control, bench)
+    for module in (decoders, handshake, rendezvous, connection, endpoint, nat, rooms, state, consumers, control, bench, dht)
     for machine in module.MACHINES
 }

@@ -306,6 +306,7 @@ __all__ = [
     "Findings",
     "Mapping",
     "PortMapFindings",
+    "Ports",
     "advise",
     "describe",
     "describe_portmap",

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import random
+
+from tunnel.dht.views import ENOUGH, MAX_STEP, MAX_VIEWS, Views
+from tunnel.units import Address, Instant
+
+US = "198.18.0.7"
+
+
+def views(*seen: Address | int, first: int = 0) -> Views:
+    """What nodes of different networks saw, asked one after the other; a number is a port of ours."""
+    found = Views()
+    for number, each in enumerate(seen, first):
+        address = Address(US, each) if isinstance(each, int) else each
+        found.note(f"44.{number}.0.1", address, Instant(number / 10))
+    return found
+
+
+def test_one_port_for_all_is_endpoint_independent() -> None:
+    found = views(*[40_000] * ENOUGH)
+    assert (found.seen, found.varies, found.step) == (Address(US, 40_000), False, None)
+
+
+def test_too_few_views_tell_nothing() -> None:
+    assert (views(*[40_000] * (ENOUGH - 1)).varies, views(40_000, 40_001).seen, Views().varies) == (None, None, None)
+
+
+def test_many_nodes_of_one_network_are_one_view() -> None:
+    found = Views()
+    for number in range(50):
+        found.note(f"44.7.{number}.1", Address("203.0.113.1", 1_025), Instant(0.0))
+    assert len(found) == 1
+
+
+def test_ports_one_after_the_other_are_told_with_their_step() -> None:
+    assert views(*range(46_000, 46_012)).step == 1
+    assert views(*range(46_000, 46_024, 2)).step == 2
+    assert views(46_000, 46_001, 46_002, 46_004, 46_005, 46_007, 46_008).step == 1  # others' ports are between
+    assert views(*range(46_000, 46_012)).varies
+
+
+def test_ports_by_chance_have_no_step() -> None:
+    rng = random.Random(3)
+    found = views(*(rng.randrange(1_024, 65_536) for _ in range(12)))
+    assert (found.varies, found.step) == (True, None)
+    assert views(*range(10_000, 10_000 + 12 * (MAX_STEP + 1), MAX_STEP + 1)).step is None
+
+
+def test_a_third_of_liars_changes_nothing() -> None:
+    liars = [Address("203.0.113.9", 1_025)] * 4
+    assert views(*[40_000] * 8, *liars).seen == Address(US, 40_000)
+    assert views(*[40_000] * 8, 1, 2, 3, 4).varies is False
+
+
+def test_without_a_majority_nothing_is_told() -> None:
+    assert views(*[40_000] * 6, *[Address("203.0.113.9", 1_025)] * 6).seen is None
+
+
+def test_the_views_have_an_end() -> None:
+    assert len(views(*[40_000] * (2 * MAX_VIEWS))) == MAX_VIEWS

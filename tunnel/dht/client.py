@@ -1,0 +1,200 @@
+"""One socket's part in the DHT, over IPv4 or IPv6, which are two separate networks of nodes (BEP 32).
+
+It asks and is asked nothing: whoever is behind a NAT is no use to others as a node, and says so (BEP 43).  Sans IO.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Final
+
+from tunnel.dht import krpc
+from tunnel.dht.ids import ID_SIZE, bound_id
+from tunnel.dht.krpc import NodeInfo, Question, Refusal, Reply
+from tunnel.dht.ledger import Ledger, is_target
+from tunnel.dht.lookup import Lookup
+from tunnel.dht.views import Views
+from tunnel.errors import MalformedPacket
+from tunnel.proto.scope import may_name
+from tunnel.proto.trace import Drops
+from tunnel.units import Address, Buffer, Instant, Seconds
+
+FIRST_PATIENCE: Final = Seconds(0.5)  # for an answer, before a slot is given to another; once round trips are known ...
+SHORTEST_PATIENCE: Final = Seconds(0.25)  # ... twice their median, within these
+LONGEST_PATIENCE: Final = Seconds(1.0)
+ANSWER_LIFETIME: Final = Seconds(5.0)  # a late answer counts for so long
+MAX_PENDING: Final = 256  # questions whose answers are waited for; the oldest is forgotten
+ENTRY_ATTEMPTS: Final = 3  # questions to each of the nodes by which we come in, as one may be lost
+ROUND_TRIPS: Final = 31  # the last ones, of which the median counts
+TRANSACTION_SIZE: Final = 4  # bytes, of chance: who does not see our questions cannot answer them
+
+
+class _Pending:
+    """A question that was asked."""
+
+    __slots__ = ("attempts", "is_overdue", "lookup", "node", "sent_at")
+
+    def __init__(self, node: NodeInfo, lookup: Lookup | None, sent_at: Instant, attempts: int) -> None:
+        self.node = node
+        self.lookup = lookup  # None: it was asked to let us in
+        self.sent_at = sent_at
+        self.attempts = attempts
+        self.is_overdue = False
+
+
+class DhtClient:
+    """Begins at the entry nodes.  Lookups go on by themselves; look at `views` at any time."""
+
+    def __init__(self, *, is_ipv6: bool, entry: Iterable[Address], entropy: Callable[[int], bytes], now: Instant) -> None:
+        self.id = entropy(ID_SIZE)
+        self._has_bound_id = False
+        self.views = Views()
+        self.drops = Drops()
+        self._is_ipv6 = is_ipv6
+        self._entropy = entropy
+        self._ledger = Ledger()
+        self._pending: dict[bytes, _Pending] = {}
+        self._out: deque[tuple[Address, bytes]] = deque()
+        self._lookups: list[Lookup] = []
+        self._round_trips: deque[Seconds] = deque(maxlen=ROUND_TRIPS)
+        self._known: dict[Address, NodeInfo] = {}  # that have answered as entry nodes, or were handed out by these
+        for address in dict.fromkeys(entry):
+            self._ask(now, NodeInfo(bytes(ID_SIZE), address), None, 1)
+
+    @property
+    def round_trip(self) -> Seconds | None:
+        """The median of the last ones; None: nobody has answered yet."""
+        return Seconds(median(self._round_trips)) if self._round_trips else None
+
+    @property
+    def is_entering(self) -> bool:
+        """Whether an entry node may still let us in; as long as none has, also late."""
+        entering = (each for each in self._pending.values() if each.lookup is None)
+        return any(not each.is_overdue or not self._known for each in entering)
+
+    @property
+    def is_idle(self) -> bool:
+        """No lookup is under way."""
+        return not self._lookups
+
+    # --- verbs
+
+    def look_up(self, now: Instant, target: bytes) -> None:
+        """Ask for the nodes closest to `target`, beginning with those that are known."""
+        lookup = Lookup(target, now)
+        for node in self._known.values():
+            lookup.offer(node)
+        self._lookups.append(lookup)
+        self._go_on(now)
+
+    # --- inputs and outputs
+
+    def handle_datagram(self, now: Instant, remote: Address, data: Buffer) -> None:
+        """One that begins with FIRST_BYTE.  Rubbish, lies and questions are counted, and nothing is raised."""
+        try:
+            message = krpc.decode_message(data)
+        except MalformedPacket:
+            self.drops["DHT message malformed"] += 1
+            return
+        if isinstance(message, Question):
+            self.drops["DHT question"] += 1
+            return
+        pending = self._pending.get(message.transaction)
+        if pending is None:
+            self.drops["DHT answer to no question"] += 1
+        elif pending.node.address != remote:
+            self.drops["DHT answer from another address"] += 1
+        else:
+            del self._pending[message.transaction]
+            self._on_answer(now, pending, message)
+
+    def handle_timeout(self, now: Instant) -> None:
+        patience = self._patience()
+        for transaction, pending in list(self._pending.items()):
+            if now >= pending.sent_at + ANSWER_LIFETIME:
+                del self._pending[transaction]
+            if not pending.is_overdue and now >= pending.sent_at + patience:
+                self._on_silence(now, pending)
+        self._go_on(now)
+
+    def poll_timeout(self) -> Instant | None:
+        patience = self._patience()
+        waits = (each.sent_at + (ANSWER_LIFETIME if each.is_overdue else patience) for each in self._pending.values())
+        return min((Instant(at) for at in waits), default=None)
+
+    def poll_transmit(self) -> tuple[Address, bytes] | None:
+        return self._out.popleft() if self._out else None
+
+    # --- inside
+
+    def _patience(self) -> Seconds:
+        known = self.round_trip
+        return FIRST_PATIENCE if known is None else Seconds(min(max(2 * known, SHORTEST_PATIENCE), LONGEST_PATIENCE))
+
+    def _ask(self, now: Instant, node: NodeInfo, lookup: Lookup | None, attempt: int) -> bool:
+        if not self._ledger.take(now, node.address.host):
+            self.drops["DHT question too many to a host"] += 1
+            return False
+        while len(self._pending) >= MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
+        transaction = self._entropy(TRANSACTION_SIZE)
+        self._pending[transaction] = _Pending(node, lookup, now, attempt)
+        target = self.id if lookup is None else lookup.target
+        self._out.append((node.address, krpc.encode_find_node(transaction, self.id, target)))
+        return True
+
+    def _on_silence(self, now: Instant, pending: _Pending) -> None:
+        pending.is_overdue = True
+        if pending.lookup is not None:
+            pending.lookup.silent(pending.node)
+        elif pending.attempts < ENTRY_ATTEMPTS:
+            self._ask(now, pending.node, None, pending.attempts + 1)
+
+    def _on_answer(self, now: Instant, pending: _Pending, message: Reply | Refusal) -> None:
+        address = pending.node.address
+        self._ledger.answered(address.host)
+        self._round_trips.append(Seconds(now - pending.sent_at))
+        if isinstance(message, Refusal):
+            self.drops["DHT question refused"] += 1
+            if pending.lookup is not None:
+                pending.lookup.silent(pending.node)
+            return
+        seen = message.sees_us_at
+        if seen is not None and seen.is_ipv6 == self._is_ipv6 and may_name(address.host, seen.host):
+            self.views.note(address.host, seen, pending.sent_at)
+            self._bind_id()
+        told = [node for node in message.nodes if self._is_sound(address, node)]
+        if pending.lookup is None:
+            for node in (NodeInfo(message.id, address), *told):
+                self._known.setdefault(node.address, node)
+                for lookup in self._lookups:
+                    lookup.offer(node)
+        else:
+            pending.lookup.answered(pending.node)
+            for node in told:
+                pending.lookup.offer(node)
+        self._go_on(now)
+
+    def _bind_id(self) -> None:
+        """Have an id that fits our address, as some nodes answer no others (BEP 42); it is kept from then on."""
+        seen = self.views.seen
+        if seen is not None and not self._has_bound_id:
+            self._has_bound_id = True
+            self.id = bound_id(seen.host, self._entropy)
+
+    def _is_sound(self, source: Address, node: NodeInfo) -> bool:
+        """Whether it may be asked, whoever told of it."""
+        if node.address.is_ipv6 == self._is_ipv6 and is_target(source, node.address):
+            return True
+        self.drops["DHT node where none can be"] += 1
+        return False
+
+    def _go_on(self, now: Instant) -> None:
+        for lookup in list(self._lookups):
+            while (node := lookup.next(now)) is not None:
+                if not self._ask(now, node, lookup, 1):
+                    lookup.silent(node)
+            if lookup.is_over(now) and not self.is_entering:
+                self._lookups.remove(lookup)

@@ -1,0 +1,119 @@
+"""One iterative lookup: the nodes closest to a target, asked and asked again for closer ones (BEP 5).
+
+Nodes hand out addresses of homes that have long gone, and some lie.  So nobody is waited for: a slot is free again after a
+moment, and whoever answers late still counts.  A network has one voice among the closest, and at most half of those are nodes
+whose id does not fit their address (BEP 42): who wants to crowd around a target needs many networks.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from tunnel.dht.ids import distance, is_bound, network_of
+from tunnel.dht.krpc import NodeInfo
+from tunnel.units import Instant, Seconds
+
+CLOSEST: Final = 8  # nodes that hold what belongs to a target (BEP 5: K)
+MAX_LOOSE: Final = CLOSEST // 2  # of these, nodes whose id does not fit their address
+PARALLEL: Final = 5  # nodes asked at a time
+MAX_ASKED: Final = 64  # nodes asked in one lookup: two to three times what a lookup takes where none is dead
+MAX_CANDIDATES: Final = 128  # nodes known to a lookup; the farthest goes
+MAX_OF_NETWORK: Final = 4  # of these, nodes of one network before one of them has answered
+NETWORK_BITS: Final = 24  # of an IPv4 address: what one owner of addresses has at the least
+IPV6_NETWORK_BITS: Final = 64  # likewise
+MAX_LASTING: Final = Seconds(12.0)  # of a lookup, whoever answers then
+
+
+class _State(Enum):
+    FRESH = 0
+    ASKED = 1
+    ANSWERED = 2
+    SILENT = 3
+
+
+class Candidate:
+    """A node, as far as one lookup knows it."""
+
+    __slots__ = ("distance", "is_bound", "network", "node", "state")
+
+    def __init__(self, node: NodeInfo, target: bytes) -> None:
+        self.node = node
+        self.distance = distance(node.id, target)
+        self.is_bound = is_bound(node.id, node.address.host)
+        self.network = network_of(node.address.host, NETWORK_BITS, IPV6_NETWORK_BITS)
+        self.state = _State.FRESH
+
+
+class Lookup:
+    """Says whom to ask next; hears who has answered and who has not."""
+
+    def __init__(self, target: bytes, now: Instant) -> None:
+        self.target = target
+        self._begun_at = now
+        self._candidates: list[Candidate] = []  # the closest first
+        self._asked = 0
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def offer(self, node: NodeInfo) -> None:
+        """Somebody tells of a node; the caller has looked at its address."""
+        fresh = Candidate(node, self.target)
+        same = [each for each in self._candidates if each.network == fresh.network]
+        if len(same) >= MAX_OF_NETWORK or any(
+            each.node.address == node.address or each.state is _State.ANSWERED for each in same
+        ):
+            return
+        self._candidates.append(fresh)
+        self._candidates.sort(key=lambda each: each.distance)
+        del self._candidates[MAX_CANDIDATES:]
+
+    def next(self, now: Instant) -> NodeInfo | None:
+        """Whom to ask now; None: nobody, for the moment or for good."""
+        if now - self._begun_at >= MAX_LASTING or self._asked >= MAX_ASKED:
+            return None
+        if sum(each.state is _State.ASKED for each in self._candidates) >= PARALLEL:
+            return None
+        found = next((each for each in self._front() if each.state is _State.FRESH), None)
+        if found is None:
+            return None
+        found.state = _State.ASKED
+        self._asked += 1
+        return found.node
+
+    def answered(self, node: NodeInfo) -> None:
+        """`node` has answered, early or late; `node.id` is what it said then."""
+        found = self._find(node)
+        if found is not None:
+            found.state = _State.ANSWERED
+
+    def silent(self, node: NodeInfo) -> None:
+        """`node` has not answered for as long as a slot is kept for it."""
+        found = self._find(node)
+        if found is not None and found.state is _State.ASKED:
+            found.state = _State.SILENT
+
+    def is_over(self, now: Instant) -> bool:
+        """Whether there is nobody left to ask or to wait for."""
+        if now - self._begun_at >= MAX_LASTING:
+            return True
+        if any(each.state is _State.ASKED for each in self._candidates):
+            return False
+        return self._asked >= MAX_ASKED or all(each.state is not _State.FRESH for each in self._front())
+
+    def _front(self) -> list[Candidate]:
+        """The closest of those that have answered or may answer yet."""
+        chosen: list[Candidate] = []
+        loose = 0
+        for each in self._candidates:
+            if each.state is _State.SILENT or (not each.is_bound and loose >= MAX_LOOSE):
+                continue
+            loose += not each.is_bound
+            chosen.append(each)
+            if len(chosen) == CLOSEST:
+                break
+        return chosen
+
+    def _find(self, node: NodeInfo) -> Candidate | None:
+        return next((each for each in self._candidates if each.node.address == node.address), None)
