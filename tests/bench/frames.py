@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 
-from tests.unit.connection.test_frame_cost import ROWS, deliver, prepare
+from tests.unit.connection.test_frame_cost import NAMES, ROWS, deliver, prepare
 from tunnel.proto.stream.flow import MAX_STREAMS
 
 ROUNDS = 3
@@ -27,7 +27,7 @@ def main() -> None:
                 began = time.perf_counter()
                 deliver(row, crowd, batches)
                 least = min(least, (time.perf_counter() - began) / size)
-            print(f"{kind.name:<16}{row.what:<52}{least * 1e9:>8.0f} ns/B")
+            print(f"{NAMES[kind]:<16}{row.what:<52}{least * 1e9:>8.0f} ns/B")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from tests.unit.connection.pair import RELAY, SERVER, A, keypairs
 from tunnel.errors import PeerError
+from tunnel.proto.connection.carried import MaxData, MaxStreamData, MaxStreams, Reset, StopSending
 from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.control import MAX_MESSAGE, ControlReader
 from tunnel.proto.connection.events import ConnectionClosed, ConnectionEvent, PathKind
+from tunnel.proto.connection.inflow import MAX_GAPS_IN_ALL
 from tunnel.proto.connection.paths import MAX_PATHS, MAX_QUEUED_PROBES
-from tunnel.proto.connection.receive import MAX_GAPS_IN_ALL, MAX_UNREAD_DATAGRAM_BYTES
+from tunnel.proto.connection.receive import MAX_UNREAD_DATAGRAM_BYTES
 from tunnel.proto.connection.records import MOST_PARTS
 from tunnel.proto.crypto.handshake import Params
 from tunnel.proto.packet import frames
@@ -144,16 +146,16 @@ BREACHES: dict[str, tuple[list[bytes], str]] = {
     "ack with more ranges than fit": ([frames._ACK_HEAD.pack(Frame.ACK, 0, 200, 3, 0)], "does not parse"),
     "more than the stream's window": ([stream(2, INITIAL_STREAM_WINDOW, b"x")], "granted"),
     "the largest offset there is": ([stream(2, 2**64 - 1, b"xy")], "granted"),
-    "a reset beyond the window": ([frames.RESET.pack(Frame.RESET, 2, 1, 2**64 - 1)], "impossible final size"),
-    "a reset below what was sent": ([stream(2, 0, b"abc"), frames.RESET.pack(Frame.RESET, 2, 1, 2)], "impossible final size"),
+    "a reset beyond the window": ([Reset.pack(2, 1, 2**64 - 1)], "impossible final size"),
+    "a reset below what was sent": ([stream(2, 0, b"abc"), Reset.pack(2, 1, 2)], "impossible final size"),
     "a final size that moves up": ([stream(2, 0, b"abc", True), stream(2, 3, b"d")], "final size"),
     "a final size that moves down": ([stream(2, 3, b"abc"), stream(2, 0, b"ab", True)], "final size"),
     "a second FIN elsewhere": ([stream(2, 8, b"a", True), stream(2, 3, b"d", True)], "final size"),
     "a stream beyond those granted": ([stream(2 + 2 * MAX_STREAMS, 0, b"x")], "beyond"),
     "the largest stream there is": ([stream(0xFFFF_FFFE, 0, b"x")], "beyond"),
     "a stream that we never opened": ([stream(1, 0, b"x")], "never opened"),
-    "credit for a stream that we never opened": ([frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, 7, 1)], "never opened"),
-    "a stop for a stream that we never opened": ([frames.STOP_SENDING.pack(Frame.STOP_SENDING, 7, 1)], "never opened"),
+    "credit for a stream that we never opened": ([MaxStreamData.pack(7, 1)], "never opened"),
+    "a stop for a stream that we never opened": ([StopSending.pack(7, 1)], "never opened"),
     "an unknown frame": ([b"\x7f"], "unknown frame"),
     "a stream frame cut short": ([stream(2, 0, b"abc")[:-1]], "cut short"),
     "a datagram frame cut short": ([datagram(1, 1, 0, 1, b"abc")[:-1]], "cut short"),
@@ -210,29 +212,19 @@ HARMLESS: dict[str, list[bytes]] = {
     "nothing at all": [b""],
     "padding": [bytes(1000), b"\x00\x01\x00"],
     "every MAX at its largest": [
-        frames.MAX_DATA.pack(Frame.MAX_DATA, 2**64 - 1)
-        + frames.MAX_DATA.pack(Frame.MAX_STREAMS, 2**64 - 1)
-        + frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, 0, 2**64 - 1)
-        + frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, 2, 2**64 - 1)
+        MaxData.pack(2**64 - 1) + MaxStreams.pack(2**64 - 1) + MaxStreamData.pack(0, 2**64 - 1) + MaxStreamData.pack(2, 2**64 - 1)
     ],
-    "every MAX at zero": [
-        frames.MAX_DATA.pack(Frame.MAX_DATA, 0)
-        + frames.MAX_DATA.pack(Frame.MAX_STREAMS, 0)
-        + frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, 0, 0)
-    ],
+    "every MAX at zero": [MaxData.pack(0) + MaxStreams.pack(0) + MaxStreamData.pack(0, 0)],
     "overlapping data that disagrees": [stream(2, 5, b"abcde"), stream(2, 0, b"xxxxxxxx"), stream(2, 3, b"yyyyyyyyyy", True)],
-    "a reset and a stop of the control stream": [
-        frames.RESET.pack(Frame.RESET, 0, 1, 0) + frames.STOP_SENDING.pack(Frame.STOP_SENDING, 0, 1)
-    ],
+    "a reset and a stop of the control stream": [Reset.pack(0, 1, 0) + StopSending.pack(0, 1)],
     "the end of the control stream": [stream(0, 0, b"", True)],
     "a reset and a stop of every stream": [
-        frames.RESET.pack(Frame.RESET, 2 * n, 9, 0) + frames.STOP_SENDING.pack(Frame.STOP_SENDING, 2 * n, 9)
-        for n in range(1, MAX_STREAMS + 1)
+        Reset.pack(2 * n, 9, 0) + StopSending.pack(2 * n, 9) for n in range(1, MAX_STREAMS + 1)
     ],
     "a stream opened, reset, written again": [
-        frames.RESET.pack(Frame.RESET, 2, 1, 10),
+        Reset.pack(2, 1, 10),
         stream(2, 0, b"1234567890", True),
-        frames.RESET.pack(Frame.RESET, 2, 2, 10),
+        Reset.pack(2, 2, 10),
     ],
     "answers to challenges never made": [frames.PATH.pack(Frame.PATH_RESPONSE, bytes(8)) * 100],
     "empty messages on the control stream": [stream(0, 0, bytes(1000)), stream(0, 1000, bytes(1000))],
@@ -317,9 +309,9 @@ def test_a_flood_of_challenges_earns_one_answer_a_packet_and_never_more_bytes() 
 
 def test_optimistic_acks_of_everything_raise_no_more_than_our_own_rate() -> None:
     peer = Hostile(leaves_out_numbers=False)
-    peer.send(b"\x01" + frames.MAX_DATA.pack(Frame.MAX_DATA, 2**64 - 1))
+    peer.send(b"\x01" + MaxData.pack(2**64 - 1))
     mine = peer.victim.open_stream()
-    peer.send(frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, mine, 2**64 - 1))
+    peer.send(MaxStreamData.pack(mine, 2**64 - 1))
     for _ in range(2000):
         peer.victim.stream_write(mine, bytes(1_000_000))
         peer.settle()
@@ -332,9 +324,9 @@ def test_optimistic_acks_of_everything_raise_no_more_than_our_own_rate() -> None
 
 def test_a_peer_that_acknowledges_every_other_packet_and_shuffles_its_ranges_is_survived() -> None:
     peer = Hostile(3, leaves_out_numbers=False)
-    peer.send(b"\x01" + frames.MAX_DATA.pack(Frame.MAX_DATA, 2**40))
+    peer.send(b"\x01" + MaxData.pack(2**40))
     mine = peer.victim.open_stream()
-    peer.send(frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, mine, 2**40))
+    peer.send(MaxStreamData.pack(mine, 2**40))
     for _ in range(400):
         peer.victim.stream_write(mine, bytes(100_000))
         peer.settle()
@@ -461,11 +453,11 @@ any_frame = st.one_of(
     st.binary(max_size=40),
     st.builds(stream, wide(32), wide(64), st.binary(max_size=60), st.booleans()),
     st.builds(stream, st.sampled_from([0, 2, 4]), st.integers(0, 100), st.binary(max_size=60), st.booleans()),
-    st.builds(lambda *a: frames.RESET.pack(Frame.RESET, *a), wide(32), wide(16), wide(64)),
-    st.builds(lambda *a: frames.STOP_SENDING.pack(Frame.STOP_SENDING, *a), wide(32), wide(16)),
-    st.builds(lambda a: frames.MAX_DATA.pack(Frame.MAX_DATA, a), wide(64)),
-    st.builds(lambda a: frames.MAX_DATA.pack(Frame.MAX_STREAMS, a), wide(64)),
-    st.builds(lambda *a: frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, *a), wide(32), wide(64)),
+    st.builds(lambda *a: Reset.pack(*a), wide(32), wide(16), wide(64)),
+    st.builds(lambda *a: StopSending.pack(*a), wide(32), wide(16)),
+    st.builds(lambda a: MaxData.pack(a), wide(64)),
+    st.builds(lambda a: MaxStreams.pack(a), wide(64)),
+    st.builds(lambda *a: MaxStreamData.pack(*a), wide(32), wide(64)),
     st.builds(
         lambda a, b: frames.PATH.pack(a, b), st.sampled_from([Frame.PATH_CHALLENGE, Frame.PATH_RESPONSE]), st.binary(max_size=8)
     ),

@@ -15,6 +15,7 @@ import pytest
 from tests.style.source import ROOT, modules, project_files, reads
 from tunnel.cli import main as cli
 from tunnel.proto.connection import events
+from tunnel.proto.connection.carried import OWED_FRAMES
 from tunnel.proto.crypto import challenge, cookie, handshake
 from tunnel.proto.endpoint import peering
 from tunnel.proto.lan import messages as room_messages
@@ -181,7 +182,11 @@ def test_the_frames_of_the_transport() -> None:
     for cells in rows(chapter(4)):
         if cells[0].startswith("0x"):
             written.update(zip((int(text, 16) for text in cells[0].split(", ")), cells[1].split(", "), strict=True))
-    names = {int(frame): frame.name for frame in Frame} | {int(Frame.STREAM_FIN): "STREAM with FIN"}
+    names = (
+        {int(frame): frame.name for frame in Frame}
+        | {kind.TYPE: kind.NAME for kind in OWED_FRAMES.values()}
+        | {int(Frame.STREAM_FIN): "STREAM with FIN"}
+    )
     assert written == names
 
 

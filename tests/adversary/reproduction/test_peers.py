@@ -9,6 +9,7 @@ import pytest
 from tests.adversary.reproduction.people import FIRST, Cast
 from tests.unit.connection.pair import A, keypairs
 from tests.work import instructions
+from tunnel.proto.connection.carried import MaxData, MaxStreamData
 from tunnel.proto.connection.connection import Connection
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.crypto.handshake import Params
@@ -141,8 +142,8 @@ class Absent:
 def test_a_peer_that_has_left_and_acknowledges_all_the_same_is_sent_nothing_more_after_two_minutes() -> None:
     peer = Absent()
     stream_id = peer.victim.open_stream()
-    peer.say(frames.MAX_DATA.pack(Frame.MAX_DATA, 2**60))
-    peer.say(frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, stream_id, 2**60))
+    peer.say(MaxData.pack(2**60))
+    peer.say(MaxStreamData.pack(stream_id, 2**60))
     peer.be_sent(stream_id, 120.0)
     more = peer.be_sent(stream_id, 30.0)
     assert more < 20_000, f"{more:,} bytes went there in half a minute more"
@@ -151,8 +152,8 @@ def test_a_peer_that_has_left_and_acknowledges_all_the_same_is_sent_nothing_more
 def test_under_keys_that_are_not_replaced_no_more_is_sealed_than_their_cipher_allows() -> None:
     peer = Absent()
     stream_id = peer.victim.open_stream()
-    peer.say(frames.MAX_DATA.pack(Frame.MAX_DATA, 2**60))
-    peer.say(frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, stream_id, 2**60))
+    peer.say(MaxData.pack(2**60))
+    peer.say(MaxStreamData.pack(stream_id, 2**60))
     peer.key.sent_packets = REJECT_AFTER_PACKETS - 3
     peer.be_sent(stream_id, 30.0)
     beyond = peer.key.sent_packets - REJECT_AFTER_PACKETS

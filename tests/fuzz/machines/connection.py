@@ -7,6 +7,7 @@ import contextlib
 from tests.fuzz.engine import Machine
 from tests.fuzz.test_connection_fuzz import BREACHES, HARMLESS, PATH, Hostile, ack, datagram, stream
 from tests.unit.connection.pair import RELAY, SERVER
+from tunnel.proto.connection.carried import MaxData, MaxStreamData, Reset, StopSending
 from tunnel.proto.connection.events import ConnectionClosed, PathKind
 from tunnel.proto.connection.records import MOST_PARTS, RECORD, RECORD_HEADER
 from tunnel.proto.packet import frames
@@ -143,10 +144,10 @@ def corpus() -> list[bytes]:
         datagram(7, 2, 0, 3, b"x" * 900),
         datagram(7, 2, 1, 3, b"x" * 900),
         datagram(7, 2, 2, 3, b"y"),
-        frames.RESET.pack(Frame.RESET, 2, 1, 5),
-        frames.STOP_SENDING.pack(Frame.STOP_SENDING, 1, 1),
-        frames.MAX_DATA.pack(Frame.MAX_DATA, 10_000_000),
-        frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, 1, 9_000_000),
+        Reset.pack(2, 1, 5),
+        StopSending.pack(1, 1),
+        MaxData.pack(10_000_000),
+        MaxStreamData.pack(1, 9_000_000),
         frames.PATH.pack(Frame.PATH_CHALLENGE, b"c" * 8) + bytes(1_200),
         frames.PATH.pack(Frame.PATH_RESPONSE, b"c" * 8),
         b"\1",

@@ -11,13 +11,12 @@ from tests.fuzz.test_connection_fuzz import Hostile, ack
 from tests.unit.connection.pair import Pair
 from tests.unit.connection.test_packets import Lan
 from tunnel.proto.connection import shared
+from tunnel.proto.connection.carried import MaxData, MaxStreamData
 from tunnel.proto.connection.events import AllPathsLost, PathKind, PathLost
 from tunnel.proto.connection.packets import PACKET_ROOM, PacketBurst
 from tunnel.proto.connection.paths import PROOF_ATTEMPTS, PROOF_INTERVAL, PROOF_SPACING
 from tunnel.proto.connection.records import RECORD
 from tunnel.proto.connection.shared import MAX_SKIPPED, SKIP_LEAST, SKIP_MOST
-from tunnel.proto.packet import frames
-from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import HEADER
 from tunnel.proto.ranges import RangeSet
 from tunnel.units import StreamId, Transmit
@@ -29,8 +28,8 @@ class Optimist(Hostile):
     def __init__(self, seed: int = 1) -> None:
         super().__init__(seed)
         self.mine = self.victim.open_stream()
-        self.send(frames.MAX_DATA.pack(Frame.MAX_DATA, 2**60))
-        self.send(frames.MAX_STREAM_DATA.pack(Frame.MAX_STREAM_DATA, self.mine, 2**60))
+        self.send(MaxData.pack(2**60))
+        self.send(MaxStreamData.pack(self.mine, 2**60))
 
     def got(self, *, knows: bool) -> list[tuple[int, int]]:
         """What to acknowledge; whoever `knows` what was left out leaves it out too."""

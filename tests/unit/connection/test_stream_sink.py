@@ -151,7 +151,7 @@ def test_a_stream_that_ends_lets_its_sink_go(way: str) -> None:
 def test_bytes_without_credit_reach_no_sink() -> None:
     pair = Pair()
     taker = bulk(pair)
-    pair.b._receiver._received_in_all = pair.b._shared.streams.receive_window.limit - 5_000
+    pair.b._receiver.inflow._received = pair.b._shared.streams.receive_window.limit - 5_000
     pair.a.stream_write(taker.stream, bytes(20_000))
     pair.run(1.0)
     assert pair.b.close_reason is not None

@@ -87,7 +87,7 @@ def test_what_came_before_a_reset_is_read_late_and_all_credit_comes_back(way: st
     assert pair.b.stream_read(stream) == []
     pair.run(3.0)
     assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
-    assert pair.b._shared.streams.receive_window.consumed == pair.b._receiver._received_in_all
+    assert pair.b._shared.streams.receive_window.consumed == pair.b._receiver.inflow._received
 
 
 def test_a_stream_nobody_reads_holds_its_window_and_blocks_no_other() -> None:

@@ -86,7 +86,7 @@ def on_connection(name: str) -> Callable[[Peering, pytest.MonkeyPatch], None]:
 def on_receiver(peering: Peering, patch: pytest.MonkeyPatch) -> None:
     assert peering.connection is not None
     patch.setattr(peering.connection._receiver, "_frames", fails)
-    patch.setattr(peering.connection._receiver, "_stream_data", fails)
+    patch.setattr(peering.connection._receiver.inflow, "data", fails)
 
 
 def on_sink(peering: Peering, patch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.connection.carried import OWED_FRAMES
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import Frame
 from tunnel.proto.packet.header import HEADER_SIZE, OVERHEAD, TAG_SIZE
@@ -82,8 +83,9 @@ def test_a_goodbye_with_a_code_out_of_range_is_still_said(code: int) -> None:
 
 
 def test_sizes_are_those_of_the_protocol_document() -> None:
-    sizes = (frames.STREAM_SIZE, frames.DATAGRAM_SIZE, frames.RESET.size, frames.STOP_SENDING.size, frames.MAX_DATA.size)
-    assert sizes == (15, 11, 15, 7, 9)
-    assert (frames.MAX_STREAM_DATA.size, frames.PATH.size, frames.CLOSE.size) == (13, 9, 5)
+    assert (frames.STREAM_SIZE, frames.DATAGRAM_SIZE, frames.PATH.size, frames.CLOSE.size) == (15, 11, 9, 5)
+    sizes = {kind.NAME: kind.LAYOUT.size for kind in OWED_FRAMES.values()}
+    small = {"RESET": 15, "STOP_SENDING": 7, "MAX_DATA": 9, "MAX_STREAMS": 9, "MAX_STREAM_DATA": 13}
+    assert sizes == {"PING": 1, **small}
     assert (HEADER_SIZE, TAG_SIZE, OVERHEAD) == (13, 16, 29)
     assert frames.HEADER_AND_STREAM.size == HEADER_SIZE + frames.STREAM_SIZE

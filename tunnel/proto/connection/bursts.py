@@ -8,8 +8,8 @@ from __future__ import annotations
 from itertools import repeat
 from typing import Final
 
+from tunnel.proto.connection.carried import BulkRun
 from tunnel.proto.connection.records import RECORD, RecordSealer
-from tunnel.proto.connection.shared import BulkRun
 from tunnel.proto.crypto.batch import run_through, seal_batch
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.packet import frames

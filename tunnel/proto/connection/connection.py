@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import PeerError
 from tunnel.proto.connection import tracing
+from tunnel.proto.connection.carried import Ping, Reset, StopSending
 from tunnel.proto.connection.control import MAX_BACKLOG, ControlReader, frame
 from tunnel.proto.connection.events import (
     AllPathsLost,
@@ -116,7 +117,7 @@ class Connection:
         self._close_at: Instant | None = None
         self._said_closed = False
         if is_initiator:  # the responder seals nothing before it has opened something under the new keys
-            self._shared.control.ping = True
+            self._shared.owe(Ping())
         self._may_send = is_initiator
         self._is_announced = False  # the first PathChanged waits for the first round trip, so that it has one to tell
         self._is_mute = False  # no keypair may seal: everything waits for new keys
@@ -157,11 +158,11 @@ class Connection:
             not self._receiver.only_packets
             or self._state is not State.ESTABLISHED
             or shared.events
-            or shared.control
+            or shared.owed
             or shared.paths.probes
         ):
             return False
-        return shared.acks.deadline() is None and not shared.control.large_ping
+        return shared.acks.deadline() is None and not shared.owes_large_ping
 
     def indices(self) -> tuple[int, ...]:
         """The receiver indices that belong to this connection now."""
@@ -265,7 +266,7 @@ class Connection:
             self._close_at = earliest(self._close_at, Instant(now + CLOSE_SPACING))
         if self._shared.packets_received and not self._may_send:
             self._may_send = True
-            self._shared.control.ping = True
+            self._shared.owe(Ping())
         if self._receiver.peer_close is not None:
             code, text = self._receiver.peer_close
             self._peer_closed(now, code, text)
@@ -395,7 +396,7 @@ class Connection:
         self._shared.keys.install(keypair, now, confirmed=confirmed)
         if confirmed:
             self._shared.records_from = max(self._shared.records_from, self._shared.next_number + RECORDS_AFTER_KEYS)
-            self._shared.control.ping = True
+            self._shared.owe(Ping())
             if self._shared.trace is not None:
                 tracing.keys_updated(self._shared.trace, now, keypair)
             self._speak(now)
@@ -574,7 +575,7 @@ class Connection:
         stream = self._shared.streams.sending.get(stream_id)
         if stream is not None and not stream.is_done and stream.reset_code is None:
             stream.reset(code)
-            self._shared.control.resets.add(stream_id)
+            self._shared.owe(Reset(stream_id))
             self._touched()
 
     def stream_stop(self, stream_id: StreamId, code: int) -> None:
@@ -585,8 +586,8 @@ class Connection:
         self._touched()
         before = stream.read_offset
         stream.stop(code)
-        self._shared.control.stops.add(stream_id)
-        self._receiver.consumed(self._shared.last_heard, stream_id, stream.read_offset - before)
+        self._shared.owe(StopSending(stream_id))
+        self._receiver.inflow.consumed(self._shared.last_heard, stream_id, stream.read_offset - before)
         self._shared.forget_if_done(stream_id)
 
     def stream_read(self, stream_id: StreamId, most: int = 256, now: Instant | None = None) -> list[bytes]:
@@ -599,7 +600,7 @@ class Connection:
             self._touched()
         if chunks:
             total = sum(map(len, chunks))
-            self._receiver.consumed(self._shared.last_heard if now is None else now, stream_id, total)
+            self._receiver.inflow.consumed(self._shared.last_heard if now is None else now, stream_id, total)
         if stream.is_readable and not stream.is_at_end:
             self._shared.readable(stream_id)
         if stream.is_done:
@@ -681,7 +682,7 @@ class Connection:
     def ping(self, now: Instant) -> None:
         """Make the peer acknowledge something; the round trip shows in current_path."""
         self._touched()
-        self._shared.control.ping = True
+        self._shared.owe(Ping())
 
     def close(self, now: Instant, code: int, reason: str) -> None:
         """Say goodbye.  Streams end at once; CLOSE is sent, and again to a peer that still talks."""

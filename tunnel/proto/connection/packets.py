@@ -20,6 +20,7 @@ from struct import Struct
 from typing import Final, NamedTuple, TypeAlias, cast
 
 from tunnel.errors import MalformedPacket
+from tunnel.proto.connection.carried import Ping
 from tunnel.proto.connection.paths import SILENCE, Path
 from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.batch import nonce_of, run_through, seal_batch
@@ -285,11 +286,11 @@ class PacketSealer:
             now > shared.last_heard + SILENCE and now >= self._next_sample - SAMPLE_INTERVAL + DOUBT_INTERVAL
         ):
             self._next_sample = Instant(now + SAMPLE_INTERVAL)
-            shared.control.ping = True
+            shared.owe(Ping())
             self._touched()
         if burst.size > BASE_PLPMTU and now >= self._next_large:
             self._next_large = Instant(now + LARGE_INTERVAL)
-            shared.control.large_ping = True
+            shared.owes_large_ping = True
             self._touched()
 
 

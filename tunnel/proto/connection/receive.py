@@ -20,17 +20,15 @@ from cryptography.exceptions import InvalidTag
 
 from tunnel.errors import MalformedPacket, PeerError
 from tunnel.proto.connection import tracing
+from tunnel.proto.connection.carried import OWED_FRAMES, Ping, TracedFrame, stream_frame
 from tunnel.proto.connection.events import (
     DatagramsReceived,
     PathKind,
     PathProbed,
     PathValidated,
-    StreamOpened,
-    StreamReset,
-    StreamsAllowed,
-    StreamStopped,
 )
 from tunnel.proto.connection.gather import StreamRun
+from tunnel.proto.connection.inflow import Inflow
 from tunnel.proto.connection.opening import Opener
 from tunnel.proto.connection.packets import PacketJoiner
 from tunnel.proto.connection.reassembly import NOT_AUTHENTIC, REPLAYED, RecordOpener
@@ -45,7 +43,6 @@ from tunnel.proto.packet.header import HEADER, HEADER_SIZE, SMALLEST_PROBE, TAG_
 from tunnel.proto.trace import Drops, Trace
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 
-MAX_GAPS_IN_ALL: Final = 65_536  # pieces held out of order in all streams: the connection window in datagrams of 1 KiB
 MAX_UNREAD_DATAGRAM_BYTES: Final = 4 * 1024 * 1024  # bytes the application has not taken; the newest are dropped beyond
 _STREAM = int(Frame.STREAM)
 _STREAM_FIN = int(Frame.STREAM_FIN)
@@ -62,14 +59,13 @@ class Receiver:
         self._plain = self._opener.plains.view
         self._records = RecordOpener(shared.replay, shared.drops)
         self.packets = PacketJoiner(shared, self._opener.plains)
+        self.inflow = Inflow(shared)
         self.peer_close: tuple[int, str] | None = None
         self.only_packets = False  # the last batch brought IP packets and nothing else
-        self._early_pieces = 0  # of all streams, held out of order
-        self._received_in_all = 0  # bytes of all streams, gaps included: what counts against MAX_DATA
         self._run = StreamRun(self._opener.plains)
         # for the trace, if there is one: what the batch at hand brought
         self._traced_runs: list[tuple[int, int]] = []
-        self._traced_frames: list[tracing.Frame] = []
+        self._traced_frames: list[TracedFrame] = []
         self._traced_drops = Drops()
 
     def handle_datagrams(self, now: Instant, key: PathKey, buffer: memoryview, start: int, stride: int, ecn: int) -> int:
@@ -263,62 +259,14 @@ class Receiver:
         stream, offset, end, fin = run.stream, run.offset, run.end, run.fin
         run.begin(-1, 0)
         if self._shared.trace is not None:
-            self._traced_frames.append(tracing.stream_frame(stream, offset, end - offset, fin))
-        self._stream_data(now, stream, offset, pieces, end, fin)
-
-    def _stream_data(self, now: Instant, number: int, offset: int, pieces: list[memoryview], end: int, fin: bool) -> None:
-        shared = self._shared
-        if not self._opens(number):
-            return
-        stream_id = StreamId(number)
-        stream = shared.streams.receiving[stream_id]
-        window = shared.streams.receive_window
-        before, early = stream.read_offset, stream.early_pieces
-        grown = stream.admit(end, fin)
-        if grown:
-            self._received_in_all += grown
-            if self._received_in_all > window.limit:
-                raise PeerError(f"{self._received_in_all} bytes sent on all streams, {window.limit} granted")
-        taken = stream.offer(offset, pieces, end - offset)
-        if taken < end - offset:
-            data = b"".join(pieces)
-            stream.place(offset + taken, data[taken:] if taken else data)
-        if early or stream.early_pieces:
-            self._early_pieces += stream.early_pieces - early
-            if self._early_pieces > MAX_GAPS_IN_ALL:
-                raise PeerError(f"more than {MAX_GAPS_IN_ALL} gaps in all streams together")
-        if stream.read_offset != before:  # its sink took it, or nobody reads it any more
-            self.consumed(now, stream_id, stream.read_offset - before)
-        shared.readable(stream_id)
-        if stream.is_done:
-            shared.forget_if_done(stream_id)
-
-    def consumed(self, now: Instant, stream_id: StreamId, count: int) -> None:
-        """The application took `count` bytes of a stream, or they were thrown away: return the credit."""
-        shared = self._shared
-        rtt = shared.paths.current.recovery.rtt.smoothed_rtt
-        stream = shared.streams.receiving.get(stream_id)
-        if stream is not None and stream.window.consume(count, now, rtt) and not stream.is_done:
-            shared.control.max_stream_data.add(stream_id)
-        if shared.streams.receive_window.consume(count, now, rtt):
-            shared.control.max_data = True
-
-    def _opens(self, number: int) -> bool:
-        """Make sure the stream that a frame names exists; False if it is over and the frame is late."""
-        streams = self._shared.streams
-        if number in streams.receiving:
-            return True
-        if not streams.accept(number):
-            return False
-        self._shared.events.append(StreamOpened(StreamId(number)))
-        return True
+            self._traced_frames.append(stream_frame(stream, offset, end - offset, fin))
+        self.inflow.data(now, stream, offset, pieces, end, fin)
 
     # 3
 
     def _frames(self, now: Instant, key: PathKey, plain: memoryview, at: int, end: int) -> tuple[bool, bool]:
         """All frames of one packet.  Returns whether it is ack-eliciting, and whether it was more than a probe."""
         shared = self._shared
-        streams = shared.streams
         eliciting = active = False
         may_answer = end - at >= SMALLEST_PROBE  # one challenge a packet: an answer is never longer than what asked for it
         told: tuple[list[tuple[int, int]], float] | None = None  # by an ACK that waits until the stream bytes behind it are out
@@ -354,15 +302,13 @@ class Receiver:
                 self.peer_close = (code, text)
                 continue
             eliciting = True
-            if kind == Frame.PING:
-                at += 1
-            elif kind in (Frame.STREAM, Frame.STREAM_FIN):
+            if kind in (Frame.STREAM, Frame.STREAM_FIN):
                 (_, number, offset, length), at = _unpack(frames.STREAM, plain, at, end)
                 if length > end - at:
                     raise MalformedPacket("STREAM: cut short")
                 self._flush_run(now)
                 pieces = [plain[at : at + length]]
-                self._stream_data(now, number, offset, pieces, offset + length, kind == Frame.STREAM_FIN)
+                self.inflow.data(now, number, offset, pieces, offset + length, kind == Frame.STREAM_FIN)
                 at += length
                 if told is not None:
                     self._ack(now, *told)
@@ -373,29 +319,13 @@ class Receiver:
                     raise MalformedPacket("DATAGRAM: cut short")
                 self._datagram(now, flow, identifier, index, count, bytes(plain[at : at + length]))
                 at += length
-            elif kind == Frame.MAX_DATA:
-                (_, limit), at = _unpack(frames.MAX_DATA, plain, at, end)
-                streams.send_credit.raise_to(limit)
-            elif kind == Frame.MAX_STREAM_DATA:
-                (_, number, limit), at = _unpack(frames.MAX_STREAM_DATA, plain, at, end)
-                sender = streams.sending.get(StreamId(number)) if self._opens(number) else None
-                if sender is not None and limit > sender.limit:
-                    sender.limit = limit
-                    if sender.has_work():
-                        streams.scheduler.wake(sender)
-            elif kind == Frame.MAX_STREAMS:
-                (_, limit), at = _unpack(frames.MAX_DATA, plain, at, end)
-                if streams.allow(limit):
-                    shared.events.append(StreamsAllowed())
-            elif kind == Frame.RESET:
-                (_, number, code, final_size), at = _unpack(frames.RESET, plain, at, end)
-                self._flush_run(now)
-                self._reset(now, number, code, final_size)
-            elif kind == Frame.STOP_SENDING:
-                (_, number, code), at = _unpack(frames.STOP_SENDING, plain, at, end)
-                self._stop(number, code)
             else:
-                raise MalformedPacket(f"unknown frame {kind:#04x}")
+                owed = OWED_FRAMES.get(kind)
+                if owed is None:
+                    raise MalformedPacket(f"unknown frame {kind:#04x}")
+                values, at = _unpack(owed.LAYOUT, plain, at, end)
+                self._flush_run(now)
+                owed.arrived(self.inflow, now, values[1:])
         return eliciting, active
 
     def _goes_out(self, plain: memoryview, at: int, end: int) -> bool:
@@ -425,34 +355,6 @@ class Receiver:
         shared.received_datagrams.append((flow, whole))
         shared.received_datagram_bytes += len(whole) + 64
 
-    def _reset(self, now: Instant, number: int, code: int, final_size: int) -> None:
-        shared = self._shared
-        if number == 0 or not self._opens(number):
-            return
-        stream_id = StreamId(number)
-        stream = shared.streams.receiving[stream_id]
-        known = stream.reset_code
-        early = stream.early_pieces
-        grown = stream.reset(code, final_size)
-        self._early_pieces -= early - stream.early_pieces
-        self._received_in_all += grown
-        if self._received_in_all > shared.streams.receive_window.limit:
-            raise PeerError("RESET: its final size is beyond the connection's credit")
-        if stream.reset_code is not None and known is None:
-            self.consumed(now, stream_id, final_size - stream.arrived)  # will never be read
-            shared.events.append(StreamReset(stream_id, code))
-        shared.forget_if_done(stream_id)
-
-    def _stop(self, number: int, code: int) -> None:
-        shared = self._shared
-        if number == 0 or not self._opens(number):
-            return
-        sender = shared.streams.sending.get(StreamId(number))
-        if sender is not None and not sender.is_done and sender.reset_code is None:
-            sender.reset(code)
-            shared.control.resets.add(sender.stream_id)
-            shared.events.append(StreamStopped(sender.stream_id, code))
-
     def _path_response(self, now: Instant, data: bytes) -> None:
         """A challenge of ours was answered; which path to use is chosen when the batch is done."""
         found = self._shared.paths.on_response(now, data)
@@ -475,7 +377,7 @@ class Receiver:
         shared = self._shared
         shared.last_heard = now
         if shared.keys.authenticated(keypair, now, opened):
-            shared.control.ping = True
+            shared.owe(Ping())
             if shared.trace is not None:
                 tracing.keys_updated(shared.trace, now, keypair)
         path = shared.paths.known.get(key)

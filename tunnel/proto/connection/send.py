@@ -3,7 +3,7 @@
 1. probes (PATH_CHALLENGE, PATH_RESPONSE): where they are asked for, past window and pacer
 2. an ACK alone, on the path the newest data came from, when that is not the one we send on
 3. how much may leave: window and pacer of the current path, or a probe that a timeout earned
-4. filling: a mixed packet (ACK, control, small things), then a burst of equal datagrams of one stream or of DATAGRAMs
+4. filling: a mixed packet (ACK, owed frames, small things), then a burst of equal datagrams of one stream or of DATAGRAMs
 5. sealing, straight into the caller's buffer (a burst of a stream's bytes in bursts.py); one entry in the ring for the burst
 
 The functions stand in this order.
@@ -12,13 +12,14 @@ The functions stand in this order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from tunnel.proto.connection import tracing
 from tunnel.proto.connection.bursts import StreamSealer
+from tunnel.proto.connection.carried import BulkRun, Carried, StreamChunk
 from tunnel.proto.connection.paths import Path
 from tunnel.proto.connection.records import record_step, split
-from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, Shared, StopSent, StreamChunk
+from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.batch import nonce_of
 from tunnel.proto.packet import frames
 from tunnel.proto.packet.frames import DATAGRAM_SIZE, STREAM_SIZE, Frame
@@ -72,8 +73,8 @@ class Sender:
                 path.probes_owed -= 1
                 size = self._mixed(now, path, view, 0, may_send=True, must_elicit=True)
                 return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
-        if shared.control.large_ping:
-            shared.control.large_ping = False
+        if shared.owes_large_ping:
+            shared.owes_large_ping = False
             return self._large_ping(now, current, view)
         probe = current.pmtu.next_probe(now, current.recovery.rtt.smoothed_rtt)
         if probe is not None:
@@ -162,7 +163,7 @@ class Sender:
 
         position = 0
         segments = min(room // mtu, len(view) // CALL_ROOM * segments_a_call(mtu))
-        if ack_due or shared.control or shared.acks.owes:
+        if ack_due or shared.owed or shared.acks.owes:
             position = self._mixed(now, path, view, 0, may_send=True)
             if position != mtu or segments == 1:
                 return Transmit(path.key.socket_id, path.key.remote, position, view[:position]) if position else None
@@ -183,7 +184,7 @@ class Sender:
     def _wants(self, now: Instant, path: Path) -> bool:
         """Whether anything waits that window and pacer may hold back."""
         shared = self._shared
-        if shared.control:
+        if shared.owed:
             return True
         if shared.datagrams:
             if not self._relay_forbidden(path):
@@ -306,11 +307,11 @@ class Sender:
             at = frames.encode_ack(view, at, ranges, shared.acks.ack_delay(now), min(_ACK_ROOM, limit - at))
             largest = ranges[0][1]
             shared.acks.on_ack_sent(now)
-        items: list[Any] = []
+        items: list[Carried] = []
         eliciting = False
         if may_send:
             before = at
-            at = self._control_frames(view, at, limit, items)
+            at = self._owed_frames(view, at, limit, items)
             if self._streams_first():
                 at = self._stream_chunks(path, view, at, limit, items)
             if not self._relay_forbidden(path):
@@ -328,43 +329,17 @@ class Sender:
         self._account(now, path, 1, size, size, items or None, eliciting=eliciting, ack=ranges)
         return size
 
-    def _control_frames(self, view: memoryview, at: int, limit: int, items: list[Any]) -> int:
-        control = self._shared.control
-        if not control:
-            return at
-        streams = self._shared.streams
-        if control.ping and at + 1 <= limit:
-            control.ping = False
-            view[at] = Frame.PING
-            at += 1
-        if control.max_data and at + frames.MAX_DATA.size <= limit:
-            control.max_data = False
-            frames.MAX_DATA.pack_into(view, at, Frame.MAX_DATA, streams.receive_window.limit)
-            at += frames.MAX_DATA.size
-            items.append(CreditSent(None))
-        if control.max_streams and at + frames.MAX_DATA.size <= limit:
-            control.max_streams = False
-            frames.MAX_DATA.pack_into(view, at, Frame.MAX_STREAMS, streams.max_streams)
-            at += frames.MAX_DATA.size
-            items.append(CreditSent(None))
-        while control.resets and at + frames.RESET.size <= limit:
-            sender = streams.sending.get(control.resets.pop())
-            if sender is not None and sender.reset_code is not None and not sender.is_done:
-                frames.RESET.pack_into(view, at, Frame.RESET, sender.stream_id, sender.reset_code, sender.final_size)
-                at += frames.RESET.size
-                items.append(ResetSent(sender))
-        while control.stops and at + frames.STOP_SENDING.size <= limit:
-            receiver = streams.receiving.get(control.stops.pop())
-            if receiver is not None and receiver.stop_code is not None:
-                frames.STOP_SENDING.pack_into(view, at, Frame.STOP_SENDING, receiver.stream_id, receiver.stop_code)
-                at += frames.STOP_SENDING.size
-                items.append(StopSent(receiver.stream_id))
-        while control.max_stream_data and at + frames.MAX_STREAM_DATA.size <= limit:
-            receiver = streams.receiving.get(control.max_stream_data.pop())
-            if receiver is not None and not receiver.is_done:
-                frames.MAX_STREAM_DATA.pack_into(view, at, Frame.MAX_STREAM_DATA, receiver.stream_id, receiver.window.limit)
-                at += frames.MAX_STREAM_DATA.size
-                items.append(CreditSent(receiver.stream_id))
+    def _owed_frames(self, view: memoryview, at: int, limit: int, items: list[Carried]) -> int:
+        shared = self._shared
+        for frame in list(shared.owed):
+            if at + frame.LAYOUT.size > limit:
+                break
+            del shared.owed[frame]
+            values = frame.values(shared)
+            if values is not None:
+                frame.LAYOUT.pack_into(view, at, frame.TYPE, *values)
+                at += frame.LAYOUT.size
+                items.append(frame)
         return at
 
     def _small_datagrams(self, view: memoryview, at: int, limit: int) -> int:
@@ -387,7 +362,7 @@ class Sender:
         else:
             self._datagrams_ahead = 0
 
-    def _stream_chunks(self, path: Path, view: memoryview, at: int, limit: int, items: list[Any]) -> int:
+    def _stream_chunks(self, path: Path, view: memoryview, at: int, limit: int, items: list[Carried]) -> int:
         streams = self._shared.streams
         only_control = self._relay_forbidden(path)
         while limit - at > STREAM_SIZE:
@@ -448,7 +423,7 @@ class Sender:
         shared = self._shared
         path.last_sent = now
         if shared.trace is not None:
-            tracing.packets_sent(shared.trace, now, path.number, shared.next_number - count, count, (size, last), content, ack)
+            tracing.packets_sent(shared, now, path.number, shared.next_number - count, count, (size, last), content, ack)
         if not eliciting:
             return
         burst = SentBurst(shared.next_number - count, count, size, last, now, content, path=path.number)

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from tunnel.proto.connection.carried import BulkRun, MaxStreams, OwedFrame
 from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamReadable, StreamWritable
 from tunnel.proto.connection.keyring import Keyring
 from tunnel.proto.connection.paths import Paths
@@ -38,24 +39,6 @@ MAX_SKIPPED: Final = 64  # numbers left out that are remembered: what is in flig
 RECORDS_AFTER_KEYS: Final = 64  # datagrams: who answers a handshake learns by a packet, not by parts, that its key is used
 
 
-class Control:
-    """Frames that must arrive and carry no stream bytes: what is to be said, not its bytes, so that it is said as of now."""
-
-    __slots__ = ("large_ping", "max_data", "max_stream_data", "max_streams", "ping", "resets", "stops")
-
-    def __init__(self) -> None:
-        self.ping = False
-        self.large_ping = False  # as large as the path carries; a packet of its own, so not part of bool(self)
-        self.max_data = False
-        self.max_streams = False
-        self.max_stream_data: set[StreamId] = set()
-        self.resets: set[StreamId] = set()
-        self.stops: set[StreamId] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self.ping or self.max_data or self.max_streams or self.max_stream_data or self.resets or self.stops)
-
-
 class Shared:
     """One connection's state, composed of the rooms' values.  `send.py` and `receive.py` work on it; `connection.py` owns it."""
 
@@ -86,7 +69,8 @@ class Shared:
         self.rejoiner = Rejoiner()
         self.received_datagrams: deque[tuple[int, bytes]] = deque()
         self.received_datagram_bytes = 0
-        self.control = Control()
+        self.owed: dict[OwedFrame, None] = {}  # in the order in which they were asked for; `owe` adds to it
+        self.owes_large_ping = False  # one as large as the path carries: a packet of its own
         self.events: deque[ConnectionEvent] = deque()
         self.drops = Drops()
         self.trace = trace
@@ -137,6 +121,10 @@ class Shared:
                 return False
         return True
 
+    def owe(self, frame: OwedFrame) -> None:
+        """Have `frame` told, once, as of when it is written."""
+        self.owed[frame] = None
+
     def readable(self, stream_id: StreamId) -> None:
         """Announce a stream once until the application reads it."""
         stream = self.streams.receiving[stream_id]
@@ -154,7 +142,7 @@ class Shared:
 
     def forget_if_done(self, stream_id: StreamId) -> None:
         if self.streams.forget_if_done(stream_id):
-            self.control.max_streams = True
+            self.owe(MaxStreams())
 
     # what the datagrams carried
 
@@ -175,110 +163,3 @@ class Shared:
         elif content is not None:
             for item in content:  # type: ignore[attr-defined]
                 item.lost(self)
-
-
-class BulkRun:
-    """A run of stream bytes over a run of packets, `step` bytes each but the last."""
-
-    __slots__ = ("fin", "length", "offset", "step", "stream")
-
-    def __init__(self, stream: SendStream, offset: int, length: int, step: int, fin: bool) -> None:
-        self.stream = stream
-        self.offset = offset
-        self.length = length
-        self.step = step
-        self.fin = fin
-
-    def settle(self, mask: int, count: int, shared: Shared, *, acked: bool) -> None:
-        stream = self.stream
-        tell = stream.on_acked if acked else stream.on_lost
-        if mask == (1 << count) - 1:
-            tell(self.offset, self.length, self.fin)
-        else:
-            first = 0
-            while mask:
-                skip = (mask & -mask).bit_length() - 1
-                mask >>= skip
-                first += skip
-                run = (~mask & (mask + 1)).bit_length() - 1  # how many ones stand at the low end
-                start = first * self.step
-                tell(self.offset + start, min(run * self.step, self.length - start), self.fin and first + run == count)
-                mask >>= run
-                first += run
-        if acked:
-            shared.settled(stream)
-        elif stream.has_work():
-            shared.streams.scheduler.wake(stream)
-
-
-class StreamChunk:
-    """Stream bytes in a packet that holds other things too."""
-
-    __slots__ = ("fin", "length", "offset", "stream")
-
-    def __init__(self, stream: SendStream, offset: int, length: int, fin: bool) -> None:
-        self.stream = stream
-        self.offset = offset
-        self.length = length
-        self.fin = fin
-
-    def acked(self, shared: Shared) -> None:
-        self.stream.on_acked(self.offset, self.length, self.fin)
-        shared.settled(self.stream)
-
-    def lost(self, shared: Shared) -> None:
-        self.stream.on_lost(self.offset, self.length, self.fin)
-        if self.stream.has_work():
-            shared.streams.scheduler.wake(self.stream)
-
-
-class ResetSent:
-    """A RESET of our sending half."""
-
-    __slots__ = ("stream",)
-
-    def __init__(self, stream: SendStream) -> None:
-        self.stream = stream
-
-    def acked(self, shared: Shared) -> None:
-        self.stream.on_reset_acked()
-        shared.settled(self.stream)
-
-    def lost(self, shared: Shared) -> None:
-        if not self.stream.is_done:
-            shared.control.resets.add(self.stream.stream_id)
-
-
-class StopSent:
-    """A STOP_SENDING for the peer's sending half."""
-
-    __slots__ = ("stream_id",)
-
-    def __init__(self, stream_id: StreamId) -> None:
-        self.stream_id = stream_id
-
-    def acked(self, shared: Shared) -> None:
-        pass
-
-    def lost(self, shared: Shared) -> None:
-        stream = shared.streams.receiving.get(self.stream_id)
-        if stream is not None and not stream.is_done:
-            shared.control.stops.add(self.stream_id)
-
-
-class CreditSent:
-    """MAX_DATA, MAX_STREAMS (`stream_id` None) or MAX_STREAM_DATA: when lost, the newest limit is said again."""
-
-    __slots__ = ("stream_id",)
-
-    def __init__(self, stream_id: StreamId | None) -> None:
-        self.stream_id = stream_id
-
-    def acked(self, shared: Shared) -> None:
-        pass
-
-    def lost(self, shared: Shared) -> None:
-        if self.stream_id is None:
-            shared.control.max_data = shared.control.max_streams = True
-        elif self.stream_id in shared.streams.receiving:
-            shared.control.max_stream_data.add(self.stream_id)

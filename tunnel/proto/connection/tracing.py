@@ -21,16 +21,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from tunnel.proto.connection.carried import BulkRun, TracedFrame
 from tunnel.proto.connection.events import CloseReason
 from tunnel.proto.connection.paths import Path
-from tunnel.proto.connection.shared import BulkRun, CreditSent, ResetSent, StopSent, StreamChunk
+from tunnel.proto.connection.shared import Shared
 from tunnel.proto.crypto.keys import Keypair
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.sent import Marked
 from tunnel.proto.trace import Trace
 from tunnel.units import Instant
 
-Frame = dict[str, Any]
 Ranges = Sequence[tuple[int, int]]
 
 
@@ -39,7 +39,7 @@ def started(trace: Trace, now: Instant, path: Path) -> None:
 
 
 def packets_sent(
-    trace: Trace,
+    shared: Shared,
     now: Instant,
     path: int | None,
     first: int,
@@ -50,13 +50,14 @@ def packets_sent(
 ) -> None:
     """A burst has just been sealed.  `sizes` is of each packet and of the last; `content` as it is filed in SentBurst."""
     data: dict[str, Any] = {"path": path, "first": first, "count": count, "size": sizes[0], "last_size": sizes[1]}
-    frames: list[Frame] = [ack_frame(ack)] if ack else []
+    frames: list[TracedFrame] = [ack_frame(ack)] if ack else []
     if isinstance(content, BulkRun):
         data["bulk"] = (content.stream.stream_id, content.offset, content.length, content.step, content.fin)
     elif content is not None:
-        frames += [_frame(item) for item in content]  # type: ignore[attr-defined]  # a list of items, see send.py
+        frames += [item.trace(shared) for item in content]  # type: ignore[attr-defined]  # a list of items, see send.py
     data["frames"] = frames
-    trace.event(now, "packets_sent", data)
+    assert shared.trace is not None
+    shared.trace.event(now, "packets_sent", data)
 
 
 def packet_sent(trace: Trace, now: Instant, path: Path | None, number: int, size: int, frame: str) -> None:
@@ -66,7 +67,7 @@ def packet_sent(trace: Trace, now: Instant, path: Path | None, number: int, size
 
 
 def packets_received(
-    trace: Trace, now: Instant, path: Path | None, runs: list[tuple[int, int]], sizes: tuple[int, int], frames: list[Frame]
+    trace: Trace, now: Instant, path: Path | None, runs: list[tuple[int, int]], sizes: tuple[int, int], frames: list[TracedFrame]
 ) -> None:
     data = {"path": None if path is None else path.number, "runs": runs, "size": sizes[0], "last_size": sizes[1]}
     trace.event(now, "packets_received", {**data, "frames": frames})
@@ -101,28 +102,9 @@ def closed(trace: Trace, now: Instant, reason: CloseReason) -> None:
     trace.event(now, "closed", {"code": reason.code, "text": reason.text, "by_peer": reason.by_peer})
 
 
-def ack_frame(ranges: Ranges, delay: float = 0.0) -> Frame:
+def ack_frame(ranges: Ranges, delay: float = 0.0) -> TracedFrame:
     """`delay` in seconds; the newest range is the last, as qlog has it."""
     return {"frame_type": "ack", "ack_delay": delay, "acked_ranges": [[low, high] for low, high in reversed(ranges)]}
-
-
-def stream_frame(stream: int, offset: int, length: int, fin: bool) -> Frame:
-    return {"frame_type": "stream", "stream_id": stream, "offset": offset, "length": length, "fin": fin}
-
-
-def _frame(item: object) -> Frame:
-    match item:
-        case StreamChunk(stream=stream, offset=offset, length=length, fin=fin):
-            return stream_frame(stream.stream_id, offset, length, fin)
-        case ResetSent(stream=stream):
-            return {"frame_type": "reset_stream", "stream_id": stream.stream_id, "error_code": stream.reset_code}
-        case StopSent(stream_id=stream_id):
-            return {"frame_type": "stop_sending", "stream_id": stream_id}
-        case CreditSent(stream_id=None):
-            return {"frame_type": "max_data"}
-        case CreditSent(stream_id=stream_id):
-            return {"frame_type": "max_stream_data", "stream_id": stream_id}
-    return {"frame_type": "unknown"}
 
 
 def _runs(first: int, mask: int) -> Iterator[tuple[int, int]]:

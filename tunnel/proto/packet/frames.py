@@ -23,13 +23,8 @@ class Frame(IntEnum):
     PADDING = 0x00
     PING = 0x01
     ACK = 0x02
-    RESET = 0x04
-    STOP_SENDING = 0x05
     STREAM = 0x08
     STREAM_FIN = 0x09
-    MAX_DATA = 0x10
-    MAX_STREAM_DATA = 0x11
-    MAX_STREAMS = 0x12
     PATH_CHALLENGE = 0x1A
     PATH_RESPONSE = 0x1B
     CLOSE = 0x1C
@@ -41,10 +36,6 @@ STREAM: Final = Struct(">BIQH")  # type, stream id, offset, length
 STREAM_SIZE: Final = STREAM.size  # 15
 DATAGRAM: Final = Struct(">BIHBBH")  # type, flow, datagram id, fragment index, fragment count, length
 DATAGRAM_SIZE: Final = DATAGRAM.size  # 11
-RESET: Final = Struct(">BIHQ")  # type, stream id, code, final size
-STOP_SENDING: Final = Struct(">BIH")  # type, stream id, code
-MAX_DATA: Final = Struct(">BQ")  # type, limit; MAX_STREAMS too
-MAX_STREAM_DATA: Final = Struct(">BIQ")  # type, stream id, limit
 PATH: Final = Struct(">B8s")  # type, data; challenge and response
 CLOSE: Final = Struct(">BHH")  # type, code, length of the text
 
