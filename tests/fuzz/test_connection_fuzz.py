@@ -286,7 +286,7 @@ def test_a_flood_of_streams_and_tiny_frames_stays_within_the_window() -> None:
 
     assert held_by(flood()) < 20_000_000
     assert peer.victim.close_reason is None
-    assert peer.victim.stats().streams_open == MAX_STREAMS - 1
+    assert peer.victim.stats().streams == MAX_STREAMS - 1
 
 
 def test_a_flood_of_challenges_earns_one_answer_a_packet_and_never_more_bytes() -> None:
@@ -426,7 +426,7 @@ def test_replayed_flipped_truncated_and_foreign_datagrams_change_nothing(data: s
     counted = sum(after.drops.values()) - sum(before[0].drops.values())
     assert counted == 1 if position else (counted == 0 and position == 0)
     assert after.packets_received == before[0].packets_received
-    assert (after.bytes_sent, after.streams_open) == (before[0].bytes_sent, before[0].streams_open)
+    assert (after.sent_bytes, after.streams) == (before[0].sent_bytes, before[0].streams)
     assert (peer.victim.poll_timeout(), len(peer.events)) == before[1:]
 
 

@@ -197,7 +197,7 @@ class ConnectionMachine(RuleBasedStateMachine):
     def nobody_gave_up(self) -> None:
         for name, side in self.pair.sides.items():
             assert side.close_reason is None
-            assert 0 <= side.stats().streams_open <= MAX_STREAMS
+            assert 0 <= side.stats().streams <= MAX_STREAMS
             heard = self.heard(name)
             assert heard == self.said[OTHER[name]][: len(heard)]
 
@@ -220,7 +220,7 @@ class ConnectionMachine(RuleBasedStateMachine):
     def all_streams_ended(self) -> bool:
         for name, stream in self.halves:
             self.pair.sides[name].stream_finish(stream)
-        return all(side.stats().streams_open == 0 for side in self.pair.sides.values())
+        return all(side.stats().streams == 0 for side in self.pair.sides.values())
 
     def heard(self, name: str) -> list[bytes]:
         return [e.data for e in self.pair.events[name] if isinstance(e, ControlReceived)]

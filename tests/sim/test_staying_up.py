@@ -386,7 +386,7 @@ def state_of(person: PeerNode) -> list[object]:
     return [
         person.bytes_taken,
         [sorted(each.connection.indices()) for each in person.live if each.connection is not None],
-        [each.connection.stats().bytes_received for each in person.live if each.connection is not None],
+        [each.connection.stats().received_bytes for each in person.live if each.connection is not None],
         [each.connection.current_path.key for each in person.live if each.connection is not None],
         sorted(person.saved),
         len(person.paired),

@@ -87,7 +87,7 @@ def test_transition_tables_are_total() -> None:
 
 def test_sequence_numbers_are_taken_by_one_function_only() -> None:
     """They are nonces: whoever counted for himself could seal two packets under one."""
-    counters = {"next_number", "sent_packets", "packets_sent", "bytes_sent"}
+    counters = {"next_number", "sent_packets", "packets_sent", "sent_bytes"}
     writers = {
         (module.relative, function.name)
         for module in modules()

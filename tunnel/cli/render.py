@@ -26,6 +26,10 @@ AGE_SHOWN: Final = 5.0  # seconds since a round trip was measured, from which on
 LARGEST: Final = 1e18  # of a figure that is shown
 DEFAULT_WIDTH: Final = 80  # columns of a terminal that does not say
 UNKNOWN: Final = "?"  # is shown for what is no figure
+#: Numbers of a link that are said in words of their own, or are for programs only.
+SAID: Final = frozenset(
+    ("sent_bytes", "received_bytes", "packets_sent", "packets_received", "packets_lost", "streams", "mtu", "rtt_s", "rtt_age_s")
+)
 SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
 LONG_WAIT: Final = 5.0  # seconds of waiting without a word, after which it is said that this goes on
 
@@ -342,13 +346,18 @@ def number(value: object) -> float | None:
 
 
 def traffic(status: Mapping[str, Any]) -> str:
-    """Loss, rates and streams of a link's status."""
+    """Loss, rates and streams of a link's status, and by its name every number that this says in no other way."""
     sent, lost = number(status.get("packets_sent")), number(status.get("packets_lost"))
     loss = 100 * lost / sent if sent and lost else 0.0
     streams = status.get("streams", 0)
+    others = [
+        f"  {name.replace('_', ' ')} {value}"
+        for name, value in status.items()
+        if name not in SAID and type(value) is int and number(value)
+    ]
     return (
         f"loss {loss:.1f} %  up {rate(status.get('send_rate', 0))}  down {rate(status.get('receive_rate', 0))}"
-        f"  {streams} stream{'' if streams == 1 else 's'}"
+        f"  {streams} stream{'' if streams == 1 else 's'}{''.join(others)}"
     )
 
 

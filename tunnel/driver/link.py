@@ -23,6 +23,7 @@ from tunnel.proto.endpoint import (
     Connection,
     ConnectionClosed,
     ConnectionEvent,
+    ConnectionStats,
     ControlReceived,
     DatagramsReceived,
     GrantSet,
@@ -257,7 +258,8 @@ class Link:
     def status(self) -> LinkStatus:
         """What it is like now."""
         connection = self._peering.connection
-        stats = connection.stats() if connection is not None else None
+        stats = connection.stats() if connection is not None else ConnectionStats()
+        stats.drops |= self.flows.drops
         path = connection.current_path if connection is not None else None
         now = self._clock()
         why = path.why if path else ""
@@ -269,13 +271,13 @@ class Link:
         if path is not None and path.measured_at is not None:
             rtt_age_s = max(0.0, now - path.measured_at)
             rtt_s = path.smoothed_rtt if rtt_age_s < RTT_AVERAGED else path.newest_rtt
-        sent = stats.bytes_sent if stats else 0
-        received = stats.bytes_received if stats else 0
+        sent, received = stats.sent_bytes, stats.received_bytes
         at, sent_then, received_then = self._rate_base
         if now - at >= 0.5:
             self._rates = (max(0, sent - sent_then) / (now - at), max(0, received - received_then) / (now - at))
             self._rate_base = (now, sent, received)
         return LinkStatus(
+            **stats.to_dict(),
             peer=self.peer_name,
             fingerprint=self.fingerprint,
             kind=path.kind.value if path else None,
@@ -284,16 +286,10 @@ class Link:
             rtt_age_s=rtt_age_s,
             mtu=path.mtu if path else None,
             why=why,
-            sent_bytes=sent,
-            received_bytes=received,
             send_rate=self._rates[0],
             receive_rate=self._rates[1],
-            packets_sent=stats.packets_sent if stats else 0,
-            packets_lost=stats.packets_lost if stats else 0,
-            streams=stats.streams_open if stats else 0,
-            drops={**(stats.drops if stats else {}), **self.flows.drops},
             punching=self._peering.punching(now),
-            nat=self._peering.nat,
+            nat=dict(self._peering.nat),
             post_quantum=self._peering.hybrid.is_reached,
             reachable=self._peering.is_reachable,
         )

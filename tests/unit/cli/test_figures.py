@@ -29,6 +29,13 @@ def test_a_link_of_unknown_figures_still_has_its_line(value: object) -> None:
     assert traffic(status).startswith("loss 0.0 %  up ")
 
 
+def test_a_number_that_has_no_words_of_its_own_is_shown_by_its_name() -> None:
+    status = {"packets_sent": 200, "packets_lost": 1, "packets_received": 7, "streams": 1, "mtu": 1_452, "reachable": True}
+    assert traffic({**status, "probe_timeouts": 3, "held": 0, "huge": 10**400}) == (
+        "loss 0.5 %  up 0 B/s  down 0 B/s  1 stream  probe timeouts 3"
+    )
+
+
 def test_a_result_of_another_version_is_shown_as_it_came(of_another_version: None) -> None:
     for strange in ({"what": "stream", "way": "up", "mbit_s": None}, {"event": "bench"}):
         assert strange.items() <= json.loads(row(strange)).items()

@@ -156,7 +156,7 @@ def test_no_number_is_sealed_under_twice_whoever_seals(monkeypatch: pytest.Monke
     lan = Lan(relayed=False, delay=0.000_1)
     pair, sent = lan.pair, lan.pair.a._shared
     sent._skip_at = first = sent.next_number
-    before = sent.packets_sent
+    before = sent.stats.packets_sent
     numbers: list[int] = []
 
     def note(transmit: Transmit | None) -> Transmit | None:
@@ -188,7 +188,7 @@ def test_no_number_is_sealed_under_twice_whoever_seals(monkeypatch: pytest.Monke
     lan.leave()
     pair.a.close(pair.now, 0, "enough")
     pair.run(0.5)
-    assert len(numbers) == len(set(numbers)) == sent.packets_sent - before
+    assert len(numbers) == len(set(numbers)) == sent.stats.packets_sent - before
     assert not set(numbers) & set(sent._skipped)
     assert sent.next_number - first - len(numbers) > 100  # left out
 

@@ -314,7 +314,7 @@ def test_bytes_are_counted_however_they_come() -> None:
         foe = Foe()
         datagrams = foe.record(stream(2, 0, b"x" * 1_000), 4)
         foe.together(datagrams) if together else [foe.deliver(datagram) for datagram in datagrams]
-        assert foe.victim.stats().bytes_received == sum(map(len, datagrams))
+        assert foe.victim.stats().received_bytes == sum(map(len, datagrams))
 
 
 def test_padding_costs_its_bytes_once() -> None:

@@ -106,7 +106,7 @@ def test_a_sink_that_takes_all_needs_no_reading_and_no_event_but_the_end() -> No
     pair.run_until(lambda: StreamReadable(taker.stream) in pair.events["b"])
     assert pair.b.stream_at_end(taker.stream)
     pair.run(1.0)
-    assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
+    assert pair.a.stats().streams == pair.b.stats().streams == 0
 
 
 def test_after_a_byte_was_left_the_sink_is_not_asked_again() -> None:

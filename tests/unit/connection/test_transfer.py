@@ -46,7 +46,7 @@ def test_half_close_lets_the_other_half_go_on() -> None:
     pair.run_until(lambda: pair.a.stream_at_end(stream))
     assert pair.read["a"][stream] == b"answer"
     pair.run(1.0)
-    assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
+    assert pair.a.stats().streams == pair.b.stats().streams == 0
 
 
 def test_a_reset_and_a_stop_cross_faithfully() -> None:
@@ -63,7 +63,7 @@ def test_a_reset_and_a_stop_cross_faithfully() -> None:
         )
     )
     pair.run(3.0)
-    assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
+    assert pair.a.stats().streams == pair.b.stats().streams == 0
 
 
 @pytest.mark.parametrize("way", ["read", "stopped"])
@@ -78,7 +78,7 @@ def test_what_came_before_a_reset_is_read_late_and_all_credit_comes_back(way: st
     pair.a.stream_reset(stream, StreamCode.RESET)
     pair.b.stream_finish(stream)
     pair.run_until(lambda: StreamReset(stream, StreamCode.RESET) in pair.events["b"])
-    assert pair.b.stats().streams_open == 1
+    assert pair.b.stats().streams == 1
     assert not pair.b.stream_at_end(stream)
     if way == "read":
         assert b"".join(pair.b.stream_read(stream)) == text
@@ -86,7 +86,7 @@ def test_what_came_before_a_reset_is_read_late_and_all_credit_comes_back(way: st
         pair.b.stream_stop(stream, StreamCode.CANCELLED)
     assert pair.b.stream_read(stream) == []
     pair.run(3.0)
-    assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
+    assert pair.a.stats().streams == pair.b.stats().streams == 0
     assert pair.b._shared.streams.receive_window.consumed == pair.b._receiver.inflow._received
 
 
@@ -132,7 +132,7 @@ def test_streams_are_granted_again_as_they_end() -> None:
         pair.run(0.1)
         done += len(batch)
     assert done == 6000
-    assert pair.a.stats().streams_open == pair.b.stats().streams_open == 0
+    assert pair.a.stats().streams == pair.b.stats().streams == 0
 
 
 def test_whoever_has_all_streams_open_may_open_one_as_soon_as_one_has_ended() -> None:

@@ -9,6 +9,7 @@ Long because it is the whole face of a connection: some forty short verbs, each 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import PeerError
@@ -148,7 +149,7 @@ class Connection:
     @property
     def is_confirmed(self) -> bool:
         """The peer has proved that it has the keys."""
-        return self._shared.packets_received > 0
+        return self._shared.stats.packets_received > 0
 
     @property
     def is_quiet(self) -> bool:
@@ -220,7 +221,6 @@ class Connection:
     def stats(self) -> ConnectionStats:
         """A snapshot of the counters."""
         shared = self._shared
-        recovery = shared.paths.current.recovery
         drops = dict(shared.drops)
         if shared.datagrams.dropped:
             drops["datagram waited too long"] = shared.datagrams.dropped
@@ -228,17 +228,7 @@ class Connection:
             drops["path probe queue full"] = shared.paths.dropped
         if shared.rejoiner.dropped:
             drops["split datagram never whole"] = shared.rejoiner.dropped
-        return ConnectionStats(
-            bytes_sent=shared.bytes_sent,
-            bytes_received=shared.bytes_received,
-            packets_sent=shared.packets_sent,
-            packets_received=shared.packets_received,
-            packets_lost=shared.packets_lost,
-            streams_open=len(shared.streams),
-            congestion_window=recovery.congestion.window,
-            bytes_in_flight=recovery.bytes_in_flight,
-            drops=drops,
-        )
+        return replace(shared.stats, streams=len(shared.streams), drops=drops)
 
     # inputs
 
@@ -264,7 +254,7 @@ class Connection:
             self._speak(now)
         if self._state is State.CLOSING:
             self._close_at = earliest(self._close_at, Instant(now + CLOSE_SPACING))
-        if self._shared.packets_received and not self._may_send:
+        if self._shared.stats.packets_received and not self._may_send:
             self._may_send = True
             self._shared.owe(Ping())
         if self._receiver.peer_close is not None:
@@ -770,10 +760,10 @@ class Connection:
                     other.probes_owed = max(other.probes_owed, 1)  # the other path may be the one that still works
 
     def _repeat(self, content: object, mask: int, count: int) -> None:
-        lost = self._shared.packets_lost
+        lost = self._shared.stats.packets_lost
         low = mask & -mask  # the oldest packet only
         self._shared.content_lost(content, low, count)
-        self._shared.packets_lost = lost
+        self._shared.stats.packets_lost = lost
 
     def _peer_closed(self, now: Instant, code: int, text: str) -> None:
         if self._state is State.ESTABLISHED:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tunnel.units import Address, Instant, PathKey, Seconds, StreamId
 
@@ -202,16 +202,21 @@ class PathView:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ConnectionStats:
-    """Counters since the connection began; bytes are of UDP payload."""
+    """What the core has counted since the connection began, and counts on; bytes are of UDP payload.
 
-    bytes_sent: int
-    bytes_received: int
-    packets_sent: int
-    packets_received: int
-    packets_lost: int
-    streams_open: int
-    congestion_window: int
-    bytes_in_flight: int
-    drops: dict[str, int]
+    A field is all that a new number takes: `status` has it under its name (docs/json.md), whatever it is.
+    """
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    packets_sent: int = 0
+    packets_received: int = 0
+    packets_lost: int = 0
+    streams: int = 0  # open now
+    drops: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """By name, those of a subclass too."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}

@@ -180,8 +180,8 @@ class Receiver:
         if shared.trace is not None:
             self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
         if opened:
-            shared.packets_received += opened
-            shared.bytes_received += arrived
+            shared.stats.packets_received += opened
+            shared.stats.received_bytes += arrived
             self._heard(now, key, heard, opened, acted and shared.replay.highest > highest_before)
         return position
 

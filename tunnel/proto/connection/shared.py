@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tunnel.proto.connection.carried import BulkRun, MaxStreams, OwedFrame
-from tunnel.proto.connection.events import ConnectionEvent, PathKind, StreamReadable, StreamWritable
+from tunnel.proto.connection.events import ConnectionEvent, ConnectionStats, PathKind, StreamReadable, StreamWritable
 from tunnel.proto.connection.keyring import Keyring
 from tunnel.proto.connection.paths import Paths
 from tunnel.proto.crypto.keys import Keypair
@@ -79,11 +79,7 @@ class Shared:
         self._skip_at = rng.randint(SKIP_LEAST, SKIP_MOST)  # from this number on the next one is left out
         self._skipped: list[int] = []  # the last of those
         self.unacknowledged_acks: deque[tuple[int, int]] = deque(maxlen=64)  # (our packet, largest it acknowledged)
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self.packets_sent = 0
-        self.packets_received = 0
-        self.packets_lost = 0
+        self.stats = ConnectionStats()
         self.last_heard = now
         self.mtu_changed = False  # of the current path, not yet announced
 
@@ -99,8 +95,9 @@ class Shared:
             first = self._skip(first)
         self.next_number = first + count
         self.keys.current.sent_packets += count
-        self.packets_sent += count
-        self.bytes_sent += size
+        stats = self.stats
+        stats.packets_sent += count
+        stats.sent_bytes += size
         return first
 
     def _skip(self, number: int) -> int:
@@ -156,7 +153,7 @@ class Shared:
 
     def content_lost(self, content: object, mask: int, count: int) -> None:
         """The packets in `mask` of a burst of `count` are lost; what they carried is sent again if it still matters."""
-        self.packets_lost += mask.bit_count()
+        self.stats.packets_lost += mask.bit_count()
         self.records_from = self.next_number + RECORDS_AFTER
         if type(content) is BulkRun:
             content.settle(mask, count, self, acked=False)
