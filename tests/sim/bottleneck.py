@@ -48,7 +48,7 @@ class Flow:
         self.number = number
         at = Instant(now)
         self.congestion = make(SIZE, at, rng)
-        self.recovery = Recovery(at, datagram_size=SIZE, congestion=self.congestion)
+        self.recovery = Recovery(at, self.congestion, datagram_size=SIZE)
         self.pacer = Pacer(self.recovery.pacing_rate(), SIZE, at)
         self.tracker = AckTracker()
         self.paced = paced

@@ -12,12 +12,19 @@ import statistics
 import pytest
 
 from tests.sim.bottleneck import MBIT, SIZE, Bottleneck, Flow, Make, bursty_loss, random_loss
+from tests.sim.cubic import Cubic
 from tests.unit.connection.pair import Pair
-from tunnel.proto.connection.paths import DEFAULT_CONGESTION, MAKE_CONGESTION, Congestion
+from tunnel.proto.recovery.bbr import Bbr
+from tunnel.units import Instant
 
-OURS = MAKE_CONGESTION[DEFAULT_CONGESTION]
-CUBIC = MAKE_CONGESTION[Congestion.CUBIC]
-EITHER = [pytest.param(make, id=kind.value) for kind, make in MAKE_CONGESTION.items()]
+OURS: Make = Bbr
+
+
+def cubic(size: int, now: Instant, _: random.Random) -> Cubic:
+    return Cubic(size, now)
+
+
+EITHER = [pytest.param(OURS, id="bbr"), pytest.param(cubic, id="cubic")]
 
 
 def goodput(link: Bottleneck, make: Make = OURS, *, warm: float = 1.0, seconds: float = 5.0) -> float:
@@ -195,7 +202,7 @@ def shares(seed: int, buffer: float, first: Make, second: Make, *, seconds: floa
 
 @pytest.mark.parametrize(("buffer", "least"), [(0.5, 0.10), (1.0, 0.25), (2.0, 0.25), (4.0, 0.10)])
 def test_beside_a_cubic_flow_neither_starves(buffer: float, least: float) -> None:
-    found = [shares(seed, buffer, OURS, CUBIC) for seed in (1, 2)]
+    found = [shares(seed, buffer, OURS, cubic) for seed in (1, 2)]
     assert min(min(pair) for pair in found) > least, found
     assert min(sum(pair) for pair in found) > 0.95, found
 
@@ -205,7 +212,7 @@ def test_a_cubic_flow_that_begins_with_it_and_never_lets_the_queue_run_empty_doe
     """The shortest round trip is known, and none is as short again: the window must not be cut by that."""
     link = Bottleneck(seed, rate=30 * MBIT, queue=0.160)
     link.add(OURS)
-    link.add(CUBIC, paced=False)
+    link.add(cubic, paced=False)
     link.run(3.0)
     found = link.measure(30.0)
     assert min(found) > 0.3, found

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tunnel.proto.recovery.cubic import CSS_ROUNDS, N_RTT_SAMPLE, Cubic
+from tests.sim.cubic import CSS_ROUNDS, N_RTT_SAMPLE, Cubic
 from tunnel.proto.recovery.rtt import RttEstimator
 from tunnel.units import Instant, Seconds
 

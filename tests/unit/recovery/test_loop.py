@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.sim.cubic import Cubic
 from tunnel.proto.recovery.acks import AckTracker
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.pacer import Pacer
@@ -24,7 +25,7 @@ class Loop:
         self.rng = random.Random(seed)
         self.rate, self.delay, self.queue, self.loss, self.jitter = rate, delay, queue, loss, jitter
         self.now = 0.0
-        self.recovery = Recovery(Instant(0.0), datagram_size=SIZE)
+        self.recovery = Recovery(Instant(0.0), Cubic(SIZE, Instant(0.0)), datagram_size=SIZE)
         self.pacer = Pacer(self.recovery.pacing_rate(), SIZE, Instant(0.0))
         self.tracker = AckTracker()
         self.number = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sim.cubic import Cubic
 from tunnel.proto.recovery import loss, reordering
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.sent import SentBurst
@@ -18,7 +19,7 @@ class Sender:
     def __init__(self) -> None:
         self.now = 0.0
         self.number = 0
-        self.recovery = Recovery(Instant(0.0))
+        self.recovery = Recovery(Instant(0.0), Cubic(1200, Instant(0.0)))
 
     def send(self, count: int = 1, *, eliciting: bool = True, in_flight: bool = True) -> SentBurst:
         burst = SentBurst(self.number, count, 1200, 1200, Instant(self.now), None, eliciting, in_flight)

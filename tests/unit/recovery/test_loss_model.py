@@ -97,7 +97,7 @@ def ranges_of(numbers):
 @given(st.data())
 def test_burst_masks_do_what_a_model_of_single_packets_does(data) -> None:
     controller = FixedWindow()
-    recovery = Recovery(Instant(0.0), congestion=controller)
+    recovery = Recovery(Instant(0.0), controller)
     model = Model()
     rng = data.draw(st.randoms(use_true_random=False))
     now, number = 0.0, 0

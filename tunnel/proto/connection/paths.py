@@ -8,16 +8,12 @@ A path is left when it does not answer VERIFY_ATTEMPTS challenges while nothing 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.proto.connection.events import PathKind
 from tunnel.proto.packet.header import OVERHEAD
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.recovery.bbr import Bbr
-from tunnel.proto.recovery.congestion import CongestionController
-from tunnel.proto.recovery.cubic import Cubic
 from tunnel.proto.recovery.loss import Recovery
 from tunnel.proto.recovery.pacer import Pacer
 from tunnel.proto.recovery.pmtu import BASE_PLPMTU, PathMtu
@@ -51,20 +47,6 @@ PROOF_INTERVAL: Final = Seconds(60.0)  # of the current path being used, after w
 PROOF_SPACING: Final = Seconds(1.0)  # between such challenges until one is answered
 PROOF_ATTEMPTS: Final = 10  # without an answer, and the path carries nothing more: at a loss of 30 % one time in a thousand
 BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
-
-
-class Congestion(Enum):
-    """What decides how much is in flight."""
-
-    BBR = "bbr"
-    CUBIC = "cubic"
-
-
-DEFAULT_CONGESTION: Final[Congestion] = Congestion.BBR  # by the figures in docs/decisions/congestion-control.md
-MAKE_CONGESTION: Final[Mapping[Congestion, Callable[[int, Instant, random.Random], CongestionController]]] = {
-    Congestion.BBR: Bbr,
-    Congestion.CUBIC: lambda datagram_size, now, _: Cubic(datagram_size, now),
-}
 
 
 class Probe(NamedTuple):
@@ -115,7 +97,7 @@ class Path:
             now,
             datagram_size=self.mtu,
             initial_rtt=INITIAL_RTT if rtt is None else rtt,
-            congestion=MAKE_CONGESTION[DEFAULT_CONGESTION](self.mtu, now, rng),
+            congestion=Bbr(self.mtu, now, rng),
         )
         self.pacer = Pacer(self.recovery.pacing_rate(), self.mtu, now)
         self.validated = True

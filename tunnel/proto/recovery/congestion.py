@@ -10,9 +10,6 @@ from tunnel.units import Instant
 
 INITIAL_WINDOW_PACKETS: Final = 10  # RFC 9002 §7.2
 INITIAL_WINDOW_BYTES: Final = 14_720  # RFC 9002 §7.2: the limit for large datagrams
-MINIMUM_WINDOW_PACKETS: Final = 2  # kMinimumWindow, RFC 9002 §7.2
-PACING_GAIN: Final = 1.25  # the N of RFC 9002 §7.7
-SLOW_START_PACING_GAIN: Final = 2.0  # a window may double within a round trip
 SHORTEST_RTT: Final = 0.000_05  # seconds: keeps a rate finite when a clock grain swallows the round trip
 
 

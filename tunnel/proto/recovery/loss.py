@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 from tunnel.proto.recovery.acks import MAX_ACK_DELAY
 from tunnel.proto.recovery.congestion import INITIAL_WINDOW_PACKETS, CongestionController
-from tunnel.proto.recovery.cubic import Cubic
 from tunnel.proto.recovery.news import AckNews
 from tunnel.proto.recovery.rate import DeliveryRate
 from tunnel.proto.recovery.reordering import Reordering, is_persistent
@@ -77,15 +76,15 @@ class Recovery:
     def __init__(
         self,
         now: Instant,
+        congestion: CongestionController,
         *,
         datagram_size: int = 1200,
         initial_rtt: Seconds = INITIAL_RTT,
         max_ack_delay: Seconds = MAX_ACK_DELAY,
-        congestion: CongestionController | None = None,
     ) -> None:
         """`max_ack_delay` is the peer's; `initial_rtt` may be what validating the path took."""
         self.rtt = RttEstimator(initial_rtt)
-        self.congestion: CongestionController = Cubic(datagram_size, now) if congestion is None else congestion
+        self.congestion = congestion
         self.ring = SentRing()
         self.bytes_in_flight = 0
         self.pto_count = 0

@@ -1,21 +1,22 @@
-"""CUBIC (RFC 9438) with HyStart++ (RFC 9406), in bytes.  A round of HyStart++ is told apart by sending times."""
+"""CUBIC (RFC 9438) with HyStart++ (RFC 9406), in bytes: what paths share a link with, and what ours is measured against.
+
+A congestion event is undone only when every loss of it was refuted (RFC 9438 §4.9.2).  A round of HyStart++ is told apart by
+sending times, since numbers belong to several paths; its L is unlimited, as senders are paced (RFC 9406 §4.2).
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
-from tunnel.proto.recovery.congestion import (
-    MINIMUM_WINDOW_PACKETS,
-    PACING_GAIN,
-    SHORTEST_RTT,
-    SLOW_START_PACING_GAIN,
-    initial_window,
-)
+from tunnel.proto.recovery.congestion import SHORTEST_RTT, initial_window
 from tunnel.proto.recovery.rate import DeliveryRate
 from tunnel.proto.recovery.rtt import RttEstimator
 from tunnel.units import Instant
 
+MINIMUM_WINDOW_PACKETS: Final = 2  # kMinimumWindow, RFC 9002 §7.2
+PACING_GAIN: Final = 1.25  # the N of RFC 9002 §7.7
+SLOW_START_PACING_GAIN: Final = 2.0  # a window may double within a round trip
 CUBIC_C: Final = 0.4  # segments a second cubed: how fast the window grows (RFC 9438 §5)
 CUBIC_BETA: Final = 0.7  # what is left of the window after a loss (RFC 9438 §4.6)
 RENO_ALPHA: Final = 3 * (1 - CUBIC_BETA) / (1 + CUBIC_BETA)  # segments a round trip, to match Reno (RFC 9438 §4.3)
