@@ -6,9 +6,9 @@ import random
 from typing import Any
 
 from tests.unit.connection.pair import RELAY, SERVER, Pair, keypairs
-from tunnel.proto.connection.connection import NO_KEYS_AFTER
 from tunnel.proto.connection.events import AllPathsLost, PathKind, RekeyDue
 from tunnel.proto.connection.keyring import MAX_PENDING, OVERLAP, Keyring
+from tunnel.proto.connection.switching import NO_KEYS_AFTER
 from tunnel.proto.crypto.keys import REJECT_AFTER, REJECT_AFTER_PACKETS, REKEY_AFTER, REKEY_AFTER_PACKETS
 from tunnel.units import Instant, PathKey, SocketId, StreamId
 
