@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from tunnel.errors import PeerError
+from tunnel.errors import InternalError, PeerError
 from tunnel.proto.connection import tracing
 from tunnel.proto.connection.carried import Ping
 from tunnel.proto.connection.control import MAX_BACKLOG, ControlReader, frame
@@ -51,6 +51,7 @@ IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is o
 IDLE_LIMIT_WITH_STREAMS: Final = Seconds(43_200.0)  # the same while a stream is open: whoever left a shell open sleeps a night
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
 MAXIMUM_RECEIVE_BUFFER: Final = 1024 * 1024  # bytes of it that we fill: a queue like any other, 4 ms at 2 Gbit/s
+IN_A_SINK: Final = "a sink called what only the owner of the connection may call, between batches"
 
 
 class Connection(StreamVerbs, PathVerbs):
@@ -105,6 +106,7 @@ class Connection(StreamVerbs, PathVerbs):
         self._life = Life()
         self._switching = Switching(self._shared)
         self._said_closed = False
+        self._is_receiving = False  # a batch is being opened, and sinks are called
         if is_initiator:  # the responder seals nothing before it has opened something under the new keys
             self._shared.owe(Ping())
         self._may_send = is_initiator
@@ -185,15 +187,20 @@ class Connection(StreamVerbs, PathVerbs):
         """
         if self._life.state in (State.CLOSED, State.DRAINING):
             return len(buffer)
+        if self._is_receiving:
+            raise InternalError(IN_A_SINK)
         heard_before, keys, switching = self._shared.last_heard, self._shared.keys, self._switching
         if now >= keys.expires_at:
             keys.expire(now)
+        self._is_receiving = True
         try:
             position = self._receiver.handle_datagrams(now, key, buffer, start, stride, ecn)
         except PeerError as error:
             self._may_send = True  # only what authenticates can be a breach
             self.close(now, CloseCode.PROTOCOL_VIOLATION, str(error))
             return len(buffer)
+        finally:
+            self._is_receiving = False
         if position == start:
             return position
         switching.on_keys(now)
@@ -209,10 +216,15 @@ class Connection(StreamVerbs, PathVerbs):
                 self._end(now, Cue.PEER_CLOSED, CloseReason(code, text, True))
         switching.on_heard(Seconds(self._shared.last_heard - heard_before))
         switching.choose(now)
+        if self._shared.sink_error is not None:
+            met, self._shared.sink_error = self._shared.sink_error, None
+            raise met
         return position
 
     def handle_timeout(self, now: Instant) -> None:
         """Call when poll_timeout's instant has come; earlier is harmless."""
+        if self._is_receiving:
+            raise InternalError(IN_A_SINK)
         if self._life.state is not State.ESTABLISHED:
             self._life.handle_timeout(now)
             return
@@ -262,6 +274,8 @@ class Connection(StreamVerbs, PathVerbs):
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
         """The next burst for one address, sealed into `out` (at least 65,536 bytes); None when nothing may leave now."""
+        if self._is_receiving:
+            raise InternalError(IN_A_SINK)
         life, keys = self._life, self._shared.keys
         if life.state is State.CLOSING:
             if not self._may_send or not life.takes_close(now) or not keys.may_seal(now):
@@ -278,6 +292,8 @@ class Connection(StreamVerbs, PathVerbs):
 
     def poll_event(self) -> ConnectionEvent | None:
         """The next thing to be told, in the order it happened."""
+        if self._is_receiving:
+            raise InternalError(IN_A_SINK)
         events = self._shared.events
         while events and not self._said_closed:
             event = events.popleft()
@@ -302,7 +318,7 @@ class Connection(StreamVerbs, PathVerbs):
         return self._packets if self._may_send and self._life.state is State.ESTABLISHED and not self._switching.is_mute else None
 
     def set_packet_sink(self, sink: PacketSink | None) -> None:
-        """Who takes received IP packets, called from inside handle_datagrams: the views are gone with the next call."""
+        """Who takes received IP packets, called from inside handle_datagrams; docs/transport.md says what it may do."""
         self._receiver.packets.sink = sink
 
     # keys

@@ -42,7 +42,10 @@ class Inflow:
         grown = stream.admit(end, fin)
         if grown:
             self._count(grown)
-        taken = stream.offer(offset, pieces, end - offset)
+        try:
+            taken = stream.offer(offset, pieces, end - offset)
+        except Exception as error:  # of the sink, which is let go: nothing is lost by it
+            shared.sink_error, stream.sink, taken = error, None, 0
         if taken < end - offset:
             data = b"".join(pieces)
             stream.place(offset + taken, data[taken:] if taken else data)

@@ -418,4 +418,7 @@ class PacketJoiner:
         if self.sink is None:
             self._shared.drops["packet without an interface"] += len(runs)
         else:
-            self.sink(now, runs)
+            try:
+                self.sink(now, runs)
+            except Exception as error:  # raised when the batch is done: what it holds beside is not to suffer
+                self._shared.sink_error = error

@@ -81,6 +81,7 @@ class Shared:
         self.unacknowledged_acks: deque[tuple[int, int]] = deque(maxlen=64)  # (our packet, largest it acknowledged)
         self.stats = ConnectionStats()
         self.last_heard = now
+        self.sink_error: Exception | None = None  # what a sink raised in the batch at hand
         self.mtu_changed = False  # of the current path, not yet announced
 
     # sequence numbers

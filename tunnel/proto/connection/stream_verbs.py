@@ -115,7 +115,7 @@ class StreamVerbs:
     def set_stream_sink(self, stream_id: StreamId, sink: StreamSink | None) -> None:
         """Who takes what arrives from now on, called from inside handle_datagrams; what it takes counts as read.
 
-        It must not call into the connection.  The first bytes that it leaves, and all that come out of order, are read as
+        docs/transport.md says what it may do.  The first bytes that it leaves, and all that come out of order, are read as
         ever: then it has been let go, and is to be handed in again.  Nothing happens while something waits to be read.
         """
         stream = self._shared.streams.receiving.get(stream_id)
