@@ -14,8 +14,8 @@ from typing import Final
 
 import pytest
 
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.endpoint import Endpoint, EndpointEvent, Peering
+from tunnel.node import Endpoint, EndpointEvent, Peering
+from tunnel.transport.connection.connection import Connection
 from tunnel.units import Instant, Transmit
 
 EVERY: Final = 4  # times; all questions of every time took an eighth of the time of the simulations

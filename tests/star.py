@@ -10,11 +10,11 @@ from typing import Final
 from tests.sim.peers import EPOCH_NS, FIRST, SERVER, entropy_of
 from tests.sim.store import PeersInMemory
 from tests.unit.connection.pair import keypairs
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.connection.handshakes import Completed, Params
-from tunnel.proto.endpoint import Endpoint, EndpointConfig, KnownPeer
-from tunnel.proto.endpoint.peering import Peering
+from tunnel.node import Endpoint, EndpointConfig, KnownPeer
+from tunnel.node.handshakes import Completed, Params
+from tunnel.node.peering import Peering
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import PathKind
 from tunnel.units import Address, Instant, PathKey, Transmit
 
 HOME: Final = Address("45.2.0.1", 4000)

@@ -25,11 +25,13 @@ from tunnel.errors import (
 
 if TYPE_CHECKING:
     from tunnel import events, lan
-    from tunnel.api import Exposure, connect, expose, revoke
-    from tunnel.api.link import Forwarding, Link, UdpFlow
-    from tunnel.driver.link import LinkStatus
-    from tunnel.driver.stream import StreamResetError, StreamStoppedError, TunnelStream
+    from tunnel.ports.connecting import connect
+    from tunnel.ports.exposing import Exposure, expose
+    from tunnel.ports.granting import revoke
+    from tunnel.ports.public_link import Forwarding, Link, UdpFlow
     from tunnel.server_spec import TlsOptions
+    from tunnel.shell.link import LinkStatus
+    from tunnel.shell.stream import StreamResetError, StreamStoppedError, TunnelStream
 
 __version__ = "0.1.0"
 
@@ -65,20 +67,20 @@ __all__ = [
 
 #: Imported on first use, so that `import tunnel` (every room of it does that) costs nothing and makes no cycle.
 _LAZY = {
-    "connect": "tunnel.api",
-    "expose": "tunnel.api",
+    "connect": "tunnel.setup",
+    "expose": "tunnel.setup",
     "lan": "tunnel.lan",
     "events": "tunnel.events",
-    "revoke": "tunnel.api",
-    "Exposure": "tunnel.api",
-    "Forwarding": "tunnel.api.link",
-    "Link": "tunnel.api.link",
-    "LinkStatus": "tunnel.driver.link",
+    "revoke": "tunnel.setup",
+    "Exposure": "tunnel.setup",
+    "Forwarding": "tunnel.ports.public_link",
+    "Link": "tunnel.ports.public_link",
+    "LinkStatus": "tunnel.shell.link",
     "TlsOptions": "tunnel.server_spec",
-    "TunnelStream": "tunnel.driver.stream",
-    "UdpFlow": "tunnel.api.link",
-    "StreamResetError": "tunnel.driver.stream",
-    "StreamStoppedError": "tunnel.driver.stream",
+    "TunnelStream": "tunnel.shell.stream",
+    "UdpFlow": "tunnel.ports.public_link",
+    "StreamResetError": "tunnel.shell.stream",
+    "StreamStoppedError": "tunnel.shell.stream",
 }
 
 

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel.driver.events import (
-    Closed,
-    CodeReady,
-    Event,
-    Listening,
-    MemberReport,
-    Paired,
-    PathReport,
-    Serving,
-    Trouble,
-)
+from tunnel.shell.events import Closed, CodeReady, Event, Listening, MemberReport, Paired, PathReport, Serving, Trouble
 
 __all__ = [
     "Closed",

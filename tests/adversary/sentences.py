@@ -79,16 +79,15 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
         "It cannot hand out codes by itself to guess more often: a fresh one is made only when the "
         "exposing side has asked, and after wrong guesses it waits before it asks.": (
-            "tests/unit/endpoint/test_forgeries.py::test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster",
+            "tests/unit/node/test_forgeries.py::test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster",
         ),
         "It cannot read, change or make up what the two say after that.": (
             "tests/unit/crypto/test_noise.py::test_a_forged_message_changes_nothing_and_the_genuine_one_still_completes",
             "tests/unit/connection/test_opening.py::test_a_forged_datagram_costs_itself_alone",
         ),
         "It cannot come between peers that remember each other: they hold keys that it never saw.": (
-            "tests/unit/endpoint/test_hostile.py::test_a_replayed_init_makes_nothing",
-            "tests/unit/endpoint/test_forgeries.py"
-            "::test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_source",
+            "tests/unit/node/test_hostile.py::test_a_replayed_init_makes_nothing",
+            "tests/unit/node/test_forgeries.py::test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_source",
         ),
         "It cannot keep old keys in use by dropping handshakes of a connection that it relays: the "
         "connection stops after 180 s at most, and both people are told.": (
@@ -108,7 +107,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "A handshake that was recorded is answered by a challenge that only the peer can read; after a "
         "restart of the peer, which forgets the last timestamp, it gets one answer that nobody without "
         "the keys can use.": (
-            "tests/unit/endpoint/test_hostile.py::test_a_replayed_init_makes_nothing",
+            "tests/unit/node/test_hostile.py::test_a_replayed_init_makes_nothing",
             "tests/unit/crypto/test_handshake.py"
             "::test_a_challenge_comes_back_in_the_next_init_and_only_the_pair_can_have_made_it",
         ),
@@ -125,8 +124,8 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "A paired peer": {
         "Streams that it opens and drops are charged to it as well: they take about a tenth of the processor.": (
-            "tests/unit/endpoint/test_fairness.py::test_whoever_opens_streams_and_drops_them_has_a_tenth_of_the_processor",
-            "tests/unit/endpoint/test_fairness.py::test_the_endpoint_charges_streams_to_whoever_opens_them",
+            "tests/unit/node/test_fairness.py::test_whoever_opens_streams_and_drops_them_has_a_tenth_of_the_processor",
+            "tests/unit/node/test_fairness.py::test_the_endpoint_charges_streams_to_whoever_opens_them",
         ),
         "Whoever answers for that name cannot lead the peer back to this machine: loopback, link-local, "
         "metadata services and this machine's own addresses are left out, unless the grant itself names "
@@ -134,8 +133,8 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "The peer may have the link measured (`ptunnel bench`), whatever it was granted: either side "
         "sends zeros or counts what arrives, one measurement at a time, of at most 30 seconds and 16 GiB, "
         "and 64 GiB an hour.": (
-            "tests/unit/forward/test_allowance.py::test_one_at_a_time_and_an_hours_share_over_all_links",
-            "tests/unit/forward/test_open.py::test_all_that_we_measure_is_within_those_bounds",
+            "tests/unit/ports/test_allowance.py::test_one_at_a_time_and_an_hours_share_over_all_links",
+            "tests/unit/ports/test_open.py::test_all_that_we_measure_is_within_those_bounds",
         ),
         "It cannot go on to an address that the peer has left: sequence numbers are skipped now and then, "
         "so nobody can acknowledge what did not arrive, and a path that only sends is challenged again "
@@ -167,11 +166,11 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "It can cost you processor time in proportion to the bytes it sends, about 2 µs a byte at most; "
         "beyond its share of the processor its datagrams are dropped unopened, and the other links go on.": (
             "tests/unit/connection/test_frame_cost.py::test_a_frame_costs_its_bytes_with_two_thousand_streams_open",
-            "tests/unit/endpoint/test_fairness.py::test_a_costly_trickle_does_not_keep_the_others_waiting",
+            "tests/unit/node/test_fairness.py::test_a_costly_trickle_does_not_keep_the_others_waiting",
         ),
         "It cannot use up your relay channels: whoever dials pays for them.": (
             "tests/unit/rendezvous/test_shares.py::test_who_dials_a_listener_pays_for_the_channels",
-            "tests/unit/endpoint/test_channels.py::test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials",
+            "tests/unit/node/test_channels.py::test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials",
         ),
         "A name that it suggests never replaces one that you have, is stripped of control and direction "
         "characters, and may not look like a code.": ("tests/unit/state/test_home.py::test_a_newcomer_never_takes_a_name",),
@@ -204,15 +203,15 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "That alone lets nobody in, because every connection also needs the static key of a member; for "
         "the same reason the member can neither read what two others say to each other nor pass for one "
         "of them.": (
-            "tests/unit/lan/test_roster.py::test_the_psk_of_a_pair_is_the_same_from_both_ends_and_another_in_each_epoch",
+            "tests/unit/room/test_roster.py::test_the_psk_of_a_pair_is_the_same_from_both_ends_and_another_in_each_epoch",
         ),
         "While the creator is away nobody is removed.": (
-            "tests/unit/lan/test_room.py::test_only_the_creator_removes_and_not_itself_or_nobody",
+            "tests/unit/room/test_room.py::test_only_the_creator_removes_and_not_itself_or_nobody",
         ),
     },
     "The creator of a room that you join": {
         "They cannot read what two members say to each other.": (
-            "tests/unit/lan/test_roster.py::test_the_psk_of_a_pair_is_the_same_from_both_ends_and_another_in_each_epoch",
+            "tests/unit/room/test_roster.py::test_the_psk_of_a_pair_is_the_same_from_both_ends_and_another_in_each_epoch",
         ),
     },
     "Who takes over the process with the LAN interface": {
@@ -246,7 +245,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "Guesses at codes": {
         "So a code that is left open is guessed at 144 times a day at most; one of those days in 29,000 "
-        "would see a right guess.": ("tests/unit/endpoint/test_meeting.py::test_guessing_is_slowed_down",),
+        "would see a right guess.": ("tests/unit/node/test_meeting.py::test_guessing_is_slowed_down",),
         "The server makes them random and sparse: at most one in ten of the numbers that it gives is in "
         "use, and it gives one in sixteen.": (
             "tests/unit/rendezvous/test_server.py::test_nameplates_are_random_and_grow_with_the_crowd",
@@ -258,7 +257,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
         "A code of the wrong kind (a room's in `connect`, an exposer's in `lan join`) is refused before "
         "anything is sent, spent or stored.": (
-            "tests/unit/endpoint/test_purposes.py::test_the_wrong_kind_of_code_is_refused_before_anything_is_sent",
+            "tests/unit/node/test_purposes.py::test_the_wrong_kind_of_code_is_refused_before_anything_is_sent",
         ),
     },
     "What the server learns about who meets whom": {
@@ -271,13 +270,13 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "Post-quantum secrecy": {
         "So whoever records today and has a quantum computer later breaks X25519, and still cannot read what was carried.": (
-            "tests/unit/endpoint/test_hybrid.py::test_a_pair_keeps_a_secret_that_is_not_of_elliptic_curves_before_anything_is_carried",
-            "tests/unit/endpoint/test_hybrid.py::test_nothing_but_the_control_stream_leaves_before_the_step_is_done",
+            "tests/unit/node/test_hybrid.py::test_a_pair_keeps_a_secret_that_is_not_of_elliptic_curves_before_anything_is_carried",
+            "tests/unit/node/test_hybrid.py::test_nothing_but_the_control_stream_leaves_before_the_step_is_done",
         ),
         "There is no silent way back: once a pair has taken the step, a connection without it is refused "
         "with a sentence, and a new pairing with an older program as well.": (
-            "tests/unit/endpoint/test_hybrid.py::test_there_is_no_silent_way_back",
-            "tests/unit/endpoint/test_hybrid.py::test_a_pairing_with_an_older_version_of_a_peer_that_could_do_better_is_refused",
+            "tests/unit/node/test_hybrid.py::test_there_is_no_silent_way_back",
+            "tests/unit/node/test_hybrid.py::test_a_pairing_with_an_older_version_of_a_peer_that_could_do_better_is_refused",
         ),
     },
 }

@@ -10,7 +10,7 @@ import gc
 import time
 
 from tests.unit.connection.test_frame_cost import NAMES, ROWS, deliver, prepare
-from tunnel.proto.stream.flow import MAX_STREAMS
+from tunnel.transport.stream.flow import MAX_STREAMS
 
 ROUNDS = 3
 

@@ -56,7 +56,7 @@ class Lan:
 def imports_only() -> float:
     """MB of a process that has imported what `lan` needs, and done nothing."""
     code = (
-        "import tunnel.cli.lan, tunnel.api.lan, tunnel.forward.lan, tunnel.control.server, tunnel.tun.host, time\n"
+        "import tunnel.cli.lan, tunnel.room.verbs, tunnel.room.plane, tunnel.control.server, tunnel.doors.tun.host, time\n"
         "print(flush=True); time.sleep(30)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)

@@ -15,12 +15,12 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.unit.connection.pair import Pair
-from tunnel.driver.datagrams import Datagrams
-from tunnel.forward.counters import ForwardCounters
-from tunnel.forward.outlet import Outlet
-from tunnel.proto.connection.records import record_step
-from tunnel.proto.packet.header import HEADER_SIZE, TAG_SIZE
-from tunnel.udp.socket import open_socket
+from tunnel.doors.udp.socket import open_socket
+from tunnel.ports.counters import ForwardCounters
+from tunnel.ports.outlet import Outlet
+from tunnel.shell.datagrams import Datagrams
+from tunnel.transport.connection.records import record_step
+from tunnel.transport.packet.header import HEADER_SIZE, TAG_SIZE
 from tunnel.units import Instant
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from typing import Any, cast
 import trio
 
 from tests.unit.connection.pair import Pair
-from tunnel.driver.link import Link
-from tunnel.proto.endpoint import CloseReason, Connection, ConnectionClosed, Peering
+from tunnel.node import CloseReason, Connection, ConnectionClosed, Peering
+from tunnel.shell.link import Link
 from tunnel.units import Instant, Transmit
 
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tunnel.driver.stream import StreamCode, StreamResetError, StreamSink, StreamStoppedError
 from tunnel.errors import UnreachableError
 from tunnel.faults import Faults
+from tunnel.shell.stream import StreamCode, StreamResetError, StreamSink, StreamStoppedError
 
 WINDOW = 64 * 1024  # bytes sent and not yet read, of one half
 

@@ -8,9 +8,9 @@ from typing import Any
 import trio
 
 from tests.twins.tap import MemoryTap
-from tunnel.driver.events import CodeReady, Event, MemberReport
+from tunnel.doors.tun.config import InterfaceConfig
 from tunnel.faults import Faults
-from tunnel.tun.config import InterfaceConfig
+from tunnel.shell.events import CodeReady, Event, MemberReport
 
 PATIENCE = 20.0
 

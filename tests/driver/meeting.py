@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import trio
 
 from tests.twins.udp import MemoryNetwork
-from tunnel.api.machine import MACHINE, Machine
-from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import EndpointDriver
-from tunnel.driver.events import CodeReady, Event
-from tunnel.driver.link import Link
-from tunnel.driver.rendezvous import RunningServer, serve
-from tunnel.driver.stream import TunnelStream
+from tunnel.setup.machine import MACHINE, Machine
+from tunnel.setup.store import HomeStore
+from tunnel.shell.endpoint import EndpointDriver
+from tunnel.shell.events import CodeReady, Event
+from tunnel.shell.link import Link
+from tunnel.shell.serve import RunningServer, serve
+from tunnel.shell.stream import TunnelStream
 
 Entered = TypeVar("Entered")
 

@@ -12,19 +12,19 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-import tunnel.api
-import tunnel.api.lan
-from tunnel.api import machine, servers
+import tunnel.room.verbs
+import tunnel.setup
 from tunnel.cli import lan
 from tunnel.cli.connect import Connecting
 from tunnel.cli.expose import Exposing
 from tunnel.cli.options import with_last_server
 from tunnel.cli.render import Output
 from tunnel.cli.running import Ending
-from tunnel.driver import places
 from tunnel.errors import OfflineError, ServerUnreachableError, UnreachableError
-from tunnel.forward.serve import Listeners
+from tunnel.ports.serve import Listeners
 from tunnel.settings import Settings
+from tunnel.setup import machine, servers
+from tunnel.shell import places
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
@@ -55,7 +55,7 @@ async def test_a_timeout_is_for_each_connection_and_not_for_all_time(
             return False
         raise UnreachableError("The link has ended.")
 
-    monkeypatch.setattr(tunnel.api, "connect", connect)
+    monkeypatch.setattr(tunnel.ports.connecting, "connect", connect)
     monkeypatch.setattr(places, "has_network", lambda _server: True)
     monkeypatch.setattr(Connecting, "_use", use)
     with Listeners([]) as listeners:
@@ -85,7 +85,7 @@ async def test_a_code_waits_for_a_network_and_for_names_which_is_said_once_but_f
         raise ServerUnreachableError("No ptunnel server answers at rv.")
         yield None
 
-    monkeypatch.setattr(tunnel.api, "connect", connect)
+    monkeypatch.setattr(tunnel.ports.connecting, "connect", connect)
     monkeypatch.setattr(places, "has_network", lambda _server: trio.current_time() >= 600.0)
     with Listeners([]) as listeners:
         one = Connecting(Home(tmp_path), Settings(server="rv"), None, CODE, listeners, Output(), math.inf, None, stays=stays)
@@ -121,7 +121,7 @@ async def test_the_server_of_last_time_is_told_from_our_own_once_there_is_a_netw
         own = ["192.0.2.7"] if is_ours else ["192.0.2.8"]
         return own if trio.current_time() >= 600.0 else []
 
-    monkeypatch.setattr(tunnel.api, "expose", expose)
+    monkeypatch.setattr(tunnel.ports.exposing, "expose", expose)
     monkeypatch.setattr(servers, "has_network", lambda *_arguments: bool(hosts()))
     monkeypatch.setattr(machine, "machine_hosts", hosts)
     given = Settings()
@@ -159,7 +159,7 @@ async def test_a_new_room_before_the_network_is_at_no_former_server_of_this_mach
         entering.append(enter)
         return 0
 
-    monkeypatch.setattr(tunnel.api.lan, "create", create)
+    monkeypatch.setattr(tunnel.room.verbs, "create", create)
     monkeypatch.setattr(servers, "has_network", lambda *_arguments: bool(hosts()))
     monkeypatch.setattr(machine, "machine_hosts", hosts)
     monkeypatch.setattr(lan, "require_interface", lambda: None)

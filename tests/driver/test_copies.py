@@ -9,9 +9,9 @@ import trio
 
 import tunnel
 from tests.driver.meeting import Heard, a_server, echo, homes, on, shout
-from tunnel.api.machine import Machine
-from tunnel.driver.events import Trouble
-from tunnel.driver.link import Link
+from tunnel.setup.machine import Machine
+from tunnel.shell.events import Trouble
+from tunnel.shell.link import Link
 
 
 def keys_of(link: Link) -> tuple[int, ...]:

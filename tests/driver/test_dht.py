@@ -11,12 +11,12 @@ import trio
 from tests.sim.dht import packed
 from tunnel.dht.bencode import Value, decode_value, encode_value
 from tunnel.dht.ids import ID_SIZE
-from tunnel.driver.dht import DhtExamination, examine_dht, find_entry
-from tunnel.driver.servers import Servers
 from tunnel.errors import ConfigurationError, ServerUnreachableError
-from tunnel.proto.endpoint.diagnosis import Findings, Mapping, PortMapFindings, Ports
+from tunnel.node.diagnosis import Findings, Mapping, PortMapFindings, Ports
 from tunnel.server_spec import DHT, MAX_ENTRY, split_entry
 from tunnel.settings import load
+from tunnel.shell.dht import DhtExamination, examine_dht, find_entry
+from tunnel.shell.servers import Servers
 from tunnel.state.config_file import read_config
 from tunnel.units import Address, Seconds
 

@@ -18,10 +18,10 @@ from tests.driver.programs import Lab
 from tests.driver.test_tls import a_tls_server
 from tests.driver.tls import make_certificate
 from tunnel.cli.doctor import _own_link
-from tunnel.driver import endpoint
-from tunnel.driver.doctor import CLOCK_TOLERANCE, Examination, TlsFindings, examine
-from tunnel.proto.nat.report import Findings
+from tunnel.nat.report import Findings
 from tunnel.server_spec import TlsOptions
+from tunnel.shell import endpoint
+from tunnel.shell.doctor import CLOCK_TOLERANCE, Examination, TlsFindings, examine
 from tunnel.state.home import Home as State
 from tunnel.units import Address
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.driver.drizzle import LARGE_WAKE, SPACING, WAKES, Drizzle
+from tunnel.shell.receive_coalescing import LARGE_WAKE, SPACING, WAKES, Drizzle
 from tunnel.units import Instant
 
 

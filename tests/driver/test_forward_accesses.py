@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from tests.driver.core_link import CoreLinks
-from tunnel.forward.access import AccessLog, ConnectionReport, Report
-from tunnel.forward.serve import Exposed, Listeners
-from tunnel.forward.spec import parse_forwards
-from tunnel.forward.stdio import run_stdio
+from tunnel.ports.access import AccessLog, ConnectionReport, Report
+from tunnel.ports.serve import Exposed, Listeners
+from tunnel.ports.spec import parse_forwards
+from tunnel.ports.stdio import run_stdio
 
 SIZE = 300_000
 
@@ -122,7 +122,7 @@ async def test_a_connection_that_is_refused_is_not_told_as_one_that_opened() -> 
 
 
 async def test_a_flow_of_datagrams_is_told_with_its_bytes_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunnel.forward import udp
+    from tunnel.ports import udp
     from tunnel.units import Seconds
 
     monkeypatch.setattr(udp, "idle_of", lambda _target: Seconds(0.4))

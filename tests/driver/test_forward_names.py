@@ -13,11 +13,11 @@ import trio
 import trio.lowlevel
 
 from tests.driver.fake_link import linked_pair
-from tunnel.driver.stream import StreamCode, StreamResetError
-from tunnel.forward import names
-from tunnel.forward.names import MisledError, resolve
-from tunnel.forward.open import Open, encode, read_message
-from tunnel.forward.serve import Exposed
+from tunnel.ports import names
+from tunnel.ports.names import MisledError, resolve
+from tunnel.ports.open import Open, encode, read_message
+from tunnel.ports.serve import Exposed
+from tunnel.shell.stream import StreamCode, StreamResetError
 
 OURS = "198.51.100.9"
 

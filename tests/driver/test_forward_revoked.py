@@ -12,8 +12,8 @@ import trio
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import linked_pair
-from tunnel.forward.serve import Exposed, Listeners
-from tunnel.forward.spec import parse_forwards
+from tunnel.ports.serve import Exposed, Listeners
+from tunnel.ports.spec import parse_forwards
 
 PATIENCE = 1.0  # seconds for what was taken back to end
 

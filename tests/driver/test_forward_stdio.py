@@ -14,8 +14,8 @@ import trio
 
 from tests.driver.fake_link import FakeLink, linked_pair
 from tunnel.errors import ConfigurationError, PermissionDeniedError, UnreachableError
-from tunnel.forward.serve import Exposed
-from tunnel.forward.stdio import run_stdio
+from tunnel.ports.serve import Exposed
+from tunnel.ports.stdio import run_stdio
 
 
 @contextmanager

@@ -17,16 +17,16 @@ import trio.testing
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
-from tunnel.driver.stream import StreamCode, StreamResetError
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
-from tunnel.forward import local, tcp, udp
-from tunnel.forward.counters import ForwardCounters, Notices
-from tunnel.forward.loops import OWN
-from tunnel.forward.open import Open, encode, read_message
-from tunnel.forward.serve import OPEN_TIMEOUT, Exposed, Listeners
-from tunnel.forward.spec import parse_forwards
-from tunnel.forward.tcp import LINGER_RST, TcpForward, set_up
+from tunnel.ports import local, tcp, udp
+from tunnel.ports.counters import ForwardCounters, Notices
+from tunnel.ports.loops import OWN
+from tunnel.ports.open import Open, encode, read_message
+from tunnel.ports.serve import OPEN_TIMEOUT, Exposed, Listeners
+from tunnel.ports.spec import parse_forwards
+from tunnel.ports.tcp import LINGER_RST, TcpForward, set_up
+from tunnel.shell.stream import StreamCode, StreamResetError
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -248,7 +248,7 @@ async def test_an_answer_before_a_reset_is_whole_for_a_client_that_reads_it_late
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
 
     if is_in == "the stream":
-        monkeypatch.setattr("tunnel.forward.tcp.set_up", set_up_narrow)
+        monkeypatch.setattr("tunnel.ports.tcp.set_up", set_up_narrow)
 
     async def complain(stream: trio.SocketStream) -> None:
         await stream.receive_some(10)
@@ -265,7 +265,7 @@ async def test_an_answer_before_a_reset_is_whole_for_a_client_that_reads_it_late
 
 
 async def test_a_client_that_never_reads_is_reset_nonetheless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.forward.tcp.LAST_WORDS", 0.05)
+    monkeypatch.setattr("tunnel.ports.tcp.LAST_WORDS", 0.05)
 
     async def pour(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):

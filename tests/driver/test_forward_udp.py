@@ -13,16 +13,16 @@ import trio.testing
 
 from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import linked_pair
-from tunnel.forward import flows, outward, udp
-from tunnel.forward.counters import ForwardCounters, Notices
-from tunnel.forward.local import open_listeners
-from tunnel.forward.names import Place
-from tunnel.forward.open import Open, encode
-from tunnel.forward.outward import MAX_TOGETHER, MAX_UNANSWERED, SILENT_AFTER, Outward
-from tunnel.forward.serve import Exposed
-from tunnel.forward.spec import parse_forward
-from tunnel.forward.udp import UdpForward
-from tunnel.udp import pktinfo
+from tunnel.doors.udp import pktinfo
+from tunnel.ports import flows, outward, udp
+from tunnel.ports.counters import ForwardCounters, Notices
+from tunnel.ports.local import open_listeners
+from tunnel.ports.names import Place
+from tunnel.ports.open import Open, encode
+from tunnel.ports.outward import MAX_TOGETHER, MAX_UNANSWERED, SILENT_AFTER, Outward
+from tunnel.ports.serve import Exposed
+from tunnel.ports.spec import parse_forward
+from tunnel.ports.udp import UdpForward
 from tunnel.units import Seconds
 
 IS_CORE = {"core": False}  # which of the two carries, set for each test by the fixture

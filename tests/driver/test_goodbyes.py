@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import trio
 
-from tunnel.driver.rendezvous import _Loop
+from tunnel.doors.udp.socket import UdpSocket
 from tunnel.faults import Faults
-from tunnel.proto.rendezvous.server import Server
-from tunnel.udp.socket import UdpSocket
+from tunnel.rendezvous.server import Server
+from tunnel.shell.serve import _Loop
 from tunnel.units import Address, Instant, SocketId, Transmit
 
 CLIENTS = 100

@@ -13,11 +13,11 @@ import trio
 
 import tunnel
 from tests.driver.meeting import Heard, a_server, homes
-from tunnel.driver.events import Paired, Serving
-from tunnel.driver.link import Link
-from tunnel.forward.serve import Listeners
-from tunnel.forward.spec import parse_forwards
-from tunnel.proto.endpoint.peering import CONTROL_SHARES, Peering
+from tunnel.node.peering import CONTROL_SHARES, Peering
+from tunnel.ports.serve import Listeners
+from tunnel.ports.spec import parse_forwards
+from tunnel.shell.events import Paired, Serving
+from tunnel.shell.link import Link
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 
@@ -84,14 +84,14 @@ async def is_refused(port: int) -> None:
 
 def acquaint(home: Path, name: str, *grants: str) -> Peer:
     """A peer that was met long ago."""
-    from tunnel.proto.pairing.grants import GrantSet
+    from tunnel.pairing.grants import GrantSet
 
     static = name.encode().ljust(32, b".")
     return Home(home).save_peer(Peer(name=name, static=static, psk=bytes(32), grants=GrantSet.parse(*grants).to_dicts()))
 
 
 def shared(home: Path, name: str) -> list[str]:
-    from tunnel.api.granting import readable, told
+    from tunnel.ports.granting import readable, told
 
     return list(told(readable(Home(home).peer(name).grants)))
 

@@ -13,10 +13,10 @@ import trio.testing
 from tests.driver.fake_link import FakeStream, linked_pair
 from tunnel.cli.bench import row
 from tunnel.control.messages import decode_answer, encode_line
-from tunnel.driver.stream import StreamCode
 from tunnel.errors import UnreachableError
-from tunnel.forward.bench import GRACE, measure
-from tunnel.forward.open import Opened, encode
+from tunnel.ports.bench import GRACE, measure
+from tunnel.ports.open import Opened, encode
+from tunnel.shell.stream import StreamCode
 
 SECONDS = 1.0
 

@@ -12,15 +12,15 @@ import trio
 import trio.testing
 
 from tests.driver.meeting import lone_driver
-from tunnel.api.connecting import _Connecting
-from tunnel.api.link import Link
-from tunnel.api.store import HomeStore
-from tunnel.driver.endpoint import KnownPeer
-from tunnel.driver.stream import StreamCode
 from tunnel.errors import StateError
-from tunnel.forward.counters import MAX_NOTICES, NOTICE_INTERVAL, Notices
-from tunnel.forward.local import connect_tcp, stream_code
-from tunnel.proto.pairing.grants import GrantSet
+from tunnel.pairing.grants import GrantSet
+from tunnel.ports.connecting import _Connecting
+from tunnel.ports.counters import MAX_NOTICES, NOTICE_INTERVAL, Notices
+from tunnel.ports.local import connect_tcp, stream_code
+from tunnel.ports.public_link import Link
+from tunnel.setup.store import HomeStore
+from tunnel.shell.endpoint import KnownPeer
+from tunnel.shell.stream import StreamCode
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 

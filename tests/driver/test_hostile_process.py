@@ -21,16 +21,16 @@ from tests.driver.programs import Lab, echo_through
 from tests.fuzz.engine import Mutator
 from tests.fuzz.machines.bench import corpus as bench_answers
 from tests.fuzz.machines.decoders import OFFER, OPENINGS, ROOM, room
-from tunnel.api.store import HomeStore
 from tunnel.cli.status import page
 from tunnel.control.messages import decode_answer, encode_line
-from tunnel.driver.link import Link
-from tunnel.driver.stream import TunnelStream
 from tunnel.errors import TunnelError
-from tunnel.forward.open import encode
-from tunnel.proto.endpoint.membership import CONTROL_ROOM
-from tunnel.proto.endpoint.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG
-from tunnel.proto.nat.candidate import encode_offer
+from tunnel.nat.candidate import encode_offer
+from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG
+from tunnel.ports.open import encode
+from tunnel.room.core.membership import CONTROL_ROOM
+from tunnel.setup.store import HomeStore
+from tunnel.shell.link import Link
+from tunnel.shell.stream import TunnelStream
 
 ROUNDS = 150  # of mutated messages between two questions of a person
 ANSWERS = sorted({each for answers in bench_answers() if answers[0] & 1 for each in answers[1:].split(b"\xfe")})

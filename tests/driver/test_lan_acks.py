@@ -10,7 +10,7 @@ import trio
 
 from tests.driver.test_lan_forward import PARTIAL, Lan, a_lan, packets, send_super
 from tests.unit.ip.packets import ACK, ECE, PSH, Flow
-from tunnel.forward.lan_send import FRAMES_A_TURN, NEEDLESS_IN_A_ROW
+from tunnel.room.send import FRAMES_A_TURN, NEEDLESS_IN_A_ROW
 
 NEEDLESS = "ACK that a newer one made needless"
 STAMPED = Flow(options=b"\1\1\x08\x0a" + bytes(8))

@@ -31,14 +31,14 @@ from tests.unit.ip.packets import (
     pseudo,
     slow_sum,
 )
-from tunnel.driver.packets import PacketDoor, PacketRun
+from tunnel.doors.tun.tap import Pieces
 from tunnel.errors import ConfigurationError
-from tunnel.forward.lan import LanAddresses, LanForward
-from tunnel.proto.endpoint import PathKind
-from tunnel.proto.ip import header
-from tunnel.proto.lan.discovery import EVERYBODY_BURST
-from tunnel.proto.packet.header import MAX_BURST
-from tunnel.tun.tap import Pieces
+from tunnel.node import PathKind
+from tunnel.room.core.discovery import EVERYBODY_BURST
+from tunnel.room.ip import header
+from tunnel.room.plane import LanAddresses, LanForward
+from tunnel.shell.packets import PacketDoor, PacketRun
+from tunnel.transport.packet.header import MAX_BURST
 from tunnel.units import Buffer, Transmit
 
 SUBNET = A4[:3] + b"\0"

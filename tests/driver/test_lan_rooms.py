@@ -13,15 +13,15 @@ import trio
 import tunnel
 from tests.driver.lan import FakeInterface, Player, until
 from tests.driver.meeting import a_server
-from tunnel.api.lan_plane import MAX_SUBNETS, SUBNET_REFILL, Plane, interface_config
-from tunnel.driver.events import CodeReady, Listening, MemberReport, Trouble
-from tunnel.driver.stream import StreamCode
 from tunnel.errors import AlreadyRunningError, ConfigurationError, PairingError, PermissionDeniedError
-from tunnel.forward.bench import measure
-from tunnel.forward.open import Open, encode, read_message
-from tunnel.proto.lan.room import Room
-from tunnel.proto.lan.roster import Member, Roster
-from tunnel.proto.pairing.code import parse_code
+from tunnel.pairing.code import parse_code
+from tunnel.ports.bench import measure
+from tunnel.ports.open import Open, encode, read_message
+from tunnel.room.core.room import Room
+from tunnel.room.core.roster import Member, Roster
+from tunnel.room.interface import MAX_SUBNETS, SUBNET_REFILL, Plane, interface_config
+from tunnel.shell.events import CodeReady, Listening, MemberReport, Trouble
+from tunnel.shell.stream import StreamCode
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.state.rooms import Rooms
@@ -303,8 +303,8 @@ async def test_a_member_whose_own_network_is_the_rooms_looks_again_what_its_inte
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether or not the creator chooses another subnet: this one never does."""
-    monkeypatch.setattr("tunnel.api.lan.ROUTES_INTERVAL", 0.05)
-    monkeypatch.setattr("tunnel.proto.lan.creator.Creator.renumber", lambda *_: None)
+    monkeypatch.setattr("tunnel.room.verbs.ROUTES_INTERVAL", 0.05)
+    monkeypatch.setattr("tunnel.room.core.creator.Creator.renumber", lambda *_: None)
     with trio.fail_after(LIMIT):
         async with a_server() as server:
             anna, ben = people(tmp_path, server, "anna", "ben")

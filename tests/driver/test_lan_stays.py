@@ -14,11 +14,11 @@ import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import on
 from tests.driver.test_moving import NAME, NO_TLS, OLD, World, a_world
-from tunnel.api.lan_room import LanRoom
 from tunnel.cli.lan import Playing
 from tunnel.cli.render import Output
-from tunnel.driver.events import MemberReport, Trouble
+from tunnel.room.session import LanRoom
 from tunnel.settings import Settings
+from tunnel.shell.events import MemberReport, Trouble
 from tunnel.state.home import Home
 
 AWAY = 600.0  # seconds

@@ -26,9 +26,9 @@ PROGRAMS = dict(re.findall(r"^```python\n# (\w+\.py)[^\n]*\n(.*?)^```", PAGE, re
 WITHOUT_PRIVILEGE = """
 import runpy, sys
 from tests.driver.lan import FakeInterface
-import tunnel.api.lan
+import tunnel.room.verbs
 async def open_on_host(config): return FakeInterface(config)
-tunnel.api.lan.open_on_host = open_on_host
+tunnel.room.verbs.open_on_host = open_on_host
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -215,7 +215,7 @@ def test_under_asyncio_it_says_that_it_runs_under_trio(what: str) -> None:
 
 
 async def test_who_reads_no_datagrams_loses_those_beyond_the_limit(tmp_path: Path, udp_echo: int) -> None:
-    from tunnel.api.link import MAX_UNREAD
+    from tunnel.ports.public_link import MAX_UNREAD
 
     heard = Heard()
     with trio.fail_after(50):

@@ -9,10 +9,10 @@ import trio
 
 import tunnel
 from tests.driver.meeting import Heard, a_server, echo, homes, on, shout
-from tunnel.api.machine import Machine
-from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
-from tunnel.driver.link import Link
-from tunnel.driver.rendezvous import serve
+from tunnel.setup.machine import Machine
+from tunnel.shell.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
+from tunnel.shell.link import Link
+from tunnel.shell.serve import serve
 from tunnel.state.home import Home
 
 
@@ -179,7 +179,7 @@ async def test_with_keep_a_fresh_code_follows_each_pairing(tmp_path: Path) -> No
 
 
 async def test_a_code_nobody_allocated_and_a_server_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.api.connecting.SERVER_PATIENCE", 0.3)
+    monkeypatch.setattr("tunnel.ports.connecting.SERVER_PATIENCE", 0.3)
     with trio.fail_after(20):
         async with a_server() as server:
             with pytest.raises(tunnel.PairingError, match="Nobody waits"):

@@ -17,15 +17,15 @@ import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import Heard, echo, homes, on, shout
 from tests.twins.udp import MemoryNetwork
-from tunnel.api.machine import Machine
-from tunnel.api.moving import MOVE_PAUSE, may_be_there
-from tunnel.api.servers import LOOK_INTERVAL, STRANGER_INTERVAL, OwnHosts
-from tunnel.driver.events import CodeReady, Event, Listening, Paired, Trouble
-from tunnel.driver.link import MAX_SERVER
-from tunnel.driver.rendezvous import RunningServer, serve
-from tunnel.driver.servers import LONGEST_LOOK
-from tunnel.proto.endpoint import CONTROL_SERVER, ControlReceived
+from tunnel.node import CONTROL_SERVER, ControlReceived
 from tunnel.server_spec import TlsOptions
+from tunnel.setup.machine import Machine
+from tunnel.setup.moving import MOVE_PAUSE, may_be_there
+from tunnel.setup.servers import LOOK_INTERVAL, STRANGER_INTERVAL, OwnHosts
+from tunnel.shell.events import CodeReady, Event, Listening, Paired, Trouble
+from tunnel.shell.link import MAX_SERVER
+from tunnel.shell.serve import RunningServer, serve
+from tunnel.shell.servers import LONGEST_LOOK
 from tunnel.state.home import Home
 from tunnel.units import Instant
 

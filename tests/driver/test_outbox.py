@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from tests.twins.udp import MemoryNetwork
-from tunnel.driver.outbox import ROOM, Outbox
-from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS
+from tunnel.doors.udp.socket import MAX_BATCH, MAX_SEGMENTS
+from tunnel.shell.outbox import ROOM, Outbox
 from tunnel.units import Address, SocketId, Transmit
 
 SOCKET = SocketId(0)

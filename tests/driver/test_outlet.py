@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tunnel.forward.counters import ForwardCounters
-from tunnel.forward.outlet import MAX_SEGMENTS, Outlet, Overruns
+from tunnel.ports.counters import ForwardCounters
+from tunnel.ports.outlet import MAX_SEGMENTS, Outlet, Overruns
 
 EQUAL = [bytes([number]) * 1200 for number in range(20)]
 MIXED = [b"", b"a", bytes(1200), bytes(1200), bytes(700), b"", bytes(9000), bytes(9000), bytes(60_000), b"end"]

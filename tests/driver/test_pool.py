@@ -8,9 +8,9 @@ import resource
 import trio
 import trio.testing
 
-from tunnel.driver.pool import PoolSockets
-from tunnel.proto.endpoint import CloseSockets, OpenSockets
-from tunnel.udp.socket import UdpSocket, open_socket
+from tunnel.doors.udp.socket import UdpSocket, open_socket
+from tunnel.node import CloseSockets, OpenSockets
+from tunnel.shell.pool import PoolSockets
 from tunnel.units import SocketId
 
 

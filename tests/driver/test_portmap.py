@@ -10,10 +10,10 @@ import trio
 import trio.testing
 
 from tests.unit.nat.test_portmap import Router
-from tunnel.driver import portmap
-from tunnel.driver.portmap import MAPPING_PORT, REMOVAL, PortMapKeeper
 from tunnel.host.gateway import Gateway
-from tunnel.proto.nat.portmap import Protocol
+from tunnel.nat.portmap import Protocol
+from tunnel.shell import portmap
+from tunnel.shell.portmap import MAPPING_PORT, REMOVAL, PortMapKeeper
 from tunnel.units import Instant
 
 ROUTER, OWN, PORT = "127.0.0.78", "127.0.0.1", 40_000

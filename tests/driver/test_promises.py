@@ -19,9 +19,9 @@ import tunnel
 from tests.driver.meeting import Heard, echo, homes, on, shout
 from tests.driver.test_granting import echoed, echoes, forwards, talk
 from tests.driver.test_moving import NAME, NO_TLS, a_world
-from tunnel.driver.events import Closed, Paired
-from tunnel.driver.link import Link
-from tunnel.proto.pairing.grants import GrantSet
+from tunnel.pairing.grants import GrantSet
+from tunnel.shell.events import Closed, Paired
+from tunnel.shell.link import Link
 from tunnel.state.home import Home
 
 CUT = 1.0  # seconds until what was taken back or forgotten is cut, as docs/security.md says

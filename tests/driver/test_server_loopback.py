@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from tunnel.driver.rendezvous import MAX_LOCALS, RunningServer, ServerConfig, _Loop, read_access_file, serve
+from tunnel.doors.udp.socket import UdpSocket, open_socket
 from tunnel.errors import ConfigurationError
 from tunnel.host.clock import boottime
-from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import events
-from tunnel.proto.rendezvous.client import Client
-from tunnel.udp.socket import UdpSocket, open_socket
+from tunnel.nat import stun
+from tunnel.rendezvous import events
+from tunnel.rendezvous.client import Client
+from tunnel.shell.serve import MAX_LOCALS, RunningServer, ServerConfig, _Loop, read_access_file, serve
 from tunnel.units import Address, ReceivedBatch, SocketId
 
 LOOPBACK = [("127.0.0.1", 0), ("::1", 0)]

@@ -8,7 +8,7 @@ import trio
 
 import tunnel
 from tests.driver.meeting import Heard, echo, homes, shout
-from tunnel.driver.rendezvous import RunningServer, serve
+from tunnel.shell.serve import RunningServer, serve
 
 
 async def start(nursery: trio.Nursery, port: int) -> tuple[RunningServer, trio.Event]:

@@ -14,10 +14,10 @@ import tunnel
 from tests.driver.lan import FakeInterface
 from tests.driver.meeting import Heard, a_server, echo, homes, shout
 from tunnel.cli.options import load_settings
+from tunnel.doors.tun.config import InterfaceConfig
 from tunnel.server_spec import TlsOptions
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
-from tunnel.tun.config import InterfaceConfig
 
 PIN = "ab" * 32
 VALUES = {
@@ -68,7 +68,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise Asked(options)
 
     for module in ("connecting", "exposing", "lan"):
-        monkeypatch.setattr(f"tunnel.api.{module}.EndpointDriver", refuse)
+        monkeypatch.setattr(f"tunnel.setup.{module}.EndpointDriver", refuse)
     return tmp_path
 
 

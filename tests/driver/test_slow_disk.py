@@ -12,11 +12,11 @@ import trio.testing
 
 import tunnel
 from tests.driver.meeting import Heard, a_server, echo, shout
-from tunnel.api import store
-from tunnel.api.store import HomeStore
 from tunnel.disk import MAX_LATE_JOBS
-from tunnel.driver.endpoint import KnownPeer
-from tunnel.driver.events import CodeReady, Trouble
+from tunnel.setup import store
+from tunnel.setup.store import HomeStore
+from tunnel.shell.endpoint import KnownPeer
+from tunnel.shell.events import CodeReady, Trouble
 from tunnel.state.home import Home
 
 PATIENCE_S = 30.0

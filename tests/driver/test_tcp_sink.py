@@ -12,9 +12,9 @@ import trio
 import trio.testing
 
 from tests.driver.fake_link import WINDOW, FakeStream, Half
-from tunnel.driver.stream import StreamCode
-from tunnel.forward.counters import ForwardCounters
-from tunnel.forward.tcp import IN_A_ROW, IOV_MAX, SMALL, Relay, cut
+from tunnel.ports.counters import ForwardCounters
+from tunnel.ports.tcp import IN_A_ROW, IOV_MAX, SMALL, Relay, cut
+from tunnel.shell.stream import StreamCode
 
 
 @pytest.fixture

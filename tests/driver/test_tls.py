@@ -15,16 +15,16 @@ import trio
 import tunnel
 from tests.driver.meeting import Heard, echo, homes, on, shout
 from tests.driver.tls import Certificate, Firewall, make_certificate
-from tunnel.api.machine import Machine
-from tunnel.driver.events import PathReport, Trouble
-from tunnel.driver.rendezvous import RunningServer, TlsConfig, _Loop, serve
+from tunnel.doors.tls.client import dial
 from tunnel.errors import ServerUnreachableError
 from tunnel.host.clock import boottime
-from tunnel.proto.rendezvous.client import Client
-from tunnel.proto.rendezvous.events import Lost
-from tunnel.proto.rendezvous.server import Server
+from tunnel.rendezvous.client import Client
+from tunnel.rendezvous.events import Lost
+from tunnel.rendezvous.server import Server
 from tunnel.server_spec import TlsOptions, parse_server
-from tunnel.tls.client import dial
+from tunnel.setup.machine import Machine
+from tunnel.shell.events import PathReport, Trouble
+from tunnel.shell.serve import RunningServer, TlsConfig, _Loop, serve
 from tunnel.units import ReceivedBatch, SocketId
 
 
@@ -101,7 +101,7 @@ async def test_who_is_connected_over_tls_hears_that_the_server_ends(tmp_path: Pa
 async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.proto.rendezvous.tls.TLS_LINGER", 1.0)
+    monkeypatch.setattr("tunnel.rendezvous.tls.TLS_LINGER", 1.0)
     certificate = make_certificate(tmp_path, "127.0.0.1")
     exposer, connector = homes(tmp_path)
     heard, firewall = Heard(), Firewall()
@@ -125,8 +125,8 @@ async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_
 async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.proto.rendezvous.client.REFRESH_INTERVAL", 1.0)
-    monkeypatch.setattr("tunnel.driver.servers.FIRST_LOOK", 0.5)
+    monkeypatch.setattr("tunnel.rendezvous.client.REFRESH_INTERVAL", 1.0)
+    monkeypatch.setattr("tunnel.shell.servers.FIRST_LOOK", 0.5)
     name = "rv.example.net"
     certificate = make_certificate(tmp_path, name)
     places = {"name leads to": "127.0.0.1"}
@@ -168,7 +168,7 @@ async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads
 async def test_a_certificate_that_nobody_vouches_for_is_refused_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.api.servers.SERVER_PATIENCE", 2.0)
+    monkeypatch.setattr("tunnel.setup.servers.SERVER_PATIENCE", 2.0)
     certificate = make_certificate(tmp_path, "127.0.0.1")
     async with a_tls_server(certificate) as (running, server, port):
         for tls, words in (

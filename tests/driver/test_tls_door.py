@@ -20,12 +20,12 @@ import trio
 import trio.testing
 
 from tests.driver.tls import Certificate, make_certificate
+from tunnel.doors.tls import server as door
+from tunnel.doors.tls.certificates import ALPN, explain
+from tunnel.doors.tls.client import TlsSocket, dial
+from tunnel.doors.tls.guests import GuestBook
+from tunnel.doors.tls.server import BACKLOG, HANDSHAKE_PATIENCE, SILENCE, UNPROVEN, ServerCertificate, TlsListener
 from tunnel.errors import ConfigurationError, ServerUnreachableError
-from tunnel.tls import server as door
-from tunnel.tls.certificates import ALPN, explain
-from tunnel.tls.client import TlsSocket, dial
-from tunnel.tls.guests import GuestBook
-from tunnel.tls.server import BACKLOG, HANDSHAKE_PATIENCE, SILENCE, UNPROVEN, ServerCertificate, TlsListener
 from tunnel.units import Address, ReceivedBatch
 
 

@@ -12,10 +12,10 @@ import trio
 
 from tests.driver.test_tls_door import a_door, receive, until, wait_closed
 from tests.driver.tls import Certificate, make_certificate
-from tunnel.tls import guests
-from tunnel.tls.client import TlsSocket, dial
-from tunnel.tls.guests import Guest, GuestBook
-from tunnel.tls.server import TlsListener
+from tunnel.doors.tls import guests
+from tunnel.doors.tls.client import TlsSocket, dial
+from tunnel.doors.tls.guests import Guest, GuestBook
+from tunnel.doors.tls.server import TlsListener
 
 SMALL = {"max_connections": 100, "max_per_address": 12, "max_strangers": 80, "strangers_per_address": 5, "max_handshakes": 16,
          "handshakes_per_address": 1}  # fmt: skip

@@ -13,9 +13,9 @@ import trio.testing
 
 from tests.driver.meeting import lone_driver
 from tests.unit.connection.pair import Pair
-from tunnel.driver.endpoint import EndpointDriver
-from tunnel.driver.link import Link
-from tunnel.proto.endpoint import DatagramsReceived, Peering, PeeringEvent, PeeringStarted, Problem, Troubled
+from tunnel.node import DatagramsReceived, Peering, PeeringEvent, PeeringStarted, Problem, Troubled
+from tunnel.shell.endpoint import EndpointDriver
+from tunnel.shell.link import Link
 from tunnel.units import Address, SocketId
 
 SENDER = Address("198.51.100.1", 7)

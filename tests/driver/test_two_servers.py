@@ -11,8 +11,8 @@ import trio
 
 import tunnel
 from tests.driver.meeting import Heard, echo, homes, shout
-from tunnel.driver.rendezvous import RunningServer, serve
 from tunnel.errors import PairingError
+from tunnel.shell.serve import RunningServer, serve
 
 NAME = "rv.two.example"
 

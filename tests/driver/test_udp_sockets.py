@@ -14,11 +14,11 @@ import trio
 import trio.testing
 
 from tests.twins.udp import MemoryNetwork, MemorySocket
+from tunnel.doors.udp import addresses
+from tunnel.doors.udp.addresses import AddressCache, to_address
+from tunnel.doors.udp.plain import PlainSocket
+from tunnel.doors.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch, UdpSocket, open_socket
 from tunnel.errors import ConfigurationError, InternalError
-from tunnel.udp import addresses
-from tunnel.udp.addresses import AddressCache, to_address
-from tunnel.udp.plain import PlainSocket
-from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch, UdpSocket, open_socket
 from tunnel.units import Address
 
 Opener = Callable[..., UdpSocket]
@@ -420,9 +420,9 @@ async def test_what_the_kernel_threw_away_is_known() -> None:
 def test_an_ordinary_user_gets_what_the_kernel_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/proc/sys/net/core/rmem_max") as file:
         allowed = int(file.read())
-    monkeypatch.setattr("tunnel.udp.linux.SO_RCVBUFFORCE", 9999)  # unknown, as refused
+    monkeypatch.setattr("tunnel.doors.udp.linux.SO_RCVBUFFORCE", 9999)  # unknown, as refused
     for wanted in (100_000_000, 300_000):
-        monkeypatch.setattr("tunnel.udp.linux.RECEIVE_BUFFER", wanted)
+        monkeypatch.setattr("tunnel.doors.udp.linux.RECEIVE_BUFFER", wanted)
         ordinary = open_socket("127.0.0.1", 0)
         assert ordinary.receive_buffer == min(wanted, allowed)
         ordinary.close()

@@ -12,8 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.driver.upnp import HTTP_PATIENCE, MAX_ANSWERS, UpnpError, UpnpGateway
-from tunnel.proto.nat import upnp
+from tunnel.nat import upnp
+from tunnel.shell.upnp import HTTP_PATIENCE, MAX_ANSWERS, UpnpError, UpnpGateway
 
 OWN = "127.0.0.1"
 GATEWAY = "127.0.0.77"

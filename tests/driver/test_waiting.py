@@ -17,11 +17,11 @@ import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import Heard, echo, homes, on, shout
 from tests.driver.test_moving import LONG, NAME, NO_TLS, OLD, Names, World, a_world
-from tunnel.api.machine import Machine
-from tunnel.api.servers import LONGEST_PAUSE
-from tunnel.driver.events import Event, Listening, Paired, Trouble
-from tunnel.driver.places import has_network, unknown_name
 from tunnel.errors import OfflineError, ServerUnreachableError
+from tunnel.setup.machine import Machine
+from tunnel.setup.servers import LONGEST_PAUSE
+from tunnel.shell.events import Event, Listening, Paired, Trouble
+from tunnel.shell.places import has_network, unknown_name
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 

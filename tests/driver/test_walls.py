@@ -19,25 +19,25 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 import tunnel
 from tests.driver.meeting import Heard, a_server, echo, homes, shout
 from tests.driver.tls import make_certificate
-from tunnel.api.exposing import Exposure
-from tunnel.api.store import HomeStore
-from tunnel.api.ways import WayKeeper
-from tunnel.driver import doctor, lasting
-from tunnel.driver import tls as doors
-from tunnel.driver.endpoint import EndpointDriver
-from tunnel.driver.events import Closed, CodeReady, Event, Trouble
-from tunnel.driver.lasting import last
-from tunnel.driver.link import CloseCode, Link
-from tunnel.driver.stream import StreamCode, StreamResetError, TunnelStream
-from tunnel.driver.tls import TlsDoors
+from tunnel.doors.tls.client import TlsSocket, dial
+from tunnel.doors.tls.server import ServerCertificate, TlsListener
 from tunnel.faults import Faults
-from tunnel.proto.endpoint import OpenTls
-from tunnel.proto.endpoint.diagnosis import Diagnosis
+from tunnel.node import OpenTls
+from tunnel.node.diagnosis import Diagnosis
+from tunnel.ports.exposing import Exposure
 from tunnel.server_spec import TlsOptions
+from tunnel.setup.store import HomeStore
+from tunnel.setup.ways import WayKeeper
+from tunnel.shell import doctor, lasting
+from tunnel.shell import tls as doors
+from tunnel.shell.endpoint import EndpointDriver
+from tunnel.shell.events import Closed, CodeReady, Event, Trouble
+from tunnel.shell.lasting import last
+from tunnel.shell.link import CloseCode, Link
+from tunnel.shell.stream import StreamCode, StreamResetError, TunnelStream
+from tunnel.shell.tls import TlsDoors
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
-from tunnel.tls.client import TlsSocket, dial
-from tunnel.tls.server import ServerCertificate, TlsListener
 from tunnel.units import ReceivedBatch
 
 QUICK = 0.02  # seconds for what waits a while after a fault
@@ -414,7 +414,7 @@ async def test_a_fault_in_a_trace_ends_the_trace_and_not_the_connection(tmp_path
 async def test_a_server_goes_on_whatever_one_datagram_or_timer_meets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tunnel.proto.rendezvous.server import Server
+    from tunnel.rendezvous.server import Server
 
     exposer, connector = homes(tmp_path)
     heard = Heard()

@@ -17,12 +17,12 @@ from tunnel.control import client as control_client
 from tunnel.control.messages import Answer, Bench, Check, Forget, Ping, Remove, Request, Status, encode_line
 from tunnel.control.server import Process, serve_control
 from tunnel.control.sockets import connect, socket_path
-from tunnel.driver import portmap
-from tunnel.driver.portmap import PortMapKeeper
 from tunnel.faults import Faults
-from tunnel.forward import outward, tcp, udp
-from tunnel.forward.outlet import Outlet
 from tunnel.host.gateway import Gateway
+from tunnel.ports import outward, tcp, udp
+from tunnel.ports.outlet import Outlet
+from tunnel.shell import portmap
+from tunnel.shell.portmap import PortMapKeeper
 
 
 class Fault(Exception):
@@ -84,7 +84,7 @@ async def test_a_fault_in_one_tcp_connection_cuts_that_one(name: str, monkeypatc
         monkeypatch.setattr(tcp, name, Limit())
         owner, name = Limit, "__ge__"
     if name in ("serve_tcp", "read_message"):
-        from tunnel.forward import serve as owner
+        from tunnel.ports import serve as owner
     met = Nth(monkeypatch, owner, name)
     async with over_tcp.forwarded(echo) as bench:
         async with await bench.connect() as steady:
@@ -140,7 +140,7 @@ async def test_a_fault_in_the_udp_forward_leaves_the_flows_beside_it(name: str, 
     if name == "_return_datagrams":
         owner = outward.Outward
     if name == "serve_udp":
-        from tunnel.forward import serve as owner
+        from tunnel.ports import serve as owner
     met = Nth(monkeypatch, owner, name)
     async with over_udp.forwarded() as bench:
         with await bench.client() as steady, await bench.client() as other:
@@ -264,7 +264,7 @@ async def test_a_fault_with_one_port_at_the_router_leaves_the_other_port_mapped(
         await whole(self, mapper, sock, gateway, port, upnp)
 
     monkeypatch.setattr(PortMapKeeper, "_serve", serve)
-    monkeypatch.setattr("tunnel.driver.lasting.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("tunnel.shell.lasting.FIRST_PAUSE", 0.01)
     faults = Faults()
     keeper = PortMapKeeper(on_change=lambda *_: None, gateway=lambda: Gateway("127.0.0.1", "127.0.0.1"), faults=faults)
     async with trio.open_nursery() as nursery:

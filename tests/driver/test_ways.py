@@ -9,8 +9,8 @@ import trio
 
 import tunnel
 from tests.driver.meeting import Heard, a_server, echo, homes, shout
-from tunnel.api.ways import WayKeeper
-from tunnel.driver.endpoint import CandidateKind, Remembered
+from tunnel.setup.ways import WayKeeper
+from tunnel.shell.endpoint import CandidateKind, Remembered
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.units import Address, Seconds

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tunnel.udp.plain import PlainSocket
+from tunnel.doors.udp.plain import PlainSocket
 from tunnel.units import Address, ReceivedBatch
 
 

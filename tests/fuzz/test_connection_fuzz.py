@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 
 from tests.unit.connection.pair import RELAY, SERVER, A, keypairs
 from tunnel.errors import PeerError
-from tunnel.proto.connection.carried import MaxData, MaxStreamData, MaxStreams, Reset, StopSending
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.control import MAX_MESSAGE, ControlReader
-from tunnel.proto.connection.events import ConnectionClosed, ConnectionEvent, PathKind
-from tunnel.proto.connection.inflow import MAX_GAPS_IN_ALL
-from tunnel.proto.connection.paths import MAX_PATHS, MAX_QUEUED_PROBES
-from tunnel.proto.connection.receive import MAX_UNREAD_DATAGRAM_BYTES
-from tunnel.proto.connection.records import MOST_PARTS
-from tunnel.proto.crypto.handshake import Params
-from tunnel.proto.packet import frames
-from tunnel.proto.packet.frames import Frame
-from tunnel.proto.packet.header import HEADER, NONCE_PREFIX, TRANSPORT
-from tunnel.proto.stream.datagrams import MAX_DATAGRAM, REJOIN_BYTES
-from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAMS
+from tunnel.transport.connection.carried import MaxData, MaxStreamData, MaxStreams, Reset, StopSending
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.control import MAX_MESSAGE, ControlReader
+from tunnel.transport.connection.events import ConnectionClosed, ConnectionEvent, PathKind
+from tunnel.transport.connection.inflow import MAX_GAPS_IN_ALL
+from tunnel.transport.connection.paths import MAX_PATHS, MAX_QUEUED_PROBES
+from tunnel.transport.connection.receive import MAX_UNREAD_DATAGRAM_BYTES
+from tunnel.transport.connection.records import MOST_PARTS
+from tunnel.transport.crypto.handshake import Params
+from tunnel.transport.packet import frames
+from tunnel.transport.packet.frames import Frame
+from tunnel.transport.packet.header import HEADER, NONCE_PREFIX, TRANSPORT
+from tunnel.transport.stream.datagrams import MAX_DATAGRAM, REJOIN_BYTES
+from tunnel.transport.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAMS
 from tunnel.units import Address, Instant, PathKey, SocketId, StreamId
 
 PATH = PathKey(SocketId(0), A, b"")

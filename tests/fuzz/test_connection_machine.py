@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.unit.connection.pair import B, Pair, keypairs
-from tunnel.proto.connection.events import ControlReceived, PathKind, StreamReset, StreamStopped
-from tunnel.proto.stream.streams import MAX_STREAMS
+from tunnel.transport.connection.events import ControlReceived, PathKind, StreamReset, StreamStopped
+from tunnel.transport.stream.streams import MAX_STREAMS
 from tunnel.units import PathKey, SocketId, StreamId
 
 OTHER = {"a": "b", "b": "a"}

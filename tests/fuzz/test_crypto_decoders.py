@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 
 from tests.unit.crypto.helpers import Entropy, private, public
 from tunnel.errors import ConfigurationError, MalformedPacket
-from tunnel.proto.crypto.challenge import Challenge, receiver_of, unseal
-from tunnel.proto.crypto.cookie import CookieChecker, append_macs, consume_reply, mac1_key, reply_index
-from tunnel.proto.crypto.handshake import (
+from tunnel.pairing.code import Code, complete, looks_like_code, parse_code
+from tunnel.pairing.grants import GrantSet, parse_grant
+from tunnel.pairing.identity import sanitise_name
+from tunnel.pairing.pake import Pake
+from tunnel.transport.crypto.challenge import Challenge, receiver_of, unseal
+from tunnel.transport.crypto.cookie import CookieChecker, append_macs, consume_reply, mac1_key, reply_index
+from tunnel.transport.crypto.handshake import (
     FINISH,
     Initiator,
     Params,
@@ -28,11 +32,7 @@ from tunnel.proto.crypto.handshake import (
     parse_response,
     verify_mac1,
 )
-from tunnel.proto.crypto.noise import HandshakeState, NoiseError
-from tunnel.proto.pairing.code import Code, complete, looks_like_code, parse_code
-from tunnel.proto.pairing.grants import GrantSet, parse_grant
-from tunnel.proto.pairing.identity import sanitise_name
-from tunnel.proto.pairing.pake import Pake
+from tunnel.transport.crypto.noise import HandshakeState, NoiseError
 from tunnel.units import Address, Instant
 
 PSK = b"k" * 32

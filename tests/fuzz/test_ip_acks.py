@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ip.packets import ACK, Flow
-from tunnel.proto.ip import ACK_SIZES, TCP, is_needless, is_repeated, parse, read_ack
+from tunnel.room.ip import ACK_SIZES, TCP, is_needless, is_repeated, parse, read_ack
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

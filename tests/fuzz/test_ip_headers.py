@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.ip.packets import ACK, CWR, ECE, FIN, PSH, SYN, URG, Flow, ip4, ip6, is_right, kernel_takes, padded_options
 from tunnel.errors import MalformedPacket
-from tunnel.proto.ip import (
+from tunnel.room.ip import (
     REASONS,
     REFUSALS,
     UNSAFE,

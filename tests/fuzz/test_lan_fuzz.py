@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.test_rendezvous_decoders import msgpackish
-from tests.unit.lan.test_room import T0, a_creator, deliver, joined
+from tests.unit.room.test_room import T0, a_creator, deliver, joined
 from tunnel.errors import MalformedPacket
-from tunnel.proto.lan import messages
-from tunnel.proto.lan.messages import Have, Hello, Leave, Refused, State, Told
-from tunnel.proto.lan.roster import SIGNATURE_SIZE, decode_roster, is_signed
+from tunnel.room.core import messages
+from tunnel.room.core.messages import Have, Hello, Leave, Refused, State, Told
+from tunnel.room.core.roster import SIGNATURE_SIZE, decode_roster, is_signed
 from tunnel.units import Instant
 
 tagged = st.tuples(st.integers(0, 9), st.lists(msgpackish, max_size=6)).map(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.twins.tap import MemoryTap
 from tests.unit.ip.packets import A4, A6, B4, B6, Flow
-from tunnel.driver.packets import PacketRun
-from tunnel.forward.lan_members import LanAddresses, LanTable
-from tunnel.forward.lan_receive import LanReceiver
+from tunnel.room.members import LanAddresses, LanTable
+from tunnel.room.receive import LanReceiver
+from tunnel.shell.packets import PacketRun
 from tunnel.units import Instant
 
 ME = LanAddresses("me", b"m" * 32, B4, (B6,))

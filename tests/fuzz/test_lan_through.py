@@ -16,7 +16,7 @@ from tests.driver.test_lan_forward import MAC, NAMES, Lan, a_lan
 from tests.fuzz.inner import any_packet, every_short_packet
 from tests.twins.tap import ALL_OFFLOADS
 from tests.unit.ip.packets import Flow
-from tunnel.driver.packets import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun
+from tunnel.shell.packets import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun
 
 GOOD = Flow(protocol=17).packet(b"still there")
 ROUNDS = 3_000

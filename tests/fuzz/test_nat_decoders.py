@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.nat import stun
-from tunnel.proto.nat.agent import Agent
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.budget import PROBE_BURST
-from tunnel.proto.nat.candidate import (
+from tunnel.nat import stun
+from tunnel.nat.agent import Agent
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.budget import PROBE_BURST
+from tunnel.nat.candidate import (
     MAX_CANDIDATES,
     Candidate,
     CandidateKind,
@@ -27,9 +27,9 @@ from tunnel.proto.nat.candidate import (
     encode_offer,
     is_allowed,
 )
-from tunnel.proto.nat.hints import MAX_HINTS, MAX_PREDICTED, MAX_STEP, OpenPool, PredictedPorts
-from tunnel.proto.nat.technique import PoolSocket
-from tunnel.proto.nat.techniques import Techniques
+from tunnel.nat.hints import MAX_HINTS, MAX_PREDICTED, MAX_STEP, OpenPool, PredictedPorts
+from tunnel.nat.technique import PoolSocket
+from tunnel.nat.techniques import Techniques
 from tunnel.units import Address, Instant, SocketId
 
 hosts = st.ip_addresses().map(lambda address: canonical(str(address)))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tunnel.errors import MalformedPacket
 from tunnel.host.gateway import gateways_in
-from tunnel.proto.nat import pcp, upnp
-from tunnel.proto.nat.portmap import PortMapper, SearchRouter, Stage
-from tunnel.proto.nat.upnp import HttpReader, Place
+from tunnel.nat import pcp, upnp
+from tunnel.nat.portmap import PortMapper, SearchRouter, Stage
+from tunnel.nat.upnp import HttpReader, Place
 from tunnel.units import Address, Instant
 
 GATEWAY, OWN, PORT = "192.168.1.1", "192.168.1.10", 40_000

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from tests.unit.rendezvous.world import SOCKETS, V4, entropy_of
 from tunnel.errors import ConfigurationError, MalformedPacket
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.rendezvous import messages as m
-from tunnel.proto.rendezvous.access import AccessList
-from tunnel.proto.rendezvous.client import Client
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous import messages as m
+from tunnel.rendezvous.access import AccessList
+from tunnel.rendezvous.client import Client
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
 from tunnel.units import Address, Instant, SocketId
 
 NOW = Instant(10.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.doors.tls.framing import MAX_FRAME, MAX_RUN, MAX_RUN_BYTES, FrameReader, frame_burst
 from tunnel.errors import MalformedPacket
-from tunnel.tls.framing import MAX_FRAME, MAX_RUN, MAX_RUN_BYTES, FrameReader, frame_burst
 
 
 def drain(reader: FrameReader) -> list[bytes]:

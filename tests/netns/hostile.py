@@ -6,7 +6,7 @@ import ipaddress
 import os
 
 from tunnel.cli.main import main
-from tunnel.proto.lan import addresses
+from tunnel.room.core import addresses
 
 if __name__ == "__main__":
     subnet = ipaddress.IPv4Network(os.environ["HOSTILE_SUBNET"]).network_address.packed

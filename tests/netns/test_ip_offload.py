@@ -1,4 +1,4 @@
-"""proto/ip against a real kernel: what it cuts is what we say, what it sends arrives, and it believes our too-big messages."""
+"""room/ip against a real kernel: what it cuts is what we say, what it sends arrives, and it believes our too-big messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 
 from tests.netns.kernel import Namespace
 from tests.unit.ip.packets import A4, A6, ACK, B4, B6, CWR, FIN, PSH, Flow, is_right, padded_options, slow_checksum
-from tunnel.proto.ip import (
+from tunnel.doors.tun.device import TapDevice, open_tap
+from tunnel.room.ip import (
     ETHERNET_HEADER,
     TCP,
     VIRTIO_HEADER,
@@ -36,7 +37,6 @@ from tunnel.proto.ip import (
     too_big,
     wants_cut,
 )
-from tunnel.tun.device import TapDevice, open_tap
 
 FRONT = VIRTIO_HEADER + ETHERNET_HEADER
 LIMIT_S = 40

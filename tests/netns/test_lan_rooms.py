@@ -173,7 +173,9 @@ def test_neither_the_command_nor_a_keeper_inherits_the_code(lab: Lab) -> None:
     anna, ben = machine(lab, "anna"), machine(lab, "ben")
     creator = lan(lab, anna, "create", PTUNNEL_ACCESS_TOKEN="a-secret")
     code = code_of(creator)
-    keepers = [pid for pid in children(creator.process.pid) if b"tunnel.tun.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    keepers = [
+        pid for pid in children(creator.process.pid) if b"tunnel.doors.tun.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     assert len(keepers) == 1
     assert b"a-secret" not in Path(f"/proc/{keepers[0]}/environ").read_bytes()
     home = lab.folder / "home-exec"

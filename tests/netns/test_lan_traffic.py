@@ -20,7 +20,7 @@ from tests.netns.kernel import Namespace
 from tests.netns.lab import Lab, eventually
 from tests.netns.programs import Capture, Program, Sshd, checksum, http_server, ptunnel, random_file
 from tests.netns.rooms import Member, Room, join_group, open_socket, wait_group
-from tunnel.proto.lan.discovery import EVERYBODY_BURST, EVERYBODY_RATE
+from tunnel.room.core.discovery import EVERYBODY_BURST, EVERYBODY_RATE
 
 PORT = 4445
 ROUNDS = 10

@@ -17,7 +17,7 @@ from tests.netns.programs import Pair, Program, Ptunnel, environment, http_serve
 PORT = 40_000
 KEEPER = """
 import json, sys, time, trio
-from tunnel.driver.portmap import PortMapKeeper
+from tunnel.shell.portmap import PortMapKeeper
 from tunnel.units import Seconds
 
 started = time.monotonic()

@@ -19,13 +19,13 @@ import trio.testing
 
 from tests.netns.kernel import Namespace
 from tests.netns.lab import eventually
+from tunnel.doors.tun import routes
+from tunnel.doors.tun.config import InterfaceConfig
+from tunnel.doors.tun.configure import apply, renumber, set_mtu
+from tunnel.doors.tun.device import TapDevice, from_descriptor, open_tap
+from tunnel.doors.tun.routes import taken_prefixes
+from tunnel.doors.tun.tap import HEADROOM, MAX_FRAME, OFFLOAD_CSUM, OFFLOAD_TSO4
 from tunnel.errors import ConfigurationError
-from tunnel.tun import routes
-from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.configure import apply, renumber, set_mtu
-from tunnel.tun.device import TapDevice, from_descriptor, open_tap
-from tunnel.tun.routes import taken_prefixes
-from tunnel.tun.tap import HEADROOM, MAX_FRAME, OFFLOAD_CSUM, OFFLOAD_TSO4
 
 T = TypeVar("T")
 ETHERTYPE_IPV4 = b"\x08\x00"

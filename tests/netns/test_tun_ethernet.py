@@ -12,11 +12,11 @@ from tests.netns.kernel import Namespace
 from tests.netns.lab import eventually
 from tests.netns.test_tun import config, is_udp4, read_frame
 from tests.netns.test_tun_reflector import Host
-from tunnel.tun.config import MINECRAFT
-from tunnel.tun.configure import apply
-from tunnel.tun.ethernet import CARRIED_BURST, MAX_ETHERNETS, Ethernets
-from tunnel.tun.tap import HEADROOM
-from tunnel.tun.wall import Wall, open_wall_socket
+from tunnel.doors.tun.config import MINECRAFT
+from tunnel.doors.tun.configure import apply
+from tunnel.doors.tun.ethernet import CARRIED_BURST, MAX_ETHERNETS, Ethernets
+from tunnel.doors.tun.tap import HEADROOM
+from tunnel.doors.tun.wall import Wall, open_wall_socket
 
 GROUP = MINECRAFT.partition("/")[0]
 PORT = 4445

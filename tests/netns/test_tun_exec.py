@@ -24,9 +24,9 @@ ORDINARY = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 PROGRAM = """
 import json, sys, threading, time, trio
 from tunnel.errors import ConfigurationError
-from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.namespace import CommandNotRunError, open_namespace_interface
-from tunnel.tun.tap import MAX_FRAME
+from tunnel.doors.tun.config import InterfaceConfig
+from tunnel.doors.tun.namespace import CommandNotRunError, open_namespace_interface
+from tunnel.doors.tun.tap import MAX_FRAME
 
 orders = json.loads(sys.argv[1])
 def tell(**facts):
@@ -113,7 +113,7 @@ def pry():
     for pid in os.listdir("/proc"):
         try:  # processes come and go
             words = open(f"/proc/{pid}/cmdline", "rb").read() if pid.isdigit() and int(pid) != os.getpid() else b""
-            if b"tunnel.tun.inside import main" in words:
+            if b"tunnel.doors.tun.inside import main" in words:
                 keepers.append(pid)
         except OSError:
             continue

@@ -23,9 +23,9 @@ PROGRAM = """
 import json, os, socket, subprocess, sys, time, trio
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
-from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.host import open_host_interface
-from tunnel.tun import privileges, process
+from tunnel.doors.tun.config import InterfaceConfig
+from tunnel.doors.tun.host import open_host_interface
+from tunnel.doors.tun import privileges, process
 
 def say(**facts):
     print(json.dumps(facts), flush=True)

@@ -12,11 +12,11 @@ import pytest
 from tests.netns.kernel import Namespace
 from tests.netns.lab import eventually
 from tests.netns.test_tun import config, open_in, udp4_frame
-from tunnel.tun.configure import apply
-from tunnel.tun.device import TapDevice, open_tap
-from tunnel.tun.groups import HINT_INTERVAL, MAX_GROUPS, GroupMirror
-from tunnel.tun.reflector import Reflector, rewrite_source
-from tunnel.tun.tap import ETHERNET_SIZE, VIRTIO_SIZE
+from tunnel.doors.tun.configure import apply
+from tunnel.doors.tun.device import TapDevice, open_tap
+from tunnel.doors.tun.groups import HINT_INTERVAL, MAX_GROUPS, GroupMirror
+from tunnel.doors.tun.reflector import Reflector, rewrite_source
+from tunnel.doors.tun.tap import ETHERNET_SIZE, VIRTIO_SIZE
 
 INNER4 = socket.inet_aton("10.77.1.3")
 INNER6 = socket.inet_pton(socket.AF_INET6, "fe80::7074:0:0:3")

@@ -11,10 +11,10 @@ import pytest
 from tests.netns.kernel import Namespace
 from tests.netns.lab import eventually
 from tests.netns.test_tun import config, is_udp4, read_frame, udp4_frame
-from tunnel.tun.configure import apply
-from tunnel.tun.device import TapDevice, open_tap
-from tunnel.tun.tap import HEADROOM
-from tunnel.tun.wall import Wall, open_wall_socket
+from tunnel.doors.tun.configure import apply
+from tunnel.doors.tun.device import TapDevice, open_tap
+from tunnel.doors.tun.tap import HEADROOM
+from tunnel.doors.tun.wall import Wall, open_wall_socket
 
 MAC3 = bytes.fromhex("027074000003")
 INNER = socket.inet_aton("10.77.1.3")

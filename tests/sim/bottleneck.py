@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from tunnel.proto.recovery.acks import AckTracker
-from tunnel.proto.recovery.congestion import CongestionController
-from tunnel.proto.recovery.loss import Recovery
-from tunnel.proto.recovery.pacer import Pacer
-from tunnel.proto.recovery.sent import SentBurst
+from tunnel.transport.recovery.acks import AckTracker
+from tunnel.transport.recovery.congestion import CongestionController
+from tunnel.transport.recovery.loss import Recovery
+from tunnel.transport.recovery.pacer import Pacer
+from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
 SIZE = 1472

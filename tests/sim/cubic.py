@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from tunnel.proto.recovery.congestion import SHORTEST_RTT, initial_window
-from tunnel.proto.recovery.rate import DeliveryRate
-from tunnel.proto.recovery.rtt import RttEstimator
+from tunnel.transport.recovery.congestion import SHORTEST_RTT, initial_window
+from tunnel.transport.recovery.rate import DeliveryRate
+from tunnel.transport.recovery.rtt import RttEstimator
 from tunnel.units import Instant
 
 MINIMUM_WINDOW_PACKETS: Final = 2  # kMinimumWindow, RFC 9002 §7.2

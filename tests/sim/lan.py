@@ -8,13 +8,13 @@ from hashlib import sha256
 from tests.sim.link import Link
 from tests.sim.peers import DAY_NS, EPOCH_NS, FIRST, SERVER, ServerNode, entropy_of
 from tests.sim.world import Host, World
-from tunnel.proto.endpoint import CodeIssued, Endpoint, EndpointConfig, EndpointEvent, Problem, Troubled
-from tunnel.proto.endpoint.membership import Membership, NewcomerStore
-from tunnel.proto.lan.addresses import Prefix
-from tunnel.proto.lan.events import RoomEvent
-from tunnel.proto.lan.room import Room
-from tunnel.proto.lan.roster import RoomState, Roster, invited_psk
-from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.node import CodeIssued, Endpoint, EndpointConfig, EndpointEvent, Problem, Troubled
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.room.core.addresses import Prefix
+from tunnel.room.core.events import RoomEvent
+from tunnel.room.core.membership import Membership, NewcomerStore
+from tunnel.room.core.room import Room
+from tunnel.room.core.roster import RoomState, Roster, invited_psk
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
 BLACK_HOLE = Link(loss=1.0)

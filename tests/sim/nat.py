@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from tunnel.proto.nat.behaviour import Filtering, Mapping
+from tunnel.nat.behaviour import Filtering, Mapping
 from tunnel.units import Address, Instant, Seconds
 
 EI, AD, APD = Mapping.ENDPOINT_INDEPENDENT, Mapping.ADDRESS_DEPENDENT, Mapping.ADDRESS_AND_PORT_DEPENDENT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from tests.sim.nat import FILTER_APD, SITES, Behaviour, Ports
-from tunnel.proto.nat.behaviour import Mapping
+from tunnel.nat.behaviour import Mapping
 
 
 class Technique(Enum):

@@ -20,16 +20,7 @@ from itertools import pairwise
 from tests.sim.link import Link
 from tests.sim.store import PeersInMemory
 from tests.sim.world import Host, Realm, World
-from tunnel.proto.connection.events import (
-    PathChanged,
-    PathKind,
-    StreamOpened,
-    StreamReadable,
-    StreamReset,
-    StreamStopped,
-    StreamWritable,
-)
-from tunnel.proto.endpoint import (
+from tunnel.node import (
     CloseSockets,
     CloseTls,
     CodeIssued,
@@ -52,11 +43,20 @@ from tunnel.proto.endpoint import (
     Troubled,
     WayLearned,
 )
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.pairing.grants import GrantSet
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
-from tunnel.proto.rendezvous.stun import ServerSocket
+from tunnel.node.stun_codec import ServerStun
+from tunnel.pairing.grants import GrantSet
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
+from tunnel.rendezvous.stun import ServerSocket
+from tunnel.transport.connection.events import (
+    PathChanged,
+    PathKind,
+    StreamOpened,
+    StreamReadable,
+    StreamReset,
+    StreamStopped,
+    StreamWritable,
+)
 from tunnel.units import Address, Instant, Seconds, SocketId, StreamId, Transmit
 
 SERVER = "rv.example.net"

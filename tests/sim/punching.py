@@ -7,13 +7,13 @@ from collections import deque
 from typing import Final
 
 from tests.sim.world import Host, World
+from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
-from tunnel.proto.nat import behaviour, stun
-from tunnel.proto.nat.agent import Agent, AgentState
-from tunnel.proto.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, make_candidate
-from tunnel.proto.nat.technique import Measure, PoolSocket
-from tunnel.proto.nat.techniques import Techniques
-from tunnel.proto.timers import earliest
+from tunnel.nat import behaviour, stun
+from tunnel.nat.agent import Agent, AgentState
+from tunnel.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, make_candidate
+from tunnel.nat.technique import Measure, PoolSocket
+from tunnel.nat.techniques import Techniques
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
 V4, V6 = SocketId(0), SocketId(1)

@@ -14,7 +14,7 @@ import pytest
 from tests.sim.bottleneck import MBIT, SIZE, Bottleneck, Flow, Make, bursty_loss, random_loss
 from tests.sim.cubic import Cubic
 from tests.unit.connection.pair import Pair
-from tunnel.proto.recovery.bbr import Bbr
+from tunnel.transport.recovery.bbr import Bbr
 from tunnel.units import Instant
 
 OURS: Make = Bbr

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.connection.pair import SERVER, B, Pair
-from tunnel.proto.connection.events import PathKind
+from tunnel.transport.connection.events import PathKind
 from tunnel.units import PathKey, SocketId, StreamId
 
 SEEDS = 240

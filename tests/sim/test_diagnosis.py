@@ -9,13 +9,13 @@ import pytest
 from tests.sim.link import Link
 from tests.sim.peers import ServerNode
 from tests.sim.world import Host, World
-from tunnel.proto.endpoint.diagnosis import SOCKETS, Diagnosis, Findings
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.nat.behaviour import Filtering, Mapping
-from tunnel.proto.nat.report import NetworkKind, Ports, describe
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
-from tunnel.proto.rendezvous.stun import ServerSocket
+from tunnel.nat.behaviour import Filtering, Mapping
+from tunnel.nat.report import NetworkKind, Ports, describe
+from tunnel.node.diagnosis import SOCKETS, Diagnosis, Findings
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
+from tunnel.rendezvous.stun import ServerSocket
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
 KINDS = {

@@ -7,9 +7,9 @@ import pytest
 from tests.sim.link import Link
 from tests.sim.peers import Cast, PeerNode
 from tests.sim.world import Host
-from tunnel.proto.connection.events import PathChanged
-from tunnel.proto.connection.paths import KEEPALIVE, MAX_KEEPALIVE, MIN_KEEPALIVE
-from tunnel.proto.endpoint import PeeringEvent
+from tunnel.node import PeeringEvent
+from tunnel.transport.connection.events import PathChanged
+from tunnel.transport.connection.paths import KEEPALIVE, MAX_KEEPALIVE, MIN_KEEPALIVE
 from tunnel.units import Seconds, Transmit
 
 LINE = Link(delay=Seconds(0.010))

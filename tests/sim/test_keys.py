@@ -9,9 +9,9 @@ import pytest
 from tests.sim.link import Link
 from tests.sim.peers import Cast, PeerNode
 from tests.sim.world import Host
-from tunnel.proto.connection import keyring
-from tunnel.proto.crypto.keys import REJECT_AFTER, Keypair
-from tunnel.proto.endpoint import Peering, Problem
+from tunnel.node import Peering, Problem
+from tunnel.transport.connection import keyring
+from tunnel.transport.crypto.keys import REJECT_AFTER, Keypair
 from tunnel.units import Address, Instant, Seconds
 
 HANDSHAKES = range(0x70, 0x74)  # the first bytes by which they are known

@@ -11,12 +11,13 @@ from tests.sim.lan import MemberNode, Party
 from tests.sim.link import Link
 from tests.sim.peers import SERVER, entropy_of
 from tests.sim.test_meeting import SHARE, rough_link
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import CONTROL_ROOM, CodeIssued, Problem
-from tunnel.proto.lan import messages
-from tunnel.proto.lan.addresses import BLOCKS, SPARE_BLOCK, Prefix, subnet_prefix
-from tunnel.proto.lan.creator import MAX_RENUMBERS
-from tunnel.proto.lan.events import (
+from tunnel.node import CONTROL_ROOM, CodeIssued, Problem
+from tunnel.pairing.identity import meeting_days, room_id
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.room.core import messages
+from tunnel.room.core.addresses import BLOCKS, SPARE_BLOCK, Prefix, subnet_prefix
+from tunnel.room.core.creator import MAX_RENUMBERS
+from tunnel.room.core.events import (
     Entered,
     JoinRefused,
     MemberJoined,
@@ -27,10 +28,9 @@ from tunnel.proto.lan.events import (
     RoomFull,
     YouWereRemoved,
 )
-from tunnel.proto.lan.messages import Have, Hello, Leave, Reason, State
-from tunnel.proto.lan.roster import MAX_MEMBERS, Roster, sign_roster
-from tunnel.proto.pairing.identity import meeting_days, room_id
-from tunnel.proto.rendezvous.limits import ServerConfig
+from tunnel.room.core.messages import Have, Hello, Leave, Reason, State
+from tunnel.room.core.roster import MAX_MEMBERS, Roster, sign_roster
+from tunnel.transport.connection.events import PathKind
 from tunnel.units import Seconds
 
 PSK = bytes(range(32))

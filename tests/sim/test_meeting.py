@@ -17,8 +17,8 @@ from tests.sim.link import Bursts, Link
 from tests.sim.nat import SITES
 from tests.sim.peers import Cast, PeerNode, acquaint
 from tests.sim.world import START
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import Problem, Troubled
+from tunnel.node import Problem, Troubled
+from tunnel.transport.connection.events import PathKind
 from tunnel.units import Seconds
 
 SHARE = float(os.environ.get("PTUNNEL_SIM_SHARE", "1"))

@@ -10,8 +10,8 @@ import pytest
 from tests.sim import oracle
 from tests.sim.link import Link
 from tests.sim.peers import Cast, PeerNode
-from tunnel.proto.endpoint import CandidateKind, Remembered
-from tunnel.proto.nat.budget import POOL_SOCKETS
+from tunnel.nat.budget import POOL_SOCKETS
+from tunnel.node import CandidateKind, Remembered
 from tunnel.units import Address, Seconds
 
 FORGETTING = 400.0  # seconds in which every NAT forgets what it has mapped

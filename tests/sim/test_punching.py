@@ -13,10 +13,10 @@ from tests.sim.link import Bursts, Link
 from tests.sim.nat import APD, HOME, SITES, Behaviour, Ports
 from tests.sim.punching import V4, V6, PunchNode, make_pair
 from tests.sim.world import World
-from tunnel.proto.nat import checklist
-from tunnel.proto.nat.agent import AgentState
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.candidate import CandidateKind
+from tunnel.nat import checklist
+from tunnel.nat.agent import AgentState
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.candidate import CandidateKind
 from tunnel.units import Seconds
 
 KINDS = tuple(SITES)

@@ -14,15 +14,11 @@ from tests.sim.lan import Party
 from tests.sim.link import Link
 from tests.sim.peers import BLACK_HOLE, FIRST, Cast
 from tests.sim.world import Host
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.crypto.challenge import CHALLENGE
-from tunnel.proto.crypto.cookie import COOKIE_REPLY
-from tunnel.proto.endpoint.peering import CONTROL_OFFER
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.nat.agent import CHECK_BURST, CHECK_RATE
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.birthday import SPRAY_PROBES
-from tunnel.proto.nat.budget import (
+from tunnel.core.wire import Writer
+from tunnel.nat.agent import CHECK_BURST, CHECK_RATE
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.birthday import SPRAY_PROBES
+from tunnel.nat.budget import (
     OPENER_BURST,
     OPENER_RATE,
     POOL_SOCKETS,
@@ -33,11 +29,15 @@ from tunnel.proto.nat.budget import (
     SILENT_PROBES_OF_FEW,
     SILENT_REFILL,
 )
-from tunnel.proto.nat.candidate import MAX_CANDIDATES, NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
-from tunnel.proto.nat.hints import OpenPool, PredictedPorts, encode_hints
-from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.stun import StunQuestion
-from tunnel.proto.wire import Writer
+from tunnel.nat.candidate import MAX_CANDIDATES, NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
+from tunnel.nat.hints import OpenPool, PredictedPorts, encode_hints
+from tunnel.node.peering import CONTROL_OFFER
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous import messages
+from tunnel.rendezvous.stun import StunQuestion
+from tunnel.transport.connection.events import PathKind
+from tunnel.transport.crypto.challenge import CHALLENGE
+from tunnel.transport.crypto.cookie import COOKIE_REPLY
 from tunnel.units import Address, Seconds
 
 HEADERS = 28  # bytes of IPv4 and UDP

@@ -11,9 +11,9 @@ from tests.sim.link import Bursts, Link
 from tests.sim.peers import BLACK_HOLE, Cast, PeerNode, Transfer
 from tests.sim.test_meeting import BATCHES, rough_link, seeds
 from tests.sim.world import Host, World
-from tunnel.proto.connection.connection import IDLE_LIMIT_WITH_STREAMS
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.endpoint import Peering
+from tunnel.node import Peering
+from tunnel.transport.connection.connection import IDLE_LIMIT_WITH_STREAMS
+from tunnel.transport.connection.events import PathKind
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
 LINE = Link(delay=Seconds(0.010), rate=500_000.0)  # bytes a second, so that a transfer takes its time

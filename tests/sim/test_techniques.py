@@ -17,13 +17,13 @@ from tests.sim.nat import SITES
 from tests.sim.punching import PunchNode, make_pair
 from tests.sim.test_punching import KINDS, SKEWS, are_direct, meet, time_to_direct
 from tests.sim.world import World
-from tunnel.proto.nat import agent as agent_module
-from tunnel.proto.nat import birthday
-from tunnel.proto.nat.agent import AgentState
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.birthday import SPRAY_PROBES
-from tunnel.proto.nat.budget import OPENER_BURST, POOL_SOCKETS, PROBE_BURST
-from tunnel.proto.nat.hints import OpenPool, PredictedPorts
+from tunnel.nat import agent as agent_module
+from tunnel.nat import birthday
+from tunnel.nat.agent import AgentState
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.birthday import SPRAY_PROBES
+from tunnel.nat.budget import OPENER_BURST, POOL_SOCKETS, PROBE_BURST
+from tunnel.nat.hints import OpenPool, PredictedPorts
 from tunnel.units import Address, Instant, Seconds
 
 BIRTHDAY = tuple((a, b) for a, b in itertools.product(KINDS, KINDS) if oracle.is_birthday(a, b))
@@ -215,7 +215,7 @@ class Flood:
 @pytest.mark.parametrize("kind", ["prc", "sym", "symseq"])
 def test_a_malicious_peer_cannot_make_us_flood_anybody(kind: str) -> None:
     """Four minutes of lies, four a second: new victims, pools that are not, ports predicted anywhere."""
-    from tunnel.proto.nat.candidate import NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
+    from tunnel.nat.candidate import NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
 
     flood, rng = Flood(kind), random.Random(1)
     world, victim = flood.world, flood.victim

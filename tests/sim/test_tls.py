@@ -10,7 +10,7 @@ from tests.sim.link import Link
 from tests.sim.peers import CLIENT_TLS, TLS_PORT, Cast, PeerNode
 from tests.sim.test_staying_up import LINE, SOON, check_goes_on, under_way
 from tests.sim.world import Host
-from tunnel.proto.connection.events import PathKind
+from tunnel.transport.connection.events import PathKind
 from tunnel.units import Address, Seconds
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One imported module; `from tunnel.proto import wire` counts as `tunnel.proto.wire` where that is a module."""
+    """One imported module; `from tunnel.core import wire` counts as `tunnel.core.wire` where that is a module."""
 
     target: str
     line: int

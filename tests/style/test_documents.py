@@ -14,19 +14,19 @@ import pytest
 
 from tests.style.source import ROOT, modules, project_files, reads
 from tunnel.cli import main as cli
-from tunnel.proto.connection import events
-from tunnel.proto.connection.carried import OWED_FRAMES
-from tunnel.proto.crypto import challenge, cookie, handshake
-from tunnel.proto.endpoint import peering
-from tunnel.proto.lan import messages as room_messages
-from tunnel.proto.lan.roster import Roster
-from tunnel.proto.nat import candidate
-from tunnel.proto.packet import header
-from tunnel.proto.packet.frames import Frame
-from tunnel.proto.rendezvous import messages, relay, server
-from tunnel.proto.stream import flow
+from tunnel.nat import candidate
+from tunnel.node import peering
+from tunnel.rendezvous import messages, relay, server
+from tunnel.room.core import messages as room_messages
+from tunnel.room.core.roster import Roster
 from tunnel.settings import TABLE as SETTINGS
 from tunnel.settings import flag_of
+from tunnel.transport.connection import events
+from tunnel.transport.connection.carried import OWED_FRAMES
+from tunnel.transport.crypto import challenge, cookie, handshake
+from tunnel.transport.packet import header
+from tunnel.transport.packet.frames import Frame
+from tunnel.transport.stream import flow
 
 DOCUMENTS = [path for path in project_files() if path.suffix == ".md" and path.exists()]
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

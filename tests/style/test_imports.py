@@ -94,7 +94,7 @@ NOT_IN_THE_CORE = {
 
 #: Modules that Windows or macOS lack.
 NOT_EVERYWHERE = {"fcntl", "grp", "pwd", "pyroute2", "resource", "termios", "tty", "pty", "syslog", "spwd", "readline"}
-ONLY_ON_LINUX = ("tunnel.udp.linux", "tunnel.tun")
+ONLY_ON_LINUX = ("tunnel.doors.udp.linux", "tunnel.doors.tun")
 
 
 def room_of(name: str) -> str:
@@ -134,7 +134,7 @@ def test_the_core_has_no_clock_no_chance_and_no_sockets() -> None:
     wrong = [
         f"{module.relative}:{found.line}: {found.target}"
         for module in modules()
-        if module.name.startswith(("tunnel.proto.", "tunnel.dht."))
+        if module.name.startswith(("tunnel.core.", "tunnel.dht."))
         for found in module.imports
         if found.target.split(".")[0] in NOT_IN_THE_CORE and not found.for_typing
     ]
@@ -143,7 +143,7 @@ def test_the_core_has_no_clock_no_chance_and_no_sockets() -> None:
 
 def test_only_pake_knows_spake2() -> None:
     users = {module.name for module in modules() for found in module.imports if found.target.split(".")[0] == "spake2"}
-    assert users <= {"tunnel.proto.pairing.pake"}
+    assert users <= {"tunnel.pairing.pake"}
 
 
 def test_no_import_cycles() -> None:

@@ -12,9 +12,9 @@ import pytest
 from tests.schema import PAGE, Schema, schema
 from tests.style.source import modules
 from tunnel.cli.main import REFERENCE, TABLE
-from tunnel.driver import events
-from tunnel.driver.link import LinkStatus
-from tunnel.proto.endpoint.events import Problem
+from tunnel.node.events import Problem
+from tunnel.shell import events
+from tunnel.shell.link import LinkStatus
 
 #: One of each event of the library, with whatever may be missing, and without.
 SAMPLES: list[events.Event] = [

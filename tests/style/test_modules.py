@@ -35,7 +35,7 @@ def test_the_core_draws_no_keys_by_itself() -> None:
     wrong = [
         f"{module.relative}:{node.lineno}"
         for module in modules()
-        if module.name.startswith("tunnel.proto.")
+        if module.name.startswith("tunnel.core.")
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Attribute) and node.attr in {"generate", "generate_key", "urandom"}
     ]
@@ -91,7 +91,7 @@ def test_sequence_numbers_are_taken_by_one_function_only() -> None:
     writers = {
         (module.relative, function.name)
         for module in modules()
-        if module.name.startswith(("tunnel.proto.connection", "tunnel.proto.crypto"))
+        if module.name.startswith(("tunnel.transport.connection", "tunnel.transport.crypto"))
         for function in ast.walk(module.tree)
         if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function)
@@ -100,4 +100,4 @@ def test_sequence_numbers_are_taken_by_one_function_only() -> None:
         if isinstance(target, ast.Attribute) and target.attr in counters
     }
     assert {name for _, name in writers} == {"__init__", "take_numbers"}, writers
-    assert [where for where, name in writers if name == "take_numbers"] == ["tunnel/proto/connection/shared.py"]
+    assert [where for where, name in writers if name == "take_numbers"] == ["tunnel/transport/connection/shared.py"]

@@ -17,7 +17,7 @@ TYPOGRAPHIC = "“”„‘’«»‹›`"
 FILLED = re.compile(r'"\x00|\x00"')
 #: What is no sentence: formats of other programs, and what is taken away from around a code.
 NOT_SENTENCES = (
-    "tunnel/proto/pairing/code.py", "tunnel/proto/nat/upnp.py", "tunnel/proto/rendezvous/directory.py", "tunnel/telemetry/",
+    "tunnel/pairing/code.py", "tunnel/nat/upnp.py", "tunnel/rendezvous/directory.py", "tunnel/telemetry/",
     "tunnel/errors.py", "tunnel/cli/manual.py", "tunnel/host/hosts.py",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from tunnel.tun.tap import (
+from tunnel.doors.tun.tap import (
     HEADROOM,
     OFFLOAD_CSUM,
     OFFLOAD_TSO4,

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import trio
 
+from tunnel.doors.udp.addresses import AddressError, to_sockaddr
+from tunnel.doors.udp.base import segment_count
+from tunnel.doors.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch, UdpCounters
 from tunnel.errors import ConfigurationError
-from tunnel.udp.addresses import AddressError, to_sockaddr
-from tunnel.udp.base import segment_count
-from tunnel.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch, UdpCounters
 from tunnel.units import Address, Seconds
 
 #: Where port 0 starts to look for a free one: the dynamic range of RFC 6335 §6.
@@ -66,7 +66,7 @@ class MemoryNetwork:
     def open_socket(
         self, host: str, port: int, *, reuse: bool = False, dual_stack: bool = False, receive_buffer: int = RECEIVE_BUFFER
     ) -> MemorySocket:
-        """As tunnel.udp.socket.open_socket; hosts need no set-up, a wildcard is reached as 127.0.0.1 or ::1."""
+        """As tunnel.doors.udp.socket.open_socket; hosts need no set-up, a wildcard is reached as 127.0.0.1 or ::1."""
         try:
             to_sockaddr(Address(host, port or 1), is_ipv6=":" in host, dual_stack=False)
         except AddressError:

@@ -13,10 +13,10 @@ from tests.style.source import ROOT
 from tunnel.cli.expose import forwards_for
 from tunnel.cli.main import group
 from tunnel.errors import ConfigurationError
-from tunnel.forward.spec import parse_forward, parse_forwards
+from tunnel.node.shares import Share, Shares
 from tunnel.notation import EXAMPLES, MAX_SHOWN, SERVICES, Example, also, read_forward, read_share, read_target
-from tunnel.proto.endpoint.shares import Share, Shares
-from tunnel.proto.pairing.grants import GrantSet, parse_grant
+from tunnel.pairing.grants import GrantSet, parse_grant
+from tunnel.ports.spec import parse_forward, parse_forwards
 
 READERS = {"share": parse_grant, "forward": parse_forward, "target": read_target}
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tunnel.prefixes import GROWTH, NEW_SITE, NEWCOMER, WIDEST_SHARE, RankedShares, Shares, limits, prefixes
+from tunnel.core.prefixes import GROWTH, NEW_SITE, NEWCOMER, WIDEST_SHARE, RankedShares, Shares, limits, prefixes
 
 
 def site(number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnel.proto.ranges import RangeSet
+from tunnel.core.ranges import RangeSet
 
 SPAN = 40
 ranges = st.tuples(st.integers(0, SPAN), st.integers(0, SPAN))

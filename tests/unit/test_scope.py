@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.proto.scope import is_local, may_name
+from tunnel.core.scope import is_local, may_name
 
 LOCAL = ("10.1.2.3", "172.31.0.1", "192.168.1.1", "100.64.0.1", "169.254.1.1", "127.0.0.1", "fd12::1", "fe80::1%eth0", "::1",
          "::ffff:192.168.1.1")  # fmt: skip

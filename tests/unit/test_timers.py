@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from tunnel.proto.timers import TimerTable, earliest
+from tunnel.core.timers import TimerTable, earliest
 from tunnel.units import Instant
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunnel.core.wire import Reader, Writer
 from tunnel.errors import MalformedPacket
-from tunnel.proto.wire import Reader, Writer
 
 fields = st.lists(
     st.one_of(

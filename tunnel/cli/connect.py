@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
-    from tunnel.driver.events import Event
-    from tunnel.driver.link import Link, Shares
-    from tunnel.forward.serve import Listeners
+    from tunnel.ports.serve import Listeners
     from tunnel.settings import Settings
+    from tunnel.shell.events import Event
+    from tunnel.shell.link import Link, Shares
     from tunnel.state.home import Home
 
 
@@ -84,7 +84,7 @@ def command(
     with --once or --stdio.
     """
     from tunnel.cli.render import Output
-    from tunnel.forward.spec import parse_forwards, parse_target
+    from tunnel.ports.spec import parse_forwards, parse_target
 
     home = open_home()
     require_one_peer(home, peer, more)
@@ -95,7 +95,7 @@ def command(
     settings = load_settings(home, flags)
     settings, last = with_last_server(home, settings)
     from tunnel.cli.running import run
-    from tunnel.driver.vocabulary import raise_descriptor_limit
+    from tunnel.shell.vocabulary import raise_descriptor_limit
 
     raise_descriptor_limit()
     with open_forwards(home, parsed) as listeners:  # first: nobody types a code to hear that a port is taken
@@ -144,7 +144,7 @@ class Connecting:
         import trio
 
         from tunnel.control.server import Process, serve_control
-        from tunnel.forward.bench import measure
+        from tunnel.ports.bench import measure
         from tunnel.telemetry.metrics import snapshot
 
         ready = self._listeners.ready
@@ -228,8 +228,8 @@ class Connecting:
         """Until this machine has a way to anywhere.  Raises UnreachableError at once where that is not waited for."""
         import trio
 
-        from tunnel.driver.places import has_network
         from tunnel.errors import UnreachableError
+        from tunnel.shell.places import has_network
 
         server = self._settings.server or ""
         while not has_network(server):
@@ -242,8 +242,8 @@ class Connecting:
         """True when we have done what we came for; False when the peer has ended the link and is waited for."""
         import trio
 
-        from tunnel.api import connect
         from tunnel.errors import UnreachableError
+        from tunnel.ports.connecting import connect
 
         settings, whom = self._settings, f"'{self._peer}'" if self._peer else "the other side"
         with trio.CancelScope(deadline=deadline) as limit:
@@ -265,7 +265,7 @@ class Connecting:
         """See _connect_once.  Raises PermissionDeniedError, UnreachableError."""
         import trio
 
-        from tunnel.forward.serve import serve_nothing
+        from tunnel.ports.serve import serve_nothing
 
         self._link = link
         self._peer, self._code = link.peer_name, None
@@ -291,7 +291,7 @@ class Connecting:
 
     async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
         """Until the link is closed or standard input and output have ended."""
-        from tunnel.forward.stdio import run_stdio
+        from tunnel.ports.stdio import run_stdio
 
         if self._target is not None:
             await run_stdio(link, self._target, access=self._log.accesses.access(link.peer_name, f"tcp/{self._target}"))
@@ -342,13 +342,13 @@ class Connecting:
         """As the other side is likely to know us."""
         import socket
 
-        from tunnel.driver.vocabulary import sanitise_name
+        from tunnel.shell.vocabulary import sanitise_name
 
         return sanitise_name(self._settings.name or socket.gethostname())
 
     def _verdict(self, link: Link) -> bool:
-        from tunnel.driver.vocabulary import CloseCode
         from tunnel.errors import PermissionDeniedError, UnreachableError
+        from tunnel.shell.vocabulary import CloseCode
 
         reason = link.close_reason
         if reason is None or self._is_leaving:
@@ -364,7 +364,7 @@ class Connecting:
         raise UnreachableError(f"The link to '{link.peer_name}' has ended: {reason.text}.")
 
     def _handle(self, event: Event) -> None:
-        from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
+        from tunnel.shell.events import Closed, CodeReady, Listening, Paired, PathReport, Trouble
 
         if isinstance(event, Closed) and self._is_leaving:
             event = replace(event, reason="ended here")

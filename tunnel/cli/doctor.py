@@ -12,9 +12,9 @@ from tunnel.server_spec import DHT
 
 if TYPE_CHECKING:
     from tunnel.cli.options import Flags
-    from tunnel.driver.doctor import Examination
     from tunnel.server_spec import TlsOptions
     from tunnel.settings import Settings
+    from tunnel.shell.doctor import Examination
     from tunnel.state.home import Home
 
 MEET_S: Final = 15.0  # seconds to meet a peer to whom no running command has a link
@@ -69,12 +69,12 @@ def choose_server(home: Home, peer: str | None, given: str | None) -> str:
 async def _examine(server: str, settings: Settings, is_quiet: bool) -> Examination:
     """Raises ConfigurationError, ServerUnreachableError."""
     if server != DHT:
-        from tunnel.driver.doctor import examine
+        from tunnel.shell.doctor import examine
 
         if not is_quiet:
             click.echo(f"Asking {server} what it sees of this machine ...", err=True)
         return await examine(server, tls=settings.tls)
-    from tunnel.driver.dht import examine_dht
+    from tunnel.shell.dht import examine_dht
 
     if not is_quiet:
         click.echo("Asking nodes of the DHT, which are strangers' machines, where they see this one ...", err=True)
@@ -82,8 +82,8 @@ async def _examine(server: str, settings: Settings, is_quiet: bool) -> Examinati
 
 
 async def _doctor(home: Home, peer: str | None, given: str | None, settings: Settings, is_json: bool) -> int:
-    from tunnel.driver.doctor import advise
     from tunnel.errors import ConfigurationError, ServerUnreachableError, UnreachableError
+    from tunnel.shell.doctor import advise
 
     options = settings.tls
     if peer is not None and given == DHT:
@@ -245,9 +245,9 @@ async def _own_link(home: Home, peer: str, server: str, options: TlsOptions, sai
     """Meet the peer, give a direct path some time, and leave; `said` gets what came of its clock.  Raises UnreachableError."""
     import trio
 
-    from tunnel.api import connect
-    from tunnel.driver.events import Event, Trouble
     from tunnel.errors import UnreachableError
+    from tunnel.ports.connecting import connect
+    from tunnel.shell.events import Event, Trouble
 
     known = ""
 

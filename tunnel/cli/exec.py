@@ -13,9 +13,9 @@ from tunnel.cli.options import common, complete_peer, complete_room, load_settin
 if TYPE_CHECKING:
     import trio
 
-    from tunnel.api.lan_command import CommandNetwork
     from tunnel.cli.lan import Playing
     from tunnel.cli.options import Flags
+    from tunnel.room.command import CommandNetwork
 
 #: What ends us before the command runs, and is passed on to it afterwards; Ctrl-C reaches it by itself.
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -50,10 +50,10 @@ def command(
     """
     import trio
 
-    from tunnel.api import lan
-    from tunnel.api.lan_command import CommandNetwork
     from tunnel.cli.lan import Playing, enter_by, shared
     from tunnel.cli.render import Output
+    from tunnel.room import verbs as lan
+    from tunnel.room.command import CommandNetwork
 
     home = open_home()
     settings = load_settings(home, {**flags, "name": member_name})

@@ -16,15 +16,15 @@ from tunnel.cli.options import common, complete_peer, load_settings, meeting, on
 from tunnel.notation import also
 
 if TYPE_CHECKING:
-    from tunnel.api import Exposure
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
-    from tunnel.driver.events import Event, Serving
-    from tunnel.driver.link import Link, Share
-    from tunnel.driver.vocabulary import Grant
-    from tunnel.forward.counters import ForwardCounters
+    from tunnel.ports.counters import ForwardCounters
+    from tunnel.ports.exposing import Exposure
     from tunnel.settings import Settings
+    from tunnel.shell.events import Event, Serving
+    from tunnel.shell.link import Link, Share
+    from tunnel.shell.vocabulary import Grant
     from tunnel.state.home import Home
 
 #: Ports that an ordinary user may not listen on -> what people take instead; any other gets 10,000 added.
@@ -65,8 +65,8 @@ def command(
     A network that is not there yet is waited for, and so is DNS; not with --once.
     """
     from tunnel.cli.render import Output
-    from tunnel.driver.vocabulary import GrantSet, raise_descriptor_limit
     from tunnel.errors import ConfigurationError
+    from tunnel.shell.vocabulary import GrantSet, raise_descriptor_limit
 
     parsed = GrantSet.parse(*grants)
     if to and not grants:
@@ -80,7 +80,7 @@ def command(
     for each in to:
         home.peer(each)
     if not grants:
-        from tunnel.api.granting import require_something_to_share
+        from tunnel.ports.granting import require_something_to_share
 
         require_something_to_share(home.peers())
 
@@ -131,7 +131,7 @@ def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: b
 def warn_of_silence(grants: Sequence[Grant], output: Output) -> None:
     """Say which ports of this machine nobody listens on yet; that is no reason not to share them."""
     from tunnel.cli.render import listing
-    from tunnel.driver.vocabulary import listening
+    from tunnel.shell.vocabulary import listening
 
     open_ports = listening()
     own = [grant for grant in grants if grant.name is None]
@@ -149,7 +149,7 @@ class Exposing:
         self, home: Home, settings: Settings, texts: Sequence[str], grants: list[Grant], to: Sequence[str], keep: bool,
         output: Output, *, only: bool = False, has_picture: bool = False, waits: bool = False,
     ) -> None:  # fmt: skip
-        from tunnel.forward.counters import ForwardCounters
+        from tunnel.ports.counters import ForwardCounters
 
         self._home = home
         self._settings = settings
@@ -175,9 +175,9 @@ class Exposing:
         """Its exit code."""
         import trio
 
-        from tunnel.api import expose
         from tunnel.control.server import Process, serve_control
-        from tunnel.forward.bench import measure
+        from tunnel.ports.bench import measure
+        from tunnel.ports.exposing import expose
 
         ended = trio.Event()
         process = Process(
@@ -235,7 +235,7 @@ class Exposing:
         return found
 
     async def _serve_link(self, link: Link) -> None:
-        from tunnel.forward.serve import serve_link
+        from tunnel.ports.serve import serve_link
 
         await serve_link(link, counters=self._counters, notice=self._output.warn, log=self._log.accesses)
 
@@ -283,7 +283,7 @@ class Exposing:
         self._fresh.discard(serving.peer)
 
     def _handle(self, event: Event) -> None:
-        from tunnel.driver.events import Closed, CodeReady, Listening, Paired, PathReport, Serving, Trouble
+        from tunnel.shell.events import Closed, CodeReady, Listening, Paired, PathReport, Serving, Trouble
 
         self._output.emit(event.to_dict())
         match event:
@@ -292,7 +292,7 @@ class Exposing:
                     self._server, self._public = bind, public
                     self._output.say(f"{why_embedded(bind)}, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
             case CodeReady(code=code, expires_s=expires_s) if expires_s is not None:
-                from tunnel.driver.vocabulary import boottime
+                from tunnel.shell.vocabulary import boottime
 
                 self._code_ends = boottime() + expires_s
                 self._show_code(code, expires_s)
@@ -311,7 +311,7 @@ class Exposing:
 
     def _show_code(self, code: str, expires_s: float) -> None:
         from tunnel.cli.render import duration, listing
-        from tunnel.forward.spec import MAX_FORWARDS
+        from tunnel.ports.spec import MAX_FORWARDS
 
         self._codes += 1
         if self._codes == 1:
@@ -349,7 +349,7 @@ class Exposing:
             path = short_path(status)
             lines += live_lines([path if is_silent(status) else f"{status['peer']}  {path}", *why])
         if self._code_ends is not None:
-            from tunnel.driver.vocabulary import boottime
+            from tunnel.shell.vocabulary import boottime
 
             left = max(0, round(self._code_ends - boottime()))
             lines.append((f"Waiting for the other computer ... the code works for {left // 60}:{left % 60:02d} more", True))
@@ -383,7 +383,7 @@ def short_server(server: str) -> str:
 def forwards_for(grants: Sequence[Grant | Share]) -> list[str]:
     """A --forward for each grant, with local ports that an ordinary user may use, each of them once; tcp and udp of one place
     together.  What is beyond the ports that one command may forward is left out."""
-    from tunnel.forward.spec import MAX_FORWARDS
+    from tunnel.ports.spec import MAX_FORWARDS
 
     protocols: dict[tuple[str | None, int, int], list[str]] = {}
     for grant in grants:

@@ -27,16 +27,16 @@ from tunnel.cli.options import (
 )
 from tunnel.cli.privilege import require_interface
 from tunnel.cli.render import json_line
-from tunnel.proto.lan.addresses import MAX_MEMBERS
+from tunnel.room.core.addresses import MAX_MEMBERS
 
 if TYPE_CHECKING:
-    from tunnel.api.common import OnEvent
-    from tunnel.api.lan import LanRoom
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
-    from tunnel.driver.events import Event, MemberReport
+    from tunnel.room.verbs import LanRoom
     from tunnel.settings import Settings
+    from tunnel.setup.common import OnEvent
+    from tunnel.shell.events import Event, MemberReport
     from tunnel.state.home import Home
 
 AS = click.option(
@@ -96,8 +96,8 @@ def create_command(
 
     Without a server, one is started here; that does for one desk, one LAN, or where the router forwards a port.
     """
-    from tunnel.api import lan
     from tunnel.cli.meant import room_name
+    from tunnel.room import verbs as lan
     from tunnel.state.rooms import Rooms
 
     home = open_home()
@@ -139,7 +139,7 @@ def join_command(
     flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Join a room: by its code, by the name under which it was kept, or without either as a remembered peer (--peer)."""
-    from tunnel.api import lan
+    from tunnel.room import verbs as lan
 
     home = open_home()
     settings = load_settings(home, {**flags, "name": member_name})
@@ -186,10 +186,10 @@ def show(is_json: bool) -> None:
     """The list, as data on stdout."""
     import trio
 
-    from tunnel.api import lan
     from tunnel.cli.render import columns
     from tunnel.control.client import ask_all
     from tunnel.control.messages import Status
+    from tunnel.room import verbs as lan
 
     home = open_home()
     running: list[dict[str, Any]] = []
@@ -231,7 +231,7 @@ def show(is_json: bool) -> None:
 @common
 def forget_command(room: str, is_json: bool, verbose: int) -> int:
     """Keep a room no longer.  Its creator cannot open it again; a member needs a code."""
-    from tunnel.api import lan
+    from tunnel.room import verbs as lan
 
     lan.forget(room, open_home().path)
     if is_json:
@@ -261,8 +261,8 @@ def choose(home: Home, settings: Settings, given: str | None, peer: str | None) 
     """The way in, as tunnel.lan.join takes it.  Raises ConfigurationError with one sentence where nobody can be asked."""
     from tunnel.cli import prompt
     from tunnel.cli.meant import usable
-    from tunnel.driver.vocabulary import looks_like_code
     from tunnel.errors import ConfigurationError
+    from tunnel.shell.vocabulary import looks_like_code
     from tunnel.state.rooms import Rooms
 
     if peer is not None and given is not None:
@@ -310,7 +310,7 @@ def shared(home: Home, settings: Settings, member_name: str | None, *, is_once: 
 def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any, *, is_kept: bool = False) -> int:
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
-    from tunnel.driver.vocabulary import raise_descriptor_limit
+    from tunnel.shell.vocabulary import raise_descriptor_limit
 
     raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not verbose)
@@ -364,7 +364,7 @@ class Playing:
     def room(self, close: Any) -> AbstractAsyncContextManager[LanRoom]:
         """The room, entered, with the control socket of this process beside it."""
         from tunnel.control.server import Process, serve_control
-        from tunnel.forward.bench import measure
+        from tunnel.ports.bench import measure
 
         @asynccontextmanager
         async def both() -> Any:
@@ -384,7 +384,7 @@ class Playing:
 
     async def open_interface(self, config: Any) -> Any:
         """The `interface` argument of tunnel.lan: threads that speak for us are started without the privileges that it needs."""
-        from tunnel.api.lan import open_on_host
+        from tunnel.room.verbs import open_on_host
 
         interface = await open_on_host(config)
         self._hurry()
@@ -427,7 +427,7 @@ class Playing:
 
     def _handle(self, event: Event) -> None:
         from tunnel.cli.expose import who_can_reach, why_embedded
-        from tunnel.driver.events import Closed, CodeReady, Listening, MemberReport, Trouble
+        from tunnel.shell.events import Closed, CodeReady, Listening, MemberReport, Trouble
 
         self._output.emit(event.to_dict())
         match event:

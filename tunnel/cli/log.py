@@ -13,8 +13,8 @@ from tunnel.cli.render import milliseconds, short_duration, size
 
 if TYPE_CHECKING:
     from tunnel.cli.render import Output
-    from tunnel.driver.events import MemberReport, PathReport, Trouble
-    from tunnel.forward.access import Report
+    from tunnel.ports.access import Report
+    from tunnel.shell.events import MemberReport, PathReport, Trouble
 
 MAX_COMINGS: Final = 20  # lines in a minute of how one peer comes, goes and changes its path; others are counted
 MAX_CHANGES: Final = 120  # lines in a minute about all members of a room: its creator can put new names into it for ever
@@ -26,7 +26,7 @@ class Log:
 
     def __init__(self, output: Output, *, is_exposer: bool = False) -> None:
         """`is_exposer`: peers open what is here, else programs here what is there."""
-        from tunnel.forward.access import AccessLog, LineLimit
+        from tunnel.ports.access import AccessLog, LineLimit
 
         self._output = output
         self._is_exposer = is_exposer
@@ -109,7 +109,7 @@ class Log:
     # -- forwards
 
     def _tell_access(self, report: Report) -> None:
-        from tunnel.forward.access import ConnectionReport
+        from tunnel.ports.access import ConnectionReport
 
         self._output.emit(report.to_dict())
         if self._output.shows_live:

@@ -31,7 +31,7 @@ from tunnel.errors import (
     TunnelError,
     UnreachableError,
 )
-from tunnel.proto.lan.addresses import MAX_MEMBERS
+from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.settings import TABLE as TABLE_OF_SETTINGS
 from tunnel.settings import flag_of, take_secrets
 

@@ -8,8 +8,8 @@ from tunnel.cli.options import with_server_of
 from tunnel.errors import ConfigurationError, TunnelError
 
 if TYPE_CHECKING:
-    from tunnel.forward.serve import Listeners
-    from tunnel.forward.spec import Forward
+    from tunnel.ports.serve import Listeners
+    from tunnel.ports.spec import Forward
     from tunnel.settings import Settings
     from tunnel.state.home import Home
 
@@ -18,8 +18,8 @@ ASK_PATIENCE: Final = 2.0  # seconds for other processes to say what they forwar
 
 def open_forwards(home: Home, forwards: list[Forward]) -> Listeners:
     """Raises ConfigurationError; with the process that has a port, where it is one of this home."""
-    from tunnel.forward.local import PortTakenError
-    from tunnel.forward.serve import Listeners
+    from tunnel.ports.local import PortTakenError
+    from tunnel.ports.serve import Listeners
 
     try:
         return Listeners(forwards)
@@ -82,7 +82,7 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
     from tunnel.errors import command_word
 
     if given is not None:
-        from tunnel.driver.vocabulary import looks_like_code
+        from tunnel.shell.vocabulary import looks_like_code
 
         if looks_like_code(given):
             return None, usable(given, settings, is_room=False)
@@ -112,7 +112,7 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
 def usable(code: str, settings: Settings, *, is_room: bool) -> str:
     """The code, if it can be one for this.  Raises ConfigurationError, with the command for what else it is for."""
     from tunnel.cli.expose import short_server
-    from tunnel.driver.vocabulary import Purpose, parse_code, require_purpose
+    from tunnel.shell.vocabulary import Purpose, parse_code, require_purpose
 
     alone, settings = with_server_of(code, settings)
     server = short_server(settings.server) if settings.server is not None else "HOST"

@@ -16,7 +16,7 @@ from tunnel.settings import TABLE, Kind, Settings, choices_of, flag_of, load
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tunnel.driver.events import Event
+    from tunnel.shell.events import Event
     from tunnel.state.home import Home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -122,8 +122,8 @@ def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
     """
     if settings.server is not None or settings.is_server_refused:
         return settings, ""
-    from tunnel.api.machine import Machine
-    from tunnel.api.servers import were_ours
+    from tunnel.setup.machine import Machine
+    from tunnel.setup.servers import were_ours
 
     peers = sorted(home.peers(), key=lambda peer: -peer.last_seen)
     servers = [peer.server for peer in peers if peer.server]
@@ -144,8 +144,8 @@ async def settle_server(
     guess, said = with_last_server(home, given)
     if not said:
         return guess, said
-    from tunnel.api.machine import Machine
-    from tunnel.api.servers import Surroundings, may_be_ours
+    from tunnel.setup.machine import Machine
+    from tunnel.setup.servers import Surroundings, may_be_ours
 
     around = Surroundings(handle, Machine())
     if not waits or not may_be_ours(guess.server) or around.has_network():
@@ -156,8 +156,8 @@ async def settle_server(
 
 def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Settings]:
     """The code alone, and the settings with the server that it carries.  Raises ConfigurationError."""
-    from tunnel.driver.vocabulary import split_server
     from tunnel.server_spec import parse_server, with_tls_options
+    from tunnel.shell.vocabulary import split_server
 
     if code is None:
         return None, settings

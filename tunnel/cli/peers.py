@@ -44,8 +44,8 @@ def list_command(is_json: bool, verbose: int) -> None:
 @common
 def rename_command(old: str, new: str, is_json: bool, verbose: int) -> None:
     """Call the peer OLD by the name NEW from now on."""
-    from tunnel.driver.vocabulary import looks_like_code
     from tunnel.errors import ConfigurationError
+    from tunnel.shell.vocabulary import looks_like_code
 
     if looks_like_code(new) or new.startswith("-"):
         raise ConfigurationError(f"{new[:40]!r} looks like a code or an option: choose another name.")
@@ -120,13 +120,13 @@ def _describe(peer: Peer) -> dict[str, Any]:
 
 
 def _grants(peer: Peer) -> list[str]:
-    from tunnel.driver.vocabulary import GrantSet
+    from tunnel.shell.vocabulary import GrantSet
 
     return [str(grant) for grant in GrantSet.from_dicts(peer.grants)]
 
 
 def _fingerprint(peer: Peer) -> str:
-    from tunnel.driver.vocabulary import fingerprint
+    from tunnel.shell.vocabulary import fingerprint
 
     return fingerprint(peer.static)
 

@@ -14,8 +14,8 @@ KNOWN_TO_SUDO: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/
 
 def require_interface() -> None:
     """Raises ConfigurationError; where only privilege is missing, with the command that has it and the one that needs none."""
-    from tunnel.api import lan
     from tunnel.errors import ConfigurationError
+    from tunnel.room import verbs as lan
 
     if lan.lacks_privilege():
         raise ConfigurationError(

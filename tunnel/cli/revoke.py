@@ -34,8 +34,8 @@ def command(peer: str, what: tuple[str, ...], is_json: bool, verbose: int) -> in
     """
     import trio
 
-    from tunnel.api.granting import revoke
     from tunnel.cli.render import listing
+    from tunnel.ports.granting import revoke
 
     home = open_home()
     home.peer(peer)

@@ -12,7 +12,7 @@ from tunnel.cli.options import common
 if TYPE_CHECKING:
     from tunnel.cli.render import Output
     from tunnel.cli.running import Ending
-    from tunnel.driver.rendezvous import RunningServer
+    from tunnel.shell.serve import RunningServer
 
 #: Counters of requests that were turned away, by --access or a limit.
 REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "dropped_server_proof_rate"})
@@ -52,10 +52,10 @@ def command(
     """
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
-    from tunnel.driver.rendezvous import DEFAULT_LISTEN, ServerConfig, TlsConfig, read_access_file
-    from tunnel.driver.vocabulary import raise_descriptor_limit
     from tunnel.errors import ConfigurationError
     from tunnel.server_spec import DEFAULT_PORT, split_host_port
+    from tunnel.shell.serve import DEFAULT_LISTEN, ServerConfig, TlsConfig, read_access_file
+    from tunnel.shell.vocabulary import raise_descriptor_limit
 
     places = [split_host_port(_address(text), "--listen", DEFAULT_PORT) for text in listen] or list(DEFAULT_LISTEN)
     options: dict[str, Any] = {"open_directory": open_directory}
@@ -101,8 +101,8 @@ async def _serve(
     import trio
 
     from tunnel.control.server import Process, serve_control
-    from tunnel.driver.rendezvous import serve
-    from tunnel.driver.server_log import LogTrace
+    from tunnel.shell.serve import serve
+    from tunnel.shell.server_log import LogTrace
     from tunnel.state.home import Home
 
     async with trio.open_nursery() as nursery:

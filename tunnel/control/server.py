@@ -32,9 +32,9 @@ from tunnel.control.messages import (
     error,
 )
 from tunnel.control.sockets import Lines, has_control_sockets, is_ours, leave, short_path, socket_path, sweep
-from tunnel.driver.link import CloseCode
 from tunnel.errors import MalformedPacket, StateError, TunnelError
 from tunnel.faults import Faults
+from tunnel.shell.link import CloseCode
 
 MAX_CLIENTS: Final = 16  # at once; more are told to come again
 REQUEST_TIMEOUT: Final = 10.0  # seconds for the next request
@@ -62,7 +62,7 @@ class LinkStatus(Protocol):
 
 
 class ControlledLink(Protocol):
-    """What the control socket needs of a `tunnel.driver.link.Link`."""
+    """What the control socket needs of a `tunnel.shell.link.Link`."""
 
     @property
     def peer_name(self) -> str: ...

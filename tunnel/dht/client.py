@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Final
 
+from tunnel.core.scope import may_name
+from tunnel.core.trace import Drops
 from tunnel.dht import krpc
 from tunnel.dht.ids import ID_SIZE, bound_id
 from tunnel.dht.krpc import NodeInfo, Question, Refusal, Reply
@@ -17,8 +19,6 @@ from tunnel.dht.ledger import Ledger, is_target
 from tunnel.dht.lookup import Lookup
 from tunnel.dht.views import Views
 from tunnel.errors import MalformedPacket
-from tunnel.proto.scope import may_name
-from tunnel.proto.trace import Drops
 from tunnel.units import Address, Buffer, Instant, Seconds
 
 FIRST_PATIENCE: Final = Seconds(0.5)  # for an answer, before a slot is given to another; once round trips are known ...

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Callable
 from typing import Final
 
-from tunnel.proto.scope import is_local
+from tunnel.core.scope import is_local
 
 ID_SIZE: Final = 20  # bytes
 _MASKS: Final = {4: bytes.fromhex("030f3fff"), 6: bytes.fromhex("0103070f1f3f7fff")}

@@ -9,7 +9,7 @@ import ipaddress
 from collections import OrderedDict
 from typing import Final
 
-from tunnel.proto.scope import is_loopback, is_reserved, may_name, unmapped
+from tunnel.core.scope import is_loopback, is_reserved, may_name, unmapped
 from tunnel.units import Address, Instant, Seconds
 
 MAX_UNANSWERED: Final = 12  # datagrams to a host that has not answered since

@@ -16,7 +16,7 @@ from typing import Any, Final
 from msgspec.structs import asdict
 
 from tunnel.errors import AlreadyRunningError, ConfigurationError, StateError
-from tunnel.proto.lan.roster import RoomState
+from tunnel.room.core.roster import RoomState
 from tunnel.state.documents import (
     BadContent,
     Document,

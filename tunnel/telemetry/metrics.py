@@ -15,7 +15,7 @@ class Status(Protocol):
 
 
 class Link(Protocol):
-    """What this needs of a `tunnel.driver.link.Link`."""
+    """What this needs of a `tunnel.shell.link.Link`."""
 
     @property
     def peer_name(self) -> str: ...

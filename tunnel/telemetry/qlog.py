@@ -131,7 +131,7 @@ class QlogTrace:
         self._put(_header(peer, instance, is_initiator))
 
     def event(self, now: Instant, name: str, data: dict[str, Any]) -> None:
-        """Called by the core; the names are those of tunnel/proto/connection/tracing.py."""
+        """Called by the core; the names are those of tunnel/transport/connection/tracing.py."""
         if self.is_closed:
             return
         at = (now - self._started_at) * 1e3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunnel.cli.main import main
-from tunnel.forward import bench
+from tunnel.ports import bench
 
 
 async def measure(*_: Any, **__: Any) -> None:

@@ -6,10 +6,10 @@ import random
 from struct import Struct
 from typing import Final
 
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.crypto.handshake import Params
-from tunnel.proto.crypto.keys import AES_256_GCM, Keypair
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import PathKind
+from tunnel.transport.crypto.handshake import Params
+from tunnel.transport.crypto.keys import AES_256_GCM, Keypair
 from tunnel.units import Address, Instant, PathKey, SocketId
 
 HEADER: Final = Struct(">BIQ")  # 0x80, receiver index, sequence number

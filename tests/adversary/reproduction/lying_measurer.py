@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from tunnel.cli.main import main
-from tunnel.forward import bench
-from tunnel.forward.open import Bench, Measured, Open, Opened, encode
+from tunnel.ports import bench
+from tunnel.ports.open import Bench, Measured, Open, Opened, encode
 
 
 def lie(message: Open | Opened | Bench | Measured) -> bytes:

@@ -12,8 +12,7 @@ from typing import Final
 
 from tests.sim.link import Link
 from tests.sim.world import Host, World
-from tunnel.proto.connection.events import StreamOpened, StreamReadable
-from tunnel.proto.endpoint import (
+from tunnel.node import (
     CloseSockets,
     Connection,
     Endpoint,
@@ -26,10 +25,11 @@ from tunnel.proto.endpoint import (
     PoolSocket,
     Troubled,
 )
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
-from tunnel.proto.rendezvous.stun import ServerSocket
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
+from tunnel.rendezvous.stun import ServerSocket
+from tunnel.transport.connection.events import StreamOpened, StreamReadable
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
 SERVER: Final = "rv.example.net"

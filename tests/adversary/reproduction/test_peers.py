@@ -9,14 +9,14 @@ import pytest
 from tests.adversary.reproduction.people import FIRST, Cast
 from tests.unit.connection.pair import A, keypairs
 from tests.work import instructions
-from tunnel.proto.connection.carried import MaxData, MaxStreamData
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.crypto.handshake import Params
-from tunnel.proto.crypto.keys import REJECT_AFTER_PACKETS
-from tunnel.proto.packet import frames
-from tunnel.proto.packet.frames import Frame
-from tunnel.proto.packet.header import HEADER, NONCE_PREFIX, TRANSPORT
+from tunnel.transport.connection.carried import MaxData, MaxStreamData
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import PathKind
+from tunnel.transport.crypto.handshake import Params
+from tunnel.transport.crypto.keys import REJECT_AFTER_PACKETS
+from tunnel.transport.packet import frames
+from tunnel.transport.packet.frames import Frame
+from tunnel.transport.packet.header import HEADER, NONCE_PREFIX, TRANSPORT
 from tunnel.units import Address, Instant, PathKey, StreamId
 
 CONTROL_PONG = 3  # docs/protocol.md

@@ -7,10 +7,10 @@ import struct
 from hashlib import sha256
 
 from tests.unit.ip.packets import A4, A6, B4, B6, ip4, ip6
-from tunnel.proto.ip import MemberFilter, parse
-from tunnel.proto.lan import messages
-from tunnel.proto.lan.messages import Hello, Leave
-from tunnel.proto.lan.room import Room
+from tunnel.room.core import messages
+from tunnel.room.core.messages import Hello, Leave
+from tunnel.room.core.room import Room
+from tunnel.room.ip import MemberFilter, parse
 from tunnel.units import Instant
 
 T0 = 100.0

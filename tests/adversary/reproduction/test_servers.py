@@ -12,8 +12,8 @@ from tests.adversary.reproduction import wire
 from tests.adversary.reproduction.programs import Lab
 from tests.adversary.reproduction.wire import ALLOCATE, ALLOCATED, CLAIM, CLAIM_ACCEPTED, HELLO, Rendezvous
 from tests.driver.tls import make_certificate
-from tunnel.tls.client import TlsSocket, dial
-from tunnel.tls.server import ServerCertificate, TlsListener
+from tunnel.doors.tls.client import TlsSocket, dial
+from tunnel.doors.tls.server import ServerCertificate, TlsListener
 from tunnel.units import Address, ReceivedBatch
 
 POST = 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.adversary.reproduction.people import SERVER, Person, ServerNode
 from tests.sim.world import World
-from tunnel.proto.endpoint import CodeIssued
-from tunnel.proto.pairing.grants import GrantSet
+from tunnel.node import CodeIssued
+from tunnel.pairing.grants import GrantSet
 
 GRANTS = tuple(GrantSet.parse("22").to_dicts())
 

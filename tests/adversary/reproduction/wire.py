@@ -9,10 +9,10 @@ from typing import Any, Final
 import msgspec
 
 from tests.sim.world import Host, World
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
-from tunnel.proto.rendezvous.stun import ServerSocket
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
+from tunnel.rendezvous.stun import ServerSocket
 from tunnel.units import Address, Instant, SocketId, Transmit
 
 REQUEST: Final = 0x40

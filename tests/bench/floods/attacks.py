@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.messages import RefusalCode
+from tunnel.nat import stun
+from tunnel.rendezvous import messages
+from tunnel.rendezvous.messages import RefusalCode
 
 SOURCES: Final = 4_000  # addresses that forgers use
 GUESSERS: Final = 100  # addresses that read the answers

@@ -17,10 +17,10 @@ import trio
 
 from tests.bench.floods.attacks import PEERS_ROOM, Target
 from tunnel.host.clock import boottime
-from tunnel.proto.endpoint.punching import QUESTION_SIZE
-from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import events, messages
-from tunnel.proto.rendezvous.client import Client
+from tunnel.nat import stun
+from tunnel.node.punching import QUESTION_SIZE
+from tunnel.rendezvous import events, messages
+from tunnel.rendezvous.client import Client
 from tunnel.units import Address, SocketId
 
 PATIENCE: Final = 5.0  # seconds until a person would call it failed

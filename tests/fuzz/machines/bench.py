@@ -16,12 +16,12 @@ from tests.fuzz.engine import Machine
 from tests.fuzz.machines.decoders import OPENINGS
 from tunnel.cli.bench import row
 from tunnel.control.messages import decode_answer, encode_line
-from tunnel.driver.stream import StreamCode, StreamResetError, StreamStoppedError
 from tunnel.errors import UnreachableError
-from tunnel.forward.bench import Allowance, measure
-from tunnel.forward.counters import NOTICE_INTERVAL
-from tunnel.forward.open import Measured, Opened, encode
-from tunnel.forward.serve import Exposed
+from tunnel.ports.bench import Allowance, measure
+from tunnel.ports.counters import NOTICE_INTERVAL
+from tunnel.ports.open import Measured, Opened, encode
+from tunnel.ports.serve import Exposed
+from tunnel.shell.stream import StreamCode, StreamResetError, StreamStoppedError
 
 SECONDS = 0.1
 AGREED = 1 + len(encode(Opened()))  # bytes of an answer up to the agreement

@@ -13,20 +13,12 @@ from tests.fuzz.test_lan_fuzz import STATE
 from tests.unit.ip.packets import Flow
 from tunnel.cli.expose import forwards_for, other_command
 from tunnel.control import messages as control
+from tunnel.doors.tls.framing import MAX_FRAME, FrameReader
 from tunnel.errors import ConfigurationError, MalformedPacket, PeerError
-from tunnel.forward import open as opening
-from tunnel.forward.spec import parse_forwards, parse_target
 from tunnel.host.gateway import gateways_in
-from tunnel.proto.connection.control import ControlReader
-from tunnel.proto.crypto.handshake import parse_init, parse_response
-from tunnel.proto.crypto.params import decode_params, encode_params
-from tunnel.proto.endpoint.context import host_of
-from tunnel.proto.ip import header, offload
-from tunnel.proto.lan import messages as room
-from tunnel.proto.lan.roster import decode_roster, is_signed, make_label
-from tunnel.proto.nat import pcp, stun, upnp
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.candidate import (
+from tunnel.nat import pcp, stun, upnp
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.candidate import (
     CandidateKind,
     Offer,
     decode_candidates,
@@ -35,16 +27,24 @@ from tunnel.proto.nat.candidate import (
     encode_offer,
     make_candidate,
 )
-from tunnel.proto.nat.hints import OpenPool, PredictedPorts
-from tunnel.proto.packet import frames
-from tunnel.proto.pairing.code import complete, looks_like_code, parse_code
-from tunnel.proto.pairing.grants import GrantSet
-from tunnel.proto.pairing.identity import sanitise_name
-from tunnel.proto.rendezvous import messages as m
-from tunnel.proto.rendezvous.access import AccessList
+from tunnel.nat.hints import OpenPool, PredictedPorts
+from tunnel.node.context import host_of
+from tunnel.pairing.code import complete, looks_like_code, parse_code
+from tunnel.pairing.grants import GrantSet
+from tunnel.pairing.identity import sanitise_name
+from tunnel.ports import open as opening
+from tunnel.ports.spec import parse_forwards, parse_target
+from tunnel.rendezvous import messages as m
+from tunnel.rendezvous.access import AccessList
+from tunnel.room.core import messages as room
+from tunnel.room.core.roster import decode_roster, is_signed, make_label
+from tunnel.room.ip import header, offload
 from tunnel.server_spec import parse_server
 from tunnel.settings import load
-from tunnel.tls.framing import MAX_FRAME, FrameReader
+from tunnel.transport.connection.control import ControlReader
+from tunnel.transport.crypto.handshake import parse_init, parse_response
+from tunnel.transport.crypto.params import decode_params, encode_params
+from tunnel.transport.packet import frames
 from tunnel.units import Address, SocketId
 
 GATEWAY = "192.168.1.1"

@@ -14,15 +14,15 @@ from hashlib import sha256
 from tests.fuzz.engine import Machine
 from tests.fuzz.machines.decoders import OFFER, PUSHES, RESPONSES, ROOM, room
 from tests.sim.world import Host
-from tests.unit.endpoint.people import FIRST, GRANTS, SERVER, Party, Person
-from tunnel.proto.crypto.kem import TEXT_SIZE, KemKey
-from tunnel.proto.endpoint import KnownPeer, PathKind, Peering
-from tunnel.proto.endpoint.events import Faulted
-from tunnel.proto.endpoint.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, KEEP
-from tunnel.proto.endpoint.membership import CONTROL_ROOM
-from tunnel.proto.endpoint.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG
-from tunnel.proto.nat.candidate import encode_offer
-from tunnel.proto.rendezvous import messages as m
+from tests.unit.node.people import FIRST, GRANTS, SERVER, Party, Person
+from tunnel.nat.candidate import encode_offer
+from tunnel.node import KnownPeer, PathKind, Peering
+from tunnel.node.events import Faulted
+from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, KEEP
+from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG
+from tunnel.rendezvous import messages as m
+from tunnel.room.core.membership import CONTROL_ROOM
+from tunnel.transport.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.units import Address, Seconds
 
 STRANGER = Address("45.9.9.9", 999)

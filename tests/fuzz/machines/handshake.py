@@ -8,8 +8,8 @@ from tests.fuzz.engine import Episode, Machine
 from tests.fuzz.test_crypto_decoders import DECODERS, GENUINE, PSK
 from tests.unit.crypto.helpers import public
 from tunnel.errors import MalformedPacket
-from tunnel.proto.crypto.cookie import append_macs, mac1_key
-from tunnel.proto.crypto.noise import NoiseError
+from tunnel.transport.crypto.cookie import append_macs, mac1_key
+from tunnel.transport.crypto.noise import NoiseError
 
 NAMES = sorted(DECODERS)
 MATERIALS = (None, PSK, public(b"r"))

@@ -9,17 +9,17 @@ from tests.fuzz.engine import Machine
 from tests.fuzz.machines.decoders import ANSWER, DESCRIPTION, GATEWAY, OFFER, RESPONSES, SSDP
 from tunnel.cli.doctor import table
 from tunnel.control.messages import encode_line
-from tunnel.driver.doctor import Examination
 from tunnel.errors import MalformedPacket
-from tunnel.proto.endpoint.diagnosis import SOCKETS, Diagnosis, Findings, PortMapFindings, advise
-from tunnel.proto.nat import stun, upnp
-from tunnel.proto.nat.agent import Agent
-from tunnel.proto.nat.budget import PROBE_BURST
-from tunnel.proto.nat.candidate import CandidateKind, Offer, decode_offer, encode_offer, is_allowed, make_candidate
-from tunnel.proto.nat.portmap import MapPort, PortMapper, SearchRouter
-from tunnel.proto.nat.technique import PoolSocket
-from tunnel.proto.nat.techniques import Techniques
-from tunnel.proto.rendezvous import messages as m
+from tunnel.nat import stun, upnp
+from tunnel.nat.agent import Agent
+from tunnel.nat.budget import PROBE_BURST
+from tunnel.nat.candidate import CandidateKind, Offer, decode_offer, encode_offer, is_allowed, make_candidate
+from tunnel.nat.portmap import MapPort, PortMapper, SearchRouter
+from tunnel.nat.technique import PoolSocket
+from tunnel.nat.techniques import Techniques
+from tunnel.node.diagnosis import SOCKETS, Diagnosis, Findings, PortMapFindings, advise
+from tunnel.rendezvous import messages as m
+from tunnel.shell.doctor import Examination
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 OWN, PORT = "192.168.1.10", 40_000

@@ -7,12 +7,12 @@ import random
 from tests.fuzz.engine import Machine
 from tests.fuzz.machines.decoders import PUSHES, REQUESTS, RESPONSES
 from tests.unit.rendezvous.world import SOCKETS, V4, entropy_of
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import messages as m
-from tunnel.proto.rendezvous.client import Client
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
+from tunnel.nat import stun
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous import messages as m
+from tunnel.rendezvous.client import Client
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
 from tunnel.units import Address, Instant, SocketId
 
 SOURCES = [Address(f"198.18.0.{n}", 1000 + n) for n in range(6)] + [Address(f"3fff:{n}::1", 1000 + n) for n in range(6)]

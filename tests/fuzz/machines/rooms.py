@@ -12,8 +12,8 @@ from tests.fuzz.machines.decoders import ROOM, room
 from tests.fuzz.test_lan_fuzz import STATE
 from tests.fuzz.test_lan_through import throw_everything
 from tests.twins.tap import ALL_OFFLOADS
-from tests.unit.lan.test_room import T0, a_creator, deliver, joined
-from tunnel.proto.lan.roster import MAX_MEMBERS, is_signed
+from tests.unit.room.test_room import T0, a_creator, deliver, joined
+from tunnel.room.core.roster import MAX_MEMBERS, is_signed
 from tunnel.units import Instant
 
 PACKETS = 60  # for one input of the machine `interface`, which says only which

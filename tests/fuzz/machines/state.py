@@ -8,12 +8,12 @@ from typing import Any
 
 from tests.fuzz.engine import Machine
 from tests.unit.state.test_rooms import ROOM
-from tunnel.api.store import known_peer
 from tunnel.cli import peers as listing
 from tunnel.control.messages import encode_line
 from tunnel.errors import ConfigurationError, MalformedPacket, StateError
-from tunnel.proto.lan.roster import decode_roster
-from tunnel.proto.pairing.grants import GrantSet
+from tunnel.pairing.grants import GrantSet
+from tunnel.room.core.roster import decode_roster
+from tunnel.setup.store import known_peer
 from tunnel.state import documents, peers, rooms, ways
 from tunnel.state.documents import BadContent
 from tunnel.state.peers import Peer

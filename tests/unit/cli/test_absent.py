@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import trio
 
-import tunnel.api
+import tunnel.setup
 from tests.schema import schema
 from tests.unit.cli.test_doctor import examination
 from tunnel.cli import doctor
 from tunnel.cli.main import run
 from tunnel.control.server import Process, serve_control
-from tunnel.driver.events import Trouble
+from tunnel.shell.events import Trouble
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]
@@ -55,7 +55,7 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(server)
         return examination()
 
-    monkeypatch.setattr("tunnel.driver.doctor.examine", examine)
+    monkeypatch.setattr("tunnel.shell.doctor.examine", examine)
     return asked
 
 
@@ -69,7 +69,7 @@ def meet(monkeypatch: pytest.MonkeyPatch, *troubles: Trouble) -> None:
         await trio.sleep_forever()
         yield None
 
-    monkeypatch.setattr(tunnel.api, "connect", connect)
+    monkeypatch.setattr(tunnel.ports.connecting, "connect", connect)
     monkeypatch.setattr(doctor, "MEET_S", 0.01)
 
 

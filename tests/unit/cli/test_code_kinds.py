@@ -36,9 +36,9 @@ def test_the_right_command_is_said_and_nothing_else_happens(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tunnel.api.lan.require_host_interface", lambda: None)
+    monkeypatch.setattr("tunnel.room.verbs.require_host_interface", lambda: None)
     monkeypatch.setattr(
-        "tunnel.driver.endpoint.EndpointDriver.__init__", lambda *_args, **_more: pytest.fail("an endpoint was made")
+        "tunnel.shell.endpoint.EndpointDriver.__init__", lambda *_args, **_more: pytest.fail("an endpoint was made")
     )
     if code is not None:
         monkeypatch.setenv("PTUNNEL_CODE", code)
@@ -57,7 +57,7 @@ def test_the_right_command_is_said_and_nothing_else_happens(
 def test_who_is_asked_for_a_code_hears_it_at_once(
     arguments: list[str], answer: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tunnel.api.lan.require_host_interface", lambda: None)
+    monkeypatch.setattr("tunnel.room.verbs.require_host_interface", lambda: None)
     monkeypatch.setattr(prompt, "can_ask", lambda: True)
     monkeypatch.setattr(prompt, "_read_line", lambda text, candidates: answer)
     assert run(arguments) == 2

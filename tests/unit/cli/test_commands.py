@@ -24,7 +24,6 @@ from tunnel.cli.main import COMMANDS, TABLE, group, report, run
 from tunnel.cli.render import Output, columns, duration, listing, path_line, size
 from tunnel.cli.running import ending_signals
 from tunnel.cli.status import no_process
-from tunnel.driver.vocabulary import GrantSet
 from tunnel.errors import (
     AlreadyRunningError,
     ConfigurationError,
@@ -37,6 +36,7 @@ from tunnel.errors import (
 )
 from tunnel.server_spec import parse_server
 from tunnel.settings import Settings, load
+from tunnel.shell.vocabulary import GrantSet
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]
@@ -166,7 +166,7 @@ def test_five_useless_answers_end_the_questions(home: Path, person: list[str]) -
     ],
 )
 def test_the_other_sides_command_uses_ports_that_anybody_may_open(grants: list[str], forwards: str) -> None:
-    from tunnel.forward.spec import parse_forwards
+    from tunnel.ports.spec import parse_forwards
 
     texts = forwards_for(list(GrantSet.parse(*grants)))
     assert " ".join(texts) == forwards

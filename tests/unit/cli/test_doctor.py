@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from tunnel.cli.doctor import choose_server, table
 from tunnel.cli.main import group
-from tunnel.driver.doctor import Examination, advise
 from tunnel.errors import ConfigurationError
-from tunnel.proto.nat.behaviour import Filtering, Mapping, explain_view
-from tunnel.proto.nat.report import Findings, NetworkKind, PortMapFindings, Ports, describe, describe_portmap
+from tunnel.nat.behaviour import Filtering, Mapping, explain_view
+from tunnel.nat.report import Findings, NetworkKind, PortMapFindings, Ports, describe, describe_portmap
+from tunnel.shell.doctor import Examination, advise
 from tunnel.state.home import Home
 from tunnel.units import Address, Seconds
 

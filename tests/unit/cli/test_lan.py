@@ -17,12 +17,12 @@ from tunnel.cli.main import group, run
 from tunnel.cli.members import table
 from tunnel.cli.render import Output
 from tunnel.cli.status import page
-from tunnel.driver.events import CodeReady, MemberReport
+from tunnel.doors.tun import inside
 from tunnel.errors import ConfigurationError
 from tunnel.settings import Settings
+from tunnel.shell.events import CodeReady, MemberReport
 from tunnel.state.home import Home
 from tunnel.state.rooms import Rooms, SavedRoom
-from tunnel.tun import inside
 
 WHY = {126: "Permission denied", 127: "No such file or directory"}
 MEMBERS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tunnel.cli.options import load_settings, with_last_server, with_server_of
-from tunnel.driver.vocabulary import looks_like_code, parse_code, split_server
 from tunnel.errors import ConfigurationError
+from tunnel.shell.vocabulary import looks_like_code, parse_code, split_server
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]
@@ -37,7 +37,7 @@ def test_a_server_that_is_said_or_refused_stays_so(home: Path, remember: Remembe
 
 
 def test_a_server_of_our_own_that_ran_for_one_code_is_none(home: Path, remember: Remember) -> None:
-    from tunnel.driver.places import machine_hosts
+    from tunnel.shell.places import machine_hosts
 
     hosts = machine_hosts()
     if not hosts:

@@ -12,8 +12,8 @@ from trio.testing import MockClock
 from tunnel.cli import render
 from tunnel.cli.log import MAX_CHANGES, MAX_COMINGS, Log
 from tunnel.cli.render import Output
-from tunnel.driver.events import MemberReport, PathReport, Trouble
-from tunnel.forward.access import MAX_ACCESSES, WINDOW
+from tunnel.ports.access import MAX_ACCESSES, WINDOW
+from tunnel.shell.events import MemberReport, PathReport, Trouble
 
 UNTIL = "the relay carries until a direct path is found"
 RELAYED = PathReport(kind="relay", remote="[2001:db8::5]:24531", rtt_s=0.031, mtu=1200, peer="friend", why=UNTIL)

@@ -16,7 +16,7 @@ from tests.driver.lan import FakeInterface
 from tests.unit.cli.test_lan import keep
 from tunnel.cli.main import run
 from tunnel.errors import ConfigurationError, PermissionDeniedError
-from tunnel.proto.pairing.grants import GrantSet
+from tunnel.pairing.grants import GrantSet
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.state.rooms import Rooms
@@ -49,14 +49,14 @@ def used(home: Path) -> Path:
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("connecting", "servers"):
-        monkeypatch.setattr(f"tunnel.api.{module}.SERVER_PATIENCE", 0.2)
-    monkeypatch.setattr("tunnel.api.lan.require_host_interface", lambda: None)
-    monkeypatch.setattr("tunnel.api.lan._host_routes", lambda *_: lambda _interface: [])
+        monkeypatch.setattr(f"tunnel.setup.{module}.SERVER_PATIENCE", 0.2)
+    monkeypatch.setattr("tunnel.room.verbs.require_host_interface", lambda: None)
+    monkeypatch.setattr("tunnel.room.verbs._host_routes", lambda *_: lambda _interface: [])
 
     async def fake(config: Any) -> FakeInterface:
         return FakeInterface(config)
 
-    monkeypatch.setattr("tunnel.api.lan.open_on_host", fake)
+    monkeypatch.setattr("tunnel.room.verbs.open_on_host", fake)
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def no_sockets(_home: Path, patch: pytest.MonkeyPatch, _stack: ExitStack) -> Non
         raise ConfigurationError("There is no address to send from.")
 
     for module in ("connecting", "exposing", "lan"):
-        patch.setattr(f"tunnel.api.{module}.EndpointDriver", refuse)
+        patch.setattr(f"tunnel.setup.{module}.EndpointDriver", refuse)
 
 
 def no_interface(_home: Path, patch: pytest.MonkeyPatch, _stack: ExitStack) -> None:
     async def refuse(_config: Any) -> Any:
         raise PermissionDeniedError("The interface was refused.")
 
-    patch.setattr("tunnel.api.lan.open_on_host", refuse)
+    patch.setattr("tunnel.room.verbs.open_on_host", refuse)
 
 
 def unreadable(home: Path, _patch: pytest.MonkeyPatch, _stack: ExitStack) -> None:

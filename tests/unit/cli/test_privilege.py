@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tunnel.api import lan
 from tunnel.cli import privilege
 from tunnel.errors import ConfigurationError
+from tunnel.room import verbs as lan
 
 
 @pytest.mark.parametrize(

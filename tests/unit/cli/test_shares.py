@@ -9,10 +9,10 @@ import pytest
 
 from tunnel.cli.connect import MOST_SHOWN, Connecting
 from tunnel.cli.render import Output
-from tunnel.driver.link import Share, Shares
-from tunnel.forward.serve import Listeners
-from tunnel.forward.spec import parse_forwards
+from tunnel.ports.serve import Listeners
+from tunnel.ports.spec import parse_forwards
 from tunnel.settings import Settings
+from tunnel.shell.link import Share, Shares
 from tunnel.state.home import Home
 
 SSH, NAS = Share("tcp", 22, 22), Share("tcp", 445, 445, "nas")

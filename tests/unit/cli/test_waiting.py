@@ -21,8 +21,8 @@ from tunnel.cli.lan import Playing
 from tunnel.cli.render import LONG_WAIT, Output, path_line, short_path
 from tunnel.cli.status import process_page
 from tunnel.errors import PairingError
-from tunnel.forward.serve import Listeners
-from tunnel.forward.spec import parse_forwards
+from tunnel.ports.serve import Listeners
+from tunnel.ports.spec import parse_forwards
 from tunnel.settings import Settings
 from tunnel.state.home import Home
 

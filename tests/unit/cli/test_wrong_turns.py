@@ -22,9 +22,9 @@ from tunnel.cli.lan import Playing
 from tunnel.cli.main import COMMANDS, run
 from tunnel.cli.render import Output
 from tunnel.control.server import Process, serve_control
-from tunnel.driver.events import CodeReady
-from tunnel.driver.vocabulary import looks_like_code, parse_code, split_server
 from tunnel.settings import Settings
+from tunnel.shell.events import CodeReady
+from tunnel.shell.vocabulary import looks_like_code, parse_code, split_server
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]
@@ -107,9 +107,9 @@ def test_a_wrong_turn_is_answered_by_one_sentence(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tunnel.api.lan.require_host_interface", lambda: None)
-    monkeypatch.setattr("tunnel.api.lan.lacks_privilege", lambda: False)
-    monkeypatch.setattr("tunnel.driver.endpoint.EndpointDriver.__init__", lambda *_all, **_more: pytest.fail("it went on"))
+    monkeypatch.setattr("tunnel.room.verbs.require_host_interface", lambda: None)
+    monkeypatch.setattr("tunnel.room.verbs.lacks_privilege", lambda: False)
+    monkeypatch.setattr("tunnel.shell.endpoint.EndpointDriver.__init__", lambda *_all, **_more: pytest.fail("it went on"))
     remember("home", server="")
     if typed == "expose":  # on the side that only ever connected
         Home(home).change_grants(("home",), lambda _peer: [])
@@ -241,7 +241,7 @@ def test_the_prompt_says_where_a_code_comes_from(monkeypatch: pytest.MonkeyPatch
 
 def test_expose_says_what_nobody_listens_on_yet(capsys: pytest.CaptureFixture[str]) -> None:
     from tunnel.cli.expose import warn_of_silence
-    from tunnel.driver.vocabulary import GrantSet, listening
+    from tunnel.shell.vocabulary import GrantSet, listening
 
     if listening() is None:
         pytest.skip("what listens here cannot be known")
@@ -293,7 +293,7 @@ def test_a_port_that_another_connect_of_ours_has_is_named_with_its_process(
 
 def code_shown(capsys: pytest.CaptureFixture[str], home: Path, server: str, **more: Any) -> str:
     from tunnel.cli.expose import Exposing
-    from tunnel.driver.vocabulary import GrantSet
+    from tunnel.shell.vocabulary import GrantSet
 
     one = Exposing(Home(home), Settings(server=server), ["22"], list(GrantSet.parse("22")), [], False, Output(), **more)
     one._handle(CodeReady(code=CODE, expires_s=600.0))
@@ -340,10 +340,10 @@ def test_nobody_at_the_terminal_is_asked_nothing(capsys: pytest.CaptureFixture[s
 def test_who_forgets_a_peer_is_not_told_to_have_been_forgotten(by_peer: bool, reason: str) -> None:
     from types import SimpleNamespace
 
-    from tunnel.driver.events import Closed
-    from tunnel.driver.reports import to_event
-    from tunnel.proto.connection.events import CloseCode, CloseReason
-    from tunnel.proto.endpoint.peering import PeeringClosed
+    from tunnel.node.peering import PeeringClosed
+    from tunnel.shell.events import Closed
+    from tunnel.shell.reports import to_event
+    from tunnel.transport.connection.events import CloseCode, CloseReason
 
     peering: Any = SimpleNamespace(peer=SimpleNamespace(name="bob"))
     closed = CloseReason(CloseCode.FORGOTTEN, "you were removed from the peer's list", by_peer)

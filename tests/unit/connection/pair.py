@@ -6,11 +6,11 @@ import heapq
 import random
 from collections.abc import Callable
 
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.events import ConnectionEvent, PathKind, RekeyDue, StreamOpened
-from tunnel.proto.connection.records import MOST_PARTS
-from tunnel.proto.crypto.handshake import Params
-from tunnel.proto.crypto.keys import AES_256_GCM, Keypair
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import ConnectionEvent, PathKind, RekeyDue, StreamOpened
+from tunnel.transport.connection.records import MOST_PARTS
+from tunnel.transport.crypto.handshake import Params
+from tunnel.transport.crypto.keys import AES_256_GCM, Keypair
 from tunnel.units import Address, Instant, PathKey, SocketId, StreamId
 
 RELAY = b"\xc0relayed"

@@ -13,9 +13,9 @@ from tests.unit.connection.pair import Pair
 from tests.unit.connection.test_packets import Lan
 from tests.unit.connection.test_stream_sink import Taker, bulk
 from tunnel.errors import InternalError
-from tunnel.proto.connection.connection import Connection
-from tunnel.proto.connection.events import CloseCode, ConnectionClosed, StreamReadable
-from tunnel.proto.connection.packets import PacketRun
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import CloseCode, ConnectionClosed, StreamReadable
+from tunnel.transport.connection.packets import PacketRun
 from tunnel.units import Instant, StreamId
 
 PAGE = (Path(__file__).parents[3] / "docs" / "transport.md").read_text()

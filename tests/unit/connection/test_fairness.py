@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.connection.pair import Pair
 from tests.unit.connection.test_paths import upgrade
-from tunnel.proto.connection.events import CloseCode, ConnectionClosed, PathKind
+from tunnel.transport.connection.events import CloseCode, ConnectionClosed, PathKind
 from tunnel.units import Instant
 
 

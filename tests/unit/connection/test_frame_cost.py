@@ -13,12 +13,12 @@ import pytest
 from tests.fuzz.test_connection_fuzz import PATH, ack, datagram, stream
 from tests.unit.connection.test_records import Foe
 from tests.work import instructions
-from tunnel.proto.connection.carried import OWED_FRAMES, MaxData, MaxStreamData, MaxStreams, Reset, StopSending
-from tunnel.proto.connection.records import MOST_PARTS
-from tunnel.proto.packet import frames
-from tunnel.proto.packet.frames import Frame
-from tunnel.proto.recovery.reordering import MAX_PACKET_THRESHOLD
-from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAMS
+from tunnel.transport.connection.carried import OWED_FRAMES, MaxData, MaxStreamData, MaxStreams, Reset, StopSending
+from tunnel.transport.connection.records import MOST_PARTS
+from tunnel.transport.packet import frames
+from tunnel.transport.packet.frames import Frame
+from tunnel.transport.recovery.reordering import MAX_PACKET_THRESHOLD
+from tunnel.transport.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAMS
 from tunnel.units import StreamId
 
 #: Instructions for each byte of the datagrams that bring the frames, the answers to them included: about 2 us.  The dearest is

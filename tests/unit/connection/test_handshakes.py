@@ -7,7 +7,7 @@ from itertools import count, pairwise
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tunnel.proto.connection.handshakes import (
+from tunnel.node.handshakes import (
     FINISH_ATTEMPTS,
     INITS_UNQUESTIONED,
     MAX_CHALLENGED,
@@ -20,7 +20,7 @@ from tunnel.proto.connection.handshakes import (
     ik_prologue,
     open_ik_init,
 )
-from tunnel.proto.crypto.challenge import Challenge
+from tunnel.transport.crypto.challenge import Challenge
 from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
 
 PSK = bytes(range(32))

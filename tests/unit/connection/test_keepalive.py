@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.connection.pair import Pair
 from tests.unit.connection.test_paths import upgrade
-from tunnel.proto.connection.events import PathKind
-from tunnel.proto.connection.paths import KEEPALIVE, KEEPALIVE_MEMORY, MAX_KEEPALIVE, MIN_KEEPALIVE, Keepalive
+from tunnel.transport.connection.events import PathKind
+from tunnel.transport.connection.paths import KEEPALIVE, KEEPALIVE_MEMORY, MAX_KEEPALIVE, MIN_KEEPALIVE, Keepalive
 from tunnel.units import Instant, Seconds
 
 

@@ -6,10 +6,10 @@ import random
 from typing import Any
 
 from tests.unit.connection.pair import RELAY, SERVER, Pair, keypairs
-from tunnel.proto.connection.events import AllPathsLost, PathKind, RekeyDue
-from tunnel.proto.connection.keyring import MAX_PENDING, OVERLAP, Keyring
-from tunnel.proto.connection.switching import NO_KEYS_AFTER
-from tunnel.proto.crypto.keys import REJECT_AFTER, REJECT_AFTER_PACKETS, REKEY_AFTER, REKEY_AFTER_PACKETS
+from tunnel.transport.connection.events import AllPathsLost, PathKind, RekeyDue
+from tunnel.transport.connection.keyring import MAX_PENDING, OVERLAP, Keyring
+from tunnel.transport.connection.switching import NO_KEYS_AFTER
+from tunnel.transport.crypto.keys import REJECT_AFTER, REJECT_AFTER_PACKETS, REKEY_AFTER, REKEY_AFTER_PACKETS
 from tunnel.units import Instant, PathKey, SocketId, StreamId
 
 NOW = Instant(100.0)

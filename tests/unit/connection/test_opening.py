@@ -8,9 +8,9 @@ import pytest
 
 from tests.fuzz.test_connection_fuzz import PATH, Hostile, stream
 from tests.unit.connection.pair import Pair
-from tunnel.proto.connection.events import ConnectionClosed
-from tunnel.proto.connection.opening import consecutive
-from tunnel.proto.packet.header import HEADER, HEADER_SIZE, TRANSPORT
+from tunnel.transport.connection.events import ConnectionClosed
+from tunnel.transport.connection.opening import consecutive
+from tunnel.transport.packet.header import HEADER, HEADER_SIZE, TRANSPORT
 from tunnel.units import PathKey
 
 RECEIVER = 77

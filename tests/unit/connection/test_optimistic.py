@@ -10,15 +10,15 @@ import pytest
 from tests.fuzz.test_connection_fuzz import Hostile, ack
 from tests.unit.connection.pair import Pair
 from tests.unit.connection.test_packets import Lan
-from tunnel.proto.connection import shared
-from tunnel.proto.connection.carried import MaxData, MaxStreamData
-from tunnel.proto.connection.events import AllPathsLost, PathKind, PathLost
-from tunnel.proto.connection.packets import PACKET_ROOM, PacketBurst
-from tunnel.proto.connection.paths import PROOF_ATTEMPTS, PROOF_INTERVAL, PROOF_SPACING
-from tunnel.proto.connection.records import RECORD
-from tunnel.proto.connection.shared import MAX_SKIPPED, SKIP_LEAST, SKIP_MOST
-from tunnel.proto.packet.header import HEADER
-from tunnel.proto.ranges import RangeSet
+from tunnel.core.ranges import RangeSet
+from tunnel.transport.connection import shared
+from tunnel.transport.connection.carried import MaxData, MaxStreamData
+from tunnel.transport.connection.events import AllPathsLost, PathKind, PathLost
+from tunnel.transport.connection.packets import PACKET_ROOM, PacketBurst
+from tunnel.transport.connection.paths import PROOF_ATTEMPTS, PROOF_INTERVAL, PROOF_SPACING
+from tunnel.transport.connection.records import RECORD
+from tunnel.transport.connection.shared import MAX_SKIPPED, SKIP_LEAST, SKIP_MOST
+from tunnel.transport.packet.header import HEADER
 from tunnel.units import StreamId, Transmit
 
 

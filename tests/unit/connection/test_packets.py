@@ -9,11 +9,11 @@ import pytest
 
 from tests.unit.connection.pair import Pair
 from tunnel.errors import MalformedPacket
-from tunnel.proto.connection.events import ConnectionClosed
-from tunnel.proto.connection.packets import PACKET_ROOM, PacketBurst, PacketJoiner, PacketRun
-from tunnel.proto.packet.frames import PACKET, PACKET_PARTIAL, PACKET_SPLIT, Frame
-from tunnel.proto.packet.header import MAX_BURST, MAX_SEGMENTS
-from tunnel.proto.packet.slots import Plains
+from tunnel.transport.connection.events import ConnectionClosed
+from tunnel.transport.connection.packets import PACKET_ROOM, PacketBurst, PacketJoiner, PacketRun
+from tunnel.transport.packet.frames import PACKET, PACKET_PARTIAL, PACKET_SPLIT, Frame
+from tunnel.transport.packet.header import MAX_BURST, MAX_SEGMENTS
+from tunnel.transport.packet.slots import Plains
 from tunnel.units import Instant, Transmit
 
 HEAD = bytes(range(52))

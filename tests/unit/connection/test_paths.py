@@ -7,8 +7,8 @@ import random
 import pytest
 
 from tests.unit.connection.pair import A, B, Pair, keypairs
-from tunnel.proto.connection.connection import IDLE_LIMIT
-from tunnel.proto.connection.events import (
+from tunnel.transport.connection.connection import IDLE_LIMIT
+from tunnel.transport.connection.events import (
     AllPathsLost,
     CloseCode,
     ConnectionClosed,

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tunnel.proto.connection.records import (
+from tunnel.transport.connection.records import (
     LEAST_PARTS,
     MOST_BYTES,
     MOST_PARTS,
@@ -19,7 +19,7 @@ from tunnel.proto.connection.records import (
     record_step,
     split,
 )
-from tunnel.proto.packet.header import MAX_BURST, MAX_SEGMENTS, TAG_SIZE
+from tunnel.transport.packet.header import MAX_BURST, MAX_SEGMENTS, TAG_SIZE
 
 
 @pytest.mark.parametrize("size", [1_200, 1_472, 4_000, 8_972])

@@ -11,12 +11,12 @@ import pytest
 
 from tests.fuzz.test_connection_fuzz import PATH, Hostile, stream
 from tests.unit.connection.pair import RELAY, Pair, keypairs
-from tunnel.proto.connection.events import StreamReadable
-from tunnel.proto.connection.reassembly import LEAST_BODY, MAX_WAITING
-from tunnel.proto.connection.records import LEAST_PARTS, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
-from tunnel.proto.connection.shared import RECORDS_AFTER, RECORDS_AFTER_KEYS
-from tunnel.proto.packet.frames import Frame
-from tunnel.proto.packet.header import NONCE_PREFIX, TAG_SIZE, TRANSPORT
+from tunnel.transport.connection.events import StreamReadable
+from tunnel.transport.connection.reassembly import LEAST_BODY, MAX_WAITING
+from tunnel.transport.connection.records import LEAST_PARTS, MOST_PARTS, RECORD, RECORD_HEADER, RECORD_HEADER_SIZE
+from tunnel.transport.connection.shared import RECORDS_AFTER, RECORDS_AFTER_KEYS
+from tunnel.transport.packet.frames import Frame
+from tunnel.transport.packet.header import NONCE_PREFIX, TAG_SIZE, TRANSPORT
 from tunnel.units import StreamId
 
 MUCH = (RECORDS_AFTER + 4_000) * 1_400  # bytes: thousands of datagrams behind the first that may be of a record

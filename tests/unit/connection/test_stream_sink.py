@@ -8,8 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.connection.pair import Pair
-from tunnel.proto.connection.events import CloseCode, StreamCode, StreamOpened, StreamReadable, StreamReset, StreamWritable
-from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW
+from tunnel.transport.connection.events import (
+    CloseCode,
+    StreamCode,
+    StreamOpened,
+    StreamReadable,
+    StreamReset,
+    StreamWritable,
+)
+from tunnel.transport.stream.flow import INITIAL_STREAM_WINDOW
 from tunnel.units import StreamId
 
 

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from tunnel.proto.crypto.batch import nonce_of, open_batch, run_through, seal_batch
-from tunnel.proto.packet.header import HEADER, TAG_SIZE, TRANSPORT
+from tunnel.transport.crypto.batch import nonce_of, open_batch, run_through, seal_batch
+from tunnel.transport.packet.header import HEADER, TAG_SIZE, TRANSPORT
 
 RECEIVER = 77
 FIRST = 2**40

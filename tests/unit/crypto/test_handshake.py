@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.crypto.challenge import SIZE, Challenge, receiver_of
-from tunnel.proto.crypto.cookie import SECRET_LIFETIME, CookieChecker, append_macs, consume_reply, mac1_of, reply_index
-from tunnel.proto.crypto.handshake import (
+from tunnel.transport.crypto.challenge import SIZE, Challenge, receiver_of
+from tunnel.transport.crypto.cookie import SECRET_LIFETIME, CookieChecker, append_macs, consume_reply, mac1_of, reply_index
+from tunnel.transport.crypto.handshake import (
     FINISH,
     Completed,
     Initiator,
@@ -25,8 +25,8 @@ from tunnel.proto.crypto.handshake import (
     verify_mac1,
     xx_prologue,
 )
-from tunnel.proto.crypto.keys import AES_256_GCM, CHACHA20_POLY1305, choose_aead, preferred_aeads
-from tunnel.proto.crypto.noise import NoiseError
+from tunnel.transport.crypto.keys import AES_256_GCM, CHACHA20_POLY1305, choose_aead, preferred_aeads
+from tunnel.transport.crypto.noise import NoiseError
 from tunnel.units import Address, Instant
 
 from .helpers import Entropy, private, public

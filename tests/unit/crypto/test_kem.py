@@ -9,10 +9,20 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.crypto.handshake import Completed, Initiator, Params, Pattern, ik_prologue, open_ik_init
-from tunnel.proto.crypto.kem import PSK_ID_SIZE, PUBLIC_SIZE, TEXT_SIZE, KemKey, answer, common_psk, derive, is_available, psk_id
-from tunnel.proto.crypto.noise import NoiseError
-from tunnel.proto.crypto.params import MAX_INIT_PARAMS_SIZE, MAX_PSKS, decode_params, encode_params
+from tunnel.transport.crypto.handshake import Completed, Initiator, Params, Pattern, ik_prologue, open_ik_init
+from tunnel.transport.crypto.kem import (
+    PSK_ID_SIZE,
+    PUBLIC_SIZE,
+    TEXT_SIZE,
+    KemKey,
+    answer,
+    common_psk,
+    derive,
+    is_available,
+    psk_id,
+)
+from tunnel.transport.crypto.noise import NoiseError
+from tunnel.transport.crypto.params import MAX_INIT_PARAMS_SIZE, MAX_PSKS, decode_params, encode_params
 
 ENTROPY = random.Random(1).randbytes
 FRIEND, HOME = (X25519PrivateKey.from_private_bytes(bytes((number,)) * 32) for number in (1, 2))

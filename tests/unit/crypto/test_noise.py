@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tunnel.proto.crypto.noise import CipherState, HandshakeState, NoiseError
+from tunnel.transport.crypto.noise import CipherState, HandshakeState, NoiseError
 
 from .helpers import Entropy, private
 

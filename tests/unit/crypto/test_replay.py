@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnel.proto.crypto.replay import LIMIT, WINDOW, ReplayWindow
+from tunnel.transport.crypto.replay import LIMIT, WINDOW, ReplayWindow
 
 ALL_64 = (1 << 64) - 1
 

@@ -87,9 +87,9 @@ def test_the_doors_import_on_systems_that_are_not_linux() -> None:
         for missing in ("fcntl", "resource", "msvcrt", "pyroute2"):
             sys.modules[missing] = None
         import trio
-        import tunnel.udp.socket, tunnel.udp.plain, tests.twins.udp, tunnel.state.home
+        import tunnel.doors.udp.socket, tunnel.doors.udp.plain, tests.twins.udp, tunnel.state.home
         import tunnel.host.clock, tunnel.host.interfaces, tunnel.host.cpu, tunnel.host.limits
-        assert type(tunnel.udp.socket.open_socket("127.0.0.1", 0)).__name__ == "PlainSocket"
-        assert "tunnel.udp.linux" not in sys.modules
+        assert type(tunnel.doors.udp.socket.open_socket("127.0.0.1", 0)).__name__ == "PlainSocket"
+        assert "tunnel.doors.udp.linux" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", "import trio, sys\n" + code], check=True)

@@ -1,6 +1,6 @@
 """Packets made from a flow's numbers, checksums the slow way, and the kernel's cutting as its source describes it.
 
-None of it uses tunnel.proto.ip, so that a fault there is not made twice.
+None of it uses tunnel.room.ip, so that a fault there is not made twice.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 from tests.unit.ip.packets import A4, A6, B4, B6, pseudo, slow_checksum, slow_sum
-from tunnel.proto.ip.checksum import adjusted, complement, pseudo_sum, word_sum
+from tunnel.room.ip.checksum import adjusted, complement, pseudo_sum, word_sum
 
 
 def test_sums_are_those_of_word_by_word_addition() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.ip.packets import Flow, slow_checksum
-from tunnel.proto.ip.ecn import mark_congestion
+from tunnel.room.ip.ecn import mark_congestion
 
 
 @pytest.mark.parametrize("tos", range(256))

@@ -5,8 +5,8 @@ import struct
 import pytest
 
 from tests.unit.ip.packets import A4, A6, B4, B6, Flow, ip4, ip6, padded_options
-from tunnel.proto.ip import REASONS, UNSAFE, MemberFilter, parse, parse_head
-from tunnel.proto.ip.filter import (
+from tunnel.room.ip import REASONS, UNSAFE, MemberFilter, parse, parse_head
+from tunnel.room.ip.filter import (
     CLOCKS,
     ENCAPSULATED,
     FOREIGN_QUOTE,
@@ -21,7 +21,7 @@ from tunnel.proto.ip.filter import (
     WRONG_DESTINATION,
     WRONG_SOURCE,
 )
-from tunnel.proto.ip.header import ROUTING_HEADER, SOURCE_ROUTE
+from tunnel.room.ip.header import ROUTING_HEADER, SOURCE_ROUTE
 
 LINK_LOCAL_A = bytes.fromhex("fe80000000000000707400000000000a")
 LINK_LOCAL_B = bytes.fromhex("fe80000000000000707400000000000b")

@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit.ip.packets import A4, A6, B4, B6, Flow, ip4, ip6, padded_options
 from tunnel.errors import MalformedPacket
-from tunnel.proto.ip import Inner, destination_of, parse, parse_head
-from tunnel.proto.ip.header import (
+from tunnel.room.ip import Inner, destination_of, parse, parse_head
+from tunnel.room.ip.header import (
     JUMBO,
     MAX_EXTENSION_HEADERS,
     MISPLACED_HOP_BY_HOP,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.ip.packets import A4, A6, B4, Flow, ip4, ip6, is_right, padded_options
 from tunnel.errors import MalformedPacket
-from tunnel.proto.ip import fragment, parse, too_big
+from tunnel.room.ip import fragment, parse, too_big
 
 OURS4, OURS6 = bytes((10, 86, 0, 9)), A6[:-1] + b"\x09"
 PAYLOAD = random.Random(3).randbytes(3000)

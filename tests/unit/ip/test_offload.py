@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.ip.packets import ACK, CWR, FIN, PSH, RST, SYN, Flow, ip4, ip6, is_right, kernel_takes, padded_options
 from tunnel.errors import MalformedPacket
-from tunnel.proto.ip import (
+from tunnel.room.ip import (
     MAX_UDP_SEGMENTS,
     REFUSALS,
     Offload,
@@ -23,7 +23,7 @@ from tunnel.proto.ip import (
     parse_head,
     wants_cut,
 )
-from tunnel.proto.ip.offload import (
+from tunnel.room.ip.offload import (
     BAD_PARTIAL,
     BAD_RUN,
     BAD_SEGMENT_SIZE,

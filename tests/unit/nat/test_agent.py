@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from tunnel.proto.nat import agent as module
-from tunnel.proto.nat import checklist, state
-from tunnel.proto.nat.agent import Agent, AgentState, Check
-from tunnel.proto.nat.budget import (
+from tunnel.nat import agent as module
+from tunnel.nat import checklist, state
+from tunnel.nat.agent import Agent, AgentState, Check
+from tunnel.nat.budget import (
     ALL_CHECKS_BURST,
     ALL_CHECKS_RATE,
     HELD_BACK,
@@ -21,10 +21,10 @@ from tunnel.proto.nat.budget import (
     SILENT_REFILL,
     Budget,
 )
-from tunnel.proto.nat.candidate import MAX_CANDIDATES, Candidate, CandidateKind, Offer, make_candidate
-from tunnel.proto.nat.hints import Hint
-from tunnel.proto.nat.memory import Remembered
-from tunnel.proto.nat.technique import Measure, PoolSocket, Scene, TechniqueStats
+from tunnel.nat.candidate import MAX_CANDIDATES, Candidate, CandidateKind, Offer, make_candidate
+from tunnel.nat.hints import Hint
+from tunnel.nat.memory import Remembered
+from tunnel.nat.technique import Measure, PoolSocket, Scene, TechniqueStats
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 V4, V6, POOL = SocketId(0), SocketId(1), SocketId(9)

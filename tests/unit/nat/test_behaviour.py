@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.proto.nat.behaviour import Filtering, Mapping, explain_relayed, observe, observe_filtering
+from tunnel.nat.behaviour import Filtering, Mapping, explain_relayed, observe, observe_filtering
 from tunnel.units import Address
 
 P, Q, R = Address("1.2.3.4", 1000), Address("1.2.3.4", 1001), Address("1.2.3.4", 1002)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.candidate import (
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.candidate import (
     MAX_CANDIDATES,
     MIN_PORT,
     Candidate,

@@ -6,13 +6,13 @@ import random
 
 import pytest
 
-from tunnel.proto.connection.paths import KEEPALIVE, MIN_KEEPALIVE, Keepalive
-from tunnel.proto.nat.agent import Agent, AgentState
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.candidate import CandidateKind, Offer, make_candidate
-from tunnel.proto.nat.checklist import Check
-from tunnel.proto.nat.memory import Remembered
-from tunnel.proto.nat.technique import Scene
+from tunnel.nat.agent import Agent, AgentState
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.candidate import CandidateKind, Offer, make_candidate
+from tunnel.nat.checklist import Check
+from tunnel.nat.memory import Remembered
+from tunnel.nat.technique import Scene
+from tunnel.transport.connection.paths import KEEPALIVE, MIN_KEEPALIVE, Keepalive
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 V4, V6 = SocketId(0), SocketId(1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.nat import pcp
-from tunnel.proto.nat.pcp import Answer, Reply
+from tunnel.nat import pcp
+from tunnel.nat.pcp import Answer, Reply
 from tunnel.units import Address
 
 NONCE = bytes(range(12))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tunnel.proto.nat import pcp, upnp
-from tunnel.proto.nat.portmap import (
+from tunnel.nat import pcp, upnp
+from tunnel.nat.portmap import (
     GRACE,
     LIFETIME,
     MAX_TRIES,

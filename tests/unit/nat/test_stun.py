@@ -4,7 +4,7 @@ import aioice.stun
 import pytest
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.nat import stun
+from tunnel.nat import stun
 from tunnel.units import Address
 
 TRANSACTION = bytes(range(12))

@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from tunnel.proto.nat import birthday, prediction
-from tunnel.proto.nat.behaviour import Mapping
-from tunnel.proto.nat.birthday import Pool, Spray, opens_after
-from tunnel.proto.nat.budget import OPENER_BURST, PROBE_BURST, PROBE_RATE, Bucket, Budget
-from tunnel.proto.nat.candidate import CandidateKind, make_candidate
-from tunnel.proto.nat.hints import MAX_PREDICTED, OpenPool, PredictedPorts, decode_hints, encode_hints
-from tunnel.proto.nat.technique import PoolSocket, Scene
-from tunnel.proto.nat.techniques import Techniques
+from tunnel.nat import birthday, prediction
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.birthday import Pool, Spray, opens_after
+from tunnel.nat.budget import OPENER_BURST, PROBE_BURST, PROBE_RATE, Bucket, Budget
+from tunnel.nat.candidate import CandidateKind, make_candidate
+from tunnel.nat.hints import MAX_PREDICTED, OpenPool, PredictedPorts, decode_hints, encode_hints
+from tunnel.nat.technique import PoolSocket, Scene
+from tunnel.nat.techniques import Techniques
 from tunnel.units import Address, Instant, SocketId
 
 T0 = Instant(500.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.nat import upnp
-from tunnel.proto.nat.upnp import HttpAnswer, HttpReader, Place, Service
+from tunnel.nat import upnp
+from tunnel.nat.upnp import HttpAnswer, HttpReader, Place, Service
 
 GATEWAY = "192.168.1.1"
 SERVICE = Service(Place(5000, "/ctl/IPConn"), upnp.SERVICES[1])

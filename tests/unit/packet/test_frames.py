@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.connection.carried import OWED_FRAMES
-from tunnel.proto.packet import frames
-from tunnel.proto.packet.frames import Frame
-from tunnel.proto.packet.header import HEADER_SIZE, OVERHEAD, TAG_SIZE
+from tunnel.transport.connection.carried import OWED_FRAMES
+from tunnel.transport.packet import frames
+from tunnel.transport.packet.frames import Frame
+from tunnel.transport.packet.header import HEADER_SIZE, OVERHEAD, TAG_SIZE
 
 
 @st.composite

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tunnel.proto.packet.header import CALL_ROOM, HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE
-from tunnel.proto.packet.slots import MAX_BUFFERS, MAX_SHAPES, Kept, PieceCutter, Plains, SlotCutter, cells
+from tunnel.transport.packet.header import CALL_ROOM, HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE
+from tunnel.transport.packet.slots import MAX_BUFFERS, MAX_SHAPES, Kept, PieceCutter, Plains, SlotCutter, cells
 
 
 def test_slots_lie_where_a_datagram_has_its_parts() -> None:

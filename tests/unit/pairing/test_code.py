@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.unit.crypto.helpers import Entropy
 from tunnel.errors import ConfigurationError
-from tunnel.proto.pairing.code import (
+from tunnel.pairing.code import (
     MAX_TEXT,
     Code,
     Purpose,
@@ -17,7 +17,7 @@ from tunnel.proto.pairing.code import (
     parse_code,
     require_purpose,
 )
-from tunnel.proto.pairing.words import WORDS
+from tunnel.pairing.words import WORDS
 
 
 def test_there_are_2048_words_that_four_letters_tell_apart() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import ConfigurationError, StateError
-from tunnel.proto.pairing.grants import GrantSet, parse_grant
+from tunnel.pairing.grants import GrantSet, parse_grant
 
 GRANTS = GrantSet.parse(
     "22", "53/udp", "5000-5010", "80/tcp+udp", "nas=192.168.1.5:445", "web=host:8000-8010/tcp", "v6=[fd00::1]:22"

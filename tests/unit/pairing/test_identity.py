@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.proto.pairing.code import looks_like_code
-from tunnel.proto.pairing.identity import days_around, fingerprint, room_id, sanitise_name
+from tunnel.pairing.code import looks_like_code
+from tunnel.pairing.identity import days_around, fingerprint, room_id, sanitise_name
 
 
 def test_a_fingerprint_is_short_groups_of_a_hash() -> None:

@@ -4,8 +4,8 @@ import pytest
 
 from tests.unit.crypto.helpers import Entropy
 from tunnel.errors import MalformedPacket
-from tunnel.proto.pairing.code import Code
-from tunnel.proto.pairing.pake import MESSAGE_SIZE, Pake
+from tunnel.pairing.code import Code
+from tunnel.pairing.pake import MESSAGE_SIZE, Pake
 
 CODE = Code(731, "garden-violin")
 

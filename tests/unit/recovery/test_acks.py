@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.proto.recovery import acks
-from tunnel.proto.recovery.acks import AckTracker
+from tunnel.transport.recovery import acks
+from tunnel.transport.recovery.acks import AckTracker
 from tunnel.units import Instant
 
 NOW = Instant(10.0)

@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 
 from tests.sim.bottleneck import MBIT, SIZE, Bottleneck, random_loss
-from tunnel.proto.recovery.background import ENOUGH_PACKETS, BackgroundLoss
-from tunnel.proto.recovery.bbr import MIN_PIPE_PACKETS, PROBE_RTT_DURATION, PROBE_RTT_INTERVAL, Bbr, Phase
-from tunnel.proto.recovery.congestion import initial_window
-from tunnel.proto.recovery.rate import DeliveryRate
-from tunnel.proto.recovery.rtt import RttEstimator
-from tunnel.proto.recovery.sent import SentBurst
+from tunnel.transport.recovery.background import ENOUGH_PACKETS, BackgroundLoss
+from tunnel.transport.recovery.bbr import MIN_PIPE_PACKETS, PROBE_RTT_DURATION, PROBE_RTT_INTERVAL, Bbr, Phase
+from tunnel.transport.recovery.congestion import initial_window
+from tunnel.transport.recovery.rate import DeliveryRate
+from tunnel.transport.recovery.rtt import RttEstimator
+from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
 RTT = 0.040

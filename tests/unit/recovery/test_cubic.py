@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tests.sim.cubic import CSS_ROUNDS, N_RTT_SAMPLE, Cubic
-from tunnel.proto.recovery.rtt import RttEstimator
+from tunnel.transport.recovery.rtt import RttEstimator
 from tunnel.units import Instant, Seconds
 
 MSS = 1000

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.sim.cubic import Cubic
-from tunnel.proto.recovery.acks import AckTracker
-from tunnel.proto.recovery.loss import Recovery
-from tunnel.proto.recovery.pacer import Pacer
-from tunnel.proto.recovery.sent import SentBurst
+from tunnel.transport.recovery.acks import AckTracker
+from tunnel.transport.recovery.loss import Recovery
+from tunnel.transport.recovery.pacer import Pacer
+from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
 SIZE = 1200

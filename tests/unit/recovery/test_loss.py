@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.cubic import Cubic
-from tunnel.proto.recovery import loss, reordering
-from tunnel.proto.recovery.loss import Recovery
-from tunnel.proto.recovery.sent import SentBurst
+from tunnel.transport.recovery import loss, reordering
+from tunnel.transport.recovery.loss import Recovery
+from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
 NO_DELAY = Seconds(0.0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnel.proto.recovery.loss import Recovery
-from tunnel.proto.recovery.rtt import GRANULARITY
-from tunnel.proto.recovery.sent import SentBurst
+from tunnel.transport.recovery.loss import Recovery
+from tunnel.transport.recovery.rtt import GRANULARITY
+from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
 SIZE, LAST = 1200, 700

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnel.proto.ranges import RangeSet
-from tunnel.proto.recovery.news import MAX_TOLD, AckNews
+from tunnel.core.ranges import RangeSet
+from tunnel.transport.recovery.news import MAX_TOLD, AckNews
 
 MOST = 40
 frames = st.lists(st.tuples(st.sets(st.integers(0, MOST), min_size=1), st.integers(0, 4)), max_size=30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.proto.recovery.pacer import MAX_BURST_BYTES, Pacer
+from tunnel.transport.recovery.pacer import MAX_BURST_BYTES, Pacer
 from tunnel.units import Instant
 
 

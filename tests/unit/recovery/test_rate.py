@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.proto.recovery.rate import DeliveryRate
-from tunnel.proto.recovery.sent import SentBurst
+from tunnel.transport.recovery.rate import DeliveryRate
+from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
 RTT = Seconds(0.1)

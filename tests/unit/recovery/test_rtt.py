@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.proto.recovery.rtt import INITIAL_RTT, RttEstimator
+from tunnel.transport.recovery.rtt import INITIAL_RTT, RttEstimator
 from tunnel.units import Instant, Seconds
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel.proto.recovery.sent import SentBurst, SentRing
+from tunnel.transport.recovery.sent import SentBurst, SentRing
 from tunnel.units import Instant
 
 

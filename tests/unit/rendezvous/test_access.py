@@ -8,11 +8,11 @@ import random
 import pytest
 
 from tests.unit.rendezvous.world import World, entropy_of
-from tunnel.prefixes import prefixes
-from tunnel.proto.rendezvous import access, messages
-from tunnel.proto.rendezvous.access import MAX_KNOWN, PROOF_BURST, PROOF_RATE, PROOF_WORK, AccessList, Gate
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import RefusalCode
+from tunnel.core.prefixes import prefixes
+from tunnel.rendezvous import access, messages
+from tunnel.rendezvous.access import MAX_KNOWN, PROOF_BURST, PROOF_RATE, PROOF_WORK, AccessList, Gate
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import RefusalCode
 from tunnel.units import Address, Instant
 
 TOKENS = [b"token number %d" % number for number in range(1_000)]

@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from tests.unit.rendezvous.world import World
-from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import RefusalCode, RequestMessage, ResponseMessage
-from tunnel.proto.rendezvous.numbers import DRAWN_NUMBERS
+from tunnel.rendezvous import messages
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import RefusalCode, RequestMessage, ResponseMessage
+from tunnel.rendezvous.numbers import DRAWN_NUMBERS
 from tunnel.units import Address, Instant
 
 STRANGER = Address("198.18.66.66", 6000)

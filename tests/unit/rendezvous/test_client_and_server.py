@@ -8,12 +8,12 @@ from itertools import pairwise
 import pytest
 
 from tests.unit.rendezvous.world import SERVER, V4, V6, World, entropy_of
-from tunnel.proto.rendezvous import events, messages
-from tunnel.proto.rendezvous.client import Client
-from tunnel.proto.rendezvous.events import RelayChannel
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import GoneReason, RefusalCode, Role
-from tunnel.proto.rendezvous.wishes import joins
+from tunnel.rendezvous import events, messages
+from tunnel.rendezvous.client import Client
+from tunnel.rendezvous.events import RelayChannel
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import GoneReason, RefusalCode, Role
+from tunnel.rendezvous.wishes import joins
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 ROOMS = [bytes((day,)) * 16 for day in range(3)]
@@ -137,7 +137,7 @@ def test_an_owner_who_never_hears_of_a_claim_keeps_his_code() -> None:
 
 @pytest.mark.parametrize("told_s", [30, 120])
 def test_a_full_server_is_asked_again_no_sooner_than_it_said(told_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.proto.rendezvous.server.RETRY_FULL", told_s)
+    monkeypatch.setattr("tunnel.rendezvous.server.RETRY_FULL", told_s)
     world = World(config=ServerConfig(max_sessions=1, sessions_per_address=1))
     first, second = world.host("first"), world.host("second")
     first.client.listen(world.now, ROOMS)

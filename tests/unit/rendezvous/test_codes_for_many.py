@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.unit.rendezvous.world import World
-from tunnel.proto.rendezvous import events, messages
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import RefusalCode
+from tunnel.rendezvous import events, messages
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import RefusalCode
 from tunnel.units import Address
 
 A = Address("198.18.0.1", 1000)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 
 from tests.unit.rendezvous.world import V4, World, entropy_of
-from tunnel.proto.rendezvous import events, messages
-from tunnel.proto.rendezvous.admission import BUCKET_SLOTS, Buckets
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import RefusalCode
-from tunnel.proto.rendezvous.numbers import DRAW_EPOCH, DRAWN_NUMBERS, Numbers
-from tunnel.proto.rendezvous.relay import Relay
-from tunnel.proto.rendezvous.requests import MAX_REQUESTS, PendingRequest, RequestTable
-from tunnel.proto.rendezvous.server import CHANNEL_SWEEP_INTERVAL, MAX_QUEUE, SWEEP_INTERVAL
+from tunnel.rendezvous import events, messages
+from tunnel.rendezvous.admission import BUCKET_SLOTS, Buckets
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import RefusalCode
+from tunnel.rendezvous.numbers import DRAW_EPOCH, DRAWN_NUMBERS, Numbers
+from tunnel.rendezvous.relay import Relay
+from tunnel.rendezvous.requests import MAX_REQUESTS, PendingRequest, RequestTable
+from tunnel.rendezvous.server import CHANNEL_SWEEP_INTERVAL, MAX_QUEUE, SWEEP_INTERVAL
 from tunnel.units import Address, Instant
 
 CONFIG = ServerConfig()

@@ -11,16 +11,16 @@ from typing import Final
 import pytest
 
 from tests.unit.rendezvous.world import SOCKETS, V4, entropy_of
-from tunnel.prefixes import around
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import load, messages, server
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.load import Kind, Load
-from tunnel.proto.rendezvous.messages import Role
-from tunnel.proto.rendezvous.pacing import HIGHEST, INTERVAL, Ceiling
-from tunnel.proto.rendezvous.relay import CHANNEL_BYTE
-from tunnel.proto.rendezvous.server import Server
+from tunnel.core.prefixes import around
+from tunnel.nat import stun
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous import load, messages, server
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.load import Kind, Load
+from tunnel.rendezvous.messages import Role
+from tunnel.rendezvous.pacing import HIGHEST, INTERVAL, Ceiling
+from tunnel.rendezvous.relay import CHANNEL_BYTE
+from tunnel.rendezvous.server import Server
 from tunnel.units import Address, Instant, SocketId
 
 STEP: Final = 0.001  # seconds

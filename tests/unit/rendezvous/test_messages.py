@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.rendezvous import messages as m
+from tunnel.rendezvous import messages as m
 from tunnel.units import Address
 
 U64 = 2**64 - 1

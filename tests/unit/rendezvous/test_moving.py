@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.rendezvous.test_client_and_server import ROOMS, introduced, relays_both_ways
 from tests.unit.rendezvous.world import SECOND, SERVER, V4, World
-from tunnel.proto.rendezvous import events
+from tunnel.rendezvous import events
 from tunnel.units import Address, SocketId
 
 SOCKET = SocketId(10)

@@ -7,9 +7,9 @@ from collections import Counter, deque
 import pytest
 
 from tests.unit.rendezvous.world import V4, entropy_of
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.pacing import ADDRESS_TIMES, ALONE, DEPTH, HIGHEST, INTERVAL, PREFIX_TIMES, Ceiling
-from tunnel.proto.rendezvous.relay import Relay
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.pacing import ADDRESS_TIMES, ALONE, DEPTH, HIGHEST, INTERVAL, PREFIX_TIMES, Ceiling
+from tunnel.rendezvous.relay import Relay
 from tunnel.units import Address, Instant, Transmit
 
 STEP = 0.001  # seconds

@@ -7,10 +7,10 @@ import itertools
 import pytest
 
 from tests.unit.rendezvous.world import World
-from tunnel.proto.rendezvous import events, messages
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import ResponseMessage
-from tunnel.proto.rendezvous.pushes import MAX_CREDIT
+from tunnel.rendezvous import events, messages
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import ResponseMessage
+from tunnel.rendezvous.pushes import MAX_CREDIT
 from tunnel.units import Address, Instant
 
 DEAF, LOUD = Address("198.18.0.1", 1000), Address("198.18.0.2", 1000)

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from tests.unit.rendezvous.world import V4, V6, entropy_of
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.relay import Channel, Moved, Relay
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.relay import Channel, Moved, Relay
 from tunnel.units import Address, Instant, Transmit
 
 NOW = Instant(50.0)

@@ -10,15 +10,15 @@ import pytest
 
 from tests.unit.rendezvous.world import SECOND, SERVER, SOCKETS, V4, World, entropy_of
 from tunnel.errors import ConfigurationError
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import events, messages
-from tunnel.proto.rendezvous.access import AccessList
-from tunnel.proto.rendezvous.admission import Cookies, address_key
-from tunnel.proto.rendezvous.directory import MAX_ANSWER
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import RefusalCode, Role
-from tunnel.proto.rendezvous.server import Server
+from tunnel.nat import stun
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous import events, messages
+from tunnel.rendezvous.access import AccessList
+from tunnel.rendezvous.admission import Cookies, address_key
+from tunnel.rendezvous.directory import MAX_ANSWER
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import RefusalCode, Role
+from tunnel.rendezvous.server import Server
 from tunnel.units import Address, Instant, Seconds
 
 A = Address("198.18.0.1", 1000)

@@ -10,12 +10,12 @@ import pytest
 
 from tests.unit.rendezvous.world import V4, World
 from tests.work import instructions
-from tunnel.prefixes import RESERVED, limits
-from tunnel.proto.rendezvous import events, messages
-from tunnel.proto.rendezvous.admission import Lockouts, TreeBuckets, prefixes
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.messages import RefusalCode, Role
-from tunnel.proto.rendezvous.registry import LOOKED_AT, SCARCE_SHARE
+from tunnel.core.prefixes import RESERVED, limits
+from tunnel.rendezvous import events, messages
+from tunnel.rendezvous.admission import Lockouts, TreeBuckets, prefixes
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import RefusalCode, Role
+from tunnel.rendezvous.registry import LOOKED_AT, SCARCE_SHARE
 from tunnel.units import Address, Instant, Seconds
 
 ROOMS = [bytes((day,)) * 16 for day in range(3)]

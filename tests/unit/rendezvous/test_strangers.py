@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tests.unit.rendezvous.world import SOCKETS, V4, V6, World, entropy_of
-from tunnel.driver.server_log import LOG_BURST, LOG_RATE, LogTrace
-from tunnel.proto.endpoint.punching import QUESTION_SIZE
-from tunnel.proto.endpoint.stun_codec import ServerStun
-from tunnel.proto.nat import stun
-from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
+from tunnel.nat import stun
+from tunnel.node.punching import QUESTION_SIZE
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous import messages
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
+from tunnel.shell.server_log import LOG_BURST, LOG_RATE, LogTrace
 from tunnel.units import Address, Instant, SocketId
 
 VICTIM = Address("198.18.0.1", 1000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.rendezvous.world import CLIENT_TLS, SERVER, TLS, V4, Host, World
-from tunnel.proto.rendezvous import events
+from tunnel.rendezvous import events
 
 ROOMS = [bytes((1,)) * 16]
 

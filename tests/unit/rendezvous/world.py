@@ -8,12 +8,12 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-from tunnel.proto.rendezvous import messages
-from tunnel.proto.rendezvous.client import Client
-from tunnel.proto.rendezvous.events import ClientEvent
-from tunnel.proto.rendezvous.limits import ServerConfig
-from tunnel.proto.rendezvous.server import Server
-from tunnel.proto.rendezvous.stun import ServerSocket, StunCodec
+from tunnel.rendezvous import messages
+from tunnel.rendezvous.client import Client
+from tunnel.rendezvous.events import ClientEvent
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.server import Server
+from tunnel.rendezvous.stun import ServerSocket, StunCodec
 from tunnel.units import Address, Instant, SocketId
 
 V4, SECOND, V6, V6_SECOND = SocketId(0), SocketId(1), SocketId(2), SocketId(3)

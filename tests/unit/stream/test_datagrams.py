@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import MalformedPacket
-from tunnel.proto.stream.datagrams import (
+from tunnel.transport.stream.datagrams import (
     ENTRY_BYTES,
     MAX_DATAGRAM,
     MAX_FRAGMENTS,

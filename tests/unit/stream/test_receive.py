@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import PeerError
-from tunnel.proto.stream.flow import INITIAL_STREAM_WINDOW
-from tunnel.proto.stream.receive import MAX_GAPS, ReceiveStream
+from tunnel.transport.stream.flow import INITIAL_STREAM_WINDOW
+from tunnel.transport.stream.receive import MAX_GAPS, ReceiveStream
 from tunnel.units import Instant, Seconds, StreamId
 
 TEXT = random.Random(1).randbytes(6000)

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnel.proto.stream.send import SMALLEST_RING, SendStream
+from tunnel.transport.stream.send import SMALLEST_RING, SendStream
 from tunnel.units import StreamId
 
 RING = 2 * SMALLEST_RING

@@ -7,9 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import PeerError
-from tunnel.proto.stream.flow import GROWTH_IN_ALL, MAX_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
-from tunnel.proto.stream.send import SMALLEST_RING, SendStream
-from tunnel.proto.stream.streams import LARGEST_QUANTUM, LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, StreamLimitError, Streams
+from tunnel.transport.stream.flow import GROWTH_IN_ALL, MAX_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
+from tunnel.transport.stream.send import SMALLEST_RING, SendStream
+from tunnel.transport.stream.streams import (
+    LARGEST_QUANTUM,
+    LARGEST_RING,
+    LAST_STREAM,
+    QUANTUM,
+    Scheduler,
+    StreamLimitError,
+    Streams,
+)
 from tunnel.units import Instant, Seconds, StreamId
 
 BIG = 1 << 40

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from tests.unit.connection.pair import Pair
+from tunnel.core.trace import Trace
 from tunnel.errors import ConfigurationError
-from tunnel.proto.trace import Trace
 from tunnel.telemetry import qlog, writer
 from tunnel.telemetry.qlog import QlogDirectory, for_qvis
 from tunnel.units import Instant

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tunnel.doors.tls.framing import MAX_FRAME, MAX_RUN, MAX_RUN_BYTES, FrameReader, frame_burst
 from tunnel.errors import MalformedPacket
-from tunnel.tls.framing import MAX_FRAME, MAX_RUN, MAX_RUN_BYTES, FrameReader, frame_burst
 
 
 def runs(reader: FrameReader) -> list[tuple[bytes, int]]:

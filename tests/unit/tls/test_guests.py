@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tunnel.prefixes import limits
-from tunnel.tls import guests
-from tunnel.tls.guests import GRACE, Guest, GuestBook, Stage
+from tunnel.core.prefixes import limits
+from tunnel.doors.tls import guests
+from tunnel.doors.tls.guests import GRACE, Guest, GuestBook, Stage
 
 
 class Door:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tunnel.tls.framing import frame_burst
-from tunnel.tls.queue import MAX_BYTES, MAX_BYTES_IN_ALL, MAX_WAIT, PART_OF_FREE, Budget, SendQueue
+from tunnel.doors.tls.framing import frame_burst
+from tunnel.doors.tls.queue import MAX_BYTES, MAX_BYTES_IN_ALL, MAX_WAIT, PART_OF_FREE, Budget, SendQueue
 from tunnel.units import Instant
 
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.doors.tun import routes
+from tunnel.doors.tun.config import MAX_MTU, MIN_MTU, InterfaceConfig
+from tunnel.doors.tun.configure import set_mtu
+from tunnel.doors.tun.device import from_descriptor, open_tap
+from tunnel.doors.tun.routes import name_servers, overlapping, taken_prefixes
 from tunnel.errors import ConfigurationError
-from tunnel.tun import routes
-from tunnel.tun.config import MAX_MTU, MIN_MTU, InterfaceConfig
-from tunnel.tun.configure import set_mtu
-from tunnel.tun.device import from_descriptor, open_tap
-from tunnel.tun.routes import name_servers, overlapping, taken_prefixes
 
 GOOD: dict[str, Any] = {
     "name": "ptunnel0",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel.tun.ethernet import CARRIED_BURST, CARRIED_RATE, Bucket
+from tunnel.doors.tun.ethernet import CARRIED_BURST, CARRIED_RATE, Bucket
 
 
 def test_after_the_burst_the_rate_holds_and_a_clock_that_goes_back_gives_nothing() -> None:

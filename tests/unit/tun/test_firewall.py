@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnel.tun.firewall import KNOWN, sentence
+from tunnel.doors.tun.firewall import KNOWN, sentence
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.doors.tun import inside
+from tunnel.doors.tun.config import InterfaceConfig
+from tunnel.doors.tun.create import NO_PRIVILEGE
+from tunnel.doors.tun.inside import MAX_MESSAGE, only_files, why_not, why_refused
+from tunnel.doors.tun.namespace import open_namespace_interface
 from tunnel.errors import ConfigurationError
-from tunnel.tun import inside
-from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.create import NO_PRIVILEGE
-from tunnel.tun.inside import MAX_MESSAGE, only_files, why_not, why_refused
-from tunnel.tun.namespace import open_namespace_interface
 
 CONFIG = InterfaceConfig(mac="02:70:74:00:00:03", ipv4=("10.77.1.3", 24))
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.doors.tun import configure, keeper
+from tunnel.doors.tun.config import InterfaceConfig
+from tunnel.doors.tun.keeper import MAX_MESSAGE, NO_WALL, Keeper
+from tunnel.doors.tun.routes import Network
 from tunnel.errors import ConfigurationError
-from tunnel.tun import configure, keeper
-from tunnel.tun.config import InterfaceConfig
-from tunnel.tun.keeper import MAX_MESSAGE, NO_WALL, Keeper
-from tunnel.tun.routes import Network
 
 CONFIG = InterfaceConfig(mac="02:70:74:00:00:03", ipv4=("10.77.1.3", 24), ipv6=(("fd12::3", 64),))
 
@@ -142,7 +142,7 @@ def test_any_bytes_get_an_answer(message: bytes) -> None:
 IN_CHILD = """
 import sys
 from tunnel.errors import ConfigurationError
-from tunnel.tun.keeper import _in_child
+from tunnel.doors.tun.keeper import _in_child
 
 def refuse():
     raise ConfigurationError("No such thing.")

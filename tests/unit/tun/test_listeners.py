@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tunnel.tun.listeners import is_bound_to
+from tunnel.doors.tun.listeners import is_bound_to
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is Linux's")
 HERE, ELSEWHERE = socket.inet_aton("127.0.0.1"), socket.inet_aton("192.0.2.1")

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from tests.twins.tap import MemoryTap
-from tunnel.tun.tap import HEADROOM, MAX_FRAME, Tap
+from tunnel.doors.tun.tap import HEADROOM, MAX_FRAME, Tap
 
 FRAME = bytes(range(HEADROOM)) + b"an IP packet"
 

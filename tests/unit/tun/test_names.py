@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.errors import ConfigurationError
-from tunnel.tun.names import (
+from tunnel.doors.tun.names import (
     MAX_HOSTS_SIZE,
     MAX_LABEL,
     MAX_NAMES,
@@ -27,6 +26,7 @@ from tunnel.tun.names import (
     with_own,
     without_blocks,
 )
+from tunnel.errors import ConfigurationError
 
 NAMES = {"Home PC": ["10.77.1.1", "fd12::1"], "laptop": ["10.77.1.2"]}
 BODY = b"10.77.1.1\thome-pc.ptunnel\nfd12::1\thome-pc.ptunnel\n10.77.1.2\tlaptop.ptunnel\n"
@@ -115,7 +115,7 @@ def test_a_block_of_a_dead_process_goes_and_one_of_a_living_stays(path: Path) ->
 def test_the_block_of_a_killed_process_goes_at_the_next_start(path: Path) -> None:
     before = path.read_bytes()
     script = (
-        "import os, signal, sys\nfrom tunnel.tun.names import HostsFile\n"
+        "import os, signal, sys\nfrom tunnel.doors.tun.names import HostsFile\n"
         "HostsFile(sys.argv[1]).write({'a': ['10.1.1.1']})\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=False, timeout=30)
@@ -159,7 +159,7 @@ def test_whoever_else_locks_the_folder_of_the_hosts_file_keeps_us_waiting_for_a_
 ) -> None:
     """Every user of the machine can hold a lock on /etc."""
     pauses: list[float] = []
-    monkeypatch.setattr("tunnel.tun.names.time.sleep", pauses.append)
+    monkeypatch.setattr("tunnel.doors.tun.names.time.sleep", pauses.append)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

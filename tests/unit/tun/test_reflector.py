@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.doors.tun import reflector
+from tunnel.doors.tun.groups import parse_igmp, parse_igmp6
+from tunnel.doors.tun.reflector import MAX_REMEMBERED, Reflector, filter_program, rewrite_source
 from tunnel.errors import MalformedPacket
-from tunnel.tun import reflector
-from tunnel.tun.groups import parse_igmp, parse_igmp6
-from tunnel.tun.reflector import MAX_REMEMBERED, Reflector, filter_program, rewrite_source
 
 INNER4 = socket.inet_aton("10.77.1.3")
 INNER6 = socket.inet_pton(socket.AF_INET6, "fe80::7074:0:0:3")

@@ -10,8 +10,8 @@ import pytest
 
 from tunnel import settings as settings_module
 from tunnel.cli import main
+from tunnel.doors.tun import process
 from tunnel.settings import TABLE, load, take_secrets
-from tunnel.tun import process
 
 ENVIRONMENT = {"PTUNNEL_CODE": "731-zoo-zoo", "PTUNNEL_ACCESS_TOKEN": "token", "PTUNNEL_SERVER": "rv.example.net"}
 PRINT = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]

@@ -1,0 +1,106 @@
+"""What the agent and the costlier ways to meet have in common: the face of a technique, and the scene it is asked about."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from tunnel.core.scope import is_local
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.candidate import Candidate, CandidateKind
+from tunnel.nat.checklist import Check
+from tunnel.nat.hints import Hint
+from tunnel.units import Address, Instant, SocketId
+
+
+def is_seen_by_the_world(candidate: Candidate) -> bool:
+    """A server-reflexive IPv4 address, or that of a host with no NAT before it, whose reflexive address is its own."""
+    if candidate.address.is_ipv6:
+        return False
+    if candidate.kind is CandidateKind.SERVER_REFLEXIVE:
+        return True
+    return candidate.kind is CandidateKind.HOST and not is_local(candidate.address.host)
+
+
+class Measure(NamedTuple):
+    """Ask the server where it sees this socket; `elsewhere`: ask at its other address, which it names itself."""
+
+    socket_id: SocketId
+    elsewhere: bool = False
+
+
+class PoolSocket(NamedTuple):
+    """An IPv4 socket that belongs to no pair."""
+
+    socket_id: SocketId
+    port: int
+
+
+class Scene(NamedTuple):
+    """What both sides know of both sides.  `confirmed`: compared at two addresses of the server."""
+
+    controlling: bool
+    ours: Mapping
+    ours_confirmed: bool
+    theirs: Mapping
+    theirs_confirmed: bool
+    sockets: tuple[SocketId, ...]  # the plain IPv4 ones
+    own_hosts: frozenset[str]  # where the world sees us
+    remotes: tuple[Candidate, ...]  # of the peer, those that may be tried
+
+    @property
+    def target(self) -> Address | None:
+        """Where the world sees the peer over IPv4, unless that is where it sees us too: a NAT that would have to hairpin."""
+        is_inside = any(is_local(host) for host in self.own_hosts)  # our server is in a local network, and so is its view
+        for candidate in self.remotes:
+            if is_seen_by_the_world(candidate) and (is_inside or not is_local(candidate.address.host)):
+                return None if candidate.address.host in self.own_hosts else candidate.address
+        return None
+
+
+class TechniqueStats(NamedTuple):
+    """For `status`.  What was spent, and what may still be: packets, sockets, seconds."""
+
+    name: str  # of what is under way, or ""
+    sockets: int  # of the pool, held now
+    probes_sent: int
+    openers_sent: int
+    seconds: float  # spent searching that way, over all attempts
+    probes_left: int  # of the process
+    openers_left: int
+
+
+class Technique(Protocol):
+    """A costlier way to meet: port prediction, the birthday technique.  Asked when the plain checks have nothing due.
+
+    It may use sockets of its own, which the owner opens when `wanted_sockets` says so, and closes when it says 0 again.
+    """
+
+    def start(self, now: Instant, scene: Scene, *, fresh: bool) -> None:
+        """A round began; not `fresh` is one of the slow retries."""
+
+    def update(self, now: Instant, scene: Scene) -> None: ...
+    def stop(self, now: Instant) -> None:
+        """A path was found, or the round is over."""
+
+    def handle_hint(self, now: Instant, hint: Hint) -> None: ...
+    def poll_hint(self) -> Hint | None: ...
+    def poll_check(self, now: Instant) -> Check | None: ...
+    def poll_timeout(self) -> Instant | None: ...
+
+    @property
+    def busy_until(self) -> Instant | None:
+        """The round should last that long."""
+
+    @property
+    def wanted_sockets(self) -> int: ...
+    def sockets_opened(self, now: Instant, sockets: tuple[PoolSocket, ...]) -> None:
+        """All that there are, also those from before; fewer than wanted is all that can be had."""
+
+    def poll_measure(self, now: Instant) -> Measure | None: ...
+    def measured(self, now: Instant, measure: Measure, address: Address) -> None: ...
+
+    @property
+    def differs_elsewhere(self) -> bool | None:
+        """Whether the server's other address saw another mapping of one socket; None: not known."""
+
+    def stats(self, now: Instant) -> TechniqueStats: ...

@@ -1,0 +1,138 @@
+"""Many sockets, many peers: the one room that the driver stands on.  Re-exports what it hands out from the rooms below."""
+
+from __future__ import annotations
+
+from tunnel.nat.candidate import CandidateKind
+from tunnel.nat.memory import Remembered
+from tunnel.nat.technique import PoolSocket
+from tunnel.node.context import EndpointConfig, PeerStore
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import (
+    CodeIssued,
+    EndpointEvent,
+    Faulted,
+    KeptPsk,
+    KnownPeer,
+    PeerBack,
+    PeeringClosed,
+    PeeringEvent,
+    PeeringRestarted,
+    PeeringStarted,
+    PeerPaired,
+    Problem,
+    ServerReached,
+    Troubled,
+    WayLearned,
+)
+from tunnel.node.flows.expose_code import ExposerPairing
+from tunnel.node.handshakes import preferred_aeads
+from tunnel.node.peering import CONTROL_ROOM, CONTROL_SERVER, CONTROL_SHARES, Peering
+from tunnel.node.pool import CloseSockets, CloseTls, OpenSockets, OpenTls, SocketOrder
+from tunnel.node.shares import Share, Shares, decode_shares, encode_shares
+from tunnel.pairing.code import Code, Purpose, complete, looks_like_code, parse_code, require_purpose, split_server
+from tunnel.pairing.grants import Grant, GrantSet
+from tunnel.pairing.identity import fingerprint, sanitise_name
+from tunnel.transport.connection.connection import Connection, StreamSink
+from tunnel.transport.connection.events import (
+    AllPathsLost,
+    CloseCode,
+    CloseReason,
+    ConnectionClosed,
+    ConnectionEvent,
+    ConnectionStats,
+    ControlReceived,
+    DatagramsReceived,
+    PathChanged,
+    PathKind,
+    PathLost,
+    PathProbed,
+    PathValidated,
+    PathView,
+    RekeyDue,
+    StreamCode,
+    StreamOpened,
+    StreamReadable,
+    StreamReset,
+    StreamStopped,
+    StreamWritable,
+)
+from tunnel.transport.connection.packets import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
+
+__all__ = [
+    "Endpoint",
+    "EndpointConfig",
+    "EndpointEvent",
+    "ServerReached",
+    "CodeIssued",
+    "PeerPaired",
+    "PeerBack",
+    "PeeringStarted",
+    "PeeringRestarted",
+    "PeeringClosed",
+    "PeeringEvent",
+    "Troubled",
+    "Faulted",
+    "Problem",
+    "WayLearned",
+    "Remembered",
+    "CandidateKind",
+    "KeptPsk",
+    "KnownPeer",
+    "PeerStore",
+    "Peering",
+    "CONTROL_ROOM",
+    "CONTROL_SERVER",
+    "CONTROL_SHARES",
+    "Share",
+    "Shares",
+    "decode_shares",
+    "encode_shares",
+    "OpenSockets",
+    "CloseSockets",
+    "OpenTls",
+    "CloseTls",
+    "SocketOrder",
+    "PoolSocket",
+    "ExposerPairing",
+    "Connection",
+    "ConnectionEvent",
+    "PACKET_PARTIAL",
+    "PACKET_ROOM",
+    "PacketBurst",
+    "PacketRun",
+    "PacketSealer",
+    "PacketSink",
+    "ConnectionStats",
+    "ConnectionClosed",
+    "CloseCode",
+    "CloseReason",
+    "AllPathsLost",
+    "ControlReceived",
+    "DatagramsReceived",
+    "PathChanged",
+    "PathKind",
+    "PathLost",
+    "PathProbed",
+    "PathValidated",
+    "PathView",
+    "RekeyDue",
+    "StreamCode",
+    "StreamOpened",
+    "StreamReadable",
+    "StreamReset",
+    "StreamSink",
+    "StreamStopped",
+    "StreamWritable",
+    "Code",
+    "complete",
+    "looks_like_code",
+    "parse_code",
+    "split_server",
+    "Purpose",
+    "require_purpose",
+    "Grant",
+    "GrantSet",
+    "fingerprint",
+    "sanitise_name",
+    "preferred_aeads",
+]

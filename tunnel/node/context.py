@@ -1,0 +1,301 @@
+"""What the flows of one endpoint share: who we are, the sources of chance and time, the clients, and the way out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from tunnel.core.timers import earliest
+from tunnel.core.trace import Drops, Trace, Traces
+from tunnel.node.agenda import Agenda
+from tunnel.node.events import EndpointEvent, Faulted, KnownPeer
+from tunnel.node.handshakes import MACHINE_SIZE, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.node.pool import SocketPool
+from tunnel.pairing.code import Purpose
+from tunnel.pairing.identity import machine_number
+from tunnel.transport.connection.records import MOST_PARTS
+from tunnel.transport.crypto import kem
+from tunnel.transport.crypto.params import ML_KEM_768
+from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
+
+if TYPE_CHECKING:
+    import random
+    from types import TracebackType
+
+    from tunnel.nat.memory import Remembered
+    from tunnel.node.peering import Peering
+    from tunnel.node.punching import LocalSocket
+    from tunnel.rendezvous.client import Client
+
+CLIENT_REST: Final = Seconds(5.0)  # after a fault of ours in the talk with a server, before it goes on
+MAX_QUEUED: Final = 256  # handshake datagrams waiting to leave; the oldest is dropped
+
+PATH_POLICIES: Final = {"auto": PATH_AUTO, "direct": PATH_DIRECT, "relay": PATH_RELAY}
+POLICY_NAMES: Final = {number: name for name, number in PATH_POLICIES.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointConfig:
+    """What does not change while the endpoint lives."""
+
+    name: str  # how we introduce ourselves, at most 64 bytes of UTF-8
+    aeads: tuple[int, ...]
+    receive_buffer: int  # bytes, of the smallest socket
+    path_policy: str = "auto"
+    machine_id: bytes = b""  # what tells this machine from others; empty: nothing does
+    place_id: bytes = b""  # what tells this home from copies of it that are in use now; empty: the machine does
+    is_hybrid: bool = True  # False: as versions that know no step after handshakes
+
+
+class PeerStore(Protocol):
+    """Where peers are remembered; the core opens no file."""
+
+    def save(self, peer: KnownPeer) -> KnownPeer:
+        """Remember `peer`; returns it with the name that it got."""
+
+    def unsave(self, peer: KnownPeer) -> KnownPeer | None:
+        """The pairing that saved `peer` came to nothing: what was remembered of it before is so again, and returned."""
+
+    def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
+        """Add a psk to those of a remembered peer, or note that the peer has shown it; returns the peer as saved.
+
+        Returns when that is on disk; None: it is not, and will not be.
+        """
+
+    def reread(self, peer: KnownPeer) -> KnownPeer:
+        """The peer as other processes may have left it meanwhile."""
+
+
+class Wall:
+    """`with` it around what handles something of one source: `fell` is told of any exception, which goes no further."""
+
+    __slots__ = ("_fell",)
+
+    def __init__(self, fell: Callable[[Exception], None]) -> None:
+        self._fell = fell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._fell(error)
+        return True
+
+
+class Context:
+    """One of these for each endpoint, handed to every flow."""
+
+    def __init__(
+        self,
+        *,
+        config: EndpointConfig,
+        static_key: bytes,
+        store: PeerStore,
+        entropy: Callable[[int], bytes],
+        rng: random.Random,
+        wall_ns: Callable[[], int],
+        traces: Traces | None,
+    ) -> None:
+        self.config = config
+        self.hybrid = ML_KEM_768 if config.is_hybrid and kem.is_available() else 0
+        self.static = X25519PrivateKey.from_private_bytes(static_key)
+        self.static_public = self.static.public_key().public_bytes_raw()
+        self.machine = machine_number(static_key, config.machine_id, MACHINE_SIZE)
+        #: What others of our own key are told instead.
+        self.place = machine_number(static_key, config.place_id or config.machine_id, MACHINE_SIZE)
+        self.store = store
+        self.entropy = entropy
+        self.rng = rng
+        self.wall_ns = wall_ns
+        self.traces = traces
+        self.drops = Drops()
+        self.pool = SocketPool(self.drops)
+        self.events: deque[EndpointEvent] = deque()
+        self.out: deque[tuple[PathKey, bytes]] = deque()
+        self.clients: dict[str, Client] = {}
+        self.agenda: Agenda[Peering] = Agenda()
+        self.control = self.agenda.enter(None, lambda: None)  # of everything but the peerings, which Meetings looks after
+        #: Peerings that need their meeting: they are to be dialed, or closed and not yet gone.
+        self.restless: dict[Peering, None] = {}
+        self._met: dict[str, Exception] = {}  # in poll_clients_timeout, to be told at the next handle_clients_timeout
+        self.resting: dict[str, Instant] = {}  # clients that met a fault of ours, and until when they are left alone
+        self.peers: dict[bytes, KnownPeer] = {}  # by static key
+        self.sockets: dict[SocketId, LocalSocket] = {}
+        self.memory: dict[bytes, Remembered] = {}  # by static key: what worked from the network that we are in
+        self.tls_sockets: dict[SocketId, str] = {}  # the servers that TLS connections lead to, by name
+        self.hosts: tuple[str, ...] = ()
+        self.port_mapped: dict[SocketId, Address] = {}  # what a router forwards to a socket of ours, on request
+        #: Who takes the answers (response, finish, cookie reply) for a receiver index.
+        self.answers: dict[int, Callable[[Instant, PathKey, Buffer], bool]] = {}
+        #: The peerings with a handshake of ours under way, by its receiver index.
+        self.handshakes: dict[int, Peering] = {}
+        #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
+        self.verdicts: dict[int, Callable[[Buffer], None]] = {}
+        self.is_index_taken: Callable[[int], bool] = lambda index: False
+        self._last_timestamp = 0
+
+    def emit(self, event: EndpointEvent) -> None:
+        self.events.append(event)
+
+    def fault(self, place: str, what: str, error: Exception) -> None:
+        """Nobody foresaw `error`, which was met while something of one source was handled: it has done `what`, and no more."""
+        self.drops[f"fault: {place}"] += 1
+        self.emit(Faulted(place=place, what=what, error=error))
+
+    def wall(self, place: str, what: str) -> Wall:
+        """Around what has nothing to end."""
+        return Wall(lambda error: self.fault(place, what, error))
+
+    def server_wall(self, now: Instant, name: str) -> Wall:
+        """Around what is done with the client of a server: see interrupt."""
+        return Wall(lambda error: self.interrupt(now, name, error))
+
+    def interrupt(self, now: Instant, name: str, error: Exception) -> None:
+        """The client of a server has met a fault of ours: it rests, so that it does not meet it over and over."""
+        self.fault("server", f"interrupted the talk with the server {host_of(name)}", error)
+        self.resting[name] = Instant(now + CLIENT_REST)
+        self.control.doubt()
+
+    def doubt_server(self, now: Instant, name: str) -> None:
+        """A path through it has died: is it still there?"""
+        client = self.clients.get(name)
+        if client is not None:
+            client.doubt(now)
+            self.control.doubt()
+
+    def is_resting(self, now: Instant, name: str) -> bool:
+        if self.resting and now >= self.resting.get(name, now):
+            self.resting.pop(name, None)
+        return name in self.resting
+
+    def handle_clients_timeout(self, now: Instant) -> None:
+        for name, client in self.clients.items():
+            if self.is_resting(now, name):
+                continue
+            with self.server_wall(now, name):
+                met = self._met.pop(name, None)
+                if met is not None:
+                    raise met
+                client.handle_timeout(now)
+
+    def poll_clients_timeout(self) -> Instant | None:
+        """The first deadline of all clients."""
+        first: Instant | None = None
+        for name, client in self.clients.items():
+            at = self.resting.get(name)
+            if at is None:
+                try:
+                    at = client.poll_timeout()
+                except Exception as error:
+                    self._met[name] = error
+                    at = Instant(0.0)
+            first = earliest(first, at)
+        return first
+
+    def trace(self, now: Instant, peer: str, instance: int, *, is_initiator: bool) -> Trace | None:
+        """Who listens to the connection `instance` that begins now."""
+        return None if self.traces is None else self.traces.open(now, peer=peer, instance=instance, is_initiator=is_initiator)
+
+    def send(self, key: PathKey, datagram: bytes) -> None:
+        """Queue one handshake datagram, without the channel header of `key`."""
+        if len(self.out) >= MAX_QUEUED:
+            self.out.popleft()
+            self.drops["handshake queue full"] += 1
+        self.out.append((key, datagram))
+
+    def new_index(self) -> int:
+        """A receiver index that nobody of us answers to."""
+        while True:
+            index = int.from_bytes(self.entropy(4), "big")
+            if index and index not in self.answers and index not in self.handshakes and not self.is_index_taken(index):
+                return index
+
+    def new_instance(self) -> int:
+        return int.from_bytes(self.entropy(8), "big") or 1
+
+    def timestamp(self) -> int:
+        """Nanoseconds of the calendar, strictly increasing."""
+        self._last_timestamp = max(self.wall_ns(), self._last_timestamp + 1)
+        return self._last_timestamp
+
+    def unix_time(self) -> float:
+        return self.wall_ns() / 1e9
+
+    def params(self, instance: int, resume: int = 0, *, purpose: Purpose | None = None) -> Params:
+        """What we say of ourselves in a handshake; `purpose` is that of the code, in a first meeting."""
+        config = self.config
+        return Params(
+            instance=instance,
+            name=config.name,
+            aeads=config.aeads,
+            receive_buffer=config.receive_buffer,
+            path_policy=PATH_POLICIES[config.path_policy],
+            resume=resume,
+            record_parts=MOST_PARTS,
+            purpose=0 if purpose is None else purpose.value,
+            machine=self.machine,
+            hybrid=self.hybrid,
+        )
+
+    def remember(self, peer: KnownPeer) -> KnownPeer:
+        """Save a newly paired peer; the store has the last word on its name."""
+        saved = peer
+        with self.wall("state", f"kept {peer.name} from being remembered"):
+            saved = self.store.save(peer)
+        self.peers[saved.static] = saved
+        return saved
+
+    def unremember(self, peer: KnownPeer) -> None:
+        """The other side has never confirmed the pairing that `peer` was remembered by."""
+        before: KnownPeer | None = None
+        with self.wall("state", f"kept {peer.name} from being forgotten"):
+            before = self.store.unsave(peer)
+        self.peers.pop(peer.static, None)
+        if before is not None:
+            self.peers[peer.static] = before
+
+    def does_step(self, params: Params) -> bool:
+        """Whether we and the peer that said `params` do the same hybrid step."""
+        return self.hybrid != 0 and params.hybrid == self.hybrid
+
+    def known(self, peer: KnownPeer) -> KnownPeer:
+        """The peer as it is now."""
+        return self.peers.get(peer.static, peer)
+
+    def keep(self, peer: KnownPeer, psk: bytes, *, is_shown: bool) -> bool:
+        """Add to the psks of a peer, or note that it has shown one; True when that is on disk."""
+        saved = None
+        with self.wall("state", f"kept a key of {peer.name} from being saved"):
+            saved = self.store.keep(peer.static, psk, is_shown=is_shown)
+        if saved is not None:
+            self._renew(peer, saved)
+        return saved is not None
+
+    def refresh(self, peer: KnownPeer) -> None:
+        """Another process of ours may have agreed on keys with the peer a moment ago."""
+        with self.wall("state", f"kept the keys of {peer.name} from being read"):
+            self._renew(peer, self.store.reread(self.known(peer)))
+
+    def _renew(self, peer: KnownPeer, saved: KnownPeer) -> None:
+        if peer.static in self.peers:
+            self.peers[peer.static] = replace(self.peers[peer.static], kept=saved.kept, is_hybrid=saved.is_hybrid)
+
+
+def host_of(server: str) -> str:
+    """How a person is told of a server: without its options."""
+    return server.partition(",")[0]
+
+
+def combine_policies(ours: int, theirs: int) -> str | None:
+    """The stricter of the two path policies; None where they contradict one another."""
+    if ours == theirs or theirs == PATH_AUTO:
+        return POLICY_NAMES[ours]
+    if ours == PATH_AUTO:
+        return POLICY_NAMES[theirs]
+    return None

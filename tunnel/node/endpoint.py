@@ -1,0 +1,498 @@
+"""Many sockets, many peers: each received batch is split into runs by kind and receiver, and every run goes to whom it is for.
+
+Sans IO: the driver hands in batches and instants, and takes datagrams, a deadline and events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from tunnel.core.trace import Traces
+from tunnel.errors import ConfigurationError
+from tunnel.nat.memory import Remembered
+from tunnel.nat.technique import PoolSocket
+from tunnel.node.context import Context, EndpointConfig, PeerStore
+from tunnel.node.events import EndpointEvent, KnownPeer, Problem, Troubled
+from tunnel.node.fairness import FairShare
+from tunnel.node.flows.expose_code import FOR_ONE, CodeTerms, ExposerPairing
+from tunnel.node.meetings import Meetings
+from tunnel.node.peering import Peering
+from tunnel.node.pool import SocketOrder
+from tunnel.node.punching import LocalSocket, Puncher
+from tunnel.pairing.code import Purpose
+from tunnel.rendezvous.client import Client
+from tunnel.units import Address, Buffer, Instant, PathKey, SocketId, Transmit
+
+if TYPE_CHECKING:
+    import random
+
+CHANNEL_SIZE: Final = 8  # bytes of a relay channel's header
+MAX_KEYS: Final = 4_096  # PathKeys kept for reuse
+
+
+class Endpoint:
+    """One process's end of all its tunnels."""
+
+    def __init__(
+        self,
+        *,
+        config: EndpointConfig,
+        static_key: bytes,
+        peers: Iterable[KnownPeer],
+        store: PeerStore,
+        entropy: Callable[[int], bytes],
+        rng: random.Random,
+        wall_ns: Callable[[], int],
+        traces: Traces | None = None,
+        processor: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`processor`: seconds that it has worked for us so far; what each peer costs is measured by it."""
+        self._context = Context(
+            config=config, static_key=static_key, store=store, entropy=entropy, rng=rng, wall_ns=wall_ns, traces=traces
+        )
+        self._context.peers = {peer.static: peer for peer in peers}
+        self.drops = self._context.drops
+        self._meetings = Meetings(self._context)
+        self._clients_at: dict[tuple[SocketId, str], list[Client]] = {}  # one server may go by several names and ports
+        self._keys: dict[tuple[SocketId, Address, bytes], PathKey] = {}
+        self._agenda = self._context.agenda
+        self.ready = self._agenda.ready  # the peerings that may have something to send
+        self._is_closing = False
+        self._share = FairShare(rng, processor)
+
+    @property
+    def _control(self) -> Meetings:
+        """The meetings, for whoever changes something about them or their clients: their deadline is in doubt then."""
+        self._context.control.doubt()
+        return self._meetings
+
+    # --- what it stands on
+
+    @property
+    def static_public(self) -> bytes:
+        return self._context.static_public
+
+    @property
+    def peerings(self) -> list[Peering]:
+        return self._meetings.peerings.live
+
+    @property
+    def peers(self) -> dict[bytes, KnownPeer]:
+        """By static key."""
+        return self._context.peers
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What was dropped outside of connections, by room and reason."""
+        context = self._context
+        found = {"endpoint": dict(context.drops)}
+        found.update((f"server {name}", dict(client.drops)) for name, client in context.clients.items())
+        return found
+
+    def add_socket(self, socket_id: SocketId, *, is_ipv6: bool, port: int) -> None:
+        self._context.sockets[socket_id] = LocalSocket(socket_id, is_ipv6, port)
+
+    def poll_socket_order(self) -> SocketOrder | None:
+        """Sockets to open or to close; call until None after every input, before poll_transmit."""
+        orders = self._context.pool.orders
+        return orders.popleft() if orders else None
+
+    def add_pool_sockets(self, now: Instant, sockets: Iterable[PoolSocket], count: int) -> None:
+        """What came of OpenSockets(count).  They are used for punching only, and closed by CloseSockets."""
+        with self._context.wall("punching", "left sockets for a direct path unused"):
+            self._context.pool.opened(now, sockets, count)
+
+    def set_hosts(self, now: Instant, hosts: Iterable[str]) -> bool:
+        """The machine's own addresses, numeric; call again when they may have changed.  True when they have."""
+        hosts = tuple(hosts)
+        if hosts == self._context.hosts:
+            return False
+        is_change = bool(self._context.hosts)
+        self._context.hosts = hosts
+        for peering in self._meetings.peerings.live:
+            peering.refresh_candidates(now, hosts)
+        if is_change:
+            self.network_changed(now)
+        self._control.pump(now)
+        return is_change
+
+    def set_port_mapped(self, now: Instant, socket_id: SocketId, external: Address | None) -> None:
+        """A router forwards `external` to this socket from now on, or (None) no longer does: peers with a path policy that allows
+        it are told."""
+        mapped = self._context.port_mapped
+        if mapped.get(socket_id) == external:
+            return
+        if external is None:
+            del mapped[socket_id]
+        else:
+            mapped[socket_id] = external
+        for peering in self._meetings.peerings.live:
+            peering.refresh_candidates(now)
+        self._control.pump(now)
+
+    def set_memory(self, memory: Mapping[bytes, Remembered]) -> None:
+        """What worked with each peer (by static key) from the network that we are in: tried first by connections that begin."""
+        self._context.memory = dict(memory)
+
+    def network_changed(self, now: Instant) -> None:
+        """The host roamed or woke up: every path proves itself at once, and every server is asked where it sees us now."""
+        for name, client in self._context.clients.items():
+            with self._context.server_wall(now, name):
+                client.network_changed(now)
+        self._control.network_changed(now)
+
+    def give_up_keys(self, now: Instant, text: str) -> None:
+        """A copy of this process may hold our keys too: every link gets new ones.  `text` says why to a person, "" to nobody.
+
+        A handshake by a code is not touched: it ends within seconds, and a rekey follows it.
+        """
+        if self._control.give_up_keys(now) and text:
+            self._context.emit(Troubled(problem=Problem.KEYS_GIVEN_UP, text=text))
+
+    def add_server(
+        self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"", *, tls: bool = False
+    ) -> None:
+        """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them.
+
+        `tls`: where UDP gets no answer there, OpenTls is ordered.
+        """
+        context = self._context
+        if name in context.clients:
+            return
+        ways = self._ways(addresses)
+        if not ways:
+            raise ConfigurationError(f"The server {name.partition(',')[0]} has no address of a family that this machine speaks.")
+        client = Client(servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, tls=tls)
+        context.clients[name] = client
+        for way in dict.fromkeys((socket_id, address.host) for socket_id, address in ways):
+            self._clients_at.setdefault(way, []).append(client)
+        self._control.servers_changed(now)
+
+    def move_server(self, now: Instant, name: str, addresses: Iterable[Address]) -> None:
+        """The server's name leads to these addresses now: what was registered goes there as soon as one of them answers."""
+        ways = self._ways(addresses)
+        if not ways:
+            return
+        client = self._context.clients[name]
+        with self._context.server_wall(now, name):
+            client.move(now, ways)
+        for clients in self._clients_at.values():
+            if client in clients:
+                clients.remove(client)
+        for way in dict.fromkeys((socket_id, address.host) for socket_id, address in client.ways):
+            self._clients_at.setdefault(way, []).append(client)
+        self._context.control.doubt()
+
+    def _ways(self, addresses: Iterable[Address]) -> list[tuple[SocketId, Address]]:
+        """From each of our sockets to each address of its family."""
+        sockets = self._context.sockets.values()
+        return [(each.socket_id, address) for address in addresses for each in sockets if each.is_ipv6 == address.is_ipv6]
+
+    def tls_up(self, now: Instant, name: str, socket_id: SocketId, address: Address) -> None:
+        """A TLS connection to the server `name` stands, as OpenTls asked for.  Datagrams go to and come from `address`."""
+        client = self._context.clients[name]
+        self._context.tls_sockets[socket_id] = name
+        found = self._clients_at.setdefault((socket_id, address.host), [])
+        if client not in found:
+            found.append(client)
+        client.tls_up(now, socket_id, address)
+        self._context.control.doubt()
+
+    def tls_down(self, now: Instant, socket_id: SocketId) -> None:
+        """It has ended; the next one may have the same socket id."""
+        name = self._context.tls_sockets.get(socket_id)
+        if name is not None:
+            self._context.clients[name].tls_down(now, socket_id)
+            self._context.control.doubt()
+
+    def has_server(self, name: str) -> bool:
+        return name in self._context.clients
+
+    def is_reached(self, name: str) -> bool:
+        """Has the server answered, and not fallen silent since?"""
+        return self._context.clients[name].is_reached
+
+    # --- verbs
+
+    def offer_code(
+        self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool, terms: CodeTerms = FOR_ONE
+    ) -> ExposerPairing:
+        """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired.
+
+        `terms` FOR_MANY: a room's code, which many may use at once.
+        """
+        return self._control.offer_code(now, server, grants=grants, keep=keep, terms=terms)
+
+    def claim_code(
+        self,
+        now: Instant,
+        server: str,
+        code: str,
+        *,
+        expected: KnownPeer | None = None,
+        purpose: Purpose = Purpose.PORTS,
+    ) -> None:
+        """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError."""
+        self._control.claim_code(now, server, code, expected=expected, purpose=purpose)
+
+    def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
+        """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
+        return self._control.dial(now, peer, server)
+
+    def listen(self, now: Instant) -> None:
+        """Let remembered peers in, from now on."""
+        self._control.listen(now)
+
+    def set_peers(self, now: Instant, peers: Iterable[KnownPeer]) -> None:
+        """What the store says now: new grants and names count at once, whoever is forgotten is cut off."""
+        self._control.set_peers(now, peers)
+
+    def close(self, now: Instant, text: str = "the other side has ended") -> None:
+        """Say goodbye to every peer and server; poll_transmit still has to be called."""
+        self._is_closing = True
+        self._control.close(now, text)
+        for name, client in self._context.clients.items():
+            with self._context.server_wall(now, name):
+                client.close(now)
+
+    # --- inputs
+
+    def overflowed(self) -> None:
+        """A socket's queue in the kernel has dropped datagrams: whoever sends more than its share gives way."""
+        self._share.overflowed()
+
+    def handle_batch(
+        self, now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int, ecn: int = 0
+    ) -> bool:
+        """Datagrams of one sender, each `stride` bytes long, of which the last may be shorter; all had the mark `ecn`.
+
+        False when nothing follows from them: no event and nothing to send, as with IP packets, which went to their sink at once.
+        What is dropped costs the same however many peers there are: all of them are looked at only where something came of it.
+        """
+        position, length = 0, len(buffer)
+        touched: Peering | None = None
+        is_cold = is_due = False
+        is_tls = socket_id in self._context.tls_sockets
+        by_index = self._meetings.peerings.by_index
+        share, counted = self._share, 0
+        share.begin(len(self._meetings.peerings.all))
+        while position < length:
+            end = min(position + stride, length)
+            kind = buffer[position]
+            start = position
+            prefix = b""
+            if kind >= 0xC0 and end - position > CHANNEL_SIZE:
+                start = position + CHANNEL_SIZE
+                prefix = bytes(buffer[position:start])
+                kind = buffer[start]
+            if is_tls and not prefix and kind not in (0x41, 0x42):
+                self.drops["not relayed over TLS"] += 1  # nobody but the server is there
+            elif 0x80 <= kind <= 0xBF:
+                peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
+                if peering is None:
+                    try:
+                        peering = self._meetings.confirm(now, buffer[start:end])
+                    except Exception as error:
+                        self._dropped(remote, error)
+                    is_cold = is_cold or peering is not None or bool(self._context.events)
+                if peering is not None and peering.connection is not None:
+                    if touched is not None and touched is not peering:
+                        is_due, is_cold = self._leave(now, touched, position - counted, is_due, is_cold)
+                        touched, counted = None, position
+                    unopened = end if prefix else length  # what comes from the server may be of several peers
+                    refusal = share.refusal(now, peering, unopened - position)
+                    if refusal is not None:
+                        self.drops[refusal] += -(-(unopened - position) // stride)
+                        position = unopened
+                        continue
+                    key = self._key(socket_id, remote, prefix)
+                    try:
+                        after = peering.connection.handle_datagrams(now, key, buffer, position, stride, ecn)
+                    except Exception as error:
+                        peering.fail(now, error)
+                        after = unopened
+                    touched = peering
+                    if after <= position:
+                        self.drops["transport under keys that have ended"] += 1
+                        after = end
+                    position = after
+                    continue
+                self.drops["transport to nobody"] += 1
+            elif 0x70 <= kind <= 0x74:
+                try:
+                    path = PathKey(socket_id, remote, prefix)
+                    is_cold |= self._meetings.handle_handshake(now, path, buffer[start:end])
+                except Exception as error:
+                    is_cold = True
+                    self._dropped(remote, error)
+            elif kind in (0x41, 0x42) and not prefix:
+                try:
+                    is_cold |= self._from_server(now, socket_id, remote, buffer[position:end])
+                except Exception as error:
+                    is_cold = True
+                    self._dropped(remote, error)
+            elif kind <= 3 and not prefix:
+                datagram = buffer[position:end]
+                if self._context.pool.has_asked(datagram) and any(
+                    each.handle_stun(now, socket_id, remote, datagram) for each in self._meetings.peerings.live
+                ):
+                    is_due = True
+                else:
+                    self.drops["answer to no question"] += 1
+            else:
+                self.drops["unknown first byte"] += 1
+            position = end
+        if touched is not None:
+            is_due, is_cold = self._leave(now, touched, length - counted, is_due, is_cold)
+        else:
+            share.charge(now, None, length - counted)
+        if is_cold:
+            self._meetings.pump(now)
+        return is_due or is_cold or bool(self._context.events)
+
+    def _leave(self, now: Instant, peering: Peering, size: int, is_due: bool, is_cold: bool) -> tuple[bool, bool]:
+        """Its datagrams, of `size` bytes, are opened: say what they brought, and whether anything follows from it."""
+        if peering.connection is not None and peering.connection.is_quiet:
+            peering.entry.doubt()
+        else:
+            is_due = True
+            peering.touch()
+        peering.drain(now)
+        self._share.charge(now, peering, size, peering.fresh_streams())
+        return is_due, is_cold or peering.needs_meeting or peering.is_closed
+
+    def _from_server(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
+        """A response or a push; whether something came of it."""
+        clients = self._clients_at.get((socket_id, remote.host))
+        if clients is None:
+            self.drops["rendezvous datagram from a stranger"] += 1
+            return False
+        is_taken = False
+        for client in clients:  # each knows its own by transaction or session
+            before = client.drops.total()
+            client.handle_datagram(now, socket_id, remote, datagram)
+            is_taken |= client.drops.total() == before
+        return is_taken
+
+    def _dropped(self, remote: Address, error: Exception) -> None:
+        """Nobody foresaw `error`, which a datagram has met: that one goes, and whoever sent it may send another."""
+        self._context.fault("datagram", f"dropped a datagram from {remote}", error)
+
+    def handle_timeout(self, now: Instant) -> None:
+        due = self._agenda.due(now)
+        if None in due:
+            self._meetings.handle_timeout(now)
+        for peering in due:
+            if peering is not None:
+                peering.handle_timeout(now)
+        if not self._context.restless.keys().isdisjoint(due) or None in due:
+            self._meetings.pump(now)
+        with self._context.wall("punching", "left sockets for a direct path open"):
+            self._context.pool.sweep(now, self._punchers())
+
+    # --- outputs
+
+    def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
+        """The next burst; `out` has room for 65,536 bytes and may be lent to the Transmit."""
+        burst: Transmit | None = None
+        if self._is_closing:  # the goodbyes to peers go through the server, so they have to come first
+            burst = self._poll_peerings(now, out)
+        if burst is None:
+            burst = self._poll_cold(now, out)
+        if burst is None and not self._is_closing:
+            burst = self._poll_peerings(now, out)
+        return burst
+
+    def _poll_cold(self, now: Instant, out: bytearray) -> Transmit | None:
+        context = self._context
+        if context.out:
+            key, datagram = context.out.popleft()
+            return _single(key, key.prefix + datagram, out)
+        resting = context.resting
+        for name, client in context.clients.items():
+            try:
+                ready = None if resting and context.is_resting(now, name) else client.poll_transmit(now)
+            except Exception as error:
+                context.interrupt(now, name, error)
+                continue
+            if ready is not None:
+                context.control.doubt()
+                return _single(PathKey(ready[0], ready[1]), ready[2], out)
+        return None
+
+    def _poll_peerings(self, now: Instant, out: bytearray) -> Transmit | None:
+        """Round robin over those who may have something: whoever was served goes to the end."""
+        agenda = self._agenda
+        ready, untold, heap = agenda.ready, agenda.untold, agenda.heap
+        if heap and heap[0][0] <= now:
+            for due in agenda.overdue(now):
+                if due is not None:
+                    due.touch()
+        while ready:
+            peering = next(iter(ready))
+            connection = peering.connection
+            if connection is None:
+                del ready[peering]
+                continue
+            puncher = peering.puncher
+            if puncher is not None and puncher.next_at is not None and puncher.next_at <= now:
+                peering.pump(now)
+            try:
+                transmit = connection.poll_transmit(now, out)
+            except Exception as error:
+                peering.fail(now, error)
+                continue
+            if peering not in untold or not peering.entry.is_in_doubt:
+                peering.touch()
+            if transmit is not None:
+                ready.move_to_end(peering)
+                return transmit
+            del ready[peering]
+        return None
+
+    def poll_timeout(self) -> Instant | None:
+        """When to call handle_timeout next."""
+        return self._agenda.next()
+
+    def renew_code(self, now: Instant, flow: ExposerPairing) -> None:
+        """One more code for an exposure, now."""
+        flow.renew(now)
+        self._context.control.doubt()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether poll_event has something, without asking connections: after handle_batch, whose events are all here."""
+        return bool(self._context.events)
+
+    def poll_event(self, now: Instant) -> EndpointEvent | None:
+        """The next event; call until None.  `now` is for what the connections have to say meanwhile."""
+        events, untold = self._context.events, self._agenda.untold
+        if not events and untold:
+            is_cold = False
+            while untold:
+                peerings = list(untold)
+                untold.clear()
+                for peering in peerings:
+                    peering.drain(now)
+                    is_cold = is_cold or peering.needs_meeting
+            if is_cold:
+                self._meetings.pump(now)
+        return events.popleft() if events else None
+
+    def _punchers(self) -> Iterator[Puncher]:
+        return (each.puncher for each in self._meetings.peerings.all if each.puncher is not None and not each.is_closed)
+
+    def _key(self, socket_id: SocketId, remote: Address, prefix: bytes) -> PathKey:
+        found = self._keys.get((socket_id, remote, prefix))
+        if found is None:
+            if len(self._keys) >= MAX_KEYS:
+                self._keys.clear()
+            found = PathKey(socket_id, remote, prefix)
+            self._keys[socket_id, remote, prefix] = found
+        return found
+
+
+def _single(key: PathKey, datagram: bytes, out: bytearray) -> Transmit:
+    """One datagram by itself."""
+    out[: len(datagram)] = datagram
+    return Transmit(key.socket_id, key.remote, len(datagram), memoryview(out)[: len(datagram)])

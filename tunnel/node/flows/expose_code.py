@@ -1,0 +1,337 @@
+"""The first meeting, by a code: the exposer's flow.  The exposer, never the server, counts guesses.
+
+    exposer                        server                          connector
+    allocate                     → nameplate
+    code = nameplate-word-word   ~ told by voice ~                 code
+                                   claim, PAKE message           ← claim
+    POST_ANSWER, PAKE message    → mailbox                       → finishes the PAKE: right code or wrong one
+    ↔ Noise XXpsk0 over the relay channel of the claim, the connector begins
+
+Answering a claim spends a guess, whatever follows.  A code for one peer has one; a room's code is good for many joiners, each
+with a PAKE of its own, until five guesses came to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from tunnel.core.timers import earliest
+from tunnel.errors import MalformedPacket
+from tunnel.node.context import Context
+from tunnel.node.events import CodeIssued, Problem, Troubled
+from tunnel.node.handshakes import Completed, XxResponder, xx_prologue
+from tunnel.pairing.code import CODE_WORDS, ROOM_CODE_WORDS, Code, Purpose, make_code, parse_code
+from tunnel.pairing.pake import Pake
+from tunnel.rendezvous import events as told
+from tunnel.rendezvous.messages import RefusalCode
+from tunnel.units import Buffer, Instant, PathKey, Seconds
+
+if TYPE_CHECKING:
+    from tunnel.node.peering import Peering
+    from tunnel.rendezvous.client import Client
+
+CODE_LIFETIME: Final = Seconds(600.0)  # as people are told
+SHORTEST_LIFETIME: Final = Seconds(60.0)  # whatever the server says
+ASK_SPACING: Final = Seconds(1.0)  # between two codes: a server that loses each at once must not flood the screen
+ROOM_GUESSES: Final = 5  # answered claims that came to nothing, until such a code ends; so many are under way at once, too
+ROOM_CLAIMS: Final = 1_000  # that the server may let through until the code is renewed: joiners come back when we are busy
+RENEW_INTERVAL: Final = Seconds(200.0)  # of such a code, a third of its lifetime at the server
+ANSWER_TIMEOUT: Final = Seconds(15.0)  # of silence after a spent code, on either side
+PATIENT_FAILURES: Final = 3  # codes that guesses ended in a row, before a fresh one has to wait: nobody guesses at network speed
+FIRST_DELAY: Final = Seconds(5.0)
+LONGEST_DELAY: Final = Seconds(600.0)
+
+POST_ANSWER: Final = 1  # first byte of a mailbox body: PAKE message and confirmation follow
+POST_FAILURE: Final = 2  # the codes differ
+POST_BUSY: Final = 3  # as many as may are trying this code just now: claim it again in a moment
+
+#: (now, completed, path, our instance, are we the initiator): make the connection; None when it may not be.
+Adopt: TypeAlias = "Callable[[Instant, Completed, PathKey, int, bool], Peering | None]"
+
+
+class CodeTerms(NamedTuple):
+    """What a code is good for.  `guesses`: answered claims that may come to nothing before it ends; one means one claim."""
+
+    words: int
+    guesses: int
+    purpose: Purpose
+
+    @property
+    def is_for_many(self) -> bool:
+        return self.guesses > 1
+
+
+FOR_ONE: Final = CodeTerms(CODE_WORDS, 1, Purpose.PORTS)
+FOR_MANY: Final = CodeTerms(ROOM_CODE_WORDS, ROOM_GUESSES, Purpose.ROOM)
+
+
+class _Attempt:
+    """A claim that we answered."""
+
+    __slots__ = ("channel", "deadline", "has_init", "instance", "mailbox", "nameplate", "responder")
+
+    def __init__(self, claim: told.ClaimReceived, responder: XxResponder, instance: int, deadline: Instant) -> None:
+        self.nameplate = claim.nameplate
+        self.mailbox = claim.mailbox
+        self.channel = claim.channel
+        self.responder = responder
+        self.instance = instance
+        self.deadline = deadline
+        self.has_init = False
+
+
+class ExposerPairing:
+    """Keeps one code valid: until somebody has paired by it (with `keep` one after the other), or FOR_MANY until it is closed."""
+
+    def __init__(
+        self,
+        context: Context,
+        client: Client,
+        *,
+        grants: tuple[dict[str, Any], ...],
+        keep: bool,
+        adopt: Adopt,
+        now: Instant,
+        terms: CodeTerms = FOR_ONE,
+    ) -> None:
+        self.grants = grants
+        self.is_done = False
+        self._context = context
+        self._client = client
+        self._keep = keep
+        self._adopt = adopt
+        self._terms = terms
+        self._nameplate: int | None = None
+        self._code: Code | None = None
+        self._attempts: dict[bytes, _Attempt] = {}  # by mailbox
+        self._failures = 0  # of this code
+        self._ended = 0  # codes in a row that failures ended
+        self._expires_at: Instant | None = None
+        self._renew_at: Instant | None = None
+        self._allocate_at: Instant | None = None
+        self._asked_at: Instant | None = None
+        self._is_asking = False  # a code is wanted from the server; what it gives unasked is no code of ours
+        self._ask(now)
+
+    def renew(self, now: Instant) -> None:
+        """One more code, now: also after the first one has done its work.  Whoever holds one for many gets in by it no more."""
+        self.is_done = False
+        if self._terms.is_for_many:
+            for attempt in self._attempts.values():
+                self._client.leave_mailbox(now, attempt.mailbox)
+                self._client.leave_channel(now, attempt.channel.channel)
+            self._attempts.clear()
+        if not self._attempts:
+            self._withdraw(now)
+            self._ask(now)
+
+    def close(self, now: Instant) -> None:
+        self.is_done = True
+        self._attempts.clear()
+        self._withdraw(now)
+
+    def fail(self, now: Instant) -> None:
+        """A fault of ours has met an attempt; nobody knows how far it went, so it counts as guesses that end the code."""
+        self._attempts.clear()
+        if not self.is_done:
+            self._is_asking = False
+            self._allocate_at = Instant(now + self._end_code(now))
+
+    def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
+        if self.is_done:
+            return
+        match event:
+            case told.Allocated(nameplate=nameplate, expires_s=expires_s) if self._is_asking:
+                self._issue(now, nameplate, expires_s)
+            case told.NameplateLost(nameplate=nameplate) if nameplate == self._nameplate:
+                if self._failures or self._under_way(nameplate):  # else a server could lose each code after its guesses
+                    self._allocate_at = Instant(now + self._end_code(now))
+                else:
+                    self._withdraw(now)
+                    self._ask(now)
+            case told.ClaimReceived(nameplate=nameplate) if nameplate == self._nameplate:
+                self._answer(now, event)
+            case told.Posted(mailbox=mailbox, body=body):
+                attempt = self._attempts.get(mailbox)
+                if attempt is not None and body[:1] == bytes((POST_FAILURE,)):
+                    self._fail(now, attempt, Problem.WRONG_CODE, "Somebody tried a wrong code")
+            case told.Refused(what="allocate", code=code, text=text) if self._is_asking:
+                self._is_asking = False
+                # What can heal is tried again: the server is full, or busy.
+                final = code in (RefusalCode.DENIED, RefusalCode.VERSION)
+                self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=server_says(text), is_final=final))
+                if not final:
+                    self._allocate_at = Instant(now + max(FIRST_DELAY, event.retry_after))
+            case _:
+                pass
+
+    def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        """An XX init; False when it is not for us."""
+        attempt = next((each for each in self._attempts.values() if self._is_relayed(each, path)), None)
+        if attempt is None:
+            return False
+        try:
+            response = attempt.responder.handle_init(bytes(datagram))
+        except MalformedPacket:
+            if attempt.has_init:
+                self._context.drops["second pairing init"] += 1
+            else:
+                self._client.post(now, attempt.mailbox, bytes((POST_FAILURE,)))
+                self._fail(now, attempt, Problem.WRONG_CODE, "Somebody tried a wrong code")
+            return True
+        attempt.has_init = True
+        self._context.send(path, response)
+        return True
+
+    def handle_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        index = int.from_bytes(datagram[8:12], "big")
+        attempt = next((each for each in self._attempts.values() if each.responder.index == index), None)
+        if attempt is None:
+            return False
+        if not self._is_relayed(attempt, path):
+            self._context.drops["pairing past the server"] += 1
+            return True
+        try:
+            completed = attempt.responder.handle_finish(bytes(datagram))
+        except MalformedPacket:
+            self._context.drops["pairing finish not authentic"] += 1
+            return True
+        if completed.params.purpose not in (0, self._terms.purpose.value):
+            self._client.post(now, attempt.mailbox, bytes((POST_FAILURE,)))
+            self._fail(now, attempt, Problem.WRONG_CODE, "Somebody wanted something else by the code")
+            return True
+        del self._attempts[attempt.mailbox]
+        self._ended = 0
+        self._client.leave_mailbox(now, attempt.mailbox)
+        if not self._terms.is_for_many:
+            self.is_done = not self._keep
+            if self._keep:
+                self._ask(now)
+        self._adopt(now, completed, path, attempt.instance, False)
+        return True
+
+    def handle_timeout(self, now: Instant) -> None:
+        if self.is_done:
+            return
+        for attempt in [each for each in self._attempts.values() if now >= each.deadline]:
+            self._fail(now, attempt, Problem.CODE_UNANSWERED, "Somebody used the code and fell silent")
+        if self._expires_at is not None and now >= self._expires_at:
+            self._withdraw(now)
+            self._context.emit(Troubled(problem=Problem.CODE_EXPIRED, text="The code has expired: here comes a fresh one."))
+            self._ask(now)
+        if self._renew_at is not None and self._nameplate is not None and now >= self._renew_at:
+            self._renew_at = Instant(now + RENEW_INTERVAL)
+            self._client.renew(now, self._nameplate)
+        if self._allocate_at is not None and now >= self._allocate_at:
+            self._ask(now)
+
+    def poll_timeout(self) -> Instant | None:
+        if self.is_done:
+            return None
+        deadlines = (each.deadline for each in self._attempts.values())
+        return earliest(self._expires_at, self._renew_at, self._allocate_at, *deadlines)
+
+    def _is_relayed(self, attempt: _Attempt, path: PathKey) -> bool:
+        """By the server, through the channel of the claim: any other source address may be forged, and would be believed."""
+        return path.prefix == attempt.channel.channel and self._client.is_server(path.socket_id, path.remote)
+
+    def _ask(self, now: Instant) -> None:
+        """The only way to a code: a server that could hand one out unasked would choose how often it may guess."""
+        self._allocate_at = None
+        if self._is_asking:
+            return
+        if self._asked_at is not None and now < self._asked_at + ASK_SPACING:
+            self._allocate_at = Instant(self._asked_at + ASK_SPACING)
+            return
+        self._is_asking = True
+        self._asked_at = now
+        self._client.allocate(now, ROOM_CLAIMS if self._terms.is_for_many else 1)
+
+    def _issue(self, now: Instant, nameplate: int, expires_s: int) -> None:
+        self._is_asking = False
+        if self._nameplate is not None:
+            self._client.release(now, self._nameplate)
+        text = make_code(nameplate, self._context.entropy, words=self._terms.words)
+        self._nameplate = nameplate
+        self._code = parse_code(text)
+        self._failures = 0
+        lifetime = min(max(float(expires_s), SHORTEST_LIFETIME), CODE_LIFETIME)
+        if self._terms.is_for_many:
+            self._renew_at = Instant(now + min(RENEW_INTERVAL, lifetime / 3))
+        else:
+            self._expires_at = Instant(now + lifetime)
+        self._context.emit(CodeIssued(code=text, expires_s=None if self._terms.is_for_many else lifetime))
+
+    def _withdraw(self, now: Instant) -> None:
+        if self._nameplate is not None:
+            self._client.release(now, self._nameplate)
+        self._nameplate = self._code = self._expires_at = self._renew_at = None
+
+    def _answer(self, now: Instant, claim: told.ClaimReceived) -> None:
+        """From here on this guess is spent, and with the last one the code: each claim has a PAKE of its own."""
+        context, code = self._context, self._code
+        assert code is not None
+        if claim.mailbox in self._attempts:
+            return
+        if self._failures + self._under_way(claim.nameplate) >= self._terms.guesses:
+            self._client.post(now, claim.mailbox, bytes((POST_BUSY,)))
+            self._client.leave_channel(now, claim.channel.channel)
+            context.drops["claims while enough are under way"] += 1
+            return
+        if not self._terms.is_for_many:
+            self._withdraw(now)
+        pake = Pake("A", code, context.entropy)
+        instance = context.new_instance()
+        try:
+            psk = pake.finish(claim.body)
+        except MalformedPacket:
+            self._client.post(now, claim.mailbox, bytes((POST_FAILURE,)))
+            self._fail(now, claim, Problem.WRONG_CODE, "Somebody sent rubbish for the code")
+            return
+        self._client.post(now, claim.mailbox, bytes((POST_ANSWER,)) + pake.message + pake.confirmation)
+        responder = XxResponder(
+            static=context.static,
+            psk=psk,
+            prologue=xx_prologue(claim.nameplate, pake.message, claim.body),
+            index=context.new_index(),
+            params=context.params(instance, purpose=self._terms.purpose),
+            entropy=context.entropy,
+        )
+        self._attempts[claim.mailbox] = _Attempt(claim, responder, instance, Instant(now + ANSWER_TIMEOUT))
+
+    def _fail(self, now: Instant, attempt: _Attempt | told.ClaimReceived, problem: Problem, text: str) -> None:
+        """One guess has come to nothing; a person is told of each."""
+        self._attempts.pop(attempt.mailbox, None)
+        self._client.leave_channel(now, attempt.channel.channel)
+        terms = self._terms
+        if terms.is_for_many and attempt.nameplate != self._nameplate:
+            self._context.emit(Troubled(problem=problem, text=f"{text}, one that had ended already."))
+            return
+        self._failures += 1
+        left = terms.guesses - self._failures
+        if left > 0:
+            more = f"{left} more" if left > 1 else "one more"
+            self._context.emit(Troubled(problem=problem, text=f"{text}: {more} such attempt{'s' * (left > 1)}, and it ends."))
+            return
+        delay = self._end_code(now)
+        then = "A fresh one follows." if not delay else f"A fresh one follows in {delay:.0f} seconds."
+        self._context.emit(Troubled(problem=problem, text=f"{text}; the old one is used up. {then}"))
+        self._allocate_at = Instant(now + delay)
+
+    def _under_way(self, nameplate: int) -> int:
+        """Guesses at this code that we have answered, and know nothing more of."""
+        return sum(each.nameplate == nameplate for each in self._attempts.values())
+
+    def _end_code(self, now: Instant) -> Seconds:
+        """Guesses have ended the code: how long a fresh one has to wait."""
+        self._withdraw(now)
+        self._ended += 1
+        beyond = self._ended - PATIENT_FAILURES
+        return Seconds(0.0 if beyond < 0 else min(FIRST_DELAY * 2**beyond, LONGEST_DELAY))
+
+
+def server_says(text: str) -> str:
+    """The server's own words, made harmless for a terminal."""
+    words = "".join(character for character in text if character.isprintable()).strip(" .")
+    return f"The server refused: {words}." if words else "The server refused without saying why."

@@ -1,0 +1,187 @@
+"""Who are you, then?  Two sides that share a psk but get no IK handshake done exchange their static keys by XXpsk0.
+
+IK says nothing when a static key is not the remembered one: the init is simply not for that machine.  So a dialer whose inits
+stay unanswered on a live channel asks by XX, under the pair's psk, and people hear a clear sentence instead of silence.
+Each side judges the key it sees.  A listener that does not know the dialer's says so under the new keys: that the key seen by
+the dialer is the right one proves nothing, for a line may lose every init.  No connection comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from tunnel.errors import MalformedPacket, command_word
+from tunnel.node.context import Context
+from tunnel.node.events import KnownPeer, Problem, Troubled
+from tunnel.node.freshness import Refused
+from tunnel.node.handshakes import Initiator, InitiatorHandshake, Params, Pattern, XxResponder, open_close, seal_close
+from tunnel.transport.connection.events import CloseCode
+from tunnel.units import Buffer, Instant, PathKey, Seconds
+
+PROLOGUE: Final = b"ptunnel 1 XX check"
+GIVE_UP_AFTER: Final = Seconds(6.0)
+MAX_CHANNELS: Final = 256  # introduced channels that are remembered; the oldest is forgotten
+
+
+def _params(context: Context, peer: KnownPeer) -> Params:
+    """What we say of ourselves; to others of our own key, which copy of the home we have."""
+    params = context.params(context.new_instance())
+    return replace(params, machine=context.place) if peer.static == context.static_public else params
+
+
+class KeyQuestion:
+    """The dialer's side."""
+
+    def __init__(
+        self, context: Context, peer: KnownPeer, path: PathKey, now: Instant, right: Callable[[Params], None] | None = None
+    ) -> None:
+        """`right` hears what a listener with the right key says of itself."""
+        self._context = context
+        self._peer = peer
+        self._right = right
+        self._is_answered = False
+        initiator = Initiator(
+            Pattern.XX,
+            static=context.static,
+            remote_static=None,
+            psk=peer.psk,
+            prologue=PROLOGUE,
+            index=context.new_index(),
+            params=_params(context, peer),
+            entropy=context.entropy,
+        )
+        self._handshake = InitiatorHandshake(
+            initiator=initiator,
+            path=path,
+            now=now,
+            timestamp=context.timestamp,
+            rng=context.rng,
+            give_up_after=GIVE_UP_AFTER,
+            drops=context.drops,
+        )
+        context.answers[initiator.index] = self._on_answer
+        context.verdicts[initiator.index] = self._on_verdict
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_answered or self._handshake.is_over
+
+    def close(self) -> None:
+        self._context.answers.pop(self._handshake.index, None)
+        self._context.verdicts.pop(self._handshake.index, None)
+
+    def handle_timeout(self, now: Instant) -> None:
+        """Asks again; after the answer it repeats the finish until there is a verdict, or for three seconds."""
+        self._handshake.handle_timeout(now)
+        datagram = self._handshake.poll_transmit(now)
+        if datagram is not None:
+            self._context.send(self._handshake.path, datagram)
+
+    def poll_timeout(self) -> Instant | None:
+        return None if self._is_answered else self._handshake.poll_timeout()
+
+    def _on_answer(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        completed = self._handshake.handle_datagram(now, datagram)
+        if completed is None:
+            return True
+        if completed.remote_static == self._peer.static:
+            if self._right is not None:
+                self._right(completed.params)
+            return True
+        if completed.finish is not None:
+            self._context.send(path, completed.finish)
+        name = self._peer.name
+        self._conclude(
+            f"The key of {name} has changed since you paired: it was set up anew, or its secrets were copied. "
+            f"If that is expected, run 'ptunnel peers forget {command_word(name)}' and pair again."
+        )
+        return True
+
+    def _on_verdict(self, datagram: Buffer) -> None:
+        completed = self._handshake.completed
+        if completed is not None and open_close(completed.keypair, datagram) == CloseCode.FORGOTTEN:
+            self._conclude(f"{self._peer.name} does not know the key of this machine any more: pair again with a fresh code.")
+
+    def _conclude(self, text: str) -> None:
+        self._is_answered = True
+        self.close()
+        self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=True))
+
+
+class KeyAnswerer:
+    """The listener's side: answers on channels that a room of a remembered peer led to."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._peers: dict[bytes, KnownPeer] = {}  # by channel
+        self._asked: dict[bytes, XxResponder] = {}
+        self._judged: set[bytes] = set()  # channels whose key was looked at: a wrong one was told here
+        self._refused: dict[bytes, Refused] = {}
+        #: Hears once of each channel on which the key was right, what its owner says of itself, and what was refused there.
+        self.alive: Callable[[Instant, KnownPeer, Params, Refused | None], None] = lambda now, peer, params, refused: None
+
+    def introduced(self, channel: bytes, peer: KnownPeer) -> None:
+        while len(self._peers) >= MAX_CHANNELS:
+            self.forget(next(iter(self._peers)))
+        self._peers[channel] = peer
+
+    def refused(self, now: Instant, channel: bytes, static: bytes, timestamp: int) -> None:
+        """An init with that static key was not newer than another one."""
+        peer = self._peers.get(channel)
+        if peer is not None and peer.static == static:
+            before = self._refused.get(channel)
+            self._refused[channel] = Refused(max(timestamp, before.timestamp if before is not None else 0), now)
+
+    def forget(self, channel: bytes) -> None:
+        self._refused.pop(channel, None)
+        self._peers.pop(channel, None)
+        self._asked.pop(channel, None)
+        self._judged.discard(channel)
+
+    def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        peer = self._peers.get(path.prefix)
+        if peer is None:
+            return False
+        context = self._context
+        responder = self._asked.get(path.prefix)
+        if responder is None:
+            responder = XxResponder(
+                static=context.static,
+                psk=peer.psk,
+                prologue=PROLOGUE,
+                index=context.new_index(),
+                params=_params(context, peer),
+                entropy=context.entropy,
+            )
+        try:
+            response = responder.handle_init(bytes(datagram))
+        except MalformedPacket:
+            context.drops["key question not authentic"] += 1
+            return True
+        self._asked[path.prefix] = responder
+        context.send(path, response)
+        return True
+
+    def handle_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+        peer, responder = self._peers.get(path.prefix), self._asked.get(path.prefix)
+        if peer is None or responder is None or responder.index != int.from_bytes(datagram[8:12], "big"):
+            return False
+        try:
+            completed = responder.handle_finish(bytes(datagram))
+        except MalformedPacket:
+            self._context.drops["key question not authentic"] += 1
+            return True
+        is_first = path.prefix not in self._judged
+        self._judged.add(path.prefix)
+        if completed.remote_static == peer.static:
+            if is_first:
+                self.alive(now, peer, completed.params, self._refused.get(path.prefix))
+            return True  # IK will do, as soon as an init gets through
+        context = self._context
+        context.send(path, seal_close(completed.keypair, CloseCode.FORGOTTEN, "this is not the key that I remember"))
+        if is_first:
+            text = f"{peer.name} came with another key than you paired with: forget it and pair again if that is expected."
+            context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text))
+        return True

@@ -1,0 +1,492 @@
+"""One peer of this endpoint: its connection, the handshakes that renew it, its punching, and small talk on the control stream.
+
+A peering outlives its connection only where the peer restarted; keys, paths and channels change inside the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from tunnel.core.timers import earliest
+from tunnel.errors import MalformedPacket, StateError, UnreachableError
+from tunnel.node import silence
+from tunnel.node.context import Context, Wall
+from tunnel.node.events import KnownPeer, PeerBack, PeeringClosed, PeeringEvent, PeeringStarted, Problem, Troubled
+from tunnel.node.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
+from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, Hybrid
+from tunnel.node.learning import Learning
+from tunnel.node.punching import AgentState, Puncher
+from tunnel.pairing.grants import GrantSet
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import (
+    AllPathsLost,
+    CloseCode,
+    CloseReason,
+    ConnectionClosed,
+    ConnectionEvent,
+    ControlReceived,
+    PathChanged,
+    PathKind,
+    PathLost,
+    RekeyDue,
+)
+from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
+
+# First byte of a message on the control stream; unknown ones are left for later versions.
+CONTROL_HELLO: Final = 0  # nothing but a first packet under the new keys
+CONTROL_OFFER: Final = 1  # candidates: nat/candidate.py
+CONTROL_PING: Final = 2  # 8 bytes that come back as
+CONTROL_PONG: Final = 3
+CONTROL_ROOM: Final = 4  # what members of a room tell each other: room/core/messages.py
+CONTROL_SHARES: Final = 5  # what the receiver may reach at the sender: shares.py
+CONTROL_SERVER: Final = 9  # where the sender's own server is now, and back: that this is remembered
+
+OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
+MAX_PONGS: Final = 64  # pings under way, and answers that nobody has fetched
+REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
+
+
+class Peering:
+    """One peer.  `is_initiator` on the connecting side, which also is the one that meets the peer anew."""
+
+    def __init__(self, context: Context, peer: KnownPeer, *, is_initiator: bool, server: str | None, instance: int) -> None:
+        self.peer = peer
+        self.is_initiator = is_initiator
+        self.server = server
+        self.instance = instance
+        self.connection: Connection | None = None
+        self.puncher: Puncher | None = None
+        self.handshake: InitiatorHandshake | None = None
+        self.entry = context.agenda.enter(self, self.poll_timeout)
+        self.touch = self.entry.touch
+        self.pongs: dict[int, Instant] = {}
+        self._asked: dict[int, None] = {}  # tokens of pings under way, the oldest first
+        self.needs_meeting = False  # the connecting side has no way to the peer: somebody has to dial
+        self.is_closed = False
+        self.lacks_keys = False  # data of the peer got through when its keys ended, and new ones do not
+        self.policy = context.config.path_policy
+        self._context = context
+        self._is_explained = self._has_lost_puncher = self._has_failed = False
+        self._is_silent = False  # no path stands, and that was told
+        self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
+        self._streams_seen = 0
+        self._fault: Exception | None = None  # met where nothing could be done about it
+        self.hybrid = Hybrid(context, self)
+        self._learning = Learning(context, peer.static)
+        self.is_started = False  # PeeringStarted was told
+
+    @property
+    def grants(self) -> GrantSet:
+        """What this peer may reach on our side."""
+        if self._grants is None or self._grants[0] is not self.peer.grants:
+            try:
+                self._grants = (self.peer.grants, GrantSet.from_dicts(self.peer.grants))
+            except StateError:
+                self._grants = (self.peer.grants, GrantSet())  # what cannot be read grants nothing
+        return self._grants[1]
+
+    @property
+    def is_confirmed(self) -> bool:
+        """The peer has spoken under the connection's keys."""
+        return self.connection is not None and self.connection.is_confirmed
+
+    @property
+    def is_reachable(self) -> bool:
+        """Some path to the peer works, as far as we know."""
+        return self.connection is not None and not self.is_closed and self.connection.has_path and not self.hybrid.is_held
+
+    # --- connection and keys
+
+    def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str, completed: Completed) -> None:
+        """A connection stands: the first one, or one with the peer's new instance."""
+        self.connection = connection
+        self.lacks_keys = False
+        self.puncher = puncher
+        self.policy = policy
+        self._is_explained = False
+        connection.set_policy(now, policy)
+        connection.send_control(bytes((CONTROL_HELLO,)))
+        self.hybrid.attach(now, connection, completed)
+        self.pump(now)
+
+    def start(self) -> None:
+        """Tell that there is a connection, once it may be used."""
+        if not self.is_started and not self.hybrid.is_held and not self.is_closed:
+            self.is_started = True
+            self._context.emit(PeeringStarted(peering=self))
+
+    def begin_handshake(
+        self,
+        now: Instant,
+        path: PathKey,
+        *,
+        give_up_after: Seconds | None = None,
+        others: Iterable[PathKey] = (),
+        is_awaited: bool = False,
+    ) -> None:
+        """IK towards the peer over `path`, and `others` in turn; one that is under way moves there instead."""
+        self.touch()
+        if self.handshake is not None and self.handshake.completed is None and not self.handshake.has_failed:
+            self.handshake.move(now, path)
+            return
+        self.end_handshake()
+        context = self._context
+        resume = self.connection.remote_instance if self.connection is not None and not self.connection.is_closed else 0
+        if self.connection is None:
+            context.refresh(self.peer)
+        initiator = Initiator(
+            Pattern.IK,
+            static=context.static,
+            remote_static=self.peer.static,
+            psk=self.peer.psk,
+            prologue=ik_prologue(),
+            index=context.new_index(),
+            params=context.params(self.instance, resume),
+            entropy=context.entropy,
+            newer=self.hybrid.newer_psks,
+        )
+        self.handshake = InitiatorHandshake(
+            initiator=initiator,
+            path=path,
+            now=now,
+            timestamp=context.timestamp,
+            rng=context.rng,
+            give_up_after=give_up_after,
+            drops=context.drops,
+            others=others,
+            at_once=self.connection is not None and self.connection.is_mute,
+            is_awaited=is_awaited,
+        )
+        context.handshakes[self.handshake.index] = self
+
+    def give_up_keys(self, now: Instant) -> None:
+        """A copy of this process may hold them too: begin with new ones."""
+        handshake = self.handshake
+        with self.wall(now):
+            if handshake is not None and handshake.completed is None:
+                self.end_handshake()
+                if self.connection is None:
+                    self.begin_handshake(now, handshake.path)
+            if self.connection is not None:
+                self.connection.give_up_keys(now)
+
+    def end_handshake(self) -> None:
+        if self.handshake is not None:
+            self._context.handshakes.pop(self.handshake.index, None)
+            self.handshake = None
+        self.touch()
+
+    def install(self, now: Instant, completed: Completed, path: PathKey) -> None:
+        """New keys for the connection that stands, over a path that may be new too."""
+        connection = self.connection
+        assert connection is not None
+        self.lacks_keys = False
+        connection.install_keypair(now, completed.keypair, True)
+        connection.migrate(now, path, PathKind.RELAY if path.prefix else PathKind.DIRECT)
+        connection.send_control(bytes((CONTROL_HELLO,)))
+        if connection.current_path.kind is PathKind.RELAY:
+            self.refresh_candidates(now)
+        self.hybrid.installed(now, connection, completed)
+        self.pump(now)
+
+    # --- faults of ours
+
+    def wall(self, now: Instant) -> Wall:
+        """Around what is done with this peer: see fail."""
+        return Wall(lambda error: self.fail(now, error))
+
+    def fail(self, now: Instant, error: Exception) -> None:
+        """Nobody foresaw `error`, which something of this peer has met: it ends here, and nothing else does.  Never raises."""
+        self._context.fault("link", f"ended the link to {self.peer.name}", error)
+        self.touch()
+        has_failed, self._has_failed = self._has_failed, True
+        try:
+            if self.connection is not None and not has_failed:
+                self.connection.close(now, CloseCode.INTERNAL, "a fault in ptunnel on the other side")
+        except Exception:
+            has_failed = True
+        if has_failed:  # it does not even say goodbye
+            self.connection = None
+        self.finish(CloseReason(CloseCode.INTERNAL, "a fault in ptunnel", False))
+
+    def lose_puncher(self, error: Exception) -> None:
+        """Nobody foresaw `error`, which the search for a direct path has met: it ends; the paths that stand go on."""
+        self._context.fault("punching", f"ended the search for a direct path to {self.peer.name}", error)
+        self.puncher, self._has_lost_puncher = None, True
+        self.touch()
+
+    # --- inputs
+
+    def drain(self, now: Instant) -> None:
+        """Take the connection's events: answer what is ours, pass on the rest."""
+        try:
+            connection = self.connection
+            while connection is not None and (event := connection.poll_event()) is not None:
+                self._on_event(now, event)
+        except Exception as error:
+            self.fail(now, error)
+        if self._is_silent and self.is_reachable:
+            self._is_silent = False
+            self._context.emit(PeerBack(peering=self))
+
+    def fresh_streams(self) -> int:
+        """How many the peer has opened since the last call."""
+        if self.connection is None:
+            return 0
+        before, self._streams_seen = self._streams_seen, self.connection.streams_accepted
+        return max(0, self._streams_seen - before)
+
+    def _on_event(self, now: Instant, event: ConnectionEvent) -> None:
+        match event:
+            case ControlReceived(data=data):
+                self._on_control(now, data)
+                return
+            case RekeyDue():
+                assert self.connection is not None
+                if self.handshake is None or self.handshake.completed is not None or self.handshake.has_failed:
+                    path, *others = self.connection.handshake_paths
+                    self.begin_handshake(now, path, give_up_after=REKEY_GIVES_UP, others=others)
+            case PathLost(kind=PathKind.RELAY):
+                self._context.doubt_server(now, self.server or "")
+            case PathChanged(kind=PathKind.DIRECT):
+                self._learning.learn(self.connection, self.puncher)
+            case AllPathsLost(no_keys=no_keys):
+                self._ask_to_meet()
+                if no_keys:
+                    self.lacks_keys = self._is_silent = True
+                    self._context.emit(silence.no_keys(self.peer.name))
+                elif not self._is_silent:
+                    self._is_silent = True
+                    self._context.emit(silence.fell_silent(self.peer.name, is_initiator=self.is_initiator))
+                with Wall(self.lose_puncher):
+                    if self.puncher is not None:
+                        self.puncher.agent.path_lost(now)
+                        self.puncher.next_at = now
+            case ConnectionClosed(reason=reason):
+                self._context.events.append(PeeringEvent(self, event))
+                if self.is_initiator and reason.code == CloseCode.IDLE:
+                    self._start_over()
+                else:
+                    self.finish(reason)
+                return
+            case _:
+                with Wall(self.lose_puncher):
+                    if self.puncher is not None:
+                        self.puncher.handle_event(now, event)
+                if isinstance(event, PathLost):
+                    self._learning.learn_keepalive(self.connection)
+        self._context.events.append(PeeringEvent(self, event))
+
+    def network_changed(self, now: Instant) -> None:
+        """The host roamed or woke up.  The paths that stand are used until they fail; a fresh round of checks runs beside."""
+        connection = self.connection
+        if connection is None or self.is_closed:
+            return
+        with self.wall(now):
+            connection.verify_paths(now)
+        with Wall(self.lose_puncher):
+            if self.puncher is not None:
+                self.puncher.agent.path_lost(now)
+                self.puncher.next_at = now
+
+    def refresh_candidates(self, now: Instant, hosts: Iterable[str] | None = None) -> None:
+        """Ours may have changed; `hosts` are this machine's addresses where those have."""
+        with Wall(self.lose_puncher):
+            if self.puncher is not None and hosts is not None:
+                self.puncher.set_hosts(now, hosts)
+            elif self.puncher is not None:
+                self.puncher.refresh(now)
+
+    def handle_stun(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
+        """An answer to a question of the search for a direct path; False when it is to none of this one's."""
+        with Wall(self.lose_puncher):
+            return self.puncher is not None and self.puncher.handle_stun(now, socket_id, remote, datagram)
+        return False
+
+    def _start_over(self) -> None:
+        """An hour of silence is most often a night of sleep: the streams are gone, and the peer is met anew as somebody new."""
+        self.end_handshake()
+        self.puncher, self.instance = None, self._context.new_instance()
+        self._ask_to_meet()
+
+    def _ask_to_meet(self) -> None:
+        self.needs_meeting = self.is_initiator
+        self._context.restless[self] = None
+
+    def finish(self, reason: CloseReason) -> None:
+        """The peering is over; the connection may still linger to say so."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._context.restless[self] = None
+            self.end_handshake()
+            self._context.events.append(PeeringClosed(peering=self, reason=reason))
+
+    def _on_control(self, now: Instant, data: Buffer) -> None:
+        kind = data[0] if len(data) else -1
+        connection = self.connection
+        assert connection is not None
+        if kind == CONTROL_OFFER and self.puncher is not None:
+            try:
+                self.puncher.handle_offer(now, data[1:])
+                if connection.current_path.kind is PathKind.DIRECT:
+                    self._learning.learn(connection, self.puncher)  # by now it may have a name
+            except MalformedPacket:
+                self._context.drops["offer malformed"] += 1
+            except Exception as error:
+                self.lose_puncher(error)
+        elif kind == CONTROL_PING and len(data) == 9:
+            connection.send_control(bytes((CONTROL_PONG,)) + bytes(data[1:]))
+        elif kind == CONTROL_PONG and len(data) == 9:
+            token = int.from_bytes(data[1:], "big")
+            if token not in self._asked:
+                self._context.drops["pong that nobody asked for"] += 1
+                return
+            del self._asked[token]
+            _make_room(self.pongs)
+            self.pongs[token] = now
+            self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
+        elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
+            self.hybrid.handle(now, connection, bytes(data))
+        elif kind in (CONTROL_ROOM, CONTROL_SHARES, CONTROL_SERVER):
+            self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
+
+    # --- verbs
+
+    def send_ping(self, now: Instant) -> int:
+        """Ask the peer for a PONG; its token appears in `pongs` with the instant it came.  Raises UnreachableError."""
+        if self.connection is None or self.is_closed:
+            raise UnreachableError(f"There is no connection to {self.peer.name} just now.")
+        data = self._context.entropy(8)  # else an answer could be sent before the question, and would seem to be quicker
+        token = int.from_bytes(data, "big")
+        _make_room(self._asked)
+        self._asked[token] = None
+        self.connection.send_control(bytes((CONTROL_PING,)) + data)
+        return token
+
+    def send_message(self, kind: int, body: bytes) -> None:
+        """CONTROL_ROOM, CONTROL_SHARES or CONTROL_SERVER; lost where there is no connection."""
+        if self.connection is not None and not self.is_closed:
+            self.connection.send_control(bytes((kind,)) + body)
+
+    def close(self, now: Instant, code: int, text: str) -> None:
+        """`text` is for the peer."""
+        if self.is_closed:
+            return
+        ours = "this side has ended" if code == CloseCode.NO_ERROR else text
+        self.drain(now)
+        with self.wall(now):
+            if self.connection is not None:
+                self.connection.close(now, code, text)
+        self.finish(CloseReason(code, ours, False))
+        self.drain(now)
+
+    def why_relayed(self, now: Instant) -> str:
+        """One sentence for a person, about a connection that is relayed."""
+        if self.policy == "relay":
+            return "the path was set to relay"
+        if self.is_over_tls:
+            return OVER_TLS
+        if self._has_lost_puncher:
+            return "a fault in ptunnel ended the search for a direct path"
+        if self.puncher is None or self.puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
+            return "the relay carries until a direct path is found"
+        return self.puncher.why_relayed
+
+    @property
+    def is_over_tls(self) -> bool:
+        """Whether the current path goes through a TLS connection to the server."""
+        connection = self.connection
+        return connection is not None and connection.current_path.key.socket_id in self._context.tls_sockets
+
+    @property
+    def nat(self) -> dict[str, str]:
+        """How our router maps and how the peer's does, as far as known, and which costlier technique was used last."""
+        return {} if self.puncher is None else self.puncher.nat
+
+    def punching(self, now: Instant) -> dict[str, Any]:
+        """What the search for a direct path has cost and may still cost: packets, sockets, seconds; for `status`."""
+        return {} if self.puncher is None else self.puncher.describe(now)
+
+    def _explain(self, now: Instant) -> None:
+        """Once punching has come to nothing, say why: the path is what it was, but a person now knows more."""
+        connection, puncher = self.connection, self.puncher
+        if connection is None or puncher is None or connection.current_path.kind is PathKind.DIRECT:
+            self._is_explained = False
+        elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
+            self._is_explained = True
+            self._learning.unlearn()
+            view, why = connection.current_path, OVER_TLS if self.is_over_tls else puncher.why_relayed
+            if self.policy == "direct":
+                text = f"No direct path to {self.peer.name} was found: {why}. Trying on."
+                self._context.emit(Troubled(problem=Problem.NO_DIRECT, text=text))
+                return
+            event = PathChanged(view.key, view.kind, view.key.remote, view.smoothed_rtt, view.mtu, why)
+            self._context.emit(PeeringEvent(self, event))
+
+    # --- time
+
+    def handle_timeout(self, now: Instant) -> None:
+        try:
+            if self._fault is not None:
+                raise self._fault
+            if self.connection is not None:
+                at = self.connection.poll_timeout()
+                if at is not None and at <= now:
+                    self.connection.handle_timeout(now)
+                    self.drain(now)
+            self.hybrid.handle_timeout(now)
+        except Exception as error:
+            self._fault = None
+            self.fail(now, error)
+        self.pump(now)
+
+    def pump(self, now: Instant) -> None:
+        """Send what is due of handshake, checks and offers."""
+        self.touch()
+        try:
+            self._pump(now)
+        except Exception as error:
+            self.fail(now, error)
+
+    def _pump(self, now: Instant) -> None:
+        self.hybrid.pump(now)
+        handshake = self.handshake
+        if handshake is not None:
+            handshake.handle_timeout(now)
+            if handshake.has_failed:
+                self.end_handshake()
+            while (datagram := handshake.poll_transmit(now)) is not None:
+                self._context.send(handshake.path, datagram)
+        if self.puncher is not None and self.connection is not None and not self.is_closed and not self.connection.is_mute:
+            try:
+                while (offer := self.puncher.pump(now)) is not None:
+                    self.connection.send_control(bytes((CONTROL_OFFER,)) + offer)
+                self._explain(now)
+            except Exception as error:
+                self.lose_puncher(error)
+
+    def poll_timeout(self) -> Instant | None:
+        try:
+            return self._poll_timeout()
+        except Exception as error:
+            self._fault = error
+            return Instant(0.0)
+
+    def _poll_timeout(self) -> Instant | None:
+        at = self.connection.poll_timeout() if self.connection is not None else None
+        due_at = self.hybrid.due_at
+        if due_at is not None and not self.is_closed and (at is None or due_at < at):
+            at = due_at
+        if self.handshake is not None:
+            at = earliest(at, self.handshake.poll_timeout())
+        puncher, connection = self.puncher, self.connection
+        if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):
+            return at
+        return puncher.next_at if at is None or puncher.next_at < at else at
+
+
+def _make_room(table: dict[int, Any]) -> None:
+    """For one more."""
+    while len(table) >= MAX_PONGS:
+        del table[next(iter(table))]

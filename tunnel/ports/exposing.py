@@ -1,0 +1,315 @@
+"""tunnel.expose: let peers reach what is granted to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+import trio
+
+from tunnel.errors import ConfigurationError, StateError, TunnelError
+from tunnel.host.machine import place_id
+from tunnel.pairing.grants import GrantSet
+from tunnel.ports.granting import Granted, grant, readable, require_something_to_share, told
+from tunnel.ports.public_link import Link, LinkHandler
+from tunnel.settings import GivenPeer, Settings
+from tunnel.setup.common import OnEvent, require_trio, single_error
+from tunnel.setup.machine import MACHINE
+from tunnel.setup.moving import tell_place
+from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
+from tunnel.setup.store import HomeStore
+from tunnel.setup.ways import WayKeeper
+from tunnel.shell.endpoint import EndpointDriver, KnownPeer
+from tunnel.shell.events import Event, Listening, Serving, Trouble
+from tunnel.shell.lasting import last
+from tunnel.shell.link import CloseCode
+from tunnel.shell.link import Link as DriverLink
+from tunnel.shell.reports import EndpointEvent, ExposerPairing, Troubled, to_event, to_exception
+from tunnel.shell.servers import Lookup
+
+
+class Exposure:
+    """A running `expose`."""
+
+    def __init__(
+        self, nursery: trio.Nursery, store: HomeStore, handler: LinkHandler, on_event: OnEvent | None, around: Surroundings
+    ) -> None:
+        self.server: str | None = None  # host:port as the other side must name it; None: remembered peers only
+        self.is_embedded = False
+        self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
+        self.driver: EndpointDriver | None = None
+        self._flow: ExposerPairing | None = None
+        self._nursery = nursery
+        self._store = store
+        self._handler = handler
+        self._on_event = on_event
+        self._around = around
+        self.places: set[str] = set()  # where the embedded server is and was, as peers may know it
+        self.find: Callable[[str], Lookup] | None = None  # the embedded server, by each of these words
+        self._greeted: set[str] = set()  # servers at which we wait, or will as soon as they answer
+        self._where: str | None = None  # once it was told
+        self._served: dict[bytes, tuple[dict[str, Any], ...]] | None = None  # by static key: what each may reach, as told last
+        self._problem: TunnelError | None = None
+        self._changed = trio.Event()
+
+    @property
+    def links(self) -> list[Link]:
+        """The live ones."""
+        links = self.driver.links.values() if self.driver is not None else ()
+        return [link for link in links if isinstance(link, Link)]
+
+    async def run(self) -> None:
+        """Serve until cancelled.  Raises what cannot be healed."""
+        while self._problem is None:
+            await self._changed.wait()
+        raise self._problem
+
+    async def wait_link(self) -> Link:
+        """The first live link.  Raises what cannot be healed."""
+        while not self.links:
+            if self._problem is not None:
+                raise self._problem
+            await self._changed.wait()
+        return self.links[0]
+
+    async def grant(self, names: Sequence[str], *grants: str, only: bool = False) -> list[Granted]:
+        """Let these remembered peers reach more from now on, or with `only` this and nothing else.  All of them or none.
+
+        Raises ConfigurationError, StateError; nothing has changed then.
+        """
+        parsed = GrantSet.parse(*grants)
+        granted = await trio.to_thread.run_sync(partial(grant, self._store.home, names, parsed, only=only))
+        with suppress(StateError):  # it is done, and will be seen as soon as it can be read
+            await self.look()
+        return granted
+
+    async def look(self) -> None:
+        """Go by what is remembered now; else that is seen within half a second.  Raises StateError."""
+        self._set_peers(await trio.to_thread.run_sync(self._store.load))
+
+    def _set_peers(self, peers: Iterable[KnownPeer]) -> None:
+        """What is remembered has changed: streams that are not granted any more end, and it is told who may reach what."""
+        peers = list(peers)
+        if self.driver is not None:
+            self.driver.set_peers(peers)
+            self._greet(peer.server for peer in peers)
+        if self._served is not None:
+            self._tell_served(peers, self._served)
+
+    def _greet(self, servers: Iterable[str | None]) -> None:
+        """Wait for peers at these too: whoever is paired by another process may be met elsewhere."""
+        for server in sorted({server for server in servers if server is not None} - self._greeted):
+            self._greeted.add(server)
+            if self.driver is not None:
+                lookup = self.find(server) if self.find is not None and server in self.places else None
+                self._nursery.start_soon(resolve, self.driver, server, self._tell, self._around, lookup)
+
+    def _set_place(self, where: str) -> None:
+        """The embedded server is reached there now, as this machine has other addresses."""
+        self.server = where
+        self.places.add(where)
+        self._tell_listening(where)
+        for link in self.links:
+            link.notify()
+
+    def _tell_all_served(self, peers: Iterable[KnownPeer]) -> None:
+        """Who may reach what, at the start."""
+        self._tell_served(peers, {})
+
+    def _tell_served(self, peers: Iterable[KnownPeer], before: Mapping[bytes, tuple[dict[str, Any], ...]]) -> None:
+        self._served = {peer.static: peer.grants for peer in peers}
+        for peer in peers:
+            if before.get(peer.static, ()) != peer.grants:
+                self._tell(Serving(peer=peer.name, grants=told(readable(peer.grants))))
+
+    def new_code(self) -> None:
+        """One more code, now: it arrives as a CodeReady event.  Raises ConfigurationError."""
+        if self._flow is None or self.driver is None:
+            raise ConfigurationError("There is nothing to pair for: name what to expose.")
+        self.driver.renew_code(self._flow)
+
+    def _tell_listening(self, where: str) -> None:
+        """Where others reach us; again each time that this changes."""
+        self._where = where
+        self._tell(Listening(bind=where, embedded=self.is_embedded, public=self.public_server))
+
+    def _set_public(self, public: str | None) -> None:
+        """The router forwards a port to the embedded server, or no longer."""
+        self.public_server = public
+        if self._where is not None:
+            self._tell_listening(self._where)
+
+    def _tell(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _handle_link(self, link: DriverLink) -> None:
+        assert isinstance(link, Link)  # the only sort that our driver makes
+        self._nursery.start_soon(self._store.note_seen, link.peer)
+        self._nursery.start_soon(self._serve, link)
+        if self.is_embedded:
+            tell = partial(tell_place, link, self._store, self)
+            self._nursery.start_soon(last, link.faults, "server", f"kept {link.peer_name} from hearing of our server", tell)
+        self._notify()
+
+    def _handle_event(self, event: EndpointEvent) -> None:
+        if isinstance(event, Troubled) and event.is_final and self._problem is None:
+            self._problem = to_exception(event)
+            self._notify()
+        if self._on_event is not None and self.driver is not None:
+            report = to_event(event, self.driver.clock())
+            if report is not None:
+                self._on_event(report)
+
+    async def _serve(self, link: Link) -> None:
+        """One peer's trouble is not the others'."""
+        with link.faults.wall("link", f"ended the link to {link.peer_name}") as wall:
+            try:
+                await self._handler(link)
+            except TunnelError as error:
+                self._tell(Trouble(code="peer_lost", message=str(error)))
+        if wall.error is not None:
+            link.close("a fault in ptunnel on the other side", CloseCode.INTERNAL)
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+
+async def _serve_forwards(link: Link) -> None:
+    from tunnel.ports.serve import serve_link
+
+    await serve_link(link)
+
+
+@asynccontextmanager
+async def expose(
+    grants: Sequence[str] = (),
+    *,
+    home: Path | str | None = None,
+    keep: bool = False,
+    to: Sequence[str] = (),
+    only: bool = False,
+    on_event: OnEvent | None = None,
+    handler: LinkHandler | None = None,
+    pair: bool | None = None,
+    waits: bool = False,
+    settings: Settings | None = None,
+    **given: Unpack[GivenPeer],
+) -> AsyncIterator[Exposure]:
+    """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
+
+    With grants and without `to`, a code is made (CodeReady event) for one new peer; with `keep`, a fresh one after each.
+    `to` grants them to remembered peers instead, with `only` in the place of what these had.  That is the last thing that is
+    done before the block is entered: what fails has granted nothing.  Without grants the saved ones are served.  Remembered
+    peers are always served.
+    With no server configured one is embedded for our own codes only; the Listening event carries its address.
+    `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.  What it raises ends
+    that link, and is told (Trouble, `internal`); what `on_event` raises is logged.
+    `pair`: whether a code is made; None: where there are grants.  A `handler` of your own needs no grant.
+    `waits`: for a network and somebody who knows names (Trouble, `no_network` and `still_trying`), where a code needs its server.
+    `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
+    `portmap`: ask the router to forward a port while this runs, and one to the embedded server.
+    `tls`: how servers are reached where UDP is blocked, unless their word says.
+    What is left out, or None, is as the environment and config.toml say; `settings` stands for all of these once resolved.
+    Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
+    """
+    require_trio()
+    wanted = GrantSet.parse(*grants)
+
+    def not_saved(text: str) -> None:
+        if on_event is not None:
+            on_event(Trouble(code="not_saved", message=text))
+
+    store = HomeStore(home, not_saved, settings=settings, given=given)
+    settings, machine = store.settings, MACHINE.get()
+    maps_ports = machine.has_router and settings.wants_port_mapping
+    wants_code = (bool(len(wanted)) if pair is None else pair) and not to
+    if to and not len(wanted):
+        raise ConfigurationError("Say what to expose to them: for example 'ptunnel expose 22 --to NAME'.")
+    if only and not to:
+        raise ConfigurationError("Say to whom: only goes with to.")
+    for each in to:
+        store.choose(each)
+    peers = store.load()
+    if not wants_code and not to and (handler is None or not peers):
+        require_something_to_share(store.home.peers())
+    ways = WayKeeper(store.home)
+    around = Surroundings(on_event, machine)
+    lock = store.home.lock_expose()
+    if lock.trouble:
+        not_saved(lock.trouble)
+    driver: EndpointDriver | None = None
+    try:
+        with single_error():
+            async with trio.open_nursery() as nursery:
+                exposure = Exposure(nursery, store, handler or _serve_forwards, on_event, around)
+                rendezvous = settings.server
+                if waits and rendezvous is None and not wants_code and any(map(may_be_ours, (peer.server for peer in peers))):
+                    await around.wait_network()
+                ours = were_ours((peer.server for peer in peers), machine)
+                if rendezvous is None and (wants_code or ours):
+                    rendezvous = await embed(nursery, machine, ours)
+                    exposure.is_embedded = rendezvous is not None
+                    if rendezvous is None and wants_code:
+                        rendezvous = ours[0]
+                exposure.server = rendezvous
+                if exposure.is_embedded and maps_ports and rendezvous is not None:
+                    await map_server(nursery, exposure._set_public, rendezvous, store.faults)
+                driver = exposure.driver = EndpointDriver(
+                    static_key=store.home.identity(),
+                    name=store.name(),
+                    peers=peers,
+                    store=store,
+                    path=settings.path,
+                    access_token=settings.access_token_bytes,
+                    on_event=exposure._handle_event,
+                    on_link=exposure._handle_link,
+                    traces=store.traces(),
+                    port_mapping=maps_ports,
+                    tls=settings.tls,
+                    memory=ways,
+                    faults=store.faults,
+                    place=lambda: place_id(store.home.path),
+                    link_type=Link,
+                    **machine.options(),
+                )
+                try:
+                    await nursery.start(driver.run)
+                    driver.listen()
+                    others = {peer.server for peer in peers if peer.server} - {rendezvous}
+                    if rendezvous is not None:
+                        exposure._greeted.add(rendezvous)
+                        if exposure.is_embedded:
+                            exposure.places.add(rendezvous)
+                            exposure.find = lambda server: found_here(server, machine, lambda _where: None)
+                        lookup = found_here(rendezvous, machine, exposure._set_place) if exposure.is_embedded else None
+                        if wants_code:
+                            await reach(driver, rendezvous, around, lookup, waits=waits and not exposure.is_embedded)
+                        else:  # one that only remembered peers use may come later
+                            nursery.start_soon(resolve, driver, rendezvous, exposure._tell, around, lookup)
+                    exposure._greet(others)
+                    nursery.start_soon(store.watch, exposure._set_peers)
+                    nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
+                    where = rendezvous or ", ".join(sorted(others)) or "nowhere"
+                    if to:
+                        await exposure.grant(to, *grants, only=only)
+                        with suppress(StateError):
+                            peers = store.load()
+                    exposure._tell_listening(where)
+                    exposure._tell_all_served(peers)
+                    if wants_code and rendezvous is not None:
+                        exposure._flow = driver.offer_code(rendezvous, grants=tuple(wanted.to_dicts()), keep=keep)
+                    yield exposure
+                finally:
+                    driver.close("the exposing side has ended")
+                    nursery.cancel_scope.cancel()
+    finally:
+        if driver is not None:
+            driver.release()
+            ways.close()
+            store.finish()
+        lock.release()

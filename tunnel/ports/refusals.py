@@ -1,0 +1,47 @@
+"""Why a connection or a flow came to nothing, in a sentence for each of the two persons."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from tunnel.errors import PermissionDeniedError, RefusedError, TunnelError, UnreachableError
+from tunnel.ports.counters import Notices
+from tunnel.ports.names import MisledError
+from tunnel.shell.stream import StreamCode
+
+REFUSALS: Final = {
+    StreamCode.REFUSED: "nothing listens there",
+    StreamCode.DENIED: "that is not shared with you",
+    StreamCode.UNREACHABLE: "that machine cannot be reached from there",
+    StreamCode.TIMED_OUT: "that machine does not answer there",
+    StreamCode.RESET: "the program there hung up at once",
+    StreamCode.LOOP: "the forward leads to itself: nothing else listens on that port, and both ends are on this machine",
+}
+
+
+def describe_refusal(peer: str, protocol: str, target: int | str, code: int) -> str:
+    return f"{peer} refused {protocol}/{target}: {REFUSALS.get(code, f'it could not serve it (code {code})')}."
+
+
+def refusal_error(peer: str, protocol: str, target: int | str, code: int) -> TunnelError:
+    """The same as an exception: not shared, nothing there, or the link has ended."""
+    if code == StreamCode.CANCELLED:
+        return UnreachableError(f"The link to {peer} ended before {protocol}/{target} was reached.")
+    text = describe_refusal(peer, protocol, target, code)
+    return PermissionDeniedError(text) if code == StreamCode.DENIED else RefusedError(text)
+
+
+def say_unserved(notices: Notices, asked: str, address: tuple[str, int], error: OSError) -> None:
+    """Tell the person who exposes, who alone can help."""
+    where = "here" if address[0] == "localhost" else f"at {address[0]}"
+    match error.errno:
+        case errno.ECONNREFUSED:
+            text = f"{asked}: nothing listens on port {address[1]} {where}."
+        case errno.EADDRNOTAVAIL:
+            text = f"{asked}: this machine has no free port left for one more connection. Wait, or close some."
+        case errno.EHOSTUNREACH | errno.ENETUNREACH | errno.ETIMEDOUT if not isinstance(error, MisledError):
+            text = f"{asked}: {address[0]} does not answer."
+        case _:
+            return
+    notices.say(f"unserved {address} {error.errno}", text)

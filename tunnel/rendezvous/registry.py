@@ -1,0 +1,366 @@
+"""The server's soft state: sessions, rooms, nameplates and mailboxes.
+
+Every table is bounded, and a newcomer evicts nobody.  Only of rooms, of which one client may have a thousand, an address that
+holds many gives some back, when there are no more, to one that wants few.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import chain, islice
+from typing import Final
+
+from tunnel.core.prefixes import Prefixes, RankedShares, Shares, prefixes
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import MAILBOX_SIZE, PushMessage
+from tunnel.rendezvous.numbers import Numbers
+from tunnel.units import Address, Instant, SocketId
+
+REMEMBERED_ANSWERS: Final = 16  # answers a session, so that a repeated request is answered alike instead of done twice
+SCARCE_SHARE: Final = 0.5  # of what addresses usually hold in rooms: so much is had of them when there are no more
+LOOKED_AT: Final = 16  # rooms of who gives way; of these one in which nobody has met goes, if there is one
+
+
+class PendingPush:
+    __slots__ = ("attempts", "expires_at", "is_waiting", "message", "push_id", "spent")
+
+    def __init__(self, push_id: int, message: PushMessage, expires_at: Instant) -> None:
+        self.push_id = push_id
+        self.message = message
+        self.attempts = 0
+        self.spent = 0  # bytes sent
+        self.is_waiting = False  # for its session to be heard
+        self.expires_at = expires_at
+
+
+class Dial:
+    """One wish to meet each listener of some rooms once."""
+
+    __slots__ = ("introduced", "rooms", "session")
+
+    def __init__(self, session: Session, rooms: tuple[bytes, ...]) -> None:
+        self.session = session
+        self.rooms = rooms
+        self.introduced: set[bytes] = set()
+
+
+class Session:
+    """One client process.  Whoever names its 16 random bytes from a proven address is that client."""
+
+    __slots__ = (
+        "answers",
+        "channels",
+        "credit",
+        "dialing",
+        "has_lost",
+        "id",
+        "is_guest",
+        "keys",
+        "knows_loss",
+        "last_nameplate",
+        "listening",
+        "mailboxes",
+        "nameplates",
+        "pushes",
+        "remote",
+        "seen_at",
+        "socket_id",
+        "unmet_at",
+    )
+
+    def __init__(self, identifier: bytes, socket_id: SocketId, remote: Address, now: Instant) -> None:
+        self.id = identifier
+        self.socket_id = socket_id
+        self.remote = remote
+        self.keys = prefixes(remote.host)  # as limits count
+        self.seen_at = now
+        self.unmet_at: Instant | None = None  # when it was told that somebody could not be led to it
+        self.credit = 0  # bytes that it may be told unasked
+        self.is_guest = False  # has been led to a session of the server's own hosts
+        self.has_lost = False  # a room to somebody else, and not registered anything since it was told
+        self.knows_loss = False  # that was told
+        self.listening: set[bytes] = set()
+        self.dialing: dict[bytes, Dial] = {}
+        self.nameplates: set[int] = set()
+        self.last_nameplate = 0  # whoever learned it learned nothing of the next
+        self.mailboxes: set[bytes] = set()
+        self.channels: set[bytes] = set()
+        self.answers: OrderedDict[int, bytes] = OrderedDict()
+        self.pushes: OrderedDict[int, PendingPush] = OrderedDict()
+
+    @property
+    def key(self) -> str:
+        """Its address alone."""
+        return self.keys[0]
+
+    def remember(self, transaction: int, answer: bytes) -> None:
+        self.answers[transaction] = answer
+        if len(self.answers) > REMEMBERED_ANSWERS:
+            self.answers.popitem(last=False)
+
+
+class Room:
+    __slots__ = ("dialers", "listeners")
+
+    def __init__(self) -> None:
+        self.listeners: dict[bytes, Session] = {}
+        self.dialers: dict[bytes, Dial] = {}
+
+
+class Nameplate:
+    __slots__ = ("claims", "expires_at", "is_for_many", "left", "owner")
+
+    def __init__(self, owner: Session, expires_at: Instant, claims: int) -> None:
+        self.owner = owner
+        self.expires_at = expires_at
+        self.is_for_many = claims > 1
+        self.left = claims  # how many may still claim it
+        self.claims: dict[bytes, Prefixes] = {}  # open mailboxes of those who did, and where they are
+
+
+class Mailbox:
+    __slots__ = ("channel", "expires_at", "id", "keys", "nameplate", "posts", "sides")
+
+    def __init__(
+        self, identifier: bytes, sides: tuple[Session, Session], channel: bytes, nameplate: int, expires_at: Instant
+    ) -> None:
+        self.id = identifier
+        self.sides = sides
+        self.keys = sides[1].keys  # who opened it, as limits count
+        self.channel = channel
+        self.nameplate = nameplate
+        self.posts = 0
+        self.expires_at = expires_at
+
+
+class Registry:
+    """Tables and their bounds; what to tell whom is the server's business."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        entropy: Callable[[int], bytes],
+        numbers: Numbers,
+        has_met: Callable[[bytes], bool],
+    ) -> None:
+        """`has_met`: whether a channel that is open came of this room."""
+        self._config = config
+        self._has_met = has_met
+        self._entropy = entropy
+        self._numbers = numbers
+        self.sessions: OrderedDict[bytes, Session] = OrderedDict()  # the longest silent first
+        self.rooms: dict[bytes, Room] = {}
+        self.nameplates: OrderedDict[int, Nameplate] = OrderedDict()  # the first to expire first
+        self.mailboxes: OrderedDict[bytes, Mailbox] = OrderedDict()  # likewise
+        self.session_shares = Shares(total=config.max_sessions, each=config.sessions_per_address)
+        self.nameplate_shares = Shares(total=config.max_nameplates, each=config.nameplates_per_address)
+        self.room_shares = RankedShares(total=config.max_room_entries, each=config.rooms_per_address)
+        self.mailbox_shares = Shares(total=config.max_mailboxes, each=config.mailboxes_per_address)
+        self.given_up = 0  # registrations in rooms, to others
+        self._at: dict[str, dict[bytes, Session]] = {}  # sessions by address
+
+    @property
+    def room_entries(self) -> int:
+        return self.room_shares.used
+
+    # sessions
+
+    def session(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:
+        """The session, made if need be, moved to where it speaks from; None when a limit forbids that."""
+        session = self.sessions.get(identifier)
+        if session is None:
+            keys = prefixes(remote.host)
+            if not self.session_shares.has_room(keys):
+                return None
+            session = self.sessions[identifier] = Session(identifier, socket_id, remote, now)
+            self.session_shares.add(keys)
+            self._at.setdefault(session.key, {})[identifier] = session
+            return session
+        return session if self.touch(now, session, socket_id, remote) else None
+
+    def touch(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> bool:
+        """A sign of life, maybe from a new address; False when that one has no room for it and all that it holds."""
+        if session.remote != remote and not self._move(session, prefixes(remote.host)):
+            return False
+        if session.remote != remote:
+            session.credit = 0  # earned elsewhere
+        session.seen_at = now
+        self.sessions.move_to_end(session.id)
+        session.socket_id, session.remote = socket_id, remote
+        return True
+
+    def _move(self, session: Session, keys: Prefixes) -> bool:
+        """Else sessions made at one address could be gathered at another, beyond any limit."""
+        if keys == session.keys:
+            return True
+        held = (
+            (self.session_shares, 1),
+            (self.nameplate_shares, len(session.nameplates)),
+            (self.room_shares, len(session.listening) + len(session.dialing)),
+        )
+        if not all(shares.may_move(session.keys, keys, count) for shares, count in held):
+            return False
+        for shares, count in held:
+            shares.move(session.keys, keys, count)
+        self._leave_address(session)
+        session.keys = keys
+        self._at.setdefault(session.key, {})[session.id] = session
+        return True
+
+    def _leave_address(self, session: Session) -> None:
+        here = self._at[session.key]
+        del here[session.id]
+        if not here:
+            del self._at[session.key]
+
+    def remove_session(self, session: Session) -> None:
+        """With its rooms and nameplates; mailboxes and channels have two sides, the server tells the other."""
+        if self.sessions.pop(session.id, None) is None:
+            return
+        self.leave(session, session.listening | session.dialing.keys())
+        for number in list(session.nameplates):
+            self.remove_nameplate(number)
+        self.session_shares.remove(session.keys)
+        self._leave_address(session)
+
+    # rooms
+
+    def listen(self, session: Session, name: bytes) -> bool:
+        if name in session.listening:
+            return True
+        room = self.rooms.get(name)
+        if room is not None and len(room.listeners) >= self._config.listeners_per_room:
+            return False
+        if not self._may_enter(session):
+            return False
+        room = self._room(name)
+        room.listeners[session.id] = session
+        session.listening.add(name)
+        self.room_shares.add(session.keys)
+        return True
+
+    def dial(self, dial: Dial, name: bytes) -> bool:
+        """Replaces what this session dialed there before."""
+        session = dial.session
+        room = self.rooms.get(name)
+        if name not in session.dialing:
+            if room is not None and len(room.dialers) >= self._config.dialers_per_room:
+                return False
+            if not self._may_enter(session):
+                return False
+            self.room_shares.add(session.keys)
+        room = self._room(name)
+        room.dialers[session.id] = dial
+        session.dialing[name] = dial
+        return True
+
+    def _room(self, name: bytes) -> Room:
+        room = self.rooms.get(name)
+        if room is None:
+            room = self.rooms[name] = Room()
+        return room
+
+    def _may_enter(self, session: Session) -> bool:
+        if _held(session) >= self._config.rooms_per_session:
+            return False
+        shares = self.room_shares
+        return shares.has_room(session.keys) or self._give_way(session.keys)
+
+    def _give_way(self, newcomer: Prefixes) -> bool:
+        """There are no more rooms, and that address wants few: who came last to hold what is usual, or more, gives one back.
+
+        The last to come, so that a crowd takes from itself before it takes from those who were here.
+        """
+        shares = self.room_shares
+        if shares.held(newcomer[0]) + 1 > SCARCE_SHARE * shares.usual or shares.crowded(newcomer) is not None:
+            return False
+        session = max(self._at[shares.latest()].values(), key=_held)
+        names = list(islice(chain(session.listening, session.dialing), LOOKED_AT))
+        self.leave(session, {next((name for name in names if not self._has_met(name)), names[0])})
+        session.has_lost, session.knows_loss = True, False
+        self.given_up += 1
+        return True
+
+    def leave(self, session: Session, names: set[bytes]) -> None:
+        for name in names:
+            room = self.rooms.get(name)
+            if room is None:
+                continue
+            if name in session.listening:
+                session.listening.discard(name)
+                del room.listeners[session.id]
+                self.room_shares.remove(session.keys)
+                for dial in room.dialers.values():  # should it come back, it is met again
+                    dial.introduced.discard(session.id)
+            if session.dialing.pop(name, None) is not None:
+                del room.dialers[session.id]
+                self.room_shares.remove(session.keys)
+            if not room.listeners and not room.dialers:
+                del self.rooms[name]
+
+    # nameplates
+
+    def allocate(self, now: Instant, session: Session, wanted: int, claims: int = 1) -> int | None:
+        """A number; None when a limit or another owner forbids it.  A wanted one of our own stays, and is renewed if for many."""
+        config = self._config
+        expires_at = Instant(now + config.nameplate_lifetime)
+        if wanted:
+            known = self.nameplates.get(wanted)
+            if known is not None and known.owner is session and known.is_for_many and claims > 1:
+                known.expires_at, known.left = expires_at, claims
+                self.nameplates.move_to_end(wanted)
+            if known is not None:
+                return wanted if known.owner is session else None
+        if not self.nameplate_shares.has_room(session.keys):
+            return None
+        held = self.nameplate_shares.held(session.key)
+        number = wanted or self._numbers.draw(now, session.key, held, self.nameplates, session.last_nameplate)
+        if number is None:
+            return None
+        self.nameplates[number] = Nameplate(session, expires_at, claims)
+        self.nameplate_shares.add(session.keys)
+        session.nameplates.add(number)
+        session.last_nameplate = number
+        return number
+
+    def remove_nameplate(self, number: int) -> None:
+        nameplate = self.nameplates.pop(number, None)
+        if nameplate is not None:
+            nameplate.owner.nameplates.discard(number)
+            self.nameplate_shares.remove(nameplate.owner.keys)
+
+    # mailboxes
+
+    def open_mailbox(self, now: Instant, owner: Session, claimer: Session, channel: bytes, nameplate: int) -> Mailbox:
+        """The caller has looked at may_open_mailbox, and at what is left of the nameplate's claims."""
+        identifier = self._entropy(MAILBOX_SIZE)
+        while identifier in self.mailboxes:
+            identifier = self._entropy(MAILBOX_SIZE)
+        expires_at = Instant(now + self._config.mailbox_lifetime)
+        mailbox = Mailbox(identifier, (owner, claimer), channel, nameplate, expires_at)
+        self.mailboxes[identifier] = mailbox
+        self.mailbox_shares.add(mailbox.keys)
+        claimed = self.nameplates[nameplate]
+        claimed.left -= 1
+        claimed.claims[identifier] = mailbox.keys
+        owner.mailboxes.add(identifier)
+        claimer.mailboxes.add(identifier)
+        return mailbox
+
+    def may_open_mailbox(self, claimer: Session) -> bool:
+        return self.mailbox_shares.has_room(claimer.keys)
+
+    def remove_mailbox(self, mailbox: Mailbox) -> None:
+        if self.mailboxes.pop(mailbox.id, None) is not None:
+            self.mailbox_shares.remove(mailbox.keys)
+            claimed = self.nameplates.get(mailbox.nameplate)
+            if claimed is not None:
+                claimed.claims.pop(mailbox.id, None)
+        for session in mailbox.sides:
+            session.mailboxes.discard(mailbox.id)
+
+
+def _held(session: Session) -> int:
+    """Registrations in rooms."""
+    return len(session.listening) + len(session.dialing)

@@ -1,0 +1,424 @@
+"""The relay: sealed datagrams cross from one side of a pair to the other, a whole run at a time, untouched.
+
+Each datagram begins with its channel's 8 bytes, equal in both directions; which side sent it is told by its source address.
+The hot path is forward(): one look-up and one Transmit for a run of datagrams of one channel, with no copy.
+
+A channel is charged to whoever asked for it, the side that dialed or claimed.  A listener cannot choose who dials it, so what
+others open to it takes nothing from its share.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum, auto
+from typing import Final
+
+from tunnel.core.prefixes import Prefixes, Shares, around, prefixes
+from tunnel.core.trace import Drops
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.messages import CHANNEL_SIZE, TOKEN_SIZE, rebind_mac
+from tunnel.rendezvous.pacing import ADDRESS_TIMES, PREFIX_TIMES, Ceiling
+from tunnel.units import Address, Instant, SocketId, Transmit
+
+CHANNEL_BYTE: Final = 0xC0  # the first byte of every relayed datagram has these two bits
+MIN_RELAYED: Final = CHANNEL_SIZE + 1  # bytes; less carries nothing
+PAYER: Final = 1  # the side that asked for the channel: it dialed or claimed
+
+
+class Moved(Enum):
+    """What came of a side's wish to be somewhere else."""
+
+    DONE = auto()
+    UNKNOWN = auto()  # no such channel
+    WRONG = auto()  # another token, or an old counter
+    QUOTA = auto()  # its new address has no share left
+
+
+class ChannelSide:
+    """Where one of the two is, and when it last relayed something.  `remote` is None before it has shown up."""
+
+    __slots__ = ("counter", "keys", "remote", "seen_at", "session", "socket_id")
+
+    def __init__(self, now: Instant) -> None:
+        self.socket_id = SocketId(-1)
+        self.remote: Address | None = None
+        self.keys: Prefixes = ()
+        self.session = b""
+        self.counter = 0
+        self.seen_at = now
+
+
+class PairAccount:
+    """Bytes that two addresses may still relay.  Refills evenly; looked at only when it runs low."""
+
+    __slots__ = ("channels", "due", "keys", "refilled_at", "remaining")
+
+    def __init__(self, now: Instant, remaining: int, keys: Prefixes) -> None:
+        self.remaining = remaining
+        self.refilled_at = now
+        self.keys = keys  # to whom it is charged
+        self.channels = 0
+        self.due = now  # when the ceiling lets more through
+
+
+class Channel:
+    __slots__ = ("account", "account_key", "id", "keys", "number", "opened_at", "relayed_bytes", "room", "sides", "token")
+
+    def __init__(self, identifier: bytes, token: bytes, now: Instant, keys: Prefixes, room: bytes = b"") -> None:
+        self.id = identifier
+        self.token = token
+        self.number = 0  # by which a log calls it
+        self.relayed_bytes = 0
+        self.opened_at = now
+        self.keys = keys  # to whom it is charged
+        self.room = room  # that led to it; empty after a code, or after a restart
+        self.sides = (ChannelSide(now), ChannelSide(now))
+        self.account: PairAccount | None = None
+        self.account_key = ("", "")
+
+    @property
+    def is_half_open(self) -> bool:
+        """Restored by one side, of which the other has not come."""
+        return self.sides[0].remote is None or self.sides[1].remote is None
+
+
+class Relay:
+    """All channels of a server, within the limits of its configuration."""
+
+    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes]) -> None:
+        self._config = config
+        self._entropy = entropy
+        self._channels: dict[bytes, Channel] = {}
+        self._in_room: Counter[bytes] = Counter()
+        self._accounts: dict[tuple[str, str], PairAccount] = {}
+        self.shares = Shares(total=config.max_channels, each=config.channels_per_address)
+        self.account_shares = Shares(total=config.max_pairs, each=config.pairs_per_address)
+        self.ceiling = Ceiling(config)
+        self._due: dict[str, Instant] = {}  # when the ceiling lets more through, by prefix of the sender
+        self._latest: PairAccount | None = None  # that relayed something
+        self.drops = Drops()
+        self._opened = 0  # channels, ever
+        self.relayed_bytes = 0
+        self.relayed_bursts = 0
+        self.exhausted: list[Channel] = []  # pairs that ran out of bytes since the owner last looked
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(list(self._channels.values()))
+
+    def get(self, identifier: bytes) -> Channel | None:
+        return self._channels.get(identifier)
+
+    # the hot path
+
+    def forward(
+        self,
+        now: Instant,
+        socket_id: SocketId,
+        remote: Address,
+        buffer: memoryview,
+        start: int,
+        stride: int,
+        ecn: int,
+        out: list[Transmit],
+        strangers: list[tuple[bytes, int]],
+    ) -> int:
+        """Pass on the datagrams from `start` as long as they are relayed ones; returns where that ends.
+
+        Appends one Transmit for each run of one channel, whose buffer is a view of `buffer`.  What belongs to no channel of
+        this sender goes to `strangers` (identifier, length), once a run.
+        """
+        length = len(buffer)
+        try_whole = True
+        while start < length and buffer[start] >= CHANNEL_BYTE:
+            head = bytes(buffer[start : start + CHANNEL_SIZE])
+            end = 0
+            if try_whole:
+                end = _whole_run(buffer, start, stride, head)
+                try_whole = False
+            if not end:
+                end = start + stride
+                while end + CHANNEL_SIZE < length and buffer[end : end + CHANNEL_SIZE] == head:
+                    end += stride
+                end = min(end, length)
+            channel = self._channels.get(head)
+            if channel is not None:
+                first, second = channel.sides
+                if first.remote == remote and first.socket_id == socket_id:
+                    source, target = first, second
+                elif second.remote == remote and second.socket_id == socket_id:
+                    source, target = second, first
+                else:
+                    channel = None
+            if channel is None:
+                self.drops["relay_stranger"] += 1
+                strangers.append((head, min(stride, end - start)))
+                start = end
+                continue
+            source.seen_at = now
+            account = channel.account
+            if target.remote is None or account is None:
+                self.drops["relay_half_open"] += 1
+            elif end - start < MIN_RELAYED:
+                self.drops["relay_runt"] += 1
+            elif account.remaining < end - start and not self._refill(now, account, end - start):
+                self.drops["relay_quota"] += 1
+                self.exhausted.append(channel)
+            elif self.ceiling.is_low and not self._is_due(now, account, remote.host, end - start):
+                self.drops["relay_rate"] += 1
+            else:
+                if account is not self._latest:
+                    self._latest = account
+                    self.ceiling.others += 1
+                account.remaining -= end - start
+                channel.relayed_bytes += end - start
+                self.relayed_bytes += end - start
+                self.relayed_bursts += 1
+                segment = stride if end - start > stride else end - start
+                out.append(Transmit(target.socket_id, target.remote, segment, buffer[start:end], None, ecn))
+            start = end
+        return start
+
+    def _is_due(self, now: Instant, account: PairAccount, sender: str, size: int) -> bool:
+        """Whether the ceiling lets that through: of the pair, and of all that comes from around its sender."""
+        due = self.ceiling.admits(now, account.due, size)
+        if due is None:
+            return False
+        wider: dict[str, Instant] = {}
+        for level, key in enumerate(around(sender)):
+            after = self.ceiling.admits(now, self._due.get(key, now), size, PREFIX_TIMES if level else ADDRESS_TIMES)
+            if after is None:
+                return False
+            wider[key] = after
+        account.due = due
+        self._due.update(wider)
+        return True
+
+    def _refill(self, now: Instant, account: PairAccount, wanted: int) -> bool:
+        config = self._config
+        earned = int((now - account.refilled_at) * config.pair_bytes / config.pair_bytes_period)
+        if earned > 0:
+            account.remaining = min(config.pair_bytes, account.remaining + earned)
+            account.refilled_at = now
+        return account.remaining >= wanted
+
+    # channels
+
+    def open(
+        self,
+        now: Instant,
+        first: tuple[SocketId, Address, bytes],
+        second: tuple[SocketId, Address, bytes],
+        room: bytes = b"",
+    ) -> Channel | None:
+        """A fresh channel between two proven (socket, address, session), of which the second asks; None beyond a quota."""
+        keys = prefixes(second[1].host)
+        if not self._has_room(keys, prefixes(first[1].host)[0], room):
+            return None
+        while True:
+            identifier = bytearray(self._entropy(CHANNEL_SIZE))
+            identifier[0] |= CHANNEL_BYTE
+            if bytes(identifier) not in self._channels:
+                break
+        channel = Channel(bytes(identifier), self._entropy(TOKEN_SIZE), now, keys, room)
+        self._add(channel)
+        for side, (socket_id, remote, session) in zip(channel.sides, (first, second), strict=True):
+            self._bind(now, side, socket_id, remote, session)
+        self._settle(now, channel)
+        return channel
+
+    def may_open(self, keys: Prefixes) -> bool:
+        """Whether the limits of who asks allow one more channel, whomever it leads to."""
+        return self.shares.has_room(keys) and self.account_shares.has_room(keys)
+
+    def restore(
+        self, now: Instant, identifier: bytes, index: int, token: bytes, socket_id: SocketId, remote: Address, session: bytes
+    ) -> Moved:
+        """Our side of a channel made before a restart.
+
+        Whoever comes first is charged, until the side comes that asked for the channel; so Restore gets nobody more than Join.
+        """
+        channel = self._channels.get(identifier)
+        keys = prefixes(remote.host)
+        if channel is None:
+            if identifier[0] < CHANNEL_BYTE:
+                return Moved.WRONG
+            if not self._has_room(keys):
+                return Moved.QUOTA
+            channel = Channel(identifier, token, now, keys)
+            self._add(channel)
+        elif not hmac.compare_digest(channel.token, token):
+            return Moved.WRONG
+        elif not self._charge(channel, index, keys):
+            return Moved.QUOTA
+        self._bind(now, channel.sides[index], socket_id, remote, session)
+        self._settle(now, channel)
+        return Moved.DONE
+
+    def rebind(
+        self,
+        now: Instant,
+        identifier: bytes,
+        index: int,
+        counter: int,
+        mac: bytes,
+        cookie: bytes,
+        socket_id: SocketId,
+        remote: Address,
+        session: bytes,
+    ) -> Moved:
+        """Move a side to a new address."""
+        channel = self._channels.get(identifier)
+        if channel is None:
+            return Moved.UNKNOWN
+        side = channel.sides[index]
+        if counter <= side.counter or not hmac.compare_digest(mac, rebind_mac(channel.token, identifier, index, counter, cookie)):
+            return Moved.WRONG
+        side.counter = counter
+        if not self._charge(channel, index, prefixes(remote.host)):
+            return Moved.QUOTA
+        self._bind(now, side, socket_id, remote, session)
+        self._settle(now, channel)
+        return Moved.DONE
+
+    def follow(self, now: Instant, identifier: bytes, index: int, socket_id: SocketId, remote: Address, session: bytes) -> None:
+        """Move a side whose owner has not yet heard of the channel, and so cannot know its token, with his session."""
+        channel = self._channels.get(identifier)
+        if channel is None or channel.sides[index].session != session:
+            return
+        if self._charge(channel, index, prefixes(remote.host)):
+            self._bind(now, channel.sides[index], socket_id, remote, session)
+            self._settle(now, channel)
+
+    def close(self, channel: Channel) -> bool:
+        """False: it was closed before."""
+        if self._channels.pop(channel.id, None) is None:
+            return False
+        self.shares.remove(channel.keys)
+        if channel.room:
+            self._in_room[channel.room] -= 1
+            if not self._in_room[channel.room]:
+                del self._in_room[channel.room]
+        if channel.account is not None:
+            channel.account.channels -= 1
+            channel.account = None
+        return True
+
+    def spare(self, now: Instant, room: bytes, session: bytes, others: Iterable[bytes]) -> Channel | None:
+        """Of the channels `others` the one in this room and of this session that the listener has not used for longest."""
+        unused = now - self._config.channel_unused
+        channels = (self._channels[each] for each in others if each in self._channels)
+        candidates = (each for each in channels if each.room == room and each.sides[0].seen_at < unused)
+        own = (each for each in candidates if each.sides[PAYER].session == session)
+        return min(own, key=lambda each: each.sides[0].seen_at, default=None)
+
+    def has_met(self, room: bytes) -> bool:
+        """Whether a channel is open that this room led to."""
+        return room in self._in_room
+
+    def is_room_full(self, room: bytes) -> bool:
+        return self._in_room[room] >= self._config.channels_per_room
+
+    def expired(self, now: Instant, is_alive: Callable[[bytes], bool]) -> list[Channel]:
+        """Channels of which one side has been silent for too long, or has not come back; the owner closes them.
+
+        `is_alive`: whether a session has given a sign of life lately.
+        """
+        oldest = now - self._config.channel_idle
+        unmet = now - self._config.restore_patience
+        return [
+            channel
+            for channel in self._channels.values()
+            if any(side.seen_at < oldest and not is_alive(side.session) for side in channel.sides)
+            or (channel.opened_at < unmet and channel.is_half_open)
+        ]
+
+    def sweep(self, now: Instant) -> None:
+        """Forget the accounts of pairs that have no channel and have earned all their bytes back, and who is held no more."""
+        self._due = {key: due for key, due in self._due.items() if due > now}
+        for key, account in list(self._accounts.items()):
+            if not account.channels and self._refill(now, account, self._config.pair_bytes):
+                del self._accounts[key]
+                self.account_shares.remove(account.keys)
+
+    def _has_room(self, keys: Prefixes, other: str = "", room: bytes = b"") -> bool:
+        """For one more channel, charged to `keys`; `other` is the address of the other side, where that is known."""
+        if not self.shares.has_room(keys):
+            self.drops["relay_full" if self.shares.crowded(keys) is None else "relay_address_quota"] += 1
+            return False
+        if room and self.is_room_full(room):
+            self.drops["relay_room_quota"] += 1
+            return False
+        if other:
+            account = self._accounts.get((min(keys[0], other), max(keys[0], other)))
+            if account is None:
+                return self.account_shares.has_room(keys)
+            return account.remaining > 0
+        return True
+
+    def _add(self, channel: Channel) -> None:
+        self._channels[channel.id] = channel
+        self._opened += 1
+        channel.number = self._opened
+        self.shares.add(channel.keys)
+        if channel.room:
+            self._in_room[channel.room] += 1
+
+    def _charge(self, channel: Channel, index: int, keys: Prefixes) -> bool:
+        """Side `index` is about to be at another address, which pays if that side does; False when it cannot."""
+        if index != PAYER or keys == channel.keys:
+            return True
+        if not self.shares.may_move(channel.keys, keys):
+            self.drops["relay_address_quota"] += 1
+            return False
+        self.shares.move(channel.keys, keys)
+        channel.keys = keys
+        return True
+
+    def _bind(self, now: Instant, side: ChannelSide, socket_id: SocketId, remote: Address, session: bytes) -> None:
+        side.socket_id, side.remote, side.session, side.seen_at = socket_id, remote, session, now
+        side.keys = prefixes(remote.host)
+
+    def _settle(self, now: Instant, channel: Channel) -> None:
+        """Charge the pair of addresses that it now connects."""
+        first, second = channel.sides
+        if first.remote is None or second.remote is None:
+            return
+        one, other = first.keys[0], second.keys[0]
+        key = (min(one, other), max(one, other))
+        if channel.account is not None:
+            if key == channel.account_key:
+                return
+            channel.account.channels -= 1
+        account = self._accounts.get(key)
+        if account is None:
+            if not self.account_shares.has_room(channel.keys):
+                channel.account = None
+                self.drops["relay_pairs_full"] += 1
+                return
+            account = self._accounts[key] = PairAccount(now, self._config.pair_bytes, channel.keys)
+            self.account_shares.add(channel.keys)
+        account.channels += 1
+        channel.account, channel.account_key = account, key
+
+
+def _whole_run(buffer: memoryview, start: int, stride: int, head: bytes) -> int:
+    """The end of the buffer if every datagram in it begins with `head`, else 0.
+
+    Compares column by column: eight strided slices for up to 64 datagrams, instead of a slice a datagram.
+    """
+    end = len(buffer)
+    if end - start <= stride:
+        return end
+    last = (end - start) % stride
+    if 0 < last < MIN_RELAYED:
+        return 0
+    count = -(-(end - start) // stride)
+    for column in range(CHANNEL_SIZE):
+        if buffer[start + column : end : stride].tobytes() != head[column : column + 1] * count:
+            return 0
+    return end

@@ -1,0 +1,224 @@
+"""What only a room's creator does: take in, send away, choose another subnet.  Makes the next roster; the Room signs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tunnel.core.timers import earliest
+from tunnel.core.trace import Drops
+from tunnel.room.core import addresses
+from tunnel.room.core.addresses import MAX_MEMBERS, HostNumbers, Prefix
+from tunnel.room.core.messages import Hello, Reason
+from tunnel.room.core.records import Allowances
+from tunnel.room.core.roster import KEY_SIZE, Member, Roster, commit, free_label, make_label
+from tunnel.units import Instant, Seconds
+
+JOIN_PATIENCE: Final = Seconds(30.0)  # from a pairing to the joiner's Hello
+MAX_JOINING: Final = MAX_MEMBERS  # paired ones whose Hello has not come
+RENUMBER_INTERVAL: Final = Seconds(5.0)  # between two subnets, whatever members say of their routes
+MAX_RENUMBERS: Final = 4  # subnets that one member's routes may cost all others in a row; a laptop roams from home to a train
+RENUMBER_REFILL: Final = Seconds(600.0)  # after which it may cost one more
+MEMBER_CHANGES: Final = 8  # rosters that the comings and goings of one key may cost all others in a row; ...
+MEMBER_REFILL: Final = Seconds(120.0)  # ... after which it may cost one more
+ROOM_CHANGES: Final = 3 * MAX_MEMBERS  # rosters that all others together may cost in a row: all come, go, and come again; ...
+ROOM_REFILL: Final = Seconds(15.0)  # ... after which they may cost one more
+
+ROOM: Final = b""  # stands for all members where each key has an allowance
+TOO_OFTEN: Final = "came and went too often"
+
+
+class Expected(NamedTuple):
+    """Somebody who may join by saying Hello; `until` is None for the invited."""
+
+    psk: bytes
+    until: Instant | None
+
+
+class Change(NamedTuple):
+    """The next roster, and the secret of its epoch where that is a new one."""
+
+    roster: Roster
+    secret: bytes | None = None
+
+
+class Creator:
+    """The creator's part of a Room."""
+
+    def __init__(
+        self, private_key: bytes, entropy: Callable[[int], bytes], drops: Drops, numbers: HostNumbers | None = None
+    ) -> None:
+        self.private_key = private_key
+        self.numbers = numbers if numbers is not None else HostNumbers()
+        self.expected: dict[bytes, Expected] = {}
+        self.routes: dict[bytes, tuple[Prefix, ...]] = {}  # of everybody, ourselves included
+        self.narrow: set[bytes] = set()  # members that know no spare subnets
+        self._entropy = entropy
+        self._drops = drops
+        self._passing: set[bytes] = set()  # members that will not come back once they have ended
+        self._leaving: dict[bytes, Instant] = {}  # of those, who said so too often: when they are let go
+        self._renumbers = Allowances(MAX_RENUMBERS, RENUMBER_REFILL)
+        self._comings = Allowances(MEMBER_CHANGES, MEMBER_REFILL)
+        self._changes = Allowances(ROOM_CHANGES, ROOM_REFILL)  # of the room: one key
+        self._renumber_at: Instant | None = None  # a clash is known, and it is too early to act
+        self._renumber_from = Instant(0.0)  # when it is not
+
+    def expect(self, now: Instant, static: bytes, psk: bytes, *, invited: bool) -> None:
+        until = None if invited else Instant(now + JOIN_PATIENCE)
+        passing = [key for key, each in self.expected.items() if each.until is not None]
+        if until is not None and static not in self.expected and len(passing) >= MAX_JOINING:
+            del self.expected[passing[0]]
+            self._drops["joiners that said nothing"] += 1
+        self.expected[static] = Expected(psk, until)
+
+    def turn_away(self) -> None:
+        """Whoever has paired and said nothing yet: somebody was sent away, and it may be that one by another key."""
+        for static in [key for key, each in self.expected.items() if each.until is not None]:
+            del self.expected[static]
+            self._drops["joiners turned away by a removal"] += 1
+
+    def admit(
+        self, now: Instant, roster: Roster, static: bytes, hello: Hello, present: Container[bytes]
+    ) -> list[Change] | Reason:
+        """What taking this one in changes: nothing for a member that is only back.  `present`: who has a connection."""
+        member = roster.member(static)
+        changes: list[Change] = []
+        if member is None:
+            if static not in self.expected:
+                return Reason.UNKNOWN
+            if self._is_out_of_reach(roster.creator.static, roster.subnet, knows_spare=hello.knows_spare):
+                self._drops["joiners whose ptunnel is too old"] += 1
+                return Reason.TOO_OLD
+            if self._may_change_at(now, static) > now:
+                self._drops[TOO_OFTEN] += 1
+                return Reason.BUSY
+            if len(roster.members) >= MAX_MEMBERS:
+                idle = next((each for each in roster.members[1:] if self._is_gone(each, present)), None)
+                if idle is None:
+                    return Reason.FULL
+                changes.append(self.drop(roster, idle))
+                roster = changes[-1].roster
+                self._changes.note(now, ROOM)
+            self._has_changed(now, static)
+            host = self.numbers.take(static, {each.host for each in roster.members})
+            name = free_label(make_label(hello.name), {each.name for each in roster.members})
+            changes.append(Change(_next(roster, members=(*roster.members, Member(static, name, host)))))
+        (self._passing.discard if hello.keeps else self._passing.add)(static)
+        self._leaving.pop(static, None)
+        return changes
+
+    def leave(self, now: Instant, roster: Roster, member: Member) -> Change | None:
+        """It will not come back.  None: it has said so too often, and is let go later, unless it says Hello before."""
+        at = self._may_change_at(now, member.static)
+        if at > now:
+            self._drops[TOO_OFTEN] += 1
+            self._passing.add(member.static)
+            self._leaving[member.static] = at
+            return None
+        self._has_changed(now, member.static)
+        return self.drop(roster, member)
+
+    def let_go(self, now: Instant, roster: Roster) -> Change | None:
+        """Without one of those that had left too often to be let go at once, once it is time."""
+        due = next((static for static, at in self._leaving.items() if now >= at), None)
+        member = roster.member(due) if due is not None else None
+        return self.leave(now, roster, member) if member is not None else None
+
+    def _may_change_at(self, now: Instant, static: bytes) -> Instant:
+        """When this one's coming or going may cost the others a roster."""
+        return max(self._comings.ready_at(now, static), self._changes.ready_at(now, ROOM))
+
+    def _has_changed(self, now: Instant, static: bytes) -> None:
+        self._comings.note(now, static)
+        self._changes.note(now, ROOM)
+
+    def _is_gone(self, member: Member, present: Container[bytes]) -> bool:
+        """Away, and has said that it would not come back: it gives up its place to somebody who is here."""
+        return member.static in self._passing and member.static not in present
+
+    def drop(self, roster: Roster, member: Member, *, is_sent_away: bool = False) -> Change:
+        """Without that member, who must not know the next secret.  Who was invited and left by itself stays invited."""
+        if is_sent_away:
+            self.expected.pop(member.static, None)
+        self.routes.pop(member.static, None)
+        self.narrow.discard(member.static)
+        self._passing.discard(member.static)
+        self._leaving.pop(member.static, None)
+        self.numbers.give_back(member.static, member.host)
+        secret = self._entropy(KEY_SIZE)
+        members = tuple(each for each in roster.members if each.static != member.static)
+        return Change(_next(roster, members=members, epoch=roster.epoch + 1, commitment=commit(secret)), secret)
+
+    def renumber(self, now: Instant, roster: Roster) -> Change | None:
+        """Another subnet for all, where this one clashes with what a member has, if one suits more, and not too often."""
+        clashing = self._clashing(roster.subnet)
+        creator = roster.creator.static
+        may = [static for static in clashing if static == creator or self._renumbers.ready_at(now, static) <= now]
+        if len(may) < len(clashing):
+            self._drops["routes of a member that clash too often"] += 1
+        if not may:
+            self._renumber_at = None
+            return None
+        earliest_at = self._renumber_from
+        if creator not in may:
+            earliest_at = max(earliest_at, self._changes.ready_at(now, ROOM))
+        if now < earliest_at:
+            self._renumber_at = earliest_at
+            return None
+        self._renumber_at = None
+        subnet = self._choose(now, creator)
+        if subnet is None:
+            return None
+        if self._cost(creator, subnet) >= self._cost(creator, roster.subnet):
+            return None
+        self._renumber_from = Instant(now + RENUMBER_INTERVAL)
+        self._changes.note(now, ROOM)
+        for static in may:
+            self._renumbers.note(now, static)
+        return Change(_next(roster, subnet=subnet))
+
+    def _clashing(self, subnet: bytes) -> list[bytes]:
+        """Whom that subnet does not suit."""
+        lost = self.narrow if addresses.is_spare(subnet) else ()
+        return [static for static, routes in self.routes.items() if static in lost or addresses.clashes(subnet, routes)]
+
+    def _cost(self, creator: bytes, subnet: bytes) -> tuple[bool, int, int]:
+        """Whether it leaves ourselves without IPv4, how many without a roster that they understand, and how many without IPv4."""
+        clashing = self._clashing(subnet)
+        return creator in clashing, len(self.narrow) if addresses.is_spare(subnet) else 0, len(clashing)
+
+    def _is_out_of_reach(self, creator: bytes, subnet: bytes, *, knows_spare: bool) -> bool:
+        """Whether a newcomer would understand no roster that we can make."""
+        if knows_spare or not addresses.is_spare(subnet):
+            return False
+        return addresses.choose_subnet(self._entropy, self.routes.get(creator, ()), may_be_spare=False) is None
+
+    def _choose(self, now: Instant, creator: bytes) -> bytes | None:
+        """A subnet that clashes with nobody's routes; those of one that says it has all there is count for nothing."""
+        routes: list[Prefix] = []
+        subnet = None
+        for static in sorted(self.routes, key=lambda each: (each != creator, self._renumbers.spent(now, each))):
+            wanted = [*routes, *self.routes[static]]
+            candidate = addresses.choose_subnet(self._entropy, wanted, may_be_spare=not self.narrow)
+            if candidate is None:
+                self._drops["no subnet without a clash"] += 1
+            else:
+                subnet = candidate
+                routes += self.routes[static]
+        return subnet
+
+    def poll_timeout(self) -> Instant | None:
+        return earliest(self._renumber_at, *self._leaving.values(), *(each.until for each in self.expected.values()))
+
+    def handle_timeout(self, now: Instant) -> bool:
+        """True when it is time to renumber."""
+        for static in [key for key, each in self.expected.items() if each.until is not None and now >= each.until]:
+            del self.expected[static]
+            self._drops["joiners that said nothing"] += 1
+        return self._renumber_at is not None and now >= self._renumber_at
+
+
+def _next(roster: Roster, **changes: object) -> Roster:
+    return msgspec.structs.replace(roster, version=roster.version + 1, **changes)

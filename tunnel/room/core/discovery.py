@@ -1,0 +1,61 @@
+"""What goes to everybody in a room, and how much of it: games, mDNS and SSDP find each other by broadcast and multicast.
+
+Whoever sends such a packet sends one copy to each member.  Nothing that came from a member is ever sent on to another one, so
+nothing can loop, whatever it says.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunnel.room.core.addresses import MAX_MEMBERS
+from tunnel.units import Instant
+
+EVERYBODY_RATE: Final = 200.0  # packets a second from one member to everybody; a server browser asks some ten times a second
+EVERYBODY_BURST: Final = 400  # packets; a program that starts announces itself on every service at once
+EVERYBODY_BYTES: Final = 4096 * 1024.0 / MAX_MEMBERS  # bytes a second from one member to everybody: no video is multicast to all
+EVERYBODY_BYTES_BURST: Final = int(2 * EVERYBODY_BYTES)  # bytes
+
+_LIMITED_BROADCAST: Final = b"\xff\xff\xff\xff"
+
+
+def is_for_everybody(destination: bytes, subnet: bytes) -> bool:
+    """Whether a packet to this address (4 or 16 bytes) goes to all members of the room with `subnet`.
+
+    255.255.255.255, the subnet's own broadcast address, 224.0.0.0/4 and ff00::/8.
+    """
+    if len(destination) == 4:
+        return (
+            0xE0 <= destination[0] <= 0xEF
+            or destination == _LIMITED_BROADCAST
+            or (destination[3] == 0xFF and destination[:3] == subnet[:3])
+        )
+    return len(destination) == 16 and destination[0] == 0xFF
+
+
+class Allowance:
+    """How much one member may still send to everybody: a token bucket of packets and one of bytes.
+
+    One for what we send ourselves, and one for each member that sends to us, so that a flood from one starves no other.
+    """
+
+    __slots__ = ("_at", "_bytes", "_packets", "dropped")
+
+    def __init__(self, now: Instant) -> None:
+        self.dropped = 0  # packets over the limit
+        self._at = now
+        self._packets = float(EVERYBODY_BURST)
+        self._bytes = float(EVERYBODY_BYTES_BURST)
+
+    def take(self, now: Instant, packets: int, size: int) -> bool:
+        """Whether so many packets, of `size` bytes in all, may pass; those that may not are counted."""
+        elapsed = max(0.0, now - self._at)
+        self._at = now
+        self._packets = min(EVERYBODY_BURST, self._packets + elapsed * EVERYBODY_RATE)
+        self._bytes = min(EVERYBODY_BYTES_BURST, self._bytes + elapsed * EVERYBODY_BYTES)
+        if self._packets < packets or self._bytes < size:
+            self.dropped += packets
+            return False
+        self._packets -= packets
+        self._bytes -= size
+        return True

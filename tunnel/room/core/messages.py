@@ -1,0 +1,119 @@
+"""What members of a room tell each other: bodies of control messages of kind 4, each a tagged MessagePack array, all bounded."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from tunnel.errors import MalformedPacket
+from tunnel.room.core.addresses import Prefix
+from tunnel.room.core.roster import KEY_SIZE, MAX_ROSTER, Key
+from tunnel.units import Buffer
+
+MAX_BODY: Final = MAX_ROSTER + 4096  # bytes; the largest are a State with its roster, and a Hello with all routes
+MAX_PREFIXES: Final = 64  # routes that one member tells; a home has three, a company's VPN some dozens
+MAX_NAME: Final = 64  # characters by which a joiner introduces itself
+PREFIX_SIZE: Final = 5  # bytes: IPv4 network and length
+
+Routes: TypeAlias = Annotated[
+    tuple[Annotated[bytes, Meta(min_length=PREFIX_SIZE, max_length=PREFIX_SIZE)], ...], Meta(max_length=MAX_PREFIXES)
+]
+KnownVersion = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF_FFFF)]
+
+
+class Reason(IntEnum):
+    """Why a creator takes somebody not in."""
+
+    FULL = 1  # as many members as a room may have
+    OTHER_ROOM = 2  # the joiner remembers another room than this one
+    UNKNOWN = 3  # not a member, and neither expected nor invited
+    BUSY = 4  # so many come and go that nobody is taken in for a moment
+    TOO_OLD = 5  # the joiner does not know the block that the room's subnet must be of
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    """An array: tag, then the fields in order.  Further elements are ignored."""
+
+
+class Hello(_Message, frozen=True, tag=1):
+    """The first message of either side on a connection.
+
+    `room` is empty while the sender knows none; `version` is that of its roster, 0 for none.  A joiner's asks to be taken in.
+    `routes` are for the creator alone, and empty towards others.  `keeps`: the sender will come back after it has ended.
+    `knows_spare`: it takes a roster whose subnet is of addresses.SPARE_BLOCK.
+    """
+
+    room: Annotated[bytes, Meta(max_length=KEY_SIZE)]
+    version: KnownVersion
+    name: Annotated[str, Meta(max_length=MAX_NAME)]
+    keeps: bool
+    routes: Routes = ()
+    knows_spare: bool = False
+
+
+class State(_Message, frozen=True, tag=2):
+    """The roster, signed, and the secret of its epoch.  Only to members."""
+
+    roster: Annotated[bytes, Meta(max_length=MAX_ROSTER)]
+    secret: Key
+
+
+class Have(_Message, frozen=True, tag=3):
+    """The version that the sender has: whoever has a newer one sends it, whoever has an older one answers with its own Have."""
+
+    version: KnownVersion
+
+
+class Told(_Message, frozen=True, tag=4):
+    """To the creator: the sender's routes have changed."""
+
+    routes: Routes
+
+
+class Refused(_Message, frozen=True, tag=5):
+    """From the creator to a joiner: no.  `reason` is one of Reason."""
+
+    reason: Annotated[int, Meta(ge=0, le=0xFF)]
+
+
+class Leave(_Message, frozen=True, tag=6):
+    """To the creator: the sender ends, and will not come back."""
+
+
+RoomMessage: TypeAlias = Hello | State | Have | Told | Refused | Leave
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final[msgspec.msgpack.Decoder[RoomMessage]] = msgspec.msgpack.Decoder(RoomMessage)
+
+
+def encode(message: RoomMessage) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_message(body: Buffer) -> RoomMessage:
+    """Raises MalformedPacket."""
+    if len(body) > MAX_BODY:
+        raise MalformedPacket("room message: too long")
+    try:
+        return _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPacket(f"room message: {type(error).__name__}") from None
+
+
+def pack_routes(routes: tuple[Prefix, ...]) -> tuple[bytes, ...]:
+    """The first MAX_PREFIXES of them."""
+    return tuple(route.network.to_bytes(4, "big") + bytes((route.bits,)) for route in routes[:MAX_PREFIXES])
+
+
+def unpack_routes(packed: tuple[bytes, ...]) -> tuple[Prefix, ...]:
+    """Raises MalformedPacket."""
+    routes = []
+    for item in packed:
+        bits = item[4]
+        if bits > 32:
+            raise MalformedPacket("room message: a prefix of more than 32 bits")
+        routes.append(Prefix(int.from_bytes(item[:4], "big") & (0xFFFFFFFF << (32 - bits)) & 0xFFFFFFFF, bits))
+    return tuple(routes)

@@ -1,0 +1,84 @@
+"""Which inner address is whose: the table that both directions of a LAN look into."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from tunnel.errors import ConfigurationError
+from tunnel.room.core.discovery import Allowance
+from tunnel.room.ip.filter import MemberFilter
+from tunnel.shell.link import Link
+from tunnel.shell.packets import PacketSealer
+from tunnel.units import Buffer, Instant
+
+SHOWN: Final = 40  # bytes of a packet that met a fault: the header of IPv6, and little of what it carries
+
+
+class LanAddresses(NamedTuple):
+    """One member's place: packed addresses (4 and 16 bytes), the first IPv6 one being that of ICMP answers."""
+
+    name: str
+    static: bytes
+    ipv4: bytes
+    ipv6: tuple[bytes, ...]
+
+    @property
+    def all(self) -> tuple[bytes, ...]:
+        return (self.ipv4, *self.ipv6)
+
+
+class LanMember:
+    """Another member, reachable or not."""
+
+    def __init__(self, place: LanAddresses, table: LanTable) -> None:
+        self.place = place
+        self.link: Link | None = None
+        self.allowance = Allowance(Instant(0.0))  # of what it sends to everybody
+        self.filter = MemberFilter(place.all, table.me.all, (table.subnet_broadcast,))
+
+    @property
+    def sealer(self) -> PacketSealer | None:
+        return None if self.link is None else self.link.packets
+
+
+class LanTable:
+    """The members as of the newest roster."""
+
+    def __init__(self, me: LanAddresses, subnet: bytes) -> None:
+        """`subnet` is the address of the room's IPv4 /24."""
+        self.me = me
+        self.subnet = subnet
+        self.allowance = Allowance(Instant(0.0))  # of what we send to everybody
+        #: Told of every packet to everybody, ours and theirs; True when that packet has left some other way already.
+        self.note: Callable[[memoryview], bool] | None = None
+        self.members: dict[bytes, LanMember] = {}  # by static key
+        self.by_address: dict[bytes, LanMember] = {}
+        self.drops: Counter[str] = Counter()  # by reason
+
+    @property
+    def subnet_broadcast(self) -> bytes:
+        return self.subnet[:3] + b"\xff"
+
+    def set(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses]) -> list[LanMember]:
+        """A newer roster.  Links of members that stay are kept; returns who is gone.  Raises ConfigurationError on a clash."""
+        self.me, self.subnet = me, subnet
+        before, self.members = self.members, {}
+        self.by_address = {}
+        for place in others:
+            member = LanMember(place, self)
+            known = before.pop(place.static, None)
+            if known is not None:
+                member.link, member.allowance = known.link, known.allowance
+            self.members[place.static] = member
+            for address in place.all:
+                if address in self.by_address or address in me.all:
+                    raise ConfigurationError("Two members of the room have one address: leave the room and create a new one.")
+                self.by_address[address] = member
+        return list(before.values())
+
+
+def shown(packet: Buffer) -> str:
+    """What the report of a fault says of the packet that met it."""
+    return f"inner packet of {len(packet)} bytes, beginning with {bytes(packet[:SHOWN]).hex()}"

@@ -1,0 +1,45 @@
+"""What connect and expose share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeAlias
+
+import trio
+
+from tunnel.errors import ConfigurationError
+from tunnel.shell.events import Event
+
+OnEvent: TypeAlias = Callable[[Event], None]
+
+SERVER_PATIENCE: Final = 10.0  # seconds for a server to answer for the first time; later silence is waited out
+
+
+def require_trio() -> None:
+    """Raises ConfigurationError."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        raise ConfigurationError("The library runs under trio: trio.run(main).") from None
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+@contextmanager
+def single_error() -> Iterator[None]:
+    """Our nursery is our own affair: the one exception that came out of it is raised as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
+        if len(errors) != 1:
+            raise
+        error = errors[0]
+        raise error from error.__cause__

@@ -1,0 +1,420 @@
+"""The rendezvous server under trio: a task for each socket, one for the deadlines, and a clean end."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol, cast
+
+import trio
+
+from tunnel.core.trace import Trace
+from tunnel.doors.tls.guests import GuestBook
+from tunnel.doors.tls.queue import Budget
+from tunnel.doors.tls.server import ServerCertificate, TlsListener
+from tunnel.doors.udp.socket import LocalTeller, UdpSocket, open_socket
+from tunnel.errors import ConfigurationError
+from tunnel.faults import Faults
+from tunnel.host.clock import boottime, unix_time
+from tunnel.node.stun_codec import ServerStun
+from tunnel.rendezvous.access import AccessList
+from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.relay import CHANNEL_BYTE
+from tunnel.rendezvous.server import Server
+from tunnel.rendezvous.stun import ServerSocket
+from tunnel.server_spec import DEFAULT_PORT, DEFAULT_TLS_PORT
+from tunnel.shell.lasting import last
+from tunnel.shell.server_log import logger
+from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
+
+__all__ = [
+    "DEFAULT_LISTEN",
+    "RunningServer",
+    "ServerConfig",
+    "TlsConfig",
+    "read_access_file",
+    "serve",
+]
+
+DEFAULT_LISTEN: Final = (("0.0.0.0", DEFAULT_PORT), ("::", DEFAULT_PORT))
+FIRST_TLS_ID: Final = 10_000  # socket ids of TLS listeners; those of UDP sockets come in pairs from 0
+FIRST_LOCAL_ID: Final = 20_000  # socket ids of our addresses behind a wildcard; pairs, like those of the sockets
+MAX_LOCALS: Final = 64  # addresses that are answered from one by one; for further ones the system chooses the source
+BATCHES_PER_TURN: Final = 32  # receives of one socket before the others get their turn
+BEHIND_AFTER: Final = Seconds(0.03)  # without an empty queue of a socket, and it counts as one that is not read fast enough
+FAREWELL: Final = Seconds(3.0)  # for telling all clients that the server ends; 32,768 take one
+WRITABLE_PATIENCE: Final = Seconds(
+    0.005
+)  # a relayed burst waits no longer for a full send buffer: then it is lost, as in any router
+
+open_telling_socket: Final = partial(open_socket, tells_local=True)
+
+
+class OpenSocket(Protocol):
+    def __call__(self, host: str, port: int, /) -> UdpSocket: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """That the server listens for TLS too, on the same addresses.  PEM files; `key` None: it stands in the certificate's."""
+
+    certificate: str
+    key: str | None = None
+    port: int = DEFAULT_TLS_PORT
+
+
+class RunningServer:
+    """What serve() hands to whoever started it."""
+
+    def __init__(
+        self,
+        server: Server,
+        sockets: dict[SocketId, UdpSocket],
+        addresses: list[Address],
+        listeners: dict[SocketId, TlsListener],
+        certificate: ServerCertificate | None,
+    ) -> None:
+        self._server = server
+        self._sockets = sockets
+        self._listeners = listeners
+        self._certificate = certificate
+        self._stop = trio.Event()
+        self.faults = Faults(keep=_log_report)
+        #: Where it listens, without the second ports; a port that was 0 is the real one.
+        self.addresses = addresses
+
+    @property
+    def second_addresses(self) -> list[Address]:
+        return [each.local_address for each in self._sockets.values() if each.local_address not in self.addresses]
+
+    @property
+    def tls_addresses(self) -> list[Address]:
+        """Where it listens for TLS over TCP."""
+        return [each.local_address for each in self._listeners.values()]
+
+    @property
+    def tls_fingerprint(self) -> str | None:
+        """SHA-256 of the certificate that it shows, 64 hex digits."""
+        return None if self._certificate is None else self._certificate.fingerprint
+
+    def counters(self) -> dict[str, int]:
+        """A snapshot: the server's own, and what its sockets did."""
+        counts = self._server.counters()
+        counts["server_internal"] = self.faults.counts.total()
+        if self._listeners:
+            counts["tls_connections"] = sum(len(each) for each in self._listeners.values())
+        doors: list[UdpSocket | TlsListener] = [*self._sockets.values(), *self._listeners.values()]
+        for each in doors:
+            for name in ("received_datagrams", "received_bytes", "sent_datagrams", "sent_bytes"):
+                counts[name] = counts.get(name, 0) + getattr(each.counters, name)
+            for name, count in each.counters.errors.items():
+                counts[f"error_{name}"] = counts.get(f"error_{name}", 0) + count
+            counts["overruns"] = counts.get("overruns", 0) + each.overruns()
+        return counts
+
+    def hung_up(self) -> None:
+        """SIGHUP: read the certificate again, where there is one; nobody is cut off.  To the log, as the terminal may be gone."""
+        if self._certificate is None:
+            logger.warning("SIGHUP is ignored: there is no certificate to read again; SIGTERM ends the server")
+        elif self._certificate.reload():
+            logger.warning("SIGHUP: the certificate was read again, its SHA-256 is %s", self._certificate.fingerprint)
+        else:
+            logger.warning("SIGHUP: the certificate stays as it was, its SHA-256 is %s", self._certificate.fingerprint)
+
+    def stop(self) -> None:
+        """Let serve() return after telling every client Bye."""
+        self._stop.set()
+
+    async def wait_stop(self) -> None:
+        await self._stop.wait()
+
+
+def _log_report(text: str) -> str:
+    """A server has no PTUNNEL_HOME, and its log is kept by whoever runs it."""
+    logger.error("%s", text)
+    return "the lines before"
+
+
+def read_access_file(path: str | os.PathLike[str]) -> AccessList:
+    """One entry a line: an address, a prefix, or `token SECRET`.  Raises ConfigurationError with one sentence."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"The access file {os.fspath(path)} cannot be read: {reason}.") from None
+    return AccessList.parse(text, os.fspath(path))
+
+
+async def serve(
+    listen: Sequence[tuple[str, int]] = DEFAULT_LISTEN,
+    *,
+    config: ServerConfig | None = None,
+    trace: Trace | None = None,
+    clock: Callable[[], Instant] = boottime,
+    opener: OpenSocket = open_telling_socket,
+    tls: TlsConfig | None = None,
+    secret: bytes | None = None,
+    task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled or RunningServer.stop(); either way every client hears Bye.
+
+    Listens on each (host, port) and beside it on port+1 (any free port, if that is taken, or if `port` is 0).
+    An IPv6 wildcard beside an IPv4 one is left out on a machine without IPv6.
+    With `tls` each host also listens for the same over TLS on one TCP port.
+    `secret`, the same after each restart: codes that were given out stay good, and those of other servers are told from guesses.
+    Raises ConfigurationError when an address cannot be bound or the certificate cannot be used.
+    """
+    sockets: dict[SocketId, UdpSocket] = {}
+    listeners: dict[SocketId, TlsListener] = {}
+    certificate = None if tls is None else ServerCertificate(tls.certificate, tls.key)
+    try:
+        addresses = _open_all(listen, opener, sockets)
+        if tls is not None and certificate is not None:
+            _listen_tls(tls.port, certificate, addresses, FIRST_TLS_ID, listeners)
+        places = [ServerSocket(each, sockets[each].local_address, SocketId(each ^ 1)) for each in sockets]
+        server = Server(
+            config or ServerConfig(),
+            sockets=places,
+            now=clock(),
+            entropy=os.urandom,
+            stun=ServerStun(),
+            trace=trace,
+            secret=secret,
+            unix_time=unix_time,
+        )
+        running = RunningServer(server, sockets, addresses, listeners, certificate)
+        loop = _Loop(server, sockets, listeners, clock, running.faults)
+        task_status.started(running)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(last, loop.faults, "timers", "interrupted the timers", loop.run_timers)
+            for socket_id, udp in sockets.items():
+                what = f"interrupted the reading of udp {udp.local_address}"
+                nursery.start_soon(last, loop.faults, "socket", what, partial(loop.run_socket, socket_id))
+            for socket_id, listener in listeners.items():
+                what = f"interrupted the TLS door {listener.local_address}"
+                door = partial(listener.serve, partial(loop.handle, socket_id), running.faults)
+                nursery.start_soon(last, loop.faults, "tls", what, door)
+            try:
+                await running.wait_stop()
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
+                    await loop.say_goodbye()
+            nursery.cancel_scope.cancel()
+    finally:
+        for each in sockets.values():
+            each.close()
+        for listener in listeners.values():
+            listener.close()
+
+
+def _listen_tls(
+    port: int,
+    certificate: ServerCertificate,
+    addresses: Sequence[Address],
+    first_id: int,
+    listeners: dict[SocketId, TlsListener],
+) -> None:
+    """One listener for each host, all with one guest book.  Raises ConfigurationError."""
+    book, budget = GuestBook(), Budget()
+    for number, host in enumerate(dict.fromkeys(address.host for address in addresses)):
+        listener = TlsListener(host, port, certificate, book=book, budget=budget)
+        listeners[SocketId(first_id + number)] = listener
+        port = port or listener.local_address.port  # what 0 became, so that all hosts share it
+
+
+def _open_all(listen: Sequence[tuple[str, int]], opener: OpenSocket, sockets: dict[SocketId, UdpSocket]) -> list[Address]:
+    """Bind every address and its second port; socket ids come in pairs (2n, 2n+1)."""
+    addresses: list[Address] = []
+    hosts = [host for host, _ in listen]
+    free_port = 0  # what port 0 became, so that all hosts share it where they can
+    for host, port in listen:
+        try:
+            first = _open_first(host, port or free_port, is_wish=not port, opener=opener)
+        except ConfigurationError:
+            if host == "::" and "0.0.0.0" in hosts and addresses:
+                logger.warning("no IPv6 here: listening on IPv4 only")
+                continue
+            raise
+        sockets[SocketId(len(sockets))] = first
+        where = first.local_address
+        addresses.append(where)
+        if not port:
+            free_port = where.port
+        sockets[SocketId(len(sockets))] = _open_first(
+            host, where.port + 1 if where.port < 65_535 else 0, is_wish=True, opener=opener
+        )
+    if not addresses:
+        raise ConfigurationError("There is no address to listen on.")
+    return addresses
+
+
+def _open_first(host: str, port: int, *, is_wish: bool, opener: OpenSocket) -> UdpSocket:
+    """Bind that port; if it is only a wish and taken, any free one."""
+    try:
+        return opener(host, port)
+    except ConfigurationError:
+        if not is_wish or not port:
+            raise
+        return opener(host, 0)
+
+
+class _Source:
+    """One address of ours on a socket that is bound to all of them: what was asked there is answered from there."""
+
+    __slots__ = ("_host", "_udp")
+
+    def __init__(self, udp: LocalTeller, host: str) -> None:
+        self._udp = udp
+        self._host = host
+
+    def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
+        return self._udp.send(remote, buffer, segment_size, ttl, ecn, self._host)
+
+    async def wait_writable(self) -> None:
+        await self._udp.wait_writable()
+
+
+class _Loop:
+    """Moves datagrams between the sockets and the server."""
+
+    def __init__(
+        self,
+        server: Server,
+        sockets: dict[SocketId, UdpSocket],
+        listeners: dict[SocketId, TlsListener],
+        clock: Callable[[], Instant],
+        faults: Faults,
+    ) -> None:
+        self.faults = faults
+        self._server = server
+        self._sockets = sockets
+        self._doors: dict[SocketId, UdpSocket | TlsListener | _Source] = {**sockets, **listeners}
+        self._locals: dict[tuple[SocketId, str], SocketId] = {}  # by wildcard socket and address of ours
+        self._clock = clock
+        self._armed: float = math.inf
+        self._wakeup = trio.Event()
+        self._is_leaving = False
+
+    async def run_socket(self, socket_id: SocketId) -> None:
+        udp = self._sockets[socket_id]
+        turn = 0
+        full_since: Instant | None = None
+        while True:
+            batch = udp.receive()
+            if batch is None:
+                turn, full_since = 0, None
+                await udp.wait_readable()
+                continue
+            now = self._clock()
+            full_since = now if full_since is None else full_since
+            self._server.look(now, now - full_since > BEHIND_AFTER)
+            here = self._at(socket_id, batch.local) if batch.local else socket_id
+            await self._process(here, batch, now)
+            turn += 1
+            if turn >= BATCHES_PER_TURN:
+                turn = 0
+                await trio.lowlevel.checkpoint()
+
+    def _at(self, socket_id: SocketId, host: str) -> SocketId:
+        """The id of one of our addresses on a wildcard socket.  The first datagram to it makes one for each of the two ports."""
+        known = self._locals.get((socket_id, host))
+        if known is not None:
+            return known
+        if len(self._locals) >= 2 * MAX_LOCALS:
+            return socket_id
+        first = FIRST_LOCAL_ID + len(self._locals)
+        for each, twin in ((socket_id & ~1, 0), (socket_id | 1, 1)):
+            udp = self._sockets[SocketId(each)]
+            made = self._locals[SocketId(each), host] = SocketId(first + twin)
+            self._doors[made] = _Source(cast(LocalTeller, udp), host)  # it has told one
+            place = Address(host, udp.local_address.port)
+            self._server.add_socket(ServerSocket(made, place, SocketId(first + (1 - twin))))
+        return self._locals[socket_id, host]
+
+    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> bool:
+        """What one receive of a TLS connection brought.  Whether something of a client was in it."""
+        before, now = self._server.proofs, self._clock()
+        self._server.look(now, False)
+        await self._process(socket_id, batch, now)
+        return self._server.proofs != before
+
+    async def _process(self, socket_id: SocketId, batch: ReceivedBatch, now: Instant) -> None:
+        """What one receive brought, and all that follows from it.  What is not relayed is charged the time that it took."""
+        server = self._server
+        before = 0.0 if self._is_relayed(batch) else time.thread_time()
+        try:
+            bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
+        except Exception as error:
+            self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
+            return
+        for burst in bursts:
+            # a view of the socket's buffer: must be gone before the next receive
+            if not self._doors[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
+                before = 0.0  # others work meanwhile
+                await self._send_late(burst)
+        if server.has_transmits:
+            self.flush()
+        deadline = server.poll_timeout()
+        if deadline is not None and deadline < self._armed:
+            self._wakeup.set()
+        if before:
+            server.charge(now, batch.remote, -(-len(batch.buffer) // batch.stride), time.thread_time() - before)
+
+    @staticmethod
+    def _is_relayed(batch: ReceivedBatch) -> bool:
+        """Whether every datagram is for the relay: none other goes uncharged, whatever it stands behind."""
+        buffer, stride = batch.buffer, batch.stride
+        return buffer[0] >= CHANNEL_BYTE and (len(buffer) <= stride or min(bytes(buffer[::stride])) >= CHANNEL_BYTE)
+
+    async def _send_late(self, burst: Transmit) -> None:
+        """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""
+        udp = self._doors[burst.socket_id]
+        assert not isinstance(udp, TlsListener)  # it never has to wait
+        with trio.move_on_after(WRITABLE_PATIENCE):
+            await udp.wait_writable()
+            if udp.send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
+                return
+        self._server.drops["relay_congested"] += 1
+
+    def flush(self) -> None:
+        """Answers and pushes; what a full buffer does not take is asked for again, so goodbyes do not leave this way."""
+        if self._is_leaving:
+            return
+        now = self._clock()
+        with self.faults.wall("answers", "interrupted the sending"):
+            while (transmit := self._server.poll_transmit(now)) is not None:
+                if not self._doors[transmit.socket_id].send(transmit.remote, transmit.buffer, transmit.segment_size):
+                    self._server.drops["server_congested"] += 1
+
+    async def say_goodbye(self) -> None:
+        """Bye to every client, as fast as the sockets take it; TLS connections are there until then."""
+        self.flush()
+        self._is_leaving = True
+        self._server.stop(self._clock())
+        turn = 0
+        with self.faults.wall("answers", "interrupted the goodbyes"):
+            while (transmit := self._server.poll_transmit(self._clock())) is not None:
+                door = self._doors[transmit.socket_id]
+                if not door.send(transmit.remote, transmit.buffer, transmit.segment_size) and not isinstance(door, TlsListener):
+                    await door.wait_writable()
+                    door.send(transmit.remote, transmit.buffer, transmit.segment_size)
+                turn += 1
+                if turn % BATCHES_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+
+    async def run_timers(self) -> None:
+        while True:
+            self._wakeup = trio.Event()
+            now = self._clock()
+            with self.faults.wall("timers", "interrupted the timers"):
+                self._server.handle_timeout(now)
+            self.flush()
+            deadline = self._server.poll_timeout()
+            self._armed = math.inf if deadline is None else deadline
+            with trio.move_on_after(max(0.0, self._armed - self._clock())):
+                await self._wakeup.wait()

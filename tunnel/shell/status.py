@@ -1,0 +1,33 @@
+"""What one link is like, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunnel.node import ConnectionStats
+
+
+@dataclass(slots=True, kw_only=True)
+class LinkStatus(ConnectionStats):
+    """What `status` shows of one link, beside what its connection has counted.
+
+    Durations in seconds, rates in bytes per second since the last look.
+    `rtt_s` is the smoothed round trip while packets flow; on an idle link it is the newest one, which the keep-alives measure.
+    """
+
+    peer: str
+    fingerprint: str
+    kind: str | None  # "direct", "relay", or None while there is no path
+    remote: str | None
+    rtt_s: float | None
+    rtt_age_s: float | None  # since it was measured; both None: it was not yet
+    mtu: int | None
+    why: str
+    send_rate: float
+    receive_rate: float
+    punching: Mapping[str, Any]  # what the search for a direct path has cost and may still cost
+    nat: dict[str, str]  # `ours` and `theirs`: how the routers map; `technique` that was needed, if any
+    post_quantum: bool  # what is carried now stays secret from quantum computers too
+    reachable: bool  # something gets through to the peer; if not, it is silent, and waited for

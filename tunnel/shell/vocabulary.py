@@ -1,0 +1,39 @@
+"""What a command line or a store needs before there is an endpoint: codes, grants, keys, the process's limits.  No trio."""
+
+from __future__ import annotations
+
+from tunnel.host.clock import boottime
+from tunnel.host.limits import raise_descriptor_limit
+from tunnel.host.listening import listening
+from tunnel.node import (
+    CloseCode,
+    Grant,
+    GrantSet,
+    KeptPsk,
+    Purpose,
+    complete,
+    fingerprint,
+    looks_like_code,
+    parse_code,
+    require_purpose,
+    sanitise_name,
+    split_server,
+)
+
+__all__ = [
+    "CloseCode",
+    "Grant",
+    "GrantSet",
+    "KeptPsk",
+    "Purpose",
+    "boottime",
+    "complete",
+    "fingerprint",
+    "listening",
+    "looks_like_code",
+    "parse_code",
+    "split_server",
+    "raise_descriptor_limit",
+    "require_purpose",
+    "sanitise_name",
+]
