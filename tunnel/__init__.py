@@ -67,12 +67,12 @@ __all__ = [
 
 #: Imported on first use, so that `import tunnel` (every room of it does that) costs nothing and makes no cycle.
 _LAZY = {
-    "connect": "tunnel.setup",
-    "expose": "tunnel.setup",
+    "connect": "tunnel.ports.connecting",
+    "expose": "tunnel.ports.exposing",
     "lan": "tunnel.lan",
     "events": "tunnel.events",
-    "revoke": "tunnel.setup",
-    "Exposure": "tunnel.setup",
+    "revoke": "tunnel.ports.granting",
+    "Exposure": "tunnel.ports.exposing",
     "Forwarding": "tunnel.ports.public_link",
     "Link": "tunnel.ports.public_link",
     "LinkStatus": "tunnel.shell.link",

@@ -207,7 +207,7 @@ def bare(desk: Desk) -> float:
 def imports_only() -> float:
     """MB of a process that has imported what `connect` needs, and done nothing."""
     code = (
-        "import tunnel.setup, tunnel.cli.connect, tunnel.ports.serve, tunnel.control.server, time\n"
+        "import tunnel.ports.connecting, tunnel.cli.connect, tunnel.ports.serve, tunnel.control.server, time\n"
         "print(flush=True); time.sleep(30)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
@@ -321,7 +321,7 @@ def first_byte(folder: Path, runs: int) -> dict[str, Any]:
         whole: list[float] = []
         inside: list[float] = []
         probe = (
-            "import sys, time\nimport tunnel.cli.main, tunnel.cli.connect, tunnel.setup\n"
+            "import sys, time\nimport tunnel.cli.main, tunnel.cli.connect, tunnel.ports.connecting\n"
             "import tunnel.ports.stdio, tunnel.control.server\n"
             "started = time.perf_counter()\nimport os, threading\n"
             "r, w = os.pipe()\n"

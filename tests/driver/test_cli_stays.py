@@ -12,8 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import tunnel.ports.connecting
+import tunnel.ports.exposing
 import tunnel.room.verbs
-import tunnel.setup
 from tunnel.cli import lan
 from tunnel.cli.connect import Connecting
 from tunnel.cli.expose import Exposing

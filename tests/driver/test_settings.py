@@ -67,8 +67,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(**options: Any) -> Any:
         raise Asked(options)
 
-    for module in ("connecting", "exposing", "lan"):
-        monkeypatch.setattr(f"tunnel.setup.{module}.EndpointDriver", refuse)
+    for module in ("ports.connecting", "ports.exposing", "room.verbs"):
+        monkeypatch.setattr(f"tunnel.{module}.EndpointDriver", refuse)
     return tmp_path
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from tests.style.source import ROOT, constants, modules, reads
+from tests.style.test_imports import SANS_IO, folder_of
 
 MAX_LINES = 500
 """Lines of a module at which it is split, or says why not: a docstring line that begins with `Long because`."""
@@ -35,7 +36,7 @@ def test_the_core_draws_no_keys_by_itself() -> None:
     wrong = [
         f"{module.relative}:{node.lineno}"
         for module in modules()
-        if module.name.startswith("tunnel.core.")
+        if folder_of(module.name) in SANS_IO
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Attribute) and node.attr in {"generate", "generate_key", "urandom"}
     ]

@@ -1,6 +1,6 @@
 """The agent: schedules connectivity checks towards one peer, from both sides at once, so that both NATs open.
 
-It sends nothing and validates nothing: poll_check says where the next check goes, transport/connection/paths seals it as PATH_CHALLENGE,
+It sends nothing and validates nothing: poll_check says where the next check goes, connection/paths.py seals it as PATH_CHALLENGE,
 and what came of it is told back here.  Shape: RFC 8445 §6 (check list, pacing, triggered checks), without roles that decide.
 
 A round.  The check list goes out, openers first, fast at first and falling off; when nothing plain is due, the costlier technique

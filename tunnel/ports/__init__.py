@@ -1,0 +1,1 @@
+"""Ports of local programs over a link: forwards, grants, and the verbs `connect` and `expose`."""

@@ -15,7 +15,7 @@ GIBIBYTE = 1 << 30
 class ServerConfig:
     """What the operator of a server may change.
 
-    "Per address" means per IPv4 address or IPv6 /64; each wider prefix around it gets GROWTH times as much (tunnel/core/prefixes.py).
+    "Per address" means per IPv4 address or IPv6 /64; each wider prefix around it gets GROWTH times as much (core/prefixes.py).
     """
 
     # what it offers

@@ -1,0 +1,1 @@
+"""trio around the core: sockets, the clock and tasks."""

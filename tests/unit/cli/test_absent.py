@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-import tunnel.setup
+import tunnel.ports.connecting
 from tests.schema import schema
 from tests.unit.cli.test_doctor import examination
 from tunnel.cli import doctor

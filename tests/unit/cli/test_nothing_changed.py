@@ -48,8 +48,8 @@ def used(home: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("connecting", "servers"):
-        monkeypatch.setattr(f"tunnel.setup.{module}.SERVER_PATIENCE", 0.2)
+    for module in ("ports.connecting", "setup.servers"):
+        monkeypatch.setattr(f"tunnel.{module}.SERVER_PATIENCE", 0.2)
     monkeypatch.setattr("tunnel.room.verbs.require_host_interface", lambda: None)
     monkeypatch.setattr("tunnel.room.verbs._host_routes", lambda *_: lambda _interface: [])
 
@@ -92,8 +92,8 @@ def no_sockets(_home: Path, patch: pytest.MonkeyPatch, _stack: ExitStack) -> Non
     def refuse(**_options: Any) -> Any:
         raise ConfigurationError("There is no address to send from.")
 
-    for module in ("connecting", "exposing", "lan"):
-        patch.setattr(f"tunnel.setup.{module}.EndpointDriver", refuse)
+    for module in ("ports.connecting", "ports.exposing", "room.verbs"):
+        patch.setattr(f"tunnel.{module}.EndpointDriver", refuse)
 
 
 def no_interface(_home: Path, patch: pytest.MonkeyPatch, _stack: ExitStack) -> None:

@@ -1,6 +1,6 @@
 """Who stands at a server's door for TLS: strangers, who takes turns at shaking hands, and connections that belong to a session.
 
-Three tables, and in each of them every address has a share, with the prefixes around it (tunnel/core/prefixes.py).  Whoever has proven
+Three tables, and in each of them every address has a share, with the prefixes around it (core/prefixes.py).  Whoever has proven
 nothing gives way: when a table of strangers is full, the one that has stood there longest, of the site with most of them, is sent
 off for a newcomer.  A connection with a session never gives way.
 """

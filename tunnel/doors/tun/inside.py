@@ -288,7 +288,7 @@ def _run(control: socket.socket, keeper: socket.socket) -> None:
 
 
 def main() -> None:
-    """`python -m tunnel.doors.tun.inside CONTROL KEEPER`, two descriptors: started by tunnel.doors.tun.namespace, of no use by itself."""
+    """`python -m tunnel.doors.tun.inside CONTROL KEEPER`, two descriptors: started by doors/tun/namespace.py."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored is what a shell's background commands inherit
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     control, keeper = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])

@@ -218,7 +218,7 @@ def _wall_by(descriptor: int, interface: str) -> Callable[[InterfaceConfig], Non
 
 
 def main() -> None:
-    """`python -m tunnel.doors.tun.keeper DESCRIPTOR INTERFACE HOSTS_FILE WALL`: started by tunnel.doors.tun.host, of no use by itself.
+    """`python -m tunnel.doors.tun.keeper DESCRIPTOR INTERFACE HOSTS_FILE WALL`: started by doors/tun/host.py.
 
     WALL is another descriptor, of the wall's socket, or -1.
     """

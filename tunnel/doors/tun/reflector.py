@@ -97,7 +97,7 @@ class Reflector:
     Counters, by the reason for leaving a packet out: `foreign` (not sent by this machine itself: a bridge's, a container's; on a
     bridge or VLAN the same packet is seen at several interfaces, and only at that of its address it is ours), `fragment`,
     `length`, `dhcp`, `responder`, `lan` (another LAN interface of ours sent it), `repeat`, `copy` (from one of `copy_ports`: what
-    tunnel.doors.tun.ethernet carried out of the LAN); `reflected` counts the others.  Some of those are left out later: `family` (we
+    doors/tun/ethernet.py carried out of the LAN); `reflected` counts the others.  Some of those are left out later: `family` (we
     have no address of it), `fault`.
     """
 

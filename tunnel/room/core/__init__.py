@@ -1,0 +1,1 @@
+"""A room without a socket: signed roster, one member's view, what goes to everybody."""
