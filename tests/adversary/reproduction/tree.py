@@ -26,6 +26,7 @@ FORMERLY: Final = {
     "tunnel.pairing": "tunnel.proto.pairing",
     "tunnel.node": "tunnel.proto.endpoint",
     "tunnel.node.handshakes": "tunnel.proto.connection.handshakes",
+    "tunnel.room": "tunnel.proto",
     "tunnel.room.core": "tunnel.proto.lan",
     "tunnel.room.core.membership": "tunnel.proto.endpoint.membership",
     "tunnel.room.ip": "tunnel.proto.ip",
