@@ -116,10 +116,14 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "That opens the port to strangers, see above, for as long as the program runs; after a crash, for an hour at most.": (
             "tests/unit/nat/test_portmap.py::test_each_protocol_alone_maps_the_port_and_takes_it_back",
         ),
+        "Of those that a neighbour names, two at most are tried.": (
+            "tests/driver/test_upnp.py::test_so_many_places_of_others_are_asked_for_at_the_gateway",
+            "tests/driver/test_upnp.py::test_whatever_address_an_answer_comes_from_and_names_the_gateway_alone_is_asked",
+        ),
         "The paired peer then checks it as it would any candidate: a host that sends nothing authentic "
         "gets 300 checks an hour at most, and no random ports are tried there.": (
             "tests/unit/nat/test_agent.py::test_all_peers_together_send_a_silent_host_few_checks",
-            "tests/unit/nat/test_upnp.py::test_a_place_that_is_not_the_gateways_own_is_refused",
+            "tests/unit/nat/test_upnp.py::test_of_an_address_that_an_answer_names_only_the_port_and_the_path_are_read",
         ),
     },
     "A paired peer": {

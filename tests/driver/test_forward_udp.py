@@ -19,7 +19,7 @@ from tunnel.ports.counters import ForwardCounters, Notices
 from tunnel.ports.local import open_listeners
 from tunnel.ports.names import Place
 from tunnel.ports.open import Open, encode
-from tunnel.ports.outward import MAX_TOGETHER, MAX_UNANSWERED, SILENT_AFTER, Outward
+from tunnel.ports.outward import MAX_PLACES, MAX_TOGETHER, MAX_UNANSWERED, SILENT_AFTER, Outward
 from tunnel.ports.serve import Exposed
 from tunnel.ports.spec import parse_forward
 from tunnel.ports.udp import UdpForward
@@ -417,19 +417,46 @@ async def test_an_address_that_is_silent_shares_what_is_said_with_the_next_and_w
             nursery.cancel_scope.cancel()
 
 
+async def test_of_a_name_with_many_dead_addresses_the_living_one_is_found_and_few_hear_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outward, "SILENT_AFTER", 0.1)
+    places = Places(monkeypatch, 6)
+    open_sockets: list[int] = []
+    try_next = Outward._try_next
+
+    def spy(self: Outward, *words: Any) -> bool:
+        done = try_next(self, *words)
+        open_sockets.append(len(self._tried))
+        return done
+
+    monkeypatch.setattr(Outward, "_try_next", spy)
+    with trio.fail_after(20):
+        async with forwarded() as bench, trio.open_nursery() as nursery:
+            await nursery.start(places.run, 5)
+            with await bench.client() as client:
+                await client.send(b"first")
+                assert await client.recv(100) == b"first"
+                await client.send(b"second")
+                assert await client.recv(100) == b"second"
+            assert places.heard[5] == [b"first", b"second"]
+            nursery.cancel_scope.cancel()
+    assert open_sockets == [2, 3, MAX_TOGETHER, MAX_TOGETHER, MAX_TOGETHER]
+
+
 async def test_where_no_address_answers_the_first_keeps_the_flow_and_the_others_are_left_alone_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a log or a counter, which never answers: nothing is lost at the first address, and little is said twice."""
     monkeypatch.setattr(outward, "SILENT_AFTER", 0.1)
-    places = Places(monkeypatch, MAX_TOGETHER + 1)
+    places = Places(monkeypatch, MAX_PLACES + 1)
     with trio.fail_after(20):
         async with forwarded() as bench, trio.open_nursery() as nursery:
             await nursery.start(places.run, None)
             table = bench.exposed._table
             with await bench.client() as client:
                 await client.send(b"one")
-                for number in range(MAX_TOGETHER):
+                for number in range(MAX_PLACES):
                     await places.wait(number, 1)
                 while not table._mute:  # noqa: ASYNC110
                     await trio.sleep(0.01)
@@ -438,7 +465,7 @@ async def test_where_no_address_answers_the_first_keeps_the_flow_and_the_others_
             with await bench.client() as client:
                 await client.send(b"three")
                 await places.wait(0, 3)
-            assert [len(heard) for heard in places.heard] == [3, *[1] * (MAX_TOGETHER - 1), 0]
+            assert [len(heard) for heard in places.heard] == [3, *[1] * (MAX_PLACES - 1), 0]
             nursery.cancel_scope.cancel()
 
 

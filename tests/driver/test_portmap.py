@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.unit.nat.test_portmap import Router
 from tunnel.host.gateway import Gateway
-from tunnel.nat.portmap import Protocol
+from tunnel.nat.mapping_states import Protocol
 from tunnel.shell import portmap
 from tunnel.shell.portmap import MAPPING_PORT, REMOVAL, PortMapKeeper
 from tunnel.units import Instant

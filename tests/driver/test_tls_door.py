@@ -349,6 +349,18 @@ async def test_each_way_of_failing_is_a_sentence_with_the_place(tmp_path: Path) 
             await dial("127.0.0.1", listener.local_address.port, None)
 
 
+@pytest.mark.parametrize(("days", "reason"), [(-400, "expired"), (400, "not yet valid")])
+async def test_a_certificate_that_is_out_of_time_may_be_the_fault_of_this_computers_clock(
+    days: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a battery for its clock begins in 1970."""
+    certificate = make_certificate(tmp_path, "127.0.0.1", authority=True, days=days)
+    monkeypatch.setenv("SSL_CERT_FILE", trust(tmp_path, certificate))
+    async with a_door(certificate) as listener:
+        with pytest.raises(ServerUnreachableError, match=rf"{reason}; this computer's clock says \d{{4}}-.*set the clock"):
+            await dial("127.0.0.1", listener.local_address.port, None)
+
+
 async def test_a_public_authority_vouches_for_the_name_that_it_wrote_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

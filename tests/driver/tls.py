@@ -26,8 +26,11 @@ class Certificate:
     fingerprint: str
 
 
-def make_certificate(folder: Path, *names: str, stem: str = "server", authority: bool = False) -> Certificate:
-    """Self-made, for these names and addresses; with `authority` it may stand in a list of trusted ones."""
+def make_certificate(folder: Path, *names: str, stem: str = "server", authority: bool = False, days: int = 0) -> Certificate:
+    """Self-made, for these names and addresses; with `authority` it may stand in a list of trusted ones.
+
+    Valid since yesterday until the day after tomorrow, seen from so many `days` from now.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"ptunnel test {stem}")])
     alternatives: list[x509.GeneralName] = []
@@ -36,7 +39,7 @@ def make_certificate(folder: Path, *names: str, stem: str = "server", authority:
             alternatives.append(x509.IPAddress(ipaddress.ip_address(each)))
         except ValueError:
             alternatives.append(x509.DNSName(each))
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tunnel.errors import MalformedPacket
 from tunnel.host.gateway import gateways_in
 from tunnel.nat import pcp, upnp
-from tunnel.nat.portmap import PortMapper, SearchRouter, Stage
-from tunnel.nat.upnp import HttpReader, Place
+from tunnel.nat.mapping_states import LookUpPort, SearchRouter, Stage, UnmapPort
+from tunnel.nat.portmap import PortMapper
+from tunnel.nat.upnp import Entry, Exchange, Place
 from tunnel.units import Address, Instant
 
 GATEWAY, OWN, PORT = "192.168.1.1", "192.168.1.10", 40_000
@@ -68,17 +69,17 @@ def test_router_datagrams(data: bytes) -> None:
 @given(st.binary(max_size=5000) | http.map(b"".join))
 def test_search_answers(data: bytes) -> None:
     with contextlib.suppress(MalformedPacket):
-        place = upnp.decode_search_answer(data, GATEWAY)
+        place = upnp.decode_search_answer(data)
         assert 0 < place.port <= 0xFFFF
-        assert b"\r" not in upnp.encode_get(GATEWAY, place).split(b"\r\n")[0]
+        assert b"\r" not in Exchange(GATEWAY, place).request.split(b"\r\n")[0]
 
 
 @given(st.binary(max_size=3000) | markup)
 def test_descriptions(data: bytes) -> None:
     with contextlib.suppress(MalformedPacket):
-        service = upnp.decode_description(data, GATEWAY, Place(80, "/a/b"))[0]
+        service = upnp.decode_description(data, Place(80, "/a/b"))[0]
         assert service.kind in upnp.SERVICES
-        assert upnp.encode_delete(GATEWAY, service, 1).count(b"\r\n\r\n") == 1
+        assert upnp.delete_mapping(GATEWAY, service, 1).request.count(b"\r\n\r\n") == 1
         assert service.place.path.isprintable()
         assert " " not in service.place.path
 
@@ -89,11 +90,13 @@ def test_soap_answers(data: bytes, status: int) -> None:
     assert 0 <= upnp.decode_error(answer) <= 9999
     with contextlib.suppress(MalformedPacket):
         upnp.decode_external(answer)
+    with contextlib.suppress(MalformedPacket):
+        assert 0 <= upnp.decode_entry(answer).port < 100_000
 
 
 @given(http)
 def test_http_is_bounded(pieces: list[bytes]) -> None:
-    reader = HttpReader()
+    reader = Exchange(GATEWAY, Place(80, "/"))
     with contextlib.suppress(MalformedPacket):
         for piece in pieces:
             if reader.feed(piece):
@@ -102,7 +105,7 @@ def test_http_is_bounded(pieces: list[bytes]) -> None:
 
 
 def test_an_endless_answer_is_cut_off() -> None:
-    reader = HttpReader()
+    reader = Exchange(GATEWAY, Place(80, "/"))
     reader.feed(b"HTTP/1.1 200 OK\r\n\r\n")
     fed = 0
     with contextlib.suppress(MalformedPacket):
@@ -117,7 +120,7 @@ def test_an_endless_answer_is_cut_off() -> None:
     st.lists(
         st.tuples(
             st.floats(0, 4000, allow_nan=False),
-            replies() | st.binary(max_size=80) | st.integers(0, 4),
+            replies() | st.binary(max_size=80) | st.integers(0, 6),
             st.integers(-1, 0xFFFF),
         ),
         max_size=60,
@@ -145,7 +148,12 @@ def test_no_router_crashes_the_machine_or_makes_it_spin(steps: list[tuple[float,
         elif event == 2:
             mapper.upnp_failed(at, max(number, 0), "fuzz")
         elif event == 3:
-            mapper.upnp_removed(at)
+            mapper.upnp_removed(at, number)
+        elif event == 4:
+            mapper.upnp_failed(at, upnp.CONFLICT, "taken")
+        elif event == 5:
+            entry = Entry((OWN, "192.168.1.66")[number % 2], PORT, number) if number >= 0 else None
+            mapper.upnp_looked_up(at, Address("44.128.0.1", task.external_port if isinstance(task, LookUpPort) else 1), entry)
         if isinstance(task, SearchRouter):
             mapper.upnp_failed(at, 0, "nothing")
         mapping = mapper.mapping
@@ -160,8 +168,8 @@ def test_no_router_crashes_the_machine_or_makes_it_spin(steps: list[tuple[float,
             mapper.handle_timeout(Instant(now))
             while mapper.poll_transmit(Instant(now)) is not None:
                 pass
-            if mapper.poll_upnp(Instant(now)) is not None:
-                mapper.upnp_removed(Instant(now))
+            if isinstance(task := mapper.poll_upnp(Instant(now)), UnmapPort):
+                mapper.upnp_removed(Instant(now), task.external_port)
         assert mapper.is_finished
         assert all(mapper.stage(way.protocol) is Stage.REMOVED for way in mapper._ways.values())
 

@@ -191,6 +191,23 @@ def test_a_program_that_speaks_on_every_interface_is_heard_once(room: Room, sock
     assert {payload: count for (payload, _), count in ear.heard.items()} == dict.fromkeys(said, 1)
 
 
+def test_a_search_from_a_fixed_port_is_answered_to_it_whatever_broadcast_address_it_used(room: Room, sockets: Sockets) -> None:
+    """Steam's Remote Play: both sides have port 27036, and each network of the machine is asked by its own broadcast address."""
+    ada, bora, _ = room.members
+    client, host = (sockets.mouth(member.space, port=27_036) for member in (ada, bora))
+    lan, house = re.sub(r"\.\d+$", ".255", ada.ipv4), re.sub(r"\.\d+$", ".255", ada.site.addresses[0])
+    for address in (lan, house, "255.255.255.255"):
+        question = f"who is there, {address}?".encode()
+        client.sendto(question, (address, 27_036))
+        heard, source = host.recvfrom(100)
+        while heard != question:  # its own, which an ethernet gives back to whoever listens at the port
+            heard, source = host.recvfrom(100)
+        assert source == (ada.ipv4, 27_036)
+        host.sendto(b"bora is", source)
+        answers = iter(lambda: client.recvfrom(100), None)
+        assert next(sender for answer, sender in answers if answer == b"bora is") == (bora.ipv4, 27_036)
+
+
 def test_a_neighbour_on_the_ethernet_still_hears_what_is_broadcast(room: Room, sockets: Sockets) -> None:
     ada = room.members[0]
     ear = sockets.ear(ada.neighbour)

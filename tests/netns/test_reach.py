@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.lab import Kind, Lab, eventually
-from tests.netns.programs import Pair, Ptunnel, environment, http_server, ptunnel, server_address, start_server
+from tests.netns.programs import SERVER_PORT, Pair, Ptunnel, environment, http_server, ptunnel, server_address, start_server
 
 CALLER = """
 import json, os, sys, trio, tunnel
@@ -113,3 +113,17 @@ def test_two_random_mappings_are_relayed_and_the_reason_is_said(lab: Lab, tmp_pa
     status = ptunnel(friend.host, pair.connector.home, "status", "--json")
     assert "both routers" in status.stdout
     assert descriptors(pair.connector.pid) < 40
+
+
+@pytest.mark.parametrize(("home", "friend"), [("prc", "prc"), ("sym", "open"), ("full", "restricted")])
+def test_a_server_whose_second_port_is_shut_serves_as_well(lab: Lab, tmp_path: Path, home: Kind, friend: Kind) -> None:
+    """It is easily forgotten in a firewall; what it is good for is to tell how a router chooses its ports."""
+    lab.server.host.nft(
+        "table inet guard { chain input { type filter hook input priority 0; policy accept; "
+        f"udp dport {SERVER_PORT + 1} drop; tcp dport {SERVER_PORT + 1} drop; }}; }}"
+    )
+    pair, _ = meet(lab, home, friend, tmp_path)
+    goes_direct(pair)
+    told = ptunnel(pair.friend.host, pair.connector.home, "doctor", "--server", server_address(lab)).stdout
+    assert "not known" in told, told
+    assert "one port for all destinations" not in told

@@ -82,6 +82,7 @@ PACKAGES: dict[str, set[str]] = {
     "host": {"ifaddr", "pyroute2", "trio"},
     "settings": {"msgspec"},
     "telemetry": {"prometheus_client"},
+    "nat": {"h11"},
     "pairing": {"spake2", "cryptography"},
     "rendezvous": {"msgspec"},
     "node": {"msgspec", "cryptography"},

@@ -9,16 +9,26 @@ Sans IO: datagrams for the router's port 5351 come from poll_transmit; what UPnP
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
 
 from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
 from tunnel.errors import MalformedPacket
 from tunnel.nat import pcp, upnp
 from tunnel.nat.candidate import is_allowed
+from tunnel.nat.mapping_states import (
+    Cue,
+    LookUpPort,
+    MapPort,
+    PortMapping,
+    Protocol,
+    SearchRouter,
+    Stage,
+    UnmapPort,
+    UpnpTask,
+    Way,
+)
 from tunnel.nat.pcp import Answer, Reply
 from tunnel.units import Address, Buffer, Instant, Seconds
 
@@ -34,148 +44,9 @@ GRACE: Final = Seconds(0.1)  # for a better protocol to answer, once a worse one
 FIRST_INTERVAL: Final = Seconds(0.25)  # to the second transmission, doubling; RFC 6886 §3.1
 MAX_TRIES: Final = 5  # of one request: 7.75 s
 MAX_PORTS_TRIED: Final = 4  # by UPnP, where somebody else has the port we wish for
+HANDOVER: Final = Seconds(120.0)  # before the end of a lease that UPnP will not renew, another port is asked for beside it
 RETRY_AFTER: Final = Seconds(30.0)  # before a router that granted nothing is asked again, doubling ...
 MAX_RETRY_AFTER: Final = Seconds(900.0)  # ... up to this
-
-
-class Protocol(Enum):
-    """The best first: PCP's mappings cannot be taken by a neighbour, and NAT-PMP tells when the router forgets."""
-
-    PCP = "PCP"
-    NAT_PMP = "NAT-PMP"
-    UPNP = "UPnP"
-
-
-class Stage(Enum):
-    """How far one protocol has come."""
-
-    PROBING = "probing"  # does the router speak it?
-    READY = "ready"  # it does
-    MAPPING = "mapping"  # asked for a mapping
-    HELD = "held"
-    RENEWING = "renewing"  # asked again, while the lease still runs
-    FAILED = "failed"
-    REMOVING = "removing"
-    REMOVED = "removed"
-
-
-class Cue(Enum):
-    """What moves it on."""
-
-    ANSWERED = "answered"
-    CHOSEN = "chosen"
-    GRANTED = "granted"
-    RENEWAL_DUE = "renewal due"
-    UNANSWERED = "unanswered"  # but the lease still runs
-    FORGOTTEN = "forgotten"  # the router lost its memory
-    GAVE_UP = "gave up"
-    AGAIN = "again"
-    CLOSED = "closed"
-
-
-TRANSITIONS: Final[Mapping[Stage, Mapping[Cue, Stage]]] = {
-    Stage.PROBING: {Cue.ANSWERED: Stage.READY, Cue.GAVE_UP: Stage.FAILED, Cue.CLOSED: Stage.REMOVED},
-    Stage.READY: {
-        Cue.CHOSEN: Stage.MAPPING,
-        Cue.AGAIN: Stage.PROBING,
-        Cue.GAVE_UP: Stage.FAILED,
-        Cue.CLOSED: Stage.REMOVED,
-    },
-    # A request may be on its way to the router: take back what it may yet grant.
-    Stage.MAPPING: {Cue.GRANTED: Stage.HELD, Cue.GAVE_UP: Stage.FAILED, Cue.CLOSED: Stage.REMOVING},
-    Stage.HELD: {
-        Cue.RENEWAL_DUE: Stage.RENEWING,
-        Cue.FORGOTTEN: Stage.MAPPING,
-        Cue.GAVE_UP: Stage.FAILED,
-        Cue.CLOSED: Stage.REMOVING,
-    },
-    Stage.RENEWING: {
-        Cue.GRANTED: Stage.HELD,
-        Cue.UNANSWERED: Stage.HELD,
-        Cue.FORGOTTEN: Stage.MAPPING,
-        Cue.GAVE_UP: Stage.FAILED,
-        Cue.CLOSED: Stage.REMOVING,
-    },
-    Stage.FAILED: {Cue.AGAIN: Stage.PROBING, Cue.CLOSED: Stage.REMOVED},
-    Stage.REMOVING: {Cue.GAVE_UP: Stage.REMOVED},
-    Stage.REMOVED: {},
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortMapping:
-    """What the router granted: datagrams to `external` come to our port."""
-
-    protocol: Protocol
-    internal_port: int
-    external: Address
-    lifetime: Seconds
-    expires_at: Instant
-
-
-@dataclass(frozen=True, slots=True)
-class SearchRouter:
-    """Find the gateway's UPnP service; then upnp_found or upnp_failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class MapPort:
-    """AddPortMapping and GetExternalIPAddress; then upnp_mapped or upnp_failed.  `lifetime` in seconds, 0: until removed."""
-
-    external_port: int
-    lifetime: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnmapPort:
-    """DeletePortMapping; then upnp_removed."""
-
-    external_port: int
-
-
-UpnpTask: TypeAlias = SearchRouter | MapPort | UnmapPort
-
-
-class _Way:
-    """One protocol's progress."""
-
-    __slots__ = ("epoch", "epoch_at", "external_host", "next_at", "protocol", "stage", "tries", "watch_at")
-
-    def __init__(self, protocol: Protocol, now: Instant) -> None:
-        self.protocol = protocol
-        self.stage = Stage.PROBING
-        self.next_at: Instant | None = now  # of the next transmission, or of the renewal
-        self.tries = 0
-        self.watch_at: Instant | None = None
-        self.epoch: int | None = None
-        self.epoch_at = now
-        self.external_host = ""  # NAT-PMP tells it apart from the mapping
-
-    def move(self, now: Instant, cue: Cue) -> bool:
-        """The one function that applies the table; False where the cue means nothing any more."""
-        after = TRANSITIONS[self.stage].get(cue)
-        if after is None:
-            return False
-        self.stage = after
-        self.tries = 0
-        is_sending = after in (Stage.PROBING, Stage.MAPPING, Stage.RENEWING, Stage.REMOVING)
-        self.next_at = now if is_sending else None
-        if after is not Stage.HELD:
-            self.watch_at = None
-        return True
-
-    def is_epoch_sound(self, now: Instant, epoch: int) -> bool:
-        """Has the router remembered us since the last answer?  RFC 6887 §8.5; RFC 6886 §3.6."""
-        before, passed = self.epoch, now - self.epoch_at
-        self.epoch, self.epoch_at = epoch, now
-        if before is None:
-            return True
-        gained = epoch - before
-        if self.protocol is Protocol.NAT_PMP:
-            return gained >= passed * 7 / 8 - 2
-        if gained < -1:
-            return False
-        return passed + 2 >= gained - gained / 16 and gained + 2 >= passed - passed / 16
 
 
 class PortMapper:
@@ -202,7 +73,7 @@ class PortMapper:
         self._rng = rng
         self._nonce = entropy(pcp.NONCE_SIZE)
         self._lifetime = lifetime
-        self._ways = {protocol: _Way(protocol, now) for protocol in Protocol if protocol in set(protocols)}
+        self._ways = {protocol: Way(protocol, now) for protocol in Protocol if protocol in set(protocols)}
         self._begun = now
         self._choose_at: Instant | None = None
         self._retry_at: Instant | None = None
@@ -210,6 +81,8 @@ class PortMapper:
         self._is_closed = False
         self._upnp_lifetime = round(lifetime)
         self._upnp_ports_tried = 0
+        self._asks_whose = False  # the port that we wish for, which the router says is taken
+        self._leaving: tuple[int, Instant] | None = None  # a port outside that was ours before, and when it is taken back
         self._useless: list[bytes] = []  # requests that take back what was granted and is no use
 
     # --- what became of it
@@ -252,8 +125,38 @@ class PortMapper:
             self._granted(now, way, external, Seconds(float(lifetime)) if lifetime else MAX_LIFETIME)
         self._choose(now)
 
-    def upnp_removed(self, now: Instant) -> None:
-        self._ways[Protocol.UPNP].move(now, Cue.GAVE_UP)
+    def upnp_looked_up(self, now: Instant, external: Address, entry: upnp.Entry | None) -> None:
+        """Whose the port is that the router did not give us; None where it does not tell."""
+        way = self._ways[Protocol.UPNP]
+        if way.stage not in (Stage.MAPPING, Stage.RENEWING):
+            return
+        mapping = self.mapping
+        held = mapping if mapping is not None and mapping.external.port == self._wish and way.stage is Stage.RENEWING else None
+        is_ours = (entry.client, entry.port) == (self._own, self._port) if entry is not None else held is not None
+        if not is_ours:
+            if held is not None:
+                way.move(now, Cue.FORGOTTEN)  # the router restarted, and somebody else was faster
+            self._try_another_port(now, way)
+            return
+        left = Seconds(held.expires_at - now) if held is not None and self._upnp_lifetime else MAX_LIFETIME
+        if entry is not None and entry.lifetime:
+            left = min(left, Seconds(float(entry.lifetime)))
+        if left > HANDOVER:
+            self._granted(now, way, external, left)  # it stands: this router only does not grant the same thing twice
+        else:
+            self._leaving = (self._wish, Instant(now + max(0.0, left - MIN_RENEWAL)))
+            self._try_another_port(now, way)
+
+    def upnp_removed(self, now: Instant, external_port: int) -> None:
+        """Also where the router did not answer: it is told once."""
+        way = self._ways[Protocol.UPNP]
+        if way.stage is not Stage.REMOVING or external_port != self._wish:
+            return
+        if self._leaving is None:
+            way.move(now, Cue.GAVE_UP)
+        else:
+            (self._wish, _), self._leaving = self._leaving, None
+            way.next_at = now
 
     def upnp_failed(self, now: Instant, code: int, why: str) -> None:
         """`code` is UPnP's (upnp.decode_error), 0 where the router did not answer."""
@@ -267,14 +170,24 @@ class PortMapper:
                 self._wish = self._port
                 way.next_at = now
                 return
-            conflict = code in (upnp.CONFLICT, upnp.CONFLICT_WITH_OTHER, upnp.NO_PORTS)
-            if conflict and way.stage is Stage.MAPPING and self._upnp_ports_tried < MAX_PORTS_TRIED:
-                self._upnp_ports_tried += 1
-                self._wish = self._rng.randrange(1024, 65_536)
+            if code in (upnp.CONFLICT, upnp.CONFLICT_WITH_OTHER):
+                self._asks_whose = True
                 way.next_at = now
+                return
+            if code == upnp.NO_PORTS and way.stage is Stage.MAPPING:
+                self._try_another_port(now, way, why)
                 return
         self._failed(now, way, why)
         self._choose(now)
+
+    def _try_another_port(self, now: Instant, way: Way, why: str = "the router has given its ports to others") -> None:
+        if self._upnp_ports_tried < MAX_PORTS_TRIED:
+            self._upnp_ports_tried += 1
+            self._wish = self._rng.randrange(1024, 65_536)
+            way.next_at = now
+        else:
+            self._failed(now, way, why)
+            self._choose(now)
 
     def handle_timeout(self, now: Instant) -> None:
         if self._retry_at is not None and now >= self._retry_at:
@@ -321,13 +234,17 @@ class PortMapper:
     def poll_upnp(self, now: Instant) -> UpnpTask | None:
         """What is to be done over HTTP next, one thing at a time; its outcome is told by one of the upnp_ verbs."""
         way = self._ways.get(Protocol.UPNP)
+        if self._leaving is not None and now >= self._leaving[1] and not self._is_closed:
+            port, self._leaving = self._leaving[0], None
+            return UnmapPort(port)
         if way is None or way.next_at is None or now < way.next_at:
             return None
         match way.stage:
             case Stage.PROBING:
                 task: UpnpTask = SearchRouter()
             case Stage.MAPPING | Stage.RENEWING:
-                task = MapPort(self._wish, self._upnp_lifetime)
+                task = LookUpPort(self._wish) if self._asks_whose else MapPort(self._wish, self._upnp_lifetime)
+                self._asks_whose = False
             case Stage.REMOVING:
                 task = UnmapPort(self._wish)
             case _:
@@ -341,11 +258,13 @@ class PortMapper:
             at = earliest(at, way.next_at, way.watch_at)
         if self.mapping is not None and not self._is_closed:
             at = earliest(at, self.mapping.expires_at)
+        if self._leaving is not None and not self._is_closed:
+            at = earliest(at, self._leaving[1])
         return at
 
     # --- inside
 
-    def _request(self, way: _Way) -> bytes:
+    def _request(self, way: Way) -> bytes:
         if way.stage is Stage.PROBING:
             return self._probe(way)
         lifetime = 0 if way.stage is Stage.REMOVING else round(self._lifetime)
@@ -355,7 +274,7 @@ class PortMapper:
         wished = mapping.external if mapping is not None else Address("0.0.0.0", self._wish)
         return pcp.encode_pcp_map(self._own, self._nonce, self._port, wished if lifetime else None, lifetime)
 
-    def _probe(self, way: _Way) -> bytes:
+    def _probe(self, way: Way) -> bytes:
         return pcp.encode_announce(self._own) if way.protocol is Protocol.PCP else pcp.encode_external_request()
 
     def _on_pcp(self, now: Instant, reply: Reply) -> None:
@@ -410,7 +329,7 @@ class PortMapper:
             external = Address(way.external_host, reply.external_port)
             self._granted(now, way, external, Seconds(float(reply.lifetime)))
 
-    def _on_external(self, now: Instant, way: _Way, host: str) -> None:
+    def _on_external(self, now: Instant, way: Way, host: str) -> None:
         way.external_host = host
         mapping = self.mapping
         if way.stage is Stage.PROBING:
@@ -418,11 +337,11 @@ class PortMapper:
         elif mapping is not None and mapping.protocol is Protocol.NAT_PMP and mapping.external.host != host:
             way.move(now, Cue.FORGOTTEN)  # it has another address now: ask it to confirm the mapping there
 
-    def _note_epoch(self, now: Instant, way: _Way, epoch: int) -> None:
+    def _note_epoch(self, now: Instant, way: Way, epoch: int) -> None:
         if not way.is_epoch_sound(now, epoch):
             way.move(now, Cue.FORGOTTEN)
 
-    def _granted(self, now: Instant, way: _Way, external: Address, lifetime: Seconds) -> None:
+    def _granted(self, now: Instant, way: Way, external: Address, lifetime: Seconds) -> None:
         lifetime = min(lifetime, MAX_LIFETIME)
         if lifetime <= 0 or not is_allowed(external):
             if way.protocol is Protocol.PCP:
@@ -437,6 +356,8 @@ class PortMapper:
             protocol=way.protocol, internal_port=self._port, external=external, lifetime=lifetime, expires_at=expires_at
         )
         self._wish = external.port
+        if self._leaving is not None and self._leaving[0] == external.port:
+            self._leaving = None
         self._upnp_ports_tried = 0
         self._retry_after = RETRY_AFTER
         half = lifetime * (0.5 + 0.125 * self._rng.random())  # RFC 6887 §11.2.1
@@ -446,7 +367,7 @@ class PortMapper:
             way.watch_at = Instant(now + WATCH_INTERVAL)
         way.next_at = Instant(now + max(half, MIN_RENEWAL))
 
-    def _failed(self, now: Instant, way: _Way, why: str) -> None:
+    def _failed(self, now: Instant, way: Way, why: str) -> None:
         """A request was refused or never answered."""
         mapping = self.mapping
         if way.stage is Stage.RENEWING and mapping is not None and now < mapping.expires_at:
@@ -470,6 +391,7 @@ class PortMapper:
     def _restart(self, now: Instant) -> None:
         """Ask for everything once more."""
         self._retry_at = None
+        self._upnp_ports_tried = 0
         self._begun = now
         for way in self._ways.values():
             way.move(now, Cue.AGAIN)

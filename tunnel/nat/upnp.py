@@ -1,7 +1,8 @@
 """UPnP-IGD, the little of it that maps a UDP port: SSDP discovery, HTTP, and SOAP, each cut to size and bounded.
 
-Answers come from whatever stands at the gateway's address, so nothing is trusted: every length has a limit, addresses that an
-answer names must be the gateway's own, and no general XML parser sees a byte of it.  A text between two tags is all we need.
+Answers come from whatever stands at the gateway's address, so nothing is trusted: every length has a limit, of an address that
+an answer names only the port and the path are read, and no general XML parser sees a byte of it.  A text between two tags is all
+we need.
 
 Source: UPnP Device Architecture 1.1 §1.3, §2; WANIPConnection:1 §2.4.
 """
@@ -12,6 +13,8 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+import h11
 
 from tunnel.errors import MalformedPacket
 from tunnel.units import Buffer
@@ -50,15 +53,21 @@ NO_LEASES: Final = frozenset(
     {ONLY_PERMANENT, INVALID_ARGS, ACTION_FAILED, INVALID_VALUE, VALUE_OUT_OF_RANGE, NOT_IMPLEMENTED, NO_CODE}
 )
 
-_URL: Final = re.compile(rf"http://([0-9.]{{7,15}})(?::([0-9]{{1,5}}))?(/[!-~]{{0,{MAX_PATH - 1}}})?\Z")
+#: An address with any host: a name, IPv4, or IPv6 in brackets.
+_URL: Final = re.compile(
+    rf"http://(?:[0-9A-Za-z._-]{{1,253}}|\[[0-9A-Za-z:.%]{{2,64}}\])(?::([0-9]{{1,5}}))?(/[!-~]{{0,{MAX_PATH - 1}}})?\Z"
+)
 _PATH: Final = re.compile(rf"/[!-~]{{0,{MAX_PATH - 1}}}\Z")
-_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |\r|\Z)")
+_FOUND: Final = re.compile(rb"HTTP/1\.[01] 200(?: |\Z)")
+_GATEWAY_DEVICE: Final = b":device:InternetGatewayDevice:"
+_PORT: Final = re.compile(r"[0-9]{1,5}\Z")
+_SECONDS: Final = re.compile(r"[0-9]{1,10}\Z")
 _AFTER_NAME: Final = (">", " ", "\t", "\r", "\n")
 _ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'"), ("&amp;", "&"))
 
 
 class Place(NamedTuple):
-    """Where something of the gateway is asked for by HTTP; its host is the gateway."""
+    """Where something of the gateway is asked for by HTTP; the host is always the gateway, whatever an answer says."""
 
     port: int
     path: str
@@ -69,6 +78,14 @@ class Service(NamedTuple):
 
     place: Place
     kind: str  # one of SERVICES
+
+
+class Entry(NamedTuple):
+    """Whose a mapped port is: AddPortMapping's arguments, as the gateway keeps them."""
+
+    client: str
+    port: int
+    lifetime: int  # seconds that are left; 0: until it is removed
 
 
 class HttpAnswer(NamedTuple):
@@ -85,117 +102,91 @@ def encode_search(target: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def decode_search_answer(data: Buffer, gateway: str) -> Place:
-    """Where the gateway's description is.  Raises MalformedPacket, also when it names another host than the gateway."""
+def decode_search_answer(data: Buffer) -> Place:
+    """Where the description is.  Raises MalformedPacket."""
     if len(data) > MAX_SEARCH_ANSWER:
         raise MalformedPacket(f"an SSDP answer of {len(data)} bytes")
-    head, *lines = bytes(data).split(b"\r\n")
-    status = _STATUS.match(head)
-    if status is None or status[1] != b"200":
+    head, *lines = (line.removesuffix(b"\r") for line in bytes(data).split(b"\n"))
+    if not _FOUND.match(head):
         raise MalformedPacket("not an SSDP answer")
     for line in lines:
         name, colon, value = line.partition(b":")
         if colon and name.strip().lower() == b"location":
-            return _place_in(_text(value).strip(), gateway)
+            return _place_in(_text(value).strip())
     raise MalformedPacket("an SSDP answer without a location")
 
 
-def _place_in(url: str, gateway: str) -> Place:
+def is_of_a_gateway(data: Buffer) -> bool:
+    """Does this answer to a search come from a router, rather than from a printer or a television set?"""
+    return _GATEWAY_DEVICE in bytes(data)
+
+
+def _place_in(url: str) -> Place:
     found = _URL.match(url)
-    if found is None:
+    port = int(found[1] or 80) if found is not None else 0
+    if found is None or not 0 < port <= 0xFFFF:
         raise MalformedPacket("not a plain http address")
-    port = int(found[2] or 80)
-    if found[1] != gateway or not 0 < port <= 0xFFFF:
-        raise MalformedPacket("an address that is not the gateway's own")
-    return Place(port, found[3] or "/")
+    return Place(port, found[2] or "/")
 
 
 # --- HTTP
 
 
-class HttpReader:
-    """Collects one answer.  `feed` until it gives True or the connection ends, then `answer`."""
+class Exchange:
+    """One question and its answer: send `request`, `feed` until it gives True or the connection ends, then `answer`."""
 
-    __slots__ = ("_body_at", "_buffer", "_chunked", "_length")
+    __slots__ = ("_body", "_fed", "_http", "_is_whole", "_status", "request")
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._body_at = 0  # 0 while the header is not complete
-        self._length: int | None = None
-        self._chunked = False
+    def __init__(self, gateway: str, place: Place, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> None:
+        """GET, or POST where there is a `body`."""
+        common = [("Host", f"{gateway}:{place.port}"), ("User-Agent", "ptunnel"), ("Connection", "close")]
+        if body:
+            common.append(("Content-Length", str(len(body))))
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HTTP_HEADER)
+        head = h11.Request(method="POST" if body else "GET", target=place.path, headers=[*common, *headers])
+        parts = (head, h11.Data(data=body), h11.EndOfMessage()) if body else (head, h11.EndOfMessage())
+        self.request = b"".join(self._http.send(part) or b"" for part in parts)
+        self._fed = 0
+        self._status = 0  # until the header is there
+        self._body = bytearray()
+        self._is_whole = False
 
     def feed(self, data: Buffer) -> bool:
-        """True when the answer is complete.  Raises MalformedPacket beyond MAX_HTTP."""
-        before = len(self._buffer)
-        if before + len(data) > MAX_HTTP:
+        """True when the answer is complete.  `data` is empty when the connection has ended.  Raises MalformedPacket."""
+        self._fed += len(data)
+        if self._fed > MAX_HTTP:
             raise MalformedPacket(f"an HTTP answer beyond {MAX_HTTP} bytes")
-        self._buffer += data
-        if not self._body_at:
-            end = self._buffer.find(b"\r\n\r\n", max(0, before - 3))
-            if end < 0 and len(self._buffer) <= MAX_HTTP_HEADER:
-                return False
-            if not 0 <= end <= MAX_HTTP_HEADER:
-                raise MalformedPacket("an HTTP header without an end")
-            self._body_at = end + 4
-            self._read_header(bytes(self._buffer[:end]))
-        if self._chunked:
-            is_empty = len(self._buffer) - self._body_at == 5
-            return self._buffer.endswith(b"0\r\n\r\n" if is_empty else b"\r\n0\r\n\r\n")
-        return self._length is not None and len(self._buffer) - self._body_at >= self._length
-
-    def _read_header(self, header: bytes) -> None:
-        for line in header.split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            value = value.strip().lower()
-            match name.strip().lower():
-                case b"content-length":
-                    if not value.isdigit() or len(value) > 6:
-                        raise MalformedPacket("an HTTP answer of unknown length")
-                    self._length = int(value)
-                case b"transfer-encoding":
-                    self._chunked = value == b"chunked"
+        try:
+            self._http.receive_data(bytes(data))
+            while not self._is_whole:
+                match self._http.next_event():
+                    case h11.Response(status_code=status):
+                        self._status = status
+                        if self._fed - len(self._http.trailing_data[0]) > MAX_HTTP_HEADER:
+                            raise MalformedPacket(f"an HTTP header beyond {MAX_HTTP_HEADER} bytes")
+                    case h11.Data(data=part):
+                        self._body += part
+                    case h11.EndOfMessage():
+                        self._is_whole = True
+                    case h11.InformationalResponse():
+                        pass  # some say "100 Continue" first
+                    case _:
+                        break
+        except h11.RemoteProtocolError as error:
+            raise MalformedPacket(f"no HTTP: {error}") from None
+        return self._is_whole
 
     def answer(self) -> HttpAnswer:
         """Raises MalformedPacket when what has come is no whole answer."""
-        status = _STATUS.match(self._buffer)
-        if not self._body_at or status is None:
-            raise MalformedPacket("not an HTTP answer")
-        body = bytes(self._buffer[self._body_at :])
-        if self._chunked:
-            body = _unchunk(body)
-        elif self._length is not None:
-            if len(body) < self._length:
-                raise MalformedPacket("an HTTP answer cut short")
-            body = body[: self._length]
-        return HttpAnswer(int(status[1]), body)
-
-
-def _unchunk(body: bytes) -> bytes:
-    """RFC 9112 §7.1."""
-    out, position = bytearray(), 0
-    while True:
-        end = body.find(b"\r\n", position, position + 64)
-        digits = body[position:end].partition(b";")[0].strip() if end >= 0 else b""
-        if not 0 < len(digits) <= 5 or not all(digit in b"0123456789abcdefABCDEF" for digit in digits):
-            raise MalformedPacket("a bad chunk")
-        size = int(digits, 16)
-        if size == 0:
-            return bytes(out)
-        position = end + 2 + size + 2
-        if position > len(body):
-            raise MalformedPacket("a chunk cut short")
-        out += body[end + 2 : position - 2]
-
-
-def encode_get(gateway: str, place: Place) -> bytes:
-    lines = (f"GET {place.path} HTTP/1.1", f"Host: {gateway}:{place.port}", "User-Agent: ptunnel", "Connection: close", "", "")
-    return "\r\n".join(lines).encode()
+        if not self._is_whole and not self.feed(b""):
+            raise MalformedPacket("an HTTP answer cut short")
+        return HttpAnswer(self._status, bytes(self._body))
 
 
 # --- the description
 
 
-def decode_description(data: bytes, gateway: str, place: Place) -> tuple[Service, ...]:
+def decode_description(data: bytes, place: Place) -> tuple[Service, ...]:
     """The services of the description that was fetched from `place`, the best first; one at least.  Raises MalformedPacket.
 
     A router with two uplinks describes one for each, and only one of them may be up.
@@ -204,7 +195,7 @@ def decode_description(data: bytes, gateway: str, place: Place) -> tuple[Service
     port, folder = place.port, place.path.partition("?")[0].rpartition("/")[0]
     base = _element(text, "URLBase", 0)
     if base is not None and base[0].strip():
-        root = _place_in(base[0].strip(), gateway)
+        root = _place_in(base[0].strip())
         port, folder = root.port, root.path.rpartition("/")[0]
     found: list[Service] = []
     position = 0
@@ -217,17 +208,17 @@ def decode_description(data: bytes, gateway: str, place: Place) -> tuple[Service
         control = _element(inner, "controlURL", 0)
         if kind is None or control is None or kind[0].strip() not in SERVICES:
             continue
-        found.append(Service(_control_place(control[0].strip(), gateway, port, folder), kind[0].strip()))
+        found.append(Service(_control_place(control[0].strip(), port, folder), kind[0].strip()))
     if not found:
         raise MalformedPacket("the gateway describes no service that maps ports")
     return tuple(sorted(dict.fromkeys(found), key=lambda service: SERVICES.index(service.kind)))
 
 
-def _control_place(text: str, gateway: str, port: int, folder: str) -> Place:
+def _control_place(text: str, port: int, folder: str) -> Place:
     for entity, character in _ENTITIES:
         text = text.replace(entity, character)
     if text.startswith("http:"):
-        return _place_in(text, gateway)
+        return _place_in(text)
     path = text if text.startswith("/") else f"{folder}/{text}"
     if not _PATH.match(path):
         raise MalformedPacket("a control address that is none")
@@ -237,7 +228,7 @@ def _control_place(text: str, gateway: str, port: int, folder: str) -> Place:
 # --- SOAP
 
 
-def encode_add(gateway: str, service: Service, own: str, internal_port: int, external_port: int, lifetime: int) -> bytes:
+def add_mapping(gateway: str, service: Service, own: str, internal_port: int, external_port: int, lifetime: int) -> Exchange:
     """AddPortMapping for UDP; `lifetime` 0 means until it is removed."""
     return _soap(
         gateway,
@@ -256,13 +247,20 @@ def encode_add(gateway: str, service: Service, own: str, internal_port: int, ext
     )
 
 
-def encode_delete(gateway: str, service: Service, external_port: int) -> bytes:
-    arguments = (("NewRemoteHost", ""), ("NewExternalPort", str(external_port)), ("NewProtocol", "UDP"))
-    return _soap(gateway, service, "DeletePortMapping", arguments)
+def delete_mapping(gateway: str, service: Service, external_port: int) -> Exchange:
+    return _soap(gateway, service, "DeletePortMapping", _key(external_port))
 
 
-def encode_get_external(gateway: str, service: Service) -> bytes:
+def get_mapping(gateway: str, service: Service, external_port: int) -> Exchange:
+    return _soap(gateway, service, "GetSpecificPortMappingEntry", _key(external_port))
+
+
+def get_external(gateway: str, service: Service) -> Exchange:
     return _soap(gateway, service, "GetExternalIPAddress", ())
+
+
+def _key(external_port: int) -> Sequence[tuple[str, str]]:
+    return (("NewRemoteHost", ""), ("NewExternalPort", str(external_port)), ("NewProtocol", "UDP"))
 
 
 def decode_external(answer: HttpAnswer) -> str:
@@ -276,6 +274,17 @@ def decode_external(answer: HttpAnswer) -> str:
         raise MalformedPacket("the gateway's address is none") from None
 
 
+def decode_entry(answer: HttpAnswer) -> Entry:
+    """Raises MalformedPacket, also where there is no such mapping."""
+    text = _text(answer.body)
+    client, port, lifetime = (
+        (_element(text, name, 0) or ("", 0))[0].strip() for name in ("NewInternalClient", "NewInternalPort", "NewLeaseDuration")
+    )
+    if answer.status != 200 or not _PORT.match(port):
+        raise MalformedPacket("the gateway does not tell whose the port is")
+    return Entry(client, int(port), int(lifetime) if _SECONDS.match(lifetime) else 0)
+
+
 def decode_error(answer: HttpAnswer) -> int:
     """0 for success, else UPnP's error code, or HTTP's status where there is none."""
     if answer.status == 200:
@@ -285,7 +294,7 @@ def decode_error(answer: HttpAnswer) -> int:
     return int(digits) if digits.isascii() and digits.isdecimal() and 0 < len(digits) <= 4 and int(digits) else answer.status
 
 
-def _soap(gateway: str, service: Service, action: str, arguments: Sequence[tuple[str, str]]) -> bytes:
+def _soap(gateway: str, service: Service, action: str, arguments: Sequence[tuple[str, str]]) -> Exchange:
     inner = "".join(f"<{name}>{value}</{name}>" for name, value in arguments)
     body = (
         '<?xml version="1.0"?>\r\n'
@@ -293,18 +302,8 @@ def _soap(gateway: str, service: Service, action: str, arguments: Sequence[tuple
         's:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/">'
         f'<s:Body><u:{action} xmlns:u="{service.kind}">{inner}</u:{action}></s:Body></s:Envelope>\r\n'
     )
-    lines = (
-        f"POST {service.place.path} HTTP/1.1",
-        f"Host: {gateway}:{service.place.port}",
-        "User-Agent: ptunnel",
-        'Content-Type: text/xml; charset="utf-8"',
-        f'SOAPAction: "{service.kind}#{action}"',
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-        "",
-        body,
-    )
-    return "\r\n".join(lines).encode()
+    headers = (("Content-Type", 'text/xml; charset="utf-8"'), ("SOAPAction", f'"{service.kind}#{action}"'))
+    return Exchange(gateway, service.place, headers, body.encode())
 
 
 def _text(data: bytes) -> str:

@@ -25,7 +25,8 @@ from tunnel.units import Seconds
 
 MAX_UNANSWERED: Final = 16 * 1024  # bytes said again where a name has another address, and the first one has not answered them
 SILENT_AFTER: Final = Seconds(1.0)  # without an answer, before the next address hears the same ...
-MAX_TOGETHER: Final = 4  # ... up to so many of a name
+MAX_TOGETHER: Final = 4  # ... so many at once: the one tried longest ago makes way, but for the first
+MAX_PLACES: Final = 16  # of a name, in all
 MAX_DATAGRAM: Final = 65_535  # bytes to offer recv
 DRAIN_BATCH: Final = 128  # datagrams taken from one socket before other tasks get their turn
 
@@ -51,7 +52,7 @@ class Outward:
         self._target = target
         self._flows = flows
         self._counters = counters
-        self._left = deque(places)
+        self._left = deque(places[:MAX_PLACES])
         #: Whether it is this machine, which does not keep silent about where nothing listens.
         self._is_here = all(is_loopback(ipaddress.ip_address(place[1][0].partition("%")[0])) for place in places)
         self._tried: list[_Attempt] = []  # those that hear what is said; one, once it has answered
@@ -113,8 +114,10 @@ class Outward:
             with trio.move_on_after(SILENT_AFTER):
                 await self._answered.wait()
                 return
-            if not self._left or len(self._tried) >= MAX_TOGETHER:
+            if not self._left:
                 break
+            if len(self._tried) >= MAX_TOGETHER:
+                self._drop(self._tried[1])
             self._try_next(table, nursery, scope)
         table.mute(self._target)
         for attempt in self._tried[1:]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from tunnel.host.clock import boottime
 from tunnel.host.copies import watch_generation, watched
+from tunnel.node.clocks import spoken
 from tunnel.units import Instant, Seconds
 
 PARTED: Final = "The calendar of this machine jumped {}: it was set, or this is a copy of a machine. All links get new keys."
@@ -36,4 +37,5 @@ class Copies:
         await watch_generation(lambda: self._suspect(self.clock(), COPIED))
 
     def _parted(self, now: Instant, by: Seconds) -> None:
-        self._suspect(now, PARTED.format(f"{abs(by):.1f} s {'ahead' if by > 0 else 'back'}") if by else "")
+        far = spoken(abs(by)) if abs(by) >= 120 else f"{abs(by):.1f} s"
+        self._suspect(now, PARTED.format(f"{far} {'ahead' if by > 0 else 'back'}") if by else "")

@@ -13,7 +13,7 @@ from tunnel.host.interfaces import local_addresses, source_address
 from tunnel.server_spec import parse_server
 from tunnel.units import Address
 
-ADDRESSES_A_FAMILY: Final = 4  # of a name that are tried at once: of one server, or of servers that know nothing of each other
+ADDRESSES_A_FAMILY: Final = 8  # of a name that are tried at once: of one server, or of servers that know nothing of each other
 SOMEWHERE: Final = ("192.0.2.1", "2001:db8::1")  # RFC 5737, RFC 3849; nothing is sent there
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 NO_NETWORK: Final = "This computer is not connected to a network."

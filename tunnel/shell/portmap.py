@@ -9,6 +9,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -20,6 +21,7 @@ from tunnel.host.gateway import Gateway, default_gateway, is_translated
 from tunnel.node.mapping import (
     LIFETIME,
     MAPPING_PORT,
+    LookUpPort,
     MapPort,
     PortMapper,
     PortMapping,
@@ -207,9 +209,13 @@ class PortMapKeeper:
                 case MapPort(external_port=external_port, lifetime=lifetime):
                     external = await upnp.map(port, external_port, lifetime)
                     mapper.upnp_mapped(self._clock(), external, lifetime)
+                case LookUpPort(external_port=external_port):
+                    external, entry = await upnp.look_up(external_port)
+                    mapper.upnp_looked_up(self._clock(), external, entry)
                 case UnmapPort(external_port=external_port):
-                    await upnp.unmap(external_port)
-                    mapper.upnp_removed(self._clock())
+                    with suppress(UpnpError):
+                        await upnp.unmap(external_port)
+                    mapper.upnp_removed(self._clock(), external_port)
         except UpnpError as error:
             mapper.upnp_failed(self._clock(), error.code, str(error))
         self._wakes[port].set()

@@ -22,6 +22,7 @@ SEARCH_HOLDS: Final = 10.0  # seconds: later the router may have restarted with 
 HTTP_PATIENCE: Final = 3.0  # seconds for one question
 MAX_ANSWERS: Final = 64  # datagrams looked at in one search
 MAX_PLACES: Final = 4  # descriptions fetched in one search
+MAX_OTHER_PLACES: Final = 2  # then asked for at the gateway, of those that answers from elsewhere name
 MAX_SERVICES: Final = 4  # asked which of them has an address outside
 
 
@@ -60,24 +61,34 @@ class UpnpGateway:
         external = Address(await self._external(service), external_port)  # first: a port that nobody can reach is not asked for
         if ipaddress.IPv4Address(external.host).is_unspecified:
             raise UpnpError(0, "the router has no address outside just now")
-        request = upnp.encode_add(self._gateway, service, self._own, internal_port, external_port, lifetime)
-        code = upnp.decode_error(await self._ask(service.place, request))
+        exchange = upnp.add_mapping(self._gateway, service, self._own, internal_port, external_port, lifetime)
+        code = upnp.decode_error(await self._ask(service.place, exchange))
         if code:
             raise UpnpError(code, f"asked for a port by UPnP, the router refuses with error {code}")
         return external
 
     async def _external(self, service: upnp.Service) -> str:
         """The router's address outside, as this service tells it.  Raises UpnpError."""
-        answer = await self._ask(service.place, upnp.encode_get_external(self._gateway, service))
+        answer = await self._ask(service.place, upnp.get_external(self._gateway, service))
         try:
             return upnp.decode_external(answer)
         except MalformedPacket as error:
             raise UpnpError(0, str(error)) from None
 
+    async def look_up(self, external_port: int) -> tuple[Address, upnp.Entry | None]:
+        """Where that port is reached, and whose it is; None where the router does not tell.  Raises UpnpError."""
+        service = self._known()
+        external = Address(await self._external(service), external_port)
+        answer = await self._ask(service.place, upnp.get_mapping(self._gateway, service, external_port))
+        try:
+            return external, upnp.decode_entry(answer)
+        except MalformedPacket:
+            return external, None
+
     async def unmap(self, external_port: int) -> None:
         """Raises UpnpError."""
         service = self._known()
-        await self._ask(service.place, upnp.encode_delete(self._gateway, service, external_port))
+        await self._ask(service.place, upnp.delete_mapping(self._gateway, service, external_port))
 
     def _known(self) -> upnp.Service:
         if self._service is None:
@@ -90,12 +101,19 @@ class UpnpGateway:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(self._own))
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 2)  # UDA 1.1 §1.3.2
             found: upnp.Service | None = None
+            others: list[upnp.Place] = []
             with trio.move_on_after(SEARCH_PATIENCE):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._call, sock)
-                    found = await self._listen(sock)
+                    found = await self._listen(sock, others)
                     nursery.cancel_scope.cancel()
-            return found
+        # One of two routers that share the gateway's address (VRRP) answers from an address of its own.  The answer may as well
+        # come from any neighbour: ask the gateway alone, and believe what it says.
+        for place in others[:MAX_OTHER_PLACES]:
+            if found is None:
+                with suppress(MalformedPacket, UpnpError):
+                    found = await self._describe(place)
+        return found
 
     async def _call(self, sock: trio.socket.SocketType) -> None:
         before = 0.0
@@ -109,25 +127,28 @@ class UpnpGateway:
                     except OSError:
                         continue
 
-    async def _listen(self, sock: trio.socket.SocketType) -> upnp.Service | None:
+    async def _listen(self, sock: trio.socket.SocketType, others: list[upnp.Place]) -> upnp.Service | None:
+        """The gateway's service.  `others` gets the places that answers from elsewhere name."""
         tried: set[upnp.Place] = set()
         for _ in range(MAX_ANSWERS):
             try:
                 data, remote = await sock.recvfrom(upnp.MAX_SEARCH_ANSWER + 1)
             except OSError:
                 continue  # an ICMP error of a search; the count above bounds these too
-            if remote[0] != self._gateway:
-                continue
-            try:
-                place = upnp.decode_search_answer(data, self._gateway)
-                if place in tried or len(tried) >= MAX_PLACES:
-                    continue
-                tried.add(place)
-                answer = await self._ask(place, upnp.encode_get(self._gateway, place))
-                return await self._living(upnp.decode_description(answer.body, self._gateway, place))
-            except (MalformedPacket, UpnpError):
-                continue
+            with suppress(MalformedPacket, UpnpError):
+                place = upnp.decode_search_answer(data)
+                if remote[0] != self._gateway:
+                    if upnp.is_of_a_gateway(data) and place not in others:
+                        others.append(place)
+                elif place not in tried and len(tried) < MAX_PLACES:
+                    tried.add(place)
+                    return await self._describe(place)
         return None
+
+    async def _describe(self, place: upnp.Place) -> upnp.Service:
+        """Raises MalformedPacket and UpnpError."""
+        answer = await self._ask(place, upnp.Exchange(self._gateway, place))
+        return await self._living(upnp.decode_description(answer.body, place))
 
     async def _living(self, services: Sequence[upnp.Service]) -> upnp.Service:
         """The best service whose uplink has an address: one that the world reaches before one behind another translator."""
@@ -146,18 +167,17 @@ class UpnpGateway:
             inner = service if inner is None else inner
         return services[0] if inner is None else inner
 
-    async def _ask(self, place: upnp.Place, request: bytes) -> upnp.HttpAnswer:
+    async def _ask(self, place: upnp.Place, exchange: upnp.Exchange) -> upnp.HttpAnswer:
         """One HTTP exchange with the gateway.  Raises UpnpError."""
-        reader = upnp.HttpReader()
         try:
             with trio.fail_after(HTTP_PATIENCE):
                 stream = await trio.open_tcp_stream(self._gateway, place.port)
                 async with stream:
-                    await stream.send_all(request)
+                    await stream.send_all(exchange.request)
                     while data := await stream.receive_some(16_384):
-                        if reader.feed(data):
+                        if exchange.feed(data):
                             break
-            return reader.answer()
+            return exchange.answer()
         except (OSError, trio.TooSlowError, trio.BrokenResourceError):
             raise UpnpError(0, "the router does not answer") from None
         except MalformedPacket as error:

@@ -85,7 +85,7 @@ def _control_stream(data: bytes) -> None:
 
 
 def _http(data: bytes) -> None:
-    reader = upnp.HttpReader()
+    reader = upnp.Exchange(GATEWAY, upnp.Place(80, "/"))
     for at in range(0, len(data), 50):
         if reader.feed(data[at : at + 50]):
             break
@@ -242,8 +242,8 @@ TABLE: list[tuple[Callable[[bytes], object], list[bytes]]] = [
             b"\2\x81\0\0\0\0\x0e\x10\0\0\0\7" + bytes(12) + b"n" * 12 + b"\x11\0\0\0\x9c\x40\x9c\x40" + bytes(16),
         ],
     ),
-    (lambda data: upnp.decode_search_answer(data, GATEWAY), [SSDP]),
-    (lambda data: upnp.decode_description(data, GATEWAY, upnp.Place(80, "/a/b")), [DESCRIPTION]),
+    (upnp.decode_search_answer, [SSDP]),
+    (lambda data: upnp.decode_description(data, upnp.Place(80, "/a/b")), [DESCRIPTION]),
     (_http, [ANSWER, b"HTTP/1.1 500 x\r\nTransfer-Encoding: chunked\r\n\r\n1b\r\n<errorCode>718</errorCode>\r\n0\r\n\r\n"]),
     (lambda data: frames.decode_ack(data, 0, len(data)), [frames._ACK_HEAD.pack(2, 9, 1, 100, 3) + frames._ACK_RANGE.pack(2, 5)]),
     (lambda data: frames.decode_close(data, 0, len(data)), [frames.encode_close(8, "a fault")]),

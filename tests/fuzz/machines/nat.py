@@ -14,7 +14,8 @@ from tunnel.nat import stun, upnp
 from tunnel.nat.agent import Agent
 from tunnel.nat.budget import PROBE_BURST
 from tunnel.nat.candidate import CandidateKind, Offer, decode_offer, encode_offer, is_allowed, make_candidate
-from tunnel.nat.portmap import MapPort, PortMapper, SearchRouter
+from tunnel.nat.mapping_states import LookUpPort, MapPort, SearchRouter, UnmapPort
+from tunnel.nat.portmap import PortMapper
 from tunnel.nat.technique import PoolSocket
 from tunnel.nat.techniques import Techniques
 from tunnel.node.diagnosis import SOCKETS, Diagnosis, Findings, PortMapFindings, advise
@@ -122,8 +123,8 @@ class _Router:
             mapper.handle_datagram(at, rest)
         elif isinstance(task, SearchRouter):
             try:
-                place = upnp.decode_search_answer(rest, GATEWAY)
-                upnp.decode_description(rest, GATEWAY, place)
+                place = upnp.decode_search_answer(rest)
+                upnp.decode_description(rest, place)
                 mapper.upnp_found(at)
             except MalformedPacket as error:
                 if data[0] & 4:
@@ -132,15 +133,21 @@ class _Router:
                     mapper.upnp_failed(at, 0, str(error))
         elif isinstance(task, MapPort):
             self._answer(at, task, rest)
-        elif task is not None:
-            mapper.upnp_removed(at)
+        elif isinstance(task, LookUpPort):
+            try:
+                entry = upnp.decode_entry(upnp.HttpAnswer(200, rest))
+            except MalformedPacket:
+                entry = None
+            mapper.upnp_looked_up(at, Address("44.128.0.1", task.external_port), entry)
+        elif isinstance(task, UnmapPort):
+            mapper.upnp_removed(at, task.external_port)
         mapping = mapper.mapping
         assert mapping is None or (mapping.external.port and mapping.expires_at > self.now)
         deadline = mapper.poll_timeout()
         assert deadline is None or deadline < self.now + 200_000
 
     def _answer(self, at: Instant, task: MapPort, rest: bytes) -> None:
-        reader = upnp.HttpReader()
+        reader = upnp.Exchange(GATEWAY, upnp.Place(80, "/"))
         try:
             reader.feed(rest)
             answer = reader.answer()

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from tunnel.cli.connect import forward_line
-from tunnel.cli.render import folded, live_lines, short_path
+from tunnel.cli.render import columns, folded, live_lines, short_path
 
 STATUS = {"kind": "direct", "remote": "203.0.113.18:33982", "rtt_s": 0.022, "mtu": 1472, "send_rate": 113, "receive_rate": 0}
 
@@ -30,6 +30,11 @@ def test_a_command_that_does_not_fit_behind_its_label_has_a_line_of_its_own() ->
 def test_a_command_is_not_broken_even_where_it_is_longer_than_the_screen() -> None:
     command = f"  ptunnel connect {'x' * 90} --forward 2222:22"
     assert folded(command, 80) == [command]
+
+
+def test_columns_are_even_where_a_name_has_wide_letters() -> None:
+    heading, ada, sakura = columns([("NAME", "SEEN"), ("ada", "today"), ("さくら", "now")])
+    assert cell_len(heading.partition("SEEN")[0]) == cell_len(ada.partition("today")[0]) == cell_len(sakura.partition("now")[0])
 
 
 def test_the_forward_of_ssh_says_how_it_is_used_and_fits_on_80_columns() -> None:

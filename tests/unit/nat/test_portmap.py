@@ -8,22 +8,26 @@ from collections.abc import Callable
 import pytest
 
 from tunnel.nat import pcp, upnp
-from tunnel.nat.portmap import (
-    GRACE,
-    LIFETIME,
-    MAX_TRIES,
-    RETRY_AFTER,
+from tunnel.nat.mapping_states import (
     TRANSITIONS,
-    UPNP_RENEWAL,
-    WATCH_INTERVAL,
     Cue,
+    LookUpPort,
     MapPort,
-    PortMapper,
     PortMapping,
     Protocol,
     SearchRouter,
     Stage,
     UnmapPort,
+)
+from tunnel.nat.portmap import (
+    GRACE,
+    LIFETIME,
+    MAX_PORTS_TRIED,
+    MAX_TRIES,
+    RETRY_AFTER,
+    UPNP_RENEWAL,
+    WATCH_INTERVAL,
+    PortMapper,
 )
 from tunnel.units import Address, Instant, Seconds
 
@@ -44,6 +48,8 @@ class Router:
         self.is_silent = False
         self.no_leases = 0  # the error of a router that grants mappings for ever alone
         self.only_same = False  # maps a port to the same one alone
+        self.never_twice = False  # refuses what it has granted already, also to whom it has granted it
+        self.tells = "what is left"  # of a lease, to who asks; or "zero", or "nothing"
         self.requests: list[str] = []
 
     def restart(self, now: float) -> None:
@@ -108,17 +114,22 @@ class Router:
                 self.requests.append("UPnP map")
                 if self.only_same and port != PORT:
                     mapper.upnp_failed(at, upnp.SAME_PORT, "another port")
-                elif port in self.taken:
+                elif port in self.taken or (self.never_twice and port in self.table):
                     mapper.upnp_failed(at, upnp.CONFLICT, "taken")
                 elif self.no_leases and lifetime:
                     mapper.upnp_failed(at, self.no_leases, "no leases")
                 else:
                     self.table[port] = (PORT, now + (lifetime or 1e9))
                     mapper.upnp_mapped(at, Address(self.outside, port), lifetime)
+            case LookUpPort(external_port=port):
+                inside, until = self.table.get(port, (0, now))
+                left = round(until - now) if self.tells == "what is left" and until < 1e8 else 0
+                entry = upnp.Entry("192.168.1.66" if port in self.taken else OWN, inside, left)
+                mapper.upnp_looked_up(at, Address(self.outside, port), None if self.tells == "nothing" else entry)
             case UnmapPort(external_port=port):
                 self.requests.append("UPnP remove")
                 self.table.pop(port, None)
-                mapper.upnp_removed(at)
+                mapper.upnp_removed(at, port)
 
 
 class World:
@@ -346,6 +357,79 @@ def test_a_router_that_maps_a_port_to_the_same_one_only_is_asked_for_that() -> N
     world.router.restart(world.now)
     world.run(UPNP_RENEWAL + 10)
     assert world.mapped == f"{OUTSIDE}:{PORT}"
+
+
+@pytest.mark.parametrize("no_leases", [0, 725])
+@pytest.mark.parametrize("tells", ["what is left", "zero", "nothing"])
+def test_a_router_that_refuses_to_renew_its_own_mapping_never_loses_it(tells: str, no_leases: int) -> None:
+    router = Router(Protocol.UPNP)
+    router.never_twice, router.tells, router.no_leases = True, tells, no_leases
+    world = World(router)
+    world.run(5)
+    for _ in range(3 * 3600):
+        world.run(1)
+        assert world.mapper.mapping is not None
+        router.lapse(world.now)
+        assert world.mapper.mapping.external.port in router.table
+    assert len({mapping.external for _, mapping in world.history if mapping is not None}) <= (1 if no_leases else 5)
+    assert len(router.requests) < 200
+    world.close()
+    assert router.table == {}
+
+
+def test_a_port_outside_that_ours_has_left_is_taken_back_while_it_is_still_ours() -> None:
+    router = Router(Protocol.UPNP)
+    router.never_twice = True
+    world = World(router, lifetime=Seconds(200.0))
+    world.run(190)  # the other port was asked for at the half; by the end of the first lease, the first port is given back
+    assert world.mapped not in (None, f"{OUTSIDE}:{PORT}")
+    world.run(8)
+    assert PORT not in router.table
+    assert router.requests.count("UPnP remove") == 1
+    assert world.close() < 1
+    assert router.table == {}
+
+
+def test_the_end_takes_back_both_ports_while_one_makes_way_for_the_other() -> None:
+    router = Router(Protocol.UPNP)
+    router.never_twice = True
+    world = World(router, lifetime=Seconds(200.0))
+    world.run(150)
+    assert len(router.table) == 2
+    world.close()
+    assert router.table == {}
+
+
+def test_a_port_that_a_neighbour_took_while_the_router_restarted_is_left_to_it() -> None:
+    world = World(Router(Protocol.UPNP))
+    world.run(10)
+    world.router.restart(world.now)
+    world.router.taken = {PORT}
+    world.run(UPNP_RENEWAL)
+    assert world.mapped not in (None, f"{OUTSIDE}:{PORT}")
+    assert world.mapper.mapping is not None
+    assert list(world.router.table) == [world.mapper.mapping.external.port]
+    assert world.router.requests.count("UPnP remove") == 0
+
+
+def test_what_a_crash_left_behind_is_taken_up_again() -> None:
+    router = Router(Protocol.UPNP)
+    router.never_twice = True
+    router.table[PORT] = (PORT, 100.0 + 3000)
+    world = World(router)
+    world.run(5)
+    assert world.mapped == f"{OUTSIDE}:{PORT}"
+    assert world.mapper.mapping is not None
+    assert world.mapper.mapping.expires_at == pytest.approx(3100, abs=2)
+
+
+def test_a_router_that_has_given_all_ports_to_others_is_asked_for_so_many() -> None:
+    router = Router(Protocol.UPNP)
+    router.taken = set(range(65_536))
+    world = World(router)
+    world.run(RETRY_AFTER)
+    assert router.requests.count("UPnP map") == 1 + MAX_PORTS_TRIED
+    assert world.mapper.trouble == "the router has given its ports to others"
 
 
 def test_a_router_that_is_gone_at_the_end_costs_only_patience() -> None:

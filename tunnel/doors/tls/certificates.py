@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import os
 import ssl
+import time
 from typing import Final
 
 from tunnel.errors import ConfigurationError, ServerUnreachableError, UntrustedServerError
@@ -16,6 +17,7 @@ from tunnel.errors import ConfigurationError, ServerUnreachableError, UntrustedS
 ALPN: Final = "ptunnel/1"  # so that one port can be shared with a web site, and a web server says no at once (RFC 7301)
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _END: Final = "-----END CERTIFICATE-----"
+_OUT_OF_TIME: Final = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED (openssl/x509_vfy.h)
 
 
 def client_context(fingerprint: str | None) -> ssl.SSLContext:
@@ -89,6 +91,11 @@ def explain(error: OSError, host: str, port: int) -> ServerUnreachableError:
     """What a failed attempt to reach a server over TLS is told as: one sentence."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = (error.verify_message or "not verified").rstrip(".")
+        if error.verify_code in _OUT_OF_TIME:
+            return UntrustedServerError(
+                f"The certificate that {host} shows at TCP port {port} is not trusted ({reason}; this computer's clock says "
+                f"{time.strftime('%Y-%m-%d %H:%M')}): set the clock if that is wrong, or have the server's operator renew it."
+            )
         return UntrustedServerError(
             f"The certificate that {host} shows at TCP port {port} is not trusted ({reason}): pin it with --tls-fingerprint as "
             "'ptunnel serve' prints it, or name the server as its certificate does."
