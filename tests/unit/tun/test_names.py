@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -205,6 +206,25 @@ def test_where_no_rename_is_possible_the_file_is_written_in_place(path: Path, mo
     hosts.remove()
     assert (path.read_bytes(), path.stat().st_ino) == (before, inode)
     assert [file.name for file in path.parent.iterdir()] == ["hosts"]
+
+
+def test_a_full_disk_leaves_a_file_that_is_written_in_place_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and everybody else's lines: a block of a dead process in front of them would otherwise have been half moved."""
+    dead = b"# ptunnel 1 1 begin (removed when ptunnel ends)\n10.77.1.9\told.ptunnel\n# ptunnel 1 1 end\n"
+    before = dead + path.read_bytes() + b"192.0.2.7\tmine\n"
+    path.write_bytes(before)
+    path.with_name("twin").hardlink_to(path)  # so that it is written in place
+    write = os.pwrite
+
+    def full(descriptor: int, text: bytes, at: int) -> int:
+        if at >= len(before):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, text[: min(20, len(before) - at)], at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ConfigurationError, match="No space left on device"):
+        HostsFile(path).write({f"member-{number}": ["10.77.1.2"] for number in range(50)})
+    assert path.read_bytes() == before
 
 
 def test_a_hosts_file_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path) -> None:

@@ -266,10 +266,15 @@ def _write_beside(path: Path, temporary: Path, text: bytes, *, is_new: bool) -> 
 
 
 def write_in_place(path: Path, text: bytes) -> None:
-    """Write over the file, without a moment at which it is empty.  Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    """Write over the file, without a moment at which it is empty.  Raises OSError, and leaves the file as it was."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        overwrite(descriptor, text)
+        before = os.pread(descriptor, MAX_HOSTS_SIZE, 0)
+        try:
+            overwrite(descriptor, text)
+        except OSError:  # a full disk takes a part; what was there before still has its room
+            overwrite(descriptor, before)
+            raise
     finally:
         os.close(descriptor)
 
