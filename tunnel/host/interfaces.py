@@ -28,8 +28,10 @@ OWN_INTERFACES: Final = "ptunnel"
 _INTERFACES: Final = Path("/sys/class/net")
 #: Of the kernel itself, as /sys names them: DEVTYPE in uevent, ARPHRD_ numbers (linux/if_arp.h) of IPIP, GRE and GRE over IPv6.
 #: SIT and IPv4 in IPv6 are left: providers deliver the other family by them.
-_TUNNEL_KINDS: Final = frozenset(("wireguard", "amneziawg", "ovpn", "ovpn-dco", "vxlan", "geneve"))
+_TUNNEL_KINDS: Final = frozenset(("wireguard", "amneziawg", "ovpn", "ovpn-dco", "vxlan", "geneve", "l2tpeth"))
 _TUNNEL_TYPES: Final = frozenset(("768", "778", "823"))
+_NO_HARDWARE: Final = "65534"  # ARPHRD_NONE: IPsec's interfaces (xfrm), which say no more, and modems
+_MODEM: Final = "wwan"  # DEVTYPE
 _OVERLAYS: Final = re.compile(
     r"\butun|\bfeth\d|\bipsec\d|tailscale|zerotier|wireguard|wintun|tap-windows|vpn|nebula|hamachi|netbird|nordlynx|anyconnect",
     re.IGNORECASE,
@@ -90,9 +92,10 @@ def is_overlay(interface: str, description: str = "") -> bool:
         return True
     with contextlib.suppress(OSError):
         found = re.search(r"^DEVTYPE=(.+)$", (place / "uevent").read_text(), re.MULTILINE)
-        if found is not None and found[1] in _TUNNEL_KINDS:
-            return True
-        return (place / "type").read_text().strip() in _TUNNEL_TYPES
+        named = found[1] if found is not None else ""
+        kind = (place / "type").read_text().strip()
+        is_modem = named == _MODEM or (place / "device").exists()
+        return named in _TUNNEL_KINDS or kind in _TUNNEL_TYPES or (kind == _NO_HARDWARE and not is_modem)
     return False
 
 

@@ -286,12 +286,12 @@ def decode_entry(answer: HttpAnswer) -> Entry:
 
 
 def decode_error(answer: HttpAnswer) -> int:
-    """0 for success, else UPnP's error code, or HTTP's status where there is none."""
-    if answer.status == 200:
-        return 0
+    """0 for success, else UPnP's error code, which some send with HTTP's 200, or HTTP's status where there is none."""
     found = _element(_text(answer.body), "errorCode", 0)
     digits = found[0].strip() if found is not None else ""
-    return int(digits) if digits.isascii() and digits.isdecimal() and 0 < len(digits) <= 4 and int(digits) else answer.status
+    if digits.isascii() and digits.isdecimal() and 0 < len(digits) <= 4 and int(digits):
+        return int(digits)
+    return 0 if answer.status == 200 else answer.status
 
 
 def _soap(gateway: str, service: Service, action: str, arguments: Sequence[tuple[str, str]]) -> Exchange:

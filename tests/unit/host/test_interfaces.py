@@ -31,8 +31,8 @@ def test_tunnels_of_our_own_and_what_nobody_reaches_are_left_out(monkeypatch: py
 def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """WireGuard's interface, one of a program (nebula, OpenVPN, ZeroTier), one of the kernel (GRE, VXLAN), a modem without a
-    hardware address, the IPv6 of a provider (SIT), a bridge, and a wire."""
+    """WireGuard's interface, one of a program (nebula, OpenVPN, ZeroTier), some of the kernel (GRE, VXLAN, L2TP, IPsec), modems
+    without a hardware address, the IPv6 of a provider (SIT), a bridge, and a wire."""
     for name, uevent, is_tun, kind in (
         ("eth0", "", False, 1),
         ("br0", "DEVTYPE=bridge\n", False, 1),
@@ -40,7 +40,10 @@ def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
         ("flannel.1", "DEVTYPE=vxlan\n", False, 1),
         ("gre1", "", False, 778),
         ("nebula1", "", True, 65534),
-        ("wwan0", "", False, 65534),
+        ("l2tp0", "DEVTYPE=l2tpeth\n", False, 1),
+        ("ipsec0", "", False, 65534),
+        ("wwan0", "DEVTYPE=wwan\n", False, 65534),
+        ("usb0", "", False, 65534),
         ("he-ipv6", "", False, 776),
     ):
         (tmp_path / name).mkdir()
@@ -48,6 +51,7 @@ def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
         (tmp_path / name / "uevent").write_text(f"INTERFACE={name}\n{uevent}")
         if is_tun:
             (tmp_path / name / "tun_flags").write_text("0x1001\n")
+    (tmp_path / "usb0" / "device").mkdir()
     monkeypatch.setattr(interfaces, "_INTERFACES", tmp_path)
     monkeypatch.setattr(interfaces, "_is_up", lambda name: True)
     overlays = [
@@ -55,10 +59,13 @@ def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
         adapter("nebula1", "10.8.0.3"),
         adapter("gre1", "10.7.0.3"),
         adapter("flannel.1", "10.6.0.3"),
+        adapter("l2tp0", "10.5.0.3"),
+        adapter("ipsec0", "10.4.0.3"),
     ]
     wires = [
         adapter("eth0", "192.168.1.5"),
         adapter("wwan0", "10.99.0.2"),
+        adapter("usb0", "10.96.0.2"),
         adapter("none", "10.98.0.2"),
         adapter("he-ipv6", "2001:db8::2"),
         adapter("br0", "10.97.0.2"),
@@ -71,6 +78,8 @@ def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
         "10.8.0.3",
         "10.7.0.3",
         "10.6.0.3",
+        "10.5.0.3",
+        "10.4.0.3",
     ]
 
 

@@ -198,6 +198,7 @@ def test_soap_answers() -> None:
     assert upnp.decode_error(HttpAnswer(500, b"<UPnPError><errorCode>718</errorCode></UPnPError>")) == upnp.CONFLICT
     assert upnp.decode_error(HttpAnswer(500, b"<errorCode>7 1 8</errorCode>")) == 500
     assert upnp.decode_error(HttpAnswer(403, b"")) == 403
+    assert upnp.decode_error(HttpAnswer(200, b"<s:Fault><errorCode>725</errorCode></s:Fault>")) == upnp.ONLY_PERMANENT
 
 
 def test_whose_a_port_is() -> None:
