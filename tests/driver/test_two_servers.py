@@ -12,6 +12,7 @@ import trio
 import tunnel
 from tests.driver.meeting import Heard, echo, homes, shout
 from tunnel.errors import PairingError
+from tunnel.shell.places import ADDRESSES_A_FAMILY, resolve_server
 from tunnel.shell.serve import RunningServer, serve
 
 NAME = "rv.two.example"
@@ -21,7 +22,7 @@ class Resolver(trio.abc.HostnameResolver):
     """Names the addresses in the order that it was last told."""
 
     def __init__(self) -> None:
-        self.order = ("127.0.0.2", "127.0.0.3")
+        self.order: tuple[str, ...] = ("127.0.0.2", "127.0.0.3")
 
     async def getaddrinfo(self, host: bytes | None, port: bytes | str | int | None, *_: int, **__: int) -> Any:
         found = self.order if host == NAME.encode() else ((host or b"").decode(),)
@@ -63,3 +64,19 @@ async def test_a_code_is_found_at_either_server_of_the_name_and_one_that_neither
             assert one.counters()["sessions"] <= 2
             for running in (one, other):
                 running.stop()
+
+
+async def test_a_server_is_found_at_the_last_of_many_addresses_of_its_name(tmp_path: Path) -> None:
+    resolver = Resolver()
+    trio.socket.set_custom_hostname_resolver(resolver)
+    dead = [f"127.0.0.{number}" for number in range(20, 19 + ADDRESSES_A_FAMILY)]
+    heard = Heard()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            running = await start(nursery, "127.0.0.2", 0)
+            name = f"{NAME}:{running.addresses[0].port}"
+            resolver.order = (*dead, "127.0.0.2", "127.0.0.3")
+            async with tunnel.expose(["22"], server=name, home=tmp_path, name="home", on_event=heard, handler=echo):
+                assert await heard.code()
+            assert len(await resolve_server(name)) == ADDRESSES_A_FAMILY >= 8
+            running.stop()
