@@ -14,11 +14,11 @@ from tunnel.transport.crypto.noise import CipherState, HandshakeState, NoiseErro
 
 from .helpers import Entropy, private
 
-VECTORS = Path(__file__).parents[4] / "shared" / "vectors" / "noise.json"
+VECTORS = Path(__file__).with_name("noise_vectors.json")  # of the cacophony implementation, public domain
 
 
 def load_vectors() -> list[Any]:
-    return list(json.loads(VECTORS.read_text())["vectors"]) if VECTORS.exists() else []
+    return list(json.loads(VECTORS.read_text())["vectors"])
 
 
 def key_of(vector: dict[str, Any], name: str) -> X25519PrivateKey | None:
@@ -68,7 +68,7 @@ def check_vector(vector: dict[str, Any]) -> None:
 
 def test_every_public_vector_is_reproduced_byte_for_byte() -> None:
     vectors = load_vectors()
-    assert vectors or not VECTORS.exists()
+    assert len(vectors) > 10
     for vector in vectors:
         check_vector(vector)
 
