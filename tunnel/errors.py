@@ -71,6 +71,10 @@ class PermissionDeniedError(TunnelError):
     """The peer does not let us reach what we asked for."""
 
 
+class StreamLimitError(TunnelError):
+    """The peer allows no further streams right now; wait for one to end."""
+
+
 class PeerError(TunnelError):
     """The peer, once authenticated, broke the protocol."""
 

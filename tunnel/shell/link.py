@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tunnel.errors import MalformedPacket, PeerError, TunnelError, UnreachableError
+from tunnel.errors import MalformedPacket, PeerError, StreamLimitError, TunnelError, UnreachableError
 from tunnel.faults import Faults
 from tunnel.node import (
     CONTROL_ROOM,
@@ -151,7 +151,7 @@ class Link:
             if connection is not None and not connection.is_closed:
                 try:
                     stream_id = connection.open_stream()
-                except TunnelError:  # the peer's stream limit is reached
+                except StreamLimitError:
                     pass
                 else:
                     stream = self._make_stream(connection, stream_id)
@@ -161,8 +161,7 @@ class Link:
                         if written < len(open_message):
                             await stream.send_all(open_message[written:])
                     return stream
-            with trio.move_on_after(1):  # a stream limit that rises announces itself by no event of ours
-                await changed.wait()
+            await changed.wait()
 
     async def accept_stream(self) -> TunnelStream:
         """The next stream that the peer opened.  Raises UnreachableError when the link is closed."""
@@ -440,8 +439,8 @@ class Link:
             return
         stream = self._make_stream(connection, stream_id)
         if len(self._accepted) >= ACCEPT_BACKLOG:
-            stream.reset(1)
-            stream.stop(1)
+            stream.reset(StreamCode.REFUSED)
+            stream.stop(StreamCode.REFUSED)
             return
         self._accepted.append(stream)
         self.notify()

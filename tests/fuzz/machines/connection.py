@@ -7,13 +7,13 @@ import contextlib
 from tests.fuzz.engine import Machine
 from tests.fuzz.test_connection_fuzz import BREACHES, HARMLESS, PATH, Hostile, ack, datagram, stream
 from tests.unit.connection.pair import RELAY, SERVER
+from tunnel.errors import StreamLimitError
 from tunnel.transport.connection.carried import MaxData, MaxStreamData, Reset, StopSending
 from tunnel.transport.connection.events import ConnectionClosed, PathKind
 from tunnel.transport.connection.records import MOST_PARTS, RECORD, RECORD_HEADER
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.frames import Frame
 from tunnel.transport.packet.header import NONCE_PREFIX
-from tunnel.transport.stream.streams import StreamLimitError
 from tunnel.units import Address, Instant, PathKey, SocketId
 
 ELSEWHERE = (

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from tests.unit.connection.pair import Pair
+from tunnel.errors import StreamLimitError
 from tunnel.transport.connection.events import StreamCode, StreamReset, StreamsAllowed, StreamStopped, StreamWritable
 from tunnel.transport.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAMS
-from tunnel.transport.stream.streams import StreamLimitError
 from tunnel.units import Instant, StreamId
 
 

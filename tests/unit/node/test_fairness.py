@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.node.test_walls import Three
+from tunnel.errors import StreamLimitError
 from tunnel.node.fairness import (
     COSTLY,
     MAX_DEBT,
@@ -23,7 +24,6 @@ from tunnel.node.fairness import (
     FairShare,
 )
 from tunnel.transport.connection.connection import Connection
-from tunnel.transport.stream.streams import StreamLimitError
 from tunnel.units import Instant
 
 QUEUE = 2_000_000  # bytes that the kernel keeps

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from typing import Final
 
 from tunnel.core.ranges import RangeSet
-from tunnel.errors import PeerError, TunnelError
+from tunnel.errors import PeerError, StreamLimitError
 from tunnel.transport.stream.flow import (
     CONNECTION_WINDOW,
     INITIAL_STREAM_WINDOW,
@@ -30,10 +30,6 @@ LEAST_TURN: Final = (
 )  # bytes: the rest of a turn that is less is added to the next, as a short burst costs like a full one
 LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
 RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
-
-
-class StreamLimitError(TunnelError):
-    """The peer allows no further streams right now; wait for one to end."""
 
 
 class Scheduler:
