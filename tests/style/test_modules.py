@@ -102,3 +102,15 @@ def test_sequence_numbers_are_taken_by_one_function_only() -> None:
     }
     assert {name for _, name in writers} == {"__init__", "take_numbers"}, writers
     assert [where for where, name in writers if name == "take_numbers"] == ["tunnel/transport/connection/shared.py"]
+
+
+def test_one_packet_is_sealed_in_one_place_and_bursts_in_three() -> None:
+    callers = {
+        function.name
+        for module in modules()
+        for function in ast.walk(module.tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "take_numbers"
+    }
+    assert callers == {"seal", "_stream_burst", "_datagram_burst", "seal_segments"}

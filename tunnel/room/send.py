@@ -187,7 +187,7 @@ class LanSender:
         sealer, shape, flags, its_end = last
         if end != its_end or _SHAPE.unpack_from(self._buffer, FRONT) != shape:
             return False
-        return sealer.seal_another(self._burst, now, self._buffer, _IP_AT, end, flags)
+        return sealer.seal_packet(self._burst, now, self._buffer, _IP_AT, end, flags)
 
     # 2
 

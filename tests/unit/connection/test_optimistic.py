@@ -178,7 +178,7 @@ def test_no_number_is_sealed_under_twice_whoever_seals(monkeypatch: pytest.Monke
         for _ in range(4):
             lan.whole(bytes(100 + round_))
         packet = memoryview(bytearray(PACKET_ROOM) + bytes(100 + round_))
-        assert sealer.seal_another(lan.burst, pair.now, packet, PACKET_ROOM, len(packet), 0)
+        assert sealer.seal_packet(lan.burst, pair.now, packet, PACKET_ROOM, len(packet), 0)
         lan.leave()
         pair.a.challenge(pair.now, pair.direct("a"), PathKind.DIRECT)
         pair.run(0.3)

@@ -135,6 +135,20 @@ def test_two_super_packets_with_one_head_do_not_run_together() -> None:
     assert [run[1][:1] for run in lan.got] == [b"a", b"b"]
 
 
+def test_a_packet_that_the_burst_does_not_take_is_left_as_it_is() -> None:
+    lan = Lan()
+    sealer = lan.pair.a.packets
+    assert sealer is not None
+    sealer.begin(lan.burst, 0)
+    for count in range(MAX_SEGMENTS + 1):
+        packet = memoryview(bytearray(b"header" + bytes((count,)) * 100))
+        taken = sealer.seal_packet(lan.burst, lan.pair.now, packet, PACKET_ROOM, len(packet), 0)
+        assert taken == (count < MAX_SEGMENTS)
+        assert (bytes(packet[:PACKET_ROOM]) == b"header") != taken
+    lan.leave()
+    assert [run[1] for run in lan.got] == [bytes((count,)) * 100 for count in range(MAX_SEGMENTS)]
+
+
 def test_a_packet_larger_than_the_path_is_split_and_rejoined() -> None:
     lan = Lan(relayed=False)
     sealer = lan.pair.a.packets

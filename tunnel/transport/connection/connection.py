@@ -169,14 +169,7 @@ class Connection(StreamVerbs, PathVerbs):
     def stats(self) -> ConnectionStats:
         """A snapshot of the counters."""
         shared = self._shared
-        drops = dict(shared.drops)
-        if shared.datagrams.dropped:
-            drops["datagram waited too long"] = shared.datagrams.dropped
-        if shared.paths.dropped:
-            drops["path probe queue full"] = shared.paths.dropped
-        if shared.rejoiner.dropped:
-            drops["split datagram never whole"] = shared.rejoiner.dropped
-        return replace(shared.stats, streams=len(shared.streams), drops=drops)
+        return replace(shared.stats, streams=len(shared.streams), drops=dict(shared.drops))
 
     # inputs
 

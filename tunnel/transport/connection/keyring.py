@@ -21,13 +21,22 @@ _LONG_AGO: Final = Instant(-1e9)
 class Keyring:
     """Which keypair seals, and which may open."""
 
-    __slots__ = ("_pending", "_previous", "_previous_until", "_said_at", "_seals_until", "by_index", "current", "expires_at")
+    __slots__ = (
+        "_old_at",
+        "_pending",
+        "_previous",
+        "_previous_until",
+        "_said_at",
+        "_seals_until",
+        "by_index",
+        "current",
+        "expires_at",
+    )
 
     def __init__(self, keypair: Keypair, now: Instant) -> None:
         if keypair.created_at is None:
             keypair.created_at = now
-        self.current = keypair
-        self._seals_until = _ends_at(keypair)
+        self._seal_with(keypair)
         self._previous: Keypair | None = None
         self._previous_until = now
         self._pending: list[Keypair] = []  # answered inits; the initiator may have taken any of them
@@ -70,8 +79,13 @@ class Keyring:
             self.by_index.pop(self._previous.local_index, None)
         self._previous = self.current
         self._previous_until = Instant(min(now + OVERLAP, _ends_at(self._previous)))
+        self._seal_with(keypair)
+
+    def _seal_with(self, keypair: Keypair) -> None:
         self.current = keypair
         self._seals_until = _ends_at(keypair)
+        assert keypair.created_at is not None
+        self._old_at = Instant(keypair.created_at + REKEY_AFTER + (0.0 if keypair.is_initiator else RESPONDER_PATIENCE))
 
     def expire(self, now: Instant) -> None:
         """Forget what must not, or no longer needs to, open anything."""
@@ -104,13 +118,12 @@ class Keyring:
 
     def rekey_at(self) -> Instant:
         """When `wants_rekey` becomes true, if nothing is sealed until then."""
-        keypair = self.current
-        created = keypair.created_at
-        assert created is not None
-        due = created + REKEY_AFTER + (0.0 if keypair.is_initiator else RESPONDER_PATIENCE)
-        if keypair.sent_packets >= REKEY_AFTER_PACKETS:
-            due = created
-        return Instant(max(min(due, self._seals_until), self._said_at + RETRY_REKEY))
+        due = self._old_at if self.current.sent_packets < REKEY_AFTER_PACKETS else self.current.created_at
+        assert due is not None
+        if due > self._seals_until:
+            due = self._seals_until
+        again = Instant(self._said_at + RETRY_REKEY)
+        return due if due > again else again
 
     def wants_rekey(self, now: Instant) -> bool:
         """True when the current keypair is old, worn or given up; says so again only after RETRY_REKEY."""

@@ -23,7 +23,7 @@ from tunnel.errors import MalformedPacket
 from tunnel.transport.connection.carried import Ping
 from tunnel.transport.connection.paths import SILENCE, Path
 from tunnel.transport.connection.shared import Shared
-from tunnel.transport.crypto.batch import nonce_of, run_through, seal_batch
+from tunnel.transport.crypto.batch import run_through, seal_batch
 from tunnel.transport.packet.frames import (
     MAX_PACKET_HEAD,
     PACKET,
@@ -33,16 +33,7 @@ from tunnel.transport.packet.frames import (
     PACKET_SPLIT,
     Frame,
 )
-from tunnel.transport.packet.header import (
-    HEADER,
-    HEADER_SIZE,
-    MAX_BURST,
-    MAX_SEGMENTS,
-    NUMBER_SIZE,
-    OVERHEAD,
-    TAG_SIZE,
-    TRANSPORT,
-)
+from tunnel.transport.packet.header import HEADER, MAX_BURST, MAX_SEGMENTS, NUMBER_SIZE, OVERHEAD, TRANSPORT
 from tunnel.transport.packet.slots import MAX_PLAINS, PieceCutter, Plains, SlotCutter
 from tunnel.transport.recovery.pmtu import BASE_PLPMTU
 from tunnel.units import Instant, Seconds, Transmit
@@ -58,6 +49,7 @@ MAX_WHOLE: Final = 65_535  # bytes of an IP packet
 MAX_INDEX: Final = 255  # of a segment: a byte
 
 _PACKET = int(Frame.PACKET)
+_WHOLE: Final = [PACKET.pack(_PACKET, flags, 0, 0, 0) for flags in (0, PACKET_PARTIAL)]  # by flags, before a whole packet
 _ALL: Final = slice(None)
 _put: Final = cast("Callable[[memoryview, slice, memoryview], None]", setitem)
 
@@ -142,15 +134,6 @@ class PacketSealer:
         """Whether the burst under way is for that."""
         return burst.path is self._shared.paths.current and burst.ecn == ecn
 
-    @staticmethod
-    def _fits(burst: PacketBurst, path: Path, whole: int) -> bool:
-        """Whether a datagram of `whole` bytes may be the next one of the burst."""
-        if burst.path is not path:
-            return False
-        if not burst.count:
-            return True
-        return not burst.is_closed and whole <= burst.size and burst.count < MAX_SEGMENTS and burst.at + whole <= MAX_BURST
-
     # 2
 
     def seal_segments(
@@ -179,7 +162,7 @@ class PacketSealer:
         whole = skip + OVERHEAD + PACKET_SIZE + head_size + step
         size = end - start - head_size
         total = -(-size // step)
-        if not self._fits(burst, path, whole) or (burst.count and whole != burst.size):
+        if burst.path is not path or (burst.count and (burst.is_closed or whole != burst.size)):
             return index
         count = min(total - index, MAX_SEGMENTS - burst.count, (MAX_BURST - burst.at) // whole)
         if not count:
@@ -211,39 +194,27 @@ class PacketSealer:
     # 3
 
     def seal_packet(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int, flags: int) -> bool:
-        """Seal the packet at `packet[start:end]`, which fits `room`.  False when the burst has to leave first."""
-        shared = self._shared
-        path = shared.paths.current
-        prefix = path.key.prefix
-        whole = len(prefix) + OVERHEAD + PACKET_SIZE + end - start
-        if not self._fits(burst, path, whole):
-            return False
-        begin = start - PACKET_SIZE
-        PACKET.pack_into(packet, begin, _PACKET, flags, 0, 0, 0)
-        self._seal(burst, now, path, packet[begin:end], whole)
-        return True
+        """Seal the packet at `packet[start:end]`, which fits `room`.
 
-    def seal_another(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int, flags: int) -> bool:
-        """seal_packet, where the packet is as large as all in the burst; False where it is not, or the burst does not go on."""
-        shared = self._shared
-        path, count, at = shared.paths.current, burst.count, burst.at
-        prefix = path.key.prefix
-        skip = len(prefix)
-        whole = skip + OVERHEAD + PACKET_SIZE + end - start
-        if burst.path is not path or whole != burst.size or burst.is_closed or not count:
+        False when the burst has to leave first: then nothing was written in front of the packet either.
+        """
+        return self._append(burst, now, packet, start, end, _WHOLE[flags])
+
+    def _append(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int, frame: bytes) -> bool:
+        """One datagram of `frame` and what stands at `packet[start:end]`, where the frame is put before it."""
+        path, at, count = self._shared.paths.current, burst.at, burst.count
+        prefix, begin = path.key.prefix, start - PACKET_SIZE
+        whole = len(prefix) + OVERHEAD + end - begin
+        if burst.path is not path:
             return False
-        if count >= MAX_SEGMENTS or at + whole > MAX_BURST:
+        if count and (burst.is_closed or whole > burst.size or count >= MAX_SEGMENTS or at + whole > MAX_BURST):
             return False
-        slots = burst.slots.of(burst.out, whole, skip, PACKET_SIZE)
-        keypair, number = shared.keys.current, shared.take_numbers(1, whole)
-        begin = start - PACKET_SIZE
-        PACKET.pack_into(packet, begin, _PACKET, flags, 0, 0, 0)
-        if skip:
-            burst.out[at : at + skip] = prefix
-        HEADER.pack_into(burst.out, at + skip, TRANSPORT, keypair.remote_index, number)
-        keypair.send.encrypt_into(nonce_of(number), packet[begin:end], slots.header[count], slots.sealed[count])
-        burst.count = count + 1
-        burst.at = at + whole
+        packet[begin:start] = frame
+        after = self._shared.seal(prefix, burst.out, at, packet[begin:end])
+        if count and whole == burst.size:
+            burst.count, burst.at = count + 1, after
+        else:
+            self._filed(burst, now, path, after, 1, whole)
         return True
 
     def seal_split(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int) -> bool:
@@ -252,41 +223,25 @@ class PacketSealer:
         False when the burst has to leave first.  For paths under 1,280 bytes: IPv6 asks the link below for it (RFC 8200 §5).
         """
         path = self._shared.paths.current
-        prefix = path.key.prefix
         room = path.capacity - PACKET_SIZE
         count = -(-(end - start) // room)
         step = -(-(end - start) // count)
-        whole = len(prefix) + OVERHEAD + PACKET_SIZE + step
         if burst.count or burst.path is not path:
             return False
         self._next_split = (self._next_split + 1) & 0xFFFF
-        piece = bytearray(PACKET_SIZE + step)
+        piece = memoryview(bytearray(PACKET_SIZE + step))
         for index in range(count):
-            low = start + index * step
-            size = min(step, end - low)
-            PACKET.pack_into(piece, 0, _PACKET, PACKET_SPLIT, index, count, self._next_split)
-            piece[PACKET_SIZE : PACKET_SIZE + size] = packet[low : low + size]
-            self._seal(burst, now, path, memoryview(piece)[: PACKET_SIZE + size], whole - step + size)
+            data = packet[start + index * step : min(start + (index + 1) * step, end)]
+            stop = PACKET_SIZE + len(data)
+            piece[PACKET_SIZE:stop] = data
+            frame = PACKET.pack(_PACKET, PACKET_SPLIT, index, count, self._next_split)
+            self._append(burst, now, piece, PACKET_SIZE, stop, frame)
         return True
-
-    def _seal(self, burst: PacketBurst, now: Instant, path: Path, plain: memoryview, whole: int) -> None:
-        shared = self._shared
-        view, at = burst.out, burst.at
-        prefix = path.key.prefix
-        head = at + len(prefix)
-        sealed = head + HEADER_SIZE
-        after = sealed + len(plain) + TAG_SIZE
-        keypair, number = shared.keys.current, shared.take_numbers(1, after - at)
-        view[at:head] = prefix
-        HEADER.pack_into(view, head, TRANSPORT, keypair.remote_index, number)
-        keypair.send.encrypt_into(nonce_of(number), plain, view[head:sealed], view[sealed:after])
-        self._filed(burst, now, path, after, 1, whole)
 
     def _filed(self, burst: PacketBurst, now: Instant, path: Path, at: int, count: int, whole: int) -> None:
         shared = self._shared
-        size = at - burst.at
         if not burst.count:
-            burst.size = whole if count > 1 else size
+            burst.size = whole if count > 1 else at - burst.at
         burst.is_closed = at - burst.at < count * burst.size
         burst.count += count
         burst.at = at

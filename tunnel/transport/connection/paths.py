@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tunnel.core.trace import Drops
 from tunnel.transport.connection.events import PathKind
 from tunnel.transport.packet.header import OVERHEAD
 from tunnel.transport.recovery.acks import MAX_ACK_DELAY
@@ -166,7 +167,8 @@ class Path:
         """
         if self.unanswered_since is None or not self.recovery.bytes_in_flight:
             return None
-        return Instant(self.unanswered_since + max(SILENCE, self.recovery.rtt.pto(MAX_ACK_DELAY)))
+        pto = self.recovery.rtt.pto(MAX_ACK_DELAY)
+        return Instant(self.unanswered_since + (pto if pto > SILENCE else SILENCE))
 
     def verify_spacing(self) -> Seconds:
         return Seconds(max(VERIFY_SPACING, 1.5 * self.recovery.rtt.smoothed_rtt))
@@ -220,13 +222,13 @@ class Keepalive:
 class Paths:
     """All paths of one connection."""
 
-    def __init__(self, key: PathKey, kind: PathKind, now: Instant, rng: random.Random) -> None:
+    def __init__(self, key: PathKey, kind: PathKind, now: Instant, rng: random.Random, drops: Drops) -> None:
         self._rng = rng
         self._numbers = 0
         self.known: dict[PathKey, Path] = {}
         self._challenges: dict[bytes, tuple[PathKey, PathKind, Instant]] = {}
         self.probes: deque[Probe] = deque()
-        self.dropped = 0  # probes that waited in too long a queue
+        self._drops = drops
         self.evicted: list[Path] = []  # made room for another; what was under way there has not been sent again yet
         self.policy = "auto"
         self.is_held = False  # only the control stream may use them
@@ -270,7 +272,7 @@ class Paths:
     def _queue(self, probe: Probe) -> None:
         if len(self.probes) >= MAX_QUEUED_PROBES:
             self.probes.popleft()
-            self.dropped += 1
+            self._drops["path probe queue full"] += 1
         self.probes.append(probe)
 
     def on_response(self, now: Instant, data: bytes) -> tuple[Path, Seconds, bool] | None:
@@ -357,18 +359,24 @@ class Paths:
 
     def poll_timeout(self) -> Instant:
         """When handle_timeout has something to do."""
-        at = float("inf")
+        current = self.current
+        first: float = current.proof_at
         for path in self.known.values():
+            at: float
             if path.in_doubt_since is not None:
-                at = min(at, path.verify_at)
-            elif path is self.current:
-                at = min(at, path.last_sent + self._quiet(path))
+                at = path.verify_at
+            elif path is current:
+                at = path.last_sent + self._quiet(path)
                 silent_at = path.silent_at()
                 if silent_at is not None and silent_at < at:
                     at = silent_at
             elif path.validated:
-                at = min(at, path.last_heard + STANDBY_CHECK)
-        return Instant(min(at, self.current.proof_at))
+                at = path.last_heard + STANDBY_CHECK
+            else:
+                continue
+            if at < first:
+                first = at
+        return Instant(first)
 
     def _has_failed_to_prove(self, now: Instant, path: Path) -> bool:
         """Challenge a path on which only acknowledgements have told that somebody is there; true when it is given up for that."""

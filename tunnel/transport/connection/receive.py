@@ -4,7 +4,7 @@
 2. opening, then the replay window: a forged number moves nothing; full datagrams that are numbered on are opened in one go, and
    what comes in many parts (a record) when it is whole
 3. frames: a lone STREAM or DATAGRAM frame is the fast way, everything else goes through one loop
-4. runs: consecutive bytes of one stream (gather.py) go to its sink as they lie, or are joined into one piece for it to keep
+4. runs: consecutive bytes of one stream go to its sink as they lie, or are joined into one piece for it to keep
 5. at the end of the batch: what arrived is noted for the ACK, the newest path is remembered
 
 Whatever does not authenticate is counted and dropped here; it raises no further.  What an authenticated peer does wrong raises
@@ -23,19 +23,18 @@ from tunnel.errors import MalformedPacket, PeerError
 from tunnel.transport.connection import tracing
 from tunnel.transport.connection.carried import OWED_FRAMES, Ping, TracedFrame, stream_frame
 from tunnel.transport.connection.events import DatagramsReceived, PathKind, PathProbed, PathValidated
-from tunnel.transport.connection.gather import StreamRun
 from tunnel.transport.connection.inflow import Inflow
-from tunnel.transport.connection.opening import Opener
+from tunnel.transport.connection.opening import Opener, StreamRun
 from tunnel.transport.connection.packets import PacketJoiner
 from tunnel.transport.connection.reassembly import NOT_AUTHENTIC, REPLAYED, RecordOpener
 from tunnel.transport.connection.records import PADDED, RECORD, RECORD_HEADER_SIZE
-from tunnel.transport.connection.settling import settle
 from tunnel.transport.connection.shared import Shared
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.frames import Frame
 from tunnel.transport.packet.header import HEADER, HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
+from tunnel.transport.recovery.acks import MAX_ACK_DELAY
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 
 MAX_UNREAD_DATAGRAM_BYTES: Final = 4 * 1024 * 1024  # bytes the application has not taken; the newest are dropped beyond
@@ -362,9 +361,41 @@ class Receiver:
             self._shared.events.append(PathValidated(path.key, path.kind, rtt))
 
     def _ack(self, now: Instant, ranges: list[tuple[int, int]], delay: float) -> None:
-        if self._shared.trace is not None:
+        """Settle what the peer has, path by path.  Raises PeerError on an ACK of what was never sent (RFC 9000 §13.1, §21.4)."""
+        shared = self._shared
+        if shared.trace is not None:
             self._traced_frames.append(tracing.ack_frame(ranges, delay))
-        settle(self._shared, now, ranges, delay)
+        if not shared.was_sent(ranges):
+            raise PeerError("the peer acknowledged a packet that was never sent")
+        ack_delay = Seconds(min(delay, MAX_ACK_DELAY))
+        for path in shared.paths.known.values():
+            recovery = path.recovery
+            if path.pmtu.awaits(ranges):
+                path.set_mtu(path.pmtu.on_probe_acked(now), now)
+                shared.mtu_changed |= path is shared.paths.current
+            if not recovery.bytes_in_flight and not len(recovery.ring):
+                continue
+            result = recovery.on_ack(ranges, ack_delay, now)
+            for burst, mask in result.acked:
+                shared.content_acked(burst.content, mask, burst.count)
+                if path.in_doubt_since is not None and burst.sent_at >= path.in_doubt_since:
+                    path.trust()
+            for burst, mask in result.spurious:
+                shared.content_acked(burst.content, mask, burst.count)
+            for burst, mask in result.lost:
+                shared.content_lost(burst.content, mask, burst.count)
+            if (result.lost or path.large_losses) and path.weigh(result.acked, result.lost, now):
+                shared.mtu_changed |= path is shared.paths.current
+            if result.acked:
+                path.on_acked(now)
+                path.pacer.set_rate(recovery.pacing_rate(), now)
+            if shared.trace is not None and (result.acked or result.lost):
+                tracing.settled(shared.trace, now, path, result.lost)
+        pruned = shared.unacknowledged_acks
+        while pruned and pruned[0][0] <= ranges[0][1]:
+            number, largest = pruned.popleft()
+            if any(low <= number <= high for low, high in ranges):
+                shared.acks.prune(largest - 2048)
 
     # 5
 

@@ -23,15 +23,7 @@ from tunnel.transport.connection.shared import Shared
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.frames import DATAGRAM_SIZE, STREAM_SIZE, Frame
-from tunnel.transport.packet.header import (
-    CALL_ROOM,
-    HEADER,
-    HEADER_SIZE,
-    SMALLEST_PROBE,
-    TAG_SIZE,
-    TRANSPORT,
-    segments_a_call,
-)
+from tunnel.transport.packet.header import CALL_ROOM, HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT, segments_a_call
 from tunnel.transport.recovery.sent import SentBurst
 from tunnel.transport.stream.streams import CONTROL_STREAM, QUANTUM
 from tunnel.units import Instant, PathKey, Transmit
@@ -395,17 +387,8 @@ class Sender:
 
     def _seal(self, key: PathKey, view: memoryview, position: int, end: int) -> int:
         """Seal the frames that end at `end` of the datagram that begins at `position`; returns the datagram's size."""
-        shared = self._shared
-        size = end + TAG_SIZE - position
-        keypair, number = shared.keys.current, shared.take_numbers(1, size)
         prefix = key.prefix
-        at = position + len(prefix)
-        view[position:at] = prefix
-        HEADER.pack_into(view, at, TRANSPORT, keypair.remote_index, number)
-        sealed = at + HEADER_SIZE
-        nonce = nonce_of(number)
-        keypair.send.encrypt_into(nonce, view[sealed:end], view[at:sealed], view[sealed : end + TAG_SIZE])
-        return size
+        return self._shared.seal(prefix, view, position, view[position + len(prefix) + HEADER_SIZE : end]) - position
 
     def _account(
         self,

@@ -11,8 +11,10 @@ from tunnel.transport.connection.carried import BulkRun, MaxStreams, OwedFrame
 from tunnel.transport.connection.events import ConnectionEvent, ConnectionStats, PathKind, StreamReadable, StreamWritable
 from tunnel.transport.connection.keyring import Keyring
 from tunnel.transport.connection.paths import Paths
+from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.crypto.replay import ReplayWindow
+from tunnel.transport.packet.header import HEADER, HEADER_SIZE, TAG_SIZE, TRANSPORT
 from tunnel.transport.recovery.acks import ACK_ELICITING_MOST, AckTracker
 from tunnel.transport.recovery.pmtu import BASE_PLPMTU
 from tunnel.transport.stream.datagrams import DatagramQueue, Rejoiner
@@ -56,23 +58,22 @@ class Shared:
         rng: random.Random,
         trace: Trace | None,
     ) -> None:
-        self.is_initiator = is_initiator
+        self.drops = Drops()
         self.keys = Keyring(keypair, now)
         self.peer_receive_buffer = peer_receive_buffer  # bytes the peer's socket holds
         self.peer_record_parts = peer_record_parts  # datagrams that a record to the peer may have
         self.records_from = RECORDS_AFTER  # the number from which on records may be sent
-        self.paths = Paths(path, path_kind, now, rng)
+        self.paths = Paths(path, path_kind, now, rng, self.drops)
         self.replay = ReplayWindow()
         self.acks = AckTracker(most=min(ACK_ELICITING_MOST, receive_buffer // ACK_SHARE // BASE_PLPMTU))
         self.streams = Streams(is_initiator=is_initiator)
-        self.datagrams = DatagramQueue()
-        self.rejoiner = Rejoiner()
+        self.datagrams = DatagramQueue(self.drops)
+        self.rejoiner = Rejoiner(self.drops)
         self.received_datagrams: deque[tuple[int, bytes]] = deque()
         self.received_datagram_bytes = 0
         self.owed: dict[OwedFrame, None] = {}  # in the order in which they were asked for; `owe` adds to it
         self.owes_large_ping = False  # one as large as the path carries: a packet of its own
         self.events: deque[ConnectionEvent] = deque()
-        self.drops = Drops()
         self.trace = trace
         self.next_number = 0  # the last one sealed, and one, over all keys and paths: take_numbers writes it, and nobody else
         self._rng = rng
@@ -100,6 +101,20 @@ class Shared:
         stats.packets_sent += count
         stats.sent_bytes += size
         return first
+
+    def seal(self, prefix: bytes, out: memoryview, at: int, plain: memoryview) -> int:
+        """Write `plain` as one packet to `out`, at `at`; returns its end.  The plaintext may lie where it is sealed to.
+
+        Bursts of equal packets are sealed in one go, where they are made: bursts.py, send.py (DATAGRAM) and packets.py (PACKET).
+        """
+        head = at + len(prefix)
+        sealed = head + HEADER_SIZE
+        end = sealed + len(plain) + TAG_SIZE
+        keypair, number = self.keys.current, self.take_numbers(1, end - at)
+        out[at:head] = prefix
+        HEADER.pack_into(out, head, TRANSPORT, keypair.remote_index, number)
+        keypair.send.encrypt_into(nonce_of(number), plain, out[head:sealed], out[sealed:end])
+        return end
 
     def _skip(self, number: int) -> int:
         """Leave `number` out; returns the next one."""

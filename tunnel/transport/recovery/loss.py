@@ -247,10 +247,9 @@ class Recovery:
         if self._eliciting == 0:
             return None
         pto = self.rtt.pto(self._max_ack_delay)
-        backed_off = pto * (1 << min(self.pto_count, 16))
-        if backed_off > MAX_PTO_INTERVAL:
-            backed_off = max(MAX_PTO_INTERVAL, pto)
-        return Instant(self._last_eliciting_at + backed_off)
+        if self.pto_count:
+            pto = max(pto, min(Seconds(pto * (1 << min(self.pto_count, 16))), MAX_PTO_INTERVAL))
+        return Instant(self._last_eliciting_at + pto)
 
     def poll_timeout(self) -> Instant | None:
         """When to call `on_timeout`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, TypeAlias
 
+from tunnel.core.trace import Drops
 from tunnel.errors import MalformedPacket
 from tunnel.units import Instant, Seconds
 
@@ -22,15 +23,15 @@ Fragment: TypeAlias = tuple[int, int, int, int, bytes | memoryview]
 
 
 class DatagramQueue:
-    """What waits to be sent: oldest dropped first, and counted in `dropped`."""
+    """What waits to be sent: the oldest is dropped first."""
 
-    __slots__ = ("_bytes", "_next_id", "_queue", "dropped")
+    __slots__ = ("_bytes", "_next_id", "_queue", "drops")
 
-    def __init__(self) -> None:
+    def __init__(self, drops: Drops) -> None:
         self._queue: deque[tuple[int, int, bytes, int, int, Instant]] = deque()  # flow, id, data, offset sent, step, since
         self._bytes = 0
         self._next_id = 0
-        self.dropped = 0
+        self.drops = drops
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -52,7 +53,7 @@ class DatagramQueue:
     def _drop_oldest(self) -> None:
         _, _, data, _, _, _ = self._queue.popleft()
         self._bytes -= len(data) + ENTRY_BYTES
-        self.dropped += 1
+        self.drops["datagram waited too long"] += 1
 
     def drop_stale(self, now: Instant) -> None:
         """Call when the path lets nothing more through.  One that is partly sent is finished first."""
@@ -138,14 +139,14 @@ class _Partial:
 
 
 class Rejoiner:
-    """Puts split datagrams together again, within REJOIN_BYTES and REJOIN_TIME; `dropped` counts those given up."""
+    """Puts split datagrams together again, within REJOIN_BYTES and REJOIN_TIME."""
 
-    __slots__ = ("_bytes", "_partials", "dropped")
+    __slots__ = ("_bytes", "_partials", "drops")
 
-    def __init__(self) -> None:
+    def __init__(self, drops: Drops) -> None:
         self._partials: dict[tuple[int, int], _Partial] = {}
         self._bytes = 0
-        self.dropped = 0
+        self.drops = drops
 
     def add(self, now: Instant, flow: int, identifier: int, index: int, count: int, data: bytes) -> bytes | None:
         """The whole datagram when this was the missing piece.  Raises MalformedPacket on an impossible index."""
@@ -166,7 +167,7 @@ class Rejoiner:
             del self._partials[key]
             self._bytes -= partial.bytes
             if partial.bytes > MAX_DATAGRAM:
-                self.dropped += 1
+                self.drops["split datagram never whole"] += 1
                 return None
             return b"".join(partial.parts[n] for n in range(count))
         while self._bytes > REJOIN_BYTES or len(self._partials) > MAX_FRAGMENTS:
@@ -175,4 +176,4 @@ class Rejoiner:
 
     def _forget(self, key: tuple[int, int]) -> None:
         self._bytes -= self._partials.pop(key).bytes
-        self.dropped += 1
+        self.drops["split datagram never whole"] += 1

@@ -27,7 +27,6 @@ class ReceiveStream:
 
     __slots__ = (
         "_early",
-        "_early_bytes",
         "_ready",
         "announced",
         "arrived",
@@ -37,7 +36,6 @@ class ReceiveStream:
         "reset_code",
         "sink",
         "stop_code",
-        "stop_pending",
         "stream_id",
         "window",
     )
@@ -47,14 +45,12 @@ class ReceiveStream:
         self.window = ReceiveWindow(INITIAL_STREAM_WINDOW, growth)
         self._ready: deque[bytes] = deque()
         self._early: list[tuple[int, bytes]] = []  # sorted by offset, disjoint, all above `arrived`
-        self._early_bytes = 0
         self.arrived = 0
         self.highest = 0
         self.read_offset = 0
         self.final_size: int | None = None
         self.reset_code: int | None = None
         self.stop_code: int | None = None  # the application wants no more
-        self.stop_pending = False
         self.sink: StreamSink | None = None
         self.announced = False  # a StreamReadable is on its way and not yet answered by a read
 
@@ -137,7 +133,6 @@ class ReceiveStream:
             if offset > self.arrived:
                 break
             taken += 1
-            self._early_bytes -= len(data)
             stop = offset + len(data)
             if stop > self.arrived:
                 self._append(data[self.arrived - offset :])
@@ -152,7 +147,6 @@ class ReceiveStream:
                 early[-1] = (early[-1][0], early[-1][1] + data)
             else:
                 early.append((offset, data))
-            self._early_bytes += len(data)
         else:
             index = bisect_left(early, (offset,))
             if index and early[index - 1][0] + len(early[index - 1][1]) > offset:
@@ -171,7 +165,6 @@ class ReceiveStream:
                 index += 1
             for piece in fresh:
                 early.insert(bisect_left(early, (piece[0],)), piece)
-                self._early_bytes += len(piece[1])
         if len(early) > MAX_GAPS:
             raise PeerError(f"stream {self.stream_id}: more than {MAX_GAPS} gaps")
 
@@ -190,7 +183,6 @@ class ReceiveStream:
             self.reset_code = code
             self.sink = None
             self._early.clear()
-            self._early_bytes = 0
         return growth
 
     def read(self, most: int) -> list[bytes]:
@@ -210,7 +202,6 @@ class ReceiveStream:
         """The application reads no more; what comes is counted as read and dropped."""
         if self.stop_code is None and not self.is_done:
             self.stop_code = code
-            self.stop_pending = True
             self.sink = None
             self._discard_ready()
 

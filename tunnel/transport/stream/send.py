@@ -35,7 +35,6 @@ class SendStream:
         "lost",
         "reset_acked",
         "reset_code",
-        "reset_pending",
         "scheduled",
         "sent",
         "stream_id",
@@ -59,7 +58,6 @@ class SendStream:
         self.fin_lost = False
         self.fin_acked = False
         self.reset_code: int | None = None
-        self.reset_pending = False
         self.reset_acked = False
         self.scheduled = False  # owned by Scheduler
         self.wants_space = False  # the application met an empty space()
@@ -126,7 +124,6 @@ class SendStream:
         """Give up: what is not acknowledged is thrown away, the peer is told `code`."""
         if self.reset_code is None and not self.is_done:
             self.reset_code = code
-            self.reset_pending = True
             self._drop_ring()
 
     def _drop_ring(self) -> None:
