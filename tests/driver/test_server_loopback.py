@@ -8,15 +8,17 @@ import random
 import socket
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import trio
 
+from tests.unit.rendezvous.world import heard
 from tunnel.doors.udp.socket import UdpSocket, open_socket
 from tunnel.errors import ConfigurationError
 from tunnel.host.clock import boottime
 from tunnel.nat import stun
-from tunnel.rendezvous import events
+from tunnel.rendezvous import events, messages
 from tunnel.rendezvous.client import Client
 from tunnel.shell.serve import MAX_LOCALS, RunningServer, ServerConfig, _Loop, read_access_file, serve
 from tunnel.units import Address, ReceivedBatch, SocketId
@@ -40,13 +42,13 @@ class Peer:
         while (event := self.client.poll_event()) is not None:
             self.events.append(event)
 
-    async def until(self, kind: type[events.ClientEvent]) -> events.ClientEvent:
+    async def until(self, kind: type[Any]) -> Any:
         with trio.fail_after(5):
             while True:
                 for event in self.events:
-                    if isinstance(event, kind):
+                    if found := heard([event], kind):
                         self.events.remove(event)
-                        return event
+                        return found[0]
                 await self.step()
 
     async def step(self) -> None:
@@ -85,7 +87,7 @@ async def test_an_address_is_charged_the_processor_time_that_its_requests_took(m
         peer = Peer(running.addresses[0])
         peer.client.allocate(boottime())
         peer.flush()
-        await peer.until(events.Allocated)
+        await peer.until(messages.Allocated)
         charged = running._server.load._recent
         for _ in range(3):  # the answer leaves before the time is charged
             await trio.lowlevel.checkpoint()
@@ -111,14 +113,11 @@ async def test_two_peers_meet_by_code_across_families_relay_bursts_and_hear_bye(
         owner, claimer = Peer(v4), Peer(v6)
         owner.client.allocate(boottime())
         owner.flush()
-        allocated = await owner.until(events.Allocated)
-        assert isinstance(allocated, events.Allocated)
+        allocated = await owner.until(messages.Allocated)
         claimer.client.claim(boottime(), allocated.nameplate, b"pake")
         claimer.flush()
-        accepted = await claimer.until(events.ClaimAccepted)
-        received = await owner.until(events.ClaimReceived)
-        assert isinstance(accepted, events.ClaimAccepted)
-        assert isinstance(received, events.ClaimReceived)
+        await claimer.until(messages.ClaimAccepted)
+        received = await owner.until(messages.ClaimReceived)
         assert received.body == b"pake"
         burst = b"".join(received.channel.channel + b"\x80" + bytes((n,)) * 1191 for n in range(40))
         assert owner.udp.send(v4, memoryview(burst), 1200)
@@ -147,13 +146,11 @@ async def test_an_answer_leaves_from_the_address_that_was_asked() -> None:
         owner, claimer = Peer(Address("127.0.0.5", port)), Peer(Address("127.0.0.6", port))
         owner.client.allocate(boottime())
         owner.flush()
-        allocated = await owner.until(events.Allocated)
-        assert isinstance(allocated, events.Allocated)
+        allocated = await owner.until(messages.Allocated)
         claimer.client.claim(boottime(), allocated.nameplate, b"pake")
         claimer.flush()
-        await claimer.until(events.ClaimAccepted)
-        received = await owner.until(events.ClaimReceived)
-        assert isinstance(received, events.ClaimReceived)
+        await claimer.until(messages.ClaimAccepted)
+        received = await owner.until(messages.ClaimReceived)
         burst = b"".join(received.channel.channel + b"\x80" + bytes((n,)) * 1191 for n in range(40))
         assert owner.udp.send(Address("127.0.0.5", port), memoryview(burst), 1200)
         with trio.fail_after(5):

@@ -101,7 +101,7 @@ async def test_who_is_connected_over_tls_hears_that_the_server_ends(tmp_path: Pa
 async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.rendezvous.tls.TLS_LINGER", 1.0)
+    monkeypatch.setattr("tunnel.rendezvous.fallback.FALLBACK_LINGER", 1.0)
     certificate = make_certificate(tmp_path, "127.0.0.1")
     exposer, connector = homes(tmp_path)
     heard, firewall = Heard(), Firewall()
@@ -125,7 +125,7 @@ async def test_one_side_over_tls_and_the_other_over_udp_and_udp_takes_over_when_
 async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.rendezvous.client.REFRESH_INTERVAL", 1.0)
+    monkeypatch.setattr("tunnel.rendezvous.contact.REFRESH_INTERVAL", 1.0)
     monkeypatch.setattr("tunnel.shell.servers.FIRST_LOOK", 0.5)
     name = "rv.example.net"
     certificate = make_certificate(tmp_path, name)

@@ -22,20 +22,19 @@ from tests.driver.tls import make_certificate
 from tunnel.doors.tls.client import TlsSocket, dial
 from tunnel.doors.tls.server import ServerCertificate, TlsListener
 from tunnel.faults import Faults
-from tunnel.node import OpenTls
+from tunnel.node import OpenRoute
 from tunnel.node.diagnosis import Diagnosis
 from tunnel.ports.exposing import Exposure
 from tunnel.server_spec import TlsOptions
 from tunnel.setup.store import HomeStore
 from tunnel.setup.ways import WayKeeper
-from tunnel.shell import doctor, lasting
-from tunnel.shell import tls as doors
+from tunnel.shell import doctor, lasting, routes
 from tunnel.shell.endpoint import EndpointDriver
 from tunnel.shell.events import Closed, CodeReady, Event, Trouble
 from tunnel.shell.lasting import last
 from tunnel.shell.link import CloseCode, Link
+from tunnel.shell.routes import Routes
 from tunnel.shell.stream import StreamCode, StreamResetError, TunnelStream
-from tunnel.shell.tls import TlsDoors
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.units import ReceivedBatch
@@ -477,28 +476,28 @@ async def test_a_fault_with_one_tls_connection_to_a_server_ends_that_one(tmp_pat
 
 
 async def test_a_fault_in_a_tls_connection_of_ours_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doors, "FIRST_PAUSE", QUICK)
+    monkeypatch.setattr(routes, "FIRST_PAUSE", QUICK)
     attempts: list[str] = []
 
-    async def connect(_doors: TlsDoors, door: Any) -> None:
+    async def connect(_routes: Routes, door: Any, _kind: object) -> None:
         attempts.append(door.name)
         if len(attempts) < 3:
             fails()
         await trio.sleep_forever()
 
-    monkeypatch.setattr(TlsDoors, "_connect", connect)
+    monkeypatch.setattr(Routes, "_connect", connect)
     faults = Faults()
 
     async def serve(_socket_id: object) -> None:
         pass
 
-    ours = TlsDoors(
+    ours = Routes(
         {}, options=lambda _name: TlsOptions(), serve=serve, up=lambda *_: None, down=lambda *_: None, faults=faults
     )  # fmt: skip
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             ours.nursery = nursery
-            ours.fulfil(OpenTls("rv.example.net"))
+            ours.fulfil(OpenRoute("rv.example.net"))
             while len(attempts) < 3:  # noqa: ASYNC110
                 await trio.sleep(QUICK)
             nursery.cancel_scope.cancel()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.doors.tls.framing import MAX_FRAME, MAX_RUN, MAX_RUN_BYTES, FrameReader, frame_burst
+from tunnel.doors.tls.framing import MAX_FRAME, MAX_RUN, MAX_RUN_BYTES, Framing, frame_burst
 from tunnel.errors import MalformedPacket
 
 
-def drain(reader: FrameReader) -> list[bytes]:
+def drain(reader: Framing) -> list[bytes]:
     found = []
     while (run := reader.decode_run()) is not None:
         data, stride = run
@@ -23,7 +23,7 @@ def drain(reader: FrameReader) -> list[bytes]:
 
 @given(st.lists(st.binary(max_size=400), max_size=20))
 def test_any_bytes_are_datagrams_or_malformed(pieces: list[bytes]) -> None:
-    reader = FrameReader()
+    reader = Framing()
     try:
         for piece in pieces:
             reader.feed(piece)
@@ -40,7 +40,7 @@ def test_any_bytes_are_datagrams_or_malformed(pieces: list[bytes]) -> None:
 def test_every_datagram_comes_out_again_in_order(bursts: list[tuple[bytes, int]], cuts: list[int]) -> None:
     stream = b"".join(frame_burst(memoryview(data), size) for data, size in bursts)
     sent = [data[at : at + size] for data, size in bursts for at in range(0, len(data), size)]
-    reader, received, at = FrameReader(), [], 0
+    reader, received, at = Framing(), [], 0
     for cut in [*cuts, len(stream)]:
         reader.feed(stream[at : at + cut])
         at += cut

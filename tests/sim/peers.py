@@ -21,16 +21,16 @@ from tests.sim.link import Link
 from tests.sim.store import PeersInMemory
 from tests.sim.world import Host, Realm, World
 from tunnel.node import (
+    CloseRoute,
     CloseSockets,
-    CloseTls,
     CodeIssued,
     Endpoint,
     EndpointConfig,
     EndpointEvent,
     KeptPsk,
     KnownPeer,
+    OpenRoute,
     OpenSockets,
-    OpenTls,
     Peering,
     PeeringClosed,
     PeeringEvent,
@@ -176,7 +176,7 @@ class PeerNode(PeersInMemory):
         self.remembers = False  # what worked, over a restart
         self.memory: dict[bytes, Remembered] = {}
         self.may_use_tls = False
-        self.tls_server: Address | None = None  # where OpenTls leads, if anywhere
+        self.tls_server: Address | None = None  # where OpenRoute leads, if anywhere
         self.has_tls = False  # a connection stands
         self._transfers: dict[tuple[Peering, StreamId], Transfer] = {}
         self._backlogs: dict[tuple[Peering, StreamId], bytearray] = {}
@@ -256,11 +256,11 @@ class PeerNode(PeersInMemory):
                 case CloseSockets(socket_ids=socket_ids):
                     for socket_id in socket_ids:
                         del self.host.by_address[self.host.sockets.pop(socket_id)]
-                case OpenTls():
+                case OpenRoute():
                     self.world.note(self.name, "wants TLS")
                     if self.tls_server is not None:
                         self.world.call_later(TLS_SETUP, self._connect_tls)
-                case CloseTls():
+                case CloseRoute():
                     self.world.note(self.name, "wants no TLS any more")
                     self.drop_tls()
 
@@ -270,14 +270,14 @@ class PeerNode(PeersInMemory):
         self.host.sockets[CLIENT_TLS] = address
         self.host.by_address[address] = CLIENT_TLS
         self.has_tls = True
-        self.endpoint.tls_up(self.world.now, self.server, CLIENT_TLS, self.tls_server)
+        self.endpoint.route_up(self.world.now, self.server, CLIENT_TLS, self.tls_server, "TLS on TCP")
         self.world.touch(self.host)
 
     def drop_tls(self) -> None:
         if self.has_tls:
             self.has_tls = False
             del self.host.by_address[self.host.sockets.pop(CLIENT_TLS)]
-            self.endpoint.tls_down(self.world.now, CLIENT_TLS)
+            self.endpoint.route_down(self.world.now, CLIENT_TLS)
             self.world.touch(self.host)
 
     def _hear(self, now: Instant) -> None:
@@ -349,7 +349,7 @@ class PeerNode(PeersInMemory):
 
     def meet(self, server: ServerNode) -> None:
         self.tls_server = server.tls_address if self.may_use_tls else None
-        self.endpoint.add_server(self.world.now, self.server, server.addresses[:1], tls=self.may_use_tls)
+        self.endpoint.add_server(self.world.now, self.server, server.addresses[:1], has_fallback=self.may_use_tls)
         self.world.touch(self.host)
 
     def offer(self, *, keep: bool = False) -> None:

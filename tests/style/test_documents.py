@@ -142,7 +142,7 @@ def test_the_messages_of_the_rendezvous_protocol() -> None:
         for value in vars(messages).values()
         if isinstance(value, type) and issubclass(value, msgspec.Struct) and not value.__name__.startswith("_")
     ]
-    defined = {(str(kind.__struct_config__.tag), kind.__name__) for kind in kinds}
+    defined = {(str(kind.__struct_config__.tag), kind.__name__) for kind in kinds if kind.__struct_config__.tag is not None}
     assert len(defined) > 20
     assert written == defined
     for name in messages.RefusalCode:
@@ -162,7 +162,7 @@ def test_the_messages_and_the_roster_of_a_room() -> None:
         and not value.__name__.startswith("_")
         and value.__struct_config__.tag is not None
     ]
-    defined = {(str(kind.__struct_config__.tag), kind.__name__) for kind in kinds}
+    defined = {(str(kind.__struct_config__.tag), kind.__name__) for kind in kinds if kind.__struct_config__.tag is not None}
     assert {row[:2] for row in written} == defined
     for reason in room_messages.Reason:
         assert re.search(rf"reason u8:.*\b{int(reason)} ", text), f"reason {reason!r}"

@@ -67,6 +67,15 @@ def may_name(source: str, target: str) -> bool:
     return source == target or not is_local(target) or is_local(source)
 
 
+def may_be_second(first: str, second: str) -> bool:
+    """Whether a server at `first` may send us to `second` to see our mapping there: not to our loopback or LAN from outside."""
+    if first == second:
+        return True
+    ours, other = ipaddress.ip_address(first.partition("%")[0]), ipaddress.ip_address(second)
+    is_special = other.is_loopback or other.is_multicast or other.is_unspecified or other.is_link_local or other.is_reserved
+    return not is_special and ours.version == other.version and is_local(first) == is_local(second)
+
+
 def unmapped(host: Host) -> Host:
     """IPv4-mapped IPv6 as the IPv4 address that it is."""
     return host.ipv4_mapped or host if isinstance(host, ipaddress.IPv6Address) else host

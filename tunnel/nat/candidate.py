@@ -45,6 +45,8 @@ TYPE_PREFERENCE: Final = {
     CandidateKind.SERVER_REFLEXIVE: 100,
     CandidateKind.RELAYED: 0,
 }
+#: No NAT has to be opened before they answer.
+OPEN_KINDS: Final = frozenset({CandidateKind.HOST, CandidateKind.PORT_MAPPED})
 IPV6_PREFERENCE: Final = 40_000  # RFC 8421 §4: IPv6 first within a kind, since nothing is translated there
 IPV4_PREFERENCE: Final = 30_000
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping as MappingType
 from typing import Final, NamedTuple
 
-from tunnel.nat.candidate import CandidateKind
+from tunnel.nat.candidate import OPEN_KINDS, CandidateKind
 from tunnel.nat.checklist import OPENERS, Check
 from tunnel.nat.technique import Scene
 from tunnel.units import Address, Instant, Seconds, SocketId
@@ -39,7 +39,7 @@ class EarlyChecks:
     def __init__(self, now: Instant, remembered: Remembered, sockets: MappingType[SocketId, bool]) -> None:
         """`sockets` says which of ours speak IPv6.  The caller has asked whether the address may be tried."""
         remote, kind = remembered.remote, remembered.kind
-        is_open = remote.is_ipv6 or kind in (CandidateKind.HOST, CandidateKind.PORT_MAPPED)
+        is_open = remote.is_ipv6 or kind in OPEN_KINDS
         plan = EARLY if is_open else OPENERS
         self.remembered = remembered
         #: How many openers of each pair went out.

@@ -27,7 +27,7 @@ from tunnel.node.events import (
 from tunnel.node.flows.expose_code import ExposerPairing
 from tunnel.node.handshakes import preferred_aeads
 from tunnel.node.peering import CONTROL_ROOM, CONTROL_SERVER, CONTROL_SHARES, Peering
-from tunnel.node.pool import CloseSockets, CloseTls, OpenSockets, OpenTls, SocketOrder
+from tunnel.node.pool import CloseRoute, CloseSockets, OpenRoute, OpenSockets, SocketOrder
 from tunnel.node.shares import Share, Shares, decode_shares, encode_shares
 from tunnel.pairing.code import Code, Purpose, complete, looks_like_code, parse_code, require_purpose, split_server
 from tunnel.pairing.grants import Grant, GrantSet
@@ -89,8 +89,8 @@ __all__ = [
     "encode_shares",
     "OpenSockets",
     "CloseSockets",
-    "OpenTls",
-    "CloseTls",
+    "OpenRoute",
+    "CloseRoute",
     "SocketOrder",
     "PoolSocket",
     "ExposerPairing",

@@ -13,6 +13,7 @@ from tunnel.node.context import Context
 from tunnel.units import Instant, Seconds
 
 if TYPE_CHECKING:
+    from tunnel.node.flows.key_check import KeyAnswerer
     from tunnel.node.peering import Peering
 
 UNUSED_LIFETIME: Final = Seconds(30.0)  # of a channel without a connection; pairings and dialers give up their own before
@@ -23,27 +24,27 @@ LATE: Final = Seconds(30.0)  # ... and while all are in use
 class Channels:
     """All relay channels of an endpoint, over all its servers."""
 
-    def __init__(self, context: Context, peerings: Callable[[], Iterable[Peering]], closed: Callable[[bytes], None]) -> None:
-        """`peerings`: also those that are closed and still have something to say.  `closed` hears of what was given back."""
+    def __init__(self, context: Context, peerings: Callable[[], Iterable[Peering]], answerer: KeyAnswerer) -> None:
+        """`peerings`: also those that are closed and still have something to say.
+
+        `answerer` knows to whom a channel leads that others opened to us.
+        """
         self._context = context
         self._peerings = peerings
-        self._closed = closed
-        self._peer_of: dict[bytes, bytes] = {}  # to whom a channel leads that others opened to us, by static key
+        self._answerer = answerer
         self._unused_since: dict[bytes, Instant] = {}
         self._look_at: Instant | None = None
 
-    def arrived(self, now: Instant, channel: bytes, static: bytes | None = None) -> None:
-        """A server has given us a side of it; `static` is the peer that dialed us, where that is known."""
+    def arrived(self, now: Instant, channel: bytes) -> None:
+        """A server has given us a side of it."""
         self._unused_since.setdefault(channel, now)
-        if static is not None:
-            self._peer_of[channel] = static
         if self._look_at is None or self._look_at > now + SOON:
             self._look_at = Instant(now + SOON)
 
     def forget(self, now: Instant, statics: Collection[bytes]) -> None:
         """These peers are known no more: nothing is left to them but to hear why."""
         used = self._used()
-        for channel in [channel for channel, static in self._peer_of.items() if static in statics and channel not in used]:
+        for channel in self._answerer.channels_of(statics) - used:
             self._give_back(now, channel)
 
     def handle_timeout(self, now: Instant) -> None:
@@ -59,7 +60,6 @@ class Channels:
                 self._context.drops["relay channels without a connection"] += 1
                 self._give_back(now, channel)
         self._unused_since = unused
-        self._peer_of = {channel: static for channel, static in self._peer_of.items() if channel in held}
         self._look_at = Instant(now + (SOON if unused else LATE)) if held else None
 
     def poll_timeout(self) -> Instant | None:
@@ -71,8 +71,7 @@ class Channels:
         }  # fmt: skip
 
     def _give_back(self, now: Instant, channel: bytes) -> None:
-        self._peer_of.pop(channel, None)
         self._unused_since.pop(channel, None)
         for client in self._context.clients.values():
             client.leave_channel(now, channel)
-        self._closed(channel)
+        self._answerer.forget(channel)

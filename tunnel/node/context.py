@@ -9,29 +9,28 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops, Trace, Traces
 from tunnel.node.agenda import Agenda
+from tunnel.node.demux import Demux
 from tunnel.node.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.node.handshakes import MACHINE_SIZE, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.node.pool import SocketPool
+from tunnel.node.servers import Servers
+from tunnel.node.walls import Wall
 from tunnel.pairing.code import Purpose
 from tunnel.pairing.identity import machine_number
 from tunnel.transport.connection.records import MOST_PARTS
 from tunnel.transport.crypto import kem
 from tunnel.transport.crypto.params import ML_KEM_768
-from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
+from tunnel.units import Instant, PathKey, SocketId
 
 if TYPE_CHECKING:
     import random
-    from types import TracebackType
 
     from tunnel.nat.memory import Remembered
     from tunnel.node.peering import Peering
-    from tunnel.node.punching import LocalSocket
-    from tunnel.rendezvous.client import Client
+    from tunnel.node.punching import LocalAddresses, LocalSocket
 
-CLIENT_REST: Final = Seconds(5.0)  # after a fault of ours in the talk with a server, before it goes on
 MAX_QUEUED: Final = 256  # handshake datagrams waiting to leave; the oldest is dropped
 
 PATH_POLICIES: Final = {"auto": PATH_AUTO, "direct": PATH_DIRECT, "relay": PATH_RELAY}
@@ -70,24 +69,6 @@ class PeerStore(Protocol):
         """The peer as other processes may have left it meanwhile."""
 
 
-class Wall:
-    """`with` it around what handles something of one source: `fell` is told of any exception, which goes no further."""
-
-    __slots__ = ("_fell",)
-
-    def __init__(self, fell: Callable[[Exception], None]) -> None:
-        self._fell = fell
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._fell(error)
-        return True
-
-
 class Context:
     """One of these for each endpoint, handed to every flow."""
 
@@ -118,26 +99,16 @@ class Context:
         self.pool = SocketPool(self.drops)
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
-        self.clients: dict[str, Client] = {}
+        self.clients = Servers(self)
         self.agenda: Agenda[Peering] = Agenda()
         self.control = self.agenda.enter(None, lambda: None)  # of everything but the peerings, which Meetings looks after
         #: Peerings that need their meeting: they are to be dialed, or closed and not yet gone.
         self.restless: dict[Peering, None] = {}
-        self._met: dict[str, Exception] = {}  # in poll_clients_timeout, to be told at the next handle_clients_timeout
-        self.resting: dict[str, Instant] = {}  # clients that met a fault of ours, and until when they are left alone
         self.peers: dict[bytes, KnownPeer] = {}  # by static key
         self.sockets: dict[SocketId, LocalSocket] = {}
         self.memory: dict[bytes, Remembered] = {}  # by static key: what worked from the network that we are in
-        self.tls_sockets: dict[SocketId, str] = {}  # the servers that TLS connections lead to, by name
-        self.hosts: tuple[str, ...] = ()
-        self.port_mapped: dict[SocketId, Address] = {}  # what a router forwards to a socket of ours, on request
-        #: Who takes the answers (response, finish, cookie reply) for a receiver index.
-        self.answers: dict[int, Callable[[Instant, PathKey, Buffer], bool]] = {}
-        #: The peerings with a handshake of ours under way, by its receiver index.
-        self.handshakes: dict[int, Peering] = {}
-        #: Who takes a transport datagram that stands alone behind a handshake: what the other side thinks of our key.
-        self.verdicts: dict[int, Callable[[Buffer], None]] = {}
-        self.is_index_taken: Callable[[int], bool] = lambda index: False
+        self.candidates: LocalAddresses = {}
+        self.demux = Demux(entropy)
         self._last_timestamp = 0
 
     def emit(self, event: EndpointEvent) -> None:
@@ -152,52 +123,6 @@ class Context:
         """Around what has nothing to end."""
         return Wall(lambda error: self.fault(place, what, error))
 
-    def server_wall(self, now: Instant, name: str) -> Wall:
-        """Around what is done with the client of a server: see interrupt."""
-        return Wall(lambda error: self.interrupt(now, name, error))
-
-    def interrupt(self, now: Instant, name: str, error: Exception) -> None:
-        """The client of a server has met a fault of ours: it rests, so that it does not meet it over and over."""
-        self.fault("server", f"interrupted the talk with the server {host_of(name)}", error)
-        self.resting[name] = Instant(now + CLIENT_REST)
-        self.control.doubt()
-
-    def doubt_server(self, now: Instant, name: str) -> None:
-        """A path through it has died: is it still there?"""
-        client = self.clients.get(name)
-        if client is not None:
-            client.doubt(now)
-            self.control.doubt()
-
-    def is_resting(self, now: Instant, name: str) -> bool:
-        if self.resting and now >= self.resting.get(name, now):
-            self.resting.pop(name, None)
-        return name in self.resting
-
-    def handle_clients_timeout(self, now: Instant) -> None:
-        for name, client in self.clients.items():
-            if self.is_resting(now, name):
-                continue
-            with self.server_wall(now, name):
-                met = self._met.pop(name, None)
-                if met is not None:
-                    raise met
-                client.handle_timeout(now)
-
-    def poll_clients_timeout(self) -> Instant | None:
-        """The first deadline of all clients."""
-        first: Instant | None = None
-        for name, client in self.clients.items():
-            at = self.resting.get(name)
-            if at is None:
-                try:
-                    at = client.poll_timeout()
-                except Exception as error:
-                    self._met[name] = error
-                    at = Instant(0.0)
-            first = earliest(first, at)
-        return first
-
     def trace(self, now: Instant, peer: str, instance: int, *, is_initiator: bool) -> Trace | None:
         """Who listens to the connection `instance` that begins now."""
         return None if self.traces is None else self.traces.open(now, peer=peer, instance=instance, is_initiator=is_initiator)
@@ -208,13 +133,6 @@ class Context:
             self.out.popleft()
             self.drops["handshake queue full"] += 1
         self.out.append((key, datagram))
-
-    def new_index(self) -> int:
-        """A receiver index that nobody of us answers to."""
-        while True:
-            index = int.from_bytes(self.entropy(4), "big")
-            if index and index not in self.answers and index not in self.handshakes and not self.is_index_taken(index):
-                return index
 
     def new_instance(self) -> int:
         return int.from_bytes(self.entropy(8), "big") or 1
@@ -285,11 +203,6 @@ class Context:
     def _renew(self, peer: KnownPeer, saved: KnownPeer) -> None:
         if peer.static in self.peers:
             self.peers[peer.static] = replace(self.peers[peer.static], kept=saved.kept, is_hybrid=saved.is_hybrid)
-
-
-def host_of(server: str) -> str:
-    """How a person is told of a server: without its options."""
-    return server.partition(",")[0]
 
 
 def combine_policies(ours: int, theirs: int) -> str | None:

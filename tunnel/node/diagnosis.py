@@ -12,13 +12,13 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from tunnel.core.scope import may_be_second
 from tunnel.errors import MalformedPacket
 from tunnel.nat import stun
 from tunnel.nat.behaviour import Filtering, Mapping, observe, observe_filtering
 from tunnel.nat.report import Findings, PortMapFindings, Ports, advise, describe, describe_portmap, prospects
 from tunnel.node.punching import QUESTION_SIZE
 from tunnel.rendezvous import messages
-from tunnel.rendezvous.wishes import may_be_second
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
 
 SOCKETS: Final = 4

@@ -9,10 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.core.trace import Traces
-from tunnel.errors import ConfigurationError
+from tunnel.nat.candidate import CandidateKind
 from tunnel.nat.memory import Remembered
 from tunnel.nat.technique import PoolSocket
 from tunnel.node.context import Context, EndpointConfig, PeerStore
+from tunnel.node.demux import (
+    CHANNEL_BYTE,
+    CHANNEL_SIZE,
+    FIRST_HANDSHAKE,
+    LAST_HANDSHAKE,
+    LAST_STUN,
+    LAST_TRANSPORT,
+    SERVER_KINDS,
+    TRANSPORT,
+)
 from tunnel.node.events import EndpointEvent, KnownPeer, Problem, Troubled
 from tunnel.node.fairness import FairShare
 from tunnel.node.flows.expose_code import FOR_ONE, CodeTerms, ExposerPairing
@@ -21,13 +31,11 @@ from tunnel.node.peering import Peering
 from tunnel.node.pool import SocketOrder
 from tunnel.node.punching import LocalSocket, Puncher
 from tunnel.pairing.code import Purpose
-from tunnel.rendezvous.client import Client
-from tunnel.units import Address, Buffer, Instant, PathKey, SocketId, Transmit
+from tunnel.units import Address, Instant, PathKey, SocketId, Transmit
 
 if TYPE_CHECKING:
     import random
 
-CHANNEL_SIZE: Final = 8  # bytes of a relay channel's header
 MAX_KEYS: Final = 4_096  # PathKeys kept for reuse
 
 
@@ -54,7 +62,6 @@ class Endpoint:
         self._context.peers = {peer.static: peer for peer in peers}
         self.drops = self._context.drops
         self._meetings = Meetings(self._context)
-        self._clients_at: dict[tuple[SocketId, str], list[Client]] = {}  # one server may go by several names and ports
         self._keys: dict[tuple[SocketId, Address, bytes], PathKey] = {}
         self._agenda = self._context.agenda
         self.ready = self._agenda.ready  # the peerings that may have something to send
@@ -104,31 +111,32 @@ class Endpoint:
 
     def set_hosts(self, now: Instant, hosts: Iterable[str]) -> bool:
         """The machine's own addresses, numeric; call again when they may have changed.  True when they have."""
-        hosts = tuple(hosts)
-        if hosts == self._context.hosts:
+        found = [
+            (socket.socket_id, Address(host, socket.port))
+            for socket in self._context.sockets.values()
+            for host in hosts
+            if (":" in host) == socket.is_ipv6
+        ]
+        is_change = bool(self._context.candidates.get(CandidateKind.HOST))
+        if not self.set_candidates(now, CandidateKind.HOST, found):
             return False
-        is_change = bool(self._context.hosts)
-        self._context.hosts = hosts
-        for peering in self._meetings.peerings.live:
-            peering.refresh_candidates(now, hosts)
         if is_change:
             self.network_changed(now)
-        self._control.pump(now)
         return is_change
 
-    def set_port_mapped(self, now: Instant, socket_id: SocketId, external: Address | None) -> None:
-        """A router forwards `external` to this socket from now on, or (None) no longer does: peers with a path policy that allows
-        it are told."""
-        mapped = self._context.port_mapped
-        if mapped.get(socket_id) == external:
-            return
-        if external is None:
-            del mapped[socket_id]
-        else:
-            mapped[socket_id] = external
+    def set_candidates(self, now: Instant, kind: CandidateKind, found: Iterable[tuple[SocketId, Address]]) -> bool:
+        """All addresses of one kind that lead to our sockets from now on: peers whose path policy allows it are told.
+
+        True when they are others than before.
+        """
+        known = tuple(found)
+        if self._context.candidates.get(kind, ()) == known:
+            return False
+        self._context.candidates[kind] = known
         for peering in self._meetings.peerings.live:
             peering.refresh_candidates(now)
         self._control.pump(now)
+        return True
 
     def set_memory(self, memory: Mapping[bytes, Remembered]) -> None:
         """What worked with each peer (by static key) from the network that we are in: tried first by connections that begin."""
@@ -137,7 +145,7 @@ class Endpoint:
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up: every path proves itself at once, and every server is asked where it sees us now."""
         for name, client in self._context.clients.items():
-            with self._context.server_wall(now, name):
+            with self._context.clients.wall(now, name):
                 client.network_changed(now)
         self._control.network_changed(now)
 
@@ -150,60 +158,33 @@ class Endpoint:
             self._context.emit(Troubled(problem=Problem.KEYS_GIVEN_UP, text=text))
 
     def add_server(
-        self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"", *, tls: bool = False
+        self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"", *, has_fallback: bool = False
     ) -> None:
         """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them.
 
-        `tls`: where UDP gets no answer there, OpenTls is ordered.
+        `has_fallback`: where UDP gets no answer there, OpenRoute is ordered.
         """
-        context = self._context
-        if name in context.clients:
-            return
-        ways = self._ways(addresses)
-        if not ways:
-            raise ConfigurationError(f"The server {name.partition(',')[0]} has no address of a family that this machine speaks.")
-        client = Client(servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, tls=tls)
-        context.clients[name] = client
-        for way in dict.fromkeys((socket_id, address.host) for socket_id, address in ways):
-            self._clients_at.setdefault(way, []).append(client)
-        self._control.servers_changed(now)
+        if name not in self._context.clients:
+            self._context.clients.add(now, name, addresses, access_token, has_fallback)
+            self._control.servers_changed(now)
 
     def move_server(self, now: Instant, name: str, addresses: Iterable[Address]) -> None:
         """The server's name leads to these addresses now: what was registered goes there as soon as one of them answers."""
-        ways = self._ways(addresses)
-        if not ways:
-            return
-        client = self._context.clients[name]
-        with self._context.server_wall(now, name):
-            client.move(now, ways)
-        for clients in self._clients_at.values():
-            if client in clients:
-                clients.remove(client)
-        for way in dict.fromkeys((socket_id, address.host) for socket_id, address in client.ways):
-            self._clients_at.setdefault(way, []).append(client)
+        self._context.clients.move(now, name, addresses)
         self._context.control.doubt()
 
-    def _ways(self, addresses: Iterable[Address]) -> list[tuple[SocketId, Address]]:
-        """From each of our sockets to each address of its family."""
-        sockets = self._context.sockets.values()
-        return [(each.socket_id, address) for address in addresses for each in sockets if each.is_ipv6 == address.is_ipv6]
+    def route_up(self, now: Instant, name: str, socket_id: SocketId, address: Address, words: str) -> None:
+        """A route to the server `name` stands, as OpenRoute asked for: datagrams go to and come from `address`.
 
-    def tls_up(self, now: Instant, name: str, socket_id: SocketId, address: Address) -> None:
-        """A TLS connection to the server `name` stands, as OpenTls asked for.  Datagrams go to and come from `address`."""
-        client = self._context.clients[name]
-        self._context.tls_sockets[socket_id] = name
-        found = self._clients_at.setdefault((socket_id, address.host), [])
-        if client not in found:
-            found.append(client)
-        client.tls_up(now, socket_id, address)
+        `words` is how a person is told of it.
+        """
+        self._context.clients.route_up(now, name, socket_id, address, words)
         self._context.control.doubt()
 
-    def tls_down(self, now: Instant, socket_id: SocketId) -> None:
+    def route_down(self, now: Instant, socket_id: SocketId) -> None:
         """It has ended; the next one may have the same socket id."""
-        name = self._context.tls_sockets.get(socket_id)
-        if name is not None:
-            self._context.clients[name].tls_down(now, socket_id)
-            self._context.control.doubt()
+        self._context.clients.route_down(now, socket_id)
+        self._context.control.doubt()
 
     def has_server(self, name: str) -> bool:
         return name in self._context.clients
@@ -252,7 +233,7 @@ class Endpoint:
         self._is_closing = True
         self._control.close(now, text)
         for name, client in self._context.clients.items():
-            with self._context.server_wall(now, name):
+            with self._context.clients.wall(now, name):
                 client.close(now)
 
     # --- inputs
@@ -272,8 +253,9 @@ class Endpoint:
         position, length = 0, len(buffer)
         touched: Peering | None = None
         is_cold = is_due = False
-        is_tls = socket_id in self._context.tls_sockets
-        by_index = self._meetings.peerings.by_index
+        clients = self._context.clients
+        is_route = socket_id in clients.routes
+        by_index = self._context.demux.peerings
         share, counted = self._share, 0
         share.begin(len(self._meetings.peerings.all))
         while position < length:
@@ -281,13 +263,13 @@ class Endpoint:
             kind = buffer[position]
             start = position
             prefix = b""
-            if kind >= 0xC0 and end - position > CHANNEL_SIZE:
+            if kind >= CHANNEL_BYTE and end - position > CHANNEL_SIZE:
                 start = position + CHANNEL_SIZE
                 prefix = bytes(buffer[position:start])
                 kind = buffer[start]
-            if is_tls and not prefix and kind not in (0x41, 0x42):
-                self.drops["not relayed over TLS"] += 1  # nobody but the server is there
-            elif 0x80 <= kind <= 0xBF:
+            if is_route and not prefix and kind not in SERVER_KINDS:
+                self.drops["not relayed over a route to a server"] += 1  # nobody but the server is there
+            elif TRANSPORT <= kind <= LAST_TRANSPORT:
                 peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
                 if peering is None:
                     try:
@@ -318,20 +300,20 @@ class Endpoint:
                     position = after
                     continue
                 self.drops["transport to nobody"] += 1
-            elif 0x70 <= kind <= 0x74:
+            elif FIRST_HANDSHAKE <= kind <= LAST_HANDSHAKE:
                 try:
                     path = PathKey(socket_id, remote, prefix)
                     is_cold |= self._meetings.handle_handshake(now, path, buffer[start:end])
                 except Exception as error:
                     is_cold = True
                     self._dropped(remote, error)
-            elif kind in (0x41, 0x42) and not prefix:
+            elif kind in SERVER_KINDS and not prefix:
                 try:
-                    is_cold |= self._from_server(now, socket_id, remote, buffer[position:end])
+                    is_cold |= clients.handle_datagram(now, socket_id, remote, buffer[position:end])
                 except Exception as error:
                     is_cold = True
                     self._dropped(remote, error)
-            elif kind <= 3 and not prefix:
+            elif kind <= LAST_STUN and not prefix:
                 datagram = buffer[position:end]
                 if self._context.pool.has_asked(datagram) and any(
                     each.handle_stun(now, socket_id, remote, datagram) for each in self._meetings.peerings.live
@@ -360,19 +342,6 @@ class Endpoint:
         peering.drain(now)
         self._share.charge(now, peering, size, peering.fresh_streams())
         return is_due, is_cold or peering.needs_meeting or peering.is_closed
-
-    def _from_server(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
-        """A response or a push; whether something came of it."""
-        clients = self._clients_at.get((socket_id, remote.host))
-        if clients is None:
-            self.drops["rendezvous datagram from a stranger"] += 1
-            return False
-        is_taken = False
-        for client in clients:  # each knows its own by transaction or session
-            before = client.drops.total()
-            client.handle_datagram(now, socket_id, remote, datagram)
-            is_taken |= client.drops.total() == before
-        return is_taken
 
     def _dropped(self, remote: Address, error: Exception) -> None:
         """Nobody foresaw `error`, which a datagram has met: that one goes, and whoever sent it may send another."""
@@ -408,17 +377,8 @@ class Endpoint:
         if context.out:
             key, datagram = context.out.popleft()
             return _single(key, key.prefix + datagram, out)
-        resting = context.resting
-        for name, client in context.clients.items():
-            try:
-                ready = None if resting and context.is_resting(now, name) else client.poll_transmit(now)
-            except Exception as error:
-                context.interrupt(now, name, error)
-                continue
-            if ready is not None:
-                context.control.doubt()
-                return _single(PathKey(ready[0], ready[1]), ready[2], out)
-        return None
+        ready = context.clients.poll_transmit(now)
+        return None if ready is None else _single(PathKey(ready[0], ready[1]), ready[2], out)
 
     def _poll_peerings(self, now: Instant, out: bytearray) -> Transmit | None:
         """Round robin over those who may have something: whoever was served goes to the end."""

@@ -82,6 +82,7 @@ __all__ = [
     "parse_init",
     "parse_response",
     "preferred_aeads",
+    "TRANSPORT",
     "receiver_index",
     "seal_close",
     "xx_prologue",

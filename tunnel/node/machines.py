@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tunnel.core.timers import earliest
 from tunnel.nat.budget import Bucket
 from tunnel.node.events import KnownPeer, Problem, Troubled
+from tunnel.node.flow import Flow
 from tunnel.node.flows.key_check import KeyQuestion
 from tunnel.pairing.identity import room_id, twin_psk
-from tunnel.rendezvous import events as told
+from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
+from tunnel.rendezvous.messages import Introduced
 from tunnel.units import Instant, Seconds
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ MAX_MACHINES: Final = 4  # of a peer that are remembered; the one met longest ag
 MAX_QUESTIONS: Final = 4  # to others of our key at a time; more may be former selves of ours
 MAX_TOLD: Final = 8  # machines of a peer of which a person hears in a row, since the peer may say what it likes; ...
 TELL_AGAIN: Final = Seconds(600.0)  # ... after which one more is told
-DIALER_SIDE: Final = 1  # of an introduced channel
 
 
 class Machines:
@@ -61,11 +62,11 @@ class _Question(NamedTuple):
     asked: KeyQuestion
 
 
-class Twins:
+class Twins(Flow):
     """The search for others that listen with our key."""
 
     def __init__(self, context: Context) -> None:
-        self._context = context
+        super().__init__(context)
         self._rooms: dict[str, bytes] = {}  # by server: the one where we dial
         self._questions: list[_Question] = []
         self._is_told = False
@@ -86,17 +87,23 @@ class Twins:
         """Meet whoever listens there, now or later; call it when the room of the day is listened in."""
         room = self.room(day)
         if self._rooms.get(server) != room and not self._is_told:
+            if server in self._rooms:
+                client.leave(now, [self._rooms[server]], self)
             self._rooms[server] = room
-            client.dial(now, [room])
+            client.dial(now, [room], self)
 
-    def handle_event(self, now: Instant, event: told.ClientEvent, server: str) -> None:
-        if isinstance(event, told.Introduced) and event.channel.side == DIALER_SIDE and event.room == self._rooms.get(server):
-            client, channel = self._context.clients[server], event.channel
-            if self._is_told or len(self._questions) >= MAX_QUESTIONS:
-                client.leave_channel(now, channel.channel)
-                return
-            asked = KeyQuestion(self._context, self.me, channel.path_key, now, self.met)
-            self._questions.append(_Question(client, channel.channel, asked))
+    def on_server(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
+        match event:
+            case Told(Introduced(room=room), channel=RelayChannel() as channel) if room == self._rooms.get(
+                self._context.clients.name_of(client)
+            ):
+                if self._is_told or len(self._questions) >= MAX_QUESTIONS:
+                    client.leave_channel(now, channel.channel)
+                    return
+                asked = KeyQuestion(self._context, self.me, channel.path_key, now, self.met)
+                self._questions.append(_Question(client, channel.channel, asked))
+            case _:
+                pass
 
     def met(self, params: Params) -> None:
         """Somebody has shown that it has our key."""
@@ -109,11 +116,11 @@ class Twins:
         )
         self._context.emit(Troubled(problem=Problem.OTHER_MACHINE, text=text))
 
-    def handle_timeout(self, now: Instant) -> None:
+    def on_time(self, now: Instant) -> None:
         for question in list(self._questions):
-            question.asked.handle_timeout(now)
+            question.asked.on_time(now)
             if question.asked.is_over:
-                question.asked.close()
+                question.asked.close(now)
                 question.client.leave_channel(now, question.channel)
                 self._questions.remove(question)
 

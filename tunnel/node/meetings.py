@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, assert_never
 
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.node.channels import Channels
 from tunnel.node.clocks import LOOK_INTERVAL, Clocks
-from tunnel.node.context import Context, Wall, host_of
+from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, PeeringRestarted, Problem, ServerReached, Troubled
 from tunnel.node.flows.answer import IkResponder
 from tunnel.node.flows.claim_code import ConnectorPairing
@@ -20,9 +20,12 @@ from tunnel.node.handshakes import FINISH, INIT, Completed, Params, Pattern, par
 from tunnel.node.machines import Twins
 from tunnel.node.peering import Peering
 from tunnel.node.peerings import Peerings
-from tunnel.node.pool import CloseTls, OpenTls
+from tunnel.node.pool import CloseRoute, OpenRoute
+from tunnel.node.servers import host_of
 from tunnel.pairing.code import Purpose, parse_code, require_purpose
-from tunnel.rendezvous import events as told
+from tunnel.rendezvous.client import Client, ClientEvent
+from tunnel.rendezvous.events import ChannelMoved, FallbackUnwanted, FallbackWanted, Lost, Reached, ReflexiveChanged, Told
+from tunnel.rendezvous.messages import ChannelMessage
 from tunnel.transport.connection.events import CloseCode
 from tunnel.units import Buffer, Instant, PathKey
 
@@ -33,7 +36,6 @@ class Meetings:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.peerings = Peerings(context)
-        context.is_index_taken = self._is_index_taken
         context.control.ask = self._poll_timeout
         self._clocks = Clocks(context)
         self._look_at: Instant | None = None  # at the calendar
@@ -43,26 +45,23 @@ class Meetings:
         answerer = self._listener.answerer
         self._responder = IkResponder(context, self._clocks, self.peerings.find, lambda: self._listener.is_on, answerer.refused)
         answerer.alive = self._on_alive
-        self._exposing: list[tuple[str, ExposerPairing]] = []
-        self._claiming: list[tuple[str, ConnectorPairing]] = []
+        self._exposing: list[ExposerPairing] = []
+        self._claiming: list[ConnectorPairing] = []
         self._dialers: dict[Peering, Dialer] = {}
-        self._channels = Channels(context, lambda: self.peerings.all, self._listener.answerer.forget)
+        self._channels = Channels(context, lambda: self.peerings.all, answerer)
 
-    # --- verbs
+    # --- verbs, as Endpoint has them
 
     def offer_code(
         self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool, terms: CodeTerms = FOR_ONE
     ) -> ExposerPairing:
-        """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired."""
-        flow: list[ExposerPairing] = []
-
         def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> Peering | None:
-            return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow[0].grants)
+            return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow.grants)
 
         client = self._context.clients[server]
-        flow.append(ExposerPairing(self._context, client, grants=grants, keep=keep, adopt=adopt, now=now, terms=terms))
-        self._exposing.append((server, flow[0]))
-        return flow[0]
+        flow = ExposerPairing(self._context, client, grants=grants, keep=keep, adopt=adopt, now=now, terms=terms)
+        self._exposing.append(flow)
+        return flow
 
     def claim_code(
         self,
@@ -73,10 +72,7 @@ class Meetings:
         expected: KnownPeer | None = None,
         purpose: Purpose = Purpose.PORTS,
     ) -> None:
-        """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError.
-
-        `expected`: it has to be this peer, with the key that we remember.  `purpose`: what the code has to be for.
-        """
+        """`expected`: it has to be this peer, with the key that we remember.  `purpose`: what the code has to be for."""
         parsed = parse_code(code)
         require_purpose(parsed, purpose)
 
@@ -88,11 +84,9 @@ class Meetings:
             return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=())
 
         client = self._context.clients[server]
-        flow = ConnectorPairing(self._context, client, parsed, adopt=adopt, now=now, purpose=purpose)
-        self._claiming.append((server, flow))
+        self._claiming.append(ConnectorPairing(self._context, client, parsed, adopt=adopt, now=now, purpose=purpose))
 
     def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
-        """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""
         context = self._context
         peering = Peering(context, peer, is_initiator=True, server=server, instance=context.new_instance())
         self.peerings.add(peering)
@@ -102,11 +96,9 @@ class Meetings:
         return peering
 
     def listen(self, now: Instant) -> None:
-        """Let remembered peers in, from now on."""
         self._listener.start(now)
 
     def set_peers(self, now: Instant, peers: Iterable[KnownPeer]) -> None:
-        """What the store says now: new grants and names count at once, whoever is forgotten is cut off."""
         known = {peer.static: peer for peer in peers}
         gone = self._context.peers.keys() - known.keys()
         self._context.peers = known
@@ -136,13 +128,9 @@ class Meetings:
             dialer.psk_changed(now)
 
     def close(self, now: Instant, text: str = "the other side has ended") -> None:
-        """Say goodbye to every peer and server; poll_transmit still has to be called."""
-        for _, flow in self._exposing:
-            with self._wall_of(now, flow):
+        for flow in (*self._exposing, *self._claiming):
+            with flow.wall(now):
                 flow.close(now)
-        for _, claim in self._claiming:
-            with self._wall_of(now, claim):
-                claim.close(now)
         for peering in self.peerings.live:
             peering.close(now, CloseCode.NO_ERROR, text)
         for peering, dialer in self._dialers.items():
@@ -150,7 +138,6 @@ class Meetings:
                 dialer.close(now)
 
     def network_changed(self, now: Instant) -> None:
-        """The host roamed or woke up: what stands has to prove itself, and better ways are looked for at once."""
         for peering in self.peerings.live:
             peering.network_changed(now)
 
@@ -159,8 +146,7 @@ class Meetings:
 
         Handshakes under way begin anew, since their ephemeral keys may be there too.
         """
-        had_any = bool(self._responder.pending)
-        self._responder.pending.clear()
+        had_any = self._responder.forget_all()
         for peering in self.peerings.live:
             had_any |= peering.connection is not None
             peering.give_up_keys(now)
@@ -177,22 +163,6 @@ class Meetings:
         for dialer in self._dialers.values():
             dialer.follow(now)
 
-    # --- faults of ours
-
-    def _wall_of(self, now: Instant, flow: ExposerPairing | ConnectorPairing) -> Wall:
-        """Around what is done with one pairing: a fault there ends the attempt, and what became of it, as a guess would."""
-
-        def fell(error: Exception) -> None:
-            self._context.fault("pairing", "ended an attempt to pair", error)
-            try:
-                flow.fail(now)
-            except Exception as again:
-                self._context.fault("pairing", "ended the pairing by a code", again)
-                self._exposing = [item for item in self._exposing if item[1] is not flow]
-                self._claiming = [item for item in self._claiming if item[1] is not flow]
-
-        return Wall(fell)
-
     # --- inputs
 
     def handle_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
@@ -203,34 +173,31 @@ class Meetings:
         return context.drops.total() == before or bool(context.out or context.events)
 
     def _handle_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
-        drops = self._context.drops
+        drops, demux = self._context.drops, self._context.demux
+        kind = datagram[0]
         try:
-            if datagram[0] == INIT:
-                if parse_init(datagram).pattern is Pattern.IK:
-                    self._responder.handle_init(now, path, datagram)
-                elif not self._is_pairing_init(now, path, datagram) and (
-                    not self._listener.answerer.handle_init(now, path, datagram)
-                ):
-                    drops["XX init for no code or channel of ours"] += 1
+            if kind == INIT and parse_init(datagram).pattern is Pattern.IK:
+                self._responder.handle_init(now, path, datagram)
                 return
-            index = receiver_index(datagram)
+            whose = (
+                demux.channels.get(path.prefix or path.remote) if kind == INIT else demux.handshakes.get(receiver_index(datagram))
+            )
         except MalformedPacket:
             drops["handshake malformed"] += 1
             return
-        if datagram[0] == FINISH:
-            if not self._is_pairing_finish(now, path, datagram) and (
-                not self._listener.answerer.handle_finish(now, path, datagram)
-            ):
-                drops["finish for nobody"] += 1
-            return
-        take = self._context.answers.get(index)
-        if take is not None:
-            take(now, path, datagram)
-            return
-        peering = self._context.handshakes.get(index)
-        handshake = peering.handshake if peering is not None else None
-        if peering is None or handshake is None:
-            drops["handshake answer for nobody"] += 1
+        if isinstance(whose, Peering):
+            self._on_answer(now, whose, path, datagram)
+        elif whose is not None:
+            whose.on_handshake(now, path, datagram)
+        elif kind == INIT:
+            drops["XX init for no code or channel of ours"] += 1
+        else:
+            drops["finish for nobody" if kind == FINISH else "handshake answer for nobody"] += 1
+
+    def _on_answer(self, now: Instant, peering: Peering, path: PathKey, datagram: Buffer) -> None:
+        """To an IK init of ours."""
+        handshake = peering.handshake
+        if handshake is None:
             return
         with peering.wall(now):
             completed = handshake.handle_datagram(now, datagram)
@@ -240,24 +207,6 @@ class Meetings:
             if completed is not None:
                 self._dialed(now, peering, completed, handshake.proven(path))
 
-    def _is_pairing_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
-        for _, flow in list(self._exposing):
-            is_its = True  # what it has met a fault with is nobody else's
-            with self._wall_of(now, flow):
-                is_its = flow.handle_init(now, path, datagram)
-            if is_its:
-                return True
-        return False
-
-    def _is_pairing_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
-        for _, flow in list(self._exposing):
-            is_its = True
-            with self._wall_of(now, flow):
-                is_its = flow.handle_finish(now, path, datagram)
-            if is_its:
-                return True
-        return False
-
     def confirm(self, now: Instant, datagram: Buffer) -> Peering | None:
         """A transport datagram that no connection knows: it may be the first under keys that we answered with.
 
@@ -265,7 +214,7 @@ class Meetings:
         """
         pending = self._responder.confirm(datagram)
         if pending is None:
-            judge = self._context.verdicts.get(int.from_bytes(datagram[1:5], "big"))
+            judge = self._context.demux.verdicts.get(int.from_bytes(datagram[1:5], "big"))
             if judge is not None:
                 judge(datagram)
             return None
@@ -288,30 +237,28 @@ class Meetings:
         return peering
 
     def handle_timeout(self, now: Instant) -> None:
-        self._context.handle_clients_timeout(now)
-        for _, flow in list(self._exposing):
-            with self._wall_of(now, flow):
-                flow.handle_timeout(now)
+        self._context.clients.handle_timeout(now)
+        for flow in self._exposing:
+            with flow.wall(now):
+                flow.on_time(now)
         with self._context.wall("meeting", "kept remembered peers from being listened for"):
             if self._look_at is not None and now >= self._look_at:
                 self._look(now)
             self._responder.expire(now)
             self._channels.handle_timeout(now)
-            self._twins.handle_timeout(now)
+            self._twins.on_time(now)
 
     def _poll_timeout(self) -> Instant | None:
         """Of the flows and the clients; the peerings have their own entries in the agenda."""
         at = earliest(
             self._look_at,
-            self._context.poll_clients_timeout(),
+            self._context.clients.poll_timeout(),
             self._responder.poll_timeout(),
             self._channels.poll_timeout(),
             self._twins.poll_timeout(),
         )
-        for _, flow in self._exposing:
+        for flow in (*self._exposing, *self._claiming):
             at = earliest(at, flow.poll_timeout())
-        for _, claim in self._claiming:
-            at = earliest(at, claim.poll_timeout())
         for peering in self._context.restless:
             dialer = self._dialers.get(peering)
             if dialer is not None:
@@ -324,14 +271,12 @@ class Meetings:
         for name, client in self._context.clients.items():
             while (event := client.poll_event()) is not None:
                 with self._context.wall("server", f"left something unread that the server {host_of(name)} said"):
-                    self._on_server(now, name, event)
-        for _, claim in list(self._claiming):
-            with self._wall_of(now, claim):
-                if claim.peering is not None and (claim.peering.is_closed or claim.peering.is_confirmed):
-                    claim.close(now)
-                claim.handle_timeout(now)
-        if any(claim.is_done for _, claim in self._claiming):
-            self._claiming = [item for item in self._claiming if not item[1].is_done]
+                    self._on_server(now, name, client, event)
+        for claim in self._claiming:
+            with claim.wall(now):
+                claim.on_time(now)
+        if any(claim.is_done for claim in self._claiming):
+            self._claiming = [claim for claim in self._claiming if not claim.is_done]
         for peering in list(self._context.restless):
             try:
                 if peering.is_closed:
@@ -345,7 +290,7 @@ class Meetings:
         """Dial where the peering asks for it.  It rests once nothing of that is left to do."""
         dialer = self._dialers.get(peering)
         if dialer is not None:
-            dialer.handle_timeout(now)
+            dialer.on_time(now)
         elif peering.needs_meeting:
             client = self._context.clients.get(peering.server or "")
             if client is None:
@@ -356,59 +301,34 @@ class Meetings:
             del self._context.restless[peering]
         peering.pump(now)
 
-    def _on_server(self, now: Instant, name: str, event: told.ClientEvent) -> None:
+    def _on_server(self, now: Instant, name: str, client: Client, event: ClientEvent) -> None:
+        """To whom it is for, or what a server says to all of us."""
         context = self._context
         match event:
-            case told.Reached(reflexive=reflexive):
+            case Reached(reflexive=reflexive):
                 is_again = name in self._lost
                 self._lost.discard(name)
                 context.emit(ServerReached(server=name, reflexive=tuple(reflexive.values()), is_again=is_again))
                 self._refresh_candidates(now, name)
                 self._look(now)
-            case told.ReflexiveChanged():
+            case ReflexiveChanged():
                 self._refresh_candidates(now, name)
-            case told.Lost():
+            case Lost():
                 self._lost.add(name)
                 host = host_of(name)
                 text = f"The server {host} does not answer any more: still trying. Direct connections are not touched."
                 context.emit(Troubled(problem=Problem.SERVER_LOST, text=text))
-            case told.TlsWanted():
-                context.pool.orders.append(OpenTls(name))
-            case told.TlsUnwanted():
-                context.pool.orders.append(CloseTls(name))
-            case told.ChannelMoved(old=old, new=new):
-                for peering in self.peerings.live:
-                    connection = peering.connection
-                    with peering.wall(now):
-                        if connection is not None and connection.knows_path(old.path_key):
-                            connection.add_relay(now, new.path_key, instead_of=old.path_key)
-            case told.PeerGone(channel=channel) if channel is not None:
-                for peering in self.peerings.live:
-                    connection = peering.connection
-                    with peering.wall(now):
-                        if connection is not None and channel.path_key in connection.paths:
-                            connection.drop_path(now, channel.path_key)
-                            peering.drain(now)
-            case told.Introduced(room=room, channel=channel):
-                peer = self._listener.peer_in(name, room)
-                self._channels.arrived(now, channel.channel, peer.static if peer is not None else None)
-            case told.ClaimReceived(channel=channel) | told.ClaimAccepted(channel=channel):
-                self._channels.arrived(now, channel.channel)
+            case FallbackWanted():
+                context.pool.orders.append(OpenRoute(name))
+            case FallbackUnwanted():
+                context.pool.orders.append(CloseRoute(name))
+            case Told() | ChannelMoved():
+                if isinstance(event, Told) and isinstance(event.message, ChannelMessage):
+                    self._channels.arrived(now, event.message.channel)
+                hearer = event.hearer or self._listener  # who waits for everybody hears what is said of nothing else
+                hearer.hear(now, client, event)
             case _:
-                pass
-        self._listener.handle_event(now, event, name)
-        self._twins.handle_event(now, event, name)
-        flows: list[tuple[str, ExposerPairing | ConnectorPairing]] = [*self._exposing, *self._claiming]
-        for server, flow in flows:
-            if server == name:
-                with self._wall_of(now, flow):
-                    flow.handle_event(now, event)
-        for peering, dialer in self._dialers.items():
-            if dialer.client is context.clients[name]:
-                with peering.wall(now):
-                    dialer.handle_event(now, event)
-                if dialer.is_busy:
-                    context.restless[peering] = None
+                assert_never(event)
 
     def _refresh_candidates(self, now: Instant, server: str) -> None:
         for peering in self.peerings.live:
@@ -466,6 +386,3 @@ class Meetings:
         if dialer is not None:
             dialer.close(now)
         self.peerings.retire(now, peering)
-
-    def _is_index_taken(self, index: int) -> bool:
-        return index in self.peerings.by_index or index in self._responder.pending

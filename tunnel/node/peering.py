@@ -6,18 +6,22 @@ A peering outlives its connection only where the peer restarted; keys, paths and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket, StateError, UnreachableError
-from tunnel.node import silence
-from tunnel.node.context import Context, Wall
+from tunnel.node import reasons
+from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, PeerBack, PeeringClosed, PeeringEvent, PeeringStarted, Problem, Troubled
 from tunnel.node.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, Hybrid
 from tunnel.node.learning import Learning
+from tunnel.node.pings import TOKEN_SIZE, Pings
 from tunnel.node.punching import AgentState, Puncher
+from tunnel.node.walls import Wall
 from tunnel.pairing.grants import GrantSet
+from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
+from tunnel.rendezvous.messages import Gone
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import (
     AllPathsLost,
@@ -33,6 +37,9 @@ from tunnel.transport.connection.events import (
 )
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
+if TYPE_CHECKING:
+    from tunnel.rendezvous.client import Client
+
 # First byte of a message on the control stream; unknown ones are left for later versions.
 CONTROL_HELLO: Final = 0  # nothing but a first packet under the new keys
 CONTROL_OFFER: Final = 1  # candidates: nat/candidate.py
@@ -42,8 +49,6 @@ CONTROL_ROOM: Final = 4  # what members of a room tell each other: room/core/mes
 CONTROL_SHARES: Final = 5  # what the receiver may reach at the sender: shares.py
 CONTROL_SERVER: Final = 9  # where the sender's own server is now, and back: that this is remembered
 
-OVER_TLS: Final = "UDP to the server is blocked in this network, so everything goes over TLS on TCP"
-MAX_PONGS: Final = 64  # pings under way, and answers that nobody has fetched
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
 
 
@@ -60,8 +65,7 @@ class Peering:
         self.handshake: InitiatorHandshake | None = None
         self.entry = context.agenda.enter(self, self.poll_timeout)
         self.touch = self.entry.touch
-        self.pongs: dict[int, Instant] = {}
-        self._asked: dict[int, None] = {}  # tokens of pings under way, the oldest first
+        self.pings = Pings(context.entropy)
         self.needs_meeting = False  # the connecting side has no way to the peer: somebody has to dial
         self.is_closed = False
         self.lacks_keys = False  # data of the peer got through when its keys ended, and new ones do not
@@ -101,6 +105,7 @@ class Peering:
     def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str, completed: Completed) -> None:
         """A connection stands: the first one, or one with the peer's new instance."""
         self.connection = connection
+        self._context.clients.follow(connection.current_path.key.prefix, self)
         self.lacks_keys = False
         self.puncher = puncher
         self.policy = policy
@@ -141,7 +146,7 @@ class Peering:
             remote_static=self.peer.static,
             psk=self.peer.psk,
             prologue=ik_prologue(),
-            index=context.new_index(),
+            index=context.demux.new_index(),
             params=context.params(self.instance, resume),
             entropy=context.entropy,
             newer=self.hybrid.newer_psks,
@@ -158,7 +163,7 @@ class Peering:
             at_once=self.connection is not None and self.connection.is_mute,
             is_awaited=is_awaited,
         )
-        context.handshakes[self.handshake.index] = self
+        context.demux.handshakes[self.handshake.index] = self
 
     def give_up_keys(self, now: Instant) -> None:
         """A copy of this process may hold them too: begin with new ones."""
@@ -173,7 +178,7 @@ class Peering:
 
     def end_handshake(self) -> None:
         if self.handshake is not None:
-            self._context.handshakes.pop(self.handshake.index, None)
+            self._context.demux.handshakes.pop(self.handshake.index, None)
             self.handshake = None
         self.touch()
 
@@ -184,6 +189,7 @@ class Peering:
         self.lacks_keys = False
         connection.install_keypair(now, completed.keypair, True)
         connection.migrate(now, path, PathKind.RELAY if path.prefix else PathKind.DIRECT)
+        self._context.clients.follow(path.prefix, self)
         connection.send_control(bytes((CONTROL_HELLO,)))
         if connection.current_path.kind is PathKind.RELAY:
             self.refresh_candidates(now)
@@ -248,17 +254,17 @@ class Peering:
                     path, *others = self.connection.handshake_paths
                     self.begin_handshake(now, path, give_up_after=REKEY_GIVES_UP, others=others)
             case PathLost(kind=PathKind.RELAY):
-                self._context.doubt_server(now, self.server or "")
+                self._context.clients.doubt(now, self.server or "")
             case PathChanged(kind=PathKind.DIRECT):
                 self._learning.learn(self.connection, self.puncher)
             case AllPathsLost(no_keys=no_keys):
                 self._ask_to_meet()
                 if no_keys:
                     self.lacks_keys = self._is_silent = True
-                    self._context.emit(silence.no_keys(self.peer.name))
+                    self._context.emit(reasons.no_keys(self.peer.name))
                 elif not self._is_silent:
                     self._is_silent = True
-                    self._context.emit(silence.fell_silent(self.peer.name, is_initiator=self.is_initiator))
+                    self._context.emit(reasons.fell_silent(self.peer.name, is_initiator=self.is_initiator))
                 with Wall(self.lose_puncher):
                     if self.puncher is not None:
                         self.puncher.agent.path_lost(now)
@@ -278,6 +284,21 @@ class Peering:
                     self._learning.learn_keepalive(self.connection)
         self._context.events.append(PeeringEvent(self, event))
 
+    def hear(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
+        """A relay channel that the connection uses has moved, or is gone."""
+        connection = self.connection
+        if connection is None:
+            return
+        with self.wall(now):
+            match event:
+                case ChannelMoved(old=old, new=new) if not self.is_closed and connection.knows_path(old.path_key):
+                    connection.add_relay(now, new.path_key, instead_of=old.path_key)
+                case Told(Gone(), channel=RelayChannel(path_key=key)) if not self.is_closed and key in connection.paths:
+                    connection.drop_path(now, key)
+                    self.drain(now)
+                case _:
+                    pass
+
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up.  The paths that stand are used until they fail; a fresh round of checks runs beside."""
         connection = self.connection
@@ -290,12 +311,10 @@ class Peering:
                 self.puncher.agent.path_lost(now)
                 self.puncher.next_at = now
 
-    def refresh_candidates(self, now: Instant, hosts: Iterable[str] | None = None) -> None:
-        """Ours may have changed; `hosts` are this machine's addresses where those have."""
+    def refresh_candidates(self, now: Instant) -> None:
+        """Ours may have changed."""
         with Wall(self.lose_puncher):
-            if self.puncher is not None and hosts is not None:
-                self.puncher.set_hosts(now, hosts)
-            elif self.puncher is not None:
+            if self.puncher is not None:
                 self.puncher.refresh(now)
 
     def handle_stun(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
@@ -335,17 +354,13 @@ class Peering:
                 self._context.drops["offer malformed"] += 1
             except Exception as error:
                 self.lose_puncher(error)
-        elif kind == CONTROL_PING and len(data) == 9:
+        elif kind == CONTROL_PING and len(data) == 1 + TOKEN_SIZE:
             connection.send_control(bytes((CONTROL_PONG,)) + bytes(data[1:]))
-        elif kind == CONTROL_PONG and len(data) == 9:
-            token = int.from_bytes(data[1:], "big")
-            if token not in self._asked:
+        elif kind == CONTROL_PONG:
+            if self.pings.answered(now, bytes(data[1:])):
+                self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
+            else:
                 self._context.drops["pong that nobody asked for"] += 1
-                return
-            del self._asked[token]
-            _make_room(self.pongs)
-            self.pongs[token] = now
-            self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
         elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
             self.hybrid.handle(now, connection, bytes(data))
         elif kind in (CONTROL_ROOM, CONTROL_SHARES, CONTROL_SERVER):
@@ -353,15 +368,12 @@ class Peering:
 
     # --- verbs
 
-    def send_ping(self, now: Instant) -> int:
-        """Ask the peer for a PONG; its token appears in `pongs` with the instant it came.  Raises UnreachableError."""
+    def send_ping(self) -> bytes:
+        """Ask the peer for a PONG; its token appears in pings.answers with the instant it came.  Raises UnreachableError."""
         if self.connection is None or self.is_closed:
             raise UnreachableError(f"There is no connection to {self.peer.name} just now.")
-        data = self._context.entropy(8)  # else an answer could be sent before the question, and would seem to be quicker
-        token = int.from_bytes(data, "big")
-        _make_room(self._asked)
-        self._asked[token] = None
-        self.connection.send_control(bytes((CONTROL_PING,)) + data)
+        token = self.pings.ask()
+        self.connection.send_control(bytes((CONTROL_PING,)) + token)
         return token
 
     def send_message(self, kind: int, body: bytes) -> None:
@@ -383,21 +395,14 @@ class Peering:
 
     def why_relayed(self, now: Instant) -> str:
         """One sentence for a person, about a connection that is relayed."""
-        if self.policy == "relay":
-            return "the path was set to relay"
-        if self.is_over_tls:
-            return OVER_TLS
-        if self._has_lost_puncher:
-            return "a fault in ptunnel ended the search for a direct path"
-        if self.puncher is None or self.puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
-            return "the relay carries until a direct path is found"
-        return self.puncher.why_relayed
+        return reasons.why_relayed(self.policy, self.puncher, self.route, self._has_lost_puncher)
 
     @property
-    def is_over_tls(self) -> bool:
-        """Whether the current path goes through a TLS connection to the server."""
+    def route(self) -> str:
+        """By what the current path goes to the server instead of UDP, for a person; empty: by UDP, or past the server."""
         connection = self.connection
-        return connection is not None and connection.current_path.key.socket_id in self._context.tls_sockets
+        found = None if connection is None else self._context.clients.routes.get(connection.current_path.key.socket_id)
+        return "" if found is None else found.words
 
     @property
     def nat(self) -> dict[str, str]:
@@ -416,7 +421,7 @@ class Peering:
         elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
             self._is_explained = True
             self._learning.unlearn()
-            view, why = connection.current_path, OVER_TLS if self.is_over_tls else puncher.why_relayed
+            view, why = connection.current_path, self.why_relayed(now)
             if self.policy == "direct":
                 text = f"No direct path to {self.peer.name} was found: {why}. Trying on."
                 self._context.emit(Troubled(problem=Problem.NO_DIRECT, text=text))
@@ -484,9 +489,3 @@ class Peering:
         if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):
             return at
         return puncher.next_at if at is None or puncher.next_at < at else at
-
-
-def _make_room(table: dict[int, Any]) -> None:
-    """For one more."""
-    while len(table) >= MAX_PONGS:
-        del table[next(iter(table))]

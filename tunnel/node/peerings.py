@@ -27,8 +27,7 @@ class Peerings:
         self._machines = Machines(context)
         self.all: dict[Peering, None] = {}
         self._of: dict[bytes, dict[Peering, None]] = {}  # by static key of the peer
-        self.by_index: dict[int, Peering] = {}
-        self._indices: dict[Peering, tuple[int, ...]] = {}  # those of each in by_index
+        self._indices: dict[Peering, tuple[int, ...]] = {}  # those of each in the demux
 
     @property
     def live(self) -> list[Peering]:
@@ -130,8 +129,7 @@ class Peerings:
             connection,
             controlling=peering.is_initiator,
             sockets=context.sockets.values(),
-            hosts=context.hosts,
-            port_mapped=context.port_mapped,
+            local=context.candidates,
             client=client,
             same_machine=client is not None and client.server is not None and is_loopback(client.server.host),
             now=now,
@@ -147,12 +145,12 @@ class Peerings:
         self._unroute(peering)
         if peering.connection is not None:
             self._indices[peering] = peering.connection.indices()
-            self.by_index.update(dict.fromkeys(self._indices[peering], peering))
+            self._context.demux.peerings.update(dict.fromkeys(self._indices[peering], peering))
 
     def _unroute(self, peering: Peering) -> None:
         for index in self._indices.pop(peering, ()):
-            if self.by_index.get(index) is peering:
-                del self.by_index[index]
+            if self._context.demux.peerings.get(index) is peering:
+                del self._context.demux.peerings[index]
 
     def retire(self, now: Instant, peering: Peering) -> None:
         """A closed peering goes when its connection has nothing more to say."""

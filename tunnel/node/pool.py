@@ -35,20 +35,20 @@ class CloseSockets:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenTls:
-    """Keep a TLS connection to this server open from now on; say Endpoint.tls_up and tls_down as it comes and goes."""
+class OpenRoute:
+    """Keep a route beside UDP to this server open from now on; say Endpoint.route_up and route_down as it comes and goes."""
 
     server: str
 
 
 @dataclass(frozen=True, slots=True)
-class CloseTls:
-    """The TLS connection to this server is needed no longer."""
+class CloseRoute:
+    """UDP will do again for this server."""
 
     server: str
 
 
-SocketOrder: TypeAlias = OpenSockets | CloseSockets | OpenTls | CloseTls
+SocketOrder: TypeAlias = OpenSockets | CloseSockets | OpenRoute | CloseRoute
 
 
 class SocketPool:

@@ -5,10 +5,9 @@ With the path policy `relay` there is no agent at all: no candidate leaves the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping as MappingType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from tunnel.core.scope import is_local
+from tunnel.core.scope import is_local, may_be_second
 from tunnel.errors import MalformedPacket
 from tunnel.nat import stun
 from tunnel.nat.agent import Agent, AgentState
@@ -19,7 +18,6 @@ from tunnel.nat.candidate import Candidate, CandidateKind, decode_offer, encode_
 from tunnel.nat.memory import Remembered
 from tunnel.nat.technique import Measure, PoolSocket, TechniqueStats
 from tunnel.nat.techniques import Techniques
-from tunnel.rendezvous.wishes import may_be_second
 from tunnel.transport.connection.events import ConnectionEvent, PathKind, PathLost, PathProbed, PathValidated
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
@@ -31,10 +29,13 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.client import Client
     from tunnel.transport.connection.connection import Connection
 
-_NOTHING: Final[MappingType[SocketId, Address]] = {}
 MAX_CHECKS_A_TURN: Final = 32
 MAX_MEASURES: Final = 32  # questions to the server that wait for an answer
 QUESTION_SIZE: Final = 100  # bytes; the padding asks for the server's other address (RFC 5780 §7.6)
+
+
+#: Where our sockets are reached, by what kind of address, as the driver has found out.
+LocalAddresses: TypeAlias = "dict[CandidateKind, tuple[tuple[SocketId, Address], ...]]"
 
 
 class LocalSocket(NamedTuple):
@@ -58,8 +59,7 @@ class Puncher:
         *,
         controlling: bool,
         sockets: Iterable[LocalSocket],
-        hosts: Iterable[str],
-        port_mapped: MappingType[SocketId, Address] = _NOTHING,
+        local: LocalAddresses,
         client: Client | None,
         same_machine: bool,
         now: Instant,
@@ -72,14 +72,13 @@ class Puncher:
         """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too.
 
         `pool` and `send` are what the costlier techniques need; without them there are none.
-        `port_mapped` stays the caller's, who calls refresh when it changes.  `touched` is called when `next_at` changes.
+        `local` stays the caller's, who calls refresh when it changes.  `touched` is called when `next_at` changes.
         """
         self._connection = connection
         self._sockets = {socket.socket_id: socket for socket in sockets}
         self.is_same_machine = self._same_machine = same_machine
         self._client = client
-        self._hosts = tuple(hosts)
-        self._port_mapped = port_mapped
+        self._local = local
         self._pool = pool
         self._send = send
         self._rng = rng
@@ -115,7 +114,8 @@ class Puncher:
         """One sentence for a person.  What the server cannot see explains more than what the agent has tried."""
         seen = None if self._client is None else self._client.view
         if seen is not None and not self.agent.mapping.is_hard:
-            return explain_view(seen.host, seen.host in self._hosts)
+            ours = {address.host for _, address in self._local.get(CandidateKind.HOST, ())}
+            return explain_view(seen.host, seen.host in ours)
         return self.agent.why_relayed
 
     def learned(self, key: PathKey, keepalive: Seconds) -> Remembered:
@@ -127,31 +127,26 @@ class Puncher:
         kind = kinds.get(key.remote, CandidateKind.PEER_REFLEXIVE)
         return Remembered(key.remote, kind, technique, technique == "birthday" and not is_plain, keepalive)
 
-    def set_hosts(self, now: Instant, hosts: Iterable[str]) -> None:
-        """The machine's addresses are these now."""
-        self._hosts = tuple(hosts)
-        self.refresh(now)
-
     def refresh(self, now: Instant) -> None:
         """Our candidates may have changed: say so to the agent, who tells the peer."""
         candidates: list[Candidate] = []
-        hosts = (*self._hosts, "127.0.0.1") if self._same_machine else self._hosts
-        for socket in self._sockets.values():
-            for host in hosts:
-                if (":" in host) == socket.is_ipv6:
-                    self._add(candidates, CandidateKind.HOST, Address(host, socket.port), socket.socket_id)
-        for socket_id, address in self._port_mapped.items():
-            if socket_id in self._sockets:
-                self._add(candidates, CandidateKind.PORT_MAPPED, address, socket_id)
-                seen = None if self._client is None else self._client.reflexive.get(socket_id)
-                if seen is not None and is_local(address.host) and not is_local(seen.host):
-                    # A modem before the router may hand everything on to it (DMZ): then the port is open out there.
-                    self._add(candidates, CandidateKind.PORT_MAPPED, Address(seen.host, address.port), socket_id)
+        reflexive = {} if self._client is None else self._client.reflexive
+        if self._same_machine:
+            for socket in self._sockets.values():
+                if not socket.is_ipv6:
+                    self._add(candidates, CandidateKind.HOST, Address("127.0.0.1", socket.port), socket.socket_id)
+        for kind, found in self._local.items():
+            for socket_id, address in found:
+                self._add(candidates, kind, address, socket_id)
+        for socket_id, address in self._local.get(CandidateKind.PORT_MAPPED, ()):
+            seen = reflexive.get(socket_id)
+            if seen is not None and is_local(address.host) and not is_local(seen.host):
+                # A modem before the router may hand everything on to it (DMZ): then the port is open out there.
+                self._add(candidates, CandidateKind.PORT_MAPPED, Address(seen.host, address.port), socket_id)
+        for socket_id, address in reflexive.items():
+            self._add(candidates, CandidateKind.SERVER_REFLEXIVE, address, socket_id)
         mapping = Mapping.UNKNOWN
         if self._client is not None:
-            for socket_id, address in self._client.reflexive.items():
-                if socket_id in self._sockets:
-                    self._add(candidates, CandidateKind.SERVER_REFLEXIVE, address, socket_id)
             varies = self._client.mapping_varies
             if varies is not None:
                 mapping = Mapping.ADDRESS_AND_PORT_DEPENDENT if varies else Mapping.ENDPOINT_INDEPENDENT
@@ -159,7 +154,7 @@ class Puncher:
         self.next_at = now
 
     def _add(self, candidates: list[Candidate], kind: CandidateKind, address: Address, socket_id: SocketId) -> None:
-        if is_allowed(address, self._same_machine):
+        if socket_id in self._sockets and is_allowed(address, self._same_machine):
             candidates.append(make_candidate(kind, address, socket_id))
 
     def handle_offer(self, now: Instant, data: Buffer) -> None:

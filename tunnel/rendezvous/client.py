@@ -1,53 +1,48 @@
-"""A peer's side of the rendezvous: one server, reached over each of its addresses from the sockets that carry the tunnel.
+"""A peer's side of the rendezvous: what it asks one server for, and what comes of it.
 
-Every address is greeted at once; the first to answer becomes the primary one, which carries all registrations.  The others
-keep their NAT mapping warm, and take over when the primary one falls silent.  All that the owner asked for is remembered,
-so that after a restart of the server everything is registered again without being asked.
-
-Where UDP gets no answer the owner is asked for a TLS connection (see tls.py), which is one more address of the server.  UDP is
-greeted on, and takes over as soon as it answers.
-
-Long because verbs, answers and silence all act on the same state: what one server knows of us.
+All that the owner asked for is remembered (standing.py), so that after a restart of the server everything is registered again
+without being asked.  What the server says comes back as it was said, with the one who hears it: whoever asked.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, assert_never
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-from tunnel.core.scope import may_name
+import msgspec
+
 from tunnel.core.timers import earliest
-from tunnel.core.trace import Drops
 from tunnel.errors import MalformedPacket
-from tunnel.rendezvous import events, messages
-from tunnel.rendezvous.events import ClientEvent, RelayChannel
+from tunnel.rendezvous import messages
+from tunnel.rendezvous.contact import Contact
+from tunnel.rendezvous.events import ClientEvent, Hearer, RelayChannel, Told
 from tunnel.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
-from tunnel.rendezvous.requests import PROBES, PROBES_PERIOD, PendingRequest, RequestTable, ServerAddress
 from tunnel.rendezvous.seeking import ELSEWHERE, Searches
-from tunnel.rendezvous.tls import MAX_TLS_ADDRESSES, TlsWish
-from tunnel.rendezvous.wishes import ChannelBook, OwnNumber, Wishes, joins, may_be_second, refusal_of, role_name
+from tunnel.rendezvous.standing import ChannelBook, Hearers, OwnNumber, Standing, joins
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from random import Random
+
+    from tunnel.rendezvous.addresses import ServerAddress
+    from tunnel.rendezvous.requests import PendingRequest
 
 __all__ = ["Client", "ClientEvent", "RelayChannel"]
 
-REFRESH_INTERVAL: Final = Seconds(7.0)  # some NATs forget a mapping after 8 s, and pushes must find us; ±10 % of jitter
-STANDBY_REFRESH: Final = Seconds(20.0)  # of the addresses that carry no registration: nothing is pushed there
-LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
-PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
-RETRY_AFTER_FULL: Final = Seconds(30.0)  # before asking again for what was full, at least; the server may say more
-SURELY_KNOWN: Final = 0.75  # share of the lifetime that the server gives us; a request and its answer take their time too
-FIRST_WELCOME: Final = Seconds(3.0 * REFRESH_INTERVAL)  # by then the first Refresh should have been answered
+RETRY_AFTER_FULL: Final = 30  # seconds before asking again for what was full, at least; the server may say more
 AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
 SEEN_PUSHES: Final = 256  # push ids remembered, so that repeats are acknowledged but not told again
 
+_ADVICE: Final = {
+    False: "it serves only whom its operator lists; set PTUNNEL_ACCESS_TOKEN to the token that you were given",
+    True: "it does not know the token in PTUNNEL_ACCESS_TOKEN or config.toml; ask its operator for it",
+}
 
-class Client:
+
+class Client(Contact):
     """Talks to one server.  Never blocks, never gives up; see the verbs, then events.py for what comes back."""
 
     def __init__(
@@ -58,247 +53,94 @@ class Client:
         rng: Random,
         entropy: Callable[[int], bytes],
         access_token: bytes = b"",
-        tls: bool = False,
+        has_fallback: bool = False,
     ) -> None:
-        """`tls`: the owner can open TLS connections, and wants to hear when one is needed."""
-        self._entropy = entropy
-        self._rng = rng
-        self._access_token = access_token
-        self._session = entropy(messages.SESSION_SIZE)
-        self._homes = [ServerAddress(socket_id, address, now) for socket_id, address in servers]
-        self._primary: ServerAddress | None = None
-        self._requests = RequestTable(rng)
-        self._out: deque[tuple[SocketId, Address, bytes]] = deque()
-        self._events: deque[ClientEvent] = deque()
         self._seen: OrderedDict[int, None] = OrderedDict()
-        self._wishes = Wishes()
+        self._standing = Standing()
         self._channels = ChannelBook()
         self._searches = Searches()
         self._rejoin_at: Instant | None = None
         self._full_until = now  # the server has no room for us: it is not asked for everything at each Refresh
-        self._surely_known_until: Instant | None = None
-        self._calendar: tuple[int, Instant] | None = None  # what the server said it was, and when
-        self._is_closed = False
-        self._tls = TlsWish(now) if tls else None
-        self.drops = Drops()
-        self.is_reached = False
-        for home in self._homes:
-            self._greet(now, home)
-
-    # what is known
-
-    @property
-    def reflexive(self) -> dict[SocketId, Address]:
-        """Where the server sees each of our UDP sockets, as far as it may say so (scope.may_name)."""
-        return {
-            home.socket_id: home.reflexive
-            for home in self._homes
-            if home.reflexive is not None and not home.is_tls and self._is_credible(home)
-        }
-
-    @property
-    def view(self) -> Address | None:
-        """Where the server sees us, where that cannot be our address on the internet: an address of its own local network.
-
-        Then a proxy stands before the server, or it runs in our network.  None: its view is sound, or not known yet.
-        """
-        homes = [home for home in self._homes if home.reflexive is not None and not home.is_tls and not home.address.is_ipv6]
-        if not homes or any(self._is_credible(home) for home in homes):
-            return None
-        return homes[0].reflexive
-
-    @staticmethod
-    def _is_credible(home: ServerAddress) -> bool:
-        return home.reflexive is not None and may_name(home.address.host, home.reflexive.host)
-
-    @property
-    def mapping_varies(self) -> bool | None:
-        """Whether the NAT maps one IPv4 socket differently for another port (or address) of the server; None if unknown."""
-        views = [home for home in self._homes if home.second_reflexive is not None and self._is_credible(home)]
-        for home in sorted(views, key=lambda home: home.address.is_ipv6):
-            return home.second_reflexive != home.reflexive
-        return None
-
-    @property
-    def round_trip(self) -> Seconds | None:
-        return self._primary.round_trip if self._primary is not None else None
-
-    @property
-    def server(self) -> Address | None:
-        """The address in use, once one has answered."""
-        return self._primary.address if self._primary is not None else None
-
-    @property
-    def is_over_tls(self) -> bool:
-        """Whether the address in use is that of a TLS connection, because UDP gets no answer."""
-        return self._primary is not None and self._primary.is_tls
-
-    @property
-    def ipv4_address(self) -> Address | None:
-        """An IPv4 address of the server that has answered over UDP, the one in use if it is one."""
-        known = [h for h in self._homes if h.reflexive is not None and not h.address.is_ipv6 and not h.is_tls]
-        return next((home.address for home in known if home is self._primary), known[0].address if known else None)
-
-    def unix_time(self, now: Instant) -> float | None:
-        """The server's calendar; None while it has not told."""
-        return None if self._calendar is None else self._calendar[0] + (now - self._calendar[1])
-
-    def is_server(self, socket_id: SocketId, address: Address) -> bool:
-        """Whether that is one of the server's addresses, as we reach it from that socket."""
-        return any(home.socket_id == socket_id and home.address == address for home in self._homes)
-
-    @property
-    def ways(self) -> list[tuple[SocketId, Address]]:
-        """All of them."""
-        return [(home.socket_id, home.address) for home in self._homes]
+        super().__init__(
+            servers=servers, now=now, rng=rng, entropy=entropy, access_token=access_token, has_fallback=has_fallback
+        )  # fmt: skip
 
     @property
     def channels(self) -> list[RelayChannel]:
         return list(self._channels)
 
-    # verbs
+    # verbs; `hearer` hears what comes of it
 
-    def allocate(self, now: Instant, claims: int = 1) -> None:
-        """Ask for a nameplate that so many may claim.  Answer: Allocated or Refused."""
-        self._request(now, messages.Allocate(claims=claims))
+    def allocate(self, now: Instant, claims: int = 1, hearer: Hearer | None = None) -> None:
+        """Ask for a nameplate that so many may claim.  Answer: Allocated or Refused; then ClaimReceived."""
+        self._request(now, messages.Allocate(claims=claims), hearer=hearer)
 
     def renew(self, now: Instant, nameplate: int) -> None:
-        """Keep one that many may claim from expiring.  No answer; NameplateLost when it is gone."""
-        own = self._wishes.nameplates.get(nameplate)
+        """Keep one that many may claim from expiring.  No answer, but Refused when it is gone."""
+        own = self._standing.nameplates.get(nameplate)
         if own is not None:
-            self._request(now, messages.Allocate(nameplate, *own), subject=nameplate)
+            self._request(now, messages.Allocate(nameplate, *own))
 
     def release(self, now: Instant, nameplate: int) -> None:
         """The code is over; a claim that already came keeps its mailbox and channel."""
-        if self._wishes.nameplates.pop(nameplate, None) is not None:
+        if self._standing.nameplates.pop(nameplate, None) is not None:
             self._requests.remove_where(lambda r: isinstance(r.message, messages.Allocate) and r.message.wanted == nameplate)
-            self._request(now, messages.Release(nameplate), expires_at=Instant(now + POST_LIFETIME))
+            self._request(now, messages.Release(nameplate), lifetime=POST_LIFETIME)
 
-    def claim(self, now: Instant, nameplate: int, body: bytes) -> None:
+    def claim(self, now: Instant, nameplate: int, body: bytes, hearer: Hearer | None = None) -> None:
         """Meet the owner of a nameplate, at whichever server of the name knows it.
 
         Answer: ClaimAccepted, then Posted; or Refused.
         """
-        self._request(now, messages.Claim(nameplate, body, may_move=True), subject=nameplate)
+        self._request(now, messages.Claim(nameplate, body, may_move=True), hearer=hearer)
 
     def post(self, now: Instant, mailbox: bytes, body: bytes) -> None:
         """Send through a mailbox.  Answer only when refused."""
-        self._request(now, messages.Post(mailbox, body), subject=mailbox, expires_at=Instant(now + POST_LIFETIME))
+        self._request(now, messages.Post(mailbox, body), lifetime=POST_LIFETIME)
 
-    def listen(self, now: Instant, rooms: list[bytes]) -> None:
+    def listen(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
         """Wait in these rooms until leave().  Each dialer comes as Introduced with side 0."""
-        fresh = [room for room in dict.fromkeys(rooms) if room not in self._wishes.listening]
-        self._wishes.listening.update(dict.fromkeys(fresh))
+        fresh = [room for room in dict.fromkeys(rooms) if room not in self._standing.listening]
+        self._standing.listening.update(dict.fromkeys(fresh, hearer))
         self._forget_leaving(now, fresh)
         self._join(now, joins(Role.LISTEN, fresh))
 
-    def dial(self, now: Instant, rooms: list[bytes]) -> None:
-        """Meet each listener of these rooms (all of one peer) once, now or when he comes: Introduced with side 1.
+    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
+        """Meet each listener of these rooms (all of one peer) once, now or when it comes: Introduced with side 1.
 
         Dialing again meets them again.  Leave the rooms when the peer has answered.
         """
         group = tuple(rooms[: messages.MAX_ROOMS])
-        self._wishes.dialing.update(dict.fromkeys(group, group))
+        self._standing.dial(group, hearer)
         self._forget_leaving(now, group)
         self._join(now, joins(Role.DIAL, group))
 
-    def leave(self, now: Instant, rooms: list[bytes]) -> None:
-        """Neither listen nor dial there any more."""
-        gone = set(rooms)
-        known = [room for room in dict.fromkeys(rooms) if self._wishes.knows_room(room)]
-        for room in known:
-            self._wishes.forget_room(room)
+    def leave(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
+        """Neither listen nor dial there any more: `hearer` does not, or nobody does.  Whoever else waits there goes on."""
+        known = [room for room in dict.fromkeys(rooms) if self._standing.knows_room(room)]
+        known = [room for room in known if self._standing.forget_room(room, hearer)]
+        gone = set(known)
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Join) and gone.issuperset(r.message.rooms))
         for start in range(0, len(known), messages.MAX_ROOMS):
             part = tuple(known[start : start + messages.MAX_ROOMS])
-            self._request(now, messages.Leave(rooms=part), expires_at=Instant(now + POST_LIFETIME))
+            self._request(now, messages.Leave(rooms=part), lifetime=POST_LIFETIME)
+
+    def follow(self, channel: bytes, hearer: Hearer) -> None:
+        """`hearer` hears from now on what becomes of a relay channel, beside whoever asked for it."""
+        self._channels.follow(channel, hearer)
 
     def leave_channel(self, now: Instant, channel: bytes) -> None:
-        """Give a relay channel back; the other side hears PeerGone."""
+        """Give a relay channel back; the other side hears Gone."""
         if self._channels.remove(channel) is not None:
-            self._request(now, messages.Leave(channels=(channel,)), expires_at=Instant(now + POST_LIFETIME))
+            self._request(now, messages.Leave(channels=(channel,)), lifetime=POST_LIFETIME)
 
     def leave_mailbox(self, now: Instant, mailbox: bytes) -> None:
-        self._request(now, messages.Leave(mailboxes=(mailbox,)), expires_at=Instant(now + POST_LIFETIME))
+        self._request(now, messages.Leave(mailboxes=(mailbox,)), lifetime=POST_LIFETIME)
 
-    def network_changed(self, now: Instant) -> None:
-        """The host roamed or woke up: greet every address at once instead of at the next refresh."""
-        for home in self._homes:
-            home.refresh_at = now
-            home.round_trip = None
-        self._requests.remove_where(lambda r: isinstance(r.message, messages.Hello | messages.Refresh))
-        if self._tls is not None:
-            self._tls.restart(now)
-        self._refresh(now)
-
-    def move(self, now: Instant, servers: Iterable[tuple[SocketId, Address]]) -> None:
-        """The server's name leads here now.  New addresses are greeted beside those that we know.
-
-        Where it led before is given up when another address has answered, and at once what never answered.
-        """
-        wanted = dict.fromkeys(servers)
-        for home in self._homes:
-            home.is_named = home.is_tls or (home.socket_id, home.address) in wanted
-            wanted.pop((home.socket_id, home.address), None)
-        self._give_up(lambda home: home.answered_at is None)
-        for socket_id, address in wanted:
-            home = ServerAddress(socket_id, address, now)
-            self._homes.append(home)
-            self._greet(now, home)
-
-    def _give_up(self, condition: Callable[[ServerAddress], bool]) -> None:
-        """Of the addresses that the name leads to no more, and that are not in use."""
-        for home in [each for each in self._homes if not each.is_named and each is not self._primary and condition(each)]:
-            self._homes.remove(home)
-            self._requests.remove_where(lambda r, home=home: r.home is home)  # type: ignore[misc]
-
-    def doubt(self, now: Instant) -> None:
-        """Something that should come by way of the server does not: ask it at once, unless a question is on its way already."""
-        if self._primary is not None and self._primary.asked_at is None:
-            self._primary.refresh_at = now
-            self._refresh(now)
-
-    def tls_up(self, now: Instant, socket_id: SocketId, address: Address) -> None:
-        """A TLS connection to the server stands, under this socket id: it is one more address of the server."""
-        home = next((h for h in self._homes if h.is_tls and h.socket_id == socket_id and h.address == address), None)
-        if home is None:
-            home = ServerAddress(socket_id, address, now, is_tls=True)
-            spare = [h for h in self._homes if h.is_tls and h is not self._primary]
-            if len(spare) >= MAX_TLS_ADDRESSES:
-                self._homes.remove(spare[0])
-                self._requests.remove_where(lambda r: r.home is spare[0])
-            self._homes.append(home)
-        home.is_up = True
-        home.cookie = b""  # the server sees this connection come from another port than the last
-        home.asked_at = home.round_trip = None
-        home.misses = 0
-        self._requests.remove_where(lambda r: r.home is home and isinstance(r.message, messages.Hello))
-        self._greet(now, home)
-        for request in self._requests:
-            if request.home is home and not isinstance(request.message, messages.Hello):
-                request.attempts = 0
-                self._send(now, request)
-
-    def tls_down(self, now: Instant, socket_id: SocketId) -> None:
-        """The TLS connection has ended.  What should have gone over it waits for the next one, or for UDP."""
-        for home in self._homes:
-            if home.is_tls and home.socket_id == socket_id:
-                home.is_up = False
-
-    def close(self, now: Instant) -> None:
-        """Say goodbye once, without waiting for an answer."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._requests.remove_where(lambda request: True)
-        if self._primary is not None and self._primary.cookie:
-            transaction = int.from_bytes(self._entropy(8), "big")
-            self._emit(self._primary.socket_id, self._primary.address, transaction, messages.Goodbye(), self._primary)
-
-    # inputs and outputs
+    # inputs and time
 
     def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
-        """One datagram whose first byte is 0x41 or 0x42.  Rubbish is counted, nothing is raised."""
+        """One datagram whose first byte is RESPONSE or PUSH.  Rubbish is counted, nothing is raised."""
         if self._is_closed:
             return
         try:
@@ -310,121 +152,30 @@ class Client:
                 self.drops["rendezvous_type"] += 1
         except (MalformedPacket, IndexError):
             self.drops["rendezvous_malformed"] += 1
-        self._look_at_tls(now)
+        self._look_for_fallback(now)
 
     def handle_timeout(self, now: Instant) -> None:
         if self._is_closed:
             return
         if self._rejoin_at is not None and now >= self._rejoin_at:
             self._rejoin_at = None
-            self._join(now, self._wishes.refused_joins())
-        self._refresh(now)
-        for request in self._requests.due(now):
-            home = request.home
-            assert home is not None
-            if request.is_probe and request.attempts >= PROBE_ATTEMPTS:
-                self._requests.remove(request)
-                continue
-            if request.attempts and not request.is_probe and request.sent_at is not None:
-                self._on_miss(now, home, request)
-            self._send(now, request)
+            self._join(now, self._standing.refused_joins())
+        super().handle_timeout(now)
         self._seek(now)
-        self._look_at_tls(now)
+        self._look_for_fallback(now)
 
     def poll_timeout(self) -> Instant | None:
-        if self._is_closed:
-            return None
-        refresh = min((home.refresh_at for home in self._homes), default=None)
-        tls = self._tls.poll_timeout(self._primary) if self._tls is not None else None
-        return earliest(self._requests.next_due(), refresh, self._rejoin_at, self._searches.poll_timeout(), tls)
+        return None if self._is_closed else earliest(super().poll_timeout(), self._rejoin_at, self._searches.poll_timeout())
 
-    def poll_transmit(self, now: Instant) -> tuple[SocketId, Address, bytes] | None:
-        return self._out.popleft() if self._out else None
-
-    def poll_event(self) -> ClientEvent | None:
-        return self._events.popleft() if self._events else None
-
-    def _look_at_tls(self, now: Instant) -> None:
-        change = self._tls.look(now, self._primary) if self._tls is not None else None
-        if change is not None:
-            self._events.append(change)
-
-    # sending
-
-    def _transaction(self) -> int:
-        return int.from_bytes(self._entropy(8), "big")
-
-    def _request(
+    def _tell(
         self,
-        now: Instant,
-        message: messages.RequestMessage,
+        message: messages.ResponseMessage | messages.PushMessage,
+        hearers: Hearers,
         *,
-        subject: object = None,
-        expires_at: Instant | None = None,
-        home: ServerAddress | None = None,
-        is_probe: bool = False,
+        request: messages.RequestMessage | None = None,
+        channel: RelayChannel | None = None,
     ) -> None:
-        """Send now, or as soon as a server address has answered."""
-        if self._is_closed:
-            return
-        request = PendingRequest(
-            self._transaction(),
-            message,
-            home or self._primary,
-            now,
-            subject=subject,
-            expires_at=expires_at,
-            is_probe=is_probe,
-        )
-        self._requests.add(request)
-        if request.home is not None:
-            self._send(now, request)
-
-    def _send(self, now: Instant, request: PendingRequest) -> None:
-        home = request.home
-        assert home is not None
-        message = request.message
-        if isinstance(message, messages.Rebind):
-            rebind = self._channels.next_rebind(message.channel, home.cookie)
-            if rebind is None:
-                self._requests.remove(request)
-                return
-            message = rebind
-        target = home.second if request.is_probe and home.second is not None else home.address
-        if home.asked_at is None and not request.is_probe:
-            home.asked_at = now
-        self._requests.on_sent(request, now)
-        self._emit(home.socket_id, target, request.transaction, message, home)
-
-    def _emit(
-        self, socket_id: SocketId, target: Address, transaction: int, message: messages.RequestMessage, home: ServerAddress
-    ) -> None:
-        if not home.is_up:
-            return
-        cookie = b"" if isinstance(message, messages.Hello) else home.cookie
-        datagram = messages.encode_request(transaction, self._session, message, cookie=cookie, access_token=self._access_token)
-        self._out.append((socket_id, target, datagram))
-
-    def _greet(self, now: Instant, home: ServerAddress) -> None:
-        home.refresh_at = self._next_refresh(now, home)
-        self._request(now, messages.Hello(), home=home)
-
-    def _next_refresh(self, now: Instant, home: ServerAddress) -> Instant:
-        is_standby = self._primary is not None and home is not self._primary
-        interval = STANDBY_REFRESH if is_standby else REFRESH_INTERVAL
-        return Instant(now + interval * (0.9 + 0.2 * self._rng.random()))
-
-    def _refresh(self, now: Instant) -> None:
-        for home in self._homes:
-            if now < home.refresh_at:
-                continue
-            home.refresh_at = self._next_refresh(now, home)
-            if any(r.home is home and isinstance(r.message, messages.Hello | messages.Refresh) for r in self._requests):
-                continue  # the last one is still being repeated
-            if home is self._primary:
-                self._request(now, messages.Refresh(), home=home)
-            else:
-                self._request(now, messages.Hello(), home=home)
+        self._events.extend(Told(message, request, channel, hearer) for hearer in hearers or (None,))
 
     # registrations
 
@@ -441,21 +192,24 @@ class Client:
                 self._requests.remove(request)
                 rest = tuple(room for room in message.rooms if room not in wanted)
                 if rest:
-                    self._request(now, messages.Leave(rooms=rest), expires_at=Instant(now + POST_LIFETIME))
+                    self._request(now, messages.Leave(rooms=rest), lifetime=POST_LIFETIME)
 
     def _register(self, now: Instant) -> None:
-        """Everything again: the server has forgotten us."""
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Join | messages.Rebind | messages.Restore))
-        self._join(now, self._wishes.all_joins())
-        pending = {r.message.wanted for r in self._requests if isinstance(r.message, messages.Allocate)}
-        for nameplate, own in self._wishes.nameplates.items():
-            if nameplate not in pending:
-                self._request(now, messages.Allocate(nameplate, *own), subject=nameplate)
+        pending = {request.message for request in self._requests}
+        for message in self._standing.wanted():
+            if message not in pending:
+                self._request(now, message)
         self._rebind_all(now)
 
-    def _may_be_forgotten(self, now: Instant) -> bool:
-        """After a sleep, another request may have made a new and empty session before this one asked whether there is one."""
-        return self._surely_known_until is not None and now > self._surely_known_until
+    def _may_register(self, now: Instant) -> bool:
+        return now >= self._full_until
+
+    def _on_moved(self, now: Instant, home: ServerAddress | None) -> None:
+        if home is not None:
+            self._events.extend(self._channels.move_all(home.socket_id, home.address))
+        else:
+            self._rebind_all(now)
 
     def _rebind_all(self, now: Instant) -> None:
         """Our address changed, or the server forgot: claim our side of every channel."""
@@ -464,229 +218,82 @@ class Client:
 
     def _rebind(self, now: Instant, info: RelayChannel) -> None:
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Rebind) and r.message.channel == info.channel)
-        self._request(now, messages.Rebind(info.channel, info.side, 0, bytes(messages.MAC_SIZE)), subject=info.channel)
+        self._request(now, messages.Rebind(info.channel, info.side, 0, bytes(messages.MAC_SIZE)))
 
-    def _set_primary(self, now: Instant, home: ServerAddress) -> None:
-        if self._primary is home:
-            return
-        former, self._primary = self._primary, home
-        for request in self._requests:
-            if request.is_probe or isinstance(request.message, messages.Hello):
-                continue
-            if request.home is None or request.home is former:
-                request.home = home
-                request.attempts = 0
-                self._send(now, request)
-        self._give_up(lambda each: home.is_named)
-        if former is None:
-            return
-        self._events.extend(self._channels.move_all(home.socket_id, home.address))
-        self._request(now, messages.Refresh(), home=home)
-        if home.instance is not None and former.instance is not None and home.instance != former.instance:
-            self._register(now)  # another server, which knows nothing of us whatever came first
-        else:
-            self._rebind_all(now)
-        if former in self._homes:
-            self._greet(now, former)
+    def _current(self, request: PendingRequest, home: ServerAddress) -> messages.RequestMessage | None:
+        message = request.message
+        if isinstance(message, messages.Rebind):
+            return self._channels.next_rebind(message.channel, home.cookie)
+        return message
 
     # answers
 
-    def _on_response(self, now: Instant, socket_id: SocketId, remote: Address, response: messages.Response) -> None:
-        request = self._requests.get(response.transaction)
-        home = request.home if request is not None else None
-        if request is None or home is None or request.sent_at is None:
-            self.drops["rendezvous_transaction"] += 1
-            return
-        if socket_id != home.socket_id or remote != (home.second if request.is_probe else home.address):
-            self.drops["rendezvous_source"] += 1
-            return
-        if request.is_probe:
-            self._on_probe_answer(home, request, response.message)
-            return
-        self._on_alive(now, home, request)
-        message = response.message
-        if isinstance(message, messages.Retry | messages.Welcome) and message.unix_time:
-            self._calendar = message.unix_time, now
-        if isinstance(message, messages.Retry):
-            self._on_retry(now, home, request, message)
-            return
-        if isinstance(message, messages.Refused) and message.code in (RefusalCode.SLOW_DOWN, RefusalCode.CLOSING):
-            request.due_at = Instant(now + max(1, message.retry_after_s))
-            request.attempts = 0  # it was answered: what comes next is no repetition that the server has missed
-            return
-        self._requests.remove(request)
-        match message:
-            case messages.Welcome():
-                you = messages.unpack_address(message.you)
-                home.cookie = message.cookie
-                self._on_instance(now, home, message.instance)
-                self._on_reflexive(now, home, you)
-                if (not message.known or self._may_be_forgotten(now)) and now >= self._full_until:
-                    self._register(now)
-                self._surely_known_until = Instant(now + SURELY_KNOWN * message.lifetime_s)
-            case messages.Allocated(nameplate=nameplate, ticket=ticket):
-                if not isinstance(request.message, messages.Allocate):
-                    self.drops["rendezvous_answer"] += 1
-                    return
-                if request.subject is None or nameplate in self._wishes.nameplates:
-                    self._wishes.nameplates[nameplate] = OwnNumber(request.message.claims, ticket)
-                if request.subject is None:
-                    self._events.append(events.Allocated(nameplate=nameplate, expires_s=message.expires_s))
-            case messages.ClaimAccepted():
-                if not isinstance(request.message, messages.Claim):
-                    self.drops["rendezvous_answer"] += 1
-                    return
-                channel = self._add_channel(home, message.channel, message.token, message.side)
-                self._searches.pop(request.message.nameplate, None)
-                self._events.append(
-                    events.ClaimAccepted(nameplate=request.message.nameplate, mailbox=message.mailbox, channel=channel)
-                )
-            case messages.Done():
-                self._on_done(now, request, message.granted)
-            case messages.Refused():
+    def _on_answer(self, now: Instant, home: ServerAddress, request: PendingRequest, message: messages.ResponseMessage) -> None:
+        match request.message, message:
+            case _, messages.Refused():
                 self._on_refused(now, request, message)
+            case messages.Allocate() as allocate, messages.Allocated(nameplate=nameplate, ticket=ticket):
+                if not allocate.wanted or nameplate in self._standing.nameplates:
+                    self._standing.nameplates[nameplate] = OwnNumber(allocate.claims, ticket)
+                if not allocate.wanted:
+                    self._standing.hear(nameplate, request.hearer)
+                    self._tell(message, (request.hearer,), request=allocate)
+            case messages.Claim() as claim, messages.ClaimAccepted():
+                channel = self._add_channel(home, message, (request.hearer,))
+                self._searches.pop(claim.nameplate, None)
+                self._standing.hear(message.mailbox, request.hearer)
+                self._tell(message, (request.hearer,), request=claim, channel=channel)
+            case messages.Join() as join, messages.Done(granted=granted):
+                refused = tuple(room for index, room in enumerate(join.rooms) if not granted >> index & 1)
+                if refused:
+                    full = messages.Refused(RefusalCode.FULL, "the room or the server is full", RETRY_AFTER_FULL)
+                    self._refuse_rooms(now, messages.Join(join.role, refused), full)
+            case _, messages.Done():
+                pass
             case _:
-                assert_never(message)
+                self.drops["rendezvous_answer"] += 1
 
-    def _on_alive(self, now: Instant, home: ServerAddress, request: PendingRequest) -> None:
-        if request.attempts == 1 and request.sent_at is not None:  # Karn: a repeated request's answer is ambiguous
-            sample = Seconds(now - request.sent_at)
-            home.round_trip = sample if home.round_trip is None else Seconds(0.75 * home.round_trip + 0.25 * sample)
-        home.answered_at = now
-        home.answered_after = Seconds(0.0 if home.asked_at is None else now - home.asked_at)
-        home.asked_at = None
-        home.misses = 0
+    def _refuse_rooms(self, now: Instant, join: messages.Join, refused: messages.Refused) -> None:
+        self._rejoin_at = self._after_full(now, refused.retry_after_s)
+        self._standing.refuse(join, join.rooms)
+        self._tell_refused(join, refused, self._standing.hearers_of(join))
 
-    def _on_retry(self, now: Instant, home: ServerAddress, request: PendingRequest, message: messages.Retry) -> None:
-        you = messages.unpack_address(message.you)
-        second_host = messages.unpack_host(message.second_host) if message.second_host else home.address.host
-        home.cookie = message.cookie
-        is_hello = isinstance(request.message, messages.Hello)
-        if is_hello:
-            self._requests.remove(request)
-        is_new = home.reflexive is None
-        is_credible = bool(message.second_port) and may_be_second(home.address.host, second_host)
-        home.second = Address(second_host, message.second_port) if is_credible else None
-        if home.instance is None:
-            home.instance = message.instance
-        if self._primary is None:
-            home.reflexive = you
-            self._surely_known_until = Instant(now + FIRST_WELCOME)
-            self._set_primary(now, home)
-        elif self._is_better(now, home, self._primary):
-            self._set_primary(now, home)
-        self._on_instance(now, home, message.instance)
-        self._on_reflexive(now, home, you)
-        if is_new and not home.is_tls:
-            self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=you))
-            self._probe_mapping(now, home)
-        self._check_reached(home)
-        self._seek(now)
-        if not is_hello and request.home is not None:
-            if request.attempts > 20 and now < request.due_at:
-                return  # a server that never accepts its own cookies is repeated at the slow pace
-            self._send(now, request)
-
-    def _is_better(self, now: Instant, home: ServerAddress, primary: ServerAddress) -> bool:
-        """Whether to leave the primary address for one that just answered: TLS for UDP at once, UDP for TLS when it is silent."""
-        if home is primary:
-            return False
-        if primary.is_tls:
-            return not home.is_tls or not primary.is_up
-        if not self.is_reached:
-            return True
-        return home.is_tls and self._tls is not None and self._tls.is_silent(now, primary)
-
-    def _check_reached(self, home: ServerAddress) -> None:
-        if home is self._primary and not self.is_reached:
-            self.is_reached = True
-            self._events.append(
-                events.Reached(server=home.address, reflexive=self.reflexive, round_trip=home.round_trip or Seconds(0.0))
-            )
-
-    def _probe_mapping(self, now: Instant, home: ServerAddress) -> None:
-        home.second_reflexive = None
-        may_ask = len(home.probes) < PROBES or now - home.probes[0] >= PROBES_PERIOD
-        if home.second is not None and may_ask:
-            home.probes.append(now)
-            self._requests.remove_where(lambda r: r.is_probe and r.home is home)
-            self._request(now, messages.Hello(), home=home, is_probe=True)
-
-    def _on_probe_answer(self, home: ServerAddress, request: PendingRequest, message: messages.ResponseMessage) -> None:
-        self._requests.remove(request)
-        if isinstance(message, messages.Retry):
-            home.second_reflexive = messages.unpack_address(message.you)
-
-    def _on_reflexive(self, now: Instant, home: ServerAddress, address: Address) -> None:
-        self._check_reached(home)
-        if home.reflexive == address:
-            return
-        known = home.reflexive is not None
-        home.reflexive = address
-        if not may_name(home.address.host, address.host):
-            self.drops["rendezvous_reflexive"] += 1
-        if known:
-            if not home.is_tls:
-                self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=address))
-                self._probe_mapping(now, home)
-            if home is self._primary:
-                self._rebind_all(now)
-
-    def _on_instance(self, now: Instant, home: ServerAddress, instance: int) -> None:
-        known, home.instance = home.instance, instance
-        if home is self._primary and known is not None and known != instance:
-            self._register(now)
-
-    def _on_done(self, now: Instant, request: PendingRequest, granted: int) -> None:
-        message = request.message
-        if not isinstance(message, messages.Join):
-            return
-        refused = tuple(room for index, room in enumerate(message.rooms) if not granted >> index & 1)
-        if refused:
-            self._rejoin_at = self._after_full(now)
-            self._wishes.refuse(message, refused)
-            self._events.append(
-                events.Refused(
-                    what=role_name(message.role),
-                    code=RefusalCode.FULL,
-                    text="the room or the server is full",
-                    retry_after=RETRY_AFTER_FULL,
-                    rooms=refused,
-                )
-            )
-
-    def _after_full(self, now: Instant, told_s: int = 0) -> Instant:
+    def _after_full(self, now: Instant, told_s: int) -> Instant:
         """When to ask again: not before we are told, and not all at once."""
         return Instant(now + max(RETRY_AFTER_FULL, told_s) * (1.0 + 0.1 * self._rng.random()))
 
-    def _on_refused(self, now: Instant, request: PendingRequest, message: messages.Refused) -> None:
-        if message.code == RefusalCode.FULL and not isinstance(request.message, messages.Claim | messages.Post):
-            self._full_until = self._after_full(now, message.retry_after_s)
+    def _on_refused(self, now: Instant, request: PendingRequest, refused: messages.Refused) -> None:
+        if refused.code == RefusalCode.FULL and not isinstance(request.message, messages.Claim | messages.Post):
+            self._full_until = self._after_full(now, refused.retry_after_s)
         match request.message:
-            case messages.Allocate(wanted=wanted) if wanted:
-                self._wishes.nameplates.pop(wanted, None)
-                self._events.append(events.NameplateLost(nameplate=wanted))
-                return
             case messages.Join() as join:
-                self._rejoin_at = self._after_full(now, message.retry_after_s)
-                self._wishes.refuse(join, join.rooms)
+                self._refuse_rooms(now, join, refused)
             case messages.Rebind(channel=identifier, side=side):
                 info = self._channels.get(identifier)
-                if info is not None and message.code in (RefusalCode.UNKNOWN_CHANNEL, RefusalCode.BAD_MAC):
+                if info is not None and refused.code in (RefusalCode.UNKNOWN_CHANNEL, RefusalCode.BAD_MAC):
                     self._request(now, messages.Restore(identifier, side, info.token))
-                return
             case messages.Restore(channel=identifier):
-                self._end_channel(identifier, GoneReason.UNKNOWN)
-                return
+                self._end_channel(messages.Gone(GoneKind.CHANNEL, identifier, GoneReason.UNKNOWN))
             case messages.Release() | messages.Leave():
-                return
-            case messages.Claim() as claim if message.code in ELSEWHERE:
-                self._searches.refused(now, claim, request.home.instance if request.home is not None else None, message)
-                self._seek(now)
-                return
-            case _:
                 pass
-        self._events.append(refusal_of(request.message, message, bool(self._access_token)))
+            case messages.Claim() as claim if refused.code in ELSEWHERE:
+                instance = request.home.instance if request.home is not None else None
+                self._searches.refused(now, claim, request.hearer, instance, refused)
+                self._seek(now)
+            case messages.Allocate(wanted=wanted) as allocate if wanted:
+                self._standing.nameplates.pop(wanted, None)
+                self._tell_refused(allocate, refused, self._standing.hearers_of(allocate))
+            case message:
+                hearers = (request.hearer,) if request.hearer is not None else self._standing.hearers_of(message)
+                self._tell_refused(message, refused, hearers)
+
+    def _tell_refused(self, request: messages.RequestMessage, refused: messages.Refused, hearers: Hearers) -> None:
+        if refused.text == messages.NOT_LISTED:
+            refused = msgspec.structs.replace(refused, text=_ADVICE[bool(self._access_token)])
+        self._tell(refused, hearers, request=request)
+
+    def _on_greeted(self, now: Instant) -> None:
+        self._seek(now)
 
     def _seek(self, now: Instant) -> None:
         """Ask the next server of this name for codes that the others do not know.  We move there: that is where the peer is."""
@@ -698,21 +305,22 @@ class Client:
             if home is not None:
                 search.is_asking = True
                 self._set_primary(now, home)
-                self._request(now, search.claim, subject=nameplate)
+                self._request(now, search.claim, hearer=search.hearer)
             elif not may_move or search.is_over(now, self._homes):
                 del self._searches[nameplate]
-                self._events.append(refusal_of(search.claim, search.refusal, bool(self._access_token)))
+                self._tell_refused(search.claim, search.refusal, (search.hearer,))
 
     # pushes
 
     def _on_push(self, now: Instant, socket_id: SocketId, remote: Address, push: messages.Push) -> None:
         home = next((h for h in self._homes if h.socket_id == socket_id and h.address == remote), None)
+        message = push.message
         if home is None:
             self.drops["rendezvous_source"] += 1
             return
         if push.session != self._session:
-            if push.session == bytes(messages.SESSION_SIZE) and isinstance(push.message, messages.Gone):
-                self._on_hint(now, push.message)
+            if push.session == bytes(messages.SESSION_SIZE) and isinstance(message, messages.Gone):
+                self._on_hint(now, message)
             else:
                 self.drops["rendezvous_session"] += 1
             return
@@ -722,42 +330,32 @@ class Client:
         self._seen[push.push_id] = None
         if len(self._seen) > SEEN_PUSHES:
             self._seen.popitem(last=False)
-        match push.message:
-            case messages.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=body) as message:
-                if self._channels.is_full:
-                    self._refuse_channel(now, message.channel)
+        hearers = self._standing.hearers_of(message)
+        match message:
+            case messages.Introduced() | messages.ClaimReceived():
+                if self._channels.is_full or not self._is_awaited(message):
+                    self.drops["rendezvous_channel"] += 1  # what others open pushes out nothing that is in use
+                    self._request(now, messages.Leave(channels=(message.channel,)), lifetime=POST_LIFETIME)
                     return
-                channel = self._add_channel(home, message.channel, message.token, message.side)
-                self._events.append(events.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=body, channel=channel))
-            case messages.Posted(mailbox=mailbox, body=body):
-                self._events.append(events.Posted(mailbox=mailbox, body=body))
-            case messages.Introduced(room=room) as message:
-                if not self._wishes.knows_room(room) or self._channels.is_full:
-                    self._refuse_channel(now, message.channel)
-                    return
-                channel = self._add_channel(home, message.channel, message.token, message.side)
-                self._events.append(events.Introduced(room=room, channel=channel))
-                if self._wishes.refused:  # a server that lets nobody wait but its guests: we may be one now
+                if isinstance(message, messages.ClaimReceived):
+                    self._standing.hear(message.mailbox, *hearers)
+                elif self._standing.refused:  # a server that lets nobody wait but its guests: we may be one now
                     self._rejoin_at = now
-            case messages.Gone(kind=kind, identifier=identifier, reason=reason):
-                if kind == GoneKind.CHANNEL:
-                    self._end_channel(identifier, reason)
-                elif kind == GoneKind.MAILBOX:
-                    self._events.append(events.PeerGone(channel=None, mailbox=identifier, reason=reason))
-            case messages.Unmet(room=room):
-                if room in self._wishes.listening:
-                    self._events.append(events.Unmet(room=room))
+                self._tell(message, hearers, channel=self._add_channel(home, message, hearers))
+            case messages.Gone(kind=GoneKind.CHANNEL):
+                self._end_channel(message)
+            case messages.Posted(mailbox=mailbox) if not self._standing.hears(mailbox):
+                # It may have overtaken the answer to one of these.
+                self._tell(message, tuple(each.hearer for each in self._requests if isinstance(each.message, messages.Claim)))
             case messages.Bye():
-                self._on_lost(now, now)
-                for each in self._homes:
-                    each.refresh_at = Instant(now + AFTER_BYE)
+                self._on_lost(now)
+                for other in self._homes:
+                    other.refresh_at = Instant(now + AFTER_BYE)
             case _:
-                assert_never(push.message)
+                self._tell(message, hearers)
 
-    def _refuse_channel(self, now: Instant, channel: bytes) -> None:
-        """We do not wait there any more, or hold enough: what others open pushes out nothing that is in use."""
-        self.drops["rendezvous_channel"] += 1
-        self._request(now, messages.Leave(channels=(channel,)), expires_at=Instant(now + POST_LIFETIME))
+    def _is_awaited(self, message: messages.Introduced | messages.ClaimReceived) -> bool:
+        return isinstance(message, messages.ClaimReceived) or self._standing.knows_room(message.room)
 
     def _on_hint(self, now: Instant, message: messages.Gone) -> None:
         """The server does not know our channel from our address.  Anybody may say so; we only ask, and not often."""
@@ -767,37 +365,12 @@ class Client:
             return
         self._rebind(now, info)
 
-    def _add_channel(self, home: ServerAddress, channel: bytes, token: bytes, side: int) -> RelayChannel:
-        return self._channels.add(RelayChannel(channel, token, side, home.socket_id, home.address))
+    def _add_channel(self, home: ServerAddress, message: messages.ChannelMessage, hearers: Hearers) -> RelayChannel:
+        info = RelayChannel(message.channel, message.token, message.side, home.socket_id, home.address)
+        return self._channels.add(info, hearers)
 
-    def _end_channel(self, identifier: bytes, reason: int) -> None:
-        info = self._channels.remove(identifier)
+    def _end_channel(self, message: messages.Gone) -> None:
+        hearers = self._channels.hearers(message.identifier)
+        info = self._channels.remove(message.identifier)
         if info is not None:
-            with contextlib.suppress(ValueError):
-                reason = GoneReason(reason)
-            self._events.append(events.PeerGone(channel=info, mailbox=None, reason=reason))
-
-    # silence
-
-    def _on_miss(self, now: Instant, home: ServerAddress, request: PendingRequest) -> None:
-        home.misses += 1
-        if home is not self._primary:
-            return
-        if home.misses == 2:  # ask the other addresses whether they fare better
-            for other in self._homes:
-                if other is not home:
-                    other.refresh_at = now
-            self._refresh(now)
-        if request.attempts < LOST_AFTER:
-            return
-        asked_at = home.asked_at if home.asked_at is not None else now
-        for other in self._homes:
-            if other is not home and other.is_up and other.answered_at is not None and other.answered_at > asked_at:
-                self._set_primary(now, other)
-                return
-        self._on_lost(now, asked_at)
-
-    def _on_lost(self, now: Instant, since: Instant) -> None:
-        if self.is_reached:
-            self.is_reached = False
-            self._events.append(events.Lost(since=since))
+            self._tell(message, hearers, channel=info)

@@ -1,12 +1,15 @@
-"""What a rendezvous client tells its owner."""
+"""What a rendezvous client tells its owner: what the server says, as it says it, and what the client itself makes of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from tunnel.rendezvous.messages import GoneReason, RefusalCode
+from tunnel.rendezvous.messages import PushMessage, RequestMessage, ResponseMessage
 from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
+
+if TYPE_CHECKING:
+    from tunnel.rendezvous.client import Client
 
 
 class RelayChannel(NamedTuple):
@@ -19,8 +22,32 @@ class RelayChannel(NamedTuple):
     server: Address
 
     @property
+    def key(self) -> bytes | Address:
+        """What tells its datagrams from others."""
+        return self.channel or self.server
+
+    @property
     def path_key(self) -> PathKey:
         return PathKey(self.socket_id, self.server, self.channel)
+
+
+class Hearer(Protocol):
+    """Who asked the server for something, and hears what comes of it."""
+
+    def hear(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None: ...
+
+
+class Told(NamedTuple):
+    """A message of the server.
+
+    A push of which a channel is part comes once the client holds the channel.  An answer comes with its request: Allocated,
+    ClaimAccepted, and Refused for whatever was asked for, as Join with the rooms that were full.
+    """
+
+    message: ResponseMessage | PushMessage
+    request: RequestMessage | None = None
+    channel: RelayChannel | None = None  # that it brings, or that is gone
+    hearer: Hearer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,76 +68,6 @@ class ReflexiveChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allocated:
-    """Put this number in front of the words.  Comes once for each allocate()."""
-
-    nameplate: int
-    expires_s: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NameplateLost:
-    """The server cannot keep a nameplate that was allocated (it expired, or was given away after a restart)."""
-
-    nameplate: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimReceived:
-    """Somebody claims our nameplate; `body` is his PAKE message.  Answer with post(); that spends the code."""
-
-    nameplate: int
-    mailbox: bytes
-    body: bytes
-    channel: RelayChannel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimAccepted:
-    """The owner of the nameplate is being told; his answer comes as Posted."""
-
-    nameplate: int
-    mailbox: bytes
-    channel: RelayChannel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Posted:
-    """The other side of a mailbox says this."""
-
-    mailbox: bytes
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Introduced:
-    """Somebody is on the other side of a room, and this fresh channel leads to him.  Side 1 dialed."""
-
-    room: bytes
-    channel: RelayChannel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unmet:
-    """Somebody dialed a room in which we listen, and the server had no channel for it."""
-
-    room: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """`what` is the verb: allocate, claim, post, listen, dial.  The subject is filled in where there is one."""
-
-    what: str
-    code: RefusalCode | int
-    text: str
-    retry_after: Seconds
-    nameplate: int = 0
-    mailbox: bytes = b""
-    rooms: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelMoved:
     """A channel is reached by another socket or server address now; its PathKey changed from `old` to `new`.
 
@@ -119,15 +76,7 @@ class ChannelMoved:
 
     old: RelayChannel
     new: RelayChannel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerGone:
-    """The other side of a channel or mailbox left; one of the two is None."""
-
-    channel: RelayChannel | None
-    mailbox: bytes | None
-    reason: GoneReason | int
+    hearer: Hearer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,29 +87,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TlsWanted:
-    """UDP does not get through to the server: open a TLS connection, keep it open, and tell tls_up and tls_down."""
+class FallbackWanted:
+    """UDP does not get through to the server: keep another route open, and tell fallback_up and fallback_down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TlsUnwanted:
-    """UDP carries everything again: the TLS connection may go."""
+class FallbackUnwanted:
+    """UDP carries everything again: the other route may be closed."""
 
 
-ClientEvent: TypeAlias = (
-    Reached
-    | ReflexiveChanged
-    | Allocated
-    | NameplateLost
-    | ClaimReceived
-    | ClaimAccepted
-    | Posted
-    | Introduced
-    | Unmet
-    | Refused
-    | ChannelMoved
-    | PeerGone
-    | Lost
-    | TlsWanted
-    | TlsUnwanted
-)
+ClientEvent: TypeAlias = Told | Reached | ReflexiveChanged | ChannelMoved | Lost | FallbackWanted | FallbackUnwanted

@@ -120,6 +120,24 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
     """An array: tag, then the fields in order.  Further elements are ignored, so that fields can be added."""
 
 
+class OfNameplate(_Message, frozen=True):
+    """About one nameplate."""
+
+    nameplate: Nameplate
+
+
+class OfMailbox(_Message, frozen=True):
+    """About one mailbox."""
+
+    mailbox: MailboxId
+
+
+class OfRoom(_Message, frozen=True):
+    """About one room."""
+
+    room: Room
+
+
 # client → server
 
 
@@ -143,22 +161,20 @@ class Allocate(_Message, frozen=True, tag=3):
     ticket: Ticket = b""
 
 
-class Release(_Message, frozen=True, tag=4):
-    nameplate: Nameplate
+class Release(OfNameplate, frozen=True, tag=4):
+    """The code is over."""
 
 
-class Claim(_Message, frozen=True, tag=5):
+class Claim(OfNameplate, frozen=True, tag=5):
     """Meet the owner of a nameplate; `body` is the claimer's PAKE message.  `may_move`: the claimer knows WRONG_SERVER."""
 
-    nameplate: Nameplate
     body: Body
     may_move: bool = False
 
 
-class Post(_Message, frozen=True, tag=6):
+class Post(OfMailbox, frozen=True, tag=6):
     """To the other side of a mailbox."""
 
-    mailbox: MailboxId
     body: Body
 
 
@@ -258,8 +274,9 @@ class Refused(_Message, frozen=True, tag=37):
 # server → client, pushes; repeated until acknowledged
 
 
-class ClaimReceived(_Message, frozen=True, tag=64):
-    nameplate: Nameplate
+class ClaimReceived(OfNameplate, frozen=True, tag=64):
+    """Somebody claims our nameplate; `body` is its PAKE message.  Answered by a Post; that spends the code."""
+
     mailbox: MailboxId
     body: Body
     channel: ChannelId
@@ -267,13 +284,13 @@ class ClaimReceived(_Message, frozen=True, tag=64):
     side: Side
 
 
-class Posted(_Message, frozen=True, tag=65):
-    mailbox: MailboxId
+class Posted(OfMailbox, frozen=True, tag=65):
     body: Body
 
 
-class Introduced(_Message, frozen=True, tag=66):
-    room: Room
+class Introduced(OfRoom, frozen=True, tag=66):
+    """Somebody is on the other side of a room, and this fresh channel leads there.  Side 1 dialed."""
+
     channel: ChannelId
     token: Token
     side: Side
@@ -291,16 +308,16 @@ class Bye(_Message, frozen=True, tag=68):
     """The server shuts down."""
 
 
-class Unmet(_Message, frozen=True, tag=69):
+class Unmet(OfRoom, frozen=True, tag=69):
     """Somebody dialed a room in which you listen, and could not be led to you; `code` as in a Refused.  Told once."""
 
-    room: Room
     code: U8
 
 
 RequestMessage: TypeAlias = Hello | Refresh | Allocate | Release | Claim | Post | Join | Leave | Rebind | Restore | Goodbye
 ResponseMessage: TypeAlias = Retry | Welcome | Allocated | ClaimAccepted | Done | Refused
 PushMessage: TypeAlias = ClaimReceived | Posted | Introduced | Gone | Bye | Unmet
+ChannelMessage: TypeAlias = ClaimReceived | ClaimAccepted | Introduced  # that bring a relay channel
 
 HELLO: Final = 1  # tags of the two that are not decoded when they come without a proof
 GOODBYE: Final = 11

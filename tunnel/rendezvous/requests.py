@@ -2,97 +2,36 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tunnel.rendezvous.messages import RequestMessage
-from tunnel.units import Address, Instant, Seconds, SocketId
+from tunnel.units import Instant, Seconds
 
 if TYPE_CHECKING:
     from random import Random
 
-FIRST_TIMEOUT: Final = Seconds(0.3)  # before the first round trip is known
-MIN_TIMEOUT: Final = Seconds(0.1)
+    from tunnel.rendezvous.addresses import ServerAddress
+    from tunnel.rendezvous.events import Hearer
+
 MAX_TIMEOUT: Final = Seconds(5.0)  # an unreachable server is tried at least this often
-PROBES: Final = 4  # times that the server's second socket may be asked in PROBES_PERIOD: its address is only the server's word
-PROBES_PERIOD: Final = Seconds(60.0)
 MAX_REQUESTS: Final = 512  # requests; beyond it the owner is flooding us
 
 
-class ServerAddress:
-    """What we know of one address of the server, as seen from one socket of ours."""
-
-    __slots__ = (
-        "address",
-        "answered_after",
-        "answered_at",
-        "asked_at",
-        "cookie",
-        "instance",
-        "is_named",
-        "is_tls",
-        "is_up",
-        "misses",
-        "probes",
-        "reflexive",
-        "refresh_at",
-        "round_trip",
-        "second",
-        "second_reflexive",
-        "socket_id",
-    )
-
-    def __init__(self, socket_id: SocketId, address: Address, now: Instant, *, is_tls: bool = False) -> None:
-        self.socket_id = socket_id
-        self.address = address
-        self.is_tls = is_tls
-        self.is_named = True  # the server's name still leads there
-        self.is_up = True  # a TLS connection can be down; what is sent there then only waits
-        self.cookie = b""
-        self.instance: int | None = None
-        self.reflexive: Address | None = None
-        self.round_trip: Seconds | None = None
-        self.second: Address | None = None
-        self.second_reflexive: Address | None = None
-        self.answered_at: Instant | None = None
-        self.answered_after = Seconds(0.0)  # from the first sending of the last question, with its repetitions
-        self.asked_at: Instant | None = None  # when the request was first sent that has no answer yet
-        self.misses = 0  # time-outs since the last answer
-        self.refresh_at = now
-        self.probes: deque[Instant] = deque(maxlen=PROBES)  # when the second socket was last asked
-
-    def timeout(self) -> Seconds:
-        if self.round_trip is None:
-            return FIRST_TIMEOUT
-        return Seconds(max(MIN_TIMEOUT, 3.0 * self.round_trip))
-
-
+@dataclass(slots=True, eq=False)
 class PendingRequest:
     """One request on its way.  `home` is None while no address of the server has answered yet."""
 
-    __slots__ = ("attempts", "due_at", "expires_at", "home", "is_probe", "message", "sent_at", "subject", "transaction")
-
-    def __init__(
-        self,
-        transaction: int,
-        message: RequestMessage,
-        home: ServerAddress | None,
-        due_at: Instant,
-        *,
-        subject: object = None,
-        expires_at: Instant | None = None,
-        is_probe: bool = False,
-    ) -> None:
-        self.transaction = transaction
-        self.message = message
-        self.home = home
-        self.subject = subject
-        self.due_at = due_at
-        self.expires_at = expires_at
-        self.is_probe = is_probe  # goes to the server's second socket, only to see our mapping there
-        self.sent_at: Instant | None = None
-        self.attempts = 0
+    transaction: int
+    message: RequestMessage
+    home: ServerAddress | None
+    due_at: Instant
+    hearer: Hearer | None = None  # of the answer
+    expires_at: Instant | None = None
+    is_probe: bool = False  # goes to the server's second socket, only to see our mapping there
+    sent_at: Instant | None = None
+    attempts: int = 0
 
 
 class RequestTable:

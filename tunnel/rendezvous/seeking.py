@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from tunnel.core.timers import earliest
+from tunnel.rendezvous.addresses import ServerAddress
+from tunnel.rendezvous.events import Hearer
 from tunnel.rendezvous.messages import Claim, RefusalCode, Refused
-from tunnel.rendezvous.requests import ServerAddress
 from tunnel.units import Instant, Seconds
 
 ELSEWHERE: Final = frozenset({RefusalCode.UNKNOWN_NAMEPLATE, RefusalCode.WRONG_SERVER})  # another server may know it
@@ -17,10 +18,11 @@ PATIENCE: Final = Seconds(1.0)  # for addresses of the name that have not answer
 class Search:
     """For one code."""
 
-    __slots__ = ("claim", "is_asking", "refusal", "tried", "until")
+    __slots__ = ("claim", "hearer", "is_asking", "refusal", "tried", "until")
 
-    def __init__(self, now: Instant, claim: Claim, refusal: Refused) -> None:
+    def __init__(self, now: Instant, claim: Claim, hearer: Hearer | None, refusal: Refused) -> None:
         self.claim = claim
+        self.hearer = hearer
         self.refusal = refusal  # what a person is told if nobody knows it
         self.tried: set[int | None] = set()  # servers, by their instance
         self.until = Instant(now + PATIENCE)
@@ -45,10 +47,10 @@ class Search:
 class Searches(dict[int, Search]):
     """By nameplate."""
 
-    def refused(self, now: Instant, claim: Claim, instance: int | None, refusal: Refused) -> None:
+    def refused(self, now: Instant, claim: Claim, hearer: Hearer | None, instance: int | None, refusal: Refused) -> None:
         search = self.get(claim.nameplate)
         if search is None:
-            search = self[claim.nameplate] = Search(now, claim, refusal)
+            search = self[claim.nameplate] = Search(now, claim, hearer, refusal)
         search.refused(instance, refusal)
 
     def poll_timeout(self) -> Instant | None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final, assert_never
 import trio
 
 from tunnel.core.trace import Traces
-from tunnel.doors.tls.client import TlsSocket
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, processor_time, wall_ns
@@ -24,7 +23,7 @@ from tunnel.host.machine import machine_id
 from tunnel.host.monitor import watch
 from tunnel.node import (
     CandidateKind,
-    CloseTls,
+    CloseRoute,
     CodeIssued,
     Endpoint,
     EndpointConfig,
@@ -32,8 +31,8 @@ from tunnel.node import (
     ExposerPairing,
     Faulted,
     KnownPeer,
+    OpenRoute,
     OpenSockets,
-    OpenTls,
     PeerBack,
     Peering,
     PeeringClosed,
@@ -59,9 +58,9 @@ from tunnel.shell.packets import PacketDoor
 from tunnel.shell.places import machine_hosts
 from tunnel.shell.pool import PoolSockets
 from tunnel.shell.receive_coalescing import DRIZZLE_PAUSE, Drizzle
+from tunnel.shell.routes import Routes
 from tunnel.shell.servers import Servers
 from tunnel.shell.sockets import OpenSocket, drops_of, open_all, open_large
-from tunnel.shell.tls import TlsDoors
 from tunnel.shell.traces import WalledTraces
 from tunnel.shell.ways import WayMemory
 from tunnel.units import Address, Instant, Seconds, SocketId
@@ -156,16 +155,13 @@ class EndpointDriver:
         self._memory = memory
         common = TlsOptions() if tls is None else tls
 
-        def options_of(server: str) -> TlsOptions:
-            return tls_options(server, common)
-
-        self.tls_doors = TlsDoors(
+        self.routes = Routes(
             self._sockets,
-            options=options_of,
+            options=lambda server: tls_options(server, common),
             serve=self._run_pool_socket,
             faults=self.faults,
-            up=self._tls_up,
-            down=self._tls_down,
+            up=self._route_up,
+            down=self._route_down,
         )
         config = EndpointConfig(
             name=name,
@@ -191,9 +187,9 @@ class EndpointDriver:
             clock=self.clock,
             flush=self.flush,
             access_token=access_token,
-            tls=options_of,
-            moved=self.tls_doors.server_moved,
-            trouble=self.tls_doors.troubles.get,
+            has_route=self.routes.allows,
+            moved=self.routes.server_moved,
+            trouble=self.routes.troubles.get,
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
@@ -258,8 +254,7 @@ class EndpointDriver:
         for socket_id, socket in self._sockets.items():
             drops = drops_of(socket)
             if drops or not self.pool.owns(socket_id):  # hundreds of them with nothing to say would fill a screen
-                name = f"tls {socket.remote}" if isinstance(socket, TlsSocket) else f"udp {socket.local_address}"
-                found[name] = drops
+                found[self.routes.name_of(socket_id) or f"udp {socket.local_address}"] = drops
         return found
 
     # --- tasks
@@ -270,7 +265,7 @@ class EndpointDriver:
             for socket_id, socket in self._sockets.items():
                 reading = f"interrupted the reading of udp {socket.local_address}"
                 nursery.start_soon(last, self.faults, "socket", reading, partial(self._run_socket, socket_id))
-            self.pool.nursery = self.tls_doors.nursery = nursery
+            self.pool.nursery = self.routes.nursery = nursery
             for what, task in (
                 ("interrupted the timers", self._run_timers),
                 ("interrupted the sending", partial(self._outbox.run, self.flush)),
@@ -369,14 +364,14 @@ class EndpointDriver:
     def _begin_anew(self) -> None:
         if self.port_maps is not None:
             self.port_maps.network_changed()
-        self.tls_doors.network_changed()
+        self.routes.network_changed()
         self.servers.network_changed()
         self.flush()
 
     def _give_up_keys(self, now: Instant, text: str) -> None:
         """Whoever reads the clock may be about to send, so this comes first; what follows is for the timers' task."""
         self.core.give_up_keys(now, text)
-        self.tls_doors.network_changed()
+        self.routes.network_changed()
         self._wakeup.set()
 
     async def _run_port_mapping(self) -> None:
@@ -385,19 +380,24 @@ class EndpointDriver:
 
         sockets = {socket.local_address.port: socket_id for socket_id, socket in self._sockets.items() if not socket.is_ipv6}
 
+        mapped: dict[SocketId, Address] = {}
+
         def changed(port: int, external: Address | None) -> None:
-            self.core.set_port_mapped(self.clock(), sockets[port], external)
+            mapped.pop(sockets[port], None)
+            if external is not None:
+                mapped[sockets[port]] = external
+            self.core.set_candidates(self.clock(), CandidateKind.PORT_MAPPED, mapped.items())
             self.flush()
 
         self.port_maps = PortMapKeeper(on_change=changed, clock=self.clock, faults=self.faults)
         await self.port_maps.run(tuple(sockets))
 
-    def _tls_up(self, server: str, socket_id: SocketId, remote: Address) -> None:
-        self.core.tls_up(self.clock(), server, socket_id, remote)
+    def _route_up(self, server: str, socket_id: SocketId, remote: Address, words: str) -> None:
+        self.core.route_up(self.clock(), server, socket_id, remote, words)
         self.flush()
 
-    def _tls_down(self, socket_id: SocketId) -> None:
-        self.core.tls_down(self.clock(), socket_id)
+    def _route_down(self, socket_id: SocketId) -> None:
+        self.core.route_down(self.clock(), socket_id)
         self.flush()
 
     # --- after every input
@@ -417,8 +417,8 @@ class EndpointDriver:
             while True:
                 is_dry = self._send(now)
                 while (order := core.poll_socket_order()) is not None:
-                    if isinstance(order, OpenTls | CloseTls):
-                        self.tls_doors.fulfil(order)
+                    if isinstance(order, OpenRoute | CloseRoute):
+                        self.routes.fulfil(order)
                         continue
                     opened = self.pool.fulfil(order, self._run_pool_socket)
                     if isinstance(order, OpenSockets):

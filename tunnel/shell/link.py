@@ -319,12 +319,12 @@ class Link:
         """One round trip through the tunnel over the current path, measured.  Raises UnreachableError."""
         self._raise_if_closed()
         started = self._clock()
-        token = self._peering.send_ping(started)
+        token = self._peering.send_ping()
         self._flush()
-        while token not in self._peering.pongs:
+        while token not in self._peering.pings.answers:
             self._raise_if_closed()
             await self._changed.wait()
-        return Seconds(self._peering.pongs.pop(token) - started)
+        return Seconds(self._peering.pings.answers.pop(token) - started)
 
     async def closed(self) -> CloseReason:
         """Wait until the link has ended; why it did."""

@@ -81,7 +81,7 @@ def to_event(event: EndpointEvent, now: Instant) -> Event | None:
         case PeerPaired(peer=peer):
             return Paired(peer=peer.name, fingerprint=fingerprint(peer.static))
         case PeeringEvent(peering=peering, event=PathChanged() as path):
-            is_final = path.why and not peering.is_over_tls
+            is_final = path.why and not peering.route
             why = path.why if path.kind is PathKind.DIRECT or is_final else peering.why_relayed(now)
             return PathReport(
                 kind=path.kind.value,

@@ -12,7 +12,7 @@ import trio
 
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.node import Endpoint
-from tunnel.server_spec import DHT, TlsOptions, parse_server
+from tunnel.server_spec import DHT, parse_server
 from tunnel.shell.places import resolve_server
 from tunnel.units import Address, Instant
 
@@ -32,17 +32,19 @@ class Servers:
         clock: Callable[[], Instant],
         flush: Callable[[], None],
         access_token: bytes,
-        tls: Callable[[str], TlsOptions],
+        has_route: Callable[[str], bool],
         moved: Callable[[str], None],
         trouble: Callable[[str], str | None],
     ) -> None:
-        """`tls` gives the options of a server, `trouble` why it is not reached over TLS; `moved` hears of a name that leads
-        elsewhere."""
+        """`has_route`: a server may be reached by another route than UDP; `trouble` says why it is not.
+
+        `moved` hears of a name that leads elsewhere.
+        """
         self._core = core
         self._clock = clock
         self._flush = flush
         self._access_token = access_token
-        self._tls = tls
+        self._has_route = has_route
         self._moved = moved
         self._trouble = trouble
         self._where: dict[str, list[Address]] = {}
@@ -80,8 +82,8 @@ class Servers:
             self._lookups[name] = lookup
         addresses = await lookup()
         if not self._core.has_server(name):
-            has_tls = self._tls(name).port is not None
-            self._core.add_server(self._clock(), name, addresses, self._access_token, tls=has_tls)
+            has_fallback = self._has_route(name)
+            self._core.add_server(self._clock(), name, addresses, self._access_token, has_fallback=has_fallback)
             self._where[name] = addresses
             self._added.set()
             self._added = trio.Event()
@@ -104,7 +106,7 @@ class Servers:
         host, port = parse_server(name, "server")
         text = f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
         trouble = self._trouble(name)
-        raise ServerUnreachableError(text if trouble is None else f"{text} Nor over TLS: {trouble}")
+        raise ServerUnreachableError(text if trouble is None else f"{text} Nor {trouble}")
 
     async def run(self) -> None:
         """Until cancelled."""

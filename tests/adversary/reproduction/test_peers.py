@@ -68,10 +68,10 @@ def test_a_peer_cannot_answer_a_ping_before_it_has_heard_it() -> None:
         cast.world.touch(friend.host)
         cast.world.run(1.0)
         asked = cast.world.now
-        token = home.send_ping(asked)
+        token = home.send_ping()
         cast.world.touch(cast.home.host)
-        cast.world.run_until(lambda: token in home.pongs, 5.0)
-        took = home.pongs[token] - asked
+        cast.world.run_until(lambda: token in home.pings.answers, 5.0)
+        took = home.pings.answers[token] - asked
         assert took > 0, f"a round trip of {took:.2f} s"
 
 

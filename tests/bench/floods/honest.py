@@ -11,11 +11,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final
 
 import trio
 
 from tests.bench.floods.attacks import PEERS_ROOM, Target
+from tests.unit.rendezvous.world import heard
 from tunnel.host.clock import boottime
 from tunnel.nat import stun
 from tunnel.node.punching import QUESTION_SIZE
@@ -32,8 +33,6 @@ FRAMES: Final = 64.0  # a second each way, as a game has
 FRAME_SIZE: Final = 150  # bytes
 SENT_AT: Final = struct.Struct(">d")
 STANDING: Final = 30  # codes that wait for a friend all the time
-
-T = TypeVar("T", bound=events.ClientEvent)
 
 
 @dataclass
@@ -116,11 +115,10 @@ class Household:
                     self.client.handle_datagram(boottime(), SocketId(0), Address(source[0], source[1]), data)
             self.client.handle_timeout(boottime())
 
-    async def until(self, kind: type[T]) -> T:
+    async def until(self, kind: type[Any]) -> Any:
         while True:
-            for event in self._events:
-                if isinstance(event, kind):
-                    return event
+            for event in heard(self._events, kind):
+                return event
             await self._news.park()
 
 
@@ -138,14 +136,14 @@ async def _pair(target: Target, number: int) -> None:
     async with Household(number, target).at_home() as owner, Household(number + 100, target).at_home() as friend:
         owner.client.allocate(boottime())
         await owner.flush()
-        code = await owner.until(events.Allocated)
+        code = await owner.until(messages.Allocated)
         friend.client.claim(boottime(), code.nameplate, b"pake")
         await friend.flush()
-        claim = await owner.until(events.ClaimReceived)
+        claim = await owner.until(messages.ClaimReceived)
         owner.client.post(boottime(), claim.mailbox, b"answer")
         await owner.flush()
-        await friend.until(events.ClaimAccepted)
-        await friend.until(events.Posted)
+        await friend.until(messages.ClaimAccepted)
+        await friend.until(messages.Posted)
 
 
 async def _ask(target: Target, number: int, question: bytes, first: int) -> None:
@@ -181,9 +179,9 @@ async def _relay(target: Target, tally: Tally, end: float) -> None:
         dialer.client.dial(boottime(), [room])
         await dialer.flush()
         tally.asked += 1  # a pair that is not led together fails as a whole
-        introduced: events.Introduced | None = None
+        introduced: Any = None
         with trio.move_on_at(end):
-            introduced = await dialer.until(events.Introduced)
+            introduced = await dialer.until(messages.Introduced)
         if introduced is None:
             return
         tally.asked -= 1
@@ -200,10 +198,10 @@ async def _wait_for_a_friend(target: Target, number: int, report: Report, end: f
     async with Household(number, target).at_home() as owner:
         owner.client.allocate(boottime())
         await owner.flush()
-        await owner.until(events.Allocated)
+        await owner.until(messages.Allocated)
         report.codes += 1
         with trio.move_on_at(end):
-            await owner.until(events.ClaimReceived)
+            await owner.until(messages.ClaimReceived)
             report.spent += 1
 
 

@@ -13,7 +13,7 @@ from tests.fuzz.test_lan_fuzz import STATE
 from tests.unit.ip.packets import Flow
 from tunnel.cli.expose import forwards_for, other_command
 from tunnel.control import messages as control
-from tunnel.doors.tls.framing import MAX_FRAME, FrameReader
+from tunnel.doors.tls.framing import MAX_FRAME, Framing
 from tunnel.errors import ConfigurationError, MalformedPacket, PeerError
 from tunnel.host.gateway import gateways_in
 from tunnel.nat import pcp, stun, upnp
@@ -28,7 +28,7 @@ from tunnel.nat.candidate import (
     make_candidate,
 )
 from tunnel.nat.hints import OpenPool, PredictedPorts
-from tunnel.node.context import host_of
+from tunnel.node.servers import host_of
 from tunnel.pairing.code import complete, looks_like_code, parse_code
 from tunnel.pairing.grants import GrantSet
 from tunnel.pairing.identity import sanitise_name
@@ -69,7 +69,7 @@ def _measured(data: bytes) -> None:
 
 
 def _tls(data: bytes) -> None:
-    reader = FrameReader()
+    reader = Framing()
     for at in range(0, len(data), 7):
         reader.feed(data[at : at + 7])
         while reader.decode_run() is not None:

@@ -11,7 +11,7 @@ from tunnel.pairing.identity import meeting_days, room_id
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client
 from tunnel.rendezvous.limits import ServerConfig
-from tunnel.rendezvous.wishes import MAX_CHANNELS
+from tunnel.rendezvous.standing import MAX_CHANNELS
 from tunnel.transport.connection.events import PathKind
 from tunnel.units import Seconds
 
@@ -156,7 +156,7 @@ def test_channels_that_others_open_push_out_none_that_is_in_use() -> None:
         for number in range(MAX_CHANNELS + 76):
             channel = b"\xc0" + number.to_bytes(7, "big")
             session.credit = 1_000_000  # nor does it mind who hears it
-            server._push(party.world.now, session, messages.Introduced(rooms(party)[0], channel, bytes(16), 0))
+            server._pushes.push(party.world.now, session, messages.Introduced(rooms(party)[0], channel, bytes(16), 0))
             if number % 50 == 49:
                 party.world.touch(party.server.host)
                 party.world.run(0.1)

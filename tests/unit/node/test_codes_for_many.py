@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.node.people import entropy_of
-from tests.unit.node.test_forgeries import RELAY, SOCKET, an_exposer, codes_of
+from tests.unit.node.test_forgeries import an_exposer, codes_of, gives, loses, says
 from tunnel.node import Problem, Troubled
 from tunnel.node.context import Context
 from tunnel.node.flows.expose_code import (
@@ -21,11 +21,9 @@ from tunnel.node.flows.expose_code import (
 )
 from tunnel.pairing.code import parse_code
 from tunnel.pairing.pake import Pake
-from tunnel.rendezvous import events as told
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client
-from tunnel.rendezvous.events import RelayChannel
-from tunnel.rendezvous.wishes import OwnNumber
+from tunnel.rendezvous.standing import OwnNumber
 from tunnel.units import Instant
 
 NAMEPLATE = 731
@@ -36,16 +34,16 @@ def a_room() -> tuple[Context, Client, ExposerPairing]:
     """With a code."""
     context, client, _ = an_exposer()
     flow = ExposerPairing(context, client, grants=(), keep=True, adopt=lambda *_: None, now=T0, terms=FOR_MANY)
-    flow.handle_event(T0, told.Allocated(nameplate=NAMEPLATE, expires_s=600))
+    gives(flow, T0, NAMEPLATE, 600)
     return context, client, flow
 
 
 def claim(flow: ExposerPairing, number: int, now: Instant = T0, nameplate: int = NAMEPLATE) -> bytes:
     """Somebody claims the code, with words that he made up; the mailbox."""
     guess = Pake("B", parse_code(f"{nameplate}-zoo-zoo-zoo"), entropy_of(("guess", number, now)))
-    channel = RelayChannel(b"\xc0" + number.to_bytes(7, "big"), bytes(16), 0, SOCKET, RELAY)
+    channel = b"\xc0" + number.to_bytes(7, "big")
     mailbox = number.to_bytes(8, "big")
-    flow.handle_event(now, told.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=guess.message, channel=channel))
+    says(flow, now, messages.ClaimReceived(nameplate, mailbox, guess.message, channel, bytes(16), 0))
     return mailbox
 
 
@@ -60,13 +58,13 @@ def troubles(context: Context) -> list[Troubled]:
 
 def test_a_rooms_code_has_three_words_and_never_expires() -> None:
     context, client, flow = a_room()
-    client._wishes.nameplates[NAMEPLATE] = OwnNumber(ROOM_CLAIMS)  # as after the server's answer
+    client._standing.nameplates[NAMEPLATE] = OwnNumber(ROOM_CLAIMS)  # as after the server's answer
     (code,) = codes_of(context)
     assert len(parse_code(code).password.split("-")) == ROOM_CODE_WORDS
     now = T0
     for _ in range(40):
         now = Instant(now + RENEW_INTERVAL)
-        flow.handle_timeout(now)
+        flow.on_time(now)
     assert codes_of(context) == [code]
     renewals = [request.message for request in client._requests if request.message == messages.Allocate(NAMEPLATE, ROOM_CLAIMS)]
     assert len(renewals) == 40
@@ -82,7 +80,7 @@ def test_each_claim_has_a_pake_of_its_own_and_no_more_are_answered_than_guesses_
     assert len(answers) == len({body[1:35] for body in answers}) == ROOM_GUESSES
     assert [body for body in bodies if body[0] == POST_BUSY] == [bytes((POST_BUSY,))] * 3
     assert context.drops["claims while enough are under way"] == 3
-    flow.handle_event(T0, told.Posted(mailbox=(1).to_bytes(8, "big"), body=bytes((POST_FAILURE,))))
+    says(flow, T0, messages.Posted((1).to_bytes(8, "big"), bytes((POST_FAILURE,))))
     claim(flow, 9)
     assert len([body for body in posts_of(client) if body[0] == POST_BUSY]) == 4  # one guess is gone, four are under way
 
@@ -98,7 +96,7 @@ def test_the_fifth_failure_ends_the_code_and_each_is_told() -> None:
     context, _, flow = a_room()
     for number in range(1, ROOM_GUESSES + 1):
         mailbox = claim(flow, number)
-        flow.handle_event(T0, told.Posted(mailbox=mailbox, body=bytes((POST_FAILURE,))))
+        says(flow, T0, messages.Posted(mailbox, bytes((POST_FAILURE,))))
     assert [trouble.problem for trouble in troubles(context)] == [Problem.WRONG_CODE] * ROOM_GUESSES
     assert [
         next(words for words in ("4 more", "3 more", "2 more", "one more", "used up") if words in trouble.text)
@@ -113,12 +111,12 @@ def test_silence_is_a_guess_and_one_on_a_code_that_has_ended_costs_the_next_one_
     for number in range(1, ROOM_GUESSES + 1):
         claim(flow, number)
     for number in range(1, ROOM_GUESSES):
-        flow.handle_event(T0, told.Posted(mailbox=number.to_bytes(8, "big"), body=bytes((POST_FAILURE,))))
-    flow.handle_event(T0, told.NameplateLost(nameplate=NAMEPLATE))
+        says(flow, T0, messages.Posted(number.to_bytes(8, "big"), bytes((POST_FAILURE,))))
+    loses(flow, T0, NAMEPLATE)
     later = Instant(T0 + 2.0)
-    flow.handle_timeout(later)
-    flow.handle_event(later, told.Allocated(nameplate=NAMEPLATE + 1, expires_s=600))
-    flow.handle_timeout(Instant(T0 + ANSWER_TIMEOUT))  # the fifth of the old code
+    flow.on_time(later)
+    gives(flow, later, NAMEPLATE + 1, 600)
+    flow.on_time(Instant(T0 + ANSWER_TIMEOUT))  # the fifth of the old code
     assert troubles(context)[-1].problem is Problem.CODE_UNANSWERED
     assert flow._failures == 0
     assert flow._nameplate == NAMEPLATE + 1
@@ -129,13 +127,13 @@ def test_a_server_that_guesses_at_a_rooms_code_is_slowed_down_like_any_other() -
     guesses = 0
     for second in range(1, 3_600):
         now = Instant(float(second))
-        flow.handle_timeout(now)
-        flow.handle_event(now, told.Allocated(nameplate=1_000 + second, expires_s=600))
+        flow.on_time(now)
+        gives(flow, now, 1_000 + second, 600)
         for number in range(10):
             nameplate = flow._nameplate
             if nameplate is not None:
                 mailbox = claim(flow, second * 10 + number, now, nameplate)
-                flow.handle_event(now, told.Posted(mailbox=mailbox, body=bytes((POST_FAILURE,))))
+                says(flow, now, messages.Posted(mailbox, bytes((POST_FAILURE,))))
                 guesses += 1
     assert ROOM_GUESSES * PATIENT_FAILURES <= guesses <= ROOM_GUESSES * (PATIENT_FAILURES + 12)
     assert len(codes_of(context)) <= PATIENT_FAILURES + 12

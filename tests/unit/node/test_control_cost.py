@@ -25,8 +25,8 @@ from tunnel.node.peering import (
     CONTROL_ROOM,
     CONTROL_SERVER,
     CONTROL_SHARES,
-    MAX_PONGS,
 )
+from tunnel.node.pings import MAX_PONGS
 from tunnel.transport.connection.control import frame
 from tunnel.transport.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.transport.stream.streams import CONTROL_STREAM
@@ -113,23 +113,23 @@ def test_a_pong_before_its_ping_is_no_answer() -> None:
             home.connection.send_control(with_token(CONTROL_PONG)(number))
         party.world.touch(party.home.host)
         party.world.run(1.0)
-        assert not friend.pongs
+        assert not friend.pings.answers
         assert party.friend.endpoint.drops["pong that nobody asked for"] == 1_000
-        asked = [friend.send_ping(party.world.now) for _ in range(8)]
+        asked = [friend.send_ping() for _ in range(8)]
         assert len(set(asked)) == len(asked)
-        assert min(asked) > 1 << 32
-        assert not friend.pongs
+        assert min(asked)[:4] > bytes(4)
+        assert not friend.pings.answers
         party.world.touch(party.friend.host)
         party.world.run(1.0)
-        assert set(friend.pongs) == set(asked)
+        assert set(friend.pings.answers) == set(asked)
 
 
 def test_pings_that_nobody_answers_or_fetches_are_bounded() -> None:
     with Party() as party:
         friend = party.pair()
         for _ in range(3 * MAX_PONGS):
-            friend.send_ping(party.world.now)
-        assert len(friend._asked) == MAX_PONGS
+            friend.send_ping()
+        assert len(friend.pings._asked) == MAX_PONGS
         party.world.touch(party.friend.host)
         party.world.run(1.0)
-        assert len(friend.pongs) == MAX_PONGS
+        assert len(friend.pings.answers) == MAX_PONGS

@@ -24,14 +24,13 @@ from tunnel.node.flows.expose_code import (
 )
 from tunnel.pairing.code import parse_code
 from tunnel.pairing.pake import Pake
-from tunnel.rendezvous import events as told
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client
-from tunnel.rendezvous.events import RelayChannel
+from tunnel.rendezvous.events import RelayChannel, Told
 from tunnel.rendezvous.messages import RefusalCode
 from tunnel.transport.connection.control import MAX_BACKLOG
 from tunnel.transport.connection.events import PathKind
-from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
+from tunnel.units import Address, Instant, PathKey, SocketId
 
 RELAY = Address("192.88.99.1", 24_531)
 VICTIM = Address("198.51.100.66", 666)
@@ -53,6 +52,27 @@ def an_exposer(terms: CodeTerms = FOR_ONE) -> tuple[Context, Client, ExposerPair
     return context, client, flow
 
 
+def says(
+    flow: ExposerPairing,
+    now: Instant,
+    message: messages.ResponseMessage | messages.PushMessage,
+    request: messages.RequestMessage | None = None,
+) -> None:
+    """The server, to this flow."""
+    channel = None
+    if isinstance(message, messages.ChannelMessage):
+        channel = RelayChannel(message.channel, message.token, message.side, SOCKET, RELAY)
+    flow.on_server(now, flow._client, Told(message, request, channel))
+
+
+def gives(flow: ExposerPairing, now: Instant, nameplate: int, seconds: int) -> None:
+    says(flow, now, messages.Allocated(nameplate, seconds), messages.Allocate())
+
+
+def loses(flow: ExposerPairing, now: Instant, nameplate: int) -> None:
+    says(flow, now, messages.Refused(RefusalCode.TAKEN, ""), messages.Allocate(nameplate))
+
+
 def codes_of(context: Context) -> list[str]:
     return [event.code for event in context.events if isinstance(event, CodeIssued)]
 
@@ -61,14 +81,14 @@ def a_guess(context: Context, flow: ExposerPairing, now: Instant, number: int = 
     """The server claims the newest code itself, with words that it made up.  The answer tells it whether they are right."""
     nameplate = int(codes_of(context)[-1].partition("-")[0])
     guess = Pake("B", parse_code(f"{nameplate:03}-zoo-zoo"), entropy_of(("guess", now)))
-    channel = RelayChannel(b"\xc0" + bytes(6) + bytes([number]), bytes(16), 0, SOCKET, RELAY)
+    channel = b"\xc0" + bytes(6) + bytes([number])
     mailbox = nameplate.to_bytes(7, "big") + bytes([number])
-    flow.handle_event(now, told.ClaimReceived(nameplate=nameplate, mailbox=mailbox, body=guess.message, channel=channel))
+    says(flow, now, messages.ClaimReceived(nameplate, mailbox, guess.message, channel, bytes(16), 0))
     return mailbox
 
 
 def a_wrong_guess(context: Context, flow: ExposerPairing, now: Instant) -> None:
-    flow.handle_event(now, told.Posted(mailbox=a_guess(context, flow, now), body=b"\x02"))
+    says(flow, now, messages.Posted(a_guess(context, flow, now), b"\x02"))
 
 
 def test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster() -> None:
@@ -76,15 +96,14 @@ def test_a_server_that_hands_out_codes_unasked_cannot_guess_any_faster() -> None
     guesses = 0
     for second in range(3_600):
         now = Instant(float(second))
-        flow.handle_timeout(now)
+        flow.on_time(now)
         for _ in range(2):  # neither an answer nor a refusal shortens the wait that wrong guesses have earned
             before = len(codes_of(context))
-            flow.handle_event(now, told.Allocated(nameplate=1000 + second, expires_s=600))
+            gives(flow, now, 1000 + second, 600)
             if len(codes_of(context)) > before:
                 a_wrong_guess(context, flow, now)
                 guesses += 1
-                full = told.Refused(what="allocate", code=RefusalCode.FULL, text="", retry_after=Seconds(0))
-                flow.handle_event(now, full)
+                says(flow, now, messages.Refused(RefusalCode.FULL, ""), messages.Allocate())
     assert PATIENT_FAILURES <= guesses <= PATIENT_FAILURES + 12
 
 
@@ -94,8 +113,8 @@ def test_a_fresh_code_waits_longer_and_longer_after_guesses_and_never_longer_tha
     for second in range(4_000):
         now = Instant(float(second))
         before = len(codes_of(context))
-        flow.handle_event(now, told.Allocated(nameplate=1000 + second, expires_s=600))
-        flow.handle_timeout(now)
+        gives(flow, now, 1000 + second, 600)
+        flow.on_time(now)
         if len(codes_of(context)) > before:
             issued.append(second)
             a_wrong_guess(context, flow, now)
@@ -106,10 +125,10 @@ def test_a_fresh_code_waits_longer_and_longer_after_guesses_and_never_longer_tha
 
 def test_a_code_lives_no_longer_than_people_are_told_whatever_the_server_says() -> None:
     context, _client, flow = an_exposer()
-    flow.handle_event(Instant(0.0), told.Allocated(nameplate=1000, expires_s=10**6))
+    gives(flow, Instant(0.0), 1000, 10**6)
     assert [event.expires_s for event in context.events if isinstance(event, CodeIssued)] == [CODE_LIFETIME]
     for at, has_ended in ((CODE_LIFETIME - 0.1, False), (CODE_LIFETIME, True)):
-        flow.handle_timeout(Instant(at))
+        flow.on_time(Instant(at))
         ended = [each for each in context.events if isinstance(each, Troubled) and each.problem is Problem.CODE_EXPIRED]
         assert bool(ended) == has_ended
 
@@ -121,42 +140,42 @@ def test_a_server_that_loses_the_code_of_a_room_after_its_guesses_cannot_guess_a
     guesses = 0
     for second in range(3_600):
         now = Instant(float(second))
-        flow.handle_timeout(now)
-        flow.handle_event(now, told.Allocated(nameplate=1000 + second, expires_s=600))
+        flow.on_time(now)
+        gives(flow, now, 1000 + second, 600)
         if flow._nameplate == 1000 + second:
             for number in range(ROOM_GUESSES - fails):
                 mailbox = a_guess(context, flow, now, number)
                 guesses += 1
                 if fails:
-                    flow.handle_event(now, told.Posted(mailbox=mailbox, body=b"\x02"))
-            flow.handle_event(now, told.NameplateLost(nameplate=1000 + second))
+                    says(flow, now, messages.Posted(mailbox, b"\x02"))
+            loses(flow, now, 1000 + second)
     assert ROOM_GUESSES * PATIENT_FAILURES - PATIENT_FAILURES <= guesses <= ROOM_GUESSES * (PATIENT_FAILURES + 12)
 
 
 def test_whoever_has_begun_to_pair_by_the_code_of_a_room_comes_to_nothing_when_it_is_renewed() -> None:
     """A removed member may have: it would be back in a moment."""
     context, client, flow = an_exposer(FOR_MANY)
-    flow.handle_event(Instant(0.0), told.Allocated(nameplate=731, expires_s=600))
-    a_guess(context, flow, Instant(1.0))
-    assert flow.handle_init(Instant(1.0), PathKey(SOCKET, RELAY, b"\xc0" + bytes(7)), bytes(200))
-    a_guess(context, flow, Instant(1.5), 1)
-    flow.renew(Instant(2.0))
+    gives(flow, Instant(0.0), 731, 600)
     for number in range(2):
-        path = PathKey(SOCKET, RELAY, b"\xc0" + bytes(6) + bytes([number]))
-        assert not flow.handle_init(Instant(2.0), path, bytes(200))
+        a_guess(context, flow, Instant(1.0 + number / 2), number)
+        assert context.demux.channels[b"\xc0" + bytes(6) + bytes([number])] is flow
+    assert len(context.demux.handshakes) == 2
+    flow.renew(Instant(2.0))
+    assert not context.demux.channels
+    assert not context.demux.handshakes
     assert not client.drops
 
 
-@pytest.mark.parametrize("loses", [True, False])
-def test_a_server_that_gives_codes_no_time_does_not_flood_the_screen(loses: bool) -> None:
+@pytest.mark.parametrize("does_lose", [True, False])
+def test_a_server_that_gives_codes_no_time_does_not_flood_the_screen(does_lose: bool) -> None:
     context, _client, flow = an_exposer()
     for turn in range(60_000):
         now = Instant(turn / 1000)
-        flow.handle_timeout(now)
-        flow.handle_event(now, told.Allocated(nameplate=1000 + turn, expires_s=0))
-        if loses and flow._nameplate is not None:
-            flow.handle_event(now, told.NameplateLost(nameplate=flow._nameplate))
-    assert len(codes_of(context)) == (60 if loses else 1)
+        flow.on_time(now)
+        gives(flow, now, 1000 + turn, 0)
+        if does_lose and flow._nameplate is not None:
+            loses(flow, now, flow._nameplate)
+    assert len(codes_of(context)) == (60 if does_lose else 1)
 
 
 def test_a_nameplate_is_an_answer_to_the_wish_for_one_and_to_nothing_else() -> None:
@@ -176,7 +195,7 @@ def test_a_nameplate_is_an_answer_to_the_wish_for_one_and_to_nothing_else() -> N
     heard: list[Any] = []
     while (event := client.poll_event()) is not None:
         heard.append(event)
-    assert not [event for event in heard if isinstance(event, told.Allocated)]
+    assert not [event for event in heard if isinstance(event, Told)]
     assert client.drops["rendezvous_answer"] == 1
 
 
@@ -344,7 +363,7 @@ def test_a_peer_that_asks_and_asks_and_takes_no_answer_fills_no_memory() -> None
         connection = peering.connection
         assert connection is not None
         for _ in range(100_000):
-            peering.send_ping(party.world.now)
+            peering.send_ping()
         assert len(connection._control_out) <= MAX_BACKLOG
         assert connection.drops["control backlog full"]
         party.world.run(2.0)

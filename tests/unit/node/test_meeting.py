@@ -273,9 +273,26 @@ def test_nothing_is_left_behind_by_peers_that_come_and_go() -> None:
             party.world.run(5.0)
         for person in (party.home, party.friend):
             meetings = person.endpoint._meetings
-            assert (len(meetings.peerings.all), len(meetings.peerings.by_index), len(person.endpoint._context.answers)) == (
+            demux = person.endpoint._context.demux
+            assert (len(meetings.peerings.all), len(demux.peerings), len(demux.handshakes)) == (
                 0,
                 0,
                 0,
             )
         assert party.home.endpoint.has_server(SERVER)
+
+
+def test_two_codes_of_one_server_at_once_are_two_and_each_grants_its_own() -> None:
+    """What the server says of one of them is the affair of that one."""
+    with Party() as party:
+        party.home.meet(party.server)
+        party.friend.meet(party.server)
+        grants = [({"kind": "tcp", "host": "127.0.0.1", "port": port},) for port in (22, 80)]
+        for each in grants:
+            party.home.endpoint.offer_code(party.world.now, SERVER, grants=each, keep=False)
+        party.world.touch(party.home.host)
+        party.world.run_until(lambda: len(party.home.codes) == 2)
+        assert len({code.partition("-")[0] for code in party.home.codes}) == 2
+        party.friend.claim(party.home.codes[1])
+        party.world.run_until(lambda: bool(party.home.peerings))
+        assert party.home.peerings[0].peer.grants == grants[1]

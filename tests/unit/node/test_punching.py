@@ -23,8 +23,10 @@ def puncher(mapped: str, seen: Address | None = SEEN, view: Address | None = Non
         connection,
         controlling=True,
         sockets=[LocalSocket(V4, False, 40_000)],
-        hosts=["192.168.1.2"],
-        port_mapped={V4: Address(mapped, 41_000)},
+        local={
+            CandidateKind.HOST: ((V4, Address("192.168.1.2", 40_000)),),
+            CandidateKind.PORT_MAPPED: ((V4, Address(mapped, 41_000)),),
+        },
         client=client,
         same_machine=False,
         now=Instant(0.0),
@@ -49,3 +51,23 @@ def test_a_port_of_a_router_with_a_public_address_is_tried_there_alone() -> None
 @pytest.mark.parametrize(("view", "said"), [("192.168.1.2", "own network"), ("10.0.0.1", "sees this computer as 10.0.0.1")])
 def test_a_server_that_cannot_see_us_is_the_reason_for_the_relay(view: str, said: str) -> None:
     assert said in puncher("203.0.113.7", None, Address(view, 1)).why_relayed
+
+
+def test_an_address_of_any_kind_that_the_driver_has_found_is_offered_for_a_socket_that_punches() -> None:
+    kinds = (CandidateKind.HOST, CandidateKind.PORT_MAPPED, CandidateKind.SERVER_REFLEXIVE, CandidateKind.PEER_REFLEXIVE)
+    local = {
+        kind: ((V4, Address("198.51.100.1", 41_000 + kind.value)), (SocketId(9), Address("198.51.100.9", 41_000)))
+        for kind in kinds
+    }
+    made = Puncher(
+        SimpleNamespace(),  # type: ignore[arg-type]
+        controlling=True,
+        sockets=[LocalSocket(V4, False, 40_000)],
+        local=local,
+        client=None,
+        same_machine=False,
+        now=Instant(0.0),
+        rng=random.Random(1),
+    )
+    found = {each.kind: each.address for each in made.agent.local_candidates}
+    assert found == {kind: Address("198.51.100.1", 41_000 + kind.value) for kind in kinds}

@@ -11,11 +11,11 @@ import pytest
 
 from tests.unit.node.people import FIRST, GRANTS, SERVER, Party, Person
 from tunnel.node import ExposerPairing, KnownPeer, Peering, PeeringClosed, Problem
-from tunnel.node.context import CLIENT_REST
 from tunnel.node.events import Faulted
 from tunnel.node.flows import dial as dialing
 from tunnel.node.flows.claim_code import ConnectorPairing
 from tunnel.node.peerings import Peerings
+from tunnel.node.servers import CLIENT_REST
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import CloseCode, PathKind, RekeyDue
 from tunnel.units import Address, Seconds
@@ -136,7 +136,7 @@ def test_a_fault_in_one_link_ends_that_one_while_another_carries_data_without_a_
         three.carries(mate, 3)
         LINK_FAULTS[place](theirs, monkeypatch)
         if friend.connection is not None:
-            friend.send_ping(three.world.now)  # a message on the control stream
+            friend.send_ping()  # a message on the control stream
             three.friend.say(friend, b"hello")
         three.carries(mate)
         three.world.run(90.0)
@@ -220,13 +220,13 @@ def test_a_fault_in_the_talk_with_a_server_lets_it_rest_and_touches_no_link(plac
 PAIRING_FAULTS = {
     "the claim": ("home", ExposerPairing, "_answer"),
     "the answer": ("friend", ConnectorPairing, "_on_post"),
-    "the init": ("home", ExposerPairing, "handle_init"),
-    "the finish": ("home", ExposerPairing, "handle_finish"),
+    "the init": ("home", ExposerPairing, "_on_init"),
+    "the finish": ("home", ExposerPairing, "_on_finish"),
     "what comes of it, with the exposer": ("home", Peerings, "connect"),
     "what comes of it, with the connector": ("friend", Peerings, "connect"),
-    "the exposer's timer": ("home", ExposerPairing, "handle_timeout"),
-    "the connector's timer": ("friend", ConnectorPairing, "handle_timeout"),
-    "the answer on the relay": ("friend", ConnectorPairing, "handle_answer"),
+    "the exposer's timer": ("home", ExposerPairing, "on_time"),
+    "the connector's timer": ("friend", ConnectorPairing, "on_time"),
+    "the answer on the relay": ("friend", ConnectorPairing, "on_handshake"),
 }
 
 
@@ -274,17 +274,17 @@ def test_a_code_that_met_a_fault_counts_as_guessed(monkeypatch: pytest.MonkeyPat
     """Else whoever can bring a fault about would have as many guesses as he likes."""
     with Party() as party:
         party.claim()
-        flow = party.home.endpoint._meetings._exposing[0][1]
+        flow = party.home.endpoint._meetings._exposing[0]
         first = party.home.codes[0]
         with monkeypatch.context() as patch:
-            patch.setattr(flow, "handle_init", fails)
+            patch.setattr(flow, "_on_init", fails)
             party.world.run_until(lambda: any(isinstance(event, Faulted) for event in party.home.told), 30.0)
         party.world.run_until(lambda: len(party.home.codes) > 1, 30.0)
         assert party.home.codes[1] != first
         assert flow._ended == 1
 
 
-@pytest.mark.parametrize("place", ["handle_timeout", "handle_event", "connect"])
+@pytest.mark.parametrize("place", ["on_time", "on_server", "connect"])
 def test_a_fault_while_one_peer_is_dialed_ends_that_one(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Three() as three:
         three.meet()
@@ -316,7 +316,7 @@ def test_a_fault_in_listening_for_remembered_peers_is_met_once_a_minute_and_they
     with Three() as three:
         _, mate = three.meet()
         with monkeypatch.context() as patch:
-            patch.setattr(three.home.endpoint._meetings._listener, "handle_event", fails)
+            patch.setattr(three.home.endpoint._meetings._listener, "on_server", fails)
             patch.setattr(dialing, "room_id", fails)
             three.world.run(200.0)
             three.carries(mate, 3)

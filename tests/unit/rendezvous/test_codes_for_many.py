@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.rendezvous.world import World
-from tunnel.rendezvous import events, messages
+from tunnel.rendezvous import messages
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import RefusalCode
 from tunnel.units import Address
@@ -16,8 +16,8 @@ def opened(world: World, claims: int = CLAIMS) -> int:
     """A nameplate that host 0 owns."""
     owner = world.hosts[0] if world.hosts else world.host("owner")
     owner.client.allocate(world.now, claims)
-    world.run(20, until=lambda: bool(owner.of(events.Allocated)))
-    return int(owner.of(events.Allocated)[-1].nameplate)
+    world.run(20, until=lambda: bool(owner.of(messages.Allocated)))
+    return int(owner.of(messages.Allocated)[-1].nameplate)
 
 
 def test_many_claim_one_nameplate_each_with_a_mailbox_and_channel_of_its_own() -> None:
@@ -27,13 +27,13 @@ def test_many_claim_one_nameplate_each_with_a_mailbox_and_channel_of_its_own() -
     for number, joiner in enumerate(joiners):
         joiner.client.claim(world.now, nameplate, b"%d" % number)
     world.run(5)
-    received = world.hosts[0].of(events.ClaimReceived)
+    received = world.hosts[0].of(messages.ClaimReceived)
     assert sorted(event.body for event in received) == [b"%d" % number for number in range(5)]
     assert len({event.mailbox for event in received}) == len({event.channel.channel for event in received}) == 5
     for event in received:
         world.hosts[0].client.post(world.now, event.mailbox, b"to " + event.body)
     world.run(2)
-    assert [[post.body for post in joiner.of(events.Posted)] for joiner in joiners] == [[b"to %d" % n] for n in range(5)]
+    assert [[post.body for post in joiner.of(messages.Posted)] for joiner in joiners] == [[b"to %d" % n] for n in range(5)]
 
 
 def test_claims_run_out_and_come_back_with_the_renewal() -> None:
@@ -43,13 +43,13 @@ def test_claims_run_out_and_come_back_with_the_renewal() -> None:
     for joiner in joiners[:3]:
         joiner.client.claim(world.now, nameplate, b"x")
         world.run(2)
-    assert [len(joiner.of(events.ClaimAccepted)) for joiner in joiners] == [1, 1, 0, 0]
-    assert [event.code for event in joiners[2].of(events.Refused)] == [RefusalCode.SPENT]
+    assert [len(joiner.of(messages.ClaimAccepted)) for joiner in joiners] == [1, 1, 0, 0]
+    assert [event.code for event in joiners[2].of(messages.Refused)] == [RefusalCode.SPENT]
     owner.client.renew(world.now, nameplate)
     world.run(2)
     joiners[3].client.claim(world.now, nameplate, b"x")
     world.run(2)
-    assert joiners[3].of(events.ClaimAccepted)
+    assert joiners[3].of(messages.ClaimAccepted)
 
 
 def test_a_renewed_nameplate_does_not_expire_and_one_that_is_not_does() -> None:
@@ -61,10 +61,10 @@ def test_a_renewed_nameplate_does_not_expire_and_one_that_is_not_does() -> None:
         owner.client.renew(world.now, nameplate)
     early.client.claim(world.now, nameplate, b"x")
     world.run(620)
-    assert early.of(events.ClaimAccepted)
+    assert early.of(messages.ClaimAccepted)
     late.client.claim(world.now, nameplate, b"x")
     world.run(2)
-    assert [event.code for event in late.of(events.Refused)] == [RefusalCode.UNKNOWN_NAMEPLATE]
+    assert [event.code for event in late.of(messages.Refused)] == [RefusalCode.UNKNOWN_NAMEPLATE]
 
 
 def test_a_nameplate_for_one_is_not_renewed_and_nobody_elses_is_either() -> None:
@@ -78,7 +78,7 @@ def test_a_nameplate_for_one_is_not_renewed_and_nobody_elses_is_either() -> None
     assert world.server.registry.nameplates[nameplate].expires_at == before
     world.ask(A, messages.Allocate(nameplate, 9), session=b"s" * 16, cookie=world.cookie(A))
     assert world.server.registry.nameplates[nameplate].left == 1
-    assert not other.of(events.Allocated)
+    assert not other.of(messages.Allocated)
 
 
 def test_one_address_holds_few_claims_at_once_and_whoever_is_one_too_many_comes_back_by_itself() -> None:
@@ -91,13 +91,13 @@ def test_one_address_holds_few_claims_at_once_and_whoever_is_one_too_many_comes_
     for each in (*neighbours, elsewhere, last):
         each.client.claim(world.now, nameplate, b"x")
         world.run(1)
-    assert [len(each.of(events.ClaimAccepted)) for each in (*neighbours, elsewhere, last)] == [1, 1, 0, 1, 0]
-    assert not neighbours[2].of(events.Refused)
+    assert [len(each.of(messages.ClaimAccepted)) for each in (*neighbours, elsewhere, last)] == [1, 1, 0, 1, 0]
+    assert not neighbours[2].of(messages.Refused)
     for each in neighbours[:2]:
-        each.client.leave_mailbox(world.now, each.of(events.ClaimAccepted)[0].mailbox)
+        each.client.leave_mailbox(world.now, each.of(messages.ClaimAccepted)[0].mailbox)
     world.run(5)
-    assert neighbours[2].of(events.ClaimAccepted)
-    assert last.of(events.ClaimAccepted)
+    assert neighbours[2].of(messages.ClaimAccepted)
+    assert last.of(messages.ClaimAccepted)
 
 
 def test_one_address_claims_slowly_however_fast_it_gives_up() -> None:
@@ -107,9 +107,9 @@ def test_one_address_claims_slowly_however_fast_it_gives_up() -> None:
     for _ in range(100):
         stranger.client.claim(world.now, nameplate, b"x")
         world.run(0.2)
-        for event in stranger.of(events.ClaimAccepted):
+        for event in stranger.of(messages.ClaimAccepted):
             stranger.client.leave_mailbox(world.now, event.mailbox)
-    assert len(stranger.of(events.ClaimAccepted)) <= 4 + 20 * 0.5 + 1
+    assert len(stranger.of(messages.ClaimAccepted)) <= 4 + 20 * 0.5 + 1
 
 
 def test_an_owner_who_never_hears_of_a_claim_has_it_back() -> None:
@@ -160,7 +160,7 @@ def test_in_a_room_with_guests_whoever_was_led_to_the_servers_own_host_may_wait_
         guest.client.listen(world.now, [b"g" * 16])
         stranger.client.listen(world.now, [b"s" * 16])
         world.run(2)
-        refused = [[event.code for event in host.of(events.Refused)] for host in (guest, stranger)]
+        refused = [[event.code for event in host.of(messages.Refused)] for host in (guest, stranger)]
         assert refused == ([[], [RefusalCode.DENIED]] if has_guests else [[RefusalCode.DENIED]] * 2)
 
 
@@ -171,7 +171,7 @@ def test_whoever_may_not_wait_yet_asks_again_as_soon_as_it_was_led_to_somebody()
     owner.client.listen(world.now, [b"o" * 16])
     guest.client.listen(world.now, [b"g" * 16])
     world.run(2)
-    assert [event.code for event in guest.of(events.Refused)] == [RefusalCode.DENIED]
+    assert [event.code for event in guest.of(messages.Refused)] == [RefusalCode.DENIED]
     guest.client.dial(world.now, [b"o" * 16])
     world.run(2)
     assert b"g" * 16 in world.server.registry.rooms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from tests.unit.rendezvous.world import V4, World, entropy_of
-from tunnel.rendezvous import events, messages
+from tunnel.rendezvous import messages
 from tunnel.rendezvous.admission import BUCKET_SLOTS, Buckets
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import RefusalCode
@@ -24,7 +24,7 @@ def code_of(world: World) -> int:
     owner = world.host("owner")
     owner.client.allocate(world.now)
     world.run(1)
-    return int(owner.of(events.Allocated)[-1].nameplate)
+    return int(owner.of(messages.Allocated)[-1].nameplate)
 
 
 def test_a_code_ends_with_its_lifetime_and_not_before() -> None:
@@ -35,11 +35,11 @@ def test_a_code_ends_with_its_lifetime_and_not_before() -> None:
     assert number in world.server.registry.nameplates
     early.client.claim(world.now, number, b"x")
     world.run(1 + SWEEP_INTERVAL)
-    assert early.of(events.ClaimAccepted)
+    assert early.of(messages.ClaimAccepted)
     assert number not in world.server.registry.nameplates
     late.client.claim(world.now, number, b"x")
     world.run(1)
-    assert [event.code for event in late.of(events.Refused)] == [RefusalCode.UNKNOWN_NAMEPLATE]
+    assert [event.code for event in late.of(messages.Refused)] == [RefusalCode.UNKNOWN_NAMEPLATE]
 
 
 def test_a_mailbox_takes_so_many_posts_and_ends_with_its_lifetime() -> None:
@@ -47,17 +47,17 @@ def test_a_mailbox_takes_so_many_posts_and_ends_with_its_lifetime() -> None:
     claimer = world.host("claimer")
     claimer.client.claim(world.now, code_of(world), b"x")
     world.run(1)
-    (accepted,) = claimer.of(events.ClaimAccepted)
+    (accepted,) = claimer.of(messages.ClaimAccepted)
     for _ in range(CONFIG.posts_per_mailbox):
         claimer.client.post(world.now, accepted.mailbox, b"x")
         world.run(0.5)
     owner = world.hosts[-1]
-    assert len(owner.of(events.Posted)) == CONFIG.posts_per_mailbox
-    assert not claimer.of(events.Refused)
+    assert len(owner.of(messages.Posted)) == CONFIG.posts_per_mailbox
+    assert not claimer.of(messages.Refused)
     claimer.client.post(world.now, accepted.mailbox, b"one too many")
     world.run(1)
-    assert [event.code for event in claimer.of(events.Refused)] == [RefusalCode.FULL]
-    assert len(owner.of(events.Posted)) == CONFIG.posts_per_mailbox
+    assert [event.code for event in claimer.of(messages.Refused)] == [RefusalCode.FULL]
+    assert len(owner.of(messages.Posted)) == CONFIG.posts_per_mailbox
     (mailbox,) = world.server.registry.mailboxes.values()
     world.run(mailbox.expires_at - world.now - 0.1)
     assert CONFIG.mailbox_lifetime - 12 < mailbox.expires_at - 1000.0 < CONFIG.mailbox_lifetime + 12
@@ -116,7 +116,7 @@ def test_the_server_ends_such_a_channel_and_tells_who_is_left() -> None:
     world.server.registry.sessions[channel.sides[1].session].channels.clear()  # as after Restore by another session
     world.run(CONFIG.channel_idle + CHANNEL_SWEEP_INTERVAL + 2)
     assert not len(world.server.relay)
-    assert [event.channel.channel for event in world.hosts[-1].of(events.PeerGone) if event.channel] == [channel.id]
+    assert [event.channel.channel for event in world.hosts[-1].of(messages.Gone) if event.channel] == [channel.id]
 
 
 # what strangers can make it hold

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.rendezvous.test_client_and_server import ROOMS, introduced, relays_both_ways
 from tests.unit.rendezvous.world import SECOND, SERVER, V4, World
-from tunnel.rendezvous import events
+from tunnel.rendezvous import events, messages
 from tunnel.units import Address, SocketId
 
 SOCKET = SocketId(10)
@@ -25,8 +25,8 @@ def test_rooms_codes_and_channels_move_to_where_the_name_leads_now(is_restarted:
     listener, dialer = world.host("listener"), world.host("dialer")
     channel, _ = introduced(world)
     listener.client.allocate(world.now)
-    world.run(5, until=lambda: bool(listener.of(events.Allocated)))
-    nameplate = listener.of(events.Allocated)[0].nameplate
+    world.run(5, until=lambda: bool(listener.of(messages.Allocated)))
+    nameplate = listener.of(messages.Allocated)[0].nameplate
     lost(world)
     if is_restarted:
         world.start_server()
@@ -40,11 +40,11 @@ def test_rooms_codes_and_channels_move_to_where_the_name_leads_now(is_restarted:
     claimer.client.move(world.now, [NEW])
     claimer.client.claim(world.now, nameplate, b"pake")
     claimer.client.dial(world.now, ROOMS)
-    world.run(10, until=lambda: bool(claimer.of(events.Introduced)))
+    world.run(10, until=lambda: bool(claimer.of(messages.Introduced)))
     if not is_restarted:  # one that does not keep its secret has to give out another code
-        assert claimer.of(events.ClaimAccepted)
+        assert claimer.of(messages.ClaimAccepted)
     else:
-        assert claimer.of(events.ClaimAccepted) or listener.of(events.NameplateLost)
+        assert claimer.of(messages.ClaimAccepted) or listener.of(messages.Refused)
     assert [host.client.ways for host in (listener, dialer)] == [[NEW], [NEW]], "what it led to before is given up"
 
 
@@ -122,7 +122,7 @@ def test_what_was_asked_while_nobody_answered_is_asked_where_the_name_leads() ->
     host.client.listen(world.now, ROOMS)
     world.run(5)
     host.client.move(world.now, [NEW])
-    world.run(2, until=lambda: bool(host.of(events.Allocated)))
+    world.run(2, until=lambda: bool(host.of(messages.Allocated)))
     world.run(1)
     assert len(world.server.registry.rooms) == len(ROOMS)
     assert [request for request in host.client._requests if not request.is_probe] == [], "nothing is asked twice"

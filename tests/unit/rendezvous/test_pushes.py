@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from tests.unit.rendezvous.world import World
-from tunnel.rendezvous import events, messages
+from tunnel.rendezvous import messages
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import ResponseMessage
 from tunnel.rendezvous.pushes import MAX_CREDIT
@@ -97,12 +97,12 @@ def test_what_had_to_wait_comes_as_soon_as_the_session_is_heard() -> None:
     for index in range(12):
         ask(world, Address(f"198.18.7.{index}", 1), messages.Join(1, (ROOM,)), bytes((index,)) * 16, cookies)
     world.run(2)
-    assert not listener.of(events.Introduced)
+    assert not listener.of(messages.Introduced)
     assert world.server.drops["server_push_waits"]
     listener.is_deaf = False
     listener.client.doubt(world.now)  # asks at once
     world.run(0.2)
-    assert len(listener.of(events.Introduced)) == 12
+    assert len(listener.of(messages.Introduced)) == 12
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.2])
@@ -117,8 +117,8 @@ def test_fifty_peers_that_come_back_at_once_are_all_introduced(loss: float) -> N
     for dialer, room in zip(dialers, rooms, strict=True):
         dialer.client.dial(world.now, [room])
     world.run(1 if not loss else 15)
-    assert len(listener.of(events.Introduced)) == 50
-    assert all(dialer.of(events.Introduced) for dialer in dialers)
+    assert len(listener.of(messages.Introduced)) == 50
+    assert all(dialer.of(messages.Introduced) for dialer in dialers)
 
 
 def test_a_listener_at_rest_earns_no_more_than_the_limit() -> None:

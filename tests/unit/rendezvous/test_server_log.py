@@ -9,9 +9,8 @@ import pytest
 from tests.unit.rendezvous.test_client_and_server import ROOMS
 from tests.unit.rendezvous.world import World
 from tunnel.rendezvous.access import AccessList
-from tunnel.rendezvous.events import Introduced
 from tunnel.rendezvous.limits import ServerConfig
-from tunnel.rendezvous.messages import RefusalCode
+from tunnel.rendezvous.messages import Introduced, RefusalCode
 from tunnel.shell.server_log import LOG_BURST, LOG_RATE, REPEATED, LogTrace
 from tunnel.units import Address, Instant
 

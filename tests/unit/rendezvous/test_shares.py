@@ -82,7 +82,7 @@ def test_a_home_cannot_fill_the_relay_by_restoring_channels_that_never_were() ->
     listener.client.listen(world.now, ROOMS)
     dialer.client.dial(world.now, ROOMS)
     world.run(1)
-    assert dialer.of(events.Introduced)
+    assert dialer.of(messages.Introduced)
     world.run(80)  # the other side of none of them has come
     assert len(world.server.relay) == 1
 
@@ -118,7 +118,7 @@ def test_two_meet_and_are_relayed_though_a_hundred_sites_take_all_rooms_that_the
     world.run(1)
     dialer.client.dial(world.now, ROOMS)
     world.run(1)
-    (introduced,) = dialer.of(events.Introduced)
+    (introduced,) = dialer.of(messages.Introduced)
     dialer.relay(introduced.channel.channel, b"\x80hello")
     world.run(1)
     assert world.server.relay.relayed_bursts == 1
@@ -211,7 +211,7 @@ def test_a_room_in_which_two_have_met_is_given_back_last() -> None:
     world.run(1)
     dialer.client.dial(world.now, rooms[3:4])
     world.run(1)
-    assert dialer.of(events.Introduced)
+    assert dialer.of(messages.Introduced)
     registry = world.server.registry
     (session,) = (each for each in registry.sessions.values() if each.remote.host == "203.0.113.1")
     for source in SITES[33:66]:
@@ -285,7 +285,7 @@ def test_who_dials_a_listener_pays_for_the_channels() -> None:
     listener.client.listen(world.now, [b"another pair's room"[:16]])
     friend.client.dial(world.now, [b"another pair's room"[:16]])
     world.run(1)
-    assert friend.of(events.Introduced)
+    assert friend.of(messages.Introduced)
 
 
 def test_in_a_full_room_a_dialer_replaces_a_channel_of_its_own_that_came_to_nothing() -> None:
@@ -296,11 +296,11 @@ def test_in_a_full_room_a_dialer_replaces_a_channel_of_its_own_that_came_to_noth
     for _ in range(60):
         dialer.client.dial(world.now, ROOMS[:1])
         world.run(5)
-        (used, *_) = [event.channel.channel for event in dialer.of(events.Introduced)]
+        (used, *_) = [event.channel.channel for event in dialer.of(messages.Introduced)]
         for host in (listener, dialer):
             host.relay(used, b"\x80still here")
-    assert not dialer.of(events.Refused)
-    introduced = [event.channel.channel for event in dialer.of(events.Introduced)]
+    assert not dialer.of(messages.Refused)
+    introduced = [event.channel.channel for event in dialer.of(messages.Introduced)]
     assert len(introduced) == 60
     for host in (listener, dialer):
         assert [info.channel for info in host.client.channels] == [used, *introduced[1 - world.config.channels_per_room :]]
@@ -308,7 +308,7 @@ def test_in_a_full_room_a_dialer_replaces_a_channel_of_its_own_that_came_to_noth
     other = world.host("other")
     other.client.dial(world.now, ROOMS[:1])
     world.run(1)
-    assert not other.of(events.Introduced)  # what others pay for is not replaced
+    assert not other.of(messages.Introduced)  # what others pay for is not replaced
 
 
 def test_nobody_hears_of_a_channel_that_has_ended_meanwhile() -> None:
@@ -323,8 +323,8 @@ def test_nobody_hears_of_a_channel_that_has_ended_meanwhile() -> None:
         world.run(0.2)
     listener.is_deaf = False
     world.run(5)
-    (channel,) = [event.channel.channel for event in listener.of(events.Introduced)]
-    assert channel == dialer.of(events.Introduced)[-1].channel.channel
+    (channel,) = [event.channel.channel for event in listener.of(messages.Introduced)]
+    assert channel == dialer.of(messages.Introduced)[-1].channel.channel
 
 
 def test_a_home_cannot_take_all_claims_on_the_code_of_a_room() -> None:

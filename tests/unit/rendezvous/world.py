@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Any
 
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client
-from tunnel.rendezvous.events import ClientEvent
+from tunnel.rendezvous.events import ClientEvent, Told
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.server import Server
 from tunnel.rendezvous.stun import ServerSocket, StunCodec
@@ -31,6 +31,24 @@ SOCKETS = [ServerSocket(socket_id, SERVER[socket_id], SocketId(socket_id ^ 1)) f
 
 def entropy_of(seed: int) -> Callable[[int], bytes]:
     return random.Random(seed).randbytes
+
+
+class Heard:
+    """A message of the server with what belongs to it, each field by its name."""
+
+    def __init__(self, told: Told) -> None:
+        self.message, self.request, self.channel, _ = told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.message, name)
+
+
+def heard(events: Iterable[ClientEvent], kind: type[Any]) -> list[Any]:
+    return [
+        Heard(event) if isinstance(event, Told) else event
+        for event in events
+        if isinstance(event.message if isinstance(event, Told) else event, kind)
+    ]
 
 
 class Host:
@@ -59,18 +77,24 @@ class Host:
             return Address(address.host, address.port + 1)
         return address
 
-    def of(self, kind: type[ClientEvent]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
+    def of(self, kind: type[Any]) -> list[Any]:
+        """The events of a kind, and what the server has told in messages of a kind."""
+        return heard(self.events, kind)
+
+    @property
+    def uses_fallback(self) -> bool:
+        """Whether the server is spoken to over another route than UDP."""
+        return self.client._primary is not None and self.client._primary.is_fallback
 
     def connect_tls(self, port: int = 7000) -> None:
         """A TLS connection stands; the server sees it come from `port`."""
         self.addresses[CLIENT_TLS] = Address(self.addresses[SocketId(10)].host, port)
-        self.client.tls_up(self.world.now, CLIENT_TLS, SERVER[TLS])
+        self.client.fallback_up(self.world.now, CLIENT_TLS, SERVER[TLS])
         self.world.pump()
 
     def drop_tls(self) -> None:
         del self.addresses[CLIENT_TLS]
-        self.client.tls_down(self.world.now, CLIENT_TLS)
+        self.client.fallback_down(self.world.now, CLIENT_TLS)
 
     def lets_through(self, socket_id: SocketId) -> bool:
         return socket_id == CLIENT_TLS or not self.blocks_udp

@@ -6,7 +6,7 @@ Datagrams of one length that follow one another become one batch, as UDP_GRO wou
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import ClassVar, Final
 
 from tunnel.errors import MalformedPacket
 from tunnel.units import Buffer
@@ -35,14 +35,23 @@ def frame_burst(buffer: memoryview, segment_size: int) -> bytes:
     return b"".join(parts)
 
 
-class FrameReader:
-    """Cuts a byte stream, in pieces of any size, into runs of datagrams.  Holds at most one unfinished frame between calls."""
+class Framing:
+    """Of one connection: puts datagrams on a byte stream, and cuts one, in pieces of any size, into runs of datagrams.
+
+    Holds at most one unfinished frame between calls.
+    """
 
     __slots__ = ("_at", "_data")
+
+    overhead: ClassVar = LENGTH.size  # bytes beside each datagram
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._at = 0  # how far it was read
+
+    def frame(self, buffer: memoryview, segment_size: int) -> bytes:
+        """A burst, as frame_burst does it."""
+        return frame_burst(buffer, segment_size)
 
     @property
     def held(self) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from tunnel.doors.tls.framing import LENGTH, MAX_FRAME, FrameReader, frame_burst
+from tunnel.doors.tls.framing import MAX_FRAME, Framing
 from tunnel.doors.tls.queue import MAX_WAIT, Budget, SendQueue
 from tunnel.errors import MalformedPacket
 from tunnel.units import Address, Instant, ReceivedBatch, UdpCounters
@@ -49,6 +49,7 @@ class TlsStream:
         counters: UdpCounters,
         scratch: memoryview | None = None,
         budget: Budget | None = None,
+        framing: Framing | None = None,
     ) -> None:
         """`tls` is prepared and has not shaken hands; all the rest may be shared with other streams.
 
@@ -60,7 +61,7 @@ class TlsStream:
         self.is_ended = False
         self._tls = tls
         self._queue = SendQueue(counters.errors, budget)
-        self._reader = FrameReader()
+        self._framing = Framing() if framing is None else framing
         self._scratch = memoryview(bytearray(READ_BYTES)) if scratch is None else scratch  # nothing stays in it
         self._unsent: memoryview | None = None  # handed to OpenSSL, which has not taken it all
         self._is_blocked = False
@@ -107,7 +108,7 @@ class TlsStream:
             counters.errors["too_long"] += 1
             return
         now = Instant(time.monotonic())
-        self._queue.put(now, frame_burst(buffer, size), LENGTH.size + size)
+        self._queue.put(now, self._framing.frame(buffer, size), self._framing.overhead + size)
         counters.sent_datagrams += -(-len(buffer) // size)
         counters.sent_bytes += len(buffer)
         if not self._is_blocked:
@@ -159,9 +160,9 @@ class TlsStream:
     def receive(self) -> ReceivedBatch | None:
         """The next batch, or None when there is none now or ever: call until None, then wait_readable."""
         try:
-            run = self._reader.decode_run()
+            run = self._framing.decode_run()
             if run is None and not self.is_ended and self._read():
-                run = self._reader.decode_run()
+                run = self._framing.decode_run()
         except MalformedPacket:
             self.counters.errors["malformed"] += 1
             self.close()
@@ -177,7 +178,7 @@ class TlsStream:
 
     def _read(self) -> bool:
         """Take what has come, up to READ_BYTES and at least one whole frame if there is one; False when nothing has."""
-        reader, buffer, total = self._reader, self._scratch, 0
+        framing, buffer, total = self._framing, self._scratch, 0
         while total < READ_BYTES:
             try:
                 count = self._tls.recv_into(buffer)
@@ -189,7 +190,7 @@ class TlsStream:
             if not count:
                 self.close()
                 break
-            reader.feed(buffer[:count])
+            framing.feed(buffer[:count])
             total += count
         return total > 0
 

@@ -95,7 +95,7 @@ class IkResponder:
         if judged.behind:
             self._clocks.went_back(peer, judged.behind)
         instance = self._instance_for(peer.static, params.instance, params.resume)
-        index = context.new_index()
+        index = context.demux.new_index()
         try:
             psk = self._psk(peer, params)
             response, completed = opened.respond(psk, index, context.params(instance, params.instance))
@@ -103,6 +103,7 @@ class IkResponder:
             context.emit(Troubled(problem=Problem.PEER_LOST, text=f"{peer.name} cannot talk to us: {error}."))
             return
         self._make_room()
+        self._context.demux.pending.add(index)
         self.pending[index] = Pending(completed, instance, path, Instant(now + PENDING_LIFETIME))
         context.send(path, response)
 
@@ -122,7 +123,7 @@ class IkResponder:
         """The oldest of whoever holds the most goes, so that nobody crowds out the others."""
         if len(self.pending) >= MAX_PENDING:
             greediest = Counter(item.completed.remote_static for item in self.pending.values()).most_common(1)[0][0]
-            del self.pending[next(i for i, item in self.pending.items() if item.completed.remote_static == greediest)]
+            self._forget(next(i for i, item in self.pending.items() if item.completed.remote_static == greediest))
 
     def confirm(self, datagram: Buffer) -> Pending | None:
         """A transport datagram for a pending answer: the answer, if it authenticates."""
@@ -136,8 +137,19 @@ class IkResponder:
         except InvalidTag:
             self._context.drops["first packet not authentic"] += 1
             return None
-        del self.pending[index]
+        self._forget(index)
         return pending
+
+    def _forget(self, *indices: int) -> None:
+        for index in indices:
+            del self.pending[index]
+        self._context.demux.pending.difference_update(indices)
+
+    def forget_all(self) -> bool:
+        """True when there were any."""
+        had_any = bool(self.pending)
+        self._forget(*list(self.pending))
+        return had_any
 
     def alive(self, now: Instant, peer: KnownPeer, refused: Refused) -> None:
         """The peer, of a version that knows no challenges, has shown by a question of identity that it is there."""
@@ -147,11 +159,10 @@ class IkResponder:
 
     def forget(self, static: bytes) -> None:
         self._freshness.forget(static)
-        self.pending = {index: item for index, item in self.pending.items() if item.completed.remote_static != static}
+        self._forget(*[index for index, item in self.pending.items() if item.completed.remote_static == static])
 
     def expire(self, now: Instant) -> None:
-        if self.pending:
-            self.pending = {index: item for index, item in self.pending.items() if item.expires_at > now}
+        self._forget(*[index for index, item in self.pending.items() if item.expires_at <= now])
 
     def poll_timeout(self) -> Instant | None:
         return min((item.expires_at for item in self.pending.values()), default=None)

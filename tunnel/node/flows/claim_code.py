@@ -8,12 +8,13 @@ from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.node.context import Context
 from tunnel.node.events import Problem, Troubled
+from tunnel.node.flow import Flow
 from tunnel.node.flows.expose_code import ANSWER_TIMEOUT, POST_ANSWER, POST_BUSY, POST_FAILURE, Adopt, server_says
 from tunnel.node.handshakes import Initiator, InitiatorHandshake, Pattern, xx_prologue
 from tunnel.pairing.code import Code, Purpose
 from tunnel.pairing.pake import CONFIRMATION_SIZE, Pake
-from tunnel.rendezvous import events as told
-from tunnel.rendezvous.messages import RefusalCode
+from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
+from tunnel.rendezvous.messages import Claim, ClaimAccepted, Gone, GoneKind, Posted, RefusalCode, Refused
 from tunnel.transport.connection.events import CloseCode
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
@@ -56,82 +57,82 @@ _REFUSALS: Final[dict[int, tuple[Problem, str]]] = {
 }
 
 
-class ConnectorPairing:
+class ConnectorPairing(Flow):
     """Turns a code into a connection, or into one final sentence."""
+
+    place = "pairing"
+    fate = "ended an attempt to pair"
 
     def __init__(
         self, context: Context, client: Client, code: Code, *, adopt: Adopt, now: Instant, purpose: Purpose = Purpose.PORTS
     ) -> None:
-        self.is_done = False
+        super().__init__(context)
         self.handshake: InitiatorHandshake | None = None
         self.peering: Peering | None = None  # what came of it
-        self._context = context
         self._client = client
         self._code = code
         self._purpose = purpose
         self._adopt = adopt
         self._pake = Pake("B", code, context.entropy)
         self._mailbox: bytes | None = None
-        self._early: list[told.Posted] = []  # what overtook the answer to our claim
-        self._channel: told.RelayChannel | None = None
+        self._early: list[Posted] = []  # what overtook the answer to our claim
+        self._channel: RelayChannel | None = None
         self._instance = context.new_instance()
         self._deadline: Instant | None = None
         self._again_at: Instant | None = None  # when to claim once more, since the exposer was busy
         self._patient_until = Instant(now + BUSY_PATIENCE)
-        client.claim(now, code.nameplate, self._pake.message)
+        client.claim(now, code.nameplate, self._pake.message, self)
 
     def close(self, now: Instant) -> None:
         self.is_done = True
         if self.handshake is not None:
-            self._context.answers.pop(self.handshake.index, None)
+            self._context.demux.handshakes.pop(self.handshake.index, None)
 
     def fail(self, now: Instant) -> None:
         """A fault of ours has met this attempt."""
         self._fail(now, Problem.INTERNAL, _FAULT[self._purpose])
 
-    def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
+    def on_server(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
         if self.is_done or (self.handshake is not None and self.handshake.completed is not None):
             return
         match event:
-            case told.ClaimAccepted(nameplate=nameplate, mailbox=mailbox, channel=channel) if nameplate == self._code.nameplate:
-                if self._again_at is not None:
-                    return
+            case Told(ClaimAccepted(mailbox=mailbox), channel=channel) if self._again_at is None:
                 self._mailbox, self._channel = mailbox, channel
                 self._deadline = Instant(now + ANSWER_TIMEOUT)
                 early, self._early = self._early, []
                 for post in early:
-                    self.handle_event(now, post)
-            case told.Posted(mailbox=mailbox, body=body):
+                    if post.mailbox == mailbox:
+                        self._on_post(now, post.body)
+            case Told(Posted(mailbox=mailbox, body=body) as posted):
                 if mailbox == self._mailbox:
                     self._on_post(now, body)
                 elif self._mailbox is None and len(self._early) < MAX_EARLY:
-                    self._early.append(event)
-            case told.Refused(what="claim", code=code, text=text):
+                    self._early.append(posted)
+            case Told(Refused(code=code, text=text), Claim()):
                 problem, sentence = _REFUSALS.get(int(code), (Problem.SERVER_REFUSED, server_says(text)))
                 if code == RefusalCode.SPENT:
                     problem, sentence = Problem.CODE_SPENT, _SPENT[self._purpose]
                 self._fail(now, problem, sentence)
-            case told.PeerGone(channel=channel, mailbox=mailbox):
-                if mailbox is not None and mailbox == self._mailbox:
-                    self._fail(now, Problem.PEER_LOST, "The other side has left: ask for a fresh code.")
-            case told.ChannelMoved(old=old, new=new) if old == self._channel:
+            case Told(Gone(kind=GoneKind.MAILBOX, identifier=mailbox)) if mailbox == self._mailbox:
+                self._fail(now, Problem.PEER_LOST, "The other side has left: ask for a fresh code.")
+            case ChannelMoved(old=old, new=new) if old == self._channel:
                 self._channel = new
                 if self.handshake is not None:
                     self.handshake.move(now, new.path_key)
             case _:
                 pass
 
-    def handle_answer(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+    def on_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
         handshake = self.handshake
         if handshake is None:
-            return False
+            return
         completed = handshake.handle_datagram(now, datagram)
         if completed is not None:
             if completed.params.purpose not in (0, self._purpose.value):  # 0: an older one, which did not say
                 if self._mailbox is not None:
                     self._client.post(now, self._mailbox, bytes((POST_FAILURE,)))
                 self._fail(now, Problem.WRONG_CODE, OTHER_PURPOSE)
-                return True
+                return
             self._deadline = Instant(now + ANSWER_TIMEOUT)  # until the other side has confirmed it: our finish may come too late
             finish = handshake.poll_transmit(now)
             if finish is not None:
@@ -139,15 +140,16 @@ class ConnectorPairing:
             self.peering = self._adopt(now, completed, handshake.proven(path), self._instance, True)
             if self.peering is None:
                 self.close(now)
-        return True
 
-    def handle_timeout(self, now: Instant) -> None:
+    def on_time(self, now: Instant) -> None:
+        if self.peering is not None and (self.peering.is_closed or self.peering.is_confirmed):
+            self.close(now)
         if self.is_done:
             return
         if self._again_at is not None and now >= self._again_at:
             self._again_at = None
             self._pake = Pake("B", self._code, self._context.entropy)
-            self._client.claim(now, self._code.nameplate, self._pake.message)
+            self._client.claim(now, self._code.nameplate, self._pake.message, self)
         if self._deadline is not None and now >= self._deadline:
             self._fail(now, Problem.CODE_UNANSWERED, _UNANSWERED[self._purpose])
             if self.peering is not None:  # whoever never confirmed the pairing is not remembered for it
@@ -189,7 +191,7 @@ class ConnectorPairing:
             remote_static=None,
             psk=psk,
             prologue=xx_prologue(self._code.nameplate, message, self._pake.message),
-            index=context.new_index(),
+            index=context.demux.new_index(),
             params=context.params(self._instance, purpose=self._purpose),
             entropy=context.entropy,
         )
@@ -202,7 +204,7 @@ class ConnectorPairing:
             rng=context.rng,
             drops=context.drops,
         )
-        context.answers[initiator.index] = self.handle_answer
+        context.demux.handshakes[initiator.index] = self
 
     def _wait(self, now: Instant, mailbox: bytes) -> None:
         """Others are trying the code, as many as may at once: come back in a moment, with a PAKE of its own."""

@@ -11,33 +11,35 @@ from typing import Final
 
 from tunnel.core.timers import earliest
 from tunnel.node.clocks import Clocks
-from tunnel.node.context import Context, host_of
+from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, Problem, Troubled
+from tunnel.node.flow import Flow
 from tunnel.node.flows.key_check import KeyAnswerer, KeyQuestion
 from tunnel.node.machines import Twins
 from tunnel.node.peering import Peering
+from tunnel.node.servers import host_of
+from tunnel.node.walls import Wall
 from tunnel.pairing.identity import room_id
-from tunnel.rendezvous import events as told
 from tunnel.rendezvous.client import Client
-from tunnel.rendezvous.messages import RefusalCode
+from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
+from tunnel.rendezvous.messages import Introduced, Join, RefusalCode, Refused, Unmet
 from tunnel.units import Instant, Seconds
 
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
 ABSENT_AFTER: Final = Seconds(5.0)  # before a person is told that the peer is not there
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
-LISTENER_SIDE: Final = 0  # of an introduced channel
 TELL_AGAIN: Final = Seconds(600.0)  # before a person hears once more that a server keeps peers away
 DENIED_AFTER: Final = Seconds(20.0)  # of being denied to wait, before that is told
 MAX_NAMES: Final = 3  # of peers in one sentence
 MAX_LISTENING: Final = 1_020  # rooms that a listener registers at one server, which takes 1,024 of a session
 
 
-class Listener:
+class Listener(Flow):
     """Registers the rooms of all remembered peers with their servers."""
 
     def __init__(self, context: Context, clocks: Clocks, twins: Twins) -> None:
-        self._context = context
+        super().__init__(context)
         self._clocks = clocks
         self._twins = twins
         self._rooms: dict[str, dict[bytes, KnownPeer]] = {}  # by server; the most important first
@@ -68,10 +70,10 @@ class Listener:
                 rooms[self._twins.room(days[0])] = self._twins.me
             gone = [room for room in before if room not in rooms]
             if gone:
-                client.leave(now, gone)  # first, as a server's limit counts both
+                client.leave(now, gone, self)  # first, as a server's limit counts both
             fresh = [room for room in rooms if room not in before]
             if fresh:
-                client.listen(now, fresh)
+                client.listen(now, fresh, self)
             if seeks_twins:
                 self._twins.seek(now, server, client, days[0])
             self._tell(server, len(peers))
@@ -95,27 +97,25 @@ class Listener:
             self._context.emit(Troubled(problem=Problem.TOO_MANY_PEERS, text=f"{text}: {advice}"))
         self._left_out[server] = left_out
 
-    def handle_event(self, now: Instant, event: told.ClientEvent, server: str) -> None:
+    def on_server(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
+        server = self._context.clients.name_of(client)
         rooms = self._rooms.get(server, {})
         match event:
-            case told.Introduced(room=room, channel=channel):
+            case Told(Introduced(room=room), channel=RelayChannel() as channel):
                 self._denied_at.pop(server, None)
-                if room in rooms and channel.side == LISTENER_SIDE:
+                if room in rooms:
                     self.answerer.introduced(channel.channel, rooms[room])
-            case told.Refused(what="listen" | "greet", code=code, text=text, rooms=refused):
+            case Told(Refused(code=code, text=text), request):
+                refused = request.rooms if isinstance(request, Join) else ()
                 # A room's own server lets a member wait as soon as it has met the creator, so at first it is nothing.
                 denied_at = self._denied_at.setdefault(server, now)
                 if code != RefusalCode.DENIED or now - denied_at >= DENIED_AFTER:
                     peers = [rooms[room] for room in refused if room in rooms] or list(rooms.values())
                     self._warn(now, server, "lets nobody wait", text, peers)
-            case told.Unmet(room=room) if room in rooms:
+            case Told(Unmet(room=room)) if room in rooms:
                 self._warn(now, server, "could not lead everybody here", "it has no relay channel for them", [rooms[room]])
             case _:
                 pass
-
-    def peer_in(self, server: str, room: bytes) -> KnownPeer | None:
-        """Whoever can dial us there."""
-        return self._rooms.get(server, {}).get(room)
 
     def _warn(self, now: Instant, server: str, what: str, why: str, peers: Sequence[KnownPeer]) -> None:
         """Once in a while: it is asked again every half minute, and a peer that dials could repeat it as it likes."""
@@ -131,16 +131,16 @@ class Listener:
         self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=text))
 
 
-class Dialer:
+class Dialer(Flow):
     """Meets one remembered peer whenever its peering needs it, and hands the way there to the peering's handshake."""
 
     def __init__(self, context: Context, clocks: Clocks, peering: Peering, client: Client, now: Instant) -> None:
+        super().__init__(context)
         self.peering = peering
         self.client = client
-        self._context = context
         self._clocks = clocks
         self._rooms: list[bytes] = []
-        self._channel: told.RelayChannel | None = None
+        self._channel: RelayChannel | None = None
         self._widen_at: Instant | None = None
         self._absent_at: Instant | None = None
         self._redial_at: Instant | None = None
@@ -168,7 +168,7 @@ class Dialer:
         self._rooms = [room for room in self._rooms if room not in rooms]
         self._leave(now)  # not what is dialed again: a Leave that overtakes the next Join would undo it
         self._rooms = rooms
-        self.client.dial(now, self._rooms)
+        self.client.dial(now, self._rooms, self)
         self._widen_at = None if wide else Instant(now + NEIGHBOURS_AFTER)
         if self._absent_at is None:
             self._absent_at = Instant(now + ABSENT_AFTER)
@@ -184,19 +184,24 @@ class Dialer:
         days = self._clocks.days(now, self.client)
         return [room_id(self.peering.peer.psk, day) for day in (days if is_wide else days[:1])]
 
-    def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
+    def on_server(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
         match event:
-            case told.Introduced(room=room, channel=channel) if room in self._rooms:
+            case Told(Introduced(room=room), channel=RelayChannel() as channel) if room in self._rooms:
                 self._use(now, channel)  # the newest counts
-            case told.ChannelMoved(old=old, new=new) if self._channel is not None and old.channel == self._channel.channel:
+            case ChannelMoved(old=old, new=new) if self._channel is not None and old.channel == self._channel.channel:
                 self._use(now, new)
-            case told.Refused(what="dial", text=text, rooms=rooms) if set(rooms) & set(self._rooms):
+            case Told(Refused(text=text), Join(rooms=rooms)) if set(rooms) & set(self._rooms):
                 words = "".join(character for character in text if character.isprintable())
                 self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=f"The server refused: {words}"))
             case _:
                 pass
+        if self.is_busy:
+            self._context.restless[self.peering] = None
 
-    def _use(self, now: Instant, channel: told.RelayChannel) -> None:
+    def wall(self, now: Instant) -> Wall:
+        return self.peering.wall(now)
+
+    def _use(self, now: Instant, channel: RelayChannel) -> None:
         self._channel = channel
         self._widen_at = None
         self._redial_at = Instant(now + REDIAL_AFTER)
@@ -205,6 +210,7 @@ class Dialer:
             self.peering.begin_handshake(now, channel.path_key)
         elif self.peering.connection is not None:
             self.peering.connection.add_relay(now, channel.path_key)
+            self.client.follow(channel.channel, self.peering)
 
     def answered(self, now: Instant) -> None:
         """The handshake is done: nobody needs to be met any more."""
@@ -212,7 +218,7 @@ class Dialer:
         self._told = ""
         self._widen_at = self._absent_at = self._redial_at = self._ask_at = None
         if self._question is not None:
-            self._question.close()
+            self._question.close(now)
             self._question = None
         self.peering.needs_meeting = False
 
@@ -220,7 +226,7 @@ class Dialer:
         self.answered(now)
         self._channel = None
 
-    def handle_timeout(self, now: Instant) -> None:
+    def on_time(self, now: Instant) -> None:
         peering = self.peering
         if peering.needs_meeting and not self.is_dialing:
             peering.needs_meeting = False
@@ -236,9 +242,9 @@ class Dialer:
             if self._channel is not None and self._question is None:
                 self._question = KeyQuestion(self._context, peering.peer, self._channel.path_key, now)
         if self._question is not None:
-            self._question.handle_timeout(now)
+            self._question.on_time(now)
             if self._question.is_over:
-                self._question.close()
+                self._question.close(now)
                 self._question = None
         if self._redial_at is not None and now >= self._redial_at:
             self.dial(now, wide=True)
@@ -262,5 +268,5 @@ class Dialer:
 
     def _leave(self, now: Instant) -> None:
         if self._rooms:
-            self.client.leave(now, self._rooms)
+            self.client.leave(now, self._rooms, self)
         self._rooms = []

@@ -14,17 +14,19 @@ with a PAKE of its own, until five guesses came to nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.node.context import Context
 from tunnel.node.events import CodeIssued, Problem, Troubled
-from tunnel.node.handshakes import Completed, XxResponder, xx_prologue
+from tunnel.node.flow import Flow
+from tunnel.node.handshakes import FINISH, INIT, Completed, XxResponder, receiver_index, xx_prologue
 from tunnel.pairing.code import CODE_WORDS, ROOM_CODE_WORDS, Code, Purpose, make_code, parse_code
 from tunnel.pairing.pake import Pake
-from tunnel.rendezvous import events as told
-from tunnel.rendezvous.messages import RefusalCode
+from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
+from tunnel.rendezvous.messages import Allocate, Allocated, ClaimReceived, Posted, RefusalCode, Refused
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:
@@ -66,23 +68,23 @@ FOR_ONE: Final = CodeTerms(CODE_WORDS, 1, Purpose.PORTS)
 FOR_MANY: Final = CodeTerms(ROOM_CODE_WORDS, ROOM_GUESSES, Purpose.ROOM)
 
 
+@dataclass(slots=True, eq=False)
 class _Attempt:
     """A claim that we answered."""
 
-    __slots__ = ("channel", "deadline", "has_init", "instance", "mailbox", "nameplate", "responder")
-
-    def __init__(self, claim: told.ClaimReceived, responder: XxResponder, instance: int, deadline: Instant) -> None:
-        self.nameplate = claim.nameplate
-        self.mailbox = claim.mailbox
-        self.channel = claim.channel
-        self.responder = responder
-        self.instance = instance
-        self.deadline = deadline
-        self.has_init = False
+    claim: ClaimReceived
+    channel: RelayChannel
+    responder: XxResponder
+    instance: int
+    deadline: Instant
+    has_init: bool = False
 
 
-class ExposerPairing:
+class ExposerPairing(Flow):
     """Keeps one code valid: until somebody has paired by it (with `keep` one after the other), or FOR_MANY until it is closed."""
+
+    place = "pairing"
+    fate = "ended an attempt to pair"
 
     def __init__(
         self,
@@ -95,9 +97,8 @@ class ExposerPairing:
         now: Instant,
         terms: CodeTerms = FOR_ONE,
     ) -> None:
+        super().__init__(context)
         self.grants = grants
-        self.is_done = False
-        self._context = context
         self._client = client
         self._keep = keep
         self._adopt = adopt
@@ -119,103 +120,108 @@ class ExposerPairing:
         self.is_done = False
         if self._terms.is_for_many:
             for attempt in self._attempts.values():
-                self._client.leave_mailbox(now, attempt.mailbox)
+                self._client.leave_mailbox(now, attempt.claim.mailbox)
                 self._client.leave_channel(now, attempt.channel.channel)
-            self._attempts.clear()
+            self._forget(*self._attempts)
         if not self._attempts:
             self._withdraw(now)
             self._ask(now)
 
     def close(self, now: Instant) -> None:
         self.is_done = True
-        self._attempts.clear()
+        self._forget(*self._attempts)
         self._withdraw(now)
 
     def fail(self, now: Instant) -> None:
         """A fault of ours has met an attempt; nobody knows how far it went, so it counts as guesses that end the code."""
-        self._attempts.clear()
+        self._forget(*self._attempts)
         if not self.is_done:
             self._is_asking = False
             self._allocate_at = Instant(now + self._end_code(now))
 
-    def handle_event(self, now: Instant, event: told.ClientEvent) -> None:
+    def on_server(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
         if self.is_done:
             return
         match event:
-            case told.Allocated(nameplate=nameplate, expires_s=expires_s) if self._is_asking:
+            case Told(Allocated(nameplate=nameplate, expires_s=expires_s)) if self._is_asking:
                 self._issue(now, nameplate, expires_s)
-            case told.NameplateLost(nameplate=nameplate) if nameplate == self._nameplate:
+            case Told(Refused(), Allocate(wanted=nameplate)) if nameplate and nameplate == self._nameplate:
                 if self._failures or self._under_way(nameplate):  # else a server could lose each code after its guesses
                     self._allocate_at = Instant(now + self._end_code(now))
                 else:
                     self._withdraw(now)
                     self._ask(now)
-            case told.ClaimReceived(nameplate=nameplate) if nameplate == self._nameplate:
-                self._answer(now, event)
-            case told.Posted(mailbox=mailbox, body=body):
+            case Told(ClaimReceived() as claim, channel=RelayChannel() as channel) if claim.nameplate == self._nameplate:
+                self._answer(now, claim, channel)
+            case Told(Posted(mailbox=mailbox, body=body)):
                 attempt = self._attempts.get(mailbox)
                 if attempt is not None and body[:1] == bytes((POST_FAILURE,)):
-                    self._fail(now, attempt, Problem.WRONG_CODE, "Somebody tried a wrong code")
-            case told.Refused(what="allocate", code=code, text=text) if self._is_asking:
+                    self._fail(now, attempt.claim, Problem.WRONG_CODE, "Somebody tried a wrong code")
+            case Told(Refused(code=code, text=text, retry_after_s=seconds), Allocate(wanted=0)) if self._is_asking:
                 self._is_asking = False
                 # What can heal is tried again: the server is full, or busy.
                 final = code in (RefusalCode.DENIED, RefusalCode.VERSION)
                 self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=server_says(text), is_final=final))
                 if not final:
-                    self._allocate_at = Instant(now + max(FIRST_DELAY, event.retry_after))
+                    self._allocate_at = Instant(now + max(FIRST_DELAY, seconds))
             case _:
                 pass
 
-    def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
-        """An XX init; False when it is not for us."""
+    def on_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
+        with self.wall(now):
+            if datagram[0] == INIT:
+                self._on_init(now, path, datagram)
+            elif datagram[0] == FINISH:
+                self._on_finish(now, path, datagram)
+
+    def _on_init(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
         attempt = next((each for each in self._attempts.values() if self._is_relayed(each, path)), None)
         if attempt is None:
-            return False
+            self._context.drops["pairing past the server"] += 1
+            return
         try:
             response = attempt.responder.handle_init(bytes(datagram))
         except MalformedPacket:
             if attempt.has_init:
                 self._context.drops["second pairing init"] += 1
             else:
-                self._client.post(now, attempt.mailbox, bytes((POST_FAILURE,)))
-                self._fail(now, attempt, Problem.WRONG_CODE, "Somebody tried a wrong code")
-            return True
+                self._client.post(now, attempt.claim.mailbox, bytes((POST_FAILURE,)))
+                self._fail(now, attempt.claim, Problem.WRONG_CODE, "Somebody tried a wrong code")
+            return
         attempt.has_init = True
         self._context.send(path, response)
-        return True
 
-    def handle_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
-        index = int.from_bytes(datagram[8:12], "big")
+    def _on_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
+        index = receiver_index(datagram)
         attempt = next((each for each in self._attempts.values() if each.responder.index == index), None)
         if attempt is None:
-            return False
+            return
         if not self._is_relayed(attempt, path):
             self._context.drops["pairing past the server"] += 1
-            return True
+            return
         try:
             completed = attempt.responder.handle_finish(bytes(datagram))
         except MalformedPacket:
             self._context.drops["pairing finish not authentic"] += 1
-            return True
+            return
         if completed.params.purpose not in (0, self._terms.purpose.value):
-            self._client.post(now, attempt.mailbox, bytes((POST_FAILURE,)))
-            self._fail(now, attempt, Problem.WRONG_CODE, "Somebody wanted something else by the code")
-            return True
-        del self._attempts[attempt.mailbox]
+            self._client.post(now, attempt.claim.mailbox, bytes((POST_FAILURE,)))
+            self._fail(now, attempt.claim, Problem.WRONG_CODE, "Somebody wanted something else by the code")
+            return
+        self._forget(attempt.claim.mailbox)
         self._ended = 0
-        self._client.leave_mailbox(now, attempt.mailbox)
+        self._client.leave_mailbox(now, attempt.claim.mailbox)
         if not self._terms.is_for_many:
             self.is_done = not self._keep
             if self._keep:
                 self._ask(now)
         self._adopt(now, completed, path, attempt.instance, False)
-        return True
 
-    def handle_timeout(self, now: Instant) -> None:
+    def on_time(self, now: Instant) -> None:
         if self.is_done:
             return
         for attempt in [each for each in self._attempts.values() if now >= each.deadline]:
-            self._fail(now, attempt, Problem.CODE_UNANSWERED, "Somebody used the code and fell silent")
+            self._fail(now, attempt.claim, Problem.CODE_UNANSWERED, "Somebody used the code and fell silent")
         if self._expires_at is not None and now >= self._expires_at:
             self._withdraw(now)
             self._context.emit(Troubled(problem=Problem.CODE_EXPIRED, text="The code has expired: here comes a fresh one."))
@@ -232,9 +238,17 @@ class ExposerPairing:
         deadlines = (each.deadline for each in self._attempts.values())
         return earliest(self._expires_at, self._renew_at, self._allocate_at, *deadlines)
 
+    def _forget(self, *mailboxes: bytes) -> None:
+        """The attempts of these."""
+        for mailbox in mailboxes:
+            attempt = self._attempts.pop(mailbox, None)
+            if attempt is not None:
+                self._context.demux.channels.pop(attempt.channel.key, None)
+                self._context.demux.handshakes.pop(attempt.responder.index, None)
+
     def _is_relayed(self, attempt: _Attempt, path: PathKey) -> bool:
         """By the server, through the channel of the claim: any other source address may be forged, and would be believed."""
-        return path.prefix == attempt.channel.channel and self._client.is_server(path.socket_id, path.remote)
+        return self._client.carries(attempt.channel, path)
 
     def _ask(self, now: Instant) -> None:
         """The only way to a code: a server that could hand one out unasked would choose how often it may guess."""
@@ -246,7 +260,7 @@ class ExposerPairing:
             return
         self._is_asking = True
         self._asked_at = now
-        self._client.allocate(now, ROOM_CLAIMS if self._terms.is_for_many else 1)
+        self._client.allocate(now, ROOM_CLAIMS if self._terms.is_for_many else 1, self)
 
     def _issue(self, now: Instant, nameplate: int, expires_s: int) -> None:
         self._is_asking = False
@@ -268,7 +282,7 @@ class ExposerPairing:
             self._client.release(now, self._nameplate)
         self._nameplate = self._code = self._expires_at = self._renew_at = None
 
-    def _answer(self, now: Instant, claim: told.ClaimReceived) -> None:
+    def _answer(self, now: Instant, claim: ClaimReceived, channel: RelayChannel) -> None:
         """From here on this guess is spent, and with the last one the code: each claim has a PAKE of its own."""
         context, code = self._context, self._code
         assert code is not None
@@ -276,7 +290,7 @@ class ExposerPairing:
             return
         if self._failures + self._under_way(claim.nameplate) >= self._terms.guesses:
             self._client.post(now, claim.mailbox, bytes((POST_BUSY,)))
-            self._client.leave_channel(now, claim.channel.channel)
+            self._client.leave_channel(now, claim.channel)
             context.drops["claims while enough are under way"] += 1
             return
         if not self._terms.is_for_many:
@@ -294,18 +308,20 @@ class ExposerPairing:
             static=context.static,
             psk=psk,
             prologue=xx_prologue(claim.nameplate, pake.message, claim.body),
-            index=context.new_index(),
+            index=context.demux.new_index(),
             params=context.params(instance, purpose=self._terms.purpose),
             entropy=context.entropy,
         )
-        self._attempts[claim.mailbox] = _Attempt(claim, responder, instance, Instant(now + ANSWER_TIMEOUT))
+        self._attempts[claim.mailbox] = _Attempt(claim, channel, responder, instance, Instant(now + ANSWER_TIMEOUT))
+        context.demux.channels[channel.key] = self
+        context.demux.handshakes[responder.index] = self
 
-    def _fail(self, now: Instant, attempt: _Attempt | told.ClaimReceived, problem: Problem, text: str) -> None:
+    def _fail(self, now: Instant, claim: ClaimReceived, problem: Problem, text: str) -> None:
         """One guess has come to nothing; a person is told of each."""
-        self._attempts.pop(attempt.mailbox, None)
-        self._client.leave_channel(now, attempt.channel.channel)
+        self._forget(claim.mailbox)
+        self._client.leave_channel(now, claim.channel)
         terms = self._terms
-        if terms.is_for_many and attempt.nameplate != self._nameplate:
+        if terms.is_for_many and claim.nameplate != self._nameplate:
             self._context.emit(Troubled(problem=problem, text=f"{text}, one that had ended already."))
             return
         self._failures += 1
@@ -321,7 +337,7 @@ class ExposerPairing:
 
     def _under_way(self, nameplate: int) -> int:
         """Guesses at this code that we have answered, and know nothing more of."""
-        return sum(each.nameplate == nameplate for each in self._attempts.values())
+        return sum(each.claim.nameplate == nameplate for each in self._attempts.values())
 
     def _end_code(self, now: Instant) -> Seconds:
         """Guesses have ended the code: how long a fresh one has to wait."""

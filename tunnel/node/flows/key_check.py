@@ -8,15 +8,27 @@ the dialer is the right one proves nothing, for a line may lose every init.  No 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Final
 
 from tunnel.errors import MalformedPacket, command_word
 from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, Problem, Troubled
+from tunnel.node.flow import Flow
 from tunnel.node.freshness import Refused
-from tunnel.node.handshakes import Initiator, InitiatorHandshake, Params, Pattern, XxResponder, open_close, seal_close
+from tunnel.node.handshakes import (
+    FINISH,
+    INIT,
+    Initiator,
+    InitiatorHandshake,
+    Params,
+    Pattern,
+    XxResponder,
+    open_close,
+    receiver_index,
+    seal_close,
+)
 from tunnel.transport.connection.events import CloseCode
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
@@ -31,14 +43,14 @@ def _params(context: Context, peer: KnownPeer) -> Params:
     return replace(params, machine=context.place) if peer.static == context.static_public else params
 
 
-class KeyQuestion:
+class KeyQuestion(Flow):
     """The dialer's side."""
 
     def __init__(
         self, context: Context, peer: KnownPeer, path: PathKey, now: Instant, right: Callable[[Params], None] | None = None
     ) -> None:
         """`right` hears what a listener with the right key says of itself."""
-        self._context = context
+        super().__init__(context)
         self._peer = peer
         self._right = right
         self._is_answered = False
@@ -48,7 +60,7 @@ class KeyQuestion:
             remote_static=None,
             psk=peer.psk,
             prologue=PROLOGUE,
-            index=context.new_index(),
+            index=context.demux.new_index(),
             params=_params(context, peer),
             entropy=context.entropy,
         )
@@ -61,18 +73,18 @@ class KeyQuestion:
             give_up_after=GIVE_UP_AFTER,
             drops=context.drops,
         )
-        context.answers[initiator.index] = self._on_answer
-        context.verdicts[initiator.index] = self._on_verdict
+        context.demux.handshakes[initiator.index] = self
+        context.demux.verdicts[initiator.index] = self._on_verdict
 
     @property
     def is_over(self) -> bool:
         return self._is_answered or self._handshake.is_over
 
-    def close(self) -> None:
-        self._context.answers.pop(self._handshake.index, None)
-        self._context.verdicts.pop(self._handshake.index, None)
+    def close(self, now: Instant) -> None:
+        self._context.demux.handshakes.pop(self._handshake.index, None)
+        self._context.demux.verdicts.pop(self._handshake.index, None)
 
-    def handle_timeout(self, now: Instant) -> None:
+    def on_time(self, now: Instant) -> None:
         """Asks again; after the answer it repeats the finish until there is a verdict, or for three seconds."""
         self._handshake.handle_timeout(now)
         datagram = self._handshake.poll_transmit(now)
@@ -82,14 +94,14 @@ class KeyQuestion:
     def poll_timeout(self) -> Instant | None:
         return None if self._is_answered else self._handshake.poll_timeout()
 
-    def _on_answer(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+    def on_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
         completed = self._handshake.handle_datagram(now, datagram)
         if completed is None:
-            return True
+            return
         if completed.remote_static == self._peer.static:
             if self._right is not None:
                 self._right(completed.params)
-            return True
+            return
         if completed.finish is not None:
             self._context.send(path, completed.finish)
         name = self._peer.name
@@ -97,7 +109,6 @@ class KeyQuestion:
             f"The key of {name} has changed since you paired: it was set up anew, or its secrets were copied. "
             f"If that is expected, run 'ptunnel peers forget {command_word(name)}' and pair again."
         )
-        return True
 
     def _on_verdict(self, datagram: Buffer) -> None:
         completed = self._handshake.completed
@@ -106,15 +117,16 @@ class KeyQuestion:
 
     def _conclude(self, text: str) -> None:
         self._is_answered = True
-        self.close()
+        self._context.demux.handshakes.pop(self._handshake.index, None)
+        self._context.demux.verdicts.pop(self._handshake.index, None)
         self._context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text, is_final=True))
 
 
-class KeyAnswerer:
+class KeyAnswerer(Flow):
     """The listener's side: answers on channels that a room of a remembered peer led to."""
 
     def __init__(self, context: Context) -> None:
-        self._context = context
+        super().__init__(context)
         self._peers: dict[bytes, KnownPeer] = {}  # by channel
         self._asked: dict[bytes, XxResponder] = {}
         self._judged: set[bytes] = set()  # channels whose key was looked at: a wrong one was told here
@@ -126,6 +138,11 @@ class KeyAnswerer:
         while len(self._peers) >= MAX_CHANNELS:
             self.forget(next(iter(self._peers)))
         self._peers[channel] = peer
+        self._context.demux.channels[channel] = self
+
+    def channels_of(self, statics: Collection[bytes]) -> set[bytes]:
+        """Those that lead to these peers."""
+        return {channel for channel, peer in self._peers.items() if peer.static in statics}
 
     def refused(self, now: Instant, channel: bytes, static: bytes, timestamp: int) -> None:
         """An init with that static key was not newer than another one."""
@@ -137,13 +154,22 @@ class KeyAnswerer:
     def forget(self, channel: bytes) -> None:
         self._refused.pop(channel, None)
         self._peers.pop(channel, None)
-        self._asked.pop(channel, None)
+        self._context.demux.channels.pop(channel, None)
+        asked = self._asked.pop(channel, None)
+        if asked is not None:
+            self._context.demux.handshakes.pop(asked.index, None)
         self._judged.discard(channel)
 
-    def handle_init(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+    def on_handshake(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
+        if datagram[0] == INIT:
+            self._on_init(path, datagram)
+        elif datagram[0] == FINISH:
+            self._on_finish(now, path, datagram)
+
+    def _on_init(self, path: PathKey, datagram: Buffer) -> None:
         peer = self._peers.get(path.prefix)
         if peer is None:
-            return False
+            return
         context = self._context
         responder = self._asked.get(path.prefix)
         if responder is None:
@@ -151,7 +177,7 @@ class KeyAnswerer:
                 static=context.static,
                 psk=peer.psk,
                 prologue=PROLOGUE,
-                index=context.new_index(),
+                index=context.demux.new_index(),
                 params=_params(context, peer),
                 entropy=context.entropy,
             )
@@ -159,29 +185,29 @@ class KeyAnswerer:
             response = responder.handle_init(bytes(datagram))
         except MalformedPacket:
             context.drops["key question not authentic"] += 1
-            return True
+            return
         self._asked[path.prefix] = responder
+        context.demux.handshakes[responder.index] = self
         context.send(path, response)
-        return True
 
-    def handle_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> bool:
+    def _on_finish(self, now: Instant, path: PathKey, datagram: Buffer) -> None:
         peer, responder = self._peers.get(path.prefix), self._asked.get(path.prefix)
-        if peer is None or responder is None or responder.index != int.from_bytes(datagram[8:12], "big"):
-            return False
+        if peer is None or responder is None or responder.index != receiver_index(datagram):
+            self._context.drops["finish for nobody"] += 1
+            return
         try:
             completed = responder.handle_finish(bytes(datagram))
         except MalformedPacket:
             self._context.drops["key question not authentic"] += 1
-            return True
+            return
         is_first = path.prefix not in self._judged
         self._judged.add(path.prefix)
         if completed.remote_static == peer.static:
             if is_first:
                 self.alive(now, peer, completed.params, self._refused.get(path.prefix))
-            return True  # IK will do, as soon as an init gets through
+            return  # IK will do, as soon as an init gets through
         context = self._context
         context.send(path, seal_close(completed.keypair, CloseCode.FORGOTTEN, "this is not the key that I remember"))
         if is_first:
             text = f"{peer.name} came with another key than you paired with: forget it and pair again if that is expected."
             context.emit(Troubled(problem=Problem.KEY_CHANGED, text=text))
-        return True
