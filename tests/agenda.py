@@ -14,7 +14,9 @@ from typing import Final
 
 import pytest
 
-from tunnel.node import Endpoint, EndpointEvent, Peering
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import EndpointEvent
+from tunnel.node.peering import Peering
 from tunnel.transport.connection.connection import Connection
 from tunnel.units import Instant, Transmit
 

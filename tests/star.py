@@ -10,7 +10,9 @@ from typing import Final
 from tests.sim.peers import EPOCH_NS, FIRST, SERVER, entropy_of
 from tests.sim.store import PeersInMemory
 from tests.unit.connection.pair import keypairs
-from tunnel.node import Endpoint, EndpointConfig, KnownPeer
+from tunnel.node.context import EndpointConfig
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import KnownPeer
 from tunnel.node.handshakes import Completed, Params
 from tunnel.node.peering import Peering
 from tunnel.transport.connection.connection import Connection

@@ -9,8 +9,10 @@ from typing import Any, cast
 import trio
 
 from tests.unit.connection.pair import Pair
-from tunnel.node import CloseReason, Connection, ConnectionClosed, Peering
+from tunnel.node.peering import Peering
 from tunnel.shell.link import Link
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import CloseReason, ConnectionClosed
 from tunnel.units import Instant, Transmit
 
 

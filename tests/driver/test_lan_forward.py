@@ -33,11 +33,11 @@ from tests.unit.ip.packets import (
 )
 from tunnel.doors.tun.tap import Pieces
 from tunnel.errors import ConfigurationError
-from tunnel.node import PathKind
 from tunnel.room.core.discovery import EVERYBODY_BURST
 from tunnel.room.ip import header
 from tunnel.room.plane import LanAddresses, LanForward
 from tunnel.shell.packets import PacketDoor, PacketRun
+from tunnel.transport.connection.events import PathKind
 from tunnel.transport.packet.header import MAX_BURST
 from tunnel.units import Buffer, Transmit
 

@@ -17,7 +17,7 @@ import tunnel
 from tests.driver.lan import Player
 from tests.driver.meeting import Heard, echo, homes, on, shout
 from tests.twins.udp import MemoryNetwork
-from tunnel.node import CONTROL_SERVER, ControlReceived
+from tunnel.node.peering import CONTROL_SERVER
 from tunnel.server_spec import TlsOptions
 from tunnel.setup.machine import Machine
 from tunnel.setup.moving import MOVE_PAUSE, may_be_there
@@ -27,6 +27,7 @@ from tunnel.shell.link import MAX_SERVER
 from tunnel.shell.serve import RunningServer, serve
 from tunnel.shell.servers import LONGEST_LOOK
 from tunnel.state.home import Home
+from tunnel.transport.connection.events import ControlReceived
 from tunnel.units import Instant
 
 NAME = "rv.example.net"

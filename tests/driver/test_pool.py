@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tunnel.doors.udp.socket import UdpSocket, open_socket
-from tunnel.node import CloseSockets, OpenSockets
+from tunnel.node.pool import CloseSockets, OpenSockets
 from tunnel.shell.pool import PoolSockets
 from tunnel.units import SocketId
 

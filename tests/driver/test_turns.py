@@ -13,9 +13,11 @@ import trio.testing
 
 from tests.driver.meeting import lone_driver
 from tests.unit.connection.pair import Pair
-from tunnel.node import DatagramsReceived, Peering, PeeringEvent, PeeringStarted, Problem, Troubled
+from tunnel.node.events import PeeringEvent, PeeringStarted, Problem, Troubled
+from tunnel.node.peering import Peering
 from tunnel.shell.endpoint import EndpointDriver
 from tunnel.shell.link import Link
+from tunnel.transport.connection.events import DatagramsReceived
 from tunnel.units import Address, SocketId
 
 SENDER = Address("198.51.100.1", 7)

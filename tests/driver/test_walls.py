@@ -22,8 +22,8 @@ from tests.driver.tls import make_certificate
 from tunnel.doors.tls.client import TlsSocket, dial
 from tunnel.doors.tls.server import ServerCertificate, TlsListener
 from tunnel.faults import Faults
-from tunnel.node import OpenRoute
 from tunnel.node.diagnosis import Diagnosis
+from tunnel.node.pool import OpenRoute
 from tunnel.ports.exposing import Exposure
 from tunnel.server_spec import TlsOptions
 from tunnel.setup.store import HomeStore

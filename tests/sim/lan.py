@@ -8,7 +8,9 @@ from hashlib import sha256
 from tests.sim.link import Link
 from tests.sim.peers import DAY_NS, EPOCH_NS, FIRST, SERVER, ServerNode, entropy_of
 from tests.sim.world import Host, World
-from tunnel.node import CodeIssued, Endpoint, EndpointConfig, EndpointEvent, Problem, Troubled
+from tunnel.node.context import EndpointConfig
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import CodeIssued, EndpointEvent, Problem, Troubled
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.room.core.addresses import Prefix
 from tunnel.room.core.events import RoomEvent

@@ -20,29 +20,26 @@ from itertools import pairwise
 from tests.sim.link import Link
 from tests.sim.store import PeersInMemory
 from tests.sim.world import Host, Realm, World
-from tunnel.node import (
-    CloseRoute,
-    CloseSockets,
+from tunnel.nat.memory import Remembered
+from tunnel.nat.technique import PoolSocket
+from tunnel.node.context import EndpointConfig
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import (
     CodeIssued,
-    Endpoint,
-    EndpointConfig,
     EndpointEvent,
     KeptPsk,
     KnownPeer,
-    OpenRoute,
-    OpenSockets,
-    Peering,
     PeeringClosed,
     PeeringEvent,
     PeeringRestarted,
     PeeringStarted,
     PeerPaired,
-    PoolSocket,
     Problem,
-    Remembered,
     Troubled,
     WayLearned,
 )
+from tunnel.node.peering import Peering
+from tunnel.node.pool import CloseRoute, CloseSockets, OpenRoute, OpenSockets
 from tunnel.node.stun_codec import ServerStun
 from tunnel.pairing.grants import GrantSet
 from tunnel.rendezvous.limits import ServerConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tunnel.node import KeptPsk, KnownPeer
+from tunnel.node.events import KeptPsk, KnownPeer
 
 
 class PeersInMemory:

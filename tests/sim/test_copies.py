@@ -13,7 +13,7 @@ import pytest
 
 from tests.sim.peers import Cast, PeerNode, entropy_of
 from tests.sim.world import Host
-from tunnel.node import Problem
+from tunnel.node.events import Problem
 from tunnel.units import Address, Seconds
 
 SAID = "the calendar jumped"

@@ -7,7 +7,7 @@ import pytest
 from tests.sim.link import Link
 from tests.sim.peers import Cast, PeerNode
 from tests.sim.world import Host
-from tunnel.node import PeeringEvent
+from tunnel.node.events import PeeringEvent
 from tunnel.transport.connection.events import PathChanged
 from tunnel.transport.connection.paths import KEEPALIVE, MAX_KEEPALIVE, MIN_KEEPALIVE
 from tunnel.units import Seconds, Transmit

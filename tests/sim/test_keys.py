@@ -9,7 +9,8 @@ import pytest
 from tests.sim.link import Link
 from tests.sim.peers import Cast, PeerNode
 from tests.sim.world import Host
-from tunnel.node import Peering, Problem
+from tunnel.node.events import Problem
+from tunnel.node.peering import Peering
 from tunnel.transport.connection import keyring
 from tunnel.transport.crypto.keys import REJECT_AFTER, Keypair
 from tunnel.units import Address, Instant, Seconds

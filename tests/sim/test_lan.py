@@ -11,7 +11,8 @@ from tests.sim.lan import MemberNode, Party
 from tests.sim.link import Link
 from tests.sim.peers import SERVER, entropy_of
 from tests.sim.test_meeting import SHARE, rough_link
-from tunnel.node import CONTROL_ROOM, CodeIssued, Problem
+from tunnel.node.events import CodeIssued, Problem
+from tunnel.node.peering import CONTROL_ROOM
 from tunnel.pairing.identity import meeting_days, room_id
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.room.core import messages

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.lan import MemberNode, Party
-from tunnel.node import CONTROL_ROOM, Peering
 from tunnel.node.context import Context
+from tunnel.node.peering import CONTROL_ROOM, Peering
 
 
 def links(party: Party) -> list[Peering]:

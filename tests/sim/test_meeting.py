@@ -17,7 +17,7 @@ from tests.sim.link import Bursts, Link
 from tests.sim.nat import SITES
 from tests.sim.peers import Cast, PeerNode, acquaint
 from tests.sim.world import START
-from tunnel.node import Problem, Troubled
+from tunnel.node.events import Problem, Troubled
 from tunnel.transport.connection.events import PathKind
 from tunnel.units import Seconds
 

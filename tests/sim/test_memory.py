@@ -11,7 +11,8 @@ from tests.sim import oracle
 from tests.sim.link import Link
 from tests.sim.peers import Cast, PeerNode
 from tunnel.nat.budget import POOL_SOCKETS
-from tunnel.node import CandidateKind, Remembered
+from tunnel.nat.candidate import CandidateKind
+from tunnel.nat.memory import Remembered
 from tunnel.units import Address, Seconds
 
 FORGETTING = 400.0  # seconds in which every NAT forgets what it has mapped

@@ -11,7 +11,7 @@ from tests.sim.link import Bursts, Link
 from tests.sim.peers import BLACK_HOLE, Cast, PeerNode, Transfer
 from tests.sim.test_meeting import BATCHES, rough_link, seeds
 from tests.sim.world import Host, World
-from tunnel.node import Peering
+from tunnel.node.peering import Peering
 from tunnel.transport.connection.connection import IDLE_LIMIT_WITH_STREAMS
 from tunnel.transport.connection.events import PathKind
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit

@@ -9,7 +9,7 @@ import pytest
 
 from tests.sim.peers import SERVER, PeerNode, ServerNode
 from tests.sim.world import World
-from tunnel.node import Problem, Troubled
+from tunnel.node.events import Problem, Troubled
 
 ONE, OTHER = bytes(range(32)), bytes(range(1, 33))
 

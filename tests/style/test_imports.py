@@ -40,7 +40,10 @@ ARROWS: dict[str, set[str]] = {
     "host": BASE,
     "telemetry": {"core", "disk", *BASE},
     # trio around the core
-    "shell": {"core", "node", "rendezvous", "dht", "doors.udp", "doors.tls", "host", "server_spec", *WALLS},
+    "shell": {
+        "core", "transport", "nat", "pairing", "node", "rendezvous", "dht", "doors.udp", "doors.tls", "host", "server_spec",
+        *WALLS,
+    },
     # what people use
     "setup": {"shell", "pairing", "state", "host", "telemetry", "disk", *SETTINGS, *WALLS},
     "ports": {"setup", "shell", "pairing", "core", "doors.udp", "host", "state", *SETTINGS, *WALLS},

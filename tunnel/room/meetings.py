@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tunnel.node import PeeringClosed, PeeringEvent, Problem
+from tunnel.node.events import PeeringClosed, PeeringEvent, Problem
 from tunnel.room.core.membership import Membership, NewcomerStore
 
 __all__ = ["PROBLEMS_OF_PEERS", "Membership", "NewcomerStore", "PeeringClosed", "PeeringEvent", "Problem"]

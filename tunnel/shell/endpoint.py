@@ -21,33 +21,30 @@ from tunnel.host.clock import boottime, processor_time, wall_ns
 from tunnel.host.cpu import has_aes
 from tunnel.host.machine import machine_id
 from tunnel.host.monitor import watch
-from tunnel.node import (
-    CandidateKind,
-    CloseRoute,
+from tunnel.nat.candidate import CandidateKind
+from tunnel.nat.memory import Remembered
+from tunnel.node.context import EndpointConfig, PeerStore
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import (
     CodeIssued,
-    Endpoint,
-    EndpointConfig,
     EndpointEvent,
-    ExposerPairing,
     Faulted,
     KnownPeer,
-    OpenRoute,
-    OpenSockets,
     PeerBack,
-    Peering,
     PeeringClosed,
     PeeringEvent,
     PeeringRestarted,
     PeeringStarted,
     PeerPaired,
-    PeerStore,
     Problem,
-    Remembered,
     ServerReached,
     Troubled,
     WayLearned,
-    preferred_aeads,
 )
+from tunnel.node.flows.expose_code import ExposerPairing
+from tunnel.node.handshakes import preferred_aeads
+from tunnel.node.peering import Peering
+from tunnel.node.pool import CloseRoute, OpenRoute, OpenSockets
 from tunnel.server_spec import TlsOptions, tls_options
 from tunnel.shell.copies import Copies
 from tunnel.shell.lasting import last

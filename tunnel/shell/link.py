@@ -10,38 +10,32 @@ import trio
 
 from tunnel.errors import MalformedPacket, PeerError, StreamLimitError, TunnelError, UnreachableError
 from tunnel.faults import Faults
-from tunnel.node import (
-    CONTROL_ROOM,
-    CONTROL_SERVER,
-    CONTROL_SHARES,
+from tunnel.node.events import KnownPeer
+from tunnel.node.peering import CONTROL_ROOM, CONTROL_SERVER, CONTROL_SHARES, Peering
+from tunnel.node.shares import Share, Shares, decode_shares, encode_shares
+from tunnel.pairing.grants import GrantSet
+from tunnel.pairing.identity import fingerprint
+from tunnel.shell.datagrams import Datagrams
+from tunnel.shell.packets import PacketDoor, PacketSealer, PacketSink
+from tunnel.shell.status import LinkStatus
+from tunnel.shell.stream import StreamCode, TunnelStream
+from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.events import (
     CloseCode,
     CloseReason,
-    Connection,
     ConnectionClosed,
     ConnectionEvent,
     ConnectionStats,
     ControlReceived,
     DatagramsReceived,
-    GrantSet,
-    KnownPeer,
     PathChanged,
     PathKind,
-    Peering,
-    Share,
-    Shares,
     StreamOpened,
     StreamReadable,
     StreamReset,
     StreamStopped,
     StreamWritable,
-    decode_shares,
-    encode_shares,
-    fingerprint,
 )
-from tunnel.shell.datagrams import Datagrams
-from tunnel.shell.packets import PacketDoor, PacketSealer, PacketSink
-from tunnel.shell.status import LinkStatus
-from tunnel.shell.stream import StreamCode, TunnelStream
 from tunnel.units import Instant, Seconds, StreamId
 
 __all__ = ["CloseCode", "CloseReason", "Link", "LinkStatus", "Share", "Shares", "StreamHandler"]

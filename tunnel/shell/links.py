@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunnel.faults import Faults
-from tunnel.node import EndpointEvent, Peering, PeeringClosed, PeeringEvent, PeeringRestarted, PeeringStarted
+from tunnel.node.events import EndpointEvent, PeeringClosed, PeeringEvent, PeeringRestarted, PeeringStarted
+from tunnel.node.peering import Peering
 from tunnel.shell.link import Link
 from tunnel.shell.packets import PacketDoor
 from tunnel.units import Instant

@@ -11,7 +11,7 @@ import trio
 
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.faults import Faults
-from tunnel.node import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
+from tunnel.transport.connection.packets import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
 from tunnel.units import SocketId, Transmit
 
 __all__ = ["PACKET_PARTIAL", "PACKET_ROOM", "PacketBurst", "PacketDoor", "PacketRun", "PacketSealer", "PacketSink"]

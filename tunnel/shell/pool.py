@@ -9,7 +9,8 @@ import trio
 
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.errors import ConfigurationError
-from tunnel.node import CloseSockets, OpenSockets, PoolSocket
+from tunnel.nat.technique import PoolSocket
+from tunnel.node.pool import CloseSockets, OpenSockets
 from tunnel.units import SocketId
 
 FIRST_ID: Final = 1_000  # of a pool socket; none is ever given twice

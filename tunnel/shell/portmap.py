@@ -18,18 +18,9 @@ import trio
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import Gateway, default_gateway, is_translated
-from tunnel.node.mapping import (
-    LIFETIME,
-    MAPPING_PORT,
-    LookUpPort,
-    MapPort,
-    PortMapper,
-    PortMapping,
-    Protocol,
-    SearchRouter,
-    UnmapPort,
-    UpnpTask,
-)
+from tunnel.nat.mapping_states import LookUpPort, MapPort, PortMapping, Protocol, SearchRouter, UnmapPort, UpnpTask
+from tunnel.nat.pcp import PORT as MAPPING_PORT
+from tunnel.nat.portmap import LIFETIME, PortMapper
 from tunnel.shell.lasting import last
 from tunnel.shell.upnp import UpnpError, UpnpGateway
 from tunnel.units import Address, Instant, Seconds

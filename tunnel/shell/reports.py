@@ -11,14 +11,9 @@ from tunnel.errors import (
     TunnelError,
     UnreachableError,
 )
-from tunnel.node import (
-    CloseCode,
-    CloseReason,
+from tunnel.node.events import (
     CodeIssued,
     EndpointEvent,
-    ExposerPairing,
-    PathChanged,
-    PathKind,
     PeerBack,
     PeeringClosed,
     PeeringEvent,
@@ -26,10 +21,12 @@ from tunnel.node import (
     Problem,
     ServerReached,
     Troubled,
-    fingerprint,
 )
+from tunnel.node.flows.expose_code import ExposerPairing
+from tunnel.pairing.identity import fingerprint
 from tunnel.shell.events import Closed, CodeReady, Event, Paired, PathReport, Trouble
 from tunnel.shell.link import Link
+from tunnel.transport.connection.events import CloseCode, CloseReason, PathChanged, PathKind
 from tunnel.units import Instant
 
 __all__ = ["EndpointEvent", "ExposerPairing", "PeerBack", "Troubled", "closed_exception", "to_event", "to_exception"]

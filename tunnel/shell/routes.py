@@ -14,7 +14,7 @@ from tunnel.doors.tls.client import TlsSocket, dial
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults, Wall
-from tunnel.node import CloseRoute, OpenRoute
+from tunnel.node.pool import CloseRoute, OpenRoute
 from tunnel.server_spec import TlsOptions, parse_server
 from tunnel.units import Address, SocketId
 

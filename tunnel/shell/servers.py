@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import trio
 
 from tunnel.errors import ConfigurationError, ServerUnreachableError
-from tunnel.node import Endpoint
+from tunnel.node.endpoint import Endpoint
 from tunnel.server_spec import DHT, parse_server
 from tunnel.shell.places import resolve_server
 from tunnel.units import Address, Instant

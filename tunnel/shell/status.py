@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunnel.node import ConnectionStats
+from tunnel.transport.connection.events import ConnectionStats
 
 
 @dataclass(slots=True, kw_only=True)

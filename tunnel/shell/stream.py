@@ -12,7 +12,8 @@ from collections.abc import Callable
 import trio
 
 from tunnel.errors import TunnelError, UnreachableError
-from tunnel.node import Connection, StreamCode, StreamSink
+from tunnel.transport.connection.connection import Connection, StreamSink
+from tunnel.transport.connection.events import StreamCode
 from tunnel.units import StreamId
 
 __all__ = ["StreamCode", "StreamResetError", "StreamSink", "StreamStoppedError", "TunnelStream"]

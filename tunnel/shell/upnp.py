@@ -13,7 +13,7 @@ import trio
 
 from tunnel.errors import MalformedPacket
 from tunnel.host.gateway import is_translated
-from tunnel.node.mapping import upnp
+from tunnel.nat import upnp
 from tunnel.units import Address
 
 SEARCH_AT: Final = (0.0, 0.3, 1.0)  # seconds; a search is two datagrams, and any may be lost

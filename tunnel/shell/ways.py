@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from tunnel.node import Remembered
+from tunnel.nat.memory import Remembered
 
 
 class WayMemory(Protocol):

@@ -12,23 +12,17 @@ from typing import Final
 
 from tests.sim.link import Link
 from tests.sim.world import Host, World
-from tunnel.node import (
-    CloseSockets,
-    Connection,
-    Endpoint,
-    EndpointConfig,
-    EndpointEvent,
-    KnownPeer,
-    OpenSockets,
-    Peering,
-    PeeringEvent,
-    PoolSocket,
-    Troubled,
-)
+from tunnel.nat.technique import PoolSocket
+from tunnel.node.context import EndpointConfig
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import EndpointEvent, KnownPeer, PeeringEvent, Troubled
+from tunnel.node.peering import Peering
+from tunnel.node.pool import CloseSockets, OpenSockets
 from tunnel.node.stun_codec import ServerStun
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.server import Server
 from tunnel.rendezvous.stun import ServerSocket
+from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import StreamOpened, StreamReadable
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 

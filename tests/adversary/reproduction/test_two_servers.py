@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.adversary.reproduction.people import SERVER, Person, ServerNode
 from tests.sim.world import World
-from tunnel.node import CodeIssued
+from tunnel.node.events import CodeIssued
 from tunnel.pairing.grants import GrantSet
 
 GRANTS = tuple(GrantSet.parse("22").to_dicts())

@@ -16,12 +16,12 @@ from tests.fuzz.machines.decoders import OFFER, PUSHES, RESPONSES, ROOM, room
 from tests.sim.world import Host
 from tests.unit.node.people import FIRST, GRANTS, SERVER, Party, Person
 from tunnel.nat.candidate import encode_offer
-from tunnel.node import KnownPeer, PathKind, Peering
-from tunnel.node.events import Faulted
+from tunnel.node.events import Faulted, KnownPeer
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, KEEP
-from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG
+from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG, Peering
 from tunnel.rendezvous import messages as m
 from tunnel.room.core.membership import CONTROL_ROOM
+from tunnel.transport.connection.events import PathKind
 from tunnel.transport.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.units import Address, Seconds
 

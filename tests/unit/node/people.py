@@ -10,19 +10,10 @@ from tests.sim.link import Link
 from tests.sim.peers import DAY_NS, EPOCH_NS, FIRST, GRANTS, SERVER, ServerNode, entropy_of
 from tests.sim.store import PeersInMemory
 from tests.sim.world import Host, World
-from tunnel.node import (
-    CodeIssued,
-    Endpoint,
-    EndpointConfig,
-    EndpointEvent,
-    KeptPsk,
-    KnownPeer,
-    Peering,
-    PeeringEvent,
-    PeeringStarted,
-    Problem,
-    Troubled,
-)
+from tunnel.node.context import EndpointConfig
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import CodeIssued, EndpointEvent, KeptPsk, KnownPeer, PeeringEvent, PeeringStarted, Problem, Troubled
+from tunnel.node.peering import Peering
 from tunnel.transport.connection.events import PathChanged, PathKind, StreamOpened, StreamReadable
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 

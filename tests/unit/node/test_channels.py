@@ -5,8 +5,8 @@ from __future__ import annotations
 from hashlib import sha256
 
 from tests.unit.node.people import SERVER, Party, Person
-from tunnel.node import KnownPeer, Problem, Troubled
 from tunnel.node.channels import UNUSED_LIFETIME
+from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.pairing.identity import meeting_days, room_id
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client

@@ -7,8 +7,8 @@ from hashlib import sha256
 import pytest
 
 from tests.unit.node.people import DAY_NS, EPOCH_NS, SERVER, Party, Person
-from tunnel.node import KnownPeer, Problem, Troubled
 from tunnel.node.clocks import spoken
+from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.node.flows.dial import MAX_LISTENING
 from tunnel.pairing.identity import LAST_DAY, days_around, meeting_days
 from tunnel.rendezvous.limits import ServerConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.unit.node.people import entropy_of
 from tests.unit.node.test_forgeries import an_exposer, codes_of, gives, loses, says
-from tunnel.node import Problem, Troubled
 from tunnel.node.context import Context
+from tunnel.node.events import Problem, Troubled
 from tunnel.node.flows.expose_code import (
     ANSWER_TIMEOUT,
     FOR_MANY,

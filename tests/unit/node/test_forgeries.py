@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.unit.node.people import GRANTS, Party, entropy_of
-from tunnel.node import CodeIssued, PeerPaired, Problem, Troubled
 from tunnel.node.context import Context, EndpointConfig
+from tunnel.node.events import CodeIssued, PeerPaired, Problem, Troubled
 from tunnel.node.flows.answer import MAX_PENDING, PENDING_LIFETIME
 from tunnel.node.flows.expose_code import (
     CODE_LIFETIME,

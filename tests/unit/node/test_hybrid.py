@@ -10,8 +10,9 @@ import pytest
 
 from tests.sim.link import Link
 from tests.sim.peers import Cast, PeerNode, acquaint
-from tunnel.node import KnownPeer, Peering, PeeringStarted, Problem, Troubled
+from tunnel.node.events import KnownPeer, PeeringStarted, Problem, Troubled
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, KEEP, STEP_INTERVAL, STEP_PATIENCE, Stage
+from tunnel.node.peering import Peering
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import CloseCode
 from tunnel.transport.crypto import kem

@@ -9,8 +9,9 @@ import pytest
 
 from tests.unit.node.people import SERVER, Party, Person
 from tests.unit.node.test_clocks import told
-from tunnel.node import KnownPeer, Peering, Problem, Troubled
+from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.node.machines import MAX_MACHINES, MAX_QUESTIONS, MAX_TOLD, TELL_AGAIN, Machines
+from tunnel.node.peering import Peering
 from tunnel.units import Instant, Seconds
 
 HERE, THERE = b"machine one " + bytes(20), b"machine two " + bytes(20)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.sim.link import Link
 from tests.unit.node.people import SERVER, Party
-from tunnel.node import PeeringClosed, PeeringRestarted, PeerPaired, Problem, Troubled
+from tunnel.node.events import PeeringClosed, PeeringRestarted, PeerPaired, Problem, Troubled
 from tunnel.transport.connection.events import PathKind
 from tunnel.units import Seconds
 

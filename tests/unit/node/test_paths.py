@@ -6,7 +6,8 @@ import pytest
 
 from tests.sim.link import Link
 from tests.unit.node.people import Party
-from tunnel.node import PeerBack, Peering, PeeringClosed, PeeringEvent, Problem
+from tunnel.node.events import PeerBack, PeeringClosed, PeeringEvent, Problem
+from tunnel.node.peering import Peering
 from tunnel.shell.events import Trouble
 from tunnel.shell.link import Link as DriverLink
 from tunnel.shell.reports import to_event

@@ -9,7 +9,9 @@ import pytest
 from tests.sim.lan import MemberNode
 from tests.unit.node.people import SERVER, Party
 from tunnel.errors import ConfigurationError
-from tunnel.node import Endpoint, PeerPaired, Troubled, meetings
+from tunnel.node import meetings
+from tunnel.node.endpoint import Endpoint
+from tunnel.node.events import PeerPaired, Troubled
 from tunnel.node.flows.claim_code import OTHER_PURPOSE
 from tunnel.node.flows.expose_code import FOR_MANY
 from tunnel.pairing.code import Purpose

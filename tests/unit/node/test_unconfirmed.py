@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.node.people import Party
-from tunnel.node import Problem
+from tunnel.node.events import Problem
 from tunnel.node.flows.expose_code import ANSWER_TIMEOUT
 
 

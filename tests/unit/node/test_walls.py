@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.unit.node.people import FIRST, GRANTS, SERVER, Party, Person
-from tunnel.node import ExposerPairing, KnownPeer, Peering, PeeringClosed, Problem
-from tunnel.node.events import Faulted
+from tunnel.node.events import Faulted, KnownPeer, PeeringClosed, Problem
 from tunnel.node.flows import dial as dialing
 from tunnel.node.flows.claim_code import ConnectorPairing
+from tunnel.node.flows.expose_code import ExposerPairing
+from tunnel.node.peering import Peering
 from tunnel.node.peerings import Peerings
 from tunnel.node.servers import CLIENT_REST
 from tunnel.transport.connection.connection import Connection
