@@ -1,6 +1,6 @@
 """ptunnel: a UDP tunnel and port forwarder over hole-punched connections, as a library for trio.
 
-async with tunnel.connect("731-crossover-clockwork", server="rv.example.net") as link: ...
+async with tunnel.connect("731-garden-violin", server="rv.example.net") as link: ...
 """
 
 from __future__ import annotations

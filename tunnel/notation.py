@@ -92,6 +92,7 @@ EXAMPLES: Final = (
     Example("forward", "8080", "8080"),
     Example("forward", "2222:22", "2222:22"),
     Example("forward", "tcp/2222:22", "2222:22"),
+    Example("forward", "2222:tcp/22", "2222:22"),
     Example("forward", "5353:53/udp", "5353:53/udp"),
     Example("forward", "3000:3000", "3000"),
     Example("forward", ":3000", "3000"),
@@ -231,6 +232,9 @@ def split_protocols(text: str) -> tuple[str, tuple[Protocol, ...]]:
     head, slash, tail = text.partition("/")
     if not slash:
         return head, ()
+    before, colon, word = head.rpartition(":")
+    if colon and word.lower() in _PROTOCOL_WORDS:  # LOCAL:tcp/REMOTE, as ptunnel shows REMOTE
+        head, tail = word, f"{before}:{tail}"
     rest, words = (tail, head.lower()) if head.lower() in _PROTOCOL_WORDS else (head, tail.lower())
     if words not in _PROTOCOL_WORDS:
         raise ConfigurationError(

@@ -56,7 +56,7 @@ def test_any_run_is_a_sound_frame_or_a_counted_drop(found: list[PacketRun]) -> N
     tap = MemoryTap()
     member = table.members[OTHER.static]
     member.link = cast(Any, SimpleNamespace(packets=SimpleNamespace(room=1300)))
-    receiver = LanReceiver(table, tap, b"\x02pt\0\0\x02")
+    receiver = LanReceiver(table, tap, b"\x02pt\0\0\x02", lambda _member, _packet: None)
     for run in found:
         before = len(tap.written), sum(table.drops.values())
         receiver.take(member, Instant(1000.0), [run])

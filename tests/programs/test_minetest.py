@@ -1,6 +1,6 @@
-"""Minetest: it has no search, so its player types the server's address in the room, and is given the world.
+"""Minetest: it has no search, so its player types the name of the server's member, and is given the world.
 
-Not the name: the client takes the first address of a name alone, which is of IPv6, and the server listens on IPv4 alone.
+The client takes the first address of a name alone, and the server listens on IPv4 alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SETTINGS = "enable_sound = false\nscreen_w = 640\nscreen_h = 480\nviewing_range 
 pytestmark = [pytest.mark.nightly, pytest.mark.time_limit(300), needs("minetest", "Xvfb")]
 
 
-def test_a_server_is_joined_by_its_address(room: Room) -> None:
+def test_a_server_is_joined_by_its_name(room: Room) -> None:
     host, friend = room.members
     settings = room.lab.folder / "minetest.conf"
     settings.write_text(SETTINGS, encoding="ascii")
@@ -36,7 +36,7 @@ def test_a_server_is_joined_by_its_address(room: Room) -> None:
     eventually("the server of Minetest", lambda: f":{PORT} " in host.space.run("ss", "-Hlnu").stdout, SLOW_S)
     screen = Screen(room.lab, friend.space, "minetest-room")
     with screen.shown():
-        where = ["--address", host.ipv4, "--port", str(PORT), "--name", "friend", "--password", "secret"]
+        where = ["--address", f"{host.name}.ptunnel", "--port", str(PORT), "--name", "friend", "--password", "secret"]
         player = Program(
             room.lab,
             friend.space,

@@ -30,7 +30,7 @@ WORDS = {
 }  # fmt: skip
 #: The same for what the source fills in.
 FILLED_IN = {
-    "port": "2222", "suffix": "/udp", "options": "--forward 2222:22", "meant": "serve",
+    "port": "2222", "ports": "22 8080", "suffix": "/udp", "options": "--forward 2222:22", "meant": "serve",
     "line": "home --forward 2222:22",
 }  # fmt: skip
 QUOTED = re.compile(r"'(?:sudo )?(ptunnel [^'\n]+)'|`(?:sudo )?(ptunnel [^`\n]+)`")

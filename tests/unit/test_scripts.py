@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ class Machine:
         self.bin = folder / "bin"
         self.bin.mkdir()
         for tool in ("bash", "dirname", "readlink", "mkdir", "touch", "cp", "rm", "ln", "timeout", "cat", "sha256sum", "cut",
-                     "flock", "sleep", "head"):  # fmt: skip
+                     "flock", "sleep", "head", "stat"):  # fmt: skip
             if (found := shutil.which(tool)) is not None:
                 (self.bin / tool).symlink_to(found)
         for name, version in versions.items():
@@ -66,6 +67,33 @@ def test_the_interpreter_is_one_that_ptunnel_runs_on(versions: dict[str, str], c
     done = Machine(tmp_path, **versions).run("-c", 'source scripts/python; echo "$python"')
     assert done.stdout.strip().endswith(f"/{chosen}")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("shut", "chosen"), [("python3", "python3.11"), ("python3.11", "python3"), (None, "python3")])
+def test_what_is_for_everybody_runs_on_an_interpreter_that_everybody_may_run(shut: str | None, chosen: str) -> None:
+    """Root's own, as pyenv makes them, lie in a folder that nobody else may enter."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        machine = Machine(folder, python3="3.12.1", python3_11="3.11.4")
+        if shut is not None:
+            (folder / "root").mkdir(mode=0o700)
+            (machine.bin / shut).rename(folder / "root" / shut)
+            (machine.bin / shut).symlink_to(folder / "root" / shut)
+        done = machine.run("-c", 'for_everybody=yes; source scripts/python; echo "$python"; everybody_runs "$python" && echo yes')
+        assert done.stdout.split() == [str(machine.bin / chosen), "yes"]
+        done = machine.run("-c", 'source scripts/python; echo "$python"')
+        assert done.stdout.strip() == str(machine.bin / "python3"), "where it is for one user, as ever"
+
+
+def test_what_is_installed_can_be_read_by_all_whatever_the_umask(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3="3.11.4")
+    command = tmp_path / "usr" / "bin" / "ptunnel"
+    command.parent.mkdir(parents=True)
+    place = {"PTUNNEL_INSTALL_TO": str(tmp_path / "opt"), "PTUNNEL_INSTALL_COMMAND": str(command)}
+    assert machine.run("-c", "umask 077; scripts/install", **place).returncode == 0
+    for path in (tmp_path / "opt", tmp_path / "opt" / "bin", command, tmp_path / "usr" / "share" / "man" / "man1" / "ptunnel.1"):
+        assert path.stat().st_mode & 0o004, path
 
 
 @pytest.mark.parametrize("script", ["scripts/venv", "scripts/install"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tunnel.cli.options import common, open_home, tell_elsewhere
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, tell
 from tunnel.errors import ConfigurationError
 from tunnel.settings import TABLE, is_text, load
 
@@ -51,7 +51,7 @@ def command(setting: str | None, value: str | None, is_unset: bool, is_json: boo
     if setting is not None and (is_unset or value is not None):
         config = home.configure(setting, None if is_unset else _checked(setting, value or ""))
         if TABLE[setting].is_secret and not is_unset and not is_json:
-            click.echo(SEEN_BY_OTHERS.format(home.path / "config.toml"), err=True)
+            tell(SEEN_BY_OTHERS.format(home.path / "config.toml"))
     load(config, {})
     shown = [setting] if setting is not None else [key for key in IN_FILE if key in config]
     for key in shown:
@@ -80,5 +80,5 @@ def _show(key: str, config: ConfigFile, is_json: bool) -> None:
 
 
 def _tell_place(path: Path, is_set: bool) -> None:
-    click.echo(f"{'Set' if is_set else 'Nothing is set'} in {path}{'' if path.exists() else ', which is not there'}.", err=True)
+    tell(f"{'Set' if is_set else 'Nothing is set'} in {path}{'' if path.exists() else ', which is not there'}.")
     tell_elsewhere(path)

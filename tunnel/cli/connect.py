@@ -20,6 +20,7 @@ from tunnel.cli.options import (
     with_last_server,
     with_server_of,
 )
+from tunnel.cli.render import tell
 from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.notation import also
 
@@ -102,7 +103,7 @@ def command(
         who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
         code, settings = with_server_of(code, settings)
         if code is not None and last and not settings.is_server_given:
-            click.echo(last, err=True)
+            tell(last)
         output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
         stays = not is_once and target is None
         limit = math.inf if timeout is None else timeout

@@ -133,18 +133,16 @@ def _why_silent(found: Examination) -> str:
 
 
 def _show(home: Home, found: Examination, link: dict[str, Any] | None, advice: list[str]) -> None:
-    from tunnel.cli.render import path_line
+    from tunnel.cli.render import path_line, tell
 
-    for line in [*table(found), *below(found, home)]:
+    for line in table(found):
         click.echo(line)
-    click.echo("")
-    for sentence in found.sentences():
-        click.echo(sentence)
+    for line in (*below(found, home), "", *found.sentences()):
+        tell(line, is_answer=True)
     if link is not None:
         click.echo("")
-        click.echo(f"{link['peer']}: {path_line(link)}")
-        for sentence in advice:
-            click.echo(sentence)
+        for line in (f"{link['peer']}: {path_line(link)}", *advice):
+            tell(line, is_answer=True)
 
 
 def below(found: Examination, home: Home) -> list[str]:

@@ -13,6 +13,7 @@ import click
 
 from tunnel.cli.log import Log
 from tunnel.cli.options import common, complete_peer, load_settings, meeting, once, open_home, settle_server
+from tunnel.errors import AlreadyRunningError
 from tunnel.notation import also
 
 if TYPE_CHECKING:
@@ -95,7 +96,17 @@ def command(
         home, settings, grants, list(parsed), to, keep, output,
         only=only, has_picture=has_picture, waits=not is_once,
     )  # fmt: skip
-    return run(exposing.run)
+    try:
+        return run(exposing.run)
+    except* AlreadyRunningError as group:
+        if to or not grants:
+            raise
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        ports = " ".join(grants)
+        instead = f"A remembered peer needs no code: 'ptunnel expose {ports} --to NAME' has that process share it."
+        raise AlreadyRunningError(f"{error} {instead}") from None
 
 
 def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: bool, output: Output) -> bool:
@@ -168,6 +179,7 @@ class Exposing:
         self._exposure: Exposure | None = None
         self._code_ends: float | None = None  # boottime() at which the code expires
         self._codes = 0
+        self._code = ""  # that is shown
         self._log = Log(output, is_exposer=True)
         self._counters: ForwardCounters = ForwardCounters()
 
@@ -289,8 +301,11 @@ class Exposing:
         match event:
             case Listening(bind=bind, embedded=embedded, public=public):
                 if embedded:
+                    has_moved = self._code_ends is not None and bind != self._server
                     self._server, self._public = bind, public
                     self._output.say(f"{why_embedded(bind)}, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
+                    if has_moved:
+                        self._show_way()
             case CodeReady(code=code, expires_s=expires_s) if expires_s is not None:
                 from tunnel.shell.vocabulary import boottime
 
@@ -311,7 +326,6 @@ class Exposing:
 
     def _show_code(self, code: str, expires_s: float) -> None:
         from tunnel.cli.render import duration, listing
-        from tunnel.ports.spec import MAX_FORWARDS
 
         self._codes += 1
         if self._codes == 1:
@@ -320,6 +334,14 @@ class Exposing:
             self._output.say(f"Sharing {shared} of this machine with {whom}, for {duration(expires_s)}.")
         else:
             self._output.say(f"Here is a fresh code; it works once, for {duration(expires_s)}.")
+        self._code = code
+        self._show_way()
+        self._introduce_remembered()
+
+    def _show_way(self) -> None:
+        """What the other one types, at the address that the server has now."""
+        from tunnel.ports.spec import MAX_FORWARDS
+
         command = other_command(self._server, self._grants)
         where = "In another window here run:" if is_only_here(self._server) else "On the other computer run:"
         self._output.say(f"{where:<{LABEL}}{command}")
@@ -328,15 +350,14 @@ class Exposing:
             self._output.say(f"{'or, in another network:':<{LABEL}}{outside}")
         if sum(grant.last - grant.first + 1 for grant in self._grants) > MAX_FORWARDS:
             self._output.say(f"That command has room for {MAX_FORWARDS:,} of the ports: --forward names others of them.")
-        self._output.say(f"{'and type the code:':<{LABEL}}{code}")
-        whole = all_in_one(code, self._server, self._grants)
+        self._output.say(f"{'and type the code:':<{LABEL}}{self._code}")
+        whole = all_in_one(self._code, self._server, self._grants)
         self._output.say(f"{'or, in one line for a chat:':<{LABEL}}{whole}")
         if self._has_picture:
-            picture = qr_picture(whole, code)
+            picture = qr_picture(whole, self._code)
             self._output.say("That line, to be scanned:" if picture else "The QR code needs a larger window.")
             if picture:
                 self._output.say(picture)
-        self._introduce_remembered()
 
     def _lines(self) -> list[Line]:
         from tunnel.cli.render import is_silent, live_lines, short_path

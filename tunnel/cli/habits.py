@@ -14,10 +14,10 @@ from tunnel.errors import ConfigurationError
 HABITS: Final = {
     "ptunnel": {
         "add": "connect", "create": "lan create", "delete": "peers forget", "dial": "connect", "forget": "peers forget",
-        "forward": "connect", "join": "lan join", "kick": "lan remove", "leave": "lan", "list": "peers", "listen": "expose",
+        "forward": "connect", "join": "lan join", "kick": "lan remove", "list": "peers", "listen": "expose",
         "ls": "peers", "open": "expose", "party": "lan create", "recv": "connect", "remove": "lan remove",
         "rename": "peers rename", "rm": "peers forget", "room": "lan", "run": "exec", "send": "expose", "server": "serve",
-        "share": "expose", "ssh": "connect", "start": "expose", "stop": "status", "test": "doctor", "unshare": "revoke",
+        "share": "expose", "ssh": "connect", "start": "expose", "test": "doctor", "unshare": "revoke",
     },
     "lan": {
         "delete": "lan forget", "enter": "lan join", "host": "lan create", "kick": "lan remove", "ls": "lan list",
@@ -30,6 +30,10 @@ HABITS: Final = {
     },
 }  # fmt: skip
 
+#: What people type to end something: no command does it.
+ENDS: Final = frozenset(("leave", "quit", "exit", "end", "stop", "close", "disconnect"))
+HOW_TO_END: Final = "Ctrl-C in its window ends a command, and 'ptunnel status' shows which run."
+
 
 def unknown(word: str, group: str, known: Iterable[str]) -> ConfigurationError:
     """The error for `word`, which `group` does not have: with the command that is meant, or with all that there are."""
@@ -37,6 +41,8 @@ def unknown(word: str, group: str, known: Iterable[str]) -> ConfigurationError:
     known = list(known)
     near = [f"{prefix}{each}" for each in difflib.get_close_matches(word.lower(), known, n=1)]
     habit = HABITS.get(group, {}).get(word.lower())
+    if word.lower() in ENDS:
+        return ConfigurationError(f"There is no command {prefix + word[:40]!r}; {HOW_TO_END}")
     meant = near[0] if near and near[0] != habit and habit is None else habit
     if meant is not None:
         hint = f"did you mean 'ptunnel {meant}'?"

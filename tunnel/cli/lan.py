@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +25,7 @@ from tunnel.cli.options import (
     with_server_of,
 )
 from tunnel.cli.privilege import require_interface
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, tell
 from tunnel.room.core.addresses import MAX_MEMBERS
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def join_command(
     home = open_home()
     settings = load_settings(home, {**flags, "name": member_name})
     require_interface()
-    way, settings = enter_by(home, settings, room, peer, partial(click.echo, err=True))
+    way, settings = enter_by(home, settings, room, peer, tell)
     arguments = {**shared(home, settings, member_name, is_once=is_once), "any_subnet": any_subnet}
     return _run(home, settings, is_json, verbose, lambda _say, **more: lan.join(**way, keep=keep, **more, **arguments))
 
@@ -170,7 +169,7 @@ def remove_command(member: str, room: str | None, is_json: bool, verbose: int) -
         if is_json:
             _emit(answer)
         else:
-            click.echo(f"'{answer['peer']}' is no longer in the room '{answer['room']}'.", err=True)
+            tell(f"'{answer['peer']}' is no longer in the room '{answer['room']}'.")
     return 0
 
 
@@ -215,7 +214,7 @@ def show(is_json: bool) -> None:
         for each in rooms.values():
             _emit(each)
     elif not rooms:
-        click.echo("No room is kept, and none runs: 'ptunnel lan create' and 'ptunnel lan join' make some.", err=True)
+        tell("No room is kept, and none runs: 'ptunnel lan create' and 'ptunnel lan join' make some.")
     else:
         rows = [("ROOM", "ROLE", "RUNS", "SUBNET", "SERVER", "MEMBERS")]
         for each in rooms.values():
@@ -237,7 +236,7 @@ def forget_command(room: str, is_json: bool, verbose: int) -> int:
     if is_json:
         _emit({"event": "forgotten", "room": room})
     else:
-        click.echo(f"The room '{room}' is forgotten.", err=True)
+        tell(f"The room '{room}' is forgotten.")
     return 0
 
 
@@ -432,10 +431,12 @@ class Playing:
         self._output.emit(event.to_dict())
         match event:
             case Listening(bind=bind, embedded=embedded, public=public):
-                self._server = bind
+                before, self._server = self._server, bind
                 if embedded:
-                    self._public = public
+                    has_moved, self._public = self._code is not None and bind != before, public
                     self._output.say(f"{why_embedded(bind)}, so one runs here, at {bind}: {who_can_reach(bind, public)}.")
+                    if has_moved:
+                        self._show_way()
             case CodeReady(code=code):
                 self._show_code(code)
             case MemberReport():
@@ -448,18 +449,27 @@ class Playing:
                 pass
 
     def _show_code(self, code: str) -> None:
-        from tunnel.cli.expose import LABEL, short_server
-
         first, self._code = self._code is None, code
         if not first:
             self._output.say("Here is a fresh code; the old one does not work any more.")
+        self._show_way()
+        if first:
+            self._output.say("The code is good for all of them, as long as this runs.")
+
+    def _show_way(self) -> None:
+        """What the others type, at the address that the server has now."""
+        from tunnel.cli.expose import LABEL, is_only_here, short_server
+
+        if is_only_here(self._server):
+            command = f"ptunnel exec --server {short_server(self._server)} -- COMMAND"
+            self._output.say(f"{'In another window here run:':<{LABEL}}{command}")
+            self._output.say(f"{'and type the code:':<{LABEL}}{self._code}")
+            return
         command = f"{self._join} --server {short_server(self._server)}"
         self._output.say(f"{'Each friend runs:':<{LABEL}}{command}")
         if self._public is not None:
             self._output.say(f"{'or, in another network:':<{LABEL}}{self._join} --server {short_server(self._public)}")
-        self._output.say(f"{'and types the code:':<{LABEL}}{code}")
-        if first:
-            self._output.say("The code is good for all of them, as long as this runs.")
+        self._output.say(f"{'and types the code:':<{LABEL}}{self._code}")
 
     def _show_member(self, report: MemberReport) -> None:
         if report.is_me:

@@ -288,12 +288,16 @@ def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
             click.echo(line, err=is_exec)  # there standard output is the program's, and standard error has the objects
     except OSError:
         _silence_stdout()
+    if isinstance(sys.stdout, voice.Voice):
+        sys.stdout.finish_answer()
     try:
         if name == "interrupted":
             if sys.stderr.isatty() and not is_json:
                 click.echo("", err=True)
         elif not (is_json and is_exec):
-            click.echo(f"ptunnel: {sentence}", err=True)
+            from tunnel.cli.render import tell
+
+            tell(f"ptunnel: {sentence}")
     except OSError:
         _silence_stdout()
     return code

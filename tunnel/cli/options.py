@@ -112,7 +112,9 @@ def tell_elsewhere(config: Path) -> None:
 
     other = None if os.environ.get("PTUNNEL_HOME") else elsewhere(config)
     if other is not None:
-        click.echo(f"{other} is not read: move it to {config}.", err=True)
+        from tunnel.cli.render import tell
+
+        tell(f"{other} is not read: move it to {config}.")
 
 
 def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:

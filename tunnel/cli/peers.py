@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from tunnel.cli.habits import Subcommands
 from tunnel.cli.options import common, complete_peer, open_home
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, tell
 
 if TYPE_CHECKING:
     from tunnel.state.peers import Peer
@@ -53,7 +54,7 @@ def rename_command(old: str, new: str, is_json: bool, verbose: int) -> None:
     if is_json:
         _emit({"event": "renamed", "old": old, "peer": peer.name})
     else:
-        click.echo(f"'{old}' is called '{peer.name}' now.", err=True)
+        tell(f"'{old}' is called '{peer.name}' now.")
 
 
 @command.command("forget")
@@ -82,7 +83,7 @@ def forget_command(names: tuple[str, ...], is_json: bool, verbose: int) -> None:
             _emit({"event": "forgotten", "peer": forgotten.name, "links": cut})
         else:
             ending = f"; {cut} open link{'' if cut == 1 else 's'} cut" if cut else ""
-            click.echo(f"'{forgotten.name}' is forgotten{ending}.", err=True)
+            tell(f"'{forgotten.name}' is forgotten{ending}.")
 
 
 def show(is_json: bool) -> None:
@@ -93,16 +94,20 @@ def show(is_json: bool) -> None:
             _emit(_describe(peer))
         return
     if not peers:
-        click.echo("No peer is remembered yet: 'ptunnel expose PORT' and 'ptunnel connect' make two meet.", err=True)
+        tell("No peer is remembered yet: 'ptunnel expose PORT' and 'ptunnel connect' make two meet.")
         return
-    from tunnel.cli.render import columns
+    from tunnel.cli.render import columns, is_terminal, screen_width
 
     rows = [("NAME", "MAY REACH HERE", "LAST SEEN", "KEYS", "SERVER", "FINGERPRINT")]
     for peer in peers:
         grants = ", ".join(_grants(peer)) or "-"
         keys = "post-quantum" if peer.is_hybrid else "older"
         rows.append((peer.name, grants, _ago(peer.last_seen), keys, peer.server or "-", _fingerprint(peer)))
-    for line in columns(rows):
+    lines = columns(rows)
+    if is_terminal(sys.stdout) and max(map(len, lines)) > screen_width():  # then the long ones get lines of their own
+        short = columns([row[:-1] for row in rows])
+        lines = [short[0], *(f"{line}\n  {row[-1]}" for line, row in zip(short[1:], rows[1:], strict=True))]
+    for line in lines:
         click.echo(line)
 
 

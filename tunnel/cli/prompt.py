@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 import click
 
+from tunnel.cli.render import tell
 from tunnel.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ def _ask(prompt: str, check: Callable[[str], T], candidates: Callable[[str], lis
         try:
             return check(answer)
         except ConfigurationError as problem:
-            click.echo(str(problem), err=True)
+            tell(str(problem))
     raise ConfigurationError("No usable answer was given: run the command again.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,9 @@ SAID: Final = frozenset(
 )
 SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
 LONG_WAIT: Final = 5.0  # seconds of waiting without a word, after which it is said that this goes on
+
+#: What stays on one line of a screen, with the space behind it: a word, or a command in quotes.
+WORD: Final = re.compile(r"([^ ']*'(?:sudo )?(?:/[^ ']*/)?ptunnel [^']*'[^ ]*|[^ ]*) ")
 
 #: A line of the live status: its text, and whether it stands for something awaited, which gets a spinner.
 Line = tuple[str, bool]
@@ -128,7 +132,7 @@ class Output:
             self._console.print(shown, markup=False, highlight=False, soft_wrap=True, emoji=False)
         else:
             self._is_covered = True
-            click.echo(line, err=True)
+            tell(line)
 
     # -- waiting
 
@@ -270,7 +274,7 @@ def _picture(lines: Sequence[Line]) -> RenderableType:
 
 def folded(text: str, width: int) -> list[str]:
     """The lines of `text` on a screen of `width` columns, broken between words.  A command behind its label gets a line of
-    its own; one longer than the screen stays whole, as it is to be copied."""
+    its own; one longer than the screen stays whole, as it is to be copied, and so does one in quotes."""
     from rich.cells import cell_len
 
     found: list[str] = []
@@ -281,7 +285,7 @@ def folded(text: str, width: int) -> list[str]:
         elif gap and cell_len(label) <= width:
             found += [label, f"  {command.strip()}"]
         else:
-            words = line.split(" ")
+            words = WORD.findall(f"{line} ")
             row = words[0]
             for word in words[1:]:
                 if cell_len(row) + 1 + cell_len(word) > width and row.strip():
@@ -291,6 +295,13 @@ def folded(text: str, width: int) -> list[str]:
                     row = f"{row} {word}"
             found.append(row)
     return found
+
+
+def tell(text: str, *, is_answer: bool = False) -> None:
+    """Say it on standard error (an answer on standard output): on a terminal broken between words, not where its edge is."""
+    if is_terminal(sys.stdout if is_answer else sys.stderr):
+        text = "\n".join(folded(text, screen_width()))
+    click.echo(text, err=not is_answer)
 
 
 def short_path(status: Mapping[str, Any]) -> str:
@@ -310,8 +321,13 @@ def is_silent(status: Mapping[str, Any]) -> bool:
 
 def live_lines(texts: Iterable[str]) -> list[Line]:
     """Lines of the live status that fit on the screen, broken between words where they have to be."""
-    width = shutil.get_terminal_size().columns or DEFAULT_WIDTH
+    width = screen_width()
     return [(line, False) for text in texts for line in folded(text, width)]
+
+
+def screen_width() -> int:
+    """Columns of the terminal."""
+    return shutil.get_terminal_size().columns or DEFAULT_WIDTH
 
 
 def stamp() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, tell
 
 if TYPE_CHECKING:
     from tunnel.state.home import Home
@@ -49,7 +49,7 @@ def command(peer: str, what: tuple[str, ...], is_json: bool, verbose: int) -> in
         return 0
     cut = f"; {ended} open connection{'s' * (ended > 1)} ended" if ended else ""
     if not revoked.grants:
-        click.echo(f"{revoked.peer} may reach nothing of this machine any more{cut}.", err=True)
+        tell(f"{revoked.peer} may reach nothing of this machine any more{cut}.")
     else:
         taken = listing(revoked.revoked)
         click.echo(
@@ -77,7 +77,7 @@ async def _ended(home: Home) -> dict[int, int]:
             found[pid] = int(answer["revoked"])
         elif answer.get("code") == "bad_request":
             text = f"Process {pid} is an older ptunnel: what is open there goes on until that is ended."
-            click.echo(text, err=True)
+            tell(text)
 
     with contextlib.suppress(TunnelError), trio.move_on_after(LOOK_PATIENCE):
         await ask_all(home.run_dir(), Look(), take)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, tell
 
 NO_PROCESS: Final = "No ptunnel command of this home runs: start 'ptunnel expose' or 'ptunnel connect' first."
 AS_ROOT: Final = "What was started with sudo is shown by 'sudo ptunnel status'."
@@ -79,7 +79,7 @@ async def _once(run_dir: Path, peer: str | None, is_json: bool) -> int:
         for answer in answers:  # that one process does not answer is not the end of the command
             click.echo(json_line({**answer, "event": "warning"} if answer["event"] == "error" else answer))
     elif not answers:
-        click.echo(no_process(), err=True)
+        tell(no_process())
     else:
         for line in page(answers):
             click.echo(line)

@@ -100,17 +100,24 @@ class Voice(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    @property
+    def buffer(self) -> Raw:
+        """What takes bytes, as that of any stream of text: click completes for the shell by it."""
+        return Raw(self)
+
     def write(self, text: str, /) -> int:
         """Raises OSError before `hurry` (of standard output alone), and BrokenPipeError."""
         if not isinstance(text, str):
             raise TypeError("this is a stream of text")  # by which others tell it from a binary one
-        if text:
-            data = text.encode(self._encoding, "backslashreplace")
-            if self._thread is None:
-                self._write_now(data)
-            else:
-                self._hand_over(data)
+        self.write_bytes(text.encode(self._encoding, "backslashreplace"))
         return len(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Raises as write."""
+        if data and self._thread is None:
+            self._write_now(data)
+        elif data:
+            self._hand_over(data)
 
     def flush(self) -> None:
         """Nothing is held here that could be written at once."""
@@ -150,6 +157,12 @@ class Voice(io.TextIOBase):
             while self._waiting or self._is_writing:
                 if not self._changed.wait_for(partial(self._has_moved, self._written), patience):
                     return
+
+    def finish_answer(self) -> None:
+        """Wait for the reader of an answer, so that what is said next comes behind it."""
+        if self._is_answer:
+            with contextlib.suppress(KeyboardInterrupt):  # then it is not waited for
+                self.finish()
 
     def _has_moved(self, before: int) -> bool:
         return self.is_idle or self._written != before
@@ -219,6 +232,23 @@ class Voice(io.TextIOBase):
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:  # somebody who shares the terminal has made it non-blocking
                 select.select((), (self._descriptor,), ())
+
+
+class Raw(io.RawIOBase):
+    """A Voice as a stream of bytes."""
+
+    def __init__(self, voice: Voice) -> None:
+        super().__init__()
+        self._voice = voice
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]
+        if isinstance(data, str):
+            raise TypeError("this is a stream of bytes")
+        self._voice.write_bytes(bytes(data))
+        return len(data)
 
 
 def _encoding() -> str:

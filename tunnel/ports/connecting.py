@@ -116,7 +116,9 @@ async def connect(
         expected = store.choose(peer)
     rendezvous = settings.given_server or (target.server if target is not None else None) or settings.server
     if rendezvous is None:
-        raise ConfigurationError("No server is configured: name the one that 'ptunnel expose' printed, with --server HOST:PORT.")
+        raise ConfigurationError(
+            "No server is configured: name the one that 'ptunnel expose' printed, with --server HOST:PORT (in a program server=)."
+        )
     waiting = _Connecting(on_event)
     ways = WayKeeper(store.home)
     driver = EndpointDriver(

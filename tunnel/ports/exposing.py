@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from tunnel.pairing.grants import GrantSet
 from tunnel.ports.granting import Granted, grant, readable, require_something_to_share, told
 from tunnel.ports.public_link import Link, LinkHandler
 from tunnel.settings import GivenPeer, Settings
-from tunnel.setup.common import OnEvent, require_trio, single_error
+from tunnel.setup.common import OnEvent, Words, require_trio, single_error, words
 from tunnel.setup.machine import MACHINE
 from tunnel.setup.moving import tell_place
 from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
@@ -75,13 +75,13 @@ class Exposure:
             await self._changed.wait()
         return self.links[0]
 
-    async def grant(self, names: Sequence[str], *grants: str, only: bool = False) -> list[Granted]:
+    async def grant(self, names: str | Sequence[str], *grants: str | int, only: bool = False) -> list[Granted]:
         """Let these remembered peers reach more from now on, or with `only` this and nothing else.  All of them or none.
 
         Raises ConfigurationError, StateError; nothing has changed then.
         """
-        parsed = GrantSet.parse(*grants)
-        granted = await trio.to_thread.run_sync(partial(grant, self._store.home, names, parsed, only=only))
+        parsed = GrantSet.parse(*words(grants))
+        granted = await trio.to_thread.run_sync(partial(grant, self._store.home, words(names), parsed, only=only))
         with suppress(StateError):  # it is done, and will be seen as soon as it can be read
             await self.look()
         return granted
@@ -168,7 +168,10 @@ class Exposure:
         """One peer's trouble is not the others'."""
         with link.faults.wall("link", f"ended the link to {link.peer_name}") as wall:
             try:
-                await self._handler(link)
+                running: object = self._handler(link)
+                if not isinstance(running, Awaitable):
+                    raise ConfigurationError("A handler is an async function: write async def handler(link).")
+                await running
             except TunnelError as error:
                 self._tell(Trouble(code="peer_lost", message=str(error)))
         if wall.error is not None:
@@ -187,11 +190,11 @@ async def _serve_forwards(link: Link) -> None:
 
 @asynccontextmanager
 async def expose(
-    grants: Sequence[str] = (),
+    grants: Words = (),
     *,
     home: Path | str | None = None,
     keep: bool = False,
-    to: Sequence[str] = (),
+    to: str | Sequence[str] = (),
     only: bool = False,
     on_event: OnEvent | None = None,
     handler: LinkHandler | None = None,
@@ -200,7 +203,7 @@ async def expose(
     settings: Settings | None = None,
     **given: Unpack[GivenPeer],
 ) -> AsyncIterator[Exposure]:
-    """Let peers reach `grants` ("22", "53/udp", "nas=192.168.1.5:445") of this machine.
+    """Let peers reach `grants` (22, or ["22", "53/udp", "nas=192.168.1.5:445"]) of this machine.
 
     With grants and without `to`, a code is made (CodeReady event) for one new peer; with `keep`, a fresh one after each.
     `to` grants them to remembered peers instead, with `only` in the place of what these had.  That is the last thing that is
@@ -218,6 +221,7 @@ async def expose(
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     require_trio()
+    grants, to = words(grants), words(to)
     wanted = GrantSet.parse(*grants)
 
     def not_saved(text: str) -> None:

@@ -53,7 +53,7 @@ def grant(home: Home, names: Iterable[str], grants: GrantSet, *, only: bool = Fa
     return [Granted(peer.name, told(GrantSet.from_dicts(peer.grants))) for peer in home.change_grants(names, change)]
 
 
-def revoke(peer: str, *what: str, home: Path | str | None = None) -> Revoked:
+def revoke(peer: str, *what: str | int, home: Path | str | None = None) -> Revoked:
     """Take back what `peer` may reach here: `what` ("22", "53/udp", "5000-5010", "nas"), or everything.
 
     Whatever process of this home serves the peer ends its streams and flows of that within a second; others are not touched.
@@ -69,7 +69,7 @@ def revoke(peer: str, *what: str, home: Path | str | None = None) -> Revoked:
         left = GrantSet.from_dicts(record.grants)
         for text in what:
             try:
-                left, cut = left.without(text)
+                left, cut = left.without(str(text))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{record.name}: {error}") from None
             taken.extend(told(cut))

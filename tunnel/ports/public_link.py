@@ -10,14 +10,14 @@ from typing import Final, Literal, TypeAlias
 
 import trio
 
-from tunnel.errors import UnreachableError
+from tunnel.errors import ConfigurationError, UnreachableError
 from tunnel.ports.link import Notice
 from tunnel.ports.open import Open, decode_opened, encode, read_message
 from tunnel.ports.refusals import refusal_error
 from tunnel.ports.serve import Listeners, Ready
 from tunnel.ports.spec import parse_forwards, parse_target
 from tunnel.ports.tcp import refuse
-from tunnel.setup.common import single_error
+from tunnel.setup.common import single_error, words
 from tunnel.shell.link import Link as DriverLink
 from tunnel.shell.stream import StreamCode, StreamResetError, StreamStoppedError, TunnelStream
 
@@ -109,13 +109,14 @@ class Link(DriverLink):
         return flow
 
     @asynccontextmanager
-    async def forward(self, *specs: str, on_notice: Notice | None = None) -> AsyncIterator[Forwarding]:
+    async def forward(self, *specs: str | int, on_notice: Notice | None = None) -> AsyncIterator[Forwarding]:
         """While the block runs, local ports lead to the peer, as `--forward` has them: "2222:22", "0:53/udp", "1445:nas".
 
         A LOCAL of 0 is any free port.  `on_notice` is told, in a sentence each, what local programs could not be given.
-        Raises ConfigurationError (no such forward, or the port is taken).
+        Raises ConfigurationError (no such forward, or the port is taken), UnreachableError (the link has ended).
         """
-        with Listeners(parse_forwards(specs)) as listeners, single_error():
+        self._raise_if_closed()
+        with Listeners(parse_forwards(words(specs))) as listeners, single_error():
             ready = tuple(listeners.ready)
             async with trio.open_nursery() as nursery:
 
@@ -127,6 +128,8 @@ class Link(DriverLink):
                 nursery.cancel_scope.cancel()
 
     async def _open(self, kind: Literal["tcp", "udp"], target: int | str, flow: int = 0) -> TunnelStream:
+        if not isinstance(target, int | str):
+            raise ConfigurationError(f"{target!r} is neither a port nor a name: write 22, or the NAME that the peer exposes.")
         checked = parse_target(str(target))
         stream = await self.open_stream(encode(Open(kind, checked, flow)))
         try:

@@ -6,13 +6,15 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunnel.errors import CommandNotFoundError, CommandNotRunError, ConfigurationError
 
 if TYPE_CHECKING:
     from tunnel.doors.tun.config import InterfaceConfig
     from tunnel.doors.tun.namespace import NamespaceInterface
+
+NEEDS_LINUX: Final = "A network of its own for a command needs Linux: run it there."
 
 
 class CommandNetwork:
@@ -30,7 +32,7 @@ class CommandNetwork:
         import shutil
 
         if sys.platform != "linux":
-            return
+            raise ConfigurationError(NEEDS_LINUX)
         from tunnel.doors.tun.inside import why_not
 
         word = self._command[0]
@@ -44,7 +46,7 @@ class CommandNetwork:
     async def open(self, config: InterfaceConfig) -> NamespaceInterface:
         """Raises ConfigurationError where namespaces are refused."""
         if sys.platform != "linux":
-            raise ConfigurationError("A network of its own for a command needs Linux: run it there.")
+            raise ConfigurationError(NEEDS_LINUX)
         from tunnel.doors.tun.namespace import open_namespace_interface
 
         self._interface = await open_namespace_interface(config, self._command)

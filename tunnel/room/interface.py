@@ -235,6 +235,8 @@ class Plane:
                 if is_new:
                     config = interface_config(roster, me, self.mtu, any_subnet=self._any_subnet)
                     self._tell(await self.interface.renumber(config))
+                    if self._forward is not None:
+                        self._forward.set_has_ipv4(getattr(self.interface, "has_ipv4", True))
                 if wanted != self._applied:
                     self._applied = wanted
                     await self.interface.set_names(names)

@@ -36,7 +36,12 @@ class LanMember:
         self.place = place
         self.link: Link | None = None
         self.allowance = Allowance(Instant(0.0))  # of what it sends to everybody
-        self.filter = MemberFilter(place.all, table.me.all, (table.subnet_broadcast,))
+        self.take_ours(table)
+
+    def take_ours(self, table: LanTable) -> None:
+        """Our own addresses have changed."""
+        ours = table.me.all if table.has_ipv4 else table.me.ipv6
+        self.filter = MemberFilter(self.place.all, ours, (table.subnet_broadcast,))
 
     @property
     def sealer(self) -> PacketSealer | None:
@@ -56,10 +61,18 @@ class LanTable:
         self.members: dict[bytes, LanMember] = {}  # by static key
         self.by_address: dict[bytes, LanMember] = {}
         self.drops: Counter[str] = Counter()  # by reason
+        self.has_ipv4 = True  # the interface; where the subnet clashes it has not
 
     @property
     def subnet_broadcast(self) -> bytes:
         return self.subnet[:3] + b"\xff"
+
+    def set_has_ipv4(self, has_ipv4: bool) -> None:
+        """Whether the interface has our IPv4 address."""
+        if has_ipv4 != self.has_ipv4:
+            self.has_ipv4 = has_ipv4
+            for member in self.members.values():
+                member.take_ours(self)
 
     def set(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses]) -> list[LanMember]:
         """A newer roster.  Links of members that stay are kept; returns who is gone.  Raises ConfigurationError on a clash."""

@@ -55,8 +55,8 @@ class LanForward:
         self._table = LanTable(me, subnet)
         self._table.note = note
         self._mac = mac
-        self._receiver = LanReceiver(self._table, device, mac, self._faults)
         self._sender = LanSender(self._table, device, clock=clock, answer=self._answer, faults=self._faults)
+        self._receiver = LanReceiver(self._table, device, mac, self._sender.send_to, self._faults)
         self.mtu = SMALLEST_MTU  # of the interface, as last set
 
     @property
@@ -74,6 +74,10 @@ class LanForward:
         for member in self._table.members.values():
             if member.link is not None:
                 member.link.set_packet_sink(functools.partial(self._receiver.take, member))
+
+    def set_has_ipv4(self, has_ipv4: bool) -> None:
+        """Whether the interface has our IPv4 address.  Where it has not, members hear so as soon as they try it."""
+        self._table.set_has_ipv4(has_ipv4)
 
     def add_link(self, static: bytes, link: Link) -> None:
         """The member is connected by `link` from now on; ignored for a key that is not in the roster."""

@@ -12,6 +12,7 @@ goes further than that packet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,8 @@ from tunnel.errors import MalformedPacket
 from tunnel.faults import Faults
 from tunnel.room.core.discovery import is_for_everybody
 from tunnel.room.ip import ecn, header, mss, offload
+from tunnel.room.ip.filter import WRONG_DESTINATION
+from tunnel.room.ip.icmp import prohibited
 from tunnel.room.members import LanMember, LanTable, shown
 from tunnel.shell.packets import PacketRun
 from tunnel.units import Buffer, Instant
@@ -43,8 +46,12 @@ _ETHERTYPE: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
 class LanReceiver:
     """Writes what may come in.  Called from inside the receiving of datagrams, so it never waits."""
 
-    def __init__(self, table: LanTable, device: Tap, mac: bytes, faults: Faults | None = None) -> None:
+    def __init__(
+        self, table: LanTable, device: Tap, mac: bytes, send: Callable[[LanMember, bytes], None], faults: Faults | None = None
+    ) -> None:
+        """`send` gives a member an IP packet of ours."""
         self._table = table
+        self._send = send
         self._device = device
         self._faults = Faults() if faults is None else faults
         self.set_mac(mac)
@@ -119,6 +126,8 @@ class LanReceiver:
             reason = "broadcasts over the rate"
         if reason is not None:
             self._table.drops[reason] += 1
+            if reason == WRONG_DESTINATION and inner.destination == self._table.me.ipv4:
+                self._refuse(member, now, inner, packet)
             return
         if run.ecn == CE and inner.ecn != CE:
             packet = memoryview(ecn.mark_congestion(packet))
@@ -143,6 +152,12 @@ class LanReceiver:
             and inner.total_size == run.size
         ):
             self._last = (member, (run.size, run.is_partial, run.ecn), _SHAPE.unpack_from(packet), front)
+
+    def _refuse(self, member: LanMember, now: Instant, inner: header.Inner, packet: Buffer) -> None:
+        """We do without IPv4 here, and programs may try it first: so that they take our other address at once, we say so."""
+        reply = prohibited(packet, inner, self._table.me.ipv4, (self._table.subnet_broadcast,))
+        if reply is not None and member.allowance.take(now, 1, len(reply)):
+            self._send(member, reply)
 
     def _write(self, pieces: list[Buffer]) -> None:
         if not self._device.writev(pieces):

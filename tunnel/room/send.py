@@ -235,6 +235,13 @@ class LanSender:
                 self._met(error, end)
         self._last = None  # what follows is for everybody again
 
+    def send_to(self, member: LanMember, packet: bytes) -> None:
+        """An IP packet of ours, with finished checksums and small enough for any path, to a member."""
+        sealer = self._sealer(member)
+        if sealer is not None and sealer.room is not None:
+            self._put(self._clock(), member, sealer, memoryview(bytearray(FRONT) + packet), FRONT, FRONT + len(packet), 0)
+            self._leave()
+
     def send_to_all(self, packet: bytes) -> None:
         """An IP packet of ours, with our inner source and finished checksums, to every member who is there."""
         now = self._clock()

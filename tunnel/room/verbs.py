@@ -35,7 +35,7 @@ from tunnel.room.interface import (
 from tunnel.room.meetings import Membership, NewcomerStore
 from tunnel.room.session import LanMember, LanRoom
 from tunnel.settings import Given, Settings
-from tunnel.setup.common import OnEvent, require_trio, single_error
+from tunnel.setup.common import OnEvent, require_trio, single_error, words
 from tunnel.setup.machine import MACHINE, Machine
 from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
 from tunnel.setup.store import HomeStore
@@ -59,7 +59,9 @@ __all__ = [
     "require_host_interface",
 ]
 
-NO_SERVER: Final = "No server is configured: name the one that 'ptunnel lan create' printed, with --server HOST:PORT."
+NO_SERVER: Final = (
+    "No server is configured: name the one that 'ptunnel lan create' printed, with --server HOST:PORT (in a program server=)."
+)
 ROUTES_INTERVAL: Final = 10.0  # seconds between two looks at this machine's routes
 
 TakenRoutes = Callable[[str], list[str]]
@@ -120,7 +122,7 @@ async def create(
     name: str = "lan",
     *,
     keep: bool = False,
-    to: Sequence[str] = (),
+    to: str | Sequence[str] = (),
     home: Path | str | None = None,
     member_name: str | None = None,
     on_event: OnEvent | None = None,
@@ -154,7 +156,11 @@ async def create(
             f"You are a member of a room {room_name}: join it with 'ptunnel lan join {room_name}', or choose another name."
         )
     entry = Entry(
-        room_name=room_name, makes=True, saved=saved, keep=keep or saved is not None, to=[store.choose(peer) for peer in to]
+        room_name=room_name,
+        makes=True,
+        saved=saved,
+        keep=keep or saved is not None,
+        to=[store.choose(peer) for peer in words(to)],
     )
     async with _run(store, entry, options) as room:
         yield room

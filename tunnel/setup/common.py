@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeAlias
 
@@ -12,6 +12,7 @@ from tunnel.errors import ConfigurationError
 from tunnel.shell.events import Event
 
 OnEvent: TypeAlias = Callable[[Event], None]
+Words: TypeAlias = str | int | Iterable[str | int]  # ports or names: one or several
 
 SERVER_PATIENCE: Final = 10.0  # seconds for a server to answer for the first time; later silence is waited out
 
@@ -22,6 +23,11 @@ def require_trio() -> None:
         trio.lowlevel.current_task()
     except RuntimeError:
         raise ConfigurationError("The library runs under trio: trio.run(main).") from None
+
+
+def words(given: Words) -> tuple[str, ...]:
+    """The ports or names that a caller gives: one or several.  A string is one, not its letters; a port may be a number."""
+    return (str(given),) if isinstance(given, str | int) else tuple(str(each) for each in given)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -256,7 +256,9 @@ class Link:
         path = connection.current_path if connection is not None else None
         now = self._clock()
         why = path.why if path else ""
-        if path is not None and not self._peering.is_reachable:
+        if self._closed is not None:
+            why = f"the link has ended: {self._closed.text}"
+        elif path is not None and not self._peering.is_reachable:
             why = f"{self.peer_name} is silent, and is waited for"
         elif path is not None and path.kind is PathKind.RELAY:
             why = self._peering.why_relayed(now)

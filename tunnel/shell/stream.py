@@ -18,6 +18,7 @@ from tunnel.units import StreamId
 
 __all__ = ["StreamCode", "StreamResetError", "StreamSink", "StreamStoppedError", "TunnelStream"]
 
+CLOSED_HERE = "this stream was closed by this program"
 CHUNKS_A_READ = 256  # received pieces handed over at once: one GRO batch
 
 
@@ -46,6 +47,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         "_finished",
         "_flush",
         "_forget",
+        "_is_closed",
         "_pushed_back",
         "_readable",
         "_receive_error",
@@ -79,6 +81,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         self._pushed_back = b""
         self._at_end = False
         self._finished = False
+        self._is_closed = False
 
     # --- the hot path
 
@@ -88,10 +91,12 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         Raises StreamStoppedError, StreamResetError (the connection is gone).  Valid until the next await.
         """
         while True:
+            if self._is_closed:
+                raise trio.ClosedResourceError(CLOSED_HERE)
             if self._send_error is not None:
                 raise self._send_error
             if self._finished:
-                raise trio.ClosedResourceError("this stream was finished")
+                raise trio.ClosedResourceError("nothing can be sent behind send_eof()")
             space = self._connection.stream_space(self.stream_id)
             if len(space):
                 return space
@@ -119,6 +124,8 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             if self._pushed_back:
                 chunk, self._pushed_back = self._pushed_back, b""
                 return [chunk]
+            if self._is_closed:
+                raise trio.ClosedResourceError(CLOSED_HERE)
             if self._at_end:
                 return []
             chunks = self._connection.stream_read(self.stream_id, max_chunks)
@@ -220,6 +227,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Leave for good: what was not finished is reset, what was not read is stopped."""
+        self._is_closed = True
         if not self._finished:
             self.reset(StreamCode.CANCELLED)
         self.stop(StreamCode.CANCELLED)

@@ -147,3 +147,16 @@ def test_alone_with_nothing_shared_it_says_what_to_do(home: Path, capsys: pytest
         "ptunnel: You share nothing with my home. To share: 'ptunnel expose PORT --to \"my home\"'. "
         "To reach it: 'ptunnel connect \"my home\" --forward PORT'.\n"
     )
+
+
+def test_whoever_shares_more_beside_a_running_expose_is_told_how(
+    remember: Remember, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remember("ben")
+    with Home(home).lock_expose():
+        assert run(["expose", "3389", "8080", "--server", "none"]) == 8
+        shown = capsys.readouterr().err
+        assert "stop it first" in shown
+        assert "'ptunnel expose 3389 8080 --to NAME' has that process share it." in shown
+        assert run(["expose"]) == 8  # nothing more to share: no such advice
+        assert "--to NAME" not in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tunnel.cli.status import page
 from tunnel.doors.tun import inside
 from tunnel.errors import ConfigurationError
 from tunnel.settings import Settings
-from tunnel.shell.events import CodeReady, MemberReport
+from tunnel.shell.events import CodeReady, Listening, MemberReport
 from tunnel.state.home import Home
 from tunnel.state.rooms import Rooms, SavedRoom
 
@@ -186,6 +187,16 @@ def test_exec_asks_for_no_code_where_the_command_gets_no_network(
     assert run(["exec", "--server", "rv.example.net", "--", "no-such-command"]) == 127
 
 
+def test_exec_says_that_it_needs_linux_before_it_asks_for_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(prompt, "ask_code", lambda *_: pytest.fail("a code was asked for"))
+    for words in (["--server", "rv.example.net"], []):
+        assert run(["exec", *words, "--", "true"]) == 2
+        assert capsys.readouterr().err == "ptunnel: A network of its own for a command needs Linux: run it there.\n"
+
+
 @pytest.mark.parametrize(
     ("word", "code", "name"), [("no-such-command", 127, "command_not_found"), ("/etc/passwd", 126, "command_not_run")]
 )
@@ -220,3 +231,18 @@ def test_the_live_picture_waits_until_there_is_somebody() -> None:
     assert playing._lines()[-1] == ("Waiting for others ... (Ctrl-C ends it)", True)
     playing._room = Room(3)  # type: ignore[assignment]
     assert [spins for _, spins in playing._lines()] == [False] * 4
+
+
+def test_a_server_that_only_this_machine_reaches_is_for_no_friend_until_a_network_comes(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    playing = Playing(Home(home), Settings(), Output(), None)
+    playing._handle(Listening(bind="127.0.0.1:24531", embedded=True, public=None))
+    playing._handle(CodeReady(code="731-garden-violin-zoo", expires_s=None))
+    said = capsys.readouterr().err
+    assert "In another window here run:     ptunnel exec --server 127.0.0.1 -- COMMAND\n" in said
+    assert "friend" not in said
+    playing._handle(Listening(bind="192.168.1.5:24531", embedded=True, public=None))
+    said = capsys.readouterr().err
+    assert "Each friend runs:               sudo ptunnel lan join --server 192.168.1.5\n" in said
+    assert said.endswith("and types the code:             731-garden-violin-zoo\n")

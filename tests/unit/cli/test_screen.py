@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from pathlib import Path
+
 import pytest
 from rich.cells import cell_len
 
 from tunnel.cli.connect import forward_line
+from tunnel.cli.main import report
+from tunnel.cli.peers import show
 from tunnel.cli.render import columns, folded, live_lines, short_path
+from tunnel.errors import ServerUnreachableError
+from tunnel.shell.vocabulary import GrantSet
+from tunnel.state.home import Home
+from tunnel.state.peers import Peer
 
 STATUS = {"kind": "direct", "remote": "203.0.113.18:33982", "rtt_s": 0.022, "mtu": 1472, "send_rate": 113, "receive_rate": 0}
 
@@ -54,3 +64,55 @@ def test_a_name_of_60_letters_and_its_path_are_both_on_the_screen(columns: str, 
     assert lines[0].startswith(name)
     assert "direct, 22 ms  up 113 B/s  down 0 B/s" in " ".join(lines)
     assert all(cell_len(line) <= int(columns) for line in lines)
+
+
+def test_a_command_in_quotes_stays_on_one_line() -> None:
+    text = "ptunnel: 'home' has forgotten this machine: ask there for a new code, for 'ptunnel connect --new'. It's gone."
+    assert folded(text, 80)[-1] == "'ptunnel connect --new'. It's gone."
+    assert " ".join(folded(text, 80)) == text
+    assert folded("Nothing of it is  forwarded.", 12) == ["Nothing of", "it is", "forwarded."], "blanks are no words"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_why_a_command_failed_breaks_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    sentence = (
+        "No ptunnel server answers at rv.example.net, UDP port 24531: is 'ptunnel serve' running there, or a firewall between?"
+    )
+    report(ServerUnreachableError(sentence))
+    lines = terminal.getvalue().splitlines()
+    assert len(lines) > 1
+    assert all(len(line) <= 80 for line in lines)
+    assert " ".join(lines) == f"ptunnel: {sentence}"
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    report(ServerUnreachableError(sentence))
+    assert sys.stderr.getvalue() == f"ptunnel: {sentence}\n", "in a pipe it stays one line"  # type: ignore[attr-defined]
+
+
+def test_peers_with_their_fingerprints_fit_on_80_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PTUNNEL_HOME", str(tmp_path))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("friend", "cleo"):
+        grants = GrantSet.parse("22", "8080").to_dicts()
+        Home(tmp_path).save_peer(
+            Peer(name=name, static=name.encode().ljust(32), psk=bytes(32), server="rv.example.net", grants=grants)
+        )
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    show(is_json=False)
+    lines = screen.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["NAME", "cleo", lines[2].strip(), "friend", lines[4].strip()]
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[2].startswith("  SHA256:")
+    monkeypatch.setenv("COLUMNS", "200")
+    screen.truncate(0)
+    show(is_json=False)
+    assert screen.getvalue().splitlines()[0].split()[-1] == "FINGERPRINT"

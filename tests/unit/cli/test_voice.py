@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from tunnel.cli import render, voice
+from tunnel.cli.main import report
 from tunnel.cli.voice import LAST_WORDS, MAX_HELD, Voice
+from tunnel.errors import UnreachableError
 
 
 class Pipe:
@@ -205,3 +208,37 @@ def test_an_answer_that_cannot_be_written_is_a_failure_and_what_is_said_beside_i
         made.finish()
         assert (made.failure is not None) is broken.wait(20 if is_asked_for else 0) is is_asked_for
         os.close(descriptor)
+
+
+def test_why_a_command_failed_comes_below_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of `doctor MEMBER` while the member is away: else it is somewhere above the table, off the screen."""
+    answer, errors = Pipe(is_asked_for=True), Pipe()
+    full = answer.fill()
+    answer.voice.hurry(is_answer=True)
+    errors.voice.hurry(is_answer=True)
+    monkeypatch.setattr(sys, "stdout", answer.voice)
+    monkeypatch.setattr(sys, "stderr", errors.voice)
+    answer.voice.write("the answer\n")
+    thread = threading.Thread(target=report, args=(UnreachableError("anna is away."),))
+    thread.start()
+    read = answer.read(full - 1)  # the answer waits for its reader still
+    assert not select.select([errors.reader], [], [], 0)[0]
+    read += answer.read(len("x" + "the answer\n"))
+    assert read.endswith(b"the answer\n")
+    thread.join(20.0)
+    assert errors.read_until(b".\n") == b"ptunnel: anna is away.\n"
+    for pipe in (answer, errors):
+        os.close(pipe.reader)
+
+
+@pytest.mark.parametrize(("instruction", "wanted"), [("bash_source", "_ptunnel_completion() {"), ("bash_complete", "plain,join")])
+def test_the_shell_is_answered_by_the_program_as_it_runs(tmp_path: Path, instruction: str, wanted: str) -> None:
+    """What completes a word comes in bytes."""
+    environment = {"_PTUNNEL_COMPLETE": instruction, "COMP_WORDS": "ptunnel lan jo", "COMP_CWORD": "2"}
+    program = "import sys; from tunnel.cli.main import main; sys.argv[0] = 'ptunnel'; main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **environment, "PTUNNEL_HOME": str(tmp_path)}, capture_output=True,
+        text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert wanted in shown.stdout

@@ -17,14 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.cli import prompt
+from tunnel.cli.expose import Exposing
 from tunnel.cli.habits import HABITS, joined_code
 from tunnel.cli.lan import Playing
 from tunnel.cli.main import COMMANDS, run
 from tunnel.cli.render import Output
 from tunnel.control.server import Process, serve_control
 from tunnel.settings import Settings
-from tunnel.shell.events import CodeReady
-from tunnel.shell.vocabulary import looks_like_code, parse_code, split_server
+from tunnel.shell.events import CodeReady, Listening
+from tunnel.shell.vocabulary import GrantSet, looks_like_code, parse_code, split_server
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]
@@ -46,7 +47,7 @@ TURNS = [
     (f"connect {CODE} 2222:22", 2, NEEDS.format("CODE --forward 2222:22")),
     ("connect home office", 2, "Connect reaches one peer, and 'office' is a second word: leave it out, or quote the name."),
     ("connect stranger -L 2222:localhost:22", 2, "No peer called 'stranger' is remembered: known are home."),
-    ("connect stranger --forward 8081:tcp/22", 2, "'8081:tcp/22': '/22' is no protocol"),
+    ("connect stranger --forward 8081:22/tpc", 2, "'8081:22/tpc': '/tpc' is no protocol"),
     ("connect home --forward web=localhost:7001", 2, "'web=localhost:7001': a share is written like that; here it is LOCAL:NAME"),
     ("connect home --stdio 2222:22", 2, "'2222:22': --stdio takes the peer's port alone: write 22."),
     ("expose ssh=22", 2, "'ssh=22': after the equals sign stands HOST:PORT, as in ssh=localhost:22."),
@@ -82,6 +83,7 @@ TURNS = [
     # a LAN for a game
     ("join", 2, "There is no command 'join'; did you mean 'ptunnel lan join'?"),
     ("lan crete", 2, "There is no command 'lan crete'; did you mean 'ptunnel lan create'?"),
+    ("lan leave", 2, "There is no command 'lan leave'; Ctrl-C in its window ends a command, and 'ptunnel status' shows"),
     ("lan kick ben", 2, "There is no command 'lan kick'; did you mean 'ptunnel lan remove'?"),
     ("lan nonsense", 2, "There is no command 'lan nonsense'; there are create, join, remove, list, forget."),
     ("lan create game --name other", 2, "The room has two names, 'game' and --name other: leave one of them out."),
@@ -157,6 +159,20 @@ def test_a_server_that_only_this_machine_reaches_is_for_no_other_computer(
     server: str, where: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"\n{where}" in code_shown(capsys, home, server)
+
+
+def test_a_code_that_waits_is_said_anew_with_the_address_that_its_server_has_now(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Exposing(Home(home), Settings(), ["22"], list(GrantSet.parse("22")), [], False, Output())
+    one._handle(Listening(bind="127.0.0.1:24531", embedded=True, public=None))
+    one._handle(CodeReady(code=CODE, expires_s=600.0))
+    one._handle(Listening(bind="127.0.0.1:24531", embedded=True, public="203.0.113.5:24531"))
+    assert capsys.readouterr().err.count("--server 127.0.0.1 --forward") == 1, "it has not moved"
+    one._handle(Listening(bind="192.168.1.5:24531", embedded=True, public=None))
+    said = capsys.readouterr().err
+    assert "On the other computer run:      ptunnel connect --server 192.168.1.5 --forward 2222:22\n" in said
+    assert f"and type the code:              {CODE}\n" in said
 
 
 def test_without_a_network_it_is_said_why_nobody_else_can_come() -> None:
@@ -241,7 +257,7 @@ def test_the_prompt_says_where_a_code_comes_from(monkeypatch: pytest.MonkeyPatch
 
 def test_expose_says_what_nobody_listens_on_yet(capsys: pytest.CaptureFixture[str]) -> None:
     from tunnel.cli.expose import warn_of_silence
-    from tunnel.shell.vocabulary import GrantSet, listening
+    from tunnel.shell.vocabulary import listening
 
     if listening() is None:
         pytest.skip("what listens here cannot be known")
@@ -292,8 +308,6 @@ def test_a_port_that_another_connect_of_ours_has_is_named_with_its_process(
 
 
 def code_shown(capsys: pytest.CaptureFixture[str], home: Path, server: str, **more: Any) -> str:
-    from tunnel.cli.expose import Exposing
-    from tunnel.shell.vocabulary import GrantSet
 
     one = Exposing(Home(home), Settings(server=server), ["22"], list(GrantSet.parse("22")), [], False, Output(), **more)
     one._handle(CodeReady(code=CODE, expires_s=600.0))

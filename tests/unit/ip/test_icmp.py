@@ -8,6 +8,7 @@ import pytest
 from tests.unit.ip.packets import A4, A6, B4, Flow, ip4, ip6, is_right, padded_options
 from tunnel.errors import MalformedPacket
 from tunnel.room.ip import fragment, parse, too_big
+from tunnel.room.ip.icmp import prohibited
 
 OURS4, OURS6 = bytes((10, 86, 0, 9)), A6[:-1] + b"\x09"
 PAYLOAD = random.Random(3).randbytes(3000)
@@ -183,3 +184,28 @@ def test_what_must_not_be_fragmented_is_refused(packet: bytes) -> None:
 def test_an_mtu_below_68_is_our_own_fault() -> None:
     with pytest.raises(ValueError):
         pieces_of(ip4(17, UDP4, field=0), 67)
+
+
+def refusal(packet: bytes, broadcasts: frozenset[bytes] = frozenset()) -> bytes | None:
+    return prohibited(packet, parse(packet, 0, len(packet)), OURS4, broadcasts)
+
+
+@pytest.mark.parametrize(
+    "packet", [Flow(flags=2).packet(b""), Flow(protocol=17).packet(PAYLOAD[:40]), ip4(1, b"\x08\x00" + PAYLOAD[:30])]
+)
+def test_who_tries_a_host_that_takes_no_ipv4_is_told_that_it_is_prohibited(packet: bytes) -> None:
+    message = refusal(packet)
+    assert message is not None
+    assert (message[12:16], message[16:20], message[9]) == (OURS4, A4, 1)
+    assert message[20:22] == b"\x03\x0a", "a code that connected UDP sockets hear of, too"
+    assert message[24:28] == bytes(4)
+    assert message[28:] == packet
+    assert is_right(message)
+
+
+@pytest.mark.parametrize("packet", [
+    ip4(1, b"\x03\x0a" + bytes(30)), ip4(1, b""), ip4(17, PAYLOAD[:40], field=0x0005), ip4(132, PAYLOAD[:40], source=bytes(4)),
+    ip4(132, PAYLOAD[:40], destination=bytes((224, 0, 0, 251))), ip4(132, PAYLOAD[:40], destination=bytes((10, 86, 0, 255))),
+])  # fmt: skip
+def test_no_refusal_of_errors_later_fragments_nobodys_packets_and_those_to_many(packet: bytes) -> None:
+    assert refusal(packet, frozenset({bytes((10, 86, 0, 255))})) is None

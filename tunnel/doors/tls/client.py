@@ -93,7 +93,7 @@ def _cause(error: OSError) -> OSError:
         while isinstance(inner, BaseExceptionGroup):
             inner = inner.exceptions[0]
         if isinstance(inner, OSError):
-            return inner
+            error = inner
     if error.errno is not None and not isinstance(error, ssl.SSLError):
         return OSError(error.errno, os.strerror(error.errno))  # trio's own text names the socket's address as Python writes it
     return error

@@ -5,12 +5,14 @@ pyroute2 is imported inside one function: it costs 365 ms and 11 MB, which only 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +30,9 @@ _IFREQ_FLAGS: Final = struct.Struct("=16sH22x")
 _IFF_UP: Final = 0x1  # linux/if.h
 _IFF_NOARP: Final = 0x80
 _IFA_F_NODAD: Final = 0x02  # linux/if_addr.h
+_IFA_F_DEPRECATED: Final = 0x20
+_FOREVER: Final = 0xFFFFFFFF  # seconds, linux/if_addr.h
+_FIRST: Final = 128  # the metric of a route that goes before the kernel's own of 256
 _ADDR_GEN_MODE_NONE: Final = 1  # linux/if_link.h: the link-local address comes from the configuration
 _SCOPE_LINK: Final = 253  # linux/rtnetlink.h
 _SCOPE_UNIVERSE: Final = 0
@@ -164,6 +169,10 @@ def _set_addresses(netlink: Any, index: int, config: InterfaceConfig, facts: lis
     present6 = _present(netlink, index, socket.AF_INET6)
     # What is not wanted goes first: a second address of one subnet would be a secondary one, and go with the first.
     for address, prefix in present4 - wanted4 | present6 - wanted6:
+        if ":" in address and not address.startswith("fe80"):
+            subnet = str(ipaddress.ip_network((address, prefix), strict=False))
+            with contextlib.suppress(NetlinkError):  # of _prefer_ipv4, and before the kernel takes one of the two away
+                netlink.route("del", dst=subnet, oif=index, priority=_FIRST, family=socket.AF_INET6, table=254)
         netlink.addr("del", index=index, address=address, prefixlen=prefix)
     for address, prefix in wanted4 - present4:
         broadcast = str(ipaddress.IPv4Network((address, prefix), strict=False).broadcast_address)
@@ -179,17 +188,54 @@ def _set_addresses(netlink: Any, index: int, config: InterfaceConfig, facts: lis
             raise
         facts.append("IPv6 is switched off on this machine, so the LAN is IPv4 only here.")
     netlink.link("set", index=index, state="up")
+    _prefer_ipv4(netlink, index, wanted6, bool(wanted4))
     return bool(wanted4)
 
 
+def _prefer_ipv4(netlink: Any, index: int, addresses: set[tuple[str, int]], has_ipv4: bool) -> None:
+    """Have members' names lead to IPv4 first, where the interface has it: many games try one address, and listen on IPv4 alone.
+
+    RFC 6724 §2.1 ranks fc00::/7 below IPv4.  The C library of GNU keeps to the table of RFC 3484, which does not know it; but it
+    leaves an address for later whose source is deprecated (RFC 6724 §6, rule 3).  Packets in the room keep that source by a route
+    of their own: the kernel would rather take another address of this machine (§5, rule 3).
+    """
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    late = {address for address, flags in _flags(netlink, index, socket.AF_INET6) if flags & _IFA_F_DEPRECATED}
+    for address, prefix in sorted(addresses):
+        if address.startswith("fe80") or (address in late) == has_ipv4:
+            continue
+        subnet = str(ipaddress.ip_network((address, prefix), strict=False))
+        ours = {"index": index, "address": address, "prefixlen": prefix, "IFA_FLAGS": _IFA_F_NODAD}
+        lasts = {"ifa_preferred": _FOREVER, "ifa_valid": _FOREVER}
+        with contextlib.suppress(NetlinkError):  # no IPv6 here; or the names lead to IPv6 first
+            if not has_ipv4:
+                netlink.addr("replace", **ours, IFA_CACHEINFO=lasts)
+                continue
+            netlink.addr("replace", **ours, IFA_CACHEINFO={**lasts, "ifa_preferred": 0})
+            try:  # afterwards: with the address the kernel would take it away
+                netlink.route(
+                    "replace", dst=subnet, oif=index, prefsrc=address, priority=_FIRST, family=socket.AF_INET6, table=254
+                )
+            except NetlinkError:
+                netlink.addr("replace", **ours, IFA_CACHEINFO=lasts)
+
+
 def _present(netlink: Any, index: int, family: int) -> set[tuple[str, int]]:
-    found = set()
+    return {(address, int(message["prefixlen"])) for address, message in _addresses(netlink, index, family)}
+
+
+def _flags(netlink: Any, index: int, family: int) -> Iterator[tuple[str, int]]:
+    for address, message in _addresses(netlink, index, family):
+        yield address, int(dict(message["attrs"]).get("IFA_FLAGS", message["flags"]))
+
+
+def _addresses(netlink: Any, index: int, family: int) -> Iterator[tuple[str, Any]]:
     for message in netlink.get_addr(index=index, family=family):
         attributes = dict(message["attrs"])
         address = attributes.get("IFA_LOCAL") or attributes.get("IFA_ADDRESS")
         if address is not None and message["index"] == index:
-            found.add((str(address), int(message["prefixlen"])))
-    return found
+            yield str(address), message
 
 
 def _family(prefix: str) -> int:

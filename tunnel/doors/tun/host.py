@@ -26,6 +26,7 @@ from tunnel.doors.tun.groups import GroupMirror
 from tunnel.doors.tun.listeners import is_bound_to
 from tunnel.doors.tun.privileges import CAP_NET_ADMIN, has_capability, inherited
 from tunnel.doors.tun.reflector import Reflector, parse_udp, rewrite_source
+from tunnel.doors.tun.routes import networks_of
 from tunnel.doors.tun.wall import open_wall_socket
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.faults import Faults
@@ -64,6 +65,7 @@ class HostInterface:
         self.ethernets = ethernets
         self._wall = wall
         self.facts: list[str] = []
+        self.has_ipv4 = True  # its own address; it does without in a subnet that this machine uses elsewhere
         self.keeper_pid = keeper.pid
         self._keeper = keeper
         self._client = client
@@ -84,6 +86,8 @@ class HostInterface:
         """Replace addresses and routes; the name stays what it is.  Gives facts.  Raises ConfigurationError."""
         facts = await self._client.configure(dataclasses.replace(config, name=self.device.name))
         self._config = config
+        with contextlib.suppress(OSError):
+            self.has_ipv4 = any(network.version == 4 for network in networks_of(self.device.name))
         return facts
 
     async def run_discovery(self, send: Callable[[bytes], None], faults: Faults, warn: Callable[[str], None]) -> None:

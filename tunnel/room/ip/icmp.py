@@ -1,6 +1,7 @@
-"""What is said, or done, about an inner packet that the path does not carry: too-big messages, and IPv4 fragments.
+"""What is said, or done, about an inner packet that the path does not carry: too-big messages, IPv4 fragments, refusals.
 
-Sources: RFC 792 and RFC 1191 §4 (fragmentation needed), RFC 1122 §3.2.2, RFC 4443 §2.4 and §3.2 (packet too big), RFC 791 §3.2.
+Sources: RFC 792 and RFC 1191 §4 (fragmentation needed), RFC 1122 §3.2.2, RFC 1812 §5.2.7.1 (prohibited),
+RFC 4443 §2.4 and §3.2 (packet too big), RFC 791 §3.2.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MAX_MESSAGE_V6: Final = 1_280  # bytes of the whole message, RFC 4443 §2.4 (c)
 
 _V4_QUERIES: Final = frozenset({0, 8, 13, 14, 15, 16, 17, 18})  # all other types are errors, or answered as little
 _V6_REDIRECT: Final = 137
+_FRAGMENTATION_NEEDED: Final = 4  # codes of destination unreachable
+_HOST_PROHIBITED: Final = 10
 _HOPS: Final = 64
 _CONTROL_CLASS: Final = 0xC0  # internetwork control, as RFC 1812 §4.3.2.5 gives to ICMP errors
 _DONT_FRAGMENT: Final = 0x4000
@@ -29,7 +32,7 @@ _OFFSET: Final = 0x1FFF
 
 _V4 = Struct("!BBHHHBBH4s4s")
 _V6 = Struct("!IHBB16s16s")
-_TOO_BIG_V4 = Struct("!BBHHH")  # type, code, checksum, unused, next-hop MTU
+_UNREACHABLE_V4 = Struct("!BBHHH")  # type, code, checksum, unused, next-hop MTU
 _TOO_BIG_V6 = Struct("!BBHI")  # type, code, checksum, MTU
 _U16 = Struct("!H")
 
@@ -54,16 +57,34 @@ def too_big(
 
 
 def _too_big_v4(packet: Buffer, inner: Inner, mtu: int, our_address: bytes, broadcasts: Collection[bytes]) -> bytes | None:
+    if not inner.dont_fragment or inner.total_size <= mtu:
+        return None
+    return _unreachable_v4(packet, inner, _FRAGMENTATION_NEEDED, min(mtu, 0xFFFF), our_address, broadcasts)
+
+
+def prohibited(packet: Buffer, inner: Inner, our_address: bytes, broadcasts: Collection[bytes] = frozenset()) -> bytes | None:
+    """The whole IP packet that tells the source of an IPv4 `packet` that this host takes none; None where no answer is allowed.
+
+    Of the codes that fit, connected UDP sockets hear of this one too: what tries the next address does so at once.
+    """
+    if inner.is_fragment and not inner.is_first_fragment:
+        return None
+    return _unreachable_v4(packet, inner, _HOST_PROHIBITED, 0, our_address, broadcasts)
+
+
+def _unreachable_v4(
+    packet: Buffer, inner: Inner, code: int, mtu: int, our_address: bytes, broadcasts: Collection[bytes]
+) -> bytes | None:
     source, destination = inner.source, inner.destination
     # 0/8 and 127/8 are no hosts out there; 224/4 is multicast, 240/4 reserved, with 255.255.255.255.
-    if not inner.dont_fragment or inner.total_size <= mtu or source[0] in (0, 127) or source[0] >= 224:
+    if source[0] in (0, 127) or source[0] >= 224:
         return None
     if destination[0] >= 224 or source in broadcasts or destination in broadcasts:
         return None
-    if inner.protocol == ICMP and packet[inner.network_size] not in _V4_QUERIES:  # more than 68 bytes, so it has a type
+    if inner.protocol == ICMP and (inner.total_size == inner.network_size or packet[inner.network_size] not in _V4_QUERIES):
         return None
     quote = bytes(packet[: min(inner.total_size, MAX_MESSAGE_V4 - IPV4_HEADER - 8)])
-    message = bytearray(_TOO_BIG_V4.pack(3, 4, 0, 0, min(mtu, 0xFFFF)) + quote)
+    message = bytearray(_UNREACHABLE_V4.pack(3, code, 0, 0, mtu) + quote)
     _U16.pack_into(message, 2, complement(word_sum(message)))
     total = IPV4_HEADER + len(message)
     header = bytearray(_V4.pack(0x45, _CONTROL_CLASS, total, 0, _DONT_FRAGMENT, _HOPS, ICMP, 0, our_address, source))
