@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -49,6 +50,7 @@ ANY_SUBNET = click.option(
     "--any-subnet", is_flag=True,
     help="Let the room have a network that may be part of the one that this machine is in, where it does not clash for certain.",
 )  # fmt: skip
+AS_ROOT = "Those of root are shown by 'sudo ptunnel lan'."
 NO_ROOM = "No room of this home runs that you have created: 'ptunnel lan create' opens one."
 
 
@@ -214,7 +216,8 @@ def show(is_json: bool) -> None:
         for each in rooms.values():
             _emit(each)
     elif not rooms:
-        tell("No room is kept, and none runs: 'ptunnel lan create' and 'ptunnel lan join' make some.")
+        as_root = "" if getattr(os, "geteuid", int)() == 0 else f" {AS_ROOT}"  # Windows has none
+        tell(f"No room is kept, and none runs: 'ptunnel lan create' and 'ptunnel lan join' make some.{as_root}")
     else:
         rows = [("ROOM", "ROLE", "RUNS", "SUBNET", "SERVER", "MEMBERS")]
         for each in rooms.values():

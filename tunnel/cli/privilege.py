@@ -19,9 +19,19 @@ def require_interface() -> None:
 
     if lan.lacks_privilege():
         raise ConfigurationError(
-            f"Making a network interface needs root. Run:  {with_sudo()}  or, without root:  ptunnel exec -- YOUR-GAME"
+            f"Making a network interface needs root. Run:  {with_sudo()}  or, without root:  {without_root()}"
         )
     lan.require_host_interface()
+
+
+def without_root() -> str:
+    """How a program alone enters the room that this command is about."""
+    kept = []
+    for word, behind in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        name, equals, _ = word.partition("=")
+        if name in ("--server", "--peer"):
+            kept += [word] if equals else [word, behind]
+    return shlex.join(["ptunnel", "exec", *kept, "--", "YOUR-GAME"])
 
 
 def with_sudo() -> str:

@@ -150,6 +150,15 @@ def test_a_code_comes_with_what_to_run_and_a_fresh_one_says_so(capsys: pytest.Ca
     assert CodeReady(code="x", expires_s=None).to_dict() == {"event": "code", "code": "x", "expires_s": None}
 
 
+def test_whoever_is_not_root_is_told_how_to_see_roots_rooms(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1000, 0):
+        monkeypatch.setattr("os.geteuid", lambda number=number: number)
+        assert run(["lan"]) == 0
+        assert ("'sudo ptunnel lan'" in capsys.readouterr().err) == (number != 0)
+
+
 def test_list_and_forget_without_anything_running(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lan", "list"]) == 0
     assert "No room is kept" in capsys.readouterr().err

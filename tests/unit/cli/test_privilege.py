@@ -32,4 +32,17 @@ def test_without_privilege_both_ways_are_named(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(ConfigurationError) as refused:
         privilege.require_interface()
     assert f"sudo {tmp_path / 'ptunnel'} lan create" in str(refused.value)
-    assert "ptunnel exec" in str(refused.value)
+    assert "ptunnel exec -- YOUR-GAME" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["lan", "join", "--server", "rv.example.net"], "ptunnel exec --server rv.example.net -- YOUR-GAME"),
+        (["lan", "join", "--server=rv.example.net", "--keep"], "ptunnel exec --server=rv.example.net -- YOUR-GAME"),
+        (["lan", "join", "--peer", "my home"], "ptunnel exec --peer 'my home' -- YOUR-GAME"),
+    ],
+)
+def test_the_way_without_root_leads_to_the_same_room(words: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/ptunnel", *words])
+    assert privilege.without_root() == told
