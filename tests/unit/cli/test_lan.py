@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -154,7 +155,7 @@ def test_whoever_is_not_root_is_told_how_to_see_roots_rooms(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (1000, 0):
-        monkeypatch.setattr("os.geteuid", lambda number=number: number)
+        monkeypatch.setattr("tunnel.cli.lan.os", SimpleNamespace(geteuid=lambda number=number: number))
         assert run(["lan"]) == 0
         assert ("'sudo ptunnel lan'" in capsys.readouterr().err) == (number != 0)
 
