@@ -13,10 +13,11 @@ from tests.unit.connection.pair import keypairs
 from tunnel.node.context import EndpointConfig
 from tunnel.node.endpoint import Endpoint
 from tunnel.node.events import KnownPeer
-from tunnel.node.handshakes import Completed, Params
 from tunnel.node.peering import Peering
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import PathKind
+from tunnel.transport.crypto.handshake import Completed
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Address, Instant, PathKey, Transmit
 
 HOME: Final = Address("45.2.0.1", 4000)

@@ -13,7 +13,6 @@ from tunnel.core.trace import Drops, Trace, Traces
 from tunnel.node.agenda import Agenda
 from tunnel.node.demux import Demux
 from tunnel.node.events import EndpointEvent, Faulted, KnownPeer
-from tunnel.node.handshakes import MACHINE_SIZE, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.node.pool import SocketPool
 from tunnel.node.servers import Servers
 from tunnel.node.walls import Wall
@@ -21,7 +20,7 @@ from tunnel.pairing.code import Purpose
 from tunnel.pairing.identity import machine_number
 from tunnel.transport.connection.records import MOST_PARTS
 from tunnel.transport.crypto import kem
-from tunnel.transport.crypto.params import ML_KEM_768
+from tunnel.transport.crypto.params import MACHINE_SIZE, ML_KEM_768, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
 from tunnel.units import Instant, PathKey, SocketId
 
 if TYPE_CHECKING:

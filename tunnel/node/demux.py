@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from tunnel.node.handshakes import CHALLENGE, INIT, TRANSPORT
-from tunnel.rendezvous.messages import CHANNEL_SIZE, PUSH, RESPONSE
+from tunnel.rendezvous.messages import PUSH, RESPONSE
 from tunnel.rendezvous.relay import CHANNEL_BYTE
+from tunnel.transport.crypto.challenge import CHALLENGE
+from tunnel.transport.crypto.handshake import INIT
 
 if TYPE_CHECKING:
     from tunnel.node.flow import Flow
@@ -20,18 +21,6 @@ SERVER_KINDS: Final = (RESPONSE, PUSH)
 FIRST_HANDSHAKE: Final = INIT
 LAST_HANDSHAKE: Final = CHALLENGE
 LAST_TRANSPORT: Final = CHANNEL_BYTE - 1
-
-__all__ = [
-    "CHANNEL_BYTE",
-    "CHANNEL_SIZE",
-    "FIRST_HANDSHAKE",
-    "LAST_HANDSHAKE",
-    "LAST_STUN",
-    "LAST_TRANSPORT",
-    "SERVER_KINDS",
-    "TRANSPORT",
-    "Demux",
-]
 
 
 class Demux:

@@ -13,16 +13,7 @@ from tunnel.nat.candidate import CandidateKind
 from tunnel.nat.memory import Remembered
 from tunnel.nat.technique import PoolSocket
 from tunnel.node.context import Context, EndpointConfig, PeerStore
-from tunnel.node.demux import (
-    CHANNEL_BYTE,
-    CHANNEL_SIZE,
-    FIRST_HANDSHAKE,
-    LAST_HANDSHAKE,
-    LAST_STUN,
-    LAST_TRANSPORT,
-    SERVER_KINDS,
-    TRANSPORT,
-)
+from tunnel.node.demux import FIRST_HANDSHAKE, LAST_HANDSHAKE, LAST_STUN, LAST_TRANSPORT, SERVER_KINDS
 from tunnel.node.events import EndpointEvent, KnownPeer, Problem, Troubled
 from tunnel.node.fairness import FairShare
 from tunnel.node.flows.expose_code import FOR_ONE, CodeTerms, ExposerPairing
@@ -31,6 +22,9 @@ from tunnel.node.peering import Peering
 from tunnel.node.pool import SocketOrder
 from tunnel.node.punching import LocalSocket, Puncher
 from tunnel.pairing.code import Purpose
+from tunnel.rendezvous.messages import CHANNEL_SIZE
+from tunnel.rendezvous.relay import CHANNEL_BYTE
+from tunnel.transport.packet.header import TRANSPORT
 from tunnel.units import Address, Instant, PathKey, SocketId, Transmit
 
 if TYPE_CHECKING:

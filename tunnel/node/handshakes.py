@@ -17,26 +17,16 @@ from tunnel.core.timers import TimerTable
 from tunnel.core.trace import Drops
 from tunnel.errors import MalformedPacket
 from tunnel.transport.crypto.batch import nonce_of
-from tunnel.transport.crypto.challenge import CHALLENGE, Challenge, receiver_of
+from tunnel.transport.crypto.challenge import CHALLENGE, receiver_of
 from tunnel.transport.crypto.cookie import COOKIE_REPLY, CookieChecker, reply_index, verify_mac1
 from tunnel.transport.crypto.handshake import (
-    FINISH,
-    INIT,
-    RESPONSE,
     Completed,
-    IkOpened,
     Initiator,
     Pattern,
-    XxResponder,
-    ik_prologue,
     mac1_key,
-    open_ik_init,
-    parse_init,
     parse_response,
-    xx_prologue,
 )
-from tunnel.transport.crypto.keys import Keypair, preferred_aeads
-from tunnel.transport.crypto.params import MACHINE_SIZE, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, OVERHEAD, TRANSPORT
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds
@@ -55,38 +45,6 @@ FINISH_ATTEMPTS: Final = 10  # finishes sent without hearing a transport datagra
 MAX_MOVES: Final = 4  # paths of one handshake whose answers still count for them; as many as inits whose answer is welcome
 MAX_CHALLENGED: Final = 4  # inits that leave at once because a challenge came; after that they wait for their turn
 INITS_UNQUESTIONED: Final = 50  # inits a second that are opened without asking for a cookie; each costs some 150 us
-
-__all__ = [
-    "CHALLENGE",
-    "COOKIE_REPLY",
-    "FINISH",
-    "INIT",
-    "MACHINE_SIZE",
-    "PATH_AUTO",
-    "PATH_DIRECT",
-    "PATH_RELAY",
-    "RESPONSE",
-    "Challenge",
-    "Completed",
-    "Gatekeeper",
-    "IkOpened",
-    "Initiator",
-    "InitiatorHandshake",
-    "Keypair",
-    "Params",
-    "Pattern",
-    "XxResponder",
-    "ik_prologue",
-    "open_close",
-    "open_ik_init",
-    "parse_init",
-    "parse_response",
-    "preferred_aeads",
-    "TRANSPORT",
-    "receiver_index",
-    "seal_close",
-    "xx_prologue",
-]
 
 
 def receiver_index(datagram: Buffer) -> int:

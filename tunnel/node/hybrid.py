@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Final
 from tunnel.errors import MalformedPacket
 from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, Problem, Troubled
-from tunnel.node.handshakes import Completed
 from tunnel.transport.connection.events import CloseCode
+from tunnel.transport.crypto.handshake import Completed
 from tunnel.transport.crypto.kem import PUBLIC_SIZE, TEXT_SIZE, KemKey, answer, derive
 from tunnel.units import Instant, Seconds
 

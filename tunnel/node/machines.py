@@ -23,8 +23,8 @@ from tunnel.units import Instant, Seconds
 
 if TYPE_CHECKING:
     from tunnel.node.context import Context
-    from tunnel.node.handshakes import Params
     from tunnel.rendezvous.client import Client
+    from tunnel.transport.crypto.params import Params
 
 MAX_MACHINES: Final = 4  # of a peer that are remembered; the one met longest ago goes
 MAX_QUESTIONS: Final = 4  # to others of our key at a time; more may be former selves of ours

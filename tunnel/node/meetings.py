@@ -16,7 +16,7 @@ from tunnel.node.flows.claim_code import ConnectorPairing
 from tunnel.node.flows.dial import Dialer, Listener
 from tunnel.node.flows.expose_code import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.node.freshness import Refused
-from tunnel.node.handshakes import FINISH, INIT, Completed, Params, Pattern, parse_init, receiver_index
+from tunnel.node.handshakes import receiver_index
 from tunnel.node.machines import Twins
 from tunnel.node.peering import Peering
 from tunnel.node.peerings import Peerings
@@ -27,6 +27,8 @@ from tunnel.rendezvous.client import Client, ClientEvent
 from tunnel.rendezvous.events import ChannelMoved, FallbackUnwanted, FallbackWanted, Lost, Reached, ReflexiveChanged, Told
 from tunnel.rendezvous.messages import ChannelMessage
 from tunnel.transport.connection.events import CloseCode
+from tunnel.transport.crypto.handshake import FINISH, INIT, Completed, Pattern, parse_init
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Buffer, Instant, PathKey
 
 

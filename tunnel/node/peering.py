@@ -13,7 +13,7 @@ from tunnel.errors import MalformedPacket, StateError, UnreachableError
 from tunnel.node import reasons
 from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, PeerBack, PeeringClosed, PeeringEvent, PeeringStarted, Problem, Troubled
-from tunnel.node.handshakes import Completed, Initiator, InitiatorHandshake, Pattern, ik_prologue
+from tunnel.node.handshakes import InitiatorHandshake
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, Hybrid
 from tunnel.node.learning import Learning
 from tunnel.node.pings import TOKEN_SIZE, Pings
@@ -35,6 +35,7 @@ from tunnel.transport.connection.events import (
     PathLost,
     RekeyDue,
 )
+from tunnel.transport.crypto.handshake import Completed, Initiator, Pattern, ik_prologue
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from tunnel.node.context import PATH_POLICIES, Context, combine_policies
 from tunnel.node.events import KnownPeer, PeerPaired, Problem, Troubled
-from tunnel.node.handshakes import Completed
 from tunnel.node.hybrid import CAME_WITH_OLDER_KEYS, OLDER_KEYS
 from tunnel.node.machines import Machines
 from tunnel.node.peering import Peering
@@ -14,6 +13,7 @@ from tunnel.node.punching import Puncher, is_loopback
 from tunnel.pairing.identity import sanitise_name
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import CloseCode, PathKind
+from tunnel.transport.crypto.handshake import Completed
 from tunnel.units import Instant, PathKey
 
 MAX_PEERINGS_A_PEER: Final = 64  # connections of one peer at once; the one silent for longest makes room

@@ -42,7 +42,6 @@ from tunnel.node.events import (
     WayLearned,
 )
 from tunnel.node.flows.expose_code import ExposerPairing
-from tunnel.node.handshakes import preferred_aeads
 from tunnel.node.peering import Peering
 from tunnel.node.pool import CloseRoute, OpenRoute, OpenSockets
 from tunnel.server_spec import TlsOptions, tls_options
@@ -60,6 +59,7 @@ from tunnel.shell.servers import Servers
 from tunnel.shell.sockets import OpenSocket, drops_of, open_all, open_large
 from tunnel.shell.traces import WalledTraces
 from tunnel.shell.ways import WayMemory
+from tunnel.transport.crypto.keys import preferred_aeads
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:

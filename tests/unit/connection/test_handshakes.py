@@ -7,20 +7,10 @@ from itertools import count, pairwise
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tunnel.node.handshakes import (
-    FINISH_ATTEMPTS,
-    INITS_UNQUESTIONED,
-    MAX_CHALLENGED,
-    Gatekeeper,
-    Initiator,
-    InitiatorHandshake,
-    Params,
-    Pattern,
-    XxResponder,
-    ik_prologue,
-    open_ik_init,
-)
+from tunnel.node.handshakes import FINISH_ATTEMPTS, INITS_UNQUESTIONED, MAX_CHALLENGED, Gatekeeper, InitiatorHandshake
 from tunnel.transport.crypto.challenge import Challenge
+from tunnel.transport.crypto.handshake import Initiator, Pattern, XxResponder, ik_prologue, open_ik_init
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
 
 PSK = bytes(range(32))

@@ -13,8 +13,8 @@ from tests.unit.node.people import FIRST, Party, Person
 from tests.unit.node.test_clocks import FIFTY_YEARS, TO_1970, told
 from tunnel.node.events import Problem
 from tunnel.node.freshness import CHALLENGE_LIFETIME, MAX_USES, Freshness, Refused
-from tunnel.node.handshakes import CHALLENGE
 from tunnel.node.peering import Peering
+from tunnel.transport.crypto.challenge import CHALLENGE
 from tunnel.transport.crypto.handshake import INIT, INIT_SIZE, Pattern
 from tunnel.units import Address, Instant
 

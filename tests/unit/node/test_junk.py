@@ -15,10 +15,10 @@ from tests.work import instructions
 from tunnel.node.context import EndpointConfig
 from tunnel.node.endpoint import Endpoint
 from tunnel.node.events import KnownPeer
-from tunnel.node.handshakes import Completed, Params
 from tunnel.node.peering import Peering
 from tunnel.node.pool import MAX_QUESTIONS, SocketPool
-from tunnel.transport.crypto.handshake import FINISH, INIT, RESPONSE
+from tunnel.transport.crypto.handshake import FINISH, INIT, RESPONSE, Completed
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Address, Instant, PathKey
 
 STRANGER: Final = Address("45.1.0.99", 4444)

@@ -17,9 +17,12 @@ from tunnel.node.clocks import Clocks
 from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.node.freshness import Freshness, Refused
-from tunnel.node.handshakes import Challenge, Completed, Gatekeeper, Params, ik_prologue, open_ik_init
+from tunnel.node.handshakes import Gatekeeper
 from tunnel.node.hybrid import newer_psks
+from tunnel.transport.crypto.challenge import Challenge
+from tunnel.transport.crypto.handshake import Completed, ik_prologue, open_ik_init
 from tunnel.transport.crypto.kem import common_psk
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from tunnel.node.context import Context
 from tunnel.node.events import Problem, Troubled
 from tunnel.node.flow import Flow
 from tunnel.node.flows.expose_code import ANSWER_TIMEOUT, POST_ANSWER, POST_BUSY, POST_FAILURE, Adopt, server_says
-from tunnel.node.handshakes import Initiator, InitiatorHandshake, Pattern, xx_prologue
+from tunnel.node.handshakes import InitiatorHandshake
 from tunnel.pairing.code import Code, Purpose
 from tunnel.pairing.pake import CONFIRMATION_SIZE, Pake
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
 from tunnel.rendezvous.messages import Claim, ClaimAccepted, Gone, GoneKind, Posted, RefusalCode, Refused
 from tunnel.transport.connection.events import CloseCode
+from tunnel.transport.crypto.handshake import Initiator, Pattern, xx_prologue
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:

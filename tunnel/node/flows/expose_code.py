@@ -22,11 +22,12 @@ from tunnel.errors import MalformedPacket
 from tunnel.node.context import Context
 from tunnel.node.events import CodeIssued, Problem, Troubled
 from tunnel.node.flow import Flow
-from tunnel.node.handshakes import FINISH, INIT, Completed, XxResponder, receiver_index, xx_prologue
+from tunnel.node.handshakes import receiver_index
 from tunnel.pairing.code import CODE_WORDS, ROOM_CODE_WORDS, Code, Purpose, make_code, parse_code
 from tunnel.pairing.pake import Pake
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
 from tunnel.rendezvous.messages import Allocate, Allocated, ClaimReceived, Posted, RefusalCode, Refused
+from tunnel.transport.crypto.handshake import FINISH, INIT, Completed, XxResponder, xx_prologue
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:

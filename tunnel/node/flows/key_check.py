@@ -17,19 +17,10 @@ from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.node.flow import Flow
 from tunnel.node.freshness import Refused
-from tunnel.node.handshakes import (
-    FINISH,
-    INIT,
-    Initiator,
-    InitiatorHandshake,
-    Params,
-    Pattern,
-    XxResponder,
-    open_close,
-    receiver_index,
-    seal_close,
-)
+from tunnel.node.handshakes import InitiatorHandshake, open_close, receiver_index, seal_close
 from tunnel.transport.connection.events import CloseCode
+from tunnel.transport.crypto.handshake import FINISH, INIT, Initiator, Pattern, XxResponder
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Buffer, Instant, PathKey, Seconds
 
 PROLOGUE: Final = b"ptunnel 1 XX check"
