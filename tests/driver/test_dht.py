@@ -12,7 +12,8 @@ from tests.sim.dht import packed
 from tunnel.dht.bencode import Value, decode_value, encode_value
 from tunnel.dht.ids import ID_SIZE
 from tunnel.errors import ConfigurationError, ServerUnreachableError
-from tunnel.node.diagnosis import Findings, Mapping, PortMapFindings, Ports
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.report import Findings, PortMapFindings, Ports
 from tunnel.server_spec import DHT, MAX_ENTRY, split_entry
 from tunnel.settings import load
 from tunnel.shell.dht import DhtExamination, examine_dht, find_entry

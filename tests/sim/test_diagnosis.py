@@ -10,8 +10,8 @@ from tests.sim.link import Link
 from tests.sim.peers import ServerNode
 from tests.sim.world import Host, World
 from tunnel.nat.behaviour import Filtering, Mapping
-from tunnel.nat.report import NetworkKind, Ports, describe
-from tunnel.node.diagnosis import SOCKETS, Diagnosis, Findings
+from tunnel.nat.report import Findings, NetworkKind, Ports, describe
+from tunnel.node.diagnosis import SOCKETS, Diagnosis
 from tunnel.node.stun_codec import ServerStun
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.server import Server

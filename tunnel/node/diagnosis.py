@@ -16,7 +16,7 @@ from tunnel.core.scope import may_be_second
 from tunnel.errors import MalformedPacket
 from tunnel.nat import stun
 from tunnel.nat.behaviour import Filtering, Mapping, observe, observe_filtering
-from tunnel.nat.report import Findings, PortMapFindings, Ports, advise, describe, describe_portmap, prospects
+from tunnel.nat.report import Findings, Ports
 from tunnel.node.punching import QUESTION_SIZE
 from tunnel.rendezvous import messages
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
@@ -298,17 +298,3 @@ def _half_seen(from_port: bool | None) -> Filtering:
     if from_port is None:
         return Filtering.UNKNOWN
     return Filtering.ENDPOINT_INDEPENDENT if from_port else Filtering.ADDRESS_AND_PORT_DEPENDENT
-
-
-__all__ = [
-    "SOCKETS",
-    "Diagnosis",
-    "Findings",
-    "Mapping",
-    "PortMapFindings",
-    "Ports",
-    "advise",
-    "describe",
-    "describe_portmap",
-    "prospects",
-]

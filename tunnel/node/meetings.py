@@ -23,8 +23,17 @@ from tunnel.node.peerings import Peerings
 from tunnel.node.pool import CloseRoute, OpenRoute
 from tunnel.node.servers import host_of
 from tunnel.pairing.code import Purpose, parse_code, require_purpose
-from tunnel.rendezvous.client import Client, ClientEvent
-from tunnel.rendezvous.events import ChannelMoved, FallbackUnwanted, FallbackWanted, Lost, Reached, ReflexiveChanged, Told
+from tunnel.rendezvous.client import Client
+from tunnel.rendezvous.events import (
+    ChannelMoved,
+    ClientEvent,
+    FallbackUnwanted,
+    FallbackWanted,
+    Lost,
+    Reached,
+    ReflexiveChanged,
+    Told,
+)
 from tunnel.rendezvous.messages import ChannelMessage
 from tunnel.transport.connection.events import CloseCode
 from tunnel.transport.crypto.handshake import FINISH, INIT, Completed, Pattern, parse_init

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket, StateError, UnreachableError
+from tunnel.nat.agent import AgentState
 from tunnel.node import reasons
 from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, PeerBack, PeeringClosed, PeeringEvent, PeeringStarted, Problem, Troubled
@@ -17,7 +18,7 @@ from tunnel.node.handshakes import InitiatorHandshake
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, Hybrid
 from tunnel.node.learning import Learning
 from tunnel.node.pings import TOKEN_SIZE, Pings
-from tunnel.node.punching import AgentState, Puncher
+from tunnel.node.punching import Puncher
 from tunnel.node.walls import Wall
 from tunnel.pairing.grants import GrantSet
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from tunnel.core.scope import is_local, may_be_second
 from tunnel.errors import MalformedPacket
 from tunnel.nat import stun
-from tunnel.nat.agent import Agent, AgentState
+from tunnel.nat.agent import Agent
 from tunnel.nat.behaviour import Mapping, explain_view
 from tunnel.nat.birthday import POOL_SECONDS
 from tunnel.nat.budget import POOL_SOCKETS
@@ -278,6 +278,3 @@ class Puncher:
             return encode_offer(offer)
         self.next_at = self.agent.poll_timeout()
         return None
-
-
-__all__ = ["AgentState", "LocalSocket", "MalformedPacket", "Puncher", "is_loopback"]

@@ -16,7 +16,7 @@ from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.contact import Contact
-from tunnel.rendezvous.events import ClientEvent, Hearer, RelayChannel, Told
+from tunnel.rendezvous.events import Hearer, RelayChannel, Told
 from tunnel.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.rendezvous.seeking import ELSEWHERE, Searches
 from tunnel.rendezvous.standing import ChannelBook, Hearers, OwnNumber, Standing, joins
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from tunnel.rendezvous.addresses import ServerAddress
     from tunnel.rendezvous.requests import PendingRequest
-
-__all__ = ["Client", "ClientEvent", "RelayChannel"]
 
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
 RETRY_AFTER_FULL: Final = 30  # seconds before asking again for what was full, at least; the server may say more

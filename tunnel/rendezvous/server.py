@@ -31,8 +31,6 @@ from tunnel.rendezvous.strangers import Strangers
 from tunnel.rendezvous.stun import ServerSocket, StunCodec
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId, Transmit
 
-__all__ = ["Server", "ServerConfig", "ServerSocket", "StunCodec"]
-
 DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around it forgiven
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
 CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more

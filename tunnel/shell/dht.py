@@ -15,7 +15,8 @@ from tunnel.dht.views import ENOUGH
 from tunnel.doors.udp.socket import UdpSocket, open_socket
 from tunnel.errors import ConfigurationError, OfflineError, ServerUnreachableError
 from tunnel.host.clock import boottime
-from tunnel.node.diagnosis import Findings, Mapping, PortMapFindings, Ports, describe, describe_portmap
+from tunnel.nat.behaviour import Mapping
+from tunnel.nat.report import Findings, PortMapFindings, Ports, describe, describe_portmap
 from tunnel.server_spec import DHT, split_entry
 from tunnel.shell.doctor import Examination, examine_portmap, own_address, walled
 from tunnel.shell.places import NO_NETWORK, has_network

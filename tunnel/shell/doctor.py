@@ -18,8 +18,9 @@ from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated
 from tunnel.host.interfaces import source_address
+from tunnel.nat.report import Findings, PortMapFindings, advise, describe, describe_portmap, prospects
 from tunnel.node.clocks import spoken
-from tunnel.node.diagnosis import SOCKETS, Diagnosis, Findings, PortMapFindings, advise, describe, describe_portmap, prospects
+from tunnel.node.diagnosis import SOCKETS, Diagnosis
 from tunnel.rendezvous import messages
 from tunnel.server_spec import TlsOptions, parse_server, tls_options
 from tunnel.shell.places import NO_NETWORK, has_network, unknown_name

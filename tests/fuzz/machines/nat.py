@@ -16,9 +16,10 @@ from tunnel.nat.budget import PROBE_BURST
 from tunnel.nat.candidate import CandidateKind, Offer, decode_offer, encode_offer, is_allowed, make_candidate
 from tunnel.nat.mapping_states import LookUpPort, MapPort, SearchRouter, UnmapPort
 from tunnel.nat.portmap import PortMapper
+from tunnel.nat.report import Findings, PortMapFindings, advise
 from tunnel.nat.technique import PoolSocket
 from tunnel.nat.techniques import Techniques
-from tunnel.node.diagnosis import SOCKETS, Diagnosis, Findings, PortMapFindings, advise
+from tunnel.node.diagnosis import SOCKETS, Diagnosis
 from tunnel.rendezvous import messages as m
 from tunnel.shell.doctor import Examination
 from tunnel.units import Address, Instant, Seconds, SocketId
