@@ -6,6 +6,8 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
+
 from tests.fuzz.engine import Machine
 from tests.unit.state.test_rooms import ROOM
 from tunnel.cli import peers as listing
@@ -80,8 +82,8 @@ class _State:
                     return
             else:
                 try:
-                    content = json.loads(rest, parse_constant=documents._refuse)
-                except (ValueError, RecursionError):
+                    content = msgspec.json.decode(rest)
+                except (ValueError, RecursionError, msgspec.DecodeError):
                     return
                 if not isinstance(content, dict):
                     return

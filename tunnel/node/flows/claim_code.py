@@ -1,4 +1,4 @@
-"""The first meeting, by a code: the connector's flow.  See pairing.py for the whole."""
+"""The first meeting, by a code: the connector's flow.  See expose_code.py for the whole."""
 
 from __future__ import annotations
 
