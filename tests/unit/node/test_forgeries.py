@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.people import GRANTS, Party, entropy_of
+from tests.unit.node.people import GRANTS, SERVER, Party, entropy_of
 from tunnel.node.context import Context, EndpointConfig
 from tunnel.node.events import CodeIssued, PeerPaired, Problem, Troubled
 from tunnel.node.flows.answer import MAX_PENDING, PENDING_LIFETIME
@@ -368,3 +368,29 @@ def test_a_peer_that_asks_and_asks_and_takes_no_answer_fills_no_memory() -> None
         assert connection.drops["control backlog full"]
         party.world.run(2.0)
         party.echoed(peering, b"still there")
+
+
+@pytest.mark.parametrize(
+    ("request_", "is_told"),
+    [
+        (messages.Join(messages.Role.LISTEN, (bytes(16),)), True),
+        (messages.Refresh(), True),
+        (messages.Join(messages.Role.DIAL, (bytes(16),)), False),
+        (messages.Post(bytes(8), b""), False),
+    ],
+)
+def test_a_person_hears_that_nobody_may_wait_of_what_was_asked_for_waiting_alone(
+    request_: messages.RequestMessage, is_told: bool
+) -> None:
+    """A refusal of what a flow has asked that is over comes to whoever waits for everybody."""
+    with Party() as party:
+        party.acquaint()
+        party.home.listen()
+        party.world.run(2.0)
+        meetings = party.home.endpoint._meetings
+        client = party.home.endpoint._context.clients[SERVER]
+        refused = messages.Refused(messages.RefusalCode.FULL, "full")
+        meetings._listener.hear(party.world.now, client, Told(refused, request_))
+        party.world.touch(party.home.host)
+        party.world.run(0.1)
+        assert (Problem.SERVER_REFUSED in party.home.problems) == is_told

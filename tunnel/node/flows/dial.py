@@ -22,13 +22,14 @@ from tunnel.node.walls import Wall
 from tunnel.pairing.identity import room_id
 from tunnel.rendezvous.client import Client
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
-from tunnel.rendezvous.messages import Introduced, Join, RefusalCode, Refused, Unmet
+from tunnel.rendezvous.messages import Hello, Introduced, Join, Refresh, RefusalCode, Refused, Role, Unmet
 from tunnel.units import Instant, Seconds
 
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
 ABSENT_AFTER: Final = Seconds(5.0)  # before a person is told that the peer is not there
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
+LISTENER_SIDE: Final = 0  # of an introduced channel
 TELL_AGAIN: Final = Seconds(600.0)  # before a person hears once more that a server keeps peers away
 DENIED_AFTER: Final = Seconds(20.0)  # of being denied to wait, before that is told
 MAX_NAMES: Final = 3  # of peers in one sentence
@@ -103,9 +104,9 @@ class Listener(Flow):
         match event:
             case Told(Introduced(room=room), channel=RelayChannel() as channel):
                 self._denied_at.pop(server, None)
-                if room in rooms:
+                if room in rooms and channel.side == LISTENER_SIDE:
                     self.answerer.introduced(channel.channel, rooms[room])
-            case Told(Refused(code=code, text=text), request):
+            case Told(Refused(code=code, text=text), (Join(role=Role.LISTEN) | Refresh() | Hello()) as request):
                 refused = request.rooms if isinstance(request, Join) else ()
                 # A room's own server lets a member wait as soon as it has met the creator, so at first it is nothing.
                 denied_at = self._denied_at.setdefault(server, now)
