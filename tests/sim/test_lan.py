@@ -240,7 +240,7 @@ def test_strangers_who_take_every_attempt_and_fall_silent_keep_nobody_out_for_lo
         for number in range(8):
             silent = party.friend(f"silent{number}")
             silent.claim(wrong(code))
-            party.world.run_until(lambda s=silent: bool(s.endpoint._meetings._claiming[0][1]._mailbox), 10)  # type: ignore[misc]
+            party.world.run_until(lambda s=silent: bool(s.endpoint._meetings._claiming[0]._mailbox), 10)  # type: ignore[misc]
             silent.kill()
         party.friends.clear()
         friend = party.friend("friend")
