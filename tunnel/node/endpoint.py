@@ -328,13 +328,10 @@ class Endpoint:
 
     def _leave(self, now: Instant, peering: Peering, size: int, is_due: bool, is_cold: bool) -> tuple[bool, bool]:
         """Its datagrams, of `size` bytes, are opened: say what they brought, and whether anything follows from it."""
-        if peering.connection is not None and peering.connection.is_quiet:
-            peering.entry.doubt()
-        else:
-            is_due = True
-            peering.touch()
+        peering.entry.doubt()
         peering.drain(now)
         self._share.charge(now, peering, size, peering.fresh_streams())
+        is_due = is_due or peering in self._agenda.untold
         return is_due, is_cold or peering.needs_meeting or peering.is_closed
 
     def _dropped(self, remote: Address, error: Exception) -> None:

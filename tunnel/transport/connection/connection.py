@@ -75,8 +75,11 @@ class Connection(StreamVerbs, PathVerbs):
         trace: Trace | None = None,
         touched: Callable[[], None] = lambda: None,
     ) -> None:
-        """`touched` is called by every verb that may leave something to send or to tell, or another deadline; not by the inputs
-        and the poll_ functions, after which the caller looks by itself."""
+        """`touched` is called whenever there may be something to send or to tell, or another deadline: by the verbs, and by
+        handle_datagrams; not by handle_timeout and the poll_ functions, after which the caller looks by itself.
+
+        A batch of IP packets that leaves nothing to answer changes only when the connection is due: ask for that after each.
+        """
         self._touched = touched
         self.is_initiator = is_initiator
         self.peer_static = remote_static
@@ -143,20 +146,6 @@ class Connection(StreamVerbs, PathVerbs):
         """The peer has proved that it has the keys."""
         return self._shared.stats.packets_received > 0
 
-    @property
-    def is_quiet(self) -> bool:
-        """What came last was IP packets only, and left nothing to tell or to answer."""
-        shared = self._shared
-        if (
-            not self._receiver.only_packets
-            or self._life.state is not State.ESTABLISHED
-            or shared.events
-            or shared.owed
-            or shared.paths.probes
-        ):
-            return False
-        return shared.acks.deadline() is None and not shared.owes_large_ping
-
     def indices(self) -> tuple[int, ...]:
         """The receiver indices that belong to this connection now."""
         return tuple(self._shared.keys.by_index)
@@ -209,10 +198,19 @@ class Connection(StreamVerbs, PathVerbs):
                 self._end(now, Cue.PEER_CLOSED, CloseReason(code, text, True))
         switching.on_heard(Seconds(self._shared.last_heard - heard_before))
         switching.choose(now)
+        if not self._left_nothing():
+            self._touched()
         if self._shared.sink_error is not None:
             met, self._shared.sink_error = self._shared.sink_error, None
             raise met
         return position
+
+    def _left_nothing(self) -> bool:
+        """Whether the batch brought IP packets only, and nothing to tell or to answer."""
+        shared = self._shared
+        if not self._receiver.only_packets or self._life.is_over or shared.events or shared.owed or shared.paths.probes:
+            return False
+        return shared.acks.deadline() is None and not shared.owes_large_ping
 
     def handle_timeout(self, now: Instant) -> None:
         """Call when poll_timeout's instant has come; earlier is harmless."""
