@@ -1,4 +1,4 @@
-"""What packets carry that must arrive: stream bytes, and the small frames.  All that is known of a small frame stands here.
+"""The contents of packets that must arrive: stream bytes, and small frames.  All that is known of a small frame stands here.
 
 A small frame is asked for with `Shared.owe`, written when a packet has room, and asked for again when that packet was lost.  It
 says what is to be told, not its bytes, so that it is told as of now, or not at all when it has become needless.  A new one is
@@ -34,7 +34,7 @@ class Carried(Protocol):
         """The packet is lost: send it again if it still matters."""
 
     def trace(self, shared: Shared) -> TracedFrame:
-        """What the trace says of it, when it has just been sent."""
+        """Describe it for the trace, when it has just been sent."""
         ...
 
 
@@ -113,12 +113,12 @@ class OwedFrame:
         return cls.LAYOUT.pack(cls.TYPE, *values)
 
     def values(self, shared: Shared) -> tuple[int, ...] | None:
-        """What is to be told as of now; None when that is nothing any more."""
+        """Return what to tell as of now; None when there is no need any more."""
         raise NotImplementedError
 
     @staticmethod
     def arrived(inflow: Inflow, now: Instant, values: tuple[int, ...]) -> None:
-        """The peer has told it.  Raises PeerError where it may not."""
+        """Handle one from the peer.  Raises PeerError where it may not send it."""
         raise NotImplementedError
 
     def acked(self, shared: Shared) -> None:

@@ -309,7 +309,7 @@ class Connection(StreamVerbs, PathVerbs):
         return self._packets if self._may_send and self._life.state is State.ESTABLISHED and not self._switching.is_mute else None
 
     def set_packet_sink(self, sink: PacketSink | None) -> None:
-        """Who takes received IP packets, called from inside handle_datagrams; docs/transport.md says what it may do."""
+        """Let `sink` take received IP packets, from inside handle_datagrams; docs/transport.md says what it may do."""
         self._receiver.packets.sink = sink
 
     # keys

@@ -1,4 +1,4 @@
-"""What the peer sends on streams: which it opens, what goes to a sink or is kept, and the credit that it gets back."""
+"""The receiving side of all streams: open those that the peer names, hand bytes to a sink or keep them, return credit."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ class Opener:
             return 0
         skip = len(prefix)
         size = stride - skip - OVERHEAD
-        cell, crooked = divmod(position, stride)
-        place, askew = divmod(at, size) if size > 0 else (0, 1)
-        if crooked or askew:
+        cell, misaligned = divmod(position, stride)
+        place, off = divmod(at, size) if size > 0 else (0, 1)
+        if misaligned or off:
             return 0
         found = self._cells.of(buffer, stride, skip)
         headers = found.header[cell:]
@@ -86,9 +86,9 @@ class StreamRun:
         Of the `count` packets from there, those that go on with just the next bytes each are taken too: returns how many in all.
         """
         length = size - STREAM_SIZE
-        first, crooked = divmod(at, size)
+        first, misaligned = divmod(at, size)
         taken = 1
-        if count == 1 or not length or crooked or self.fin or first + count > MAX_PLAINS:
+        if count == 1 or not length or misaligned or self.fin or first + count > MAX_PLAINS:
             self.pieces.append(self._plains.view[at + STREAM_SIZE : at + size])
             self.end += length
             return taken

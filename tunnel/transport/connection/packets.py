@@ -96,7 +96,7 @@ class PacketBurst:
         self.is_closed = False
 
     def transmit(self) -> Transmit | None:
-        """What is in it; it is empty afterwards, but its buffer may not be filled before the Transmit has left."""
+        """Take what is in it.  Fill its buffer again only when the Transmit has left."""
         path = self.path
         if path is None or not self.count:
             return None
@@ -339,9 +339,9 @@ class PacketJoiner:
         """Take what goes on with the run that `add` has begun: full segments, judged all together by how they begin."""
         head, gso_size, index, flags = self._head, self._gso_size, self._next, self._flags
         front = PACKET_SIZE + len(head)
-        first, crooked = divmod(at, size)
+        first, misaligned = divmod(at, size)
         count = min(count, MAX_INDEX + 1 - index, MAX_PLAINS - first)
-        if size != front + gso_size or crooked or count <= 0:
+        if size != front + gso_size or misaligned or count <= 0:
             return 0
         found = b"".join(self._plains.fronts(size, front)[first : first + count])
         wanted = bytearray((PACKET.pack(_PACKET, flags, index, len(head), gso_size) + head) * count)

@@ -1,4 +1,4 @@
-"""What the owner of a connection does with its paths, and asks of them."""
+"""The part of a connection that its owner needs for paths: to try, choose and drop them, and to ask about them."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class PathVerbs:
         return self._shared.paths.keepalive.interval
 
     def remember_keepalive(self, now: Instant, interval: Seconds) -> None:
-        """What `keepalive` was the last time; believed where it is shorter than what one begins with."""
+        """Begin with what `keepalive` was the last time, if it is shorter than the default."""
         self._touched()
         self._shared.paths.keepalive.remember(now, interval)
 

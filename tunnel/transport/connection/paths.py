@@ -40,9 +40,9 @@ PROOFS: Final = 2
 STANDBY_CHECK: Final = Seconds(25.0)  # how often a path that carries nothing proves that it still would
 SILENCE: Final = Seconds(0.1)  # at least, and a probe timeout, without any answer while we send: then the path is asked
 VERIFY_ATTEMPTS: Final = 4
-VERIFY_BACKING_OFF: Final = Seconds(1.0)  # at most, between challenges of a current path that is silent and has no substitute ...
-VERIFY_PATIENCE: Final = Seconds(120.0)  # ... for so long; a line that returns is noticed within the former
-VERIFY_AT_LEAST: Final = Seconds(5.0)  # and then so often
+VERIFY_BACKING_OFF: Final = Seconds(1.0)  # the longest wait between challenges of a silent path that has no substitute, at first
+VERIFY_PATIENCE: Final = Seconds(120.0)  # for so long VERIFY_BACKING_OFF holds: a line that returns is noticed soon
+VERIFY_AT_LEAST: Final = Seconds(5.0)  # the longest such wait after that
 VERIFY_SPACING: Final = Seconds(0.06)  # at least, between two challenges of a path in doubt; else 1.5 round trips
 PROOF_INTERVAL: Final = Seconds(60.0)  # of the current path being used, after which an answer to a challenge is due once more
 PROOF_SPACING: Final = Seconds(1.0)  # between such challenges until one is answered
@@ -191,7 +191,7 @@ class Keepalive:
         self._barred_until: Instant | None = None
 
     def remember(self, now: Instant, interval: Seconds) -> None:
-        """What was measured before, to these peers over this network: only a shorter life is believed unseen."""
+        """Begin with what was measured before, to this peer over this network, if it is shorter than the default."""
         if MIN_KEEPALIVE <= interval < self.interval:
             self.interval = self._ceiling = interval
             self._barred_until = Instant(now + KEEPALIVE_MEMORY)

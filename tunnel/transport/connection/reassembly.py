@@ -150,7 +150,7 @@ class RecordOpener:
         return self._fresh(number, parts, size)
 
     def _fresh(self, number: int, parts: int, size: int) -> Opened | None:
-        """What authenticated, unless part of it was seen before."""
+        """Return what authenticated, unless part of it was seen before."""
         check = self._replay.check
         if number > self._replay.highest or all(check(each) for each in range(number, number + parts)):
             return Opened(number, parts, size)

@@ -201,7 +201,7 @@ class Receiver:
     # 3
 
     def _plaintexts(self, now: Instant, key: PathKey, at: int, size: int, count: int, ecn: int) -> tuple[bool, bool, int]:
-        """What `count` packets of `size` bytes say that were opened to `at` and behind.
+        """Handle the frames of `count` packets of `size` bytes, which were opened to `at` and behind.
 
         Returns whether any is ack-eliciting, whether any was more than a probe, and how many carried an IP packet.
         """
@@ -263,7 +263,7 @@ class Receiver:
         shared = self._shared
         eliciting = active = False
         may_answer = end - at >= SMALLEST_PROBE  # one challenge a packet: an answer is never longer than what asked for it
-        told: tuple[list[tuple[int, int]], float] | None = None  # by an ACK that waits until the stream bytes behind it are out
+        ack: tuple[list[tuple[int, int]], float] | None = None  # settled behind the STREAM frame that follows it in the packet
         while at < end:
             kind = plain[at]
             if kind == Frame.PADDING:
@@ -286,8 +286,8 @@ class Receiver:
             active = True
             if kind == Frame.ACK:
                 ranges, delay, at = frames.decode_ack(plain, at, end)
-                if self._goes_out(plain, at, end):
-                    told = ranges, delay
+                if self._is_for_sink(plain, at, end):
+                    ack = ranges, delay
                 else:
                     self._ack(now, ranges, delay)
                 continue
@@ -304,9 +304,9 @@ class Receiver:
                 pieces = [plain[at : at + length]]
                 self.inflow.data(now, number, offset, pieces, offset + length, kind == Frame.STREAM_FIN)
                 at += length
-                if told is not None:
-                    self._ack(now, *told)
-                    told = None
+                if ack is not None:
+                    self._ack(now, *ack)
+                    ack = None
             elif kind == Frame.DATAGRAM:
                 (_, flow, identifier, index, count, length), at = _unpack(frames.DATAGRAM, plain, at, end)
                 if length > end - at:
@@ -322,8 +322,8 @@ class Receiver:
                 owed.arrived(self.inflow, now, values[1:])
         return eliciting, active
 
-    def _goes_out(self, plain: memoryview, at: int, end: int) -> bool:
-        """Whether a STREAM frame stands here whose bytes go to a sink: somebody waits for them, and no event comes of them."""
+    def _is_for_sink(self, plain: memoryview, at: int, end: int) -> bool:
+        """Return True if a STREAM frame for a stream with a sink stands here: a program waits for its bytes, so they go first."""
         if at + frames.STREAM_SIZE > end or plain[at] != _STREAM:
             return False
         stream = self._shared.streams.receiving.get(StreamId(frames.STREAM.unpack_from(plain, at)[1]))

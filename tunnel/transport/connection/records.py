@@ -65,7 +65,7 @@ def copy_into(places: Iterable[memoryview], pieces: Iterable[memoryview]) -> Non
 
 
 def bodies(buffer: memoryview, stride: int, skip: int) -> Column:
-    """What stands behind channel and header of every whole datagram of `stride` bytes in `buffer`, each a part of a record."""
+    """Cut `buffer` into the bodies of its whole datagrams of `stride` bytes, each a part of a record."""
     head = skip + RECORD_HEADER_SIZE
     return [buffer[at + head : at + stride] for at in range(0, len(buffer) - stride + 1, stride)]
 

@@ -31,9 +31,9 @@ from tunnel.units import Instant, PathKey, Transmit
 _ACK_ROOM: Final = frames.ack_size(frames.MAX_ACK_RANGES + 1)
 _HEADER_AND_DATAGRAM = frames.HEADER_AND_DATAGRAM
 
-#: Records in a quantum of the pacer, at least: the parts of one leave within half a millisecond.  On slower links the lumps in
-#: which records become whole and are acknowledged made queues longer, and lost a datagram now and then.
-A_QUANTUM: Final = 4
+#: Records are used only where at least so many fit into one quantum of the pacer (2 ms).  On slower links the ACKs of whole
+#: records came in lumps, which lengthened queues.
+MIN_RECORDS_PER_QUANTUM: Final = 4
 
 
 class Sender:
@@ -204,7 +204,7 @@ class Sender:
             return position
         prefix, mtu = path.key.prefix, path.mtu
         step = path.capacity - STREAM_SIZE
-        record_parts = min(shared.peer_record_parts, path.pacer.quantum // (A_QUANTUM * mtu))
+        record_parts = min(shared.peer_record_parts, path.pacer.quantum // (MIN_RECORDS_PER_QUANTUM * mtu))
         wide = record_step(mtu - len(prefix)) if record_parts and shared.next_number >= shared.records_from else 0
         segments = min(segments, -(-scheduler.allowance(stream) // step))
         credit = shared.streams.send_credit

@@ -1,4 +1,4 @@
-"""What the sending and the receiving half of one connection both touch."""
+"""The state that the sending and the receiving half of one connection share."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 ACK_SHARE: Final = 3  # of what our socket holds may wait for an ACK: the peer has no more in flight, and must not wait for us
 
-#: Datagrams without a loss, before a record is sent: with 1 in 10,000 lost at random its parts, lost together, cost one more in
-#: 1,000, and where more are lost there are hardly any records.
+#: Send records only after so many datagrams without a loss: the parts of a record are lost together.  At a random loss of
+#: 0.01 % that costs 0.1 % more; at 0.1 % there are hardly any records.
 RECORDS_AFTER: Final = 4_096
 
 #: Sequence numbers from one that is left out to the next, at random: whoever acknowledges what it did not get cannot know them

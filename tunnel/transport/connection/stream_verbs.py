@@ -1,4 +1,4 @@
-"""What a program does with a connection: streams, and datagrams."""
+"""The part of a connection that programs need: streams and datagrams."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class StreamVerbs:
         return chunks
 
     def set_stream_sink(self, stream_id: StreamId, sink: StreamSink | None) -> None:
-        """Who takes what arrives from now on, called from inside handle_datagrams; what it takes counts as read.
+        """Let `sink` take what arrives from now on, from inside handle_datagrams; what it takes counts as read.
 
         docs/transport.md says what it may do.  The first bytes that it leaves, and all that come out of order, are read as
         ever: then it has been let go, and is to be handed in again.  Nothing happens while something waits to be read.

@@ -49,7 +49,7 @@ def receiver_of(datagram: Buffer) -> int:
 
 
 def unseal(datagram: Buffer, chaining_key: bytes) -> Challenge:
-    """What answers our init; `chaining_key` as in seal().  Raises MalformedPacket."""
+    """Open the answer to our init; `chaining_key` as in seal().  Raises MalformedPacket."""
     receiver_of(datagram)
     data, start = bytes(datagram), _HEADER.size + _NONCE_SIZE
     try:

@@ -112,7 +112,7 @@ def decode_ack(buffer: Buffer, position: int, end: int) -> tuple[list[tuple[int,
 
 
 def skip_padding(plain: memoryview, at: int, end: int) -> int:
-    """Where the first byte stands that is no PADDING; `end` if none does."""
+    """Return the position of the first byte that is not PADDING; `end` if there is none."""
     found = _NOT_PADDING.search(plain, at, end)
     return end if found is None else found.start()
 

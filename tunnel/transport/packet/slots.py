@@ -174,7 +174,7 @@ class Plains:
         return found
 
     def bodies(self, size: int, front: int) -> Column:
-        """What stands behind those."""
+        """Everything behind the first `front` bytes of each of them."""
         found = self._bodies.get((size, front))
         if found is None:
             found = self._cut(self._bodies, (size, front), size, front, size)

@@ -305,7 +305,7 @@ class Bbr:
     # Probing for bandwidth, §5.3.3
 
     def _adapt_high(self, rate: DeliveryRate, latest: float, now: Instant, is_round: bool) -> None:
-        """What a probe tells of the room there is.  §5.3.3.6."""
+        """Learn from a probe how much the path takes.  §5.3.3.6."""
         newest = rate.newest
         assert newest is not None
         if is_round:

@@ -141,7 +141,7 @@ class SendStream:
 
     @property
     def final_size(self) -> int:
-        """What a RESET announces: the highest offset that was ever sent (RFC 9000 §4.5)."""
+        """Return the highest offset that was ever sent: a RESET announces it (RFC 9000 §4.5)."""
         return self.sent
 
     def has_work(self, may_send_new: bool = True) -> bool:
@@ -155,7 +155,7 @@ class SendStream:
         return self.finished and not self.fin_sent
 
     def next_range(self, most: int, credit: int) -> tuple[int, int, bool, bool]:
-        """What to send next: offset, length (at most `most`), whether the FIN goes with it, whether it is new data.
+        """Choose what to send next: offset, length (at most `most`), whether the FIN goes with it, whether it is new data.
 
         `credit` is what the connection still may send of new bytes.  Lost bytes go first.  Call `mark_sent` once it is sealed.
         """
