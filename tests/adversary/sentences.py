@@ -134,6 +134,29 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "Whoever answers for that name cannot lead the peer back to this machine: loopback, link-local, "
         "metadata services and this machine's own addresses are left out, unless the grant itself names "
         "this machine.": ("tests/driver/test_forward_names.py::test_a_name_does_not_lead_to_this_machine_or_to_what_is_nobodys",),
+        "A Unix socket is reached by the name that was given to it, or by the very path that was granted where it has "
+        "none; another path to it is refused.": (
+            "tests/driver/test_forward_unix.py::test_a_path_is_reached_by_whom_it_was_granted_to_and_by_nobody_else",
+        ),
+        "Loopback, link-local, metadata services, reserved networks and this machine's own addresses are refused, also "
+        "where NAT64 or 6to4 would carry it there, unless the grant names just such a network or that one address.": (
+            "tests/driver/test_socks.py::test_a_network_that_is_shared_reaches",
+            "tests/driver/test_socks.py::test_everything_shared_is_still_nothing_special",
+            "tests/driver/test_socks.py::test_localhost_is_loopback_for_everybody",
+        ),
+        "Without a network for the port that is asked for, no name is looked up, so whoever has none cannot use this "
+        "machine's resolver; at most 16 names are looked up at once for such peers.": (
+            "tests/driver/test_socks.py::test_without_a_network_no_name_is_looked_up",
+            "tests/driver/test_socks.py::test_dead_names_take_no_more_than_their_share_of_threads",
+        ),
+        "It listens on loopback, unless an address was allowed; anything else that the peer asks for is refused.": (
+            "tests/driver/test_forward_remote.py::test_where_it_was_not_allowed_nobody_listens",
+            "tests/driver/test_forward_remote.py::test_what_connects_there_reaches_a_program_here_over_loopback_alone",
+        ),
+        "The other way round, the exposing side reaches programs of the connecting side only where that has asked for it "
+        "(`connect --remote`): a connection to anything else is refused.": (
+            "tests/driver/test_forward_remote.py::test_who_has_asked_for_nothing_is_connected_to_nothing",
+        ),
         "The peer may have the link measured (`ptunnel bench`), whatever it was granted: either side "
         "sends zeros or counts what arrives, one measurement at a time, of at most 30 seconds and 16 GiB, "
         "and 64 GiB an hour.": (
@@ -232,6 +255,9 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
     },
     "Other users of the same computer": {
+        "One that listens at `unix:/PATH` can be opened by nobody but its owner and root.": (
+            "tests/driver/test_forward_unix.py::test_what_is_made_is_its_owners_alone_and_is_gone_at_the_end",
+        ),
         "They cannot read PTUNNEL_HOME (files of mode 0600 in a directory of mode 0700; a directory that "
         "others may write to is refused) nor speak to the control socket (mode 0600, and the kernel is "
         "asked whose process it is).": (

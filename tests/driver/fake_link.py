@@ -194,6 +194,7 @@ class FakeLink:
         self.peer_name = name
         self.flows = FakeFlows()
         self.faults = Faults()
+        self.direct_remote: tuple[str, int] | None = None
         self.peer: FakeLink = self
         self.streams: list[FakeStream] = []
         self._accepted: deque[FakeStream] = deque()

@@ -19,7 +19,7 @@ from tests.driver.core_link import CoreLinks
 from tests.driver.fake_link import WINDOW, FakeLink, linked_pair
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
-from tunnel.ports import local, tcp, udp
+from tunnel.ports import local, tcp, tcp_exposed, udp
 from tunnel.ports.counters import ForwardCounters, Notices
 from tunnel.ports.loops import OWN
 from tunnel.ports.open import Open, encode, read_message
@@ -604,7 +604,7 @@ async def test_a_forward_that_leads_to_itself_is_refused_with_a_sentence_and_mak
 
 async def test_a_program_that_resets_at_once_is_told_as_that_and_leaves_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket that was reset does not tell any more where it led."""
-    real = tcp.connect_tcp
+    real = tcp_exposed.connect_tcp
 
     async def connect_and_wait(host: str, port: int) -> socket.socket:
         sock = await real(host, port)
@@ -614,7 +614,7 @@ async def test_a_program_that_resets_at_once_is_told_as_that_and_leaves_no_mark(
     async def refuse_all(stream: trio.SocketStream) -> None:
         reset(stream)
 
-    monkeypatch.setattr(tcp, "connect_tcp", connect_and_wait)
+    monkeypatch.setattr(tcp_exposed, "connect_tcp", connect_and_wait)
     async with forwarded(refuse_all) as bench:
         async with await bench.connect() as client:
             assert await read_until_reset(client) == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -255,6 +256,49 @@ async def test_what_cannot_be_opened_is_refused_by_its_own_exception(tmp_path: P
             await link.closed()
             with pytest.raises(tunnel.UnreachableError):
                 await link.open_tcp(closed)
+
+
+async def test_the_other_ends_of_a_forward(tmp_path: Path) -> None:
+    """A Unix socket, a machine in a network that is shared, a SOCKS door, and the peer listening for us; with a rate."""
+
+    async def shout(stream: trio.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(trio.BrokenResourceError):
+                async for data in stream:
+                    await stream.send_all(data.upper())
+
+    async def exchange(stream: trio.abc.HalfCloseableStream) -> bytes:
+        async with stream:
+            await stream.send_all(b"hello")
+            await stream.send_eof()
+            return b"".join([data async for data in stream])
+
+    heard = Heard()
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port, there = listener.socket.getsockname()[1], free_port()
+    grants = [f"net/127.0.0.1:{port}", f"remote/{there}", str(port)]
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, shout, [listener])
+            async with (
+                a_server() as server,
+                tunnel.expose(grants, server=server, home=tmp_path / "home", on_event=heard, rate="10M"),
+                tunnel.connect(await heard.code(), server=server, home=tmp_path / "friend") as link,
+            ):
+                assert await exchange(await link.reach("127.0.0.1", port)) == b"HELLO"
+                with pytest.raises(tunnel.PermissionDeniedError):
+                    await link.reach("127.0.0.1", there)
+                for host in ("", "a b", "x" * 300):
+                    with pytest.raises(tunnel.ConfigurationError):
+                        await link.reach(host, port)
+                async with link.forward(f"unix:{tmp_path}/s:{port}", rate=1_000_000) as forward:
+                    assert forward.addresses == (f"unix:{tmp_path}/s",)
+                    assert await exchange(await trio.open_unix_socket(f"{tmp_path}/s")) == b"HELLO"
+                async with link.socks("0") as door:
+                    assert [each.target for each in door.forwards] == ["socks"]
+                async with link.remote(f"{there}:{port}"):
+                    assert await exchange(await trio.open_tcp_stream("127.0.0.1", there)) == b"HELLO"
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.time_limit(600)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pwd
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,11 @@ ROWS = 200_000
 SLEEPING = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'"
 
 
-def psql(port: int, *words: str) -> list[str]:
+def psql(port: int, *words: str, host: str | Path = "127.0.0.1") -> list[str]:
     path = find("psql")
     assert path is not None
     common = ["--no-psqlrc", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1"]
-    return [path, *common, f"host=127.0.0.1 port={port} user=owner dbname=postgres connect_timeout=30", *words]
+    return [path, *common, f"host={host} port={port} user=owner dbname=postgres connect_timeout=30", *words]
 
 
 def data_of(dump: str) -> list[str]:
@@ -33,17 +35,28 @@ def data_of(dump: str) -> list[str]:
 
 
 @pytest.fixture
-def database(homes: Homes) -> Homes:
+def folder() -> Iterator[Path]:
+    """For sockets: with a short path."""
+    with tempfile.TemporaryDirectory(prefix="pg-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def database(homes: Homes, folder: Path) -> Homes:
     """It refuses to be root's, so it runs as Debian's user for it, which is somebody else in a user namespace only."""
     user = pwd.getpwnam("postgres")
     around = ["unshare", "--user", f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}"]
     data = homes.folder / "data"
     make = [BIN / "initdb", "--pgdata", data, "--username=owner", "--auth=trust", "--no-locale", "--encoding=UTF8", "--no-sync"]
     homes.home.run(*around, *make, timeout=SLOW_S)
-    settings = [word for one in ("fsync=off", "unix_socket_directories=", "listen_addresses=127.0.0.1") for word in ("-c", one)]
+    settings = [
+        word for one in ("fsync=off", f"unix_socket_directories={folder}", "listen_addresses=127.0.0.1") for word in ("-c", one)
+    ]
     server = homes.serve("postgres", [*around, BIN / "postgres", "-D", data, "-p", "5432", *settings], 5432)
     server.wait_said("ready to accept connections", SLOW_S)
-    homes.link("5432", forward=["15432:5432"])
+    near = folder / "near"
+    near.mkdir()
+    homes.link("5432", f"pg=unix:{folder}/.s.PGSQL.5432", forward=["15432:5432", f"unix:{near}/.s.PGSQL.5432:pg", "25432:pg"])
     return homes
 
 
@@ -69,6 +82,14 @@ def test_a_table_is_copied_in_and_out(database: Homes) -> None:
     assert database.use(*psql(15432, "--command", "\\copy (table numbers order by a) to stdout csv")).stdout == given
     total = database.home.run(*psql(5432, "--command", "select count(*), sum(b) from numbers")).stdout
     assert total == f"{ROWS}|{sum(number * 7919 % 1_000_003 for number in range(ROWS))}\n"
+
+
+def test_the_database_is_used_by_unix_sockets_at_one_end_or_both(database: Homes, folder: Path) -> None:
+    """The server tells whether a client came by a Unix socket: then it has no address."""
+    ask = ["--command", "select inet_client_addr() is null, sum(a) from generate_series(1, 200000) a"]
+    for words in (psql(5432, *ask, host=folder / "near"), psql(25432, *ask)):
+        assert database.use(*words).stdout == "t|20000100000\n"
+    assert database.use(*psql(15432, *ask)).stdout == "f|20000100000\n"
 
 
 @pytest.mark.nightly

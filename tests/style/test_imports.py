@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tests.style.source import ROOT, Import, Module, modules
 
 # A folder is named without `tunnel.`; the longest name that fits is a module's folder.
-BASE = {"units", "errors", "notation"}
+BASE = {"units", "errors", "notation", "ends"}
 WALLS = {"faults", *BASE}
 SETTINGS = {"settings", "server_spec"}
 
@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "ports": {"setup", "shell", "pairing", "core", "doors.udp", "host", "state", *SETTINGS, *WALLS},
     "room": {"room.core", "room.ip", "ports", "setup", "shell", "node", "pairing", "doors.tun", "state", *SETTINGS, *WALLS},
     "control": {"shell", *WALLS},
-    "cli": {"room", "room.core", "ports", "setup", "control", "shell", "state", "telemetry", *SETTINGS, *WALLS},
+    "cli": {"examples", "room", "room.core", "ports", "setup", "control", "shell", "state", "telemetry", *SETTINGS, *WALLS},
     # modules of their own
     "faults": set(),
     "disk": BASE,
@@ -57,7 +57,9 @@ ARROWS: dict[str, set[str]] = {
     "server_spec": BASE,
     "units": set(),
     "errors": set(),
-    "notation": {"errors"},
+    "ends": {"errors"},
+    "notation": {"ends", "errors"},
+    "examples": set(),
 }  # fmt: skip
 
 #: Inside the transport only `connection` composes the others, which never import one another.

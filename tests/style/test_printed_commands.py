@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.style.source import ROOT, modules, project_files
-from tunnel.cli.expose import all_in_one, forwards_for, other_command
 from tunnel.cli.main import COMMANDS, group
+from tunnel.cli.offers import all_in_one, forwards_for, other_command
 from tunnel.errors import ConfigurationError, command_word
 from tunnel.ports.local import _explain
 from tunnel.ports.spec import MAX_FORWARDS, parse_forwards, parse_target

@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.style.source import ROOT
-from tunnel.cli.expose import forwards_for
 from tunnel.cli.main import group
+from tunnel.cli.offers import forwards_for
+from tunnel.ends import MAX_PATH, MAX_SHOWN
 from tunnel.errors import ConfigurationError
-from tunnel.node.shares import Share, Shares
-from tunnel.notation import EXAMPLES, MAX_SHOWN, SERVICES, Example, also, read_forward, read_share, read_target
+from tunnel.examples import EXAMPLES, Example, also
+from tunnel.node.shares import Share, Shares, decode_shares, encode_shares
+from tunnel.notation import SERVICES, read_forward, read_share, read_target, with_proxy
 from tunnel.pairing.grants import GrantSet, parse_grant
+from tunnel.ports.open import LENGTH_SIZE, Open, decode_open, encode
 from tunnel.ports.spec import parse_forward, parse_forwards
 
 READERS = {"share": parse_grant, "forward": parse_forward, "target": read_target}
@@ -101,14 +104,20 @@ named = st.tuples(names, hosts, ports).map(lambda each: f"{each[0]}={f'[{each[1]
 shares = st.tuples(st.one_of(ports, named), protocols).map("".join)
 
 
-@given(st.lists(shares, min_size=1, max_size=5))
+paths = st.sampled_from(("/run/app.sock", "/run/postgresql/.s.PGSQL.5432", "/x", "/run/a b=c", "/tmp/0/udp"))
+sockets = st.tuples(st.one_of(st.just(""), names.map("{}=".format)), paths).map(lambda each: f"{each[0]}unix:{each[1]}")
+announced = st.one_of(ports, named, sockets).map(with_proxy)
+all_shares = st.one_of(shares, sockets, announced)
+
+
+@given(st.lists(all_shares, min_size=1, max_size=5))
 def test_what_is_shown_of_a_grant_is_read_as_that_grant(texts: list[str]) -> None:
     for text in texts:
         for grant in parse_grant(text):
             assert parse_grant(str(grant)) == (grant,)
 
 
-@given(st.lists(shares, min_size=1, max_size=5))
+@given(st.lists(all_shares, min_size=1, max_size=5))
 def test_what_is_shown_takes_back_exactly_what_is_shown(texts: list[str]) -> None:
     try:
         grants = GrantSet.parse(*texts)
@@ -132,7 +141,47 @@ def test_what_the_other_side_is_told_it_may_reach_it_can_forward_and_join(texts:
             assert not Shares(True, told).refused([("tcp", read_target(str(each)))])
 
 
-@given(st.text(alphabet="0123456789:[]-/*.=,ntcpudaslhoe+% \x00é", max_size=40))
+@given(st.lists(all_shares, min_size=1, max_size=5))
+def test_what_the_other_side_is_told_it_can_forward_and_is_then_granted(texts: list[str]) -> None:
+    try:
+        grants = GrantSet.parse(*texts)
+    except ConfigurationError:
+        return
+    told = decode_shares(encode_shares(grants))
+    for forward in parse_forwards(forwards_for(told.usable)):
+        assert grants.allows(forward.protocol, forward.target) is not None
+        assert not told.refused([(forward.protocol, forward.target)])
+        opening = decode_open(encode(Open(forward.protocol, forward.target))[LENGTH_SIZE:])  # type: ignore[arg-type]
+        assert isinstance(opening, Open)
+        assert opening.target == forward.target
+
+
+@given(paths, st.one_of(ports.filter(str.isdigit), names, paths.map("unix:{}".format)))
+def test_a_forward_from_a_socket_leads_where_the_same_from_a_port_does(path: str, remote: str) -> None:
+    [one], [other] = parse_forward(f"unix:{path}:{remote}"), parse_forward(f"8080:{remote}")
+    assert (one.path, one.target, one.protocol) == (path, other.target, other.protocol)
+
+
+def test_a_path_that_the_kernel_would_cut_is_refused_with_its_size() -> None:
+    longest = "/" + "p" * (MAX_PATH - 1)
+    assert parse_grant(f"unix:{longest}")[0].host == f"unix:{longest}"
+    for read, text in (
+        (parse_grant, "unix:{}p"), (parse_forward, "unix:{}p:22"), (parse_forward, "22:unix:{}p"), (read_target, "unix:{}p"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=f"has {MAX_PATH} bytes at most, and .* has {MAX_PATH + 1}"):
+            read(text.format(longest))  # type: ignore[operator]
+    accented = "/tmp/" + "é" * 51
+    with pytest.raises(ConfigurationError, match="needs a name"):
+        parse_grant(f"unix:{accented}")
+    assert parse_grant(f"app=unix:{accented}")[0].name == "app"
+
+
+def test_a_port_of_what_a_peer_calls_unix_is_no_path() -> None:
+    assert parse_forward("8445:unix:445")[0].target == "unix:445"
+    assert GrantSet.parse("unix=192.168.1.5:445").allows("tcp", "unix:445") == ("192.168.1.5", 445)
+
+
+@given(st.text(alphabet="0123456789:[]-/*.=,ntcpudaslhoe+% \x00éix", max_size=40))
 def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
     for read in (read_share, read_forward, read_target):
         said = ""

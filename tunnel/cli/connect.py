@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,7 +24,7 @@ from tunnel.cli.options import (
 )
 from tunnel.cli.render import tell
 from tunnel.errors import ConfigurationError, TunnelError
-from tunnel.notation import also
+from tunnel.examples import also
 
 if TYPE_CHECKING:
     import trio
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
+    from tunnel.ports.rate import Rates
+    from tunnel.ports.remote import Remote
     from tunnel.ports.serve import Listeners
     from tunnel.settings import Settings
     from tunnel.shell.events import Event
@@ -55,9 +59,24 @@ MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that
 @click.option(
     "--forward", "-L", "forwards", metavar="SPEC", multiple=True,
     help="[BIND:]LOCAL[:REMOTE][/tcp|/udp|/tcp+udp], repeatable. LOCAL is a port or a range here; REMOTE a port, a range or a "
-    "NAME there, the same as LOCAL unless said; BIND an address of this computer, or * for all of them.",
+    "NAME there, the same as LOCAL unless said; BIND an address of this computer, or * for all of them. unix:/PATH may stand "
+    "for [BIND:]LOCAL and for REMOTE.",
 )  # fmt: skip
 @click.option("--stdio", metavar="PORT", help="Join standard input and output to this tcp port or NAME of the peer.")
+@click.option(
+    "--socks", metavar="[BIND:]PORT",
+    help="A SOCKS 5 door for programs here, to the machines that the peer shares with 'expose --net'; names are looked up there.",
+)  # fmt: skip
+@click.option(
+    "--remote", "-R", "remotes", metavar="SPEC", multiple=True,
+    help="[BIND:]PORT[:PORT | :HOST:PORT], repeatable: the peer listens at PORT, where it allows that ('expose --allow-remote'), "
+    "and what connects there is carried here.",
+)  # fmt: skip
+@click.option(
+    "--rate", "rates", metavar="[LOCAL=]RATE", multiple=True,
+    help="At most so much each way, of all forwards together or of the one that listens at LOCAL: 10M is ten megabytes a "
+    "second, 80Mbit the same.  Repeatable.",
+)  # fmt: skip
 @click.option("--new", "is_new", is_flag=True, help="Ask for a code, although peers are remembered.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0.1), help="Give up connecting after so long.")
 @click.option(
@@ -66,8 +85,9 @@ MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that
 @meeting
 @common
 def command(
-    peer: str | None, more: tuple[str, ...], forwards: tuple[str, ...], stdio: str | None, is_new: bool,
-    timeout: float | None, is_once: bool,
+    peer: str | None, more: tuple[str, ...], forwards: tuple[str, ...], stdio: str | None,
+    remotes: tuple[str, ...], rates: tuple[str, ...], socks: str | None,
+    is_new: bool, timeout: float | None, is_once: bool,
     flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Reach a peer.  Without PEER it is the only remembered one; with several you are asked which, with none for a code.
@@ -78,19 +98,27 @@ def command(
       ptunnel connect home --forward 2222:22 --forward 5353:53/udp
       ptunnel connect home --forward 5000-5010/tcp+udp
       ptunnel connect home --forward 1445:nas          the NAME that they gave to expose
+      ptunnel connect home --forward unix:/tmp/pg.sock:5432        a Unix socket here, which you alone may open
       ptunnel connect home --forward '*:8080'          for this whole LAN (IPv4 and IPv6), not only this machine
+      ptunnel connect home --socks 1080                a browser's SOCKS 5 proxy, for their LAN
+      ptunnel connect home --remote 8080:3000          their port 8080 leads to port 3000 here
       ssh -o ProxyCommand='ptunnel connect home --stdio 22' me@home
     A code may be given as an argument, in PTUNNEL_CODE, or best when asked for: it is a secret.
     A peer that restarts or is away is waited for, and so is the network: with --timeout for so long each time, and not at all
     with --once or --stdio.
     """
     from tunnel.cli.render import Output
-    from tunnel.ports.spec import parse_forwards, parse_target
+    from tunnel.ports.rate import Rates
+    from tunnel.ports.remote import parse_remotes
+    from tunnel.ports.spec import parse_door, parse_forwards, parse_target
 
     home = open_home()
     require_one_peer(home, peer, more)
-    parsed = parse_forwards(forwards)
+    parsed = parse_forwards(forwards) + ([] if socks is None else parse_door(socks))
     target = None if stdio is None else parse_target(stdio)
+    limits, asked = Rates.parse(rates, parsed), parse_remotes(remotes)
+    if rates and target is not None:
+        raise ConfigurationError("--rate goes with --forward: what --stdio joins is as fast as its two programs.")
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
     settings = load_settings(home, flags)
@@ -107,7 +135,9 @@ def command(
         output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
         stays = not is_once and target is None
         limit = math.inf if timeout is None else timeout
-        connecting = Connecting(home, settings, who, code, listeners, output, limit, target, stays=stays)
+        connecting = Connecting(
+            home, settings, who, code, listeners, output, limit, target, stays=stays, rates=limits, remotes=asked
+        )
         return run(connecting.run)
 
 
@@ -116,7 +146,8 @@ class Connecting:
 
     def __init__(
         self, home: Home, settings: Settings, peer: str | None, code: str | None, listeners: Listeners, output: Output,
-        timeout: float, target: int | str | None, *, stays: bool = False,
+        timeout: float, target: int | str | None, *, stays: bool = False, rates: Rates | None = None,
+        remotes: Sequence[Remote] = (),
     ) -> None:  # fmt: skip
         """`stays`: a peer that ends the link, and a network that is not there, are waited for."""
         self._home = home
@@ -133,6 +164,9 @@ class Connecting:
         self._shared: Shares | None = None  # as said last
         self._is_leaving = False
         self._stays = stays
+        self._rates = rates
+        self._remotes = remotes
+        self._told_remotes: set[Remote] = set()
         self._is_ready = False  # the forwards have been told
         self._pause = FIRST_PAUSE
         self._said_trouble = ""
@@ -160,6 +194,7 @@ class Connecting:
             links = [] if self._link is None else [self._link]
             return {
                 "forwards": [{"bind": each.bind, "target": each.target} for each in ready],
+                **({} if self._rates is None else self._rates.told()),
                 "counters": counters,
                 "drops": snapshot(links[0].endpoint_counters(), counters, links) if links else {},
             }
@@ -286,9 +321,17 @@ class Connecting:
                 self._output.emit({"event": "warning", "code": "half_bound", "message": text})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, link, nursery.cancel_scope)
-            nursery.start_soon(serve_nothing, link)
+            serve = partial(serve_nothing, ready=self._tell_remote, notice=self._output.warn, log=self._log.accesses)
+            nursery.start_soon(serve, link, self._remotes)
             nursery.start_soon(self._tell_shares, link)
         return self._verdict(link)
+
+    def _tell_remote(self, remote: Remote) -> None:
+        """The peer listens for us."""
+        if remote not in self._told_remotes:
+            self._told_remotes.add(remote)
+            self._output.emit({"event": "remote", "bind": remote.bind, "target": remote.target, "peer": self._peer})
+            self._output.say(f"{remote.bind} of {self._peer} -> {remote.target} here")
 
     async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
         """Until the link is closed or standard input and output have ended."""
@@ -298,14 +341,14 @@ class Connecting:
             await run_stdio(link, self._target, access=self._log.accesses.access(link.peer_name, f"tcp/{self._target}"))
             self._is_leaving = True
         else:
-            await self._listeners.serve(link, notice=self._output.warn, log=self._log.accesses)
+            await self._listeners.serve(link, notice=self._output.warn, log=self._log.accesses, rates=self._rates)
         scope.cancel()
 
     async def _tell_shares(self, link: Link) -> None:
         """What the other side shares, again when that changes; and what of it is used."""
         import trio
 
-        if self._shared is None and self._target is None and not self._listeners.ready:
+        if self._shared is None and self._target is None and not self._listeners.ready and not self._remotes:
             with trio.move_on_after(SHARES_PATIENCE):
                 await link.shares()
             if link.shared is None:  # an older one does not say
@@ -316,23 +359,27 @@ class Connecting:
             await trio.sleep(SHARES_PAUSE)
 
     def _show_shares(self, peer: str, shared: Shares) -> None:
-        from tunnel.cli.expose import forwards_for
+        from tunnel.cli.offers import options_for
         from tunnel.cli.render import listing
+        from tunnel.ends import is_path
         from tunnel.errors import command_word
 
-        texts = [str(each) for each in shared.shares]
+        texts = shared.texts
         self._output.emit({"event": "shared", "peer": peer, "shares": texts, "all": shared.is_all})
         more = [] if shared.is_all and len(texts) <= MOST_SHOWN else ["more"]
         what = listing([*texts[:MOST_SHOWN], *more])
         self._output.say(f"{peer} shares {what}{'' if texts else ' with this machine'}.")
         wanted = [("tcp", self._target)] if self._target is not None else self._listeners.targets
-        if not wanted and texts:
-            options = " ".join(f"--forward {text}" for text in forwards_for(shared.shares[:MOST_SHOWN]))
+        if not (wanted or self._listeners.has_door or self._remotes) and shared.usable:
+            options = " ".join(options_for(shared.usable[:MOST_SHOWN]))
             self._output.say(f"Nothing of it is forwarded yet: 'ptunnel connect {command_word(peer)} {options}' does that.")
+        if self._listeners.has_door and shared.is_all and not any(each.kind == "net" for each in shared.usable):
+            ask = f"'ptunnel expose --net 192.168.1.0/24:80,443 --to {command_word(self._own_name)}'"
+            self._output.warn(f"{peer} shares no network (it shares {what}), so --socks reaches nothing: ask there for {ask}.")
         refused = shared.refused(wanted)
         for protocol, target in refused[:MOST_SHOWN]:
             suffix = "" if protocol == "tcp" else "/udp"
-            port = target if isinstance(target, int) else f"{target.partition(':')[0]}=HOST:PORT"
+            port = target if isinstance(target, int) or is_path(target) else f"{target.partition(':')[0]}=HOST:PORT"
             ask = f"'ptunnel expose {port}{suffix} --to {command_word(self._own_name)}'"
             self._output.warn(f"{peer} does not share {protocol}/{target} (it shares {what}): ask there for {ask}.")
         if len(refused) > MOST_SHOWN:
@@ -414,5 +461,7 @@ class Connecting:
 def forward_line(bind: str, peer: str, target: str) -> str:
     """`127.0.0.1:2222 -> home tcp/22`, and behind it how a port of ssh is used."""
     line = f"{bind} -> {peer} {target}"
+    if target == "socks" and not bind.startswith("unix:"):
+        return f"{line}      curl --proxy socks5h://{bind} URL"
     host, _, port = bind.rpartition(":")
     return f"{line}      ssh -p {port} USER@localhost" if target in SSH and host in LOCALHOST else line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import ipaddress
-import itertools
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tunnel.cli.log import Log
+from tunnel.cli.offers import all_in_one, other_command
 from tunnel.cli.options import common, complete_peer, load_settings, meeting, once, open_home, settle_server
 from tunnel.errors import AlreadyRunningError
-from tunnel.notation import also
+from tunnel.examples import also
 
 if TYPE_CHECKING:
     from tunnel.cli.options import Flags
@@ -22,32 +22,39 @@ if TYPE_CHECKING:
     from tunnel.cli.running import Ending
     from tunnel.ports.counters import ForwardCounters
     from tunnel.ports.exposing import Exposure
+    from tunnel.ports.rate import PeerLimits
     from tunnel.settings import Settings
     from tunnel.shell.events import Event, Serving
-    from tunnel.shell.link import Link, Share
+    from tunnel.shell.link import Link
     from tunnel.shell.vocabulary import Grant
     from tunnel.state.home import Home
 
-#: Ports that an ordinary user may not listen on -> what people take instead; any other gets 10,000 added.
-SUGGESTED: Final = {22: 2222, 23: 2323, 53: 5353, 80: 8080, 443: 8443, 445: 1445}
-FIRST_FREE_PORT: Final = 1024  # below, only root may listen (ip_unprivileged_port_start)
 MOST_SHOWN: Final = 20  # remembered peers that a start is told of, one a line
 LABEL: Final = 32  # columns of what stands before the command and the code
 
 
 @click.command("expose", epilog=also("share"))
-@click.argument("grants", nargs=-1, metavar="[PORT | PORT/udp | NAME=HOST:PORT]...")
+@click.argument("grants", nargs=-1, metavar="[PORT | PORT/udp | NAME=HOST:PORT | unix:/PATH]...")
 @click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
               help="Let this remembered peer reach it too, without a code; repeatable.")  # fmt: skip
 @click.option("--only", is_flag=True, help="With --to: this, and nothing of what they could reach before.")
 @click.option("--keep", is_flag=True, help="Go on for further peers: a fresh code after each.")
+@click.option("--net", "nets", metavar="NETWORK:PORTS", multiple=True,
+              help="Machines in this network, which they reach by --socks: 192.168.1.0/24:80,443; repeatable.")  # fmt: skip
+@click.option("--allow-remote", "remotes", metavar="[BIND:]PORT", multiple=True,
+              help="They may have this machine listen there for a program of theirs (--remote); repeatable.")  # fmt: skip
+@click.option("--proxy-protocol", "is_announced", is_flag=True,
+              help="Tell these programs who connects, by a PROXY header (version 2), which they must be set up for.")  # fmt: skip
+@click.option("--rate", metavar="RATE",
+              help="At most so much to and from each peer: 10M is ten megabytes a second, 80Mbit the same.")  # fmt: skip
 @click.option("--qr", "has_picture", is_flag=True, help="Show the other side's command with its code as a QR code, too.")
 @once
 @meeting
 @common
 def command(
-    grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool, has_picture: bool, is_once: bool,
-    flags: Flags, is_json: bool, verbose: int,
+    grants: tuple[str, ...], to: tuple[str, ...], only: bool, keep: bool, is_announced: bool, rate: str | None,
+    nets: tuple[str, ...], remotes: tuple[str, ...],
+    has_picture: bool, is_once: bool, flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Let a peer reach ports of this machine, and nothing else.  Prints a code that works once; without PORT, serves the
     remembered peers with what they were given before.
@@ -57,6 +64,10 @@ def command(
       ptunnel expose 22 --server rv.example.net
       ptunnel expose 53/udp 5000-5010 8080/tcp+udp
       ptunnel expose nas=192.168.1.5:445         a machine in this LAN; they use --forward 1445:nas
+      ptunnel expose pg=unix:/run/postgresql/.s.PGSQL.5432         a Unix socket; they use --forward 5432:pg
+      ptunnel expose --net 192.168.1.0/24:80,443             web pages in this LAN; they use --socks 1080
+      ptunnel expose --allow-remote 8080         they may show you a program of theirs at port 8080 here
+      ptunnel expose 8080 --proxy-protocol       nginx ('listen 8080 proxy_protocol') logs the true client
       ptunnel expose 3389 --to friend            a remembered peer, no code; 'ptunnel revoke' takes it back
       ptunnel expose 22 --to friend --only       ... and nothing of what was shared with it before
       ptunnel expose                             all remembered peers
@@ -66,10 +77,17 @@ def command(
     A network that is not there yet is waited for, and so is DNS; not with --once.
     """
     from tunnel.cli.render import Output
+    from tunnel.ends import read_rate
     from tunnel.errors import ConfigurationError
+    from tunnel.notation import with_proxy
+    from tunnel.ports.rate import PeerLimits
     from tunnel.shell.vocabulary import GrantSet, raise_descriptor_limit
 
+    if is_announced:
+        grants = tuple(map(with_proxy, grants))
+    grants += (*(f"net/{each}" for each in nets), *(f"remote/{each}" for each in remotes))
     parsed = GrantSet.parse(*grants)
+    limits = None if rate is None else PeerLimits(read_rate(rate))
     if to and not grants:
         raise ConfigurationError("--to needs something to share: name a port, as in 'ptunnel expose 22 --to NAME'.")
     if only and not to:
@@ -94,7 +112,7 @@ def command(
     warn_of_silence(list(parsed), output)
     exposing = Exposing(
         home, settings, grants, list(parsed), to, keep, output,
-        only=only, has_picture=has_picture, waits=not is_once,
+        only=only, has_picture=has_picture, waits=not is_once, limits=limits,
     )  # fmt: skip
     try:
         return run(exposing.run)
@@ -142,11 +160,13 @@ def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: b
 def warn_of_silence(grants: Sequence[Grant], output: Output) -> None:
     """Say which ports of this machine nobody listens on yet; that is no reason not to share them."""
     from tunnel.cli.render import listing
+    from tunnel.ports.unix import listens_at
     from tunnel.shell.vocabulary import listening
 
     open_ports = listening()
-    own = [grant for grant in grants if grant.name is None]
+    own = [grant for grant in grants if grant.name is None and grant.kind == "port" and not grant.is_socket]
     silent = [grant for grant in own if open_ports is not None and not open_ports.on(grant.protocol, grant.first, grant.last)]
+    silent += [grant for grant in grants if grant.is_socket and not listens_at(grant.host.removeprefix("unix:"))]
     if silent:
         text = f"Nothing listens on {listing(map(str, silent[:MOST_SHOWN]))} here yet."
         output.warn(text)
@@ -159,6 +179,7 @@ class Exposing:
     def __init__(
         self, home: Home, settings: Settings, texts: Sequence[str], grants: list[Grant], to: Sequence[str], keep: bool,
         output: Output, *, only: bool = False, has_picture: bool = False, waits: bool = False,
+        limits: PeerLimits | None = None,
     ) -> None:  # fmt: skip
         from tunnel.ports.counters import ForwardCounters
 
@@ -171,6 +192,7 @@ class Exposing:
         self._only = only
         self._has_picture = has_picture
         self._waits = waits
+        self._limits = limits
         self._served: list[Serving] = []  # who may reach what already, until that is said
         self._fresh: set[str] = set()  # who has just paired
         self._output = output
@@ -242,6 +264,8 @@ class Exposing:
 
         counters = self._counters.as_dict()
         found: dict[str, object] = {"server": self._server, "counters": counters}
+        if self._limits is not None:
+            found["rate"] = self._limits.rate
         if self._exposure is not None and self._exposure.driver is not None:
             found["drops"] = snapshot(self._exposure.driver.counters(), counters, self._exposure.links)
         return found
@@ -249,7 +273,7 @@ class Exposing:
     async def _serve_link(self, link: Link) -> None:
         from tunnel.ports.serve import serve_link
 
-        await serve_link(link, counters=self._counters, notice=self._output.warn, log=self._log.accesses)
+        await serve_link(link, counters=self._counters, notice=self._output.warn, log=self._log.accesses, limits=self._limits)
 
     # -- what is asked over the control socket
 
@@ -348,7 +372,7 @@ class Exposing:
         if self._public is not None:
             outside = other_command(self._public, self._grants)
             self._output.say(f"{'or, in another network:':<{LABEL}}{outside}")
-        if sum(grant.last - grant.first + 1 for grant in self._grants) > MAX_FORWARDS:
+        if sum(grant.last - grant.first + 1 for grant in self._grants if grant.kind == "port") > MAX_FORWARDS:
             self._output.say(f"That command has room for {MAX_FORWARDS:,} of the ports: --forward names others of them.")
         self._output.say(f"{'and type the code:':<{LABEL}}{self._code}")
         whole = all_in_one(self._code, self._server, self._grants)
@@ -377,76 +401,6 @@ class Exposing:
         elif not lines:
             lines.append(self._output.waiting_line("Waiting for a peer"))
         return lines
-
-
-def other_command(server: str, grants: Sequence[Grant]) -> str:
-    """What the other side has to run to use all of `grants`."""
-    return " ".join(
-        ["ptunnel connect", f"--server {short_server(server)}", *(f"--forward {text}" for text in forwards_for(grants))]
-    )
-
-
-def all_in_one(code: str, server: str, grants: Sequence[Grant]) -> str:
-    """The same with the code, which carries its server."""
-    from tunnel.errors import command_word
-
-    word = command_word(f"{code}@{short_server(server).strip(chr(39))}")
-    return " ".join(["ptunnel connect", word, *(f"--forward {text}" for text in forwards_for(grants))])
-
-
-def short_server(server: str) -> str:
-    from tunnel.server_spec import DEFAULT_PORT
-
-    short = server.removesuffix(f":{DEFAULT_PORT}")
-    return f"'{server}'" if "[" in server else short if ":" not in short else server
-
-
-def forwards_for(grants: Sequence[Grant | Share]) -> list[str]:
-    """A --forward for each grant, with local ports that an ordinary user may use, each of them once; tcp and udp of one place
-    together.  What is beyond the ports that one command may forward is left out."""
-    from tunnel.ports.spec import MAX_FORWARDS
-
-    protocols: dict[tuple[str | None, int, int], list[str]] = {}
-    for grant in grants:
-        protocols.setdefault((grant.name, grant.first, grant.last), []).append(grant.protocol)
-    counts: dict[tuple[str | None, int, int], int] = {}
-    left = MAX_FORWARDS
-    for (name, first, last), kinds in protocols.items():
-        if count := min(last - first + 1, left // len(kinds)):
-            counts[name, first, last] = count
-            left -= count * len(kinds)
-    places: dict[tuple[str | None, int, int], int] = {}
-    taken: set[int] = set()
-    for place in sorted(counts, key=lambda place: place[1] < FIRST_FREE_PORT):  # whoever may have the same port, gets it
-        places[place] = _free(_suggest(*place[1:]), counts[place], taken)
-        taken.update(range(places[place], places[place] + counts[place]))
-    names = [name for name, _first, _last in counts]
-    texts = []
-    for place, count in counts.items():
-        name, first, last = place
-        kinds, local = protocols[place], _span(places[place], count - 1)
-        ports = _span(first, count - 1)
-        is_whole = last == first and names.count(name) == 1  # then the name alone says which port
-        remote = ports if name is None else name if is_whole else f"{name}:{ports}"
-        suffix = "" if kinds == ["tcp"] else f"/{'+'.join(kinds)}"
-        texts.append(f"{local}{suffix}" if local == remote else f"{local}:{remote}{suffix}")
-    return texts
-
-
-def _suggest(first: int, last: int) -> int:
-    if first >= FIRST_FREE_PORT:
-        return first
-    return SUGGESTED.get(first, first + 10_000) if first == last else first + 10_000
-
-
-def _free(wish: int, count: int, taken: set[int]) -> int:
-    """The first of `count` local ports in a row that are not taken: at `wish`, 10,000 further on, or wherever there are some."""
-    starts = itertools.chain(range(wish, 65_536, 10_000), range(FIRST_FREE_PORT, 65_536))
-    return next(start for start in starts if start + count <= 65_536 and taken.isdisjoint(range(start, start + count)))
-
-
-def _span(first: int, more: int) -> str:
-    return f"{first}-{first + more}" if more else str(first)
 
 
 def why_embedded(bind: str) -> str:

@@ -461,7 +461,8 @@ class Playing:
 
     def _show_way(self) -> None:
         """What the others type, at the address that the server has now."""
-        from tunnel.cli.expose import LABEL, is_only_here, short_server
+        from tunnel.cli.expose import LABEL, is_only_here
+        from tunnel.cli.offers import short_server
 
         if is_only_here(self._server):
             command = f"ptunnel exec --server {short_server(self._server)} -- COMMAND"

@@ -137,8 +137,8 @@ SETTINGS
 
 \b
 Scripts: --json on any command prints one JSON object a line on stdout, 'event' first:
-  listening, code, paired, serving, shared, path, forward, connection, connections, member,
-  closed, warning while something runs; error as the last one of a command that failed;
+  listening, code, paired, serving, shared, path, forward, remote, connection, connections,
+  member, closed, warning while something runs; error as the last one of a command that failed;
   granted, revoked, peer, renamed, forgotten, setting, room, removed, status, check, ping,
   bench, doctor as answers.
   People are spoken to on stderr; 'exec' prints events there too.

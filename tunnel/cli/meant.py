@@ -19,10 +19,11 @@ ASK_PATIENCE: Final = 2.0  # seconds for other processes to say what they forwar
 def open_forwards(home: Home, forwards: list[Forward]) -> Listeners:
     """Raises ConfigurationError; with the process that has a port, where it is one of this home."""
     from tunnel.ports.local import PortTakenError
+    from tunnel.ports.passed import Passed
     from tunnel.ports.serve import Listeners
 
     try:
-        return Listeners(forwards)
+        return Listeners(forwards, Passed.from_environment())
     except PortTakenError as error:
         port = error.forward.local
         if (pid := who_forwards(home, port)) is None:
@@ -111,7 +112,7 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
 
 def usable(code: str, settings: Settings, *, is_room: bool) -> str:
     """The code, if it can be one for this.  Raises ConfigurationError, with the command for what else it is for."""
-    from tunnel.cli.expose import short_server
+    from tunnel.cli.offers import short_server
     from tunnel.shell.vocabulary import Purpose, parse_code, require_purpose
 
     alone, settings = with_server_of(code, settings)

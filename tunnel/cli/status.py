@@ -144,7 +144,7 @@ def page(answers: list[dict[str, Any]]) -> list[str]:
 
 
 def process_page(answer: Mapping[str, Any]) -> list[str]:
-    from tunnel.cli.render import duration, is_silent, path_line, traffic
+    from tunnel.cli.render import duration, is_silent, path_line, rate, traffic
 
     if answer["event"] != "status":
         return [str(answer.get("message", answer))]
@@ -161,6 +161,10 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {head}  {traffic(link)}{keys}")
         if link["kind"] == "relay" and link["why"] and not is_silent(link):
             lines.append(f"    {link['why']}")
+    limits = [("", answer["rate"])] if answer.get("rate") else []
+    limits += [(f"{local}: ", each) for local, each in answer.get("rates", {}).items()]
+    whom = "each peer " if answer["role"] == "expose" else ""
+    lines += [f"    {local}at most {rate(each)} {whom}each way" for local, each in limits[:32]]
     return lines + [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
 
 

@@ -94,3 +94,13 @@ def is_reserved(host: Host) -> bool:
         inner = host.sixtofour or (ipaddress.IPv4Address(int(host) & 0xFFFFFFFF) if host in _NAT64 else None)
         return inner is not None and (is_loopback(inner) or is_reserved(inner))
     return False
+
+
+def is_named_by(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    """Whether who wrote this network meant what is special in it: it is one address, or lies in loopback or a reserved one."""
+    if network.num_addresses == 1:
+        return True
+    return any(
+        network.version == special.version and network.subnet_of(special)  # type: ignore[arg-type]
+        for special in (*_LOOPBACK, *_RESERVED)
+    )

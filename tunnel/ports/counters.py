@@ -37,12 +37,15 @@ class ForwardCounters:
     udp_flood_dropped: int = 0  # datagrams of new clients beyond NEW_FLOW_RATE
     udp_held_dropped: int = 0  # datagrams beyond MAX_HELD while a flow opened
     udp_queue_dropped: int = 0  # the connection's queue was full
+    udp_rate_dropped: int = 0  # datagrams beyond a limit of rate
     udp_overrun: int = 0  # from local programs, while our socket was full: they came faster than they could be carried
     udp_local_dropped: int = 0  # the local socket was full or refused the datagram
     udp_denied: int = 0  # flows without a grant
     udp_refused: int = 0  # datagrams of flows that the exposer turned away
     udp_datagrams_in: int = 0  # from local programs
     udp_datagrams_out: int = 0  # to local programs
+    socks_refused: int = 0  # clients of the SOCKS door that got an error
+    socks_dropped: int = 0  # datagrams to it that came from somebody else, or made no sense
     loops: int = 0  # connections that came back through a forward of their own
     tcp_waiting: int = 0  # connections that had to wait, as the peer allowed no more streams
     misled: int = 0  # a name that was given to expose led to this machine, or to a reserved address

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 import trio
 
+from tunnel.ends import read_rate
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.host.machine import place_id
 from tunnel.pairing.grants import GrantSet
@@ -182,10 +183,12 @@ class Exposure:
         changed.set()
 
 
-async def _serve_forwards(link: Link) -> None:
+def _forwards(rate: float | None) -> LinkHandler:
+    """Carry forwards as the grants allow, at `rate` bytes per second at most for each peer."""
+    from tunnel.ports.rate import PeerLimits
     from tunnel.ports.serve import serve_link
 
-    await serve_link(link)
+    return partial(serve_link, limits=None if rate is None else PeerLimits(rate))
 
 
 @asynccontextmanager
@@ -200,6 +203,7 @@ async def expose(
     handler: LinkHandler | None = None,
     pair: bool | None = None,
     waits: bool = False,
+    rate: str | float | None = None,
     settings: Settings | None = None,
     **given: Unpack[GivenPeer],
 ) -> AsyncIterator[Exposure]:
@@ -212,6 +216,7 @@ async def expose(
     With no server configured one is embedded for our own codes only; the Listening event carries its address.
     `handler(link)` runs for each link as long as it lives; None means: carry forwards as the grants allow.  What it raises ends
     that link, and is told (Trouble, `internal`); what `on_event` raises is logged.
+    `rate`: bytes a second each way for each peer (10_000_000 or "10M"), where `handler` is None.
     `pair`: whether a code is made; None: where there are grants.  A `handler` of your own needs no grant.
     `waits`: for a network and somebody who knows names (Trouble, `no_network` and `still_trying`), where a code needs its server.
     `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
@@ -223,6 +228,7 @@ async def expose(
     require_trio()
     grants, to = words(grants), words(to)
     wanted = GrantSet.parse(*grants)
+    serve = handler or _forwards(None if rate is None else read_rate(str(rate)))
 
     def not_saved(text: str) -> None:
         if on_event is not None:
@@ -250,7 +256,7 @@ async def expose(
     try:
         with single_error():
             async with trio.open_nursery() as nursery:
-                exposure = Exposure(nursery, store, handler or _serve_forwards, on_event, around)
+                exposure = Exposure(nursery, store, serve, on_event, around)
                 rendezvous = settings.server
                 if waits and rendezvous is None and not wants_code and any(map(may_be_ours, (peer.server for peer in peers))):
                     await around.wait_network()

@@ -87,6 +87,10 @@ class Link(Protocol):
     def peer_name(self) -> str: ...
 
     @property
+    def direct_remote(self) -> tuple[str, int] | None:
+        """From where the peer's datagrams come, host and port; None over a relay, which does not tell."""
+
+    @property
     def flows(self) -> Flows: ...
 
     @property

@@ -12,10 +12,13 @@ from typing import Final
 import trio
 
 from tunnel.doors.udp import pktinfo
+from tunnel.ends import is_path, path_of
 from tunnel.errors import ConfigurationError
 from tunnel.ports.loops import OWN
 from tunnel.ports.names import Place, resolve
+from tunnel.ports.nets import OutsideError
 from tunnel.ports.spec import EVERYWHERE, LOOPBACK, Forward
+from tunnel.ports.unix import connect_unix, open_unix_listener
 from tunnel.shell.stream import StreamCode
 
 CONNECT_TIMEOUT: Final = 20.0  # seconds; name resolution included
@@ -26,6 +29,10 @@ OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS
 
 _CODES: Final = {
     errno.ECONNREFUSED: StreamCode.REFUSED,
+    errno.ENOENT: StreamCode.REFUSED,  # of a Unix socket, as what follows
+    errno.ENOTDIR: StreamCode.REFUSED,
+    errno.EPROTOTYPE: StreamCode.REFUSED,
+    errno.EACCES: StreamCode.UNREACHABLE,
     errno.ECONNRESET: StreamCode.RESET,
     errno.ETIMEDOUT: StreamCode.TIMED_OUT,
     errno.ENETUNREACH: StreamCode.UNREACHABLE,
@@ -41,6 +48,8 @@ def stream_code(error: OSError) -> int:
     """What the peer is told when a local program could not be reached."""
     if isinstance(error, socket.gaierror):
         return StreamCode.UNREACHABLE
+    if isinstance(error, OutsideError):
+        return StreamCode.DENIED
     return _CODES.get(error.errno or 0, StreamCode.INTERNAL)
 
 
@@ -57,11 +66,18 @@ def is_ipv6_here() -> bool:
 
 
 async def connect_tcp(host: str, port: int) -> socket.socket:
-    """A connected, non-blocking socket.  Raises OSError, also for a time-out (ETIMEDOUT)."""
+    """A connected, non-blocking socket; `host` may be `unix:/PATH`.  Raises OSError, also for a time-out (ETIMEDOUT)."""
     with trio.move_on_after(CONNECT_TIMEOUT):
-        places = alternate(await resolve(host, port))
-        return await _connect(*places[0]) if len(places) == 1 else await _race(places)
+        if is_path(host):
+            return await connect_unix(path_of(host))
+        return await connect_places(await resolve(host, port))
     raise OSError(errno.ETIMEDOUT, "no answer")
+
+
+async def connect_places(places: list[Place]) -> socket.socket:
+    """The same to one of these.  The caller bounds the time."""
+    places = alternate(places)
+    return await _connect(*places[0]) if len(places) == 1 else await _race(places)
 
 
 def alternate(places: list[Place]) -> list[Place]:
@@ -185,6 +201,8 @@ class PortTakenError(ConfigurationError):
 
 def _hosts(forward: Forward) -> tuple[str, ...]:
     """Where it listens; what stands behind the first is opened where that can be had."""
+    if forward.path:
+        return (forward.path,)
     if forward.bind == EVERYWHERE:
         return "0.0.0.0", "::"
     return (LOOPBACK, "::1") if forward.bind == LOOPBACK and not forward.has_bind else (forward.bind,)
@@ -195,6 +213,8 @@ def open_listeners(forward: Forward) -> list[socket.socket]:
 
     Where another program has the IPv6 one, only the first is opened: see half_bound.  Raises ConfigurationError.
     """
+    if forward.path:
+        return [open_unix_listener(forward.path, LISTEN_BACKLOG)]
     host, *others = _hosts(forward)
     first = _open_listener(forward, host)
     try:
@@ -234,7 +254,7 @@ def _open_listener(forward: Forward, host: str) -> socket.socket:
 
 def _bind(forward: Forward, host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    is_tcp = forward.protocol == "tcp"
+    is_tcp = forward.protocol != "udp"
     sock = socket.socket(family, socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
@@ -258,15 +278,15 @@ def _bind(forward: Forward, host: str, port: int) -> socket.socket:
 
 
 def _explain(forward: Forward, host: str, error: OSError) -> str:
-    where = f"{forward.protocol} port {forward.local}"
-    target = f"{forward.target}{'' if forward.protocol == 'tcp' else '/udp'}"
+    where = f"{'tcp' if forward.is_door else forward.protocol} port {forward.local}"
+    target = "" if forward.is_door else f":{forward.target}{'/udp' if forward.protocol == 'udp' else ''}"
     match error.errno:
         case errno.EADDRINUSE:
             other = forward.local + 10_000 if forward.local < 50_000 else forward.local - 10_000
-            return f"Another program already uses {where} on {host}: choose another port, as in {other}:{target}."
+            return f"Another program already uses {where} on {host}: choose another port, as in {other}{target}."
         case errno.EACCES | errno.EPERM:
             other = forward.local + 8_000
-            return f"Only root may listen on {where}: choose a port from 1024 up, as in {other}:{target}."
+            return f"Only root may listen on {where}: choose a port from 1024 up, as in {other}{target}."
         case errno.EADDRNOTAVAIL:
             if ":" in host and not is_ipv6_here():
                 return f"This computer has no IPv6, so nothing can listen on {host}: use an IPv4 address."

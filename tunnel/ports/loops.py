@@ -1,7 +1,8 @@
 """Forwards that lead to themselves: `expose 8080` and `--forward 8080` on one machine, where nothing else listens.
 
 The exposer's connection to its own port is then accepted by the forward, which opens a stream for it, for which the exposer
-connects, and so on.  The opener names the local program's connection by a mark, and the exposer knows its own marks.
+connects, and so on.  The opener names the local program's connection by a mark, and the exposer knows its own marks.  It is the
+same with Unix sockets.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import struct
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 MARK_SIZE: Final = 7  # bytes; 0 means no mark
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_CREDENTIALS: Final = struct.Struct("=3i")  # struct ucred: unix(7)
 _NETWORK: Final = "/proc/self/ns/net"  # namespaces(7)
 
 
@@ -37,25 +41,49 @@ def mark_of(begins: tuple[str, int], leads_to: tuple[str, int]) -> int:
     return int.from_bytes(digest, "big") or 1
 
 
+def mark_of_accepted(sock: socket.socket) -> int:
+    """The mark of a connection that a local program has made to us; 0 where the system does not tell."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return mark_of(sock.getpeername(), sock.getsockname())
+    if not hasattr(socket, "SO_PEERCRED"):
+        return 0
+    pid, _uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return mark_of(("", pid), _end_at(sock.getsockname()))
+
+
+def _end_at(path: str) -> tuple[str, int]:
+    """The listening end of a connection to a Unix socket.  The other end has no name, and is known by its process."""
+    return os.path.realpath(path), 0
+
+
 class OwnConnections:
     """The ends of those connections that this process makes for its peers."""
 
     def __init__(self) -> None:
-        self._marks: set[int] = set()
+        self._marks: Counter[int] = Counter()  # all connections to one Unix socket have the same
         self._of: dict[socket.socket, int] = {}
 
     def __contains__(self, mark: int) -> bool:
-        return mark in self._marks
+        return self._marks[mark] > 0
 
     def note(self, sock: socket.socket, leads_to: tuple[str, int]) -> None:
         """From when it begins to connect; whoever closes it has to `forget` it."""
-        mark = mark_of(sock.getsockname(), leads_to)
-        self._marks.add(mark)
+        self._note(sock, mark_of(sock.getsockname(), leads_to))
+
+    def note_path(self, sock: socket.socket, path: str) -> None:
+        """The same of a connection to a Unix socket."""
+        self._note(sock, mark_of(("", os.getpid()), _end_at(path)))
+
+    def _note(self, sock: socket.socket, mark: int) -> None:
+        self._marks[mark] += 1
         self._of[sock] = mark
 
     def forget(self, sock: socket.socket) -> None:
         """By the socket, as one that was reset does not tell any more where it led."""
-        self._marks.discard(self._of.pop(sock, 0))
+        mark = self._of.pop(sock, 0)
+        self._marks[mark] -= 1
+        if self._marks[mark] <= 0:
+            del self._marks[mark]
 
 
 #: Of all links of the process.

@@ -42,10 +42,7 @@ async def resolve(host: str, port: int) -> list[Place]:
         except OSError:
             continue
         return [(family, (host, port))]
-    try:
-        found = await _look_up(host)
-    except UnicodeError:  # an empty or overlong label: the codec's way to say that there is no such name
-        raise socket.gaierror(socket.EAI_NONAME, f"{host} is no host name") from None
+    found = await look_up(host)
     places = [(family, (address[0], port, *address[2:])) for family, address in found]
     if _is_literal(host):  # with a zone
         return places
@@ -70,8 +67,11 @@ class _Lookup:
 _under_way: Final[trio.lowlevel.RunVar[dict[str, _Lookup]]] = trio.lowlevel.RunVar("names that are looked up")
 
 
-async def _look_up(host: str) -> list[tuple[int, tuple[Any, ...]]]:
-    """One thread a name, however many ask for it: whoever waits for a dead one takes no thread from the others."""
+async def look_up(host: str) -> list[tuple[int, tuple[Any, ...]]]:
+    """One thread a name, however many ask for it: whoever waits for a dead one takes no thread from the others.
+
+    Raises OSError.
+    """
     try:
         under_way = _under_way.get()
     except LookupError:
@@ -82,9 +82,19 @@ async def _look_up(host: str) -> list[tuple[int, tuple[Any, ...]]]:
         lookup = under_way[host] = _Lookup()
         trio.lowlevel.spawn_system_task(_ask, host, lookup, under_way)
     await lookup.over.wait()
+    if isinstance(lookup.error, UnicodeError):  # an empty or overlong label: the codec's way to say that there is no such name
+        raise socket.gaierror(socket.EAI_NONAME, f"{host} is no host name")
     if lookup.error is not None:
         raise lookup.error
     return lookup.found
+
+
+def lookups_under_way() -> int:
+    """How many threads wait for a resolver now."""
+    try:
+        return len(_under_way.get())
+    except LookupError:
+        return 0
 
 
 async def _ask(host: str, lookup: _Lookup, under_way: dict[str, _Lookup]) -> None:

@@ -5,10 +5,11 @@ On the wire: u16 length, then a MessagePack array.  A refusal is no message but 
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
+from tunnel.ends import MAX_PATH
 from tunnel.errors import MalformedPacket
 from tunnel.ports.link import Stream
 from tunnel.units import Buffer
@@ -21,14 +22,20 @@ MAX_MEASURED_SECONDS: Final = 60.0  # in which it has: those that it was asked f
 MIN_MEASURED_SECONDS: Final = 1e-6  # as they are rounded on the wire; or none
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
-#: NAME or NAME:port.  No control characters: it is shown to the exposer.
-TargetName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[0-9]{1,5})?\Z")]
+#: NAME, NAME:port or unix:/PATH.  No control characters: it is shown to the exposer.
+TargetName = Annotated[
+    str, msgspec.Meta(pattern=rf"\A([A-Za-z0-9_][A-Za-z0-9_.-]{{0,63}}(:[0-9]{{1,5}})?|unix:/[ -9;-~]{{0,{MAX_PATH - 1}}})\Z")
+]
 Mark = Annotated[int, msgspec.Meta(ge=0, le=0xFF_FFFF_FFFF_FFFF)]
+#: An address without a zone, or a host name.
+HostName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_:.-]{1,253}\Z")]
+#: A numeric address, or * for all of them.
+BindHost = Annotated[str, msgspec.Meta(pattern=r"\A(\*|[0-9A-Fa-f:.]{2,45})\Z")]
 FlowNumber = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
-    """Opener to exposer.  `target` is a port or an exposed NAME or NAME:port; `flow` is used by kind "udp" only.
+    """Opener to exposer.  `target` is a port, an exposed NAME or NAME:port, or unix:/PATH; `flow` is used by kind "udp" only.
 
     `mark` tells the local program's connection (loops.mark_of), so that a forward that leads to itself is noticed.
     """
@@ -36,6 +43,36 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     kind: Literal["tcp", "udp"]
     target: Port | TargetName
     flow: FlowNumber = 0
+    mark: Mark = 0
+
+
+class Reach(msgspec.Struct, frozen=True, array_like=True, tag="reach"):
+    """Opener to exposer: a machine beyond it, in a network that it shares.  `host` is an address or a name, looked up there."""
+
+    kind: Literal["tcp", "udp"]
+    host: HostName
+    port: Port
+    flow: FlowNumber = 0
+    mark: Mark = 0
+
+    @property
+    def target(self) -> str:
+        """As people read it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Listen(msgspec.Struct, frozen=True, array_like=True, tag="listen"):
+    """Connecting side to exposer: listen at this address of yours for me, as long as this stream lasts."""
+
+    host: BindHost
+    port: Port
+
+
+class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
+    """Exposer to connecting side: a connection to what was asked for by Listen."""
+
+    host: BindHost
+    port: Port
     mark: Mark = 0
 
 
@@ -64,17 +101,18 @@ class Measured(msgspec.Struct, frozen=True, array_like=True, tag="measured"):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_open_decoder: Final[msgspec.msgpack.Decoder[Open | Bench]] = msgspec.msgpack.Decoder(Open | Bench)
+Opening: TypeAlias = Open | Bench | Reach | Listen | Accepted
+_open_decoder: Final[msgspec.msgpack.Decoder[Opening]] = msgspec.msgpack.Decoder(Opening)
 _opened_decoder = msgspec.msgpack.Decoder(Opened)
 _measured_decoder = msgspec.msgpack.Decoder(Measured)
 
 
-def encode(message: Open | Opened | Bench | Measured) -> bytes:
+def encode(message: Opening | Opened | Measured) -> bytes:
     body = _encoder.encode(message)
     return len(body).to_bytes(LENGTH_SIZE, "big") + body
 
 
-def decode_open(body: Buffer) -> Open | Bench:
+def decode_open(body: Buffer) -> Opening:
     """Raises MalformedPacket."""
     try:
         return _open_decoder.decode(body)

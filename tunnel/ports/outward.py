@@ -21,6 +21,7 @@ from tunnel.ports.link import Flows
 from tunnel.ports.local import open_udp
 from tunnel.ports.names import Place
 from tunnel.ports.outlet import Outlet, Overruns
+from tunnel.ports.rate import Limit
 from tunnel.units import Seconds
 
 MAX_UNANSWERED: Final = 16 * 1024  # bytes said again where a name has another address, and the first one has not answered them
@@ -46,9 +47,11 @@ class Outward:
     """One flow's datagrams and the places of its program."""
 
     def __init__(
-        self, flow: Flow, target: tuple[str, int], places: list[Place], flows: Flows, counters: ForwardCounters
+        self, flow: Flow, target: tuple[str, int], places: list[Place], flows: Flows, counters: ForwardCounters,
+        pace: Limit | None = None,
     ) -> None:  # fmt: skip
         self._flow = flow
+        self._pace = pace
         self._target = target
         self._flows = flows
         self._counters = counters
@@ -87,6 +90,8 @@ class Outward:
 
     def deliver(self, batch: list[bytes]) -> None:
         """To the program."""
+        if self._pace is not None and not (batch := self._pace.admitted_down(batch, self._counters)):
+            return
         self._flow.touch(len(batch))
         self._flow.access.received += sum(map(len, batch))
         if self._left and not self._is_answered:
@@ -168,6 +173,8 @@ class Outward:
             if batch:
                 if not self._is_answered:
                     self._settle(attempt, table)
+                if self._pace is not None:
+                    batch = self._pace.admitted_up(batch, counters)
                 flow.touch(len(batch))
                 flow.access.sent += sum(map(len, batch))
                 counters.udp_datagrams_in += len(batch)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Literal, TypeAlias
 
 import trio
 
-from tunnel.errors import ConfigurationError, UnreachableError
+from tunnel.ends import read_rate
+from tunnel.errors import ConfigurationError, MalformedPacket, UnreachableError
 from tunnel.ports.link import Notice
-from tunnel.ports.open import Open, decode_opened, encode, read_message
+from tunnel.ports.open import LENGTH_SIZE, Open, Reach, decode_open, decode_opened, encode, read_message
+from tunnel.ports.rate import Rates
 from tunnel.ports.refusals import refusal_error
-from tunnel.ports.serve import Listeners, Ready
-from tunnel.ports.spec import parse_forwards, parse_target
+from tunnel.ports.remote import Remote, parse_remotes
+from tunnel.ports.serve import Listeners, Ready, serve_nothing
+from tunnel.ports.spec import Forward, parse_door, parse_forwards, parse_target
 from tunnel.ports.tcp import refuse
 from tunnel.setup.common import single_error, words
 from tunnel.shell.link import Link as DriverLink
@@ -108,22 +112,76 @@ class Link(DriverLink):
         flow._stream = stream
         return flow
 
+    async def reach(self, host: str, port: int) -> TunnelStream:
+        """A connection to a machine in a network that the peer shares: `host` is an address, or a name that is looked up there.
+
+        Raises as open_tcp.
+        """
+        try:
+            message = encode(Reach("tcp", host, port))
+            decode_open(message[LENGTH_SIZE:])
+        except MalformedPacket:
+            raise ConfigurationError(f"{host[:80]!r} and port {port} are no place that can be reached.") from None
+        return await self._opened(message, "tcp", f"{host}:{port}")
+
     @asynccontextmanager
-    async def forward(self, *specs: str | int, on_notice: Notice | None = None) -> AsyncIterator[Forwarding]:
+    async def socks(self, spec: str, on_notice: Notice | None = None) -> AsyncIterator[Forwarding]:
+        """While the block runs, a SOCKS 5 door leads to what the peer shares of its networks.
+
+        `spec`: "1080", "0" for any free port, "unix:/PATH".  Raises ConfigurationError.
+        """
+        async with self._listening(parse_door(spec), on_notice, Rates()) as forwarding:
+            yield forwarding
+
+    @asynccontextmanager
+    async def remote(self, *specs: str | int, on_notice: Notice | None = None) -> AsyncIterator[None]:
+        """While the block runs, the peer listens for programs here, as `--remote` has it: "8080:3000".
+
+        It is entered when the peer listens at all of them; where it refuses, `on_notice` is told why, and it is asked again.  The
+        streams that the peer opens are answered meanwhile.  Raises ConfigurationError, UnreachableError (the link has ended).
+        """
+        self._raise_if_closed()
+        remotes = parse_remotes(words(specs))
+        left, is_ready = set(remotes), trio.Event()
+
+        def ready(remote: Remote) -> None:
+            left.discard(remote)
+            if not left:
+                is_ready.set()
+
+        async def serve() -> None:
+            await serve_nothing(self, remotes, ready=ready, notice=on_notice)
+            if not is_ready.is_set():
+                self._raise_if_closed()
+
+        with single_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve)
+                await is_ready.wait()
+                yield
+                nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def forward(
+        self, *specs: str | int, on_notice: Notice | None = None, rate: str | float | None = None
+    ) -> AsyncIterator[Forwarding]:
         """While the block runs, local ports lead to the peer, as `--forward` has them: "2222:22", "0:53/udp", "1445:nas".
 
         A LOCAL of 0 is any free port.  `on_notice` is told, in a sentence each, what local programs could not be given.
+        `rate`: bytes a second each way, of all of them together (10_000_000 or "10M").
         Raises ConfigurationError (no such forward, or the port is taken), UnreachableError (the link has ended).
         """
+        rates = Rates(None if rate is None else read_rate(str(rate)))
+        async with self._listening(parse_forwards(words(specs)), on_notice, rates) as forwarding:
+            yield forwarding
+
+    @asynccontextmanager
+    async def _listening(self, forwards: list[Forward], on_notice: Notice | None, rates: Rates) -> AsyncIterator[Forwarding]:
         self._raise_if_closed()
-        with Listeners(parse_forwards(words(specs))) as listeners, single_error():
+        with Listeners(forwards) as listeners, single_error():
             ready = tuple(listeners.ready)
             async with trio.open_nursery() as nursery:
-
-                async def serve() -> None:
-                    await listeners.serve(self, notice=on_notice)
-
-                nursery.start_soon(serve)
+                nursery.start_soon(partial(listeners.serve, self, notice=on_notice, rates=rates))
                 yield Forwarding(tuple(bind for each in ready for bind in each.binds), ready)
                 nursery.cancel_scope.cancel()
 
@@ -131,13 +189,16 @@ class Link(DriverLink):
         if not isinstance(target, int | str):
             raise ConfigurationError(f"{target!r} is neither a port nor a name: write 22, or the NAME that the peer exposes.")
         checked = parse_target(str(target))
-        stream = await self.open_stream(encode(Open(kind, checked, flow)))
+        return await self._opened(encode(Open(kind, checked, flow)), kind, checked)
+
+    async def _opened(self, message: bytes, kind: str, target: int | str) -> TunnelStream:
+        stream = await self.open_stream(message)
         try:
             body, rest = await read_message(stream)
             decode_opened(body)
         except (StreamResetError, StreamStoppedError) as error:
             refuse(stream, StreamCode.CANCELLED)
-            raise refusal_error(self.peer_name, kind, checked, error.code) from None
+            raise refusal_error(self.peer_name, kind, target, error.code) from None
         except BaseException:
             refuse(stream, StreamCode.CANCELLED)
             raise

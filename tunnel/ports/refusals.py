@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from tunnel.ends import is_path, path_of
 from tunnel.errors import PermissionDeniedError, RefusedError, TunnelError, UnreachableError
 from tunnel.ports.counters import Notices
 from tunnel.ports.names import MisledError
+from tunnel.ports.nets import OutsideError
+from tunnel.ports.unix import say_of
 from tunnel.shell.stream import StreamCode
 
 REFUSALS: Final = {
@@ -21,7 +24,10 @@ REFUSALS: Final = {
 
 
 def describe_refusal(peer: str, protocol: str, target: int | str, code: int) -> str:
-    return f"{peer} refused {protocol}/{target}: {REFUSALS.get(code, f'it could not serve it (code {code})')}."
+    otherwise = f"it could not serve it (code {code})"
+    if code == StreamCode.INTERNAL and is_path(str(target)):
+        otherwise = "it could not serve it, or is an older ptunnel, without Unix sockets"
+    return f"{peer} refused {protocol}/{target}: {REFUSALS.get(code, otherwise)}."
 
 
 def refusal_error(peer: str, protocol: str, target: int | str, code: int) -> TunnelError:
@@ -34,6 +40,13 @@ def refusal_error(peer: str, protocol: str, target: int | str, code: int) -> Tun
 
 def say_unserved(notices: Notices, asked: str, address: tuple[str, int], error: OSError) -> None:
     """Tell the person who exposes, who alone can help."""
+    if isinstance(error, OutsideError):
+        notices.say(f"outside {address}", f"{asked}, which is in no network that you share with them.")
+        return
+    if is_path(address[0]):
+        if text := say_of(path_of(address[0]), error):
+            notices.say(f"unserved {address} {error.errno}", f"{asked}: {text}")
+        return
     where = "here" if address[0] == "localhost" else f"at {address[0]}"
     match error.errno:
         case errno.ECONNREFUSED:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import trio
 
+from tunnel.ends import UNIX, is_path
 from tunnel.errors import MalformedPacket, TunnelError, command_word
 from tunnel.notation import SERVICES
+from tunnel.pairing.grants import Grant, GrantSet
 from tunnel.ports.access import AccessLog
 from tunnel.ports.bench import ALLOWANCES, Allowance, serve_bench
 from tunnel.ports.counters import ForwardCounters, Notices
 from tunnel.ports.flows import FlowTable
 from tunnel.ports.link import Allow, Link, Notice, Stream
-from tunnel.ports.local import half_bound, open_listeners
+from tunnel.ports.local import CONNECT_TIMEOUT, connect_places, half_bound, open_listeners
 from tunnel.ports.loops import OWN
-from tunnel.ports.open import Bench, Open, decode_open, read_message
-from tunnel.ports.spec import Forward
-from tunnel.ports.tcp import TcpForward, refuse, serve_tcp
+from tunnel.ports.names import Place
+from tunnel.ports.nets import allowed_places, find_places
+from tunnel.ports.open import Accepted, Bench, Listen, Open, Reach, decode_open, read_message
+from tunnel.ports.passed import Passed
+from tunnel.ports.proxy_protocol import header
+from tunnel.ports.rate import Limit, PeerLimits, Rates
+from tunnel.ports.remote import MAX_LISTENING, Remote, RemoteForward, keep_remote, serve_remote
+from tunnel.ports.socks import SocksDoor
+from tunnel.ports.spec import LOOPBACK, Forward
+from tunnel.ports.tcp import TcpForward, refuse
+from tunnel.ports.tcp_exposed import Head, serve_tcp
 from tunnel.ports.udp import UdpForward, serve_udp
 from tunnel.shell.lasting import last
 from tunnel.shell.stream import StreamCode
@@ -31,8 +43,11 @@ if TYPE_CHECKING:
 OPEN_TIMEOUT: Final = 10.0  # seconds for the first message of a stream that the peer opened
 
 
+_KINDS: Final[dict[str, type[TcpForward | UdpForward]]] = {"tcp": TcpForward, "udp": UdpForward, "socks": SocksDoor}
+
+
 class Ready(NamedTuple):
-    """One forward that local programs can use now; `bind` is host:port, `binds` all of them."""
+    """One forward that local programs can use now; `bind` is host:port or unix:/PATH, `binds` all of them."""
 
     bind: str
     target: str  # as tcp/22 or udp/nas:53
@@ -45,15 +60,18 @@ class Listeners:
     Connections that arrive while no link serves them wait in the kernel's queue.
     """
 
-    def __init__(self, forwards: Sequence[Forward]) -> None:
-        """Raises ConfigurationError, with nothing left open."""
+    def __init__(self, forwards: Sequence[Forward], passed: Passed | None = None) -> None:
+        """`passed` are sockets that are open already.  Raises ConfigurationError, with nothing left open."""
+        passed = passed or Passed()
         self._open: list[tuple[Forward, list[socket.socket]]] = []
         self.counters = ForwardCounters()
         try:
             for forward in forwards:
-                self._open.append((forward, open_listeners(forward)))
+                self._open.append((forward, passed.take(forward) or open_listeners(forward)))
+            passed.require_none_left()
         except BaseException:
             self.close()
+            passed.close()
             raise
 
     @property
@@ -61,7 +79,7 @@ class Listeners:
         found = []
         for forward, sockets in self._open:
             binds = tuple(map(_address_text, sockets))
-            found.append(Ready(binds[0], f"{forward.protocol}/{forward.target}", binds))
+            found.append(Ready(binds[0], "socks" if forward.is_door else f"{forward.protocol}/{forward.target}", binds))
         return found
 
     def warnings(self) -> list[str]:
@@ -71,21 +89,30 @@ class Listeners:
     @property
     def targets(self) -> list[tuple[str, int | str]]:
         """(protocol, what the other side is asked for) of each."""
-        return [(forward.protocol, forward.target) for forward, _sockets in self._open]
+        return [(forward.protocol, forward.target) for forward, _sockets in self._open if not forward.is_door]
 
-    async def serve(self, link: Link, *, notice: Notice | None = None, log: AccessLog | None = None) -> None:
-        """Carry what arrives to `link`'s peer until the link closes or this is cancelled.  `notice` takes sentences, `log` what
-        is opened and closed."""
+    @property
+    def has_door(self) -> bool:
+        """Whether a SOCKS door is among them."""
+        return any(forward.is_door for forward, _sockets in self._open)
+
+    async def serve(
+        self, link: Link, *, notice: Notice | None = None, log: AccessLog | None = None, rates: Rates | None = None
+    ) -> None:
+        """Carry what arrives to `link`'s peer until the link closes or this is cancelled.
+
+        `notice` takes sentences, `log` what is opened and closed; `rates` limit the bytes.
+        """
         notices = Notices(notice)
+        limits = (rates or Rates()).limits([forward for forward, _sockets in self._open])
         async with trio.open_nursery() as nursery:
-            for forward, sockets in self._open:
+            for (forward, sockets), limit in zip(self._open, limits, strict=True):
+                kind = _KINDS[forward.protocol]
                 for sock in sockets:
-                    if forward.protocol == "tcp":
-                        tcp = TcpForward(sock, forward.target, link=link, counters=self.counters, notices=notices, log=log)
-                        self._keep(nursery, link, tcp.run, sock)
-                    else:
-                        udp = UdpForward(sock, forward.target, link=link, counters=self.counters, notices=notices, log=log)
-                        self._keep(nursery, link, udp.run, sock)
+                    one = kind(
+                        sock, forward.target, link=link, counters=self.counters, notices=notices, log=log, pace=limit
+                    )  # fmt: skip
+                    self._keep(nursery, link, one.run, sock)
             await link.closed()
             nursery.cancel_scope.cancel()
 
@@ -107,17 +134,17 @@ class Listeners:
 
 
 def _address_text(sock: socket.socket) -> str:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return f"{UNIX}{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class _Served(NamedTuple):
-    """A stream that was granted, and what it was granted for."""
+    """A stream that was granted, and whether it still is."""
 
     stream: Stream
-    kind: str
-    target: int | str
-    address: tuple[str, int]
+    is_granted: Callable[[], bool]
 
 
 class Exposed:
@@ -135,8 +162,19 @@ class Exposed:
         notice: Notice | None = None,
         allowance: Allowance | None = None,
         log: AccessLog | None = None,
+        limit: Limit | None = None,
+        grants: Callable[[], GrantSet] | None = None,
+        remotes: Mapping[tuple[str, int], tuple[str, int]] | None = None,
     ) -> None:
+        """`limit`: of the bytes to and from this peer.  `grants` of now: what else they say, beside `allow`.
+
+        `remotes`: where the peer listens for us, and where that leads here.
+        """
+        self._remotes = remotes or {}
+        self._listening = 0
         self._log = log or AccessLog()
+        self._limit = limit
+        self._grants = grants or GrantSet
         self._link = link
         self._allow = allow
         self._notices = Notices(notice)
@@ -164,6 +202,15 @@ class Exposed:
         if isinstance(opening, Bench):
             await serve_bench(stream, early, opening, flows=self._link.flows, allowance=self._allowance)
             return
+        if isinstance(opening, Reach):
+            await self._serve_reach(stream, early, opening)
+            return
+        if isinstance(opening, Listen):
+            await self._serve_listen(stream, opening)
+            return
+        if isinstance(opening, Accepted):
+            await self._serve_accepted(stream, early, opening)
+            return
         address = self._allow(opening.kind, opening.target)
         if address is None and (port := SERVICES.get(str(opening.target).lower())) is not None:  # nothing here has that name
             opening = msgspec.structs.replace(opening, target=port)
@@ -178,7 +225,7 @@ class Exposed:
         place = ("localhost", address[1]) if isinstance(opening.target, int) else address
         access = self._log.access(self._link.peer_name, f"{opening.kind}/{opening.target}")
         with trio.CancelScope() as scope:
-            self._served[scope] = _Served(stream, opening.kind, opening.target, address)
+            self._served[scope] = _Served(stream, lambda: self._allow(opening.kind, opening.target) == address)
             try:
                 if opening.kind == "tcp":
                     await serve_tcp(
@@ -189,6 +236,8 @@ class Exposed:
                         notices=self._notices,
                         asked=self._asked(opening),
                         access=access,
+                        pace=self._limit,
+                        head=self._head(opening),
                     )
                 else:
                     await serve_udp(
@@ -201,6 +250,7 @@ class Exposed:
                         notices=self._notices,
                         asked=self._asked(opening),
                         access=access,
+                        pace=self._limit,
                     )
             finally:
                 del self._served[scope]
@@ -209,7 +259,7 @@ class Exposed:
         """The grants have changed: what leads where it may not any more ends now, and nothing else does."""
         cut = 0
         for scope, served in list(self._served.items()):
-            if self._allow(served.kind, served.target) != served.address:
+            if not served.is_granted():
                 refuse(served.stream, StreamCode.DENIED)
                 scope.cancel()
                 cut += 1
@@ -218,17 +268,149 @@ class Exposed:
             what = "An open connection" if cut == 1 else f"{cut} open connections"
             self._notices.say("revoked", f"{what} of {self._link.peer_name} ended, as the grant was taken back.")
 
-    def _asked(self, opening: Open) -> str:
+    def _head(self, opening: Open) -> Head | None:
+        """The PROXY header, where one is wanted: from where the peer's datagrams come, and where the program listens."""
+        if not self._grants().announces(opening.kind, opening.target):
+            return None
+
+        def head(sock: socket.socket) -> bytes:
+            is_port = sock.family in (socket.AF_INET, socket.AF_INET6)
+            return header(self._link.direct_remote, sock.getpeername()[:2] if is_port else None)
+
+        return head
+
+    async def _serve_listen(self, stream: Stream, opening: Listen) -> None:
+        """A port of this machine on which the peer may have us listen for it."""
+
+        def is_granted() -> bool:
+            return self._grants().lets_listen(opening.host, opening.port)
+
+        peer = self._link.peer_name
+        if not is_granted():
+            self.counters.tcp_denied += 1
+            word = str(opening.port) if opening.host == LOOPBACK else command_word(f"{opening.host}:{opening.port}")
+            self._notices.say(
+                f"denied listen {opening.host} {opening.port}",
+                f"{peer} asked to listen at port {opening.port} here, which is not allowed to them: "
+                f"'ptunnel expose --allow-remote {word} --to {command_word(peer)}' would do that.",
+            )
+            refuse(stream, StreamCode.DENIED)
+            return
+        if self._listening >= MAX_LISTENING:
+            self.counters.tcp_capped += 1
+            refuse(stream, StreamCode.INTERNAL)
+            return
+
+        def make(sock: socket.socket) -> RemoteForward:
+            forward = RemoteForward(
+                sock, opening.port, link=self._link, counters=self.counters, notices=self._notices, log=self._log,
+                pace=self._limit,
+            )  # fmt: skip
+            forward.place = (opening.host, opening.port)
+            return forward
+
+        with trio.CancelScope() as scope:
+            self._served[scope] = _Served(stream, is_granted)
+            self._listening += 1
+            try:
+                await serve_remote(stream, opening, make, self._notices, peer)
+            finally:
+                self._listening -= 1
+                del self._served[scope]
+
+    async def _serve_accepted(self, stream: Stream, early: list[bytes], opening: Accepted) -> None:
+        """A connection to where the peer listens for us."""
+        place = self._remotes.get((opening.host, opening.port))
+        if place is None:
+            self.counters.tcp_denied += 1
+            refuse(stream, StreamCode.DENIED)
+            return
+        if opening.mark and opening.mark in OWN:
+            self.counters.loops += 1
+            refuse(stream, StreamCode.LOOP)
+            return
+        await serve_tcp(
+            stream,
+            early,
+            ("localhost", place[1]) if place[0] == LOOPBACK else place,
+            counters=self.counters,
+            notices=self._notices,
+            asked=f"{self._link.peer_name} has a connection for you",
+            access=self._log.access(self._link.peer_name, f"remote/{opening.port}"),
+            pace=self._limit,
+        )
+
+    async def _serve_reach(self, stream: Stream, early: list[bytes], opening: Reach) -> None:
+        """A machine in a network that is shared.  Where none is for this port, no name is looked up."""
+
+        def grants() -> list[Grant]:
+            return self._grants().nets(opening.kind, opening.port)
+
+        if not grants():
+            self._deny(stream, opening)
+            return
+        if opening.mark and opening.mark in OWN:
+            self._refuse_loop(stream, opening)
+            return
+        found: list[Place] = []
+
+        async def find() -> list[Place]:
+            with trio.move_on_after(CONNECT_TIMEOUT):
+                found.extend(await find_places(opening.host, opening.port, grants))
+                return found
+            raise OSError(errno.ETIMEDOUT, "no answer")
+
+        async def connect() -> socket.socket:
+            places = await find()
+            with trio.move_on_after(CONNECT_TIMEOUT):
+                return await connect_places(places)
+            raise OSError(errno.ETIMEDOUT, "no answer")
+
+        address = (opening.host, opening.port)
+        access = self._log.access(self._link.peer_name, f"{opening.kind}/{opening.target}")
+        with trio.CancelScope() as scope:
+            self._served[scope] = _Served(stream, lambda: allowed_places(found, grants()) == found)
+            try:
+                if opening.kind == "tcp":
+                    await serve_tcp(
+                        stream,
+                        early,
+                        address,
+                        counters=self.counters,
+                        notices=self._notices,
+                        asked=self._asked(opening),
+                        access=access,
+                        pace=self._limit,
+                        connect=connect,
+                    )
+                else:
+                    await serve_udp(
+                        stream,
+                        opening.flow,
+                        address,
+                        flows=self._link.flows,
+                        table=self._table,
+                        counters=self.counters,
+                        notices=self._notices,
+                        asked=self._asked(opening),
+                        access=access,
+                        pace=self._limit,
+                        find=find,
+                    )
+            finally:
+                del self._served[scope]
+
+    def _asked(self, opening: Open | Reach) -> str:
         """How a sentence about it begins."""
         return f"{self._link.peer_name} asked for {opening.kind}/{opening.target}"
 
-    def _refuse_loop(self, stream: Stream, opening: Open) -> None:
+    def _refuse_loop(self, stream: Stream, opening: Open | Reach) -> None:
         self.counters.loops += 1
         text = f"{self._asked(opening)}, which leads to a forward of its own, on this machine: nothing else listens there."
         self._notices.say(f"loop {opening.target}", text)
         refuse(stream, StreamCode.LOOP)
 
-    def _deny(self, stream: Stream, opening: Open) -> None:
+    def _deny(self, stream: Stream, opening: Open | Reach) -> None:
         if opening.kind == "tcp":
             self.counters.tcp_denied += 1
         else:
@@ -236,7 +418,10 @@ class Exposed:
         name = f"{opening.kind}/{opening.target}"
         who = self._link.peer_name
         text = f"{who} asked for {name}, which is not shared with them"
-        if isinstance(opening.target, int):
+        if isinstance(opening, Reach):
+            word = command_word(f"{opening.target}{'' if opening.kind == 'tcp' else '/udp'}")
+            text += f": 'ptunnel expose --net {word} --to {command_word(who)}' would do that"
+        elif isinstance(opening.target, int) or is_path(opening.target):
             port = f"{opening.target}{'' if opening.kind == 'tcp' else '/udp'}"
             text += f": 'ptunnel expose {port} --to {command_word(who)}' would do that"
         self._notices.say(f"denied {name}", f"{text}.")
@@ -249,6 +434,7 @@ async def serve_link(
     counters: ForwardCounters | None = None,
     notice: Callable[[str], None] | None = None,
     log: AccessLog | None = None,
+    limits: PeerLimits | None = None,
 ) -> None:
     """Answer the peer's streams against `link.grants`, read anew for each, until the link closes."""
     exposed = Exposed(
@@ -258,6 +444,8 @@ async def serve_link(
         notice=notice,
         allowance=ALLOWANCES.of(link.fingerprint),
         log=log,
+        limit=None if limits is None else limits.of(link.fingerprint),
+        grants=lambda: link.grants,
     )
 
     def changed() -> None:
@@ -272,7 +460,29 @@ async def serve_link(
         link.on_grants = None
 
 
-async def serve_nothing(link: DriverLink) -> None:
-    """The connecting side's answer to streams of its peer: measurements, and no access whatever was granted elsewhere."""
-    exposed = Exposed(link, lambda _protocol, _target: None, allowance=ALLOWANCES.of(link.fingerprint))
-    await link.serve_streams(exposed.handle)
+async def serve_nothing(
+    link: DriverLink,
+    remotes: Sequence[Remote] = (),
+    *,
+    ready: Callable[[Remote], None] = lambda _remote: None,
+    notice: Notice | None = None,
+    log: AccessLog | None = None,
+) -> None:
+    """The connecting side's answer to streams of its peer: measurements, connections to where it listens for us (`remotes`), and
+    no access whatever was granted elsewhere.  `ready` is told of each that it listens at."""
+    exposed = Exposed(
+        link,
+        lambda _protocol, _target: None,
+        notice=notice,
+        allowance=ALLOWANCES.of(link.fingerprint),
+        log=log,
+        remotes={(each.host, each.port): each.place for each in remotes},
+    )
+    notices = Notices(notice)
+    async with trio.open_nursery() as nursery:
+        for each in remotes:
+            nursery.start_soon(
+                last, link.faults, "forward", f"ended {each.bind}", partial(keep_remote, link, each, ready, notices)
+            )
+        await link.serve_streams(exposed.handle)
+        nursery.cancel_scope.cancel()

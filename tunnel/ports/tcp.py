@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -20,11 +21,11 @@ from tunnel.errors import TunnelError
 from tunnel.ports.access import Access, AccessLog
 from tunnel.ports.counters import ForwardCounters, Notices
 from tunnel.ports.link import Link, Stream
-from tunnel.ports.local import OUT_OF_DESCRIPTORS, connect_tcp, stream_code
-from tunnel.ports.loops import OWN, mark_of
-from tunnel.ports.names import MisledError
-from tunnel.ports.open import Open, Opened, decode_opened, encode, read_message
-from tunnel.ports.refusals import describe_refusal, say_unserved
+from tunnel.ports.local import OUT_OF_DESCRIPTORS
+from tunnel.ports.loops import mark_of_accepted
+from tunnel.ports.open import Open, decode_opened, encode, read_message
+from tunnel.ports.rate import Limit, upload_paced, write_paced
+from tunnel.ports.refusals import describe_refusal
 from tunnel.shell.stream import StreamCode, StreamResetError, StreamStoppedError
 
 OPEN_SILENCE: Final = 1.0  # seconds that a connection waits for its stream without a word
@@ -62,8 +63,9 @@ async def wait_sent(sock: socket.socket) -> None:
 def set_up(sock: socket.socket) -> None:
     """Options of every forwarded local connection: the tunnel paces, so nothing waits for more (RFC 896 is off)."""
     sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 class Relay:
@@ -79,6 +81,7 @@ class Relay:
         "_is_reading",
         "_is_unwritable",
         "_nursery",
+        "_pace",
         "_read_error",
         "_refused",
         "_sock",
@@ -92,8 +95,9 @@ class Relay:
 
     def __init__(
         self, sock: socket.socket, stream: Stream, counters: ForwardCounters, refused: Callable[[int], None] | None = None,
-        access: Access | None = None,
+        access: Access | None = None, pace: Limit | None = None,
     ) -> None:  # fmt: skip
+        self._pace = pace
         self._access = access or Access()
         self._sock = sock
         self._stream = stream
@@ -167,10 +171,10 @@ class Relay:
             await self._upload_all()
 
     async def _upload_all(self) -> None:
-        sock, stream = self._sock, self._stream
+        sock, stream, pace = self._sock, self._stream, self._pace
         receive_into, commit, wait_send_space = sock.recv_into, stream.commit, stream.wait_send_space
         try:
-            while True:
+            while pace is None:
                 space = await wait_send_space()
                 try:
                     count = receive_into(space)
@@ -187,6 +191,8 @@ class Relay:
                     self._is_reading = False
                     if self._read_error is not None:
                         raise self._read_error
+            else:
+                await upload_paced(sock, stream, pace, self._access)
             if not self._is_unwritable:
                 stream.finish()
                 return
@@ -204,7 +210,7 @@ class Relay:
 
     async def _download(self, chunks: list[bytes]) -> None:
         sock, receive_chunks = self._sock, self._stream.receive_chunks
-        sink = self._take if HAS_SENDMSG else None
+        sink = self._take if HAS_SENDMSG and self._pace is None else None
         try:
             if self._refused is not None:
                 body, chunks = await read_message(self._stream)
@@ -215,7 +221,7 @@ class Relay:
                 if chunks:
                     if self._was_cut:
                         self._grant_last_words()  # anew for each read: to a program that takes them
-                    self._access.received += await write_chunks(sock, chunks)
+                    self._access.received += await self._write(chunks)
                 chunks = await receive_chunks(sink=sink)
                 if self._write_error is not None:
                     raise self._write_error
@@ -227,6 +233,11 @@ class Relay:
                 await self._hear_last_words()
         except TunnelError as error:
             self._end(code_of(error))
+
+    async def _write(self, chunks: list[bytes]) -> int:
+        if self._pace is None:
+            return await write_chunks(self._sock, chunks)
+        return await write_paced(partial(write_chunks, self._sock), chunks, self._pace)
 
     def _take(self, pieces: list[memoryview]) -> int:
         """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error.
@@ -319,9 +330,10 @@ class TcpForward:
 
     def __init__(
         self, listener: socket.socket, target: int | str, *, link: Link, counters: ForwardCounters, notices: Notices,
-        log: AccessLog | None = None,
+        log: AccessLog | None = None, pace: Limit | None = None,
     ) -> None:  # fmt: skip
         self._log = log or AccessLog()
+        self._pace = pace
         self._listener = listener
         self._target = target
         self._link = link
@@ -363,15 +375,15 @@ class TcpForward:
 
     async def _serve(self, sock: socket.socket) -> None:
         counters, link = self._counters, self._link
-        access = self._log.access(link.peer_name, f"tcp/{self._target}")
-        with link.faults.wall("stream", f"ended a connection to tcp/{self._target} of {link.peer_name}"):
+        access = self._log.access(link.peer_name, self._shown)
+        with link.faults.wall("stream", f"ended a connection to {self._shown} of {link.peer_name}"):
             try:
                 set_up(sock)
                 stream = await self._open(sock)
                 if stream is None:
                     return
                 counters.tcp_opened += 1
-                await Relay(sock, stream, counters, self._refused, access).run([])
+                await Relay(sock, stream, counters, self._refused, access, self._pace).run([])
             except (TunnelError, OSError):
                 pass  # the link closed, or the local program did, before anything was sent
             finally:
@@ -379,9 +391,17 @@ class TcpForward:
                 access.closed()
                 cut(sock)  # nothing happens where the relay has closed it
 
+    @property
+    def _shown(self) -> str:
+        """What its connections lead to, as people read it."""
+        return f"tcp/{self._target}"
+
+    def _opening(self, sock: socket.socket) -> bytes:
+        return encode(Open("tcp", self._target, 0, mark_of_accepted(sock)))
+
     async def _open(self, sock: socket.socket) -> Stream | None:
         """A stream for this connection; None when there was none to be had, or the program left while it waited."""
-        message = encode(Open("tcp", self._target, 0, mark_of(sock.getpeername(), sock.getsockname())))
+        message = self._opening(sock)
         with trio.move_on_after(OPEN_SILENCE):
             return await self._link.open_stream(message)
         counters = self._counters
@@ -393,7 +413,7 @@ class TcpForward:
         )
         with trio.move_on_after(OPEN_PATIENCE):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_leave_with, sock, nursery.cancel_scope)
+                nursery.start_soon(leave_with, sock, nursery.cancel_scope)
                 try:
                     stream = await self._link.open_stream(message)
                 except TunnelError as error:
@@ -415,7 +435,7 @@ class TcpForward:
         self._notices.say(f"tcp {self._target} {code}", describe_refusal(peer, "tcp", self._target, code))
 
 
-async def _leave_with(sock: socket.socket, scope: trio.CancelScope) -> None:
+async def leave_with(sock: socket.socket, scope: trio.CancelScope) -> None:
     """Cancel when the local program goes away; what it says meanwhile stays in the socket."""
     while True:
         await trio.lowlevel.wait_readable(sock)
@@ -428,68 +448,6 @@ async def _leave_with(sock: socket.socket, scope: trio.CancelScope) -> None:
             break
         await trio.sleep(OPEN_SILENCE)
     scope.cancel()
-
-
-async def serve_tcp(
-    stream: Stream,
-    early: list[bytes],
-    address: tuple[str, int],
-    *,
-    counters: ForwardCounters,
-    notices: Notices,
-    asked: str = "A peer asked for a port",
-    access: Access | None = None,
-) -> None:
-    """The exposing side of one stream whose Open was granted: connect to `address`, answer, relay.
-
-    What the peer sent early waits in `early` and in the stream.  A failure becomes RESET with the code that says why.
-    """
-    if counters.tcp_active >= MAX_CONNECTIONS:
-        counters.tcp_capped += 1
-        refuse(stream, StreamCode.INTERNAL)
-        return
-    counters.tcp_active += 1
-    access = access or Access()
-    try:
-        sock = await _connect_unless_aborted(stream, address)
-        if sock is None:
-            return
-        try:
-            set_up(sock)
-            await stream.send_all(encode(Opened()))
-            counters.tcp_opened += 1
-            access.opened()
-            await Relay(sock, stream, counters, access=access).run(early)
-        finally:
-            cut(sock)
-            OWN.forget(sock)
-    except OSError as error:
-        if isinstance(error, MisledError):
-            counters.misled += 1
-            notices.say(f"misled {address[0]}", error.sentence)
-        if error.errno in OUT_OF_DESCRIPTORS:
-            counters.tcp_shed += 1
-            notices.say("shed", f"A connection was turned away: {error.strerror}.  Raise the limit with 'ulimit -n'.")
-        counters.tcp_refused += 1
-        say_unserved(notices, asked, address, error)
-        refuse(stream, stream_code(error))
-    except TunnelError:
-        refuse(stream, StreamCode.CANCELLED)
-    finally:
-        counters.tcp_active -= 1
-        access.closed()
-
-
-async def _connect_unless_aborted(stream: Stream, address: tuple[str, int]) -> socket.socket | None:
-    """None when the opener gave up in the meantime.  Raises OSError."""
-    with trio.CancelScope() as scope:
-        stream.on_abort = lambda _code: scope.cancel()
-        try:
-            return await connect_tcp(*address)
-        finally:
-            stream.on_abort = None
-    refuse(stream, StreamCode.CANCELLED)
-    return None
 
 
 def refuse(stream: Stream, code: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -21,10 +22,11 @@ from tunnel.ports.counters import ForwardCounters, Notices
 from tunnel.ports.flows import MAX_FLOWS, Flow, FlowTable, idle_of
 from tunnel.ports.link import Flows, Link, Stream
 from tunnel.ports.local import OUT_OF_DESCRIPTORS, stream_code, udp_places
-from tunnel.ports.names import MisledError
+from tunnel.ports.names import MisledError, Place
 from tunnel.ports.open import Open, Opened, decode_opened, encode, read_message
 from tunnel.ports.outlet import Outlet, Overruns
 from tunnel.ports.outward import DRAIN_BATCH, MAX_DATAGRAM, Outward
+from tunnel.ports.rate import Limit
 from tunnel.ports.refusals import describe_refusal, say_unserved
 from tunnel.ports.tcp import code_of, refuse
 from tunnel.shell.stream import StreamCode
@@ -51,12 +53,14 @@ class UdpForward:
         idle: Seconds | None = None,
         limit: int = MAX_FLOWS,
         log: AccessLog | None = None,
+        pace: Limit | None = None,
     ) -> None:
         """`idle`: how long a flow may be without datagrams; None: as idle_of says."""
         self._sock = sock
         self._target = target
         self._link = link
         self._log = log or AccessLog()
+        self._pace = pace
         self._counters = counters
         self._notices = notices
         self._idle = idle_of(target) if idle is None else idle
@@ -88,7 +92,7 @@ class UdpForward:
     def _drain(self, nursery: trio.Nursery) -> bool:
         """One turn; False when there may be more."""
         get = self._table.get
-        receive = self._receive_telling if self._tells_local else self._sock.recvfrom
+        receive = self._receiver()
         is_drained = False
         last: Any = None
         flow: Flow | None = None
@@ -112,6 +116,19 @@ class UdpForward:
         self._link.flows.flush()
         return is_drained
 
+    def _receiver(self) -> Callable[[int], tuple[bytes, Any]]:
+        """Gives a datagram and its client: whatever tells clients apart.  Raises OSError for what is to be left out."""
+        return self._receive_telling if self._tells_local else self._sock.recvfrom
+
+    def _target_of(self, client: Any) -> int | str:
+        return self._target
+
+    def _idle_of(self, client: Any) -> Seconds:
+        return self._idle
+
+    def _opening(self, flow: Flow) -> bytes:
+        return encode(Open("udp", self._target, flow.number))
+
     def _receive_telling(self, size: int) -> tuple[bytes, Any]:
         """Like recvfrom; the client is its address and what pktinfo tells of ours."""
         data, ancillary, _, address = self._sock.recvmsg(size, pktinfo.SPACE)
@@ -123,6 +140,8 @@ class UdpForward:
         counters.udp_datagrams_in += len(batch)
         if flow is None:
             counters.udp_flood_dropped += len(batch)
+            return
+        if self._pace is not None and not (batch := self._pace.admitted_up(batch, counters)):
             return
         flow.touch(len(batch))
         flow.access.sent += sum(map(len, batch))
@@ -141,8 +160,8 @@ class UdpForward:
             self._notices.say("udp flood", f"New clients of udp/{self._target} come too fast: some datagrams are dropped.")
             return None
         self._tokens -= 1
-        access = self._log.access(self._link.peer_name, f"udp/{self._target}")
-        flow = Flow(self._link.flows.allocate(), client, idle=self._idle, access=access)
+        access = self._log.access(self._link.peer_name, f"udp/{self._target_of(client)}")
+        flow = Flow(self._link.flows.allocate(), client, idle=self._idle_of(client), access=access)
         self._link.flows.register(flow.number, self._deliverer(flow))  # at once, so that no other flow gets this number
         self._table.add(client, flow)
         nursery.start_soon(self._serve, flow)
@@ -171,11 +190,11 @@ class UdpForward:
 
     def _deliverer(self, flow: Flow) -> Callable[[list[bytes]], None]:
         if not self._tells_local:
-            return _deliverer(flow, Outlet(self._sock, flow.client, self._counters))
+            return _deliverer(flow, Outlet(self._sock, flow.client, self._counters), self._pace, self._counters)
         address, told = flow.client
         local = pktinfo.local_of(told) if told else ""
         source = pktinfo.leave_from(local) if local else ()
-        return _deliverer(flow, Outlet(self._sock, address, self._counters, source))
+        return _deliverer(flow, Outlet(self._sock, address, self._counters, source), self._pace, self._counters)
 
     async def _serve(self, flow: Flow) -> None:
         with self._link.faults.wall("flow", f"ended a flow to udp/{self._target} of {self._link.peer_name}"):
@@ -187,7 +206,7 @@ class UdpForward:
         try:
             with flow.scope:
                 try:
-                    stream = await self._link.open_stream(encode(Open("udp", self._target, flow.number)))
+                    stream = await self._link.open_stream(self._opening(flow))
                     body, _rest = await read_message(stream)
                     decode_opened(body)
                     counters.udp_flows_opened += 1
@@ -217,7 +236,8 @@ class UdpForward:
         flow.held = deque()
         flow.is_refused = True
         peer = self._link.peer_name
-        self._notices.say(f"udp {self._target} {code}", describe_refusal(peer, "udp", self._target, code))
+        target = self._target_of(flow.client)
+        self._notices.say(f"udp {target} {code}", describe_refusal(peer, "udp", target, code))
         await trio.sleep(REFUSED_PAUSE)
 
 
@@ -232,8 +252,13 @@ async def serve_udp(
     notices: Notices,
     asked: str = "A peer asked for a port",
     access: Access | None = None,
+    pace: Limit | None = None,
+    find: Callable[[], Awaitable[list[Place]]] | None = None,
 ) -> None:
-    """The exposing side of one flow whose Open was granted: a socket of its own towards `address`, until either side ends it."""
+    """The exposing side of one flow whose Open was granted: a socket of its own towards `address`, until either side ends it.
+
+    `find` tells where that is; None: as names are resolved.
+    """
     if table.get(number) is not None:
         counters.malformed_opens += 1  # two flows of one number: the peer is at fault
         refuse(stream, StreamCode.INTERNAL)
@@ -242,7 +267,8 @@ async def serve_udp(
     table.add(number, flow)
     try:
         with flow.scope:
-            outward = Outward(flow, address, table.in_order(address, await udp_places(*address)), flows, counters)
+            places = await (find or partial(udp_places, *address))()
+            outward = Outward(flow, address, table.in_order(address, places), flows, counters, pace)
             try:
                 outward.open_next()
                 flows.register(number, outward.deliver)
@@ -265,6 +291,8 @@ async def serve_udp(
             notices.say(f"misled {address[0]}", error.sentence)
         if error.errno in OUT_OF_DESCRIPTORS:
             notices.say("shed", f"A UDP flow was turned away: {error.strerror}.  Raise the limit with 'ulimit -n'.")
+        if stream_code(error) == StreamCode.DENIED:
+            counters.udp_denied += 1
         say_unserved(notices, asked, address, error)
         refuse(stream, stream_code(error))
     except TunnelError:
@@ -275,10 +303,12 @@ async def serve_udp(
         refuse(stream, StreamCode.CANCELLED)
 
 
-def _deliverer(flow: Flow, outlet: Outlet) -> Callable[[list[bytes]], None]:
+def _deliverer(flow: Flow, outlet: Outlet, pace: Limit | None, counters: ForwardCounters) -> Callable[[list[bytes]], None]:
     """Takes the peer's datagrams to the local program."""
 
     def deliver(batch: list[bytes]) -> None:
+        if pace is not None and not (batch := pace.admitted_down(batch, counters)):
+            return
         flow.touch(len(batch))
         flow.access.received += sum(map(len, batch))
         outlet.send(batch)

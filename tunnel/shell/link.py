@@ -296,6 +296,15 @@ class Link:
         return connection is not None and self._peering.is_reachable and connection.current_path.kind is PathKind.DIRECT
 
     @property
+    def direct_remote(self) -> tuple[str, int] | None:
+        """From where the peer's datagrams come, host and port; None while they come over the server, which does not tell."""
+        connection = self._peering.connection
+        if connection is None or connection.current_path.kind is not PathKind.DIRECT:
+            return None
+        remote = connection.current_path.key.remote
+        return remote.host, remote.port
+
+    @property
     def remote_host(self) -> str | None:
         """Where datagrams to the peer go now."""
         connection = self._peering.connection

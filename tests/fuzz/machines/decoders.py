@@ -11,7 +11,7 @@ from tests.fuzz.engine import Episode, Machine
 from tests.fuzz.test_crypto_decoders import GENUINE, HERE
 from tests.fuzz.test_lan_fuzz import STATE
 from tests.unit.ip.packets import Flow
-from tunnel.cli.expose import forwards_for, other_command
+from tunnel.cli.offers import forwards_for, other_command
 from tunnel.control import messages as control
 from tunnel.doors.tls.framing import MAX_FRAME, Framing
 from tunnel.errors import ConfigurationError, MalformedPacket, PeerError
@@ -178,7 +178,15 @@ PUSHES: list[m.PushMessage] = [
     m.Gone(1, b"c" * 8, 2),
     m.Bye(),
 ]
-OPENINGS: list[Any] = [opening.Open("tcp", 22), opening.Open("udp", "nas:53", 7), opening.Bench("datagram sink", 3.0, 1200, 2)]
+OPENINGS: list[Any] = [
+    opening.Open("tcp", 22),
+    opening.Open("udp", "nas:53", 7),
+    opening.Bench("datagram sink", 3.0, 1200, 2),
+    opening.Open("tcp", "unix:/run/app.sock"),
+    opening.Reach("udp", "fd00::1", 53, 2),
+    opening.Listen("*", 8080),
+    opening.Accepted("127.0.0.1", 8080, 5),
+]
 MEASURED = [opening.Measured(10**9, 10**6, 3.0), opening.Measured(1, 1, 1e-6), opening.Measured(0, 0, 0.0)]
 ASKED: list[control.Request] = [
     control.Status(),

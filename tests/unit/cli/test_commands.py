@@ -19,8 +19,9 @@ from click.testing import CliRunner
 
 from tunnel.cli import prompt
 from tunnel.cli.connect import choose
-from tunnel.cli.expose import forwards_for, other_command, qr_picture, who_can_reach
+from tunnel.cli.expose import qr_picture, who_can_reach
 from tunnel.cli.main import COMMANDS, TABLE, group, report, run
+from tunnel.cli.offers import forwards_for, other_command
 from tunnel.cli.render import Output, columns, duration, listing, path_line, size
 from tunnel.cli.running import ending_signals
 from tunnel.cli.status import no_process

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.cli.offers import forwards_for
 from tunnel.errors import MalformedPacket
-from tunnel.node.shares import MAX_SHARES, Shares, decode_shares, encode_shares
+from tunnel.node.shares import MAX_MORE, MAX_SHARES, Shares, decode_shares, encode_shares
 from tunnel.pairing.grants import Grant, GrantSet
 from tunnel.transport.connection.control import MAX_MESSAGE
 
@@ -51,12 +52,46 @@ def test_thousands_of_grants_fit_one_message_and_then_nothing_is_said_to_be_refu
     assert told.refused([("udp", 53)]) == []
 
 
+def test_a_socket_without_a_name_is_told_behind_what_older_peers_read() -> None:
+    import msgspec
+
+    grants = GrantSet.parse("22", "unix:/run/app.sock", "pg=unix:/run/postgresql/.s.PGSQL.5432")
+    body = encode_shares(grants)
+    assert msgspec.msgpack.decode(body)[:2] == [True, [["tcp", 22, 22, None], ["tcp", 5432, 5432, "pg"]]]
+    assert b"/run/postgresql" not in body
+    told = decode_shares(body)
+    assert told.texts == ["tcp/22", "tcp/pg", "tcp/unix:/run/app.sock"]
+    wanted: list[tuple[str, int | str]] = [
+        ("tcp", "unix:/run/app.sock"),
+        ("tcp", "pg"),
+        ("tcp", "unix:/run/b.sock"),
+        ("tcp", 5432),
+    ]
+    assert told.refused(wanted) == wanted[2:]
+    assert forwards_for(told.usable) == ["2222:22", "5432:pg", "10001:unix:/run/app.sock"]
+
+
+def test_hundreds_of_sockets_fit_one_message_beside_everything_else() -> None:
+    name, path = "n" * 27, "unix:/" + "p" * 103
+    ports = [
+        Grant(protocol="tcp", name=f"{name}{number:05}", host="a", first=65_534, last=65_535) for number in range(MAX_SHARES)
+    ]
+    sockets = [Grant(protocol="tcp", host=f"{path}{number:03}", first=1, last=1) for number in range(2 * MAX_MORE)]
+    body = encode_shares(GrantSet((*ports, *sockets)))
+    assert len(body) < MAX_MESSAGE
+    told = decode_shares(body)
+    assert (len(told.shares), len(told.more), told.is_all) == (MAX_SHARES, MAX_MORE, False)
+
+
 @pytest.mark.parametrize("name", ["\x1b[2J", "a b", "", "9x", "x" * 33, "a\n"])
 def test_a_name_that_would_change_a_terminal_is_refused(name: str) -> None:
     import msgspec
 
     with pytest.raises(MalformedPacket):
         decode_shares(msgspec.msgpack.encode([True, [["tcp", 1, 1, name]]]))
+    if set(name) & set("\x1b\n") or not name:
+        with pytest.raises(MalformedPacket):
+            decode_shares(msgspec.msgpack.encode([True, [], [name]]))
 
 
 @given(st.binary(max_size=200))
@@ -75,4 +110,4 @@ def test_more_than_may_be_told_is_malformed_and_further_elements_are_left_for_la
     one = ["tcp", 1, 1, None]
     with pytest.raises(MalformedPacket):
         decode_shares(msgspec.msgpack.encode([True, [one] * (MAX_SHARES + 1)]))
-    assert decode_shares(msgspec.msgpack.encode([True, [[*one, "later"]], "later"])).refused([("tcp", 1)]) == []
+    assert decode_shares(msgspec.msgpack.encode([True, [[*one, "later"]], [], "later"])).refused([("tcp", 1)]) == []

@@ -183,6 +183,7 @@ class StreamCode:
     INTERNAL = 6
     CANCELLED = 7
     LOOP = 8
+    TAKEN = 9
 
 
 @dataclass(frozen=True, slots=True)
