@@ -231,6 +231,9 @@ def test_an_access_file_is_read_or_refused_with_one_sentence(tmp_path: object) -
     with open(path, "w", encoding="utf-8") as file:
         file.write("198.51.100.0/24\n")
     assert read_access_file(path).allows_host("198.51.100.9")
+    with open(path, "w", encoding="utf-8-sig", newline="\r\n") as file:  # as Windows' editor saves it
+        file.write("203.0.113.0/24\n")
+    assert read_access_file(path).allows_host("203.0.113.9")
     with open(path, "wb") as file:
         file.write(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match="UTF-8"):

@@ -438,6 +438,11 @@ def test_the_caches_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(cache.sockaddrs) <= 10
 
 
+def test_a_zone_whose_name_is_no_ascii_is_told_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "if_indextoname", lambda _index: "b\u00fcro0")
+    assert to_address(("fe80::1", 5, 0, 7)) == Address("fe80::1%7", 5)
+
+
 def test_addresses_are_canonical() -> None:
     index, name = socket.if_nameindex()[0]
     assert to_address(("::ffff:192.0.2.1", 5, 0, 0)) == Address("192.0.2.1", 5)

@@ -171,6 +171,7 @@ class Namespace:
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
+            errors="surrogateescape",
             timeout=timeout,
             check=False,
             env=env,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tunnel.host.interfaces import local_addresses, source_address
+from tunnel.host.interfaces import kernel_text, local_addresses, source_address
 
 _UP_AND_GATEWAY: Final = 0x1 | 0x2  # RTF_UP, RTF_GATEWAY (linux/route.h)
 _ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
@@ -29,11 +29,10 @@ class Gateway(NamedTuple):
 def default_gateway() -> Gateway | None:
     """None without a default route over a router.  Linux tells which it is; elsewhere our network's first address is guessed."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            for address in gateways_in(Path("/proc/net/route").read_text(encoding="ascii")):
-                own = source_address(address)
-                if own is not None:
-                    return Gateway(address, own)
+        for address in gateways_in(kernel_text(Path("/proc/net/route"))):
+            own = source_address(address)
+            if own is not None:
+                return Gateway(address, own)
         return None
     own = source_address(_ANYWHERE)
     for local in local_addresses():

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 # Flags of /proc/net/if_inet6 (linux/if_addr.h).
 _DADFAILED: Final = 0x08
@@ -25,6 +25,9 @@ _METADATA: Final = frozenset(("169.254.169.254", "fd00:ec2::254"))
 OWN_INTERFACES: Final = "ptunnel"
 
 
+#: Some addresses that default routes lead to, and how long a network's prefix commonly is; nothing is sent there.
+#: RFC 5737, RFC 3849.
+_SOMEWHERE: Final = (("192.0.2.1", 24), ("2001:db8::1", 64))
 _INTERFACES: Final = Path("/sys/class/net")
 #: Of the kernel itself, as /sys names them: DEVTYPE in uevent, ARPHRD_ numbers (linux/if_arp.h) of IPIP, GRE and GRE over IPv6.
 #: SIT and IPv4 in IPv6 are left: providers deliver the other family by them.
@@ -56,16 +59,13 @@ def local_addresses(exclude: Iterable[str] = (), *, overlays: bool = True) -> li
     Without `overlays`, addresses in the network of another overlay (a VPN, a mesh) are left out where there are others: a path
     through it would be sealed twice, and might be relayed by it.
     """
-    import ifaddr
-
     skipped = set(exclude)
     unusable = _unusable_ipv6()
     found: dict[str, LocalAddress] = {}
     inside: dict[str, LocalAddress] = {}  # of other overlays
-    try:
-        adapters = list(ifaddr.get_adapters())
-    except OSError:
-        return []
+    adapters = _adapters()
+    if adapters is None:
+        return _reachable()
     for adapter in adapters:
         name = str(adapter.name)
         if name in skipped or name.startswith(OWN_INTERFACES) or not _is_up(name):
@@ -90,25 +90,45 @@ def is_overlay(interface: str, description: str = "") -> bool:
         return False
     if (place / "tun_flags").exists():
         return True
-    with contextlib.suppress(OSError):
-        found = re.search(r"^DEVTYPE=(.+)$", (place / "uevent").read_text(), re.MULTILINE)
-        named = found[1] if found is not None else ""
-        kind = (place / "type").read_text().strip()
-        is_modem = named == _MODEM or (place / "device").exists()
-        return named in _TUNNEL_KINDS or kind in _TUNNEL_TYPES or (kind == _NO_HARDWARE and not is_modem)
-    return False
+    found = re.search(r"^DEVTYPE=(.+)$", kernel_text(place / "uevent"), re.MULTILINE)
+    named = found[1] if found is not None else ""
+    kind = kernel_text(place / "type").strip()
+    is_modem = named == _MODEM or (place / "device").exists()
+    return named in _TUNNEL_KINDS or kind in _TUNNEL_TYPES or (kind == _NO_HARDWARE and not is_modem)
 
 
 def own_addresses() -> list[str]:
     """All addresses of all interfaces, loopback and link-local ones too, without zones; none when the system tells nothing."""
+    adapters = _adapters()
+    if adapters is None:
+        return ["127.0.0.1", "::1", *(local.address for local in _reachable())]
+    found = (str(ip.ip if isinstance(ip.ip, str) else ip.ip[0]).partition("%")[0] for adapter in adapters for ip in adapter.ips)
+    return list(dict.fromkeys(found))
+
+
+def _adapters() -> list[Any] | None:
+    """None where their names cannot be read: Linux takes any bytes for one, which need not be UTF-8, nor be of the locale."""
     import ifaddr
 
     try:
-        adapters = list(ifaddr.get_adapters())
+        return list(ifaddr.get_adapters())
     except OSError:
         return []
-    found = (str(ip.ip if isinstance(ip.ip, str) else ip.ip[0]).partition("%")[0] for adapter in adapters for ip in adapter.ips)
-    return list(dict.fromkeys(found))
+    except ValueError:
+        return None
+
+
+def _reachable() -> list[LocalAddress]:
+    """Those that the routing table picks towards anywhere."""
+    found = ((source_address(somewhere), prefix) for somewhere, prefix in _SOMEWHERE)
+    return [LocalAddress(host, "", ":" in host, prefix) for host, prefix in found if host is not None]
+
+
+def kernel_text(path: Path) -> str:
+    """A file of /proc or /sys, whatever bytes the names in it are; "" where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.read_text(encoding="ascii", errors="replace")
+    return ""
 
 
 def source_address(remote: str) -> str | None:
@@ -135,17 +155,13 @@ def _is_up(interface: str) -> bool:
     """False only when Linux says that the link is down."""
     if sys.platform != "linux" or "/" in interface:
         return True
-    with contextlib.suppress(OSError):
-        return (_INTERFACES / interface / "operstate").read_text().strip() not in ("down", "lowerlayerdown")
-    return True
+    return kernel_text(_INTERFACES / interface / "operstate").strip() not in ("down", "lowerlayerdown")
 
 
 def _unusable_ipv6() -> set[str]:
     if sys.platform != "linux":
         return set()
-    with contextlib.suppress(OSError):
-        return unusable_in(Path("/proc/net/if_inet6").read_text())
-    return set()
+    return unusable_in(kernel_text(Path("/proc/net/if_inet6")))
 
 
 def unusable_in(table: str) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tunnel.host.gateway import default_gateway
-from tunnel.host.interfaces import local_addresses, source_address
+from tunnel.host.interfaces import kernel_text, local_addresses, source_address
 
 NAME_SIZE: Final = 16  # bytes
 _ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
@@ -36,8 +36,7 @@ def network_name(secret: bytes) -> bytes:
 def hardware_address(host: str) -> str:
     """Of a neighbour that this machine has lately spoken with; "" where that is not known."""
     if sys.platform == "linux" and host:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return hardware_address_in(Path("/proc/net/arp").read_text(encoding="ascii"), host)
+        return hardware_address_in(kernel_text(Path("/proc/net/arp")), host)
     return ""
 
 

@@ -143,7 +143,7 @@ def _log_report(text: str) -> str:
 def read_access_file(path: str | os.PathLike[str]) -> AccessList:
     """One entry a line: an address, a prefix, or `token SECRET`.  Raises ConfigurationError with one sentence."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"The access file {os.fspath(path)} cannot be read: {reason}.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import ifaddr
 import pytest
@@ -99,3 +100,24 @@ def test_elsewhere_overlays_are_known_by_their_names(
 ) -> None:
     monkeypatch.setattr(interfaces.sys, "platform", "darwin")
     assert interfaces.is_overlay(name, description) is is_overlay
+
+
+def test_where_the_names_of_interfaces_cannot_be_read_the_routes_tell_our_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux takes any bytes for a name; ifaddr reads UTF-8, and the locale's codec writes it."""
+
+    def unreadable() -> list[Any]:
+        b"\xff0".decode()
+        return []
+
+    monkeypatch.setattr(ifaddr, "get_adapters", unreadable)
+    monkeypatch.setattr(interfaces, "source_address", {"192.0.2.1": "192.168.1.5", "2001:db8::1": None}.get)
+    assert interfaces.local_addresses(overlays=False) == [interfaces.LocalAddress("192.168.1.5", "", False, 24)]
+    assert interfaces.own_addresses() == ["127.0.0.1", "::1", "192.168.1.5"]
+
+
+def test_tables_of_the_kernel_are_read_whatever_bytes_are_in_them(tmp_path: Path) -> None:
+    table = tmp_path / "if_inet6"
+    row = b"fe8000000000000094d2c4fffeee42e4 03 40 20 %02x      %s\n"
+    table.write_bytes(row % (0xC0, "b\u00fcro0".encode()) + row.replace(b"e4", b"e5") % (0x80, b"\xff0"))
+    assert interfaces.unusable_in(interfaces.kernel_text(table)) == {"fe80::94d2:c4ff:feee:42e4"}
+    assert interfaces.kernel_text(tmp_path / "none") == ""

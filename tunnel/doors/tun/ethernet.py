@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import socket
 import struct
 import time
@@ -223,7 +224,7 @@ def _is_ethernet(index: int) -> bool:
     """An ethernet or what looks like one, and no LAN interface of this or another program."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         name = socket.if_indextoname(index)
-        _, kind, mac = _IFREQ.unpack(fcntl.ioctl(any_socket, _SIOCGIFHWADDR, _IFREQ.pack(name.encode(), 0, b"")))
+        _, kind, mac = _IFREQ.unpack(fcntl.ioctl(any_socket, _SIOCGIFHWADDR, _IFREQ.pack(os.fsencode(name), 0, b"")))
         is_overlay = Path("/sys/class/net", name, "tun_flags").exists()
         return kind == ARPHRD_ETHER and not is_overlay and not bytes(mac).startswith(MAC_PREFIX)
     return False

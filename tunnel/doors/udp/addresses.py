@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TypeAlias
@@ -27,10 +28,11 @@ def to_address(sockaddr: SockAddr) -> Address:
     if host.startswith(_MAPPED) and "." in host:
         return Address(host[len(_MAPPED) :], sockaddr[1])
     if len(sockaddr) == 4 and sockaddr[3]:
-        try:
-            host = f"{host}%{socket.if_indextoname(sockaddr[3])}"
-        except OSError:
-            host = f"{host}%{sockaddr[3]}"
+        zone = str(sockaddr[3])
+        with contextlib.suppress(OSError):
+            name = socket.if_indextoname(sockaddr[3])
+            zone = name if name.isascii() else zone  # Linux takes any bytes for a name
+        host = f"{host}%{zone}"
     return Address(host, sockaddr[1])
 
 
