@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -150,6 +151,38 @@ async def test_a_name_that_is_bound_anew_between_two_streams_opens_no_second_one
                 "The name nas.example.net leads to 127.0.0.1, an address of this machine or a reserved one, so nothing was "
                 f"connected: if that is meant, share the address, as in NAME=127.0.0.1:{port}."
             ]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), "the name nas.example.net is unknown here."),
+        (
+            socket.gaierror(socket.EAI_AGAIN, "try again"),
+            "nobody tells where the name nas.example.net leads, as no name server (DNS) answers.",
+        ),
+        (
+            PermissionError(errno.EPERM, "no"),
+            "a rule of this machine, as of its firewall, forbids what goes to nas.example.net.",
+        ),
+    ],
+)
+async def test_who_shares_a_name_that_leads_nowhere_is_told(kind: str, error: OSError, sentence: str) -> None:
+    """Whoever asked hears that the machine is not reached, and cannot help."""
+
+    class Nobody(Answers):
+        async def getaddrinfo(self, host: Any, port: Any, *_more: Any) -> Any:
+            await trio.lowlevel.checkpoint()
+            raise error
+
+    trio.socket.set_custom_hostname_resolver(Nobody())
+    notices: list[str] = []
+    with trio.fail_after(20):
+        async with exposed({(kind, "nas"): ("nas.example.net", 80)}, notices) as (near, _one):
+            assert await opened(near, kind) in (StreamCode.UNREACHABLE, StreamCode.INTERNAL)
+    [told] = notices
+    assert told.endswith(f"{kind}/nas: {sentence}")
 
 
 class Dead(Answers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Final
 
 from tunnel.ends import is_path, path_of
@@ -49,12 +50,18 @@ def say_unserved(notices: Notices, asked: str, address: tuple[str, int], error: 
         return
     where = "here" if address[0] == "localhost" else f"at {address[0]}"
     match error.errno:
+        case socket.EAI_AGAIN if isinstance(error, socket.gaierror):
+            text = f"{asked}: nobody tells where the name {address[0]} leads, as no name server (DNS) answers."
+        case _ if isinstance(error, socket.gaierror):
+            text = f"{asked}: the name {address[0]} is unknown here."
         case errno.ECONNREFUSED:
             text = f"{asked}: nothing listens on port {address[1]} {where}."
         case errno.EADDRNOTAVAIL:
             text = f"{asked}: this machine has no free port left for one more connection. Wait, or close some."
         case errno.EHOSTUNREACH | errno.ENETUNREACH | errno.ETIMEDOUT if not isinstance(error, MisledError):
             text = f"{asked}: {address[0]} does not answer."
+        case errno.EPERM | errno.EACCES:
+            text = f"{asked}: a rule of this machine, as of its firewall, forbids what goes to {address[0]}."
         case _:
             return
     notices.say(f"unserved {address} {error.errno}", text)
