@@ -14,6 +14,12 @@ import pytest
 from tests.driver.programs import PATIENCE_S, Lab, echo_through, pair
 
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+NOWHERE = """
+for place in / /tmp /var/tmp /dev/shm; do
+    [ -d $place ] && mount --bind $place $place && mount -o remount,ro,bind $place
+done
+cd / && exec "$@"
+"""
 
 
 @pytest.fixture
@@ -58,3 +64,21 @@ def test_peers_meet_from_homes_that_can_only_be_read_and_a_new_one_is_not_rememb
     said = exposing.wait("warning", code="not_saved")["message"]
     assert said.startswith("third is connected but cannot be remembered. ")
     assert said.endswith("peers.json cannot be written: Read-only file system.")
+
+
+def test_where_nothing_at_all_can_be_written_a_server_serves_and_a_known_peer_exposes(lab: Lab, tmp_path: Path) -> None:
+    """A container whose root is read-only: there is no place even for temporary files."""
+    for program in pair(lab)[1::-1]:
+        program.end()
+    wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", NOWHERE, "sh"]
+    serving = lab.run(tmp_path / "another", "serve", "--listen", "127.0.0.1:0", wrapper=wrapper)
+    assert serving.wait("listening")["bind"]
+    exposing = lab.run(lab.exposer, "expose", str(lab.port), "--server", lab.server, wrapper=wrapper)
+    assert exposing.wait("code")["code"]
+    asked = subprocess.run(
+        [*wrapper, sys.executable, "-m", "tunnel", "status", "--json"],
+        env={**os.environ, "PTUNNEL_HOME": str(lab.exposer)},
+        capture_output=True, text=True, timeout=PATIENCE_S * 2, check=False,
+    )  # fmt: skip
+    assert asked.returncode == 7, asked
+    assert "Read-only file system" in asked.stdout

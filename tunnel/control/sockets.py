@@ -90,8 +90,8 @@ def sweep(run_dir: Path) -> list[int]:
 
 def leave(run_dir: Path) -> None:
     """Take a directory away that stands among the temporary files, unless another process has its socket there."""
-    if run_dir.parent == Path(tempfile.gettempdir()):
-        with suppress(OSError):
+    with suppress(OSError):
+        if run_dir.parent == Path(tempfile.gettempdir()):
             run_dir.rmdir()
 
 

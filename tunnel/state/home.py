@@ -321,7 +321,11 @@ class Home:
         """
         digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
         whose = "" if sys.platform == "win32" else f"{os.getuid()}-"
-        path = Path(tempfile.gettempdir()) / f"ptunnel-{whose}{digest}"
+        try:
+            temporary = tempfile.gettempdir()
+        except OSError:  # it has looked for one that can be written to: nothing can, as in a container whose root is read-only
+            temporary = os.environ.get("TMPDIR", "/tmp")
+        path = Path(temporary) / f"ptunnel-{whose}{digest}"
         make_private_directory(path)
         _require_own(path)
         return path

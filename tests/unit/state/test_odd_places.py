@@ -6,13 +6,14 @@ import errno
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tunnel.control.sockets import short_path, sweep
+from tunnel.control.sockets import leave, short_path, sweep
 from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import files
 from tunnel.state.home import Home
@@ -96,6 +97,23 @@ def test_where_nothing_at_all_can_be_written_a_lock_is_no_condition(read_only: H
     lock.release()
     with pytest.raises(StateError, match="Read-only file system"):
         read_only.run_dir()
+
+
+def test_a_system_without_any_place_for_temporary_files_holds_up_nothing(
+    read_only: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python looks for one that can be written to, and refuses where there is none: a container whose root is read-only."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setenv("TMPDIR", str(read_only.path / "temporary"))
+    read_only.lock_expose().release()
+    Rooms(read_only).hold(b"room" * 8).release()
+    with pytest.raises(StateError, match="Read-only file system"):
+        read_only.run_dir()
+    leave(read_only.path / "run")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
