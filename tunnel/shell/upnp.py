@@ -79,11 +79,10 @@ class UpnpGateway:
         """Where that port is reached, and whose it is; None where the router does not tell.  Raises UpnpError."""
         service = self._known()
         external = Address(await self._external(service), external_port)
-        answer = await self._ask(service.place, upnp.get_mapping(self._gateway, service, external_port))
-        try:
+        with suppress(MalformedPacket, UpnpError):
+            answer = await self._ask(service.place, upnp.get_mapping(self._gateway, service, external_port))
             return external, upnp.decode_entry(answer)
-        except MalformedPacket:
-            return external, None
+        return external, None
 
     async def unmap(self, external_port: int) -> None:
         """Raises UpnpError."""
