@@ -40,9 +40,10 @@ trio.run(main)
 class Keeper(Program):
     """Keeps one port mapped, in a process of its own, until it is told to end."""
 
-    def __init__(self, lab: Lab, site: Site, lifetime: float = 3600) -> None:
+    def __init__(self, lab: Lab, site: Site, lifetime: float = 3600, number: int = 0) -> None:
+        """On the site's host of that `number`."""
         words = [sys.executable, "-c", KEEPER, str(PORT), str(lifetime)]
-        super().__init__(lab, site.host, "keeper", words, env=environment(lab.folder / "keeper"), stdin=subprocess.PIPE)
+        super().__init__(lab, site.hosts[number], "keeper", words, env=environment(lab.folder / "keeper"), stdin=subprocess.PIPE)
 
     def told(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
@@ -114,6 +115,40 @@ def test_a_short_lease_is_renewed(lab: Lab, protocol: str) -> None:
     assert len(keeper.told()) == 1
     keeper.kill()
     eventually("the lease of a crashed process lapses", lambda: not home.mapped_ports(), 12, 0.2)
+
+
+def test_a_port_that_a_neighbour_has_mapped_by_upnp_is_left_to_it(lab: Lab) -> None:
+    """The router says that the port is taken, and by whom."""
+    home = lab.add_site("home", "upnp", hosts=2)
+    home.start_miniupnpd(natpmp=False)
+    first = Keeper(lab, home)
+    first.wait_told()
+    second = Keeper(lab, home, number=1)
+    told = second.wait_told()
+    assert told["protocol"] == "UPNP"
+    other = int(str(told["external"]).rpartition(":")[2])
+    assert other != PORT
+    assert home.mapped_ports() == {PORT: f"{home.addresses[0]}:{PORT}", other: f"{home.addresses[1]}:{PORT}"}
+    assert second.leave() < 5
+    assert home.mapped_ports() == {PORT: f"{home.addresses[0]}:{PORT}"}
+
+
+def test_a_router_that_answers_the_upnp_search_from_another_address_than_the_gateways_maps_too(lab: Lab) -> None:
+    """One of a pair that share the gateway's address (VRRP, CARP): its daemon speaks from the router's own."""
+    home = lab.add_site("home", "upnp")
+    home.start_miniupnpd(natpmp=False)
+    assert home.gateway is not None
+    shared = home.address.rpartition(".")[0] + ".253"
+    home.gateway.ip(f"addr add {shared}/32 dev lan")
+    home.host.ip(f"route replace default via {shared}")
+    home.gateway.nft(
+        f"insert rule inet firewall input ip daddr {shared} udp dport 1900 drop"
+    )  # nothing is said by the shared one
+    keeper = Keeper(lab, home)
+    assert keeper.wait_told(timeout=20)["external"] == f"{home.wan}:{PORT}"
+    assert home.mapped_ports() == {PORT: f"{home.address}:{PORT}"}
+    assert keeper.leave() < 5
+    assert home.mapped_ports() == {}
 
 
 def test_a_router_that_restarts_is_asked_again(lab: Lab) -> None:
