@@ -142,7 +142,9 @@ class Rooms:
         except StateError as problem:
             if not is_incapable(problem):
                 raise
-            folder = self._home.spare_dir()
+            folder = self._home.path  # where there can be no lock, as it will say
+            with contextlib.suppress(StateError):
+                folder = self._home.spare_dir()
         return RoomLock(folder / f"{room[:16].hex()}.lock", self._home.spare_dir)
 
     def _path(self, name: str) -> Path:

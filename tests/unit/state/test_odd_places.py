@@ -110,7 +110,9 @@ def test_a_system_without_any_place_for_temporary_files_holds_up_nothing(
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
     monkeypatch.setenv("TMPDIR", str(read_only.path / "temporary"))
     read_only.lock_expose().release()
-    Rooms(read_only).hold(b"room" * 8).release()
+    held = Rooms(read_only).hold(b"room" * 8)
+    assert held.trouble.startswith("Whether another process of yours does the same cannot be told. ")
+    held.release()
     with pytest.raises(StateError, match="Read-only file system"):
         read_only.run_dir()
     leave(read_only.path / "run")
