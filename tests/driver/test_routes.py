@@ -39,13 +39,14 @@ class Kinds:
     def __init__(self) -> None:
         self.tried: list[tuple[str, float]] = []
         self.works = ""  # the key of the one that connects
+        self.takes: dict[str, float] = {}  # seconds to connect, or to fail
         self.stood: list[Connection] = []
 
     def kind(self, key: str, is_allowed: bool = True) -> Route:
         async def dial(host: str, _options: TlsOptions) -> Any:
-            await trio.lowlevel.checkpoint()
             assert host == SERVER
             self.tried.append((key, trio.current_time()))
+            await trio.sleep(self.takes.get(key, 0.0))
             if key != self.works:
                 raise ServerUnreachableError(f"no {key} here.")
             self.stood.append(Connection())
@@ -100,6 +101,19 @@ async def test_kinds_are_tried_in_turn_at_once_and_again_after_a_pause(autojump_
         await trio.testing.wait_all_tasks_blocked()
         assert told[-1] == ("down", socket_id)
         assert not sockets
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_kind_that_takes_long_to_fail_keeps_no_other_from_being_tried(autojump_clock: object) -> None:
+    kinds = Kinds()
+    kinds.takes["first"], kinds.works = 2 * STEADY, "second"
+    ours, sockets, _ = routes_of(kinds, kinds.kind("first"), kinds.kind("second"))
+    async with trio.open_nursery() as nursery:
+        ours.nursery = nursery
+        ours.fulfil(OpenRoute(SERVER))
+        await trio.sleep(2 * STEADY + FIRST_PAUSE)
+        assert [key for key, _ in kinds.tried] == ["first", "second"]
+        assert len(sockets) == 1
         nursery.cancel_scope.cancel()
 
 

@@ -50,6 +50,7 @@ class _Open:
         self.socket_id = socket_id
         self.scope = trio.CancelScope()
         self.attempt = trio.CancelScope()
+        self.is_good = False  # the last connection: then the next one is of the same kind
 
 
 class Routes:
@@ -116,15 +117,18 @@ class Routes:
                 while True:
                     begun = trio.current_time()
                     kinds = [kind for kind in self._kinds if kind.is_allowed(self._options(door.name))]
+                    door.is_good = False
                     with trio.CancelScope() as door.attempt, self._wall(door):
                         if kinds:
                             await self._connect(door, kinds[number % len(kinds)])
                     if door.attempt.cancelled_caught or trio.current_time() - begun >= STEADY:
                         pause = FIRST_PAUSE
-                    else:
-                        number += 1
-                    if door.attempt.cancelled_caught or (kinds and number % len(kinds)):
+                    if door.attempt.cancelled_caught:
                         continue
+                    if not door.is_good:
+                        number += 1
+                        if kinds and number % len(kinds):
+                            continue
                     with trio.CancelScope() as door.attempt:
                         await trio.sleep(pause)
                     pause = FIRST_PAUSE if door.attempt.cancelled_caught else min(2 * pause, LONGEST_PAUSE)
@@ -146,6 +150,7 @@ class Routes:
         await self._use(door, kind, socket)
 
     async def _use(self, door: _Open, kind: Route, socket: TlsSocket) -> None:
+        stands = trio.current_time()
         self._sockets[door.socket_id] = socket
         self._names[door.socket_id] = f"{kind.key} {socket.remote}"
         try:
@@ -155,6 +160,7 @@ class Routes:
                 await self._serve(door.socket_id)
                 nursery.cancel_scope.cancel()
         finally:
+            door.is_good = trio.current_time() - stands >= STEADY
             if self._sockets.get(door.socket_id) is socket:
                 del self._sockets[door.socket_id]
                 del self._names[door.socket_id]
