@@ -19,7 +19,7 @@ from tunnel.ports.bench import measure
 from tunnel.ports.open import Open, encode, read_message
 from tunnel.room.core.room import Room
 from tunnel.room.core.roster import Member, Roster
-from tunnel.room.interface import MAX_SUBNETS, SUBNET_REFILL, Plane, interface_config
+from tunnel.room.interface import MAX_SUBNETS, NAMES_INTERVAL, SUBNET_REFILL, Plane, interface_config
 from tunnel.shell.events import CodeReady, Listening, MemberReport, Trouble
 from tunnel.shell.stream import StreamCode
 from tunnel.state.home import Home
@@ -399,6 +399,27 @@ async def test_a_room_that_changes_its_addresses_all_the_time_does_not_keep_the_
         await trio.sleep(SUBNET_REFILL)
         assert subnets()[-1] == "10.2.199.2"
         assert len(said) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_names_that_another_program_took_away_are_there_again_after_a_minute(autojump_clock: object) -> None:
+    """As whatever manages /etc/hosts for its owner does: it writes the file as it knows it."""
+    mine, other = Member(bytes(32), "ben", 2), Member(b"a" * 32, "anna", 1)
+    roster = Roster(
+        room=bytes(32), version=1, epoch=1, name="lan", subnet=bytes((10, 1, 0, 0)), ula=b"\xfd" + bytes(7), commitment=bytes(32),
+        members=(other, mine),
+    )  # fmt: skip
+    interface = FakeInterface(interface_config(None, None))
+    plane = Plane(interface, lambda: Instant(trio.current_time()), lambda _text: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(plane.run)
+        plane.set_roster(roster, mine)
+        for _ in range(3):
+            await trio.sleep(5.0)
+            assert set(interface.names) == {"anna", "ben"}
+            interface.names = {}
+            await trio.sleep(NAMES_INTERVAL)
+        assert len(interface.configs) == 2  # the first, and the roster's: nothing else is done again
         nursery.cancel_scope.cancel()
 
 

@@ -55,6 +55,7 @@ class LanInterface(Protocol):
 SUPER_SEGMENTS: Final = 44
 
 CONFIGURE_INTERVAL: Final = 1.0  # seconds from one new numbering to the next: each takes half a second of a processor
+NAMES_INTERVAL: Final = 60.0  # seconds after which the names are written anew, should another program have replaced the file
 MAX_SUBNETS: Final = 8  # other networks that a room's creator may lead into it here in a row, whatever rosters say; ...
 SUBNET_REFILL: Final = Seconds(600.0)  # ... and after that one in so long: else it could try all that a machine may reach
 
@@ -146,6 +147,7 @@ class Plane:
         self._configured: tuple[Roster, Member] | None = None  # what the interface has now
         self._subnets = Allowances(MAX_SUBNETS, SUBNET_REFILL)  # of the creator
         self._applied: tuple[object, ...] = ()
+        self._names_at = -math.inf  # when they are written anew
         self._has_waited = False  # and a person was told
         self._facts: list[str] = []  # that hold now: they were told
         self._shut: str | None = None  # by a firewall, likewise
@@ -237,8 +239,9 @@ class Plane:
                     self._tell(await self.interface.renumber(config))
                     if self._forward is not None:
                         self._forward.set_has_ipv4(getattr(self.interface, "has_ipv4", True))
-                if wanted != self._applied:
+                if wanted != self._applied or trio.current_time() >= self._names_at:
                     self._applied = wanted
+                    self._names_at = trio.current_time() + NAMES_INTERVAL
                     await self.interface.set_names(names)
                     self._trouble = ""
             except ConfigurationError as error:
@@ -251,7 +254,7 @@ class Plane:
                 await self._look_at_firewall()
             if is_new:  # whoever signs the rosters may change it as often as he likes
                 await trio.sleep(CONFIGURE_INTERVAL)
-            with trio.move_on_after(patience):
+            with trio.move_on_after(min(patience, max(0.0, self._names_at - trio.current_time()))):
                 await self._changed.wait()
 
     def _tell(self, facts: list[str]) -> None:

@@ -208,6 +208,17 @@ def test_where_no_rename_is_possible_the_file_is_written_in_place(path: Path, mo
     assert [file.name for file in path.parent.iterdir()] == ["hosts"]
 
 
+def test_a_block_that_somebody_took_away_is_written_again(path: Path) -> None:
+    before = path.read_bytes()
+    hosts = HostsFile(path)
+    for _ in range(2):
+        hosts.write(NAMES)
+        assert BODY in path.read_bytes()
+        path.write_bytes(before)
+    hosts.remove()
+    assert path.read_bytes() == before
+
+
 def test_a_full_disk_leaves_a_file_that_is_written_in_place_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours and everybody else's lines: a block of a dead process in front of them would otherwise have been half moved."""
     dead = b"# ptunnel 1 1 begin (removed when ptunnel ends)\n10.77.1.9\told.ptunnel\n# ptunnel 1 1 end\n"
