@@ -21,7 +21,7 @@ from tunnel.cli.expose import Exposing
 from tunnel.cli.options import with_last_server
 from tunnel.cli.render import Output
 from tunnel.cli.running import Ending
-from tunnel.errors import OfflineError, ServerUnreachableError, UnreachableError
+from tunnel.errors import ConfigurationError, OfflineError, ServerUnreachableError, UnreachableError
 from tunnel.ports.serve import Listeners
 from tunnel.settings import Settings
 from tunnel.setup import machine, servers
@@ -134,6 +134,37 @@ async def test_the_server_of_last_time_is_told_from_our_own_once_there_is_a_netw
     assert used == [None if is_ours else "192.0.2.7:24531"]
     assert trio.current_time() >= 600.0
     assert capsys.readouterr().err.splitlines() == ["This computer is not connected to a network: waiting for one."]
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+async def test_a_code_before_the_network_is_no_former_server_of_this_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], is_ours: bool
+) -> None:
+    Home(tmp_path).save_peer(Peer(name="ben", static=b"\x09" + bytes(31), psk=bytes(32), server="192.0.2.7:24531", last_seen=1.0))
+    used: list[str | None] = []
+
+    @asynccontextmanager
+    async def connect(*_arguments: Any, settings: Settings, **_named: Any) -> AsyncIterator[None]:
+        used.append(settings.server)
+        raise ServerUnreachableError("No ptunnel server answers at rv.")
+        yield None
+
+    def hosts() -> list[str]:
+        own = ["192.0.2.7"] if is_ours else ["192.0.2.8"]
+        return own if trio.current_time() >= 600.0 else []
+
+    monkeypatch.setattr(tunnel.ports.connecting, "connect", connect)
+    monkeypatch.setattr(places, "has_network", lambda *_arguments: bool(hosts()))
+    monkeypatch.setattr(machine, "machine_hosts", hosts)
+    given = Settings()
+    settings, _last = with_last_server(Home(tmp_path), given)
+    with Listeners([]) as listeners:
+        one = Connecting(Home(tmp_path), settings, None, CODE, listeners, Output(), math.inf, None, stays=True, given=given)
+        with pytest.raises(ConfigurationError if is_ours else ServerUnreachableError, match="add --server" if is_ours else "rv"):
+            await one._stay(trio.Event())
+    said = capsys.readouterr().err
+    assert ("Using the server 192.0.2.7:24531" in said) == (not is_ours)
+    assert used == ([] if is_ours else ["192.0.2.7:24531"])
 
 
 @pytest.mark.parametrize("is_ours", [True, False])

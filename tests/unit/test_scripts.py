@@ -29,13 +29,16 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the script
 
 
 class Machine:
-    """A PATH with the usual tools and these interpreters."""
+    """A PATH with the usual tools and these interpreters, and a copy of the project, in which the scripts make things."""
 
     def __init__(self, folder: Path, pip_fails: int = 0, **versions: str) -> None:
         self.log, program = folder / "log", folder / "program"
         self.log.touch()
         program.write_text(PROGRAM)
         program.chmod(0o755)
+        self.project = folder / "project"
+        shutil.copytree(ROOT / "scripts", self.project / "scripts")
+        shutil.copy(ROOT / "pyproject.toml", self.project)
         self.bin = folder / "bin"
         self.bin.mkdir()
         for tool in ("bash", "dirname", "readlink", "mkdir", "touch", "cp", "rm", "ln", "timeout", "cat", "sha256sum", "cut",
@@ -50,7 +53,12 @@ class Machine:
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", *words], cwd=ROOT, env={"PATH": str(self.bin), **environment}, capture_output=True, text=True, timeout=60
+            ["bash", *words],
+            cwd=self.project,
+            env={"PATH": str(self.bin), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
 

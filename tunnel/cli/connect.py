@@ -22,7 +22,6 @@ from tunnel.cli.options import (
     with_last_server,
     with_server_of,
 )
-from tunnel.cli.render import tell
 from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.examples import also
 
@@ -121,8 +120,8 @@ def command(
         raise ConfigurationError("--rate goes with --forward: what --stdio joins is as fast as its two programs.")
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
-    settings = load_settings(home, flags)
-    settings, last = with_last_server(home, settings)
+    given = load_settings(home, flags)
+    settings, last = with_last_server(home, given)
     from tunnel.cli.running import run
     from tunnel.shell.vocabulary import raise_descriptor_limit
 
@@ -130,14 +129,14 @@ def command(
     with open_forwards(home, parsed) as listeners:  # first: nobody types a code to hear that a port is taken
         who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
         code, settings = with_server_of(code, settings)
-        if code is not None and last and not settings.is_server_given:
-            tell(last)
+        is_guess = code is not None and bool(last) and not settings.is_server_given
         output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
         stays = not is_once and target is None
         limit = math.inf if timeout is None else timeout
         connecting = Connecting(
-            home, settings, who, code, listeners, output, limit, target, stays=stays, rates=limits, remotes=asked
-        )
+            home, settings, who, code, listeners, output, limit, target, stays=stays, given=given if is_guess else None,
+            rates=limits, remotes=asked,
+        )  # fmt: skip
         return run(connecting.run)
 
 
@@ -146,10 +145,11 @@ class Connecting:
 
     def __init__(
         self, home: Home, settings: Settings, peer: str | None, code: str | None, listeners: Listeners, output: Output,
-        timeout: float, target: int | str | None, *, stays: bool = False, rates: Rates | None = None,
-        remotes: Sequence[Remote] = (),
+        timeout: float, target: int | str | None, *, stays: bool = False, given: Settings | None = None,
+        rates: Rates | None = None, remotes: Sequence[Remote] = (),
     ) -> None:  # fmt: skip
-        """`stays`: a peer that ends the link, and a network that is not there, are waited for."""
+        """`stays`: a peer that ends the link, and a network that is not there, are waited for.  `given`: what was said, where
+        the server is only that of last time."""
         self._home = home
         self._settings = settings
         self._peer = peer
@@ -164,6 +164,7 @@ class Connecting:
         self._shared: Shares | None = None  # as said last
         self._is_leaving = False
         self._stays = stays
+        self._given = given
         self._rates = rates
         self._remotes = remotes
         self._told_remotes: set[Remote] = set()
@@ -240,6 +241,7 @@ class Connecting:
             try:
                 self._output.wait_for(self._awaited)
                 await self._wait_network(self._deadline)
+                self._settle_server()
                 if await self._connect_once(self._deadline):
                     return 0
                 self._has_ended = True
@@ -273,6 +275,17 @@ class Connecting:
                 raise UnreachableError("This computer is not connected to a network.")
             self._trouble("no_network", "This computer is not connected to a network: waiting (Ctrl-C ends it).")
             await trio.sleep(NETWORK_LOOK)
+
+    def _settle_server(self) -> None:
+        """The server of last time, which could have been one of this machine's own until it had an address.
+
+        Raises ConfigurationError where it was.
+        """
+        if self._given is not None:
+            self._settings, last = with_last_server(self._home, self._given)
+            self._given = None
+            require_server(self._settings)
+            self._output.say(last)
 
     async def _connect_once(self, deadline: float) -> bool:
         """True when we have done what we came for; False when the peer has ended the link and is waited for."""
