@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
-from tests.sim.dht import packed
-from tunnel.dht.bencode import Value, decode_value, encode_value
-from tunnel.dht.ids import ID_SIZE
+import tunnel
+from tests.driver.meeting import Heard
+from tests.sim.dht import Node, World
+from tunnel.dht.bencode import decode_value, encode_value
+from tunnel.dht.stretch import Stretch
 from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.events import Trouble
+from tunnel.faults import Faults
 from tunnel.nat.behaviour import Mapping
 from tunnel.nat.report import Findings, PortMapFindings, Ports
 from tunnel.server_spec import DHT, MAX_ENTRY, split_entry
 from tunnel.settings import load
 from tunnel.shell.dht import DhtExamination, examine_dht, find_entry
-from tunnel.shell.servers import Servers
+from tunnel.shell.dht_door import MAX_HASHES, NOTICE, DhtDoor
 from tunnel.state.config_file import read_config
-from tunnel.units import Address, Seconds
+from tunnel.units import Address, Instant, Seconds
 
 PATIENCE = 45.0
 NODES = 10
@@ -27,29 +33,26 @@ NODES = 10
 
 @asynccontextmanager
 async def a_dht(nodes: int = NODES) -> AsyncIterator[list[Address]]:
-    """Each node knows all others."""
+    """Real sockets before the nodes of the simulated DHT."""
+    world = World()
     sockets = []
     for number in range(nodes):
         sock = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
         await sock.bind((f"127.{10 + number}.0.1", 0))
         sockets.append(sock)
-    addresses = [Address(*sock.getsockname()) for sock in sockets]
-    ids = [bytes([16 * number]) * ID_SIZE for number in range(nodes)]
-    known = b"".join(node_id + packed(address) for node_id, address in zip(ids, addresses, strict=True))
+        world.add_node(Address(*sock.getsockname()))
 
-    async def serve(number: int) -> None:
+    async def serve(node: Node, sock: trio.socket.SocketType) -> None:
         while True:
-            data, source = await sockets[number].recvfrom(2_048)
+            data, source = await sock.recvfrom(2_048)
             question = decode_value(data)
             assert isinstance(question, dict)
-            answer: dict[bytes, Value] = {b"id": ids[number], b"nodes": known}
-            reply: dict[bytes, Value] = {b"t": question[b"t"], b"y": b"r", b"r": answer, b"ip": packed(Address(*source[:2]))}
-            await sockets[number].sendto(encode_value(reply), source)
+            await sock.sendto(encode_value(world.reply(node, question, Address(*source[:2]))), source)
 
     async with trio.open_nursery() as nursery:
-        for number in range(nodes):
-            nursery.start_soon(serve, number)
-        yield addresses
+        for node, sock in zip(list(world.nodes.values()), sockets, strict=True):
+            nursery.start_soon(serve, node, sock)
+        yield list(world.nodes)
         nursery.cancel_scope.cancel()
     for sock in sockets:
         sock.close()
@@ -120,12 +123,54 @@ def test_a_mapped_port_is_better_than_any_mapping() -> None:
     assert found.summary == "Direct paths to nearly every peer: the router maps a port."
 
 
-async def test_peers_are_not_met_over_the_dht() -> None:
+async def test_slow_hashes_are_computed_one_at_a_time_and_beside_everything_else() -> None:
+    running, most = 0, 0
+
     class Core:
         def has_server(self, _name: str) -> bool:
             return False
 
-    servers = Servers.__new__(Servers)
-    servers._core = Core()  # type: ignore[assignment]
-    with pytest.raises(ConfigurationError, match=r"name a server"):
-        await servers.add(DHT)
+        def add_client(self, *_rest: object) -> None:
+            pass
+
+        def touch(self, _now: Instant) -> None:
+            pass
+
+    def slow(order: Stretch) -> bytes:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+        return bytes(32)
+
+    door = DhtDoor(
+        Core(), {}, "127.0.0.1:6881", clock=lambda: Instant(0.0), flush=lambda: None, faults=Faults(), stretch=slow  # type: ignore[arg-type]
+    )  # fmt: skip
+    async with trio.open_nursery() as nursery:
+        door.nursery = nursery
+        with trio.fail_after(PATIENCE):
+            await door.open()
+            route = door._route
+            assert route is not None
+            route.claim(Instant(0.0), 12_345_678, b"")
+            for _ in range(3):
+                route.allocate(Instant(0.0))
+    assert most == MAX_HASHES
+
+
+async def test_two_programs_meet_by_a_code_and_again_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_dht() as addresses:
+        monkeypatch.setenv("PTUNNEL_DHT_BOOTSTRAP", f"{addresses[0]},{addresses[1]}")
+        heard, told = Heard(), Heard()
+        with trio.fail_after(PATIENCE):
+            async with tunnel.expose("22", server=DHT, home=tmp_path / "home", name="home", on_event=heard):
+                for code in (await heard.code(), None):
+                    async with tunnel.connect(code, server=DHT, home=tmp_path / "friend", name="friend", on_event=told) as link:
+                        await link.ping()
+                        assert link.status().kind == "direct"
+                said = [each.message for each in told if isinstance(each, Trouble) and each.code == "strangers"]
+                assert said == [NOTICE] * 2
+                with pytest.raises(ConfigurationError, match=r"no relay without a server"):
+                    async with tunnel.connect(server=DHT, home=tmp_path / "friend", path="relay"):
+                        pass

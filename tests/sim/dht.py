@@ -5,6 +5,7 @@ The nodes are ours to write, so that ten thousand of them fit into a test; tests
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import ipaddress
 import itertools
@@ -15,10 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunnel.dht.bencode import Value, decode_value, encode_value
-from tunnel.dht.ids import distance
-from tunnel.units import Address, Instant
+from tunnel.dht.ids import bound_id, distance, is_bound
+from tunnel.dht.route import DhtRoute
+from tunnel.dht.stretch import Stretch, secret_of
+from tunnel.rendezvous.events import Told
+from tunnel.units import Address, Instant, SocketId
 
 BUCKET = 8  # nodes in an answer
+EPOCH = 1_800_000_000.0 + 1_800.0  # the calendar at the beginning: the middle of an hour
 SHOWN = 64  # of the nearest by position, among which an answer is chosen
 
 
@@ -36,6 +41,8 @@ class Node:
     echoes: bool = True
     lie: Callable[[World, Node, dict[bytes, Value], Address], dict[bytes, Value] | None] | None = None
     asked: int = 0
+    peers: dict[bytes, dict[bytes, None]] = field(default_factory=dict)  # by infohash, in compact form
+    drops_announcements: bool = False  # as one whose tables are full: it says yes all the same
 
 
 @dataclass
@@ -55,13 +62,12 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self.sent: dict[str, int] = {}  # datagrams to each host
+        self.homes: list[Client] = []
 
     # --- building
 
     def add_nodes(self, count: int, *, make_id: Callable[[str], bytes] | None = None) -> list[Node]:
         """Each in a network of its own, with an id that fits its address unless `make_id` says which."""
-        from tunnel.dht.ids import bound_id
-
         fresh = []
         for _ in range(count):
             number = len(self.nodes)
@@ -77,6 +83,11 @@ class World:
         self.order = sorted((int.from_bytes(each.id, "big"), each.address) for each in self.nodes.values())
         return fresh
 
+    def add_node(self, address: Address) -> Node:
+        node = self.nodes[address] = Node(self.rng.randbytes(20), address)
+        self.order = sorted((int.from_bytes(each.id, "big"), each.address) for each in self.nodes.values())
+        return node
+
     def closest(self, target: bytes, count: int = BUCKET) -> list[Node]:
         """Of all nodes.  A node's own table holds fewer; it knows those near itself best."""
         at = bisect_left(self.order, (int.from_bytes(target, "big"), Address("", 0)))
@@ -91,10 +102,13 @@ class World:
         low = int.from_bytes(target, "big") >> (160 - shared) << (160 - shared)
         at = bisect_left(self.order, (low, Address("", 0)))
         end = bisect_left(self.order, (low + (1 << (160 - shared)), Address("", 0)))
-        if end - at < BUCKET:
-            return self.closest(target)
-        chosen = random.Random(int.from_bytes(node.id[:8], "big") ^ shared).sample(range(at, end), BUCKET)
-        return [self.nodes[self.order[number][1]] for number in chosen]
+        chance = random.Random(int.from_bytes(node.id[:8], "big") ^ shared)
+        chosen = [self.nodes[self.order[number][1]] for number in chance.sample(range(at, end), min(end - at, SHOWN))]
+        fitting = [each for each in chosen if is_bound(each.id, each.address.host)]
+        if len(fitting) >= BUCKET:
+            return fitting[:BUCKET]
+        # Those whose ids fit their addresses are preferred, as in libtorrent's own tables.
+        return sorted(self.closest(target, 2 * SHOWN), key=lambda each: not is_bound(each.id, each.address.host))[:BUCKET]
 
     # --- time
 
@@ -135,43 +149,129 @@ class World:
         question = decode_value(data)
         assert isinstance(question, dict)
         node.asked += 1
-        reply = self._reply(node, question, source)
+        reply = self.reply(node, question, source)
         if node.lie is not None:
             lie = node.lie(self, node, question, source)
             reply = reply if lie is None else lie
         if self.rng.random() >= self.loss:
             self.at(self.delay, lambda: answer(node.address, encode_value(reply)))
 
-    def _reply(self, node: Node, question: dict[bytes, Value], source: Address) -> dict[bytes, Value]:
+    def reply(self, node: Node, question: dict[bytes, Value], source: Address) -> dict[bytes, Value]:
         arguments = question[b"a"]
         assert isinstance(arguments, dict)
-        target = arguments.get(b"target")
+        target = arguments.get(b"target", arguments.get(b"info_hash"))
         assert isinstance(target, bytes)
-        found = [each.id + packed(each.address) for each in self.known_to(node, target)]
-        answer: dict[bytes, Value] = {b"id": node.id, b"nodes6" if self.is_ipv6 else b"nodes": b"".join(found)}
+        answer: dict[bytes, Value] = {b"id": node.id}
         reply: dict[bytes, Value] = {b"t": question[b"t"], b"y": b"r", b"r": answer}
+        token = hashlib.sha256(node.id + source.host.encode() + target).digest()[:4]  # not of the port, as libtorrent's
+        if question[b"q"] == b"announce_peer":
+            if arguments[b"token"] != token:
+                return {b"t": question[b"t"], b"y": b"e", b"e": [203, b"invalid token"]}
+            port = arguments[b"port"]
+            assert isinstance(port, int)
+            peer = packed(source if arguments[b"implied_port"] else Address(source.host, port))
+            if not node.drops_announcements:
+                node.peers.setdefault(target, {})[peer] = None
+        elif arguments.get(b"want") != []:
+            found = [each.id + packed(each.address) for each in self.known_to(node, target)]
+            answer[b"nodes6" if self.is_ipv6 else b"nodes"] = b"".join(found)
+        if question[b"q"] == b"get_peers":
+            answer[b"token"] = token
+            known = list(node.peers.get(target, ()))
+            if known:
+                answer[b"values"] = list(self.rng.sample(known, min(len(known), 100)))
         return reply | ({b"ip": packed(source)} if node.echoes else {})
 
 
 class Client:
-    """Something of ours on one socket, behind a NAT: `external` says from which address a datagram to another one leaves."""
+    """Something of ours on one socket, behind a NAT: `external` says from which address a datagram to another one leaves.
 
-    def __init__(self, world: World, part: Any, external: Callable[[Address], Address]) -> None:
+    The NAT lets in what comes from an address that was sent to (address-and-port-dependent filtering), unless it is `is_open`.
+    """
+
+    def __init__(self, world: World, part: Any, external: Callable[[Address], Address], *, is_open: bool = False) -> None:
         self.world = world
         self.part = part
         self.external = external
+        self.is_open = is_open
+        self.mappings: dict[Address, set[Address]] = {}  # our external addresses, and to whom each was used
         self.sent = 0
         self.received = 0
+        self.bytes = 0
+        world.homes.append(self)
 
     def flush(self) -> None:
-        while (ready := self.part.poll_transmit()) is not None:
+        while (ready := self.poll()) is not None:
             target, data = ready
             self.sent += 1
-            self.world.ask(self.external(target), target, data, self.take)
+            self.bytes += len(data) + 28
+            source = self.external(target)
+            self.mappings.setdefault(source, set()).add(target)
+            home = next((each for each in self.world.homes if target in each.mappings), None)
+            if home is None:
+                self.world.ask(source, target, data, self.take)
+            elif self.world.rng.random() >= self.world.loss:
+                self.world.at(2 * self.world.delay, lambda home=home, s=source, t=target, d=data: home.let_in(s, t, d))  # type: ignore[misc]
+
+    def poll(self) -> tuple[Address, bytes] | None:
+        found: tuple[Address, bytes] | None = self.part.poll_transmit()
+        return found
+
+    def let_in(self, source: Address, target: Address, data: bytes) -> None:
+        if self.is_open or source in self.mappings[target]:
+            self.take(source, data)
 
     def take(self, source: Address, data: bytes) -> None:
         self.received += 1
+        self.bytes += len(data) + 28
+        self.hand_in(source, data)
+
+    def hand_in(self, source: Address, data: bytes) -> None:
         self.part.handle_datagram(self.world.now, source, data)
+
+
+class Home(Client):
+    """A whole route, on socket 0, with what it has told so far; slow hashes are quick ones here."""
+
+    def __init__(
+        self,
+        world: World,
+        external: Callable[[Address], Address],
+        *,
+        seed: int,
+        entries: int = 3,
+        is_open: bool = False,
+        now: float = 0.0,
+    ) -> None:
+        entry = [each.address for each in list(world.nodes.values())[:entries]]
+        part = DhtRoute(
+            sockets={SocketId(0): world.is_ipv6}, entry=entry, now=world.now, entropy=random.Random(seed).randbytes,
+            unix_time=lambda: world.now + EPOCH,
+            order=self._stretch,
+        )  # fmt: skip
+        super().__init__(world, part, external, is_open=is_open)
+        self.events: list[Any] = []
+
+    def poll(self) -> tuple[Address, bytes] | None:
+        while (event := self.part.poll_event()) is not None:
+            self.events.append(event)
+        ready = self.part.poll_transmit(self.world.now)
+        return None if ready is None else ready[1:]
+
+    def _stretch(self, order: Stretch) -> None:
+        self.world.at(0.5, lambda: self.part.stretched(self.world.now, order, secret_of(order._replace(cost=2))))
+
+    def hand_in(self, source: Address, data: bytes) -> None:
+        self.part.handle_datagram(self.world.now, SocketId(0), source, data)
+
+    def heard(self, kind: type[Any]) -> list[Any]:
+        """The messages of that kind that the route has told."""
+        self.flush()
+        return [each.message for each in self.events if isinstance(each, Told) and isinstance(each.message, kind)]
+
+    def told(self, kind: type[Any]) -> list[Told]:
+        self.flush()
+        return [each for each in self.events if isinstance(each, Told) and isinstance(each.message, kind)]
 
 
 def cone(host: str = "198.18.0.7", port: int = 40_000) -> Callable[[Address], Address]:

@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "nat": {"core", *BASE},
     "rendezvous": {"core", *BASE},
     "pairing": {"core", *BASE},
-    "dht": {"core", *BASE},
+    "dht": {"core", "rendezvous", *BASE},
     "node": {"core", "transport", "nat", "rendezvous", "pairing", *BASE},
     "room.core": {"core", "node", "pairing", "transport", *BASE},
     "room.ip": {"core", *BASE},

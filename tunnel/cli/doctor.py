@@ -82,12 +82,10 @@ async def _examine(server: str, settings: Settings, is_quiet: bool) -> Examinati
 
 
 async def _doctor(home: Home, peer: str | None, given: str | None, settings: Settings, is_json: bool) -> int:
-    from tunnel.errors import ConfigurationError, ServerUnreachableError, UnreachableError
+    from tunnel.errors import ServerUnreachableError, UnreachableError
     from tunnel.shell.doctor import advise
 
     options = settings.tls
-    if peer is not None and given == DHT:
-        raise ConfigurationError("The DHT tells of this network, and nothing of a peer: leave out either of the two.")
 
     known = await _running(home, peer) if peer is not None else Known()
     link = known.link

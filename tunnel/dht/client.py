@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from statistics import median
-from typing import Final
+from typing import Final, Protocol
 
 from tunnel.core.scope import may_name
 from tunnel.core.trace import Drops
 from tunnel.dht import krpc
 from tunnel.dht.ids import ID_SIZE, bound_id
 from tunnel.dht.krpc import NodeInfo, Question, Refusal, Reply
-from tunnel.dht.ledger import Ledger, is_target
+from tunnel.dht.ledger import MIN_PORT, Ledger, is_target
 from tunnel.dht.lookup import Lookup
+from tunnel.dht.table import Table
 from tunnel.dht.views import Views
 from tunnel.errors import MalformedPacket
 from tunnel.units import Address, Buffer, Instant, Seconds
@@ -31,37 +32,53 @@ ROUND_TRIPS: Final = 31  # the last ones, of which the median counts
 TRANSACTION_SIZE: Final = 4  # bytes, of chance: who does not see our questions cannot answer them
 
 
+class Asker(Protocol):
+    """Whoever asks nodes something."""
+
+    def answered(self, now: Instant, node: NodeInfo, reply: Reply) -> None:
+        """Early or late."""
+
+    def silent(self, now: Instant, node: NodeInfo) -> None:
+        """No answer in time, or a refusal.  An answer may still come."""
+
+
 class _Pending:
     """A question that was asked."""
 
-    __slots__ = ("attempts", "is_overdue", "lookup", "node", "sent_at")
+    __slots__ = ("asker", "is_overdue", "node", "sent_at")
 
-    def __init__(self, node: NodeInfo, lookup: Lookup | None, sent_at: Instant, attempts: int) -> None:
+    def __init__(self, node: NodeInfo, asker: Asker, sent_at: Instant) -> None:
         self.node = node
-        self.lookup = lookup  # None: it was asked to let us in
+        self.asker = asker
         self.sent_at = sent_at
-        self.attempts = attempts
         self.is_overdue = False
 
 
 class DhtClient:
     """Begins at the entry nodes.  Lookups go on by themselves; look at `views` at any time."""
 
-    def __init__(self, *, is_ipv6: bool, entry: Iterable[Address], entropy: Callable[[int], bytes], now: Instant) -> None:
+    def __init__(
+        self,
+        *,
+        is_ipv6: bool,
+        entry: Iterable[Address],
+        entropy: Callable[[int], bytes],
+        now: Instant,
+    ) -> None:
         self.id = entropy(ID_SIZE)
-        self._has_bound_id = False
+        self.is_ipv6 = is_ipv6
         self.views = Views()
         self.drops = Drops()
-        self._is_ipv6 = is_ipv6
+        self.table = Table()
+        self._has_bound_id = False
         self._entropy = entropy
         self._ledger = Ledger()
         self._pending: dict[bytes, _Pending] = {}
         self._out: deque[tuple[Address, bytes]] = deque()
-        self._lookups: list[Lookup] = []
+        self._searches: list[Search] = []
         self._round_trips: deque[Seconds] = deque(maxlen=ROUND_TRIPS)
-        self._known: dict[Address, NodeInfo] = {}  # that have answered as entry nodes, or were handed out by these
-        for address in dict.fromkeys(entry):
-            self._ask(now, NodeInfo(bytes(ID_SIZE), address), None, 1)
+        self._entries = list(dict.fromkeys(entry))
+        self.enter(now)
 
     @property
     def round_trip(self) -> Seconds | None:
@@ -71,23 +88,48 @@ class DhtClient:
     @property
     def is_entering(self) -> bool:
         """Whether an entry node may still let us in; as long as none has, also late."""
-        entering = (each for each in self._pending.values() if each.lookup is None)
-        return any(not each.is_overdue or not self._known for each in entering)
+        entering = (each for each in self._pending.values() if isinstance(each.asker, _Entry))
+        return any(not each.is_overdue or not len(self.table) for each in entering)
 
     @property
     def is_idle(self) -> bool:
         """No lookup is under way."""
-        return not self._lookups
+        return not self._searches
 
     # --- verbs
 
+    def enter(self, now: Instant) -> None:
+        """Ask the entry nodes for others; again after the network has changed, or when all that were known have gone."""
+        for address in self._entries:
+            entry = _Entry(self)
+            entry.ask(now, NodeInfo(bytes(ID_SIZE), address))
+
+    def network_changed(self, now: Instant) -> None:
+        """What nodes said of us is no longer true."""
+        self.views = Views()
+        self.enter(now)
+
     def look_up(self, now: Instant, target: bytes) -> None:
         """Ask for the nodes closest to `target`, beginning with those that are known."""
-        lookup = Lookup(target, now)
-        for node in self._known.values():
-            lookup.offer(node)
-        self._lookups.append(lookup)
+        self.search(now, Search(self, target, now))
+
+    def search(self, now: Instant, search: Search) -> None:
+        for node in self.table.closest(search.lookup.target):
+            search.lookup.offer(node)
+        self._searches.append(search)
         self._go_on(now)
+
+    def ask(self, now: Instant, node: NodeInfo, asker: Asker, encode: Callable[[bytes], bytes]) -> bool:
+        """One question, with the transaction that `encode` is given; False: that host has got too many."""
+        if not self._ledger.take(now, node.address.host):
+            self.drops["DHT question too many to a host"] += 1
+            return False
+        while len(self._pending) >= MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
+        transaction = self._entropy(TRANSACTION_SIZE)
+        self._pending[transaction] = _Pending(node, asker, now)
+        self._out.append((node.address, encode(transaction)))
+        return True
 
     # --- inputs and outputs
 
@@ -114,9 +156,11 @@ class DhtClient:
         patience = self._patience()
         for transaction, pending in list(self._pending.items()):
             if now >= pending.sent_at + ANSWER_LIFETIME:
-                del self._pending[transaction]
+                self._pending.pop(transaction, None)
             if not pending.is_overdue and now >= pending.sent_at + patience:
-                self._on_silence(now, pending)
+                pending.is_overdue = True
+                self.table.silent(pending.node)
+                pending.asker.silent(now, pending.node)
         self._go_on(now)
 
     def poll_timeout(self) -> Instant | None:
@@ -133,49 +177,30 @@ class DhtClient:
         known = self.round_trip
         return FIRST_PATIENCE if known is None else Seconds(min(max(2 * known, SHORTEST_PATIENCE), LONGEST_PATIENCE))
 
-    def _ask(self, now: Instant, node: NodeInfo, lookup: Lookup | None, attempt: int) -> bool:
-        if not self._ledger.take(now, node.address.host):
-            self.drops["DHT question too many to a host"] += 1
-            return False
-        while len(self._pending) >= MAX_PENDING:
-            del self._pending[next(iter(self._pending))]
-        transaction = self._entropy(TRANSACTION_SIZE)
-        self._pending[transaction] = _Pending(node, lookup, now, attempt)
-        target = self.id if lookup is None else lookup.target
-        self._out.append((node.address, krpc.encode_find_node(transaction, self.id, target)))
-        return True
-
-    def _on_silence(self, now: Instant, pending: _Pending) -> None:
-        pending.is_overdue = True
-        if pending.lookup is not None:
-            pending.lookup.silent(pending.node)
-        elif pending.attempts < ENTRY_ATTEMPTS:
-            self._ask(now, pending.node, None, pending.attempts + 1)
-
     def _on_answer(self, now: Instant, pending: _Pending, message: Reply | Refusal) -> None:
         address = pending.node.address
         self._ledger.answered(address.host)
         self._round_trips.append(Seconds(now - pending.sent_at))
         if isinstance(message, Refusal):
             self.drops["DHT question refused"] += 1
-            if pending.lookup is not None:
-                pending.lookup.silent(pending.node)
+            pending.asker.silent(now, pending.node)
             return
         seen = message.sees_us_at
-        if seen is not None and seen.is_ipv6 == self._is_ipv6 and may_name(address.host, seen.host):
+        if seen is not None and seen.is_ipv6 == self.is_ipv6 and may_name(address.host, seen.host):
             self.views.note(address.host, seen, pending.sent_at)
             self._bind_id()
-        told = [node for node in message.nodes if self._is_sound(address, node)]
-        if pending.lookup is None:
-            for node in (NodeInfo(message.id, address), *told):
-                self._known.setdefault(node.address, node)
-                for lookup in self._lookups:
-                    lookup.offer(node)
-        else:
-            pending.lookup.answered(pending.node)
-            for node in told:
-                pending.lookup.offer(node)
+        self.table.answered(NodeInfo(message.id, address))
+        sound = tuple(node for node in message.nodes if self._is_sound(address, node))
+        peers = tuple(peer for peer in message.peers if self._is_peer(address, peer))
+        told = Reply(transaction=b"", id=message.id, nodes=sound, peers=peers, token=message.token)
+        pending.asker.answered(now, pending.node, told)
         self._go_on(now)
+
+    def met(self, nodes: Iterable[NodeInfo]) -> None:
+        """An entry node, and whom it told of."""
+        for node in nodes:
+            for search in self._searches:
+                search.lookup.offer(node)
 
     def _bind_id(self) -> None:
         """Have an id that fits our address, as some nodes answer no others (BEP 42); it is kept from then on."""
@@ -186,15 +211,62 @@ class DhtClient:
 
     def _is_sound(self, source: Address, node: NodeInfo) -> bool:
         """Whether it may be asked, whoever told of it."""
-        if node.address.is_ipv6 == self._is_ipv6 and is_target(source, node.address):
+        if node.address.is_ipv6 == self.is_ipv6 and is_target(source, node.address):
             return True
         self.drops["DHT node where none can be"] += 1
         return False
 
+    def _is_peer(self, source: Address, peer: Address) -> bool:
+        if peer.is_ipv6 != self.is_ipv6:
+            return False
+        return is_target(source, peer if peer.port != krpc.MARKER_PORT else Address(peer.host, MIN_PORT))
+
     def _go_on(self, now: Instant) -> None:
-        for lookup in list(self._lookups):
-            while (node := lookup.next(now)) is not None:
-                if not self._ask(now, node, lookup, 1):
-                    lookup.silent(node)
-            if lookup.is_over(now) and not self.is_entering:
-                self._lookups.remove(lookup)
+        for search in list(self._searches):
+            while (node := search.lookup.next(now)) is not None:
+                if not self.ask(now, node, search, search.question):
+                    search.lookup.silent(node)
+            if search.lookup.is_over(now) and not self.is_entering:
+                self._searches.remove(search)
+                search.over(now)
+
+
+class Search:
+    """A lookup under way.  This one only wants nodes."""
+
+    def __init__(self, client: DhtClient, target: bytes, now: Instant) -> None:
+        self.client = client
+        self.lookup = Lookup(target, now)
+
+    def question(self, transaction: bytes) -> bytes:
+        return krpc.encode_find_node(transaction, self.client.id, self.lookup.target)
+
+    def answered(self, now: Instant, node: NodeInfo, reply: Reply) -> None:
+        self.lookup.answered(node)
+        for each in reply.nodes:
+            self.lookup.offer(each)
+
+    def silent(self, now: Instant, node: NodeInfo) -> None:
+        self.lookup.silent(node)
+
+    def over(self, now: Instant) -> None:
+        """Nobody is left to ask."""
+
+
+class _Entry:
+    """The questions to one entry node."""
+
+    def __init__(self, client: DhtClient) -> None:
+        self._client = client
+        self._attempts = 0
+
+    def ask(self, now: Instant, node: NodeInfo) -> None:
+        self._attempts += 1
+        self._client.ask(now, node, self, lambda each: krpc.encode_find_node(each, self._client.id, self._client.id))
+
+    def answered(self, now: Instant, node: NodeInfo, reply: Reply) -> None:
+        self._client.met([NodeInfo(reply.id, node.address), *reply.nodes])
+
+    def silent(self, now: Instant, node: NodeInfo) -> None:
+        if self._attempts < ENTRY_ATTEMPTS:
+            self.ask(now, node)

@@ -16,6 +16,8 @@ from tunnel.errors import MalformedPacket
 from tunnel.units import Address, Buffer
 
 FIRST_BYTE: Final = 0x64  # `d`: how each message begins, and nothing else of ours
+MARKER_PORT: Final = 9  # of a peer whose router uses ports by chance, so that nobody need knock (the service `discard`)
+MAX_TOKEN: Final = 64  # bytes that a node has us send back with an announcement; the common ones have 4 to 20
 MAX_MESSAGE: Final = 4_096  # bytes; replies are mostly under 500, and of those with a node's whole table under 1,600
 _HOST_SIZES: Final = {False: 4, True: 16}
 
@@ -34,6 +36,8 @@ class Reply:
     transaction: bytes
     id: bytes
     nodes: tuple[NodeInfo, ...] = ()
+    peers: tuple[Address, ...] = ()
+    token: bytes = b""
     sees_us_at: Address | None = None
 
 
@@ -53,6 +57,19 @@ class Question:
 def encode_find_node(transaction: bytes, own_id: bytes, target: bytes) -> bytes:
     """Which nodes are closest to `target`?"""
     return _encode(transaction, b"find_node", {b"id": own_id, b"target": target})
+
+
+def encode_get_peers(transaction: bytes, own_id: bytes, info_hash: bytes, *, wants_nodes: bool) -> bytes:
+    """Who was announced under `info_hash`, and (BEP 32: `want`) unless that is all we want, which nodes are closest to it?"""
+    arguments: dict[bytes, Value] = {b"id": own_id, b"info_hash": info_hash}
+    return _encode(transaction, b"get_peers", arguments if wants_nodes else arguments | {b"want": []})
+
+
+def encode_announce(transaction: bytes, own_id: bytes, info_hash: bytes, token: bytes, port: int | None) -> bytes:
+    """Keep our address and `port` under `info_hash`; None: the port that this question comes from (implied_port)."""
+    arguments: dict[bytes, Value] = {b"id": own_id, b"info_hash": info_hash, b"token": token}
+    arguments |= {b"implied_port": int(port is None), b"port": port or 1}
+    return _encode(transaction, b"announce_peer", arguments)
 
 
 def _encode(transaction: bytes, method: bytes, arguments: dict[bytes, Value]) -> bytes:
@@ -80,7 +97,14 @@ def decode_message(data: Buffer) -> Reply | Refusal | Question:
     if not isinstance(node_id, bytes) or len(node_id) != ID_SIZE:
         raise MalformedPacket("KRPC: an answer without an id")
     nodes = (*_nodes(answer.get(b"nodes"), is_ipv6=False), *_nodes(answer.get(b"nodes6"), is_ipv6=True))
-    return Reply(transaction=transaction, id=node_id, nodes=nodes, sees_us_at=_seen(message.get(b"ip")))
+    return Reply(
+        transaction=transaction,
+        id=node_id,
+        nodes=nodes,
+        peers=_peers(answer.get(b"values")),
+        token=_token(answer.get(b"token")),
+        sees_us_at=_seen(message.get(b"ip")),
+    )
 
 
 def _code(value: Value | None) -> int:
@@ -97,6 +121,19 @@ def _nodes(value: Value | None, *, is_ipv6: bool) -> Sequence[NodeInfo]:
         raise MalformedPacket("KRPC: no list of nodes")
     each = (value[at : at + size] for at in range(0, len(value), size))
     return [NodeInfo(item[:ID_SIZE], unpack_address(item[ID_SIZE:])) for item in each]
+
+
+def _peers(value: Value | None) -> tuple[Address, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise MalformedPacket("KRPC: no list of peers")
+    return tuple(unpack_address(each) for each in value if isinstance(each, bytes))
+
+
+def _token(value: Value | None) -> bytes:
+    """A longer one is none: we would send it back."""
+    return value if isinstance(value, bytes) and len(value) <= MAX_TOKEN else b""
 
 
 def _seen(value: Value | None) -> Address | None:

@@ -31,7 +31,9 @@ class _Host:
 class Ledger:
     """Counts by host, whatever the ports."""
 
-    def __init__(self) -> None:
+    def __init__(self, unanswered: int = MAX_UNANSWERED, in_window: int = MAX_IN_WINDOW) -> None:
+        self._max_unanswered = unanswered
+        self._max_in_window = in_window
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class Ledger:
             found.unanswered = 0
         if now - found.begun_at >= WINDOW:
             found.begun_at, found.in_window = now, 0
-        if found.unanswered >= MAX_UNANSWERED or found.in_window >= MAX_IN_WINDOW:
+        if found.unanswered >= self._max_unanswered or found.in_window >= self._max_in_window:
             return False
         found.sent_at = now
         found.unanswered += 1

@@ -7,8 +7,9 @@ whose id does not fit their address (BEP 42): who wants to crowd around a target
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from tunnel.dht.ids import distance, is_bound, network_of
 from tunnel.dht.krpc import NodeInfo
@@ -43,6 +44,29 @@ class Candidate:
         self.is_bound = is_bound(node.id, node.address.host)
         self.network = network_of(node.address.host, NETWORK_BITS, IPV6_NETWORK_BITS)
         self.state = _State.FRESH
+
+
+class Placed(Protocol):
+    """A node, as far as it is chosen by its place."""
+
+    is_bound: bool
+
+
+T = TypeVar("T", bound=Placed)
+
+
+def choose(sorted_by_distance: Iterable[T]) -> list[T]:
+    """The closest; with ids that do not fit their addresses at most MAX_LOOSE of them."""
+    chosen: list[T] = []
+    loose = 0
+    for each in sorted_by_distance:
+        if not each.is_bound and loose >= MAX_LOOSE:
+            continue
+        loose += not each.is_bound
+        chosen.append(each)
+        if len(chosen) == CLOSEST:
+            break
+    return chosen
 
 
 class Lookup:
@@ -104,16 +128,7 @@ class Lookup:
 
     def _front(self) -> list[Candidate]:
         """The closest of those that have answered or may answer yet."""
-        chosen: list[Candidate] = []
-        loose = 0
-        for each in self._candidates:
-            if each.state is _State.SILENT or (not each.is_bound and loose >= MAX_LOOSE):
-                continue
-            loose += not each.is_bound
-            chosen.append(each)
-            if len(chosen) == CLOSEST:
-                break
-        return chosen
+        return choose(each for each in self._candidates if each.state is not _State.SILENT)
 
     def _find(self, node: NodeInfo) -> Candidate | None:
         return next((each for each in self._candidates if each.node.address == node.address), None)

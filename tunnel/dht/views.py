@@ -16,6 +16,7 @@ MAX_VIEWS: Final = 64  # remembered; the oldest goes
 ENOUGH: Final = 3  # views of different networks, before anything is concluded
 VIEW_BITS: Final = 16  # of an IPv4 address: networks that have a voice each
 IPV6_VIEW_BITS: Final = 32  # likewise
+CHANGES: Final = 2  # networks that see us elsewhere than they did, before all older views are forgotten
 AGREED: Final = 2 / 3  # of the voices
 MAX_STEP: Final = 8  # between ports that are given out one after the other, on the average of all steps
 
@@ -30,6 +31,7 @@ class Views:
 
     def __init__(self) -> None:
         self._views: OrderedDict[int, _View] = OrderedDict()
+        self._changed: set[int] = set()  # networks that see us elsewhere than they did
 
     def __len__(self) -> int:
         return len(self._views)
@@ -37,10 +39,16 @@ class Views:
     def note(self, node: str, seen: Address, asked_at: Instant) -> None:
         """The node at the host `node` saw us at `seen`, when it was asked at `asked_at`."""
         network = network_of(node, VIEW_BITS, IPV6_VIEW_BITS)
-        if network not in self._views:
+        known = self._views.get(network)
+        if known is None:
             while len(self._views) >= MAX_VIEWS:
                 self._views.popitem(last=False)
+        elif known.seen != seen:
+            self._changed.add(network)
         self._views[network] = _View(seen, asked_at)
+        if len(self._changed) >= CHANGES:  # the NAT has another mapping for us: what was seen before is no longer true
+            self._views = OrderedDict((each, self._views[each]) for each in self._changed if each in self._views)
+            self._changed.clear()
 
     @property
     def seen(self) -> Address | None:
@@ -66,6 +74,12 @@ class Views:
         if sum(steps.values()) < AGREED * (len(ports) - 1) or ports[-1] - ports[0] > MAX_STEP * (len(ports) - 1):
             return None
         return steps.most_common(1)[0][0]
+
+    @property
+    def next_port(self) -> int | None:
+        """The port of our next mapping, where they are given out one after the other."""
+        step = self.step
+        return None if step is None else max(each.seen.port for each in self._sound()) + step
 
     def _sound(self) -> list[_View]:
         """Those that agree about our host with most others; none, if that is no majority."""

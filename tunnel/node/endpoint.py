@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.core.trace import Traces
+from tunnel.errors import ConfigurationError
 from tunnel.nat.candidate import CandidateKind
 from tunnel.nat.memory import Remembered
 from tunnel.nat.technique import PoolSocket
@@ -29,6 +30,8 @@ from tunnel.units import Address, Instant, PathKey, SocketId, Transmit
 
 if TYPE_CHECKING:
     import random
+
+    from tunnel.rendezvous.client import Client
 
 MAX_KEYS: Final = 4_096  # PathKeys kept for reuse
 
@@ -161,6 +164,21 @@ class Endpoint:
         if name not in self._context.clients:
             self._context.clients.add(now, name, addresses, access_token, has_fallback)
             self._control.servers_changed(now)
+
+    def add_client(self, now: Instant, name: str, client: Client, kinds: Iterable[int], notice: str) -> None:
+        """Meet peers by `client` in the place of a server.  Datagrams of these first bytes are for it, whoever has sent them.
+
+        `notice` is what a person should know of it.  Raises ConfigurationError where the path policy asks for a relay.
+        """
+        if self._context.config.path_policy == "relay":
+            raise ConfigurationError(f"There is no relay without a server: --path relay and --server {name} do not go together.")
+        self._context.emit(Troubled(problem=Problem.STRANGERS, text=notice))
+        self._context.clients.add_client(name, client, kinds)
+        self._control.servers_changed(now)
+
+    def touch(self, now: Instant) -> None:
+        """Something was handed to a client from outside: see what follows from it."""
+        self._control.pump(now)
 
     def move_server(self, now: Instant, name: str, addresses: Iterable[Address]) -> None:
         """The server's name leads to these addresses now: what was registered goes there as soon as one of them answers."""
@@ -301,7 +319,7 @@ class Endpoint:
                 except Exception as error:
                     is_cold = True
                     self._dropped(remote, error)
-            elif kind in SERVER_KINDS and not prefix:
+            elif kind in clients.kinds and not prefix:
                 try:
                     is_cold |= clients.handle_datagram(now, socket_id, remote, buffer[position:end])
                 except Exception as error:

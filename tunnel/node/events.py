@@ -65,6 +65,7 @@ class Problem(Enum):
     CLOCK_OFF = "clock_off"
     OTHER_MACHINE = "other_machine"
     TOO_MANY_PEERS = "too_many_peers"
+    STRANGERS = "strangers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

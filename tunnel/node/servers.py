@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.core.timers import earliest
 from tunnel.errors import ConfigurationError
+from tunnel.node.demux import SERVER_KINDS
 from tunnel.node.walls import Wall
 from tunnel.rendezvous.client import Client
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
@@ -35,6 +36,8 @@ class Servers(dict[str, Client]):
         self._resting: dict[str, Instant] = {}  # those that met a fault of ours, and until when they are left alone
         self._met: dict[str, Exception] = {}  # in poll_timeout, to be told at the next handle_timeout
         self.routes: dict[SocketId, Route] = {}  # beside UDP
+        #: First bytes of what servers say; where anybody may say it, with the client whom it is for.
+        self.kinds: dict[int, Client | None] = dict.fromkeys(SERVER_KINDS)
 
     def add(self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes, has_fallback: bool) -> None:
         """Raises ConfigurationError when we reach none of the addresses."""
@@ -45,6 +48,11 @@ class Servers(dict[str, Client]):
             servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, has_fallback=has_fallback
         )  # fmt: skip
         self._note_ways(self[name])
+
+    def add_client(self, name: str, client: Client, kinds: Iterable[int]) -> None:
+        """One that talks to whomever it likes, and hears all datagrams of these first bytes."""
+        self[name] = client
+        self.kinds.update(dict.fromkeys(kinds, client))
 
     def move(self, now: Instant, name: str, addresses: Iterable[Address]) -> None:
         """Its name leads to these addresses now."""
@@ -114,7 +122,8 @@ class Servers(dict[str, Client]):
 
     def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> bool:
         """A response or a push; whether something came of it."""
-        clients = self._at.get((socket_id, remote.host))
+        one = self.kinds.get(datagram[0])
+        clients = self._at.get((socket_id, remote.host)) if one is None else [one]
         if clients is None:
             self._context.drops["rendezvous datagram from a stranger"] += 1
             return False

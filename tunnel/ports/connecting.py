@@ -133,6 +133,7 @@ async def connect(
         traces=store.traces(),
         port_mapping=machine.has_router and settings.wants_port_mapping,
         tls=settings.tls,
+        dht_bootstrap=settings.dht_bootstrap,
         memory=ways,
         faults=store.faults,
         link_type=Link,

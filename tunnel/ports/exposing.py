@@ -281,6 +281,7 @@ async def expose(
                     traces=store.traces(),
                     port_mapping=maps_ports,
                     tls=settings.tls,
+                    dht_bootstrap=settings.dht_bootstrap,
                     memory=ways,
                     faults=store.faults,
                     place=lambda: place_id(store.home.path),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from tunnel.rendezvous.messages import PushMessage, RequestMessage, ResponseMessage
 from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
     from tunnel.rendezvous.client import Client
+
+
+NO_PATH: Final = 0  # code of Refused where there is no server that could have sent it: the text is for a person as it is
 
 
 class RelayChannel(NamedTuple):

@@ -264,6 +264,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         traces=store.traces(),
         port_mapping=maps_ports,
         tls=settings.tls,
+        dht_bootstrap=settings.dht_bootstrap,
         faults=store.faults,
         **machine.options(),
     )

@@ -44,8 +44,9 @@ from tunnel.node.events import (
 from tunnel.node.flows.expose_code import ExposerPairing
 from tunnel.node.peering import Peering
 from tunnel.node.pool import CloseRoute, OpenRoute, OpenSockets
-from tunnel.server_spec import TlsOptions, tls_options
+from tunnel.server_spec import DHT_ENTRY, TlsOptions, tls_options
 from tunnel.shell.copies import Copies
+from tunnel.shell.dht_door import DhtDoor
 from tunnel.shell.lasting import last
 from tunnel.shell.link import Link
 from tunnel.shell.links import Links
@@ -72,14 +73,7 @@ LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, our
 SHORTEST_SLEEP: Final = Seconds(0.0003)
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
 
-__all__ = [
-    "CandidateKind",
-    "EndpointDriver",
-    "KnownPeer",
-    "OpenSocket",
-    "Remembered",
-    "Traces",
-]
+__all__ = ["CandidateKind", "EndpointDriver", "KnownPeer", "OpenSocket", "Remembered", "Traces"]
 
 
 class EndpointDriver:
@@ -104,6 +98,7 @@ class EndpointDriver:
         traces: Traces | None = None,
         port_mapping: bool = False,
         tls: TlsOptions | None = None,
+        dht_bootstrap: str = DHT_ENTRY,
         memory: WayMemory | None = None,
         machine: Callable[[], bytes] = machine_id,
         place: Callable[[], bytes] = bytes,
@@ -187,6 +182,7 @@ class EndpointDriver:
             has_route=self.routes.allows,
             moved=self.routes.server_moved,
             trouble=self.routes.troubles.get,
+            dht=DhtDoor(self.core, self._sockets, dht_bootstrap, clock=self.clock, flush=self.flush, faults=self.faults),
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)

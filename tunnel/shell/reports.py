@@ -53,6 +53,7 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.CLOCK_OFF: ConfigurationError,
     Problem.OTHER_MACHINE: ConfigurationError,
     Problem.TOO_MANY_PEERS: ConfigurationError,
+    Problem.STRANGERS: ConfigurationError,
 }
 
 

@@ -10,12 +10,17 @@ from typing import Final, TypeAlias
 
 import trio
 
-from tunnel.errors import ConfigurationError, ServerUnreachableError
+from tunnel.errors import ServerUnreachableError
 from tunnel.node.endpoint import Endpoint
 from tunnel.server_spec import DHT, parse_server
+from tunnel.shell.dht_door import DhtDoor
 from tunnel.shell.places import resolve_server
 from tunnel.units import Address, Instant
 
+NO_NODES: Final = (
+    "No node of the DHT answers: this network blocks UDP, or those that are asked first are gone (dht_bootstrap in config.toml "
+    "names others)."
+)
 FIRST_LOOK: Final = 2.0  # seconds after which the name of a server that does not answer is looked up again, doubled each time ...
 #: Where a server is now.  Raises ServerUnreachableError.
 Lookup: TypeAlias = Callable[[], Awaitable[list[Address]]]
@@ -35,6 +40,7 @@ class Servers:
         has_route: Callable[[str], bool],
         moved: Callable[[str], None],
         trouble: Callable[[str], str | None],
+        dht: DhtDoor,
     ) -> None:
         """`has_route`: a server may be reached by another route than UDP; `trouble` says why it is not.
 
@@ -47,6 +53,7 @@ class Servers:
         self._has_route = has_route
         self._moved = moved
         self._trouble = trouble
+        self._dht = dht
         self._where: dict[str, list[Address]] = {}
         self._lookups: dict[str, Lookup] = {}
         self._added = trio.Event()
@@ -71,9 +78,8 @@ class Servers:
         if self._core.has_server(name):
             return
         if name == DHT:
-            raise ConfigurationError(
-                "The DHT serves 'ptunnel doctor' so far: to meet a peer, name a server, as HOST or HOST:PORT."
-            )
+            await self._dht.open()
+            return
         if lookup is None:
             lookup = partial(resolve_server, name)
             if not _is_address(parse_server(name, "server")[0]):
@@ -103,6 +109,8 @@ class Servers:
             while not self._core.is_reached(name):
                 await self._changed.wait()
             return
+        if name == DHT:
+            raise ServerUnreachableError(NO_NODES)
         host, port = parse_server(name, "server")
         text = f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
         trouble = self._trouble(name)
@@ -112,6 +120,7 @@ class Servers:
         """Until cancelled."""
         followed: set[str] = set()
         async with trio.open_nursery() as nursery:
+            self._dht.nursery = nursery
             while True:
                 for name in (self._where.keys() & self._lookups.keys()) - followed:
                     followed.add(name)

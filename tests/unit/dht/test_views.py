@@ -59,3 +59,18 @@ def test_without_a_majority_nothing_is_told() -> None:
 
 def test_the_views_have_an_end() -> None:
     assert len(views(*[40_000] * (2 * MAX_VIEWS))) == MAX_VIEWS
+
+
+def test_a_new_mapping_is_told_from_one_that_varies() -> None:
+    found = views(*[40_000] * 12)
+    for number in range(3):
+        assert not found.varies
+        found.note(f"44.{number}.0.1", Address(US, 41_000), Instant(100.0 + number))
+    assert (found.seen, found.varies) == (Address(US, 41_000), False)
+
+
+def test_one_node_that_contradicts_itself_changes_nothing() -> None:
+    found = views(*[40_000] * 12)
+    for number in range(50):
+        found.note("44.3.0.1", Address(US, 41_000 + number), Instant(100.0 + number))
+    assert (found.seen, found.varies, len(found)) == (Address(US, 40_000), False, 12)

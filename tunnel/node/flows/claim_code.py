@@ -13,7 +13,7 @@ from tunnel.node.flows.expose_code import ANSWER_TIMEOUT, POST_ANSWER, POST_BUSY
 from tunnel.node.handshakes import InitiatorHandshake
 from tunnel.pairing.code import Code, Purpose
 from tunnel.pairing.pake import CONFIRMATION_SIZE, Pake
-from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
+from tunnel.rendezvous.events import NO_PATH, ChannelMoved, RelayChannel, Told
 from tunnel.rendezvous.messages import Claim, ClaimAccepted, Gone, GoneKind, Posted, RefusalCode, Refused
 from tunnel.transport.connection.events import CloseCode
 from tunnel.transport.crypto.handshake import Initiator, Pattern, xx_prologue
@@ -111,6 +111,8 @@ class ConnectorPairing(Flow):
                     self._early.append(posted)
             case Told(Refused(code=code, text=text), Claim()):
                 problem, sentence = _REFUSALS.get(int(code), (Problem.SERVER_REFUSED, server_says(text)))
+                if code == NO_PATH:
+                    problem, sentence = Problem.NO_DIRECT, text
                 if code == RefusalCode.SPENT:
                     problem, sentence = Problem.CODE_SPENT, _SPENT[self._purpose]
                 self._fail(now, problem, sentence)

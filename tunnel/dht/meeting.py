@@ -1,0 +1,270 @@
+"""One meeting: who has its secret is found in the DHT, checked, and spoken to on the path that both sides have opened.
+
+    both announce, both look     addresses
+    check, nonce             →   each side from the socket that announced; NATs let in what answers
+    ←        check, nonce, echo  an echo of our nonce: we are heard there
+    message, mailbox         →   repeated until its receipt comes
+
+An address that a node told of may be anybody's.  So each is checked a few times, a host that says nothing gets no more than
+MAX_CHECKS datagrams, and what has the right MAC is answered where it came from, with as many bytes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from tunnel.core.timers import earliest
+from tunnel.core.trace import Drops
+from tunnel.dht.checks import CHECK, MAILBOX_SIZE, MESSAGE, NONCE_SIZE, RECEIPT, Keys
+from tunnel.dht.ids import network_of
+from tunnel.dht.krpc import MARKER_PORT
+from tunnel.dht.ledger import MIN_PORT, Ledger
+from tunnel.dht.lookup import IPV6_NETWORK_BITS, NETWORK_BITS
+from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
+
+CHECK_TIMES: Final = (0.0, 0.1, 0.25, 0.5, 0.9, 1.4, 2.0, 3.0, 4.5, 6.5)  # seconds after an address was found
+RECHECK: Final = Seconds(15.0)  # between two checks after those: a filter that we have opened stays open for 30 s
+MAX_CHECKS: Final = 60  # datagrams to a host that has said nothing with the right MAC, in ten minutes
+MAX_CHECKS_IN_WINDOW: Final = 80  # datagrams to a host in 10 s, though it answers
+MAX_CANDIDATES: Final = 64  # addresses under check; one that fewer nodes tell of, or that was checked in vain, gives way
+MAX_TOLD: Final = 1_024  # addresses of which it is counted who tells of them; the one told of longest ago goes
+MAX_VOICES: Final = 8  # that are counted
+MAX_PORT: Final = 65_535  # the highest there is
+MAX_PORTS: Final = 4  # of them, of one host: a NAT that shows more cannot be reached at any
+#: After so many checks in vain of a port, which may have been foretold, so many behind it are checked (others have taken it
+#: meanwhile), or before it (it was foretold when more had been taken already).
+FORETOLD: Final = {4: range(1, 9), 6: range(-1, -13, -1), 8: range(9, 17)}
+MAX_PATHS: Final = 128  # addresses that speak with the right MAC; the one longest silent goes
+MAX_UNSENT: Final = 64  # messages without a receipt; the oldest goes
+REPEAT: Final = Seconds(0.25)  # before a message without a receipt is said again, doubled each time ...
+LONGEST_REPEAT: Final = Seconds(2.0)  # ... up to this
+MESSAGE_LIFETIME: Final = Seconds(20.0)  # of a message without a receipt
+MAX_HEARD: Final = 64  # messages that are known to have come, so that a repeat is not told again
+
+Way: TypeAlias = "tuple[SocketId, Address]"  # which socket of ours, which address of theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Both sides hear each other there."""
+
+    way: Way
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The other side says something through a mailbox, whose name it chose."""
+
+    way: Way
+    mailbox: bytes
+    body: bytes
+
+
+class _Candidate:
+    __slots__ = ("checks", "due_at", "found_at")
+
+    def __init__(self, now: Instant) -> None:
+        self.found_at = self.due_at = now
+        self.checks = 0
+
+
+class _Path:
+    __slots__ = ("is_open", "nonce", "theirs")
+
+    def __init__(self, nonce: bytes) -> None:
+        self.nonce = nonce
+        self.theirs = bytes(NONCE_SIZE)
+        self.is_open = False
+
+
+class _Message:
+    __slots__ = ("due_at", "pause", "sealed", "until", "way")
+
+    def __init__(self, way: Way, sealed: bytes, now: Instant) -> None:
+        self.way = way
+        self.sealed = sealed
+        self.due_at = now
+        self.pause = REPEAT
+        self.until = Instant(now + MESSAGE_LIFETIME)
+
+
+class Meeting:
+    """Of one secret.  `side` 0 waits for whoever comes, 1 comes; both do the same."""
+
+    def __init__(self, secret: bytes, side: int, *, entropy: Callable[[int], bytes], ledger: Ledger, drops: Drops) -> None:
+        self.keys = Keys(secret, side)
+        self.side = side
+        self.found_at: Instant | None = None  # when somebody's address was seen first
+        self.is_marked = False  # the other side says that its router uses ports by chance
+        self.events: deque[Opened | Heard] = deque()
+        self._entropy = entropy
+        self._ledger = ledger
+        self._drops = drops
+        self._candidates: dict[Way, _Candidate] = {}
+        self._voices: OrderedDict[Way, set[int]] = OrderedDict()
+        self._paths: OrderedDict[Way, _Path] = OrderedDict()
+        self._unsent: OrderedDict[tuple[bytes, int], _Message] = OrderedDict()
+        self._heard: OrderedDict[tuple[bytes, int], None] = OrderedDict()
+        self._count = 0
+        self._out: deque[tuple[SocketId, Address, bytes]] = deque()
+
+    @property
+    def has_candidates(self) -> bool:
+        """Somebody was found, whether anything gets through or not."""
+        return bool(self._candidates) or self.is_marked
+
+    @property
+    def open_ways(self) -> list[Way]:
+        return [way for way, path in self._paths.items() if path.is_open]
+
+    # --- verbs
+
+    def found(self, now: Instant, socket_id: SocketId, address: Address, node: str) -> None:
+        """The node at the host `node` says that somebody has announced this address."""
+        self.found_at = now if self.found_at is None else self.found_at
+        if address.port == MARKER_PORT:
+            self.is_marked = True
+            return
+        way = (socket_id, address)
+        voices = self._hear_of(way, node)
+        if way in self._candidates:
+            return
+        same = [each for each in self._candidates if each[1].host == address.host]
+        if len(same) >= MAX_PORTS or len(self._candidates) >= MAX_CANDIDATES:
+            gone = min(same if len(same) >= MAX_PORTS else self._candidates, key=self._worth)
+            if self._worth(gone) >= voices:
+                self._drops["DHT peers more than are checked"] += 1
+                return
+            del self._candidates[gone]
+        self._candidates[way] = _Candidate(now)
+
+    def _hear_of(self, way: Way, node: str) -> int:
+        """How many networks of nodes tell of it: a liar has one voice, and strangers that it makes up have no other."""
+        voices = self._voices.setdefault(way, set())
+        self._voices.move_to_end(way)
+        if len(voices) < MAX_VOICES:
+            voices.add(network_of(node, NETWORK_BITS, IPV6_NETWORK_BITS))
+        while len(self._voices) > MAX_TOLD:
+            self._voices.popitem(last=False)
+        return len(voices)
+
+    def _worth(self, way: Way) -> int:
+        """Of a candidate: whoever was met goes for nobody, and whoever was checked in vain for anybody."""
+        path = self._paths.get(way)
+        if path is not None and path.is_open:
+            return MAX_VOICES + 1
+        return 0 if self._candidates[way].checks > len(CHECK_TIMES) else len(self._voices.get(way, ()))
+
+    def look_again(self, now: Instant) -> None:
+        """Check all that are known once more: what was open may be closed."""
+        for path in self._paths.values():
+            path.is_open = False
+            path.nonce = self._entropy(NONCE_SIZE)
+        for way, candidate in self._candidates.items():
+            candidate.found_at = candidate.due_at = now
+            candidate.checks = 0
+            self._path(way)
+
+    def say(self, now: Instant, way: Way, mailbox: bytes, body: bytes) -> None:
+        """Until a receipt comes, or for MESSAGE_LIFETIME."""
+        self._count += 1
+        while len(self._unsent) >= MAX_UNSENT:
+            self._unsent.popitem(last=False)
+        sealed = self.keys.seal(MESSAGE, mailbox + bytes((self._count & 0xFF,)) + body)
+        self._unsent[mailbox, self._count & 0xFF] = _Message(way, sealed, now)
+
+    def forget(self, mailbox: bytes) -> None:
+        """Say nothing more through it."""
+        for key in [key for key in self._unsent if key[0] == mailbox]:
+            del self._unsent[key]
+
+    # --- inputs and outputs
+
+    def handle_datagram(self, now: Instant, way: Way, data: Buffer) -> None:
+        """One with our tag."""
+        said = self.keys.open(data)
+        if said is None:
+            self._drops["meeting datagram not authentic"] += 1
+        elif said.kind == CHECK and len(said.body) == 2 * NONCE_SIZE:
+            self._ledger.answered(way[1].host)
+            self._on_check(now, way, said.body[:NONCE_SIZE], said.body[NONCE_SIZE:])
+        elif said.kind == MESSAGE and len(said.body) > MAILBOX_SIZE:
+            self._ledger.answered(way[1].host)
+            self._on_message(now, way, said.body[:MAILBOX_SIZE], said.body[MAILBOX_SIZE], said.body[MAILBOX_SIZE + 1 :])
+        elif said.kind == RECEIPT and len(said.body) == MAILBOX_SIZE + 1:
+            self._unsent.pop((said.body[:MAILBOX_SIZE], said.body[MAILBOX_SIZE]), None)
+        else:
+            self._drops["meeting datagram malformed"] += 1
+
+    def handle_timeout(self, now: Instant) -> None:
+        for way, candidate in self._candidates.items():
+            if now >= candidate.due_at:
+                self._check(now, way, candidate)
+        for key, message in list(self._unsent.items()):
+            if now >= message.until:
+                del self._unsent[key]
+            elif now >= message.due_at:
+                message.due_at = Instant(now + message.pause)
+                message.pause = min(Seconds(2 * message.pause), LONGEST_REPEAT)
+                self._send(now, message.way, message.sealed)
+
+    def poll_timeout(self) -> Instant | None:
+        checks = min((each.due_at for each in self._candidates.values()), default=None)
+        return earliest(checks, min((each.due_at for each in self._unsent.values()), default=None))
+
+    def poll_transmit(self) -> tuple[SocketId, Address, bytes] | None:
+        return self._out.popleft() if self._out else None
+
+    # --- inside
+
+    def _path(self, way: Way) -> _Path:
+        path = self._paths.get(way)
+        if path is None:
+            while len(self._paths) >= MAX_PATHS:
+                gone = next((each for each, known in self._paths.items() if not known.is_open), next(iter(self._paths)))
+                del self._paths[gone]
+            path = self._paths[way] = _Path(self._entropy(NONCE_SIZE))
+        self._paths.move_to_end(way)
+        return path
+
+    def _check(self, now: Instant, way: Way, candidate: _Candidate) -> None:
+        candidate.checks += 1
+        done = candidate.checks
+        candidate.due_at = Instant(candidate.found_at + CHECK_TIMES[done]) if done < len(CHECK_TIMES) else Instant(now + RECHECK)
+        path = self._path(way)
+        if not path.is_open or done > len(CHECK_TIMES):
+            self._send(now, way, self.keys.seal(CHECK, path.nonce + path.theirs))
+        if not path.is_open:
+            for step in FORETOLD.get(done, ()):
+                near = (way[0], Address(way[1].host, way[1].port + step))
+                if MIN_PORT <= near[1].port <= MAX_PORT:
+                    self._send(now, near, self.keys.seal(CHECK, self._path(near).nonce + bytes(NONCE_SIZE)))
+
+    def _on_check(self, now: Instant, way: Way, nonce: bytes, echo: bytes) -> None:
+        path = self._path(way)
+        is_news = not path.is_open or nonce != path.theirs
+        path.theirs = nonce
+        hears_us = echo == path.nonce
+        if hears_us and not path.is_open:
+            path.is_open = True
+            self.events.append(Opened(way))
+        if is_news or not hears_us:
+            self._send(now, way, self.keys.seal(CHECK, path.nonce + nonce))
+
+    def _on_message(self, now: Instant, way: Way, mailbox: bytes, number: int, body: bytes) -> None:
+        self._send(now, way, self.keys.seal(RECEIPT, mailbox + bytes((number,))))
+        if (mailbox, number) in self._heard:
+            return
+        while len(self._heard) >= MAX_HEARD:
+            self._heard.popitem(last=False)
+        self._heard[mailbox, number] = None
+        self.events.append(Heard(way, mailbox, body))
+
+    def _send(self, now: Instant, way: Way, datagram: bytes) -> None:
+        if self._ledger.take(now, way[1].host):
+            self._out.append((*way, datagram))
+        else:
+            self._drops["meeting datagram too many to a host"] += 1
