@@ -42,6 +42,7 @@ THOROUGH = {
     "tests/driver/test_floods.py",
     "tests/fuzz/test_rendezvous_decoders.py",
     "tests/sim/test_congestion.py",
+    "tests/sim/test_dht.py",
     "tests/sim/test_hybrid_crashes.py",
     "tests/sim/test_lan.py",
     "tests/sim/test_meeting.py",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunnel.core.trace import Drops
 from tunnel.dht.bencode import MAX_DEPTH, Value, decode_value, encode_value
+from tunnel.dht.checks import Keys, tag_of
 from tunnel.dht.krpc import Question, Refusal, Reply, decode_message
+from tunnel.dht.ledger import Ledger
+from tunnel.dht.meeting import MAX_CHECKS, MAX_CHECKS_IN_WINDOW, Meeting
 from tunnel.errors import MalformedPacket
+from tunnel.units import Address, Instant, SocketId
 
 numbers = st.integers(-(10**18), 10**18)
 values: st.SearchStrategy[Value] = st.recursive(
@@ -57,3 +63,18 @@ def test_what_looks_like_a_message_is_one_or_malformed(message: dict[bytes, Valu
     except MalformedPacket:
         return
     assert isinstance(found, Reply | Refusal | Question)
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(0, 7), st.binary(max_size=80))
+@settings(max_examples=200)
+def test_a_meeting_takes_anything_even_from_who_has_its_key(data: bytes, kind: int, body: bytes) -> None:
+    home, friend = Keys(bytes(32), 0), Keys(bytes(32), 1)
+    ledger, drops = Ledger(MAX_CHECKS, MAX_CHECKS_IN_WINDOW), Drops()
+    meeting = Meeting(bytes(32), 0, entropy=Random(1).randbytes, ledger=ledger, drops=drops)
+    way = (SocketId(0), Address("44.1.1.1", 4_000))
+    for datagram in (home.seal(kind, body), friend.seal(kind, body), data):
+        with contextlib.suppress(MalformedPacket):
+            tag_of(datagram)
+            meeting.handle_datagram(Instant(1.0), way, datagram)
+        meeting.handle_timeout(Instant(2.0))
+    assert drops.total() >= 1

@@ -41,6 +41,7 @@ class Node:
     echoes: bool = True
     lie: Callable[[World, Node, dict[bytes, Value], Address], dict[bytes, Value] | None] | None = None
     asked: int = 0
+    fits: bool = False  # its id fits its address
     peers: dict[bytes, dict[bytes, None]] = field(default_factory=dict)  # by infohash, in compact form
     drops_announcements: bool = False  # as one whose tables are full: it says yes all the same
 
@@ -77,14 +78,14 @@ class World:
                 host = f"{44 + (number >> 14)}.{number & 0xFF}.{number >> 8 & 0x3F}.1"
             address = Address(host, 6881)
             node_id = bound_id(host, self.rng.randbytes) if make_id is None else make_id(host)
-            node = Node(node_id, address)
+            node = Node(node_id, address, fits=is_bound(node_id, host))
             self.nodes[address] = node
             fresh.append(node)
         self.order = sorted((int.from_bytes(each.id, "big"), each.address) for each in self.nodes.values())
         return fresh
 
     def add_node(self, address: Address) -> Node:
-        node = self.nodes[address] = Node(self.rng.randbytes(20), address)
+        node = self.nodes[address] = Node(self.rng.randbytes(20), address, fits=True)
         self.order = sorted((int.from_bytes(each.id, "big"), each.address) for each in self.nodes.values())
         return node
 
@@ -104,11 +105,11 @@ class World:
         end = bisect_left(self.order, (low + (1 << (160 - shared)), Address("", 0)))
         chance = random.Random(int.from_bytes(node.id[:8], "big") ^ shared)
         chosen = [self.nodes[self.order[number][1]] for number in chance.sample(range(at, end), min(end - at, SHOWN))]
-        fitting = [each for each in chosen if is_bound(each.id, each.address.host)]
+        fitting = [each for each in chosen if each.fits]
         if len(fitting) >= BUCKET:
             return fitting[:BUCKET]
         # Those whose ids fit their addresses are preferred, as in libtorrent's own tables.
-        return sorted(self.closest(target, 2 * SHOWN), key=lambda each: not is_bound(each.id, each.address.host))[:BUCKET]
+        return sorted(self.closest(target, 2 * SHOWN), key=lambda each: not each.fits)[:BUCKET]
 
     # --- time
 
