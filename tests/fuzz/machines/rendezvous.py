@@ -144,7 +144,7 @@ class _Client:
     def __init__(self, seed: int) -> None:
         self.now = Instant(10.0)
         self.client = Client(
-            servers=[(SocketId(1), HOME)], now=self.now, rng=random.Random(seed), entropy=entropy_of(seed), tls=True
+            servers=[(SocketId(1), HOME)], now=self.now, rng=random.Random(seed), entropy=entropy_of(seed), has_fallback=True
         )
         self.seen: list[m.Request] = []
         self.pushes = 0
