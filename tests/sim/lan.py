@@ -13,6 +13,7 @@ from tunnel.node.endpoint import Endpoint
 from tunnel.node.events import CodeIssued, EndpointEvent, Problem, Troubled
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.room.core.addresses import Prefix
+from tunnel.room.core.creator import CreatorRoom
 from tunnel.room.core.events import RoomEvent
 from tunnel.room.core.membership import Membership, NewcomerStore
 from tunnel.room.core.room import Room
@@ -60,9 +61,10 @@ class MemberNode:
         self.heard.clear()
         static, now = self.endpoint.static_public, self.world.now
         if self.saved is not None:
-            room = Room.restore(self.saved, now=now, static=static, routes=self.routes, entropy=entropy)
+            kind = CreatorRoom if self.saved.private_key else Room
+            room = kind.restore(self.saved, now=now, static=static, routes=self.routes, entropy=entropy)
         elif room_name is not None:
-            room = Room.create(
+            room = CreatorRoom.create(
                 now=now, static=static, member_name=self.name, room_name=room_name, routes=self.routes, keeps=self.keeps,
                 entropy=entropy,
             )  # fmt: skip

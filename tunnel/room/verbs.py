@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from tunnel.errors import ConfigurationError, MalformedPacket, StateError
 from tunnel.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.room.core.addresses import Prefix, subnet_prefix
+from tunnel.room.core.creator import CreatorRoom
 from tunnel.room.core.room import Room
 from tunnel.room.core.roster import RoomState, Roster, decode_roster, invited_psk, make_label
 from tunnel.room.interface import (
@@ -337,14 +338,15 @@ def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: I
     static, now = driver.core.static_public, driver.clock()
     if entry.saved is not None:
         saved, state = entry.saved, replace(entry.saved, member_name=member_name)
+        kind = CreatorRoom if saved.is_creator else Room
         try:
-            return Room.restore(state, now=now, static=static, routes=routes, entropy=os.urandom)
+            return kind.restore(state, now=now, static=static, routes=routes, entropy=os.urandom)
         except MalformedPacket:
             raise StateError(
                 f"The room {saved.name} does not fit this machine's identity: 'ptunnel lan forget {saved.name}', and join anew."
             ) from None
     if entry.makes:
-        return Room.create(
+        return CreatorRoom.create(
             now=now, static=static, member_name=member_name, room_name=entry.room_name, routes=routes, keeps=entry.keep,
             entropy=os.urandom,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 from tests.unit.ip.packets import A4, A6, B4, B6, ip4, ip6
 from tunnel.room.core import messages
+from tunnel.room.core.creator import CreatorRoom
 from tunnel.room.core.messages import Hello, Leave
 from tunnel.room.core.room import Room
 from tunnel.room.ip import MemberFilter, parse
@@ -37,7 +38,7 @@ def version(room: Room) -> int:
 
 def test_a_member_that_comes_and_goes_for_ten_minutes_costs_the_others_few_rosters() -> None:
     now, mallory = Instant(T0), static_of("mallory")
-    creator = Room.create(
+    creator = CreatorRoom.create(
         now=now, static=static_of("anna"), member_name="anna", room_name="game", entropy=random.Random("anna").randbytes
     )
     ben = Room.join(static=static_of("ben"), member_name="ben", entropy=random.Random("ben").randbytes)

@@ -11,7 +11,7 @@ import pytest
 from tunnel.errors import ConfigurationError
 from tunnel.room.core import messages
 from tunnel.room.core.addresses import Prefix, is_spare
-from tunnel.room.core.creator import JOIN_PATIENCE, MAX_JOINING, RENUMBER_INTERVAL
+from tunnel.room.core.creator import JOIN_PATIENCE, MAX_JOINING, RENUMBER_INTERVAL, CreatorRoom
 from tunnel.room.core.events import Entered, JoinRefused, MemberJoined, MemberOffline, MemberOnline, YouWereRemoved
 from tunnel.room.core.messages import Have, Hello, Reason, State
 from tunnel.room.core.room import HAVE_INTERVAL, RESEND_AFTER, Room
@@ -26,8 +26,8 @@ def static_of(name: str) -> bytes:
     return sha256(name.encode()).digest()
 
 
-def a_creator(name: str = "anna", **options: object) -> Room:
-    return Room.create(
+def a_creator(name: str = "anna", **options: object) -> CreatorRoom:
+    return CreatorRoom.create(
         now=T0, static=static_of(name), member_name=name, room_name="game", entropy=random.Random(name).randbytes,
         **options,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -321,7 +321,7 @@ def test_a_restored_creator_renumbers_when_its_own_routes_clash_now() -> None:
     creator = a_creator(keeps=True)
     assert creator.roster is not None
     clash = Prefix(int.from_bytes(creator.roster.subnet, "big"), 24)
-    again = Room.restore(
+    again = CreatorRoom.restore(
         creator.state(),
         now=Instant(T0 + Seconds(9.0)),
         static=creator.static,

@@ -1,19 +1,32 @@
-"""What only a room's creator does: take in, send away, choose another subnet.  Makes the next roster; the Room signs it."""
+"""What only a room's creator does: take in, send away, choose another subnet.  Creator makes rosters, its room signs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from typing import Final, NamedTuple
+from collections.abc import Callable, Container, Iterable
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
 from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
+from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.room.core import addresses
 from tunnel.room.core.addresses import MAX_MEMBERS, HostNumbers, Prefix
-from tunnel.room.core.messages import Hello, Reason
-from tunnel.room.core.records import Allowances
-from tunnel.room.core.roster import KEY_SIZE, Member, Roster, commit, free_label, make_label
+from tunnel.room.core.events import RoomFull, RosterChanged
+from tunnel.room.core.messages import Hello, Reason, Refused, unpack_routes
+from tunnel.room.core.records import Allowances, MemberLink, MemberPeer
+from tunnel.room.core.room import HAVE_INTERVAL, Room
+from tunnel.room.core.roster import (
+    KEY_SIZE,
+    Member,
+    RoomState,
+    Roster,
+    commit,
+    free_label,
+    make_label,
+    public_key,
+    sign_roster,
+)
 from tunnel.units import Instant, Seconds
 
 JOIN_PATIENCE: Final = Seconds(30.0)  # from a pairing to the joiner's Hello
@@ -222,3 +235,172 @@ class Creator:
 
 def _next(roster: Roster, **changes: object) -> Roster:
     return msgspec.structs.replace(roster, version=roster.version + 1, **changes)
+
+
+class CreatorRoom(Room):
+    """The room of whoever made it: make one by create or restore."""
+
+    is_creator = True
+    _office: Creator
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        now: Instant,
+        static: bytes,
+        member_name: str,
+        room_name: str,
+        routes: Iterable[Prefix] = (),
+        keeps: bool = False,
+        entropy: Callable[[int], bytes],
+    ) -> CreatorRoom:
+        """A new room with ourselves in it.  `room_name` is a label.  Raises ConfigurationError when no subnet is left."""
+        room = cls(static=static, member_name=member_name, keeps=keeps, entropy=entropy)
+        room._office = Creator(entropy(KEY_SIZE), entropy, room.drops)
+        room._room = public_key(room._office.private_key)
+        room._creator = static
+        room._routes = room._office.routes[static] = tuple(routes)
+        subnet = addresses.choose_subnet(entropy, room._routes)
+        if subnet is None:
+            raise ConfigurationError("Every private IPv4 network is in use here: take away a route, then create the room.")
+        room._secret = entropy(KEY_SIZE)
+        roster = Roster(
+            room=room._room,
+            version=1,
+            epoch=1,
+            name=room_name,
+            subnet=subnet,
+            ula=addresses.choose_ula(entropy),
+            commitment=commit(room._secret),
+            members=(Member(static, make_label(member_name), addresses.CREATOR_HOST),),
+        )
+        room._sign(now, Change(roster))
+        room._have_at = Instant(now + HAVE_INTERVAL)
+        return room
+
+    @classmethod
+    def restore(
+        cls, state: RoomState, *, now: Instant, static: bytes, routes: Iterable[Prefix] = (), entropy: Callable[[int], bytes]
+    ) -> Self:
+        """A creator whose routes clash now renumbers.  Raises MalformedPacket."""
+        room = super().restore(state, now=now, static=static, routes=routes, entropy=entropy)
+        if state.private_key is None or public_key(state.private_key) != state.room:
+            raise MalformedPacket("room state: its parts do not fit together")
+        highest = max(state.highest, *(member.host for member in room._signed.members))
+        room._office = Creator(state.private_key, entropy, room.drops, HostNumbers(state.former, highest))
+        room._office.routes[static] = room._routes
+        room._renumber(now)
+        return room
+
+    @property
+    def _signed(self) -> Roster:
+        assert self.roster is not None
+        return self.roster
+
+    def state(self) -> RoomState:
+        numbers = self._office.numbers
+        return msgspec.structs.replace(
+            super().state(),
+            private_key=self._office.private_key,
+            former=numbers.former,
+            highest=numbers.highest,
+        )
+
+    def peers(self) -> list[MemberPeer]:
+        found = {peer.static: peer for peer in super().peers()}
+        for static, expected in self._office.expected.items() if not self.is_over else ():
+            name = found[static].name if static in found else "newcomer"
+            found[static] = MemberPeer(static, name, expected.psk)
+        return list(found.values())
+
+    def _psk(self, static: bytes) -> bytes | None:
+        return self._psks.get(static)
+
+    def dials(self, static: bytes) -> bool:
+        return False
+
+    # --- what a person wants
+
+    def expect(self, now: Instant, static: bytes, psk: bytes, *, invited: bool = False) -> None:
+        self._office.expect(now, static, psk, invited=invited)
+
+    def remove(self, now: Instant, name: str) -> Member:
+        roster, member = self._signed, self._signed.named(name)
+        if member is None:
+            names = ", ".join(each.name for each in roster.members[1:])
+            raise ConfigurationError(f"No member is called {name!r}: {f'there are {names}.' if names else 'you are alone.'}")
+        if member.static == self.static:
+            raise ConfigurationError("You cannot remove yourself: end the room with Ctrl-C, and others play on.")
+        self._office.turn_away()
+        self._sign(now, self._office.drop(roster, member, is_sent_away=True))
+        return member
+
+    def leave(self) -> bool:
+        return False
+
+    def _use_routes(self, now: Instant) -> None:
+        self._office.routes[self.static] = self._routes
+        self._renumber(now)
+
+    # --- what members say, and time
+
+    def poll_timeout(self) -> Instant | None:
+        return None if self.is_over else earliest(super().poll_timeout(), self._office.poll_timeout())
+
+    def handle_timeout(self, now: Instant) -> None:
+        super().handle_timeout(now)
+        self._sign(now, self._office.let_go(now, self._signed))
+        if self._office.handle_timeout(now):
+            self._renumber(now)
+
+    def _on_hello(self, now: Instant, static: bytes, link: MemberLink, hello: Hello) -> None:
+        """Whoever says it is a member then, or is told why not."""
+        office, routes = self._office, unpack_routes(hello.routes)
+        outcome: list[Change] | Reason = Reason.OTHER_ROOM
+        if hello.room in (b"", self._room):
+            outcome = office.admit(now, self._signed, static, hello, self._links)
+        if isinstance(outcome, Reason):
+            if outcome is Reason.FULL:
+                self._events.append(RoomFull(make_label(hello.name)))
+            self._say(static, Refused(outcome))
+            return
+        (office.narrow.discard if hello.knows_spare else office.narrow.add)(static)
+        expected = office.expected.get(static)
+        if expected is not None:
+            self._psks[static] = expected.psk
+            if expected.until is not None:
+                del office.expected[static]
+        office.routes[static] = routes
+        for change in outcome:
+            self._sign(now, change)
+        if expected is not None and not outcome:
+            self._events.append(RosterChanged(self._signed))  # paired anew: the same roster, another psk
+        self._renumber(now)
+        super()._on_hello(now, static, link, hello)
+
+    def _on_routes(self, now: Instant, static: bytes, routes: tuple[Prefix, ...]) -> None:
+        if self._signed.member(static) is not None:
+            self._office.routes[static] = routes
+            self._renumber(now)
+
+    def _on_leave(self, now: Instant, static: bytes) -> None:
+        member = self._signed.member(static)
+        if member is not None:
+            self._sign(now, self._office.leave(now, self._signed, member))
+
+    # --- the roster
+
+    def _pass_on(self, now: Instant, static: bytes, link: MemberLink, roster: Roster) -> None:
+        self._tell_state(now, static, link)
+
+    def _sign(self, now: Instant, change: Change | None) -> None:
+        if change is None:
+            return
+        if change.secret is not None:
+            self._secret = change.secret
+        self._blob = sign_roster(change.roster, self._office.private_key)
+        self._accept(now, change.roster)
+
+    def _renumber(self, now: Instant) -> None:
+        self._sign(now, self._office.renumber(now, self._signed))

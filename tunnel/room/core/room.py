@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import ClassVar, Final, Self
 
-from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.room.core import addresses
-from tunnel.room.core.addresses import HostNumbers, Prefix
-from tunnel.room.core.creator import Change, Creator
+from tunnel.room.core.addresses import Prefix
 from tunnel.room.core.events import (
     Entered,
     JoinRefused,
@@ -30,7 +28,6 @@ from tunnel.room.core.events import (
     MemberRemoved,
     Renumbered,
     RoomEvent,
-    RoomFull,
     RosterChanged,
     YouWereRemoved,
 )
@@ -50,7 +47,6 @@ from tunnel.room.core.messages import (
 )
 from tunnel.room.core.records import MESSAGE_BURST, MESSAGE_RATE, Allowances, MemberLink, MemberPeer
 from tunnel.room.core.roster import (
-    KEY_SIZE,
     NO_NEWS,
     Member,
     RoomState,
@@ -58,10 +54,7 @@ from tunnel.room.core.roster import (
     commit,
     decode_roster,
     is_signed,
-    make_label,
     pair_psk,
-    public_key,
-    sign_roster,
     why_refused,
 )
 from tunnel.units import Buffer, Hex, Instant, Seconds
@@ -71,7 +64,9 @@ RESEND_AFTER: Final = Seconds(10.0)  # before a State that somebody seems not to
 
 
 class Room:
-    """Make one by create, join or restore."""
+    """A member's, made by join or restore; the creator's is a CreatorRoom."""
+
+    is_creator: ClassVar[bool] = False
 
     def __init__(self, *, static: bytes, member_name: str, keeps: bool, entropy: Callable[[int], bytes]) -> None:
         self.static = static
@@ -81,7 +76,6 @@ class Room:
         self._member_name = member_name
         self._keeps = keeps
         self._entropy = entropy
-        self._office: Creator | None = None  # the creator has one
         self._room = b""
         self._blob = b""
         self._secret = b""
@@ -93,42 +87,6 @@ class Room:
         self._have_at: Instant | None = None
         self._messages: deque[tuple[bytes, bytes]] = deque()
         self._events: deque[RoomEvent] = deque()
-
-    @classmethod
-    def create(
-        cls,
-        *,
-        now: Instant,
-        static: bytes,
-        member_name: str,
-        room_name: str,
-        routes: Iterable[Prefix] = (),
-        keeps: bool = False,
-        entropy: Callable[[int], bytes],
-    ) -> Room:
-        """A new room with ourselves in it.  `room_name` is a label.  Raises ConfigurationError when no subnet is left."""
-        room = cls(static=static, member_name=member_name, keeps=keeps, entropy=entropy)
-        room._office = Creator(entropy(KEY_SIZE), entropy, room.drops)
-        room._room = public_key(room._office.private_key)
-        room._creator = static
-        room._routes = room._office.routes[static] = tuple(routes)
-        subnet = addresses.choose_subnet(entropy, room._routes)
-        if subnet is None:
-            raise ConfigurationError("Every private IPv4 network is in use here: take away a route, then create the room.")
-        room._secret = entropy(KEY_SIZE)
-        roster = Roster(
-            room=room._room,
-            version=1,
-            epoch=1,
-            name=room_name,
-            subnet=subnet,
-            ula=addresses.choose_ula(entropy),
-            commitment=commit(room._secret),
-            members=(Member(static, make_label(member_name), addresses.CREATOR_HOST),),
-        )
-        room._sign(now, Change(roster))
-        room._have_at = Instant(now + HAVE_INTERVAL)
-        return room
 
     @classmethod
     def join(
@@ -148,31 +106,21 @@ class Room:
     @classmethod
     def restore(
         cls, state: RoomState, *, now: Instant, static: bytes, routes: Iterable[Prefix] = (), entropy: Callable[[int], bytes]
-    ) -> Room:
-        """As it was remembered.  A creator whose routes clash now renumbers.  Raises MalformedPacket for a state that lies."""
+    ) -> Self:
+        """As it was remembered; CreatorRoom restores that of a creator.  Raises MalformedPacket for a state that lies."""
         roster = decode_roster(state.roster)
-        is_ours = state.private_key is None or public_key(state.private_key) == state.room
         is_whole = is_signed(state.roster, state.room) and roster.room == state.room and commit(state.secret) == roster.commitment
-        if not is_ours or not is_whole or roster.member(static) is None:
+        if not is_whole or roster.member(static) is None:
             raise MalformedPacket("room state: its parts do not fit together")
-        if (state.private_key is not None) != (roster.creator.static == static):
+        if cls.is_creator != (roster.creator.static == static):
             raise MalformedPacket("room state: the creator and nobody else has the key")
         room = cls(static=static, member_name=state.member_name, keeps=True, entropy=entropy)
         room.roster, room._blob, room._secret, room._room = roster, state.roster, state.secret, state.room
         room._psks, room._creator, room._routes = dict(state.psks.items()), roster.creator.static, tuple(routes)
         room._have_at = Instant(now + HAVE_INTERVAL)
-        if state.private_key is not None:
-            highest = max(state.highest, *(member.host for member in roster.members))
-            room._office = Creator(state.private_key, entropy, room.drops, HostNumbers(state.former, highest))
-            room._office.routes[static] = room._routes
-            room._renumber(now)
         return room
 
     # --- what is known
-
-    @property
-    def is_creator(self) -> bool:
-        return self._office is not None
 
     @property
     def me(self) -> Member | None:
@@ -191,39 +139,32 @@ class Room:
         return RoomState(
             member_name=self._member_name,
             room=self._room,
-            private_key=self._office.private_key if self._office is not None else None,
+            private_key=None,
             secret=self._secret,
             epoch=self.roster.epoch,
             roster=self._blob,
             psks={Hex(static): psk for static, psk in self._psks.items()},
-            former=tuple((Hex(static), host) for static, host in self._office.numbers.former) if self._office is not None else (),
-            highest=self._office.numbers.highest if self._office is not None else addresses.CREATOR_HOST,
+            former=(),
+            highest=addresses.CREATOR_HOST,
         )
 
     def peers(self) -> list[MemberPeer]:
         """Everybody who may have a connection to us, with the key for it; whoever is not here is cut off."""
         if self.is_over:
             return []
-        found: dict[bytes, MemberPeer] = {}
         roster = self.roster
-        if roster is None and self._creator is not None:
-            found[self._creator] = MemberPeer(self._creator, "creator", self._psks[self._creator])
-        for member in roster.members if roster is not None else ():
-            if self.is_creator or member.static == self._creator:
-                psk = self._psks.get(member.static)
-            else:
-                psk = pair_psk(self._secret, self.static, member.static)
-            if member.static != self.static and psk is not None:
-                found[member.static] = MemberPeer(member.static, member.name, psk)
-        for static, expected in self._office.expected.items() if self._office is not None else ():
-            name = found[static].name if static in found else "newcomer"
-            found[static] = MemberPeer(static, name, expected.psk)
-        return list(found.values())
+        if roster is None:
+            return [MemberPeer(self._creator, "creator", self._psks[self._creator])] if self._creator is not None else []
+        keys = ((member, self._psk(member.static)) for member in roster.members if member.static != self.static)
+        return [MemberPeer(member.static, member.name, psk) for member, psk in keys if psk is not None]
+
+    def _psk(self, static: bytes) -> bytes | None:
+        if static == self._creator:
+            return self._psks.get(static)
+        return pair_psk(self._secret, self.static, static)
 
     def dials(self, static: bytes) -> bool:
         """Whether we connect to that member, rather than it to us: members to the creator, among others the smaller key."""
-        if self.is_creator:
-            return False
         return static == self._creator or self.static < static
 
     # --- inputs: connections
@@ -247,7 +188,7 @@ class Room:
 
     def forgotten_by(self, static: bytes) -> None:
         """They have cut us off.  From the creator that is its word that we are no member; from others it means nothing."""
-        if static != self._creator or self.is_over or self.is_creator:
+        if static != self._creator or self.is_over:
             return
         self.is_over = True
         self._events.append(YouWereRemoved() if self.roster is not None else JoinRefused(Reason.UNKNOWN))
@@ -283,33 +224,20 @@ class Room:
 
     def paired(self, static: bytes, psk: bytes) -> None:
         """A joiner's: this is the creator, as the code or our memory of it says."""
-        if self.roster is None and not self.is_creator:
+        if self.roster is None:
             self._creator = static
             self._psks = {static: psk}
 
     def expect(self, now: Instant, static: bytes, psk: bytes, *, invited: bool = False) -> None:
         """A creator's: whoever holds this key may join by saying Hello, within JOIN_PATIENCE or (invited) at any time."""
-        if self._office is not None:
-            self._office.expect(now, static, psk, invited=invited)
 
     def remove(self, now: Instant, name: str) -> Member:
         """A creator's: send a member away.  Returns who it was.  Raises ConfigurationError."""
-        roster, office = self.roster, self._office
-        if roster is None or office is None:
-            raise ConfigurationError("Only who created the room can remove members.")
-        member = roster.named(name)
-        if member is None:
-            names = ", ".join(each.name for each in roster.members[1:])
-            raise ConfigurationError(f"No member is called {name!r}: {f'there are {names}.' if names else 'you are alone.'}")
-        if member.static == self.static:
-            raise ConfigurationError("You cannot remove yourself: end the room with Ctrl-C, and others play on.")
-        office.turn_away()
-        self._sign(now, office.drop(roster, member, is_sent_away=True))
-        return member
+        raise ConfigurationError("Only who created the room can remove members.")
 
     def leave(self) -> bool:
         """We end.  Whoever does not keep the room tells the creator (True), so that its place is free."""
-        if self._keeps or self.is_creator or self.is_over or self._creator not in self._links:
+        if self._keeps or self.is_over or self._creator not in self._links:
             return False
         self._say(self._creator, Leave())
         return True
@@ -317,14 +245,13 @@ class Room:
     def set_routes(self, now: Instant, routes: Iterable[Prefix]) -> None:
         """Our IPv4 routes, without those of the room's own interface."""
         routes = tuple(routes)
-        if routes == self._routes:
-            return
-        self._routes = routes
-        if self._office is not None:
-            self._office.routes[self.static] = routes
-            self._renumber(now)
-        elif self._creator is not None:
-            self._say(self._creator, Told(pack_routes(routes)))
+        if routes != self._routes:
+            self._routes = routes
+            self._use_routes(now)
+
+    def _use_routes(self, now: Instant) -> None:
+        if self._creator is not None:
+            self._say(self._creator, Told(pack_routes(self._routes)))
 
     # --- outputs
 
@@ -340,9 +267,7 @@ class Room:
         return self._events.popleft() if self._events else None
 
     def poll_timeout(self) -> Instant | None:
-        if self.is_over:
-            return None
-        return earliest(self._have_at, self._office.poll_timeout() if self._office is not None else None)
+        return None if self.is_over else self._have_at
 
     def handle_timeout(self, now: Instant) -> None:
         if self._have_at is not None and now >= self._have_at:
@@ -350,10 +275,6 @@ class Room:
             if self.roster is not None:
                 for static in self._links:
                     self._say(static, Have(self.roster.version))
-        if self._office is not None and self.roster is not None:
-            self._sign(now, self._office.let_go(now, self.roster))
-            if self._office.handle_timeout(now):
-                self._renumber(now)
 
     # --- messages
 
@@ -375,39 +296,7 @@ class Room:
             self._say(static, State(self._blob, self._secret))
 
     def _on_hello(self, now: Instant, static: bytes, link: MemberLink, hello: Hello) -> None:
-        if self._office is not None and not self._admit(now, self._office, static, hello):
-            return
         self._on_have(now, static, link, hello.version)
-
-    def _admit(self, now: Instant, office: Creator, static: bytes, hello: Hello) -> bool:
-        """Whether whoever said that is a member now."""
-        assert self.roster is not None
-        routes = unpack_routes(hello.routes)
-        verdict = Reason.OTHER_ROOM
-        if hello.room in (b"", self._room):
-            outcome = office.admit(now, self.roster, static, hello, self._links)
-            if not isinstance(outcome, Reason):
-                (office.narrow.discard if hello.knows_spare else office.narrow.add)(static)
-                self._welcome(now, office, static, routes, outcome)
-                return True
-            verdict = outcome
-        if verdict is Reason.FULL:
-            self._events.append(RoomFull(make_label(hello.name)))
-        self._say(static, Refused(verdict))
-        return False
-
-    def _welcome(self, now: Instant, office: Creator, static: bytes, routes: tuple[Prefix, ...], changes: list[Change]) -> None:
-        expected = office.expected.get(static)
-        if expected is not None:
-            self._psks[static] = expected.psk
-            if expected.until is not None:
-                del office.expected[static]
-        office.routes[static] = routes
-        for change in changes:
-            self._sign(now, change)
-        if expected is not None and not changes and self.roster is not None:
-            self._events.append(RosterChanged(self.roster))  # paired anew: the same roster, another psk
-        self._renumber(now)
 
     def _on_have(self, now: Instant, static: bytes, link: MemberLink, version: int) -> None:
         roster = self.roster
@@ -435,22 +324,17 @@ class Room:
             link.version = max(link.version, roster.version)
 
     def _on_routes(self, now: Instant, static: bytes, routes: tuple[Prefix, ...]) -> None:
-        if self._office is not None and self.roster is not None and self.roster.member(static) is not None:
-            self._office.routes[static] = routes
-            self._renumber(now)
+        """The creator's affair."""
 
     def _on_refused(self, static: bytes, reason: int) -> None:
-        if static != self._creator or self.is_creator:
+        if static != self._creator:
             self.drops["room message from a stranger"] += 1
             return
         self.is_over = True
         self._events.append(JoinRefused(Reason(reason) if reason in Reason._value2member_map_ else reason))
 
     def _on_leave(self, now: Instant, static: bytes) -> None:
-        roster, office = self.roster, self._office
-        member = roster.member(static) if roster is not None else None
-        if roster is not None and office is not None and member is not None:
-            self._sign(now, office.leave(now, roster, member))
+        """The creator's affair."""
 
     # --- the roster
 
@@ -478,20 +362,8 @@ class Room:
         for static, link in self._links.items():
             if link.version >= roster.version or static not in new:
                 continue
-            if self.is_creator:
-                self._tell_state(now, static, link)
-            else:
-                self._say(static, Have(roster.version))
+            self._pass_on(now, static, link, roster)
 
-    def _sign(self, now: Instant, change: Change | None) -> None:
-        assert self._office is not None
-        if change is None:
-            return
-        if change.secret is not None:
-            self._secret = change.secret
-        self._blob = sign_roster(change.roster, self._office.private_key)
-        self._accept(now, change.roster)
-
-    def _renumber(self, now: Instant) -> None:
-        if self._office is not None and self.roster is not None:
-            self._sign(now, self._office.renumber(now, self.roster))
+    def _pass_on(self, now: Instant, static: bytes, link: MemberLink, roster: Roster) -> None:
+        """Tell somebody who may not know it of a newer roster: whoever has an older one asks for it."""
+        self._say(static, Have(roster.version))
