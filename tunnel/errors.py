@@ -6,6 +6,7 @@ The text of each is one sentence for a person that says what to do next; the com
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
 
@@ -85,3 +86,12 @@ class MalformedPacket(TunnelError):
 
 class InternalError(TunnelError):
     """A bug in ptunnel; please report it with the trace."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a group and of those in it; of an error that is no group, itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

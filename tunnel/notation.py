@@ -491,3 +491,8 @@ def _unwrapped(text: str) -> tuple[str, str]:
     rest = re.split(r"[/?#]", text[scheme.end() :], maxsplit=1)[0].rpartition("@")[2]
     port = SERVICES.get(scheme[1].lower(), "")
     return rest, str(port)
+
+
+def printable(text: str) -> str:
+    """Somebody else's words, made harmless for a terminal."""
+    return "".join(filter(str.isprintable, text))

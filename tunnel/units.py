@@ -6,7 +6,7 @@ Units are types, so that mypy refuses a duration where a point in time is meant.
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple, NewType, TypeAlias
+from typing import Final, NamedTuple, NewType, TypeAlias
 
 Seconds = NewType("Seconds", float)  # a duration
 Instant = NewType("Instant", float)  # a point on the driver's clock, which runs on in suspend (CLOCK_BOOTTIME)
@@ -15,6 +15,9 @@ SocketId = NewType("SocketId", int)  # names one socket of an endpoint: v4, v6, 
 
 #: Whatever the buffer protocol gives us; decoders take any of them.
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+KEY_SIZE: Final = 32  # bytes of every key: static, ephemeral, a room's, public or private, a psk, a secret, a cipher's
+CHANNEL_SIZE: Final = 8  # bytes of the relay channel that stands before every relayed datagram
 
 
 class Hex(bytes):

@@ -35,9 +35,9 @@ ARROWS: dict[str, set[str]] = {
     # the machine
     "doors.udp": BASE,
     "doors.tls": {"core", *WALLS},
-    "doors.tun": WALLS,
+    "doors.tun": {"core", *WALLS},
     "state": {"room.core", *BASE},
-    "host": BASE,
+    "host": {"core", *BASE},
     "telemetry": {"core", "disk", *BASE},
     # trio around the core
     "shell": {

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import click
@@ -30,6 +30,7 @@ from tunnel.errors import (
     StateError,
     TunnelError,
     UnreachableError,
+    leaves,
 )
 from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.settings import TABLE as TABLE_OF_SETTINGS
@@ -272,11 +273,11 @@ def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
     own = list(itertools.takewhile(lambda word: word != "--", arguments))  # what is behind it is another program's
     is_json = "--json" in own
     is_exec = next((word for word in own if not word.startswith("-")), "") == "exec"
-    leaves = list(_leaves(problem))
-    if any(_is_broken_pipe(leaf) for leaf in leaves):
+    found = list(leaves(problem))
+    if any(_is_broken_pipe(leaf) for leaf in found):
         _silence_stdout()
         return 0
-    rank, leaf = min(((_row(leaf), leaf) for leaf in leaves), key=lambda pair: pair[0], default=(len(TABLE) - 1, problem))
+    rank, leaf = min(((_row(leaf), leaf) for leaf in found), key=lambda pair: pair[0], default=(len(TABLE) - 1, problem))
     kind, code, name = TABLE[rank]
     logger.debug("how it came to this", exc_info=problem)
     sentence = _sentence(leaf, kind)
@@ -301,14 +302,6 @@ def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
     except OSError:
         _silence_stdout()
     return code
-
-
-def _leaves(problem: BaseException) -> Iterator[BaseException]:
-    if isinstance(problem, BaseExceptionGroup):
-        for inner in problem.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield problem
 
 
 def _row(problem: BaseException) -> int:

@@ -11,14 +11,10 @@ from typing import Final, TypeAlias
 
 Host: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 
-#: RFC 1918, 6598, 3927, 1122 §3.2.1.3, 4193 and 4291 §2.5.  Not `is_private`, which holds documentation addresses for private.
-_LOCAL: Final = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "127.0.0.0/8",
-        "fc00::/7", "fe80::/10", "fec0::/10", "::1/128",
-    )
-)  # fmt: skip
+#: RFC 1918: whoever has an address in one of these mostly has more of it, behind the router.
+PRIVATE: Final = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+CARRIER: Final = ipaddress.IPv4Network("100.64.0.0/10")  # RFC 6598: between a carrier's NAT and its customers
+LINK: Final = ipaddress.IPv4Network("169.254.0.0/16")  # RFC 3927
 
 
 def _networks(*texts: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
@@ -47,6 +43,8 @@ _RESERVED: Final = _networks(
     "fd00:c1::/32",  # metadata of Oracle
 )
 _LOOPBACK: Final = _networks("127.0.0.0/8", "::1/128")
+#: RFC 4193 and 4291 §2.5, and those above.  Not `is_private`, which holds documentation addresses for private.
+_LOCAL: Final = (*PRIVATE, CARRIER, LINK, *_LOOPBACK, *_networks("fc00::/7", "fe80::/10", "fec0::/10"))
 _RESERVED_OF: Final = {version: tuple(each for each in _RESERVED if each.version == version) for version in (4, 6)}
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 

@@ -9,14 +9,11 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tunnel.host.interfaces import kernel_text, local_addresses, source_address
+from tunnel.core.scope import CARRIER, LINK, PRIVATE
+from tunnel.host.interfaces import ANYWHERE, kernel_text, local_addresses, source_address
 
 _UP_AND_GATEWAY: Final = 0x1 | 0x2  # RTF_UP, RTF_GATEWAY (linux/route.h)
-_ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
-#: Behind addresses of these a translator stands: RFC 1918, RFC 6598, and link-local.
-_TRANSLATED: Final = tuple(
-    ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
-)
+_TRANSLATED: Final = (*PRIVATE, CARRIER, LINK)  # behind addresses of these a translator stands
 
 
 class Gateway(NamedTuple):
@@ -34,7 +31,7 @@ def default_gateway() -> Gateway | None:
             if own is not None:
                 return Gateway(address, own)
         return None
-    own = source_address(_ANYWHERE)
+    own = source_address(ANYWHERE[False])
     for local in local_addresses():
         if local.address == own and not local.is_ipv6:
             first = ipaddress.IPv4Interface(f"{own}/{local.prefix}").network.network_address + 1

@@ -17,6 +17,9 @@ _DEPRECATED: Final = 0x20
 _TENTATIVE: Final = 0x40
 _UNUSABLE: Final = _DADFAILED | _DEPRECATED | _TENTATIVE
 
+#: By IPv6: some address that a default route leads to; nothing is sent there (RFC 5737, RFC 3849).
+ANYWHERE: Final = {False: "192.0.2.1", True: "2001:db8::1"}
+
 #: Never a way to a peer: the metadata services of cloud machines.
 _METADATA: Final = frozenset(("169.254.169.254", "fd00:ec2::254"))
 

@@ -15,15 +15,13 @@ from typing import Final, NamedTuple
 import trio
 
 from tunnel.host.gateway import default_gateway
-from tunnel.host.interfaces import local_addresses, source_address
+from tunnel.host.interfaces import ANYWHERE, local_addresses, source_address
 
 LOOK_INTERVAL: Final = 5.0  # seconds between looks where nobody tells us, and at the latest where somebody does
 SETTLING: Final = 0.02  # seconds; a change comes as several messages
 ASLEEP: Final = 1.0  # seconds by which CLOCK_BOOTTIME gained on CLOCK_MONOTONIC: the machine slept
 
 # Addresses that a default route leads to; nothing is sent there (RFC 5737, RFC 3849).
-_ANYWHERE4: Final = "192.0.2.1"
-_ANYWHERE6: Final = "2001:db8::1"
 
 # linux/rtnetlink.h: links, addresses and routes of both families
 _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
@@ -47,8 +45,8 @@ def look() -> NetworkView:
     gateway = default_gateway()
     return NetworkView(
         tuple(local.address for local in local_addresses()),
-        source_address(_ANYWHERE4),
-        source_address(_ANYWHERE6),
+        source_address(ANYWHERE[False]),
+        source_address(ANYWHERE[True]),
         None if gateway is None else gateway.address,
     )
 

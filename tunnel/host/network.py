@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from tunnel.host.gateway import default_gateway
-from tunnel.host.interfaces import kernel_text, local_addresses, source_address
+from tunnel.host.interfaces import ANYWHERE, kernel_text, local_addresses, source_address
 
 NAME_SIZE: Final = 16  # bytes
-_ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
 
 
 def network_name(secret: bytes) -> bytes:
@@ -23,7 +22,7 @@ def network_name(secret: bytes) -> bytes:
     reads the digest from looking it up.  Reads two small files of the kernel; asks nobody.
     """
     gateway = default_gateway()
-    own = gateway.own if gateway is not None else source_address(_ANYWHERE)
+    own = gateway.own if gateway is not None else source_address(ANYWHERE[False])
     prefix = ""
     for local in local_addresses():
         if local.address == own:

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from collections.abc import Mapping as MappingType
 from typing import TYPE_CHECKING, Final
 
+from tunnel.core.bucket import Bucket
 from tunnel.core.timers import earliest
 from tunnel.nat import state as rounds
 from tunnel.nat.behaviour import Mapping, explain_relayed
-from tunnel.nat.budget import Bucket, Budget
+from tunnel.nat.budget import Budget
 from tunnel.nat.candidate import NO_GENERATION, Candidate, Offer
 from tunnel.nat.checklist import Check, Checklist, Pair
 from tunnel.nat.memory import EarlyChecks, Remembered

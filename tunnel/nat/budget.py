@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Final
 
+from tunnel.core.bucket import Bucket
 from tunnel.units import Instant, Seconds
 
 #: Checks of addresses that have not answered yet, in one go.  A stranger's address can be named by as many peers as somebody
@@ -34,41 +35,6 @@ SILENT_PROBES_OF_FEW: Final = 8_000
 SILENT_REFILL: Final = Seconds(3600.0)  # until a host's budget is whole again
 MAX_HOSTS: Final = 1_024  # hosts remembered, silent ones and others; the one longest unused goes
 SILENT_HOST: Final = "checks of silent hosts held back"
-
-
-class Bucket:
-    """Tokens that come back with time."""
-
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
-
-    def __init__(self, burst: int, rate: float) -> None:
-        self._burst = float(burst)
-        self._rate = rate
-        self._tokens = float(burst)
-        self._at: Instant | None = None
-
-    def left(self, now: Instant) -> int:
-        if self._at is not None and now > self._at:
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now if self._at is None else max(self._at, now)
-        return int(self._tokens + 1e-6)
-
-    @property
-    def whole(self) -> int:
-        """As of the last look."""
-        return int(self._tokens + 1e-6)
-
-    def ready_at(self, now: Instant) -> Instant:
-        """When there is one, as of the last look; `now` if that is already so."""
-        if self._at is None or self._tokens >= 1.0 - 1e-6:
-            return now
-        return Instant(self._at + (1.0 - self._tokens) / self._rate)
-
-    def take(self, now: Instant) -> bool:
-        if not self.left(now):
-            return False
-        self._tokens -= 1.0
-        return True
 
 
 class Budget:

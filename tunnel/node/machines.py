@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tunnel.core.bucket import Bucket
 from tunnel.core.timers import earliest
-from tunnel.nat.budget import Bucket
 from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.node.flow import Flow
 from tunnel.node.flows.key_check import KeyQuestion

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Final
 
 from tunnel.errors import ConfigurationError
+from tunnel.notation import printable
 from tunnel.pairing.words import WORDS
 
 MIN_NAMEPLATE_DIGITS: Final = 3
@@ -148,7 +149,7 @@ def _split_words(text: str) -> list[list[str]]:
 
 
 def _unknown_word(word: str) -> str:
-    shown = "".join(letter for letter in word if letter.isprintable())[:24]
+    shown = printable(word)[:24]
     nearest = difflib.get_close_matches(word[:24], WORDS, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}" if nearest else "please compare it with the code on the other screen"
     return f"No code has the word {shown!r} in it; {hint}{'?' if nearest else '.'}"

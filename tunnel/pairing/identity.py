@@ -8,6 +8,7 @@ import hmac
 import unicodedata
 from typing import Final
 
+from tunnel.core.hkdf import hkdf
 from tunnel.pairing.code import looks_like_code
 
 MAX_NAME_BYTES: Final = 64  # of UTF-8
@@ -65,8 +66,7 @@ def room_id(psk: bytes, day: int) -> bytes:
 
     HKDF-SHA256, RFC 5869, without salt, info = "ptunnel 1 room" and the day in 32 bits; the first 16 bytes.
     """
-    secret = hmac.digest(bytes(32), psk, "sha256")
-    return hmac.digest(secret, b"ptunnel 1 room" + day.to_bytes(4, "big") + b"\x01", "sha256")[:ROOM_ID_SIZE]
+    return hkdf(psk, b"ptunnel 1 room" + day.to_bytes(4, "big"), size=ROOM_ID_SIZE)
 
 
 def days_around(unix_time: float) -> tuple[int, int, int]:

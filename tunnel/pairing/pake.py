@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
 from spake2.ed25519_basic import NotOnCurve
 
+from tunnel.core.hkdf import hkdf
 from tunnel.errors import MalformedPacket
 from tunnel.pairing.code import Code
 from tunnel.units import Buffer
@@ -58,9 +59,8 @@ class Pake:
         return self._derive("psk", 32)
 
     def _derive(self, label: str, length: int) -> bytes:
-        """HKDF-SHA256 of the PAKE's key, RFC 5869, salt "ptunnel 1 pake" and the suite; one block."""
-        secret = hmac.digest(b"ptunnel 1 pake" + bytes([SUITE_SPAKE2_ED25519]), self._key, "sha256")
-        return hmac.digest(secret, label.encode() + b"\x01", "sha256")[:length]
+        """From the PAKE's key; the salt is "ptunnel 1 pake" and the suite."""
+        return hkdf(self._key, label.encode(), salt=b"ptunnel 1 pake" + bytes([SUITE_SPAKE2_ED25519]), size=length)
 
     def _confirmation_of(self, side: Side) -> bytes:
         if not self._key:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import trio
 
+from tunnel.core.bucket import Bucket
 from tunnel.doors.udp import pktinfo
 from tunnel.errors import TunnelError
 from tunnel.ports.access import Access, AccessLog
@@ -30,7 +31,7 @@ from tunnel.ports.rate import Limit
 from tunnel.ports.refusals import describe_refusal, say_unserved
 from tunnel.ports.tcp import code_of, refuse
 from tunnel.shell.stream import StreamCode
-from tunnel.units import Seconds
+from tunnel.units import Instant, Seconds
 
 MAX_HELD: Final = 64 * 1024  # bytes of datagrams held while a flow opens; one of the largest fits
 MAX_HELD_TOTAL: Final = 4 * 1024 * 1024  # bytes so held by one local port
@@ -70,8 +71,7 @@ class UdpForward:
         #: Whether clients are told apart by the address of ours that they asked, so that they are answered from there.
         self._tells_local = is_wildcard and pktinfo.ask(sock, is_ipv6=is_ipv6, is_ipv4=not is_ipv6)
         self._held_size = 0
-        self._tokens = float(NEW_FLOW_BURST)
-        self._tokens_at = trio.current_time()
+        self._newcomers = Bucket(NEW_FLOW_BURST, NEW_FLOW_RATE)
 
     async def run(self) -> None:
         """Until cancelled.  Neighbours of one client go to the link together."""
@@ -153,13 +153,9 @@ class UdpForward:
 
     def _start(self, nursery: trio.Nursery, client: Any) -> Flow | None:
         """A flow for a new client; None when clients come faster than NEW_FLOW_RATE."""
-        now = trio.current_time()
-        self._tokens = min(NEW_FLOW_BURST, self._tokens + (now - self._tokens_at) * NEW_FLOW_RATE)
-        self._tokens_at = now
-        if self._tokens < 1:
+        if not self._newcomers.take(Instant(trio.current_time())):
             self._notices.say("udp flood", f"New clients of udp/{self._target} come too fast: some datagrams are dropped.")
             return None
-        self._tokens -= 1
         access = self._log.access(self._link.peer_name, f"udp/{self._target_of(client)}")
         flow = Flow(self._link.flows.allocate(), client, idle=self._idle_of(client), access=access)
         self._link.flows.register(flow.number, self._deliverer(flow))  # at once, so that no other flow gets this number

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from tunnel.errors import MalformedPacket
-from tunnel.units import Address, Buffer
+from tunnel.units import CHANNEL_SIZE, Address, Buffer
 
 VERSION: Final = 1
 REQUEST: Final = 0x40
@@ -42,7 +42,6 @@ MAX_COOKIE: Final = 32  # bytes; ours are 17, another server's may be longer
 MAX_TICKET: Final = 32  # bytes; ours are 24, likewise
 SESSION_SIZE: Final = 16  # bytes; unguessable, so a push that names it comes from somebody who saw our requests
 TOKEN_SIZE: Final = 16  # bytes
-CHANNEL_SIZE: Final = 8  # bytes; the header of every relayed datagram
 MAILBOX_SIZE: Final = 8  # bytes
 ROOM_SIZE: Final = 16  # bytes
 PROOF_SIZE: Final = 16  # bytes, of the access token's MAC

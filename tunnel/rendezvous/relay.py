@@ -18,9 +18,9 @@ from typing import Final
 from tunnel.core.prefixes import Prefixes, Shares, around, prefixes
 from tunnel.core.trace import Drops
 from tunnel.rendezvous.limits import ServerConfig
-from tunnel.rendezvous.messages import CHANNEL_SIZE, TOKEN_SIZE, rebind_mac
+from tunnel.rendezvous.messages import TOKEN_SIZE, rebind_mac
 from tunnel.rendezvous.pacing import ADDRESS_TIMES, PREFIX_TIMES, Ceiling
-from tunnel.units import Address, Instant, SocketId, Transmit
+from tunnel.units import CHANNEL_SIZE, Address, Instant, SocketId, Transmit
 
 CHANNEL_BYTE: Final = 0xC0  # the first byte of every relayed datagram has these two bits
 MIN_RELAYED: Final = CHANNEL_SIZE + 1  # bytes; less carries nothing

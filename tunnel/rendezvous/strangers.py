@@ -16,7 +16,7 @@ from tunnel.rendezvous.directory import Directory, is_question
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import GoneKind, GoneReason
 from tunnel.rendezvous.stun import ServerSocket, StunCodec, StunDesk
-from tunnel.units import Address, Buffer, Instant, SocketId
+from tunnel.units import CHANNEL_SIZE, Address, Buffer, Instant, SocketId
 
 SHORTEST_ANSWER: Final = 32  # bytes: STUN's header and an IPv4 address (RFC 8489 §5, §14.2)
 
@@ -96,7 +96,7 @@ class Strangers:
         Never longer than what caused it.  Who relays much is told now and then; nobody who does not know the channel and the
         sender's port can use that up.
         """
-        if len(identifier) != messages.CHANNEL_SIZE:
+        if len(identifier) != CHANNEL_SIZE:
             return None
         message = messages.Gone(GoneKind.CHANNEL, identifier, GoneReason.UNKNOWN)
         hint = messages.encode_push(bytes(messages.SESSION_SIZE), 0, message)

@@ -11,7 +11,7 @@ from tunnel.room.core.discovery import Allowance
 from tunnel.room.ip.filter import MemberFilter
 from tunnel.shell.link import Link
 from tunnel.shell.packets import PacketSealer
-from tunnel.units import Buffer, Instant
+from tunnel.units import Buffer
 
 SHOWN: Final = 40  # bytes of a packet that met a fault: the header of IPv6, and little of what it carries
 
@@ -35,7 +35,7 @@ class LanMember:
     def __init__(self, place: LanAddresses, table: LanTable) -> None:
         self.place = place
         self.link: Link | None = None
-        self.allowance = Allowance(Instant(0.0))  # of what it sends to everybody
+        self.allowance = Allowance()  # of what it sends to everybody
         self.take_ours(table)
 
     def take_ours(self, table: LanTable) -> None:
@@ -55,7 +55,7 @@ class LanTable:
         """`subnet` is the address of the room's IPv4 /24."""
         self.me = me
         self.subnet = subnet
-        self.allowance = Allowance(Instant(0.0))  # of what we send to everybody
+        self.allowance = Allowance()  # of what we send to everybody
         #: Told of every packet to everybody, ours and theirs; True when that packet has left some other way already.
         self.note: Callable[[memoryview], bool] | None = None
         self.members: dict[bytes, LanMember] = {}  # by static key

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from tunnel.errors import ConfigurationError
+from tunnel.errors import ConfigurationError, leaves
 from tunnel.shell.events import Event
 
 OnEvent: TypeAlias = Callable[[Event], None]
@@ -30,21 +30,13 @@ def words(given: Words) -> tuple[str, ...]:
     return (str(given),) if isinstance(given, str | int) else tuple(str(each) for each in given)
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
 @contextmanager
 def single_error() -> Iterator[None]:
     """Our nursery is our own affair: the one exception that came out of it is raised as itself."""
     try:
         yield
     except BaseExceptionGroup as group:
-        errors = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
+        errors = [error for error in leaves(group) if not isinstance(error, trio.Cancelled)]
         if len(errors) != 1:
             raise
         error = errors[0]

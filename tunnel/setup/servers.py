@@ -13,7 +13,7 @@ import trio
 
 from tunnel.errors import ConfigurationError, OfflineError, ServerUnreachableError
 from tunnel.faults import Faults
-from tunnel.host.interfaces import source_address
+from tunnel.host.interfaces import ANYWHERE, source_address
 from tunnel.server_spec import DEFAULT_PORT, parse_server
 from tunnel.setup.common import SERVER_PATIENCE, OnEvent
 from tunnel.setup.machine import Machine
@@ -29,7 +29,6 @@ FIRST_PAUSE: Final = 1.0  # seconds before a server that was not found is looked
 LONGEST_PAUSE: Final = 30.0  # ... up to this
 NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
 MAPPING_PATIENCE: Final = 0.4  # seconds that the address of an embedded server waits for the router, to be told at once
-ANYWHERE: Final = "192.0.2.1"  # some address that a default route leads to; nothing is sent there (RFC 5737)
 LOOK_INTERVAL: Final = 5.0  # seconds between two looks at the addresses of this machine, which change while a server runs ...
 STRANGER_INTERVAL: Final = 0.5  # ... and where one seems to be none of them, as it may be new
 LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))
@@ -118,7 +117,7 @@ def found_here(server: str, machine: Machine, moved: Callable[[str], None]) -> L
 def _best_host(hosts: Iterable[str]) -> str:
     """Of the addresses of this machine, the one that others are told."""
     hosts = list(hosts)
-    best = source_address(ANYWHERE)
+    best = source_address(ANYWHERE[False])
     return best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
 
 

@@ -17,7 +17,7 @@ from tunnel.errors import ConfigurationError, MalformedPacket, OfflineError, Ser
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated
-from tunnel.host.interfaces import source_address
+from tunnel.host.interfaces import ANYWHERE, source_address
 from tunnel.nat.report import Findings, PortMapFindings, advise, describe, describe_portmap, prospects
 from tunnel.node.clocks import spoken
 from tunnel.node.diagnosis import SOCKETS, Diagnosis
@@ -38,7 +38,6 @@ TCP_PORT: Final = 443  # the last one that networks close
 TLS_LOOK: Final = 5.0  # seconds for all of TLS: longer than what is asked over UDP takes
 CLOCK_TOLERANCE: Final = 60.0  # seconds by which two clocks may differ without a word about it
 TLS_PATIENCE: Final = 3.0  # seconds for the server to answer, once the connection stands
-_ANYWHERE: Final = {False: "192.0.2.1", True: "2001:db8::1"}  # RFC 5737, RFC 3849; nothing is sent there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +249,7 @@ async def _greets(stream: TlsSocket) -> bool:
 
 def own_address(towards: Address | None, is_ipv6: bool) -> str | None:
     """Ours, as it leads there, or where None is said to anywhere; None: none of that family does."""
-    own = source_address(towards.host if towards is not None else _ANYWHERE[is_ipv6])
+    own = source_address(towards.host if towards is not None else ANYWHERE[is_ipv6])
     if own is None and towards is not None and towards.host.startswith("127."):
         return towards.host
     return own

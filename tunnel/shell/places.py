@@ -9,12 +9,11 @@ from typing import Final
 import trio
 
 from tunnel.errors import OfflineError, ServerUnreachableError
-from tunnel.host.interfaces import local_addresses, source_address
+from tunnel.host.interfaces import ANYWHERE, local_addresses, source_address
 from tunnel.server_spec import parse_server
 from tunnel.units import Address
 
 ADDRESSES_A_FAMILY: Final = 8  # of a name that are tried at once: of one server, or of servers that know nothing of each other
-SOMEWHERE: Final = ("192.0.2.1", "2001:db8::1")  # RFC 5737, RFC 3849; nothing is sent there
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 NO_NETWORK: Final = "This computer is not connected to a network."
 
@@ -34,7 +33,7 @@ def has_network(server: str = "", hosts: Callable[[], Iterable[str]] | None = No
         return True
     if hosts is not None:
         return any(True for _ in hosts())
-    return any(source_address(somewhere) is not None for somewhere in SOMEWHERE) or bool(machine_hosts())
+    return any(source_address(somewhere) is not None for somewhere in ANYWHERE.values()) or bool(machine_hosts())
 
 
 def unknown_name(host: str, error: Exception) -> ServerUnreachableError:

@@ -17,12 +17,11 @@ from msgspec import Meta
 
 from tunnel.errors import StateError
 from tunnel.state.files import read_private, write_private
-from tunnel.units import Hex
+from tunnel.units import KEY_SIZE, Hex
 
 Document = dict[str, Any]
 T = TypeVar("T")
 
-KEY_SIZE: Final = 32  # bytes of every key that is kept
 #: Seconds; no time stamp of ours comes near it, and every smaller integer is a float too.
 MAX_NUMBER: Final = 1e15
 

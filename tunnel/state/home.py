@@ -24,7 +24,7 @@ from tunnel.errors import AlreadyRunningError, StateError
 from tunnel.state import peers as rules
 from tunnel.state import ways as way_rules
 from tunnel.state.config_file import ConfigFile, read_config, with_setting
-from tunnel.state.documents import KEY_SIZE, Key, decode_record, read_document, write_document
+from tunnel.state.documents import Key, decode_record, read_document, write_document
 from tunnel.state.files import (
     INCAPABLE,
     FileLock,
@@ -38,6 +38,7 @@ from tunnel.state.files import (
 )
 from tunnel.state.peers import Peer
 from tunnel.state.ways import Way
+from tunnel.units import KEY_SIZE
 
 MAX_REPORTS: Final = 256 * 1024  # bytes of faults.log
 SECRET_VERSION: Final = 1  # of the format of identity.json and server.json

@@ -11,7 +11,6 @@ from msgspec.structs import force_setattr, replace
 
 from tunnel.errors import ConfigurationError
 from tunnel.state.documents import (
-    KEY_SIZE,
     BadContent,
     Document,
     Key,
@@ -21,7 +20,7 @@ from tunnel.state.documents import (
     encode_record,
     require_printable,
 )
-from tunnel.units import Hex
+from tunnel.units import KEY_SIZE, Hex
 
 KIND: Final = "peers"
 #: Format of peers.json; a file with a larger one is left alone.  A file is written in the oldest one that can say what is in it.

@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from tunnel.core.bucket import Bucket
 from tunnel.nat import birthday, prediction
 from tunnel.nat.behaviour import Mapping
 from tunnel.nat.birthday import Pool, Spray, opens_after
-from tunnel.nat.budget import OPENER_BURST, PROBE_BURST, PROBE_RATE, Bucket, Budget
+from tunnel.nat.budget import OPENER_BURST, PROBE_BURST, PROBE_RATE, Budget
 from tunnel.nat.candidate import CandidateKind, make_candidate
 from tunnel.nat.hints import MAX_PREDICTED, OpenPool, PredictedPorts, decode_hints, encode_hints
 from tunnel.nat.technique import PoolSocket, Scene

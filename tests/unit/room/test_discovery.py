@@ -47,7 +47,7 @@ def test_other_lengths_go_to_nobody() -> None:
 
 
 def test_a_burst_passes_then_only_the_rate_and_what_does_not_is_counted() -> None:
-    allowance = Allowance(Instant(0.0))
+    allowance = Allowance()
     passed = sum(allowance.take(Instant(0.0), 1, 100) for _ in range(1_000))
     assert passed == EVERYBODY_BURST
     assert allowance.dropped == 1_000 - EVERYBODY_BURST
@@ -56,7 +56,7 @@ def test_a_burst_passes_then_only_the_rate_and_what_does_not_is_counted() -> Non
 
 
 def test_large_packets_are_limited_by_their_bytes() -> None:
-    allowance = Allowance(Instant(0.0))
+    allowance = Allowance()
     size = 65_000
     passed = sum(allowance.take(Instant(0.0), 1, size) for _ in range(100))
     assert passed == EVERYBODY_BYTES_BURST // size
@@ -65,7 +65,7 @@ def test_large_packets_are_limited_by_their_bytes() -> None:
 
 
 def test_a_clock_that_goes_back_gives_nothing() -> None:
-    allowance = Allowance(Instant(100.0))
+    allowance = Allowance()
     while allowance.take(Instant(100.0), 1, 1):
         pass
     assert not allowance.take(Instant(50.0), 1, 1)

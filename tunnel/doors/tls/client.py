@@ -12,7 +12,7 @@ import trio
 
 from tunnel.doors.tls.certificates import check_pin, client_context, explain
 from tunnel.doors.tls.stream import TlsStream, prepare
-from tunnel.errors import ServerUnreachableError
+from tunnel.errors import ServerUnreachableError, leaves
 from tunnel.units import Address, UdpCounters
 
 CONNECT_PATIENCE: Final = 8.0  # seconds for TCP and TLS together
@@ -89,9 +89,7 @@ def _close(tls: socket.socket | None) -> None:
 def _cause(error: OSError) -> OSError:
     """trio packs what went wrong at several addresses into one error; the first of them tells most."""
     if error.errno is None and error.__cause__ is not None and not isinstance(error, ConnectionError):
-        inner: BaseException = error.__cause__
-        while isinstance(inner, BaseExceptionGroup):
-            inner = inner.exceptions[0]
+        inner = next(leaves(error.__cause__))
         if isinstance(inner, OSError):
             error = inner
     if error.errno is not None and not isinstance(error, ssl.SSLError):

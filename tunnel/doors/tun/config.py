@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tunnel.core.scope import CARRIER, PRIVATE
 from tunnel.errors import ConfigurationError
 
 MIN_MTU: Final = 1280  # bytes: below it the kernel takes IPv6 off the interface (RFC 8200 §5)
@@ -27,15 +28,10 @@ MIN_IPV6_PREFIX: Final = 48  # a ULA's own
 MAC_PREFIX: Final = bytes.fromhex("027074")  # of every LAN interface of ours, so that the rooms of one machine know each other
 
 #: Where a room's IPv4 subnet may lie: RFC 1918, RFC 6598, RFC 2544, and RFC 5737 for examples and tests.
-IPV4_RANGES: Final = tuple(
-    map(
-        ipaddress.IPv4Network,
-        (
-            *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15"),
-            *("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"),
-        ),
-    )
-)
+IPV4_RANGES: Final = (
+    *PRIVATE, CARRIER,
+    *map(ipaddress.IPv4Network, ("198.18.0.0/15", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")),
+)  # fmt: skip
 #: Unique local (RFC 4193), link-local (RFC 4291 §2.5.6), documentation (RFC 3849).
 IPV6_RANGES: Final = tuple(map(ipaddress.IPv6Network, ("fc00::/7", "fe80::/10", "2001:db8::/32")))
 IPV4_MULTICAST: Final = ipaddress.IPv4Network("224.0.0.0/4")

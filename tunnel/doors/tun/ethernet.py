@@ -22,11 +22,13 @@ from typing import Final
 
 import trio
 
+from tunnel.core.bucket import Bucket
 from tunnel.doors.tun.config import MAC_PREFIX
 from tunnel.doors.tun.packet_filter import AD_HATYPE, AD_IFINDEX, AD_PKTTYPE, JEQ, LD_B, LD_W, RET, Line, assemble, attach
 from tunnel.doors.tun.reflector import ARPHRD_ETHER, ETH_P_IP, MAX_PACKET, index_of, parse_udp, rewrite_source
 from tunnel.doors.tun.routes import own_addresses
 from tunnel.errors import ConfigurationError, MalformedPacket
+from tunnel.units import Instant
 
 LOOK_INTERVAL: Final = 5.0  # seconds between looks at which ethernets there are
 MAX_ETHERNETS: Final = 8  # that are served, in the order of their numbers; a machine with more has them for containers
@@ -44,24 +46,6 @@ _IP_MULTICAST_ALL: Final = 49  # linux/in.h
 _VIRTIO: Final = bytes(10)  # no offload
 
 
-class Bucket:
-    """CARRIED_RATE, and at once CARRIED_BURST."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._at = clock()
-        self._left = float(CARRIED_BURST)
-
-    def take(self) -> bool:
-        now = self._clock()
-        self._left = min(CARRIED_BURST, self._left + max(0.0, now - self._at) * CARRIED_RATE)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 class Ethernets:
     """The sockets.  Raises ConfigurationError where packet sockets are refused; after that no privilege is needed.
 
@@ -75,7 +59,8 @@ class Ethernets:
         self.counters: Counter[str] = Counter()
         self._groups = frozenset(groups)
         self._index = socket.if_nametoindex(interface)
-        self._out, self._in = Bucket(clock), Bucket(clock)
+        self._clock = clock
+        self._out, self._in = Bucket(CARRIED_BURST, CARRIED_RATE), Bucket(CARRIED_BURST, CARRIED_RATE)
         self._senders: dict[tuple[int, bytes], socket.socket] = {}  # by index and address
         self._own: frozenset[bytes] = frozenset()
         self.ports: set[int] = set()  # from which copies leave; the same set, whatever is in it
@@ -139,7 +124,7 @@ class Ethernets:
         if port != GAME_PORT:
             self.counters["port"] += 1
             return
-        if not self._out.take():
+        if not self._out.take(Instant(self._clock())):
             self.counters["rate"] += 1
             return
         group = socket.inet_ntoa(whole[16:20])
@@ -183,7 +168,7 @@ class Ethernets:
             return "own"
         if index_of(interface) not in {index for index, _ in self._senders}:
             return "foreign"
-        return None if self._in.take() else "rate"
+        return None if self._in.take(Instant(self._clock())) else "rate"
 
     async def run(self, write: Callable[[list[bytes]], object]) -> None:
         """Hand frames to `write`, until cancelled."""

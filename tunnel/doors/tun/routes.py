@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from tunnel.core.scope import PRIVATE
 from tunnel.doors.tun.config import IPV4_RANGES
 
 # linux/netlink.h, linux/rtnetlink.h
@@ -55,8 +56,6 @@ RESOLVER_FILES: Final = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 _NAME_SERVER: Final = re.compile(r"(?m)^[ \t]*nameserver[ \t]+([0-9A-Fa-f.:]+)")
 _LINK_LOCAL: Final = ipaddress.IPv6Network("fe80::/10")
 _UNIQUE_LOCAL: Final = ipaddress.IPv6Network("fc00::/7")
-#: RFC 1918: whoever has an address in one of these mostly has more of it, behind the router.
-_PRIVATE: Final = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
 #: Lists of sockets: proc_net_tcp.txt.  The third column is the far end, in the machine's byte order.
 SOCKET_TABLES: Final = tuple(f"/proc/thread-self/net/{name}" for name in ("tcp", "tcp6", "udp", "udp6"))
@@ -116,7 +115,7 @@ def surroundings(interface: str | None = None) -> set[Network]:
                 if network.subnet_of(_UNIQUE_LOCAL):
                     found.add(network.supernet(new_prefix=min(network.prefixlen, SHORTEST_IPV6_PREFIX)))
             elif index in ways or 0 in ways:  # 0: by several interfaces at once, which are not told here
-                found |= {block for block in _PRIVATE if network.subnet_of(block)}
+                found |= {block for block in PRIVATE if network.subnet_of(block)}
     return found
 
 

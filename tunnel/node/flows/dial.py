@@ -19,6 +19,7 @@ from tunnel.node.machines import Twins
 from tunnel.node.peering import Peering
 from tunnel.node.servers import host_of
 from tunnel.node.walls import Wall
+from tunnel.notation import printable
 from tunnel.pairing.identity import room_id
 from tunnel.rendezvous.client import Client
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
@@ -127,7 +128,7 @@ class Listener(Flow):
         self._told_at[server, what] = now
         names = list(dict.fromkeys(peer.name for peer in peers))
         whom = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
-        words = "".join(character for character in why if character.isprintable()).strip(" .")
+        words = printable(why).strip(" .")
         text = f"{whom} may not get through: the server {host_of(server)} {what} ({words}). It is asked again; or use another."
         self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=text))
 
@@ -192,7 +193,7 @@ class Dialer(Flow):
             case ChannelMoved(old=old, new=new) if self._channel is not None and old.channel == self._channel.channel:
                 self._use(now, new)
             case Told(Refused(text=text), Join(rooms=rooms)) if set(rooms) & set(self._rooms):
-                words = "".join(character for character in text if character.isprintable())
+                words = printable(text)
                 self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=f"The server refused: {words}"))
             case _:
                 pass

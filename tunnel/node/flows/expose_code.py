@@ -22,7 +22,8 @@ from tunnel.errors import MalformedPacket
 from tunnel.node.context import Context
 from tunnel.node.events import CodeIssued, Problem, Troubled
 from tunnel.node.flow import Flow
-from tunnel.node.handshakes import receiver_index
+from tunnel.node.handshakes import FINISH, INIT, Completed, XxResponder, receiver_index, xx_prologue
+from tunnel.notation import printable
 from tunnel.pairing.code import CODE_WORDS, ROOM_CODE_WORDS, Code, Purpose, make_code, parse_code
 from tunnel.pairing.pake import Pake
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
@@ -350,5 +351,5 @@ class ExposerPairing(Flow):
 
 def server_says(text: str) -> str:
     """The server's own words, made harmless for a terminal."""
-    words = "".join(character for character in text if character.isprintable()).strip(" .")
+    words = printable(text).strip(" .")
     return f"The server refused: {words}." if words else "The server refused without saying why."

@@ -9,6 +9,8 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple
 
+from tunnel.core.scope import PRIVATE
+
 MAX_MEMBERS: Final = 16  # of a room, creator included: each has a connection to every other one
 SUBNET_BITS: Final = 24  # of the room's IPv4 network: 254 hosts are plenty for MAX_MEMBERS, and every game knows such a network
 ULA_BITS: Final = 64  # of its IPv6 prefix (RFC 4193: fd, 40 random bits, 16 of subnet, which are random here too)
@@ -17,7 +19,7 @@ LAST_HOST: Final = 254  # 255 is the broadcast address
 SHORTEST_ROUTE: Final = 8  # bits; a shorter prefix is a default route or a VPN's half of the internet, and clashes with nothing
 
 #: Private IPv4 (RFC 1918), in the order in which they are tried: the larger, the fewer home routers are in it.
-BLOCKS: Final = (("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16))
+BLOCKS: Final = tuple((str(network.network_address), network.prefixlen) for network in PRIVATE)
 
 #: Where somebody has something in each of those: half of what RFC 2544 sets apart for measuring, of which nobody's network is
 #: made.  The other half is what proxies invent addresses from.  Last, since games know private addresses as those of a LAN.

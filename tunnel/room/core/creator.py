@@ -17,7 +17,6 @@ from tunnel.room.core.messages import Hello, Reason, Refused, unpack_routes
 from tunnel.room.core.records import Allowances, MemberLink, MemberPeer
 from tunnel.room.core.room import HAVE_INTERVAL, Room
 from tunnel.room.core.roster import (
-    KEY_SIZE,
     Member,
     RoomState,
     Roster,
@@ -27,7 +26,7 @@ from tunnel.room.core.roster import (
     public_key,
     sign_roster,
 )
-from tunnel.units import Instant, Seconds
+from tunnel.units import KEY_SIZE, Instant, Seconds
 
 JOIN_PATIENCE: Final = Seconds(30.0)  # from a pairing to the joiner's Hello
 MAX_JOINING: Final = MAX_MEMBERS  # paired ones whose Hello has not come

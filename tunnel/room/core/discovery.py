@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tunnel.core.bucket import Bucket
 from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.units import Instant
 
@@ -39,23 +40,16 @@ class Allowance:
     One for what we send ourselves, and one for each member that sends to us, so that a flood from one starves no other.
     """
 
-    __slots__ = ("_at", "_bytes", "_packets", "dropped")
+    __slots__ = ("_bytes", "_packets", "dropped")
 
-    def __init__(self, now: Instant) -> None:
+    def __init__(self) -> None:
         self.dropped = 0  # packets over the limit
-        self._at = now
-        self._packets = float(EVERYBODY_BURST)
-        self._bytes = float(EVERYBODY_BYTES_BURST)
+        self._packets = Bucket(EVERYBODY_BURST, EVERYBODY_RATE)
+        self._bytes = Bucket(EVERYBODY_BYTES_BURST, EVERYBODY_BYTES)
 
     def take(self, now: Instant, packets: int, size: int) -> bool:
         """Whether so many packets, of `size` bytes in all, may pass; those that may not are counted."""
-        elapsed = max(0.0, now - self._at)
-        self._at = now
-        self._packets = min(EVERYBODY_BURST, self._packets + elapsed * EVERYBODY_RATE)
-        self._bytes = min(EVERYBODY_BYTES_BURST, self._bytes + elapsed * EVERYBODY_BYTES)
-        if self._packets < packets or self._bytes < size:
+        if self._packets.left(now) < packets or not self._bytes.take(now, size):
             self.dropped += packets
             return False
-        self._packets -= packets
-        self._bytes -= size
-        return True
+        return self._packets.take(now, packets)

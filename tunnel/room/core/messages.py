@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from tunnel.errors import MalformedPacket
 from tunnel.room.core.addresses import Prefix
-from tunnel.room.core.roster import KEY_SIZE, MAX_ROSTER, Key
-from tunnel.units import Buffer
+from tunnel.room.core.roster import MAX_ROSTER, Key
+from tunnel.units import KEY_SIZE, Buffer
 
 MAX_BODY: Final = MAX_ROSTER + 4096  # bytes; the largest are a State with its roster, and a Hello with all routes
 MAX_PREFIXES: Final = 64  # routes that one member tells; a home has three, a company's VPN some dozens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from tunnel.core.bucket import Bucket
 from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.units import Instant, Seconds
 
@@ -34,22 +35,22 @@ class MemberLink:
 class Allowances:
     """Of something that each key may do so often in a row, and then once in a while.  Kept whether or not it is connected."""
 
-    __slots__ = ("_most", "_refill", "_spent")
+    __slots__ = ("_most", "_rate", "_spent")
 
     def __init__(self, most: int, refill: Seconds) -> None:
         """`refill` is the time after which one more may be done."""
         self._most = most
-        self._refill = refill
-        self._spent: dict[bytes, tuple[float, Instant]] = {}  # and as of when; who did something last is the last
+        self._rate = 1.0 / refill
+        self._spent: dict[bytes, Bucket] = {}  # who did something last is the last
 
     def spent(self, now: Instant, who: bytes) -> float:
         """What this one has done, less what came back since."""
-        spent, at = self._spent.get(who, (0.0, now))
-        return max(0.0, spent - max(0.0, now - at) / self._refill)
+        bucket = self._spent.get(who)
+        return 0.0 if bucket is None else self._most - bucket.level(now)
 
     def ready_at(self, now: Instant, who: bytes) -> Instant:
         """When it may do it again; now if it may."""
-        return Instant(now + max(0.0, self.spent(now, who) - self._most + 1.0) * self._refill)
+        return now if self.spent(now, who) <= self._most - 1.0 else self._spent[who].ready_at(now)
 
     def take(self, now: Instant, who: bytes) -> bool:
         """Whether it may do it now; then it has."""
@@ -60,8 +61,8 @@ class Allowances:
 
     def note(self, now: Instant, who: bytes) -> None:
         """It has done it."""
-        spent = self.spent(now, who) + 1.0
-        self._spent.pop(who, None)
+        bucket = self._spent.pop(who, None) or Bucket(self._most, self._rate)
         if len(self._spent) >= MAX_SPENDERS:
             del self._spent[next(iter(self._spent))]
-        self._spent[who] = spent, now
+        self._spent[who] = bucket
+        bucket.spend(now)

@@ -7,7 +7,6 @@ The signature is Ed25519 over "ptunnel 1 roster" and the body.  Versions only ri
 
 from __future__ import annotations
 
-import hmac
 import re
 import unicodedata
 from collections.abc import Collection
@@ -20,13 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
+from tunnel.core.hkdf import hkdf
 from tunnel.errors import MalformedPacket
 from tunnel.room.core import addresses
 from tunnel.room.core.addresses import MAX_MEMBERS
-from tunnel.units import Buffer, Hex
+from tunnel.units import KEY_SIZE, Buffer, Hex
 
 MAX_ROSTER: Final = 2048 + 128 * MAX_MEMBERS  # bytes; a member with the longest name is 102 of them
-KEY_SIZE: Final = 32  # bytes of a static key, a room key (public or private), a secret, a psk
 SIGNATURE_SIZE: Final = 64  # bytes
 MAX_LABEL: Final = 63  # characters of a name: it is a DNS label too (RFC 1035 §2.3.4)
 
@@ -191,15 +190,13 @@ def commit(secret: bytes) -> bytes:
 def pair_psk(secret: bytes, one: bytes, other: bytes) -> bytes:
     """The psk between two members in the epoch of `secret`, neither of them the creator: HKDF-SHA256 (RFC 5869), no salt."""
     smaller, larger = sorted((one, other))
-    prk = hmac.digest(bytes(KEY_SIZE), secret, "sha256")
-    return hmac.digest(prk, b"ptunnel 1 members" + smaller + larger + b"\x01", "sha256")
+    return hkdf(secret, b"ptunnel 1 members" + smaller + larger)
 
 
 def invited_psk(psk: bytes) -> bytes:
     """Between the creator and a remembered peer that joins without a code: not the psk by which they forward ports, so that
     whoever waits for the one is never met by the other.  HKDF-SHA256, no salt."""
-    prk = hmac.digest(bytes(KEY_SIZE), psk, "sha256")
-    return hmac.digest(prk, b"ptunnel 1 invited" + b"\x01", "sha256")
+    return hkdf(psk, b"ptunnel 1 invited")
 
 
 def make_label(text: str, fallback: str = "member") -> str:

@@ -19,16 +19,15 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from tunnel.core.hkdf import hkdf
 from tunnel.errors import MalformedPacket
 from tunnel.transport.crypto.challenge import Challenge, seal, unseal
 from tunnel.transport.crypto.cookie import MAC_SIZE, append_macs, consume_reply, mac1_key, mac1_of, verify_mac1
 from tunnel.transport.crypto.kem import psk_id
 from tunnel.transport.crypto.keys import Keypair, choose_aead
-from tunnel.transport.crypto.noise import KEY_SIZE, TAG_SIZE, Entropy, HandshakeState, NoiseError
+from tunnel.transport.crypto.noise import TAG_SIZE, Entropy, HandshakeState, NoiseError
 from tunnel.transport.crypto.params import (
     MAX_INIT_PARAMS_SIZE,
     MAX_PARAMS_SIZE,
@@ -37,7 +36,7 @@ from tunnel.transport.crypto.params import (
     decode_params,
     encode_params,
 )
-from tunnel.units import Buffer
+from tunnel.units import KEY_SIZE, Buffer
 
 __all__ = [
     "Completed",
@@ -134,7 +133,7 @@ def xx_prologue(nameplate: int, exposer_message: bytes, connector_message: bytes
 
 def pair_psk(chaining_key: bytes) -> bytes:
     """The psk that two peers keep for later handshakes, from the final chaining key of the first one."""
-    return HKDF(algorithm=hashes.SHA256(), length=KEY_SIZE, salt=None, info=b"ptunnel 1 pair psk").derive(chaining_key)
+    return hkdf(chaining_key, b"ptunnel 1 pair psk")
 
 
 def parse_init(datagram: Buffer) -> InitHeader:

@@ -16,12 +16,12 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from tunnel.core.hkdf import hkdf
 from tunnel.errors import MalformedPacket
-from tunnel.transport.crypto.noise import KEY_SIZE, Entropy
+from tunnel.transport.crypto.noise import Entropy
+from tunnel.units import KEY_SIZE
 
 PUBLIC_SIZE: Final = 1184  # bytes of a public key; FIPS 203 §8
 TEXT_SIZE: Final = 1088  # bytes of a ciphertext; FIPS 203 §8
@@ -81,14 +81,13 @@ def answer(public: bytes) -> tuple[bytes, bytes]:
 def derive(before: bytes, secret: bytes, binding: bytes, asked: bytes, answered: bytes) -> NextPsks:
     """`before` is the psk before, `binding` the hash of the connection's first handshake; then both messages as they went."""
     transcript = hashlib.sha256(binding + asked + answered).digest()
-    hkdf = HKDF(algorithm=hashes.SHA256(), length=2 * KEY_SIZE, salt=before, info=b"ptunnel 1 hybrid" + transcript)
-    both = hkdf.derive(secret)
+    both = hkdf(secret, b"ptunnel 1 hybrid" + transcript, salt=before, size=2 * KEY_SIZE)
     return NextPsks(both[:KEY_SIZE], both[KEY_SIZE:])
 
 
 def psk_id(psk: bytes) -> bytes:
     """Names a psk to whoever has it too."""
-    return HKDF(algorithm=hashes.SHA256(), length=PSK_ID_SIZE, salt=None, info=b"ptunnel 1 psk id").derive(psk)
+    return hkdf(psk, b"ptunnel 1 psk id", size=PSK_ID_SIZE)
 
 
 def common_psk(named: Sequence[bytes], psks: Sequence[bytes]) -> bytes | None:

@@ -17,11 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from tunnel.errors import MalformedPacket
-from tunnel.units import Buffer
+from tunnel.units import KEY_SIZE, Buffer
 
 Entropy = Callable[[int], bytes]  # n -> n secret random bytes; os.urandom in life
 
-KEY_SIZE: Final = 32  # bytes of a public key, a private key, a psk and a cipher key
 TAG_SIZE: Final = 16  # bytes that sealing adds
 MAX_MESSAGE_SIZE: Final = 65_535  # bytes; §3
 _MAX_NONCE: Final = 2**64 - 1  # reserved by §5.1

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Final
 
 from tunnel.errors import MalformedPacket
+from tunnel.notation import printable
 from tunnel.units import Buffer
 
 __all__ = ["Frame", "decode_ack", "encode_ack"]
@@ -132,4 +133,4 @@ def decode_close(buffer: Buffer, position: int, end: int) -> tuple[int, str, int
     if length > MAX_CLOSE_TEXT or after + length > end:
         raise MalformedPacket("CLOSE: text out of bounds")
     text = bytes(memoryview(buffer)[after : after + length]).decode(errors="replace")
-    return code, "".join(c for c in text if c.isprintable()), after + length
+    return code, printable(text), after + length

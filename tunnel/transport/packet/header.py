@@ -18,7 +18,6 @@ HEADER_SIZE: Final = HEADER.size  # 13 bytes
 NUMBER_SIZE: Final = 8  # bytes: the last of them
 TAG_SIZE: Final = 16  # bytes, of both AEADs
 OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
-CHANNEL_SIZE: Final = 8  # bytes of relay channel before a relayed datagram
 
 MAX_SEGMENTS: Final = 64  # datagrams in one GSO call (UDP_MAX_SEGMENTS of older kernels)
 MAX_BURST: Final = 65_507  # bytes in one GSO call: the largest IPv4 UDP payload
