@@ -45,11 +45,13 @@ ARROWS: dict[str, set[str]] = {
         *WALLS,
     },
     # what people use
-    "setup": {"shell", "pairing", "state", "host", "telemetry", "disk", *SETTINGS, *WALLS},
+    "setup": {"shell", "node", "pairing", "state", "host", "telemetry", "disk", *SETTINGS, *WALLS},
     "ports": {"setup", "shell", "pairing", "core", "doors.udp", "host", "state", *SETTINGS, *WALLS},
     "room": {"room.core", "room.ip", "ports", "setup", "shell", "node", "pairing", "doors.tun", "state", *SETTINGS, *WALLS},
     "control": {"shell", *WALLS},
-    "cli": {"examples", "room", "room.core", "ports", "setup", "control", "shell", "state", "telemetry", *SETTINGS, *WALLS},
+    "cli": {
+        "examples", "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", *SETTINGS, *WALLS,
+    },
     # modules of their own
     "faults": set(),
     "disk": BASE,

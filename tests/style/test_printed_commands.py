@@ -17,10 +17,11 @@ from tests.style.source import ROOT, modules, project_files
 from tunnel.cli.main import COMMANDS, group
 from tunnel.cli.offers import all_in_one, forwards_for, other_command
 from tunnel.errors import ConfigurationError, command_word
+from tunnel.pairing.code import looks_like_code, parse_code
+from tunnel.pairing.grants import GrantSet
 from tunnel.ports.local import _explain
 from tunnel.ports.spec import MAX_FORWARDS, parse_forwards, parse_target
 from tunnel.server_spec import parse_server
-from tunnel.shell.vocabulary import GrantSet, looks_like_code, parse_code
 
 #: What stands for what a person fills in.
 WORDS = {

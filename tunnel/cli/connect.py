@@ -123,7 +123,7 @@ def command(
     given = load_settings(home, flags)
     settings, last = with_last_server(home, given)
     from tunnel.cli.running import run
-    from tunnel.shell.vocabulary import raise_descriptor_limit
+    from tunnel.host.limits import raise_descriptor_limit
 
     raise_descriptor_limit()
     with open_forwards(home, parsed) as listeners:  # first: nobody types a code to hear that a port is taken
@@ -181,7 +181,7 @@ class Connecting:
 
         from tunnel.control.server import Process, serve_control
         from tunnel.ports.bench import measure
-        from tunnel.telemetry.metrics import snapshot
+        from tunnel.ports.counters import drops_by_place
 
         ready = self._listeners.ready
         stopped = trio.Event()
@@ -197,7 +197,7 @@ class Connecting:
                 "forwards": [{"bind": each.bind, "target": each.target} for each in ready],
                 **({} if self._rates is None else self._rates.told()),
                 "counters": counters,
-                "drops": snapshot(links[0].endpoint_counters(), counters, links) if links else {},
+                "drops": drops_by_place(links[0].endpoint_counters(), counters, links) if links else {},
             }
 
         process = Process(
@@ -403,13 +403,13 @@ class Connecting:
         """As the other side is likely to know us."""
         import socket
 
-        from tunnel.shell.vocabulary import sanitise_name
+        from tunnel.pairing.identity import sanitise_name
 
         return sanitise_name(self._settings.name or socket.gethostname())
 
     def _verdict(self, link: Link) -> bool:
         from tunnel.errors import PermissionDeniedError, UnreachableError
-        from tunnel.shell.vocabulary import CloseCode
+        from tunnel.shell.link import CloseCode
 
         reason = link.close_reason
         if reason is None or self._is_leaving:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
+    from tunnel.pairing.grants import Grant
     from tunnel.ports.counters import ForwardCounters
     from tunnel.ports.exposing import Exposure
     from tunnel.ports.rate import PeerLimits
     from tunnel.settings import Settings
     from tunnel.shell.events import Event, Serving
     from tunnel.shell.link import Link
-    from tunnel.shell.vocabulary import Grant
     from tunnel.state.home import Home
 
 MOST_SHOWN: Final = 20  # remembered peers that a start is told of, one a line
@@ -79,9 +79,10 @@ def command(
     from tunnel.cli.render import Output
     from tunnel.ends import read_rate
     from tunnel.errors import ConfigurationError
+    from tunnel.host.limits import raise_descriptor_limit
     from tunnel.notation import with_proxy
+    from tunnel.pairing.grants import GrantSet
     from tunnel.ports.rate import PeerLimits
-    from tunnel.shell.vocabulary import GrantSet, raise_descriptor_limit
 
     if is_announced:
         grants = tuple(map(with_proxy, grants))
@@ -160,8 +161,8 @@ def ask_running(home: Home, names: Sequence[str], grants: Sequence[str], only: b
 def warn_of_silence(grants: Sequence[Grant], output: Output) -> None:
     """Say which ports of this machine nobody listens on yet; that is no reason not to share them."""
     from tunnel.cli.render import listing
+    from tunnel.host.listening import listening
     from tunnel.ports.unix import listens_at
-    from tunnel.shell.vocabulary import listening
 
     open_ports = listening()
     own = [grant for grant in grants if grant.name is None and grant.kind == "port" and not grant.is_socket]
@@ -260,14 +261,14 @@ class Exposing:
         return 0
 
     def _details(self) -> dict[str, object]:
-        from tunnel.telemetry.metrics import snapshot
+        from tunnel.ports.counters import drops_by_place
 
         counters = self._counters.as_dict()
         found: dict[str, object] = {"server": self._server, "counters": counters}
         if self._limits is not None:
             found["rate"] = self._limits.rate
         if self._exposure is not None and self._exposure.driver is not None:
-            found["drops"] = snapshot(self._exposure.driver.counters(), counters, self._exposure.links)
+            found["drops"] = drops_by_place(self._exposure.driver.counters(), counters, self._exposure.links)
         return found
 
     async def _serve_link(self, link: Link) -> None:
@@ -331,7 +332,7 @@ class Exposing:
                     if has_moved:
                         self._show_way()
             case CodeReady(code=code, expires_s=expires_s) if expires_s is not None:
-                from tunnel.shell.vocabulary import boottime
+                from tunnel.host.clock import boottime
 
                 self._code_ends = boottime() + expires_s
                 self._show_code(code, expires_s)
@@ -394,7 +395,7 @@ class Exposing:
             path = short_path(status)
             lines += live_lines([path if is_silent(status) else f"{status['peer']}  {path}", *why])
         if self._code_ends is not None:
-            from tunnel.shell.vocabulary import boottime
+            from tunnel.host.clock import boottime
 
             left = max(0, round(self._code_ends - boottime()))
             lines.append((f"Waiting for the other computer ... the code works for {left // 60}:{left % 60:02d} more", True))

@@ -79,7 +79,7 @@ def joined_code(words: list[str]) -> list[str]:
             end += 1
         if end - start < 3:
             continue
-        from tunnel.shell.vocabulary import looks_like_code
+        from tunnel.pairing.code import looks_like_code
 
         code = " ".join(words[start:end])
         if looks_like_code(code):
@@ -91,7 +91,7 @@ def is_code(word: str) -> bool:
     """Whether a person would take it for one."""
     if not any(character.isdecimal() for character in word):
         return False
-    from tunnel.shell.vocabulary import looks_like_code
+    from tunnel.pairing.code import looks_like_code
 
     return looks_like_code(word)
 

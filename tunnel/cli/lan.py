@@ -264,7 +264,7 @@ def choose(home: Home, settings: Settings, given: str | None, peer: str | None) 
     from tunnel.cli import prompt
     from tunnel.cli.meant import usable
     from tunnel.errors import ConfigurationError
-    from tunnel.shell.vocabulary import looks_like_code
+    from tunnel.pairing.code import looks_like_code
     from tunnel.state.rooms import Rooms
 
     if peer is not None and given is not None:
@@ -312,7 +312,7 @@ def shared(home: Home, settings: Settings, member_name: str | None, *, is_once: 
 def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any, *, is_kept: bool = False) -> int:
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
-    from tunnel.shell.vocabulary import raise_descriptor_limit
+    from tunnel.host.limits import raise_descriptor_limit
 
     raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not verbose)

@@ -83,7 +83,7 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
     from tunnel.errors import command_word
 
     if given is not None:
-        from tunnel.shell.vocabulary import looks_like_code
+        from tunnel.pairing.code import looks_like_code
 
         if looks_like_code(given):
             return None, usable(given, settings, is_room=False)
@@ -113,7 +113,7 @@ def choose(home: Home, settings: Settings, given: str | None, *, is_new: bool, m
 def usable(code: str, settings: Settings, *, is_room: bool) -> str:
     """The code, if it can be one for this.  Raises ConfigurationError, with the command for what else it is for."""
     from tunnel.cli.offers import short_server
-    from tunnel.shell.vocabulary import Purpose, parse_code, require_purpose
+    from tunnel.pairing.code import Purpose, parse_code, require_purpose
 
     alone, settings = with_server_of(code, settings)
     server = short_server(settings.server) if settings.server is not None else "HOST"

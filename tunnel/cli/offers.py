@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from tunnel.pairing.grants import Grant
     from tunnel.shell.link import Share
-    from tunnel.shell.vocabulary import Grant
 
 #: Ports that an ordinary user may not listen on -> what people take instead; any other gets 10,000 added.
 SUGGESTED: Final = {22: 2222, 23: 2323, 53: 5353, 80: 8080, 443: 8443, 445: 1445}

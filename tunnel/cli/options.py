@@ -158,8 +158,8 @@ async def settle_server(
 
 def with_server_of(code: str | None, settings: Settings) -> tuple[str | None, Settings]:
     """The code alone, and the settings with the server that it carries.  Raises ConfigurationError."""
+    from tunnel.pairing.code import split_server
     from tunnel.server_spec import parse_server, with_tls_options
-    from tunnel.shell.vocabulary import split_server
 
     if code is None:
         return None, settings

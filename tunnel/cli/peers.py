@@ -46,7 +46,7 @@ def list_command(is_json: bool, verbose: int) -> None:
 def rename_command(old: str, new: str, is_json: bool, verbose: int) -> None:
     """Call the peer OLD by the name NEW from now on."""
     from tunnel.errors import ConfigurationError
-    from tunnel.shell.vocabulary import looks_like_code
+    from tunnel.pairing.code import looks_like_code
 
     if looks_like_code(new) or new.startswith("-"):
         raise ConfigurationError(f"{new[:40]!r} looks like a code or an option: choose another name.")
@@ -125,13 +125,13 @@ def _describe(peer: Peer) -> dict[str, Any]:
 
 
 def _grants(peer: Peer) -> list[str]:
-    from tunnel.shell.vocabulary import GrantSet
+    from tunnel.pairing.grants import GrantSet
 
     return [str(grant) for grant in GrantSet.from_dicts(peer.grants)]
 
 
 def _fingerprint(peer: Peer) -> str:
-    from tunnel.shell.vocabulary import fingerprint
+    from tunnel.pairing.identity import fingerprint
 
     return fingerprint(peer.static)
 

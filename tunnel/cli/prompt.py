@@ -26,7 +26,7 @@ def can_ask() -> bool:
 
 def ask_code() -> str:
     """A well-formed code.  Raises ConfigurationError, KeyboardInterrupt."""
-    from tunnel.shell.vocabulary import complete, parse_code
+    from tunnel.pairing.code import complete, parse_code
 
     def check(answer: str) -> str:
         parse_code(answer)
@@ -44,7 +44,7 @@ def _completes() -> bool:
 
 def ask_peer(names: Sequence[str]) -> tuple[str | None, str | None]:
     """(peer, code): one of the names by itself or its number, or a code of somebody new.  Raises ConfigurationError."""
-    from tunnel.shell.vocabulary import complete, looks_like_code, parse_code
+    from tunnel.pairing.code import complete, looks_like_code, parse_code
 
     click.echo("Connect to which peer?", err=True)
     for number, name in enumerate(names, 1):

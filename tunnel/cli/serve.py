@@ -53,9 +53,9 @@ def command(
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.errors import ConfigurationError
+    from tunnel.host.limits import raise_descriptor_limit
     from tunnel.server_spec import DEFAULT_PORT, split_host_port
     from tunnel.shell.serve import DEFAULT_LISTEN, ServerConfig, TlsConfig, read_access_file
-    from tunnel.shell.vocabulary import raise_descriptor_limit
 
     places = [split_host_port(_address(text), "--listen", DEFAULT_PORT) for text in listen] or list(DEFAULT_LISTEN)
     options: dict[str, Any] = {"open_directory": open_directory}

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, assert_never
 
 import trio
 
@@ -34,7 +34,7 @@ from tunnel.control.messages import (
 from tunnel.control.sockets import Lines, has_control_sockets, is_ours, leave, short_path, socket_path, sweep
 from tunnel.errors import MalformedPacket, StateError, TunnelError
 from tunnel.faults import Faults
-from tunnel.shell.link import CloseCode
+from tunnel.shell.link import CloseCode, Link
 
 MAX_CLIENTS: Final = 16  # at once; more are told to come again
 REQUEST_TIMEOUT: Final = 10.0  # seconds for the next request
@@ -46,40 +46,6 @@ SHED_PAUSE: Final = 0.1  # seconds of rest after descriptors ran out
 
 #: How it shows that the client has gone.
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
-
-
-class LinkStatus(Protocol):
-    @property
-    def kind(self) -> str | None: ...
-
-    @property
-    def remote(self) -> str | None: ...
-
-    @property
-    def why(self) -> str: ...
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-class ControlledLink(Protocol):
-    """What the control socket needs of a `tunnel.shell.link.Link`."""
-
-    @property
-    def peer_name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def is_direct(self) -> bool: ...
-
-    def status(self) -> LinkStatus: ...
-
-    async def wait_direct(self) -> None: ...
-
-    async def ping(self) -> float: ...
-
-    def close(self, reason: str, code: int) -> None: ...
 
 
 #: What a request that failed is called.
@@ -95,7 +61,7 @@ class Process:
     """What the process lets be seen and done."""
 
     role: str  # "connect", "expose", "lan"
-    links: Callable[[], Sequence[ControlledLink]]
+    links: Callable[[], Sequence[Link]]
     forget: Callable[[str], None] = _nothing  # drop the peer's key and grants; its links are cut here afterwards
     close: Callable[[], None] = _nothing  # end as Ctrl-C would
     #: (member, room or None) -> (room, member) that was sent away; None where that is no room of ours.  Raises TunnelError.
@@ -309,7 +275,7 @@ class _Conversation:
             **self._process.details(),
         }
 
-    def _find(self, peer: str | None) -> list[ControlledLink]:
+    def _find(self, peer: str | None) -> list[Link]:
         """Those to `peer`, by name or fingerprint; None for all."""
         return [link for link in self._process.links() if peer is None or peer in (link.peer_name, link.fingerprint)]
 
@@ -320,7 +286,7 @@ class _Conversation:
             link.close("you were removed from the peer's list", CloseCode.FORGOTTEN)
         return len(links)
 
-    async def _find_one(self, peer: str | None) -> ControlledLink | None:
+    async def _find_one(self, peer: str | None) -> Link | None:
         """None when an error was said."""
         links = self._find(peer)
         if not links:
@@ -372,7 +338,7 @@ class _Conversation:
             return False
         return True
 
-    async def _pause(self, link: ControlledLink, request: Ping, begun: float) -> None:
+    async def _pause(self, link: Link, request: Ping, begun: float) -> None:
         """Until the next ping is due, or the path became direct where that is awaited."""
         with trio.move_on_at(begun + request.interval_s):
             if request.until_direct:
@@ -380,7 +346,7 @@ class _Conversation:
             else:
                 await trio.sleep_forever()
 
-    async def _ping_once(self, link: ControlledLink, number: int) -> Answer:
+    async def _ping_once(self, link: Link, number: int) -> Answer:
         rtt: float | None = None
         with trio.move_on_after(PING_TIMEOUT):
             rtt = await link.ping()

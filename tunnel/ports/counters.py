@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from tunnel.ports.link import Notice
 
+if TYPE_CHECKING:
+    from tunnel.shell.link import Link
+
 NOTICE_INTERVAL: Final = 10.0  # seconds between two sentences about the same thing
 MAX_NOTICES: Final = 20  # sentences about whatever in NOTICE_INTERVAL: a peer that asks for every port fills no screen
 MAX_NOTICE_SUBJECTS: Final = 256  # subjects remembered; the eldest is forgotten
+#: Counters of forwards that are no drops: how much went through, and what is open.
+TRAFFIC: Final = frozenset((
+    "tcp_opened", "tcp_active", "udp_flows_opened", "udp_flows_active", "udp_datagrams_in", "udp_datagrams_out",
+))  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -80,3 +87,18 @@ class Notices:
             del self._said[next(iter(self._said))]
         self._said[subject] = now
         self._notice(text)
+
+
+def drops_by_place(
+    endpoint: Mapping[str, Mapping[str, int]], forwards: Mapping[str, int], links: Iterable[Link]
+) -> dict[str, dict[str, int]]:
+    """Every drop of a process: what `ptunnel status --json` shows as `drops`.
+
+    Counts by place and reason; a place that dropped nothing is there too, empty: it was looked at.
+    Places are `endpoint`, `server NAME`, `udp ADDRESS`, `forwards`, and `link PEER` for every connection.
+    """
+    drops = {place: dict(sorted(counts.items())) for place, counts in endpoint.items()}
+    drops["forwards"] = {name: count for name, count in forwards.items() if count and name not in TRAFFIC}
+    for link in links:
+        drops[f"link {link.peer_name}"] = dict(sorted(link.status().drops.items()))
+    return drops

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never
 import trio
 
 from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
+from tunnel.node.events import PeeringClosed, PeeringEvent, Problem
 from tunnel.ports.serve import serve_nothing
 from tunnel.room.core.addresses import MAX_MEMBERS, Prefix
 from tunnel.room.core.events import (
@@ -24,10 +25,10 @@ from tunnel.room.core.events import (
     RosterChanged,
     YouWereRemoved,
 )
+from tunnel.room.core.membership import Membership
 from tunnel.room.core.messages import Reason
 from tunnel.room.core.roster import Member, Roster
 from tunnel.room.interface import Plane
-from tunnel.room.meetings import PROBLEMS_OF_PEERS, Membership, PeeringClosed, PeeringEvent, Problem
 from tunnel.setup.common import OnEvent
 from tunnel.shell.endpoint import EndpointDriver
 from tunnel.shell.events import Closed, Event, Listening, MemberReport, Paired, PathReport, Trouble
@@ -37,6 +38,8 @@ from tunnel.shell.reports import EndpointEvent, PeerBack, Troubled, to_event, to
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+#: What is said of one peer where that is the only one; a room says that a member is away.
+PROBLEMS_OF_PEERS: Final = frozenset((Problem.PEER_ABSENT, Problem.PEER_LOST, Problem.PEER_SILENT))
 GOODBYE: Final = 0.5  # seconds at most
 TICK: Final = 0.5  # seconds between two looks at what is due: a room's own deadlines are seconds
 

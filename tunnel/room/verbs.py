@@ -22,6 +22,7 @@ from tunnel.errors import ConfigurationError, MalformedPacket, StateError
 from tunnel.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.room.core.addresses import Prefix, subnet_prefix
 from tunnel.room.core.creator import CreatorRoom
+from tunnel.room.core.membership import Membership, NewcomerStore
 from tunnel.room.core.room import Room
 from tunnel.room.core.roster import RoomState, Roster, decode_roster, invited_psk, make_label
 from tunnel.room.interface import (
@@ -33,7 +34,6 @@ from tunnel.room.interface import (
     open_on_host,
     require_host_interface,
 )
-from tunnel.room.meetings import Membership, NewcomerStore
 from tunnel.room.session import LanMember, LanRoom
 from tunnel.settings import Given, Settings
 from tunnel.setup.common import OnEvent, require_trio, single_error, words

@@ -17,11 +17,11 @@ import trio
 from tunnel.disk import MAX_LATE_JOBS, DiskThread
 from tunnel.errors import ConfigurationError, StateError, TunnelError
 from tunnel.faults import Faults
+from tunnel.node.events import KeptPsk
 from tunnel.pairing.grants import GrantSet
 from tunnel.pairing.identity import sanitise_name
 from tunnel.settings import Given, GivenPeer, Settings, load_given
 from tunnel.shell.endpoint import KnownPeer, Traces
-from tunnel.shell.vocabulary import KeptPsk
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.units import Hex

@@ -35,9 +35,9 @@ from tunnel.errors import (
     StateError,
     UnreachableError,
 )
+from tunnel.pairing.grants import GrantSet
 from tunnel.server_spec import parse_server
 from tunnel.settings import Settings, load
-from tunnel.shell.vocabulary import GrantSet
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]

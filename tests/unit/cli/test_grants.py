@@ -15,9 +15,9 @@ from tunnel.cli.expose import MOST_SHOWN, Exposing
 from tunnel.cli.main import run
 from tunnel.cli.render import Output
 from tunnel.control.sockets import short_path
+from tunnel.pairing.grants import GrantSet
 from tunnel.settings import Settings
 from tunnel.shell.events import CodeReady, Paired, Serving
-from tunnel.shell.vocabulary import GrantSet
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]

@@ -9,7 +9,7 @@ import pytest
 
 from tunnel.cli.options import load_settings, with_last_server, with_server_of
 from tunnel.errors import ConfigurationError
-from tunnel.shell.vocabulary import looks_like_code, parse_code, split_server
+from tunnel.pairing.code import looks_like_code, parse_code, split_server
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]

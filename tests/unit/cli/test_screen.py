@@ -14,7 +14,7 @@ from tunnel.cli.main import report
 from tunnel.cli.peers import show
 from tunnel.cli.render import columns, folded, live_lines, short_path
 from tunnel.errors import ServerUnreachableError
-from tunnel.shell.vocabulary import GrantSet
+from tunnel.pairing.grants import GrantSet
 from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 

@@ -23,9 +23,10 @@ from tunnel.cli.lan import Playing
 from tunnel.cli.main import COMMANDS, run
 from tunnel.cli.render import Output
 from tunnel.control.server import Process, serve_control
+from tunnel.pairing.code import looks_like_code, parse_code, split_server
+from tunnel.pairing.grants import GrantSet
 from tunnel.settings import Settings
 from tunnel.shell.events import CodeReady, Listening
-from tunnel.shell.vocabulary import GrantSet, looks_like_code, parse_code, split_server
 from tunnel.state.home import Home
 
 Remember = Callable[..., object]
@@ -257,7 +258,7 @@ def test_the_prompt_says_where_a_code_comes_from(monkeypatch: pytest.MonkeyPatch
 
 def test_expose_says_what_nobody_listens_on_yet(capsys: pytest.CaptureFixture[str]) -> None:
     from tunnel.cli.expose import warn_of_silence
-    from tunnel.shell.vocabulary import listening
+    from tunnel.host.listening import listening
 
     if listening() is None:
         pytest.skip("what listens here cannot be known")
