@@ -39,9 +39,9 @@ def command(peer: str | None, seconds: float, is_json: bool, verbose: int) -> in
 
 
 async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
-    from tunnel.cli.status import no_process
+    from tunnel.cli.status import require_asked
     from tunnel.control.client import ask_all
-    from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
+    from tunnel.errors import UnreachableError
 
     errors: dict[str, str] = {}
     results = 0
@@ -55,12 +55,7 @@ async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
             click.echo(json_line(answer) if is_json else row(answer))
 
     asked = await ask_all(run_dir, request, take)
-    if not asked:
-        raise UnreachableError(no_process())
-    if "several_peers" in errors:
-        raise ConfigurationError(errors["several_peers"])
-    if "internal" in errors:
-        raise TunnelError(errors["internal"])
+    require_asked(asked, errors)
     told = next((text for code, text in errors.items() if code != "no_link"), None)
     if told is not None or not results:
         raise UnreachableError(told or f"No running command has a link to {request.peer or 'anybody'}.")

@@ -376,6 +376,7 @@ class Connecting:
         from tunnel.cli.render import listing
         from tunnel.ends import is_path
         from tunnel.errors import command_word
+        from tunnel.setup.store import own_name
 
         texts = shared.texts
         self._output.emit({"event": "shared", "peer": peer, "shares": texts, "all": shared.is_all})
@@ -387,25 +388,16 @@ class Connecting:
             options = " ".join(options_for(shared.usable[:MOST_SHOWN]))
             self._output.say(f"Nothing of it is forwarded yet: 'ptunnel connect {command_word(peer)} {options}' does that.")
         if self._listeners.has_door and shared.is_all and not any(each.kind == "net" for each in shared.usable):
-            ask = f"'ptunnel expose --net 192.168.1.0/24:80,443 --to {command_word(self._own_name)}'"
+            ask = f"'ptunnel expose --net 192.168.1.0/24:80,443 --to {command_word(own_name(self._settings.name))}'"
             self._output.warn(f"{peer} shares no network (it shares {what}), so --socks reaches nothing: ask there for {ask}.")
         refused = shared.refused(wanted)
         for protocol, target in refused[:MOST_SHOWN]:
             suffix = "" if protocol == "tcp" else "/udp"
             port = target if isinstance(target, int) or is_path(target) else f"{target.partition(':')[0]}=HOST:PORT"
-            ask = f"'ptunnel expose {port}{suffix} --to {command_word(self._own_name)}'"
+            ask = f"'ptunnel expose {port}{suffix} --to {command_word(own_name(self._settings.name))}'"
             self._output.warn(f"{peer} does not share {protocol}/{target} (it shares {what}): ask there for {ask}.")
         if len(refused) > MOST_SHOWN:
             self._output.warn(f"Nor does it share {len(refused) - MOST_SHOWN} more of what is to be forwarded.")
-
-    @property
-    def _own_name(self) -> str:
-        """As the other side is likely to know us."""
-        import socket
-
-        from tunnel.pairing.identity import sanitise_name
-
-        return sanitise_name(self._settings.name or socket.gethostname())
 
     def _verdict(self, link: Link) -> bool:
         from tunnel.errors import PermissionDeniedError, UnreachableError

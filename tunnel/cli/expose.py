@@ -210,6 +210,7 @@ class Exposing:
         """Its exit code."""
         import trio
 
+        from tunnel.cli.running import first_of
         from tunnel.control.server import Process, serve_control
         from tunnel.ports.bench import measure
         from tunnel.ports.exposing import expose
@@ -247,17 +248,7 @@ class Exposing:
             if exposure.driver is not None:
                 process.faults = exposure.driver.faults
             ending.stop = ended.set
-
-            async def wait() -> None:
-                await exposure.run()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(wait)
-            try:
-                await ended.wait()
-            finally:
-                self._output.freeze()
-            nursery.cancel_scope.cancel()
+            await first_of(nursery, exposure.run, ended.wait, self._output.freeze)
         return 0
 
     def _details(self) -> dict[str, object]:

@@ -345,22 +345,14 @@ class Playing:
         """Its exit code."""
         import trio
 
+        from tunnel.cli.running import first_of
+
         ended = trio.Event()
         self._hurry = ending.hurry
         async with self.room(ended.set) as room, trio.open_nursery() as nursery:
             ending.stop = ended.set
             nursery.start_soon(self._log.run)
-
-            async def wait() -> None:
-                await room.run()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(wait)
-            try:
-                await ended.wait()
-            finally:
-                self._output.freeze()
-            nursery.cancel_scope.cancel()
+            await first_of(nursery, room.run, ended.wait, self._output.freeze)
         return 0
 
     def room(self, close: Any) -> AbstractAsyncContextManager[LanRoom]:

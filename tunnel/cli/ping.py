@@ -38,9 +38,9 @@ def command(peer: str | None, count: int, interval: float, until_direct: bool, l
 
 async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
     from tunnel.cli.render import milliseconds
-    from tunnel.cli.status import no_process
+    from tunnel.cli.status import require_asked
     from tunnel.control.client import ask_all
-    from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
+    from tunnel.errors import UnreachableError
 
     answered = lost = 0
     errors: dict[str, str] = {}
@@ -64,12 +64,7 @@ async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
             click.echo(f"{answer['peer']}  {took}  {answer['kind'] or 'no path'}  udp {answer['remote']}")
 
     asked = await ask_all(run_dir, request, take)
-    if not asked:
-        raise UnreachableError(no_process())
-    if "several_peers" in errors:
-        raise ConfigurationError(errors["several_peers"])
-    if "internal" in errors:
-        raise TunnelError(errors["internal"])
+    require_asked(asked, errors)
     if request.until_direct and direct:
         return 0
     if "not_direct" in errors:

@@ -98,6 +98,23 @@ def run(
     return exit_code(caught[0]) if caught else result or 0
 
 
+async def first_of(
+    nursery: trio.Nursery, task: Callable[[], Awaitable[None]], end: Callable[[], Awaitable[None]], freeze: Callable[[], None]
+) -> None:
+    """Until one of the two is over; then all that `nursery` runs is.  `freeze` comes before that, if nothing went wrong."""
+
+    async def wait() -> None:
+        await task()
+        nursery.cancel_scope.cancel()
+
+    nursery.start_soon(wait)
+    try:
+        await end()
+    finally:
+        freeze()
+    nursery.cancel_scope.cancel()
+
+
 def exit_code(number: int) -> int:
     return 130 if number == signal.SIGINT else 0
 

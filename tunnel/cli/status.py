@@ -58,6 +58,18 @@ def no_process() -> str:
     return NO_PROCESS if os.geteuid() == 0 else f"{NO_PROCESS} {AS_ROOT}"
 
 
+def require_asked(asked: int, errors: Mapping[str, str]) -> None:
+    """Raises TunnelError where no process was asked, or the question could not be put to one."""
+    from tunnel.errors import ConfigurationError, TunnelError, UnreachableError
+
+    if not asked:
+        raise UnreachableError(no_process())
+    if "several_peers" in errors:
+        raise ConfigurationError(errors["several_peers"])
+    if "internal" in errors:
+        raise TunnelError(errors["internal"])
+
+
 async def _ask(run_dir: Path, peer: str | None) -> list[dict[str, Any]]:
     from tunnel.control.client import ask_all
     from tunnel.control.messages import Status

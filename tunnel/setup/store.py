@@ -42,6 +42,11 @@ def _qlog_directory(folder: str) -> QlogDirectory:
     return QlogDirectory(folder)
 
 
+def own_name(chosen: str | None) -> str:
+    """How others are likely to know us: as was chosen, or by this machine's name."""
+    return sanitise_name(chosen or socket.gethostname())
+
+
 def known_peer(peer: Peer) -> KnownPeer:
     return KnownPeer(
         name=peer.name,
@@ -200,7 +205,7 @@ class HomeStore:
 
     def name(self, remembered: str | None = None) -> str:
         """How we introduce ourselves: as given, as we did before, as configured, or by this machine's name."""
-        return sanitise_name(self._given_name or remembered or self.settings.name or socket.gethostname())
+        return own_name(self._given_name or remembered or self.settings.name)
 
     def traces(self) -> Traces | None:
         """Who listens to connections: a folder, where one is wanted.  Raises ConfigurationError."""
