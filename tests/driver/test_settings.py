@@ -84,11 +84,12 @@ async def asked(enter: Enter, **more: Any) -> dict[str, Any]:
 async def test_what_config_toml_says_counts_for_the_library_as_for_the_command_line(verb: str, config: Path) -> None:
     settings = load_settings(Home(config))
     options = await asked(VERBS[verb], home=config)
-    assert options["path"] == settings.path == "relay"
+    used = options["settings"]
+    assert used.path == settings.path == "relay"
     assert options["name"] == settings.name == "attic"
-    assert options["access_token"].decode() == settings.access_token == VALUES["access_token"]
+    assert used.access_token_bytes.decode() == settings.access_token == VALUES["access_token"]
     assert options["port_mapping"] is (settings.portmap == "on") is False
-    assert options["tls"] == settings.tls == (8443, PIN)
+    assert used.tls == settings.tls == (8443, PIN)
     assert options["traces"] is not None
     assert (config / "traces").is_dir()
 
@@ -96,7 +97,8 @@ async def test_what_config_toml_says_counts_for_the_library_as_for_the_command_l
 @pytest.mark.parametrize("verb", VERBS)
 async def test_what_the_caller_says_goes_before_that(verb: str, config: Path) -> None:
     options = await asked(VERBS[verb], home=config, path="direct", portmap=True, tls=TlsOptions(None, None))
-    assert (options["path"], options["port_mapping"], options["tls"]) == ("direct", True, (None, None))
+    used = options["settings"]
+    assert (used.path, options["port_mapping"], used.tls) == ("direct", True, (None, None))
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "telemetry": {"core", "disk", *BASE},
     # trio around the core
     "shell": {
-        "core", "transport", "nat", "pairing", "node", "rendezvous", "dht", "doors.udp", "doors.tls", "host", "server_spec",
+        "core", "transport", "nat", "pairing", "node", "rendezvous", "dht", "doors.udp", "doors.tls", "host", *SETTINGS,
         *WALLS,
     },
     # what people use

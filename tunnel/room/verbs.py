@@ -260,12 +260,9 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         name=member_name,
         peers=(),
         store=newcomers,
-        path=settings.path,
-        access_token=settings.access_token_bytes,
+        settings=settings,
         traces=store.traces(),
         port_mapping=maps_ports,
-        tls=settings.tls,
-        dht_bootstrap=settings.dht_bootstrap,
         faults=store.faults,
         **machine.options(),
     )

@@ -44,7 +44,8 @@ from tunnel.node.events import (
 from tunnel.node.flows.expose_code import ExposerPairing
 from tunnel.node.peering import Peering
 from tunnel.node.pool import CloseRoute, OpenRoute, OpenSockets
-from tunnel.server_spec import DHT_ENTRY, TlsOptions, tls_options
+from tunnel.server_spec import tls_options
+from tunnel.settings import Settings
 from tunnel.shell.copies import Copies
 from tunnel.shell.dht_door import DhtDoor
 from tunnel.shell.lasting import last
@@ -86,8 +87,7 @@ class EndpointDriver:
         name: str,
         peers: Iterable[KnownPeer],
         store: PeerStore,
-        path: str = "auto",
-        access_token: bytes = b"",
+        settings: Settings | None = None,
         on_event: Callable[[EndpointEvent], None] | None = None,
         on_link: Callable[[Link], None] | None = None,
         opener: OpenSocket = open_large,
@@ -97,8 +97,6 @@ class EndpointDriver:
         wall: Callable[[], float] | None = None,
         traces: Traces | None = None,
         port_mapping: bool = False,
-        tls: TlsOptions | None = None,
-        dht_bootstrap: str = DHT_ENTRY,
         memory: WayMemory | None = None,
         machine: Callable[[], bytes] = machine_id,
         place: Callable[[], bytes] = bytes,
@@ -107,12 +105,12 @@ class EndpointDriver:
     ) -> None:
         """Opens the sockets; a family that the machine lacks is left out.  Raises ConfigurationError.
 
-        `tls` is for servers whose word does not say how they are reached where UDP is blocked; None: as everybody does.
         `wall` is the calendar that stands beside `clock`, in seconds; None: the system's, if the clock is the system's.
-        `access_token` is for servers that let in only those who hold one.  `port_mapping`: ask the router for ports, while
-        run() runs, unless the path policy keeps candidates at home anyway.  `place` tells the home from copies of it.
+        `port_mapping`: ask the router for ports, while run() runs, unless the path policy keeps candidates at home anyway.
+        `place` tells the home from copies of it.
         """
-        self._port_mapping = port_mapping and path != "relay"
+        settings = Settings() if settings is None else settings
+        self._port_mapping = port_mapping and settings.path != "relay"
         self.port_maps: PortMapKeeper | None = None
         self._copies = Copies(clock, wall, self._give_up_keys)
         self.clock = self._copies.clock
@@ -145,11 +143,9 @@ class EndpointDriver:
         self._sockets.update((SocketId(number), each) for number, each in enumerate(open_all(bind, opener)))
         self.pool = PoolSockets(self._sockets, opener, next((host for host in bind if ":" not in host), None))
         self._memory = memory
-        common = TlsOptions() if tls is None else tls
-
         self.routes = Routes(
             self._sockets,
-            options=lambda server: tls_options(server, common),
+            options=lambda server: tls_options(server, settings.tls),
             serve=self._run_pool_socket,
             faults=self.faults,
             up=self._route_up,
@@ -159,7 +155,7 @@ class EndpointDriver:
             name=name,
             aeads=preferred_aeads(has_aes()),
             receive_buffer=min(socket.receive_buffer for socket in self._sockets.values()),
-            path_policy=path,
+            path_policy=settings.path,
             machine_id=machine(),
             place_id=place(),
         )
@@ -178,11 +174,11 @@ class EndpointDriver:
             self.core,
             clock=self.clock,
             flush=self.flush,
-            access_token=access_token,
+            access_token=settings.access_token_bytes,
             has_route=self.routes.allows,
             moved=self.routes.server_moved,
             trouble=self.routes.troubles.get,
-            dht=DhtDoor(self.core, self._sockets, dht_bootstrap, clock=self.clock, flush=self.flush, faults=self.faults),
+            dht=DhtDoor(self.core, self._sockets, settings.dht_bootstrap, clock=self.clock, flush=self.flush, faults=self.faults),
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
