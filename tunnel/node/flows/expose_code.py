@@ -22,7 +22,7 @@ from tunnel.errors import MalformedPacket
 from tunnel.node.context import Context
 from tunnel.node.events import CodeIssued, Problem, Troubled
 from tunnel.node.flow import Flow
-from tunnel.node.handshakes import FINISH, INIT, Completed, XxResponder, receiver_index, xx_prologue
+from tunnel.node.handshakes import receiver_index
 from tunnel.notation import printable
 from tunnel.pairing.code import CODE_WORDS, ROOM_CODE_WORDS, Code, Purpose, make_code, parse_code
 from tunnel.pairing.pake import Pake
