@@ -77,10 +77,10 @@ class Settings:
     server: Annotated[
         str | None,
         Row(
-            meaning="the rendezvous server, HOST or HOST:PORT (24531), or none",
+            meaning="the rendezvous server, HOST or HOST:PORT (24531), dht (no server: the Mainline DHT), or none",
             kind="network",
             metavar="HOST[:PORT]",
-            help="The rendezvous server, or 'none'. Also PTUNNEL_SERVER or config.toml; else the one of last time.",
+            help="The rendezvous server, 'dht' (without one) or 'none'. Also PTUNNEL_SERVER, config.toml; else that of last time.",
             variable="PTUNNEL_SERVER",
             check=_check_server,
         ),
