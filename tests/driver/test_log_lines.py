@@ -97,7 +97,7 @@ def test_the_log_of_a_service_tells_who_came_what_was_opened_and_who_left(lab: L
                 log.wait(rf"^{WHEN}{re.escape(opened)}$")
                 log.wait(rf"^{WHEN}{re.escape(closed)}{carried}")
             connecting.end()
-            exposing.wait(rf"^{WHEN}The link to 'friend' has ended: .*\.$")
+            exposing.wait(rf"^{WHEN}friend has left\.$")
         exposing.end()
 
 

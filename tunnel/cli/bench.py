@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, put_row
 
 
 @click.command("bench")
@@ -52,7 +52,7 @@ async def _bench(run_dir: Path, request: Any, is_json: bool) -> int:
             errors[answer["code"]] = answer["message"]
         elif answer["event"] == "bench":
             results += 1
-            click.echo(json_line(answer) if is_json else row(answer))
+            click.echo(json_line(answer)) if is_json else put_row(row(answer))
 
     asked = await ask_all(run_dir, request, take)
     require_asked(asked, errors)

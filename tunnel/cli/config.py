@@ -74,9 +74,9 @@ def _show(key: str, config: ConfigFile, is_json: bool) -> None:
     if is_json:
         click.echo(json_line({"event": "setting", "name": key, "value": value, "is_set": key in config}))
     elif key not in config:
-        click.echo(f"{key} is not set.", err=True)
+        tell(f"{key} is not set.")
     else:
-        click.echo(f"{key} = {'(not shown)' if value is None else value}", err=True)
+        tell(f"{key} = {'(not shown)' if value is None else value}")
 
 
 def _tell_place(path: Path, is_set: bool) -> None:

@@ -47,6 +47,7 @@ FIRST_PAUSE: Final = 1.0  # seconds before the next try, doubling ...
 LONGEST_PAUSE: Final = 30.0  # ... up to this
 NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
 
+ABSENT_PATIENCE: Final = 30.0  # seconds for a remembered peer to come where it is not waited for (--once, --stdio)
 SHARES_PATIENCE: Final = 1.0  # seconds for the other side to say what it shares
 SHARES_PAUSE: Final = 1.0  # seconds before the next change of it is told: the other side may send any number
 MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that are not shared
@@ -132,7 +133,7 @@ def command(
         is_guess = code is not None and bool(last) and not settings.is_server_given
         output = Output(is_json=is_json, is_quiet=stdio is not None and not verbose, may_be_live=not verbose)
         stays = not is_once and target is None
-        limit = math.inf if timeout is None else timeout
+        limit = patience(timeout, stays=stays, has_code=code is not None)
         connecting = Connecting(
             home, settings, who, code, listeners, output, limit, target, stays=stays, given=given if is_guess else None,
             rates=limits, remotes=asked,
@@ -219,7 +220,7 @@ class Connecting:
                     code = await self._stay(stopped)
                 except TunnelError as error:
                     failure = error
-                self._output.freeze()
+                self._output.clear()
                 nursery.cancel_scope.cancel()
             if failure is not None:
                 raise failure
@@ -227,7 +228,7 @@ class Connecting:
 
     async def _leave_at(self, stopped: trio.Event, scope: trio.CancelScope) -> None:
         await stopped.wait()
-        self._output.freeze()
+        self._output.clear()
         scope.cancel()
 
     async def _stay(self, stopped: trio.Event) -> int:
@@ -245,7 +246,7 @@ class Connecting:
                 if await self._connect_once(self._deadline):
                     return 0
                 self._has_ended = True
-                self._trouble("peer_ended", f"'{self._peer}' has ended the link: waiting for it to come back (Ctrl-C ends it).")
+                self._trouble("peer_ended", f"{self._peer} has ended the link: waiting for it to come back.")
             except (ServerUnreachableError, UnreachableError) as error:
                 may_wait = self._stays and (self._code is None or isinstance(error, OfflineError))  # then no code was tried
                 if not may_wait or trio.current_time() >= self._deadline or stopped.is_set():
@@ -382,20 +383,22 @@ class Connecting:
         self._output.emit({"event": "shared", "peer": peer, "shares": texts, "all": shared.is_all})
         more = [] if shared.is_all and len(texts) <= MOST_SHOWN else ["more"]
         what = listing([*texts[:MOST_SHOWN], *more])
-        self._output.say(f"{peer} shares {what}{'' if texts else ' with this machine'}.")
         wanted = [("tcp", self._target)] if self._target is not None else self._listeners.targets
+        refused = shared.refused(wanted)
+        if not refused:  # else it is said with what is missing
+            self._output.say(f"{peer} shares {what}{'' if texts else ' with this machine'}.")
         if not (wanted or self._listeners.has_door or self._remotes) and shared.usable:
             options = " ".join(options_for(shared.usable[:MOST_SHOWN]))
             self._output.say(f"Nothing of it is forwarded yet: 'ptunnel connect {command_word(peer)} {options}' does that.")
         if self._listeners.has_door and shared.is_all and not any(each.kind == "net" for each in shared.usable):
             ask = f"'ptunnel expose --net 192.168.1.0/24:80,443 --to {command_word(own_name(self._settings.name))}'"
             self._output.warn(f"{peer} shares no network (it shares {what}), so --socks reaches nothing: ask there for {ask}.")
-        refused = shared.refused(wanted)
-        for protocol, target in refused[:MOST_SHOWN]:
+        for number, (protocol, target) in enumerate(refused[:MOST_SHOWN]):
             suffix = "" if protocol == "tcp" else "/udp"
             port = target if isinstance(target, int) or is_path(target) else f"{target.partition(':')[0]}=HOST:PORT"
             ask = f"'ptunnel expose {port}{suffix} --to {command_word(own_name(self._settings.name))}'"
-            self._output.warn(f"{peer} does not share {protocol}/{target} (it shares {what}): ask there for {ask}.")
+            shares = "" if number else f" (it shares {what})"
+            self._output.warn(f"{peer} does not share {protocol}/{target}{shares}: ask there for {ask}.")
         if len(refused) > MOST_SHOWN:
             self._output.warn(f"Nor does it share {len(refused) - MOST_SHOWN} more of what is to be forwarded.")
 
@@ -461,6 +464,13 @@ class Connecting:
 
     def _lines(self) -> list[Line]:
         return [self._output.waiting_line(self._awaited)] if self._link is None else self._live_lines(self._link)
+
+
+def patience(timeout: float | None, *, stays: bool, has_code: bool) -> float:
+    """Seconds for a connection to come about: who gave a code is there, and one that is not waited for has to be soon."""
+    if timeout is not None:
+        return timeout
+    return math.inf if stays or has_code else ABSENT_PATIENCE
 
 
 def forward_line(bind: str, peer: str, target: str) -> str:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from tunnel.cli.options import common, complete_peer, load_settings, open_home, tls
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, tell
 from tunnel.server_spec import DHT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunnel.cli.options import Flags
     from tunnel.server_spec import TlsOptions
     from tunnel.settings import Settings
@@ -72,12 +74,12 @@ async def _examine(server: str, settings: Settings, is_quiet: bool) -> Examinati
         from tunnel.shell.doctor import examine
 
         if not is_quiet:
-            click.echo(f"Asking {server} what it sees of this machine ...", err=True)
+            tell(f"Asking {server} what it sees of this machine, for some five seconds ...")
         return await examine(server, tls=settings.tls)
     from tunnel.shell.dht import examine_dht
 
     if not is_quiet:
-        click.echo("Asking nodes of the DHT, which are strangers' machines, where they see this one ...", err=True)
+        tell("Asking nodes of the DHT, which are strangers' machines, where they see this one ...")
     return await examine_dht(settings.dht_bootstrap)
 
 
@@ -95,7 +97,7 @@ async def _doctor(home: Home, peer: str | None, given: str | None, settings: Set
     said: list[str] = []  # of the peer's clock
     if peer is not None and link is None and found.can_meet and (not absent or _is_remembered(home, peer)):
         try:
-            link = await _own_link(home, peer, server, options, said)
+            link = await _own_link(home, peer, server, options, said, (lambda _text: None) if is_json else tell)
         except UnreachableError as error:
             absent = absent or str(error)
     advice: list[str] = []
@@ -131,7 +133,7 @@ def _why_silent(found: Examination) -> str:
 
 
 def _show(home: Home, found: Examination, link: dict[str, Any] | None, advice: list[str]) -> None:
-    from tunnel.cli.render import path_line, tell
+    from tunnel.cli.render import path_line
 
     for line in table(found):
         click.echo(line)
@@ -237,7 +239,9 @@ def _is_remembered(home: Home, peer: str) -> bool:
     return find(home.peers(), peer) is not None
 
 
-async def _own_link(home: Home, peer: str, server: str, options: TlsOptions, said: list[str]) -> dict[str, Any]:
+async def _own_link(
+    home: Home, peer: str, server: str, options: TlsOptions, said: list[str], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Meet the peer, give a direct path some time, and leave; `said` gets what came of its clock.  Raises UnreachableError."""
     import trio
 
@@ -256,10 +260,13 @@ async def _own_link(home: Home, peer: str, server: str, options: TlsOptions, sai
         else:
             known = event.message.removesuffix(" Waiting.")
 
+    say(f"Meeting {peer}, for {MEET_S:g} seconds at most ...")
     scope = trio.CancelScope(deadline=trio.current_time() + MEET_S)
     with scope:
         async with connect(peer=peer, server=server, home=home.path, name=None, tls=options, on_event=hear) as link:
             scope.deadline = trio.current_time() + DIRECT_S
+            if link.status().kind != "direct":
+                say(f"Waiting for a direct path, for {DIRECT_S:g} seconds at most ...")
             with trio.move_on_after(DIRECT_S - 1.0):
                 await link.wait_direct()
             await link.ping()

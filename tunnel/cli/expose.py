@@ -248,7 +248,7 @@ class Exposing:
             if exposure.driver is not None:
                 process.faults = exposure.driver.faults
             ending.stop = ended.set
-            await first_of(nursery, exposure.run, ended.wait, self._output.freeze)
+            await first_of(nursery, exposure.run, ended.wait, self._output.clear)
         return 0
 
     def _details(self) -> dict[str, object]:

@@ -26,7 +26,7 @@ from tunnel.cli.options import (
     with_server_of,
 )
 from tunnel.cli.privilege import require_interface
-from tunnel.cli.render import json_line, tell
+from tunnel.cli.render import json_line, put_row, tell
 from tunnel.room.core.addresses import MAX_MEMBERS
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def show(is_json: bool) -> None:
             members = ", ".join(each["members"])
             rows.append((each["room"], each["role"], runs, each["subnet"] or "-", each["server"] or "-", members))
         for line in columns(rows):
-            click.echo(line)
+            put_row(line)
 
 
 @command.command("forget")
@@ -352,7 +352,7 @@ class Playing:
         async with self.room(ended.set) as room, trio.open_nursery() as nursery:
             ending.stop = ended.set
             nursery.start_soon(self._log.run)
-            await first_of(nursery, room.run, ended.wait, self._output.freeze)
+            await first_of(nursery, room.run, ended.wait, self._output.clear)
         return 0
 
     def room(self, close: Any) -> AbstractAsyncContextManager[LanRoom]:

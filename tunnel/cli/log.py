@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_COMINGS: Final = 20  # lines in a minute of how one peer comes, goes and changes its path; others are counted
 MAX_CHANGES: Final = 120  # lines in a minute about all members of a room: its creator can put new names into it for ever
 ROOM: Final = "The members of the room"
+#: Why a link has ended where nothing went wrong: we did, or the peer, as it says itself.
+OURS: Final = "this side has ended"
+THEIRS: Final = ("the connecting side has ended", "the exposing side has ended", "the other side has ended")
 
 
 class Log:
@@ -57,15 +60,19 @@ class Log:
         self._ways[peer] = way
         if before is None:
             if not (is_awaited and self._output.shows_live) and self._limit.admits(peer, connected=1):
-                self._output.log(f"{peer} is connected ({_by_way(report)}).")
+                told = "" if self._output.shows_live else f" ({_by_way(report)})"  # there it is shown below, and changes at once
+                self._output.log(f"{peer} is connected{told}.")
         elif before != way and not self._output.shows_live and self._limit.admits(peer, moved=1):
             self._output.log(f"The path to '{peer}' is now {_by_way(report)}.")
 
     def tell_closed(self, peer: str, reason: str) -> None:
-        """The link to it has ended."""
+        """The link to it has ended.  That it does so with this command is no news to who sees the command end."""
         self.forget(peer)
+        reason = reason.rstrip(".")
+        if reason == OURS and self._output.shows_live:
+            return
         if self._limit.admits(peer, ended=1):
-            self._output.log(f"The link to '{peer}' has ended: {reason.rstrip('.')}.")
+            self._output.log(f"{peer} has left." if reason in THEIRS else f"The link to '{peer}' has ended: {reason}.")
 
     def forget(self, peer: str) -> None:
         """The link to it has ended, which is said in another way."""
@@ -90,9 +97,10 @@ class Log:
         name = report.peer
         if report.state == "online":
             is_news = before is None or before[0] != "online"
-            way = ": ".join(filter(None, (report.kind, report.why if report.kind == "relay" else "")))
+            way = ", ".join(filter(None, (report.kind, report.why if report.kind == "relay" else "")))
             if is_news:
-                text = f"{name} came ({', '.join(filter(None, (report.address, way)))})."
+                told = (report.address, "" if self._output.shows_live else way)
+                text = f"{name} came ({', '.join(filter(None, told))})."
             elif not self._output.shows_live:
                 text = f"The path to '{name}' is now {way or 'looked for'}."
             else:
@@ -139,11 +147,11 @@ class Log:
 
 
 def _by_way(report: PathReport) -> str:
-    """`direct over IPv4, 203.0.113.34:4199, 22 ms`, and of a relayed one why."""
+    """`direct over IPv4, 203.0.113.34:4199, 22 ms`, and of a relayed one until when or why."""
     family = "IPv6" if report.remote.startswith("[") else "IPv4"
-    parts = [f"{report.kind} over {family}", report.remote, milliseconds(report.rtt_s) if report.rtt_s else ""]
-    why = f": {report.why}" if report.kind == "relay" and report.why else ""
-    return ", ".join(filter(None, parts)) + why
+    why = report.why if report.kind == "relay" else ""
+    parts = [f"{report.kind} over {family}", report.remote, milliseconds(report.rtt_s) if report.rtt_s else "", why]
+    return ", ".join(filter(None, parts))
 
 
 def _lasted(seconds: float) -> str:

@@ -281,6 +281,8 @@ def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
     kind, code, name = TABLE[rank]
     logger.debug("how it came to this", exc_info=problem)
     sentence = _sentence(leaf, kind)
+    if isinstance(sys.stdout, voice.Voice):
+        sys.stdout.finish(voice.LAST_WORDS)  # first, so that on a terminal the sentence is the last thing that is read
     try:
         if is_json and name != "interrupted":
             from tunnel.cli.render import json_line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import wraps
@@ -85,9 +86,12 @@ def once(function: Function) -> Function:
 def _start_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> int:
     if verbosity:
         if verbosity == 1:
-            from tunnel.cli.render import time_format
+            from tunnel.cli.render import FoldedLines, is_terminal, time_format
 
-            logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt=time_format(), force=True)
+            handler = logging.StreamHandler()
+            kind = FoldedLines if is_terminal(sys.stderr) else logging.Formatter
+            handler.setFormatter(kind("%(asctime)s  %(message)s", time_format()))
+            logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
         else:
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s", force=True)
     return verbosity

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
-from tunnel.cli.render import json_line
+from tunnel.cli.render import json_line, put_row
 
 
 @click.command("ping")
@@ -61,7 +61,7 @@ async def _ping(run_dir: Path, request: Any, is_json: bool) -> int:
             click.echo(json_line(answer))
         else:
             took = "no answer" if rtt is None else milliseconds(rtt)
-            click.echo(f"{answer['peer']}  {took}  {answer['kind'] or 'no path'}  udp {answer['remote']}")
+            put_row(f"{answer['peer']}  {took}  {answer['kind'] or 'no path'}  udp {answer['remote']}")
 
     asked = await ask_all(run_dir, request, take)
     require_asked(asked, errors)

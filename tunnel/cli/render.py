@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import re
 import shutil
@@ -31,8 +32,9 @@ UNKNOWN: Final = "?"  # is shown for what is no figure
 SAID: Final = frozenset(
     ("sent_bytes", "received_bytes", "packets_sent", "packets_received", "packets_lost", "streams", "mtu", "rtt_s", "rtt_age_s")
 )
+HANGING: Final = 4  # columns by which what goes on of a row stands further in than its beginning
 SPIN_S: Final = 0.1  # seconds between two pictures of the spinner
-LONG_WAIT: Final = 5.0  # seconds of waiting without a word, after which it is said that this goes on
+LONG_WAIT: Final = 4.0  # seconds of waiting without a word, after which it is said that this goes on, and what can be looked at
 
 #: What stays on one line of a screen, with the space behind it: a word, or a command in quotes.
 WORD: Final = re.compile(r"([^ ']*'(?:sudo )?(?:/[^ ']*/)?ptunnel [^']*'[^ ]*|[^ ]*) ")
@@ -86,11 +88,11 @@ class Output:
         self._is_running = False
         self._is_covered = False  # plain lines stand where the live status was
         self._awaited = ""  # what is waited for
+        self._advice = ""  # what a person can look at meanwhile
         self._waits_since = 0.0
         self._is_wait_told = False
         self._wait_changed: trio.Event | None = None
         self._lines: Callable[[], Sequence[Line]] | None = None
-        self._final: list[Line] | None = None
         stream = events_to or sys.stdout
         if is_json and isinstance(stream, Voice):
             stream.tell_loss = _notice_of_loss
@@ -136,13 +138,16 @@ class Output:
 
     # -- waiting
 
-    def wait_for(self, what: str) -> None:
-        """Something is waited for, as in `Connecting to 'home'`; "": no longer.  A long wait is spoken of, once."""
+    def wait_for(self, what: str, advice: str = "") -> None:
+        """Something is waited for, as in `Connecting to 'home'`; "": no longer.
+
+        A long wait is spoken of, once, with `advice`: what a person can look at meanwhile.
+        """
         if what == self._awaited:
             return
         import trio
 
-        self._awaited, self._waits_since, self._is_wait_told = what, trio.current_time(), False
+        self._awaited, self._advice, self._waits_since, self._is_wait_told = what, advice, trio.current_time(), False
         if self._wait_changed is not None:
             self._wait_changed.set()
 
@@ -153,7 +158,7 @@ class Output:
             import trio
 
             seconds = trio.current_time() - self._waits_since
-            more = f"still trying, for {short_duration(seconds)} " if seconds >= LONG_WAIT else ""
+            more = f"{short_duration(seconds)} " if seconds >= LONG_WAIT else ""
         return (f"{self._awaited or otherwise} ... {more}(Ctrl-C ends it)", True)
 
     async def _speak_of_waits(self) -> None:
@@ -166,17 +171,17 @@ class Output:
                 with trio.move_on_at(self._waits_since + LONG_WAIT) as limit:
                     await self._wait_changed.wait()
                 if limit.cancelled_caught and not self._is_wait_told:
-                    text = f"{self._awaited}: still trying (Ctrl-C ends it)."
+                    text = f"{self._awaited}: still trying (Ctrl-C ends it). {self._advice}".rstrip()
                     self._is_wait_told = True
                     self.emit({"event": "warning", "code": "takes_long", "message": text})
-                    if not self.shows_live:
+                    if self._advice or not self.shows_live:
                         self.warn(text)
             else:
                 await self._wait_changed.wait()
 
     @asynccontextmanager
     async def live(self, lines: Callable[[], Sequence[Line]]) -> AsyncIterator[None]:
-        """While the block runs, show `lines()` below everything else, on a terminal; the last picture stays."""
+        """While the block runs, show `lines()` below everything else, on a terminal."""
         import trio
 
         self._lines = lines
@@ -196,15 +201,14 @@ class Output:
                 nursery.cancel_scope.cancel()
         finally:
             self._is_running = False
-            self.freeze()
-            self._end_picture()
+            self.clear()
         if problem is not None:
             raise problem
 
     async def _refresh(self) -> None:
         import trio
 
-        while self._final is None and self._lines is not None:
+        while self._lines is not None:
             current: Sequence[Line] = ()
             with self.faults.wall("screen", "kept the status from being shown", OSError):
                 current = self._lines()
@@ -220,23 +224,19 @@ class Output:
         if self._live is None or self._is_covered:
             self._is_covered = False
             self._console = Console(stderr=True, highlight=False)
-            self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            self._live = Live(
+                console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False, transient=True
+            )
             self._live.start()
             self._console.show_cursor(True)  # a command that is stopped (Ctrl-Z) leaves it visible
         self._live.update(_picture(lines), refresh=True)
 
-    def freeze(self) -> None:
-        """The picture of now is the last one, without what is awaited: that links end when a command does is no news."""
-        if self.is_live and self._lines is not None and self._final is None:
-            self._final = []
-            with self.faults.wall("screen", "kept the status from being shown", OSError):
-                self._final = [line for line in self._lines() if not line[1]]
-                if _may_draw():
-                    self._draw(self._final)
-
-    def _end_picture(self) -> None:
+    def clear(self) -> None:
+        """Take the picture away and draw no other one: what it shows ends with the command, and is not so any more."""
+        self._lines = None
         live, self._live = self._live, None
         if live is not None and is_in_front():
+            live.transient = not self._is_covered  # else what was said in its place would go
             live.stop()
 
 
@@ -285,16 +285,30 @@ def folded(text: str, width: int) -> list[str]:
         elif gap and cell_len(label) <= width:
             found += [label, f"  {command.strip()}"]
         else:
-            words = WORD.findall(f"{line} ")
-            row = words[0]
-            for word in words[1:]:
-                if cell_len(row) + 1 + cell_len(word) > width and row.strip():
-                    found.append(row.rstrip())
-                    row = word
-                else:
-                    row = f"{row} {word}"
-            found.append(row)
+            found += _filled(line, width)
     return found
+
+
+def hanging(row: str, width: int) -> list[str]:
+    """The lines of a row of figures and words, of which all but the first stand further in."""
+    inner = len(row) - len(row.lstrip())
+    return [row] if len(row) <= width else _filled(row, width, " " * min(inner + HANGING, width // 4))
+
+
+def _filled(line: str, width: int, indent: str = "") -> list[str]:
+    """As many words in each line as there is room for."""
+    from rich.cells import cell_len
+
+    found: list[str] = []
+    first, *words = WORD.findall(f"{line} ")
+    row = first
+    for word in words:
+        if cell_len(row) + 1 + cell_len(word) > width and row.strip():
+            found.append(row.rstrip())
+            row = indent + word
+        else:
+            row = f"{row} {word}"
+    return [*found, row]
 
 
 def tell(text: str, *, is_answer: bool = False) -> None:
@@ -302,6 +316,18 @@ def tell(text: str, *, is_answer: bool = False) -> None:
     if is_terminal(sys.stdout if is_answer else sys.stderr):
         text = "\n".join(folded(text, screen_width()))
     click.echo(text, err=not is_answer)
+
+
+def put_row(row: str) -> None:
+    """A row of figures and words that were asked for."""
+    click.echo("\n".join(hanging(row, screen_width())) if is_terminal(sys.stdout) else row)
+
+
+class FoldedLines(logging.Formatter):
+    """Of a log that goes to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(folded(super().format(record), screen_width()))
 
 
 def short_path(status: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from tunnel.cli.options import common, complete_peer, open_home
-from tunnel.cli.render import json_line, tell
+from tunnel.cli.render import hanging, is_terminal, json_line, put_row, screen_width, tell
 
 NO_PROCESS: Final = "No ptunnel command of this home runs: start 'ptunnel expose' or 'ptunnel connect' first."
 AS_ROOT: Final = "What was started with sudo is shown by 'sudo ptunnel status'."
@@ -94,7 +94,7 @@ async def _once(run_dir: Path, peer: str | None, is_json: bool) -> int:
         tell(no_process())
     else:
         for line in page(answers):
-            click.echo(line)
+            put_row(line)
     return 0
 
 
@@ -103,7 +103,7 @@ async def _watch(run_dir: Path, peer: str | None, is_json: bool) -> int:
 
     import trio
 
-    from tunnel.cli.render import is_in_front, is_terminal
+    from tunnel.cli.render import is_in_front
 
     if is_json or not is_terminal(sys.stdout):
         while True:
@@ -117,7 +117,8 @@ async def _watch(run_dir: Path, peer: str | None, is_json: bool) -> int:
     with Live(console=Console(highlight=False), auto_refresh=False, screen=False) as live:
         while True:
             if is_in_front():
-                text = "\n".join(page(await _ask(run_dir, peer)) or [no_process()])
+                lines = page(await _ask(run_dir, peer)) or [no_process()]
+                text = "\n".join(row for line in lines for row in hanging(line, screen_width()))
                 live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
             await trio.sleep(WATCH_S)
 
@@ -134,7 +135,7 @@ async def _check(run_dir: Path, peer: str | None, wait_s: float, is_json: bool) 
         if is_json:
             click.echo(json_line(link))
         else:
-            click.echo(f"{link['peer']}: {link['kind'] or 'no path'}  udp {link['remote']}")
+            put_row(f"{link['peer']}: {link['kind'] or 'no path'}  udp {link['remote']}")
     if not links:
         raise UnreachableError(f"There is no link to {peer or 'anybody'}." if asked else no_process())
     relayed = [link for link in links if not link["direct"]]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.nat.agent import AgentState
 from tunnel.node.events import Problem, Troubled
+from tunnel.transport.connection.paths import STILL_LOOKED_FOR
 
 if TYPE_CHECKING:
     from tunnel.node.punching import Puncher
@@ -39,5 +40,5 @@ def why_relayed(policy: str, puncher: Puncher | None, route: str, has_lost_punch
     if has_lost_puncher:
         return "a fault in ptunnel ended the search for a direct path"
     if puncher is None or puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
-        return "the relay carries until a direct path is found"
+        return STILL_LOOKED_FOR
     return puncher.why_relayed

@@ -17,6 +17,7 @@ from tunnel.settings import GivenPeer, Settings
 from tunnel.setup.common import SERVER_PATIENCE, OnEvent, require_trio, single_error
 from tunnel.setup.machine import MACHINE
 from tunnel.setup.moving import follow_place
+from tunnel.setup.servers import Surroundings
 from tunnel.setup.store import HomeStore
 from tunnel.setup.ways import WayKeeper
 from tunnel.shell.endpoint import EndpointDriver, KnownPeer
@@ -144,6 +145,7 @@ async def connect(
                     await nursery.start(driver.run)
                     nursery.start_soon(store.watch, driver.set_peers)
                     nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
+                    nursery.start_soon(Surroundings(on_event, machine).speak_of_silence, driver, rendezvous)
                     await driver.servers.add(rendezvous)
                     if code is not None:
                         driver.claim_code(rendezvous, code, expected=expected)

@@ -296,6 +296,7 @@ async def expose(
                             exposure.find = lambda server: found_here(server, machine, lambda _where: None)
                         lookup = found_here(rendezvous, machine, exposure._set_place) if exposure.is_embedded else None
                         if wants_code:
+                            nursery.start_soon(around.speak_of_silence, driver, rendezvous)
                             await reach(driver, rendezvous, around, lookup, waits=waits and not exposure.is_embedded)
                         else:  # one that only remembered peers use may come later
                             nursery.start_soon(resolve, driver, rendezvous, exposure._tell, around, lookup)

@@ -305,6 +305,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                     lookup = found_here(rendezvous, machine, running._set_place) if is_embedded else None
                     is_needed = is_embedded or (entry.saved is None and entry.peer is None)
                     if is_needed:
+                        nursery.start_soon(around.speak_of_silence, driver, rendezvous)
                         await reach(driver, rendezvous, around, lookup, waits=options.waits and not is_embedded)
                     if room.me is not None and room.roster is not None:
                         plane.set_roster(room.roster, room.me)

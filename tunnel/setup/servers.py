@@ -28,6 +28,7 @@ from tunnel.units import Address
 FIRST_PAUSE: Final = 1.0  # seconds before a server that was not found is looked for again, doubling ...
 LONGEST_PAUSE: Final = 30.0  # ... up to this
 NETWORK_LOOK: Final = 1.0  # seconds between two looks for a network
+SERVER_WORD: Final = 3.0  # seconds without an answer of a server, after which it is said what is waited for
 MAPPING_PATIENCE: Final = 0.4  # seconds that the address of an embedded server waits for the router, to be told at once
 LOOK_INTERVAL: Final = 5.0  # seconds between two looks at the addresses of this machine, which change while a server runs ...
 STRANGER_INTERVAL: Final = 0.5  # ... and where one seems to be none of them, as it may be new
@@ -66,6 +67,20 @@ class Surroundings:
         while not self.has_network(server):
             self.tell("no_network", f"{NO_NETWORK[:-1]}: waiting for one.")
             await trio.sleep(NETWORK_LOOK)
+
+    async def speak_of_silence(self, driver: EndpointDriver, server: str) -> None:
+        """Once, while a server is waited for that has not answered: a person may see sooner than we what is wrong."""
+        await trio.sleep(SERVER_WORD)
+        host, port = parse_server(server, "server")
+        is_known = driver.core.has_server(server)
+        if not self.has_network(server) or (is_known and driver.core.is_reached(server)):
+            return
+        text = (
+            f"No answer from the server {host} yet: is that its address, and does 'ptunnel serve' run there, at UDP port {port}?"
+        )
+        if not is_known:
+            text = f"Nobody has told yet where the server name {host} leads: is the network slow, or its DNS?"
+        self.tell("server_slow", f"{text} Waiting.")
 
     def tell(self, code: str, text: str) -> None:
         """Once, until something else is told."""
@@ -181,7 +196,7 @@ async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent, around: S
         await around.wait_network(server)
         try:
             await driver.servers.add(server, lookup)
-            await driver.servers.wait_reached(server, SERVER_PATIENCE)
+            await driver.servers.wait_reached(server, SERVER_WORD)
         except ServerUnreachableError as error:
             if (text := f"{error} Trying on.") != told:
                 told = text

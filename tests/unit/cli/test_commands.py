@@ -17,6 +17,7 @@ import trio
 import trio.lowlevel
 from click.testing import CliRunner
 
+from tests.unit.cli.terminal import screen_of
 from tunnel.cli import prompt
 from tunnel.cli.connect import choose
 from tunnel.cli.expose import qr_picture, who_can_reach
@@ -291,35 +292,27 @@ def test_without_a_terminal_nothing_is_live(capsys: pytest.CaptureFixture[str]) 
     assert re.fullmatch(r"a line\n\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  the same\n", capsys.readouterr().err)
 
 
-def test_the_last_picture_is_that_of_the_moment_at_which_a_command_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    output, state = Output(), "direct"
+@pytest.mark.parametrize("is_early", [True, False])
+def test_the_picture_goes_with_the_command_and_what_was_said_stays(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_early: bool
+) -> None:
+    """A link that is shown as direct below the last sentence is none any more."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes the captured stream for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    output = Output()
     output.is_live = True
 
     async def body() -> None:
-        nonlocal state
-        async with output.live(lambda: [(f"ben  {state}", False), ("Waiting for others", True)]):
-            output.freeze()
-            state = "connecting"  # its link ends because we do
-            await trio.lowlevel.checkpoint()
-            output.freeze()
+        async with output.live(lambda: [("ben  direct", False), ("Waiting for others", True)]):
+            await trio.sleep(0.01)
+            output.say("ben came.")
+            if is_early:
+                output.clear()
+                output.say("ben left.")
 
     trio.run(body)
-    shown = capsys.readouterr().err
-    assert "ben  direct" in shown
-    assert "connecting" not in shown
-
-
-def test_without_a_freeze_the_last_picture_is_that_of_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    output, state = Output(), "relay"
-    output.is_live = True
-
-    async def body() -> None:
-        nonlocal state
-        async with output.live(lambda: [(f"ben  {state}", False)]):
-            state = "direct"
-
-    trio.run(body)
-    assert "ben  direct" in capsys.readouterr().err
+    shown = screen_of(capsys.readouterr().err)
+    assert shown == ["ben came.", *(["ben left."] if is_early else [])]
 
 
 @pytest.mark.parametrize(("handler", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])

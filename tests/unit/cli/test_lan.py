@@ -127,14 +127,14 @@ def test_each_change_of_a_member_is_one_line(capsys: pytest.CaptureFixture[str])
         capsys,
         report("online", is_me=True, name="anna"),
         report("offline"),
-        report("online", "relay", "the relay carries until a direct path is found"),
+        report("online", "relay", "a direct path is still looked for"),
         report("online", "direct"),
         report("online", "direct"),
         report("offline"),
         report("removed"),
     )
     assert [line[21:] for line in lines] == [  # behind the time
-        "ben came (10.1.2.2, relay: the relay carries until a direct path is found).",
+        "ben came (10.1.2.2, relay, a direct path is still looked for).",
         "The path to 'ben' is now direct.",
         "ben left.",
         "ben is no longer in the room.",

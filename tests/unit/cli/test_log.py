@@ -15,7 +15,7 @@ from tunnel.cli.render import Output
 from tunnel.ports.access import MAX_ACCESSES, WINDOW
 from tunnel.shell.events import MemberReport, PathReport, Trouble
 
-UNTIL = "the relay carries until a direct path is found"
+UNTIL = "a direct path is still looked for"
 RELAYED = PathReport(kind="relay", remote="[2001:db8::5]:24531", rtt_s=0.031, mtu=1200, peer="friend", why=UNTIL)
 DIRECT = PathReport(kind="direct", remote="203.0.113.34:4199", rtt_s=0.0221, mtu=1472, why="", peer="friend")
 WHEN = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
@@ -35,9 +35,9 @@ async def test_without_a_terminal_who_came_by_which_way_and_why_it_left_is_said(
     log.tell_closed("friend", "the connecting side has ended.")
     log.tell_path(DIRECT)
     assert lines(capsys) == [
-        "friend is connected (relay over IPv6, [2001:db8::5]:24531, 31 ms: the relay carries until a direct path is found).",
+        "friend is connected (relay over IPv6, [2001:db8::5]:24531, 31 ms, a direct path is still looked for).",
         "The path to 'friend' is now direct over IPv4, 203.0.113.34:4199, 22 ms.",
-        "The link to 'friend' has ended: the connecting side has ended.",
+        "friend has left.",
         "friend is connected (direct over IPv4, 203.0.113.34:4199, 22 ms).",
     ]
 

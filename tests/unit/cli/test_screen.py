@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.cells import cell_len
 from tunnel.cli.connect import forward_line
 from tunnel.cli.main import report
 from tunnel.cli.peers import show
-from tunnel.cli.render import columns, folded, live_lines, short_path
+from tunnel.cli.render import FoldedLines, columns, folded, hanging, live_lines, short_path
 from tunnel.errors import ServerUnreachableError
 from tunnel.pairing.grants import GrantSet
 from tunnel.state.home import Home
@@ -116,3 +117,22 @@ def test_peers_with_their_fingerprints_fit_on_80_columns(monkeypatch: pytest.Mon
     screen.truncate(0)
     show(is_json=False)
     assert screen.getvalue().splitlines()[0].split()[-1] == "FINGERPRINT"
+
+
+def test_a_row_that_is_too_long_goes_on_further_in() -> None:
+    row = "  laptop-of-my-best-friend-cleo2  direct  udp [2001:db8::1:2:3:4]:17639  rtt 1.0 ms  mtu 1472  loss 0.0 %"
+    assert hanging(row, 80) == [
+        "  laptop-of-my-best-friend-cleo2  direct  udp [2001:db8::1:2:3:4]:17639  rtt 1.0",
+        "      ms  mtu 1472  loss 0.0 %",
+    ]
+    assert hanging(row, 120) == [row]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_log_of_v_breaks_between_words_on_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    one, other = "[2001:db8:1234:5678:9abc:def0:1234:5678]:46712", "[2001:db8:1234:5678:9abc:def0:1234:5679]:4199"
+    text = f"Pair 1: {one} met {other} by a code; the relay is open to them."
+    lines = FoldedLines("%(message)s").format(logging.makeLogRecord({"msg": text})).split("\n")
+    assert " ".join(lines) == text
+    assert all(len(line) <= max(columns, len(one)) for line in lines)

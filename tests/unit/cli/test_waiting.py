@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from trio.testing import MockClock
 
 from tests.unit.cli.test_screen import STATUS
 from tunnel.cli import render
-from tunnel.cli.connect import Connecting
+from tunnel.cli.connect import ABSENT_PATIENCE, Connecting, patience
 from tunnel.cli.expose import Exposing
 from tunnel.cli.lan import Playing
 from tunnel.cli.render import LONG_WAIT, Output, path_line, short_path
@@ -102,6 +103,23 @@ async def test_a_room_that_does_not_answer_for_long_is_spoken_of_to_who_has_no_t
     ]  # fmt: skip
 
 
+async def test_who_waits_long_is_told_what_can_be_looked_at_on_a_terminal_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    Terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "120")
+    output = Output()
+    output.is_live = True
+    async with output.live(lambda: [output.waiting_line()]):
+        for advice in ("", "Is it switched on?"):
+            output.wait_for("Connecting to 'home'", advice)
+            await trio.sleep(10 * LONG_WAIT)
+            shown = capsys.readouterr().err
+            assert ("Connecting to 'home': still trying (Ctrl-C ends it). Is it switched on?" in shown) == bool(advice)
+            assert "... 30 s (Ctrl-C ends it)" in shown
+            output.wait_for("")
+
+
 async def test_where_something_was_said_meanwhile_and_where_it_did_not_take_long_nothing_is_added(
     capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
 ) -> None:
@@ -123,7 +141,7 @@ async def test_the_live_line_says_for_how_long_it_tries(autojump_clock: MockCloc
     output.wait_for("Connecting to 'home'")
     assert output.waiting_line() == ("Connecting to 'home' ... (Ctrl-C ends it)", True)
     await trio.sleep(42)
-    assert output.waiting_line() == ("Connecting to 'home' ... still trying, for 42 s (Ctrl-C ends it)", True)
+    assert output.waiting_line() == ("Connecting to 'home' ... 42 s (Ctrl-C ends it)", True)
 
 
 class Terminal:
@@ -180,3 +198,11 @@ async def test_in_the_background_nothing_is_drawn_and_lines_are_plain(
         terminal.drawn.clear()
     assert terminal.drawn == []
     assert "the path" not in capsys.readouterr().err
+
+
+def test_a_peer_that_is_away_is_waited_for_but_not_for_ever_by_who_asked_for_one_connection() -> None:
+    """`--once` and `--stdio`, as the help says."""
+    assert patience(None, stays=True, has_code=False) == math.inf
+    assert patience(None, stays=False, has_code=False) == ABSENT_PATIENCE
+    assert patience(None, stays=False, has_code=True) == math.inf, "pairing has limits of its own"
+    assert patience(5.0, stays=False, has_code=False) == patience(5.0, stays=True, has_code=False) == 5.0

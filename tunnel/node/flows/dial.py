@@ -27,7 +27,7 @@ from tunnel.rendezvous.messages import Hello, Introduced, Join, Refresh, Refusal
 from tunnel.units import Instant, Seconds
 
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
-ABSENT_AFTER: Final = Seconds(5.0)  # before a person is told that the peer is not there
+ABSENT_AFTER: Final = Seconds(3.0)  # before a person is told that the peer is not there
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
 LISTENER_SIDE: Final = 0  # of an introduced channel

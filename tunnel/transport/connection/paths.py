@@ -48,6 +48,7 @@ PROOF_INTERVAL: Final = Seconds(60.0)  # of the current path being used, after w
 PROOF_SPACING: Final = Seconds(1.0)  # between such challenges until one is answered
 PROOF_ATTEMPTS: Final = 10  # without an answer, and the path carries nothing more: at a loss of 30 % one time in a thousand
 BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
+STILL_LOOKED_FOR: Final = "a direct path is still looked for"  # why a path is relayed, until that has come to something
 
 
 class Probe(NamedTuple):
@@ -233,7 +234,7 @@ class Paths:
         self.policy = "auto"
         self.is_held = False  # only the control stream may use them
         self.keepalive = Keepalive(rng)
-        self.why = "the relay carries until a direct path is found" if kind is PathKind.RELAY else ""
+        self.why = STILL_LOOKED_FOR if kind is PathKind.RELAY else ""
         self.current = self._make(key, kind, now, None)
         self.answering = self.current  # where the newest data came from: ACKs go there
 
