@@ -80,7 +80,7 @@ class Settings:
             meaning="the rendezvous server, HOST or HOST:PORT (24531), dht (no server: the Mainline DHT), or none",
             kind="network",
             metavar="HOST[:PORT]",
-            help="The rendezvous server, 'dht' (without one) or 'none'. Also PTUNNEL_SERVER, config.toml; else that of last time.",
+            help="The rendezvous server, 'dht' (without one), 'none'. Also PTUNNEL_SERVER, config.toml, or that of last time.",
             variable="PTUNNEL_SERVER",
             check=_check_server,
         ),
