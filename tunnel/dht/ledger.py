@@ -13,7 +13,7 @@ from tunnel.core.scope import is_loopback, is_reserved, may_name, unmapped
 from tunnel.units import Address, Instant, Seconds
 
 MAX_UNANSWERED: Final = 12  # datagrams to a host that has not answered since
-UNANSWERED_LIFETIME: Final = Seconds(600.0)  # after the last of them the host gets as many again
+UNANSWERED_LIFETIME: Final = Seconds(600.0)  # after the first of them the host gets as many again
 MAX_IN_WINDOW: Final = 30  # datagrams to one host in a window, answered or not; nodes of libtorrent block whoever sends 50
 WINDOW: Final = Seconds(10.0)
 MIN_PORT: Final = 1_024  # the lowest that is sent to; services sit below
@@ -21,11 +21,11 @@ MAX_HOSTS: Final = 2_048  # that are remembered; the one longest unused goes
 
 
 class _Host:
-    __slots__ = ("begun_at", "in_window", "sent_at", "unanswered")
+    __slots__ = ("begun_at", "first_at", "in_window", "unanswered")
 
     def __init__(self, now: Instant) -> None:
         self.unanswered = self.in_window = 0
-        self.begun_at = self.sent_at = now
+        self.begun_at = self.first_at = now
 
 
 class Ledger:
@@ -47,13 +47,12 @@ class Ledger:
                 self._hosts.popitem(last=False)
             found = self._hosts[host] = _Host(now)
         self._hosts.move_to_end(host)
-        if now - found.sent_at >= UNANSWERED_LIFETIME:
-            found.unanswered = 0
+        if now - found.first_at >= UNANSWERED_LIFETIME:
+            found.first_at, found.unanswered = now, 0
         if now - found.begun_at >= WINDOW:
             found.begun_at, found.in_window = now, 0
         if found.unanswered >= self._max_unanswered or found.in_window >= self._max_in_window:
             return False
-        found.sent_at = now
         found.unanswered += 1
         found.in_window += 1
         return True

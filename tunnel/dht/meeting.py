@@ -26,7 +26,9 @@ from tunnel.dht.lookup import IPV6_NETWORK_BITS, NETWORK_BITS
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
 
 CHECK_TIMES: Final = (0.0, 0.1, 0.25, 0.5, 0.9, 1.4, 2.0, 3.0, 4.5, 6.5)  # seconds after an address was found
-RECHECK: Final = Seconds(15.0)  # between two checks after those: a filter that we have opened stays open for 30 s
+RECHECK: Final = Seconds(15.0)  # before a check after those, and each time twice as long: most that were in vain stay so, ...
+MAX_DOUBLINGS: Final = 5  # ... up to eight minutes
+GONE_AFTER: Final = Seconds(60.0)  # of silence, and an address that was met gives way as any other: its owner may have a new port
 MAX_CHECKS: Final = 60  # datagrams to a host that has said nothing with the right MAC, in ten minutes
 MAX_CHECKS_IN_WINDOW: Final = 80  # datagrams to a host in 10 s, though it answers
 MAX_CANDIDATES: Final = 64  # addresses under check; one that fewer nodes tell of, or that was checked in vain, gives way
@@ -72,12 +74,13 @@ class _Candidate:
 
 
 class _Path:
-    __slots__ = ("is_open", "nonce", "theirs")
+    __slots__ = ("heard_at", "is_open", "nonce", "theirs")
 
     def __init__(self, nonce: bytes) -> None:
         self.nonce = nonce
         self.theirs = bytes(NONCE_SIZE)
         self.is_open = False
+        self.heard_at = Instant(0.0)
 
 
 class _Message:
@@ -134,8 +137,8 @@ class Meeting:
             return
         same = [each for each in self._candidates if each[1].host == address.host]
         if len(same) >= MAX_PORTS or len(self._candidates) >= MAX_CANDIDATES:
-            gone = min(same if len(same) >= MAX_PORTS else self._candidates, key=self._worth)
-            if self._worth(gone) >= voices:
+            gone = min(same if len(same) >= MAX_PORTS else self._candidates, key=lambda each: self._worth(now, each))
+            if self._worth(now, gone) >= voices:
                 self._drops["DHT peers more than are checked"] += 1
                 return
             del self._candidates[gone]
@@ -151,10 +154,10 @@ class Meeting:
             self._voices.popitem(last=False)
         return len(voices)
 
-    def _worth(self, way: Way) -> int:
+    def _worth(self, now: Instant, way: Way) -> int:
         """Of a candidate: whoever was met goes for nobody, and whoever was checked in vain for anybody."""
         path = self._paths.get(way)
-        if path is not None and path.is_open:
+        if path is not None and path.is_open and now - path.heard_at < GONE_AFTER:
             return MAX_VOICES + 1
         return 0 if self._candidates[way].checks > len(CHECK_TIMES) else len(self._voices.get(way, ()))
 
@@ -233,7 +236,11 @@ class Meeting:
     def _check(self, now: Instant, way: Way, candidate: _Candidate) -> None:
         candidate.checks += 1
         done = candidate.checks
-        candidate.due_at = Instant(candidate.found_at + CHECK_TIMES[done]) if done < len(CHECK_TIMES) else Instant(now + RECHECK)
+        candidate.due_at = (
+            Instant(candidate.found_at + CHECK_TIMES[done])
+            if done < len(CHECK_TIMES)
+            else Instant(now + RECHECK * 2 ** min(done - len(CHECK_TIMES), MAX_DOUBLINGS))
+        )
         path = self._path(way)
         if not path.is_open or done > len(CHECK_TIMES):
             self._send(now, way, self.keys.seal(CHECK, path.nonce + path.theirs))
@@ -246,7 +253,7 @@ class Meeting:
     def _on_check(self, now: Instant, way: Way, nonce: bytes, echo: bytes) -> None:
         path = self._path(way)
         is_news = not path.is_open or nonce != path.theirs
-        path.theirs = nonce
+        path.theirs, path.heard_at = nonce, now
         hears_us = echo == path.nonce
         if hears_us and not path.is_open:
             path.is_open = True

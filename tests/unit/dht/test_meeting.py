@@ -196,3 +196,18 @@ def test_a_host_that_answers_gets_no_flood() -> None:
         home.handle_datagram(START, (S, FRIEND), friend.keys.seal(1, number.to_bytes(16, "big")))
         count += sum(1 for _ in out(home, START))
     assert count <= MAX_CHECKS_IN_WINDOW
+
+
+def test_whoever_comes_back_at_another_port_is_checked_though_older_ports_are_known() -> None:
+    home, now = meeting(0), START
+    for visit in range(8):
+        friend, port = meeting(1), Address(FRIEND.host, FRIEND.port + 100 * visit)
+        home.found(now, S, port, NODE)
+        checks = [data for target, data in out(home, now) if target == port]
+        assert checks, visit
+        friend.handle_datagram(now, (S, HOME), checks[0])
+        for _, data in list(out(friend, now)):
+            home.handle_datagram(now, (S, port), data)
+        for tick in range(1, 600):  # and it goes
+            list(out(home, Instant(now + tick)))
+        now = Instant(now + 600)
