@@ -27,7 +27,7 @@ from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
 
 CHECK_TIMES: Final = (0.0, 0.1, 0.25, 0.5, 0.9, 1.4, 2.0, 3.0, 4.5, 6.5)  # seconds after an address was found
 RECHECK: Final = Seconds(15.0)  # before a check after those, and each time twice as long: most that were in vain stay so, ...
-MAX_DOUBLINGS: Final = 5  # ... up to eight minutes
+MAX_DOUBLINGS: Final = 2  # ... up to a minute
 GONE_AFTER: Final = Seconds(60.0)  # of silence, and an address that was met gives way as any other: its owner may have a new port
 MAX_CHECKS: Final = 60  # datagrams to a host that has said nothing with the right MAC, in ten minutes
 MAX_CHECKS_IN_WINDOW: Final = 80  # datagrams to a host in 10 s, though it answers
