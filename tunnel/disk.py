@@ -48,7 +48,7 @@ class DiskThread:
         self._is_late = False
 
     def ask(self, work: Callable[[], Result], *, also_late: bool = False) -> Result:
-        """What `work` returns or raises.
+        """Return or raise what `work` does.
 
         Raises StateError when the disk does not answer in time.  With `also_late` the work is done all the same as soon as it
         does; without, perhaps.

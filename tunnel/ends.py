@@ -150,17 +150,17 @@ def read_rate(text: str) -> float:
 
 
 def shown(text: str) -> str:
-    """What was typed, as a sentence repeats it."""
+    """Return the text as a sentence repeats it."""
     return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}...")
 
 
 def plain(text: str, otherwise: str) -> str:
-    """What was typed, where it may stand in a suggestion as it is."""
+    """Return what was typed, where it may stand in a suggestion as it is."""
     return text if re.fullmatch(r"[A-Za-z0-9_.:*%\[\]-]{1,60}", text) else otherwise
 
 
 def spaced(text: str) -> str:
-    """What was typed with commas, with blanks between."""
+    """Return the text with a blank behind each comma."""
     parts = [part for part in re.split(r"[,\s]+", text) if re.fullmatch(r"[A-Za-z0-9_.:=\[\]-]{1,40}", part)]
     return " ".join(parts[:8]) if parts else "22 80"
 
@@ -177,7 +177,7 @@ def without_tcp(text: str) -> str:
 
 
 def fields_of(text: str, rest: str) -> list[str]:
-    """What stands between the colons, of which one in brackets has its own."""
+    """Return the fields between the colons; colons inside brackets do not count."""
     fields: list[str] = []
     place = 0
     while place <= len(rest):

@@ -57,7 +57,7 @@ class OfflineError(ServerUnreachableError):
 
 
 class UntrustedServerError(ServerUnreachableError):
-    """What answers over TLS shows a certificate that nobody vouches for, or another one than is pinned."""
+    """The server shows a TLS certificate that no authority vouches for, or another one than is pinned."""
 
 
 class PairingError(TunnelError):

@@ -1,4 +1,4 @@
-"""What `on_event` of the library is told: one frozen value for each event, and `Event`, any of them."""
+"""The events that the library hands to `on_event`: one frozen class for each, and `Event`, any of them."""
 
 from __future__ import annotations
 

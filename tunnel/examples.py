@@ -1,4 +1,4 @@
-"""What people type for ports and forwards, and what it means: shown by docs/notation.md and --help, and held by the tests."""
+"""Examples of ports and forwards with their meaning, for docs/notation.md and --help; the tests hold them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 
 class Example(NamedTuple):
-    """What somebody types, and the shortest way to write the same; or how the sentence begins that says what to type instead."""
+    """An input and its shortest form, or the beginning of the sentence that says what to type instead."""
 
     kind: Literal["share", "forward", "target"]
     typed: str

@@ -76,7 +76,7 @@ class Faults:
 
 
 def report(place: str, what: str, error: BaseException) -> str:
-    """What somebody who mends it wants to see.  No contents of what was carried, but for what the exception's own text quotes."""
+    """Return the report for a developer.  It holds no carried contents, except those that the exception's text quotes."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -114,7 +114,7 @@ class Wall:
         return True
 
     def _split(self, error: BaseException | None) -> tuple[BaseException | None, BaseException | None]:
-        """What is held and what goes on, which may come out of a nursery together."""
+        """Split what a nursery raised into what the wall holds and what goes on."""
         if isinstance(error, BaseExceptionGroup):
             return error.split(lambda inner: self._is_held(inner))
         return (error, None) if error is not None and self._is_held(error) else (None, error)

@@ -85,7 +85,7 @@ class Spec(NamedTuple):
 
 
 def read_share(text: str) -> Share:
-    """What `expose` takes.  Raises ConfigurationError with one sentence."""
+    """Read an argument of `expose`.  Raises ConfigurationError with one sentence."""
     if (plain := without_proxy(text)) != text.strip():
         share = read_share(plain)
         if "udp" in share.protocols:
@@ -127,7 +127,7 @@ def read_share(text: str) -> Share:
 
 
 def read_forward(text: str) -> Spec:
-    """What `--forward` takes.  Raises ConfigurationError with one sentence."""
+    """Read the value of `--forward`.  Raises ConfigurationError with one sentence."""
     text = text.strip()
     if (found := find_path(text)) is not None:
         return _forward_of_path(text, found)
@@ -146,7 +146,7 @@ def read_forward(text: str) -> Spec:
 
 
 def read_target(text: str) -> int | str:
-    """What `--stdio` takes: a port, NAME, NAME:PORT or unix:/PATH of the peer.  Raises ConfigurationError."""
+    """Read the value of `--stdio`: a port, NAME, NAME:PORT or unix:/PATH of the peer.  Raises ConfigurationError."""
     if (found := find_path(without_tcp(text))) is not None:
         if found.before or found.behind is not None:
             raise ConfigurationError(f"{shown(text)}: --stdio takes the peer's socket alone: write {UNIX}{found.path}.")
@@ -292,7 +292,7 @@ def _forward_of_path(text: str, found: Found) -> Spec:
 
 
 def _target_behind(text: str, behind: str) -> int | str:
-    """What the peer is asked for, behind the path of a socket here."""
+    """Read the peer's end behind the path of a socket here."""
     if (found := find_path(behind)) is not None:
         if found.before or found.behind is not None:
             raise ConfigurationError(f"{shown(text)} has too many parts: write {UNIX}/PATH:{UNIX}{found.path}.")

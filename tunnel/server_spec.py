@@ -1,4 +1,4 @@
-"""What people write to name a rendezvous server, and how it is reached over TLS.
+"""The notation of a rendezvous server, and of how it is reached over TLS.
 
 HOST[:PORT][,tls=PORT|off][,pin=SHA256]: it may carry TLS options of its own, and is remembered with a peer like that.
 """

@@ -53,7 +53,7 @@ def _check_server(text: str, place: str) -> None:
 
 
 class Row(NamedTuple):
-    """What people call a setting, and what it may be.  The type of its field is checked besides."""
+    """A setting: its names and its check.  The type of its field is checked besides."""
 
     meaning: str  # in the tables of the documents
     kind: Kind | None = None  # which commands have a flag for it; None: none has
@@ -72,7 +72,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a command, or a verb of the library, goes by."""
+    """The resolved settings of a command or a verb of the library."""
 
     server: Annotated[
         str | None,
@@ -203,7 +203,7 @@ class Settings:
 
 
 class Given(TypedDict, total=False):
-    """What the caller of a verb of the library may say; what it leaves out or says as None is as configured."""
+    """Settings given to a verb of the library; one left out or None is as configured."""
 
     server: str | None
     path: PathPolicy | None
@@ -213,7 +213,7 @@ class Given(TypedDict, total=False):
 
 
 class GivenPeer(Given, total=False):
-    """What the caller may say who introduces this machine to new peers."""
+    """Settings given by a caller that introduces this machine to new peers."""
 
     name: str | None
 

@@ -248,3 +248,16 @@ def test_both_languages_of_the_tutorial_type_the_same() -> None:
     assert len(english) > 10
     assert english == turkish
     subprocess.run(["bash", "-n"], input="\n".join(english), text=True, check=True, timeout=10)
+
+
+def test_prose_is_wrapped_at_100_columns() -> None:
+    """So that a change of one sentence is a change of a few lines.  Tables, code and pictures cannot be wrapped."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "decisions").glob("*.md")]
+    wrong = []
+    for page in pages:
+        is_code = False
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            is_code ^= line.lstrip().startswith("```")
+            if len(line) > 100 and not is_code and not line.startswith("    ") and not line.lstrip().startswith(("|", "![", "#")):
+                wrong.append(f"{page.relative_to(ROOT)}:{number}: {len(line)} columns")
+    assert wrong == []

@@ -31,6 +31,18 @@ def test_every_module_says_what_it_is() -> None:
     assert wrong == []
 
 
+def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
+    """Not with "What ..." or "Who ...", which has to be read twice."""
+    wrong = [
+        f"{module.relative}: {docstring.splitlines()[0]}"
+        for module in modules()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and re.match("(What|Who|Whom|Whose) ", docstring := ast.get_docstring(node) or "")
+    ]
+    assert wrong == []
+
+
 def test_the_core_draws_no_keys_by_itself() -> None:
     """X25519PrivateKey.generate() and its like ask the system for chance; the core is handed it."""
     wrong = [

@@ -359,7 +359,7 @@ class Connecting:
         scope.cancel()
 
     async def _tell_shares(self, link: Link) -> None:
-        """What the other side shares, again when that changes; and what of it is used."""
+        """Tell what the other side shares, again when that changes, and what of it is used."""
         import trio
 
         if self._shared is None and self._target is None and not self._listeners.ready and not self._remotes:
@@ -444,7 +444,7 @@ class Connecting:
         return [*texts, f"and {len(ready) - MOST_LINES} more"] if len(ready) > MOST_LINES else texts
 
     def _live_lines(self, link: Link) -> list[Line]:
-        """What the person needs first: the forwards, then how the other side is reached."""
+        """Return the lines of the live status: the forwards first, then how the other side is reached."""
         from tunnel.cli.render import is_silent, live_lines, short_path
 
         status = link.status().to_dict()

@@ -146,7 +146,7 @@ def _show(home: Home, found: Examination, link: dict[str, Any] | None, advice: l
 
 
 def below(found: Examination, home: Home) -> list[str]:
-    """What is of no address family, and where ptunnel keeps what it knows."""
+    """Return the lines below the tables: findings of no address family, and where ptunnel keeps its files."""
     from tunnel.state.files import explain
 
     rows = []
@@ -201,7 +201,7 @@ def table(found: Examination) -> list[str]:
 
 
 class Known(NamedTuple):
-    """What a running command says of the peer."""
+    """A running command's report about the peer."""
 
     link: dict[str, Any] | None = None
     server: str | None = None  # where the peer is met, if a command waits there itself

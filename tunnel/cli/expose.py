@@ -283,7 +283,7 @@ class Exposing:
     # -- what is said
 
     def _introduce_remembered(self) -> None:
-        """Who may reach what of this machine already."""
+        """Tell who may reach what of this machine already."""
         from tunnel.cli.render import listing
 
         served, self._served = self._served, []
@@ -355,7 +355,7 @@ class Exposing:
         self._introduce_remembered()
 
     def _show_way(self) -> None:
-        """What the other one types, at the address that the server has now."""
+        """Show the command for the other side, with the server's present address."""
         from tunnel.ports.spec import MAX_FORWARDS
 
         command = other_command(self._server, self._grants)

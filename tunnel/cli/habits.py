@@ -1,4 +1,4 @@
-"""What people type for a command because another program calls it so, and the sentence for a word that is none."""
+"""Names that other programs have for our commands, and the answer to a word that is no command."""
 
 from __future__ import annotations
 

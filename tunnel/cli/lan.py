@@ -452,7 +452,7 @@ class Playing:
             self._output.say("The code is good for all of them, as long as this runs.")
 
     def _show_way(self) -> None:
-        """What the others type, at the address that the server has now."""
+        """Show the command for the others, with the server's present address."""
         from tunnel.cli.expose import LABEL, is_only_here
         from tunnel.cli.offers import short_server
 

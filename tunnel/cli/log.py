@@ -1,4 +1,4 @@
-"""What happens while a command runs, each with its time: who comes and goes and which way, and what is opened of the forwards.
+"""The log of a running command, each line with its time: peers that come and go, their paths, and use of the forwards.
 
 A live status shows the ways and what is carried, so below one stands only who comes and goes.  Without a terminal, in the
 background and with -v all of it is said.

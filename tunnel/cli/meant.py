@@ -1,4 +1,4 @@
-"""What the words behind a command mean: whom, by which code, what is forwarded, which room."""
+"""The meaning of the words behind a command: a peer, a code, a forward or a room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a room's members: their table, and why there is no link to one of them."""
+"""Sentences about a room's members: their table, and why there is no link to one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the other side has to type to use what is shared with it."""
+"""The command with which the other side uses what is shared with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOCKS_PORT: Final = 1080  # RFC 1928 §3
 
 
 def other_command(server: str, grants: Sequence[Grant]) -> str:
-    """What the other side has to run to use all of `grants`."""
+    """Return the command with which the other side uses all of `grants`."""
     return " ".join(["ptunnel connect", f"--server {short_server(server)}", *options_for(grants)])
 
 

@@ -1,4 +1,4 @@
-"""What several sub-commands share: their common options, PTUNNEL_HOME, the log, and the names of peers for completion."""
+"""Parts that several sub-commands share: common options, PTUNNEL_HOME, the log, and names of peers for completion."""
 
 from __future__ import annotations
 

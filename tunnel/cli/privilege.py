@@ -1,4 +1,4 @@
-"""What to type where a network interface needs root."""
+"""The command to suggest where a network interface needs root."""
 
 from __future__ import annotations
 

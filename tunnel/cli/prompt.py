@@ -1,4 +1,4 @@
-"""What a person at a terminal is asked: a code (Tab completes its words), or which peer is meant."""
+"""Questions to a person at a terminal: for a code (Tab completes its words), or for the peer that is meant."""
 
 from __future__ import annotations
 

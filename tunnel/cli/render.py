@@ -381,7 +381,7 @@ def path_line(status: Mapping[str, Any]) -> str:
 
 
 def number(value: object) -> float | None:
-    """What can be calculated with and shown; None for all else, as another process may say."""
+    """Return a number that can be calculated with and shown; None for anything else that another process says."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         return None
     return float(value)

@@ -135,7 +135,7 @@ def _leave(code: int) -> None:
 
 
 def hurry(scope: trio.CancelScope, *, is_answer: bool = False) -> None:
-    """What the command carries no longer waits for whoever reads what it says; whoever has left ends it.
+    """Stop the traffic from waiting for the reader of the output; a reader that has left ends the command.
 
     `is_answer`: see Voice.hurry.
     """

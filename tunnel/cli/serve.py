@@ -132,7 +132,7 @@ async def _serve(
 
 
 def details(running: RunningServer) -> dict[str, Any]:
-    """What `status` shows of a server."""
+    """Return the lines that `status` shows of a server."""
     counters = running.counters()
     return {
         "listening": [str(address) for address in (*running.addresses, *running.tls_addresses)],

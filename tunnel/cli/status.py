@@ -146,7 +146,7 @@ async def _check(run_dir: Path, peer: str | None, wait_s: float, is_json: bool) 
 
 
 def page(answers: list[dict[str, Any]]) -> list[str]:
-    """What a person reads: a line a process, then its links and forwards."""
+    """Return the page for people: a line for each process, then its links and forwards."""
     lines: list[str] = []
     for answer in answers:
         try:

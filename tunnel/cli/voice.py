@@ -102,7 +102,7 @@ class Voice(io.TextIOBase):
 
     @property
     def buffer(self) -> Raw:
-        """What takes bytes, as that of any stream of text: click completes for the shell by it."""
+        """The binary side of this stream, as every text stream has one; click writes shell completions to it."""
         return Raw(self)
 
     def write(self, text: str, /) -> int:

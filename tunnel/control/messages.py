@@ -1,4 +1,4 @@
-"""What is said over a process's control socket: one JSON object a line each way.
+"""The messages on a process's control socket: one JSON object a line in each direction.
 
 A request has its verb in `do`; each answer has `event` first, and the last one of a request is `done` or `error`.
 """
@@ -21,7 +21,7 @@ Duration = Annotated[float, msgspec.Meta(ge=0, le=86_400)]  # seconds
 
 
 class Status(msgspec.Struct, frozen=True, tag_field="do", tag="status"):
-    """What the process does and how its links are.  Answered by one `status`."""
+    """Ask for the process's role and the state of its links.  Answered by one `status`."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag_field="do", tag="ping"):
@@ -77,7 +77,7 @@ class Grant(msgspec.Struct, frozen=True, tag_field="do", tag="grant"):
 
 
 class Look(msgspec.Struct, frozen=True, tag_field="do", tag="look"):
-    """What is remembered of peers has changed: go by it now.
+    """Tell the process to read the remembered peers again, as they have changed.
 
     Answered by one `looked`; its `revoked` counts the streams and flows that ended because a grant was taken back, ever.  By
     nothing where the process exposes nothing.

@@ -58,7 +58,7 @@ def _nothing(*_arguments: object) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class Process:
-    """What the process lets be seen and done."""
+    """The part of a process that the control socket shows and commands."""
 
     role: str  # "connect", "expose", "lan"
     links: Callable[[], Sequence[Link]]

@@ -1,1 +1,1 @@
-"""What the sans-IO folders share: numbers on the wire, ranges, timers, prefixes, counters of what was dropped."""
+"""Helpers of the sans-IO folders: numbers on the wire, ranges, timers, prefixes, counters of drops."""

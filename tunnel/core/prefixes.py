@@ -1,4 +1,4 @@
-"""Who counts as one: an address with the prefixes around it, and bounded tables in which each of them has its share.
+"""Addresses and the prefixes around them as sources, and bounded tables in which each source has a share.
 
 IPv6 is given out by prefixes: a machine has a /64, a household a /56, a company a /48, a provider a /32.  So a limit for one
 address alone is no limit for whoever holds a prefix.  IPv4 addresses are counted one by one and by their /24.
@@ -43,7 +43,7 @@ def around(host: str) -> Prefixes:
 
 
 def limits(each: int, total: int) -> tuple[int, ...]:
-    """What may be held by an address, and by each wider prefix around it, in a table of `total` entries."""
+    """Return how many of `total` entries an address may hold, and each wider prefix around it."""
     widest = max(each, int(total * WIDEST_SHARE))
     return (each, *(min(each * GROWTH**level, widest) for level in range(1, len(IPV6_BYTES))))
 
@@ -130,7 +130,7 @@ class RankedShares(Shares):
 
     @property
     def usual(self) -> int:
-        """What an address holds in the mean, as the power of two that is not above it."""
+        """The mean number of entries of an address, rounded down to a power of two."""
         return 1 << (self.used // self._holders).bit_length() - 1 if self._holders else 0
 
     def latest(self) -> str:

@@ -1,4 +1,4 @@
-"""What the core reports to.  The core never logs: it counts drops by name, always, and traces when someone listens."""
+"""Counters and traces of the core.  The core never logs: it always counts drops by name, and traces for a listener."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two sides of a meeting say to each other once they have found an address: checks that open both NATs, then messages.
+"""The exchange of two sides of a meeting that have found an address: checks that open both NATs, then messages.
 
 Each datagram carries a MAC under the meeting's key, which nobody has who only saw an address.
 """
@@ -39,7 +39,7 @@ class Said(NamedTuple):
 
 
 class Keys:
-    """What both sides make of their secret.  `side` is ours: 0 waits, 1 comes."""
+    """The keys that both sides make of their secret.  `side` is ours: 0 waits, 1 comes."""
 
     def __init__(self, secret: bytes, side: int) -> None:
         def derive(label: bytes) -> bytes:

@@ -105,7 +105,7 @@ class DhtClient:
             entry.ask(now, NodeInfo(bytes(ID_SIZE), address))
 
     def network_changed(self, now: Instant) -> None:
-        """What nodes said of us is no longer true."""
+        """Forget what nodes said of us: it is no longer true."""
         self.views = Views()
         self.enter(now)
 

@@ -1,4 +1,4 @@
-"""What a dozen nodes of the DHT see of one socket of ours.  Hand in what it receives, until `is_done`."""
+"""How a dozen nodes of the DHT see one socket of ours.  Hand in the datagrams that it receives, until `is_done`."""
 
 from __future__ import annotations
 

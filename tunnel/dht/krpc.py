@@ -31,7 +31,7 @@ class NodeInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a node answered.  `sees_us_at` is where our query came from in its eyes; not all tell."""
+    """A node's answer.  `sees_us_at` is where our query came from in its eyes; not all tell."""
 
     transaction: bytes
     id: bytes
@@ -60,7 +60,7 @@ def encode_find_node(transaction: bytes, own_id: bytes, target: bytes) -> bytes:
 
 
 def encode_get_peers(transaction: bytes, own_id: bytes, info_hash: bytes, *, wants_nodes: bool) -> bytes:
-    """Who was announced under `info_hash`, and (BEP 32: `want`) unless that is all we want, which nodes are closest to it?"""
+    """Ask who was announced under `info_hash`, and with `wants_nodes` (BEP 32: `want`) which nodes are closest to it."""
     arguments: dict[bytes, Value] = {b"id": own_id, b"info_hash": info_hash}
     return _encode(transaction, b"get_peers", arguments if wants_nodes else arguments | {b"want": []})
 

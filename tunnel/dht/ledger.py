@@ -1,4 +1,4 @@
-"""What is sent to each host: whoever names addresses in the DHT can aim us at a stranger, so that has an end.
+"""Limits of what is sent to each host: anybody who names addresses in the DHT can aim us at a stranger.
 
 A node hands out addresses that it chose, and nothing says that a node of the DHT is there, or anybody who wants to hear of us.
 """

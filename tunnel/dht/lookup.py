@@ -94,7 +94,7 @@ class Lookup:
         del self._candidates[MAX_CANDIDATES:]
 
     def next(self, now: Instant) -> NodeInfo | None:
-        """Whom to ask now; None: nobody, for the moment or for good."""
+        """Return the node to ask now; None: nobody, for the moment or for good."""
         if now - self._begun_at >= MAX_LASTING or self._asked >= MAX_ASKED:
             return None
         if sum(each.state is _State.ASKED for each in self._candidates) >= PARALLEL:

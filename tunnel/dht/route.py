@@ -218,7 +218,7 @@ class DhtRoute:
             known[0].meeting.forget(mailbox)
 
     def stretched(self, now: Instant, order: Stretch, secret: bytes) -> None:
-        """What came of an order."""
+        """Take the result of an order."""
         wanted = self._wanted.pop((order.number, order.hour), None)
         if wanted is None or self._is_closed:
             return

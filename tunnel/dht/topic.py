@@ -133,7 +133,7 @@ class Topic:
     # --- inside
 
     def _ours(self) -> Address | None:
-        """What we announce, as far as nodes have told where they see us."""
+        """Return the address to announce, as far as nodes have told where they see us."""
         views = self._client.views
         if views.seen is None or not views.varies:
             return views.seen

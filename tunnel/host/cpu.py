@@ -20,7 +20,7 @@ def has_aes() -> bool:
 
 
 def aes_in(cpuinfo: str) -> bool | None:
-    """What Linux says of the first processor that has a line of flags; None when there is no such line."""
+    """Return whether the first processor with a line of flags has AES; None without such a line."""
     for line in cpuinfo.splitlines():
         name, colon, value = line.partition(":")
         if colon and name.strip().lower() in ("flags", "features"):

@@ -1,4 +1,4 @@
-"""What tells this machine from others, for as long as it is installed, and this copy of a directory, for as long as it runs."""
+"""Identifiers of this machine, for as long as it is installed, and of this copy of a directory, for as long as it runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def machine_id() -> bytes:
 
 
 def place_id(directory: str | os.PathLike[str]) -> bytes:
-    """What tells this directory from a copy of it that is in use at the same time, on another machine or in a container beside.
+    """Return an identifier that a copy of this directory, in use on another machine or in a container, does not have.
 
     It changes when the machine starts anew.  Empty where nothing tells that.
     """

@@ -32,7 +32,7 @@ _FAR_FUTURE: Final = 1 << 40
 
 
 class NetworkView(NamedTuple):
-    """What of the machine's network matters to peers: when two looks differ, every path has to prove itself."""
+    """The part of the machine's network that matters to peers: when it changes, every path has to prove itself."""
 
     hosts: tuple[str, ...]  # our own addresses
     source4: str | None  # the one that datagrams to the internet leave from

@@ -157,7 +157,7 @@ class Agent:
         self._take_remote(now, candidates, together=self.state is not AgentState.CONNECTED)
 
     def handle_offer(self, now: Instant, offer: Offer) -> None:
-        """What the peer's agent said.  Older generations are ignored."""
+        """Take the offer of the peer's agent.  Older generations are ignored."""
         if offer.opened:
             if offer.generation == self._outbox.generation:
                 self.peer_has_opened(now)
@@ -179,7 +179,7 @@ class Agent:
         self._update(now)
 
     def poll_offer(self) -> Offer | None:
-        """What to tell the peer's agent over the authenticated channel, in order."""
+        """Return the next offer for the peer's agent, to be sent in order over the authenticated channel."""
         offer = self._outbox.poll()
         if offer is not None:
             return offer

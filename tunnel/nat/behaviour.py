@@ -30,7 +30,7 @@ _HARD: Final = frozenset({Mapping.ADDRESS_DEPENDENT, Mapping.ADDRESS_AND_PORT_DE
 
 
 class Filtering(Enum):
-    """Whose datagrams the NAT lets in.  RFC 4787 §5."""
+    """The senders whose datagrams the NAT lets in.  RFC 4787 §5."""
 
     UNKNOWN = 0
     ENDPOINT_INDEPENDENT = 1
@@ -39,7 +39,7 @@ class Filtering(Enum):
 
 
 def observe(primary: Address | None, other_port: Address | None = None, other_address: Address | None = None) -> Mapping:
-    """What three reflexive addresses of one socket tell: seen by the server's port, by its second port, by its second address.
+    """Judge three reflexive addresses of one socket: seen by the server's port, by its second port, by its second address.
 
     None stands for "no answer" or "the server has none".  A kept port proves nothing: only equality to another view does.
     Source: RFC 5780 §4.3.
@@ -59,7 +59,7 @@ def observe(primary: Address | None, other_port: Address | None = None, other_ad
 
 
 def observe_filtering(from_other_address: bool | None, from_other_port: bool | None) -> Filtering:
-    """What came back for CHANGE-REQUEST with both flags and with the port flag alone; None: not tried.  RFC 5780 §4.4."""
+    """Judge the answers to CHANGE-REQUEST with both flags and with the port flag alone; None: not tried.  RFC 5780 §4.4."""
     if from_other_address:
         return Filtering.ENDPOINT_INDEPENDENT
     if from_other_address is None or from_other_port is None:

@@ -1,4 +1,4 @@
-"""What checks and the costlier techniques may spend, over all peers of a process: whatever they say, no more than that leaves."""
+"""The budget of checks and costlier techniques, over all peers of a process, whatever the peers say."""
 
 from __future__ import annotations
 

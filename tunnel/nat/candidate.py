@@ -61,7 +61,7 @@ class Candidate(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """What one agent tells the other over the authenticated channel.
+    """The message of one agent to the other over the authenticated channel.
 
     `generation` rises with each offer.  `searching`: the sender has no direct path: begin a round together.  `opened` says
     only: my openers towards the candidates of your generation `generation` are out, so send at full TTL; it names no candidates.
@@ -138,7 +138,7 @@ def encode_candidates(candidates: Iterable[Candidate]) -> bytes:
 
 
 def decode_candidates(data: Buffer | Reader) -> tuple[Candidate, ...]:
-    """What encode_candidates wrote.  Kinds from a later version are left out.  Raises MalformedPacket.
+    """Read what encode_candidates wrote.  Kinds from a later version are left out.  Raises MalformedPacket.
 
     The addresses are canonical, not yet allowed: the agent filters them.
     """

@@ -58,7 +58,7 @@ def encode_hints(hints: Iterable[Hint]) -> bytes:
 
 
 def decode_hints(data: Buffer) -> tuple[Hint, ...]:
-    """What encode_hints wrote, perhaps by a later version.  Nothing is raised: a hint that makes no sense is left out."""
+    """Read what encode_hints wrote, perhaps in a later version.  Raises nothing: a hint that makes no sense is left out."""
     reader = Reader(data)
     found: list[Hint] = []
     while reader.remaining >= 2 and len(found) < MAX_HINTS:

@@ -32,7 +32,7 @@ class Stage(Enum):
 
 
 class Cue(Enum):
-    """What moves it on."""
+    """The events that change a mapping's state."""
 
     ANSWERED = "answered"
     CHOSEN = "chosen"
@@ -76,7 +76,7 @@ TRANSITIONS: Final[Mapping[Stage, Mapping[Cue, Stage]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortMapping:
-    """What the router granted: datagrams to `external` come to our port."""
+    """A mapping that the router granted: datagrams to `external` come to our port."""
 
     protocol: Protocol
     internal_port: int

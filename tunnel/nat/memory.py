@@ -1,4 +1,4 @@
-"""What led to a direct path last time, from this network to this peer, and what is done with it: the same is tried first.
+"""Memory of the last direct path from this network to this peer: the same is tried first.
 
 A hint and no more.  A remembered address gets three checks before the peer has named any, openers where it stands behind a NAT,
 so a wrong one costs three datagrams; a remembered technique begins at once, but only where the peer is seen at the same host.

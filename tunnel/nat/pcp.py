@@ -50,7 +50,7 @@ PCP_RESULTS: Final = {
 
 
 class Answer(Enum):
-    """What an answer answers."""
+    """The request that an answer belongs to."""
 
     NAT_PMP_EXTERNAL = "external address"
     NAT_PMP_MAPPING = "NAT-PMP mapping"
@@ -95,7 +95,7 @@ def encode_pcp_map(own: str, nonce: bytes, internal_port: int, external: Address
 
 
 def decode_reply(data: Buffer) -> Reply:
-    """What the router sent from its port 5351.  Raises MalformedPacket, for requests and for what we never ask too."""
+    """Read a datagram from the router's port 5351.  Raises MalformedPacket, also for requests and unwanted answers."""
     if len(data) > MAX_DATAGRAM:
         raise MalformedPacket(f"a router's answer of {len(data)} bytes")
     reader = Reader(data)

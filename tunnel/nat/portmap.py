@@ -126,7 +126,7 @@ class PortMapper:
         self._choose(now)
 
     def upnp_looked_up(self, now: Instant, external: Address, entry: upnp.Entry | None) -> None:
-        """Whose the port is that the router did not give us; None where it does not tell."""
+        """Take the holder of the port that the router did not give us; None where it does not tell."""
         way = self._ways[Protocol.UPNP]
         if way.stage not in (Stage.MAPPING, Stage.RENEWING):
             return
@@ -232,7 +232,7 @@ class PortMapper:
         return None
 
     def poll_upnp(self, now: Instant) -> UpnpTask | None:
-        """What is to be done over HTTP next, one thing at a time; its outcome is told by one of the upnp_ verbs."""
+        """Return the next HTTP task, one at a time; one of the upnp_ verbs takes its outcome."""
         way = self._ways.get(Protocol.UPNP)
         if self._leaving is not None and now >= self._leaving[1] and not self._is_closed:
             port, self._leaving = self._leaving[0], None

@@ -1,4 +1,4 @@
-"""What a network is, in words: the names of its behaviours, and what they mean for reaching others.  Others observe.
+"""A network in words: the names of its behaviours, and what they mean for reaching others.  Others observe it.
 
 Words: RFC 4787 §4 and §5.  What follows from them was measured; docs/reach.md has the matrix.
 """
@@ -27,7 +27,7 @@ class Ports(Enum):
 
 
 class NetworkKind(Enum):
-    """What stands between one machine and the internet, for one address family."""
+    """The kind of NAT or firewall between one machine and the internet, for one address family."""
 
     NONE = "none"  # no address of the family
     UNKNOWN = "unknown"  # the server has no address of the family
@@ -57,7 +57,7 @@ _HARD: Final = frozenset({NetworkKind.NAT_HARD, NetworkKind.NAT_HARD_SEQUENTIAL,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What was observed over one address family.  None and UNKNOWN: not seen."""
+    """Observations over one address family.  None and UNKNOWN: not seen."""
 
     is_ipv6: bool
     own: str | None = None  # our address towards the server; None: no address of this family

@@ -1,4 +1,4 @@
-"""What one agent knows of both sides: sockets, candidates and mappings; and what it has to tell the other agent."""
+"""One agent's knowledge of both sides: sockets, candidates and mappings, and the offers to the other agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the agent and the costlier ways to meet have in common: the face of a technique, and the scene it is asked about."""
+"""The interface between the agent and a costlier technique, and the scene that a technique is asked about."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PoolSocket(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What both sides know of both sides.  `confirmed`: compared at two addresses of the server."""
+    """The knowledge that both sides have of both sides.  `confirmed`: compared at two addresses of the server."""
 
     controlling: bool
     ours: Mapping

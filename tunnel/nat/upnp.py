@@ -81,7 +81,7 @@ class Service(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Whose a mapped port is: AddPortMapping's arguments, as the gateway keeps them."""
+    """A mapping as the gateway keeps it: the arguments of AddPortMapping."""
 
     client: str
     port: int
@@ -312,7 +312,7 @@ def _text(data: bytes) -> str:
 
 
 def _element(text: str, name: str, position: int) -> tuple[str, int] | None:
-    """What stands in the next element of that name, whatever its attributes, and where it ends.  Linear in the text."""
+    """Return the text of the next element of that name, whatever its attributes, and where it ends.  Linear in the text."""
     while True:
         found = text.find(f"<{name}", position)
         if found < 0:

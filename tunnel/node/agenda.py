@@ -27,7 +27,7 @@ RECORDS_BESIDES: Final = 64
 
 
 class Entry(Generic[Owner]):
-    """What an agenda knows of one owner."""
+    """An agenda's entry for one owner."""
 
     __slots__ = ("_agenda", "ask", "at", "is_in_doubt", "owner")
 

@@ -1,4 +1,4 @@
-"""What the flows of one endpoint share: who we are, the sources of chance and time, the clients, and the way out."""
+"""The parts that the flows of one endpoint share: identity, sources of chance and time, clients, and the way out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ POLICY_NAMES: Final = {number: name for name, number in PATH_POLICIES.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointConfig:
-    """What does not change while the endpoint lives."""
+    """The settings that stay the same while the endpoint lives."""
 
     name: str  # how we introduce ourselves, at most 64 bytes of UTF-8
     aeads: tuple[int, ...]
@@ -123,7 +123,7 @@ class Context:
         return Wall(lambda error: self.fault(place, what, error))
 
     def trace(self, now: Instant, peer: str, instance: int, *, is_initiator: bool) -> Trace | None:
-        """Who listens to the connection `instance` that begins now."""
+        """Return the trace of the connection `instance` that begins now."""
         return None if self.traces is None else self.traces.open(now, peer=peer, instance=instance, is_initiator=is_initiator)
 
     def send(self, key: PathKey, datagram: bytes) -> None:
@@ -145,7 +145,7 @@ class Context:
         return self.wall_ns() / 1e9
 
     def params(self, instance: int, resume: int = 0, *, purpose: Purpose | None = None) -> Params:
-        """What we say of ourselves in a handshake; `purpose` is that of the code, in a first meeting."""
+        """Return our handshake parameters; `purpose` is that of the code, in a first meeting."""
         config = self.config
         return Params(
             instance=instance,

@@ -1,4 +1,4 @@
-"""Whose a datagram is: what its first byte says, and who answers to the receiver index or the relay channel in it."""
+"""The owner of a datagram: by its first byte, then by the receiver index or the relay channel in it."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Diagnosis:
 
     @property
     def findings(self) -> Findings:
-        """What is known so far."""
+        """The findings so far."""
         answers = self._answers
         seen = answers.get("A")
         from_port, from_address = self._filtering_answers()
@@ -171,7 +171,7 @@ class Diagnosis:
             self._stun(behind, B, f"size {size}", (0.0,), padding_to=size - _HEADERS[self.server.is_ipv6])
 
     def _ask_rest(self, now: Instant) -> None:
-        """What needs the answers of the step before: the race, and the way back inside."""
+        """Ask what depends on earlier answers: the race, and the way back inside."""
         self._ends = Instant(now + ROUND)
         second, answers = self._elsewhere or self._second, self._answers
         if second is not None and self._mapping() is Mapping.ENDPOINT_INDEPENDENT:

@@ -86,7 +86,7 @@ class Endpoint:
         return self._context.peers
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """What was dropped outside of connections, by room and reason."""
+        """Return the drops outside of connections, by place and reason."""
         context = self._context
         found = {"endpoint": dict(context.drops)}
         found.update((f"server {name}", dict(client.drops)) for name, client in context.clients.items())
@@ -101,7 +101,7 @@ class Endpoint:
         return orders.popleft() if orders else None
 
     def add_pool_sockets(self, now: Instant, sockets: Iterable[PoolSocket], count: int) -> None:
-        """What came of OpenSockets(count).  They are used for punching only, and closed by CloseSockets."""
+        """Take the sockets that OpenSockets(count) asked for.  They are used for punching only, and closed by CloseSockets."""
         with self._context.wall("punching", "left sockets for a direct path unused"):
             self._context.pool.opened(now, sockets, count)
 
@@ -135,7 +135,7 @@ class Endpoint:
         return True
 
     def set_memory(self, memory: Mapping[bytes, Remembered]) -> None:
-        """What worked with each peer (by static key) from the network that we are in: tried first by connections that begin."""
+        """Set the ways that worked with each peer (by static key) from the present network: new connections try them first."""
         self._context.memory = dict(memory)
 
     def network_changed(self, now: Instant) -> None:
@@ -236,7 +236,7 @@ class Endpoint:
         self._control.listen(now)
 
     def set_peers(self, now: Instant, peers: Iterable[KnownPeer]) -> None:
-        """What the store says now: new grants and names count at once, whoever is forgotten is cut off."""
+        """Set the peers as the store has them now: new grants and names count at once, a forgotten peer is cut off."""
         self._control.set_peers(now, peers)
 
     def close(self, now: Instant, text: str = "the other side has ended") -> None:

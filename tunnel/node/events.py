@@ -1,4 +1,4 @@
-"""What an endpoint tells its driver.  All frozen; match on them, all of them."""
+"""Events of an endpoint for its driver.  All frozen; match on all of them."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Faulted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WayLearned:
-    """What led directly to a peer from the network that we are in, to be handed in by set_memory the next time.
+    """The way that led directly to a peer from the present network; hand it in by set_memory the next time.
 
     None: what was remembered led nowhere.
     """

@@ -1,4 +1,4 @@
-"""Who has to give way when we cannot keep up: whoever takes more of our processor than its share, and nobody else.
+"""Fairness under overload: a peer that takes more of the processor than its share gives way, and nobody else.
 
 All peers share the kernel's queue of one socket, and one processor opens what is in it.  Two things may run out:
 
@@ -41,7 +41,7 @@ TOO_COSTLY: Final = "over its share of the processor"
 
 
 class _Spent:
-    """What one sender took in a window."""
+    """The work that one sender took in a window."""
 
     __slots__ = ("price", "wanted")
 
@@ -87,7 +87,7 @@ class FairShare:
         self._began = self._processor() if peers > 1 else None
 
     def charge(self, now: Instant, sender: Hashable, size: int, streams: int = 0) -> None:
-        """What was done since then, or since the last charge, was for `size` bytes of `sender`, which opened so many streams."""
+        """Charge `sender` the time since the last charge: it sent `size` bytes and opened so many streams."""
         if self._began is not None:
             began, self._began = self._began, self._processor()
             self.spent(now, sender, size, self._began - began + streams * STREAM_PRICE)
@@ -131,7 +131,7 @@ class FairShare:
         return mine
 
     def _debt(self, now: Instant, sender: Hashable) -> float:
-        """What `sender` owes by now."""
+        """Return the debt of `sender` by now."""
         debt, since = self._debts.get(sender, (0.0, now))
         return debt - (now - since) * PAID_OFF / max(1, len(self._debts))
 

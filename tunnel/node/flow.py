@@ -1,4 +1,4 @@
-"""What a flow is: one thing under way, as a code that waits for its peer, with the one face that the endpoint knows of it."""
+"""A flow: one thing under way, such as a code that waits for its peer, with the one interface that the endpoint knows."""
 
 from __future__ import annotations
 

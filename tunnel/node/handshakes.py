@@ -48,7 +48,7 @@ INITS_UNQUESTIONED: Final = 50  # inits a second that are opened without asking 
 
 
 def receiver_index(datagram: Buffer) -> int:
-    """Whom a response, a finish, a cookie reply or a challenge is for.  Raises MalformedPacket."""
+    """Return the receiver index of a response, a finish, a cookie reply or a challenge.  Raises MalformedPacket."""
     kind = datagram[0]
     if kind == CHALLENGE:
         return receiver_of(datagram)
@@ -200,7 +200,7 @@ class InitiatorHandshake:
         return self._timers.next()
 
     def poll_transmit(self, now: Instant) -> bytes | None:
-        """What to send over `path` now; call until None."""
+        """Return the next datagram for `path`; call until None."""
         at = self._timers.get(_Timer.SEND)
         if at is None or at > now or self.has_failed:
             return None
@@ -233,7 +233,7 @@ class InitiatorHandshake:
 
 
 class Gatekeeper:
-    """What stands before the costly half of an IK init: mac1 always, a cookie under load.  Holds no state about any sender."""
+    """The checks before the costly half of an IK init: mac1 always, a cookie under load.  Holds no state about any sender."""
 
     def __init__(self, static_public: bytes, entropy: Entropy) -> None:
         self._material = static_public

@@ -53,7 +53,7 @@ NO_STEP_HERE: Final = "no post-quantum keys could be agreed on"
 
 
 def newer_psks(context: Context, peer: KnownPeer, chain: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
-    """What handshakes with a peer may run under besides the psk of the pairing: those of a connection, and kept; newest first."""
+    """Return the psks, besides that of the pairing, that a handshake with a peer may use, newest first."""
     return tuple(dict.fromkeys((*chain, *(each.psk for each in reversed(context.known(peer).kept)))))
 
 
@@ -97,7 +97,7 @@ class Hybrid:
 
     @property
     def newer_psks(self) -> tuple[bytes, ...]:
-        """What handshakes with the peer may run under, besides the psk of the pairing; the likeliest first."""
+        """The psks, besides that of the pairing, that a handshake with the peer may use, the likeliest first."""
         return newer_psks(self._context, self._peering.peer, self.chain)
 
     def accepts(self, completed: Completed) -> bool:

@@ -1,4 +1,4 @@
-"""What a connection learns of the ways to its peer, for the next one: see nat/memory.py."""
+"""Lessons of a connection about ways to its peer, for the next one: see nat/memory.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Learning:
         self._static = static
 
     def learn(self, connection: Connection | None, puncher: Puncher | None) -> None:
-        """What led here is worth remembering, as long as it differs from what is."""
+        """Remember the way that led here, if it differs from what is remembered."""
         if connection is None or puncher is None or puncher.is_same_machine:
             return
         way = puncher.learned(connection.current_path.key, connection.keepalive)
@@ -35,7 +35,7 @@ class Learning:
             self._remember(known._replace(keepalive=connection.keepalive))
 
     def unlearn(self) -> None:
-        """What was remembered led nowhere: the next connection begins like a first one."""
+        """Forget the remembered way, which led nowhere: the next connection begins like a first one."""
         if self._context.memory.pop(self._static, None) is not None:
             self._context.emit(WayLearned(static=self._static, way=None))
 

@@ -84,7 +84,7 @@ class Peering:
 
     @property
     def grants(self) -> GrantSet:
-        """What this peer may reach on our side."""
+        """The grants of this peer on our side."""
         if self._grants is None or self._grants[0] is not self.peer.grants:
             try:
                 self._grants = (self.peer.grants, GrantSet.from_dicts(self.peer.grants))
@@ -412,7 +412,7 @@ class Peering:
         return {} if self.puncher is None else self.puncher.nat
 
     def punching(self, now: Instant) -> dict[str, Any]:
-        """What the search for a direct path has cost and may still cost: packets, sockets, seconds; for `status`."""
+        """Return the cost of the search for a direct path, spent and left: packets, sockets, seconds; for `status`."""
         return {} if self.puncher is None else self.puncher.describe(now)
 
     def _explain(self, now: Instant) -> None:

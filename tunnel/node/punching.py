@@ -119,7 +119,7 @@ class Puncher:
         return self.agent.why_relayed
 
     def learned(self, key: PathKey, keepalive: Seconds) -> Remembered:
-        """What is worth remembering of a direct path."""
+        """Return the part of a direct path that is worth remembering."""
         kinds = {candidate.address: candidate.kind for candidate in self.agent.remote_candidates}
         is_plain = key.socket_id in self._sockets
         is_costly = self.technique is not None and not (is_plain and key.remote in kinds)
@@ -211,7 +211,7 @@ class Puncher:
         return {"ours": ours, "theirs": theirs, "technique": self.technique.used if self.technique is not None else ""}
 
     def describe(self, now: Instant) -> dict[str, Any]:
-        """What the search for a direct path has cost and may still cost: packets, sockets, seconds; for `status`."""
+        """Return the cost of the search for a direct path, spent and left: packets, sockets, seconds; for `status`."""
         stats, technique = self.agent.stats, self.stats(now)
         shown: dict[str, Any] = {
             "state": stats.state.value,

@@ -1,4 +1,4 @@
-"""What a person is told of a peer to whom nothing gets through, or not directly."""
+"""Sentences about a peer that is not reached, or not directly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a peer may reach, as the exposing side tells it on the control stream: its own grants, without where they lead."""
+"""A peer's own grants as the exposing side tells them on the control stream, without where they lead."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _LONGEST_WORD: Final = max(map(len, WORDS))
 
 
 class Purpose(Enum):
-    """What a code lets somebody do.  It shows in the number of words, for every version; the values go over the wire."""
+    """The purpose of a code.  It shows in the number of words, for every version; the values go over the wire."""
 
     PORTS = 1  # reach what was exposed
     ROOM = 2  # be a member of a room
@@ -156,7 +156,7 @@ def _unknown_word(word: str) -> str:
 
 
 def complete(prefix: str) -> list[str]:
-    """What a code that begins like this may go on as, up to its next word.  Nothing for the number: only the server knows it."""
+    """Return the continuations of a code up to its next word.  None for the number: only the server knows it."""
     text = prefix.casefold()[:MAX_TEXT]
     head, hyphen, beginning = text.rpartition("-")
     if not hyphen or not head or not head[0].isdigit() or head.count("-") >= MAX_WORDS:

@@ -76,7 +76,7 @@ class Grant:
         )
 
     def cut(self, first: int, last: int) -> tuple[tuple[Grant, ...], Grant | None]:
-        """What is left without the ports `first` to `last`, and what they take from it; None: nothing."""
+        """Return the grants without the ports `first` to `last`, and the part that was cut out; None: nothing."""
         low, high = max(self.first, first), min(self.last, last)
         if low > high:
             return (self,), None
@@ -85,7 +85,7 @@ class Grant:
         return rest, replace(self, first=low, last=high)
 
     def beside(self, newer: Iterable[Grant]) -> list[Grant]:
-        """What is left of it where `newer` ones say of the same ports otherwise whether the program is told who connects."""
+        """Return the rest of this grant beside `newer` ones that differ in whether the program is told who connects."""
         pieces = [self]
         for other in newer:
             if other.place == self.place and other.protocol == self.protocol and other.proxy != self.proxy:

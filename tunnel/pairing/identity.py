@@ -1,4 +1,4 @@
-"""Who a peer is: static keys, fingerprints, names; and the rooms where two peers who know each other meet again."""
+"""Identities of peers: static keys, fingerprints, names, and the meeting points of two peers who know each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAST_DAY: Final = 2**32 - 2  # that has a room, and a tomorrow that has one
 
 
 def fingerprint(static_public: bytes) -> str:
-    """What two people compare: 160 bits of SHA-256 in base 32, in groups of four."""
+    """Return the text that two people compare: 160 bits of SHA-256 in base 32, in groups of four."""
     digest = hashlib.sha256(static_public).digest()[:20]
     text = base64.b32encode(digest).decode().lower()
     return "SHA256:" + "-".join(text[start : start + 4] for start in range(0, len(text), 4))
@@ -47,7 +47,7 @@ def _cut(name: str) -> str:
 
 
 def machine_number(static_private: bytes, machine_id: bytes, size: int) -> bytes:
-    """What peers are told of the machine: the same for all processes of one identity there, and of no use to link others.
+    """Return the machine's number for peers: the same for all processes of one identity there, and useless to link others.
 
     Empty where nothing tells it from other machines.
     """
@@ -57,7 +57,7 @@ def machine_number(static_private: bytes, machine_id: bytes, size: int) -> bytes
 
 
 def twin_psk(static_private: bytes) -> bytes:
-    """What all that hold this private key share, and nobody else has."""
+    """Return the psk that all holders of this private key share, and nobody else has."""
     return hmac.digest(static_private, b"ptunnel 1 twin", "sha256")
 
 

@@ -1,4 +1,4 @@
-"""Who uses what of the forwards: each connection and each flow is told when it opens and when it has closed.
+"""The log of use of the forwards: each connection and each flow, when it opens and when it has closed.
 
 A flood of them is counted, and told as a sum.
 """

@@ -1,4 +1,4 @@
-"""What a link can carry, measured: a sink and a source that every ptunnel offers to its paired peers, and who uses them.
+"""A measurement of a link: a sink and a source that every ptunnel offers to its paired peers, and the client of both.
 
 Granted to any paired peer, so bounded: one at a time for each peer, open.MAX_BENCH_SECONDS and MAX_BYTES each, and
 MAX_BYTES_AN_HOUR in all.  What the source sends is zeros; what the sink gets is counted and thrown away.
@@ -42,7 +42,7 @@ Say: TypeAlias = "Callable[[dict[str, Any]], Awaitable[None]]"
 
 
 class Allowance:
-    """What one peer may still have measured."""
+    """The amount that one peer may still measure."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -341,7 +341,7 @@ async def _ask(link: Any, wanted: Bench) -> tuple[Any, list[bytes]]:
 
 
 async def _verdict(stream: Any, early: list[bytes] | None = None, seconds: float = 0.0) -> Measured:
-    """What the other side counted.  Raises UnreachableError."""
+    """Return the count of the other side.  Raises UnreachableError."""
     if early:
         stream.push_back(b"".join(early))
     try:

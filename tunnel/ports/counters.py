@@ -1,4 +1,4 @@
-"""What forwards count, and how they tell a person without flooding the screen."""
+"""Counters of forwards, and notices for people that do not flood the screen."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Exposure:
         self._set_peers(await trio.to_thread.run_sync(self._store.load))
 
     def _set_peers(self, peers: Iterable[KnownPeer]) -> None:
-        """What is remembered has changed: streams that are not granted any more end, and it is told who may reach what."""
+        """Apply changed grants: streams that are not granted any more end, and the new grants are told."""
         peers = list(peers)
         if self.driver is not None:
             self.driver.set_peers(peers)
@@ -117,7 +117,7 @@ class Exposure:
             link.notify()
 
     def _tell_all_served(self, peers: Iterable[KnownPeer]) -> None:
-        """Who may reach what, at the start."""
+        """Tell who may reach what, at the start."""
         self._tell_served(peers, {})
 
     def _tell_served(self, peers: Iterable[KnownPeer], before: Mapping[bytes, tuple[dict[str, Any], ...]]) -> None:

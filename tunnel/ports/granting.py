@@ -1,4 +1,4 @@
-"""What remembered peers may reach here: given, taken back, and told."""
+"""Grants of remembered peers: given, taken back, and told."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Granted(NamedTuple):
 
 
 class Revoked(NamedTuple):
-    """What was taken from `peer`, and what it may still reach here."""
+    """The grants taken from `peer`, and those that it still has."""
 
     peer: str
     revoked: tuple[str, ...]
@@ -33,7 +33,7 @@ def told(grants: GrantSet) -> tuple[str, ...]:
 
 
 def readable(records: Iterable[Mapping[str, object]]) -> GrantSet:
-    """What cannot be read grants nothing, and must not stand in the way of taking it back."""
+    """Return the readable records as grants; an unreadable one grants nothing, and does not keep others from being revoked."""
     try:
         return GrantSet.from_dicts(records)
     except StateError:

@@ -1,4 +1,4 @@
-"""What a forward needs of a connection to one peer; `tunnel.shell` has it, and so has the twin in the tests."""
+"""The part of a connection to one peer that a forward uses; `tunnel.shell` has it, and so has the twin in the tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Stream(Protocol):
         """`count` bytes were written at the start of what wait_send_space gave."""
 
     async def receive_chunks(self, max_chunks: int = ..., sink: StreamSink | None = None) -> list[bytes]:
-        """What arrived, in order; [] at the peer's FIN.  `sink` may take what arrives during the call, and the rest follows.
+        """Return what arrived, in order; [] at the peer's FIN.  `sink` may take what arrives meanwhile; the rest is returned.
 
         What arrived before the peer's reset, or before the connection closed, comes before the error that says so.
         """
@@ -95,7 +95,7 @@ class Link(Protocol):
 
     @property
     def faults(self) -> Faults:
-        """Whose walls stand around each connection and flow."""
+        """The fault walls around each connection and flow."""
 
     async def open_stream(self, open_message: bytes) -> Stream:
         """A new stream with `open_message` as its first bytes; waits while the peer's stream limit is reached."""

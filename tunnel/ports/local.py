@@ -45,7 +45,7 @@ _CODES: Final = {
 
 
 def stream_code(error: OSError) -> int:
-    """What the peer is told when a local program could not be reached."""
+    """Return the code that tells the peer why a local program could not be reached."""
     if isinstance(error, socket.gaierror):
         return StreamCode.UNREACHABLE
     if isinstance(error, OutsideError):

@@ -1,4 +1,4 @@
-"""What a peer may reach beyond this machine where a network is shared: each address is looked at, and named ones are special.
+"""Addresses that a peer may reach where a network is shared: each one is checked, and those named are special.
 
 A name is looked up here, once, and what is connected to is what was looked at; so an answer that changes leads nowhere else (DNS
 rebinding).  Loopback, link-local, metadata services, reserved networks and this machine's own addresses belong to no network

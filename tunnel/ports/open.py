@@ -93,7 +93,7 @@ class Bench(msgspec.Struct, frozen=True, array_like=True, tag="bench"):
 
 
 class Measured(msgspec.Struct, frozen=True, array_like=True, tag="measured"):
-    """What a sink received, or a source of datagrams sent, and from the first to the last of it in how many seconds."""
+    """The bytes that a sink received, or a source sent, and the seconds from first to last."""
 
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEASURED)]
     datagrams: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEASURED)]

@@ -98,7 +98,7 @@ class Outlet:
 
 
 class Overruns:
-    """What came to a UDP socket while its receive buffer was full; only Linux tells."""
+    """The datagrams lost while a UDP socket's receive buffer was full; only Linux tells."""
 
     __slots__ = ("_seen", "_sock")
 

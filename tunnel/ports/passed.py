@@ -23,7 +23,7 @@ _KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "socks": s
 
 
 class Passed:
-    """What was passed and is not used yet."""
+    """The passed sockets that are not used yet."""
 
     def __init__(self, sockets: list[socket.socket] | None = None) -> None:
         self._sockets = [] if sockets is None else sockets

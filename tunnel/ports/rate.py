@@ -117,7 +117,7 @@ class PeerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What `connect --rate` says, in bytes per second: of all its forwards together, and of some by their local end."""
+    """The limits of `connect --rate`, in bytes per second: for all forwards together, and for some by their local end."""
 
     of_all: float | None = None
     of_one: Mapping[str, float] = field(default_factory=dict)  # local port or path -> rate
@@ -205,7 +205,7 @@ async def upload_paced(sock: socket.socket, stream: Stream, limit: Limit, access
 
 
 async def write_paced(write: Callable[[list[bytes]], Awaitable[int]], chunks: list[bytes], limit: Limit) -> int:
-    """What came from the peer, by `write`; how many bytes.  Raises what that raises."""
+    """Hand the peer's bytes to `write`, and return how many.  Raises what that raises."""
     size = 0
     for chunk in chunks:
         start = 0

@@ -210,7 +210,7 @@ def wrapped(
 
 
 async def _greet(sock: socket.socket) -> Request:
-    """What the client asks for.  Raises SocksError, OSError."""
+    """Read the client's request.  Raises SocksError, OSError."""
 
     async def read(count: int) -> bytes:
         data = b""

@@ -1,4 +1,4 @@
-"""What `--forward` means: `[BIND:]LOCAL[:REMOTE][/tcp|/udp|/tcp+udp]`; how it is written stands in tunnel.notation.
+"""The meaning of `--forward`: `[BIND:]LOCAL[:REMOTE][/tcp|/udp|/tcp+udp]`; tunnel.notation reads it.
 
 LOCAL is a port or a range.  REMOTE is a port or a range on the exposing side, or an exposed NAME, or NAME:PORT; without it,
 the same ports as LOCAL.  BIND is an IP address of this computer, `localhost`, or `*` for all of them, IPv4 and IPv6.
@@ -72,7 +72,7 @@ def parse_forward(text: str) -> list[Forward]:
 
 
 def parse_door(text: str) -> list[Forward]:
-    """What --socks takes: [BIND:]PORT or unix:/PATH.  Raises ConfigurationError with one sentence."""
+    """Read the value of --socks: [BIND:]PORT or unix:/PATH.  Raises ConfigurationError with one sentence."""
     read = parse_forward(f"{text.strip() or 0}:1")
     if not text.strip() or len(read) != 1 or read[0].protocol != "tcp" or read[0].target != 1:
         raise ConfigurationError(f"{shown(text)}: --socks takes [BIND:]PORT alone, as in 1080.")
@@ -80,5 +80,5 @@ def parse_door(text: str) -> list[Forward]:
 
 
 def parse_target(text: str) -> int | str:
-    """What --stdio takes: a port, NAME, NAME:PORT or unix:/PATH.  Raises ConfigurationError."""
+    """Read the value of --stdio: a port, NAME, NAME:PORT or unix:/PATH.  Raises ConfigurationError."""
     return read_target(text)

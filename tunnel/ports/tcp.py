@@ -393,7 +393,7 @@ class TcpForward:
 
     @property
     def _shown(self) -> str:
-        """What its connections lead to, as people read it."""
+        """The target of its connections, as people read it."""
         return f"tcp/{self._target}"
 
     def _opening(self, sock: socket.socket) -> bytes:

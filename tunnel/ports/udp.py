@@ -178,7 +178,7 @@ class UdpForward:
         self._held_size += size
 
     def _release(self, flow: Flow) -> deque[bytes]:
-        """What was held; the flow holds no more."""
+        """Return the held datagrams; the flow holds no more."""
         held, flow.held = flow.held or deque(), None
         self._held_size -= flow.held_size
         flow.held_size = 0

@@ -92,7 +92,7 @@ def listens_at(path: str) -> bool:
 
 
 def say_of(path: str, error: OSError) -> str:
-    """What the person who exposes it reads when it could not be reached; "" for what only the peer is told."""
+    """Return the sentence for the exposer of a socket that could not be reached; "" if only the peer is told."""
     match error.errno:
         case errno.ECONNREFUSED | errno.ENOENT | errno.ENOTDIR:
             return f"nothing listens at {path}."

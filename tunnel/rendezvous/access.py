@@ -24,7 +24,7 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class AccessList:
-    """Who may use a server.  Empty: everybody."""
+    """The access list of a server.  Empty: everybody may use it."""
 
     __slots__ = ("_prefixes", "tokens")
 

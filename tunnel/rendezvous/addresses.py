@@ -19,7 +19,7 @@ PROBES_PERIOD: Final = Seconds(60.0)
 
 
 class ServerAddress:
-    """What we know of one address of the server, as seen from one socket of ours."""
+    """The state of one address of the server, as seen from one socket of ours."""
 
     def __init__(self, socket_id: SocketId, address: Address, now: Instant, *, is_fallback: bool = False) -> None:
         self.socket_id = socket_id

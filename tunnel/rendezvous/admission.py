@@ -1,4 +1,4 @@
-"""Who may ask for what how often: cookies, rate buckets of fixed size, and lock-outs."""
+"""Rate limits of a server: cookies, token buckets in tables of fixed size, and lock-outs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TreeBuckets:
 
 
 class Lockouts:
-    """Who guesses codes.  Keyed exactly, so that nobody pays for a neighbour in the table; bounded, oldest out first.
+    """Lock-outs of guessers of codes.  Keyed exactly, so that nobody pays for a neighbour; bounded, oldest out first.
 
     An IPv6 /56 or /48 has GROWTH times as many guesses, forgiven as much faster.  A provider's /32 and an IPv4 /24 are not
     counted: they hold many owners, and a few of those would lock all the others out.

@@ -1,4 +1,4 @@
-"""What the numbers of codes cost those who ask for them: nobody learns for less than the lock-out which ones are in use."""
+"""The price of asking for numbers of codes: learning which are in use costs as much as the lock-out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rendezvous client tells its owner: what the server says, as it says it, and what the client itself makes of it."""
+"""Events of a rendezvous client for its owner: the server's messages as they are, and the client's own conclusions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RelayChannel(NamedTuple):
 
     @property
     def key(self) -> bytes | Address:
-        """What tells its datagrams from others."""
+        """The key that its datagrams are known by."""
         return self.channel or self.server
 
     @property
@@ -35,7 +35,7 @@ class RelayChannel(NamedTuple):
 
 
 class Hearer(Protocol):
-    """Who asked the server for something, and hears what comes of it."""
+    """The one that asked the server for something and hears the result."""
 
     def hear(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None: ...
 

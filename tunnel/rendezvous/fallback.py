@@ -46,7 +46,7 @@ class FallbackWish:
         return Instant(primary.asked_at + max(FALLBACK_AFTER, patience))
 
     def look(self, now: Instant, primary: ServerAddress | None) -> FallbackWanted | FallbackUnwanted | None:
-        """What has changed.  Call after every input."""
+        """Return the change since the last look.  Call after every input."""
         if self.is_silent(now, primary):
             self._release_at = None
             if not self.is_wanted:

@@ -13,7 +13,7 @@ GIBIBYTE = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """What the operator of a server may change.
+    """The settings of a server that its operator may change.
 
     "Per address" means per IPv4 address or IPv6 /64; each wider prefix around it gets GROWTH times as much (core/prefixes.py).
     """

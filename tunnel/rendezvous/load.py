@@ -1,4 +1,4 @@
-"""Who is served while more comes than the server can do: each source is charged what it costs in processor time.
+"""Load control of a server: each source is charged the processor time that it costs.
 
 While all that comes is done at once nobody is held to anything.  When the server is behind, whatever takes most of its time is
 held back: relayed pairs by their ceiling (pacing.py), addresses that have proven themselves by a level of processor time that
@@ -43,7 +43,7 @@ FADING: Final = 0.8  # of what a kind took is left after a look
 
 
 class Kind(IntEnum):
-    """What a batch was; of several in one batch the highest."""
+    """The kind of a batch; of several in one batch the highest."""
 
     DROPPED = 0  # what was left out, and junk
     UNPROVEN = 1  # requests without a proof
@@ -137,7 +137,7 @@ class Load:
         return self._due[kind] - now <= depth
 
     def charge(self, now: Instant, kind: Kind, host: str, seconds: float) -> None:
-        """What something that was served took; `host` is known to be true where it is PROVEN."""
+        """Charge the time that a batch took; `host` is proven where the kind is PROVEN."""
         self._lately[kind] += seconds
         if kind is Kind.PROVEN:
             seconds *= self._weight

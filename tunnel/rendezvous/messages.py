@@ -1,4 +1,4 @@
-"""What peers and the rendezvous server say to each other: msgpack in four kinds of datagram, every field bounded.
+"""Messages of peers and the rendezvous server: msgpack in four kinds of datagram, every field bounded.
 
 Datagrams (all integers big-endian; version is 1):
 
@@ -75,7 +75,7 @@ Text = Annotated[str, Meta(max_length=200)]
 
 
 class Role(IntEnum):
-    """What a registrant of a room waits for."""
+    """The role of a registrant: what it waits for."""
 
     LISTEN = 0
     DIAL = 1
@@ -141,7 +141,7 @@ class OfRoom(_Message, frozen=True):
 
 
 class Hello(_Message, frozen=True, tag=1):
-    """Who am I to you?  Always answered by Retry; makes no state."""
+    """Ask for the reflexive address.  Always answered by Retry; makes no state."""
 
 
 class Refresh(_Message, frozen=True, tag=2):
@@ -392,7 +392,7 @@ def decode_request_head(datagram: Buffer) -> tuple[int, int]:
 
 
 def peek_request(datagram: Buffer) -> Peek:
-    """What can be read without building anything.  Raises MalformedPacket."""
+    """Read the parts of a request that take no decoding.  Raises MalformedPacket."""
     if not MIN_REQUEST <= len(datagram) <= MAX_DATAGRAM:
         raise MalformedPacket("rendezvous request: length out of bounds")
     kind, version, transaction, session, cookie_length = _REQUEST_START.unpack_from(datagram)

@@ -1,4 +1,4 @@
-"""What one pair may relay while the server cannot keep up: the fastest lose first, and a pair that asks for little loses nothing.
+"""Rates of relayed pairs while the server cannot keep up: the fastest lose first, and a slow pair loses nothing.
 
 While all that comes is read at once nobody is held to anything.  When the queue of a socket has not been empty for a while, a
 ceiling for every pair comes down until it is, at most to what the configuration leaves to each; then it goes up again.

@@ -1,4 +1,4 @@
-"""What the server tells clients unasked, repeated until acknowledged or too late.
+"""Pushes: messages of the server that nobody asked for, repeated until acknowledged or too late.
 
 Somebody else causes it, and whoever proved an address once may have left it.  So a session is sent no more bytes than it sent
 itself, from the address where it is, but for those that it acknowledged; what is beyond waits until it is heard again.

@@ -28,7 +28,7 @@ PAYER: Final = 1  # the side that asked for the channel: it dialed or claimed
 
 
 class Moved(Enum):
-    """What came of a side's wish to be somewhere else."""
+    """The result of a side's wish to move to another address."""
 
     DONE = auto()
     UNKNOWN = auto()  # no such channel

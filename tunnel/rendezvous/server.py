@@ -365,7 +365,7 @@ class Server:
         return messages.encode_response(transaction, answer)
 
     def _answer(self, now: Instant, inbound: Inbound) -> bytes | Refusal | None:
-        """What a proven and permitted client gets."""
+        """Answer a proven and permitted client."""
         socket_id, remote, request, size = inbound
         message = request.message
         if isinstance(message, messages.Goodbye):

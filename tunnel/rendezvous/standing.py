@@ -1,4 +1,4 @@
-"""What a client's owner asked for, kept so that all of it can be asked again of a server that has forgotten.
+"""The standing wishes of a client's owner, kept to be asked again of a server that has forgotten.
 
 Each entry makes the message that asks for it.  Channels, which the server gives, stand here too: they are shown to it again.
 """
@@ -92,7 +92,7 @@ class Standing:
         self.refused.update(dict.fromkeys(rooms, Role(message.role)))
 
     def hear(self, key: int | bytes, hearer: Hearer | None) -> None:
-        """What the server says of that nameplate or mailbox is for `hearer`, also when it is no more."""
+        """Send the server's messages about that nameplate or mailbox to `hearer`, also the last one."""
         self._hearers[key] = hearer
         self._hearers.move_to_end(key)
         if len(self._hearers) > MAX_HEARERS:
@@ -102,7 +102,7 @@ class Standing:
         return key in self._hearers
 
     def hearers_of(self, message: messages.ResponseMessage | messages.PushMessage | messages.RequestMessage) -> Hearers:
-        """Who waits for messages about that room, nameplate or mailbox."""
+        """Return the hearers of messages about that room, nameplate or mailbox."""
         match message:
             case messages.Introduced(room=room, side=side) if side:
                 return tuple(self.dialing.get(room, ()))

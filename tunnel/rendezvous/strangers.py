@@ -1,4 +1,4 @@
-"""What anybody may ask without proving an address: STUN, the open directory, and hints about unknown channels.
+"""Answers to strangers, who have proven no address: STUN, the open directory, and hints about unknown channels.
 
 An answer no longer than its question costs nobody more than the question did, so nothing limits it: a limit that strangers share
 is a switch by which one of them turns it off for the others.  Longer answers are few: per address, and over all.

@@ -22,7 +22,7 @@ class ServerSocket(NamedTuple):
 
 
 class StunQuestion(NamedTuple):
-    """What the desk needs to know of a binding request; `request` is the codec's own."""
+    """The facts about a binding request that its answer needs; `request` is the codec's own."""
 
     request: object
     change_address: bool

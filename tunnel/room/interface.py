@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LanInterface(Protocol):
-    """What a room needs of an interface: doors/tun/host.py and doors/tun/namespace.py are some.  `device` is a tun.tap.Tap."""
+    """The part of an interface that a room uses: doors/tun/host.py and namespace.py have it.  `device` is a tun.tap.Tap."""
 
     @property
     def device(self) -> Any: ...
@@ -160,7 +160,7 @@ class Plane:
         return {} if self._forward is None else self._forward.drops
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """What did not pass, by place and reason: here, at the kernel's door, at reflector and ethernets also what passed."""
+        """Return the drops by place and reason; of the reflector and ethernets also what passed."""
         found = {"packets": dict(self.drops), "interface": dict(self.interface.device.counters.errors)}
         for place in ("reflector", "ethernets"):
             watcher = getattr(self.interface, place, None)
@@ -173,7 +173,7 @@ class Plane:
         return None if self._forward is None else self._forward.mtu
 
     def set_roster(self, roster: Roster, me: Member) -> None:
-        """Who is who from now on: whoever is gone is heard no more at once; the interface follows in a moment."""
+        """Set the members: one that is gone is heard no more at once; the interface follows in a moment."""
         ours, others = place(roster, me), [place(roster, member) for member in roster.members if member.static != me.static]
         if self._forward is None:
             self._forward = LanForward(
@@ -271,7 +271,7 @@ class Plane:
         self._shut = shut
 
     def _next(self) -> tuple[Roster, Member, float]:
-        """What the interface shall have now, and seconds until that changes by itself: another network may have to wait."""
+        """Return the wanted configuration of the interface, and the seconds until it changes by itself."""
         assert self._wanted is not None
         if self._configured is not None and _networks(self._configured[0]) != _networks(self._wanted[0]):
             now = self._clock()

@@ -93,5 +93,5 @@ class LanTable:
 
 
 def shown(packet: Buffer) -> str:
-    """What the report of a fault says of the packet that met it."""
+    """Return a description of the packet for the report of a fault."""
     return f"inner packet of {len(packet)} bytes, beginning with {bytes(packet[:SHOWN]).hex()}"

@@ -106,7 +106,7 @@ class LanForward:
             nursery.start_soon(self._follow_mtu)
 
     def _after_receive(self) -> None:
-        """What was written into the interface has often made an answer already, an ACK: it leaves now, without another turn."""
+        """Read the interface again: what was written has often made an ACK already, which leaves in the same turn."""
         if self._receiver.has_written:
             self._receiver.has_written = False
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # `run` says so

@@ -299,7 +299,7 @@ class LanRoom:
             self.plane.remove_link(static, link)
 
     def _on_trouble(self, event: Troubled) -> None:
-        """What one member's trouble is, is no end of the room; as a joiner who is not in yet, we have no other."""
+        """Pass on one member's trouble, which does not end the room; it ends a joiner that is not in yet."""
         if event.is_final and self._membership.room.roster is None:
             self._end(to_exception(event))
         elif event.problem is Problem.PEER_ABSENT and self._membership.room.roster is None:

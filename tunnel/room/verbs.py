@@ -104,7 +104,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What create and join share."""
+    """The common arguments of create and join."""
 
     home: Path | str | None
     member_name: str | None
@@ -352,7 +352,7 @@ def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: I
 
 
 def _begin(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
-    """Whom we wait for."""
+    """Begin to wait for the members."""
     now, room = driver.clock(), membership.room
     if entry.makes:
         for peer in entry.to:
@@ -363,7 +363,7 @@ def _begin(driver: EndpointDriver, membership: Membership, entry: Entry) -> None
 
 
 def _ask(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
-    """What we ask the server for; it is known."""
+    """Ask the server, which is known by now."""
     if entry.makes:
         membership.offer_code(driver.clock())
     elif entry.code is not None:

@@ -1,1 +1,1 @@
-"""What a verb of the library sets up before it begins: home, server, machine, remembered ways."""
+"""The preparations of a verb of the library: home, server, machine, remembered ways."""

@@ -1,4 +1,4 @@
-"""What connect and expose share."""
+"""The common part of connect and expose."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tunnel.shell.places import machine_hosts
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What an EndpointDriver takes from its machine, by the names of its arguments; None: this machine's own."""
+    """The parts of the machine that an EndpointDriver uses, by the names of its arguments; None: this machine's own."""
 
     opener: Any = None
     bind: Any = None

@@ -52,7 +52,7 @@ class OwnHosts:
 
 
 class Surroundings:
-    """What a start needs around this machine: it is waited for, and a person is told once what is missing."""
+    """The surroundings that a start waits for; a person is told once what is missing."""
 
     def __init__(self, on_event: OnEvent | None, machine: Machine) -> None:
         self._on_event = on_event

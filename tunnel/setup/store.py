@@ -208,12 +208,12 @@ class HomeStore:
         return own_name(self._given_name or remembered or self.settings.name)
 
     def traces(self) -> Traces | None:
-        """Who listens to connections: a folder, where one is wanted.  Raises ConfigurationError."""
+        """Return the traces of connections, in a folder, where that is wanted.  Raises ConfigurationError."""
         if self.settings.qlog is None:
             return None
         return _qlog_directory(self.settings.qlog)
 
     def finish(self) -> None:
-        """What was traced is on the disk, unless that has stopped taking anything."""
+        """Wait until the traces are on the disk, unless it takes nothing any more."""
         if self.settings.qlog is not None:
             _qlog_directory(self.settings.qlog).finish()

@@ -1,4 +1,4 @@
-"""What led directly to each peer, by network: read when a program starts, written a moment after it is learned."""
+"""The ways that led directly to each peer, by network: read at the start, written a moment after they are learned."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class WayKeeper:
             self._writing = {}
 
     def close(self) -> None:
-        """What was not written yet."""
+        """Write what was not written yet."""
         pending, self._writing, self._pending = {**self._writing, **self._pending}, {}, {}
         if pending:
             with suppress(StateError):

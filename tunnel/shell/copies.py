@@ -1,4 +1,4 @@
-"""What a driver does where it may go on in a copy of its machine: whom it tells, and what a person hears."""
+"""A driver that may go on in a copy of its machine: whom it tells, and what a person hears."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _HELP: Final = "Port mapping (UPnP-IGD, NAT-PMP or PCP) at the router, IPv6, or 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DhtExamination(Examination):
-    """What the nodes of the DHT have shown."""
+    """The findings from nodes of the DHT."""
 
     views: tuple[int, int]  # networks whose nodes said where they see us, over IPv4 and IPv6
 

@@ -42,7 +42,7 @@ TLS_PATIENCE: Final = 3.0  # seconds for the server to answer, once the connecti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFindings:
-    """What came of TLS."""
+    """The findings over TLS."""
 
     port: int
     works: bool
@@ -79,7 +79,7 @@ class Examination:
 
     @property
     def asked(self) -> str:
-        """What they are called who were asked, in a table."""
+        """The name of those who were asked, for a table."""
         return "server"
 
     @property
@@ -197,7 +197,7 @@ def _date(unix_time: float) -> str:
 
 
 async def walled(what: str, task: Callable[[], Awaitable[None]]) -> None:
-    """What one of them answers is not the end of what is found out about the others."""
+    """Run one examination so that its failure does not end the others."""
     with Faults().wall("doctor", what):
         await task()
 

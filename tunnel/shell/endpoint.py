@@ -219,7 +219,7 @@ class EndpointDriver:
         self.flush()
 
     def set_peers(self, peers: Iterable[KnownPeer]) -> None:
-        """What the store holds now; whoever is no longer there is cut off."""
+        """Set the peers as the store has them now; one that is no longer there is cut off."""
         self.core.set_peers(self.clock(), peers)
         self._links.peers_changed()
         self.flush()

@@ -1,4 +1,4 @@
-"""What `connect`, `expose` and `lan` tell their caller while they run: one frozen value for each event of the machine interface.
+"""Events of `connect`, `expose` and `lan` for their caller: one frozen class for each event of the machine interface.
 
 `to_dict` gives the JSON object, `event` first; its keys are as stable as the wire format.
 """

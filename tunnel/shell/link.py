@@ -113,7 +113,7 @@ class Link:
 
     @property
     def grants(self) -> GrantSet:
-        """What this peer may reach here, as of now."""
+        """The present grants of this peer."""
         return self._peering.grants
 
     @property
@@ -211,7 +211,7 @@ class Link:
         return None if connection is None or self._closed is not None else connection.packets
 
     def set_packet_sink(self, sink: PacketSink | None) -> None:
-        """Who takes IP packets from this peer, from inside the receiving: the views in it live no longer than the call."""
+        """Set the sink of this peer's IP packets, called while receiving: its views live no longer than the call."""
         self._packet_sink = sink
         if self._peering.connection is not None:
             self._peering.connection.set_packet_sink(sink)
@@ -227,7 +227,7 @@ class Link:
             self._flush()
 
     async def shares(self, before: Shares | None = None) -> Shares:
-        """What the peer lets us reach, as soon as it has said so, and something else than `before`; older ones never do."""
+        """Wait for the peer's shares, other than `before`, and return them; an older peer never tells."""
         while self.shared is None or self.shared == before:
             await self._changed.wait()
         return self.shared
@@ -249,7 +249,7 @@ class Link:
     # --- what it is like
 
     def status(self) -> LinkStatus:
-        """What it is like now."""
+        """Return the present status."""
         connection = self._peering.connection
         stats = connection.stats() if connection is not None else ConnectionStats()
         stats.drops |= self.flows.drops
@@ -418,7 +418,7 @@ class Link:
         self.notify()
 
     def peer_changed(self) -> None:
-        """What is remembered of the peer was read anew."""
+        """Apply the newly read memory of the peer."""
         if self.on_grants is not None:
             self.on_grants()
 

@@ -63,7 +63,7 @@ class Links:
                 pass
 
     def peers_changed(self) -> None:
-        """What is remembered of peers was read anew."""
+        """Apply the newly read memory of peers."""
         for link in list(self.of.values()):
             try:
                 link.peer_changed()

@@ -30,7 +30,7 @@ class Outbox:
         return self._left is not None
 
     def forget(self) -> None:
-        """What waits is not sent."""
+        """Drop what waits to be sent."""
         self._left = None
 
     def put(self, burst: Transmit) -> None:

@@ -58,12 +58,12 @@ _RAISED: dict[Problem, type[TunnelError]] = {
 
 
 def to_exception(event: Troubled) -> TunnelError:
-    """What a final Troubled is raised as."""
+    """Return the exception for a final Troubled."""
     return _RAISED[event.problem](event.text)
 
 
 def closed_exception(link: Link, reason: CloseReason) -> TunnelError:
-    """What the end of a link is raised as by whoever still needs it."""
+    """Return the exception for the end of a link."""
     if reason.code == CloseCode.PATH_POLICY:
         return ConfigurationError(reason.text)
     if reason.code == CloseCode.FORGOTTEN:

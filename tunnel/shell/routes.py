@@ -100,7 +100,7 @@ class Routes:
             self.nursery.start_soon(self._run, door)
 
     def network_changed(self) -> None:
-        """What stands may hang on an address that is gone: connect anew, at once."""
+        """Connect anew at once: a connection may hang on an address that is gone."""
         for door in self._doors.values():
             door.attempt.cancel()
 

@@ -69,7 +69,7 @@ class TlsConfig:
 
 
 class RunningServer:
-    """What serve() hands to whoever started it."""
+    """A running server, for the caller of serve()."""
 
     def __init__(
         self,
@@ -337,14 +337,14 @@ class _Loop:
         return self._locals[socket_id, host]
 
     async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> bool:
-        """What one receive of a TLS connection brought.  Whether something of a client was in it."""
+        """Handle one receive of a TLS connection.  Return whether it brought something from a client."""
         before, now = self._server.proofs, self._clock()
         self._server.look(now, False)
         await self._process(socket_id, batch, now)
         return self._server.proofs != before
 
     async def _process(self, socket_id: SocketId, batch: ReceivedBatch, now: Instant) -> None:
-        """What one receive brought, and all that follows from it.  What is not relayed is charged the time that it took."""
+        """Handle one receive and all that follows from it.  Work that is no relaying is charged the time that it took."""
         server = self._server
         before = 0.0 if self._is_relayed(batch) else time.thread_time()
         try:

@@ -1,4 +1,4 @@
-"""What a rendezvous server does, for whoever runs it: a line for each client, pair and refusal, and details at DEBUG.
+"""The log of a rendezvous server for its operator: a line for each client, pair and refusal, and details at DEBUG.
 
 Strangers cause some of it and clients the rest, so each of the two gets only so many lines; the others are counted.
 """

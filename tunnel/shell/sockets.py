@@ -32,7 +32,7 @@ def open_all(bind: Iterable[str], opener: OpenSocket) -> list[UdpSocket]:
 
 
 def drops_of(socket: UdpSocket) -> dict[str, int]:
-    """What it lost, by reason, and what the kernel dropped before."""
+    """Return the socket's losses by reason, with those of the kernel."""
     drops = dict(socket.counters.errors)
     overruns = socket.overruns()
     if overruns:

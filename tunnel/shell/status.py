@@ -1,4 +1,4 @@
-"""What one link is like, as a value."""
+"""The status of one link, as a value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunnel.transport.connection.events import ConnectionStats
 
 @dataclass(slots=True, kw_only=True)
 class LinkStatus(ConnectionStats):
-    """What `status` shows of one link, beside what its connection has counted.
+    """The status of one link, beside the counters of its connection.
 
     Durations in seconds, rates in bytes per second since the last look.
     `rtt_s` is the smoothed round trip while packets flow; on an idle link it is the newest one, which the keep-alives measure.

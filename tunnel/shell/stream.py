@@ -104,7 +104,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             await waiter.wait()
 
     def send_space(self) -> memoryview:
-        """What wait_send_space would give now; empty where it would wait or raise."""
+        """Return what wait_send_space would give now; empty where it would wait or raise."""
         if self._send_error is not None or self._finished:
             return memoryview(b"")
         return self._connection.stream_space(self.stream_id)
@@ -116,7 +116,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             self._flush()
 
     async def receive_chunks(self, max_chunks: int = CHUNKS_A_READ, sink: StreamSink | None = None) -> list[bytes]:
-        """What has arrived, in order; [] at the peer's FIN.  Raises StreamResetError, behind what came before the reset.
+        """Return what has arrived, in order; [] at the peer's FIN.  Raises StreamResetError, behind what came before the reset.
 
         While it waits, `sink` takes what arrives without waking this task; what it leaves, and all behind it, is returned.
         """

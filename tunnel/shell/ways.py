@@ -1,4 +1,4 @@
-"""What led to peers, as the driver asks for it and tells it."""
+"""Memory of ways to peers, as the driver reads and writes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class WayMemory(Protocol):
     """Where it is kept what led directly to each peer, by network; knows by itself which network this machine is in."""
 
     def load(self) -> Mapping[bytes, Remembered]:
-        """What is known of the network that we are in now, by the peers' static keys."""
+        """Return the ways known in the present network, by the peers' static keys."""
 
     def note(self, static: bytes, way: Remembered | None) -> None:
         """Remember, or (None) forget.  Must not wait for a disk."""

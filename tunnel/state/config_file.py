@@ -15,7 +15,7 @@ from tunnel.errors import StateError
 
 
 class ConfigFile(dict[str, Any]):
-    """What stands in a config.toml, and on which line."""
+    """The content of a config.toml, and the line of each key."""
 
     def __init__(self, values: Mapping[str, Any], text: str = "", path: str = "config.toml") -> None:
         super().__init__(values)

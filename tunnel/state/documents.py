@@ -34,7 +34,7 @@ class BadContent(ValueError):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file holds.  Bytes are base64 there, Hex hexadecimal; fields that we do not know are passed over."""
+    """The content of a file.  Bytes are base64 there, Hex hexadecimal; fields that we do not know are passed over."""
 
     def __repr__(self) -> str:
         """Without the keys."""
@@ -72,7 +72,7 @@ class _TooNew(Exception):
 
 
 class _Envelope(msgspec.Struct):
-    """What stands around the content, in any version."""
+    """The frame around the content, in any version."""
 
     ptunnel: str
     version: Annotated[int, Meta(ge=1)]

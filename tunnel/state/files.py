@@ -204,7 +204,7 @@ class FileLock:
             self._descriptor = -1
 
     def read_note(self) -> str:
-        """What the holder wrote about itself: at most 64 characters, for people."""
+        """Return the holder's note about itself: at most 64 characters, for people."""
         with contextlib.suppress(OSError), open(self.path, "rb") as file:
             file.seek(_NOTE_AT)
             return file.read(64).decode("ascii", "replace").strip()

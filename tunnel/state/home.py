@@ -130,7 +130,7 @@ class Home:
         return self._secret(self._identity)
 
     def server_secret(self) -> bytes:
-        """What a rendezvous server of this home knows its own codes by, 32 random bytes, made at the first call.
+        """Return the secret by which a rendezvous server of this home knows its codes: 32 random bytes, made at the first call.
 
         Raises StateError.
         """

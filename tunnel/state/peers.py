@@ -1,4 +1,4 @@
-"""What is remembered of a peer, and the rules for names: a person's names stay put, a newcomer gets a free one."""
+"""Remembered peers, and the rules for names: a person's names stay, a newcomer gets a free one."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def rename(peers: list[Peer], old: str, new: str) -> tuple[list[Peer], Peer]:
 
 
 def unpair(peers: list[Peer], static: bytes, psk: bytes, before: Peer | None) -> tuple[list[Peer], Peer | None]:
-    """What was remembered under that key before it was paired by this psk is so again; another pairing since then stays."""
+    """Restore what was remembered under that key before this psk paired it; a later pairing stays."""
     if not any(peer.static == static and peer.psk == psk for peer in peers):
         return peers, next((peer for peer in peers if peer.static == static), None)
     others = [peer for peer in peers if peer.static != static]
@@ -179,7 +179,7 @@ def forget(peers: list[Peer], names: Iterable[str]) -> tuple[list[Peer], list[Pe
 def change_grants(
     peers: list[Peer], names: Iterable[str], change: Callable[[Peer], list[dict[str, Any]]]
 ) -> tuple[list[Peer], list[Peer]]:
-    """What these peers may reach is now what `change` gives for each: for all of them or none.  Raises ConfigurationError."""
+    """Set the grants of these peers to what `change` gives for each, for all of them or none.  Raises ConfigurationError."""
     changed = {peer.static: replace(peer, grants=change(peer)) for peer in (known(peers, name) for name in names)}
     return [changed.get(peer.static, peer) for peer in peers], list(changed.values())
 

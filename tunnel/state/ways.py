@@ -1,4 +1,4 @@
-"""What is remembered of the ways to peers: from which network, what led there directly.  A cache, bounded."""
+"""Remembered ways to peers: what led there directly, from which network.  A bounded cache."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def fingerprint_of(certificate: str | os.PathLike[str]) -> str:
 
 
 def explain(error: OSError, host: str, port: int) -> ServerUnreachableError:
-    """What a failed attempt to reach a server over TLS is told as: one sentence."""
+    """Return the error, one sentence, for a failed attempt to reach a server over TLS."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = (error.verify_message or "not verified").rstrip(".")
         if error.verify_code in _OUT_OF_TIME:

@@ -59,7 +59,7 @@ class Framing:
         return len(self._data) - self._at
 
     def feed(self, data: Buffer) -> None:
-        """What has come.  Call decode_run until None before the next piece."""
+        """Take the next piece of the stream.  Call decode_run until None before the next piece."""
         if self._at:
             del self._data[: self._at]
             self._at = 0

@@ -1,4 +1,4 @@
-"""Who stands at a server's door for TLS: strangers, who takes turns at shaking hands, and connections that belong to a session.
+"""The connections at a server's TLS port: strangers, those in a handshake, and those that belong to a session.
 
 Three tables, and in each of them every address has a share, with the prefixes around it (core/prefixes.py).  Whoever has proven
 nothing gives way: when a table of strangers is full, the one that has stood there longest, of the site with most of them, is sent

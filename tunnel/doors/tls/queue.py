@@ -1,4 +1,4 @@
-"""What waits for a slow TCP connection, and for how long: a datagram that is late is better lost, and its sender slows down."""
+"""The queue of a slow TCP connection.  A datagram that would be late is better lost: then its sender slows down."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PART_OF_FREE: Final = 4  # a queue may hold a quarter of what is left of that: s
 
 
 class Budget:
-    """What all queues of a process hold together."""
+    """The bytes that all queues of a process hold together."""
 
     __slots__ = ("limit", "used")
 

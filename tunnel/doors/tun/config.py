@@ -1,4 +1,4 @@
-"""What a LAN interface is given: one frozen value, checked whole, that crosses to the privileged child as JSON.
+"""The configuration of a LAN interface: one frozen value, checked whole, that crosses to the privileged child as JSON.
 
 The limits are those of the child too, so that whoever takes over the unprivileged process can ask for nothing but a LAN.
 """
@@ -105,7 +105,7 @@ class InterfaceConfig:
 
     @classmethod
     def from_json(cls, value: object) -> InterfaceConfig:
-        """What to_json gave, after JSON.  Raises ConfigurationError for anything else."""
+        """Read the result of to_json, after JSON.  Raises ConfigurationError for anything else."""
         try:
             fields = dict(value)  # type: ignore[call-overload]
             if fields.get("ipv4") is not None:

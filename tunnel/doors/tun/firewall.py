@@ -68,7 +68,7 @@ async def is_shut(device: Tap, config: InterfaceConfig) -> bool:
 
 
 def sentence(interface: str, root: Path = Path("/")) -> str:
-    """What a person is told, with the command of the firewall that is found."""
+    """Return the sentence for a person, with the command of the firewall that is found."""
     told = "A firewall of this machine keeps out what comes from the room, but for ports that you have opened there. "
     for place, words, command in KNOWN:
         with contextlib.suppress(OSError):

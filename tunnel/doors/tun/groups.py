@@ -78,7 +78,7 @@ class GroupMirror:
 
     @property
     def groups(self) -> set[Group]:
-        """What is joined now."""
+        """The groups that are joined now."""
         return set(self._joined)
 
     async def run(self) -> None:

@@ -63,7 +63,7 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
 
 
 def why_refused(error: OSError) -> str:
-    """What to do where namespaces are refused, in one sentence."""
+    """Return one sentence that says what to do where namespaces are refused."""
 
     def setting(name: str) -> str:
         try:

@@ -74,7 +74,7 @@ def taken_prefixes(interface: str | None = None, *, besides: Iterable[Network] =
 
 
 def taken_networks(interface: str | None = None, *, spoken: bool = True) -> set[Network]:
-    """What must not be led into a room: networks of both families that this machine uses outside `interface`.
+    """Return the networks that must not be led into a room: those that this machine uses outside `interface`.
 
     Those of routes and addresses, but for ways to everything and link-local ones; and name servers, each by itself, and (unless
     not `spoken`) private networks of whom sockets here are connected to, since many are reached by the default route alone.
@@ -99,7 +99,7 @@ def taken_networks(interface: str | None = None, *, spoken: bool = True) -> set[
 
 
 def surroundings(interface: str | None = None) -> set[Network]:
-    """What may be reached by the default route, though no table says so: private networks around the addresses of this machine.
+    """Return the private networks around this machine's addresses, which the default route may lead to unseen.
 
     IPv4: the private block (RFC 1918) of each address on an interface that a way to everything leaves by.  IPv6: the site of each
     unique local address (RFC 4193 §3.1).  Without those of `interface`.

@@ -1,4 +1,4 @@
-"""What every TAP of ours can do, be it the kernel's or the twin in memory; and the numbers that both share.
+"""The interface of every TAP, the kernel's and the twin in memory, and the numbers that both share.
 
 The unit of work is a frame: 10 bytes of virtio-net header (struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start,
 csum_offset, in host byte order), 14 bytes of Ethernet header, then an IP packet of up to 64 KB.

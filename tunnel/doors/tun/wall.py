@@ -1,4 +1,4 @@
-"""What the kernel lets in by the LAN interface: packets to our own addresses there, which only our own NAT may send on.
+"""The packet filter of the LAN interface: packets to our own addresses come in, and only our own NAT may send them on.
 
 Containers publish their ports by NAT: a packet to our address gets another destination and is forwarded.  So the interface has to
 forward, but nothing else.  Two chains of nf_tables see to that.  Before anything is translated, a packet has to be for one of our

@@ -37,7 +37,7 @@ def to_address(sockaddr: SockAddr) -> Address:
 
 
 def to_sockaddr(address: Address, *, is_ipv6: bool, dual_stack: bool) -> SockAddr:
-    """What sendmsg takes.  Never asks the DNS.  Raises AddressError."""
+    """Return the address as sendmsg takes it.  Never asks the DNS.  Raises AddressError."""
     host, port = address
     if not 0 < port < 65_536:
         raise AddressError("bad_address")

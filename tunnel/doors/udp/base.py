@@ -1,4 +1,4 @@
-"""What the sockets of every system share: binding, buffers, waiting, closing and counting."""
+"""The common part of the sockets of every system: binding, buffers, waiting, closing and counting."""
 
 from __future__ import annotations
 

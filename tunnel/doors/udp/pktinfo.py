@@ -46,7 +46,7 @@ def ask(sock: socket.socket, *, is_ipv6: bool, is_ipv4: bool) -> bool:
 
 
 def find(ancillary: Iterable[tuple[int, int, bytes]]) -> bytes:
-    """What the kernel told, among the ancillary data of one recvmsg; empty if it told nothing."""
+    """Return the packet info among the ancillary data of one recvmsg; empty if there is none."""
     for level, kind, told in ancillary:
         if (level == socket.IPPROTO_IP and kind == IP_PKTINFO) or (level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO):
             return told

@@ -1,4 +1,4 @@
-"""What every UDP socket of ours can do, whatever the system; `open_socket` picks the best kind there is.
+"""The interface of every UDP socket, whatever the system; `open_socket` picks the best kind there is.
 
 The unit of work is a batch: one address, one buffer, equal segments of which the last may be shorter.
 """

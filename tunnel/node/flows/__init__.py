@@ -1,1 +1,1 @@
-"""What a node has going on with somebody: a code given or claimed, a dial, an answer, a question about keys."""
+"""The flows of a node: a code given or claimed, a dial, an answer, a question about keys."""

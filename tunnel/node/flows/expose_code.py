@@ -55,7 +55,7 @@ Adopt: TypeAlias = "Callable[[Instant, Completed, PathKey, int, bool], Peering |
 
 
 class CodeTerms(NamedTuple):
-    """What a code is good for.  `guesses`: answered claims that may come to nothing before it ends; one means one claim."""
+    """The terms of a code.  `guesses`: answered claims that may fail before it ends; one means one claim."""
 
     words: int
     guesses: int

@@ -1,4 +1,4 @@
-"""Who are you, then?  Two sides that share a psk but get no IK handshake done exchange their static keys by XXpsk0.
+"""A key check: two sides that share a psk but complete no IK handshake exchange their static keys by XXpsk0.
 
 IK says nothing when a static key is not the remembered one: the init is simply not for that machine.  So a dialer whose inits
 stay unanswered on a live channel asks by XX, under the pair's psk, and people hear a clear sentence instead of silence.
@@ -29,7 +29,7 @@ MAX_CHANNELS: Final = 256  # introduced channels that are remembered; the oldest
 
 
 def _params(context: Context, peer: KnownPeer) -> Params:
-    """What we say of ourselves; to others of our own key, which copy of the home we have."""
+    """Return our handshake parameters; for others with our own key they name our copy of the home."""
     params = context.params(context.new_instance())
     return replace(params, machine=context.place) if peer.static == context.static_public else params
 

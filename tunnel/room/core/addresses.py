@@ -96,7 +96,7 @@ def choose_subnet(entropy: Callable[[int], bytes], routes: Iterable[Prefix], *, 
 
 
 def _gaps(taken: Iterable[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
-    """What of `low` to `high` (without) the sorted ranges leave free."""
+    """Return the ranges from `low` to below `high` that the sorted ranges leave free."""
     free = []
     for begin, end in taken:
         if begin > low:
@@ -146,7 +146,7 @@ def ipv6_text(ula: bytes, host: int) -> str:
 
 
 class HostNumbers:
-    """Who has or had which number.  A member that comes back gets its own; one that is free is reused as late as possible."""
+    """Host numbers of present and former members.  A member that comes back gets its own; a free one is reused late."""
 
     __slots__ = ("_former", "_highest")
 

@@ -1,4 +1,4 @@
-"""What only a room's creator does: take in, send away, choose another subnet.  Creator makes rosters, its room signs them."""
+"""The creator's verbs: admit, remove, choose another subnet.  Creator makes rosters, its room signs them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Creator:
     def admit(
         self, now: Instant, roster: Roster, static: bytes, hello: Hello, present: Container[bytes]
     ) -> list[Change] | Reason:
-        """What taking this one in changes: nothing for a member that is only back.  `present`: who has a connection."""
+        """Return the changes of admitting a member, none for one that is back.  `present`: members with a connection."""
         member = roster.member(static)
         changes: list[Change] = []
         if member is None:
@@ -192,7 +192,7 @@ class Creator:
         return Change(_next(roster, subnet=subnet))
 
     def _clashing(self, subnet: bytes) -> list[bytes]:
-        """Whom that subnet does not suit."""
+        """Return the members that the subnet does not suit."""
         lost = self.narrow if addresses.is_spare(subnet) else ()
         return [static for static, routes in self.routes.items() if static in lost or addresses.clashes(subnet, routes)]
 

@@ -1,4 +1,4 @@
-"""What goes to everybody in a room, and how much of it: games, mDNS and SSDP find each other by broadcast and multicast.
+"""Broadcast and multicast in a room, and their limits: games, mDNS and SSDP find each other by them.
 
 Whoever sends such a packet sends one copy to each member.  Nothing that came from a member is ever sent on to another one, so
 nothing can loop, whatever it says.

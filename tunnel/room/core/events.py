@@ -1,4 +1,4 @@
-"""What a Room tells its owner.  All frozen; match on them, all of them."""
+"""Events of a Room for its owner.  All frozen; match on all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What members of a room tell each other: bodies of control messages of kind 4, each a tagged MessagePack array, all bounded."""
+"""Messages between members of a room: bodies of control messages of kind 4, tagged MessagePack arrays, all bounded."""
 
 from __future__ import annotations
 

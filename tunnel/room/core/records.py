@@ -44,7 +44,7 @@ class Allowances:
         self._spent: dict[bytes, Bucket] = {}  # who did something last is the last
 
     def spent(self, now: Instant, who: bytes) -> float:
-        """What this one has done, less what came back since."""
+        """Return the amount used by `who`, less what came back since."""
         bucket = self._spent.get(who)
         return 0.0 if bucket is None else self._most - bucket.level(now)
 

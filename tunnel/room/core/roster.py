@@ -55,7 +55,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Roster(msgspec.Struct, frozen=True, array_like=True):
-    """What a room is at one version.  The member with host 1 is the creator.
+    """A room at one version.  The member with host 1 is the creator.
 
     `room` is the public key that signs; `commitment` is commit(secret) of the epoch's secret; `subnet` the network address of an
     IPv4 /24; `ula` an IPv6 /64.  Further elements of the array are ignored, so that fields can be added.
@@ -88,7 +88,7 @@ class Roster(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RoomState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a room is remembered by, as its file has it: a later field has a default, and is left out while it has that.
+    """A remembered room, as its file has it: a later field has a default, and is left out while it has that.
 
     `member_name` is how we introduce ourselves; `private_key` is the creator's alone; `roster` is signed; `psks` are by static
     key, the creator's with all members, a member's with the creator; `former` and `highest` are the creator's HostNumbers.
@@ -183,7 +183,7 @@ def why_refused(
 
 
 def commit(secret: bytes) -> bytes:
-    """What a roster says of its epoch's secret: enough to know the right one by, and nothing else (the secret is random)."""
+    """Return the roster's commitment to its epoch's secret, by which the right one is known (the secret is random)."""
     return sha256(b"ptunnel 1 room secret" + secret).digest()
 
 

@@ -79,7 +79,7 @@ _BROADCAST: Final = b"\xff\xff\xff\xff"
 
 
 class MemberFilter:
-    """What one member may send us.  Sets of 4- and 16-byte addresses; nothing in it grows."""
+    """The filter for packets of one member.  Sets of 4- and 16-byte addresses; nothing in it grows."""
 
     __slots__ = ("_destinations", "_sources")
 

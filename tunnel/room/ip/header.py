@@ -53,7 +53,7 @@ _U16 = Struct("!H")
 
 
 class Inner(NamedTuple):
-    """What the headers of one inner IP packet say.  All sizes are bytes, counted from the first byte of the IP header."""
+    """The headers of one inner IP packet.  All sizes are bytes, counted from the first byte of the IP header."""
 
     version: int  # 4 or 6
     protocol: int  # of the transport, after IPv6 extension headers; of a non-first fragment, what the fragment header names

@@ -1,4 +1,4 @@
-"""What is said, or done, about an inner packet that the path does not carry: too-big messages, IPv4 fragments, refusals.
+"""Answers to an inner packet that the path does not carry: too-big messages, IPv4 fragments, refusals.
 
 Sources: RFC 792 and RFC 1191 §4 (fragmentation needed), RFC 1122 §3.2.2, RFC 1812 §5.2.7.1 (prohibited),
 RFC 4443 §2.4 and §3.2 (packet too big), RFC 791 §3.2.

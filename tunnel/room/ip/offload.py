@@ -62,7 +62,7 @@ _TWO_U16 = Struct("!HH")
 
 
 class Offload(NamedTuple):
-    """What the virtio-net header of a packet read from the interface says."""
+    """The virtio-net header of a packet read from the interface."""
 
     needs_checksum: bool  # the checksum is partial
     gso_type: int  # GSO_NONE and so on, perhaps with GSO_ECN
@@ -122,7 +122,7 @@ def most_in_run(inner: Inner, gso_size: int) -> int:
 
 
 def build_prefix(inner: Inner, partial: bool, ethernet: bytes) -> bytes:
-    """What stands before an ordinary packet in a write to the interface: virtio-net header and the Ethernet header given.
+    """Return the prefix of an ordinary packet in a write to the interface: virtio-net header and the Ethernet header given.
 
     Raises MalformedPacket when `partial` is said of a packet that has no TCP or UDP checksum of its own.
     """
@@ -149,7 +149,7 @@ def build_run(
     partial: bool,
     ethernet: bytes,
 ) -> bytearray:
-    """What stands before the payloads of `count` consecutive segments in ONE write to the interface.
+    """Return the bytes before the payloads of `count` consecutive segments in ONE write to the interface.
 
     The run begins at segment `index` of a super-packet of which `head` is the head and `inner` what parse_head made of it,
     and has `payload_size` bytes in all; `is_last` when the super-packet's last segment is its last.  The result: virtio-net

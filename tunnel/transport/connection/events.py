@@ -1,4 +1,4 @@
-"""What a connection tells its owner, and the small values it shows.  All frozen; match on them, all of them."""
+"""Events of a connection for its owner, and the small values it shows.  All frozen; match on all of them."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class PathView:
 
 @dataclass(slots=True, kw_only=True)
 class ConnectionStats:
-    """What the core has counted since the connection began, and counts on; bytes are of UDP payload.
+    """Counters of a connection since it began, which go on counting; bytes are of UDP payload.
 
     A field is all that a new number takes: `status` has it under its name (docs/json.md), whatever it is.
     """

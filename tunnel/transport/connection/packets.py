@@ -55,7 +55,7 @@ _put: Final = cast("Callable[[memoryview, slice, memoryview], None]", setitem)
 
 
 class PacketRun(NamedTuple):
-    """What arrived of one packet: `head`, then `payloads`; views that are valid until the next datagrams are handled.
+    """The received part of one packet: `head`, then `payloads`; views, valid until the next datagrams are handled.
 
     `gso_size` 0: a whole packet, in one payload, without head.  Else segments `first`, `first` + 1 ... of a super-packet, of
     `gso_size` bytes each; only the last may be shorter, and only if `is_last` says that the super-packet ends with it.

@@ -25,7 +25,7 @@ class State(Enum):
 
 
 class Cue(Enum):
-    """What can happen to it."""
+    """The events that change a connection's state."""
 
     CLOSE_CALLED = "close called"
     PEER_CLOSED = "peer closed"

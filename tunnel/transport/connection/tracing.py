@@ -1,4 +1,4 @@
-"""What a connection tells its Trace, in the core's own words: one event for a run of packets, never one per packet.
+"""Events of a connection for its Trace, in the core's own words: one for a run of packets, never one per packet.
 
 Called only when someone listens.  `tunnel.telemetry.qlog` puts these events into the words of the qlog drafts; names, and
 what their data hold:

@@ -56,7 +56,7 @@ def verify_mac1(datagram: Buffer, key: bytes) -> bool:
 
 
 class CookieChecker:
-    """What a responder under load asks for before it computes.  Holds two secrets and nothing about any sender."""
+    """The cookie check of a responder under load.  Holds two secrets and nothing about any sender."""
 
     __slots__ = ("_changed_at", "_entropy", "_previous", "_secret")
 

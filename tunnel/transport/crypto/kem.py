@@ -30,7 +30,7 @@ _SEED_SIZE: Final = 64  # bytes that a private key is made of
 
 
 class NextPsks(NamedTuple):
-    """What a step gives both sides."""
+    """The psks that a step gives both sides."""
 
     connection: bytes  # of the connection's handshakes from now on, in memory only
     kept: bytes  # of handshakes that begin later connections of the pair, where both can keep it

@@ -124,7 +124,7 @@ def cells(buffer: memoryview, stride: int, skip: int) -> Cells:
 
 
 class Kept(Generic[T]):
-    """What received buffers were cut into, by a function such as cells().
+    """The pieces of received buffers, cut by a function such as cells().
 
     A socket hands out the same view, the very object, whenever it has received into the same place: then nothing is cut anew.
     """

@@ -1,4 +1,4 @@
-"""What arrived, and what acknowledgement is owed for it.  One value per connection: packet numbers are shared by its paths."""
+"""Received packet numbers, and the acknowledgement owed for them.  One per connection: its paths share the numbers."""
 
 from __future__ import annotations
 

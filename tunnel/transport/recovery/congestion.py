@@ -1,4 +1,4 @@
-"""What a congestion controller is asked, and the numbers of RFC 9002 §7 that all of them share."""
+"""The interface of a congestion controller, and the numbers of RFC 9002 §7 that all of them share."""
 
 from __future__ import annotations
 

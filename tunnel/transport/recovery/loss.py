@@ -28,7 +28,7 @@ SHORTEST_SAMPLE: Final = 0.000_001  # seconds: a clock may not have moved betwee
 
 
 class AckResult(NamedTuple):
-    """What one ACK frame told about this path.  All lists are in the order sent."""
+    """The result of one ACK frame for this path.  All lists are in the order sent."""
 
     acked: list[Marked]
     lost: list[Marked]
@@ -38,7 +38,7 @@ class AckResult(NamedTuple):
 
 
 class TimeoutResult(NamedTuple):
-    """What a timer that ran out asks for: `probes` ack-eliciting packets to send at once, past window and pacer."""
+    """The result of a timer that ran out: `probes` ack-eliciting packets to send at once, past window and pacer."""
 
     lost: list[Marked]
     probes: int

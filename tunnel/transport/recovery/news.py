@@ -1,4 +1,4 @@
-"""What is new in an ACK: a frame costs what it tells for the first time, however often and in whatever pieces it comes again."""
+"""The news in an ACK: a frame costs only what it tells for the first time, however it is repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was sent and not yet settled: one record per burst, and the ring that finds it by packet number."""
+"""Packets sent and not yet settled: one record per burst, and the ring that finds it by packet number."""
 
 from __future__ import annotations
 

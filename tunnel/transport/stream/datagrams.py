@@ -23,7 +23,7 @@ Fragment: TypeAlias = tuple[int, int, int, int, bytes | memoryview]
 
 
 class DatagramQueue:
-    """What waits to be sent: the oldest is dropped first."""
+    """The queue of datagrams to send: the oldest is dropped first."""
 
     __slots__ = ("_bytes", "_next_id", "_queue", "drops")
 

@@ -17,7 +17,7 @@ CONNECTION_WINDOW: Final = MAX_STREAMS * INITIAL_STREAM_WINDOW + GROWTH_IN_ALL
 
 
 class Growth:
-    """What is left of GROWTH_IN_ALL.  A window may take at most half of it, so that there is always some for the next one.
+    """The rest of GROWTH_IN_ALL.  A window may take at most half of it, so that there is always some for the next one.
 
     Source: Choudhury and Hahne, dynamic queue length thresholds (1998): the share follows how many ask.
     """
@@ -77,7 +77,7 @@ class ReceiveWindow:
 
 
 class SendCredit:
-    """What the peer granted us; credit never shrinks, whatever a reordered frame says (RFC 9000 §4.1)."""
+    """The credit that the peer granted us; it never shrinks, whatever a reordered frame says (RFC 9000 §4.1)."""
 
     __slots__ = ("limit", "used")
 

@@ -33,7 +33,7 @@ RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets 
 
 
 class Scheduler:
-    """Who writes next: deficit round robin that serves a stream which just woke before those that are always busy.
+    """The order of writing: deficit round robin that serves a stream which just woke before those that are always busy.
 
     So a keystroke does not wait behind bulk.  Source: fq_codel (RFC 8290 §4.2), without its queues' CoDel.
     Streams that the connection's credit holds back stand aside and come back one by one: a MAX_DATA costs what it lets through,
