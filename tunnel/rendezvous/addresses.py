@@ -37,6 +37,7 @@ class ServerAddress:
         self.answered_after = Seconds(0.0)  # from the first sending of the last question, with its repetitions
         self.asked_at: Instant | None = None  # when the request was first sent that has no answer yet
         self.misses = 0  # time-outs since the last answer
+        self.answers = 0  # so far
         self.refresh_at = now
         self.probes: deque[Instant] = deque(maxlen=PROBES)  # when the second socket was last asked
 
@@ -58,6 +59,7 @@ class ServerAddress:
             sample = Seconds(now - sent_at)
             self.round_trip = sample if self.round_trip is None else Seconds(0.75 * self.round_trip + 0.25 * sample)
         self.answered_at = now
+        self.answers += 1
         self.answered_after = Seconds(0.0 if self.asked_at is None else now - self.asked_at)
         self.asked_at = None
         self.misses = 0

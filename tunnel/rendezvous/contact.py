@@ -419,6 +419,7 @@ class Contact(Addresses, ABC):
 
     def _on_miss(self, now: Instant, home: ServerAddress, request: PendingRequest) -> None:
         home.misses += 1
+        misses = request.miss(home.answers)
         if home is not self._primary:
             return
         if home.misses == 2:  # ask the other addresses whether they fare better
@@ -426,7 +427,7 @@ class Contact(Addresses, ABC):
                 if other is not home:
                     other.refresh_at = now
             self._refresh(now)
-        if request.attempts < LOST_AFTER:
+        if misses < LOST_AFTER:
             return
         asked_at = home.asked_at if home.asked_at is not None else now
         for other in self._homes:

@@ -32,6 +32,18 @@ class PendingRequest:
     is_probe: bool = False  # goes to the server's second socket, only to see our mapping there
     sent_at: Instant | None = None
     attempts: int = 0
+    misses: int = 0  # sendings without an answer, since the server answered anything
+    answers: int = 0  # of the server, when that was counted
+
+    def miss(self, answers: int) -> int:
+        """Count a sending without an answer, where the server has given `answers` so far.  Return those in a row.
+
+        A server that answers other requests is there: whatever this one lost before that says nothing.
+        """
+        if answers != self.answers:
+            self.answers, self.misses = answers, 0
+        self.misses += 1
+        return self.misses
 
 
 class RequestTable:

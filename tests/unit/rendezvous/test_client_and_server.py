@@ -281,6 +281,28 @@ def test_a_server_that_stays_away_is_lost_and_found_within_five_seconds_of_its_r
     assert len(host.of(events.Reached)) == 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_server_that_came_back_is_not_lost_again_by_a_request_of_before(seed: int) -> None:
+    world = World(seed)
+    host = world.host("a")
+    host.client.listen(world.now, ROOMS)
+    world.run(1)
+    world.is_up = False
+    for number in range(8):
+        host.client.allocate(world.now)
+        host.client.post(world.now, bytes((number,)) * 8, b"hello")
+        world.run(5)
+    assert len(host.of(events.Lost)) == 1
+    world.start_server()
+    world.loss = 0.4
+    world.run(30, until=lambda: host.client.is_reached)
+    world.loss = 0.0
+    world.run(20)
+    assert [type(event) for event in host.events if isinstance(event, events.Lost | events.Reached)] == [
+        events.Reached, events.Lost, events.Reached,
+    ]  # fmt: skip
+
+
 def test_a_server_that_stops_says_so_and_is_found_again_after_its_restart() -> None:
     world = World()
     host = world.host("a")
