@@ -170,6 +170,7 @@ def test_a_server_outlives_its_terminal(lab: Lab) -> None:
     for _ in range(2):
         server.process.send_signal(signal.SIGHUP)
         assert "ignored" in a_line(server, "SIGHUP")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup(1), which may run the tests, leaves it ignored to the programs
     exposing = lab.expose(str(lab.port))
     exposing.wait("code")
     exposing.process.send_signal(signal.SIGHUP)
