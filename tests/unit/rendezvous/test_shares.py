@@ -356,8 +356,9 @@ def test_a_server_that_says_slow_down_again_and_again_is_not_lost() -> None:
 def test_rates_and_lockouts_count_a_home_as_few_addresses() -> None:
     now = Instant(5.0)
     rate = TreeBuckets(1.0, 10, b"salt")
-    assert sum(rate.take(now, prefixes(source.host)) for source in HOME for _ in range(20)) == 40
-    assert rate.take(now, prefixes(FRIEND.host))
+    assert sum(rate.take(now, prefixes(source.host)) for source in HOME[:8] for _ in range(20)) == 40
+    friends = [f"198.18.{site}.1" for site in range(3)]  # one may share a slot of the table with somebody of the home
+    assert sum(rate.take(now, prefixes(friend)) for friend in friends) >= 2
     lockouts = Lockouts(limit=5, refill=Seconds(60.0), duration=Seconds(120.0), size=1000)
     guesses = 0
     for source in HOME:
