@@ -129,7 +129,9 @@ async def test_what_a_peer_says_of_our_clock_is_told(tmp_path: Path, monkeypatch
                 pass
             monkeypatch.undo()
             said: list[str] = []
-            link = await _own_link(State(tmp_path / "friend"), "home", server, TlsOptions(None, None), said)
+            steps: list[str] = []
+            link = await _own_link(State(tmp_path / "friend"), "home", server, TlsOptions(None, None), said, steps.append)
+    assert steps[0].startswith("Meeting home, for ")
     assert link["peer"] == "home"
     behind_words = "The clock of this computer is 2 hours behind what it showed home before. Set it, if it is wrong now."
     assert said == ([behind_words] if behind else [])

@@ -204,6 +204,11 @@ class Endpoint:
         """Has the server answered, and not fallen silent since?"""
         return self._context.clients[name].is_reached
 
+    def has_answered(self, name: str) -> bool:
+        """Has the server answered at all so far?"""
+        client = self._context.clients[name]
+        return client.is_reached or client.server is not None
+
     # --- verbs
 
     def offer_code(

@@ -73,7 +73,7 @@ class Surroundings:
         await trio.sleep(SERVER_WORD)
         host, port = parse_server(server, "server")
         is_known = driver.core.has_server(server)
-        if not self.has_network(server) or (is_known and driver.core.is_reached(server)):
+        if not self.has_network(server) or (is_known and driver.core.has_answered(server)):
             return
         text = (
             f"No answer from the server {host} yet: is that its address, and does 'ptunnel serve' run there, at UDP port {port}?"
