@@ -14,6 +14,7 @@ from tunnel.errors import ConfigurationError
 DEFAULT_PORT: Final = 24_531
 DHT: Final = "dht"  # in place of a server: the nodes of the Mainline DHT
 DEFAULT_TLS_PORT: Final = 443  # TCP: the last port that networks close
+DEFAULT_METRICS_PORT: Final = 9_464  # TCP: of figures for Prometheus, as other programs have their own there
 DHT_PORT: Final = 6_881  # of a node of the DHT, where none is said
 MAX_ENTRY: Final = 16  # nodes by which we come into the DHT: all are asked at once
 #: They lead whoever is new to other nodes; each is run by somebody who makes a BitTorrent client.
@@ -140,6 +141,13 @@ def split_host_port(text: str, place: str, default_port: int) -> tuple[str, int]
     if not _is_host(host):
         raise ConfigurationError(f"{place}: {shown} is neither a host name nor an address: write HOST or HOST:PORT.")
     return host, port
+
+
+def split_local_place(text: str, place: str, default_port: int) -> tuple[str, int]:
+    """ADDR[:PORT] to listen on; a lone port means this machine alone.  Raises ConfigurationError."""
+    port = text.strip().lstrip(":")
+    is_port = port.isdecimal() and text.count(":") <= 1
+    return split_host_port(f"127.0.0.1:{port}" if is_port else text, place, default_port)
 
 
 def _is_host(host: str) -> bool:

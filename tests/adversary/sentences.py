@@ -267,6 +267,12 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "A conversation on the control socket cannot end the process that serves it.": (
             "tests/driver/test_walls_forward.py::test_a_question_that_meets_a_fault_is_answered_so_and_the_service_goes_on",
         ),
+        "A web page cannot read figures that are for this computer alone by giving its own name the address 127.0.0.1.": (
+            "tests/driver/test_metrics.py::test_only_the_figures_are_there_and_only_under_a_name_of_this_machine",
+        ),
+        "Nobody keeps Prometheus from them by connections that are held open.": (
+            "tests/driver/test_metrics.py::test_silent_connections_keep_prometheus_out_neither_by_number_nor_for_long",
+        ),
     },
     "Whoever copies PTUNNEL_HOME": {
         "What was recorded before cannot be read: ephemeral keys are gone.": (

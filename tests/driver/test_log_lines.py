@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.driver.programs import PATIENCE_S, Lab, echo_through
+from tests.schema import schema
 
 WHEN = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 
@@ -177,3 +179,35 @@ def test_a_server_with_v_tells_of_clients_and_pairs_with_the_time_and_nothing_of
         told.wait(rf"^{WHEN}{somebody} left \(0 clients now\)\.$")
         silent.end()
         assert len(silent.text.splitlines()) == 2, silent.text
+
+
+def test_every_line_of_a_busy_server_with_log_json_is_an_object_that_the_page_knows(lab: Lab, tmp_path: Path) -> None:
+    access = tmp_path / "access"
+    access.write_text("127.0.0.0/8\n", encoding="utf-8")
+    words = ("serve", "--log-json", "--listen", "127.0.0.1:0", "--access", str(access), "--metrics", "127.0.0.1:0")
+    with logged(tmp_path / "json", *words) as told:
+        server = told.wait(r"Serving on udp (\S+) ")[1]
+        for number in range(3):
+            exposing = lab.run(tmp_path / f"e{number}", "expose", str(lab.port), "--server", server)
+            code = exposing.wait("code")["code"]
+            words = ("connect", "--server", server, "--forward", f"0:{lab.port}")
+            connecting = lab.run(tmp_path / f"c{number}", *words, PTUNNEL_CODE=code)
+            connecting.wait("forward")
+            connecting.end()
+            exposing.end()
+        told.wait(r'"what": "pair_ended"[^\n]*"pair": 3,')
+        access.write_text("192.0.2.1\n", encoding="utf-8")
+        told.process.send_signal(signal.SIGHUP)
+        told.wait(r'"what": "reload_access"')
+        lab.run(tmp_path / "late", "expose", str(lab.port), "--server", server)
+        told.wait(r'"what": "refused", "who": "127[^\n]*"why": "denied"')
+        access.write_text("nonsense\n", encoding="utf-8")
+        told.process.send_signal(signal.SIGHUP)
+        told.wait(r'"what": "reload_access", "why": "unusable"')
+        told.end()
+    found = [json.loads(line) for line in told.text.splitlines()]
+    assert [problem for each in found for problem in schema()._compare(each, schema().objects["log line"])] == []
+    whats = [each["what"] for each in found]
+    assert whats.count("claimed") == 3
+    assert {"listening", "registered", "claimed", "left", "pair_ended", "reload_access", "refused"} <= set(whats)
+    assert all(each["time"].endswith("Z") for each in found)

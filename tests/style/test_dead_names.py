@@ -14,9 +14,10 @@ KINDS = ("function", "method", "property", "class", "import", "unreachable_code"
 CALLED_FROM_OUTSIDE = {
     "__dir__", "__getattr__", "__call__",
     "wait_link", "new_code", "open_tcp", "is_connected", "receive_exactly",  # tunnel: docs/library.md
-    "wait_send_all_might_not_block", "send_eof",  # trio.abc.HalfCloseableStream
+    "wait_send_all_might_not_block",  # trio.abc.HalfCloseableStream
     "format_commands", "create_command", "join_command", "remove_command", "list_command", "forget_command",  # click
     "rename_command",
+    "collect",  # prometheus_client
     "_on_started", "_on_packets_sent", "_on_packets_received", "_on_packets_lost", "_on_packets_dropped", "_on_metrics",
     "_on_timeout", "_on_keys", "_on_closed",  # telemetry.qlog, by the name of the event
 }  # fmt: skip
@@ -24,7 +25,7 @@ CALLED_FROM_OUTSIDE = {
 #: What a test looks at, or does in place of a peer, and the product has no use for.
 FOR_TESTS = {
     "online", "local_candidates", "add_remote", "delivery_rate", "room_entries", "command_pid", "send_room", "send_datagram",
-    "MAX_RESPONSE",
+    "MAX_RESPONSE", "METRICS",
 }  # fmt: skip
 
 #: Constants of a format, complete though we send only some.

@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "doors.tun": {"core", *WALLS},
     "state": {"room.core", *BASE},
     "host": {"core", *BASE},
-    "telemetry": {"core", "disk", *BASE},
+    "telemetry": {"core", "disk", *WALLS},
     # trio around the core
     "shell": {
         "core", "transport", "nat", "pairing", "node", "rendezvous", "dht", "doors.udp", "doors.tls", "host", *SETTINGS,
@@ -50,7 +50,8 @@ ARROWS: dict[str, set[str]] = {
     "room": {"room.core", "room.ip", "ports", "setup", "shell", "node", "pairing", "doors.tun", "state", *SETTINGS, *WALLS},
     "control": {"shell", *WALLS},
     "cli": {
-        "examples", "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", *SETTINGS, *WALLS,
+        "examples", "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", "telemetry", *SETTINGS,
+        *WALLS,
     },
     # modules of their own
     "faults": set(),
@@ -83,12 +84,12 @@ PACKAGES: dict[str, set[str]] = {
     "setup": {"trio"},
     "shell": {"trio"},
     "doors.udp": {"trio"},
-    "doors.tls": {"trio"},
+    "doors.tls": {"trio", "cryptography"},
     "doors.tun": {"trio", "pyroute2"},
     "state": {"platformdirs", "msgspec"},
     "host": {"ifaddr", "pyroute2", "trio"},
     "settings": {"msgspec"},
-    "telemetry": {"prometheus_client"},
+    "telemetry": {"prometheus_client", "trio", "h11"},
     "nat": {"h11"},
     "pairing": {"spake2", "cryptography"},
     "rendezvous": {"msgspec"},

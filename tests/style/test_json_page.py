@@ -64,7 +64,7 @@ def test_a_link_has_the_fields_of_its_status() -> None:
 def test_every_code_of_a_warning_is_on_the_page() -> None:
     codes = {each.value for each in Problem}
     codes |= literals(r'Trouble\(code="(\w+)"') | literals(r'_trouble\("(\w+)"')
-    codes |= literals(r'"event": "warning", "code": "(\w+)"')
+    codes |= literals(r'"event": "warning", "code": "(\w+)"') | literals(r'\.warn\([^()]+, "(\w+)"\)')
     assert codes <= set(schema().warnings)
 
 
@@ -110,10 +110,10 @@ def test_the_page_tells_right_from_wrong(event: dict[str, Any], word: str) -> No
 
 
 def test_nothing_prints_json_but_the_one_function_that_gives_it_a_time() -> None:
-    """Else a line could lack what the page promises of each."""
+    """Else a line could lack what the page promises of each.  Log lines have a formatter of their own."""
     found = []
     for module in modules():
-        if module.name.startswith("tunnel.cli") and module.name != "tunnel.cli.render":
+        if module.name.startswith("tunnel.cli") and module.name not in {"tunnel.cli.render", "tunnel.cli.json_log"}:
             tree = ast.parse(module.text)
             calls = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "dumps"]
             found += [f"{module.name}:{node.lineno}" for node in calls]

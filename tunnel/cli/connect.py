@@ -260,8 +260,7 @@ class Connecting:
         if text == self._said_trouble:
             return
         self._said_trouble = text
-        self._output.emit({"event": "warning", "code": code, "message": text})
-        self._output.warn(text)
+        self._output.warn(text, code)
 
     async def _wait_network(self, deadline: float) -> None:
         """Until this machine has a way to anywhere.  Raises UnreachableError at once where that is not waited for."""
@@ -331,8 +330,7 @@ class Connecting:
                 for text in self._forward_lines(link.peer_name):
                     self._output.say(text)
             for text in self._listeners.warnings():
-                self._output.warn(text)
-                self._output.emit({"event": "warning", "code": "half_bound", "message": text})
+                self._output.warn(text, "half_bound")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, link, nursery.cancel_scope)
             serve = partial(serve_nothing, ready=self._tell_remote, notice=self._output.warn, log=self._log.accesses)

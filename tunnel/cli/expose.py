@@ -170,8 +170,7 @@ def warn_of_silence(grants: Sequence[Grant], output: Output) -> None:
     silent += [grant for grant in grants if grant.is_socket and not listens_at(grant.host.removeprefix("unix:"))]
     if silent:
         text = f"Nothing listens on {listing(map(str, silent[:MOST_SHOWN]))} here yet."
-        output.warn(text)
-        output.emit({"event": "warning", "code": "nothing_listens", "message": text})
+        output.warn(text, "nothing_listens")
 
 
 class Exposing:

@@ -61,9 +61,9 @@ class Log:
         if before is None:
             if not (is_awaited and self._output.shows_live) and self._limit.admits(peer, connected=1):
                 told = "" if self._output.shows_live else f" ({_by_way(report)})"  # there it is shown below, and changes at once
-                self._output.log(f"{peer} is connected{told}.")
+                self._output.log(f"{peer} is connected{told}.", what="connected", who=peer, why=report.why)
         elif before != way and not self._output.shows_live and self._limit.admits(peer, moved=1):
-            self._output.log(f"The path to '{peer}' is now {_by_way(report)}.")
+            self._output.log(f"The path to '{peer}' is now {_by_way(report)}.", what="path", who=peer, why=report.why)
 
     def tell_closed(self, peer: str, reason: str) -> None:
         """The link to it has ended.  That it does so with this command is no news to who sees the command end."""
@@ -72,7 +72,8 @@ class Log:
         if reason == OURS and self._output.shows_live:
             return
         if self._limit.admits(peer, ended=1):
-            self._output.log(f"{peer} has left." if reason in THEIRS else f"The link to '{peer}' has ended: {reason}.")
+            text = f"{peer} has left." if reason in THEIRS else f"The link to '{peer}' has ended: {reason}."
+            self._output.log(text, what="closed", who=peer, why=reason)
 
     def forget(self, peer: str) -> None:
         """The link to it has ended, which is said in another way."""
@@ -81,7 +82,7 @@ class Log:
     def tell_trouble(self, trouble: Trouble) -> None:
         """A sentence of the library's.  Peers can cause most of them again and again, by connecting."""
         if self._limit.admits(trouble.message, again=1):
-            self._output.warn(trouble.message)
+            self._output.warn(trouble.message, what=trouble.code)
 
     # -- rooms
 
@@ -108,7 +109,7 @@ class Log:
         else:
             text = f"{name} left." if report.state == "offline" else f"{name} is no longer in the room."
         if self.admits_change() and self._limit.admits(name, moved=1):
-            self._output.log(text)
+            self._output.log(text, what="member", who=name, why=report.why)
 
     def admits_change(self) -> bool:
         """Whether one more line about the room may be said now; else it is counted."""
@@ -126,13 +127,17 @@ class Log:
         carried = f"{size(report.sent_bytes)} sent, {size(report.received_bytes)} received"
         if not isinstance(report, ConnectionReport):
             self._output.log(
-                f"Of {peer}, {report.opened} more connections opened within a minute and {report.closed} closed: {carried}."
+                f"Of {peer}, {report.opened} more connections opened within a minute and {report.closed} closed: {carried}.",
+                what="connections",
+                who=peer,
             )
         elif report.duration_s is None:
-            self._output.log(f"{peer} opened {report.target}." if self._is_exposer else f"{report.target} of {peer} opened.")
+            text = f"{peer} opened {report.target}." if self._is_exposer else f"{report.target} of {peer} opened."
+            self._output.log(text, what="connection_opened", who=peer, target=report.target, number=report.number)
         else:
             what = f"{report.target} {'for' if self._is_exposer else 'of'} {peer}"
-            self._output.log(f"{what} closed after {_lasted(report.duration_s)}: {carried}.")
+            text = f"{what} closed after {_lasted(report.duration_s)}: {carried}."
+            self._output.log(text, what="connection_closed", who=peer, target=report.target, number=report.number)
 
     def _sum_up(self, subject: str, beyond: Counter[str]) -> None:
         if again := beyond["again"]:

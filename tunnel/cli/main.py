@@ -298,9 +298,14 @@ def report(problem: BaseException, arguments: Sequence[str] = ()) -> int:
             if sys.stderr.isatty() and not is_json:
                 click.echo("", err=True)
         elif not (is_json and is_exec):
+            from tunnel.cli import json_log
             from tunnel.cli.render import tell
 
-            tell(f"ptunnel: {sentence}")
+            if "--log-json" in own:
+                json_log.start()
+                json_log.say(sentence, level=logging.ERROR, what=name)
+            else:
+                tell(f"ptunnel: {sentence}")
     except OSError:
         _silence_stdout()
     return code

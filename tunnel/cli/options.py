@@ -37,6 +37,12 @@ def common(function: Function) -> Function:
     )(function)
 
 
+def log_json(function: Function) -> Function:
+    """--log-json, on commands that run as a service; the command calls json_log.start."""
+    text = "Write the log and all else on stderr as one JSON object a line, with what -v says."
+    return click.option("--log-json", "is_log_json", is_flag=True, help=text)(function)
+
+
 def tls(function: Function) -> Function:
     """The settings of a command that asks a server."""
     return _with_settings(function, "tls")

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
+from tunnel.cli import json_log
 from tunnel.cli.voice import Voice
 from tunnel.faults import Faults
 
@@ -61,7 +63,7 @@ def is_in_front() -> bool:
 
 def json_line(event: Mapping[str, Any]) -> str:
     """One object of the machine interface: `event` first, `time` last (UTC, ISO 8601).  It is UTF-8 in any locale."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now = json_log.stamp(time.time())
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     return json.dumps({**event, "time": now}, ensure_ascii=not is_utf8)
 
@@ -110,24 +112,33 @@ class Output:
             stream.write(json_line(event) + "\n")
             stream.flush()
 
-    def say(self, text: str = "") -> None:
-        """For a person; nothing with --json or --stdio."""
-        if not self.is_json and not self.is_quiet:
-            self._print(text)
+    def say(self, text: str = "", **facts: Any) -> None:
+        """For a person; nothing with --json or --stdio.  `facts` go beside it with --log-json: what, who, why."""
+        if json_log.is_on() or not (self.is_json or self.is_quiet):
+            self._print(text, **facts)
 
-    def log(self, text: str) -> None:
+    def log(self, text: str, **facts: Any) -> None:
         """The same, with the time."""
-        if not self.is_json and not self.is_quiet:
-            self._print(text, stamp())
+        if json_log.is_on() or not (self.is_json or self.is_quiet):
+            self._print(text, stamp(), **facts)
 
-    def warn(self, text: str) -> None:
-        """For a person, with --stdio too, and with the time once the command runs.  What was said last is not said again."""
+    def warn(self, text: str, code: str = "", **facts: Any) -> None:
+        """For a person, with --stdio too, and with the time once the command runs.  What was said last is not said again.
+
+        With `code` it is a `warning` of --json, too.
+        """
         self._is_wait_told = True
-        if not self.is_json and text != self._last:
-            self._print(text, stamp() if self._is_running and not self.is_quiet else "")
+        if (json_log.is_on() or not self.is_json) and text != self._last:
+            when = stamp() if self._is_running and not self.is_quiet else ""
+            self._print(text, when, **{"level": logging.WARNING, "what": code or "warning", **facts})
+        if code:
+            self.emit({"event": "warning", "code": code, "message": text})
 
-    def _print(self, text: str, when: str = "") -> None:
+    def _print(self, text: str, when: str = "", **facts: Any) -> None:
         self._last = text
+        if json_log.is_on():
+            json_log.say(text, **facts)
+            return
         line = f"{when}  {text}" if when else text
         if self._live is not None and self._console is not None and not self._is_covered and is_in_front():
             shown = "\n".join(folded(line, self._console.width))
@@ -175,7 +186,7 @@ class Output:
                     self._is_wait_told = True
                     self.emit({"event": "warning", "code": "takes_long", "message": text})
                     if self._advice or not self.shows_live:
-                        self.warn(text)
+                        self.warn(text, what="takes_long")
             else:
                 await self._wait_changed.wait()
 
@@ -311,8 +322,11 @@ def _filled(line: str, width: int, indent: str = "") -> list[str]:
     return [*found, row]
 
 
-def tell(text: str, *, is_answer: bool = False) -> None:
+def tell(text: str, *, is_answer: bool = False, **facts: Any) -> None:
     """Say it on standard error (an answer on standard output): on a terminal broken between words, not where its edge is."""
+    if json_log.is_on() and not is_answer:
+        json_log.say(text, **facts)
+        return
     if is_terminal(sys.stdout if is_answer else sys.stderr):
         text = "\n".join(folded(text, screen_width()))
     click.echo(text, err=not is_answer)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tunnel.cli.options import common
+from tunnel.cli.options import common, log_json
 
 if TYPE_CHECKING:
     from tunnel.cli.render import Output
     from tunnel.cli.running import Ending
     from tunnel.shell.serve import RunningServer
+    from tunnel.telemetry.scrape import Scrapes
 
 #: Counters of requests that were turned away, by --access or a limit.
 REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "dropped_server_proof_rate"})
@@ -32,14 +33,20 @@ REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "droppe
 )
 @click.option("--open-directory", is_flag=True, help="Also answer the plain-text protocol: 'ip ver' gets the others' addresses.")
 @click.option("--access", metavar="FILE", help="Serve only the addresses, prefixes and tokens that this file lists.")
+@click.option(
+    "--metrics", metavar="ADDR[:PORT]",
+    help="Give figures to Prometheus there, over HTTP at /metrics; a lone port means this machine alone.",
+)  # fmt: skip
+@log_json
 @common
 def command(
     listen: tuple[str, ...], tls_cert: str | None, tls_key: str | None, tls_port: int, open_directory: bool, access: str | None,
-    is_json: bool, verbose: int,
+    metrics: str | None, is_log_json: bool, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run a rendezvous server: it introduces peers to one another and, where no direct path exists, relays sealed
     datagrams that it cannot read.  It keeps nothing on disk but a random secret, in PTUNNEL_HOME, by which codes stay good
-    over its restarts.  It goes on when its terminal goes; SIGHUP makes it read the files of --tls-cert and --tls-key again.
+    over its restarts.  It goes on when its terminal goes; SIGHUP makes it read the files of --tls-cert, --tls-key and --access
+    again.
 
     \b
     Examples:
@@ -47,21 +54,26 @@ def command(
       ptunnel serve --listen 203.0.113.5 --listen [2001:db8::5]
       ptunnel serve --tls-cert fullchain.pem --tls-key privkey.pem
       ptunnel serve --open-directory            log and list those who say 'ip ver'
+      ptunnel serve --metrics 127.0.0.1:9464
     With -v a line for each client that comes and leaves, each pair that meets and ends, and each refusal, with addresses.
     Let UDP ports 24531 and 24532 through the host's firewall, and TCP port 443 where TLS is served.
+    docs/server.md sets a server up, from an empty machine to figures in Prometheus.
     """
+    from tunnel.cli import json_log
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.errors import ConfigurationError
     from tunnel.host.limits import raise_descriptor_limit
-    from tunnel.server_spec import DEFAULT_PORT, split_host_port
+    from tunnel.server_spec import DEFAULT_METRICS_PORT, DEFAULT_PORT, split_host_port, split_local_place
     from tunnel.shell.serve import DEFAULT_LISTEN, ServerConfig, TlsConfig, read_access_file
 
     places = [split_host_port(_address(text), "--listen", DEFAULT_PORT) for text in listen] or list(DEFAULT_LISTEN)
     options: dict[str, Any] = {"open_directory": open_directory}
     if access is not None:
         options["access"] = read_access_file(access)
-    if open_directory and not verbose:
+    if is_log_json:
+        json_log.start(verbose)
+    elif open_directory and not verbose:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
         logging.getLogger("ptunnel.serve.directory").setLevel(logging.INFO)
     output = Output(is_json=is_json, may_be_live=False)
@@ -72,8 +84,10 @@ def command(
     if tls_cert is not None:
         tls = TlsConfig(certificate=tls_cert, key=tls_key, port=tls_port)
         raise_descriptor_limit()  # one for each connection
+    figures = None if metrics is None else split_local_place(metrics, "--metrics", DEFAULT_METRICS_PORT)
     secret = _secret(output)
-    return run(lambda ending: _serve(places, config, tls, secret, output, ending), outlives_terminal=True)
+    told = {"config": config, "tls": tls, "secret": secret, "access_file": access}
+    return run(lambda ending: _serve(places, told, figures, output, ending), outlives_terminal=True)
 
 
 def _address(text: str) -> str:
@@ -90,13 +104,12 @@ def _secret(output: Output) -> bytes | None:
         return Home().server_secret()
     except StateError as error:
         text = f"Codes will not outlive a restart of this server: {error}"
-        output.warn(text)
-        output.emit({"event": "warning", "code": "not_saved", "message": text})
+        output.warn(text, "not_saved")
         return None
 
 
 async def _serve(
-    places: list[tuple[str, int]], config: Any, tls: Any, secret: bytes | None, output: Output, ending: Ending
+    places: list[tuple[str, int]], told: dict[str, Any], figures: tuple[str, int] | None, output: Output, ending: Ending
 ) -> int:
     import trio
 
@@ -107,28 +120,67 @@ async def _serve(
 
     async with trio.open_nursery() as nursery:
         running: RunningServer = await nursery.start(
-            lambda task_status: serve(places, config=config, trace=LogTrace(), tls=tls, secret=secret, task_status=task_status)
+            lambda task_status: serve(places, **told, trace=LogTrace(), task_status=task_status)
         )
+        scrapes = None if figures is None else await _open_scrapes(figures, running)
         ending.hung_up = running.hung_up
-        for address, second in zip(running.addresses, running.second_addresses, strict=True):
-            output.emit({"event": "listening", "bind": str(address), "second": str(second)})
-        for address in running.tls_addresses:
-            output.emit({"event": "listening", "bind": str(address), "tls": running.tls_fingerprint})
-        output.say(
-            f"Serving on udp {' and '.join(map(str, running.addresses))}"
-            f" (and port {' and '.join(sorted({str(each.port) for each in running.second_addresses}))}). Ctrl-C ends it."
-        )
-        if running.tls_addresses:
-            output.say(f"Over TLS on tcp {' and '.join(map(str, running.tls_addresses))}; the certificate's SHA-256 is")
-            output.say(f"  {running.tls_fingerprint}")
-        output.say("Peers name this host with --server HOST or PTUNNEL_SERVER.")
+        _tell(running, scrapes, output)
         process = Process(
             role="serve", links=list, close=running.stop, details=lambda: details(running), faults=running.faults,
             notice=output.warn,
         )  # fmt: skip
-        async with serve_control(lambda: Home().run_dir(), process):
+        async with serve_control(lambda: Home().run_dir(), process), trio.open_nursery() as beside:
+            if scrapes is not None:
+                beside.start_soon(scrapes.serve)
             await running.wait_stop()
+            beside.cancel_scope.cancel()
     return 0
+
+
+async def _open_scrapes(place: tuple[str, int], running: RunningServer) -> Scrapes:
+    """Raises ConfigurationError."""
+    import time
+
+    from tunnel.telemetry.metrics import Exposition
+    from tunnel.telemetry.scrape import Scrapes
+
+    started = time.monotonic()
+
+    def status() -> dict[str, Any]:
+        found = details(running)
+        found["counters"] |= {f"scrape_{name}": count for name, count in scrapes.counts.items()}
+        return {"role": "serve", "uptime_s": time.monotonic() - started, **found}
+
+    scrapes = Scrapes(Exposition(status).text, running.faults)
+    await scrapes.open(*place)
+    return scrapes
+
+
+def _tell(running: RunningServer, scrapes: Scrapes | None, output: Output) -> None:
+    """Where it listens."""
+    for address, second in zip(running.addresses, running.second_addresses, strict=True):
+        output.emit({"event": "listening", "bind": str(address), "second": str(second)})
+    for address in running.tls_addresses:
+        output.emit({"event": "listening", "bind": str(address), "tls": running.tls_fingerprint})
+    output.say(
+        f"Serving on udp {' and '.join(map(str, running.addresses))}"
+        f" (and port {' and '.join(sorted({str(each.port) for each in running.second_addresses}))}). Ctrl-C ends it.",
+        what="listening",
+    )
+    if running.tls_addresses:
+        output.say(
+            f"Over TLS on tcp {' and '.join(map(str, running.tls_addresses))}; the certificate's SHA-256 is", what="listening"
+        )
+        output.say(f"  {running.tls_fingerprint}", what="certificate")
+    output.say("Peers name this host with --server HOST or PTUNNEL_SERVER.")
+    if scrapes is not None:
+        from tunnel.telemetry.scrape import notice
+
+        for address in scrapes.addresses:
+            output.emit({"event": "listening", "bind": str(address), "metrics": True})
+        output.say(f"Figures for Prometheus are at http://{scrapes.addresses[0]}/metrics.", what="listening")
+        if text := notice(scrapes.addresses):
+            output.warn(text, "metrics_public")
 
 
 def details(running: RunningServer) -> dict[str, Any]:

@@ -93,6 +93,11 @@ class Gate:
         self._rate = TreeBuckets(PROOF_RATE, PROOF_BURST, entropy(16))
         self._work = Buckets(PROOF_WORK, PROOF_WORK, entropy(16), slots=1)
 
+    def replace(self, access: AccessList) -> None:
+        """Go by another list from now on: whose token is not on it is not known any more."""
+        self._access = access
+        self._known.clear()
+
     def admits(self, now: Instant, host: str, keys: Prefixes, request: messages.Request) -> bool | None:
         """None: not now, too many proofs are to be tried."""
         access = self._access

@@ -16,7 +16,7 @@ from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops, Trace
 from tunnel.errors import MalformedPacket
 from tunnel.rendezvous import messages
-from tunnel.rendezvous.access import Gate
+from tunnel.rendezvous.access import AccessList, Gate
 from tunnel.rendezvous.admission import Cookies, TreeBuckets
 from tunnel.rendezvous.codes import Codes, Refusal
 from tunnel.rendezvous.introductions import RETRY_FULL, Introductions
@@ -111,6 +111,11 @@ class Server:
         """One more address of ours that a socket answers for; the owner bounds how many."""
         self._sockets[socket.socket_id] = socket
         self._strangers.add_socket(socket)
+
+    def replace_access(self, access: AccessList) -> None:
+        """Serve those on another list: whoever is not on it is refused from its next request on."""
+        self._gate.replace(access)
+        self._strangers.access = access
 
     # inputs
 

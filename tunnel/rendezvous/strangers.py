@@ -32,6 +32,7 @@ class Strangers:
         "_stun",
         "_stun_rate",
         "_total_rate",
+        "access",
         "directory",
     )
 
@@ -44,6 +45,7 @@ class Strangers:
         drops: Drops,
     ) -> None:
         self._config = config
+        self.access = config.access
         self._drops = drops
         self._stun = StunDesk(sockets, codec) if codec is not None else None
         self.directory = Directory(lifetime=config.directory_lifetime, size=config.directory_entries)
@@ -59,7 +61,7 @@ class Strangers:
 
     def stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> tuple[SocketId, bytes] | None:
         """(socket to answer from, answer).  Raises MalformedPacket."""
-        if self._stun is None or not self._config.access.allows_host(remote.host):
+        if self._stun is None or not self.access.allows_host(remote.host):
             self._drops["server_stun_off"] += 1
             return None
         is_short = len(data) < SHORTEST_ANSWER  # the rate is asked before it is read, so that a flood costs little
@@ -76,7 +78,7 @@ class Strangers:
 
     def may_ask_directory(self, remote: Address, data: Buffer) -> bool:
         """Whether this is a message of the open directory, and that is open to its sender."""
-        if not self._config.open_directory or not self._config.access.allows_host(remote.host):
+        if not self._config.open_directory or not self.access.allows_host(remote.host):
             self._drops["server_directory_off"] += 1
             return False
         if not is_question(data):

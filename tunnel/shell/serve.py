@@ -78,11 +78,13 @@ class RunningServer:
         addresses: list[Address],
         listeners: dict[SocketId, TlsListener],
         certificate: ServerCertificate | None,
+        access_file: str | None = None,
     ) -> None:
         self._server = server
         self._sockets = sockets
         self._listeners = listeners
         self._certificate = certificate
+        self._access_file = access_file
         self._stop = trio.Event()
         self.faults = Faults(keep=_log_report)
         #: Where it listens, without the second ports; a port that was 0 is the real one.
@@ -108,6 +110,8 @@ class RunningServer:
         counts["server_internal"] = self.faults.counts.total()
         if self._listeners:
             counts["tls_connections"] = sum(len(each) for each in self._listeners.values())
+        if self._certificate is not None and self._certificate.ends_at is not None:
+            counts["certificate_expiry"] = self._certificate.ends_at
         doors: list[UdpSocket | TlsListener] = [*self._sockets.values(), *self._listeners.values()]
         for each in doors:
             for name in ("received_datagrams", "received_bytes", "sent_datagrams", "sent_bytes"):
@@ -118,13 +122,24 @@ class RunningServer:
         return counts
 
     def hung_up(self) -> None:
-        """SIGHUP: read the certificate again, where there is one; nobody is cut off.  To the log, as the terminal may be gone."""
-        if self._certificate is None:
-            logger.warning("SIGHUP is ignored: there is no certificate to read again; SIGTERM ends the server")
-        elif self._certificate.reload():
-            logger.warning("SIGHUP: the certificate was read again, its SHA-256 is %s", self._certificate.fingerprint)
-        else:
-            logger.warning("SIGHUP: the certificate stays as it was, its SHA-256 is %s", self._certificate.fingerprint)
+        """SIGHUP: read certificate and access list again; nobody is cut off.  To the log, as the terminal may be gone.
+
+        What cannot be used changes nothing.
+        """
+        if self._certificate is None and self._access_file is None:
+            text = "SIGHUP is ignored: there is no certificate and no access list to read again; SIGTERM ends the server"
+            logger.warning(text, extra=_reload("ignored"))
+        if self._certificate is not None:
+            how = "was read again" if self._certificate.reload() else "stays as it was"
+            text = "SIGHUP: the certificate %s, its SHA-256 is %s"
+            logger.warning(text, how, self._certificate.fingerprint, extra=_reload("certificate"))
+        if self._access_file is not None:
+            try:
+                self._server.replace_access(read_access_file(self._access_file))
+            except ConfigurationError as error:
+                logger.warning("SIGHUP: the access list stays as it was. %s", error, extra=_reload("access", "unusable"))
+            else:
+                logger.warning("SIGHUP: the access list was read again", extra=_reload("access"))
 
     def stop(self) -> None:
         """Let serve() return after telling every client Bye."""
@@ -132,6 +147,11 @@ class RunningServer:
 
     async def wait_stop(self) -> None:
         await self._stop.wait()
+
+
+def _reload(what: str, why: str = "") -> dict[str, dict[str, str]]:
+    """For a log of JSON lines."""
+    return {"facts": {"what": f"reload_{what}", "why": why}}
 
 
 def _log_report(text: str) -> str:
@@ -159,6 +179,7 @@ async def serve(
     opener: OpenSocket = open_telling_socket,
     tls: TlsConfig | None = None,
     secret: bytes | None = None,
+    access_file: str | None = None,
     task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled or RunningServer.stop(); either way every client hears Bye.
@@ -167,6 +188,7 @@ async def serve(
     An IPv6 wildcard beside an IPv4 one is left out on a machine without IPv6.
     With `tls` each host also listens for the same over TLS on one TCP port.
     `secret`, the same after each restart: codes that were given out stay good, and those of other servers are told from guesses.
+    `access_file`: where the access list of `config` was read, and is read again when asked for.
     Raises ConfigurationError when an address cannot be bound or the certificate cannot be used.
     """
     sockets: dict[SocketId, UdpSocket] = {}
@@ -187,7 +209,7 @@ async def serve(
             secret=secret,
             unix_time=unix_time,
         )
-        running = RunningServer(server, sockets, addresses, listeners, certificate)
+        running = RunningServer(server, sockets, addresses, listeners, certificate, access_file)
         loop = _Loop(server, sockets, listeners, clock, running.faults)
         task_status.started(running)
         async with trio.open_nursery() as nursery:

@@ -62,7 +62,21 @@ SENTENCES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "refused": lambda data: f"{data['remote']} was refused: {data['text']}.",
     "directory": lambda data: f"directory remote={data['remote']} text={data['text']!r}",
 }
+#: Figures of an event, as a program is told them.
+FIGURES: Final[Mapping[str, str]] = {"clients": "clients", "pair": "pair", "seconds": "seconds", "relayed": "relayed_bytes"}
 OF_STRANGERS: Final = frozenset({"refused", "directory", "stun"})
+
+
+def facts(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """An event for programs, as docs/json.md has it: what, who, whom and why, and its figures."""
+    found: dict[str, Any] = {"what": name}
+    for key, field in (("remote", "who"), ("owner", "whom")):
+        if key in data:
+            found[field] = str(data[key])
+    reason = data.get("code", data.get("reason"))
+    if isinstance(reason, RefusalCode | GoneReason):
+        found["why"] = reason.name.lower()
+    return found | {field: data[key] for key, field in FIGURES.items() if key in data}
 
 
 class LogTrace:
@@ -88,13 +102,15 @@ class LogTrace:
             return
         if count := self._left_out[which]:
             whose = "strangers and refusals" if which else "clients"
-            log.log(level, "%d lines were left out here, about %s, as more than %g a second came", count, whose, LOG_RATE)
+            text = "%d lines were left out here, about %s, as more than %g a second came"
+            log.log(level, text, count, whose, LOG_RATE, extra={"facts": {"what": "left_out", "count": count}})
             self._left_out[which] = 0
+        extra = {"facts": facts(name, data)}
         if sentence is not None:
-            log.log(level, "%s", sentence(data))
+            log.log(level, "%s", sentence(data), extra=extra)
         else:
             details = " ".join(f"{key}={value!r}" if isinstance(value, str) else f"{key}={value}" for key, value in data.items())
-            log.log(level, "%s %s", name, details)
+            log.log(level, "%s %s", name, details, extra=extra)
 
     def _is_repeated(self, now: Instant, data: Mapping[str, Any]) -> bool:
         what = (data["remote"].host, data["text"])

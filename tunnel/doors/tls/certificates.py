@@ -5,12 +5,13 @@ A certificate is either that of a public authority, made out to the server's nam
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import ssl
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from tunnel.errors import ConfigurationError, ServerUnreachableError, UntrustedServerError
 
@@ -85,6 +86,33 @@ def fingerprint_of(certificate: str | os.PathLike[str]) -> str:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(text[start : text.index(_END, start) + len(_END)])).hexdigest()
     except (OSError, ValueError):
         raise ConfigurationError(f"{os.fspath(certificate)} holds no certificate in PEM form.") from None
+
+
+class Certificate(NamedTuple):
+    """The facts of a server's own certificate that its operator has to mind."""
+
+    names: tuple[str, ...]  # host names and addresses that it is made out to
+    begins_at: int  # Unix time
+    ends_at: int  # Unix time
+    is_own: bool  # it was signed with its own key, so that no authority vouches for it
+
+
+def read_certificate(path: str | os.PathLike[str]) -> Certificate:
+    """The first certificate of a PEM file.  Raises ConfigurationError."""
+    from cryptography import x509  # a server without TLS does not need it
+
+    try:
+        with open(path, "rb") as file:
+            found = x509.load_pem_x509_certificate(file.read())
+        names: list[str] = []
+        with contextlib.suppress(x509.ExtensionNotFound):
+            extension = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            names += extension.get_values_for_type(x509.DNSName)
+            names += map(str, extension.get_values_for_type(x509.IPAddress))
+        begins_at, ends_at = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+        return Certificate(tuple(names), int(begins_at), int(ends_at), found.issuer == found.subject)
+    except (OSError, ValueError):
+        raise ConfigurationError(f"{os.fspath(path)} holds no certificate in PEM form.") from None
 
 
 def explain(error: OSError, host: str, port: int) -> ServerUnreachableError:

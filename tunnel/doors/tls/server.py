@@ -20,7 +20,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from tunnel.doors.tls.certificates import fingerprint_of, server_context
+from tunnel.doors.tls.certificates import fingerprint_of, read_certificate, server_context
 from tunnel.doors.tls.guests import TICK, Guest, GuestBook, Stage
 from tunnel.doors.tls.queue import Budget
 from tunnel.doors.tls.stream import READ_BYTES, TlsStream, prepare
@@ -54,6 +54,7 @@ class ServerCertificate:
         self._looked_at = time.monotonic()
         self._context = server_context(certificate, key)
         self.fingerprint = fingerprint_of(certificate)
+        self.ends_at = self._read_end()
 
     def context(self) -> ssl.SSLContext:
         now = time.monotonic()
@@ -73,8 +74,16 @@ class ServerCertificate:
             logger.warning("the new certificate is not used: %s", error)
             return False
         self._stamp = stamp
+        self.ends_at = self._read_end()
         logger.info("new certificate, SHA-256 %s", self.fingerprint)
         return True
+
+    def _read_end(self) -> int | None:
+        """Unix time at which it ends; None where that cannot be read, though OpenSSL takes it."""
+        try:
+            return read_certificate(self._certificate).ends_at
+        except ConfigurationError:
+            return None
 
     def _look(self) -> tuple[tuple[int, int], ...]:
         found = []
