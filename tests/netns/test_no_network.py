@@ -10,6 +10,7 @@ import pytest
 from tests.netns.lab import Lab, Site
 from tests.netns.programs import Ptunnel, ptunnel, server_address, start_server
 from tests.netns.test_lan_rooms import code_of, machine
+from tests.twins.notify import Manager
 
 UP_S = 40.0  # seconds for a program to begin once there is a network
 
@@ -93,3 +94,17 @@ def test_what_exec_says_as_json_is_as_the_page_says_and_a_command_that_is_none_a
             assert events[-1]["event"] == "error"
         if command in ("true", str(script)):
             assert {"listening", "member"} <= {event["event"] for event in events}
+
+
+def test_a_server_that_is_a_service_listens_as_soon_as_its_address_is_there(lab: Lab) -> None:
+    home = machine(lab, "home")
+    unplug(home)
+    with Manager() as manager:
+        server = Ptunnel(
+            lab, home.host, "server", "serve", "--listen", home.address, home=lab.folder / "home-server", **manager.variables
+        )
+        server.wait_event("warning", UP_S, code="address_absent")
+        assert "Waiting" in manager.until("READY")["STATUS"]
+        plug_in(home)
+        server.wait_event("listening", UP_S, bind=f"{home.address}:24531")
+        assert manager.until("READY")["STATUS"] == f"Serving on udp {home.address}:24531"

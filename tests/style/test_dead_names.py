@@ -20,6 +20,7 @@ CALLED_FROM_OUTSIDE = {
     "collect",  # prometheus_client
     "_on_started", "_on_packets_sent", "_on_packets_received", "_on_packets_lost", "_on_packets_dropped", "_on_metrics",
     "_on_timeout", "_on_keys", "_on_closed",  # telemetry.qlog, by the name of the event
+    "serve_unit", "up_unit", "up_unit_of_user",  # setup.units: scripts/units and scripts/package are made by them
 }  # fmt: skip
 
 #: What a test looks at, or does in place of a peer, and the product has no use for.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -10,10 +12,15 @@ import click
 from tunnel.cli.options import common, log_json
 
 if TYPE_CHECKING:
+    import trio
+
     from tunnel.cli.render import Output
     from tunnel.cli.running import Ending
+    from tunnel.host.notify import ServiceManager
     from tunnel.shell.serve import RunningServer
     from tunnel.telemetry.scrape import Scrapes
+
+ADDRESS_EVERY: Final = 1.0  # seconds between two looks whether an address of --listen is there, in a service
 
 #: Counters of requests that were turned away, by --access or a limit.
 REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "dropped_server_proof_rate"})
@@ -111,30 +118,78 @@ def _secret(output: Output) -> bytes | None:
 async def _serve(
     places: list[tuple[str, int]], told: dict[str, Any], figures: tuple[str, int] | None, output: Output, ending: Ending
 ) -> int:
+    import os
+
     import trio
 
     from tunnel.control.server import Process, serve_control
-    from tunnel.shell.serve import serve
-    from tunnel.shell.server_log import LogTrace
+    from tunnel.host.notify import ServiceManager
     from tunnel.state.home import Home
 
-    async with trio.open_nursery() as nursery:
-        running: RunningServer = await nursery.start(
-            lambda task_status: serve(places, **told, trace=LogTrace(), task_status=task_status)
-        )
-        scrapes = None if figures is None else await _open_scrapes(figures, running)
-        ending.hung_up = running.hung_up
-        _tell(running, scrapes, output)
-        process = Process(
-            role="serve", links=list, close=running.stop, details=lambda: details(running), faults=running.faults,
-            notice=output.warn,
-        )  # fmt: skip
-        async with serve_control(lambda: Home().run_dir(), process), trio.open_nursery() as beside:
-            if scrapes is not None:
-                beside.start_soon(scrapes.serve)
-            await running.wait_stop()
-            beside.cancel_scope.cancel()
+    manager = ServiceManager.take(os.environ)
+    async with trio.open_nursery() as signs:
+        signs.start_soon(manager.keep_alive)
+        async with trio.open_nursery() as nursery:
+            running: RunningServer = await nursery.start(partial(_serve_at_last, places, told, manager, output))
+            scrapes = None if figures is None else await _open_scrapes(figures, running)
+
+            def hung_up() -> None:
+                manager.reloading()
+                running.hung_up()
+                manager.ready()
+
+            ending.hung_up = hung_up
+            _tell(running, scrapes, output)
+            process = Process(
+                role="serve", links=list, close=running.stop, details=lambda: details(running), faults=running.faults,
+                notice=output.warn,
+            )  # fmt: skip
+            async with serve_control(lambda: Home().run_dir(), process), trio.open_nursery() as beside:
+                if scrapes is not None:
+                    beside.start_soon(scrapes.serve)
+                manager.ready(_where(running))
+                try:
+                    await running.wait_stop()
+                finally:
+                    manager.stopping()
+                beside.cancel_scope.cancel()
+        signs.cancel_scope.cancel()
     return 0
+
+
+async def _serve_at_last(
+    places: list[tuple[str, int]], told: dict[str, Any], manager: ServiceManager, output: Output,
+    *, task_status: trio.TaskStatus[RunningServer],
+) -> None:  # fmt: skip
+    """Serve; a service, which may be started before its addresses are there, waits for them."""
+    import trio
+
+    from tunnel.errors import ConfigurationError
+    from tunnel.shell.serve import serve
+    from tunnel.shell.server_log import LogTrace
+
+    is_waiting = False
+    while True:
+        try:
+            return await serve(places, **told, trace=LogTrace(), task_status=task_status)
+        except ConfigurationError as error:
+            if not manager or not _is_absent(error):
+                raise
+            text = f"{error} Waiting for it."
+        if not is_waiting:
+            is_waiting = True
+            output.warn(text, "address_absent")
+            manager.ready(text)  # the start of the others goes on
+        await trio.sleep(ADDRESS_EVERY)
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Whether an address is none of this machine, for now."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRNOTAVAIL
+
+
+def _where(running: RunningServer) -> str:
+    return f"Serving on udp {' and '.join(map(str, running.addresses))}"
 
 
 async def _open_scrapes(place: tuple[str, int], running: RunningServer) -> Scrapes:
@@ -162,9 +217,9 @@ def _tell(running: RunningServer, scrapes: Scrapes | None, output: Output) -> No
         output.emit({"event": "listening", "bind": str(address), "second": str(second)})
     for address in running.tls_addresses:
         output.emit({"event": "listening", "bind": str(address), "tls": running.tls_fingerprint})
+    seconds = sorted({str(each.port) for each in running.second_addresses})
     output.say(
-        f"Serving on udp {' and '.join(map(str, running.addresses))}"
-        f" (and port {' and '.join(sorted({str(each.port) for each in running.second_addresses}))}). Ctrl-C ends it.",
+        f"{_where(running)} (and port {' and '.join(seconds)}). Ctrl-C ends it.",
         what="listening",
     )
     if running.tls_addresses:
