@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,8 +12,11 @@ import trio
 
 import tunnel
 from tests.driver.meeting import Heard
-from tests.sim.dht import Node, World
-from tunnel.dht.bencode import decode_value, encode_value
+from tests.sim.dht import Node, World, packed
+from tests.unit.dht.test_route import deceiver
+from tunnel.dht.bencode import Value, decode_value, encode_value
+from tunnel.dht.ledger import MAX_UNANSWERED
+from tunnel.dht.meeting import MAX_CHECKS
 from tunnel.dht.stretch import Stretch
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.events import Trouble
@@ -29,11 +32,12 @@ from tunnel.units import Address, Instant, Seconds
 
 PATIENCE = 45.0
 NODES = 10
+Lie = Callable[[World, Node, dict[bytes, Value], Address], "dict[bytes, Value] | None"]
 
 
 @asynccontextmanager
-async def a_dht(nodes: int = NODES) -> AsyncIterator[list[Address]]:
-    """Real sockets before the nodes of the simulated DHT."""
+async def a_dht(nodes: int = NODES, *, lies: Sequence[Lie] = ()) -> AsyncIterator[list[Address]]:
+    """Real sockets before the nodes of the simulated DHT, of which the last ones lie."""
     world = World()
     sockets = []
     for number in range(nodes):
@@ -47,8 +51,12 @@ async def a_dht(nodes: int = NODES) -> AsyncIterator[list[Address]]:
             data, source = await sock.recvfrom(2_048)
             question = decode_value(data)
             assert isinstance(question, dict)
-            await sock.sendto(encode_value(world.reply(node, question, Address(*source[:2]))), source)
+            place = Address(*source[:2])
+            lie = node.lie(world, node, question, place) if node.lie is not None else None
+            await sock.sendto(encode_value(world.reply(node, question, place) if lie is None else lie), source)
 
+    for node, lie in zip(reversed(world.nodes.values()), lies, strict=False):
+        node.lie = lie
     async with trio.open_nursery() as nursery:
         for node, sock in zip(list(world.nodes.values()), sockets, strict=True):
             nursery.start_soon(serve, node, sock)
@@ -174,3 +182,70 @@ async def test_two_programs_meet_by_a_code_and_again_by_name(tmp_path: Path, mon
                 with pytest.raises(ConfigurationError, match=r"no relay without a server"):
                     async with tunnel.connect(server=DHT, home=tmp_path / "friend", path="relay"):
                         pass
+
+
+VICTIM = "127.99.0.1"
+
+
+def aiming_at(ports: Sequence[int]) -> Lie:
+    """Whoever is sought is the victim, and all nodes that are closer are, too."""
+
+    def lie(_at: World, node: Node, question: dict[bytes, Value], source: Address) -> dict[bytes, Value]:
+        arguments = question[b"a"]
+        assert isinstance(arguments, dict)
+        target = arguments.get(b"target", arguments.get(b"info_hash"))
+        assert isinstance(target, bytes)
+        places = [packed(Address(VICTIM, port)) for port in ports]
+        nodes = b"".join(target[:18] + each[4:6] + each for each in places)
+        answer: dict[bytes, Value] = {b"id": node.id, b"token": b"x", b"values": list(places), b"nodes": nodes}
+        return {b"t": question[b"t"], b"y": b"r", b"ip": packed(source), b"r": answer}
+
+    return lie
+
+
+def huge(_at: World, node: Node, question: dict[bytes, Value], _source: Address) -> dict[bytes, Value]:
+    return {b"t": question[b"t"], b"y": b"r", b"r": {b"id": node.id, b"nodes": bytes(26 * 2_000)}}
+
+
+def with_tokens(at: World, node: Node, question: dict[bytes, Value], source: Address) -> dict[bytes, Value] | None:
+    """A token that would have us send a kilobyte."""
+    if question[b"q"] != b"get_peers":
+        return None
+    reply = at.reply(node, question, source)
+    answer = reply[b"r"]
+    assert isinstance(answer, dict)
+    answer[b"token"] = at.rng.randbytes(1_000)
+    return reply
+
+
+async def test_two_programs_meet_though_half_of_the_nodes_lie_and_nobody_is_aimed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aimed = 0
+    victims = []
+    for _ in range(40):
+        victims.append(trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM))
+        await victims[-1].bind((VICTIM, 0))
+
+    async def count(victim: trio.socket.SocketType) -> None:
+        nonlocal aimed
+        while True:
+            await victim.recv(2_048)
+            aimed += 1
+
+    aiming = aiming_at([each.getsockname()[1] for each in victims])
+    lies = (aiming, deceiver, huge, with_tokens, aiming, deceiver)
+    async with a_dht(2 * len(lies), lies=lies) as addresses, trio.open_nursery() as nursery:
+        monkeypatch.setenv("PTUNNEL_DHT_BOOTSTRAP", f"{addresses[0]},{addresses[1]},{addresses[-1]}")
+        for each in victims:
+            nursery.start_soon(count, each)
+        heard = Heard()
+        with trio.fail_after(PATIENCE):
+            async with tunnel.expose("22", server=DHT, home=tmp_path / "home", name="home", on_event=heard):
+                for code in (await heard.code(), None):
+                    async with tunnel.connect(code, server=DHT, home=tmp_path / "friend", name="friend") as link:
+                        await link.ping()
+        nursery.cancel_scope.cancel()
+    for each in victims:
+        each.close()
+    assert 0 < aimed <= 3 * (MAX_CHECKS + MAX_UNANSWERED)  # one after the other there were three programs

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.netns.dht import NODES, Farm
-from tests.netns.lab import Kind, Lab, Site
+from tests.netns.dht import JS_MODULE, NODES, Farm, OtherNodes, leave_dead_homes
+from tests.netns.dht_meetings import PATIENCE, Homes, end, meet, told
+from tests.netns.lab import Kind, Lab, Site, eventually
 from tests.netns.programs import Event, ptunnel
+from tunnel.dht.checks import FIRST_BYTE, Keys
+from tunnel.dht.stretch import HOUR, Stretch, secret_of
 
 DIFFERENT_NETWORKS = 8
 
@@ -19,6 +24,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Farm
     """A laboratory and a farm for all tests that leave both as they are."""
     with Lab(tmp_path_factory.mktemp("dht")) as lab:
         yield lab, Farm(lab)
+
+
+@pytest.fixture(scope="module")
+def others(shared: tuple[Lab, Farm]) -> OtherNodes:
+    """Nodes of bittorrent-dht among them."""
+    if not JS_MODULE.exists():
+        pytest.skip("bittorrent-dht is not there; scripts/test installs it")
+    return OtherNodes(*shared)
 
 
 def doctor(lab: Lab, site: Site, bootstrap: str, *, code: int = 0) -> Event:
@@ -67,3 +80,77 @@ def test_ipv6_is_a_dht_of_its_own(lab: Lab) -> None:
     assert found["ipv6"]["seen"].startswith(f"[{site.address6}]:")
     assert found["views"]["ipv6"] >= DIFFERENT_NETWORKS
     assert found["ipv4"]["kind"] == "unknown"
+
+
+# -------------------------------------------------------------------- meetings
+
+#: Each kind on both sides; who begins later by name, and by how many seconds (below zero: whoever exposes).
+PAIRS: list[tuple[Kind, Kind, float]] = [("prc", "uprc", 0.2), ("cgn", "prc", -0.2), ("uprc", "cgn", 0.05), ("fw", "prc", -0.05)]
+
+
+@pytest.mark.usefixtures("others")
+def test_homes_meet_by_a_code_and_by_name_whoever_begins(shared: tuple[Lab, Farm]) -> None:
+    lab, farm = shared
+    pairs = [
+        (lab.add_site(f"home-{number}", one), lab.add_site(f"friend-{number}", other), lag)
+        for number, (one, other, lag) in enumerate(PAIRS)
+    ]
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        found = list(pool.map(lambda pair: meet(lab, farm, *pair), pairs))
+    assert [each.trouble for each in found] == [""] * len(pairs)
+    print("SECONDS", *((one, other, each) for (one, other, _), each in zip(PAIRS, found, strict=True)), sep="\n")
+
+
+def test_a_home_whose_ports_are_given_by_chance_is_told_what_would_help(shared: tuple[Lab, Farm]) -> None:
+    lab, farm = shared
+    seconds, words = told(lab, farm, lab.add_site("hard", "sym"), lab.add_site("soft", "prc"))
+    assert "the other side's router uses a new port for every destination" in words
+    assert "port mapping" in words
+    assert seconds < PATIENCE
+
+
+# -------------------------------------------------------------------- between implementations
+
+
+def test_announcements_are_found_whoever_made_them(shared: tuple[Lab, Farm], others: OtherNodes) -> None:
+    """Ours by lookups of libtorrent and of bittorrent-dht; theirs by ours, which then checks what they named."""
+    lab, farm = shared
+    site = lab.add_site("interop", "uprc")
+    homes = Homes(lab, farm, site, site)
+    exposer = homes.expose()
+    number = int(exposer.wait_event("code", PATIENCE)["code"].partition("-")[0])
+    keys = [Keys(secret_of(Stretch(number, hour)), 0) for hour in (int(time.time()) // HOUR, int(time.time()) // HOUR - 1)]
+    for program in (farm, others):
+        eventually(
+            f"our address known to {program.name}",
+            lambda program=program: any(
+                peer.startswith(f"{site.wan}:") for each in keys for peer in program.peers(each.info_hash)
+            ),
+            PATIENCE,
+        )
+    for announcer, host, port in ((farm, farm.hosts[0], 7_777), (others, others.hosts[0], 8_888)):
+        with farm.site.host.socket() as sock:
+            sock.bind((host, port))
+            sock.settimeout(PATIENCE)
+            for each in keys:
+                announcer.announce(each.info_hash, port)
+            data = sock.recv(2_048)
+        assert data[0] == FIRST_BYTE
+        assert data[2:10] in [each.tag for each in keys]
+    end(exposer)
+
+
+# -------------------------------------------------------------------- a DHT that decays (it is no good to others afterwards)
+
+
+def test_homes_meet_though_a_third_of_the_nodes_has_died_and_tables_are_full_of_dead_homes(lab: Lab) -> None:
+    farm = Farm(lab)
+    assert leave_dead_homes(farm) > NODES
+    home, friend = lab.add_site("home", "prc"), lab.add_site("friend", "uprc")
+    homes = Homes(lab, farm, home, friend)
+    exposer = homes.expose()
+    code = exposer.wait_event("code", PATIENCE)["code"]
+    farm.ask(f"kill {NODES // 3}")
+    connector = homes.connect(code)
+    assert connector.wait_event("path", PATIENCE)["kind"] == "direct"
+    end(exposer, connector)

@@ -74,6 +74,7 @@ class DhtClient:
         self._entropy = entropy
         self._ledger = Ledger()
         self._pending: dict[bytes, _Pending] = {}
+        self._awaited: dict[Address, int] = {}  # how many answers of each
         self._out: deque[tuple[Address, bytes]] = deque()
         self._searches: list[Search] = []
         self._round_trips: deque[Seconds] = deque(maxlen=ROUND_TRIPS)
@@ -125,38 +126,48 @@ class DhtClient:
             self.drops["DHT question too many to a host"] += 1
             return False
         while len(self._pending) >= MAX_PENDING:
-            del self._pending[next(iter(self._pending))]
+            self._forget(next(iter(self._pending)))
         transaction = self._entropy(TRANSACTION_SIZE)
         self._pending[transaction] = _Pending(node, asker, now)
+        self._awaited[node.address] = self._awaited.get(node.address, 0) + 1
         self._out.append((node.address, encode(transaction)))
         return True
 
     # --- inputs and outputs
 
-    def handle_datagram(self, now: Instant, remote: Address, data: Buffer) -> None:
-        """One that begins with FIRST_BYTE.  Rubbish, lies and questions are counted, and nothing is raised."""
+    def handle_datagram(self, now: Instant, remote: Address, data: Buffer) -> bool:
+        """One that begins with FIRST_BYTE.  Rubbish, lies and questions are counted, and nothing is raised.
+
+        Returns whether it answers us.  Whoever was asked nothing is not even read: to read a long message costs more than to
+        send it.
+        """
+        if remote not in self._awaited:
+            self.drops["DHT answer from another address"] += 1
+            return False
         try:
             message = krpc.decode_message(data)
         except MalformedPacket:
             self.drops["DHT message malformed"] += 1
-            return
+            return False
         if isinstance(message, Question):
             self.drops["DHT question"] += 1
-            return
+            return False
         pending = self._pending.get(message.transaction)
         if pending is None:
             self.drops["DHT answer to no question"] += 1
         elif pending.node.address != remote:
             self.drops["DHT answer from another address"] += 1
         else:
-            del self._pending[message.transaction]
+            self._forget(message.transaction)
             self._on_answer(now, pending, message)
+            return True
+        return False
 
     def handle_timeout(self, now: Instant) -> None:
         patience = self._patience()
         for transaction, pending in list(self._pending.items()):
-            if now >= pending.sent_at + ANSWER_LIFETIME:
-                self._pending.pop(transaction, None)
+            if now >= pending.sent_at + ANSWER_LIFETIME and transaction in self._pending:
+                self._forget(transaction)
             if not pending.is_overdue and now >= pending.sent_at + patience:
                 pending.is_overdue = True
                 self.table.silent(pending.node)
@@ -172,6 +183,13 @@ class DhtClient:
         return self._out.popleft() if self._out else None
 
     # --- inside
+
+    def _forget(self, transaction: bytes) -> None:
+        """Wait for that answer no more."""
+        address = self._pending.pop(transaction).node.address
+        self._awaited[address] -= 1
+        if not self._awaited[address]:
+            del self._awaited[address]
 
     def _patience(self) -> Seconds:
         known = self.round_trip
@@ -196,11 +214,11 @@ class DhtClient:
         pending.asker.answered(now, pending.node, told)
         self._go_on(now)
 
-    def met(self, nodes: Iterable[NodeInfo]) -> None:
+    def met(self, node: NodeInfo, others: Iterable[NodeInfo]) -> None:
         """An entry node, and whom it told of."""
-        for node in nodes:
-            for search in self._searches:
-                search.lookup.offer(node)
+        for search in self._searches:
+            search.lookup.offer(node)
+            search.lookup.tell(node, others)
 
     def _bind_id(self) -> None:
         """Have an id that fits our address, as some nodes answer no others (BEP 42); it is kept from then on."""
@@ -243,8 +261,7 @@ class Search:
 
     def answered(self, now: Instant, node: NodeInfo, reply: Reply) -> None:
         self.lookup.answered(node)
-        for each in reply.nodes:
-            self.lookup.offer(each)
+        self.lookup.tell(node, reply.nodes)
 
     def silent(self, now: Instant, node: NodeInfo) -> None:
         self.lookup.silent(node)
@@ -265,7 +282,7 @@ class _Entry:
         self._client.ask(now, node, self, lambda each: krpc.encode_find_node(each, self._client.id, self._client.id))
 
     def answered(self, now: Instant, node: NodeInfo, reply: Reply) -> None:
-        self._client.met([NodeInfo(reply.id, node.address), *reply.nodes])
+        self._client.met(NodeInfo(reply.id, node.address), reply.nodes)
 
     def silent(self, now: Instant, node: NodeInfo) -> None:
         if self._attempts < ENTRY_ATTEMPTS:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from typing import Final
+from typing import Final, TypeVar
 
 from tunnel.core.scope import is_loopback, is_reserved, may_name, unmapped
+from tunnel.dht.ids import network_of
+from tunnel.dht.lookup import IPV6_NETWORK_BITS, NETWORK_BITS
 from tunnel.units import Address, Instant, Seconds
 
 MAX_UNANSWERED: Final = 12  # datagrams to a host that has not answered since
@@ -18,6 +20,9 @@ MAX_IN_WINDOW: Final = 30  # datagrams to one host in a window, answered or not;
 WINDOW: Final = Seconds(10.0)
 MIN_PORT: Final = 1_024  # the lowest that is sent to; services sit below
 MAX_HOSTS: Final = 2_048  # that are remembered; the one longest unused goes
+NETWORK_SHARE: Final = 4  # hosts' worth of datagrams without an answer to one network, so that nobody aims us at all of its hosts
+
+K = TypeVar("K")
 
 
 class _Host:
@@ -29,39 +34,55 @@ class _Host:
 
 
 class Ledger:
-    """Counts by host, whatever the ports."""
+    """Counts by host, whatever the ports, and by network (an IPv4 /24 or IPv6 /64), whatever the hosts."""
 
     def __init__(self, unanswered: int = MAX_UNANSWERED, in_window: int = MAX_IN_WINDOW) -> None:
         self._max_unanswered = unanswered
         self._max_in_window = in_window
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
+        self._networks: OrderedDict[tuple[bool, int], _Host] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._hosts)
 
     def take(self, now: Instant, host: str) -> bool:
         """Whether one more datagram may go to `host`; it is counted then."""
-        found = self._hosts.get(host)
-        if found is None:
-            while len(self._hosts) >= MAX_HOSTS:
-                self._hosts.popitem(last=False)
-            found = self._hosts[host] = _Host(now)
-        self._hosts.move_to_end(host)
-        if now - found.first_at >= UNANSWERED_LIFETIME:
-            found.first_at, found.unanswered = now, 0
+        found = _entry(self._hosts, host, now)
+        network = _entry(self._networks, _network(host), now)
         if now - found.begun_at >= WINDOW:
             found.begun_at, found.in_window = now, 0
         if found.unanswered >= self._max_unanswered or found.in_window >= self._max_in_window:
             return False
+        if network.unanswered >= NETWORK_SHARE * self._max_unanswered:
+            return False
         found.unanswered += 1
+        network.unanswered += 1
         found.in_window += 1
         return True
 
     def answered(self, host: str) -> None:
         """Something that answers us has come from `host`."""
-        found = self._hosts.get(host)
+        found, network = self._hosts.get(host), self._networks.get(_network(host))
         if found is not None:
+            if network is not None:
+                network.unanswered = max(0, network.unanswered - found.unanswered)
             found.unanswered = 0
+
+
+def _entry(table: OrderedDict[K, _Host], key: K, now: Instant) -> _Host:
+    found = table.get(key)
+    if found is None:
+        while len(table) >= MAX_HOSTS:
+            table.popitem(last=False)
+        found = table[key] = _Host(now)
+    table.move_to_end(key)
+    if now - found.first_at >= UNANSWERED_LIFETIME:
+        found.first_at, found.unanswered = now, 0
+    return found
+
+
+def _network(host: str) -> tuple[bool, int]:
+    return ":" in host, network_of(host, NETWORK_BITS, IPV6_NETWORK_BITS)
 
 
 def is_target(source: Address, address: Address) -> bool:

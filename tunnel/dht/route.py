@@ -254,11 +254,10 @@ class DhtRoute:
             client = self._clients.get(socket_id)
             if client is None:
                 self.drops["DHT message at a socket that asks nobody"] += 1
-            else:
-                client.handle_datagram(now, remote, data)
+            elif client.handle_datagram(now, remote, data):
+                self._look(now)
         else:
             self._on_peer(now, (socket_id, remote), data)
-        self._look(now)
 
     def handle_timeout(self, now: Instant) -> None:
         if self._is_closed:

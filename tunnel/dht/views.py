@@ -18,6 +18,7 @@ VIEW_BITS: Final = 16  # of an IPv4 address: networks that have a voice each
 IPV6_VIEW_BITS: Final = 32  # likewise
 CHANGES: Final = 2  # networks that see us elsewhere than they did, before all older views are forgotten
 AGREED: Final = 2 / 3  # of the voices
+ONE_PORT: Final = 1 / 3  # of the voices: if so many name one port, it is one for all, since ports that differ are easily made up
 MAX_STEP: Final = 8  # between ports that are given out one after the other, on the average of all steps
 
 
@@ -62,7 +63,8 @@ class Views:
         sound = self._sound()
         if not sound:
             return None
-        return Counter(each.seen.port for each in sound).most_common(1)[0][1] < AGREED * len(sound)
+        needed = max(ONE_PORT * len(sound), min(ENOUGH, AGREED * len(sound)))
+        return Counter(each.seen.port for each in sound).most_common(1)[0][1] < needed
 
     @property
     def step(self) -> int | None:

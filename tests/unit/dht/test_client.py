@@ -169,3 +169,23 @@ def test_where_no_node_tells_where_it_sees_us_the_look_ends() -> None:
     assert part.views.seen is None
     assert home.sent <= MAX_LOOKUPS * MAX_ASKED
     assert world.now < PATIENCE
+
+
+def test_whoever_was_asked_nothing_is_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message of 4,000 bytes takes milliseconds to read."""
+    world = World()
+    (node,) = world.add_nodes(1)
+    part = DhtClient(is_ipv6=False, entry=[node.address], entropy=random.Random(2).randbytes, now=world.now)
+    read = []
+    monkeypatch.setattr("tunnel.dht.krpc.decode_value", lambda data: read.append(data) or {})
+    part.handle_datagram(world.now, Address("203.0.113.5", 6_881), b"d1:al" + b"i0e" * 1_300 + b"ee")
+    assert read == []
+    assert part.drops["DHT answer from another address"] == 1
+    part.handle_datagram(world.now, node.address, b"d1:al" + b"i0e" * 1_300 + b"ee")
+    assert len(read) == 1
+    part.handle_timeout(Instant(100.0))  # asked again, for the last times ...
+    part.handle_timeout(Instant(200.0))
+    part.handle_timeout(Instant(300.0))
+    part.handle_timeout(Instant(400.0))
+    part.handle_datagram(world.now, node.address, b"d1:ade")  # ... and now nothing is waited for
+    assert len(read) == 1

@@ -7,6 +7,7 @@ from tunnel.dht.ledger import (
     MAX_IN_WINDOW,
     MAX_UNANSWERED,
     MIN_PORT,
+    NETWORK_SHARE,
     UNANSWERED_LIFETIME,
     WINDOW,
     Ledger,
@@ -59,3 +60,14 @@ def test_the_hosts_that_are_remembered_have_an_end() -> None:
 )
 def test_a_node_names_no_service_and_nothing_of_our_own_network(source: str, target: Address, may_be_sent_to: bool) -> None:
     assert is_target(Address(source, 6881), target) is may_be_sent_to
+
+
+def test_a_network_gets_no_more_than_a_few_hosts_would() -> None:
+    ledger = Ledger()
+    count = sum(ledger.take(START, f"45.9.9.{host}") for host in range(256) for _ in range(MAX_UNANSWERED))
+    assert count == NETWORK_SHARE * MAX_UNANSWERED
+    assert ledger.take(START, "45.9.10.1")
+    ledger.answered("45.9.9.0")  # gives back what went there, and no more
+    count = sum(ledger.take(START, f"45.9.9.{host}") for host in range(1, 256) for _ in range(MAX_UNANSWERED))
+    assert count == MAX_UNANSWERED
+    assert ledger.take(Instant(START + UNANSWERED_LIFETIME), "45.9.9.9")

@@ -8,9 +8,11 @@ from tunnel.dht.lookup import (
     CLOSEST,
     MAX_ASKED,
     MAX_CANDIDATES,
+    MAX_IN_VAIN,
     MAX_LASTING,
     MAX_LOOSE,
     MAX_OF_NETWORK,
+    MAX_TIPS,
     PARALLEL,
     Lookup,
 )
@@ -143,3 +145,46 @@ def test_of_ever_closer_nodes_only_so_many_are_asked() -> None:
             count += 1
             lookup.answered(each)
     assert count == MAX_ASKED
+
+
+def test_of_one_answer_few_nodes_are_taken() -> None:
+    lookup = Lookup(TARGET, START)
+    lookup.tell(node(0), [node(number) for number in range(1, 150)])
+    assert len(lookup) == MAX_TIPS
+
+
+def test_addresses_that_are_made_up_push_nobody_out_and_are_asked_last() -> None:
+    """Each liar tells of nodes nearer than any; there is nobody at their addresses."""
+    lookup = Lookup(TARGET, START)
+    honest = [node(number) for number in range(1_000, 1_040)]
+    liars = [node(number) for number in range(12)]
+    for each in liars:
+        lookup.tell(each, [node(100 + 256 * number + liars.index(each), near(number)) for number in range(MAX_TIPS)])
+    for number, each in enumerate(honest):
+        lookup.tell(honest[number - 1], [each])
+    there = set(honest)
+    reached: list[NodeInfo] = []
+    vain = 0
+    while not lookup.is_over(START):
+        for each in asked(lookup):
+            if each in there:
+                lookup.answered(each)
+                reached.append(each)
+            else:
+                lookup.silent(each)
+                vain += 1
+    assert vain <= len(liars) * MAX_IN_VAIN
+    assert sorted(honest, key=lambda each: each.id)[0] in reached
+
+
+def test_whoever_told_of_silent_nodes_is_believed_again_when_one_answers() -> None:
+    lookup = Lookup(TARGET, START)
+    tips = [node(number, near(number)) for number in range(1, MAX_IN_VAIN + 2)]
+    lookup.tell(node(0), tips)
+    for number in range(600, 620):
+        lookup.offer(node(number))
+    first = asked(lookup)
+    assert first[:MAX_IN_VAIN] == tips[:MAX_IN_VAIN]
+    assert tips[MAX_IN_VAIN] not in first
+    lookup.answered(first[0])
+    assert tips[MAX_IN_VAIN] in asked(lookup)

@@ -219,6 +219,37 @@ def liar(at: World, node: Node, question: dict[bytes, Value], source: Address) -
     return {b"t": question[b"t"], b"y": b"r", b"ip": packed(source), b"r": answer}
 
 
+def deceiver(at: World, node: Node, question: dict[bytes, Value], source: Address) -> dict[bytes, Value] | None:
+    """Tells of strangers, of nodes that are closer than any and are not there, and of a port of ours that is not ours."""
+    if question[b"q"] == b"announce_peer":
+        return None
+    arguments = question[b"a"]
+    assert isinstance(arguments, dict)
+    target = arguments.get(b"target", arguments.get(b"info_hash"))
+    assert isinstance(target, bytes)
+    rng = at.rng
+    hosts = (f"45.{rng.randrange(256)}.{rng.randrange(256)}.9" for _ in range(60))
+    nodes = b"".join(target[:18] + rng.randbytes(2) + packed(Address(host, 6_881)) for host in hosts)
+    found = liar(at, node, question, source) or {b"t": question[b"t"], b"y": b"r", b"r": {b"id": node.id}}
+    answer = found[b"r"]
+    assert isinstance(answer, dict)
+    answer[b"nodes"] = nodes
+    return found | {b"ip": packed(Address(source.host, rng.randrange(1_024, 65_536)))}
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_an_honest_pair_meets_where_half_of_the_closest_nodes_lie_about_everything(seed: int) -> None:
+    at = world(2_000, seed=seed)
+    home, number = offered(at)
+    info_hash = next(iter(home.part._by_tag.values())).meeting.keys.info_hash
+    for count, each in enumerate(at.closest(info_hash, 24)):
+        each.lie = deceiver if count % 2 else None
+    at.run(lambda: False, 30.0, home)
+    _, seconds = claimed(at, home, number, cone("198.18.0.9", 50_000))
+    assert home.heard(ClaimReceived)
+    assert seconds < 15.0
+
+
 def test_an_honest_pair_meets_where_half_of_the_closest_nodes_lie() -> None:
     at = world()
     home, number = offered(at)

@@ -74,3 +74,11 @@ def test_one_node_that_contradicts_itself_changes_nothing() -> None:
     for number in range(50):
         found.note("44.3.0.1", Address(US, 41_000 + number), Instant(100.0 + number))
     assert (found.seen, found.varies, len(found)) == (Address(US, 40_000), False, 12)
+
+
+def test_half_of_liars_make_no_mapping_vary() -> None:
+    """Else we would announce that nobody need knock."""
+    assert views(*[40_000] * 4, 1_025, 1_026, 1_027, 1_028).varies is False
+    assert views(*[40_000] * 8, *range(1_025, 1_041)).varies is False
+    assert views(*[40_000] * 3, 1_025, 1_026).seen == Address(US, 40_000)
+    assert views(40_000, 40_000, *range(1_025, 1_032)).varies  # two that are the same by chance, of few ports
