@@ -31,7 +31,7 @@ SAMPLES: list[events.Event] = [
     events.Trouble(code="wrong_code", message="The code was wrong."),
 ]
 #: Said between processes alone, on the control socket.
-INNER = {"done", "closing", "looked"}
+INNER = {"done", "closing", "looked", "view"}
 
 
 def literals(pattern: str) -> set[str]:

@@ -44,11 +44,15 @@ REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "droppe
     "--metrics", metavar="ADDR[:PORT]",
     help="Give figures to Prometheus there, over HTTP at /metrics; a lone port means this machine alone.",
 )  # fmt: skip
+@click.option("--check", "is_check", is_flag=True, help="Say what would keep this server from serving, and serve nothing.")
+@click.option(
+    "--from", "check_from", metavar="HOST[:PORT]", help="With --check: have this other server try whether the ports are reached."
+)
 @log_json
 @common
 def command(
     listen: tuple[str, ...], tls_cert: str | None, tls_key: str | None, tls_port: int, open_directory: bool, access: str | None,
-    metrics: str | None, is_log_json: bool, is_json: bool, verbose: int,
+    metrics: str | None, is_check: bool, check_from: str | None, is_log_json: bool, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run a rendezvous server: it introduces peers to one another and, where no direct path exists, relays sealed
     datagrams that it cannot read.  It keeps nothing on disk but a random secret, in PTUNNEL_HOME, by which codes stay good
@@ -62,6 +66,7 @@ def command(
       ptunnel serve --tls-cert fullchain.pem --tls-key privkey.pem
       ptunnel serve --open-directory            log and list those who say 'ip ver'
       ptunnel serve --metrics 127.0.0.1:9464
+      ptunnel serve --check --from rv.example.net
     With -v a line for each client that comes and leaves, each pair that meets and ends, and each refusal, with addresses.
     Let UDP ports 24531 and 24532 through the host's firewall, and TCP port 443 where TLS is served.
     docs/server.md sets a server up, from an empty machine to figures in Prometheus.
@@ -76,22 +81,28 @@ def command(
 
     places = [split_host_port(_address(text), "--listen", DEFAULT_PORT) for text in listen] or list(DEFAULT_LISTEN)
     options: dict[str, Any] = {"open_directory": open_directory}
-    if access is not None:
-        options["access"] = read_access_file(access)
     if is_log_json:
         json_log.start(verbose)
     elif open_directory and not verbose:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
         logging.getLogger("ptunnel.serve.directory").setLevel(logging.INFO)
     output = Output(is_json=is_json, may_be_live=False)
-    config = ServerConfig(**options)
     if tls_key is not None and tls_cert is None:
         raise ConfigurationError("--tls-key needs its certificate: name it with --tls-cert.")
-    tls = None
-    if tls_cert is not None:
-        tls = TlsConfig(certificate=tls_cert, key=tls_key, port=tls_port)
-        raise_descriptor_limit()  # one for each connection
+    tls = None if tls_cert is None else TlsConfig(certificate=tls_cert, key=tls_key, port=tls_port)
     figures = None if metrics is None else split_local_place(metrics, "--metrics", DEFAULT_METRICS_PORT)
+    if is_check:
+        from tunnel.cli.server_check import Plan, check
+
+        plan = Plan(places=places, tls=tls, access=access, metrics=figures, other=check_from)
+        return run(lambda _ending: check(plan, is_json=is_json), is_answer=True)
+    if check_from is not None:
+        raise ConfigurationError("--from names who tries this server's ports with --check: say --check too.")
+    if access is not None:
+        options["access"] = read_access_file(access)
+    config = ServerConfig(**options)
+    if tls is not None:
+        raise_descriptor_limit()  # one for each connection
     secret = _secret(output)
     told = {"config": config, "tls": tls, "secret": secret, "access_file": access}
     return run(lambda ending: _serve(places, told, figures, output, ending), outlives_terminal=True)
@@ -140,9 +151,13 @@ async def _serve(
 
             ending.hung_up = hung_up
             _tell(running, scrapes, output)
+
+            async def reach(server: str) -> list[dict[str, Any]]:
+                return [each.to_dict() for each in await running.view_from(server)]
+
             process = Process(
                 role="serve", links=list, close=running.stop, details=lambda: details(running), faults=running.faults,
-                notice=output.warn,
+                notice=output.warn, reach=reach,
             )  # fmt: skip
             async with serve_control(lambda: Home().run_dir(), process), trio.open_nursery() as beside:
                 if scrapes is not None:

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from tunnel.control.messages import MAX_ANSWER, Answer, Bench, Check, Ping, Request, decode_answer, encode_line, error
+from tunnel.control.messages import MAX_ANSWER, Answer, Bench, Check, Ping, Reach, Request, decode_answer, encode_line, error
 from tunnel.control.sockets import Lines, connect, has_control_sockets, is_ours, leave, socket_path, sweep
 from tunnel.errors import MalformedPacket
 
@@ -73,6 +73,8 @@ def _expected_pause(request: Request) -> float:
             return seconds + 10.0  # one transfer is one answer
         case Check(wait_s=wait_s):
             return wait_s
+        case Reach():
+            return 10.0  # two questions of 3.5 s, and the resolver
         case _:
             return 0.0
 

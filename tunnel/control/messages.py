@@ -84,11 +84,20 @@ class Look(msgspec.Struct, frozen=True, tag_field="do", tag="look"):
     """
 
 
+class Reach(msgspec.Struct, frozen=True, tag_field="do", tag="reach"):
+    """Have another server write to each UDP socket of this server unasked.  Answered by a `view` for each.
+
+    By nothing where the process is no server.
+    """
+
+    server: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+
+
 class Close(msgspec.Struct, frozen=True, tag_field="do", tag="close"):
     """End the process as Ctrl-C would.  Answered by one `closing`."""
 
 
-Request: TypeAlias = Status | Ping | Bench | Check | Forget | Remove | Grant | Look | Close
+Request: TypeAlias = Status | Ping | Bench | Check | Forget | Remove | Grant | Look | Reach | Close
 Answer: TypeAlias = dict[str, Any]
 
 _decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)

@@ -24,6 +24,7 @@ from tunnel.control.messages import (
     Grant,
     Look,
     Ping,
+    Reach,
     Remove,
     Request,
     Status,
@@ -70,6 +71,8 @@ class Process:
     grant: Callable[[Sequence[str], Sequence[str], bool], Awaitable[Sequence[Mapping[str, Any]]]] | None = None
     absent: Callable[[str], str | None] = _nothing  # why there is no link to somebody whom the process knows
     look: Callable[[], Awaitable[int]] | None = None  # go by what is remembered now; how many streams were ever cut for that
+    #: What another server sees of our sockets.  Raises TunnelError.
+    reach: Callable[[str], Awaitable[Sequence[Mapping[str, Any]]]] | None = None
     #: Measures a link for so many seconds a transfer and hands out each result.
     bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
     details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
@@ -252,7 +255,10 @@ class _Conversation:
                         await self._say({"event": "granted", **granted, "pid": os.getpid()})
                 case Look() if self._process.look is not None:
                     await self._say({"event": "looked", "revoked": await self._process.look()})
-                case Grant() | Look():
+                case Reach(server=server) if self._process.reach is not None:
+                    for view in await self._process.reach(server):
+                        await self._say({"event": "view", **view})
+                case Grant() | Look() | Reach():
                     pass
                 case Close():
                     await self._say({"event": "closing", "pid": os.getpid()})

@@ -10,6 +10,9 @@ from typing import Final, cast
 
 from tunnel.units import Instant
 
+_TIMEX_BYTES: Final = 512  # more than struct timex has anywhere
+_TIME_ERROR: Final = 5  # the clock is not synchronised (adjtimex(2))
+
 
 def _pick_clock() -> int | None:
     """CLOCK_BOOTTIME on Linux; on macOS CLOCK_MONOTONIC runs on in sleep.  Windows' time.monotonic does so by itself."""
@@ -47,6 +50,20 @@ def unix_time() -> int:
     """The calendar in whole seconds; 0 where it stands before 1970, or beyond what the rendezvous protocol can say."""
     now = int(time.time())
     return now if 0 < now < 1 << 40 else 0
+
+
+def is_synchronised() -> bool | None:
+    """Whether something keeps the calendar right, as the kernel says (adjtimex(2)); None where it does not say."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # its first word, modes, is 0: nothing is changed
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(timex)
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state != _TIME_ERROR
 
 
 def processor_time() -> float:

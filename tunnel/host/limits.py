@@ -27,3 +27,13 @@ def raise_descriptor_limit() -> int:
     except (ValueError, OSError):
         return soft
     return wanted
+
+
+def most_descriptors() -> int | None:
+    """How many files this process could open once it has raised its limit; None where there is no limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return None if hard == resource.RLIM_INFINITY else hard

@@ -29,6 +29,7 @@ from tunnel.rendezvous.server import Server
 from tunnel.rendezvous.stun import ServerSocket
 from tunnel.server_spec import DEFAULT_PORT, DEFAULT_TLS_PORT
 from tunnel.shell.lasting import last
+from tunnel.shell.outside import View, Views, servers_named
 from tunnel.shell.server_log import logger
 from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
 
@@ -87,6 +88,7 @@ class RunningServer:
         self._access_file = access_file
         self._stop = trio.Event()
         self.faults = Faults(keep=_log_report)
+        self.views = Views()
         #: Where it listens, without the second ports; a port that was 0 is the real one.
         self.addresses = addresses
 
@@ -140,6 +142,10 @@ class RunningServer:
                 logger.warning("SIGHUP: the access list stays as it was. %s", error, extra=_reload("access", "unusable"))
             else:
                 logger.warning("SIGHUP: the access list was read again", extra=_reload("access"))
+
+    async def view_from(self, server: str) -> list[View]:
+        """The view that another server has of our UDP sockets.  Raises ConfigurationError, ServerUnreachableError."""
+        return await self.views.ask(self._sockets, await servers_named(server, "--from"))
 
     def stop(self) -> None:
         """Let serve() return after telling every client Bye."""
@@ -210,7 +216,7 @@ async def serve(
             unix_time=unix_time,
         )
         running = RunningServer(server, sockets, addresses, listeners, certificate, access_file)
-        loop = _Loop(server, sockets, listeners, clock, running.faults)
+        loop = _Loop(server, sockets, listeners, clock, running.faults, running.views)
         task_status.started(running)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(last, loop.faults, "timers", "interrupted the timers", loop.run_timers)
@@ -311,8 +317,10 @@ class _Loop:
         listeners: dict[SocketId, TlsListener],
         clock: Callable[[], Instant],
         faults: Faults,
+        views: Views | None = None,
     ) -> None:
         self.faults = faults
+        self._views = Views() if views is None else views
         self._server = server
         self._sockets = sockets
         self._doors: dict[SocketId, UdpSocket | TlsListener | _Source] = {**sockets, **listeners}
@@ -336,7 +344,8 @@ class _Loop:
             full_since = now if full_since is None else full_since
             self._server.look(now, now - full_since > BEHIND_AFTER)
             here = self._at(socket_id, batch.local) if batch.local else socket_id
-            await self._process(here, batch, now)
+            if not (self._views and self._views.hear(socket_id, batch)):
+                await self._process(here, batch, now)
             turn += 1
             if turn >= BATCHES_PER_TURN:
                 turn = 0

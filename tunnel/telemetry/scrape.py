@@ -80,6 +80,11 @@ class Scrapes:
         names = (each.socket.getsockname() for each in self._listeners)
         self.addresses = [Address(str(name[0]), int(name[1])) for name in names]
 
+    async def close(self) -> None:
+        """Of one that does not serve."""
+        for each in self._listeners:
+            await each.aclose()
+
     async def serve(self) -> None:
         """Until cancelled.  What goes wrong here ends one connection."""
         async with trio.open_nursery() as nursery:
