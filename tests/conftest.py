@@ -45,7 +45,9 @@ THOROUGH = {
     "tests/sim/test_dht.py",
     "tests/sim/test_hybrid_crashes.py",
     "tests/sim/test_lan.py",
+    "tests/sim/test_lan_changes.py",
     "tests/sim/test_meeting.py",
+    "tests/sim/test_replays.py",
     "tests/sim/test_staying_up.py",
     "tests/sim/test_techniques.py",
 }

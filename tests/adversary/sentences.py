@@ -12,11 +12,11 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "A stranger on the internet": {
         "It gets plain STUN answers and, where it is on, the open directory, each of these at most once a "
         "second when the answer is longer than the question.": (
-            "tests/unit/rendezvous/test_server.py::test_stun_answers_one_a_second_per_ipv4_address_or_ipv6_slash_64",
-            "tests/unit/rendezvous/test_server.py::test_the_open_directory_is_off_by_default_bounded_and_fits_into_a_kilobyte",
+            "tests/unit/rendezvous/test_server_stun.py::test_stun_answers_one_a_second_per_ipv4_address_or_ipv6_slash_64",
+            "tests/unit/rendezvous/test_server_stun.py::test_the_open_directory_is_off_by_default_bounded_and_fits_into_a_kilobyte",
         ),
         "An answer that is no longer than its question is always given, so nobody can use up what others need.": (
-            "tests/unit/rendezvous/test_server.py::test_a_flood_of_forged_sources_is_limited_as_a_whole_and_leaves_no_state",
+            "tests/unit/rendezvous/test_server_stun.py::test_a_flood_of_forged_sources_is_limited_as_a_whole_and_leaves_no_state",
         ),
         "The server never sends more bytes to a forged address than were sent in its name, but for those two rationed answers.": (
             "tests/unit/rendezvous/test_server.py::test_the_unproven_get_a_cookie_no_state_and_fewer_bytes_than_they_sent",
@@ -65,7 +65,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "most 300 checks to that host and one attempt at random ports in an hour: 2,400 datagrams of 57 "
         "bytes, or 8,000 if the server also withholds what it owes the peer.": (
             "tests/sim/test_safe_punching.py::test_a_lying_server_aims_nobody_at_a_third_party",
-            "tests/unit/nat/test_agent.py::test_all_peers_together_send_a_silent_host_few_checks",
+            "tests/unit/nat/test_agent_budget.py::test_all_peers_together_send_a_silent_host_few_checks",
         ),
         "A server on the internet cannot name an address of a local network, and nobody can name a port "
         "below 1024 or one of a service that answers strangers.": (
@@ -122,7 +122,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
         "The paired peer then checks it as it would any candidate: a host that sends nothing authentic "
         "gets 300 checks an hour at most, and no random ports are tried there.": (
-            "tests/unit/nat/test_agent.py::test_all_peers_together_send_a_silent_host_few_checks",
+            "tests/unit/nat/test_agent_budget.py::test_all_peers_together_send_a_silent_host_few_checks",
             "tests/unit/nat/test_upnp.py::test_of_an_address_that_an_answer_names_only_the_port_and_the_path_are_read",
         ),
     },
@@ -171,7 +171,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "It names at most 16 at a time.": ("tests/unit/nat/test_agent.py::test_a_peer_that_names_too_many_is_cut",),
         "A host that has sent nothing authentic gets at most 300 checks and one attempt at random ports "
         "(2,400, or 8,000 if the peer says that it could open few sockets) in an hour, whoever named it.": (
-            "tests/unit/nat/test_agent.py::test_all_peers_together_send_a_silent_host_few_checks",
+            "tests/unit/nat/test_agent_budget.py::test_all_peers_together_send_a_silent_host_few_checks",
             "tests/sim/test_safe_punching.py::test_an_authenticated_liar_cannot_make_us_flood_a_third_party",
         ),
         "Refused are: loopback (except on one machine), multicast, broadcast, link-local, the metadata "
@@ -200,7 +200,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "tests/unit/node/test_channels.py::test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials",
         ),
         "A name that it suggests never replaces one that you have, is stripped of control and direction "
-        "characters, and may not look like a code.": ("tests/unit/state/test_home.py::test_a_newcomer_never_takes_a_name",),
+        "characters, and may not look like a code.": ("tests/unit/state/test_peers.py::test_a_newcomer_never_takes_a_name",),
     },
     "A member of your room": {
         "Nothing bound to 127.0.0.1 is reached, and nothing behind you but those ports of containers: no "
@@ -298,10 +298,10 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "What the server learns about who meets whom": {
         "It learns which addresses meet; that cannot be helped in a design where it introduces them.": (
-            "tests/unit/rendezvous/test_server.py::test_the_open_directory_lists_the_others_newest_first_each_once",
+            "tests/unit/rendezvous/test_server_stun.py::test_the_open_directory_lists_the_others_newest_first_each_once",
         ),
         "It lists nobody else.": (
-            "tests/unit/rendezvous/test_server.py::test_the_open_directory_lists_the_others_newest_first_each_once",
+            "tests/unit/rendezvous/test_server_stun.py::test_the_open_directory_lists_the_others_newest_first_each_once",
         ),
     },
     "Post-quantum secrecy": {

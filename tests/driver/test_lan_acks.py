@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.driver.test_lan_forward import PARTIAL, Lan, a_lan, packets, send_super
+from tests.driver.lan_doors import PARTIAL, Lan, a_lan, packets, send_super
 from tests.unit.ip.packets import ACK, ECE, PSH, Flow
 from tunnel.room.send import FRAMES_A_TURN, NEEDLESS_IN_A_ROW
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 
 from tests.driver.fake_link import FakeLink, linked_pair
 from tunnel.errors import ConfigurationError
-from tunnel.pairing.grants import Grant, GrantSet
+from tunnel.pairing.grants import GrantSet
 from tunnel.ports import names, nets, socks
 from tunnel.ports.nets import MAX_LOOKUPS, OutsideError, allowed_places, find_places
 from tunnel.ports.open import Reach, decode_open, encode, read_message
 from tunnel.ports.serve import Exposed, Listeners
-from tunnel.ports.socks_messages import SocksError, read_greeting, read_request, unwrap
 from tunnel.ports.spec import parse_door
 from tunnel.shell.stream import StreamCode, StreamResetError
 
@@ -455,57 +454,3 @@ async def test_who_says_nothing_is_not_waited_for(autojump_clock: trio.testing.M
         assert await client.receive_some() == b""
         assert trio.current_time() - began == pytest.approx(socks.PATIENCE, abs=1.0)
         await client.aclose()
-
-
-# -- bytes
-
-
-def reader(data: bytes) -> Callable[[int], Any]:
-    left = [data]
-
-    async def read(count: int) -> bytes:
-        part, left[0] = left[0][:count], left[0][count:]
-        if len(part) < count:
-            raise SocksError()
-        return part
-
-    return read
-
-
-@given(st.binary(max_size=300))
-def test_any_bytes_are_a_request_or_an_error(data: bytes) -> None:
-    async def run() -> None:
-        for read in (read_greeting, read_request):
-            found = None
-            with suppress(SocksError):
-                found = await read(reader(data))
-            if found is not None:
-                assert decode_open(encode(Reach("tcp", found.host, max(1, found.port)))[2:])
-
-    trio.run(run)
-
-
-@given(st.binary(max_size=300))
-def test_any_datagram_is_one_of_socks_or_none(data: bytes) -> None:
-    found = unwrap(data)
-    if found is not None:
-        host, port, header, payload = found
-        assert header[3:] + payload == data[3:]
-        assert decode_open(encode(Reach("udp", host, port, 2))[2:])
-
-
-@pytest.mark.parametrize("text", ["1080:80", "1080/udp", "1-2", "x", ""])
-def test_a_door_that_makes_no_sense_gets_a_sentence(text: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        parse_door(text)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_bytes_are_those_of_the_protocol_page() -> None:
-    written = "96a57265616368a3746370ab3139322e3136382e312e35500000"
-    assert encode(Reach("tcp", "192.168.1.5", 80))[2:].hex() == written
-
-
-def test_a_network_says_nothing_of_other_protocols() -> None:
-    grant = Grant(kind="net", protocol="udp", host="10.0.0.0/8", first=53, last=53)
-    assert GrantSet((grant,)).nets("tcp", 53) == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.driver import test_forward_tcp as over_tcp
+from tests.driver import forwarding as over_tcp
 from tests.driver import test_forward_udp as over_udp
 from tests.driver.test_control import FakeLink, asked
 from tunnel.control import client as control_client
@@ -99,7 +99,7 @@ async def test_a_fault_in_one_tcp_connection_cuts_that_one(name: str, monkeypatc
                         while await other.receive_some():
                             await other.send_all(b"hello" * 10_000)
                             if name == "_abort":
-                                other.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, over_tcp.LINGER_RST)
+                                other.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp.LINGER_RST)
                                 other.socket.close()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass

@@ -6,137 +6,25 @@ drops it or closes with a reason: nothing is raised, and what it holds and says 
 
 from __future__ import annotations
 
-import random
 import tracemalloc
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.unit.connection.pair import RELAY, SERVER, A, keypairs
-from tunnel.errors import PeerError
+from tests.fuzz.hostile import Hostile, ack, datagram, stream
 from tunnel.transport.connection.carried import MaxData, MaxStreamData, MaxStreams, Reset, StopSending
-from tunnel.transport.connection.connection import Connection
-from tunnel.transport.connection.control import MAX_MESSAGE, ControlReader
-from tunnel.transport.connection.events import ConnectionClosed, ConnectionEvent, PathKind
+from tunnel.transport.connection.control import MAX_MESSAGE
+from tunnel.transport.connection.events import PathKind
 from tunnel.transport.connection.inflow import MAX_GAPS_IN_ALL
 from tunnel.transport.connection.paths import MAX_PATHS, MAX_QUEUED_PROBES
 from tunnel.transport.connection.receive import MAX_UNREAD_DATAGRAM_BYTES
-from tunnel.transport.connection.records import MOST_PARTS
-from tunnel.transport.crypto.handshake import Params
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.frames import Frame
-from tunnel.transport.packet.header import HEADER, NONCE_PREFIX, TRANSPORT
 from tunnel.transport.stream.datagrams import MAX_DATAGRAM, REJOIN_BYTES
 from tunnel.transport.stream.flow import INITIAL_STREAM_WINDOW, MAX_STREAMS
-from tunnel.units import Address, Instant, PathKey, SocketId, StreamId
+from tunnel.units import Address, Instant, PathKey, SocketId
 
-PATH = PathKey(SocketId(0), A, b"")
 FLOOD = 100_000_000  # bytes: no flood here may make us hold more (the connection window and what it costs)
-
-
-class Hostile:
-    """One side's keys in the wrong hands: the initiator's, unless `victim_initiates`.  On top of `victim` all is honest."""
-
-    def __init__(self, seed: int = 1, *, victim_initiates: bool = False, leaves_out_numbers: bool = True) -> None:
-        self.rng = random.Random(seed)
-        self.keys, key = keypairs(self.rng)[:: -1 if victim_initiates else 1]
-        self.now = Instant(1000.0)
-        params = [
-            Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=1 << 20, record_parts=MOST_PARTS) for n in (1, 2)
-        ]
-        self.victim = Connection(
-            is_initiator=victim_initiates,
-            keypair=key,
-            local=params[1],
-            remote=params[0],
-            remote_static=bytes(32),
-            path=PATH,
-            path_kind=PathKind.DIRECT,
-            now=self.now,
-            rng=random.Random(seed),
-        )
-        if not leaves_out_numbers:  # so that any number may be acknowledged
-            self.victim._shared._skip_at = 1 << 62
-        self.number = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.out = bytearray(65_536)
-        self.events: list[ConnectionEvent] = []
-        self.reads = True
-        self.collects = True
-
-    def seal(self, body: bytes, number: int | None = None) -> bytes:
-        if number is None:
-            number, self.number = self.number, self.number + 1
-        head = HEADER.pack(TRANSPORT, self.keys.remote_index, number)
-        return head + self.keys.send.encrypt(NONCE_PREFIX + number.to_bytes(8, "big"), body, head)
-
-    def deliver(self, datagram: bytes, key: PathKey = PATH) -> int:
-        self.bytes_in += len(datagram)
-        position = self.victim.handle_datagrams(self.now, key, memoryview(datagram), 0, max(len(datagram), 1))
-        self.settle()
-        return position
-
-    def send(self, *bodies: bytes, key: PathKey = PATH) -> None:
-        for body in bodies:
-            self.deliver(self.seal(body), key)
-
-    def settle(self) -> None:
-        """What the driver does after every input; it must come to an end."""
-        for _ in range(20_000):
-            transmit = self.victim.poll_transmit(self.now, self.out)
-            if transmit is None:
-                break
-            assert 0 < len(transmit.buffer) <= 65_507
-            self.bytes_out += len(transmit.buffer)
-        else:
-            raise AssertionError("poll_transmit never runs dry")
-        while (event := self.victim.poll_event()) is not None:
-            if self.collects:
-                self.events.append(event)
-            stream_id = getattr(event, "stream_id", None)
-            if stream_id is not None and self.reads:
-                self.victim.stream_read(stream_id, now=self.now)
-
-    def pass_time(self, seconds: float) -> None:
-        """Follow the deadlines.  A deadline that handle_timeout does not move would spin a processor for ever."""
-        until = self.now + seconds
-        idle = 0
-        while (at := self.victim.poll_timeout()) is not None and at <= until:
-            idle = idle + 1 if at <= self.now else 0
-            assert idle < 20, "poll_timeout stays in the past"
-            self.now = Instant(max(self.now, at))
-            self.victim.handle_timeout(self.now)
-            self.settle()
-        self.now = Instant(max(self.now, until))
-
-    def assert_closed(self, words: str) -> None:
-        assert self.victim.close_reason is not None, "still open"
-        assert words in self.victim.close_reason.text
-        assert sum(isinstance(e, ConnectionClosed) for e in self.events) == 1
-        assert isinstance(self.events[-1], ConnectionClosed)
-        self.pass_time(3)
-        assert self.victim.is_drained
-        assert self.victim.poll_timeout() is None
-
-
-def stream(number: int, offset: int, data: bytes, fin: bool = False) -> bytes:
-    return frames.STREAM.pack(Frame.STREAM_FIN if fin else Frame.STREAM, number, offset, len(data)) + data
-
-
-def ack(*ranges: tuple[int, int], delay: int = 0) -> bytes:
-    low, high = ranges[0]
-    body = frames._ACK_HEAD.pack(Frame.ACK, delay, len(ranges) - 1, high, high - low)
-    for below, above in ranges[1:]:
-        body += frames._ACK_RANGE.pack(low - above - 1, above - below + 1)
-        low = below
-    return body
-
-
-def datagram(flow: int, identifier: int, index: int, count: int, data: bytes) -> bytes:
-    return frames.DATAGRAM.pack(Frame.DATAGRAM, flow, identifier, index, count, len(data)) + data
 
 
 BREACHES: dict[str, tuple[list[bytes], str]] = {
@@ -393,114 +281,3 @@ def test_more_paths_than_we_keep_lose_no_byte_of_those_given_up() -> None:
     for start, stop in sender.lost:
         covered |= set(range(start, stop))
     assert covered >= set(range(sender.base, sender.sent))
-
-
-# strangers
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_replayed_flipped_truncated_and_foreign_datagrams_change_nothing(data: st.DataObject) -> None:
-    peer = Hostile()
-    genuine = [peer.seal(stream(2, 10 * n, bytes(10))) for n in range(5)]
-    for packet in genuine:
-        peer.deliver(packet)
-    peer.pass_time(1)
-    before = (peer.victim.stats(), peer.victim.poll_timeout(), len(peer.events))
-    source = data.draw(st.sampled_from([PATH, PathKey(SocketId(0), SERVER, b""), PathKey(SocketId(0), SERVER, RELAY)]))
-    packet = bytearray(data.draw(st.sampled_from(genuine)))
-    match data.draw(st.sampled_from(["replay", "flip", "truncate", "random", "extend"])):
-        case "replay":
-            pass
-        case "flip":
-            bit = data.draw(st.integers(0, len(packet) * 8 - 1))
-            packet[bit // 8] ^= 1 << bit % 8
-        case "truncate":
-            del packet[data.draw(st.integers(0, len(packet) - 1)) :]
-        case "random":
-            packet[13:] = data.draw(st.binary(max_size=100))
-        case "extend":
-            packet += data.draw(st.binary(min_size=1, max_size=50))
-    position = peer.deliver(bytes(packet), source)
-    after = peer.victim.stats()
-    counted = sum(after.drops.values()) - sum(before[0].drops.values())
-    assert counted == 1 if position else (counted == 0 and position == 0)
-    assert after.packets_received == before[0].packets_received
-    assert (after.sent_bytes, after.streams) == (before[0].sent_bytes, before[0].streams)
-    assert (peer.victim.poll_timeout(), len(peer.events)) == before[1:]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=3000), st.integers(0, 50), st.integers(0, 1500))
-def test_any_bytes_from_anybody_are_a_drop_or_not_ours(data: bytes, start: int, stride: int) -> None:
-    peer = Hostile()
-    position = peer.victim.handle_datagrams(peer.now, PATH, memoryview(data), min(start, len(data)), stride)
-    assert position <= len(data)
-    peer.settle()
-    assert not peer.events[1:]
-
-
-# an authenticated peer who says anything
-
-integers = st.one_of(st.integers(0, 40), st.sampled_from([2**16 - 1, 2**32 - 1, 2**32, 2**62, 2**64 - 1]))
-
-
-def wide(bits: int) -> st.SearchStrategy[int]:
-    return integers.map(lambda value: value & (2**bits - 1))
-
-
-any_frame = st.one_of(
-    st.binary(max_size=40),
-    st.builds(stream, wide(32), wide(64), st.binary(max_size=60), st.booleans()),
-    st.builds(stream, st.sampled_from([0, 2, 4]), st.integers(0, 100), st.binary(max_size=60), st.booleans()),
-    st.builds(lambda *a: Reset.pack(*a), wide(32), wide(16), wide(64)),
-    st.builds(lambda *a: StopSending.pack(*a), wide(32), wide(16)),
-    st.builds(lambda a: MaxData.pack(a), wide(64)),
-    st.builds(lambda a: MaxStreams.pack(a), wide(64)),
-    st.builds(lambda *a: MaxStreamData.pack(*a), wide(32), wide(64)),
-    st.builds(
-        lambda a, b: frames.PATH.pack(a, b), st.sampled_from([Frame.PATH_CHALLENGE, Frame.PATH_RESPONSE]), st.binary(max_size=8)
-    ),
-    st.builds(datagram, wide(32), wide(16), wide(8), wide(8), st.binary(max_size=60)),
-    st.builds(lambda low, more: ack((low, low + more)), st.integers(0, 30), st.integers(0, 10)),
-    st.builds(frames.encode_close, wide(16), st.text(max_size=30)),
-)
-
-
-@settings(max_examples=250, deadline=None)
-@given(st.lists(st.tuples(st.lists(any_frame, max_size=4), st.booleans(), st.integers(0, 3)), max_size=12), st.booleans())
-def test_any_frames_of_an_authenticated_peer_end_in_a_reason_or_in_nothing(
-    packets: list[tuple[list[bytes], bool, int]], reads: bool
-) -> None:
-    peer = Hostile()
-    peer.reads = reads
-    mine: list[StreamId] = []
-    for bodies, elsewhere, act in packets:
-        peer.send(b"".join(bodies), key=PathKey(SocketId(1), SERVER, b"") if elsewhere else PATH)
-        if act == 1 and not peer.victim.is_closed:
-            mine.append(peer.victim.open_stream())
-            peer.victim.stream_write(mine[-1], bytes(3000))
-            peer.victim.stream_finish(mine[-1])
-        if act == 2:
-            peer.pass_time(0.3)
-        peer.victim.receive_datagrams()
-        peer.settle()
-    peer.pass_time(4)
-    closed = [e for e in peer.events if isinstance(e, ConnectionClosed)]
-    assert len(closed) == (peer.victim.close_reason is not None)
-    if closed:
-        assert peer.events[-1] is closed[0]
-        assert peer.victim.is_drained
-    assert peer.bytes_out < 40 * peer.bytes_in + 100_000
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.binary(max_size=50), max_size=20))
-def test_any_bytes_on_the_control_stream_are_messages_or_a_peers_fault(pieces: list[bytes]) -> None:
-    reader = ControlReader()
-    try:
-        for piece in pieces:
-            assert all(len(message) <= MAX_MESSAGE for message in reader.feed(piece))
-    except PeerError:
-        return
-    assert len(reader._pending) <= MAX_MESSAGE + 2

@@ -12,7 +12,7 @@ import sys
 import pytest
 import trio
 
-from tests.driver.test_lan_forward import MAC, NAMES, Lan, a_lan
+from tests.driver.lan_doors import MAC, NAMES, Lan, a_lan
 from tests.fuzz.inner import any_packet, every_short_packet
 from tests.twins.tap import ALL_OFFLOADS
 from tests.unit.ip.packets import Flow

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from hashlib import sha256
-
 from tests.sim.link import Link
-from tests.sim.peers import DAY_NS, EPOCH_NS, FIRST, SERVER, ServerNode, entropy_of
-from tests.sim.world import Host, World
-from tunnel.node.context import EndpointConfig
-from tunnel.node.endpoint import Endpoint
-from tunnel.node.events import CodeIssued, EndpointEvent, Problem, Troubled
+from tests.sim.peers import FIRST, SERVER, EndpointNode, ServerNode
+from tests.sim.world import Host, InWorld, World
+from tunnel.node.events import CodeIssued, Problem, Troubled
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.room.core.addresses import Prefix
 from tunnel.room.core.creator import CreatorRoom
@@ -23,41 +18,24 @@ from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 BLACK_HOLE = Link(loss=1.0)
 
 
-class MemberNode:
+class MemberNode(EndpointNode):
     """One process of `lan`, with the world's face."""
 
     def __init__(self, world: World, host: Host, server: ServerNode, name: str, *, keeps: bool = False, routes: str = "") -> None:
-        self.world = world
-        self.host = host
+        super().__init__(world, host, name)
         self.server = server
-        self.name = name
         self.keeps = keeps
         self.routes = tuple(Prefix.parse(text) for text in routes.split())
-        self.static_key = sha256(name.encode()).digest()
         self.saved: RoomState | None = None
-        self.told: list[EndpointEvent] = []
         self.heard: list[RoomEvent] = []
-        self.boots = 0
-        self.days_ahead = 0.0  # of its calendar
         self.claims: list[str] = []
 
     # life
 
     def boot(self, room_name: str | None = None) -> None:
         """Start: what was saved if anything was, else a new room of that name, or a joiner that knows none."""
-        self.boots += 1
-        entropy = entropy_of((self.name, self.boots, self.world.seed))
         store = NewcomerStore()
-        self.endpoint = Endpoint(
-            config=EndpointConfig(name=self.name, aeads=(1, 2), receive_buffer=212_992),
-            static_key=self.static_key,
-            peers=(),
-            store=store,
-            entropy=entropy,
-            rng=random.Random(f"{self.name} {self.boots} {self.world.seed}"),
-            wall_ns=lambda: EPOCH_NS + int(self.days_ahead * DAY_NS) + int(self.world.now * 1e9),
-        )
-        self.told.clear()
+        entropy = self.start((), store)
         self.heard.clear()
         static, now = self.endpoint.static_public, self.world.now
         if self.saved is not None:
@@ -70,21 +48,14 @@ class MemberNode:
             )  # fmt: skip
         else:
             room = Room.join(static=static, member_name=self.name, keeps=self.keeps, routes=self.routes, entropy=entropy)
-        address = self.host.bind()
-        self.endpoint.add_socket(FIRST, is_ipv6=False, port=address.port)
-        self.endpoint.set_hosts(now, self.host.addresses)
         self.endpoint.add_server(now, SERVER, self.server.addresses[:1])
         self.members = Membership(self.endpoint, room, store, server=SERVER, now=now, save=self._save)
         self.members.pump(now)
-        self.world.attach(self.host, self, {FIRST: address})
+        self.world.attach(self.host, self, {FIRST: self.address})
 
     def _save(self, state: RoomState) -> None:
         if self.keeps:
             self.saved = state
-
-    def kill(self) -> None:
-        """As by SIGKILL."""
-        self.host.node = None
 
     def quit(self) -> None:
         """As by Ctrl-C."""
@@ -189,7 +160,7 @@ class MemberNode:
         return [event for event in self.heard if isinstance(event, kind)]
 
 
-class Party:
+class Party(InWorld):
     """A server, a creator and friends, each at a site of its own."""
 
     def __init__(
@@ -207,13 +178,6 @@ class Party:
         self.kind = kind
         self.creator = self.node("creator")
         self.friends: list[MemberNode] = []
-
-    def __enter__(self) -> Party:
-        self.world.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.world.__exit__(*error)  # type: ignore[arg-type]
 
     @property
     def everybody(self) -> list[MemberNode]:

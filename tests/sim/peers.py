@@ -1,33 +1,28 @@
 """The real thing on the simulated network: endpoints with a store in memory, and a rendezvous server that can be killed.
 
-Every node gets chance and both clocks from the world, so that a seed is a whole story.  `Cast` is the usual one: home exposes,
-friend connects, the server stands between.
-
-    with Cast(seed=7, home="prc", friend="sym") as cast:
-        peering = cast.meet()
-        cast.transfer(peering, 100_000)
+Every node gets chance and both clocks from the world, so that a seed is a whole story.  tests.sim.cast has the usual set of them.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
+from typing import Any
 
 from tests.sim.link import Link
 from tests.sim.store import PeersInMemory
-from tests.sim.world import Host, Realm, World
+from tests.sim.world import Host, World
 from tunnel.nat.memory import Remembered
 from tunnel.nat.technique import PoolSocket
-from tunnel.node.context import EndpointConfig
+from tunnel.node.context import EndpointConfig, PeerStore
 from tunnel.node.endpoint import Endpoint
 from tunnel.node.events import (
     CodeIssued,
     EndpointEvent,
-    KeptPsk,
     KnownPeer,
     PeeringClosed,
     PeeringEvent,
@@ -150,26 +145,69 @@ class Transfer:
         return Seconds(max((b - a for a, b in pairwise(times)), default=0.0))
 
 
-class PeerNode(PeersInMemory):
-    """An endpoint with the world's face.  It echoes whatever streams the others open, as a program behind a forward would."""
+class EndpointNode:
+    """An endpoint at a host of the world, which gets chance and both clocks from there."""
 
-    def __init__(
-        self, world: World, host: Host, name: str, *, path: str = "auto", static: bytes | None = None, server: str = SERVER
-    ) -> None:  # fmt: skip
-        super().__init__()
+    endpoint: Endpoint
+    address: Address  # of its first socket, at the host
+
+    def __init__(self, world: World, host: Host, name: str, static: bytes | None = None) -> None:
         self.world = world
         self.host = host
         self.name = name
         self.static_key = static or sha256(name.encode()).digest()
+        self.told: list[EndpointEvent] = []
+        self.boots = 0
+        self.days_ahead = 0.0  # of its calendar
+
+    def start(self, peers: Iterable[KnownPeer], store: PeerStore, **config: Any) -> Callable[[int], bytes]:
+        """Make the endpoint of a process that starts, with a fresh socket.  Return the entropy that it was given."""
+        self.boots += 1
+        entropy = entropy_of((self.host.name, self.boots, self.world.seed))
+        self.endpoint = Endpoint(
+            config=EndpointConfig(name=self.name, aeads=(1, 2), receive_buffer=212_992, **config),
+            static_key=self.static_key,
+            peers=peers,
+            store=store,
+            entropy=entropy,
+            rng=random.Random(f"{self.host.name} {self.boots} {self.world.seed}"),
+            wall_ns=lambda: EPOCH_NS + int(self.days_ahead * DAY_NS) + int(self.world.now * 1e9),
+        )
+        self.told.clear()
+        self.address = self.host.bind()
+        self.endpoint.add_socket(FIRST, is_ipv6=False, port=self.address.port)
+        self.endpoint.set_hosts(self.world.now, self.host.addresses)
+        return entropy
+
+    def kill(self) -> None:
+        """As by SIGKILL."""
+        self.host.node = None
+
+
+class PeerNode(EndpointNode, PeersInMemory):
+    """An endpoint with the world's face.  It echoes whatever streams the others open, as a program behind a forward would."""
+
+    def __init__(
+        self,
+        world: World,
+        host: Host,
+        name: str,
+        *,
+        path: str = "auto",
+        static: bytes | None = None,
+        server: str = SERVER,
+        machine: bytes = b"",
+    ) -> None:
+        EndpointNode.__init__(self, world, host, name, static)
+        PeersInMemory.__init__(self)
         self.path = path
         self.server = server
-        self.told: list[EndpointEvent] = []
+        self.machine = machine  # nothing tells it from others, unless a test says so
+        self.place = b""
         self.told_at: list[Instant] = []
         self.heard: list[tuple[SocketId, Address, bytes, int]] | None = None  # every datagram, when somebody wants to replay it
         self.bytes_taken = 0  # from streams that others opened
-        self.boots = 0
         self.is_hybrid = True
-        self.days_ahead = 0.0  # of its calendar
         self.remembers = False  # what worked, over a restart
         self.memory: dict[bytes, Remembered] = {}
         self.may_use_tls = False
@@ -182,32 +220,20 @@ class PeerNode(PeersInMemory):
 
     def boot(self) -> None:
         """Start the process, or start it again: it knows what the store holds, and gets a fresh socket."""
-        self.boots += 1
-        self.endpoint = Endpoint(
-            config=EndpointConfig(
-                name=self.name, aeads=(1, 2), receive_buffer=212_992, path_policy=self.path, is_hybrid=self.is_hybrid
-            ),
-            static_key=self.static_key,
-            peers=self.saved.values(),
-            store=self,
-            entropy=entropy_of((self.host.name, self.boots, self.world.seed)),
-            rng=random.Random(f"{self.host.name} {self.boots} {self.world.seed}"),
-            wall_ns=lambda: EPOCH_NS + int(self.days_ahead * DAY_NS) + int(self.world.now * 1e9),
+        self.start(
+            self.saved.values(),
+            self,
+            path_policy=self.path,
+            machine_id=self.machine,
+            place_id=self.place,
+            is_hybrid=self.is_hybrid,
         )
         if self.remembers:
             self.endpoint.set_memory(self.memory)
-        self.told.clear()
         self.told_at.clear()
         self._transfers.clear()
         self._backlogs.clear()
-        address = self.host.bind()
-        self.endpoint.add_socket(FIRST, is_ipv6=False, port=address.port)
-        self.endpoint.set_hosts(self.world.now, self.host.addresses)
-        self.world.attach(self.host, self, {FIRST: address})
-
-    def kill(self) -> None:
-        """As by SIGKILL."""
-        self.host.node = None
+        self.world.attach(self.host, self, {FIRST: self.address})
 
     # the world's face
 
@@ -312,7 +338,8 @@ class PeerNode(PeersInMemory):
 
     def _read(self, now: Instant, peering: Peering, stream_id: StreamId) -> None:
         connection = peering.connection
-        assert connection is not None
+        if connection is None or peering.is_closed:
+            return  # told late
         is_ours = stream_id % 2 == (0 if peering.is_initiator else 1)
         data = b"".join(connection.stream_read(stream_id))
         if is_ours:
@@ -438,122 +465,3 @@ class PeerNode(PeersInMemory):
         """All its connections have a direct path now."""
         kinds = [each.connection.current_path.kind for each in self.live if each.connection is not None]
         return bool(kinds) and all(kind is PathKind.DIRECT for kind in kinds)
-
-
-def acquaint(home: PeerNode, *friends: PeerNode, by_older_versions: bool = False) -> None:
-    """Let each friend and home remember one another, without the ceremony; nobody meets the server by this.
-
-    `by_older_versions`: which knew no hybrid step, so that nothing was kept.
-    """
-    for friend in friends:
-        psk = sha256(home.static_key + friend.static_key).digest()
-        kept = () if by_older_versions else (KeptPsk(sha256(psk).digest(), True),)
-        known = KnownPeer(
-            name=home.name, static=home.endpoint.static_public, psk=psk, server=home.server, kept=kept, is_hybrid=bool(kept)
-        )
-        friend.save(known)
-        home.save(replace(known, name=friend.name, static=friend.endpoint.static_public, grants=GRANTS))
-        friend.endpoint.set_peers(friend.world.now, friend.saved.values())
-    home.endpoint.set_peers(home.world.now, home.saved.values())
-
-
-class Cast:
-    """A server, home and friend, each at a site of a kind that nat.SITES names, on one link from site to site."""
-
-    def __init__(
-        self,
-        *,
-        seed: int = 1,
-        link: Link | None = None,
-        home: str = "prc",
-        friend: str = "prc",
-        home_path: str = "auto",
-        friend_path: str = "auto",
-        config: ServerConfig | None = None,
-    ) -> None:
-        self.world = World(seed, link or Link(delay=Seconds(0.010)))
-        self.server = ServerNode(self.world, self.world.host("server"), config)
-        self.home_site = self.world.site("home", home)
-        self.friend_site = self.world.site("friend", friend)
-        self.home = PeerNode(self.world, self.world.host("home", self.home_site), "home", path=home_path)
-        self.friend = PeerNode(self.world, self.world.host("friend", self.friend_site), "friend", path=friend_path)
-
-    def __enter__(self) -> Cast:
-        self.world.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.world.__exit__(*error)  # type: ignore[arg-type]
-
-    @property
-    def people(self) -> tuple[PeerNode, PeerNode]:
-        return self.home, self.friend
-
-    def site_of(self, who: str) -> Realm:
-        return self.home_site if who == "home" else self.friend_site
-
-    def who(self, who: str) -> PeerNode:
-        return self.home if who == "home" else self.friend
-
-    def another(self, name: str, kind: str = "prc", *, static: bytes | None = None, path: str = "auto") -> PeerNode:
-        """One more person, at a site of its own."""
-        host = self.world.host(name, self.world.site(name, kind))
-        return PeerNode(self.world, host, name, static=static, path=path)
-
-    def claim(self) -> None:
-        """The friend types the code."""
-        for person in self.people:
-            person.meet(self.server)
-        self.home.offer()
-        self.world.run_until(lambda: bool(self.home.codes))
-        self.friend.claim(self.home.codes[0])
-
-    def pair(self, limit: float = 60.0) -> Peering:
-        """By a code, as far as the friend's first connection."""
-        self.claim()
-        self.world.run_until(lambda: bool(self.friend.peerings and self.home.peerings), limit)
-        return self.friend.peerings[0]
-
-    def acquaint(self) -> None:
-        """They remember each other, home listens and both have greeted the server."""
-        acquaint(self.home, self.friend)
-        for person in self.people:
-            person.meet(self.server)
-        self.home.listen()
-
-    def meet(self, limit: float = 60.0) -> Peering:
-        """As remembered peers, as far as a connection on both sides."""
-        self.acquaint()
-        peering = self.friend.dial(self.home)
-        self.world.run_until(lambda: bool(self.friend.peerings and self.home.peerings), limit)
-        return peering
-
-    def meet_directly(self, limit: float = 10.0) -> Peering:
-        """As remembered peers, as far as a direct path on both sides."""
-        peering = self.meet()
-        self.world.run_until(self.is_direct, limit)
-        return peering
-
-    def is_direct(self) -> bool:
-        return self.home.is_direct and self.friend.is_direct
-
-    def bytes_of(self, size: int) -> bytes:
-        return self.world.rng.randbytes(size)
-
-    def transfer(self, peering: Peering, size: int = 10_000, limit: float = 30.0) -> Seconds:
-        """So many bytes to the other side and back; how long that took."""
-        nodes = [host.node for host in self.world.hosts.values()]
-        sender = next(node for node in nodes if isinstance(node, PeerNode) and peering in node.endpoint.peerings)
-        transfer = sender.send(peering, self.bytes_of(size))
-        return self.world.run_until(lambda: transfer.is_done, limit)
-
-    def black_hole(self, sender: str) -> None:
-        """Nothing gets through any more from `sender` to the other one."""
-        a, b = (self.home, self.friend) if sender == "home" else (self.friend, self.home)
-        self.world.set_link(a.host, b.host, BLACK_HOLE)
-
-    def cut_off_server(self, link: Link = BLACK_HOLE) -> None:
-        """What lies between the server and both sides, in both directions."""
-        for person in self.people:
-            self.world.set_link(person.host, self.server.host, link)
-            self.world.set_link(self.server.host, person.host, link)

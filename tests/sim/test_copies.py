@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.sim.peers import Cast, PeerNode, entropy_of
+from tests.sim.cast import Cast
+from tests.sim.peers import PeerNode, entropy_of
 from tests.sim.world import Host
 from tunnel.node.events import Problem
 from tunnel.units import Address, Seconds

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from tests.sim.peers import Cast
+from tests.sim.cast import Cast
 from tests.sim.world import Host
 from tests.unit.node.test_hybrid import BOTH, check_nobody_is_locked_out, known, remembered_from_before
 from tunnel.units import Address

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sim.cast import Cast
 from tests.sim.link import Link
-from tests.sim.peers import Cast, PeerNode
+from tests.sim.peers import PeerNode
 from tests.sim.world import Host
 from tunnel.node.events import PeeringEvent
 from tunnel.transport.connection.events import PathChanged

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.sim.cast import Cast
 from tests.sim.link import Link
-from tests.sim.peers import Cast, PeerNode
+from tests.sim.peers import PeerNode
 from tests.sim.world import Host
 from tunnel.node.events import Problem
 from tunnel.node.peering import Peering

@@ -13,9 +13,10 @@ from itertools import product
 import pytest
 
 from tests.sim import oracle
+from tests.sim.cast import Cast, acquaint
 from tests.sim.link import Bursts, Link
 from tests.sim.nat import SITES
-from tests.sim.peers import Cast, PeerNode, acquaint
+from tests.sim.peers import PeerNode
 from tests.sim.world import START
 from tunnel.node.events import Problem, Troubled
 from tunnel.transport.connection.events import PathKind

@@ -8,8 +8,9 @@ from itertools import product
 import pytest
 
 from tests.sim import oracle
+from tests.sim.cast import Cast
 from tests.sim.link import Link
-from tests.sim.peers import Cast, PeerNode
+from tests.sim.peers import PeerNode
 from tunnel.nat.budget import POOL_SOCKETS
 from tunnel.nat.candidate import CandidateKind
 from tunnel.nat.memory import Remembered

@@ -10,9 +10,10 @@ import random
 
 import pytest
 
+from tests.sim.cast import Cast
 from tests.sim.lan import Party
 from tests.sim.link import Link
-from tests.sim.peers import BLACK_HOLE, FIRST, Cast
+from tests.sim.peers import BLACK_HOLE, FIRST
 from tests.sim.world import Host
 from tunnel.core.wire import Writer
 from tunnel.nat.agent import CHECK_BURST, CHECK_RATE

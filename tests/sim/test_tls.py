@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 
+from tests.sim.cast import Cast
 from tests.sim.link import Link
-from tests.sim.peers import CLIENT_TLS, TLS_PORT, Cast, PeerNode
+from tests.sim.peers import CLIENT_TLS, TLS_PORT, PeerNode
 from tests.sim.test_staying_up import LINE, SOON, check_goes_on, under_way
 from tests.sim.world import Host
 from tunnel.transport.connection.events import PathKind

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 from tests.sim.link import Link, Pipe
 from tests.sim.nat import FIREWALL, SITES, Behaviour, Box
@@ -403,3 +403,16 @@ class World:
             host.node.handle_datagrams(self.now, socket_id, source, buffer, stride)
             at = end
         self.touch(host)
+
+
+class InWorld:
+    """Whatever is played in a world.  In a `with` block, as the world itself."""
+
+    world: World
+
+    def __enter__(self) -> Self:
+        self.world.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.world.__exit__(kind, error, trace)

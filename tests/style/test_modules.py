@@ -26,6 +26,11 @@ def test_modules_are_short_or_say_why_not() -> None:
     assert wrong == []
 
 
+def test_modules_of_tests_are_short_too() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert [f"{path.relative_to(ROOT)}: {lines} lines" for path, lines in lengths.items() if lines > MAX_LINES] == []
+
+
 def test_every_module_says_what_it_is() -> None:
     wrong = [module.relative for module in modules() if module.text.strip() and not ast.get_docstring(module.tree)]
     assert wrong == []

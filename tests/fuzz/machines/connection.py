@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 
 from tests.fuzz.engine import Machine
-from tests.fuzz.test_connection_fuzz import BREACHES, HARMLESS, PATH, Hostile, ack, datagram, stream
+from tests.fuzz.hostile import PATH, Hostile, ack, datagram, stream
+from tests.fuzz.test_connection_fuzz import BREACHES, HARMLESS
 from tests.unit.connection.pair import RELAY, SERVER
 from tunnel.errors import StreamLimitError
 from tunnel.transport.connection.carried import MaxData, MaxStreamData, Reset, StopSending

@@ -7,21 +7,19 @@ still heard at the end.  What a wall held counts as found.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from functools import cache
-from hashlib import sha256
 
 from tests.fuzz.engine import Machine
 from tests.fuzz.machines.decoders import OFFER, PUSHES, RESPONSES, ROOM, room
+from tests.sim.cast import Three
+from tests.sim.peers import FIRST, GRANTS, SERVER
 from tests.sim.world import Host
-from tests.unit.node.people import FIRST, GRANTS, SERVER, Party, Person
 from tunnel.nat.candidate import encode_offer
-from tunnel.node.events import Faulted, KnownPeer
+from tunnel.node.events import Faulted
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, KEEP
 from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG, Peering
 from tunnel.rendezvous import messages as m
 from tunnel.room.core.membership import CONTROL_ROOM
-from tunnel.transport.connection.events import PathKind
 from tunnel.transport.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.units import Address, Seconds
 
@@ -29,35 +27,13 @@ STRANGER = Address("45.9.9.9", 999)
 MOST_PEERINGS = 4  # friend's, mate's, and what a code may bring
 
 
-class Three(Party):
-    """home exposes; friend and mate are connected to it."""
-
-    def __init__(self, seed: int = 1) -> None:
-        super().__init__(seed=seed)
-        self.mate = Person(self.world, self.world.host("mate", self.world.site("mate", "prc")), "mate")
-        self.people = (self.home, self.friend, self.mate)
-
-    def meet(self) -> tuple[Peering, Peering]:
-        """The connections of friend and mate, both direct."""
-        self.acquaint()
-        psk = sha256(b"mate").digest()
-        peer = KnownPeer(name="home", static=self.home.endpoint.static_public, psk=psk, server=SERVER)
-        self.mate.save(peer)
-        self.home.save(replace(peer, name="mate", static=self.mate.endpoint.static_public))
-        for person in (self.home, self.mate):
-            person.endpoint.set_peers(self.world.now, person.saved.values())
-        self.mate.meet(self.server)
-        self.home.listen()
-        self.friend.dial(self.home)
-        self.mate.dial(self.home)
-        self.world.run_until(lambda: self.friend.kinds[-1:] == [PathKind.DIRECT] and self.mate.kinds[-1:] == [PathKind.DIRECT])
-        self.home.endpoint.offer_code(self.world.now, SERVER, grants=GRANTS, keep=True)
-        self.world.touch(self.home.host)
-        self.world.run_until(lambda: bool(self.home.codes))
-        return self.friend.peerings[0], self.mate.peerings[0]
-
-    def at_home(self, name: str) -> Peering:
-        return next(peering for peering in self.home.endpoint.peerings if peering.peer.name == name)
+def meet(three: Three) -> tuple[Peering, Peering]:
+    """The connections of friend and mate, both direct; and home has a code."""
+    peerings = three.meet_both()
+    three.home.endpoint.offer_code(three.world.now, SERVER, grants=GRANTS, keep=True)
+    three.world.touch(three.home.host)
+    three.world.run_until(lambda: bool(three.home.codes))
+    return peerings
 
 
 class _Endpoints:
@@ -65,7 +41,7 @@ class _Endpoints:
 
     def __init__(self, _seed: int) -> None:
         self.three = Three()  # of one seed: what was recorded is what another time would be the same
-        self.evil, self.honest = self.three.meet()
+        self.evil, self.honest = meet(self.three)
         self.spoken = b""
 
     def feed(self, data: bytes) -> None:
@@ -131,9 +107,8 @@ class _Endpoints:
         assert len(three.home.endpoint.peerings) <= MOST_PEERINGS
         assert len(three.home.endpoint._context.drops) < 60
         assert not self.honest.is_closed, "the honest peer's link is gone"
-        before = three.mate.received.get(self.honest, b"")
-        three.mate.say(self.honest, b"still there")
-        three.world.run_until(lambda: three.mate.received.get(self.honest) == before + b"still there", Seconds(20.0))
+        transfer = three.mate.send(self.honest, b"still there")
+        three.world.run_until(lambda: transfer.is_done, Seconds(20.0))
         self._look()
 
 
@@ -149,7 +124,7 @@ def corpus() -> list[bytes]:
         return True
 
     three.world.filter = listen
-    three.meet()
+    meet(three)
     three.friend.endpoint.claim_code(three.world.now, SERVER, three.home.codes[-1])
     three.world.run(3.0)
     wire = [bytes((number % 3, number % 256)) + segment for number, segment in enumerate(seen)]

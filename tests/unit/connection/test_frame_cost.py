@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import pytest
 
-from tests.fuzz.test_connection_fuzz import PATH, ack, datagram, stream
+from tests.fuzz.hostile import PATH, ack, datagram, stream
 from tests.unit.connection.test_records import Foe
 from tests.work import instructions
 from tunnel.transport.connection.carried import OWED_FRAMES, MaxData, MaxStreamData, MaxStreams, Reset, StopSending

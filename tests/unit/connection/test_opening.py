@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.fuzz.test_connection_fuzz import PATH, Hostile, stream
+from tests.fuzz.hostile import PATH, Hostile, stream
 from tests.unit.connection.pair import Pair
 from tunnel.transport.connection.events import ConnectionClosed
 from tunnel.transport.connection.opening import consecutive

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.fuzz.test_connection_fuzz import Hostile, ack
+from tests.fuzz.hostile import Hostile, ack
 from tests.unit.connection.pair import Pair
 from tests.unit.connection.test_packets import Lan
 from tunnel.core.ranges import RangeSet

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.fuzz.test_connection_fuzz import PATH, Hostile, stream
+from tests.fuzz.hostile import PATH, Hostile, stream
 from tests.unit.connection.pair import RELAY, Pair, keypairs
 from tunnel.transport.connection.events import StreamReadable
 from tunnel.transport.connection.reassembly import LEAST_BODY, MAX_WAITING

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from tests.unit.node.people import SERVER, Party, Person
+from tests.sim.cast import Cast
+from tests.sim.peers import SERVER, PeerNode
 from tunnel.node.channels import UNUSED_LIFETIME
 from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.pairing.identity import meeting_days, room_id
@@ -15,31 +16,31 @@ from tunnel.rendezvous.standing import MAX_CHANNELS
 from tunnel.transport.connection.events import PathKind
 from tunnel.units import Seconds
 
-PSK = sha256(b"pair").digest()
 LAVISH = ServerConfig(
     channels_per_room=10_000, channels_per_address=5_000, max_channels=100_000
 )  # as a server without these limits  # fmt: skip
 
 
-def lavish(party: Party) -> None:
+def lavish(party: Cast) -> None:
     party.server._config = LAVISH
     party.server.boot()
 
 
-def client_of(person: Person) -> Client:
+def client_of(person: PeerNode) -> Client:
     return person.endpoint._context.clients[SERVER]
 
 
-def held(person: Person) -> int:
+def held(person: PeerNode) -> int:
     return len(client_of(person).channels)
 
 
-def rooms(party: Party) -> list[bytes]:
+def rooms(party: Cast) -> list[bytes]:
     unix_time = party.home.endpoint._context.unix_time()
-    return [room_id(PSK, day) for day in meeting_days(unix_time, unix_time)]
+    (peer,) = party.friend.saved.values()
+    return [room_id(peer.psk, day) for day in meeting_days(unix_time, unix_time)]
 
 
-def dial_and_dial(party: Party, times: int) -> None:
+def dial_and_dial(party: Cast, times: int) -> None:
     """The friend asks the server for one channel after the other, and begins no handshake on any."""
     for number in range(times):
         client_of(party.friend).dial(party.world.now, rooms(party)[number % 3 :][:1])
@@ -48,10 +49,9 @@ def dial_and_dial(party: Party, times: int) -> None:
 
 
 def test_a_channel_on_which_no_handshake_was_done_is_given_back_after_its_time() -> None:
-    with Party() as party:
+    with Cast() as party:
         lavish(party)
         party.acquaint()
-        party.home.listen()
         party.world.run(1.0)
         dial_and_dial(party, 300)
         assert held(party.home) == 300
@@ -64,10 +64,9 @@ def test_a_channel_on_which_no_handshake_was_done_is_given_back_after_its_time()
 
 
 def test_all_channels_of_a_forgotten_peer_end_at_once() -> None:
-    with Party() as party:
+    with Cast() as party:
         lavish(party)
         party.acquaint()
-        party.home.listen()
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None)
         party.echoed(peering, b"hello")
@@ -85,9 +84,9 @@ def test_all_channels_of_a_forgotten_peer_end_at_once() -> None:
 
 
 def test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials() -> None:
-    with Party() as party:
-        party.acquaint()
-        other = Person(party.world, party.world.host("other", party.world.site("other", "prc")), "other")
+    with Cast() as party:
+        party.acquaint(listening=False)
+        other = PeerNode(party.world, party.world.host("other", party.world.site("other", "prc")), "other")
         psk = sha256(b"other pair").digest()
         other.save(KnownPeer(name="home", static=party.home.endpoint.static_public, psk=psk, server=SERVER))
         party.home.save(KnownPeer(name="other", static=other.endpoint.static_public, psk=psk, server=SERVER))
@@ -104,9 +103,8 @@ def test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials() ->
 
 def test_the_channel_of_a_connection_stays_also_beside_a_direct_path() -> None:
     for path in ("auto", "relay"):
-        with Party(friend_path=path) as party:
+        with Cast(friend_path=path) as party:
             party.acquaint()
-            party.home.listen()
             peering = party.friend.dial(party.home)
             party.world.run_until(lambda peering=peering: peering.connection is not None)
             party.world.run(600.0)
@@ -116,9 +114,8 @@ def test_the_channel_of_a_connection_stays_also_beside_a_direct_path() -> None:
 
 
 def test_the_channel_of_a_connection_survives_a_minute_without_the_server() -> None:
-    with Party(friend_path="relay") as party:
+    with Cast(friend_path="relay") as party:
         party.acquaint()
-        party.home.listen()
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None)
         party.echoed(peering, b"hello")
@@ -130,7 +127,7 @@ def test_the_channel_of_a_connection_survives_a_minute_without_the_server() -> N
 
 
 def test_a_wrong_guess_at_a_code_leaves_no_channel() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         party.friend.meet(party.server)
         party.home.offer(keep=True)
@@ -144,10 +141,9 @@ def test_a_wrong_guess_at_a_code_leaves_no_channel() -> None:
 
 def test_channels_that_others_open_push_out_none_that_is_in_use() -> None:
     """A client holds so many; a server without limits may bring more."""
-    with Party(friend_path="relay") as party:
+    with Cast(friend_path="relay") as party:
         lavish(party)
         party.acquaint()
-        party.home.listen()
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None)
         (first,) = client_of(party.home).channels
@@ -166,15 +162,15 @@ def test_channels_that_others_open_push_out_none_that_is_in_use() -> None:
         party.echoed(peering, b"hello")
 
 
-def refusals(person: Person) -> list[str]:
+def refusals(person: PeerNode) -> list[str]:
     return [event.text for event in person.told if isinstance(event, Troubled) and event.problem is Problem.SERVER_REFUSED]
 
 
 def test_a_listener_is_told_that_the_server_is_full() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server._config = ServerConfig(max_sessions=1, sessions_per_address=1)
         party.server.boot()
-        party.acquaint()
+        party.acquaint(listening=False)
         party.friend.offer()
         party.world.run(1.0)
         party.home.listen()
@@ -186,11 +182,10 @@ def test_a_listener_is_told_that_the_server_is_full() -> None:
 
 
 def test_a_listener_is_told_that_the_server_takes_not_all_of_its_rooms() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server._config = ServerConfig(rooms_per_session=2)
         party.server.boot()
         party.acquaint()
-        party.home.listen()
         party.world.run(30.0)
         assert len(refusals(party.home)) == 1
         assert "friend may not get through: the server rv.example.net lets nobody wait (" in refusals(party.home)[0]
@@ -199,11 +194,10 @@ def test_a_listener_is_told_that_the_server_takes_not_all_of_its_rooms() -> None
 
 
 def test_a_listener_is_told_of_a_denial_that_lasts_and_not_of_one_that_passes() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server._config = ServerConfig(own_hosts=frozenset({"45.9.9.9"}))
         party.server.boot()
         party.acquaint()
-        party.home.listen()
         party.world.run(15.0)
         assert not refusals(party.home)
         party.world.run(60.0)
@@ -211,11 +205,10 @@ def test_a_listener_is_told_of_a_denial_that_lasts_and_not_of_one_that_passes() 
 
 
 def test_a_listener_is_told_that_its_peer_could_not_be_led_to_it() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server._config = ServerConfig(channels_per_address=1, max_channels=100)
         party.server.boot()
         party.acquaint()
-        party.home.listen()
         party.world.run(1.0)
         hoard = [b"\xc0" + bytes(6) + bytes((n,)) for n in range(2)]
         for channel in hoard:
@@ -230,10 +223,10 @@ def test_a_listener_is_told_that_its_peer_could_not_be_led_to_it() -> None:
 
 
 def test_a_full_server_is_not_asked_for_everything_at_each_refresh() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server._config = ServerConfig(max_sessions=1, sessions_per_address=1)
         party.server.boot()
-        party.acquaint()
+        party.acquaint(listening=False)
         party.friend.offer()
         party.world.run(1.0)
         party.home.listen()

@@ -6,7 +6,8 @@ from hashlib import sha256
 
 import pytest
 
-from tests.unit.node.people import DAY_NS, EPOCH_NS, SERVER, Party, Person
+from tests.sim.cast import Cast
+from tests.sim.peers import DAY_NS, EPOCH_NS, SERVER, PeerNode
 from tunnel.node.clocks import spoken
 from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.node.flows.dial import MAX_LISTENING
@@ -20,11 +21,11 @@ WRONG = [-2.0, 2.0, TO_1970, FIFTY_YEARS]
 MEETS = 3.5  # seconds: today's room, or its neighbours two seconds later
 
 
-def told(person: Person, problem: Problem) -> list[str]:
+def told(person: PeerNode, problem: Problem) -> list[str]:
     return [event.text for event in person.told if isinstance(event, Troubled) and event.problem is problem]
 
 
-def go_by_own_calendar(person: Person) -> None:
+def go_by_own_calendar(person: PeerNode) -> None:
     """As before servers told theirs."""
     clocks = person.endpoint._meetings._clocks
 
@@ -38,7 +39,7 @@ def go_by_own_calendar(person: Person) -> None:
 class Days:
     """Calendars of everybody, moved on together."""
 
-    def __init__(self, party: Party) -> None:
+    def __init__(self, party: Cast) -> None:
         self.party = party
 
     def pass_by(self, days: float) -> None:
@@ -53,8 +54,8 @@ class Days:
 
 @pytest.mark.parametrize("days", [1, 2, 3, 40])
 def test_who_waits_for_an_absent_peer_meets_it_however_many_days_later(days: int) -> None:
-    with Party() as party:
-        party.acquaint()
+    with Cast() as party:
+        party.acquaint(listening=False)
         peering = party.friend.dial(party.home)
         party.world.run(10.0)
         party.home.host.node = None  # switched off
@@ -69,9 +70,8 @@ def test_who_waits_for_an_absent_peer_meets_it_however_many_days_later(days: int
 
 @pytest.mark.parametrize("days", [1, 2, 3, 40])
 def test_who_listens_is_met_however_many_days_later(days: int) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         party.world.run(10.0)
         for _ in range(days):
             Days(party).pass_by(1)
@@ -81,9 +81,9 @@ def test_who_listens_is_met_however_many_days_later(days: int) -> None:
 
 @pytest.mark.parametrize("tells_time", [True, False])
 def test_who_slept_while_waiting_waits_in_the_rooms_of_the_day_it_wakes(tells_time: bool) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server.tells_time = tells_time
-        party.acquaint()
+        party.acquaint(listening=False)
         peering = party.friend.dial(party.home)
         party.world.run(10.0)
         party.home.host.node = None
@@ -103,12 +103,11 @@ def test_who_slept_while_waiting_waits_in_the_rooms_of_the_day_it_wakes(tells_ti
 @pytest.mark.parametrize("days", WRONG)
 @pytest.mark.parametrize("whose", ["home", "friend", "both"])
 def test_a_calendar_that_is_days_or_years_off_keeps_nobody_apart_and_is_told(whose: str, days: float) -> None:
-    with Party() as party:
+    with Cast() as party:
         people = [person for person in (party.home, party.friend) if whose in (person.name, "both")]
         for person in people:
             person.days_ahead = days
         party.acquaint()
-        party.home.listen()
         peering = party.friend.dial(party.home)
         assert party.world.run_until(lambda: peering.connection is not None, 10) < MEETS
         party.echoed(peering, b"hello")
@@ -125,9 +124,9 @@ def test_a_calendar_that_is_days_or_years_off_keeps_nobody_apart_and_is_told(who
 @pytest.mark.parametrize("days", [-3 * 365, 20 * 365])
 @pytest.mark.parametrize("old", ["", "home", "friend"])
 def test_a_server_whose_calendar_is_wrong_keeps_nobody_apart_who_reads_it_or_who_does_not(old: str, days: int) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server.days_ahead = days
-        party.acquaint()
+        party.acquaint(listening=False)
         if old:
             go_by_own_calendar(party.home if old == "home" else party.friend)
         party.home.listen()
@@ -138,11 +137,10 @@ def test_a_server_whose_calendar_is_wrong_keeps_nobody_apart_who_reads_it_or_who
 
 @pytest.mark.parametrize("days", [0.0, -1.0, 1.0])
 def test_at_a_server_that_tells_no_time_their_own_calendars_count(days: float) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.server.tells_time = False
         party.friend.days_ahead = days
         party.acquaint()
-        party.home.listen()
         peering = party.friend.dial(party.home)
         assert party.world.run_until(lambda: peering.connection is not None, 10) < MEETS
         assert Problem.CLOCK_OFF not in party.friend.problems
@@ -151,9 +149,8 @@ def test_at_a_server_that_tells_no_time_their_own_calendars_count(days: float) -
 @pytest.mark.parametrize("jump", [-3.0, 3.0, TO_1970, FIFTY_YEARS])
 @pytest.mark.parametrize("whose", ["home", "friend"])
 def test_a_clock_that_jumps_under_a_running_program_keeps_nobody_apart(whose: str, jump: float) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         person = party.home if whose == "home" else party.friend
         first = party.friend.dial(party.home)
         party.world.run_until(lambda: first.connection is not None)
@@ -172,7 +169,7 @@ def test_a_clock_that_jumps_under_a_running_program_keeps_nobody_apart(whose: st
 
 @pytest.mark.parametrize("days", [TO_1970, -2.0, 2.0, FIFTY_YEARS])
 def test_a_code_pairs_with_any_calendar_and_they_meet_again(days: float) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.friend.days_ahead = days
         first = party.pair()
         party.echoed(first, b"hello")
@@ -198,7 +195,7 @@ def test_spans_of_time_are_said_as_people_say_them() -> None:
 # --- more peers than fit --------------------------------------------------------------------------------------------------------
 
 
-def remember_many(party: Party, count: int) -> None:
+def remember_many(party: Cast, count: int) -> None:
     """Home remembers so many others, all seen later than friend."""
     friend = party.home.saved.pop(party.friend.endpoint.static_public)
     for number in range(count):
@@ -210,8 +207,8 @@ def remember_many(party: Party, count: int) -> None:
 
 @pytest.mark.parametrize("others", [64, 340, 1_019])
 def test_the_peer_that_was_seen_longest_ago_still_connects(others: int) -> None:
-    with Party() as party:
-        party.acquaint()
+    with Cast() as party:
+        party.acquaint(listening=False)
         remember_many(party, others)
         party.home.listen()
         party.world.run(2.0)
@@ -226,8 +223,8 @@ def test_the_peer_that_was_seen_longest_ago_still_connects(others: int) -> None:
 
 def test_more_peers_than_the_server_lets_one_wait_for_is_said_once() -> None:
     assert ServerConfig().rooms_per_session > MAX_LISTENING
-    with Party() as party:
-        party.acquaint()
+    with Cast() as party:
+        party.acquaint(listening=False)
         remember_many(party, MAX_LISTENING + 2)
         party.home.listen()
         party.world.run(200.0)

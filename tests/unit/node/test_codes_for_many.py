@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.node.people import entropy_of
+from tests.sim.peers import entropy_of
 from tests.unit.node.test_forgeries import an_exposer, codes_of, gives, loses, says
 from tunnel.node.context import Context
 from tunnel.node.events import Problem, Troubled

@@ -8,9 +8,8 @@ from typing import Final
 
 import pytest
 
+from tests.sim.cast import Cast, Three
 from tests.unit.connection.test_frame_cost import MOST_A_BYTE
-from tests.unit.node.people import Party
-from tests.unit.node.test_walls import Three
 from tests.work import instructions
 from tunnel.nat.candidate import MAX_CANDIDATES, CandidateKind, Offer, encode_offer, make_candidate
 from tunnel.node import peering as peerings
@@ -79,7 +78,7 @@ def test_every_kind_of_message_has_a_row() -> None:
 def test_a_message_costs_its_bytes(row: str) -> None:
     make = next(rows[row] for rows in ROWS.values() if row in rows)
     with Three() as three:
-        friend, _ = three.meet()
+        friend, _ = three.meet_both()
         three.world.run(2.0)
         connection, path = friend.connection, three.at_home("friend").connection
         assert connection is not None
@@ -105,7 +104,7 @@ def test_a_message_costs_its_bytes(row: str) -> None:
 
 
 def test_a_pong_before_its_ping_is_no_answer() -> None:
-    with Party() as party:
+    with Cast() as party:
         friend = party.pair()
         home = next(iter(party.home.endpoint.peerings))
         assert home.connection is not None
@@ -125,7 +124,7 @@ def test_a_pong_before_its_ping_is_no_answer() -> None:
 
 
 def test_pings_that_nobody_answers_or_fetches_are_bounded() -> None:
-    with Party() as party:
+    with Cast() as party:
         friend = party.pair()
         for _ in range(3 * MAX_PONGS):
             friend.send_ping()

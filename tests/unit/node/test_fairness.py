@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.test_walls import Three
+from tests.sim.cast import Three
 from tunnel.errors import StreamLimitError
 from tunnel.node.fairness import (
     COSTLY,
@@ -263,7 +263,7 @@ def test_a_slow_machine_and_a_pause_are_no_debts() -> None:
 
 def test_the_endpoint_measures_what_each_peer_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     with Three() as three:
-        friend, mate = three.meet()
+        friend, mate = three.meet_both()
         home, evil = three.home.endpoint, three.at_home("friend").connection
         whole, worked = Connection.handle_datagrams, [0.0]
 
@@ -274,7 +274,7 @@ def test_the_endpoint_measures_what_each_peer_costs(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(Connection, "handle_datagrams", costly)
         monkeypatch.setattr(home._share, "_processor", lambda: worked[0])
         for _ in range(100):
-            three.friend.say(friend, b"x")
+            three.friend.send(friend, b"x")
             three.world.run(0.02)
         assert home.drops[TOO_COSTLY] > 20
         assert home.drops[TOO_MUCH] == 0
@@ -290,7 +290,7 @@ def test_the_endpoint_measures_what_each_peer_costs(monkeypatch: pytest.MonkeyPa
 def test_the_endpoint_charges_streams_to_whoever_opens_them() -> None:
     """Opened and reset as fast as they are allowed, beside a link that goes on."""
     with Three() as three:
-        friend, mate = three.meet()
+        friend, mate = three.meet_both()
         home, evil = three.home.endpoint, friend.connection
         assert evil is not None
         for _ in range(100):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.people import GRANTS, SERVER, Party, entropy_of
+from tests.sim.cast import Cast
+from tests.sim.peers import GRANTS, SERVER, entropy_of
 from tunnel.node.context import Context, EndpointConfig
 from tunnel.node.events import CodeIssued, PeerPaired, Problem, Troubled
 from tunnel.node.flows.answer import MAX_PENDING, PENDING_LIFETIME
@@ -200,7 +201,7 @@ def test_a_nameplate_is_an_answer_to_the_wish_for_one_and_to_nothing_else() -> N
 
 
 def test_what_a_pairing_proves_is_the_relay_and_never_a_forged_source() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.claim()
         home = party.home.endpoint
         honest = home.handle_batch
@@ -217,7 +218,7 @@ def test_what_a_pairing_proves_is_the_relay_and_never_a_forged_source() -> None:
 
 
 def test_a_finish_that_never_arrives_ends_the_claim_with_a_sentence() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.claim()
         home = party.home.endpoint
         honest = home.handle_batch
@@ -233,9 +234,8 @@ def test_a_finish_that_never_arrives_ends_the_claim_with_a_sentence() -> None:
 
 
 def test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_source() -> None:
-    with Party(home_path="relay") as party:
+    with Cast(home_path="relay") as party:
         party.acquaint()
-        party.home.listen()
         honest = party.home.endpoint.handle_batch
         forged_ones = 0
 
@@ -257,9 +257,8 @@ def test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_sou
 
 
 def test_an_answer_that_seems_to_come_from_elsewhere_leaves_the_dialer_on_the_way_it_asked() -> None:
-    with Party(friend_path="relay") as party:
+    with Cast(friend_path="relay") as party:
         party.acquaint()
-        party.home.listen()
         honest = party.friend.endpoint.handle_batch
 
         def forged(now: Instant, socket_id: SocketId, remote: Address, buffer: memoryview, stride: int) -> None:
@@ -276,9 +275,8 @@ def test_an_answer_that_seems_to_come_from_elsewhere_leaves_the_dialer_on_the_wa
 
 
 def test_a_peer_that_floods_us_with_inits_crowds_out_only_its_own() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         responder = party.home.endpoint._meetings._responder
         party.friend.dial(party.home)
         party.world.run_until(lambda: bool(responder.pending))
@@ -293,9 +291,8 @@ def test_a_peer_that_floods_us_with_inits_crowds_out_only_its_own() -> None:
 
 
 def test_an_answer_whose_keys_nobody_uses_is_forgotten_after_its_time() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         responder = party.home.endpoint._meetings._responder
         party.friend.dial(party.home)
         party.world.run_until(lambda: bool(responder.pending))
@@ -311,7 +308,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def test_a_late_answer_does_not_revive_a_pairing_that_has_failed() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.claim()
         endpoint = party.friend.endpoint
         held: list[tuple[PathKey, bytes]] = []
@@ -336,8 +333,8 @@ def test_a_late_answer_does_not_revive_a_pairing_that_has_failed() -> None:
 
 def test_who_connects_lets_nobody_in_even_a_remembered_peer() -> None:
     """One that sprays inits over our ports would be a link of ours, and might be taken for the peer that we dialed."""
-    with Party() as party:
-        party.acquaint()
+    with Cast() as party:
+        party.acquaint(listening=False)
         inits: list[bytes] = []
 
         def keep(sender: object, destination: object, datagram: bytes) -> bool:
@@ -358,7 +355,7 @@ def test_who_connects_lets_nobody_in_even_a_remembered_peer() -> None:
 
 
 def test_a_peer_that_asks_and_asks_and_takes_no_answer_fills_no_memory() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         connection = peering.connection
         assert connection is not None
@@ -383,9 +380,8 @@ def test_a_person_hears_that_nobody_may_wait_of_what_was_asked_for_waiting_alone
     request_: messages.RequestMessage, is_told: bool
 ) -> None:
     """A refusal of what a flow has asked that is over comes to whoever waits for everybody."""
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         party.world.run(2.0)
         meetings = party.home.endpoint._meetings
         client = party.home.endpoint._context.clients[SERVER]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.people import FIRST, Party, Person
+from tests.sim.cast import Cast
+from tests.sim.peers import FIRST, PeerNode
 from tests.unit.node.test_clocks import FIFTY_YEARS, TO_1970, told
 from tunnel.node.events import Problem
 from tunnel.node.freshness import CHALLENGE_LIFETIME, MAX_USES, Freshness, Refused
@@ -93,14 +94,14 @@ def test_an_owner_that_shows_itself_in_another_way_counts_from_what_was_refused(
 # --- peers ----------------------------------------------------------------------------------------------------------------------
 
 
-def connect(party: Party, limit: float = 10.0) -> tuple[Peering, float]:
+def connect(party: Cast, limit: float = 10.0) -> tuple[Peering, float]:
     peering = party.friend.dial(party.home)
     took = party.world.run_until(lambda: peering.connection is not None, limit)
     party.echoed(peering, b"hello")
     return peering, took
 
 
-def restart(party: Party, person: Person, days_ahead: float) -> None:
+def restart(party: Cast, person: PeerNode, days_ahead: float) -> None:
     """The program ends, and runs again under another calendar."""
     for peering in person.endpoint.peerings:
         peering.close(party.world.now, 0, "bye")
@@ -115,10 +116,9 @@ def restart(party: Party, person: Person, days_ahead: float) -> None:
 
 
 @contextmanager
-def acquainted() -> Iterator[Party]:
-    with Party() as party:
+def acquainted() -> Iterator[Cast]:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         yield party
 
 
@@ -173,9 +173,9 @@ def test_two_processes_of_one_home_one_of_which_saw_the_clock_go_back() -> None:
         assert len(party.home.endpoint.peerings) == 2
 
 
-def another_process(party: Party, name: str) -> Person:
+def another_process(party: Cast, name: str) -> PeerNode:
     """Of friend's home, on the same machine."""
-    person = Person(party.world, party.world.host(name, party.friend_site), "friend", static=party.friend.static_key)
+    person = PeerNode(party.world, party.world.host(name, party.friend_site), "friend", static=party.friend.static_key)
     person.saved = dict(party.friend.saved)
     person.boots = 100 * len(party.world.hosts)  # so that chance is another
     person.boot()
@@ -203,7 +203,7 @@ def test_an_exposer_whose_clock_went_back_renews_keys_too() -> None:
             party.echoed(peering, b"still here")
 
 
-def record(party: Party, inits: list[bytes]) -> None:
+def record(party: Cast, inits: list[bytes]) -> None:
     """Somebody on the way keeps every init that passes."""
 
     def keep(sender: object, destination: object, datagram: bytes) -> bool:
@@ -214,7 +214,7 @@ def record(party: Party, inits: list[bytes]) -> None:
     party.world.filter = keep
 
 
-def send_again(party: Party, datagram: bytes) -> bytes | None:
+def send_again(party: Cast, datagram: bytes) -> bytes | None:
     """What home answers."""
     home = party.home.endpoint
     before = len(home._context.out)

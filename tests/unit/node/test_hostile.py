@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.node.people import FIRST, Party
+from tests.sim.cast import Cast
+from tests.sim.peers import FIRST
 from tunnel.units import Address, Seconds, Transmit
 
 STRANGER = Address("45.1.0.99", 4444)
@@ -17,18 +18,16 @@ STRANGER = Address("45.1.0.99", 4444)
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(min_size=1, max_size=400), stride=st.integers(1, 400))
 def test_any_bytes_from_a_stranger_are_dropped(data: bytes, stride: int) -> None:
-    party = Party()
+    party = Cast()
     party.acquaint()
-    party.home.listen()
     party.home.endpoint.handle_batch(party.world.now, FIRST, STRANGER, memoryview(data), stride)
     party.home.endpoint.handle_timeout(party.world.now)
 
 
 @pytest.mark.parametrize("kind", [0x40, 0x41, 0x42, 0x43, 0x69, 0x70, 0x71, 0x72, 0x73, 0x80, 0xBF, 0xC0, 0xFF])
 def test_every_kind_of_datagram_may_be_cut_anywhere(kind: int) -> None:
-    party = Party()
+    party = Cast()
     party.acquaint()
-    party.home.listen()
     rng = random.Random(kind)
     for length in range(1, 340):
         data = bytes((kind,)) + rng.randbytes(length - 1)
@@ -40,7 +39,7 @@ def test_every_kind_of_datagram_may_be_cut_anywhere(kind: int) -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_network_that_flips_bits_delays_but_does_not_break(seed: int) -> None:
-    with Party(seed=seed) as party:
+    with Cast(seed=seed) as party:
         rng = random.Random(seed)
         for person in (party.home, party.friend):
             poll = person.poll_transmit
@@ -55,16 +54,14 @@ def test_a_network_that_flips_bits_delays_but_does_not_break(seed: int) -> None:
 
             person.poll_transmit = damaged  # type: ignore[method-assign]
         party.acquaint()
-        party.home.listen()
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None, 60)
         party.echoed(peering, b"hello" * 2000, 60)
 
 
 def test_a_replayed_init_makes_nothing() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         sent: list[bytes] = []
 
         def remember(sender: object, destination: object, datagram: bytes) -> bool:
@@ -90,9 +87,8 @@ def test_a_replayed_init_makes_nothing() -> None:
 
 
 def test_a_flood_of_inits_is_asked_for_cookies_and_makes_no_state() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         inits: list[bytes] = []
 
         def keep(sender: object, destination: object, datagram: bytes) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.node.people import Party
+from tests.sim.cast import Cast
 from tunnel.node import peerings
 from tunnel.node.peering import Peering
 from tunnel.node.peerings import MAX_PEERINGS_A_PEER
@@ -12,14 +12,13 @@ from tunnel.node.peerings import MAX_PEERINGS_A_PEER
 FEW = 3
 
 
-def live(party: Party) -> set[Peering]:
+def live(party: Cast) -> set[Peering]:
     return set(party.home.endpoint.peerings)
 
 
-def crash(party: Party) -> None:
+def crash(party: Cast) -> None:
     """The friend's process dies without a goodbye; its next one has told nothing yet."""
     party.friend.boot()
-    party.friend.received.clear()
     party.friend.meet(party.server)
 
 
@@ -28,9 +27,8 @@ def test_of_connections_whose_other_end_died_so_many_are_kept_and_the_one_longes
 ) -> None:
     assert MAX_PEERINGS_A_PEER > 3 * FEW
     monkeypatch.setattr(peerings, "MAX_PEERINGS_A_PEER", FEW)
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         for number in range(FEW + 3):
             party.friend.dial(party.home)
             party.world.run_until(lambda n=number: len(party.home.peerings) == n + 1)
@@ -41,7 +39,7 @@ def test_of_connections_whose_other_end_died_so_many_are_kept_and_the_one_longes
 
 def test_connections_that_began_with_a_code_are_no_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peerings, "MAX_PEERINGS_A_PEER", FEW)
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         for number in range(FEW + 2):
             crash(party)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.unit.node.people import SERVER, Party, Person
+from tests.sim.cast import Cast
+from tests.sim.peers import SERVER, PeerNode
 from tests.unit.node.test_clocks import told
 from tunnel.node.events import KnownPeer, Problem, Troubled
 from tunnel.node.machines import MAX_MACHINES, MAX_QUESTIONS, MAX_TOLD, TELL_AGAIN, Machines
@@ -20,21 +21,20 @@ MOVED = "is on another machine than before, with the same key"
 
 
 @contextmanager
-def a_party(*, home: bytes = HERE, friend: bytes = b"friend's machine") -> Iterator[Party]:
-    with Party() as party:
+def a_party(*, home: bytes = HERE, friend: bytes = b"friend's machine") -> Iterator[Cast]:
+    with Cast() as party:
         party.home.machine, party.friend.machine = home, friend
         party.home.boot()
         party.friend.boot()
         party.acquaint()
-        party.home.listen()
         party.world.run(1.0)
         yield party
 
 
-def copy_of(party: Party, person: Person, machine: bytes, *, at: str = "elsewhere") -> Person:
+def copy_of(party: Cast, person: PeerNode, machine: bytes, *, at: str = "elsewhere") -> PeerNode:
     """A process with the same home, on that machine."""
     site = party.world.site(at, "prc")
-    copy = Person(party.world, party.world.host(at, site), person.name, static=person.static_key, machine=machine)
+    copy = PeerNode(party.world, party.world.host(at, site), person.name, static=person.static_key, machine=machine)
     copy.saved = dict(person.saved)
     copy.boots = 100 * len(party.world.hosts)  # so that chance is another
     copy.boot()
@@ -42,20 +42,20 @@ def copy_of(party: Party, person: Person, machine: bytes, *, at: str = "elsewher
     return copy
 
 
-def connect(party: Party) -> Peering:
+def connect(party: Cast) -> Peering:
     peering = party.friend.dial(party.home)
     party.world.run_until(lambda: peering.connection is not None, 20)
     party.echoed(peering, b"hello")
     return peering
 
 
-def leave(party: Party, peering: Peering) -> None:
+def leave(party: Cast, peering: Peering) -> None:
     peering.close(party.world.now, 0, "bye")
     party.world.touch(party.friend.host)
     party.world.run(5.0)
 
 
-def of_machines(person: Person) -> list[str]:
+def of_machines(person: PeerNode) -> list[str]:
     return told(person, Problem.OTHER_MACHINE)
 
 
@@ -86,13 +86,13 @@ def test_copies_of_a_home_on_machines_that_nothing_tells_apart_are_both_told(mac
         assert not of_machines(party.friend), "peers are told of machines alone: a restart gives each another place"
 
 
-def leave_it(party: Party, person: Person, place: bytes) -> None:
+def leave_it(party: Cast, person: PeerNode, place: bytes) -> None:
     """The person's home is that one; its program starts anew."""
     person.place = place
     restart(party, person)
 
 
-def restart(party: Party, person: Person) -> None:
+def restart(party: Cast, person: PeerNode) -> None:
     person.boot()
     person.meet(party.server)
     person.listen()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sim.cast import Cast
 from tests.sim.link import Link
-from tests.unit.node.people import SERVER, Party
+from tests.sim.peers import SERVER
 from tunnel.node.events import PeeringClosed, PeeringRestarted, PeerPaired, Problem, Troubled
 from tunnel.transport.connection.events import PathKind
 from tunnel.units import Seconds
@@ -14,7 +15,7 @@ LOSSY = Link(delay=Seconds(0.020), loss=0.2, jitter=Seconds(0.005), reorder=0.05
 
 
 def test_a_code_pairs_two_peers_behind_home_routers_and_a_direct_path_follows() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         assert party.echoed(peering, b"hello") < 0.1
         party.world.run_until(lambda: party.friend.kinds[-1:] == [PathKind.DIRECT], 3)
@@ -26,16 +27,15 @@ def test_a_code_pairs_two_peers_behind_home_routers_and_a_direct_path_follows() 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_pairing_survives_loss_reordering_and_duplication(seed: int) -> None:
-    with Party(seed=seed, link=LOSSY) as party:
+    with Cast(seed=seed, link=LOSSY) as party:
         peering = party.pair()
         party.echoed(peering, b"hello" * 1000)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_dialing_survives_loss_reordering_and_duplication(seed: int) -> None:
-    with Party(seed=seed, link=LOSSY) as party:
+    with Cast(seed=seed, link=LOSSY) as party:
         party.acquaint()
-        party.home.listen()
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None)
         party.echoed(peering, b"hello" * 1000)
@@ -43,9 +43,8 @@ def test_dialing_survives_loss_reordering_and_duplication(seed: int) -> None:
 
 
 def test_first_byte_from_a_remembered_peer_within_six_round_trips() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         party.world.run(2.0)
         party.friend.boot()
         begun = party.world.now
@@ -59,7 +58,7 @@ def test_first_byte_from_a_remembered_peer_within_six_round_trips() -> None:
 
 
 def test_a_wrong_code_is_told_to_both_and_a_fresh_one_works() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         party.friend.meet(party.server)
         party.home.offer()
@@ -74,7 +73,7 @@ def test_a_wrong_code_is_told_to_both_and_a_fresh_one_works() -> None:
 
 
 def test_a_code_that_nobody_uses_expires_and_is_replaced() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         party.home.offer()
         party.world.run_until(lambda: len(party.home.codes) == 2, 700)
@@ -86,7 +85,7 @@ def test_a_code_that_nobody_uses_expires_and_is_replaced() -> None:
 
 
 def test_silence_after_a_claim_spends_the_code() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         party.friend.meet(party.server)
         party.home.offer()
@@ -99,7 +98,7 @@ def test_silence_after_a_claim_spends_the_code() -> None:
 
 
 def test_guessing_is_slowed_down() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         party.friend.meet(party.server)
         party.home.offer()
@@ -110,9 +109,8 @@ def test_guessing_is_slowed_down() -> None:
 
 
 def test_the_server_restarts_and_they_can_still_meet() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         party.world.run(1.0)
         party.server.boot()
         party.world.run(60.0)
@@ -121,7 +119,7 @@ def test_the_server_restarts_and_they_can_still_meet() -> None:
 
 
 def test_a_direct_link_lives_on_without_the_server() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         party.world.run_until(lambda: party.friend.kinds[-1:] == [PathKind.DIRECT], 3)
         party.world.suspend(party.server.host, Seconds(10_000))
@@ -132,7 +130,7 @@ def test_a_direct_link_lives_on_without_the_server() -> None:
 
 
 def test_keys_are_renewed_while_streams_go_on() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         assert peering.connection is not None
         connection, first = peering.connection, set(peering.connection.indices())
@@ -145,13 +143,13 @@ def test_keys_are_renewed_while_streams_go_on() -> None:
 
 
 def test_an_exposer_that_restarted_is_met_again_and_the_link_goes_on() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         party.world.run(3.0)
         party.home.boot()
         party.home.meet(party.server)
         party.home.listen()
-        party.friend.say(peering, b"into the void")
+        party.friend.send(peering, b"into the void")
         party.world.run_until(lambda: any(isinstance(event, PeeringRestarted) for event in party.friend.told), 40)
         party.echoed(peering, b"hello again")
         assert not peering.is_closed
@@ -159,7 +157,7 @@ def test_an_exposer_that_restarted_is_met_again_and_the_link_goes_on() -> None:
 
 @pytest.mark.parametrize("asleep", ["home", "friend"])
 def test_a_link_survives_hours_of_sleep(asleep: str) -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         party.world.run(3.0)
         party.world.suspend(getattr(party, asleep).host, Seconds(1_800))
@@ -169,7 +167,7 @@ def test_a_link_survives_hours_of_sleep(asleep: str) -> None:
 
 
 def test_a_mapping_lost_on_the_way_is_found_again() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         party.world.run_until(lambda: party.friend.kinds[-1:] == [PathKind.DIRECT], 3)
         party.world.flush_mappings(party.friend_site)
@@ -179,7 +177,7 @@ def test_a_mapping_lost_on_the_way_is_found_again() -> None:
 
 
 def test_a_forgotten_peer_is_cut_off_and_let_in_no_more() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         party.home.endpoint.set_peers(party.world.now, [])
         party.world.touch(party.home.host)
@@ -193,8 +191,8 @@ def test_a_forgotten_peer_is_cut_off_and_let_in_no_more() -> None:
 @pytest.mark.parametrize("has_ended", [True, False])
 def test_of_a_peer_that_does_not_answer_is_said_what_is_known(has_ended: bool) -> None:
     """Nobody waits for us there; or somebody does, as far as the server knows, and has just been switched off."""
-    with Party() as party:
-        party.acquaint()
+    with Cast() as party:
+        party.acquaint(listening=False)
         if not has_ended:
             party.home.listen()
             party.world.run(5.0)
@@ -208,7 +206,7 @@ def test_of_a_peer_that_does_not_answer_is_said_what_is_known(has_ended: bool) -
 
 @pytest.mark.parametrize(("home", "friend", "expected"), [("relay", "auto", "relay"), ("auto", "relay", "relay")])
 def test_with_relay_on_one_side_no_candidate_leaves_the_machine(home: str, friend: str, expected: str) -> None:
-    with Party(home_path=home, friend_path=friend) as party:
+    with Cast(home_path=home, friend_path=friend) as party:
         peering = party.pair()
         party.world.run(20.0)
         assert peering.policy == expected
@@ -218,7 +216,7 @@ def test_with_relay_on_one_side_no_candidate_leaves_the_machine(home: str, frien
 
 
 def test_direct_against_relay_is_an_error_on_both_sides() -> None:
-    with Party(home_path="direct", friend_path="relay") as party:
+    with Cast(home_path="direct", friend_path="relay") as party:
         party.claim()
         party.world.run_until(lambda: Problem.PATH_POLICY in party.friend.problems)
         party.world.run_until(lambda: any(isinstance(event, PeeringClosed) for event in party.home.told))
@@ -227,8 +225,8 @@ def test_direct_against_relay_is_an_error_on_both_sides() -> None:
 
 
 def test_a_peer_with_another_key_is_named_as_such() -> None:
-    with Party() as party:
-        party.acquaint()
+    with Cast() as party:
+        party.acquaint(listening=False)
         party.home.static_key = bytes(range(32))
         party.home.boot()
         party.home.meet(party.server)
@@ -238,9 +236,8 @@ def test_a_peer_with_another_key_is_named_as_such() -> None:
 
 
 def test_our_own_changed_key_is_named_as_such() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         party.friend.static_key = bytes(range(32))
         party.friend.boot()
         party.friend.meet(party.server)
@@ -250,9 +247,8 @@ def test_our_own_changed_key_is_named_as_such() -> None:
 
 
 def test_several_connections_of_one_peer_stand_side_by_side() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         peerings = [party.friend.dial(party.home) for _ in range(4)]
         party.world.run_until(lambda: all(peering.connection is not None for peering in peerings))
         for number, peering in enumerate(peerings):
@@ -261,9 +257,8 @@ def test_several_connections_of_one_peer_stand_side_by_side() -> None:
 
 
 def test_nothing_is_left_behind_by_peers_that_come_and_go() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         for _ in range(20):
             peering = party.friend.dial(party.home)
             party.world.run_until(lambda p=peering: p.connection is not None)  # type: ignore[misc]
@@ -284,7 +279,7 @@ def test_nothing_is_left_behind_by_peers_that_come_and_go() -> None:
 
 def test_two_codes_of_one_server_at_once_are_two_and_each_grants_its_own() -> None:
     """What the server says of one of them is the affair of that one."""
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         party.friend.meet(party.server)
         grants = [({"kind": "tcp", "host": "127.0.0.1", "port": port},) for port in (22, 80)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sim.cast import Cast
 from tests.sim.link import Link
-from tests.unit.node.people import Party
 from tunnel.node.events import PeerBack, PeeringClosed, PeeringEvent, Problem
 from tunnel.node.peering import Peering
 from tunnel.shell.events import Trouble
@@ -17,14 +17,14 @@ from tunnel.units import Seconds
 BLACK_HOLE = Link(loss=1.0)
 
 
-def is_direct(party: Party) -> bool:
+def is_direct(party: Cast) -> bool:
     return party.friend.kinds[-1:] == [PathKind.DIRECT] and party.home.kinds[-1:] == [PathKind.DIRECT]
 
 
 @pytest.mark.parametrize("friend", ["open", "fw", "prc", "uprc", "prcrace", "cgn"])
 @pytest.mark.parametrize("home", ["open", "fw", "prc", "uprc", "prcrace"])
 def test_easy_routers_let_a_direct_path_through_soon(home: str, friend: str) -> None:
-    with Party(home=home, friend=friend) as party:
+    with Cast(home=home, friend=friend) as party:
         peering = party.pair()
         took = party.world.run_until(lambda: is_direct(party), 5)
         assert took < 1.5
@@ -32,7 +32,7 @@ def test_easy_routers_let_a_direct_path_through_soon(home: str, friend: str) -> 
 
 
 def test_two_hard_routers_are_relayed_and_the_user_is_told_why() -> None:
-    with Party(home="sym", friend="sym") as party:
+    with Cast(home="sym", friend="sym") as party:
         peering = party.pair()
         party.world.run(15.0)
         assert not is_direct(party)
@@ -43,13 +43,13 @@ def test_two_hard_routers_are_relayed_and_the_user_is_told_why() -> None:
 
 
 def test_with_direct_only_a_person_hears_that_there_is_no_such_path() -> None:
-    with Party(home="sym", friend="sym", friend_path="direct") as party:
+    with Cast(home="sym", friend="sym", friend_path="direct") as party:
         party.pair()
         party.world.run_until(lambda: Problem.NO_DIRECT in party.friend.problems, 30)
 
 
 def test_a_relayed_goodbye_arrives() -> None:
-    with Party(home="sym", friend="sym") as party:
+    with Cast(home="sym", friend="sym") as party:
         party.pair()
         party.friend.endpoint.close(party.world.now, "done here")
         party.world.touch(party.friend.host)
@@ -60,7 +60,7 @@ def test_a_relayed_goodbye_arrives() -> None:
 
 @pytest.mark.parametrize("one_way", [False, True])
 def test_a_black_hole_on_the_direct_path_is_left_for_the_relay_within_two_seconds(one_way: bool) -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         party.world.run_until(lambda: is_direct(party), 5)
         party.world.set_link(party.friend.host, party.home.host, BLACK_HOLE)
@@ -73,17 +73,16 @@ def test_a_black_hole_on_the_direct_path_is_left_for_the_relay_within_two_second
 
 
 def test_a_relayed_link_outlives_a_restart_of_the_server() -> None:
-    with Party(home="sym", friend="sym") as party:
+    with Cast(home="sym", friend="sym") as party:
         peering = party.pair()
         party.echoed(peering, b"before")
         party.server.boot()
-        party.friend.say(peering, b"across the restart")
-        party.world.run_until(lambda: party.friend.received.get(peering, b"").endswith(b"restart"), 60)
+        party.echoed(peering, b"across the restart", 60)
         assert not peering.is_closed
 
 
 def test_a_new_public_address_is_found_out_and_punched_from() -> None:
-    with Party() as party:
+    with Cast() as party:
         peering = party.pair()
         party.world.run_until(lambda: is_direct(party), 5)
         party.world.renumber(party.friend_site)
@@ -94,8 +93,8 @@ def test_a_new_public_address_is_found_out_and_punched_from() -> None:
 
 
 def test_an_absent_peer_is_waited_for() -> None:
-    with Party() as party:
-        party.acquaint()
+    with Cast() as party:
+        party.acquaint(listening=False)
         peering = party.friend.dial(party.home)
         party.world.run(100.0)
         assert Problem.PEER_ABSENT in party.friend.problems
@@ -105,9 +104,8 @@ def test_an_absent_peer_is_waited_for() -> None:
 
 @pytest.mark.parametrize("ahead", [-1, 0, 1])
 def test_days_pass_and_the_rooms_with_them_even_if_two_calendars_differ(ahead: int) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.acquaint()
-        party.home.listen()
         party.world.run(10.0)
         party.home.days_ahead, party.friend.days_ahead = 5, 5 + ahead
         party.world.run(130.0)
@@ -118,7 +116,7 @@ def test_days_pass_and_the_rooms_with_them_even_if_two_calendars_differ(ahead: i
 @pytest.mark.parametrize("routers", ["prc", "sym"])
 def test_both_sides_hear_that_nothing_gets_through_and_that_it_does_again(routers: str) -> None:
     """A laptop that sleeps: the one looks for it, the other waits for it, and the link does not seem to carry."""
-    with Party(home=routers, friend=routers) as party:
+    with Cast(home=routers, friend=routers) as party:
         peering = party.pair()
         party.world.run(5.0)
         theirs = party.home.peerings[0]
@@ -130,7 +128,7 @@ def test_both_sides_hear_that_nothing_gets_through_and_that_it_does_again(router
             for other in (party.server.host, *others.values()):
                 party.world.set_link(host, other, BLACK_HOLE)
                 party.world.set_link(other, host, BLACK_HOLE)
-        party.friend.say(peering, b"into the dark")
+        party.friend.send(peering, b"into the dark")
         party.world.run_until(lambda: not (peering.is_reachable or theirs.is_reachable), 120)
         assert party.friend.problems.count(Problem.PEER_LOST) == 1
         assert party.home.problems.count(Problem.PEER_SILENT) == 1
@@ -154,6 +152,6 @@ def test_both_sides_hear_that_nothing_gets_through_and_that_it_does_again(router
         assert all(link.status().reachable for link in statuses)
 
 
-def link_of(party: Party, peering: Peering) -> DriverLink:
+def link_of(party: Cast, peering: Peering) -> DriverLink:
     """As the driver sees it."""
     return DriverLink(peering, flush=lambda: None, before_flush=lambda _call: None, clock=lambda: party.world.now)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from tests.unit.node.people import Party
+from tests.sim.cast import Cast
 from tunnel.node.peering import CONTROL_PONG, Peering
 from tunnel.node.pings import MAX_PONGS
 
 
-def home_of(party: Party) -> Peering:
+def home_of(party: Cast) -> Peering:
     return party.home.peerings[0]
 
 
 def test_an_answer_that_comes_before_the_question_is_dropped() -> None:
-    with Party() as party:
+    with Cast() as party:
         friend = party.pair()
         home = home_of(party)
         assert friend.connection is not None
@@ -30,7 +30,7 @@ def test_an_answer_that_comes_before_the_question_is_dropped() -> None:
 
 
 def test_tokens_cannot_be_foretold_and_each_is_answered_once() -> None:
-    with Party() as party:
+    with Cast() as party:
         friend = party.pair()
         home = home_of(party)
         tokens = [home.send_ping() for _ in range(8)]
@@ -48,7 +48,7 @@ def test_tokens_cannot_be_foretold_and_each_is_answered_once() -> None:
 
 
 def test_what_is_remembered_of_pings_is_bounded() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.pair()
         home = home_of(party)
         for _ in range(3 * MAX_PONGS):

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.sim.cast import Cast
 from tests.sim.lan import MemberNode
-from tests.unit.node.people import SERVER, Party
+from tests.sim.peers import SERVER
 from tunnel.errors import ConfigurationError
 from tunnel.node import meetings
 from tunnel.node.endpoint import Endpoint
@@ -39,7 +40,7 @@ def sentences(told: list[Any]) -> list[str]:
 
 @pytest.mark.parametrize(("code", "purpose"), [("731-zoo-zoo", Purpose.ROOM), ("731-zoo-zoo-zoo", Purpose.PORTS)])
 def test_the_wrong_kind_of_code_is_refused_before_anything_is_sent(code: str, purpose: Purpose) -> None:
-    with Party() as party:
+    with Cast() as party:
         party.friend.meet(party.server)
         party.world.run(1.0)
         client = party.friend.endpoint._context.clients[SERVER]
@@ -49,7 +50,7 @@ def test_the_wrong_kind_of_code_is_refused_before_anything_is_sent(code: str, pu
         assert len(client._requests) == before
 
 
-def claim_as(party: Party, monkeypatch: pytest.MonkeyPatch, purpose: Purpose) -> None:
+def claim_as(party: Cast, monkeypatch: pytest.MonkeyPatch, purpose: Purpose) -> None:
     """Past the look at the words, as a version that counts none would."""
     monkeypatch.setattr(meetings, "require_purpose", lambda *_: None)
     party.home.meet(party.server)
@@ -63,7 +64,7 @@ def claim_as(party: Party, monkeypatch: pytest.MonkeyPatch, purpose: Purpose) ->
 def test_a_connector_of_another_purpose_does_not_complete_and_nobody_keeps_anything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Party() as party:
+    with Cast() as party:
         claim_as(party, monkeypatch, Purpose.ROOM)
         party.world.run_until(lambda: bool(sentences(party.friend.told) and sentences(party.home.told)))
         party.world.run(20.0)
@@ -73,7 +74,7 @@ def test_a_connector_of_another_purpose_does_not_complete_and_nobody_keeps_anyth
 
 
 def test_an_exposer_refuses_a_connector_that_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Party() as party:
+    with Cast() as party:
         says(party.friend.endpoint, Purpose.ROOM.value)
         claim_as(party, monkeypatch, Purpose.PORTS)
         party.world.run_until(lambda: bool(sentences(party.home.told)))
@@ -84,7 +85,7 @@ def test_an_exposer_refuses_a_connector_that_does_not_look(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("older", [(True, False), (False, True), (True, True)])
 def test_an_older_version_that_says_no_purpose_pairs_as_before(older: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    with Party() as party:
+    with Cast() as party:
         for person, is_older in zip((party.home, party.friend), older, strict=True):
             if is_older:
                 says(person.endpoint, 0)
@@ -94,7 +95,7 @@ def test_an_older_version_that_says_no_purpose_pairs_as_before(older: tuple[bool
 
 
 def test_who_tries_a_wrong_word_at_a_rooms_code_hears_that_it_still_works() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.home.meet(party.server)
         party.friend.meet(party.server)
         party.home.endpoint.offer_code(party.world.now, SERVER, grants=(), keep=True, terms=FOR_MANY)
@@ -119,7 +120,7 @@ def test_who_tries_a_wrong_word_at_a_rooms_code_hears_that_it_still_works() -> N
 def test_entering_a_room_where_there_is_none_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with an exposer of an older version, which says no purpose and knows no room."""
     monkeypatch.setattr(meetings, "require_purpose", lambda *_: None)
-    with Party() as party:
+    with Cast() as party:
         says(party.home.endpoint, 0)
         party.home.meet(party.server)
         party.home.offer()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.unit.node.people import Party
+from tests.sim.cast import Cast
 from tunnel.node.events import Problem
 from tunnel.node.flows.expose_code import ANSWER_TIMEOUT
 
 
-def half_paired(party: Party) -> None:
+def half_paired(party: Cast) -> None:
     """The friend has the other side's key, and what it said last is lost with the exposer."""
     party.claim()
     party.world.run_until(lambda: bool(party.friend.saved))
@@ -16,7 +16,7 @@ def half_paired(party: Party) -> None:
 
 
 def test_a_connector_that_hears_nothing_more_forgets_whom_it_has_met() -> None:
-    with Party() as party:
+    with Cast() as party:
         half_paired(party)
         party.world.run(ANSWER_TIMEOUT + 1.0)
         assert party.friend.problems[-1] is Problem.CODE_UNANSWERED
@@ -26,14 +26,14 @@ def test_a_connector_that_hears_nothing_more_forgets_whom_it_has_met() -> None:
 
 def test_a_connector_that_leaves_at_once_stays_acquainted() -> None:
     """It was told that it has paired, and the exposer may have heard the last word: it is no failure to go then."""
-    with Party() as party:
+    with Cast() as party:
         half_paired(party)
         party.friend.endpoint.close(party.world.now)
         assert [peer.name for peer in party.friend.saved.values()] == ["home"]
 
 
 def test_one_that_was_confirmed_stays_remembered_whatever_comes_then() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.pair()
         party.world.run(1.0)
         party.home.host.node = None

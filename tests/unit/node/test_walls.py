@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.people import FIRST, GRANTS, SERVER, Party, Person
+from tests.sim.cast import Cast, Three
+from tests.sim.peers import FIRST, GRANTS, SERVER, PeerNode
 from tunnel.node.events import Faulted, KnownPeer, PeeringClosed, Problem
 from tunnel.node.flows import dial as dialing
 from tunnel.node.flows.claim_code import ConnectorPairing
@@ -18,11 +19,10 @@ from tunnel.node.peering import Peering
 from tunnel.node.peerings import Peerings
 from tunnel.node.servers import CLIENT_REST
 from tunnel.transport.connection.connection import Connection
-from tunnel.transport.connection.events import CloseCode, PathKind, RekeyDue
+from tunnel.transport.connection.events import CloseCode, RekeyDue
 from tunnel.units import Address, Seconds
 
 STUN_SERVER = Address("203.0.113.1", 3478)
-PAUSE = Seconds(0.5)  # seconds for an echo over two NATs, if nothing stands still
 
 
 class Fault(Exception):
@@ -31,45 +31,6 @@ class Fault(Exception):
 
 def fails(*_arguments: Any, **_named: Any) -> Any:
     raise Fault("in a test")
-
-
-class Three(Party):
-    """home exposes; friend and mate are connected to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mate = Person(self.world, self.world.host("mate", self.world.site("mate", "prc")), "mate")
-
-    def meet(self) -> tuple[Peering, Peering]:
-        """The connections of friend and mate, both direct."""
-        self.acquaint()
-        psk = sha256(b"mate").digest()
-        peer = KnownPeer(name="home", static=self.home.endpoint.static_public, psk=psk, server=SERVER)
-        self.mate.save(peer)
-        self.home.save(replace(peer, name="mate", static=self.mate.endpoint.static_public))
-        for person in (self.home, self.mate):
-            person.endpoint.set_peers(self.world.now, person.saved.values())
-        self.mate.meet(self.server)
-        self.home.listen()
-        self.friend.dial(self.home)
-        self.mate.dial(self.home)
-        self.world.run_until(lambda: self.friend.kinds[-1:] == [PathKind.DIRECT] and self.mate.kinds[-1:] == [PathKind.DIRECT])
-        return self.friend.peerings[0], self.mate.peerings[0]
-
-    def at_home(self, name: str) -> Peering:
-        """The other end of the connection."""
-        return next(peering for peering in self.home.endpoint.peerings if peering.peer.name == name)
-
-    def carries(self, peering: Peering, count: int = 20) -> None:
-        """Mate's link to home, without a gap."""
-        for number in range(count):
-            before = self.mate.received.get(peering, b"")
-            self.mate.say(peering, f"{number};".encode())
-            self.world.run_until(lambda b=before, n=number: self.mate.received.get(peering) == b + f"{n};".encode(), PAUSE)
-
-    @property
-    def faults(self) -> list[Faulted]:
-        return [event for event in self.home.told if isinstance(event, Faulted)]
 
 
 def on_connection(name: str) -> Callable[[Peering, pytest.MonkeyPatch], None]:
@@ -132,13 +93,13 @@ def test_a_fault_in_one_link_ends_that_one_while_another_carries_data_without_a_
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Three() as three:
-        friend, mate = three.meet()
+        friend, mate = three.meet_both()
         theirs = three.at_home("friend")
         three.carries(mate, 3)
         LINK_FAULTS[place](theirs, monkeypatch)
         if friend.connection is not None:
             friend.send_ping()  # a message on the control stream
-            three.friend.say(friend, b"hello")
+            three.friend.send(friend, b"hello")
         three.carries(mate)
         three.world.run(90.0)
         three.carries(mate, 3)
@@ -153,7 +114,7 @@ def test_a_fault_in_one_link_ends_that_one_while_another_carries_data_without_a_
 @pytest.mark.parametrize("place", ["poll_transmit", "handle_datagrams"])
 def test_the_peer_of_a_link_that_met_a_fault_is_told_why_it_ended(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Three() as three:
-        friend, _ = three.meet()
+        friend, _ = three.meet_both()
         whole = getattr(Connection, place)
         theirs = three.at_home("friend").connection
         left = [1]
@@ -162,7 +123,7 @@ def test_the_peer_of_a_link_that_met_a_fault_is_told_why_it_ended(place: str, mo
             return fails() if self is theirs and left and left.pop() else whole(self, *arguments)
 
         monkeypatch.setattr(Connection, place, once)
-        three.friend.say(friend, b"hello")
+        three.friend.send(friend, b"hello")
         three.world.run_until(lambda: friend.is_closed, Seconds(5.0))
         reason = next(event.reason for event in three.friend.told if isinstance(event, PeeringClosed))
         assert (reason.code, reason.text, reason.by_peer) == (CloseCode.INTERNAL, "a fault in ptunnel on the other side", True)
@@ -173,7 +134,7 @@ def test_a_fault_in_the_search_for_a_direct_path_ends_the_search_and_not_the_lin
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Three() as three:
-        friend, mate = three.meet()
+        friend, mate = three.meet_both()
         theirs = three.at_home("friend")
         monkeypatch.setattr(theirs.puncher, place, fails)
         three.home.endpoint.network_changed(three.world.now)
@@ -198,7 +159,7 @@ def test_a_fault_in_the_search_for_a_direct_path_ends_the_search_and_not_the_lin
 )
 def test_a_fault_in_the_talk_with_a_server_lets_it_rest_and_touches_no_link(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Three() as three:
-        _, mate = three.meet()
+        _, mate = three.meet_both()
         client = three.home.endpoint._context.clients[SERVER]
         with monkeypatch.context() as patch:
             patch.setattr(client, place, fails)
@@ -236,8 +197,8 @@ def test_a_fault_in_a_pairing_ends_that_attempt_and_the_next_code_works(place: s
     """While another peer's link carries data."""
     who, owner, name = PAIRING_FAULTS[place]
     with Three() as three:
-        _, mate = three.meet()
-        newcomer = Person(three.world, three.world.host("new", three.world.site("new", "prc")), "new")
+        _, mate = three.meet_both()
+        newcomer = PeerNode(three.world, three.world.host("new", three.world.site("new", "prc")), "new")
         newcomer.meet(three.server)
         broken = {"home": three.home, "friend": newcomer}[who]
         three.home.endpoint.offer_code(three.world.now, SERVER, grants=GRANTS, keep=True)
@@ -273,7 +234,7 @@ def test_a_fault_in_a_pairing_ends_that_attempt_and_the_next_code_works(place: s
 
 def test_a_code_that_met_a_fault_counts_as_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else whoever can bring a fault about would have as many guesses as he likes."""
-    with Party() as party:
+    with Cast() as party:
         party.claim()
         flow = party.home.endpoint._meetings._exposing[0]
         first = party.home.codes[0]
@@ -288,8 +249,8 @@ def test_a_code_that_met_a_fault_counts_as_guessed(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("place", ["on_time", "on_server", "connect"])
 def test_a_fault_while_one_peer_is_dialed_ends_that_one(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Three() as three:
-        three.meet()
-        other = Person(three.world, three.world.host("other", three.world.site("other", "prc")), "other")
+        three.meet_both()
+        other = PeerNode(three.world, three.world.host("other", three.world.site("other", "prc")), "other")
         psk = sha256(b"other").digest()
         peer = KnownPeer(name="other", static=other.endpoint.static_public, psk=psk, server=SERVER)
         three.mate.save(peer)
@@ -315,7 +276,7 @@ def test_a_fault_in_listening_for_remembered_peers_is_met_once_a_minute_and_they
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Three() as three:
-        _, mate = three.meet()
+        _, mate = three.meet_both()
         with monkeypatch.context() as patch:
             patch.setattr(three.home.endpoint._meetings._listener, "on_server", fails)
             patch.setattr(dialing, "room_id", fails)
@@ -325,7 +286,7 @@ def test_a_fault_in_listening_for_remembered_peers_is_met_once_a_minute_and_they
 
 
 def test_a_store_that_fails_costs_the_memory_and_not_the_pairing() -> None:
-    with Party() as party:
+    with Cast() as party:
         party.home.save = fails  # type: ignore[method-assign]
         peering = party.pair()
         party.echoed(peering, b"hello")
@@ -336,7 +297,7 @@ def test_a_store_that_fails_costs_the_memory_and_not_the_pairing() -> None:
 @pytest.mark.parametrize("first", [0x00, 0x41, 0x42, 0x70, 0x71, 0x72, 0x73, 0x80])
 def test_a_fault_with_a_datagram_of_any_kind_drops_that_datagram(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with Three() as three:
-        _, mate = three.meet()
+        _, mate = three.meet_both()
         meetings = three.home.endpoint._meetings
         monkeypatch.setattr(meetings, "confirm", fails)
         monkeypatch.setattr(meetings, "handle_handshake", fails)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.rendezvous.test_client_and_server import ROOMS, introduced, relays_both_ways
+from tests.unit.rendezvous.introductions import ROOMS, introduced, relays_both_ways
 from tests.unit.rendezvous.world import SECOND, SERVER, V4, World
 from tunnel.rendezvous import events, messages
 from tunnel.units import Address, SocketId

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tests.unit.rendezvous.test_client_and_server import ROOMS
+from tests.unit.rendezvous.introductions import ROOMS
 from tests.unit.rendezvous.world import World
 from tunnel.rendezvous.access import AccessList
 from tunnel.rendezvous.limits import ServerConfig

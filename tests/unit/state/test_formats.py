@@ -14,6 +14,7 @@ from tunnel.state.home import Home
 from tunnel.state.peers import Peer
 from tunnel.state.rooms import Rooms, SavedRoom
 from tunnel.state.ways import Way
+from tunnel.units import Hex
 
 #: A home that ptunnel 0.1 wrote, before these files were read by msgspec.
 OLD = Path(__file__).with_name("files_of_0_1")
@@ -30,7 +31,7 @@ WAY = Way(
 )  # fmt: skip
 GAME = SavedRoom(
     name="game", member_name="Anna", room=b"r" * 32, private_key=b"k" * 32, secret=b"s" * 32, epoch=3, roster=b"signed",
-    psks={b"a" * 32: b"p" * 32}, former=((b"f" * 32, 7),), highest=9, server="rv.example.net", saved_at=12.5,
+    psks={Hex(b"a" * 32): b"p" * 32}, former=((Hex(b"f" * 32), 7),), highest=9, server="rv.example.net", saved_at=12.5,
 )  # fmt: skip
 OTHER = SavedRoom(
     name="other", member_name="Ben", room=b"r" * 32, private_key=None, secret=b"s" * 32, epoch=1, roster=b"signed", psks={},
@@ -50,7 +51,8 @@ def home(tmp_path: Path) -> Home:
 
 
 def document(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="ascii"))
+    content: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+    return content
 
 
 def test_what_version_0_1_wrote_is_read(home: Home) -> None:
@@ -92,7 +94,9 @@ def test_a_secret_of_a_wrong_size_is_told_with_the_file_and_what_to_do(home: Hom
 
 
 def test_keys_that_are_shown_as_digits_are_written_as_such_whatever_they_are_given_as() -> None:
-    machines = peers.encode_peers([Peer(name="a", static=bytes(32), psk=bytes(32), machines=(b"abc",))])["peers"][0]["machines"]
+    machines = peers.encode_peers([Peer(name="a", static=bytes(32), psk=bytes(32), machines=(Hex(b"abc"),))])["peers"][0][
+        "machines"
+    ]
     assert list(machines) == ["616263"]
     content = rooms.encode_room(GAME)
     assert (list(content["psks"]), content["former"][0][0]) == (["61" * 32], "66" * 32)

@@ -15,6 +15,7 @@ from tunnel.errors import AlreadyRunningError, ConfigurationError, StateError
 from tunnel.state.documents import BadContent
 from tunnel.state.home import Home
 from tunnel.state.rooms import Rooms, SavedRoom, decode_room, encode_room, is_room_name
+from tunnel.units import Hex
 
 ROOM = SavedRoom(
     name="game",
@@ -24,8 +25,8 @@ ROOM = SavedRoom(
     secret=b"s" * 32,
     epoch=3,
     roster=b"signed" * 20,
-    psks={b"a" * 32: b"p" * 32},
-    former=((b"f" * 32, 7),),
+    psks={Hex(b"a" * 32): b"p" * 32},
+    former=((Hex(b"f" * 32), 7),),
     highest=9,
     server="rv.example.net",
     saved_at=12.5,
