@@ -234,7 +234,7 @@ def _first_line(program: Program, patience: float = 20.0) -> str:
     return lines[0]
 
 
-def _await(done: Callable[[], bool], patience: float = 20.0) -> None:
+def _await(done: Callable[..., bool], patience: float = 20.0) -> None:
     end = time.monotonic() + patience
     while not done():
         if time.monotonic() > end:

@@ -13,6 +13,7 @@ import datetime
 import ssl
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ async def dial(address: str, port: int, ports: list[int]) -> None:
             await join(protocol, quic, (reader, writer))
 
         for number, local in enumerate(ports):
-            await asyncio.start_server(lambda r, w, number=number: one(number, r, w), "127.0.0.1", local, limit=PIECE * 4)
+            await asyncio.start_server(partial(one, number), "127.0.0.1", local, limit=PIECE * 4)
         print("ready", flush=True)
         await asyncio.Event().wait()
 

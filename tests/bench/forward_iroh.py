@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ctypes
 import sys
+from functools import partial
 from typing import Any
 
 from iroh import iroh_ffi  # type: ignore[import-not-found,unused-ignore]
@@ -77,7 +78,7 @@ async def dial(identity: str, where: str, ports: list[int]) -> None:
         await join(stream, reader, writer)
 
     for number, port in enumerate(ports):
-        await asyncio.start_server(lambda r, w, number=number: serve(number, r, w), "127.0.0.1", port, limit=PIECE)
+        await asyncio.start_server(partial(serve, number), "127.0.0.1", port, limit=PIECE)
     print("ready", flush=True)
     await asyncio.Event().wait()
 

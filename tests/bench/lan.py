@@ -126,8 +126,8 @@ def clean_link(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
                 )
         figures["round trip beyond the veth's, ms"] = figures["ptunnel lan: echo ms"] - figures["veth: echo ms"]
         for rate in RATES:
-            words = ("-u", "-b", str(rate * 72 * 8), "-l", str(100 - UDP_OVERHEAD), "--bidir", "--pacing-timer", "1000")
-            end = iperf(desk, lan.address, *words, seconds=arguments.seconds)["end"]
+            game = ("-u", "-b", str(rate * 72 * 8), "-l", str(100 - UDP_OVERHEAD), "--bidir", "--pacing-timer", "1000")
+            end = iperf(desk, lan.address, *game, seconds=arguments.seconds)["end"]
             for way, key in (("up", "sum"), ("down", "sum_bidir_reverse")):
                 found = end.get(key) or end["sum_sent"]
                 figures[f"100 B at {rate}/s both ways, {way}: lost %"] = found["lost_percent"]

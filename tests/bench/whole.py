@@ -51,7 +51,7 @@ class Desk(Lab):
 
     def __init__(self, folder: Path, shape: Shape = Shape(), *, ordinary: bool = False, no_gso: bool = False) -> None:  # noqa: B008
         super().__init__(folder, hops=0)
-        self.variables: dict[str, str] = {}  # for ptunnel's environment
+        self.variables: dict[str, Any] = {}  # for ptunnel's environment
         if no_gso:
             custom = folder / "no-gso"
             custom.mkdir()

@@ -94,7 +94,7 @@ async def echo(stream: trio.SocketStream) -> None:
             await stream.send_all(chunk)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[..., bool]) -> None:
     while not condition():
         await trio.lowlevel.checkpoint()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver.test_cli_loopback import Lab, pair
+from tests.driver.programs import Lab, pair
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ async def asked(run_dir: Path, request: Request) -> list[Answer]:
 
 
 async def test_status_tells_the_links_and_the_details(tmp_path: Path) -> None:
-    link = FakeLink()
+    link: Any = FakeLink()
     process = Process(role="connect", links=lambda: [link], details=lambda: {"forwards": ["127.0.0.1:2222"]})
     async with serve_control(tmp_path / "run", process):
         [status] = await asked(tmp_path / "run", Status())
@@ -88,7 +88,7 @@ async def test_another_user_is_not_heard(tmp_path: Path, monkeypatch: pytest.Mon
 
 async def test_pings_are_counted_and_timed(tmp_path: Path) -> None:
     async with serve_control(tmp_path, Process(role="connect", links=lambda: [link])):
-        link = FakeLink()
+        link: Any = FakeLink()
         answers = await asked(tmp_path, Ping(count=3, interval_s=0.01))
     assert [(answer["event"], answer["n"], answer["rtt_s"]) for answer in answers] == [
         ("ping", 1, 0.023),
@@ -104,7 +104,7 @@ async def test_ping_until_direct_ends_when_the_path_becomes_direct(tmp_path: Pat
                 self.go_direct()
             return await super().ping()
 
-    link = Punching()
+    link: Any = Punching()
     async with serve_control(tmp_path, Process(role="connect", links=lambda: [link])):
         answers = await asked(tmp_path, Ping(until_direct=True, interval_s=0.01))
     assert [answer["kind"] for answer in answers] == ["relay", "relay", "direct"]
@@ -112,14 +112,14 @@ async def test_ping_until_direct_ends_when_the_path_becomes_direct(tmp_path: Pat
 
 async def test_ping_until_direct_gives_up_and_says_why(tmp_path: Path) -> None:
     async with serve_control(tmp_path, Process(role="connect", links=lambda: [link])):
-        link = FakeLink()
+        link: Any = FakeLink()
         answers = await asked(tmp_path, Ping(until_direct=True, interval_s=10, limit_s=0.05))
     assert answers[-1]["code"] == "not_direct"
     assert "both NATs vary their ports" in answers[-1]["message"]
 
 
 async def test_a_ping_needs_one_peer(tmp_path: Path) -> None:
-    links = [FakeLink("home"), FakeLink("office")]
+    links: list[Any] = [FakeLink("home"), FakeLink("office")]
     async with serve_control(tmp_path, Process(role="expose", links=lambda: links)):
         assert [answer["code"] for answer in await asked(tmp_path, Ping())] == ["several_peers"]
         assert [answer["code"] for answer in await asked(tmp_path, Ping(peer="nobody"))] == ["no_link"]
@@ -132,12 +132,12 @@ async def test_a_link_that_closes_under_a_ping_is_told(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(FakeLink, "ping", lost)
     async with serve_control(tmp_path, Process(role="connect", links=lambda: [link])):
-        link = FakeLink()
+        link: Any = FakeLink()
         assert [answer["code"] for answer in await asked(tmp_path, Ping())] == ["link_lost"]
 
 
 async def test_check_direct_tells_each_link(tmp_path: Path) -> None:
-    links = [FakeLink("home"), FakeLink("office")]
+    links: list[Any] = [FakeLink("home"), FakeLink("office")]
     links[1].go_direct()
     async with serve_control(tmp_path, Process(role="expose", links=lambda: links)):
         answers = await asked(tmp_path, Check(wait_s=0.05))
@@ -145,7 +145,7 @@ async def test_check_direct_tells_each_link(tmp_path: Path) -> None:
 
 
 async def test_forget_cuts_the_links_of_that_peer_alone(tmp_path: Path) -> None:
-    links = [FakeLink("home"), FakeLink("office")]
+    links: list[Any] = [FakeLink("home"), FakeLink("office")]
     forgotten: list[str] = []
     async with serve_control(tmp_path, Process(role="expose", links=lambda: links, forget=forgotten.append)):
         assert await asked(tmp_path, Forget(peer="home")) == [{"event": "forgotten", "peer": "home", "links": 1}]

@@ -109,7 +109,7 @@ async def test_a_name_without_an_address_is_unknown(answers: Answers) -> None:
 @asynccontextmanager
 async def exposed(places: dict[Any, tuple[str, int]], notices: list[str]) -> AsyncIterator[tuple[Any, Exposed]]:
     near, far = linked_pair()
-    one = Exposed(far, lambda protocol, target: places.get((protocol, target)), notice=notices.append)  # type: ignore[arg-type]
+    one = Exposed(far, lambda protocol, target: places.get((protocol, target)), notice=notices.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(far.serve_streams, one.handle)
         with trio.fail_after(10):

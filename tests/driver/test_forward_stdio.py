@@ -201,7 +201,7 @@ async def test_an_input_that_cannot_be_read_is_said_and_no_end_of_file(tmp_path:
 
     async def listen(stream: trio.SocketStream) -> None:
         try:
-            heard.extend([chunk async for chunk in stream])
+            heard.extend([bytes(chunk) async for chunk in stream])
         except trio.BrokenResourceError:
             heard.append(b"reset")
 

@@ -97,7 +97,7 @@ async def test_a_server_that_resets_resets_the_client() -> None:
 
 
 async def test_a_client_that_resets_resets_the_server() -> None:
-    seen = []
+    seen: list[object] = []
     done = trio.Event()
 
     async def wait_for_the_end(stream: trio.SocketStream) -> None:

@@ -23,6 +23,7 @@ from tests.driver.forwarding import (
 )
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
+from tunnel.notation import Protocol
 from tunnel.ports import local, tcp, tcp_exposed, udp
 from tunnel.ports.counters import ForwardCounters, Notices
 from tunnel.ports.loops import OWN
@@ -185,7 +186,7 @@ async def test_where_nothing_listens_the_person_who_exposes_is_told_too() -> Non
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 async def test_a_machine_without_a_free_port_says_so_where_somebody_can_help(
-    protocol: str, monkeypatch: pytest.MonkeyPatch
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the program does not listen on the other loopback address, which is tried as well."""
     real = socket.socket

@@ -16,7 +16,7 @@ from tests.driver.fake_link import linked_pair
 from tunnel.doors.udp import pktinfo
 from tunnel.ports import flows, outward, udp
 from tunnel.ports.counters import ForwardCounters, Notices
-from tunnel.ports.local import open_listeners
+from tunnel.ports.local import open_listeners, udp_places
 from tunnel.ports.names import Place
 from tunnel.ports.open import Open, encode
 from tunnel.ports.outward import MAX_PLACES, MAX_TOGETHER, MAX_UNANSWERED, SILENT_AFTER, Outward
@@ -85,7 +85,7 @@ async def forwarded(
             nursery.cancel_scope.cancel()
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[..., bool]) -> None:
     while not condition():
         await trio.lowlevel.checkpoint()
 
@@ -348,7 +348,7 @@ async def test_what_all_clients_say_while_their_flows_open_is_held_up_to_a_limit
 
 async def test_so_much_is_said_again_at_the_next_address_of_a_name() -> None:
     """All at once as well as one by one."""
-    places = [await udp.udp_places("127.0.0.1", 9), await udp.udp_places("127.0.0.2", 9)]
+    places = [await udp_places("127.0.0.1", 9), await udp_places("127.0.0.2", 9)]
     for batches in ([[bytes(1_000)] * 40], [[bytes(1_000)]] * 40):
         outgoing = Outward(
             flows.Flow(1), ("name", 9), [place for (place,) in places], linked_pair()[0].flows, ForwardCounters()

@@ -20,14 +20,14 @@ from tests.driver.meeting import a_server
 from tests.driver.programs import Lab, echo_through
 from tests.fuzz.engine import Mutator
 from tests.fuzz.machines.bench import corpus as bench_answers
-from tests.fuzz.machines.decoders import OFFER, OPENINGS, ROOM, room
+from tests.fuzz.machines.decoders import OFFER, OPENINGS, ROOM
 from tunnel.cli.status import page
 from tunnel.control.messages import decode_answer, encode_line
 from tunnel.errors import TunnelError
 from tunnel.nat.candidate import encode_offer
-from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG
+from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG, CONTROL_ROOM
 from tunnel.ports.open import encode
-from tunnel.room.core.membership import CONTROL_ROOM
+from tunnel.room.core.messages import encode as encode_message
 from tunnel.setup.store import HomeStore
 from tunnel.shell.link import Link
 from tunnel.shell.stream import TunnelStream
@@ -47,7 +47,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 def control_corpus() -> list[bytes]:
     pings = [bytes((kind,)) + b"p" * 8 for kind in (CONTROL_PING, CONTROL_PONG)]
-    rooms = [bytes((CONTROL_ROOM,)) + room.encode(each) for each in ROOM]
+    rooms = [bytes((CONTROL_ROOM,)) + encode_message(each) for each in ROOM]
     return [bytes((CONTROL_OFFER,)) + encode_offer(OFFER), *pings, *rooms, b"\0", b"\x63later"]
 
 

@@ -358,7 +358,8 @@ async def test_an_interface_that_is_refused_costs_no_code_and_no_trouble(tmp_pat
 
 async def test_join_wants_exactly_one_way_in(tmp_path: Path) -> None:
     (anna,) = people(tmp_path, None, "anna")
-    for ways in ({}, {"code": "731-zoo-zoo-zoo", "peer": "x"}):
+    both: dict[str, Any] = {"code": "731-zoo-zoo-zoo", "peer": "x"}
+    for ways in ({}, both):
         with pytest.raises(ConfigurationError, match="one of the three"):
             async with tunnel.lan.join(**ways, **anna.options):
                 pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -268,7 +269,7 @@ async def test_a_live_direct_link_outlives_its_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["auto", "relay"])
-async def test_whoever_is_cancelled_says_goodbye_and_the_other_side_hears_it_at_once(tmp_path: Path, path: str) -> None:
+async def test_whoever_is_cancelled_says_goodbye_and_the_other_side_hears_it_at_once(tmp_path: Path, path: Any) -> None:
     """How soon is held in test_promises.py."""
     exposer, connector = homes(tmp_path)
     heard = Heard()

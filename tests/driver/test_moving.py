@@ -76,7 +76,8 @@ class MovingSocket:
     async def wait_readable(self) -> None:
         while not self._is_closed:  # the machine may get another address meanwhile
             with trio.move_on_after(1.0), suppress(trio.ClosedResourceError):
-                return await self._now().wait_readable()
+                await self._now().wait_readable()
+                return
         raise trio.ClosedResourceError
 
     def __getattr__(self, name: str) -> Any:
@@ -479,7 +480,7 @@ async def test_a_peer_whose_server_moves_all_the_time_is_followed_once_in_a_whil
             assert await shout(link, b"hello") == b"hello"
             await link.wait_direct()
             for number in range(60):
-                monkeypatch.setattr(type(link), "remote_host", property(lambda _link, number=number: f"198.51.100.{number}"))
+                monkeypatch.setattr(type(link), "remote_host", f"198.51.100.{number}")
                 link.handle_event(ControlReceived(bytes((CONTROL_SERVER,)) + f"198.51.100.{number}:24531".encode()))
                 await trio.sleep(1.0)
             assert 3 <= len(moved) <= 60.0 / MOVE_PAUSE + 1

@@ -78,4 +78,4 @@ async def test_too_few_descriptors_give_a_smaller_pool() -> None:
 
 async def test_without_ipv4_there_is_no_pool() -> None:
     pool = PoolSockets({}, open_socket, None)
-    assert pool.fulfil(OpenSockets(256), trio.sleep) == []  # type: ignore[arg-type]
+    assert pool.fulfil(OpenSockets(256), trio.sleep) == []

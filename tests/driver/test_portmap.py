@@ -12,8 +12,9 @@ import trio.testing
 from tests.unit.nat.test_portmap import Router
 from tunnel.host.gateway import Gateway
 from tunnel.nat.mapping_states import Protocol
+from tunnel.nat.pcp import PORT as MAPPING_PORT
 from tunnel.shell import portmap
-from tunnel.shell.portmap import MAPPING_PORT, REMOVAL, PortMapKeeper
+from tunnel.shell.portmap import REMOVAL, PortMapKeeper
 from tunnel.units import Instant
 
 ROUTER, OWN, PORT = "127.0.0.78", "127.0.0.1", 40_000

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -110,7 +111,7 @@ async def test_what_any_process_takes_back_is_cut_within_a_second(
 @pytest.mark.parametrize("path", ["auto", "relay"])
 @pytest.mark.parametrize("who", ["connector", "exposer"])
 async def test_who_ends_has_ended_within_a_second_and_the_other_side_knows_at_once(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock, who: str, path: str
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, who: str, path: Any
 ) -> None:
     exposer, connector = homes(tmp_path)
     exposing, connecting = Heard(), Heard()

@@ -25,6 +25,7 @@ from tunnel.ports import names, nets, socks
 from tunnel.ports.nets import MAX_LOOKUPS, OutsideError, allowed_places, find_places
 from tunnel.ports.open import Reach, decode_open, encode, read_message
 from tunnel.ports.serve import Exposed, Listeners
+from tunnel.ports.socks_messages import FAILED
 from tunnel.ports.spec import parse_door
 from tunnel.shell.stream import StreamCode, StreamResetError
 
@@ -246,7 +247,10 @@ class Bench:
 async def door(grants: GrantSet | Callable[[], GrantSet]) -> AsyncIterator[Bench]:
     near, far = linked_pair()
     said: list[str] = []
-    now = (lambda: grants) if isinstance(grants, GrantSet) else grants
+
+    def now() -> GrantSet:
+        return grants if isinstance(grants, GrantSet) else grants()
+
     exposed = Exposed(far, lambda kind, target: now().allows(kind, target), notice=said.append, grants=now)
     with Listeners(parse_door("127.0.0.1:0")) as listeners:
         async with trio.open_nursery() as nursery:
@@ -441,7 +445,7 @@ async def test_so_many_associations_are_open_at_once(monkeypatch: pytest.MonkeyP
             heard = b""
             while len(heard) < 12:
                 heard += await client.receive_some()
-            assert heard[3] == (socks.FAILED if client is clients[2] else 0)
+            assert heard[3] == (FAILED if client is clients[2] else 0)
         for client in clients:
             await client.aclose()
 

@@ -121,7 +121,7 @@ async def test_an_error_met_before_a_flush_ends_the_task() -> None:
             await trio.testing.wait_all_tasks_blocked()
             cut(theirs)
             relay._hear()
-            assert relay._read_error is not None
+            assert isinstance(relay._read_error, OSError)
             assert relay._read_error.errno == errno.ECONNRESET
         assert relay._was_cut
         assert stream.out.reset == StreamCode.RESET
@@ -154,6 +154,6 @@ async def test_an_error_is_kept_for_the_task(sockets: tuple[socket.socket, socke
         theirs.close()
         relay = Relay(ours, FakeStream(Half(), Half()), ForwardCounters())
         assert take(relay, [memoryview(b"x")]) == 0
-        assert relay._write_error is not None
+        assert isinstance(relay._write_error, OSError)
         assert relay._write_error.errno == errno.EPIPE
         assert relay._is_unwritable

@@ -44,7 +44,7 @@ async def a_tls_server(
         nursery.cancel_scope.cancel()
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[..., bool]) -> None:
     """Counters announce nothing: look at them until they are as wanted.  The caller limits the time."""
     while not condition():  # noqa: ASYNC110
         await trio.sleep(0.05)
@@ -138,11 +138,19 @@ async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads
             await handle(loop, socket_id, batch)
 
     class Names(trio.abc.HostnameResolver):
-        async def getaddrinfo(self, _host: Any, port: Any, _family: int = 0, kind: int = 0, *_: Any, **__: Any) -> list[Any]:
+        async def getaddrinfo(
+            self,
+            host: Any,
+            port: Any,
+            family: int = 0,
+            type: int = 0,  # noqa: A002
+            proto: int = 0,
+            flags: int = 0,
+        ) -> list[Any]:
             await trio.lowlevel.checkpoint()
-            return [(socket.AF_INET, kind, 0, "", (places["name leads to"], port))]
+            return [(socket.AF_INET, type, 0, "", (places["name leads to"], port))]
 
-        async def getnameinfo(self, *_: Any) -> Any:
+        async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
             raise NotImplementedError
 
     monkeypatch.setattr(_Loop, "handle", handle_unless_deaf)

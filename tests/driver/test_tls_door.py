@@ -41,7 +41,7 @@ def trust(folder: Path, *certificates: Certificate) -> str:
     return str(trusted)
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def until(condition: Callable[..., object]) -> None:
     """Counters announce nothing: look at them until they are as wanted."""
     with trio.fail_after(10):
         while not condition():  # noqa: ASYNC110

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tunnel.faults import Faults
 from tunnel.host.gateway import Gateway
 from tunnel.ports import outward, tcp, udp
 from tunnel.ports.outlet import Outlet
+from tunnel.ports.udp import UdpForward
 from tunnel.shell import portmap
 from tunnel.shell.portmap import PortMapKeeper
 
@@ -111,7 +113,7 @@ async def test_a_fault_in_one_tcp_connection_cuts_that_one(name: str, monkeypatc
         async with await bench.connect() as fresh:
             await fresh.send_all(b"hello")
             assert await fresh.receive_some() == b"hello"
-        faults = bench.near.faults.counts + bench.exposed._link.faults.counts  # type: ignore[attr-defined]
+        faults = bench.near.faults.counts + bench.exposed._link.faults.counts
         assert faults.total() == 1
         await until(lambda: bench.listeners.counters.tcp_active == 1)  # of `steady`, which has said no more
 
@@ -136,7 +138,7 @@ async def test_a_fault_in_one_udp_flow_ends_that_flow(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["_drain", "_pass_on", "_start", "_carry", "serve_udp", "_return_datagrams"])
 async def test_a_fault_in_the_udp_forward_leaves_the_flows_beside_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner: Any = over_udp.UdpForward if name in ("_drain", "_pass_on", "_start", "_carry") else udp
+    owner: Any = UdpForward if name in ("_drain", "_pass_on", "_start", "_carry") else udp
     if name == "_return_datagrams":
         owner = outward.Outward
     if name == "serve_udp":
@@ -155,11 +157,15 @@ async def test_a_fault_in_the_udp_forward_leaves_the_flows_beside_it(name: str, 
             with await bench.client() as fresh:
                 await fresh.send(b"hello")
                 assert await fresh.recv(100) == b"hello"
-        faults = bench.near.faults.counts + bench.exposed._link.faults.counts  # type: ignore[attr-defined]
+        faults = bench.near.faults.counts + bench.exposed._link.faults.counts
         assert faults.total() == 1
 
 
 # --- the control socket
+
+
+def links(link: Any) -> Callable[[], list[Any]]:
+    return lambda: [link]
 
 
 class Failing(FakeLink):
@@ -198,7 +204,7 @@ QUESTIONS: dict[str, Request] = {
 @pytest.mark.parametrize("verb", QUESTIONS)
 async def test_a_question_that_meets_a_fault_is_answered_so_and_the_service_goes_on(verb: str, tmp_path: Path) -> None:
     told: list[str] = []
-    process = Process(role="connect", links=lambda: [Failing()], bench=measure_nothing, remove=fails, faults=Faults(told.append))
+    process = Process(role="connect", links=links(Failing()), bench=measure_nothing, remove=fails, faults=Faults(told.append))
     async with serve_control(tmp_path, process):
         answers = await asked(tmp_path, QUESTIONS[verb])
         assert (answers[-1]["event"], answers[-1]["code"]) == ("error", "internal")
@@ -207,7 +213,7 @@ async def test_a_question_that_meets_a_fault_is_answered_so_and_the_service_goes
         assert told == [
             f"A fault in ptunnel left a question for {verb} unanswered; all else goes on. Please report it: details with -v."
         ]
-        process.links = lambda: [FakeLink()]
+        process.links = links(FakeLink())
         [status] = await asked(tmp_path, Status())
         assert status["event"] == "status"
 
@@ -221,7 +227,7 @@ async def test_a_client_that_leaves_in_the_middle_of_an_answer_is_no_fault(tmp_p
         for _ in range(10_000):
             await say({"what": "stream", "padding": "x" * 1000})
 
-    process = Process(role="connect", links=lambda: [FakeLink()], bench=measure)
+    process = Process(role="connect", links=links(FakeLink()), bench=measure)
     async with serve_control(tmp_path, process):
         [pid] = control_client.processes(tmp_path)
         sock = connect(socket_path(tmp_path, pid))

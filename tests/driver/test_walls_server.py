@@ -93,10 +93,10 @@ async def test_a_fault_with_one_tls_connection_to_a_server_ends_that_one(tmp_pat
     listener = TlsListener("127.0.0.1", 0, ServerCertificate(certificate.certificate, certificate.key))
     faults = Faults()
 
-    async def handle(batch: ReceivedBatch) -> None:
+    async def handle(batch: ReceivedBatch) -> bool:
         if bytes(batch.buffer) == b"fail":
             fails()
-        listener.send(batch.remote, batch.buffer, batch.stride)
+        return listener.send(batch.remote, batch.buffer, batch.stride)
 
     async def says(socket: TlsSocket, data: bytes) -> bytes:
         socket.send(socket.remote, memoryview(data), len(data))

@@ -7,7 +7,7 @@ import multiprocessing
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     names = options.machines or list(MACHINES)
     options.cases.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     findings: Counter[str] = Counter()
 
     def hear(told: tuple[str, int, float, str | None]) -> None:

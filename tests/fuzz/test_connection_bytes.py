@@ -23,8 +23,8 @@ from tunnel.units import PathKey, SocketId, StreamId
 def test_replayed_flipped_truncated_and_foreign_datagrams_change_nothing(data: st.DataObject) -> None:
     peer = Hostile()
     genuine = [peer.seal(stream(2, 10 * n, bytes(10))) for n in range(5)]
-    for packet in genuine:
-        peer.deliver(packet)
+    for each in genuine:
+        peer.deliver(each)
     peer.pass_time(1)
     before = (peer.victim.stats(), peer.victim.poll_timeout(), len(peer.events))
     source = data.draw(st.sampled_from([PATH, PathKey(SocketId(0), SERVER, b""), PathKey(SocketId(0), SERVER, RELAY)]))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.fuzz.hostile import Hostile, ack, datagram, stream
-from tunnel.transport.connection.carried import MaxData, MaxStreamData, MaxStreams, Reset, StopSending
+from tunnel.transport.connection.carried import BulkRun, MaxData, MaxStreamData, MaxStreams, Reset, StopSending, StreamChunk
 from tunnel.transport.connection.control import MAX_MESSAGE
 from tunnel.transport.connection.events import PathKind
 from tunnel.transport.connection.inflow import MAX_GAPS_IN_ALL
@@ -219,7 +219,7 @@ def test_a_peer_that_acknowledges_every_other_packet_and_shuffles_its_ranges_is_
         peer.victim.stream_write(mine, bytes(100_000))
         peer.settle()
         top = peer.victim._shared.next_number - 1
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         while top > 1 and len(ranges) < 33:
             low = max(0, top - peer.rng.randrange(4))
             ranges.append((low, top))
@@ -275,7 +275,7 @@ def test_more_paths_than_we_keep_lose_no_byte_of_those_given_up() -> None:
     for path in shared.paths.known.values():
         for burst in path.recovery.ring:
             for item in burst.content if isinstance(burst.content, list) else [burst.content]:
-                if hasattr(item, "offset"):
+                if isinstance(item, BulkRun | StreamChunk):
                     covered |= set(range(item.offset, item.offset + item.length))
     sender = shared.streams.sending[mine]
     for start, stop in sender.lost:

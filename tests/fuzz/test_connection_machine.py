@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unit.connection.pair import B, Pair, keypairs
 from tunnel.transport.connection.events import ControlReceived, PathKind, StreamReset, StreamStopped
-from tunnel.transport.stream.streams import MAX_STREAMS
+from tunnel.transport.stream.flow import MAX_STREAMS
 from tunnel.units import PathKey, SocketId, StreamId
 
 OTHER = {"a": "b", "b": "a"}

@@ -16,6 +16,7 @@ from tunnel.errors import StateError
 from tunnel.state import documents, peers
 from tunnel.state.home import Home
 from tunnel.state.peers import Kept, Peer
+from tunnel.units import Hex
 
 SAVED = [
     Peer(name="home", static=b"a" * 32, psk=b"b" * 32, server="rv.example.net:24531", grants=[{"protocol": "tcp", "port": 22}]),
@@ -25,7 +26,7 @@ SAVED = [
         psk=b"d" * 32,
         created=1.5,
         last_seen=2.5,
-        machines=(b"abc",),
+        machines=(Hex(b"abc"),),
         kept=(Kept(b"e" * 32, True),),
         is_hybrid=True,
     ),

@@ -27,7 +27,7 @@ def start(address: str) -> Any:
 
     where = f"[{address}]:{PORT}" if ":" in address else f"{address}:{PORT}"
     quiet = dict.fromkeys(("enable_lsd", "enable_upnp", "enable_natpmp", "enable_incoming_tcp", "enable_outgoing_tcp"), False)
-    settings = {
+    settings: dict[str, Any] = {
         **quiet,
         "listen_interfaces": where,
         "enable_dht": True,
@@ -37,7 +37,7 @@ def start(address: str) -> Any:
         "hashing_threads": 1,
         "alert_mask": libtorrent.alert.category_t.dht_operation_notification | libtorrent.alert.category_t.stats_notification,
     }
-    return libtorrent.session(settings)
+    return libtorrent.session(settings)  # type: ignore[call-overload]  # its stub has no constructor that takes settings
 
 
 def nodes_of(session: Any) -> int:

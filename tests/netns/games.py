@@ -25,7 +25,8 @@ class Game(Protocol):
     An ordinary user runs both, `around` in front of them: nothing, or `ptunnel exec`.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def serve(self, lab: Lab, space: Namespace, around: Sequence[str] = ()) -> Program:
         """Start the server and wait until it is ready to be found."""

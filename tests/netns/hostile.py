@@ -10,7 +10,7 @@ from tunnel.room.core import addresses
 
 if __name__ == "__main__":
     subnet = ipaddress.IPv4Network(os.environ["HOSTILE_SUBNET"]).network_address.packed
-    addresses.choose_subnet = lambda *_, **__: subnet  # type: ignore[assignment]
+    addresses.choose_subnet = lambda *_, **__: subnet
     addresses.clashes = lambda *_: False
     if "HOSTILE_ULA" in os.environ:
         ula = ipaddress.IPv6Network(os.environ["HOSTILE_ULA"]).network_address.packed[:8]

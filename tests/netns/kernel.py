@@ -136,7 +136,7 @@ class Namespace:
 
         self._own = _in_thread(prepare, keep)
 
-    def inside(self, action: Callable[[], T]) -> T:
+    def inside(self, action: Callable[..., T]) -> T:
         """Run a short function in here: whatever socket or /proc/sys/net file it opens is this namespace's."""
         return _in_thread(lambda: _call("setns", self.fd, CLONE_NEWNET), action)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.netns.emulator import Shape
 from tests.netns.kernel import ROOT, Namespace, python_module
@@ -84,7 +84,7 @@ class Lab:
         self.second_address = f"192.88.99.{8 * self.server.index + 2}"
         self.server.host.ip(f"addr add {self.second_address}/32 dev eth0")
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

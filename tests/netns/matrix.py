@@ -30,6 +30,7 @@ from tests.netns.kernel import ROOT, LabError, Namespace, python_module
 from tests.netns.lab import Kind, Lab, Site
 from tests.netns.programs import SERVER_PORT, Ptunnel, server_address, start_server
 from tests.sim import oracle
+from tests.sim.nat import SITES
 from tunnel.control.sockets import short_path
 
 KINDS: Final = (
@@ -103,7 +104,7 @@ def can_be_direct(home: str, friend: str) -> bool:
 
 def may_be_direct(home: str, friend: str) -> bool:
     """Not surely, but a lucky guess may make it so."""
-    known = set(oracle.SITES)
+    known = set(SITES)
     return home in known and friend in known and oracle.is_luck(home, friend)
 
 
@@ -238,7 +239,8 @@ def run_pair(lab: Lab, home: str, friend: str, late: str, late_s: float) -> Resu
         return Result(home, friend, late, late_s, outcome, seconds, technique, *counted, round(load, 1), note)
 
     server = ("--server", server_address(lab))
-    words, trust = ["--listen", f"{lab.second_address}:{SERVER_PORT}"], {}
+    words = ["--listen", f"{lab.second_address}:{SERVER_PORT}"]
+    trust: dict[str, Any] = {}
     if "tcp443" in (home, friend):
         certificate = make_certificate(lab.folder, lab.server.address, lab.server.address6, authority=True)
         words += ["--tls-cert", str(certificate.certificate), "--tls-key", str(certificate.key)]
@@ -338,7 +340,7 @@ def run_all(pairs: list[tuple[str, str]], jobs: int, seed: int, take: Callable[[
     for folder in ("tunnel", "tests/netns"):  # else each of a thousand processes compiles it anew, if told to keep nothing
         compileall.compile_dir(ROOT / folder, quiet=1)
     with ThreadPoolExecutor(jobs) as pool:
-        for result in pool.map(lambda pair: apart(*pair, seed), pairs):
+        for result in pool.map(lambda pair: apart(pair[0], pair[1], seed), pairs):
             take(result)
 
 

@@ -177,8 +177,8 @@ def draw(firsts: dict[tuple[str, str], Result]) -> str:
     for at, kind in enumerate(KINDS):
         x, y = LEFT + at * CELL_W + CELL_W / 2, TOP - 8
         out.append(f'<text x="{x + 4:.0f}" y="{y}" transform="rotate(-45 {x + 4:.0f} {y})" fill="#222">{escape(kind)}</text>')
-        y = TOP + at * CELL_H + CELL_H / 2 + 4
-        out.append(f'<text x="{LEFT - 8}" y="{y:.0f}" text-anchor="end" fill="#222">{escape(kind)}</text>')
+        middle = TOP + at * CELL_H + CELL_H / 2 + 4
+        out.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end" fill="#222">{escape(kind)}</text>')
     for row, home in enumerate(KINDS):
         for column, friend in enumerate(KINDS):
             out += box(firsts.get((home, friend)), LEFT + column * CELL_W, TOP + row * CELL_H)

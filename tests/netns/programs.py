@@ -174,9 +174,9 @@ class Ptunnel(Program):
         def fits(event: Event) -> bool:
             return event.get("event") == event_name and all(event.get(key) == value for key, value in fields.items())
 
-        for event in self.collect()[after:]:
-            if fits(event):
-                return event
+        for heard in self.collect()[after:]:
+            if fits(heard):
+                return heard
         while True:
             try:
                 event = self._lines.get(timeout=max(0.0, end - time.monotonic()))
@@ -328,15 +328,8 @@ class Sshd(Program):
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         enter = ORDINARY if mapped else []
         script = 'mount --bind "$1" /etc/passwd && mount --bind "$2" /etc/shadow && shift 2 && exec "$@"'
-        super().__init__(
-            lab,
-            space,
-            "sshd",
-            [
-                *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "_", passwd, shadow),
-                *(*enter, "/usr/sbin/sshd", "-D", "-e", "-f", config),
-            ],
-        )
+        private: list[str | Path] = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "_", passwd, shadow]
+        super().__init__(lab, space, "sshd", [*private, *enter, "/usr/sbin/sshd", "-D", "-e", "-f", config])
         self.wait_said("Server listening on")
 
     def options(self) -> list[str]:

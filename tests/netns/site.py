@@ -58,7 +58,7 @@ deny 0-65535 0.0.0.0/0 0-65535
 """
 
 
-def eventually(what: str, condition: Callable[[], T], timeout: float = 10, step: float = 0.05) -> T:
+def eventually(what: str, condition: Callable[..., T | None], timeout: float = 10, step: float = 0.05) -> T:
     """Wait until `condition` gives something true and return that; LabError with `what` when it does not come in time."""
     end = time.monotonic() + timeout
     while True:
@@ -84,11 +84,11 @@ class Site:
         self.gateway: Namespace | None = None
         self.hosts: list[Namespace] = []
         self.net = "44.128.0" if kind == "upnp" else "192.88.99"
-        self.prefix = f"{self.net}.{8 * index}/29" if behind is None else behind.prefix
+        self.prefix: str = f"{self.net}.{8 * index}/29" if behind is None else behind.prefix
         self.prefix6 = f"3fff:{index:x}::/32"
         self.line = f"{self.net}.{8 * index + 1}"  # the address of the border's own device towards the core
         self.pool: tuple[str, ...] = ()  # of our own NAT: addresses that are no device's
-        self.wan = self.line if behind is None else behind.wan  # the address at which the world sees a site with one
+        self.wan: str = self.line if behind is None else behind.wan  # the address at which the world sees a site with one
         self.wan6 = f"3fff:{index:x}:ff::2"
         self.addresses: list[str] = []  # of the hosts, as they know them
         self.addresses6: list[str] = []
@@ -155,7 +155,7 @@ class Site:
     def thrown_away(self) -> int:
         """Datagrams from outside that nobody inside had asked for, by the gateway's own counter."""
         if self._nat is not None:
-            drops = self.ask_nat("drops")
+            drops: dict[str, int] = self.ask_nat("drops")
             return drops.get("no mapping", 0) + drops.get("filtered", 0)
         return self._gateway().counter("firewall", "thrown_away")[0]
 

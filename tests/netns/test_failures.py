@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.kernel import python_module
 from tests.netns.lab import Lab, Site
 from tests.netns.programs import (
     Pair,
@@ -22,7 +23,6 @@ from tests.netns.programs import (
     environment,
     http_server,
     ptunnel,
-    python_module,
     random_file,
     server_address,
     start_server,

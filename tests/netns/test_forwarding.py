@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.kernel import Namespace
+from tests.netns.kernel import Namespace, python_module
 from tests.netns.lab import Kind, Lab, eventually
 from tests.netns.programs import (
     ORDINARY,
@@ -26,7 +26,6 @@ from tests.netns.programs import (
     environment,
     http_server,
     is_real_root,
-    python_module,
     random_file,
     server_address,
     start_server,
@@ -164,7 +163,7 @@ def test_200_downloads_at_once(lab: Lab, tmp_path: Path) -> None:
     config = tmp_path / "curl.txt"
     lines = [f'url = "http://127.0.0.1:8000/file{number}"\noutput = "{got}/file{number}"' for number in range(200)]
     config.write_text("\n".join(lines), encoding="utf-8")
-    words = ["curl", "-sS", "--fail", "--parallel", "--parallel-immediate", "--parallel-max", "200", "-K", config]
+    words = ["curl", "-sS", "--fail", "--parallel", "--parallel-immediate", "--parallel-max", "200", "-K", str(config)]
     friend.host.run(*words, timeout=60, env=environment(tmp_path / "curl-home"))
     assert [checksum(got / f"file{number}") for number in range(200)] == digests
 

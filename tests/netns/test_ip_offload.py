@@ -265,7 +265,7 @@ class Wire:
         self._write(sender, build_prefix(parse(message, 0, len(message)), False, back), message)
 
     def _write(self, host: Host, *pieces: bytes | bytearray | memoryview) -> None:
-        assert host.tap.writev(pieces)
+        assert host.tap.writev(list(pieces))
 
 
 def connected(wire: Wire, version: int) -> tuple[socket.socket, socket.socket]:

@@ -33,7 +33,7 @@ class Member:
         self.program: Ptunnel
 
     def start(self, *words: str, code: str = "") -> None:
-        more = {"PTUNNEL_CODE": code} if code else {}
+        more: dict[str, Any] = {"PTUNNEL_CODE": code} if code else {}
         words = ("lan", *words, "--server", server_address(self._lab), "--as", self.name)
         self.program = Ptunnel(self._lab, self.site.host, f"lan-{self.name}", *words, **more)
 
@@ -61,7 +61,7 @@ def test_sixteen_members_reach_one_another_and_go_on_without_the_creator(lab: La
     for member in others:
         member.start("join", code=code)
     for member in members:
-        eventually(f"{member.name} sees all others", lambda m=member: m.sees([o for o in members if o is not m]), ALL_MET_S, 0.5)  # type: ignore[misc]
+        eventually(f"{member.name} sees all others", lambda m=member: m.sees([o for o in members if o is not m]), ALL_MET_S, 0.5)
     for member in members:
         member.address = creator.states()[member.name]["address"]
     assert len({member.address for member in members}) == 16
@@ -70,12 +70,12 @@ def test_sixteen_members_reach_one_another_and_go_on_without_the_creator(lab: La
     # Every pair has packets; those whose routers allow it have them on a path of their own.
     for member in members:
         wanted = {other.name for other in members if other is not member}
-        eventually(f"{member.name} reaches all others", lambda m=member, w=wanted: m.reaches(members) >= w, 30, 0.5)  # type: ignore[misc]
+        eventually(f"{member.name} reaches all others", lambda m=member, w=wanted: m.reaches(members) >= w, 30, 0.5)
     for one, other in itertools.combinations(members, 2):
         if one.kind not in HARD and other.kind not in HARD:
             eventually(
                 f"{one.name} ({one.kind}) and {other.name} ({other.kind}) meet directly",
-                lambda a=one, b=other: a.states()[b.name]["kind"] == b.states()[a.name]["kind"] == "direct",  # type: ignore[misc]
+                lambda a=one, b=other: a.states()[b.name]["kind"] == b.states()[a.name]["kind"] == "direct",
                 30,
                 0.5,
             )
@@ -101,4 +101,4 @@ def test_sixteen_members_reach_one_another_and_go_on_without_the_creator(lab: La
     eventually("the crash is noticed", lambda: stays.states()[crashed.name]["state"] == "offline", CUT_OFF_S, 0.5)
     for member in (moved, stays):
         wanted = {other.name for other in left if other is not member}
-        eventually(f"{member.name} reaches all who are left", lambda m=member, w=wanted: m.reaches(left) >= w, 30, 0.5)  # type: ignore[misc]
+        eventually(f"{member.name} reaches all who are left", lambda m=member, w=wanted: m.reaches(left) >= w, 30, 0.5)

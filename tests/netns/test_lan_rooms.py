@@ -60,7 +60,7 @@ def test_four_are_in_one_subnet_by_name_and_address_until_they_leave(lab: Lab) -
         for other in sites:
             if site is not other:
                 for address in (found[other.name]["address"], found[other.name]["ipv6"], f"{other.name}.ptunnel"):
-                    eventually(f"{site.name} reaches {address}", lambda s=site, a=address: reaches(s.host, a), 15)  # type: ignore[misc]
+                    eventually(f"{site.name} reaches {address}", lambda s=site, a=address: reaches(s.host, a), 15)
     programs[1].wait_event("member", 20, peer="cleo", kind="direct")
     status = ptunnel(sites[1].host, programs[1].home, "status", "--json")
     (answer,) = [json.loads(line) for line in status.stdout.splitlines()]

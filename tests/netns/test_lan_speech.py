@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.netns.kernel import python_module
 from tests.netns.lab import Lab
-from tests.netns.programs import environment, ptunnel, python_module, server_address, start_server
+from tests.netns.programs import environment, ptunnel, server_address, start_server
 from tests.netns.test_lan_rooms import machine
 
 START_S = 40.0

@@ -78,4 +78,4 @@ def test_a_room_of_two_versions_is_one_subnet(lab: Lab, server: str, creator: st
         space = sites[0].host if program is creating else sites[1].host
         for address in (found["address"], found["ipv6"]):
             words = ("ping", "-q", "-c", "1", "-W", "1", address)
-            eventually(f"{other} answers at {address}", lambda s=space, w=words: s.run(*w, check=False).returncode == 0, 20)  # type: ignore[misc]
+            eventually(f"{other} answers at {address}", lambda s=space, w=words: s.run(*w, check=False).returncode == 0, 20)

@@ -7,6 +7,7 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tests.driver.tls import Certificate, make_certificate
 from tests.netns.lab import Lab, Site, eventually
@@ -36,7 +37,7 @@ def start_tls_server(lab: Lab) -> tuple[Ptunnel, Certificate]:
     return server, certificate
 
 
-def meet(lab: Lab, home: Site, friend: Site, *, forward: str, home_env: dict[str, str], friend_env: dict[str, str]) -> Ptunnel:
+def meet(lab: Lab, home: Site, friend: Site, *, forward: str, home_env: dict[str, Any], friend_env: dict[str, Any]) -> Ptunnel:
     """Expose at home and connect from the friend's; the connecting one."""
     words = ("--server", server_address(lab))
     exposer = Ptunnel(lab, home.host, "expose", "expose", forward.partition(":")[2] or forward, *words, **home_env)

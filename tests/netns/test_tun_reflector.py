@@ -273,7 +273,7 @@ def test_who_asks_a_group_that_it_has_just_joined_hears_the_answer(host: Host) -
         assert {str(group) for group in mirror.groups} == {"239.9.9.9"}
     looked_at = mirror._looked_at = mirror._looked_at + 60.0  # so that however slow this test is, the last look was just now
     for number in range(9):  # a flood to groups that nobody joined is not a flood of looks
-        host.space.inside(lambda number=number: mirror.hint(bytes((239, 9, 9, number))))  # type: ignore[misc]
+        host.space.inside(lambda number=number: mirror.hint(bytes((239, 9, 9, number))))
     assert mirror._looked_at == looked_at
     mirror.close()
 

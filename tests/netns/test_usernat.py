@@ -120,7 +120,7 @@ def test_the_hops_are_counted_as_by_a_real_router(lab: Lab) -> None:
     """tracepath-like: the sender of the error for each TTL is another router, in order, and our NAT is one of them."""
     senders: dict[str, list[str]] = {}
     for kind in ("prc", "uprc"):
-        site = lab.add_site(kind, kind)  # type: ignore[arg-type]
+        site = lab.add_site(kind, kind)
         said = site.host.run("ping", "-n", "-c", "1", "-W", "1", "-t", "9", lab.server.address, check=False).stdout
         senders[kind] = [said.rpartition("ttl=")[2].split()[0]] if "ttl=" in said else []
         for ttl in range(1, 4):

@@ -268,7 +268,7 @@ def checksum(data: bytes | bytearray) -> int:
     """RFC 1071."""
     if len(data) & 1:
         data = bytes(data) + b"\0"
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -350,8 +350,8 @@ def main() -> None:
     fd, options, seed = int(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
     options["pool"] = tuple(options["pool"])
     nat = Nat(Rules(**options), random.Random(seed), time.monotonic)
-    commands = sys.stdin.buffer.raw  # type: ignore[attr-defined]
-    sources = [fd, commands.fileno()]
+    commands = sys.stdin.fileno()  # read without a buffer
+    sources = [fd, commands]
     swept_at = time.monotonic()
     asked = b""
     while True:
@@ -367,8 +367,8 @@ def main() -> None:
                         os.write(fd, packet)
                     except OSError:  # the device is down: lost, as on any router
                         continue
-        if commands.fileno() in readable:
-            data = os.read(commands.fileno(), 4096)
+        if commands in readable:
+            data = os.read(commands, 4096)
             if not data:
                 return  # whoever started us is gone
             asked += data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_both_sides_without_udp_meet_behind_it_and_stay_connected_in_silence(lab
     served.mkdir()
     digest = random_file(served / "file", FILE_BYTES)
     http_server(lab, home.host, served)
-    trusted = {"SSL_CERT_FILE": ours.certificate}
+    trusted: dict[str, Any] = {"SSL_CERT_FILE": ours.certificate}
     exposer = Ptunnel(lab, home.host, "expose", "expose", "8000", "--server", NAME, **trusted)
     code = exposer.wait_event("code", SLOW_S)["code"]
     words = ["connect", "--server", NAME, "--forward", "8000"]

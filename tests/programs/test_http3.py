@@ -18,7 +18,7 @@ def test_a_large_answer_arrives_whole(homes: Homes) -> None:
     taken.mkdir()
     digest = random_file(served / "big", SIZE)
     key, certificate = homes.folder / "key.pem", homes.folder / "certificate.pem"
-    subject = ["-subj", "/CN=localhost", "-days", "2", "-nodes", "-keyout", key, "-out", certificate]
+    subject = ["-subj", "/CN=localhost", "-days", "2", "-nodes", "-keyout", str(key), "-out", str(certificate)]
     homes.use("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", *subject)
     homes.serve("http3", ["gtlsserver", "-q", "-d", served, "127.0.0.1", "4433", key, certificate], 4433, kind="udp")
     homes.link("4433/udp", forward=["14433:4433/udp"])

@@ -9,6 +9,7 @@ import select
 import shlex
 import termios
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -57,7 +58,8 @@ def test_a_shell_lives_on(homes: Homes) -> None:
     os.close(slave)
     try:
         terminal.wait(r"[$#] ")
-        for number, happening in enumerate((homes.rebind, homes.restart_server, lambda: None)):
+        happenings: tuple[Callable[[], object], ...] = (homes.rebind, homes.restart_server, lambda: None)
+        for number, happening in enumerate(happenings):
             terminal.type(f"echo $(({number} + 4100))\r")
             terminal.wait(str(number + 4100))
             happening()

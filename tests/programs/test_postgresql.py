@@ -47,7 +47,16 @@ def database(homes: Homes, folder: Path) -> Homes:
     user = pwd.getpwnam("postgres")
     around = ["unshare", "--user", f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}"]
     data = homes.folder / "data"
-    make = [BIN / "initdb", "--pgdata", data, "--username=owner", "--auth=trust", "--no-locale", "--encoding=UTF8", "--no-sync"]
+    make = [
+        str(BIN / "initdb"),
+        "--pgdata",
+        str(data),
+        "--username=owner",
+        "--auth=trust",
+        "--no-locale",
+        "--encoding=UTF8",
+        "--no-sync",
+    ]
     homes.home.run(*around, *make, timeout=SLOW_S)
     settings = [
         word for one in ("fsync=off", f"unix_socket_directories={folder}", "listen_addresses=127.0.0.1") for word in ("-c", one)

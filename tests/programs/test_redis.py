@@ -19,7 +19,7 @@ COMMANDS = 20_000
 
 
 def begin(homes: Homes) -> Pair:
-    words = ["redis-server", "--port", "6379", "--bind", "127.0.0.1", "--save", "", "--dir", homes.folder]
+    words = ["redis-server", "--port", "6379", "--bind", "127.0.0.1", "--save", "", "--dir", str(homes.folder)]
     homes.serve("redis", words, 6379)
     return homes.link("6379", forward=["16379:6379"])
 

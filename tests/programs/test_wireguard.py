@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.netns.kernel import why_no_tap
-from tests.netns.programs import Program, checksum, environment, http_server, is_real_root, random_file
-from tests.programs.homes import START_S, Homes, eventually, needs
+from tests.netns.programs import START_S, Program, checksum, environment, http_server, is_real_root, random_file
+from tests.netns.site import eventually
+from tests.programs.homes import Homes, needs
 
 pytestmark = [
     pytest.mark.nightly,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from heapq import heappop, heappush
+from typing import cast
 
 from tunnel.transport.recovery.acks import AckTracker
 from tunnel.transport.recovery.congestion import CongestionController
@@ -114,7 +115,7 @@ class Bottleneck:
                 if flow.receive_at <= self.now:
                     self._receive(flow)
             elif kind == 1:
-                ranges, waited = what  # type: ignore[misc]
+                ranges, waited = cast(tuple[list[tuple[int, int]], Seconds], what)
                 flow.recovery.on_ack(ranges, waited, Instant(self.now))
                 flow.tracker.prune(ranges[0][1] - 2000)
                 self._send(flow)

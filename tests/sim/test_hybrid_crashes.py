@@ -8,7 +8,8 @@ import pytest
 
 from tests.sim.cast import Cast
 from tests.sim.world import Host
-from tests.unit.node.test_hybrid import BOTH, check_nobody_is_locked_out, known, remembered_from_before
+from tests.unit.node.hybrid_pairs import BOTH, remembered_from_before
+from tests.unit.node.test_hybrid import check_nobody_is_locked_out, known
 from tunnel.units import Address
 
 DATAGRAMS = 40  # of both sides that are looked at: more than the first second of a connection over a relay takes

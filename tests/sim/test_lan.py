@@ -10,10 +10,12 @@ import pytest
 from tests.sim.lan import MemberNode, Party
 from tests.sim.peers import entropy_of
 from tests.sim.test_meeting import SHARE, rough_link
+from tunnel.errors import MalformedPacket
 from tunnel.node.events import CodeIssued, Problem
 from tunnel.node.peering import CONTROL_ROOM
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.room.core import messages
+from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.room.core.events import (
     Entered,
     JoinRefused,
@@ -25,7 +27,7 @@ from tunnel.room.core.events import (
     YouWereRemoved,
 )
 from tunnel.room.core.messages import Have, Hello, Leave, Reason, State
-from tunnel.room.core.roster import MAX_MEMBERS, Roster, sign_roster
+from tunnel.room.core.roster import Roster, sign_roster
 from tunnel.transport.connection.events import PathKind
 
 PSK = bytes(range(32))
@@ -200,7 +202,7 @@ def test_five_wrong_codes_end_it_each_is_told_and_a_fresh_one_follows_by_itself(
             assert party.creator.code == code
             liar = party.friend(f"liar{number}")
             liar.claim(wrong(code))
-            party.world.run_until(lambda n=number: len(party.creator.problems) == n + 1, 30)  # type: ignore[misc]
+            party.world.run_until(lambda n=number: len(party.creator.problems) == n + 1, 30)
             assert liar.problems == [Problem.WRONG_CODE]
         assert party.creator.problems == [Problem.WRONG_CODE] * 5
         party.world.run_until(lambda: party.creator.code != code, 10)
@@ -221,10 +223,10 @@ def test_a_success_forgives_no_wrong_guess() -> None:
         for number in range(5):
             liar = party.friend(f"liar{number}")
             liar.claim(wrong(code))
-            party.world.run_until(lambda n=number: len(party.creator.problems) == n + 1, 30)  # type: ignore[misc]
+            party.world.run_until(lambda n=number: len(party.creator.problems) == n + 1, 30)
             if number < 4:
                 party.friend(f"friend{number}").claim(code)
-                party.world.run_until(lambda n=number: len(party.creator.roster.members) == n + 2, 30)  # type: ignore[misc]
+                party.world.run_until(lambda n=number: len(party.creator.roster.members) == n + 2, 30)
         party.world.run_until(lambda: party.creator.code != code, 10)
 
 
@@ -234,7 +236,7 @@ def test_strangers_who_take_every_attempt_and_fall_silent_keep_nobody_out_for_lo
         for number in range(8):
             silent = party.friend(f"silent{number}")
             silent.claim(wrong(code))
-            party.world.run_until(lambda s=silent: bool(s.endpoint._meetings._claiming[0]._mailbox), 10)  # type: ignore[misc]
+            party.world.run_until(lambda s=silent: bool(s.endpoint._meetings._claiming[0]._mailbox), 10)
             silent.kill()
         party.friends.clear()
         friend = party.friend("friend")
@@ -402,7 +404,7 @@ def test_what_a_creator_remembers_must_fit_together() -> None:
             msgspec.structs.replace(state, roster=state.roster[:-1]),
         ):
             party.creator.saved = damaged
-            with pytest.raises(messages.MalformedPacket):
+            with pytest.raises(MalformedPacket):
                 party.creator.boot()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.sim.cast import Cast
 from tests.sim.link import Bursts, Link
-from tests.sim.peers import BLACK_HOLE, PeerNode, Transfer
+from tests.sim.peers import BLACK_HOLE, PeerNode, ServerNode, Transfer
 from tests.sim.test_meeting import BATCHES, rough_link, seeds
 from tests.sim.world import Host
 from tunnel.node.peering import Peering
@@ -316,10 +316,11 @@ def test_a_connecting_process_that_restarts_gets_a_new_link_beside_the_dead_one(
 def test_both_processes_and_the_server_restart_at_once() -> None:
     with Cast() as cast:
         cast.meet_directly()
-        for node in (cast.server, *cast.people):
+        everything: list[ServerNode | PeerNode] = [cast.server, *cast.people]
+        for node in everything:
             node.kill()
         cast.world.run(5.0)
-        for node in (cast.server, *cast.people):
+        for node in everything:
             node.boot()
         for person in cast.people:
             person.meet(cast.server)

@@ -120,7 +120,7 @@ def test_a_server_with_one_address_costs_time_but_no_path(a: str, b: str) -> Non
         with World(seed) as world:
             hosts = world.host("a", world.site("left", a)), world.host("b", world.site("right", b))
             pair = make_pair(world, *hosts, second_host=False)
-            world.run_until(lambda pair=pair: are_direct(pair), LIMIT)  # type: ignore[misc]
+            world.run_until(lambda pair=pair: are_direct(pair), LIMIT)
             assert time_to_direct(pair) < 25.0
 
 
@@ -190,7 +190,7 @@ def test_a_lost_path_is_found_again_by_the_same_technique() -> None:
         for node in (first, second):
             node.agent.path_lost(world.now)
         first.gather(world.now)
-        world.run_until(lambda pair=(first, second): are_direct(pair), 60.0)  # type: ignore[misc]
+        world.run_until(lambda pair=(first, second): are_direct(pair), 60.0)
 
 
 class Flood:

@@ -68,7 +68,7 @@ def test_a_household_of_eight_with_right_codes_at_the_wrong_server_is_not_locked
         friends = [world.friend(f"friend{number}") for number in range(8)]
         for friend in friends:
             friend.claim(world.code())
-            world.world.run_until(lambda friend=friend: bool(friend.live), 30)  # type: ignore[misc]
+            world.world.run_until(lambda friend=friend: bool(friend.live), 30)
         assert [friend.problems for friend in friends] == [[]] * 8
         codes = world.there.server._codes
         assert max((count for count, _, _ in codes._lockouts._guesses.values()), default=0) <= 2  # one in sixteen is mistaken

@@ -218,7 +218,7 @@ class World:
             pass
         self.now = end
 
-    def run_until(self, predicate: Callable[[], bool], limit: float = 60.0) -> Seconds:
+    def run_until(self, predicate: Callable[..., bool], limit: float = 60.0) -> Seconds:
         """Run until it holds and return how long that took; AssertionError after `limit` seconds of virtual time."""
         begun, end = self.now, Instant(self.now + limit)
         while not predicate():

@@ -85,9 +85,9 @@ def _find_imports(body: list[ast.stmt], package: str, *, top: bool, typing: bool
         else:
             inside = top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             for field in ("body", "orelse", "finalbody"):
-                part = getattr(node, field, None)
-                if isinstance(part, list):
-                    yield from _find_imports(part, package, top=inside, typing=typing, guarded=guarded)
+                inner = getattr(node, field, None)
+                if isinstance(inner, list):
+                    yield from _find_imports(inner, package, top=inside, typing=typing, guarded=guarded)
             for case in getattr(node, "cases", ()):
                 yield from _find_imports(case.body, package, top=inside, typing=typing, guarded=guarded)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NoReturn
 
 import pytest
 import trio
@@ -109,7 +110,7 @@ def test_the_report_is_made_once_for_each_line_that_raised_and_says_where_it_lie
 
 
 def test_what_cannot_be_told_or_kept_is_said_on_standard_error(caplog: pytest.LogCaptureFixture) -> None:
-    def full(_: str) -> str:
+    def full(_: str) -> NoReturn:
         raise OSError("no space")
 
     faults = Faults(full, full)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ class Machine:
         ({"python3_12": "3.12.1"}, "python3.12"),
     ],
 )
-def test_the_interpreter_is_one_that_ptunnel_runs_on(versions: dict[str, str], chosen: str, tmp_path: Path) -> None:
+def test_the_interpreter_is_one_that_ptunnel_runs_on(versions: dict[str, Any], chosen: str, tmp_path: Path) -> None:
     done = Machine(tmp_path, **versions).run("-c", 'source scripts/python; echo "$python"')
     assert done.stdout.strip().endswith(f"/{chosen}")
     assert done.stderr == ""

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 from tests.sim.link import Link
 from tests.sim.world import Host, World
@@ -43,7 +43,7 @@ class ServerNode:
         self._relayed: deque[Transmit] = deque()
         places = [ServerSocket(FIRST, self.addresses[0], SECOND), ServerSocket(SECOND, self.addresses[1], FIRST)]
         entropy = random.Random(f"{host.name} {world.seed}").randbytes
-        more = {"unix_time": self._unix_time, "secret": sha256(host.name.encode()).digest()}
+        more: dict[str, Any] = {"unix_time": self._unix_time, "secret": sha256(host.name.encode()).digest()}
         heard = {name: value for name, value in more.items() if name in inspect.signature(Server).parameters}  # by this version
         self._server = Server(ServerConfig(), sockets=places, now=world.now, entropy=entropy, stun=ServerStun(), **heard)
         world.attach(host, self, {FIRST: self.addresses[0], SECOND: self.addresses[1]})

@@ -89,7 +89,8 @@ def test_a_code_of_the_wrong_kind_is_refused_before_anything_is_sent(command: st
         server.bind(("127.0.0.1", 0))
         server.settimeout(0.05)
         program = lab.run("friend", *words, "--server", f"127.0.0.1:{server.getsockname()[1]}", PTUNNEL_CODE=code)
-        sent, end = [], time.monotonic() + PATIENCE_S
+        sent: list[bytes] = []
+        end = time.monotonic() + PATIENCE_S
         while not sent and program.process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(TimeoutError):
                 sent.append(server.recv(2_048))

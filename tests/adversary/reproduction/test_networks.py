@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -54,10 +54,10 @@ def test_a_room_takes_no_network_that_a_member_reaches_by_its_default_route(tmp_
         before = way()
         assert "dev eth0" in before
         at = ("--server", server_address(lab))
-        rooms = {"HOSTILE_SUBNET": office.subnet, "HOSTILE_ULA": office.ula}
+        rooms: dict[str, Any] = {"HOSTILE_SUBNET": office.subnet, "HOSTILE_ULA": office.ula}
         creator = Ptunnel(lab, mallory.host, "creator", "lan", "create", *at, module="tests.netns.hostile", **rooms)
         code = str(creator.wait_event("code", 60)["code"])
-        chosen = {"PYTHONPATH": str(TREE), "PYTHONSAFEPATH": "1", "PTUNNEL_CODE": code}
+        chosen: dict[str, Any] = {"PYTHONPATH": str(TREE), "PYTHONSAFEPATH": "1", "PTUNNEL_CODE": code}
         member = Ptunnel(lab, ben.host, "member", "lan", "join", *at, **chosen)
         there = str(member.wait_event("member", 60, peer="mallory", state="online")[office.other])
 

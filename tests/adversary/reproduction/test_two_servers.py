@@ -34,5 +34,5 @@ def test_a_household_of_eight_whose_name_server_leads_to_the_wrong_server_pairs_
             friend.meet(there, here)
             friend.endpoint.claim_code(world.now, SERVER, code_of(home))
             world.touch(friend.host)
-            world.run_until(lambda friend=friend: bool(friend.endpoint.peerings or friend.problems), 30.0)  # type: ignore[misc]
+            world.run_until(lambda friend=friend: bool(friend.endpoint.peerings or friend.problems), 30.0)
             assert friend.problems == []

@@ -22,7 +22,7 @@ from tunnel.nat import stun
 from tunnel.node.punching import QUESTION_SIZE
 from tunnel.rendezvous import events, messages
 from tunnel.rendezvous.client import Client
-from tunnel.units import Address, SocketId
+from tunnel.units import CHANNEL_SIZE, Address, SocketId
 
 PATIENCE: Final = 5.0  # seconds until a person would call it failed
 ANSWER_PATIENCE: Final = 1.0  # seconds for one datagram's answer
@@ -167,7 +167,7 @@ async def _relay(target: Target, tally: Tally, end: float) -> None:
     """Two who met in a room, and then speak through the server."""
 
     def heard(data: bytes) -> None:
-        (sent_at,) = SENT_AT.unpack_from(data, messages.CHANNEL_SIZE + 1)
+        (sent_at,) = SENT_AT.unpack_from(data, CHANNEL_SIZE + 1)
         tally.took.append(time.perf_counter() - sent_at)
 
     room = os.urandom(messages.ROOM_SIZE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import trio
 from trio.testing import MockClock, memory_stream_pair
@@ -20,6 +20,7 @@ from tunnel.control.server import Process, _Conversation
 from tunnel.control.sockets import Lines
 from tunnel.errors import ConfigurationError, MalformedPacket, UnreachableError
 from tunnel.faults import Faults
+from tunnel.shell.link import Link
 
 ODD = (float("nan"), float("inf"), -1.0, 0.0, 5e-324, 1e308, None, 2**70, "", "\u2028\x1b[2J", "x" * 300)
 
@@ -76,7 +77,7 @@ class _Control:
 
         process = Process(
             role="connect",
-            links=lambda: [_Link(self.rng) for _ in range(self.rng.randrange(3))],
+            links=lambda: [cast(Link, _Link(self.rng)) for _ in range(self.rng.randrange(3))],
             bench=bench,
             remove=remove,
             details=lambda: {"drops": {"x": self.rng.choice(ODD)}},

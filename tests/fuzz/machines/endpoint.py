@@ -10,16 +10,16 @@ import random
 from functools import cache
 
 from tests.fuzz.engine import Machine
-from tests.fuzz.machines.decoders import OFFER, PUSHES, RESPONSES, ROOM, room
+from tests.fuzz.machines.decoders import OFFER, PUSHES, RESPONSES, ROOM
 from tests.sim.cast import Three
 from tests.sim.peers import FIRST, GRANTS, SERVER
 from tests.sim.world import Host
 from tunnel.nat.candidate import encode_offer
 from tunnel.node.events import Faulted
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, KEEP
-from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG, Peering
+from tunnel.node.peering import CONTROL_OFFER, CONTROL_PING, CONTROL_PONG, CONTROL_ROOM, Peering
 from tunnel.rendezvous import messages as m
-from tunnel.room.core.membership import CONTROL_ROOM
+from tunnel.room.core.messages import encode as encode_message
 from tunnel.transport.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.units import Address, Seconds
 
@@ -138,7 +138,7 @@ def corpus() -> list[bytes]:
         bytes((CONTROL_KEM_KEPT,)),
         b"\x63later",
     ]
-    said += [bytes((CONTROL_ROOM,)) + room.encode(each) for each in ROOM]
+    said += [bytes((CONTROL_ROOM,)) + encode_message(each) for each in ROOM]
     control = [b"\3\0" + each for each in said]
     server = [b"\0\0" + m.encode_response(n, each) for n, each in enumerate(RESPONSES)] + [
         b"\0\1" + m.encode_push(bytes(16), 9, each) for each in PUSHES

@@ -8,12 +8,14 @@ import trio
 from trio.testing import MockClock
 
 from tests.fuzz.engine import Machine
-from tests.fuzz.machines.decoders import ROOM, room
+from tests.fuzz.machines.decoders import ROOM
 from tests.fuzz.test_lan_fuzz import STATE
 from tests.fuzz.test_lan_through import throw_everything
 from tests.twins.tap import ALL_OFFLOADS
 from tests.unit.room.test_room import T0, a_creator, deliver, joined
-from tunnel.room.core.roster import MAX_MEMBERS, is_signed
+from tunnel.room.core.addresses import MAX_MEMBERS
+from tunnel.room.core.messages import encode as encode_message
+from tunnel.room.core.roster import is_signed
 from tunnel.units import Instant
 
 PACKETS = 60  # for one input of the machine `interface`, which says only which
@@ -66,7 +68,7 @@ class _Room:
 
 
 def room_corpus() -> list[bytes]:
-    return [bytes((who, pause)) + room.encode(each) for who in range(4) for pause in (0, 50, 200) for each in ROOM] + [
+    return [bytes((who, pause)) + encode_message(each) for who in range(4) for pause in (0, 50, 200) for each in ROOM] + [
         b"\x08\1\0"
     ]
 

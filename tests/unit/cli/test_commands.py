@@ -19,9 +19,9 @@ from click.testing import CliRunner
 
 from tests.unit.cli.terminal import screen_of
 from tunnel.cli import prompt
-from tunnel.cli.connect import choose
 from tunnel.cli.expose import qr_picture, who_can_reach
 from tunnel.cli.main import COMMANDS, TABLE, group, report, run
+from tunnel.cli.meant import choose
 from tunnel.cli.offers import forwards_for, other_command
 from tunnel.cli.render import Output, columns, duration, listing, path_line, size
 from tunnel.cli.running import ending_signals

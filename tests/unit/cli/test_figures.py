@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import trio
@@ -12,15 +13,15 @@ from tunnel.cli.bench import row
 from tunnel.cli.render import LARGEST, UNKNOWN, Output, duration, milliseconds, number, rate, short_duration, size, traffic
 from tunnel.cli.status import page
 
-NONE = (None, True, "12", [], {}, float("nan"), float("inf"), -float("inf"), LARGEST, 10**400)
+NONE: tuple[Any, ...] = (None, True, "12", [], {}, float("nan"), float("inf"), -float("inf"), LARGEST, 10**400)
 
 
 @pytest.mark.parametrize("value", NONE)
-def test_what_is_no_figure_is_shown_as_unknown(value: object) -> None:
+def test_what_is_no_figure_is_shown_as_unknown(value: Any) -> None:
     assert number(value) is None
     for show in (duration, milliseconds, short_duration, size):
-        assert show(value) == UNKNOWN  # type: ignore[operator]
-    assert rate(value) == f"{UNKNOWN}/s"  # type: ignore[arg-type]
+        assert show(value) == UNKNOWN
+    assert rate(value) == f"{UNKNOWN}/s"
 
 
 @pytest.mark.parametrize("value", NONE)
@@ -42,7 +43,7 @@ def test_a_result_of_another_version_is_shown_as_it_came(of_another_version: Non
 
 
 def test_a_process_of_another_version_has_one_line_on_the_page_and_the_others_have_theirs() -> None:
-    good = {"event": "status", "pid": 7, "role": "expose", "uptime_s": 5, "links": []}
+    good: dict[str, Any] = {"event": "status", "pid": 7, "role": "expose", "uptime_s": 5, "links": []}
     strange = [{**good, "links": None}, {**good, "uptime_s": []}, {"event": "status"}, {**good, "links": [{"peer": "x"}]}]
     lines = page([*strange, good])
     assert lines[-1] == "expose  process 7  for 5 seconds  no link yet"

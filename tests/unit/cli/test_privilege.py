@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tunnel.room import verbs as lan
 )
 def test_the_command_is_the_one_that_sudo_finds(argv: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(privilege.shutil, "which", lambda program: program)
+    monkeypatch.setattr(shutil, "which", lambda program: program)
     assert privilege.with_sudo() == told
 
 

@@ -92,9 +92,10 @@ def test_why_a_command_failed_breaks_between_words_on_a_terminal(monkeypatch: py
     assert len(lines) > 1
     assert all(len(line) <= 80 for line in lines)
     assert " ".join(lines) == f"ptunnel: {sentence}"
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", pipe)
     report(ServerUnreachableError(sentence))
-    assert sys.stderr.getvalue() == f"ptunnel: {sentence}\n", "in a pipe it stays one line"  # type: ignore[attr-defined]
+    assert pipe.getvalue() == f"ptunnel: {sentence}\n", "in a pipe it stays one line"
 
 
 def test_peers_with_their_fingerprints_fit_on_80_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tunnel.pairing.grants import GrantSet
 from tunnel.settings import Settings
 from tunnel.shell.events import CodeReady, Listening
 from tunnel.state.home import Home
+from tunnel.units import Instant
 
 Remember = Callable[..., object]
 CODE, ROOM = "731-garden-violin", "731-garden-violin-zoo"
@@ -355,11 +356,11 @@ def test_nobody_at_the_terminal_is_asked_nothing(capsys: pytest.CaptureFixture[s
 def test_who_forgets_a_peer_is_not_told_to_have_been_forgotten(by_peer: bool, reason: str) -> None:
     from types import SimpleNamespace
 
-    from tunnel.node.peering import PeeringClosed
+    from tunnel.node.events import PeeringClosed
     from tunnel.shell.events import Closed
     from tunnel.shell.reports import to_event
     from tunnel.transport.connection.events import CloseCode, CloseReason
 
     peering: Any = SimpleNamespace(peer=SimpleNamespace(name="bob"))
     closed = CloseReason(CloseCode.FORGOTTEN, "you were removed from the peer's list", by_peer)
-    assert to_event(PeeringClosed(peering=peering, reason=closed), 0.0) == Closed(reason=reason, peer="bob")
+    assert to_event(PeeringClosed(peering=peering, reason=closed), Instant(0.0)) == Closed(reason=reason, peer="bob")

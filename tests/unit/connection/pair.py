@@ -180,7 +180,7 @@ class Pair:
         while self.now < until:
             self.step(until)
 
-    def run_until(self, done: Callable[[], bool], limit: float = 60.0) -> None:
+    def run_until(self, done: Callable[..., bool], limit: float = 60.0) -> None:
         """Steps until `done`; fails after `limit` virtual seconds."""
         until = self.now + limit
         self.flush()

@@ -135,7 +135,7 @@ def test_any_delay_from_nothing_to_a_second_carries(delay: float) -> None:
     data = random.Random(1).randbytes(200_000)
     stream = pair.a.open_stream()
     pair.write_all("a", stream, data)
-    pair.run_until(lambda: pair.read["b"].get(stream) == data, 120)
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == data, 120)
     upgrade(pair)
     pair.run(60)
 

@@ -111,6 +111,7 @@ def test_a_finish_is_repeated_until_the_peer_has_spoken() -> None:
     completed = handshake.handle_datagram(NOW, responder.handle_init(init))
     assert completed is not None
     first = handshake.poll_transmit(NOW)
+    assert first is not None
     assert first == completed.finish
     assert responder.handle_finish(first).remote_static == FRIEND.public_key().public_bytes_raw()
     again = sent_at(handshake, 20)

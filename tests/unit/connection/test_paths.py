@@ -35,7 +35,7 @@ def test_a_transfer_upgrades_from_relay_to_direct_without_losing_a_byte() -> Non
     pair.write_all("a", stream, data[:700_000], fin=False)
     upgrade(pair)
     pair.write_all("a", stream, data[700_000:])
-    pair.run_until(lambda: pair.read["b"].get(stream) == data)
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == data)
     kinds = [e.kind for e in pair.events["a"] if isinstance(e, PathChanged)]
     assert kinds == sorted(kinds, key=[PathKind.RELAY, PathKind.DIRECT].index)
     assert PathKind.DIRECT in kinds
@@ -86,7 +86,7 @@ def test_with_no_path_left_the_owner_is_told_and_data_resumes_when_it_heals() ->
     pair.run_until(lambda: AllPathsLost() in pair.events["a"], 10)
     pair.run(60)
     pair.cut.clear()
-    pair.run_until(lambda: pair.read["b"].get(stream) == b"before after", 10)
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == b"before after", 10)
 
 
 def test_a_packet_from_an_unknown_address_is_reported_and_not_trusted() -> None:
@@ -118,7 +118,7 @@ def test_policy_relay_never_leaves_the_relay_and_policy_direct_carries_no_stream
     assert ControlReceived(b"candidates") in pair.events["b"]
     assert not pair.read["b"].get(stream)
     upgrade(pair)
-    pair.run_until(lambda: pair.read["b"].get(stream) == b"secret")
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == b"secret")
     pair.a.set_policy(pair.now, "relay")
     pair.run(0.1)
     assert pair.a.current_path.kind is PathKind.RELAY
@@ -139,7 +139,7 @@ def test_rekey_is_asked_for_after_two_minutes_and_nothing_is_lost_across_it() ->
     pair.b.install_keypair(pair.now, key_b, confirmed=False)
     pair.a.install_keypair(pair.now, key_a, confirmed=True)
     pair.a.stream_write(stream, b"end")
-    pair.run_until(lambda: pair.read["b"].get(stream) == data + b"end")
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == data + b"end")
     assert 500 in pair.a.indices()
     pair.run(60)
     assert pair.a.indices() == (500,)
@@ -187,7 +187,7 @@ def test_ten_minutes_of_suspend_are_survived() -> None:
     assert IDLE_LIMIT > 600
     pair.now = Instant(pair.now + 600)
     pair.a.stream_write(stream, b" after")
-    pair.run_until(lambda: pair.read["b"].get(stream) == b"before after", 5)
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == b"before after", 5)
 
 
 def test_idle_traffic_is_small() -> None:

@@ -250,8 +250,8 @@ def test_headers_that_cannot_be_are_dropped() -> None:
     assert foe.victim.stats().drops["part of no record"] == len(impossible)
     first = RECORD_HEADER.pack(RECORD, index, 9, 0, 3) + bytes(50)
     other = RECORD_HEADER.pack(RECORD, index, 10, 1, 3) + bytes(51)  # of another size than its neighbours
-    for part in (first, first, other):
-        foe.deliver(part)
+    for datagram in (first, first, other):
+        foe.deliver(datagram)
     assert foe.victim.stats().drops["part of no record"] == len(impossible) + 2
     assert foe.victim.close_reason is None
 

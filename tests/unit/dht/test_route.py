@@ -17,6 +17,7 @@ from tunnel.rendezvous.client import Client as RendezvousClient
 from tunnel.rendezvous.events import NO_PATH
 from tunnel.rendezvous.messages import (
     Allocated,
+    Claim,
     ClaimAccepted,
     ClaimReceived,
     Introduced,
@@ -61,6 +62,9 @@ def test_a_claim_comes_through_and_is_answered() -> None:
     home, number = offered(at)
     friend, seconds = claimed(at, home, number, cone("198.18.0.9", 50_000))
     ((claim, _, channel, _),) = home.told(ClaimReceived)
+    assert isinstance(claim, ClaimReceived)
+    assert channel is not None
+    assert channel.path_key is not None
     assert claim.body == b"hello"
     assert claim.nameplate == number
     assert channel.path_key == PathKey(SocketId(0), Address("198.18.0.9", 50_000))
@@ -69,6 +73,9 @@ def test_a_claim_comes_through_and_is_answered() -> None:
     home.part.post(at.now, claim.mailbox, b"answer")
     at.run(lambda: bool(friend.heard(Posted)), 5.0, home, friend)
     ((accepted, request, way, _),) = friend.told(ClaimAccepted)
+    assert isinstance(accepted, ClaimAccepted)
+    assert isinstance(request, Claim)
+    assert way is not None
     assert (accepted.mailbox, request.nameplate, way.side) == (claim.mailbox, number, 1)
     assert friend.heard(Posted) == [Posted(claim.mailbox, b"answer")]
 
@@ -155,6 +162,9 @@ def test_remembered_peers_meet_in_their_room(listener_first: bool) -> None:
     assert at.run(lambda: bool(friend.heard(Introduced)), 20.0, home, friend)
     assert at.now - begun < 8.0
     ((introduced, _, channel, _),) = friend.told(Introduced)
+    assert isinstance(introduced, Introduced)
+    assert channel is not None
+    assert channel.path_key is not None
     assert introduced.room == ROOM
     assert channel.path_key.remote == Address("198.18.0.7", 40_000)
 

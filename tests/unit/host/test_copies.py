@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 
 import pytest
 import trio
@@ -92,7 +93,7 @@ def test_only_a_new_generation_is_one() -> None:
 class Netlink(socket.socket):
     """A socket whose messages come from the port that they begin with."""
 
-    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, tuple[int, int]]:  # type: ignore[override]
+    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, tuple[int, int]]:
         data = self.recv(size, flags)
         return data[1:], (data[0], 1)
 
@@ -123,7 +124,7 @@ def test_a_watch_that_meets_an_error_that_lasts_ends_and_does_not_spin(monkeypat
     errors = [errno.ENOBUFS, lasting]
 
     class Broken(Netlink):
-        def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, tuple[int, int]]:  # type: ignore[override]
+        def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, tuple[int, int]]:
             if errors:
                 raise OSError(errors.pop(0), "")
             pytest.fail("it went on after an error that lasts")
@@ -136,5 +137,5 @@ def test_a_watch_that_meets_an_error_that_lasts_ends_and_does_not_spin(monkeypat
 
 
 def test_where_nobody_tells_of_generations_the_watch_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     trio.run(watch_generation, lambda: None)

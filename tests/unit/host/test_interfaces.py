@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,7 +99,7 @@ def test_addresses_of_other_overlays_are_offered_only_where_there_are_no_others(
 def test_elsewhere_overlays_are_known_by_their_names(
     name: str, description: str, is_overlay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interfaces.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert interfaces.is_overlay(name, description) is is_overlay
 
 

@@ -15,11 +15,10 @@ from tunnel.node.flows.expose_code import (
     POST_FAILURE,
     RENEW_INTERVAL,
     ROOM_CLAIMS,
-    ROOM_CODE_WORDS,
     ROOM_GUESSES,
     ExposerPairing,
 )
-from tunnel.pairing.code import parse_code
+from tunnel.pairing.code import ROOM_CODE_WORDS, parse_code
 from tunnel.pairing.pake import Pake
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client

@@ -13,11 +13,9 @@ from tests.unit.connection.test_frame_cost import MOST_A_BYTE
 from tests.work import instructions
 from tunnel.nat.candidate import MAX_CANDIDATES, CandidateKind, Offer, encode_offer, make_candidate
 from tunnel.node import peering as peerings
+from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT
 from tunnel.node.peering import (
     CONTROL_HELLO,
-    CONTROL_KEM_KEPT,
-    CONTROL_KEM_KEY,
-    CONTROL_KEM_TEXT,
     CONTROL_OFFER,
     CONTROL_PING,
     CONTROL_PONG,
@@ -85,7 +83,8 @@ def test_a_message_costs_its_bytes(row: str) -> None:
         assert path is not None
         body = b"".join(frame(make(number)) for number in range(max(1, FULL // len(frame(make(0))))))
         assert connection.stream_write(CONTROL_STREAM, body) == len(body)
-        datagrams, out, now, home = [], bytearray(65_536), three.world.now, three.home.endpoint
+        datagrams: list[bytes] = []
+        out, now, home = bytearray(65_536), three.world.now, three.home.endpoint
         while (transmit := connection.poll_transmit(now, out)) is not None:
             data, size = bytes(transmit.buffer), transmit.segment_size
             datagrams.extend(data[at : at + size] for at in range(0, len(data), size))

@@ -211,7 +211,7 @@ def test_what_a_pairing_proves_is_the_relay_and_never_a_forged_source() -> None:
                 remote = VICTIM
             honest(now, socket_id, remote, buffer, stride)
 
-        home.handle_batch = forged  # type: ignore[method-assign]
+        home.handle_batch = forged  # type: ignore[assignment]
         party.world.run(3.0)
         assert not [event for event in party.home.told if isinstance(event, PeerPaired)]
         assert home.drops["pairing past the server"]
@@ -245,7 +245,7 @@ def test_what_a_handshake_proves_is_where_the_answer_went_and_never_a_forged_sou
                 remote, forged_ones = VICTIM, forged_ones + 1
             honest(now, socket_id, remote, buffer, stride)
 
-        party.home.endpoint.handle_batch = forged  # type: ignore[method-assign]
+        party.home.endpoint.handle_batch = forged  # type: ignore[assignment]
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: bool(party.home.peerings))
         assert forged_ones
@@ -265,7 +265,7 @@ def test_an_answer_that_seems_to_come_from_elsewhere_leaves_the_dialer_on_the_wa
             is_response = buffer[0] >= 0xC0 and len(buffer) > 8 and buffer[8] == 0x71
             honest(now, socket_id, VICTIM if is_response else remote, buffer, stride)
 
-        party.friend.endpoint.handle_batch = forged  # type: ignore[method-assign]
+        party.friend.endpoint.handle_batch = forged  # type: ignore[assignment]
         peering = party.friend.dial(party.home)
         party.world.run_until(lambda: peering.connection is not None)
         assert peering.connection is not None
@@ -320,7 +320,7 @@ def test_a_late_answer_does_not_revive_a_pairing_that_has_failed() -> None:
             else:
                 honest(now, socket_id, remote, buffer, stride)
 
-        endpoint.handle_batch = late  # type: ignore[method-assign]
+        endpoint.handle_batch = late  # type: ignore[assignment]
         party.world.run_until(lambda: bool(party.friend.problems), 40)
         for path, datagram in held:
             honest(party.world.now, path.socket_id, path.remote, memoryview(datagram), len(datagram))

@@ -103,7 +103,7 @@ def test_guessing_is_slowed_down() -> None:
         party.friend.meet(party.server)
         party.home.offer()
         for guess in range(8):
-            party.world.run_until(lambda count=guess: len(party.home.codes) > count, 2_000)  # type: ignore[misc]
+            party.world.run_until(lambda count=guess: len(party.home.codes) > count, 2_000)
             party.friend.claim(party.home.codes[-1].partition("-")[0] + "-zoo-zoo")
         assert party.world.now > 1_000 + 5 + 10 + 20 + 40
 
@@ -261,7 +261,7 @@ def test_nothing_is_left_behind_by_peers_that_come_and_go() -> None:
         party.acquaint()
         for _ in range(20):
             peering = party.friend.dial(party.home)
-            party.world.run_until(lambda p=peering: p.connection is not None)  # type: ignore[misc]
+            party.world.run_until(lambda p=peering: p.connection is not None)
             party.echoed(peering, b"quick")
             peering.close(party.world.now, 0, "done")
             party.world.touch(party.friend.host)

@@ -55,7 +55,7 @@ def test_a_server_that_cannot_see_us_is_the_reason_for_the_relay(view: str, said
 
 def test_an_address_of_any_kind_that_the_driver_has_found_is_offered_for_a_socket_that_punches() -> None:
     kinds = (CandidateKind.HOST, CandidateKind.PORT_MAPPED, CandidateKind.SERVER_REFLEXIVE, CandidateKind.PEER_REFLEXIVE)
-    local = {
+    local: dict[CandidateKind, tuple[tuple[SocketId, Address], ...]] = {
         kind: ((V4, Address("198.51.100.1", 41_000 + kind.value)), (SocketId(9), Address("198.51.100.9", 41_000)))
         for kind in kinds
     }

@@ -6,6 +6,7 @@ import pytest
 
 from tests.sim.cubic import Cubic
 from tunnel.transport.recovery import loss, reordering
+from tunnel.transport.recovery.acks import MAX_ACK_DELAY
 from tunnel.transport.recovery.loss import Recovery
 from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
@@ -96,7 +97,7 @@ def test_an_ack_repeated_says_nothing_new() -> None:
 def test_silence_earns_two_probes_with_doubling_patience_up_to_a_cap() -> None:
     path = Sender().with_rtt(0.1)
     path.send()
-    base = path.recovery.rtt.pto(loss.MAX_ACK_DELAY)
+    base = path.recovery.rtt.pto(MAX_ACK_DELAY)
     assert base == pytest.approx(0.1 + 4 * 0.05 + 0.005)
     waits = []
     for _ in range(8):
@@ -240,7 +241,7 @@ def test_a_real_loss_among_late_packets_is_not_undone() -> None:
 
 def test_a_long_stretch_of_losses_is_persistent_congestion() -> None:
     path = Sender().with_rtt(0.1)
-    duration = path.recovery.rtt.pto(loss.MAX_ACK_DELAY) * 3
+    duration = path.recovery.rtt.pto(MAX_ACK_DELAY) * 3
     path.now += 0.01
     path.send()
     path.now += duration + 0.01

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.transport.recovery.loss import Recovery
-from tunnel.transport.recovery.rtt import GRANULARITY
+from tunnel.transport.recovery.rate import DeliveryRate
+from tunnel.transport.recovery.rtt import GRANULARITY, RttEstimator
 from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
@@ -22,36 +25,36 @@ class FixedWindow:
         self.in_slow_start = False
         self.acked = self.lost = 0
 
-    def on_sent(self, size, now): ...
-    def on_ack(self, acked, sent_at, now, rtt, rate):
+    def on_sent(self, size: int, now: Instant) -> None: ...
+    def on_ack(self, acked: int, sent_at: Instant, now: Instant, rtt: RttEstimator, rate: DeliveryRate) -> None:
         self.acked += acked
 
-    def on_loss(self, lost, sent_at, now, persistent):
+    def on_loss(self, lost: int, sent_at: Instant, now: Instant, persistent: bool) -> bool:
         self.lost += lost
         return True
 
-    def on_spurious_loss(self, now): ...
-    def on_app_limited(self, now): ...
-    def on_datagram_size(self, size): ...
-    def pacing_rate(self, rtt):
+    def on_spurious_loss(self, now: Instant) -> None: ...
+    def on_app_limited(self, now: Instant) -> None: ...
+    def on_datagram_size(self, size: int) -> None: ...
+    def pacing_rate(self, rtt: RttEstimator) -> float:
         return 1e6
 
 
 class Model:
     """Each packet by itself, everything looked at every time.  Distance is counted along this path's own packets."""
 
-    def __init__(self):
-        self.packets = {}  # number -> [ordinal, sent_at, size]
+    def __init__(self) -> None:
+        self.packets: dict[int, tuple[int, float, int]] = {}  # number -> ordinal, sent_at, size
         self.ordinal = 0
         self.largest = -1
-        self.lost_numbers = set()
-        self.loss_time = None
+        self.lost_numbers: set[int] = set()
+        self.loss_time: float | None = None
 
-    def send(self, number, now, size):
+    def send(self, number: int, now: float, size: int) -> None:
         self.packets[number] = (self.ordinal, now, size)
         self.ordinal += 1
 
-    def ack(self, ranges):
+    def ack(self, ranges: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
         numbers = {n for n in self.packets if any(low <= n <= high for low, high in ranges)}
         for n in numbers:
             self.largest = max(self.largest, self.packets.pop(n)[0])
@@ -59,7 +62,7 @@ class Model:
         self.lost_numbers -= late
         return numbers, late
 
-    def detect(self, now, delay, threshold):
+    def detect(self, now: float, delay: float, threshold: int) -> set[int]:
         self.loss_time = None
         lost = set()
         for n, (ordinal, sent_at, _) in self.packets.items():
@@ -75,16 +78,16 @@ class Model:
         return lost
 
     @property
-    def in_flight(self):
+    def in_flight(self) -> int:
         return sum(size for _, _, size in self.packets.values())
 
 
-def numbers_of(marked):
+def numbers_of(marked: Iterable[tuple[SentBurst, int]]) -> list[int]:
     return [burst.first + i for burst, mask in marked for i in range(burst.count) if mask >> i & 1]
 
 
-def ranges_of(numbers):
-    ranges = []
+def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    ranges: list[tuple[int, int]] = []
     for n in sorted(numbers, reverse=True):
         if ranges and ranges[-1][0] == n + 1:
             ranges[-1] = (n, ranges[-1][1])
@@ -95,7 +98,7 @@ def ranges_of(numbers):
 
 @settings(max_examples=120, deadline=None)
 @given(st.data())
-def test_burst_masks_do_what_a_model_of_single_packets_does(data) -> None:
+def test_burst_masks_do_what_a_model_of_single_packets_does(data: st.DataObject) -> None:
     controller = FixedWindow()
     recovery = Recovery(Instant(0.0), controller)
     model = Model()
@@ -137,11 +140,11 @@ def test_burst_masks_do_what_a_model_of_single_packets_does(data) -> None:
             deadline = recovery.poll_timeout()
             if deadline is not None:
                 now = max(now, deadline)
-                result = recovery.on_timeout(Instant(now))
+                timeout = recovery.on_timeout(Instant(now))
                 if model.loss_time is not None:
-                    assert numbers_of(result.lost) == sorted(model.detect(now, recovery.loss_delay, recovery.packet_threshold))
+                    assert numbers_of(timeout.lost) == sorted(model.detect(now, recovery.loss_delay, recovery.packet_threshold))
                 else:
-                    assert result.probes == (2 if model.packets else 0)
+                    assert timeout.probes == (2 if model.packets else 0)
         assert recovery.bytes_in_flight == model.in_flight
         assert recovery.loss_deadline == model.loss_time
         assert {n for b in recovery.ring for n in numbers_of([(b, b.outstanding)])} == set(model.packets)

@@ -30,7 +30,7 @@ class Counted:
             self.count += 1
             return made(token, part)
 
-        monkeypatch.setattr(access.messages, "access_proof", counting)
+        monkeypatch.setattr(messages, "access_proof", counting)
 
     def taken(self) -> int:
         count, self.count = self.count, 0

@@ -13,7 +13,7 @@ from tunnel.rendezvous import messages
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import RefusalCode, RequestMessage, ResponseMessage
 from tunnel.rendezvous.numbers import DRAWN_NUMBERS
-from tunnel.units import Address, Instant
+from tunnel.units import CHANNEL_SIZE, Address, Instant
 
 STRANGER = Address("198.18.66.66", 6000)
 ROOM, OTHER_ROOM = b"r" * 16, b"o" * 16
@@ -117,7 +117,7 @@ def test_names_that_cost_nothing_cannot_be_guessed() -> None:
     for row in ANSWERS.values():
         assert not row.names or row.bits >= 62 or row.looks
     there = others()
-    assert len(there.channel) == messages.CHANNEL_SIZE == 8
+    assert len(there.channel) == CHANNEL_SIZE == 8
     assert len(there.mailbox) == messages.MAILBOX_SIZE == 8
     assert messages.ROOM_SIZE == messages.SESSION_SIZE == 16
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ from tunnel.rendezvous.standing import joins
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 
-def paired(world: World) -> tuple[messages.ClaimReceived, messages.ClaimAccepted]:
-    """The hosts 0 and 1 meet over a code."""
+def paired(world: World) -> tuple[Any, Any]:
+    """The hosts 0 and 1 meet over a code: ClaimReceived and ClaimAccepted, as `Host.of` has them."""
     owner, claimer = world.hosts[:2]
     owner.client.allocate(world.now)
     world.run(20, until=lambda: bool(owner.of(messages.Allocated)))

@@ -139,7 +139,10 @@ def test_after_a_push_that_nobody_acknowledged_nothing_is_repeated_until_the_ses
     for _ in range(20):
         ask(world, DEAF, messages.Refresh(), b"d" * 16, cookies)
     sessions = itertools.count(1)
-    dial = lambda: ask(world, LOUD, messages.Join(1, (ROOM,)), next(sessions).to_bytes(16, "big"), cookies)  # noqa: E731
+
+    def dial() -> None:
+        ask(world, LOUD, messages.Join(1, (ROOM,)), next(sessions).to_bytes(16, "big"), cookies)
+
     dial()
     pass_time(world, 11)
     before = world.bytes_out[DEAF]

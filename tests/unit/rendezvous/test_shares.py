@@ -10,16 +10,16 @@ import pytest
 
 from tests.unit.rendezvous.world import V4, World
 from tests.work import instructions
-from tunnel.core.prefixes import RESERVED, limits
+from tunnel.core.prefixes import RESERVED, limits, prefixes
 from tunnel.rendezvous import events, messages
-from tunnel.rendezvous.admission import Lockouts, TreeBuckets, prefixes
+from tunnel.rendezvous.admission import Lockouts, TreeBuckets
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import RefusalCode, Role
 from tunnel.rendezvous.registry import LOOKED_AT, SCARCE_SHARE
 from tunnel.units import Address, Instant, Seconds
 
 ROOMS = [bytes((day,)) * 16 for day in range(3)]
-FAST = {"requests_per_second": 1e6, "request_burst": 10**6}
+FAST: dict[str, Any] = {"requests_per_second": 1e6, "request_burst": 10**6}
 HOME = [Address(f"2a00:1:2:33{n:02x}::1", 1000) for n in range(256)]  # all that a household has: a /56
 FRIEND = Address("198.18.0.1", 1000)
 
@@ -88,7 +88,7 @@ def test_a_home_cannot_fill_the_relay_by_restoring_channels_that_never_were() ->
 
 
 SITES = [Address(f"198.{18 + n // 250}.{n % 250}.1", 1000) for n in range(100)]
-SMALL = {"max_room_entries": 4_000, "rooms_per_address": 400, "rooms_per_session": 400}
+SMALL: dict[str, Any] = {"max_room_entries": 4_000, "rooms_per_address": 400, "rooms_per_session": 400}
 
 
 def take(world: World, source: Address, count: int, number: int = 0) -> int:

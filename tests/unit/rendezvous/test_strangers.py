@@ -39,7 +39,7 @@ def lost(channel: int) -> bytes:
 
 
 @pytest.mark.parametrize("options", [{}, {"change_port": True}, {"change_address": True, "change_port": True}])
-def test_our_own_questions_are_never_shorter_than_their_answers(options: dict[str, bool]) -> None:
+def test_our_own_questions_are_never_shorter_than_their_answers(options: dict[str, Any]) -> None:
     world = World(stun=ServerStun())
     question = stun.encode_binding_request(bytes(12), padding_to=QUESTION_SIZE, **options)
     for socket_id, source in ((V4, VICTIM), (V6, Address("3fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 65_535))):
@@ -156,7 +156,7 @@ def test_every_event_of_the_server_that_a_proven_client_causes_is_bounded_by_the
     world = World(config=ServerConfig(requests_per_second=1e6, request_burst=10**6))
     world.server._trace = LogTrace()
     cookie = world.cookie(VICTIM)
-    kinds = itertools.cycle(
+    kinds = itertools.cycle[messages.RequestMessage](
         (messages.Allocate(), messages.Claim(999, b"x"), messages.Join(1, (bytes(16),)), messages.Allocate(5))
     )
     for _ in range(2_000):

@@ -208,7 +208,7 @@ class World:
             if self.is_up:
                 self._send_to_client(transmit.socket_id, transmit.remote, bytes(transmit.buffer))
 
-    def run(self, seconds: float = 0.5, until: Callable[[], bool] | None = None) -> None:
+    def run(self, seconds: float = 0.5, until: Callable[..., bool] | None = None) -> None:
         """Step from deadline to deadline.  With `until`: fail if it has not come true in time."""
         end = self.now + seconds
         self.pump()

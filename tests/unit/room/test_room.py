@@ -8,7 +8,7 @@ from hashlib import sha256
 import msgspec
 import pytest
 
-from tunnel.errors import ConfigurationError
+from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.room.core import messages
 from tunnel.room.core.addresses import Prefix, is_spare
 from tunnel.room.core.creator import JOIN_PATIENCE, MAX_JOINING, RENUMBER_INTERVAL, CreatorRoom
@@ -339,5 +339,5 @@ def test_routes_beyond_the_limit_are_cut_and_host_bits_do_not_matter() -> None:
     assert messages.unpack_routes(packed) == many[: messages.MAX_PREFIXES]
     assert messages.unpack_routes((bytes((10, 1, 2, 3, 8)),)) == (Prefix.parse("10.0.0.0/8"),)
     assert messages.unpack_routes((bytes((10, 1, 2, 3, 0)),)) == (Prefix(0, 0),)
-    with pytest.raises(messages.MalformedPacket):
+    with pytest.raises(MalformedPacket):
         messages.unpack_routes((bytes((10, 1, 2, 3, 33)),))

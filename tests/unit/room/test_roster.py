@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
 
 from tunnel.errors import MalformedPacket
+from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.room.core.roster import (
-    MAX_MEMBERS,
     MAX_ROSTER,
     SIGNATURE_SIZE,
     Member,
@@ -104,7 +105,7 @@ A, B = Member(b"a" * 32, "a", 1), Member(b"b" * 32, "b", 2)
     ],
     ids=str,
 )  # fmt: skip
-def test_what_no_roster_may_say_is_malformed_even_when_signed(changes: dict[str, object]) -> None:
+def test_what_no_roster_may_say_is_malformed_even_when_signed(changes: dict[str, Any]) -> None:
     with pytest.raises(MalformedPacket):
         decode_roster(sign_roster(a_roster(**changes), KEY))
 

@@ -44,8 +44,8 @@ def test_datagrams_split_by_any_room_come_out_whole(sizes: list[int], rooms: lis
             fragments.append(fragment)
     rng.shuffle(fragments)
     whole: dict[int, bytes] = {}
-    for flow, identifier, index, count, payload in fragments:
-        joined = bytes(payload) if count == 1 else rejoiner.add(NOW, flow, identifier, index, count, bytes(payload))
+    for flow, identifier, index, count, part in fragments:
+        joined = bytes(part) if count == 1 else rejoiner.add(NOW, flow, identifier, index, count, bytes(part))
         if joined is not None:
             whole[flow] = joined
     assert all(data[flow] == payload for flow, payload in whole.items())
@@ -72,8 +72,8 @@ def test_runs_are_of_pieces_that_make_equal_packets_and_hold_all_there_is(sizes:
             one = queue.next_fragment(room)
             assert one is not None
             run = [one]
-        for flow, identifier, index, total, payload in run:
-            whole = rejoiner.add(NOW, flow, identifier, index, total, bytes(payload)) if total > 1 else bytes(payload)
+        for flow, identifier, index, total, part in run:
+            whole = rejoiner.add(NOW, flow, identifier, index, total, bytes(part)) if total > 1 else bytes(part)
             if whole is not None:
                 arrived[flow] = whole
     assert arrived == dict(enumerate(data))

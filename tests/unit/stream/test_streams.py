@@ -6,18 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnel.errors import PeerError
+from tunnel.errors import PeerError, StreamLimitError
 from tunnel.transport.stream.flow import GROWTH_IN_ALL, MAX_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
 from tunnel.transport.stream.send import SMALLEST_RING, SendStream
-from tunnel.transport.stream.streams import (
-    LARGEST_QUANTUM,
-    LARGEST_RING,
-    LAST_STREAM,
-    QUANTUM,
-    Scheduler,
-    StreamLimitError,
-    Streams,
-)
+from tunnel.transport.stream.streams import LARGEST_QUANTUM, LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, Streams
 from tunnel.units import Instant, Seconds, StreamId
 
 BIG = 1 << 40
@@ -165,9 +157,9 @@ def test_credit_goes_round_all_who_were_held_back_however_little_comes_at_a_time
 def test_credit_without_end_does_not_leave_out_those_who_were_held_back() -> None:
     streams = held_back(50)
     streams.send_credit.raise_to(1 << 60)
-    for stream in streams.sending.values():
-        stream.limit = 1 << 60
-        stream.written = 1 << 50  # only offsets matter here
+    for each in streams.sending.values():
+        each.limit = 1 << 60
+        each.written = 1 << 50  # only offsets matter here
     served: dict[StreamId, int] = {}
     for _ in range(200):
         stream = streams.head()

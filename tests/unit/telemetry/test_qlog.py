@@ -163,7 +163,7 @@ def test_a_disk_that_takes_nothing_holds_up_nobody_and_what_is_missing_is_told(
     trace = directory.open(Instant(0.0), peer="x", instance=1, is_initiator=True)
     assert trace is not None
     disk = HungFile(trace._file)
-    trace._file = disk
+    monkeypatch.setattr(trace, "_file", disk)
     for number in range(20_000):
         trace.event(Instant(1.0 + number), "keys", {})
         if not number:

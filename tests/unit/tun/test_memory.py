@@ -8,6 +8,7 @@ import trio.testing
 
 from tests.twins.tap import MemoryTap
 from tunnel.doors.tun.tap import HEADROOM, MAX_FRAME, Tap
+from tunnel.units import Buffer
 
 FRAME = bytes(range(HEADROOM)) + b"an IP packet"
 
@@ -38,7 +39,8 @@ def test_a_view_too_small_cuts_the_frame_off() -> None:
 
 def test_pieces_are_one_frame_at_the_host() -> None:
     tap = MemoryTap()
-    assert tap.writev([FRAME[:10], bytearray(FRAME[10:24]), memoryview(FRAME)[24:]])
+    pieces: list[Buffer] = [FRAME[:10], bytearray(FRAME[10:24]), memoryview(FRAME)[24:]]
+    assert tap.writev(pieces)
     assert list(tap.written) == [FRAME]
     assert (tap.counters.written_frames, tap.counters.written_bytes) == (1, len(FRAME))
 

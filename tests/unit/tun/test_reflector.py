@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections import OrderedDict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.doors.tun import reflector
 from tunnel.doors.tun.groups import parse_igmp, parse_igmp6
 from tunnel.doors.tun.reflector import MAX_REMEMBERED, Reflector, filter_program, rewrite_source
 from tunnel.errors import MalformedPacket
@@ -20,7 +20,7 @@ INNER6 = socket.inet_pton(socket.AF_INET6, "fe80::7074:0:0:3")
 
 
 def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -145,7 +145,7 @@ def test_any_table_is_read(text: str) -> None:
 
 def test_so_many_announcements_are_remembered_and_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """All within the moment in which a copy of each is known by it."""
-    monkeypatch.setattr(reflector.time, "monotonic", lambda: 1_000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 1_000.0)
     watcher = Reflector.__new__(Reflector)  # without its socket, which not every user may open
     watcher._remembered, watcher._index = OrderedDict(), 1
     packets = [packet4("224.0.0.251", b"%d" % number) for number in range(MAX_REMEMBERED + 1)]
