@@ -7,6 +7,7 @@ import ipaddress
 import random
 
 import aioice.stun
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,6 +139,7 @@ def test_is_allowed_never_raises_and_never_lets_loopback_or_multicast_through(ho
         assert 0 < port < 65_536
 
 
+@pytest.mark.time_limit(300)  # half a minute of work, on a machine that may have other things to do
 @given(st.lists(st.tuples(st.sampled_from("oorsptd"), offers, addresses, st.floats(0, 20)), max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_no_sequence_of_offers_and_events_breaks_the_agent(steps: list[tuple[str, Offer, Address, float]]) -> None:

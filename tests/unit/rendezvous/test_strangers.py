@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_every_event_of_the_server_that_a_proven_client_causes_is_bounded_by_the
     world = World(config=ServerConfig(requests_per_second=1e6, request_burst=10**6))
     world.server._trace = LogTrace()
     cookie = world.cookie(VICTIM)
-    kinds = itertools.cycle[messages.RequestMessage](
+    kinds: Iterator[messages.RequestMessage] = itertools.cycle(
         (messages.Allocate(), messages.Claim(999, b"x"), messages.Join(1, (bytes(16),)), messages.Allocate(5))
     )
     for _ in range(2_000):
