@@ -168,8 +168,8 @@ def test_a_server_with_v_tells_of_clients_and_pairs_with_the_time_and_nothing_of
         for number, server in enumerate(servers):
             exposing = lab.run(tmp_path / f"e{number}", "expose", str(lab.port), "--server", server)
             code = exposing.wait("code")["code"]
-            words = ("connect", "--server", server, "--forward", f"0:{lab.port}")
-            connecting = lab.run(tmp_path / f"c{number}", *words, PTUNNEL_CODE=code)
+            way = ("connect", "--server", server, "--forward", f"0:{lab.port}")
+            connecting = lab.run(tmp_path / f"c{number}", *way, PTUNNEL_CODE=code)
             connecting.wait("forward")
             connecting.end()
             exposing.end()
@@ -190,8 +190,8 @@ def test_every_line_of_a_busy_server_with_log_json_is_an_object_that_the_page_kn
         for number in range(3):
             exposing = lab.run(tmp_path / f"e{number}", "expose", str(lab.port), "--server", server)
             code = exposing.wait("code")["code"]
-            words = ("connect", "--server", server, "--forward", f"0:{lab.port}")
-            connecting = lab.run(tmp_path / f"c{number}", *words, PTUNNEL_CODE=code)
+            way = ("connect", "--server", server, "--forward", f"0:{lab.port}")
+            connecting = lab.run(tmp_path / f"c{number}", *way, PTUNNEL_CODE=code)
             connecting.wait("forward")
             connecting.end()
             exposing.end()

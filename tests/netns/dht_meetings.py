@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tests.netns.dht import Farm, OtherNodes, leave_dead_homes
 from tests.netns.kernel import LabError
@@ -166,7 +166,7 @@ def told(lab: Lab, farm: Farm, home: Site, friend: Site) -> tuple[float, str]:
 def run(condition: Condition, seed: int) -> tuple[list[Times], list[float]]:
     """All pairs of easy kinds; then, after how long the hard ones are told."""
     rng = random.Random(seed)
-    line = {"delay": condition.delay, "loss": condition.loss}
+    line: dict[str, Any] = {"delay": condition.delay, "loss": condition.loss}
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab, contextlib.ExitStack() as stack:
         farm = Farm(lab, **line)
         OtherNodes(lab, farm)
@@ -181,7 +181,7 @@ def run(condition: Condition, seed: int) -> tuple[list[Times], list[float]]:
         for turn in range(len(EASY)):
             pairs = [(home, friends[(at + turn) % len(EASY)]) for at, home in enumerate(homes)]
             lags = [rng.uniform(-LATE, LATE) for _ in pairs]
-            times = list(pool.map(lambda pair, lag: meet(lab, farm, *pair, lag), pairs, lags))
+            times = list(pool.map(lambda pair, lag: meet(lab, farm, pair[0], pair[1], lag), pairs, lags))
             for (home, friend), each in zip(pairs, times, strict=True):
                 shown = [None if it is None else round(it, 1) for it in (each.code, each.name, each.both)]
                 print(f"{home.kind:>10} x {friend.kind:<10} {shown} {each.trouble[:2000]}", file=sys.stderr, flush=True)
@@ -199,8 +199,8 @@ def run(condition: Condition, seed: int) -> tuple[list[Times], list[float]]:
 def row(condition: Condition, found: Iterable[Times], late: Iterable[float]) -> str:
     cells = [condition.words]
     found = list(found)
-    for pick in (lambda each: each.code, lambda each: each.name, lambda each: each.both):
-        seconds = [value for each in found if (value := pick(each)) is not None]
+    for what in ("code", "name", "both"):
+        seconds = [value for each in found if (value := getattr(each, what)) is not None]
         if seconds:
             cells.append(f"{len(seconds)} of {len(found)}: {statistics.median(seconds):.1f}, {max(seconds):.1f}")
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.schema import PAGE, schema
-from tests.unit.rendezvous.test_client_and_server import ROOMS
+from tests.unit.rendezvous.introductions import ROOMS
 from tests.unit.rendezvous.world import World
 from tunnel.cli import json_log
 from tunnel.cli.main import TABLE, run

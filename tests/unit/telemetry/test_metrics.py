@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.style.source import ROOT
-from tests.unit.rendezvous.test_client_and_server import ROOMS
+from tests.unit.rendezvous.introductions import ROOMS
 from tests.unit.rendezvous.world import World
 from tunnel.rendezvous.access import AccessList
 from tunnel.rendezvous.limits import ServerConfig
