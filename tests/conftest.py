@@ -32,6 +32,8 @@ HARD_EXTRA_S = 30
 
 THOROUGH = {
     "tests/style/test_release.py",
+    "tests/style/test_site.py",
+    "tests/driver/test_if_you_know.py",
     "tests/driver/test_bench_loopback.py",
     "tests/driver/test_cli_grants.py",
     "tests/driver/test_cli_loopback.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tunnel
 from tests.style.source import ROOT
@@ -56,3 +58,33 @@ def test_the_notes_of_a_release_have_every_fragment_and_one_heading_a_kind() -> 
     for path in (ROOT / "docs" / "changes").glob("*.*.md"):
         first = path.read_text(encoding="utf-8").split("\n", 1)[0].strip()
         assert first in notes, path.name
+
+
+DEBIAN = yaml.safe_load((ROOT / "scripts" / "deb" / "nfpm.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_debian_package_gives_way_to_the_other_program_of_that_name() -> None:
+    """tests/programs/test_packages.py installs and uses it; this is what can be seen without building it."""
+    assert DEBIAN["name"] == "ptunnel-p2p"
+    assert DEBIAN["conflicts"] == ["ptunnel"]
+    assert "replaces" not in DEBIAN, "files of another program are never taken over"
+    assert "provides" not in DEBIAN, "it does nothing of what that one does"
+
+
+def test_the_debian_package_depends_on_the_python_that_its_libraries_were_built_for() -> None:
+    assert DEBIAN["depends"][:2] == ["python3 (>= 3.${MINOR})", "python3 (<< 3.${NEXT})"]
+    filled = (ROOT / "scripts" / "package").read_text(encoding="utf-8")
+    for variable in ("VERSION", "ARCH", "ROOT", "MINOR", "NEXT", "LIBC"):
+        assert f"${{{variable}}}" in (ROOT / "scripts" / "deb" / "nfpm.yaml").read_text(encoding="utf-8")
+        assert re.search(rf"^(export.* )?{variable}\b", filled, re.MULTILINE) or f" {variable}=" in filled
+
+
+def test_the_debian_package_starts_nothing_and_keeps_state_until_it_is_purged() -> None:
+    for name in DEBIAN["scripts"].values():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        subprocess.run(["sh", "-n", ROOT / name], check=True, timeout=PATIENCE_S)
+        assert "set -e" in text
+        assert not re.search(r"systemctl (enable|start|restart)", text), name
+        if "rm -rf" in text:
+            assert text.index("= purge ]") < text.index("rm -rf")
+            assert name == DEBIAN["scripts"]["postremove"]

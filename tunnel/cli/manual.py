@@ -6,6 +6,7 @@ ptunnel man > ptunnel.1       scripts/install does that
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 
 import click
@@ -34,7 +35,7 @@ def page(group: click.Group) -> str:
         *_text(group.help or ""),
         ".SH COMMANDS",
     ]
-    for name, each in _commands(group):
+    for name, each in commands(group):
         context = click.Context(each, info_name=f"ptunnel {name}")
         usage = " ".join(each.collect_usage_pieces(context))
         lines += [".SS " + _plain(f"ptunnel {name} {usage}".strip()), *_text(each.help or "")]
@@ -48,7 +49,8 @@ def page(group: click.Group) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Each command that is shown, with its whole name; those of a group behind it."""
     context = click.Context(group)
     for name in group.list_commands(context):
         found = group.get_command(context, name)
@@ -56,24 +58,24 @@ def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click
             continue
         yield f"{prefix}{name}", found
         if isinstance(found, click.Group):
-            yield from _commands(found, f"{prefix}{name} ")
+            yield from commands(found, f"{prefix}{name} ")
+
+
+def paragraphs(text: str) -> Iterator[tuple[list[str], bool]]:
+    """Lines of each paragraph as click knows them, and whether they stand as they are: one that begins with a backspace does."""
+    for part in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        first, _, rest = part.partition("\n")
+        if first.strip() == "\b":
+            yield [line.rstrip() for line in rest.split("\n")], True
+        elif part:
+            yield [line.strip() for line in part.split("\n")], False
 
 
 def _text(text: str) -> list[str]:
-    """Paragraphs as click knows them: one that begins with a backspace stands as it is."""
     lines: list[str] = []
-    is_fixed = False
-    for line in inspect.cleandoc(text).split("\n"):
-        stripped = line.strip()
-        if stripped == "\b":
-            lines += [".PP", ".nf"] if not is_fixed else [""]
-            is_fixed = True
-        elif not stripped:
-            lines += [".fi"] if is_fixed else [".PP"]
-            is_fixed = False
-        else:
-            lines.append(_plain(line.rstrip() if is_fixed else stripped))
-    return [*lines, ".fi"] if is_fixed else lines
+    for found, is_fixed in paragraphs(text):
+        lines += [".PP", *([".nf"] if is_fixed else []), *map(_plain, found), *([".fi"] if is_fixed else [])]
+    return lines
 
 
 def _plain(text: str) -> str:
