@@ -27,9 +27,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_site_is_built_without_a_warning_and_every_page_is_in_its_menu(pages: Path, tmp_path: Path) -> None:
-    quiet = ["--quiet", "--fail-on-warning", "--keep-going"]
+    options = [
+        "--quiet",
+        "--fail-on-warning",
+        "--keep-going",
+        "-c",
+        str(ROOT / "scripts" / "site"),
+        "-d",
+        str(tmp_path / "doctrees"),
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *quiet, "-c", ROOT / "scripts" / "site", "-d", tmp_path / "doctrees", pages, tmp_path / "html"],
+        [sys.executable, "-m", "sphinx", *options, pages, tmp_path / "html"],
         capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
