@@ -67,7 +67,7 @@ def test_a_datagram_costs_the_same_beside_one_link_and_beside_a_hundred() -> Non
     for count in (2, MANY):
         star = at_rest(count)
         sealed = star.datagram(0)
-        spent.append(instructions(lambda star=star, sealed=sealed: star.arrive(0, sealed)))  # type: ignore[misc]
+        spent.append(instructions(lambda star=star, sealed=sealed: star.arrive(0, sealed)))
         assert star.take(0) == 1
     assert spent[0] == spent[1]
 
