@@ -160,7 +160,7 @@ def test_what_is_refused_costs_less_than_what_is_given() -> None:
     for world in (full, empty):
         cookie, rooms = world.cookie(source), tuple(bytes((number,)) * 16 for number in range(messages.MAX_ROOMS))
         data = messages.encode_request(7, b"s" * 16, messages.Join(Role.LISTEN, rooms), cookie=cookie)
-        costs.append(instructions(lambda world=world, data=data: world.server.handle_datagram(world.now, V4, source, data)))  # type: ignore[misc]
+        costs.append(instructions(lambda world=world, data=data: world.server.handle_datagram(world.now, V4, source, data)))
     assert costs[0] < costs[1]
 
 
