@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
 
@@ -86,6 +87,30 @@ class MalformedPacket(TunnelError):
 
 class InternalError(TunnelError):
     """A bug in ptunnel; please report it with the trace."""
+
+
+#: The first row that fits counts: exception, `code` of its JSON error and on the control socket.
+CODES: Final[tuple[tuple[type[TunnelError], str], ...]] = (
+    (StateError, "state_unusable"),
+    (AlreadyRunningError, "already_running"),
+    (ConfigurationError, "usage"),
+    (PairingError, "pairing_failed"),
+    (PermissionDeniedError, "denied"),
+    (ServerUnreachableError, "server_unreachable"),
+    (UnreachableError, "peer_unreachable"),
+    (PeerError, "peer_unreachable"),
+    (TunnelError, "internal"),
+)
+
+
+def code_of(error: TunnelError) -> str:
+    """By which a program tells what kind of trouble it is."""
+    return next(code for kind, code in CODES if isinstance(error, kind))
+
+
+def error_of(code: str, text: str) -> TunnelError:
+    """The exception for an error that another process of ours has told."""
+    return next((kind for kind, each in CODES if each == code), TunnelError)(text)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

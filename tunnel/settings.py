@@ -230,6 +230,8 @@ def _fields() -> dict[str, tuple[Any, Row]]:
 _FIELDS: Final = _fields()
 #: Setting -> its row.
 TABLE: Final[Mapping[str, Row]] = {key: row for key, (_type, row) in _FIELDS.items()}
+#: Lists of tables of config.toml that are no settings: `ptunnel up` reads them (tunnel.up.config).
+TABLES_IN_FILE: Final = ("expose", "forward", "room")
 _taken: dict[str, str] = {}  # secrets out of the environment, by variable
 
 
@@ -270,6 +272,8 @@ def load(
     places: dict[str, str] = {}
     config = file if isinstance(file, ConfigFile) else ConfigFile(file)
     for key, value in config.items():
+        if key in TABLES_IN_FILE:
+            continue
         places[key] = f"{config.place(key)} {key}"
         if key not in TABLE or not TABLE[key].is_in_file:
             known = ", ".join(sorted(key for key, row in TABLE.items() if row.is_in_file))

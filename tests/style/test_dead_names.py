@@ -13,7 +13,7 @@ KINDS = ("function", "method", "property", "class", "import", "unreachable_code"
 #: Called by name, or by somebody outside: a framework, or whoever uses the library.
 CALLED_FROM_OUTSIDE = {
     "__dir__", "__getattr__", "__call__",
-    "wait_link", "new_code", "open_tcp", "is_connected", "receive_exactly",  # tunnel: docs/library.md
+    "wait_link", "new_code", "open_tcp", "receive_exactly",  # tunnel: docs/library.md
     "wait_send_all_might_not_block",  # trio.abc.HalfCloseableStream
     "format_commands", "create_command", "join_command", "remove_command", "list_command", "forget_command",  # click
     "rename_command",

@@ -49,8 +49,10 @@ ARROWS: dict[str, set[str]] = {
     "ports": {"setup", "shell", "pairing", "core", "doors.udp", "host", "state", *SETTINGS, *WALLS},
     "room": {"room.core", "room.ip", "ports", "setup", "shell", "node", "pairing", "doors.tun", "state", *SETTINGS, *WALLS},
     "control": {"shell", *WALLS},
+    "up": {"control", "room", "ports", "setup", "shell", "pairing", "host", "state", *SETTINGS, *WALLS},
     "cli": {
-        "examples", "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", "telemetry", *SETTINGS,
+        "examples", "up", "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", "telemetry",
+        *SETTINGS,
         *WALLS,
     },
     # modules of their own
@@ -81,6 +83,7 @@ PACKAGES: dict[str, set[str]] = {
     "ports": {"trio", "msgspec"},
     "room": {"trio", "msgspec"},
     "room.core": {"msgspec", "cryptography"},
+    "up": {"trio", "msgspec", "tomlkit"},
     "setup": {"trio"},
     "shell": {"trio"},
     "doors.udp": {"trio"},

@@ -14,7 +14,7 @@ from tunnel.errors import ConfigurationError
 HABITS: Final = {
     "ptunnel": {
         "add": "connect", "create": "lan create", "delete": "peers forget", "dial": "connect", "forget": "peers forget",
-        "forward": "connect", "join": "lan join", "kick": "lan remove", "list": "peers", "listen": "expose",
+        "kick": "lan remove", "list": "peers", "listen": "expose",
         "ls": "peers", "open": "expose", "party": "lan create", "recv": "connect", "remove": "lan remove",
         "rename": "peers rename", "rm": "peers forget", "room": "lan", "run": "exec", "send": "expose", "server": "serve",
         "share": "expose", "ssh": "connect", "start": "expose", "test": "doctor", "unshare": "revoke",

@@ -60,9 +60,15 @@ TABLE: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
 
 COMMANDS: Final = {
     "serve": "Run a rendezvous server on a public host.",
+    "up": "Run what config.toml asks for: all links of this home in one process.",
     "expose": "Let a peer reach ports of this machine; prints a code.",
+    "grant": "Let a remembered peer reach more of this machine.",
     "revoke": "Take back what a remembered peer may reach here.",
     "connect": "Reach a peer: forward local ports to it, or --stdio for ssh.",
+    "forward": "Add, remove and list the forwards of the running 'up'.",
+    "invite": "Have the running 'up' give a code for one new peer.",
+    "join": "Have the running 'up' pair by a code, and forward ports.",
+    "reload": "Have the running 'up' go by an edited config.toml.",
     "lan": "A LAN over the internet for a game: create a room, join one.",
     "exec": "Run a program whose only network is a room: needs no privilege.",
     "peers": "List, rename and forget remembered peers.",
@@ -140,8 +146,8 @@ SETTINGS
 Scripts: --json on any command prints one JSON object a line on stdout, 'event' first:
   listening, code, paired, serving, shared, path, forward, remote, connection, connections,
   member, closed, warning while something runs; error as the last one of a command that failed;
-  granted, revoked, peer, renamed, forgotten, setting, room, removed, status, check, ping,
-  bench, doctor, finding as answers.
+  granted, revoked, peer, renamed, forgotten, setting, room, removed, forward_removed,
+  reloaded, status, check, ping, bench, doctor, finding as answers.
   People are spoken to on stderr; 'exec' prints events there too.
 
 \b

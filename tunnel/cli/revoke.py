@@ -9,8 +9,11 @@ import click
 
 from tunnel.cli.options import common, complete_peer, open_home
 from tunnel.cli.render import json_line, tell
+from tunnel.cli.resident import NOT_RUNNING, ask_up, saves
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tunnel.state.home import Home
 
 LOOK_PATIENCE: Final = 1.0  # seconds for all running processes to answer
@@ -19,8 +22,9 @@ LOOK_PATIENCE: Final = 1.0  # seconds for all running processes to answer
 @click.command("revoke")
 @click.argument("peer", shell_complete=complete_peer)
 @click.argument("what", nargs=-1, metavar="[PORT | PORT/udp | NAME]...")
+@saves
 @common
-def command(peer: str, what: tuple[str, ...], is_json: bool, verbose: int) -> int:
+def command(peer: str, what: tuple[str, ...], saves: bool, is_json: bool, verbose: int) -> int:
     """Take back what PEER may reach here: these ports and names, or everything.  PEER stays remembered.
 
     What is open of it ends within a second, whichever command of this user serves it, or none; everything else goes on.
@@ -35,27 +39,38 @@ def command(peer: str, what: tuple[str, ...], is_json: bool, verbose: int) -> in
     import trio
 
     from tunnel.cli.render import listing
+    from tunnel.control.messages import Revoke
+    from tunnel.errors import UnreachableError
     from tunnel.ports.granting import revoke
 
     home = open_home()
     home.peer(peer)
+
+    def say(told: Mapping[str, Any]) -> None:
+        if is_json:
+            click.echo(json_line(told))
+            return
+        ended, grants = told["streams"], told["grants"]
+        cut = f"; {ended} open connection{'s' * (ended > 1)} ended" if ended else ""
+        if not grants:
+            tell(f"{told['peer']} may reach nothing of this machine any more{cut}.")
+        else:
+            taken = listing(told["revoked"])
+            left = f"What is left: {listing(grants)}."
+            click.echo(f"{told['peer']} may not reach {taken} of this machine any more{cut}. {left}", err=True)
+        if told.get("again"):
+            tell("config.toml grants it still, from the next reload on: --save takes it out there.")
+
+    if ask_up(home, Revoke(peer, [*what], saves), say):
+        return 0
+    if saves:
+        raise UnreachableError(NOT_RUNNING)
     before = trio.run(_ended, home)
     revoked = revoke(peer, *what, home=home.path)
     after = trio.run(_ended, home)
     ended = sum(max(0, count - before.get(pid, 0)) for pid, count in after.items())
-    if is_json:
-        told = {"peer": revoked.peer, "revoked": list(revoked.revoked), "grants": list(revoked.grants), "streams": ended}
-        click.echo(json_line({"event": "revoked", **told}))
-        return 0
-    cut = f"; {ended} open connection{'s' * (ended > 1)} ended" if ended else ""
-    if not revoked.grants:
-        tell(f"{revoked.peer} may reach nothing of this machine any more{cut}.")
-    else:
-        taken = listing(revoked.revoked)
-        click.echo(
-            f"{revoked.peer} may not reach {taken} of this machine any more{cut}. What is left: {listing(revoked.grants)}.",
-            err=True,
-        )
+    told = {"peer": revoked.peer, "revoked": list(revoked.revoked), "grants": list(revoked.grants), "streams": ended}
+    say({"event": "revoked", **told})
     return 0
 
 

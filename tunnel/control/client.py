@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,26 @@ from typing import Final
 
 import trio
 
-from tunnel.control.messages import MAX_ANSWER, Answer, Bench, Check, Ping, Reach, Request, decode_answer, encode_line, error
+from tunnel.control.messages import (
+    MAX_ANSWER,
+    Answer,
+    Bench,
+    Carry,
+    Check,
+    Invite,
+    Join,
+    Ping,
+    Reach,
+    Request,
+    Share,
+    decode_answer,
+    encode_line,
+    error,
+)
 from tunnel.control.sockets import Lines, connect, has_control_sockets, is_ours, leave, socket_path, sweep
 from tunnel.errors import MalformedPacket
 
+CODE_PAUSE: Final = 180.0  # seconds: a pairing waits for its server, and where others try the code for their end
 SILENCE_LIMIT: Final = 10.0  # seconds without an answer beyond what the request allows; a lost ping is told after 5
 
 
@@ -75,6 +92,10 @@ def _expected_pause(request: Request) -> float:
             return wait_s
         case Reach():
             return 10.0  # two questions of 3.5 s, and the resolver
+        case Join() | Invite():
+            return CODE_PAUSE
+        case Share() | Carry():
+            return math.inf
         case _:
             return 0.0
 

@@ -17,6 +17,7 @@ MAX_REQUEST: Final = 4 * 1024  # bytes of a line
 MAX_ANSWER: Final = 1024 * 1024  # bytes of a line; 1,024 forwards with their names fit
 
 PeerName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]  # a name or a fingerprint
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]  # a port, a forward or a code, as a command line has it
 Duration = Annotated[float, msgspec.Meta(ge=0, le=86_400)]  # seconds
 
 
@@ -93,11 +94,90 @@ class Reach(msgspec.Struct, frozen=True, tag_field="do", tag="reach"):
     server: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 
 
+class AddForward(msgspec.Struct, frozen=True, tag_field="do", tag="add_forward"):
+    """Forward a port to `peer` from now on; `save`: in config.toml, too.  Answered by a `forward` for each port.
+
+    This and the requests that follow are answered by `ptunnel up` alone; any other process says nothing.
+    """
+
+    peer: PeerName
+    spec: Word
+    save: bool = False
+
+
+class RemoveForward(msgspec.Struct, frozen=True, tag_field="do", tag="remove_forward"):
+    """End a forward to `peer`; `save`: take it out of config.toml, too.  Answered by one `forward_removed`."""
+
+    peer: PeerName
+    spec: Word
+    save: bool = False
+
+
+class Give(msgspec.Struct, frozen=True, tag_field="do", tag="give"):
+    """Let `peer` reach `what` too; `save`: by config.toml.  Answered by one `granted`."""
+
+    peer: PeerName
+    what: Annotated[list[Word], msgspec.Meta(min_length=1)]
+    save: bool = False
+
+
+class Revoke(msgspec.Struct, frozen=True, tag_field="do", tag="revoke"):
+    """Take `what` back from `peer`, or all; `save`: out of config.toml, too.  Answered by one `revoked`."""
+
+    peer: PeerName
+    what: list[Word] = []
+    save: bool = False
+
+
+class Invite(msgspec.Struct, frozen=True, tag_field="do", tag="invite"):
+    """A code for one new peer, who may reach `what`.  Answered by one `code`, with the `server` that belongs to it."""
+
+    what: list[Word] = []
+
+
+class Join(msgspec.Struct, frozen=True, tag_field="do", tag="join"):
+    """Pair by a code and forward ports to that peer.  Answered by one `paired`, and a `forward` for each port."""
+
+    code: Word
+    forwards: list[Word] = []
+    save: bool = False
+
+
+class Reload(msgspec.Struct, frozen=True, tag_field="do", tag="reload"):
+    """Go by config.toml as it is now.  Answered by one `reloaded`."""
+
+
+class Share(msgspec.Struct, frozen=True, tag_field="do", tag="share"):
+    """As Invite, for as long as this conversation lasts: whoever comes by its codes may reach `what` until then.
+
+    Answered by the events of `expose`, until the client leaves.
+    """
+
+    what: Annotated[list[Word], msgspec.Meta(min_length=1)]
+    keep: bool = False
+
+
+class Carry(msgspec.Struct, frozen=True, tag_field="do", tag="carry"):
+    """Forward ports to a peer, or to whom `code` leads, for as long as this conversation lasts.
+
+    Answered by the events of `connect`, until the client leaves.
+    """
+
+    forwards: Annotated[list[Word], msgspec.Meta(min_length=1)]
+    peer: PeerName | None = None
+    code: Word | None = None
+
+
 class Close(msgspec.Struct, frozen=True, tag_field="do", tag="close"):
     """End the process as Ctrl-C would.  Answered by one `closing`."""
 
 
-Request: TypeAlias = Status | Ping | Bench | Check | Forget | Remove | Grant | Look | Reach | Close
+Request: TypeAlias = (
+    Status | Ping | Bench | Check | Forget | Remove | Grant | Look | Reach | Close
+    | AddForward | RemoveForward | Give | Revoke | Invite | Join | Reload | Share | Carry
+)  # fmt: skip
+#: Those that last as long as the client stays.
+HELD: Final = (Share, Carry)
 Answer: TypeAlias = dict[str, Any]
 
 _decoder: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)

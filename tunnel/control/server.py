@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeAlias
 
 import trio
 
 from tunnel.control.messages import (
+    HELD,
     MAX_REQUEST,
     Answer,
     Bench,
@@ -33,11 +34,12 @@ from tunnel.control.messages import (
     error,
 )
 from tunnel.control.sockets import Lines, has_control_sockets, is_ours, leave, short_path, socket_path, sweep
-from tunnel.errors import MalformedPacket, StateError, TunnelError
+from tunnel.errors import MalformedPacket, StateError, TunnelError, code_of
 from tunnel.faults import Faults
 from tunnel.shell.link import CloseCode, Link
 
 MAX_CLIENTS: Final = 16  # at once; more are told to come again
+MAX_HELD: Final = 256  # clients besides for whom something lasts as long as they stay: foreground commands, one a window
 REQUEST_TIMEOUT: Final = 10.0  # seconds for the next request
 WRITE_TIMEOUT: Final = 10.0  # seconds for a client to take an answer
 PING_TIMEOUT: Final = 5.0  # seconds until a ping counts as lost
@@ -51,6 +53,10 @@ _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 #: What a request that failed is called.
 _FAILURES: Final[dict[type, str]] = {Remove: "not_removed", Grant: "not_granted", Look: "not_looked"}
+
+
+Say: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[None]]
+Verb: TypeAlias = Callable[[Any, Say], Awaitable[None]]  # answers a request by saying events
 
 
 def _nothing(*_arguments: object) -> None:
@@ -73,11 +79,25 @@ class Process:
     look: Callable[[], Awaitable[int]] | None = None  # go by what is remembered now; how many streams were ever cut for that
     #: What another server sees of our sockets.  Raises TunnelError.
     reach: Callable[[str], Awaitable[Sequence[Mapping[str, Any]]]] | None = None
+    verbs: Mapping[type, Verb] = field(default_factory=dict)  # what only some processes answer, by the type of request
     #: Measures a link for so many seconds a transfer and hands out each result.
     bench: Callable[[Any, float, Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]] | None = None
     details: Callable[[], Mapping[str, Any]] = field(default=dict)  # further keys of `status`: forwards, counters
     faults: Faults = field(default_factory=Faults)  # whose walls stand around each conversation
     notice: Callable[[str], None] = _nothing  # takes a sentence for the person
+    started: float = field(default_factory=time.monotonic)
+
+
+def status_of(process: Process) -> Answer:
+    """The event `status`."""
+    return {
+        "event": "status",
+        "pid": os.getpid(),
+        "role": process.role,
+        "uptime_s": round(time.monotonic() - process.started, 3),
+        "links": [link.status().to_dict() for link in process.links()],
+        **process.details(),
+    }
 
 
 @asynccontextmanager
@@ -156,20 +176,26 @@ def _open_listener(run_dir: Path, path: Path) -> socket.socket:
     return listener
 
 
+@dataclass(slots=True)
+class Crowd:
+    """How many clients there are."""
+
+    asking: int = 0
+    held: int = 0
+
+
 async def _accept(listener: socket.socket, process: Process) -> None:
-    clients = 0
-    started = time.monotonic()
+    crowd = Crowd()
 
     async def serve(sock: socket.socket) -> None:
-        nonlocal clients
-        clients += 1
+        crowd.asking += 1
         try:
             with process.faults.wall("control", "ended a conversation on the control socket"):
                 async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
                     with contextlib.suppress(*_GONE, MalformedPacket):
-                        await _Conversation(stream, process, started).run(is_busy=clients > MAX_CLIENTS)
+                        await _Conversation(stream, process, crowd).run()
         finally:
-            clients -= 1
+            crowd.asking -= 1
 
     async with trio.open_nursery() as nursery:
         while True:
@@ -194,14 +220,14 @@ async def _accept(listener: socket.socket, process: Process) -> None:
 class _Conversation:
     """One client: requests in, answers out."""
 
-    def __init__(self, stream: trio.SocketStream, process: Process, started: float) -> None:
+    def __init__(self, stream: trio.SocketStream, process: Process, crowd: Crowd) -> None:
+        self._crowd = crowd
         self._stream = stream
         self._process = process
-        self._started = started
 
-    async def run(self, *, is_busy: bool) -> None:
-        if is_busy:
-            await self._say(error("busy", "Too many programs are asking this process: try again."))
+    async def run(self) -> None:
+        if self._crowd.asking > MAX_CLIENTS:
+            await self._say_busy()
             return
         lines = Lines(self._stream, MAX_REQUEST)
         while True:
@@ -214,9 +240,38 @@ class _Conversation:
             except MalformedPacket as problem:
                 await self._say(error("bad_request", str(problem)))
                 continue
+            if isinstance(request, HELD) and type(request) in self._process.verbs:
+                await self._hold(request, lines)
+                return
             await self._answer(request)
 
-    async def _say(self, answer: Answer) -> None:
+    async def _say_busy(self) -> None:
+        await self._say(error("busy", "Too many programs are asking this process: try again."))
+
+    async def _hold(self, request: Request, lines: Lines) -> None:
+        """Answer until the client leaves: then what it asked for ends."""
+        crowd = self._crowd
+        if crowd.held >= MAX_HELD:
+            await self._say_busy()
+            return
+        crowd.held += 1
+        crowd.asking -= 1
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def answer() -> None:
+                    await self._answer(request)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(answer)
+                with contextlib.suppress(*_GONE, MalformedPacket):
+                    await lines.next()
+                nursery.cancel_scope.cancel()
+        finally:
+            crowd.held -= 1
+            crowd.asking += 1
+
+    async def _say(self, answer: Mapping[str, Any]) -> None:
         with trio.move_on_after(WRITE_TIMEOUT) as limit:
             await self._stream.send_all(encode_line(answer))
         if limit.cancelled_caught:
@@ -232,10 +287,13 @@ class _Conversation:
             await self._say(error("internal", text))
 
     async def _do(self, request: Request) -> None:
+        verb = self._process.verbs.get(type(request))
         try:
             match request:
+                case _ if verb is not None:
+                    await verb(request, self._say)
                 case Status():
-                    await self._say(self._status())
+                    await self._say(status_of(self._process))
                 case Ping():
                     if not await self._ping(request):
                         return
@@ -264,22 +322,12 @@ class _Conversation:
                     await self._say({"event": "closing", "pid": os.getpid()})
                     self._process.close()
                 case _:
-                    assert_never(request)
+                    pass
         except TunnelError as problem:
             code = "state_unusable" if isinstance(problem, StateError) else _FAILURES.get(type(request), "link_lost")
-            await self._say(error(code, str(problem)))
+            await self._say(error(code if verb is None else code_of(problem), str(problem)))
         else:
             await self._say({"event": "done"})
-
-    def _status(self) -> Answer:
-        return {
-            "event": "status",
-            "pid": os.getpid(),
-            "role": self._process.role,
-            "uptime_s": round(time.monotonic() - self._started, 3),
-            "links": [link.status().to_dict() for link in self._process.links()],
-            **self._process.details(),
-        }
 
     def _find(self, peer: str | None) -> list[Link]:
         """Those to `peer`, by name or fingerprint; None for all."""

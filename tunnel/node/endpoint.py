@@ -17,6 +17,7 @@ from tunnel.node.context import Context, EndpointConfig, PeerStore
 from tunnel.node.demux import FIRST_HANDSHAKE, LAST_HANDSHAKE, LAST_STUN, LAST_TRANSPORT, SERVER_KINDS
 from tunnel.node.events import EndpointEvent, KnownPeer, Problem, Troubled
 from tunnel.node.fairness import FairShare
+from tunnel.node.flows.claim_code import ConnectorPairing
 from tunnel.node.flows.expose_code import FOR_ONE, CodeTerms, ExposerPairing
 from tunnel.node.meetings import Meetings
 from tunnel.node.peering import Peering
@@ -212,13 +213,14 @@ class Endpoint:
     # --- verbs
 
     def offer_code(
-        self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool, terms: CodeTerms = FOR_ONE
-    ) -> ExposerPairing:
+        self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], lent: tuple[dict[str, Any], ...] = (),
+        keep: bool, terms: CodeTerms = FOR_ONE,
+    ) -> ExposerPairing:  # fmt: skip
         """Expose to one new peer (with `keep`: to one after the other).  CodeIssued follows, then PeerPaired.
 
         `terms` FOR_MANY: a room's code, which many may use at once.
         """
-        return self._control.offer_code(now, server, grants=grants, keep=keep, terms=terms)
+        return self._control.offer_code(now, server, grants=grants, lent=lent, keep=keep, terms=terms)
 
     def claim_code(
         self,
@@ -228,9 +230,13 @@ class Endpoint:
         *,
         expected: KnownPeer | None = None,
         purpose: Purpose = Purpose.PORTS,
-    ) -> None:
+    ) -> ConnectorPairing:
         """Connect by a code.  PeerPaired and PeeringStarted follow, or Troubled with is_final.  Raises ConfigurationError."""
-        self._control.claim_code(now, server, code, expected=expected, purpose=purpose)
+        return self._control.claim_code(now, server, code, expected=expected, purpose=purpose)
+
+    def withdraw_code(self, now: Instant, flow: ExposerPairing) -> None:
+        """The code of `flow` lets nobody in any more, nor does a fresh one follow."""
+        self._control.withdraw_code(now, flow)
 
     def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
         """Connect to a remembered peer, and stay connected.  PeeringStarted follows."""

@@ -35,10 +35,16 @@ class KnownPeer:
     psk: bytes = field(repr=False)
     server: str | None
     grants: tuple[dict[str, Any], ...] = ()
+    lent: tuple[dict[str, Any], ...] = ()  # what it may reach besides, for as long as this process says so: nobody remembers it
     is_awaited: bool = True  # by whoever listens: False where only we dial
     machines: tuple[bytes, ...] = ()  # on which it was met, the last one last
     kept: tuple[KeptPsk, ...] = ()
     is_hybrid: bool = False
+
+    @property
+    def reach(self) -> tuple[dict[str, Any], ...]:
+        """All that it may reach now."""
+        return self.grants + self.lent
 
 
 class Problem(Enum):

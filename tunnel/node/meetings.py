@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, assert_never
 
 from tunnel.core.timers import earliest
@@ -64,10 +65,15 @@ class Meetings:
     # --- verbs, as Endpoint has them
 
     def offer_code(
-        self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], keep: bool, terms: CodeTerms = FOR_ONE
-    ) -> ExposerPairing:
+        self, now: Instant, server: str, *, grants: tuple[dict[str, Any], ...], lent: tuple[dict[str, Any], ...] = (),
+        keep: bool, terms: CodeTerms = FOR_ONE,
+    ) -> ExposerPairing:  # fmt: skip
         def adopt(at: Instant, completed: Completed, path: PathKey, instance: int, is_initiator: bool) -> Peering | None:
-            return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow.grants)
+            peering = self._adopt(at, completed, path, instance, is_initiator, server=server, grants=flow.grants)
+            if peering is not None and lent:
+                peering.peer = replace(peering.peer, lent=(*peering.peer.lent, *lent))
+                self._context.peers[peering.peer.static] = peering.peer
+            return peering
 
         client = self._context.clients[server]
         flow = ExposerPairing(self._context, client, grants=grants, keep=keep, adopt=adopt, now=now, terms=terms)
@@ -82,7 +88,7 @@ class Meetings:
         *,
         expected: KnownPeer | None = None,
         purpose: Purpose = Purpose.PORTS,
-    ) -> None:
+    ) -> ConnectorPairing:
         """`expected`: it has to be this peer, with the key that we remember.  `purpose`: what the code has to be for."""
         parsed = parse_code(code)
         require_purpose(parsed, purpose)
@@ -95,7 +101,17 @@ class Meetings:
             return self._adopt(at, completed, path, instance, is_initiator, server=server, grants=())
 
         client = self._context.clients[server]
-        self._claiming.append(ConnectorPairing(self._context, client, parsed, adopt=adopt, now=now, purpose=purpose))
+        flow = ConnectorPairing(self._context, client, parsed, adopt=adopt, now=now, purpose=purpose)
+        self._claiming.append(flow)
+        return flow
+
+    def withdraw_code(self, now: Instant, flow: ExposerPairing) -> None:
+        """The code lets nobody in any more, nor does a fresh one follow."""
+        if flow in self._exposing:
+            self._exposing.remove(flow)
+            with flow.wall(now):
+                flow.close(now)
+        self.pump(now)
 
     def dial(self, now: Instant, peer: KnownPeer, server: str) -> Peering:
         context = self._context

@@ -75,7 +75,7 @@ class Peering:
         self._context = context
         self._is_explained = self._has_lost_puncher = self._has_failed = False
         self._is_silent = False  # no path stands, and that was told
-        self._grants: tuple[tuple[dict[str, Any], ...], GrantSet] | None = None
+        self._grants: tuple[KnownPeer, GrantSet] | None = None
         self._streams_seen = 0
         self._fault: Exception | None = None  # met where nothing could be done about it
         self.hybrid = Hybrid(context, self)
@@ -85,11 +85,12 @@ class Peering:
     @property
     def grants(self) -> GrantSet:
         """The grants of this peer on our side."""
-        if self._grants is None or self._grants[0] is not self.peer.grants:
+        if self._grants is None or self._grants[0] is not self.peer:
             try:
-                self._grants = (self.peer.grants, GrantSet.from_dicts(self.peer.grants))
+                remembered = GrantSet.from_dicts(self.peer.grants)
             except StateError:
-                self._grants = (self.peer.grants, GrantSet())  # what cannot be read grants nothing
+                remembered = GrantSet()  # what cannot be read grants nothing
+            self._grants = (self.peer, remembered.union(GrantSet.from_dicts(self.peer.lent)))
         return self._grants[1]
 
     @property

@@ -57,6 +57,7 @@ class ForwardCounters:
     tcp_waiting: int = 0  # connections that had to wait, as the peer allowed no more streams
     misled: int = 0  # a name that was given to expose led to this machine, or to a reserved address
     malformed_opens: int = 0
+    untold: int = 0  # events that a foreground command did not read in time
     revoked: int = 0  # streams and flows that ended because their grant was taken back
 
     def as_dict(self) -> dict[str, int]:

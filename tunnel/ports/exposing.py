@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,10 +19,10 @@ from tunnel.ports.granting import Granted, grant, readable, require_something_to
 from tunnel.ports.public_link import Link, LinkHandler
 from tunnel.settings import GivenPeer, Settings
 from tunnel.setup.common import OnEvent, Words, require_trio, single_error, words
-from tunnel.setup.machine import MACHINE
+from tunnel.setup.machine import MACHINE, Machine
 from tunnel.setup.moving import tell_place
 from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
-from tunnel.setup.store import HomeStore
+from tunnel.setup.store import HomeStore, Lend
 from tunnel.setup.ways import WayKeeper
 from tunnel.shell.endpoint import EndpointDriver, KnownPeer
 from tunnel.shell.events import Event, Listening, Serving, Trouble
@@ -32,12 +33,24 @@ from tunnel.shell.reports import EndpointEvent, ExposerPairing, Troubled, to_eve
 from tunnel.shell.servers import Lookup
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A process that stays whatever comes of its peers and codes, and needs nothing to share at its start."""
+
+    lend: Lend  # what a peer may reach besides what is remembered of it
+    changed: Callable[[Sequence[KnownPeer]], None]  # told the remembered peers each time that they have changed
+    heard: Callable[[EndpointEvent], None]  # told whatever happens
+
+
 class Exposure:
     """A running `expose`."""
 
     def __init__(
-        self, nursery: trio.Nursery, store: HomeStore, handler: LinkHandler, on_event: OnEvent | None, around: Surroundings
-    ) -> None:
+        self, nursery: trio.Nursery, store: HomeStore, handler: LinkHandler, on_event: OnEvent | None, around: Surroundings,
+        resident: Resident | None = None,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self._resident = resident
         self.server: str | None = None  # host:port as the other side must name it; None: remembered peers only
         self.is_embedded = False
         self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
@@ -94,6 +107,8 @@ class Exposure:
     def _set_peers(self, peers: Iterable[KnownPeer]) -> None:
         """Apply changed grants: streams that are not granted any more end, and the new grants are told."""
         peers = list(peers)
+        if self._resident is not None:
+            self._resident.changed(peers)
         if self.driver is not None:
             self.driver.set_peers(peers)
             self._greet(peer.server for peer in peers)
@@ -121,10 +136,31 @@ class Exposure:
         self._tell_served(peers, {})
 
     def _tell_served(self, peers: Iterable[KnownPeer], before: Mapping[bytes, tuple[dict[str, Any], ...]]) -> None:
-        self._served = {peer.static: peer.grants for peer in peers}
+        self._served = {peer.static: peer.reach for peer in peers}
         for peer in peers:
-            if before.get(peer.static, ()) != peer.grants:
-                self._tell(Serving(peer=peer.name, grants=told(readable(peer.grants))))
+            if before.get(peer.static, ()) != peer.reach:
+                self._tell(Serving(peer=peer.name, grants=told(readable(peer.grants).union(readable(peer.lent)))))
+
+    async def settle_server(self, machine: Machine) -> str:
+        """The server for a code, which answers: that of this exposure, or where it has none, one that is started here now.
+
+        Raises ConfigurationError, ServerUnreachableError.
+        """
+        assert self.driver is not None
+        lookup: Lookup | None = None
+        if self.server is None:
+            self.server = await embed(self._nursery, machine, ())
+            assert self.server is not None  # with no former one there is always a port for it
+            self.is_embedded = True
+            self.places.add(self.server)
+            self._greeted.add(self.server)
+            self.find = lambda server: found_here(server, machine, lambda _where: None)
+            lookup = found_here(self.server, machine, self._set_place)
+            if machine.has_router and self._store.settings.wants_port_mapping:
+                await map_server(self._nursery, self._set_public, self.server, self._store.faults)
+            self._tell_listening(self.server)
+        await reach(self.driver, self.server, self._around, lookup, waits=False)
+        return self.server
 
     def new_code(self) -> None:
         """One more code, now: it arrives as a CodeReady event.  Raises ConfigurationError."""
@@ -157,7 +193,9 @@ class Exposure:
         self._notify()
 
     def _handle_event(self, event: EndpointEvent) -> None:
-        if isinstance(event, Troubled) and event.is_final and self._problem is None:
+        if self._resident is not None:
+            self._resident.heard(event)
+        elif isinstance(event, Troubled) and event.is_final and self._problem is None:
             self._problem = to_exception(event)
             self._notify()
         if self._on_event is not None and self.driver is not None:
@@ -225,6 +263,36 @@ async def expose(
     What is left out, or None, is as the environment and config.toml say; `settings` stands for all of these once resolved.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
+    settled = _expose(
+        grants, home=home, keep=keep, to=to, only=only, on_event=on_event, handler=handler, pair=pair, waits=waits, rate=rate,
+        settings=settings, given=given,
+    )  # fmt: skip
+    async with settled as exposure:
+        yield exposure
+
+
+@asynccontextmanager
+async def stay(
+    resident: Resident,
+    handler: LinkHandler,
+    *,
+    home: Path | str | None,
+    on_event: OnEvent | None,
+    settings: Settings | None = None,
+) -> AsyncIterator[Exposure]:
+    """The same for a process that stays: remembered peers are served, and it makes codes and dials by itself."""
+    async with _expose(
+        home=home, on_event=on_event, handler=handler, pair=False, waits=True, settings=settings, resident=resident
+    ) as exposure:
+        yield exposure
+
+
+@asynccontextmanager
+async def _expose(
+    grants: Words = (), *, home: Path | str | None, keep: bool = False, to: str | Sequence[str] = (), only: bool = False,
+    on_event: OnEvent | None, handler: LinkHandler | None, pair: bool | None, waits: bool, rate: str | float | None = None,
+    settings: Settings | None, given: GivenPeer | None = None, resident: Resident | None = None,
+) -> AsyncIterator[Exposure]:  # fmt: skip
     require_trio()
     grants, to = words(grants), words(to)
     wanted = GrantSet.parse(*grants)
@@ -234,7 +302,8 @@ async def expose(
         if on_event is not None:
             on_event(Trouble(code="not_saved", message=text))
 
-    store = HomeStore(home, not_saved, settings=settings, given=given)
+    lend = None if resident is None else resident.lend
+    store = HomeStore(home, not_saved, settings=settings, given=given, lend=lend)
     settings, machine = store.settings, MACHINE.get()
     maps_ports = machine.has_router and settings.wants_port_mapping
     wants_code = (bool(len(wanted)) if pair is None else pair) and not to
@@ -245,18 +314,18 @@ async def expose(
     for each in to:
         store.choose(each)
     peers = store.load()
-    if not wants_code and not to and (handler is None or not peers):
+    if resident is None and not wants_code and not to and (handler is None or not peers):
         require_something_to_share(store.home.peers())
     ways = WayKeeper(store.home)
     around = Surroundings(on_event, machine)
-    lock = store.home.lock_expose()
+    lock = store.home.lock_expose(is_resident=resident is not None)
     if lock.trouble:
         not_saved(lock.trouble)
     driver: EndpointDriver | None = None
     try:
         with single_error():
             async with trio.open_nursery() as nursery:
-                exposure = Exposure(nursery, store, serve, on_event, around)
+                exposure = Exposure(nursery, store, serve, on_event, around, resident)
                 rendezvous = settings.server
                 if waits and rendezvous is None and not wants_code and any(map(may_be_ours, (peer.server for peer in peers))):
                     await around.wait_network()

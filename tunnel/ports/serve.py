@@ -82,6 +82,11 @@ class Listeners:
             found.append(Ready(binds[0], "socks" if forward.is_door else f"{forward.protocol}/{forward.target}", binds))
         return found
 
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """All that listen."""
+        return [sock for _forward, sockets in self._open for sock in sockets]
+
     def warnings(self) -> list[str]:
         """Sentences about forwards of which only a part could be opened."""
         return [text for forward, sockets in self._open if (text := half_bound(forward, sockets))]

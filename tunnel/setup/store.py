@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SEEN_AFTER: Final = 1.0  # seconds
 WATCH_INTERVAL: Final = 0.4  # seconds between looks at the peers' file: `peers forget` cuts live streams within one
 Stamp: TypeAlias = tuple[int, int, int]  # Home.peers_stamp
+Lend: TypeAlias = Callable[[Peer], tuple[dict[str, Any], ...]]
 
 
 @cache
@@ -71,8 +72,11 @@ class HomeStore:
         settings: Settings | None = None,
         given: Given | GivenPeer | None = None,
         name: str | None = None,
+        lend: Lend | None = None,
     ) -> None:
         """`not_saved` is told, in one sentence, why a new peer will not be remembered.
+
+        `lend(peer)` is what a peer may reach besides what is remembered of it.
 
         `settings` are those that the command line has resolved, `given` what the caller of the library has said instead.
         `name` goes before the name by which we are remembered.  Raises ConfigurationError, StateError.
@@ -84,6 +88,7 @@ class HomeStore:
         self.disk = DiskThread()
         self.writers = trio.CapacityLimiter(1)  # of our own: a disk that hangs takes no thread from the lookups of names
         self._given_name = name
+        self._lend = lend
         self._stamp = self.home.peers_stamp()
         self._replaced: Peer | None = None  # what was remembered under the key of the peer that was saved last
 
@@ -111,7 +116,7 @@ class HomeStore:
         self._replaced = None
         try:
             self._replaced, saved = self.disk.ask(write, also_late=True)
-            return known_peer(saved)
+            return self._known(saved)
         except (StateError, ConfigurationError) as error:
             self.not_saved(f"{peer.name} is connected but cannot be remembered. {error}")
             return replace(peer, grants=tuple(grants))
@@ -124,7 +129,7 @@ class HomeStore:
         except StateError as error:
             self.not_saved(f"{peer.name} did not confirm the pairing, and is still remembered. {error}")
             left = before
-        return None if left is None else known_peer(left)
+        return None if left is None else self._known(left)
 
     def keep(self, static: bytes, psk: bytes, *, is_shown: bool) -> KnownPeer | None:
         """A disk that is full costs the next connection a step, and nothing else."""
@@ -132,7 +137,7 @@ class HomeStore:
             saved = self.disk.ask(partial(self.home.keep_psk, static, psk, is_shown=is_shown))
         except (StateError, ConfigurationError):
             return None
-        return None if saved is None else known_peer(saved)
+        return None if saved is None else self._known(saved)
 
     def reread(self, peer: KnownPeer) -> KnownPeer:
         """Another process of this home may have written since our last look."""
@@ -145,7 +150,11 @@ class HomeStore:
             found = self.disk.ask(read)
         except StateError:
             return peer
-        return peer if found is None else known_peer(found)
+        return peer if found is None else self._known(found)
+
+    def _known(self, peer: Peer) -> KnownPeer:
+        known = known_peer(peer)
+        return known if self._lend is None else replace(known, lent=self._lend(peer))
 
     def load(self) -> list[KnownPeer]:
         """All remembered peers, most recently seen first.  Raises StateError."""
@@ -156,7 +165,7 @@ class HomeStore:
         """The peers with the stamp of their file; none of them where that is still `before`.  Raises StateError."""
         stamp = self.home.peers_stamp()
         peers = [] if stamp == before else self.home.peers()
-        return stamp, [known_peer(peer) for peer in sorted(peers, key=lambda peer: -peer.last_seen)]
+        return stamp, [self._known(peer) for peer in sorted(peers, key=lambda peer: -peer.last_seen)]
 
     async def note_seen(self, peer: KnownPeer) -> None:
         """The peer was here: written when nobody waits for bytes, in a thread, because a disk may be slow."""

@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
 import trio
 
@@ -41,6 +41,7 @@ from tunnel.node.events import (
     Troubled,
     WayLearned,
 )
+from tunnel.node.flows.claim_code import ConnectorPairing
 from tunnel.node.flows.expose_code import ExposerPairing
 from tunnel.node.peering import Peering
 from tunnel.node.pool import CloseRoute, OpenRoute, OpenSockets
@@ -72,6 +73,7 @@ BYTES_A_TURN: Final = 1 << 20  # ... or so many bytes
 BURSTS_A_TURN: Final = 16  # sends before whoever called goes on; the timer task sends the rest
 LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, ours does not: look at it this often
 SHORTEST_SLEEP: Final = Seconds(0.0003)
+Records: TypeAlias = tuple[dict[str, object], ...]
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
 
 __all__ = ["CandidateKind", "EndpointDriver", "KnownPeer", "OpenSocket", "Remembered", "Traces"]
@@ -197,8 +199,9 @@ class EndpointDriver:
 
     # --- verbs
 
-    def offer_code(self, server: str, *, grants: tuple[dict[str, object], ...], keep: bool) -> ExposerPairing:
-        flow = self.core.offer_code(self.clock(), server, grants=grants, keep=keep)
+    def offer_code(self, server: str, *, grants: Records, lent: Records = (), keep: bool) -> ExposerPairing:
+        """`grants` are remembered with who comes, `lent` only until `set_peers` says otherwise."""
+        flow = self.core.offer_code(self.clock(), server, grants=grants, lent=lent, keep=keep)
         self.flush()
         return flow
 
@@ -206,13 +209,19 @@ class EndpointDriver:
         self.core.renew_code(self.clock(), flow)
         self.flush()
 
-    def claim_code(self, server: str, code: str, *, expected: KnownPeer | None = None) -> None:
-        self.core.claim_code(self.clock(), server, code, expected=expected)
+    def withdraw_code(self, flow: ExposerPairing) -> None:
+        self.core.withdraw_code(self.clock(), flow)
         self.flush()
 
-    def dial(self, peer: KnownPeer, server: str) -> None:
-        self.core.dial(self.clock(), peer, server)
+    def claim_code(self, server: str, code: str, *, expected: KnownPeer | None = None) -> ConnectorPairing:
+        flow = self.core.claim_code(self.clock(), server, code, expected=expected)
         self.flush()
+        return flow
+
+    def dial(self, peer: KnownPeer, server: str) -> Peering:
+        peering = self.core.dial(self.clock(), peer, server)
+        self.flush()
+        return peering
 
     def listen(self) -> None:
         self.core.listen(self.clock())

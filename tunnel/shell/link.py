@@ -122,6 +122,11 @@ class Link:
         return self._peering.is_initiator
 
     @property
+    def peering(self) -> Peering:
+        """By which the driver knows it."""
+        return self._peering
+
+    @property
     def is_connected(self) -> bool:
         """Whether the peer is there now; a link that is not heals by itself, or ends."""
         return self._closed is None and self._peering.connection is not None
@@ -130,6 +135,11 @@ class Link:
     def connection(self) -> Connection | None:
         """The core's connection under it, for the rooms of ptunnel; None while there is none."""
         return self._peering.connection
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no stream is open, of either side."""
+        return not self._streams
 
     # --- streams
 

@@ -26,11 +26,20 @@ from tunnel.node.flows.expose_code import ExposerPairing
 from tunnel.pairing.identity import fingerprint
 from tunnel.shell.events import Closed, CodeReady, Event, Paired, PathReport, Trouble
 from tunnel.shell.link import Link
-from tunnel.transport.connection.events import CloseCode, CloseReason, PathChanged, PathKind
+from tunnel.transport.connection.events import (
+    AllPathsLost,
+    CloseCode,
+    CloseReason,
+    ControlReceived,
+    PathChanged,
+    PathKind,
+    PathLost,
+)
 from tunnel.units import Instant
 
-__all__ = ["EndpointEvent", "ExposerPairing", "PeerBack", "Troubled", "closed_exception", "to_event", "to_exception"]
+__all__ = ["EndpointEvent", "ExposerPairing", "PeerBack", "Troubled", "closed_exception", "is_news", "to_event", "to_exception"]
 
+_NEWS = (AllPathsLost, ControlReceived, PathChanged, PathLost)
 _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.WRONG_CODE: PairingError,
     Problem.CODE_EXPIRED: PairingError,
@@ -55,6 +64,11 @@ _RAISED: dict[Problem, type[TunnelError]] = {
     Problem.TOO_MANY_PEERS: ConfigurationError,
     Problem.STRANGERS: ConfigurationError,
 }
+
+
+def is_news(event: EndpointEvent) -> bool:
+    """Whether it may change which link leads to a peer, or what that can be used for: not the many of streams and datagrams."""
+    return not isinstance(event, PeeringEvent) or isinstance(event.event, _NEWS)
 
 
 def to_exception(event: Troubled) -> TunnelError:

@@ -79,6 +79,7 @@ class Servers:
             return
         if name == DHT:
             await self._dht.open()
+            self._note_added()
             return
         if lookup is None:
             lookup = partial(resolve_server, name)
@@ -91,9 +92,17 @@ class Servers:
             has_fallback = self._has_route(name)
             self._core.add_server(self._clock(), name, addresses, self._access_token, has_fallback=has_fallback)
             self._where[name] = addresses
-            self._added.set()
-            self._added = trio.Event()
+            self._note_added()
         self._flush()
+
+    def _note_added(self) -> None:
+        self._added.set()
+        self._added = trio.Event()
+
+    async def wait_added(self, name: str) -> None:
+        """Until somebody's `add` of it has come about."""
+        while not self._core.has_server(name):
+            await self._added.wait()
 
     def move(self, name: str, addresses: list[Address]) -> None:
         """The server is reached there from now on, whatever its name says."""

@@ -29,6 +29,23 @@ class ConfigFile(dict[str, Any]):
         line = next((f"{number}:" for number, each in enumerate(top, 1) if said.match(each)), "")
         return f"{self._path}:{line}"
 
+    def place_in(self, table: str, index: int, key: str | None = None) -> str:
+        """The file and the line of the table `[[table]]` of that index, or of a key of it; of the file alone where it is not so
+        written."""
+        head = re.compile(rf"""\s*\[\[\s*(["']?){re.escape(table)}\1\s*\]\]""")
+        said = re.compile(rf"""\s*(["']?){re.escape(key or "")}\1\s*[=.]""")
+        found, count = 0, -1
+        for number, line in enumerate(self._text.splitlines(), 1):
+            if re.match(r"\s*\[", line) and (count == index or head.match(line)):
+                if count == index:
+                    break
+                count += 1
+                found = number if count == index else 0
+            elif count == index and key is not None and said.match(line):
+                found = number
+                break
+        return f"{self._path}:{f'{found}:' if found else ''}" if found else self.place(table)
+
 
 def read_config(data: bytes, path: str) -> ConfigFile:
     """Raises StateError with the line."""

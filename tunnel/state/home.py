@@ -247,6 +247,20 @@ class Home:
         data = read_private(self._config_path)
         return ConfigFile({}) if data is None else read_config(data, str(self._config_path))
 
+    def rewrite_config(self, change: Callable[[str], str]) -> ConfigFile:
+        """Replace the text of config.toml by what `change` makes of it; returns what it holds then.
+
+        What `change` raises leaves it as it is.  Raises StateError.
+        """
+        make_private_directory(self.path)
+        with self.exclusive():
+            data = read_private(self._config_path) or b""
+            read_config(data, str(self._config_path))
+            changed = change(data.decode("utf-8-sig")).encode()
+            read_config(changed, str(self._config_path))
+            write_private(self._config_path, changed)
+        return self.config()
+
     def configure(self, key: str, value: str | None) -> ConfigFile:
         """Set a key of config.toml, or take it out; returns what it holds then.  Raises StateError."""
         make_private_directory(self.path)
@@ -267,9 +281,10 @@ class Home:
 
     # -- who else runs
 
-    def lock_expose(self) -> FileLock:
+    def lock_expose(self, *, is_resident: bool = False) -> FileLock:
         """Held for as long as this process exposes; release it or die.  Raises AlreadyRunningError."""
-        return self.hold("expose", "Another 'ptunnel expose' serves this home already")
+        who = "'ptunnel up' or 'ptunnel expose'" if is_resident else "'ptunnel expose'"
+        return self.hold("expose", f"Another {who} serves this home already")
 
     def hold(self, name: str, sentence: str) -> FileLock:
         """The lock of one role of this home.  Raises AlreadyRunningError with the sentence and the other's process."""

@@ -16,7 +16,7 @@ from tests.fuzz.machines.decoders import ASKED
 from tunnel.cli.bench import row
 from tunnel.cli.status import page
 from tunnel.control.messages import MAX_ANSWER, decode_answer, encode_line
-from tunnel.control.server import Process, _Conversation
+from tunnel.control.server import Crowd, Process, _Conversation
 from tunnel.control.sockets import Lines
 from tunnel.errors import ConfigurationError, MalformedPacket, UnreachableError
 from tunnel.faults import Faults
@@ -89,7 +89,7 @@ class _Control:
             async def serve() -> None:
                 wall = process.faults.wall("control", "ended a conversation")
                 with wall, contextlib.suppress(trio.BrokenResourceError, MalformedPacket):
-                    await _Conversation(theirs, process, 0.0).run(is_busy=False)  # type: ignore[arg-type]
+                    await _Conversation(theirs, process, Crowd()).run()  # type: ignore[arg-type]
                 await theirs.aclose()
 
             nursery.start_soon(serve)

@@ -83,7 +83,7 @@ TURNS = [
     ("--versio", 2, "No such option '--versio'. Did you mean '--version'? See 'ptunnel --help'."),
     ("help nonsense", 2, "There is no command 'nonsense'; there are serve,"),
     # a LAN for a game
-    ("join", 2, "There is no command 'join'; did you mean 'ptunnel lan join'?"),
+    ("join", 2, "Missing argument 'CODE[@SERVER]'."),
     ("lan crete", 2, "There is no command 'lan crete'; did you mean 'ptunnel lan create'?"),
     ("lan leave", 2, "There is no command 'lan leave'; Ctrl-C in its window ends a command, and 'ptunnel status' shows"),
     ("lan kick ben", 2, "There is no command 'lan kick'; did you mean 'ptunnel lan remove'?"),

@@ -70,6 +70,7 @@ class ConnectorPairing(Flow):
         super().__init__(context)
         self.handshake: InitiatorHandshake | None = None
         self.peering: Peering | None = None  # what came of it
+        self.failure: Troubled | None = None  # why nothing did
         self._client = client
         self._code = code
         self._purpose = purpose
@@ -222,4 +223,5 @@ class ConnectorPairing(Flow):
 
     def _fail(self, now: Instant, problem: Problem, text: str) -> None:
         self.close(now)
-        self._context.emit(Troubled(problem=problem, text=text, is_final=True))
+        self.failure = Troubled(problem=problem, text=text, is_final=True)
+        self._context.emit(self.failure)

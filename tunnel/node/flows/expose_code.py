@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.node.context import Context
-from tunnel.node.events import CodeIssued, Problem, Troubled
+from tunnel.node.events import CodeIssued, KnownPeer, Problem, Troubled
 from tunnel.node.flow import Flow
 from tunnel.node.handshakes import receiver_index
 from tunnel.notation import printable
@@ -105,6 +105,10 @@ class ExposerPairing(Flow):
         self._keep = keep
         self._adopt = adopt
         self._terms = terms
+        self.code = ""  # that is good now, as people are told
+        self.lifetime: float | None = None  # seconds that it works from when it was given; None: as long as this flow lasts
+        self.paired: list[KnownPeer] = []  # who has come by its codes
+        self.refusal = ""  # why the server gives none, where it never will
         self._nameplate: int | None = None
         self._code: Code | None = None
         self._attempts: dict[bytes, _Attempt] = {}  # by mailbox
@@ -164,7 +168,9 @@ class ExposerPairing(Flow):
                 # What can heal is tried again: the server is full, or busy.
                 final = code in (RefusalCode.DENIED, RefusalCode.VERSION)
                 self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=server_says(text), is_final=final))
-                if not final:
+                if final:
+                    self.refusal = server_says(text)
+                else:
                     self._allocate_at = Instant(now + max(FIRST_DELAY, seconds))
             case _:
                 pass
@@ -217,7 +223,9 @@ class ExposerPairing(Flow):
             self.is_done = not self._keep
             if self._keep:
                 self._ask(now)
-        self._adopt(now, completed, path, attempt.instance, False)
+        peering = self._adopt(now, completed, path, attempt.instance, False)
+        if peering is not None:
+            self.paired.append(peering.peer)
 
     def on_time(self, now: Instant) -> None:
         if self.is_done:
@@ -270,19 +278,21 @@ class ExposerPairing(Flow):
             self._client.release(now, self._nameplate)
         text = make_code(nameplate, self._context.entropy, words=self._terms.words)
         self._nameplate = nameplate
-        self._code = parse_code(text)
+        self._code, self.code = parse_code(text), text
         self._failures = 0
         lifetime = min(max(float(expires_s), SHORTEST_LIFETIME), CODE_LIFETIME)
         if self._terms.is_for_many:
             self._renew_at = Instant(now + min(RENEW_INTERVAL, lifetime / 3))
         else:
             self._expires_at = Instant(now + lifetime)
-        self._context.emit(CodeIssued(code=text, expires_s=None if self._terms.is_for_many else lifetime))
+        self.lifetime = None if self._terms.is_for_many else lifetime
+        self._context.emit(CodeIssued(code=text, expires_s=self.lifetime))
 
     def _withdraw(self, now: Instant) -> None:
         if self._nameplate is not None:
             self._client.release(now, self._nameplate)
         self._nameplate = self._code = self._expires_at = self._renew_at = None
+        self.code = ""
 
     def _answer(self, now: Instant, claim: ClaimReceived, channel: RelayChannel) -> None:
         """From here on this guess is spent, and with the last one the code: each claim has a PAKE of its own."""

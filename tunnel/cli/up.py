@@ -1,0 +1,144 @@
+"""`ptunnel up`: one process that holds all links of this home, by config.toml."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from tunnel.cli.options import common, load_settings, meeting, open_home, settle_server
+
+if TYPE_CHECKING:
+    from tunnel.cli.options import Flags
+    from tunnel.cli.render import Line, Output
+    from tunnel.cli.running import Ending
+    from tunnel.settings import Settings
+    from tunnel.shell.events import Event
+    from tunnel.state.home import Home as StateHome
+    from tunnel.up.home import Home
+
+MOST_LINES: Final = 30  # peers that are shown, one a line
+
+
+@click.command("up")
+@meeting
+@common
+def command(flags: Flags, is_json: bool, verbose: int) -> int:
+    """Run what config.toml asks for, in one process, for as long as it runs: forwards to many peers, what they may reach here,
+    rooms.  A peer that is away is waited for, and so is the network.
+
+    \b
+    config.toml:
+      [[forward]]
+      peer = "office"
+      listen = ["8080:80", "5353:53/udp"]
+      [[expose]]
+      what = ["22", "nas=192.168.1.5:445"]
+      to = ["ben", "anna"]                     "*" is every remembered peer
+    \b
+    Examples:
+      ptunnel up                               and then, in other windows:
+      ptunnel forward add office 8081:81       --save writes it into config.toml
+      ptunnel grant ben 9090
+      ptunnel revoke ben 9090
+      ptunnel invite 22
+      ptunnel join CODE --forward 2222:22
+      ptunnel reload                           applies an edited config.toml, as SIGHUP does
+    """
+    from tunnel.cli.render import Output
+    from tunnel.cli.running import run
+    from tunnel.host.limits import raise_descriptor_limit
+    from tunnel.up.config import read_wishes
+
+    home = open_home()
+    settings = load_settings(home, flags)
+    read_wishes(home.config())
+    raise_descriptor_limit()
+    output = Output(is_json=is_json, may_be_live=not verbose)
+    return run(Running(home, settings, output).run, outlives_terminal=True)
+
+
+class Running:
+    """One run of `up`."""
+
+    def __init__(self, home: StateHome, settings: Settings, output: Output) -> None:
+        from tunnel.cli.log import Log
+
+        self._home = home
+        self._settings = settings
+        self._output = output
+        self._log = Log(output, is_exposer=True)
+        self._up: Home | None = None
+
+    async def run(self, ending: Ending) -> int:
+        """Its exit code."""
+        import trio
+
+        from tunnel.cli.running import first_of
+        from tunnel.control.server import serve_control
+        from tunnel.up.home import up
+
+        ended = trio.Event()
+        settings, _said = await settle_server(self._home, self._settings, self._handle, waits=True)
+        running = up(
+            self._home.path, on_event=self._handle, notice=self._output.warn, log=self._log.accesses, settings=settings
+        )  # fmt: skip
+        async with self._output.live(self._lines), running as home, trio.open_nursery() as nursery:
+            self._up = home
+            home.process.close = ended.set
+            home.process.faults = home.driver.faults
+            async with serve_control(self._home.run_dir, home.process):
+                ending.stop = ended.set
+                ending.hung_up = lambda: nursery.start_soon(self._reload, home)
+                nursery.start_soon(self._log.run)
+                for each in home.forwards():
+                    self._output.emit({"event": "forward", **each})
+                    self._output.say(f"{each['bind']} -> {each['peer']} {each['target']}")
+                await first_of(nursery, home.exposure.run, ended.wait, self._output.clear)
+        return 0
+
+    async def _reload(self, home: Home) -> None:
+        """As SIGHUP asks."""
+        from tunnel.errors import TunnelError
+
+        try:
+            told = await home.reload()
+        except TunnelError as error:
+            self._output.emit({"event": "warning", "code": "not_reloaded", "message": str(error)})
+            self._output.warn(f"Nothing was changed: {error}")
+        else:
+            self._output.emit({"event": "reloaded", **told})
+            self._output.log("config.toml was read again.")
+
+    def _handle(self, event: Event) -> None:
+        from tunnel.cli.render import listing
+        from tunnel.shell.events import Closed, CodeReady, Listening, Paired, PathReport, Serving, Trouble
+
+        if isinstance(event, CodeReady):  # it is for whoever asked for it, and no log
+            return
+        self._output.emit(event.to_dict())
+        match event:
+            case Listening(bind=bind, embedded=True):
+                self._output.say(f"A server for codes runs here, at {bind}.")
+            case Paired(peer=peer):
+                self._output.log(f"Paired with '{peer}'.")
+            case Serving(peer=peer, grants=grants):
+                self._output.say(f"{peer} may reach {listing(grants) if grants else 'nothing'} here.")
+            case PathReport():
+                self._log.tell_path(event)
+            case Trouble():
+                self._log.tell_trouble(event)
+            case Closed(peer=peer, reason=reason):
+                self._log.tell_closed(peer, reason)
+            case _:
+                pass
+
+    def _lines(self) -> list[Line]:
+        from tunnel.cli.render import is_silent, live_lines, short_path
+
+        lines: list[Line] = []
+        for link in self._up.links[:MOST_LINES] if self._up is not None else ():
+            status = link.status().to_dict()
+            path = short_path(status)
+            lines += live_lines([path if is_silent(status) else f"{status['peer']}  {path}"])
+        return lines or [self._output.waiting_line("Waiting for peers")]

@@ -1,0 +1,1 @@
+"""`ptunnel up`: one process that holds every link of a home."""

@@ -1,0 +1,239 @@
+"""One peer of a home: its forwards go over one link, whichever side has dialed it.
+
+A link that the peer has dialed serves as well as one of ours, as soon as the peer has said over it what it shares: then it
+answers our streams.  Where both sides have dialed at once, the link stays that the home with the smaller static key has dialed,
+and the other one ends once nothing is open on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import trio
+
+from tunnel.errors import ConfigurationError, TunnelError
+from tunnel.ports.passed import Passed
+from tunnel.ports.rate import Rates
+from tunnel.ports.serve import Listeners
+from tunnel.shell.link import CloseCode
+from tunnel.up.config import Wish
+
+if TYPE_CHECKING:
+    from tunnel.ports.access import AccessLog
+    from tunnel.ports.public_link import Link
+    from tunnel.shell.endpoint import EndpointDriver, KnownPeer
+
+FIRST_PAUSE: Final = 1.0  # seconds before a peer whose link has ended is dialed again, doubling ...
+LONGEST_PAUSE: Final = 60.0  # ... up to this
+PROOF: Final = 1.0  # seconds for a link to answer, where another one to the same peer has come
+SETTLE_INTERVAL: Final = 1.0  # seconds between two looks at whether a link that is one too many has nothing open
+
+
+class Around(Protocol):
+    """The part of a home that a bond uses."""
+
+    log: AccessLog | None
+
+    @property
+    def driver(self) -> EndpointDriver: ...
+
+    def notice(self, text: str) -> None: ...
+
+    def server_of(self, peer: KnownPeer) -> str:
+        """Raises ConfigurationError: none is known."""
+
+
+class Door:
+    """The local end of a forward, bound for as long as it is wanted."""
+
+    def __init__(self, wish: Wish, passed: Passed | None = None) -> None:
+        """Raises ConfigurationError: the port is taken."""
+        self.wish = wish
+        self.listeners = Listeners(wish.forwards, passed)
+        self.rates = Rates(wish.rate)
+        self.scope: trio.CancelScope | None = None  # while a link serves it
+
+    def told(self) -> list[dict[str, Any]]:
+        """As the event `forward` has each of its ports."""
+        return [
+            {"bind": each.bind, "target": each.target, "binds": list(each.binds), "peer": self.wish.peer}
+            for each in self.listeners.ready
+        ]
+
+    def heirs(self) -> Passed:
+        """The same sockets once more, for a door that takes the place of this one."""
+        return Passed([sock.dup() for sock in self.listeners.sockets])
+
+    def close(self) -> None:
+        """End what is open through it, and listen no more."""
+        if self.scope is not None:
+            self.scope.cancel()
+        self.listeners.close()
+
+
+class Bond:
+    """All that is wanted of one peer."""
+
+    def __init__(self, around: Around, peer: KnownPeer) -> None:
+        self.peer = peer
+        self.doors: list[Door] = []
+        self.links: list[Link] = []  # the live ones; the newest last
+        self.link: Link | None = None  # that carries the doors
+        self.trouble = ""  # why there is none, where that is known
+        self.is_running = False
+        self._around = around
+        self._dialed: Any = None  # the peering that we have asked for
+        self._pause = FIRST_PAUSE
+        self._nursery: trio.Nursery | None = None  # while `link` serves
+        self._changed = trio.Event()
+
+    # --- told by the home
+
+    def notify(self) -> None:
+        """Something that it goes by has changed."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def add(self, door: Door) -> None:
+        self.doors.append(door)
+        if self._nursery is not None and self.link is not None:
+            self._nursery.start_soon(self._serve, door, self.link)
+        self.notify()
+
+    def remove(self, door: Door) -> None:
+        self.doors.remove(door)
+        door.close()
+        self.notify()
+
+    # --- the task
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._carry(await self._meet())
+
+    async def _meet(self) -> Link:
+        """A link for the doors, when there are some: one that is there, or one that we dial."""
+        while True:
+            changed = self._changed
+            if not self.doors:
+                await self._let_go(changed)
+                continue
+            candidates = self._candidates()
+            if candidates:
+                self._forget_dial()
+                self._pause, self.trouble = FIRST_PAUSE, ""
+                return candidates[-1]
+            if self._dialed is None:
+                await self._dial()
+            elif self._dialed.is_closed:
+                self._dialed = None
+                with trio.move_on_after(self._pause):
+                    await changed.wait()
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                continue
+            await changed.wait()
+
+    def _candidates(self) -> list[Link]:
+        """Links that can carry the doors, the preferred one last."""
+        ours = [link for link in self.links if link.is_connector][-1:]
+        theirs = [link for link in self.links if not link.is_connector and link.shared is not None]
+        is_smaller = self._around.driver.core.static_public < self.peer.static
+        return [*theirs, *ours] if is_smaller else [*ours, *theirs]
+
+    async def _dial(self) -> None:
+        driver = self._around.driver
+        try:
+            server = self._around.server_of(self.peer)
+        except ConfigurationError as error:
+            self.trouble = str(error)
+            return
+        changed = self._changed
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def look() -> None:  # a link may come by itself, and the wish may end
+                    await changed.wait()
+                    scope.cancel()
+
+                nursery.start_soon(look)
+                await driver.servers.wait_added(server)
+                nursery.cancel_scope.cancel()
+        if not changed.is_set():
+            self._dialed = driver.dial(self.peer, server)
+
+    def _forget_dial(self) -> None:
+        """A link is there: one that we still ask for would be another."""
+        if self._dialed is not None and not any(link.peering is self._dialed for link in self.links):
+            if not self._dialed.is_closed:
+                driver = self._around.driver
+                self._dialed.close(driver.clock(), CloseCode.NO_ERROR, "another link is there")
+                driver.flush()
+            self._dialed = None
+
+    async def _let_go(self, changed: trio.Event) -> None:
+        """Nothing is wanted: what we have dialed ends as soon as the peer uses it for nothing either."""
+        self._forget_dial()
+        self._dialed = None
+        ours = [link for link in self.links if link.is_connector]
+        for link in ours:
+            if link.is_idle:
+                link.close("nothing is forwarded any more")
+        with trio.move_on_after(SETTLE_INTERVAL if ours else float("inf")):
+            await changed.wait()
+
+    async def _carry(self, link: Link) -> None:
+        """Until the link ends, nothing is wanted, or another link is better."""
+        self.link = link
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for door in self.doors:
+                    nursery.start_soon(self._serve, door, link)
+                await self._stay(link)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.link = self._nursery = None
+
+    async def _serve(self, door: Door, link: Link) -> None:
+        with trio.CancelScope() as door.scope:
+            await door.listeners.serve(link, notice=self._around.notice, log=self._around.log, rates=door.rates)
+
+    async def _stay(self, link: Link) -> None:
+        while True:
+            changed = self._changed
+            if not self.doors or link not in self.links:
+                return
+            candidates = self._candidates()
+            if len(candidates) > 1 and await self._is_beaten(link, candidates[-1]):
+                return
+            with trio.move_on_after(SETTLE_INTERVAL if len(candidates) > 1 else float("inf")):
+                await changed.wait()
+
+    async def _is_beaten(self, link: Link, best: Link) -> bool:
+        """Whether the doors shall move from `link` to another one now, at a moment when nothing is lost by that."""
+        if not await _answers(link):
+            others = [each for each in self._candidates() if each is not link]
+            if not others or not await _answers(others[-1]):
+                return False
+            link.close("another link has taken its place")  # as its other end has died
+            return True
+        if best is link:
+            ours = [each for each in self.links if each.is_connector and each is not link]
+            for each in ours:
+                if each.is_idle:
+                    each.close("one link is enough")
+            return False
+        if not await _answers(best) or not link.is_idle:
+            return False
+        if link.is_connector:
+            link.close("one link is enough")
+        return True
+
+
+async def _answers(link: Link) -> bool:
+    with trio.move_on_after(PROOF), contextlib.suppress(TunnelError):
+        await link.ping()
+        return True
+    return False
