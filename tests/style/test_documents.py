@@ -248,8 +248,9 @@ def commands(name: str) -> list[str]:
     return [re.sub(r"\s+#\s.*$", "", block, flags=re.MULTILINE) for block in blocks]
 
 
-def test_both_languages_of_the_tutorial_type_the_same() -> None:
-    english, turkish = commands("docs/tutorial.md"), commands("docs/tutorial.tr.md")
+@pytest.mark.parametrize("page", ["tutorial", "tutorial-dht"])
+def test_both_languages_of_the_tutorial_type_the_same(page: str) -> None:
+    english, turkish = commands(f"docs/{page}.md"), commands(f"docs/{page}.tr.md")
     assert len(english) > 10
     assert english == turkish
     subprocess.run(["bash", "-n"], input="\n".join(english), text=True, check=True, timeout=10)

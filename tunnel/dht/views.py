@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tunnel.dht.ids import network_of
+from tunnel.ends import MAX_PORT
 from tunnel.units import Address, Instant
 
 MAX_VIEWS: Final = 64  # remembered; the oldest goes
@@ -79,9 +80,10 @@ class Views:
 
     @property
     def next_port(self) -> int | None:
-        """The port of our next mapping, where they are given out one after the other."""
+        """The port of our next mapping, where they are given out one after the other; None also past the last port there is."""
         step = self.step
-        return None if step is None else max(each.seen.port for each in self._sound()) + step
+        port = 0 if step is None else max(each.seen.port for each in self._sound()) + step
+        return port if 0 < port <= MAX_PORT else None
 
     def _sound(self) -> list[_View]:
         """Those that agree about our host with most others; none, if that is no majority."""

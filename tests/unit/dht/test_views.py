@@ -82,3 +82,8 @@ def test_half_of_liars_make_no_mapping_vary() -> None:
     assert views(*[40_000] * 8, *range(1_025, 1_041)).varies is False
     assert views(*[40_000] * 3, 1_025, 1_026).seen == Address(US, 40_000)
     assert views(40_000, 40_000, *range(1_025, 1_032)).varies  # two that are the same by chance, of few ports
+
+
+def test_past_the_last_port_none_is_foretold() -> None:
+    assert views(*range(65_524, 65_536)).next_port is None
+    assert views(*range(65_523, 65_535)).next_port == 65_535
