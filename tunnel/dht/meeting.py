@@ -166,6 +166,7 @@ class Meeting:
         for path in self._paths.values():
             path.is_open = False
             path.nonce = self._entropy(NONCE_SIZE)
+            path.theirs = bytes(NONCE_SIZE)  # whoever sees no echo answers each time
         for way, candidate in self._candidates.items():
             candidate.found_at = candidate.due_at = now
             candidate.checks = 0
@@ -242,8 +243,8 @@ class Meeting:
             else Instant(now + RECHECK * 2 ** min(done - len(CHECK_TIMES), MAX_DOUBLINGS))
         )
         path = self._path(way)
-        if not path.is_open or done > len(CHECK_TIMES):
-            self._send(now, way, self.keys.seal(CHECK, path.nonce + path.theirs))
+        # Also where it is open here: the echo that would open it there may have been lost.
+        self._send(now, way, self.keys.seal(CHECK, path.nonce + path.theirs))
         if not path.is_open:
             for step in FORETOLD.get(done, ()):
                 near = (way[0], Address(way[1].host, way[1].port + step))

@@ -211,3 +211,43 @@ def test_whoever_comes_back_at_another_port_is_checked_though_older_ports_are_kn
         for tick in range(1, 600):  # and it goes
             list(out(home, Instant(now + tick)))
         now = Instant(now + 600)
+
+
+@pytest.mark.parametrize("finders", [[HOME], [FRIEND], [HOME, FRIEND]])
+@pytest.mark.parametrize("lost", range(5))
+def test_whichever_datagram_is_lost_both_sides_open_soon(lost: int, finders: list[Address]) -> None:
+    """Also the one answer that would open the path for the other."""
+    sides = {HOME: meeting(0), FRIEND: meeting(1)}
+    under_way: list[tuple[float, Address, Address, bytes]] = []
+    for each in finders:
+        sides[each].found(START, S, FRIEND if each == HOME else HOME, NODE)
+    count = 0
+    for tick in range(200):
+        now = Instant(START + tick / 100)
+        while under_way and under_way[0][0] <= now:
+            _, source, target, data = under_way.pop(0)
+            sides[target].handle_datagram(now, (S, source), data)
+        for source, side in sides.items():
+            for target, data in out(side, now):
+                if count != lost:
+                    under_way.append((now + 0.03, source, target, data))
+                count += 1
+    assert (sides[HOME].open_ways, sides[FRIEND].open_ways) == ([(S, FRIEND)], [(S, HOME)])
+
+
+@pytest.mark.parametrize("lost", range(1, 4))
+def test_whoever_dials_again_is_heard_though_answers_are_lost(lost: int) -> None:
+    home, friend = opened()
+    later = Instant(START + 60.0)
+    friend.look_again(later)
+    count = 0
+    for tick in range(20):
+        now = Instant(later + tick / 10)
+        for target, data in list(out(friend, now)):
+            if target == HOME:
+                home.handle_datagram(now, (S, FRIEND), data)
+        for _, data in list(out(home, now)):
+            if count >= lost:
+                friend.handle_datagram(now, (S, HOME), data)
+            count += 1
+    assert friend.open_ways == [(S, HOME)]
