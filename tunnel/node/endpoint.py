@@ -375,8 +375,9 @@ class Endpoint:
                 peering.handle_timeout(now)
         if not self._context.restless.keys().isdisjoint(due) or None in due:
             self._meetings.pump(now)
-        with self._context.wall("punching", "left sockets for a direct path open"):
-            self._context.pool.sweep(now, self._punchers())
+        if self._context.pool.is_used:
+            with self._context.wall("punching", "left sockets for a direct path open"):
+                self._context.pool.sweep(now, self._punchers())
 
     # --- outputs
 
@@ -423,10 +424,12 @@ class Endpoint:
                 continue
             if peering not in untold or not peering.entry.is_in_doubt:
                 peering.touch()
-            if transmit is not None:
+            if transmit is None or connection.has_sent_all:
+                del ready[peering]
+            else:
                 ready.move_to_end(peering)
+            if transmit is not None:
                 return transmit
-            del ready[peering]
         return None
 
     def poll_timeout(self) -> Instant | None:

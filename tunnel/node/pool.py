@@ -81,6 +81,11 @@ class SocketPool:
         """Sockets open now."""
         return len(self._sockets) + len(self._survivors)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether sweep may have something to close."""
+        return self._owner is not None or bool(self._survivors)
+
     def serve(self, now: Instant, puncher: Puncher) -> None:
         """Give the puncher what it wants, or take back what it has no use for."""
         wanted = min(puncher.wanted_sockets, POOL_SOCKETS)
@@ -117,8 +122,6 @@ class SocketPool:
         if self._sweep_at is not None and now < self._sweep_at:
             return
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
-        if self._owner is None and not self._survivors:
-            return
         punchers = list(live)
         if self._owner is not None and self._owner not in punchers:
             self._release(now)

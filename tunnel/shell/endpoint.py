@@ -322,7 +322,7 @@ class EndpointDriver:
             if batches and is_due:
                 self.flush()
             self._packet_door.emptied()
-            if drizzle.is_on(clock(), size, datagrams):
+            if drizzle.is_on(now if batches else clock(), size, datagrams):
                 await trio.sleep(DRIZZLE_PAUSE)
 
     async def _run_timers(self) -> None:

@@ -154,6 +154,7 @@ OTHERS: Final = {
         "drops",
         "handshake_paths",
         "has_path",
+        "has_sent_all",
         "indices",
         "is_closed",
     ),

@@ -281,6 +281,11 @@ class Connection(StreamVerbs, PathVerbs):
             self._write_control()
         return self._sender.poll_transmit(now, out)
 
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether nothing is left behind the burst that poll_transmit returned last, so that it need not be asked again."""
+        return self._sender.has_sent_all
+
     def poll_event(self) -> ConnectionEvent | None:
         """The next thing to be told, in the order it happened."""
         if self._is_receiving:

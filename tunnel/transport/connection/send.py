@@ -43,6 +43,7 @@ class Sender:
         self._shared = shared
         self.blocked = False  # something waits for the window or the pacer of the current path
         self.pacing_until: Instant | None = None
+        self.has_sent_all = False  # nothing is left behind the burst that poll_transmit returned last
         self._sealer = StreamSealer()
         self._datagrams_ahead = 0  # bytes that datagrams sent while streams waited
 
@@ -51,7 +52,7 @@ class Sender:
         view = memoryview(out)
         shared = self._shared
         self.pacing_until = None
-        self.blocked = False
+        self.blocked = self.has_sent_all = False
         if shared.paths.probes:
             return self._probe(now, view)
         paths = shared.paths
@@ -136,6 +137,7 @@ class Sender:
             if not ack_due:
                 return None
             size = self._mixed(now, path, view, 0, may_send=False)
+            self.has_sent_all = True
             return Transmit(path.key.socket_id, path.key.remote, size, view[:size]) if size else None
         room = path.recovery.inflight_limit(shared.peer_receive_buffer) - path.recovery.bytes_in_flight
         if room >= mtu:
@@ -158,6 +160,7 @@ class Sender:
         if ack_due or shared.owed or shared.acks.owes:
             position = self._mixed(now, path, view, 0, may_send=True)
             if position != mtu or segments == 1:
+                self._look_behind(now, path)
                 return Transmit(path.key.socket_id, path.key.remote, position, view[:position]) if position else None
             segments -= 1
         first = mtu if position else 0
@@ -171,7 +174,14 @@ class Sender:
                 first = first if position else end
         if end == 0:
             return None
+        self._look_behind(now, path)
         return Transmit(path.key.socket_id, path.key.remote, first, view[:end])
+
+    def _look_behind(self, now: Instant, path: Path) -> None:
+        """Is anything left behind this burst?  The answer spares a call that would find nothing."""
+        self.has_sent_all = not self._wants(now, path)
+        if self.has_sent_all:
+            path.recovery.on_app_limited(now)
 
     def _wants(self, now: Instant, path: Path) -> bool:
         """Whether anything waits that window and pacer may hold back."""

@@ -74,9 +74,14 @@ class PathMtu:
         self._number = number
 
     def awaits(self, ranges: list[tuple[int, int]]) -> bool:
-        """Whether these acknowledged ranges (low, high inclusive) hold the probe under way."""
+        """Whether these acknowledged ranges (low, high inclusive, highest first) hold the probe under way."""
         number = self._number
-        return number >= 0 and any(low <= number <= high for low, high in ranges)
+        if number < 0 or number < ranges[-1][0]:
+            return False
+        for low, high in ranges:
+            if low <= number:
+                return number <= high
+        return False
 
     def on_probe_acked(self, now: Instant) -> int:
         """The probe passed; returns the new size."""
