@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +87,44 @@ async def test_another_user_is_not_heard(tmp_path: Path, monkeypatch: pytest.Mon
     async with serve_control(tmp_path, Process(role="expose", links=list)):
         monkeypatch.setattr(control_server, "is_ours", lambda _sock: False)
         assert await asked(tmp_path, Status()) == []
+
+
+SERVICE = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(f"{sys.argv[1]}/{os.getpid()}.sock")
+os.setuid(int(sys.argv[2]))
+listener.listen()
+print("ready", flush=True)
+while True:
+    client, _ = listener.accept()
+    if client.recv(4096):
+        client.sendall(b'{"event": "status", "role": "serve"}\\n{"event": "done"}\\n')
+"""
+
+
+@contextmanager
+def service(run_dir: Path, uid: int) -> Iterator[None]:
+    """A process that answers there as another user."""
+    with subprocess.Popen([sys.executable, "-c", SERVICE, str(run_dir), str(uid)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("owner", "heard"), [(65_534, "status"), (65_533, "error")])
+async def test_root_may_ask_a_service_that_runs_as_the_user_whose_directory_it_is(tmp_path: Path, owner: int, heard: str) -> None:
+    try:
+        os.chown(tmp_path, owner, -1)
+    except OSError:
+        pytest.skip("only root of a whole system can give files away")
+    with service(tmp_path, 65_534):
+        answers = await asked(tmp_path, Status())
+    assert [each["event"] for each in answers] == [heard]
+    os.chown(tmp_path, os.getuid(), -1)
 
 
 async def test_pings_are_counted_and_timed(tmp_path: Path) -> None:

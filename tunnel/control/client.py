@@ -26,7 +26,7 @@ from tunnel.control.messages import (
     encode_line,
     error,
 )
-from tunnel.control.sockets import Lines, connect, has_control_sockets, is_ours, leave, socket_path, sweep
+from tunnel.control.sockets import Lines, connect, has_control_sockets, leave, may_ask, socket_path, sweep
 from tunnel.errors import MalformedPacket
 
 CODE_PAUSE: Final = 180.0  # seconds: a pairing waits for its server, and where others try the code for their end
@@ -49,7 +49,7 @@ async def ask(run_dir: Path, pid: int, request: Request, on_answer: Callable[[An
     except OSError:
         return
     async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
-        if not is_ours(sock):
+        if not may_ask(sock, run_dir):
             on_answer(error("foreign_process", f"Process {pid} belongs to another user."))
             return
         try:

@@ -97,10 +97,20 @@ def leave(run_dir: Path) -> None:
 
 def is_ours(sock: socket.socket) -> bool:
     """Whether the process at the other end runs as us or as root.  Where the kernel does not tell, mode 0600 has decided."""
+    return _peer_uid(sock) in (None, 0, os.geteuid())
+
+
+def may_ask(sock: socket.socket, run_dir: Path) -> bool:
+    """The same for who asks: root may ask the process of whoever owns `run_dir`, as of a service."""
+    return is_ours(sock) or (os.geteuid() == 0 and _peer_uid(sock) == run_dir.stat().st_uid)
+
+
+def _peer_uid(sock: socket.socket) -> int | None:
+    """The user at the other end; None where the kernel does not tell."""
     if not hasattr(socket, "SO_PEERCRED"):
-        return True
+        return None
     _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return uid in (0, os.geteuid())
+    return int(uid)
 
 
 class Lines:

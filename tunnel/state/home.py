@@ -317,7 +317,10 @@ class Home:
             make_private_directory(self.path)
             is_new = not path.exists()
             make_private_directory(path)
-            _require_own(path)
+            owner = _owner_for_root(self.path)
+            if is_new and owner is not None:
+                os.chown(path, owner, -1)  # else its owner could have no socket here, as this one were root's
+            _require_own(path, owner)
         except StateError as problem:
             if not is_incapable(problem):
                 raise
@@ -361,13 +364,20 @@ def _takes_sockets(path: Path) -> bool:
     return True
 
 
-def _require_own(path: Path) -> None:
-    """Somebody else may have made it first, or a link to somewhere.  Raises StateError."""
+def _owner_for_root(home: Path) -> int | None:
+    """The owner of a home that root uses, as for a look at a service; None: it is our own."""
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return None
+    return home.stat().st_uid or None
+
+
+def _require_own(path: Path, other: int | None = None) -> None:
+    """Somebody else than us and `other` may have made it first, or a link to somewhere.  Raises StateError."""
     if sys.platform == "win32":
         return
     try:
         status = path.lstat()
-        if path.is_symlink() or status.st_uid != os.geteuid():
+        if path.is_symlink() or status.st_uid not in (os.geteuid(), other):
             raise StateError(f"{path} belongs to somebody else: remove it or set PTUNNEL_HOME to another place.")
         if status.st_mode & 0o077:
             path.chmod(0o700)

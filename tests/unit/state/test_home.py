@@ -326,3 +326,19 @@ def test_reports_of_faults_fill_a_file_of_so_many_bytes_which_then_begins_anew(t
     assert path.stat().st_size == MAX_REPORTS
     home.keep_report("z")
     assert path.read_text(encoding="ascii") == "z\n"
+
+
+@posix
+def test_root_who_looks_at_somebodys_home_makes_nothing_there_that_its_owner_cannot_use(home: Home) -> None:
+    """`sudo PTUNNEL_HOME=... ptunnel status` of a service that has not begun: it would have no control socket afterwards."""
+    home.path.mkdir(mode=0o700, parents=True)
+    somebody = 65_534
+    try:
+        os.chown(home.path, somebody, -1)
+    except OSError:
+        pytest.skip("only root of a whole system can give files away")
+    assert home.run_dir().stat().st_uid == somebody
+    assert home.run_dir() == home.path / "run"  # and what is there already may be used
+    os.chown(home.path / "run", somebody - 1, -1)
+    with pytest.raises(StateError, match="belongs to somebody else"):
+        home.run_dir()
