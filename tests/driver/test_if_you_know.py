@@ -1,9 +1,13 @@
-"""The main rows of docs/if-you-know.md, walked: real processes on loopback, with free ports in the place of the page's."""
+"""The main rows of docs/if-you-know.md and README's script, walked: real processes on loopback, with other ports."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
+import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.driver.programs import PATIENCE_S, Lab, Program, echo_through, pair
+from tests.style.source import ROOT
 from tests.style.test_if_you_know import rows
 
 DATA = b"hello " * 1000
@@ -140,3 +145,42 @@ def test_whoever_knows_socat_finds_unix_sockets_on_either_side(lab: Lab, folder:
         echo_on(program)
         known = "`dumbpipe listen-unix --socket-path /run/app.sock`"
         assert walk.reached(known, port_8080=0, **{"/run/app.sock": folder / "app.sock"}) == DATA
+
+
+def script() -> str:
+    """README's script that fetches a file."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("### A script\n")[1]
+    return text.split("```sh\n")[1].split("```")[0]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[int]:
+    """The port of a web server that has report.csv."""
+    (tmp_path / "report.csv").write_bytes(DATA)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def run_script(lab: Lab, folder: Path, local: int, remote: int, timeout: str = "60") -> subprocess.CompletedProcess[str]:
+    program = folder / "ptunnel"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tunnel "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    text = script().replace("18080", str(local)).replace(":8080", f":{remote}").replace("--timeout 60", f"--timeout {timeout}")
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PTUNNEL_HOME": str(lab.connector)}
+    return subprocess.run(
+        ["bash", "-c", text], cwd=folder, env=environment, capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False
+    )
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is missing; scripts/test says how to install it")
+def test_the_script_of_the_readme_fetches_its_file_and_tells_that_the_peer_is_away(lab: Lab, folder: Path, page: int) -> None:
+    exposing, connecting, _ = pair(lab)
+    connecting.end()
+    assert lab.ask(lab.exposer, "expose", str(page), "--to", "friend").returncode == 0
+    done = run_script(lab, folder, free_port(), page)
+    assert (done.returncode, (folder / "report.csv").read_bytes()) == (0, DATA), done
+    exposing.end()
+    assert run_script(lab, folder, free_port(), page, timeout="1").returncode == 5
