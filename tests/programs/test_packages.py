@@ -6,6 +6,7 @@ Both are built with what a package index has, so this is left to the nightly run
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,23 +20,97 @@ BUILD_S = 400
 USE_S = 120
 
 #: A root that is the machine's as its packages made it: writes go to memory, and what people added is not there.
-INSIDE = """
+ROOT_OF_PACKAGES = """
 set -euo pipefail
-place=$1 script=$2 package=$3
+place=$1 files=$2
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$place"
-mkdir "$place/upper" "$place/work" "$place/root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$place/upper,workdir=$place/work" "$place/root"
+root=$place/root
+mkdir "$place/upper" "$place/work" "$root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$place/upper,workdir=$place/work" "$root"
 for added in usr/local opt root home srv tmp var/tmp; do
-    mkdir -p "$place/root/$added"
-    mount -t tmpfs tmpfs "$place/root/$added"
+    mkdir -p "$root/$added"
+    mount -t tmpfs tmpfs "$root/$added"
 done
-mount -t proc proc "$place/root/proc"
-mount --bind /dev "$place/root/dev"
-cp "$script" "$place/root/tmp/script"
-cp "$package" "$place/root/tmp/package.deb"
+mount -t proc proc "$root/proc"
+mount --bind "$files" "$root/srv"
 ip link set lo up
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive chroot "$place/root" bash /tmp/script
+clean=(env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive)
+"""
+
+INSIDE = (
+    ROOT_OF_PACKAGES
+    + """
+mount --bind /dev "$root/dev"
+exec "${clean[@]}" chroot "$root" bash /srv/script
+"""
+)
+
+#: The same, with systemd as its first process, which runs the script as its only service.
+UNDER_SYSTEMD = (
+    ROOT_OF_PACKAGES
+    + """
+mount -t tmpfs tmpfs "$root/run"
+mount -t sysfs sysfs "$root/sys"
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+for device in null zero full random urandom tty; do
+    touch "$root/dev/$device"
+    mount --bind "/dev/$device" "$root/dev/$device"
+done
+mkdir "$root/dev/pts" "$root/dev/shm"
+mount -t devpts devpts "$root/dev/pts"
+ln -s /proc/self/fd "$root/dev/fd"
+ln -s pts/ptmx "$root/dev/ptmx"
+touch "$root/dev/console" "$root/srv/console"
+mount --bind "$root/srv/console" "$root/dev/console"
+cat >"$root/etc/systemd/system/script.service" <<'END'
+[Unit]
+After=basic.target
+[Service]
+Type=oneshot
+StandardOutput=file:/srv/said
+StandardError=inherit
+ExecStart=/bin/bash /srv/script
+ExecStopPost=/bin/systemctl --no-block exit
+END
+printf '[Unit]\\nRequires=basic.target script.service\\n' >"$root/etc/systemd/system/script.target"
+exec "${clean[@]}" container=other chroot "$root" /lib/systemd/systemd --unit=script.target --log-target=console --show-status=no
+"""
+)
+
+SERVICE = """
+set -euo pipefail
+trap 'systemctl status --no-pager -n 30 ptunnel-serve' ERR
+dpkg --install /srv/package.deb
+mkdir -p /etc/tls /run/systemd/system/ptunnel-serve.service.d
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9 -subj /CN=rv -keyout /etc/tls/key -out /etc/tls/cert
+chmod 644 /etc/tls/key
+printf '[Service]\\nWatchdogSec=8\\n' >/run/systemd/system/ptunnel-serve.service.d/impatient.conf
+echo 'OPTIONS="--listen 127.0.0.1 --tls-cert /etc/tls/cert --tls-key /etc/tls/key"' >/etc/default/ptunnel-serve
+systemctl daemon-reload
+pid() { systemctl show -p MainPID --value ptunnel-serve; }
+asked() { systemctl show -p "$1" --value ptunnel-serve; }
+anew() {                                                     # until another process serves
+    for _ in $(seq 200); do
+        if [[ $(pid) != "$1" && $(pid) != 0 && $(asked ActiveState) == active ]]; then echo "$2"; return; fi
+        sleep 0.2
+    done
+}
+systemctl start ptunnel-serve
+first=$(pid)
+echo "status: $(asked StatusText)"
+echo "user: $(stat -c %U /proc/$first | grep -c root)"
+PTUNNEL_HOME=/var/lib/ptunnel-serve ptunnel status
+systemctl reload ptunnel-serve
+[[ $(pid) == "$first" ]] && echo reloaded
+kill -KILL "$first"
+anew "$first" "killed, and there again"
+second=$(pid)
+kill -STOP "$second"
+anew "$second" "hung, and there again"
+systemctl stop ptunnel-serve
+echo "end: $(asked Result)"
 """
 
 #: One pairing on loopback with $program, and a page by way of it; files go to $at.
@@ -66,7 +141,7 @@ set -euo pipefail
 listing() { find / -xdev -path /proc -prune -o -path /tmp -prune -o -path /var/lib/dpkg -prune -o -path /var/log -prune \\
     -o -path /var/cache -prune -o -print | sort; }
 listing >/tmp/before
-dpkg --install /tmp/package.deb
+dpkg --install /srv/package.deb
 cd /tmp
 command -v ptunnel
 ptunnel --version
@@ -100,7 +175,7 @@ printf '%s\\n' 'Package: ptunnel' 'Version: 0.72' 'Architecture: all' 'Maintaine
     >/tmp/other/DEBIAN/control
 dpkg-deb --build /tmp/other /tmp/other.deb >/dev/null
 dpkg --install /tmp/other.deb
-dpkg --install /tmp/package.deb 2>&1 | grep -i conflict | head -1
+dpkg --install /srv/package.deb 2>&1 | grep -i conflict | head -1
 """
 )
 
@@ -116,19 +191,31 @@ def built(kind: str, folder: Path) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    [made] = folder.iterdir()
+    [made] = folder.glob("*.*")
     return made
 
 
-def test_the_debian_package_is_installed_used_and_purged_and_leaves_nothing(tmp_path: Path) -> None:
-    package = built("deb", tmp_path / "dist")
-    (tmp_path / "script").write_text(INSTALLED, encoding="utf-8")
-    (tmp_path / "root").mkdir()
-    done = subprocess.run(
-        ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "bash", "-c", INSIDE, "_", tmp_path / "root",
-         tmp_path / "script", package],
+def run_inside(folder: Path, root: str, script: str, package: Path) -> subprocess.CompletedProcess[str]:
+    """The script with the package, in a root of its own; what it leaves is in `folder`/files."""
+    files = folder / "files"
+    files.mkdir()
+    (folder / "root").mkdir()
+    shutil.copy(package, files / "package.deb")
+    (files / "script").write_text(script, encoding="utf-8")
+    namespaces = ["--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child"]
+    return subprocess.run(
+        ["unshare", *namespaces, "bash", "-c", root, "_", folder / "root", files],
         capture_output=True, text=True, timeout=USE_S, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("deb", tmp_path_factory.mktemp("dist"))
+
+
+def test_the_debian_package_is_installed_used_and_purged_and_leaves_nothing(package: Path, tmp_path: Path) -> None:
+    done = run_inside(tmp_path, INSIDE, INSTALLED, package)
     said = done.stdout
     assert "/usr/bin/ptunnel\nptunnel " in said, said + done.stderr
     assert said.count("\nptunnel 0.") == 2
@@ -137,6 +224,19 @@ def test_the_debian_package_is_installed_used_and_purged_and_leaves_nothing(tmp_
     for line in ("units ok", "200", "kept", "nothing left"):
         assert f"\n{line}\n" in said, said + done.stderr
     assert "conflict" in said.splitlines()[-1].lower(), said + done.stderr
+
+
+def test_the_service_of_the_package_runs_under_systemd_is_watched_and_started_anew(package: Path, tmp_path: Path) -> None:
+    """A systemd of its own in namespaces: as hardened as the unit says, as a user of its own, TLS at port 443."""
+    done = run_inside(tmp_path, UNDER_SYSTEMD, SERVICE, package)
+    said = (tmp_path / "files" / "said").read_text(encoding="utf-8")
+    told = said + done.stderr + (tmp_path / "files" / "console").read_text(encoding="utf-8", errors="replace")
+    for line in (
+        "status: Serving on udp 127.0.0.1:24531", "user: 0", "reloaded", "killed, and there again", "hung, and there again",
+        "end: success",
+    ):  # fmt: skip
+        assert f"\n{line}\n" in said, told
+    assert "127.0.0.1:443" in said, told
 
 
 def test_the_pex_is_the_whole_program_in_one_file(tmp_path: Path) -> None:
