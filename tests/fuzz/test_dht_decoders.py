@@ -70,7 +70,7 @@ def test_what_looks_like_a_message_is_one_or_malformed(message: dict[bytes, Valu
 def test_a_meeting_takes_anything_even_from_who_has_its_key(data: bytes, kind: int, body: bytes) -> None:
     home, friend = Keys(bytes(32), 0), Keys(bytes(32), 1)
     ledger, drops = Ledger(MAX_CHECKS, MAX_CHECKS_IN_WINDOW), Drops()
-    meeting = Meeting(bytes(32), 0, entropy=Random(1).randbytes, ledger=ledger, drops=drops)
+    meeting = Meeting(bytes(32), 0, entropy=Random(1).randbytes, ledger=ledger, drops=drops, own_host=lambda _socket: None)
     way = (SocketId(0), Address("44.1.1.1", 4_000))
     for datagram in (home.seal(kind, body), friend.seal(kind, body), data):
         with contextlib.suppress(MalformedPacket):

@@ -87,11 +87,18 @@ class Homes:
         self.home = home
         self.friend = friend
         self.bootstrap = farm.bootstrap
+        self.running: list[Ptunnel] = []
         self.folders = [lab.folder / f"{home.name}-{friend.name}-{number}" for number in range(2)]
 
     def start(self, at: Site, folder: Path, *words: str, **more: str) -> Ptunnel:
         more["PTUNNEL_DHT_BOOTSTRAP"] = self.bootstrap
-        return Ptunnel(self.lab, at.host, f"{words[0]}-{at.name}", *words, "--no-portmap", home=folder, **more)
+        self.running.append(Ptunnel(self.lab, at.host, f"{words[0]}-{at.name}", *words, "--no-portmap", home=folder, **more))
+        return self.running[-1]
+
+    def end(self) -> None:
+        """All that runs."""
+        end(*self.running)
+        self.running.clear()
 
     def expose(self) -> Ptunnel:
         return self.start(self.home, self.folders[0], "expose", str(PORT), "--server", "dht", "--name", "home")
@@ -102,18 +109,16 @@ class Homes:
             return self.start(self.friend, self.folders[1], "connect", "--server", "dht", *forward, PTUNNEL_CODE=code)
         return self.start(self.friend, self.folders[1], "connect", "home", *forward)
 
-    def by_code(self) -> tuple[Ptunnel, Ptunnel, float]:
-        """Whoever comes, and how long it took."""
-        exposer = self.expose()
-        code = exposer.wait_event("code", PATIENCE)["code"]
+    def by_code(self) -> float:
+        """Whoever comes; how long it took."""
+        code = self.expose().wait_event("code", PATIENCE)["code"]
         begun = time.monotonic()
-        connector = self.connect(code)
-        return exposer, connector, first_byte(connector, self.friend) - begun
+        return first_byte(self.connect(code), self.friend) - begun
 
-    def by_name(self, lag: float) -> tuple[Ptunnel, Ptunnel, float]:
+    def by_name(self, lag: float) -> float:
         """Both begin; whoever connects comes `lag` seconds after the other, or before it."""
         if lag >= 0:
-            exposer = self.expose()
+            self.expose()
             time.sleep(lag)
             begun = time.monotonic()
             connector = self.connect()
@@ -121,8 +126,8 @@ class Homes:
             connector = self.connect()
             time.sleep(-lag)
             begun = time.monotonic()
-            exposer = self.expose()
-        return exposer, connector, first_byte(connector, self.friend) - begun
+            self.expose()
+        return first_byte(connector, self.friend) - begun
 
 
 def meet(lab: Lab, farm: Farm, home: Site, friend: Site, lag: float) -> Times:
@@ -131,18 +136,17 @@ def meet(lab: Lab, farm: Farm, home: Site, friend: Site, lag: float) -> Times:
     homes = Homes(lab, farm, home, friend)
     page = PageServer(home.host)
     try:
-        exposer, connector, times.code = homes.by_code()
-        assert connector.wait_event("path", PATIENCE)["kind"] == "direct"
-        end(connector)
+        times.code = homes.by_code()
+        assert homes.running[-1].wait_event("path", PATIENCE)["kind"] == "direct"
+        end(homes.running.pop())
         begun = time.monotonic()
-        connector = homes.connect()
-        times.name = first_byte(connector, friend) - begun
-        end(exposer, connector)
-        exposer, connector, times.both = homes.by_name(lag)
-        end(exposer, connector)
+        times.name = first_byte(homes.connect(), friend) - begun
+        homes.end()
+        times.both = homes.by_name(lag)
     except (LabError, OSError, AssertionError) as error:
-        times.trouble = str(error)
+        times.trouble = "\n".join([str(error), *(str(each.trouble("beside it")) for each in homes.running)])
     finally:
+        homes.end()
         page.close()
     return times
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from typing import Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
@@ -18,6 +19,7 @@ MESSAGE: Final = 2  # something for the mailbox
 RECEIPT: Final = 3  # a message has come
 TAG_SIZE: Final = 8
 NONCE_SIZE: Final = 8
+HOST_SIZE: Final = 16  # of an address, IPv4 as IPv6 has it; zero: not known
 MAILBOX_SIZE: Final = 16
 MAC_SIZE: Final = 16
 MAX_BODY: Final = 512  # bytes of a message; a PAKE message and its confirmation have some 100
@@ -29,6 +31,13 @@ def tag_of(data: Buffer) -> bytes:
     if not _HEAD + MAC_SIZE <= len(data) <= _HEAD + MAILBOX_SIZE + 1 + MAX_BODY + MAC_SIZE:
         raise MalformedPacket("meeting: too short or too long")
     return bytes(data[2:_HEAD])
+
+
+def pack_host(host: str | None) -> bytes:
+    if host is None:
+        return bytes(HOST_SIZE)
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
 
 
 class Said(NamedTuple):

@@ -5,6 +5,9 @@
     ←        check, nonce, echo  an echo of our nonce: we are heard there
     message, mailbox         →   repeated until its receipt comes
 
+Whoever is announced under the same infohash gets checks, too, and may forward them, to be between the two.  So a check says
+from which host it was sent, as nodes see that, and a path from another host opens only where no straight one does.
+
 An address that a node told of may be anybody's.  So each is checked a few times, a host that says nothing gets no more than
 MAX_CHECKS datagrams, and what has the right MAC is answered where it came from, with as many bytes.
 """
@@ -18,7 +21,7 @@ from typing import Final, TypeAlias
 
 from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
-from tunnel.dht.checks import CHECK, MAILBOX_SIZE, MESSAGE, NONCE_SIZE, RECEIPT, Keys
+from tunnel.dht.checks import CHECK, HOST_SIZE, MAILBOX_SIZE, MESSAGE, NONCE_SIZE, RECEIPT, Keys, pack_host
 from tunnel.dht.ids import network_of
 from tunnel.dht.krpc import MARKER_PORT
 from tunnel.dht.ledger import MIN_PORT, Ledger
@@ -41,6 +44,9 @@ MAX_PORTS: Final = 4  # of them, of one host: a NAT that shows more cannot be re
 FORETOLD: Final = {4: range(1, 9), 6: range(-1, -13, -1), 8: range(9, 17)}
 MAX_PATHS: Final = 128  # addresses that speak with the right MAC; the one longest silent goes
 MAX_UNSENT: Final = 64  # messages without a receipt; the oldest goes
+DETOUR_WAIT: Final = Seconds(
+    4.0
+)  # for a straight path, before one from another host than the sender's own opens: longer than a poll
 REPEAT: Final = Seconds(0.25)  # before a message without a receipt is said again, doubled each time ...
 LONGEST_REPEAT: Final = Seconds(2.0)  # ... up to this
 MESSAGE_LIFETIME: Final = Seconds(20.0)  # of a message without a receipt
@@ -74,12 +80,14 @@ class _Candidate:
 
 
 class _Path:
-    __slots__ = ("heard_at", "is_open", "nonce", "theirs")
+    __slots__ = ("heard_at", "hears_us", "is_open", "nonce", "opens_at", "theirs")
 
     def __init__(self, nonce: bytes) -> None:
         self.nonce = nonce
         self.theirs = bytes(NONCE_SIZE)
+        self.hears_us = False  # an echo has come
         self.is_open = False
+        self.opens_at: Instant | None = None  # unless a straight one does before
         self.heard_at = Instant(0.0)
 
 
@@ -97,8 +105,19 @@ class _Message:
 class Meeting:
     """Of one secret.  `side` 0 waits for whoever comes, 1 comes; both do the same."""
 
-    def __init__(self, secret: bytes, side: int, *, entropy: Callable[[int], bytes], ledger: Ledger, drops: Drops) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        side: int,
+        *,
+        entropy: Callable[[int], bytes],
+        ledger: Ledger,
+        drops: Drops,
+        own_host: Callable[[SocketId], str | None],
+    ) -> None:
+        """`own_host`: where nodes see that socket of ours; None: not known."""
         self.keys = Keys(secret, side)
+        self._own_host = own_host
         self.side = side
         self.found_at: Instant | None = None  # when somebody's address was seen first
         self.is_marked = False  # the other side says that its router uses ports by chance
@@ -164,9 +183,10 @@ class Meeting:
     def look_again(self, now: Instant) -> None:
         """Check all that are known once more: what was open may be closed."""
         for path in self._paths.values():
-            path.is_open = False
+            path.is_open = path.hears_us = False
             path.nonce = self._entropy(NONCE_SIZE)
             path.theirs = bytes(NONCE_SIZE)  # whoever sees no echo answers each time
+            path.opens_at = None
         for way, candidate in self._candidates.items():
             candidate.found_at = candidate.due_at = now
             candidate.checks = 0
@@ -192,9 +212,10 @@ class Meeting:
         said = self.keys.open(data)
         if said is None:
             self._drops["meeting datagram not authentic"] += 1
-        elif said.kind == CHECK and len(said.body) == 2 * NONCE_SIZE:
+        elif said.kind == CHECK and len(said.body) == 2 * NONCE_SIZE + HOST_SIZE:
             self._ledger.answered(way[1].host)
-            self._on_check(now, way, said.body[:NONCE_SIZE], said.body[NONCE_SIZE:])
+            echo, host = said.body[NONCE_SIZE : 2 * NONCE_SIZE], said.body[2 * NONCE_SIZE :]
+            self._on_check(now, way, said.body[:NONCE_SIZE], echo, is_straight=host == pack_host(way[1].host))
         elif said.kind == MESSAGE and len(said.body) > MAILBOX_SIZE:
             self._ledger.answered(way[1].host)
             self._on_message(now, way, said.body[:MAILBOX_SIZE], said.body[MAILBOX_SIZE], said.body[MAILBOX_SIZE + 1 :])
@@ -207,6 +228,12 @@ class Meeting:
         for way, candidate in self._candidates.items():
             if now >= candidate.due_at:
                 self._check(now, way, candidate)
+        for way, path in self._paths.items():
+            if path.opens_at is not None and now >= path.opens_at:
+                path.opens_at = None
+                if not self.open_ways:
+                    path.is_open = True
+                    self.events.append(Opened(way))
         for key, message in list(self._unsent.items()):
             if now >= message.until:
                 del self._unsent[key]
@@ -217,7 +244,8 @@ class Meeting:
 
     def poll_timeout(self) -> Instant | None:
         checks = min((each.due_at for each in self._candidates.values()), default=None)
-        return earliest(checks, min((each.due_at for each in self._unsent.values()), default=None))
+        detours = min((each.opens_at for each in self._paths.values() if each.opens_at is not None), default=None)
+        return earliest(checks, detours, min((each.due_at for each in self._unsent.values()), default=None))
 
     def poll_transmit(self) -> tuple[SocketId, Address, bytes] | None:
         return self._out.popleft() if self._out else None
@@ -244,23 +272,30 @@ class Meeting:
         )
         path = self._path(way)
         # Also where it is open here: the echo that would open it there may have been lost.
-        self._send(now, way, self.keys.seal(CHECK, path.nonce + path.theirs))
-        if not path.is_open:
+        self._send_check(now, way, path.nonce + path.theirs)
+        if not path.hears_us:
             for step in FORETOLD.get(done, ()):
                 near = (way[0], Address(way[1].host, way[1].port + step))
                 if MIN_PORT <= near[1].port <= MAX_PORT:
-                    self._send(now, near, self.keys.seal(CHECK, self._path(near).nonce + bytes(NONCE_SIZE)))
+                    self._send_check(now, near, self._path(near).nonce + bytes(NONCE_SIZE))
 
-    def _on_check(self, now: Instant, way: Way, nonce: bytes, echo: bytes) -> None:
+    def _send_check(self, now: Instant, way: Way, nonces: bytes) -> None:
+        self._send(now, way, self.keys.seal(CHECK, nonces + pack_host(self._own_host(way[0]))))
+
+    def _on_check(self, now: Instant, way: Way, nonce: bytes, echo: bytes, *, is_straight: bool) -> None:
         path = self._path(way)
-        is_news = not path.is_open or nonce != path.theirs
+        is_news = not path.hears_us or nonce != path.theirs
         path.theirs, path.heard_at = nonce, now
         hears_us = echo == path.nonce
-        if hears_us and not path.is_open:
-            path.is_open = True
-            self.events.append(Opened(way))
+        if hears_us:
+            path.hears_us = True
+            if is_straight and not path.is_open:
+                path.is_open, path.opens_at = True, None
+                self.events.append(Opened(way))
+            elif not path.is_open and path.opens_at is None:
+                path.opens_at = Instant(now + DETOUR_WAIT)
         if is_news or not hears_us:
-            self._send(now, way, self.keys.seal(CHECK, path.nonce + nonce))
+            self._send_check(now, way, path.nonce + nonce)
 
     def _on_message(self, now: Instant, way: Way, mailbox: bytes, number: int, body: bytes) -> None:
         self._send(now, way, self.keys.seal(RECEIPT, mailbox + bytes((number,))))

@@ -320,7 +320,7 @@ class DhtRoute:
                 known.meeting.look_again(now)
 
     def _begin(self, now: Instant, secret: bytes, side: int) -> _Appointment:
-        meeting = Meeting(secret, side, entropy=self._entropy, ledger=self._checks, drops=self.drops)
+        meeting = Meeting(secret, side, entropy=self._entropy, ledger=self._checks, drops=self.drops, own_host=self._own_host)
         appointment = _Appointment(meeting, [], now)
         self._by_tag[meeting.keys.tag] = appointment
         for socket_id, client in self._clients.items():
@@ -330,6 +330,11 @@ class DhtRoute:
 
             appointment.topics.append(Topic(client, meeting.keys.info_hash, now, found=found))
         return appointment
+
+    def _own_host(self, socket_id: SocketId) -> str | None:
+        client = self._clients.get(socket_id)
+        seen = None if client is None else client.views.seen
+        return None if seen is None else seen.host
 
     @staticmethod
     def _close_topics(appointment: _Appointment) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from tunnel.core.trace import Drops
-from tunnel.dht.checks import MAC_SIZE, MAILBOX_SIZE, MAX_BODY, TAG_SIZE, Keys, tag_of
+from tunnel.dht.checks import HOST_SIZE, MAC_SIZE, MAILBOX_SIZE, MAX_BODY, NONCE_SIZE, TAG_SIZE, Keys, tag_of
 from tunnel.dht.ledger import Ledger
 from tunnel.dht.meeting import (
     CHECK_TIMES,
+    DETOUR_WAIT,
     MAX_CANDIDATES,
     MAX_CHECKS,
     MAX_CHECKS_IN_WINDOW,
@@ -39,7 +40,10 @@ BOX = bytes(MAILBOX_SIZE)
 
 def meeting(side: int, secret: bytes = SECRET) -> Meeting:
     ledger = Ledger(MAX_CHECKS, MAX_CHECKS_IN_WINDOW)
-    return Meeting(secret, side, entropy=random.Random(side).randbytes, ledger=ledger, drops=Drops())
+    host = (HOME, FRIEND)[side].host
+    return Meeting(
+        secret, side, entropy=random.Random(side).randbytes, ledger=ledger, drops=Drops(), own_host=lambda _socket: host
+    )
 
 
 def out(each: Meeting, now: Instant) -> Iterator[tuple[Address, bytes]]:
@@ -170,7 +174,7 @@ def test_who_was_checked_in_vain_gives_way() -> None:
 def test_addresses_that_speak_with_the_right_key_have_an_end() -> None:
     home, friend = opened()
     friend.found(START, S, HOME, NODE)
-    check = friend.keys.seal(1, bytes(16))
+    check = friend.keys.seal(1, bytes(2 * NONCE_SIZE + HOST_SIZE))
     for number in range(2 * MAX_PATHS):
         home.handle_datagram(START, (S, Address(f"46.{number >> 8}.{number & 255}.1", 4_000)), check)
     assert len(home._paths) == MAX_PATHS
@@ -251,3 +255,51 @@ def test_whoever_dials_again_is_heard_though_answers_are_lost(lost: int) -> None
                 friend.handle_datagram(now, (S, HOME), data)
             count += 1
     assert friend.open_ways == [(S, HOME)]
+
+
+STRANGER = Address("44.6.6.6", 4_006)
+
+
+def test_a_path_over_a_stranger_who_forwards_opens_only_where_no_straight_one_does() -> None:
+    home, friend = meeting(0), meeting(1)
+    for each in (home, friend):
+        each.found(START, S, STRANGER, NODE)
+
+    def forward(now: Instant) -> int:
+        """Between the two, as the stranger likes it; how many datagrams."""
+        pairs = [(friend, each) for each in out(home, now)] + [(home, each) for each in out(friend, now)]
+        for to, (_, data) in pairs:
+            to.handle_datagram(now, (S, STRANGER), data)
+        return len(pairs)
+
+    now = START
+    while now < START + DETOUR_WAIT - 0.01:
+        for _ in range(20):
+            if not forward(now):
+                break
+        else:
+            pytest.fail("the two answer answers")
+        assert not home.open_ways
+        assert not friend.open_ways
+        now = Instant(now + 0.1)
+    friend.found(now, S, HOME, NODE)
+    home.found(now, S, FRIEND, NODE)
+    exchange(home, friend, now)
+    for _ in range(20):
+        now = Instant(now + 0.1)
+        forward(now)
+    assert (home.open_ways, friend.open_ways) == ([(S, FRIEND)], [(S, HOME)])
+
+
+def test_a_host_that_changes_on_the_way_is_met_after_a_while() -> None:
+    """As behind a NAT with many addresses."""
+    home, friend = meeting(0), meeting(1)
+    friend.found(START, S, HOME, NODE)
+    for tick in range(60):
+        now = Instant(START + tick / 10)
+        for _ in range(8):
+            pairs = [(friend, HOME, each) for each in out(home, now)] + [(home, STRANGER, each) for each in out(friend, now)]
+            for to, source, (_, data) in pairs:
+                to.handle_datagram(now, (S, source), data)
+    assert (home.open_ways, friend.open_ways) == ([(S, STRANGER)], [(S, HOME)])
+    assert tick / 10 > DETOUR_WAIT
