@@ -70,7 +70,6 @@ class Star:
             keypair=theirs,
             local=params[0],
             remote=params[1],
-            remote_static=self.endpoint.static_public,
             path=PathKey(FIRST, HOME, b""),
             path_kind=PathKind.DIRECT,
             now=self.now,

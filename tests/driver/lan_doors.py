@@ -18,7 +18,9 @@ from tests.unit.ip.packets import (
     B6,
     Flow,
 )
-from tunnel.room.plane import LanAddresses, LanForward
+from tunnel.doors.tun.device import TapDevice
+from tunnel.room.members import LanAddresses
+from tunnel.room.plane import LanForward
 from tunnel.shell.packets import PacketDoor
 from tunnel.units import Transmit
 
@@ -70,11 +72,11 @@ class Lan:
             self.mtus.append(mtu)
 
         other = "b" if side == "a" else "a"
-        forward = LanForward(self.taps[side], me=NAMES[side], mac=MAC[side], subnet=SUBNET, clock=self.links.now, set_mtu=set_mtu)
+        forward = LanForward(cast(TapDevice, self.taps[side]), clock=self.links.now, set_mtu=set_mtu)
         forward.set_roster(NAMES[side], SUBNET, [NAMES[other]], MAC[side])
         link = self.links.near if side == "a" else self.links.far
         link.door = cast(PacketDoor, self.doors[side])
-        forward.add_link(NAMES[other].static, link)
+        forward.set_link(NAMES[other].static, link)
         return forward
 
     def send(self, packet: bytes, *, flags: int = 0, kind: int = 0, gso: int = 0, start: int = 0, offset: int = 0) -> None:
@@ -91,7 +93,7 @@ class Lan:
         return found
 
     def drops(self, side: str) -> dict[str, int]:
-        return {reason: count for reason, count in self.forwards[side].drops.items() if count}
+        return {reason: count for reason, count in self.forwards[side].table.drops.items() if count}
 
 
 @asynccontextmanager

@@ -169,7 +169,7 @@ async def test_a_super_packet_to_the_subnets_broadcast_address_is_refused(autoju
         head = ip4(17, struct.pack("!HHHH", 5, 6, 28, 0), destination=A4[:3] + b"\xff")
         run = PacketRun(head, [memoryview(bytes(10))] * 2, 20, 10, 0, True, True, 0)
         forward = lan.forwards["b"]
-        forward._receiver.take(forward._table.members[NAMES["a"].static], lan.links.now(), [run])
+        forward._receiver.take(forward.table.members[NAMES["a"].static], lan.links.now(), [run])
         assert await lan.received() == []
         assert lan.drops("b") == {"super-packet to everybody": 2}
 
@@ -249,7 +249,7 @@ async def test_an_interface_that_was_removed_ends_the_room_with_a_sentence() -> 
     lan.taps["b"] = tap
     lan.forwards["b"] = forward = lan._forward("b")
     tap.is_gone = True
-    member = forward._table.members[NAMES["a"].static]
+    member = forward.table.members[NAMES["a"].static]
     forward._receiver.take(member, lan.links.now(), [PacketRun(b"", [memoryview(Flow().packet(b"x"))], 41, 0, 0, True, False, 0)])
     assert lan.drops("b") == {"the interface is gone": 1}
     forward._after_receive()
@@ -296,7 +296,7 @@ async def test_a_broadcast_that_left_some_other_way_does_not_leave_twice(autojum
             return len(noted) > 1
 
         for forward in lan.forwards.values():
-            forward._table.note = note if forward is lan.forwards["a"] else None
+            forward.table.note = note if forward is lan.forwards["a"] else None
         packet = ip4(17, DATAGRAM, destination=b"\xff" * 4)
         lan.send(packet)
         lan.send(packet)

@@ -14,6 +14,7 @@ import tunnel
 from tests.driver.lan import FakeInterface, Player, until
 from tests.driver.meeting import a_server
 from tunnel.errors import AlreadyRunningError, ConfigurationError, PairingError, PermissionDeniedError
+from tunnel.node.peering import CONTROL_ROOM
 from tunnel.pairing.code import parse_code
 from tunnel.ports.bench import measure
 from tunnel.ports.open import Open, encode, read_message
@@ -59,7 +60,7 @@ async def test_three_meet_by_one_code_get_addresses_and_names_and_see_each_other
                         assert config.mac == "02:70:74:00:00:03"
                         assert set(cleo.interface.names) == {"anna", "ben", "cleo"}
                         assert cleo.interface.names["anna"] == [roster.ipv4(roster.creator), roster.ipv6(roster.creator)]
-                        third.plane.interface.device.counters.errors["EINVAL"] += 2
+                        third.plane.interface.device.errors["EINVAL"] += 2
                         status = third.status()
                         assert status["drops"]["interface"] == {"EINVAL": 2}
                         assert status["room"] == "game-night"
@@ -200,7 +201,8 @@ async def test_what_one_members_message_makes_us_raise_ends_its_link_and_nobody_
 
                 monkeypatch.setattr(Room, "handle_message", with_a_fault)
                 bens, cleos = (next(each.link for each in room.members() if each.name == name) for name in ("ben", "cleo"))
-                second.links[0].send_room(b"anything")
+                second.links[0]._peering.send_message(CONTROL_ROOM, b"anything")
+                second.driver.flush()
                 await until(lambda: bens is not None and bens.close_reason is not None)
                 monkeypatch.undo()
                 assert cleos is not None

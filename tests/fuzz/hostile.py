@@ -8,7 +8,7 @@ from tests.unit.connection.pair import A, keypairs
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import ConnectionClosed, ConnectionEvent, PathKind
 from tunnel.transport.connection.records import MOST_PARTS
-from tunnel.transport.crypto.handshake import Params
+from tunnel.transport.crypto.params import Params
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.frames import Frame
 from tunnel.transport.packet.header import HEADER, NONCE_PREFIX, TRANSPORT
@@ -32,7 +32,6 @@ class Hostile:
             keypair=key,
             local=params[1],
             remote=params[0],
-            remote_static=bytes(32),
             path=PATH,
             path_kind=PathKind.DIRECT,
             now=self.now,

@@ -139,7 +139,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from("ab"), size=st.sampled_from([0, 100, 1160, 20_000]))
     def send_datagram(self, name: str, size: int) -> None:
-        assert self.pair.sides[name].send_datagram(self.pair.now, 1, bytes(size))
+        assert self.pair.sides[name].send_datagrams(self.pair.now, 1, [bytes(size)])
 
     # what networks do
 

@@ -18,21 +18,10 @@ from tunnel.pairing.grants import GrantSet, parse_grant
 from tunnel.pairing.identity import sanitise_name
 from tunnel.pairing.pake import Pake
 from tunnel.transport.crypto.challenge import Challenge, receiver_of, unseal
-from tunnel.transport.crypto.cookie import CookieChecker, append_macs, consume_reply, mac1_key, reply_index
-from tunnel.transport.crypto.handshake import (
-    FINISH,
-    Initiator,
-    Params,
-    Pattern,
-    XxResponder,
-    decode_params,
-    encode_params,
-    open_ik_init,
-    parse_init,
-    parse_response,
-    verify_mac1,
-)
+from tunnel.transport.crypto.cookie import CookieChecker, append_macs, consume_reply, mac1_key, reply_index, verify_mac1
+from tunnel.transport.crypto.handshake import FINISH, Initiator, Pattern, XxResponder, open_ik_init, parse_init, parse_response
 from tunnel.transport.crypto.noise import HandshakeState, NoiseError
+from tunnel.transport.crypto.params import Params, decode_params, encode_params
 from tunnel.units import Address, Instant
 
 PSK = b"k" * 32

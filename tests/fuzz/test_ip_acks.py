@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ip.packets import ACK, Flow
-from tunnel.room.ip import ACK_SIZES, TCP, is_needless, is_repeated, parse, read_ack
+from tunnel.room.ip.acks import ACK_SIZES, is_needless, is_repeated, read_ack
+from tunnel.room.ip.header import TCP, parse
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -9,27 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ip.packets import ACK, CWR, ECE, FIN, PSH, SYN, URG, Flow, ip4, ip6, is_right, kernel_takes, padded_options
+from tests.unit.ip.said import REASONS, REFUSALS, UNSAFE, is_own_checksum, most_in_run
 from tunnel.errors import MalformedPacket
-from tunnel.room.ip import (
-    REASONS,
-    REFUSALS,
-    UNSAFE,
-    Inner,
-    MemberFilter,
+from tunnel.room.ip.filter import MemberFilter
+from tunnel.room.ip.header import Inner, destination_of, parse, parse_head
+from tunnel.room.ip.icmp import fragment, too_big
+from tunnel.room.ip.mss import clamp
+from tunnel.room.ip.offload import (
     Offload,
     build_run,
-    clamp,
     cut_in_software,
     decode_offload,
-    destination_of,
     finish_checksum,
     finish_foreign_checksum,
-    fragment,
-    is_own_checksum,
-    most_in_run,
-    parse,
-    parse_head,
-    too_big,
     wants_cut,
 )
 

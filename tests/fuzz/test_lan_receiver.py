@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.twins.tap import MemoryTap
 from tests.unit.ip.packets import A4, A6, B4, B6, Flow
+from tunnel.doors.tun.device import TapDevice
 from tunnel.room.members import LanAddresses, LanTable
 from tunnel.room.receive import LanReceiver
 from tunnel.shell.packets import PacketRun
@@ -56,7 +57,7 @@ def test_any_run_is_a_sound_frame_or_a_counted_drop(found: list[PacketRun]) -> N
     tap = MemoryTap()
     member = table.members[OTHER.static]
     member.link = cast(Any, SimpleNamespace(packets=SimpleNamespace(room=1300)))
-    receiver = LanReceiver(table, tap, b"\x02pt\0\0\x02", lambda _member, _packet: None)
+    receiver = LanReceiver(table, cast(TapDevice, tap), b"\x02pt\0\0\x02", lambda _member, _packet: None)
     for run in found:
         before = len(tap.written), sum(table.drops.values())
         receiver.take(member, Instant(1000.0), [run])

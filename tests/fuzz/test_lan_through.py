@@ -32,7 +32,7 @@ def watch(lan: Lan) -> list[str]:
 
 def take(lan: Lan, run: PacketRun) -> None:
     forward = lan.forwards["b"]
-    forward._receiver.take(forward._table.members[NAMES["a"].static], lan.links.now(), [run])
+    forward._receiver.take(forward.table.members[NAMES["a"].static], lan.links.now(), [run])
 
 
 def run_of(packet: bytes, is_partial: bool, ecn: int) -> PacketRun:

@@ -16,25 +16,20 @@ import pytest
 
 from tests.netns.kernel import Namespace
 from tests.unit.ip.packets import A4, A6, ACK, B4, B6, CWR, FIN, PSH, Flow, is_right, padded_options, slow_checksum
+from tests.unit.ip.said import is_own_checksum, most_in_run
 from tunnel.doors.tun.device import TapDevice, open_tap
-from tunnel.room.ip import (
-    ETHERNET_HEADER,
-    TCP,
+from tunnel.doors.tun.tap import ETHERNET_SIZE as ETHERNET_HEADER
+from tunnel.room.ip.header import TCP, destination_of, parse, parse_head
+from tunnel.room.ip.icmp import fragment, too_big
+from tunnel.room.ip.mss import clamp
+from tunnel.room.ip.offload import (
     VIRTIO_HEADER,
     build_prefix,
     build_run,
-    clamp,
     cut_in_software,
     decode_offload,
-    destination_of,
     finish_checksum,
     finish_foreign_checksum,
-    fragment,
-    is_own_checksum,
-    most_in_run,
-    parse,
-    parse_head,
-    too_big,
     wants_cut,
 )
 
@@ -90,7 +85,7 @@ class Router:
     def forwarded(self, run: bytes, payload: bytes, count: int) -> list[bytes]:
         """What comes out when this is written in one go: `count` packets, whatever else the kernel says left out."""
         assert self.tap.writev([run, payload])
-        assert not self.tap.counters.errors
+        assert not self.tap.errors
         packets: list[bytes] = []
         deadline = time.monotonic() + 10
         while len(packets) < count:
@@ -201,7 +196,7 @@ class Wire:
                     if not length:
                         break
                     self._carry(sender, receiver, length)
-        assert not any(host.tap.counters.errors for host in self.hosts)
+        assert not any(host.tap.errors for host in self.hosts)
 
     def _carry(self, sender: Host, receiver: Host, length: int) -> None:
         view = self._view

@@ -51,7 +51,7 @@ async def main():
     idle.start()
     started = time.perf_counter()
     interface = await open_namespace_interface(InterfaceConfig.from_json(orders["config"]), orders["command"])
-    tell(ms=(time.perf_counter() - started) * 1e3, name=interface.name, facts=interface.facts, pid=interface.command_pid,
+    tell(ms=(time.perf_counter() - started) * 1e3, name=interface.name, facts=interface.facts, pid=interface._child.pid,
          offloads=interface.device.offloads, pyroute2="pyroute2" in sys.modules)
     try:
         await interface.set_names({"Home PC": ["10.77.1.1", "fd12:3456:789a::1"]})

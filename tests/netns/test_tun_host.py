@@ -64,8 +64,8 @@ async def main():
     await trio.to_thread.run_sync(lambda: None)          # leaves an idle worker thread that has our capabilities
     started = time.perf_counter()
     interface = await open_host_interface(InterfaceConfig.from_json(json.loads(sys.argv[1])), hosts_path=sys.argv[2])
-    say(name=interface.name, ms=(time.perf_counter() - started) * 1e3, facts=interface.facts, pid=interface.keeper_pid,
-        rss_kb=int(status(interface.keeper_pid, "VmRSS")), keeper_caps=status(interface.keeper_pid, "CapEff"),
+    say(name=interface.name, ms=(time.perf_counter() - started) * 1e3, facts=interface.facts, pid=interface._keeper.pid,
+        rss_kb=int(status(interface._keeper.pid, "VmRSS")), keeper_caps=status(interface._keeper.pid, "CapEff"),
         caps=[status("self", field) for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")],
         threads=privileges.privileged_threads(), reflects=interface.reflector is not None,
         pyroute2="pyroute2" in sys.modules)

@@ -55,6 +55,7 @@ class Flow:
         self.paced = paced
         self.next_number = 0
         self.arrived = 0
+        self.spurious = 0  # packets that were given out as lost and arrived after all
         self.timer = float("inf")
         self.receive_at = float("inf")
         self.arrivals: list[tuple[float, int]] = []
@@ -62,7 +63,7 @@ class Flow:
     @property
     def goodput(self) -> int:
         """Bytes."""
-        return (self.arrived - self.recovery.spurious_packets) * SIZE
+        return (self.arrived - self.spurious) * SIZE
 
 
 class Bottleneck:
@@ -116,7 +117,8 @@ class Bottleneck:
                     self._receive(flow)
             elif kind == 1:
                 ranges, waited = cast(tuple[list[tuple[int, int]], Seconds], what)
-                flow.recovery.on_ack(ranges, waited, Instant(self.now))
+                result = flow.recovery.on_ack(ranges, waited, Instant(self.now))
+                flow.spurious += sum(mask.bit_count() for _, mask in result.spurious)
                 flow.tracker.prune(ranges[0][1] - 2000)
                 self._send(flow)
             elif flow.timer <= self.now:

@@ -50,7 +50,7 @@ class MemberNode(EndpointNode):
             room = Room.join(static=static, member_name=self.name, keeps=self.keeps, routes=self.routes, entropy=entropy)
         self.endpoint.add_server(now, SERVER, self.server.addresses[:1])
         self.members = Membership(self.endpoint, room, store, server=SERVER, now=now, save=self._save)
-        self.members.pump(now)
+        self.hear(now)
         self.world.attach(self.host, self, {FIRST: self.address})
 
     def _save(self, state: RoomState) -> None:
@@ -73,7 +73,6 @@ class MemberNode(EndpointNode):
 
     def handle_timeout(self, now: Instant) -> None:
         self.endpoint.handle_timeout(now)
-        self.members.handle_timeout(now)
         self.hear(now)
 
     def poll_timeout(self) -> Instant | None:
@@ -90,8 +89,7 @@ class MemberNode(EndpointNode):
             if isinstance(event, Troubled | CodeIssued):
                 self.world.note(self.name, str(event))
             self.members.handle_event(now, event)
-        self.members.pump(now)
-        while (heard := self.members.poll_event()) is not None:
+        for heard in self.members.pump(now):
             self.heard.append(heard)
             self.world.note(self.name, f"{type(heard).__name__} {getattr(getattr(heard, 'member', None), 'name', '')}")
 
@@ -113,12 +111,12 @@ class MemberNode(EndpointNode):
 
     def invite(self, other: MemberNode, psk: bytes) -> None:
         self.room.expect(self.world.now, other.static, invited_psk(psk), invited=True)
-        self.members.pump(self.world.now)
+        self.hear(self.world.now)
         self.world.touch(self.host)
 
     def join_peer(self, other: MemberNode, psk: bytes) -> None:
         self.room.paired(other.static, invited_psk(psk))
-        self.members.pump(self.world.now)
+        self.hear(self.world.now)
         self.world.touch(self.host)
 
     # what is known
@@ -142,7 +140,9 @@ class MemberNode(EndpointNode):
 
     @property
     def online(self) -> set[str]:
-        return {member.name for member in self.room.online}
+        """The other members that it has a connection to."""
+        members = self.room.roster.members if self.room.roster is not None else ()
+        return {member.name for member in members if self.members.peering(member.static) is not None}
 
     @property
     def code(self) -> str:

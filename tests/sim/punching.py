@@ -10,8 +10,9 @@ from tests.sim.world import Host, World
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.nat import behaviour, stun
-from tunnel.nat.agent import Agent, AgentState
+from tunnel.nat.agent import Agent
 from tunnel.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, make_candidate
+from tunnel.nat.state import AgentState
 from tunnel.nat.technique import Measure, PoolSocket
 from tunnel.nat.techniques import Techniques
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit

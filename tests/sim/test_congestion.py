@@ -166,7 +166,7 @@ def test_a_keystroke_and_a_datagram_pass_by_a_saturating_stream(seed: int) -> No
             pass
         if pair.now >= next_at and len(pressed) == len(echoes):
             pair.a.stream_write(keys, b"k")
-            pair.a.send_datagram(pair.now, 1, b"move")
+            pair.a.send_datagrams(pair.now, 1, [b"move"])
             pressed.append(pair.now)
             moved.append(pair.now)
             next_at = pair.now + 0.030
@@ -178,7 +178,7 @@ def test_a_keystroke_and_a_datagram_pass_by_a_saturating_stream(seed: int) -> No
             pair.read["b"][keys].clear()
             pair.b.stream_write(keys, b"K")
         if pair.b.receive_datagrams():
-            pair.b.send_datagram(pair.now, 2, b"seen")
+            pair.b.send_datagrams(pair.now, 2, [b"seen"])
         if pair.read["a"].setdefault(keys, bytearray()):
             pair.read["a"][keys].clear()
             echoes.append(pair.now - pressed[-1])

@@ -14,9 +14,9 @@ from tests.sim.nat import APD, HOME, SITES, Behaviour, Ports
 from tests.sim.punching import V4, V6, PunchNode, make_pair
 from tests.sim.world import World
 from tunnel.nat import checklist
-from tunnel.nat.agent import AgentState
 from tunnel.nat.behaviour import Mapping
 from tunnel.nat.candidate import CandidateKind
+from tunnel.nat.state import AgentState
 from tunnel.units import Seconds
 
 KINDS = tuple(SITES)

@@ -19,11 +19,11 @@ from tests.sim.test_punching import KINDS, SKEWS, are_direct, meet, time_to_dire
 from tests.sim.world import World
 from tunnel.nat import agent as agent_module
 from tunnel.nat import birthday
-from tunnel.nat.agent import AgentState
 from tunnel.nat.behaviour import Mapping
 from tunnel.nat.birthday import SPRAY_PROBES
 from tunnel.nat.budget import OPENER_BURST, POOL_SOCKETS, PROBE_BURST
 from tunnel.nat.hints import OpenPool, PredictedPorts
+from tunnel.nat.state import AgentState
 from tunnel.units import Address, Instant, Seconds
 
 BIRTHDAY = tuple((a, b) for a, b in itertools.product(KINDS, KINDS) if oracle.is_birthday(a, b))
@@ -249,7 +249,7 @@ def test_no_second_within_an_attempt_exceeds_the_rate(answered: bool, most: int,
     """Not `answered`: the server's words no longer reach the side that opens the pool, as if a quota were used up."""
     first, second, world = meet("sym", "prc", 1, limit=0.5)
     moments: list[float] = []
-    outside = first.agent.local_candidates[-1].address.host
+    outside = first.agent._sides.local[-1].address.host
 
     def watch(host: object, destination: Address, datagram: bytes) -> bool:
         if host is second.host and datagram[:1] == b"\x80":

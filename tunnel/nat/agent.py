@@ -23,13 +23,12 @@ from tunnel.nat.checklist import Check, Checklist, Pair
 from tunnel.nat.memory import EarlyChecks, Remembered
 from tunnel.nat.sides import Outbox, Sides
 from tunnel.nat.state import AgentState, AgentStats
-from tunnel.nat.technique import Technique
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
     import random
 
-__all__ = ["Agent", "AgentState", "AgentStats", "Check"]
+    from tunnel.nat.techniques import Techniques
 
 #: Full TTL once the peer says that its openers are out, and without that word from here on.
 OPENER_PHASE: Final = Seconds(1.0)
@@ -57,7 +56,7 @@ class Agent:
         rng: random.Random,
         sockets: MappingType[SocketId, bool],
         allow_loopback: bool = False,
-        technique: Technique | None = None,
+        technique: Techniques | None = None,
         remembered: Remembered | None = None,
         budget: Budget | None = None,
     ) -> None:
@@ -89,10 +88,6 @@ class Agent:
     # --- what we know -----------------------------------------------------------------------------------------------------
 
     @property
-    def local_candidates(self) -> tuple[Candidate, ...]:
-        return self._sides.local
-
-    @property
     def remote_candidates(self) -> tuple[Candidate, ...]:
         return tuple(self._sides.remote.values())
 
@@ -108,7 +103,7 @@ class Agent:
     @property
     def stats(self) -> AgentStats:
         budget = min(self._tokens.whole, self._budget.checks.whole)
-        return AgentStats(self.state, self._checks_sent, self._openers_sent, self._rounds, len(self._list), budget)
+        return AgentStats(self.state, self._checks_sent, self._openers_sent, self._rounds, budget)
 
     @property
     def why_relayed(self) -> str:
@@ -149,13 +144,6 @@ class Agent:
             self._offer()
             self._update(now)
 
-    def add_remote(self, now: Instant, candidates: Iterable[Candidate]) -> None:
-        """The peer's candidates, complete: those that may be tried join the check list, those no longer named leave it.
-
-        A new one starts a fresh round.  So does a repeated list when the last round found nothing: the peer wants to go in step.
-        """
-        self._take_remote(now, candidates, together=self.state is not AgentState.CONNECTED)
-
     def handle_offer(self, now: Instant, offer: Offer) -> None:
         """Take the offer of the peer's agent.  Older generations are ignored."""
         if offer.opened:
@@ -175,7 +163,7 @@ class Agent:
         if is_calling and self.state is AgentState.CONNECTED and not self._restarted_lately(now):
             self._list.selected = None  # what we hold is no path for the peer
             self.state = AgentState.IDLE
-        self._take_remote(now, offer.candidates, together=True)
+        self._take_remote(now, offer.candidates)
         self._update(now)
 
     def poll_offer(self) -> Offer | None:
@@ -351,7 +339,11 @@ class Agent:
     def _restarted_lately(self, now: Instant) -> bool:
         return self._last_restart is not None and now - self._last_restart < rounds.MIN_RESTART_INTERVAL
 
-    def _take_remote(self, now: Instant, candidates: Iterable[Candidate], *, together: bool) -> None:
+    def _take_remote(self, now: Instant, candidates: Iterable[Candidate]) -> None:
+        """The peer's candidates, complete: those that may be tried join the check list, those no longer named leave it.
+
+        A new one starts a fresh round.  So does a repeated list when the last round found nothing: the peer wants to go in step.
+        """
         fresh = self._sides.take_remote(candidates)
         if self._early is not None:
             self._early.stop()
@@ -360,7 +352,7 @@ class Agent:
             self._form_pairs(now)
         elif fresh:
             self._start_round(now, rounds.ROUND)
-        elif together and not self._is_in_round(now):
+        elif not self._is_in_round(now):
             self._start_round(now, rounds.RETRY_ROUND)
 
     def _open_round(self, now: Instant, length: Seconds) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping as MappingType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from tunnel.nat.candidate import OPEN_KINDS, CandidateKind
 from tunnel.nat.checklist import OPENERS, Check
@@ -31,6 +31,16 @@ class Remembered(NamedTuple):
     def fits(self, scene: Scene) -> bool:
         """Whether the peer is seen where it was."""
         return scene.target is not None and scene.target.host == self.remote.host
+
+
+class WayMemory(Protocol):
+    """Where it is kept what led directly to each peer, by network; knows by itself which network this machine is in."""
+
+    def load(self) -> MappingType[bytes, Remembered]:
+        """Return the ways known in the present network, by the peers' static keys."""
+
+    def note(self, static: bytes, way: Remembered | None) -> None:
+        """Remember, or (None) forget.  Must not wait for a disk."""
 
 
 class EarlyChecks:

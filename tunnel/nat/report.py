@@ -277,15 +277,3 @@ def _word(value: Mapping | Filtering) -> str:
 
 
 _MAPPINGS: Final = {_word(mapping): mapping for mapping in Mapping}
-
-
-__all__ = [
-    "Findings",
-    "NetworkKind",
-    "PortMapFindings",
-    "Ports",
-    "advise",
-    "describe",
-    "describe_portmap",
-    "prospects",
-]

@@ -30,5 +30,4 @@ class AgentStats:
     checks_sent: int
     openers_sent: int
     rounds: int
-    pairs: int
     budget: int  # checks that may go out at once

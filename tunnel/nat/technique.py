@@ -1,15 +1,13 @@
-"""The interface between the agent and a costlier technique, and the scene that a technique is asked about."""
+"""The words between the agent and the costlier techniques: the scene that they are asked about, and what they want."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tunnel.core.scope import is_local
 from tunnel.nat.behaviour import Mapping
 from tunnel.nat.candidate import Candidate, CandidateKind
-from tunnel.nat.checklist import Check
-from tunnel.nat.hints import Hint
-from tunnel.units import Address, Instant, SocketId
+from tunnel.units import Address, SocketId
 
 
 def is_seen_by_the_world(candidate: Candidate) -> bool:
@@ -67,40 +65,3 @@ class TechniqueStats(NamedTuple):
     seconds: float  # spent searching that way, over all attempts
     probes_left: int  # of the process
     openers_left: int
-
-
-class Technique(Protocol):
-    """A costlier way to meet: port prediction, the birthday technique.  Asked when the plain checks have nothing due.
-
-    It may use sockets of its own, which the owner opens when `wanted_sockets` says so, and closes when it says 0 again.
-    """
-
-    def start(self, now: Instant, scene: Scene, *, fresh: bool) -> None:
-        """A round began; not `fresh` is one of the slow retries."""
-
-    def update(self, now: Instant, scene: Scene) -> None: ...
-    def stop(self, now: Instant) -> None:
-        """A path was found, or the round is over."""
-
-    def handle_hint(self, now: Instant, hint: Hint) -> None: ...
-    def poll_hint(self) -> Hint | None: ...
-    def poll_check(self, now: Instant) -> Check | None: ...
-    def poll_timeout(self) -> Instant | None: ...
-
-    @property
-    def busy_until(self) -> Instant | None:
-        """The round should last that long."""
-
-    @property
-    def wanted_sockets(self) -> int: ...
-    def sockets_opened(self, now: Instant, sockets: tuple[PoolSocket, ...]) -> None:
-        """All that there are, also those from before; fewer than wanted is all that can be had."""
-
-    def poll_measure(self, now: Instant) -> Measure | None: ...
-    def measured(self, now: Instant, measure: Measure, address: Address) -> None: ...
-
-    @property
-    def differs_elsewhere(self) -> bool | None:
-        """Whether the server's other address saw another mapping of one socket; None: not known."""
-
-    def stats(self, now: Instant) -> TechniqueStats: ...

@@ -26,7 +26,10 @@ OPEN_AGAIN: Final = Seconds(30.0)  # from the end of an attempt to the next one 
 
 
 class Techniques:
-    """The Technique of every agent with IPv4.  See technique.Technique for the verbs."""
+    """Those of an agent with IPv4, which asks them when the plain checks have nothing due.
+
+    They may use sockets of their own, which the owner opens when `wanted_sockets` says so, and closes when it says 0 again.
+    """
 
     def __init__(self, *, rng: random.Random, budget: Budget | None = None, remembered: Remembered | None = None) -> None:
         """`remembered`: what worked last time between these two from this network."""
@@ -49,6 +52,7 @@ class Techniques:
     # --- the agent's verbs
 
     def start(self, now: Instant, scene: Scene, *, fresh: bool) -> None:
+        """A round began; not `fresh` is one of the slow retries."""
         if self._pool.is_open or self._spray.is_on:
             self.update(now, scene)
             return
@@ -63,6 +67,7 @@ class Techniques:
         self._prediction.update(now, scene)
 
     def stop(self, now: Instant) -> None:
+        """A path was found, or the round is over."""
         self._prediction.stop()
         self._close_pool(now)
         self._end_spray(now)
@@ -123,6 +128,7 @@ class Techniques:
 
     @property
     def busy_until(self) -> Instant | None:
+        """The round should last that long."""
         ends = [at for at in (self._pool.ends_at, self._spray.ends_at, self._opens_at()) if at is not None]
         return max(ends, default=None)
 
@@ -133,6 +139,7 @@ class Techniques:
         return max(self._prediction.wanted_sockets, self._pool.wanted_sockets)
 
     def sockets_opened(self, now: Instant, sockets: tuple[PoolSocket, ...]) -> None:
+        """All that there are, also those from before; fewer than wanted is all that can be had."""
         self._sockets = sockets
         self._prediction.sockets_opened(now, sockets)
         self._pool.sockets_opened(now, sockets)
@@ -158,6 +165,7 @@ class Techniques:
 
     @property
     def differs_elsewhere(self) -> bool | None:
+        """Whether the server's other address saw another mapping of one socket; None: not known."""
         return self._prediction.elsewhere
 
     @property

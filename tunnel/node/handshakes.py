@@ -18,12 +18,11 @@ from tunnel.core.trace import Drops
 from tunnel.errors import MalformedPacket
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.crypto.challenge import CHALLENGE, receiver_of
-from tunnel.transport.crypto.cookie import COOKIE_REPLY, CookieChecker, reply_index, verify_mac1
+from tunnel.transport.crypto.cookie import COOKIE_REPLY, CookieChecker, mac1_key, reply_index, verify_mac1
 from tunnel.transport.crypto.handshake import (
     Completed,
     Initiator,
     Pattern,
-    mac1_key,
     parse_response,
 )
 from tunnel.transport.crypto.keys import Keypair

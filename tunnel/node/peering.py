@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket, StateError, UnreachableError
-from tunnel.nat.agent import AgentState
+from tunnel.nat.state import AgentState
 from tunnel.node import reasons
 from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, PeerBack, PeeringClosed, PeeringEvent, PeeringStarted, Problem, Troubled

@@ -87,7 +87,6 @@ class Peerings:
             keypair=completed.keypair,
             local=local,
             remote=completed.params,
-            remote_static=completed.remote_static,
             path=path,
             path_kind=PathKind.RELAY if path.prefix else PathKind.DIRECT,
             now=now,

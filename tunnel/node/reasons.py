@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.nat.agent import AgentState
+from tunnel.nat.state import AgentState
 from tunnel.node.events import Problem, Troubled
 from tunnel.transport.connection.paths import STILL_LOOKED_FOR
 

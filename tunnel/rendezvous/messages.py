@@ -33,8 +33,7 @@ RESPONSE: Final = 0x41
 PUSH: Final = 0x42
 PUSH_ACK: Final = 0x43
 
-MIN_REQUEST: Final = 512  # bytes; every response is shorter, so an unproven answer never amplifies
-MAX_RESPONSE: Final = 512  # bytes; follows from the bounds below, a test holds us to it
+MIN_REQUEST: Final = 512  # bytes; no response is longer, which a test holds us to, so an unproven answer never amplifies
 MAX_DATAGRAM: Final = 1200  # bytes; fits the smallest path that IPv6 allows, with room to spare
 MAX_BODY: Final = 512  # bytes of one PAKE message or mailbox post
 MAX_ROOMS: Final = 24  # rooms in one Join or Leave: eight peers of three days each, still within MAX_DATAGRAM

@@ -160,10 +160,6 @@ class Registry:
         self.given_up = 0  # registrations in rooms, to others
         self._at: dict[str, dict[bytes, Session]] = {}  # sessions by address
 
-    @property
-    def room_entries(self) -> int:
-        return self.room_shares.used
-
     # sessions
 
     def session(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:

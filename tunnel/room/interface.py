@@ -16,9 +16,9 @@ from tunnel.room.core import addresses
 from tunnel.room.core.addresses import SUBNET_BITS, ULA_BITS
 from tunnel.room.core.records import Allowances
 from tunnel.room.core.roster import Member, Roster
-from tunnel.room.plane import LanAddresses, LanForward
+from tunnel.room.members import LanAddresses
+from tunnel.room.plane import LanForward
 from tunnel.shell.lasting import last
-from tunnel.shell.link import Link
 from tunnel.units import Instant, Seconds
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LanInterface(Protocol):
-    """The part of an interface that a room uses: doors/tun/host.py and namespace.py have it.  `device` is a tun.tap.Tap."""
+    """The part of an interface that a room uses: doors/tun/host.py and namespace.py have it.  `device` is a TapDevice."""
 
     @property
     def device(self) -> Any: ...
@@ -138,10 +138,16 @@ class Plane:
         """`warn` is told, in a sentence each, what the interface would not do.  `any_subnet`: see InterfaceConfig."""
         self._faults = Faults() if faults is None else faults
         self.interface = interface
+        self.forward = LanForward(
+            interface.device,
+            clock=clock,
+            set_mtu=interface.set_mtu,
+            note=getattr(interface, "note", None),
+            warn=warn,
+            faults=self._faults,
+        )
         self._clock = clock
         self._warn = warn
-        self._forward: LanForward | None = None
-        self._links: dict[bytes, Link] = {}
         self._any_subnet = any_subnet
         self._wanted: tuple[Roster, Member] | None = None
         self._configured: tuple[Roster, Member] | None = None  # what the interface has now
@@ -155,41 +161,19 @@ class Plane:
         self._changed = trio.Event()
         self.is_ready = trio.Event()  # addresses and names are set
 
-    @property
-    def drops(self) -> Mapping[str, int]:
-        return {} if self._forward is None else self._forward.drops
-
     def counters(self) -> dict[str, dict[str, int]]:
         """Return the drops by place and reason; of the reflector and ethernets also what passed."""
-        found = {"packets": dict(self.drops), "interface": dict(self.interface.device.counters.errors)}
+        found = {"packets": dict(self.forward.table.drops), "interface": dict(self.interface.device.errors)}
         for place in ("reflector", "ethernets"):
             watcher = getattr(self.interface, place, None)
             if watcher is not None:
                 found[place] = dict(watcher.counters)
         return found
 
-    @property
-    def mtu(self) -> int | None:
-        return None if self._forward is None else self._forward.mtu
-
     def set_roster(self, roster: Roster, me: Member) -> None:
         """Set the members: one that is gone is heard no more at once; the interface follows in a moment."""
-        ours, others = place(roster, me), [place(roster, member) for member in roster.members if member.static != me.static]
-        if self._forward is None:
-            self._forward = LanForward(
-                self.interface.device,
-                me=ours,
-                mac=addresses.mac(me.host),
-                subnet=roster.subnet,
-                clock=self._clock,
-                set_mtu=self.interface.set_mtu,
-                note=getattr(self.interface, "note", None),
-                warn=self._warn,
-                faults=self._faults,
-            )
-        self._forward.set_roster(ours, roster.subnet, others, addresses.mac(me.host))
-        for static, link in self._links.items():
-            self._forward.add_link(static, link)
+        others = [place(roster, member) for member in roster.members if member.static != me.static]
+        self.forward.set_roster(place(roster, me), roster.subnet, others, addresses.mac(me.host))
         self._wanted = (roster, me)
         self._changed.set()
 
@@ -199,28 +183,16 @@ class Plane:
             self._applied = ()
             self._changed.set()
 
-    def add_link(self, static: bytes, link: Link) -> None:
-        """The member is reached by this link, whether or not the roster has it already."""
-        self._links[static] = link
-        if self._forward is not None:
-            self._forward.add_link(static, link)
-
-    def remove_link(self, static: bytes, link: Link) -> None:
-        if self._links.get(static) is link:
-            del self._links[static]
-        if self._forward is not None:
-            self._forward.remove_link(static, link)
-
     async def run(self) -> None:
         """Until cancelled.  Raises ConfigurationError when the interface is gone."""
         self._tell(self.interface.facts)
-        while self._forward is None:
+        while self._wanted is None:
             await self._changed.wait()
-        discover = partial(self.interface.run_discovery, self._forward.send_to_all, self._faults, self._warn)
+        discover = partial(self.interface.run_discovery, self.forward.send_to_all, self._faults, self._warn)
         async with trio.open_nursery() as nursery:
             for what, task in (
                 ("kept the interface from following the room", self._follow),
-                ("interrupted the packets of the room", self._forward.run),
+                ("interrupted the packets of the room", self.forward.run),
                 ("interrupted what programs here announce to the room", discover),
             ):
                 nursery.start_soon(last, self._faults, "interface", what, task, TunnelError)
@@ -235,10 +207,9 @@ class Plane:
             is_new = wanted[:3] != self._applied[:3]
             try:
                 if is_new:
-                    config = interface_config(roster, me, self.mtu, any_subnet=self._any_subnet)
+                    config = interface_config(roster, me, self.forward.mtu, any_subnet=self._any_subnet)
                     self._tell(await self.interface.renumber(config))
-                    if self._forward is not None:
-                        self._forward.set_has_ipv4(getattr(self.interface, "has_ipv4", True))
+                    self.forward.table.set_has_ipv4(getattr(self.interface, "has_ipv4", True))
                 if wanted != self._applied or trio.current_time() >= self._names_at:
                     self._applied = wanted
                     self._names_at = trio.current_time() + NAMES_INTERVAL

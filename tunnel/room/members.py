@@ -29,7 +29,7 @@ class LanAddresses(NamedTuple):
         return (self.ipv4, *self.ipv6)
 
 
-class LanMember:
+class LanPeer:
     """Another member, reachable or not."""
 
     def __init__(self, place: LanAddresses, table: LanTable) -> None:
@@ -55,11 +55,12 @@ class LanTable:
         """`subnet` is the address of the room's IPv4 /24."""
         self.me = me
         self.subnet = subnet
+        self.links: dict[bytes, Link] = {}  # of everybody who is connected, whether or not the roster has them already
         self.allowance = Allowance()  # of what we send to everybody
         #: Told of every packet to everybody, ours and theirs; True when that packet has left some other way already.
         self.note: Callable[[memoryview], bool] | None = None
-        self.members: dict[bytes, LanMember] = {}  # by static key
-        self.by_address: dict[bytes, LanMember] = {}
+        self.members: dict[bytes, LanPeer] = {}  # by static key
+        self.by_address: dict[bytes, LanPeer] = {}
         self.drops: Counter[str] = Counter()  # by reason
         self.has_ipv4 = True  # the interface; where the subnet clashes it has not
 
@@ -74,16 +75,16 @@ class LanTable:
             for member in self.members.values():
                 member.take_ours(self)
 
-    def set(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses]) -> list[LanMember]:
-        """A newer roster.  Links of members that stay are kept; returns who is gone.  Raises ConfigurationError on a clash."""
+    def set(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses]) -> list[LanPeer]:
+        """A newer roster.  Returns who is gone.  Raises ConfigurationError on a clash."""
         self.me, self.subnet = me, subnet
         before, self.members = self.members, {}
         self.by_address = {}
         for place in others:
-            member = LanMember(place, self)
-            known = before.pop(place.static, None)
-            if known is not None:
-                member.link, member.allowance = known.link, known.allowance
+            member = LanPeer(place, self)
+            member.link = self.links.get(place.static)
+            if (known := before.pop(place.static, None)) is not None:
+                member.allowance = known.allowance
             self.members[place.static] = member
             for address in place.all:
                 if address in self.by_address or address in me.all:

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
-from tunnel.room.members import LanAddresses, LanTable
+from tunnel.room.members import LanAddresses, LanPeer, LanTable
 from tunnel.room.receive import LanReceiver
 from tunnel.room.send import SMALLEST_MTU, LanSender
 from tunnel.shell.link import Link
 from tunnel.units import Instant
 
 if TYPE_CHECKING:
-    from tunnel.doors.tun.tap import Tap
-
-__all__ = ["LanAddresses", "LanForward"]
+    from tunnel.doors.tun.device import TapDevice
 
 LARGEST_MTU: Final = 9_000  # bytes; what jumbo paths carry and more than any other
 MTU_INTERVAL: Final = 0.25  # seconds between two looks at what the paths carry
@@ -35,11 +33,8 @@ class LanForward:
 
     def __init__(
         self,
-        device: Tap,
+        device: TapDevice,
         *,
-        me: LanAddresses,
-        mac: bytes,
-        subnet: bytes,
         clock: Callable[[], Instant],
         set_mtu: Callable[[int], Awaitable[None]],
         note: Callable[[memoryview], bool] | None = None,
@@ -47,53 +42,46 @@ class LanForward:
         faults: Faults | None = None,
     ) -> None:
         """`note` is told of every packet to everybody, before it leaves and when it came; True keeps ours from leaving twice.
-        `warn` is told, in a sentence each, what the interface would not do."""
+        `warn` is told, in a sentence each, what the interface would not do.  Nothing is carried before the first set_roster."""
         self._device = device
         self._warn = warn
         self._faults = Faults() if faults is None else faults
         self._set_mtu = set_mtu
-        self._table = LanTable(me, subnet)
-        self._table.note = note
-        self._mac = mac
-        self._sender = LanSender(self._table, device, clock=clock, answer=self._answer, faults=self._faults)
-        self._receiver = LanReceiver(self._table, device, mac, self._sender.send_to, self._faults)
+        self.table = LanTable(LanAddresses("", b"", b"", ()), bytes(4))
+        self.table.note = note
+        self._mac = bytes(6)
+        self._sender = LanSender(self.table, device, clock=clock, answer=self._answer, faults=self._faults)
+        self._receiver = LanReceiver(self.table, device, self._mac, self._sender.send_to, self._faults)
         self.mtu = SMALLEST_MTU  # of the interface, as last set
-
-    @property
-    def drops(self) -> Mapping[str, int]:
-        """How often a packet was dropped between interface and links, by reason."""
-        return self._table.drops
 
     def set_roster(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses], mac: bytes) -> None:
         """The newest roster; who is no longer in it neither sends nor gets anything from now on.  Raises ConfigurationError."""
         self._mac = mac
         self._receiver.set_mac(mac)
-        for gone in self._table.set(me, subnet, others):
+        for gone in self.table.set(me, subnet, others):
             if gone.link is not None:
                 gone.link.set_packet_sink(None)
-        for member in self._table.members.values():
-            if member.link is not None:
-                member.link.set_packet_sink(functools.partial(self._receiver.take, member))
+        for member in self.table.members.values():
+            self._join(member)
 
-    def set_has_ipv4(self, has_ipv4: bool) -> None:
-        """Whether the interface has our IPv4 address.  Where it has not, members hear so as soon as they try it."""
-        self._table.set_has_ipv4(has_ipv4)
-
-    def add_link(self, static: bytes, link: Link) -> None:
-        """The member is connected by `link` from now on; ignored for a key that is not in the roster."""
-        member = self._table.members.get(static)
+    def set_link(self, static: bytes, link: Link | None) -> None:
+        """Whoever has that key is connected by `link` from now on, or by none.  Packets pass once the roster has the key."""
+        former = self.table.links.pop(static, None)
+        if former is not None:
+            former.set_packet_sink(None)
+        if link is not None:
+            self.table.links[static] = link
+        member = self.table.members.get(static)
         if member is not None:
             member.link = link
-            link.set_packet_sink(functools.partial(self._receiver.take, member))
-            if link.door is not None:
-                link.door.after_receive = self._after_receive
+            self._join(member)
 
-    def remove_link(self, static: bytes, link: Link) -> None:
-        """That link has ended."""
-        member = self._table.members.get(static)
-        if member is not None and member.link is link:
-            member.link = None
-        link.set_packet_sink(None)
+    def _join(self, member: LanPeer) -> None:
+        """Let packets of that member in."""
+        if member.link is not None:
+            member.link.set_packet_sink(functools.partial(self._receiver.take, member))
+            if member.link.door is not None:
+                member.link.door.after_receive = self._after_receive
 
     def send_to_all(self, packet: bytes) -> None:
         """An IP packet of ours that did not leave by the interface (the reflector found it): its source is our inner address."""
@@ -121,7 +109,7 @@ class LanForward:
         while True:
             rooms = [
                 room
-                for member in self._table.members.values()
+                for member in self.table.members.values()
                 if (sealer := member.sealer) is not None and (room := sealer.room) is not None
             ]
             mtu = min(max(SMALLEST_MTU, *rooms), LARGEST_MTU) if rooms else self.mtu

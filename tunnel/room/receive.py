@@ -24,12 +24,12 @@ from tunnel.room.core.discovery import is_for_everybody
 from tunnel.room.ip import ecn, header, mss, offload
 from tunnel.room.ip.filter import WRONG_DESTINATION
 from tunnel.room.ip.icmp import prohibited
-from tunnel.room.members import LanMember, LanTable, shown
+from tunnel.room.members import LanPeer, LanTable, shown
 from tunnel.shell.packets import PacketRun
 from tunnel.units import Buffer, Instant
 
 if TYPE_CHECKING:
-    from tunnel.doors.tun.tap import Tap
+    from tunnel.doors.tun.device import TapDevice
 
 BROADCAST_MAC: Final = b"\xff" * 6
 CE: Final = 3  # congestion experienced, RFC 3168 §5
@@ -47,7 +47,7 @@ class LanReceiver:
     """Writes what may come in.  Called from inside the receiving of datagrams, so it never waits."""
 
     def __init__(
-        self, table: LanTable, device: Tap, mac: bytes, send: Callable[[LanMember, bytes], None], faults: Faults | None = None
+        self, table: LanTable, device: TapDevice, mac: bytes, send: Callable[[LanPeer, bytes], None], faults: Faults | None = None
     ) -> None:
         """`send` gives a member an IP packet of ours."""
         self._table = table
@@ -55,7 +55,7 @@ class LanReceiver:
         self._device = device
         self._faults = Faults() if faults is None else faults
         self.set_mac(mac)
-        self._last: tuple[LanMember, tuple[int, bool, int], tuple[bytes, ...], bytes] | None = None  # of this batch
+        self._last: tuple[LanPeer, tuple[int, bool, int], tuple[bytes, ...], bytes] | None = None  # of this batch
         self.has_written = False  # since somebody set it to False
         self._takes_uso = bool(device.offloads & OFFLOAD_USO4)
 
@@ -64,7 +64,7 @@ class LanReceiver:
         self._unicast = {version: mac + mac + kind for version, kind in _ETHERTYPE.items()}
         self._mac = mac
 
-    def take(self, member: LanMember, now: Instant, runs: list[PacketRun]) -> None:
+    def take(self, member: LanPeer, now: Instant, runs: list[PacketRun]) -> None:
         drops = self._table.drops
         self._last = None
         self.has_written = True
@@ -84,7 +84,7 @@ class LanReceiver:
                 error.add_note(shown(b"".join((run.head, *run.payloads[:1]))))
                 self._faults.note("inner_packet", f"dropped a packet of {member.place.name}", error)
 
-    def _segments(self, member: LanMember, run: PacketRun) -> None:
+    def _segments(self, member: LanPeer, run: PacketRun) -> None:
         head = run.head
         inner = header.parse_head(head)
         reason = member.filter.why_dropped(inner, head)
@@ -107,7 +107,7 @@ class LanReceiver:
         for packet in offload.cut_in_software(inner, head, payload, run.gso_size, index=run.first, is_last=run.is_last):
             self._write([_PLAIN_VIRTIO, ethernet, packet])
 
-    def _whole(self, member: LanMember, now: Instant, run: PacketRun) -> None:
+    def _whole(self, member: LanPeer, now: Instant, run: PacketRun) -> None:
         packet = run.payloads[0]
         last = self._last
         if (
@@ -153,7 +153,7 @@ class LanReceiver:
         ):
             self._last = (member, (run.size, run.is_partial, run.ecn), _SHAPE.unpack_from(packet), front)
 
-    def _refuse(self, member: LanMember, now: Instant, inner: header.Inner, packet: Buffer) -> None:
+    def _refuse(self, member: LanPeer, now: Instant, inner: header.Inner, packet: Buffer) -> None:
         """We do without IPv4 here, and programs may try it first: so that they take our other address at once, we say so."""
         reply = prohibited(packet, inner, self._table.me.ipv4, (self._table.subnet_broadcast,))
         if reply is not None and member.allowance.take(now, 1, len(reply)):

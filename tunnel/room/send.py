@@ -23,12 +23,12 @@ from tunnel.faults import Faults
 from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.room.core.discovery import is_for_everybody
 from tunnel.room.ip import acks, header, icmp, mss, offload
-from tunnel.room.members import LanMember, LanTable, shown
+from tunnel.room.members import LanPeer, LanTable, shown
 from tunnel.shell.packets import PACKET_PARTIAL, PacketBurst, PacketDoor, PacketSealer
 from tunnel.units import Instant, Transmit
 
 if TYPE_CHECKING:
-    from tunnel.doors.tun.tap import Tap
+    from tunnel.doors.tun.device import TapDevice
 
 FRAMES_A_TURN: Final = (
     512  # read before others get their turn: some 2 ms of small packets, about as many as a turn of receiving ...
@@ -63,7 +63,7 @@ class LanSender:
     def __init__(
         self,
         table: LanTable,
-        device: Tap,
+        device: TapDevice,
         *,
         clock: Callable[[], Instant],
         answer: Callable[[bytes], None],
@@ -235,7 +235,7 @@ class LanSender:
                 self._met(error, end)
         self._last = None  # what follows is for everybody again
 
-    def send_to(self, member: LanMember, packet: bytes) -> None:
+    def send_to(self, member: LanPeer, packet: bytes) -> None:
         """An IP packet of ours, with finished checksums and small enough for any path, to a member."""
         sealer = self._sealer(member)
         if sealer is not None and sealer.room is not None:
@@ -260,7 +260,7 @@ class LanSender:
 
     # 3
 
-    def _for_member(self, now: Instant, member: LanMember, virtio: offload.Offload, end: int) -> None:
+    def _for_member(self, now: Instant, member: LanPeer, virtio: offload.Offload, end: int) -> None:
         if not virtio.gso_type:
             self._whole(now, member, virtio, end)
             return
@@ -288,7 +288,7 @@ class LanSender:
             self._leave()
             self._aim(member, sealer, inner.ecn)
 
-    def _whole(self, now: Instant, member: LanMember, virtio: offload.Offload, end: int) -> None:
+    def _whole(self, now: Instant, member: LanPeer, virtio: offload.Offload, end: int) -> None:
         """A packet that is no super-packet."""
         sealer = self._sealer(member)
         if sealer is None or (room := sealer.room) is None or self._is_own(member, end):
@@ -324,7 +324,7 @@ class LanSender:
         else:
             self._too_big(member, inner, end, room)
 
-    def _is_own(self, member: LanMember, end: int) -> bool:
+    def _is_own(self, member: LanPeer, end: int) -> bool:
         """A datagram of our own sockets, led here by a route: it would go round for ever.
 
         A room whose subnet is also that of a member's real network makes such a route.
@@ -341,7 +341,7 @@ class LanSender:
         self._table.drops["our own datagram, routed into the interface"] += 1
         return True
 
-    def _too_big(self, member: LanMember, inner: header.Inner, end: int, room: int) -> None:
+    def _too_big(self, member: LanPeer, inner: header.Inner, end: int, room: int) -> None:
         """Tell our own stack what the path to this member carries; IPv6 is never told less than its minimum (RFC 8201 §4)."""
         self._table.drops["packet too big for the path"] += 1
         mtu = room if inner.version == 4 else max(room, SMALLEST_MTU)
@@ -350,7 +350,7 @@ class LanSender:
         if reply is not None:
             self._answer(reply)
 
-    def _sealer(self, member: LanMember) -> PacketSealer | None:
+    def _sealer(self, member: LanPeer) -> PacketSealer | None:
         sealer = member.sealer
         if sealer is None:
             self._table.drops["member is not connected"] += 1
@@ -358,7 +358,7 @@ class LanSender:
 
     # 4
 
-    def _aim(self, member: LanMember, sealer: PacketSealer, ecn: int) -> None:
+    def _aim(self, member: LanPeer, sealer: PacketSealer, ecn: int) -> None:
         """Make the burst one for this member's path and ECN mark."""
         if not sealer.goes_on(self._burst, ecn):
             assert member.link is not None
@@ -367,7 +367,7 @@ class LanSender:
             self._door = member.link.door
 
     def _put(
-        self, now: Instant, member: LanMember, sealer: PacketSealer, view: memoryview, start: int, end: int, flags: int
+        self, now: Instant, member: LanPeer, sealer: PacketSealer, view: memoryview, start: int, end: int, flags: int
     ) -> None:
         ecn = view[start + 1] & 3 if view[start] >> 4 == 4 else view[start + 1] >> 4 & 3
         self._aim(member, sealer, ecn)

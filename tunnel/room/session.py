@@ -1,4 +1,9 @@
-"""A room that this process is in: what came of it, who is there, and what its caller is told."""
+"""A room that this process is in.  LanRoom is its owner: it makes the parts, hands events to them, and tells its caller.
+
+Each fact has one place.  Who is a member: core/room.py (Room).  Which connection is a member's, and when it is dialed again:
+core/membership.py (Membership); its Link is the driver's.  Which link packets to an address take: members.py (LanTable).  What
+the interface looks like: interface.py (Plane).
+"""
 
 from __future__ import annotations
 
@@ -25,18 +30,21 @@ from tunnel.room.core.events import (
     RosterChanged,
     YouWereRemoved,
 )
-from tunnel.room.core.membership import Membership
+from tunnel.room.core.membership import Membership, NewcomerStore
 from tunnel.room.core.messages import Reason
 from tunnel.room.core.roster import Member, Roster
-from tunnel.room.interface import Plane
+from tunnel.room.interface import LanInterface, Plane
 from tunnel.setup.common import OnEvent
 from tunnel.shell.endpoint import EndpointDriver
 from tunnel.shell.events import Closed, Event, Listening, MemberReport, Paired, PathReport, Trouble
-from tunnel.shell.link import CloseCode, Link
+from tunnel.shell.link import Link
 from tunnel.shell.reports import EndpointEvent, PeerBack, Troubled, to_event, to_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from tunnel.room.core.room import Room
+    from tunnel.room.core.roster import RoomState
 
 #: What is said of one peer where that is the only one; a room says that a member is away.
 PROBLEMS_OF_PEERS: Final = frozenset((Problem.PEER_ABSENT, Problem.PEER_LOST, Problem.PEER_SILENT))
@@ -89,24 +97,37 @@ class LanRoom:
     """
 
     def __init__(
-        self, driver: EndpointDriver, membership: Membership, plane: Plane, nursery: trio.Nursery, on_event: OnEvent | None
+        self,
+        driver: EndpointDriver,
+        room: Room,
+        newcomers: NewcomerStore,
+        interface: LanInterface,
+        nursery: trio.Nursery,
+        on_event: OnEvent | None,
+        *,
+        server: str,
+        is_embedded: bool,
+        any_subnet: bool,
+        save: Callable[[RoomState], None],
+        forget: Callable[[], None],
     ) -> None:
+        """`newcomers` is the store that the driver was made with.  `forget` is called when the room is worth nothing any more."""
         self.driver = driver
-        self.server: str | None = None  # host:port as others must name it
-        self.is_embedded = False
+        self.room = room
+        self.server = server  # host:port as others must name it
+        self.is_embedded = is_embedded
         self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
-        self.plane = plane
         self.entered = trio.Event()
-        self._membership = membership
+        self.membership = Membership(driver.core, room, newcomers, server=server, now=driver.clock(), save=save)
+        self.plane = Plane(interface, driver.clock, self._warn, driver.faults, any_subnet=any_subnet)
         self._nursery = nursery
         self._on_event = on_event
-        self._links: dict[bytes, Link] = {}
+        self._forget = forget
         self._paths: dict[bytes, PathReport] = {}
         self._told: dict[bytes, tuple[str | None, str]] = {}  # kind and reason of the paths, as last said of members online
         self._problem: TunnelError | None = None
         self._over = trio.Event()
         self._is_told = False  # where we listen
-        self._on_removed: Callable[[], None] | None = None  # the room is worth nothing any more
         driver.on_event = self._handle_event
         driver.on_link = self._handle_link
         driver.after_events = self.pump
@@ -116,21 +137,19 @@ class LanRoom:
     @property
     def roster(self) -> Roster:
         """Raises AttributeError before the room was entered: see wait_entered."""
-        roster = self._membership.room.roster
-        if roster is None:
+        if self.room.roster is None:
             raise AttributeError("the room was not entered yet")
-        return roster
+        return self.room.roster
 
     @property
     def name(self) -> str:
         """The room's."""
-        roster = self._membership.room.roster
-        return roster.name if roster is not None else "room"
+        return self.room.roster.name if self.room.roster is not None else "room"
 
     @property
     def is_creator(self) -> bool:
         """The room is ours: we let others in, and may remove them."""
-        return self._membership.room.is_creator
+        return self.room.is_creator
 
     @property
     def links(self) -> list[Link]:
@@ -139,37 +158,39 @@ class LanRoom:
 
     def members(self) -> list[LanMember]:
         """All, ourselves included, in the order in which they joined; nobody before the room was entered."""
-        room = self._membership.room
-        if room.roster is None:
+        roster = self.room.roster
+        if roster is None:
             return []
-        roster, found = room.roster, []
-        for member in roster.members:
-            is_me = member.static == room.static
-            is_there = self._membership.peering(member.static) is not None
-            link = self._links.get(member.static) if is_there else None
-            found.append(
-                LanMember(
-                    member.name,
-                    roster.ipv4(member),
-                    roster.ipv6(member),
-                    is_me or is_there,
-                    is_me,
-                    member is roster.creator,
-                    link,
-                )
+        return [
+            LanMember(
+                name=member.name,
+                address=roster.ipv4(member),
+                ipv6=roster.ipv6(member),
+                is_online=self._is_there(member),
+                is_me=member.static == self.room.static,
+                is_creator=member is roster.creator,
+                link=self._link(member.static),
             )
-        return found
+            for member in roster.members
+        ]
+
+    def _link(self, static: bytes) -> Link | None:
+        """The link of a member that is there."""
+        peering = self.membership.peering(static)
+        return None if peering is None else self.driver.links.get(peering)
+
+    def _is_there(self, member: Member) -> bool:
+        return member.static == self.room.static or self.membership.peering(member.static) is not None
 
     def status(self) -> dict[str, Any]:
         """For `status`: everything but the links themselves."""
-        room = self._membership.room
-        roster = room.roster
+        roster = self.room.roster
         found: dict[str, Any] = {"room": self.name, "creator": self.is_creator, "server": self.server, "interface": ""}
         if roster is not None:
             found |= {"version": roster.version, "subnet": f"{roster.ipv4(roster.creator).rpartition('.')[0]}.0/24"}
             found["members"] = [member._replace(link=None).to_dict() for member in self.members()]
-        found["interface"], found["mtu"] = self.plane.interface.name, self.plane.mtu
-        found["drops"] = {"room": dict(room.drops), **self.plane.counters(), **self.driver.counters()}
+        found["interface"], found["mtu"] = self.plane.interface.name, None if roster is None else self.plane.forward.mtu
+        found["drops"] = {"room": dict(self.room.drops), **self.plane.counters(), **self.driver.counters()}
         return found
 
     # --- verbs
@@ -197,17 +218,17 @@ class LanRoom:
 
     def remove(self, name: str) -> str:
         """Send a member away, for a creator.  Returns its name.  Raises ConfigurationError."""
-        removed = self._membership.remove(self.driver.clock(), name)
+        removed = self.membership.remove(self.driver.clock(), name)
         self.pump()
         self.driver.flush()
         return removed.name
 
     async def leave(self) -> None:
         """Say goodbye.  A member that will not come back waits a moment until the creator has let it go."""
-        says_so = self._membership.leave(self.driver.clock())
+        roster = self.room.roster
+        link = self._link(roster.creator.static) if roster is not None else None
+        says_so = self.membership.leave(self.driver.clock())
         self.driver.flush()
-        roster = self._membership.room.roster
-        link = self._links.get(roster.creator.static) if roster is not None else None
         if says_so and link is not None:
             with trio.move_on_after(GOODBYE, shield=True):
                 await link.closed()
@@ -218,10 +239,6 @@ class LanRoom:
         """Until cancelled."""
         while True:
             await trio.sleep(TICK)
-            now = self.driver.clock()
-            at = self._membership.poll_timeout()
-            if at is not None and at <= now:
-                self._membership.handle_timeout(now)
             self.pump()
             self.driver.flush()
 
@@ -238,47 +255,53 @@ class LanRoom:
 
     def _tell_listening(self) -> None:
         self._is_told = True
-        self.tell(Listening(bind=self.server or "nowhere", embedded=self.is_embedded, public=self.public_server))
+        self.tell(Listening(bind=self.server, embedded=self.is_embedded, public=self.public_server))
 
     def tell(self, event: Event) -> None:
         """Pass it on to whoever listens."""
         if self._on_event is not None:
             self._on_event(event)
 
+    def _warn(self, text: str) -> None:
+        self.tell(Trouble(code="interface", message=text))
+
     def _set_routes(self, routes: Iterable[Prefix]) -> None:
         """The IPv4 networks of this machine that the room must stay clear of."""
-        self._membership.room.set_routes(self.driver.clock(), routes)
+        self.room.set_routes(self.driver.clock(), routes)
         self.pump()
         self.driver.flush()
 
     def pump(self) -> None:
         """Act on what the room has to say."""
         try:
-            self._membership.pump(self.driver.clock())
+            events = self.membership.pump(self.driver.clock())
         except TunnelError as problem:  # somebody else of this home is in the room
             self._end(problem)
-        while (event := self._membership.poll_event()) is not None:
+            return
+        for event in events:
             with self.driver.faults.wall("room", "left a change of the room undone"):
                 self._on_room(event)
 
     # --- events
 
     def _handle_link(self, link: Link) -> None:
-        static = link.peer.static
-        self._links[static] = link
-        self.plane.add_link(static, link)
+        self.plane.forward.set_link(link.peer.static, link)
         self._nursery.start_soon(serve_nothing, link)  # a member may measure, and reach no port
 
     def _handle_event(self, event: EndpointEvent) -> None:
         try:
-            self._membership.handle_event(self.driver.clock(), event)
+            self.membership.handle_event(self.driver.clock(), event)
         except Exception as error:  # what a member said ends its own link
-            link = self._links.get(event.peering.peer.static) if isinstance(event, PeeringEvent) else None
+            link = self.driver.links.get(event.peering) if isinstance(event, PeeringEvent) else None
             if link is None:
                 raise
             link.fail(error)
         if isinstance(event, PeeringClosed):
-            self._forget_link(event.peering.peer.static)
+            static = event.peering.peer.static
+            link = self.plane.forward.table.links.get(static)
+            if link is not None and link.close_reason is not None:
+                self.plane.forward.set_link(static, None)
+                self._paths.pop(static, None)
             return
         if isinstance(event, Troubled):
             self._on_trouble(event)
@@ -291,18 +314,11 @@ class LanRoom:
         elif report is not None and not isinstance(report, Paired | Closed):
             self.tell(report)
 
-    def _forget_link(self, static: bytes) -> None:
-        link = self._links.get(static)
-        if link is not None and link.close_reason is not None:
-            del self._links[static]
-            self._paths.pop(static, None)
-            self.plane.remove_link(static, link)
-
     def _on_trouble(self, event: Troubled) -> None:
         """Pass on one member's trouble, which does not end the room; it ends a joiner that is not in yet."""
-        if event.is_final and self._membership.room.roster is None:
+        if event.is_final and self.room.roster is None:
             self._end(to_exception(event))
-        elif event.problem is Problem.PEER_ABSENT and self._membership.room.roster is None:
+        elif event.problem is Problem.PEER_ABSENT and self.room.roster is None:
             text = "The creator does not answer: does 'ptunnel lan create --to' run there, for this machine? Waiting."
             self.tell(Trouble(code=event.problem.value, message=text))
         elif event.problem not in PROBLEMS_OF_PEERS:
@@ -311,31 +327,23 @@ class LanRoom:
     def _on_path(self, event: Any, report: PathReport) -> None:
         static = event.peering.peer.static
         self._paths[static] = report
-        member = self._member(static)
+        member = None if self.room.roster is None else self.room.roster.member(static)
         if member is not None:  # a newcomer has no name yet
             self.tell(replace(report, peer=member.name))
         is_news = self._told.get(static, (report.kind, report.why)) != (report.kind, report.why)
-        if is_news and member is not None and self._membership.peering(static) is not None:
+        if is_news and member is not None and self._is_there(member):
             self._report(member, "online")
-
-    def _member(self, static: bytes) -> Member | None:
-        roster = self._membership.room.roster
-        return None if roster is None else roster.member(static)
 
     def _report(self, member: Member, state: str) -> None:
         roster = self.roster
-        path = self._paths.get(member.static)
-        link = self._links.get(member.static)
+        self._told.pop(member.static, None)
         kind, why = None, ""
-        if state == "online" and path is not None:
-            kind, why = path.kind, path.why
-        elif state == "online" and link is not None:
-            status = link.status()
-            kind, why = status.kind, status.why
         if state == "online":
+            link = self._link(member.static)
+            path = self._paths.get(member.static) or (None if link is None else link.status())
+            if path is not None:
+                kind, why = path.kind, path.why
             self._told[member.static] = (kind, why)
-        else:
-            self._told.pop(member.static, None)
         self.tell(
             MemberReport(
                 peer=member.name,
@@ -344,16 +352,15 @@ class LanRoom:
                 state=state,
                 kind=kind,
                 why=why,
-                is_me=member.static == self._membership.room.static,
+                is_me=member.static == self.room.static,
             )
         )
 
     def _on_room(self, event: RoomEvent) -> None:
-        room = self._membership.room
+        room = self.room
         match event:
             case Entered(roster=roster):
                 if room.me is not None:
-                    self.plane.set_roster(roster, room.me)
                     self._report(room.me, "online")
                 for member in roster.members:
                     if member.static != room.static:
@@ -362,24 +369,20 @@ class LanRoom:
             case RosterChanged(roster=roster):
                 if room.me is not None:
                     self.plane.set_roster(roster, room.me)
-            case MemberJoined(member=member):
+            case MemberJoined(member=member) | MemberOffline(member=member):
                 self._report(member, "offline")
             case MemberOnline(member=member):
                 self._report(member, "online")
-            case MemberOffline(member=member):
-                self._report(member, "offline")
             case MemberRemoved(member=member):
                 self._report(member, "removed")
             case Renumbered():
                 for member in self.roster.members:
-                    is_there = member.static == room.static or self._membership.peering(member.static) is not None
-                    self._report(member, "online" if is_there else "offline")
+                    self._report(member, "online" if self._is_there(member) else "offline")
             case RoomFull(name=name):
                 text = f"{name} wants to join, and the room is full: 'ptunnel lan remove MEMBER' makes place."
                 self.tell(Trouble(code="room_full", message=text))
             case YouWereRemoved():
-                if self._on_removed is not None:
-                    self._on_removed()
+                self._forget()
                 self._end(PermissionDeniedError(f"You were removed from the room '{self.name}' by its creator."))
             case EntryUnanswered():
                 self._end(PairingError(NOT_LET_IN))
@@ -394,6 +397,3 @@ class LanRoom:
             self._problem = problem
             self.tell(Closed(reason=str(problem), peer=self.name))
             self._over.set()
-
-
-__all__ = ["CloseCode", "LanMember", "LanRoom"]

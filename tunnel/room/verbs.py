@@ -22,13 +22,12 @@ from tunnel.errors import ConfigurationError, MalformedPacket, StateError
 from tunnel.pairing.code import Purpose, parse_code, require_purpose
 from tunnel.room.core.addresses import Prefix, subnet_prefix
 from tunnel.room.core.creator import CreatorRoom
-from tunnel.room.core.membership import Membership, NewcomerStore
+from tunnel.room.core.membership import NewcomerStore
 from tunnel.room.core.room import Room
 from tunnel.room.core.roster import RoomState, Roster, decode_roster, invited_psk, make_label
 from tunnel.room.interface import (
     LanInterface,
     OpenInterface,
-    Plane,
     interface_config,
     lacks_privilege,
     open_on_host,
@@ -283,20 +282,16 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
             async with trio.open_nursery() as nursery:
                 rendezvous, is_embedded = await _find_server(nursery, store, entry, options, around)
                 keeper.server = rendezvous
-                membership = Membership(driver.core, room, newcomers, server=rendezvous, now=driver.clock(), save=keeper.save)
-
-                def warn(text: str) -> None:
-                    running.tell(Trouble(code="interface", message=text))
-
-                plane = Plane(interface, driver.clock, warn, driver.faults, any_subnet=options.any_subnet)
-                running = LanRoom(driver, membership, plane, nursery, options.on_event)
-                running.server, running.is_embedded, running._on_removed = rendezvous, is_embedded, keeper.forget
+                running = LanRoom(
+                    driver, room, newcomers, interface, nursery, options.on_event, server=rendezvous, is_embedded=is_embedded,
+                    any_subnet=options.any_subnet, save=keeper.save, forget=keeper.forget,
+                )  # fmt: skip
                 if is_embedded and maps_ports:
                     await map_server(nursery, running._set_public, rendezvous, driver.faults)
                 try:
                     await nursery.start(driver.run)
-                    nursery.start_soon(plane.run)
-                    watch = partial(_watch_routes, driver, running, taken, plane, prefixes)
+                    nursery.start_soon(running.plane.run)
+                    watch = partial(_watch_routes, running, taken, prefixes)
                     for what, task in (
                         ("interrupted the clock of the room", running._tick),
                         ("kept the networks of this machine from being watched", watch),
@@ -308,14 +303,14 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                         nursery.start_soon(around.speak_of_silence, driver, rendezvous)
                         await reach(driver, rendezvous, around, lookup, waits=options.waits and not is_embedded)
                     if room.me is not None and room.roster is not None:
-                        plane.set_roster(room.roster, room.me)
+                        running.plane.set_roster(room.roster, room.me)
                         running.entered.set()
                     running._tell_listening()
-                    _begin(driver, membership, entry)
+                    _begin(running, entry)
                     if is_needed:
-                        _ask(driver, membership, entry)
+                        _ask(running, entry)
                     else:  # at boot the network may not be up yet
-                        nursery.start_soon(_ask_later, driver, membership, entry, rendezvous, running.tell, around)
+                        nursery.start_soon(_ask_later, running, entry, around)
                     running.pump()
                     yield running
                 finally:
@@ -351,32 +346,31 @@ def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: I
     return Room.join(static=static, member_name=member_name, keeps=entry.keep, routes=routes, entropy=os.urandom)
 
 
-def _begin(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
+def _begin(running: LanRoom, entry: Entry) -> None:
     """Begin to wait for the members."""
-    now, room = driver.clock(), membership.room
+    now, room = running.driver.clock(), running.room
     if entry.makes:
         for peer in entry.to:
             room.expect(now, peer.static, invited_psk(peer.psk), invited=True)
     elif entry.peer is not None:
         room.paired(entry.peer.static, invited_psk(entry.peer.psk))
-    driver.flush()
+    running.driver.flush()
 
 
-def _ask(driver: EndpointDriver, membership: Membership, entry: Entry) -> None:
+def _ask(running: LanRoom, entry: Entry) -> None:
     """Ask the server, which is known by now."""
+    driver = running.driver
     if entry.makes:
-        membership.offer_code(driver.clock())
+        running.membership.offer_code(driver.clock())
     elif entry.code is not None:
-        membership.claim_code(driver.clock(), entry.code)
+        running.membership.claim_code(driver.clock(), entry.code)
     driver.flush()
 
 
-async def _ask_later(
-    driver: EndpointDriver, membership: Membership, entry: Entry, rendezvous: str, tell: OnEvent, around: Surroundings
-) -> None:
-    await resolve(driver, rendezvous, tell, around)
-    if driver.core.has_server(rendezvous):
-        _ask(driver, membership, entry)
+async def _ask_later(running: LanRoom, entry: Entry, around: Surroundings) -> None:
+    await resolve(running.driver, running.server, running.tell, around)
+    if running.driver.core.has_server(running.server):
+        _ask(running, entry)
 
 
 async def _find_server(
@@ -400,18 +394,16 @@ async def _find_server(
     return (embedded, True) if embedded is not None else (ours[0], False)
 
 
-async def _watch_routes(
-    driver: EndpointDriver, running: LanRoom, taken: TakenRoutes, plane: Plane, before: Iterable[Prefix]
-) -> None:
+async def _watch_routes(running: LanRoom, taken: TakenRoutes, before: Iterable[Prefix]) -> None:
     """A network that this machine joins later may clash with the room's.  It is ours again at once; the creator may choose
     another one for the room.  And one that has gone may be the room's."""
     before = tuple(before)
     while True:
         await trio.sleep(ROUTES_INTERVAL)
-        prefixes = _prefixes(await trio.to_thread.run_sync(taken, plane.interface.name))
+        prefixes = _prefixes(await trio.to_thread.run_sync(taken, running.plane.interface.name))
         if prefixes != before:
             before = prefixes
-            plane.look_again()
+            running.plane.look_again()
         running._set_routes(prefixes)
 
 

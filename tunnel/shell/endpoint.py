@@ -22,7 +22,7 @@ from tunnel.host.cpu import has_aes
 from tunnel.host.machine import machine_id
 from tunnel.host.monitor import watch
 from tunnel.nat.candidate import CandidateKind
-from tunnel.nat.memory import Remembered
+from tunnel.nat.memory import Remembered, WayMemory
 from tunnel.node.context import EndpointConfig, PeerStore
 from tunnel.node.endpoint import Endpoint
 from tunnel.node.events import (
@@ -61,7 +61,6 @@ from tunnel.shell.routes import Routes
 from tunnel.shell.servers import Servers
 from tunnel.shell.sockets import OpenSocket, drops_of, open_all, open_large
 from tunnel.shell.traces import WalledTraces
-from tunnel.shell.ways import WayMemory
 from tunnel.transport.crypto.keys import preferred_aeads
 from tunnel.units import Address, Instant, Seconds, SocketId
 
@@ -131,15 +130,16 @@ class EndpointDriver:
         self._armed = float("inf")
         self._is_flushing = False
         self._before_flush: list[Callable[[], None]] = []  # each called once, before anything is sent
-        self._links = Links(
-            self.faults,
+        make_link = partial(
+            link_type,
             flush=self.flush,
             before_flush=self._before_flush.append,
             clock=self.clock,
             counters=self.counters,
             door=self._packet_door,
-            link_type=link_type,
+            faults=self.faults,
         )
+        self._links = Links(make_link)
         self._has_more = False
         bind = tuple(bind)
         self._sockets.update((SocketId(number), each) for number, each in enumerate(open_all(bind, opener)))

@@ -11,7 +11,7 @@ import trio
 from tunnel.errors import MalformedPacket, PeerError, StreamLimitError, TunnelError, UnreachableError
 from tunnel.faults import Faults
 from tunnel.node.events import KnownPeer
-from tunnel.node.peering import CONTROL_ROOM, CONTROL_SERVER, CONTROL_SHARES, Peering
+from tunnel.node.peering import CONTROL_SERVER, CONTROL_SHARES, Peering
 from tunnel.node.shares import Share, Shares, decode_shares, encode_shares
 from tunnel.pairing.grants import GrantSet
 from tunnel.pairing.identity import fingerprint
@@ -248,13 +248,6 @@ class Link:
             self._told_server = server
             self._peering.send_message(CONTROL_SERVER, server.encode())
             self._flush()
-
-    # --- rooms
-
-    def send_room(self, body: bytes) -> None:
-        """One message about the room that both sides are members of; what comes is told as a ControlReceived event."""
-        self._peering.send_message(CONTROL_ROOM, body)
-        self._flush()
 
     # --- what it is like
 

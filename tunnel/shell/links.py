@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunnel.faults import Faults
 from tunnel.node.events import EndpointEvent, PeeringClosed, PeeringEvent, PeeringRestarted, PeeringStarted
 from tunnel.node.peering import Peering
 from tunnel.shell.link import Link
-from tunnel.shell.packets import PacketDoor
-from tunnel.units import Instant
 
 
 class Links:
@@ -17,23 +14,10 @@ class Links:
 
     def __init__(
         self,
-        faults: Faults,
-        *,
-        flush: Callable[[], None],
-        before_flush: Callable[[Callable[[], None]], None],
-        clock: Callable[[], Instant],
-        counters: Callable[[], dict[str, dict[str, int]]],
-        door: PacketDoor,
-        link_type: type[Link] = Link,
+        make: Callable[[Peering], Link],
     ) -> None:
-        self._link_type = link_type
         self.of: dict[Peering, Link] = {}
-        self._faults = faults
-        self._flush = flush
-        self._before_flush = before_flush
-        self._clock = clock
-        self._counters = counters
-        self._door = door
+        self._make = make
 
     def handle_event(self, event: EndpointEvent, on_link: Callable[[Link], None] | None) -> None:
         """`on_link` gets each new link."""
@@ -69,14 +53,3 @@ class Links:
                 link.peer_changed()
             except Exception as error:
                 link.fail(error)
-
-    def _make(self, peering: Peering) -> Link:
-        return self._link_type(
-            peering,
-            flush=self._flush,
-            before_flush=self._before_flush,
-            clock=self._clock,
-            counters=self._counters,
-            door=self._door,
-            faults=self._faults,
-        )

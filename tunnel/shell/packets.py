@@ -11,7 +11,8 @@ import trio
 
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.faults import Faults
-from tunnel.transport.connection.packets import PACKET_PARTIAL, PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
+from tunnel.transport.connection.packets import PACKET_ROOM, PacketBurst, PacketRun, PacketSealer, PacketSink
+from tunnel.transport.packet.frames import PACKET_PARTIAL
 from tunnel.units import SocketId, Transmit
 
 __all__ = ["PACKET_PARTIAL", "PACKET_ROOM", "PacketBurst", "PacketDoor", "PacketRun", "PacketSealer", "PacketSink"]

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import trio
 
 from tunnel.errors import TunnelError, UnreachableError
-from tunnel.transport.connection.connection import Connection, StreamSink
+from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import StreamCode
+from tunnel.transport.stream.receive import StreamSink
 from tunnel.units import StreamId
 
 __all__ = ["StreamCode", "StreamResetError", "StreamSink", "StreamStoppedError", "TunnelStream"]

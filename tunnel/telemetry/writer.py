@@ -9,22 +9,18 @@ import threading
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tunnel.telemetry.qlog import QlogTrace
 
 MAX_UNWRITTEN: Final = 16 * 1024 * 1024  # bytes of all traces that wait for the disk; then the oldest go
 LAST_WRITES: Final = 1.0  # seconds that the end waits for a disk that makes no progress
 
 
-class Sink(Protocol):
-    """A file with a trace; both are called in the thread."""
-
-    def write(self, data: bytes, lost: int, is_last: bool) -> None:
-        """Write it, where so many bytes are missing before; `is_last`: and close the file.  Raises nothing."""
-
-
 @dataclass(slots=True)
 class _Piece:
-    sink: Sink
+    sink: QlogTrace
     data: bytes
     is_last: bool
 
@@ -35,13 +31,13 @@ class TraceWriter:
     def __init__(self) -> None:
         self._waiting: deque[_Piece] = deque()
         self._held = 0
-        self._lost: Counter[Sink] = Counter()  # bytes, not told yet
+        self._lost: Counter[QlogTrace] = Counter()  # bytes, not told yet
         self._written = 0  # pieces, so that progress shows
         self._is_writing = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def put(self, sink: Sink, data: bytes, *, is_last: bool = False) -> None:
+    def put(self, sink: QlogTrace, data: bytes, *, is_last: bool = False) -> None:
         """Never waits."""
         with self._changed:
             self._waiting.append(_Piece(sink, data, is_last))

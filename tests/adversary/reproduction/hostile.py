@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
+from tests.adversary.reproduction import tree
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import PathKind
-from tunnel.transport.crypto.handshake import Params
 from tunnel.transport.crypto.keys import AES_256_GCM, Keypair
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Address, Instant, PathKey, SocketId
 
 HEADER: Final = Struct(">BIQ")  # 0x80, receiver index, sequence number
@@ -33,12 +34,13 @@ class Hostile:
         self.now = Instant(1_000.0)
         self._number = 0
         self._out = bytearray(65_536)
+        older: dict[str, Any] = {} if tree.IS_OURS else {"remote_static": bytes(32)}
         self.victim = Connection(
             is_initiator=False,
             keypair=self.victims_keys,
             local=params[1],
             remote=params[0],
-            remote_static=bytes(32),
+            **older,
             path=PATH,
             path_kind=PathKind.DIRECT,
             now=self.now,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
+from tests.adversary.reproduction import tree
 from tests.adversary.reproduction.people import FIRST, Cast
 from tests.unit.connection.pair import A, keypairs
 from tests.work import instructions
 from tunnel.transport.connection.carried import MaxData, MaxStreamData
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import PathKind
-from tunnel.transport.crypto.handshake import Params
 from tunnel.transport.crypto.keys import REJECT_AFTER_PACKETS
+from tunnel.transport.crypto.params import Params
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.frames import Frame
 from tunnel.transport.packet.header import HEADER, NONCE_PREFIX, TRANSPORT
@@ -84,12 +86,13 @@ class Absent:
         self.keys, self.key = keypairs(random.Random(1))
         self.now = Instant(1_000.0)
         params = [Params(instance=n, name=f"peer{n}", aeads=(1, 2), receive_buffer=1 << 20) for n in (1, 2)]
+        older: dict[str, Any] = {} if tree.IS_OURS else {"remote_static": bytes(32)}
         self.victim = Connection(
             is_initiator=False,
             keypair=self.key,
             local=params[1],
             remote=params[0],
-            remote_static=bytes(32),
+            **older,
             path=self.PATH,
             path_kind=PathKind.DIRECT,
             now=self.now,

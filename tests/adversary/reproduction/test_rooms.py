@@ -11,7 +11,8 @@ from tunnel.room.core import messages
 from tunnel.room.core.creator import CreatorRoom
 from tunnel.room.core.messages import Hello, Leave
 from tunnel.room.core.room import Room
-from tunnel.room.ip import MemberFilter, parse
+from tunnel.room.ip.filter import MemberFilter
+from tunnel.room.ip.header import parse
 from tunnel.units import Instant
 
 T0 = 100.0

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import ConnectionEvent, PathKind, RekeyDue, StreamOpened
 from tunnel.transport.connection.records import MOST_PARTS
-from tunnel.transport.crypto.handshake import Params
 from tunnel.transport.crypto.keys import AES_256_GCM, Keypair
+from tunnel.transport.crypto.params import Params
 from tunnel.units import Address, Instant, PathKey, SocketId, StreamId
 
 RELAY = b"\xc0relayed"
@@ -81,7 +81,6 @@ class Pair:
             keypair=key,
             local=local,
             remote=remote,
-            remote_static=bytes(32),
             path=path,
             path_kind=kind,
             now=self.now,

@@ -119,7 +119,7 @@ def test_a_sink_may_answer_open_and_write_to_its_connection() -> None:
     def answers() -> None:
         pair.b.stream_write(taker.stream, b"answered")
         pair.b.stream_write(pair.b.open_stream(), b"opened")
-        pair.b.send_datagram(pair.now, 1, b"sent")
+        pair.b.send_datagrams(pair.now, 1, [b"sent"])
         pair.b.send_control(b"told")
         pair.b.ping(pair.now)
 

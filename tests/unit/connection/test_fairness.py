@@ -22,7 +22,7 @@ def test_a_flood_of_datagrams_does_not_starve_a_stream(size: int) -> None:
     flood_at = pair.now
     while pair.now < until:
         while flood_at <= pair.now:  # twice what the link carries
-            pair.a.send_datagram(pair.now, 1, bytes(size))
+            pair.a.send_datagrams(pair.now, 1, [bytes(size)])
             flood_at = Instant(flood_at + size / 2_500_000)
         pair.a.stream_write(stream, bytes(50_000))
         pair.step(flood_at)
@@ -41,7 +41,7 @@ def test_a_few_datagrams_go_before_bulk() -> None:
             pair.a.stream_write(stream, bytes(100_000))
             pair.step(until)
         asked_at = pair.now
-        pair.a.send_datagram(pair.now, number, b"move")
+        pair.a.send_datagrams(pair.now, number, [b"move"])
         while not pair.b.receive_datagrams():
             pair.a.stream_write(stream, bytes(100_000))
             pair.step()
@@ -89,12 +89,12 @@ def test_under_policy_direct_no_datagram_crosses_the_relay() -> None:
         side.set_policy(pair.now, "direct")
     pair.run(0.2)
     for number in range(50):
-        pair.a.send_datagram(pair.now, number, bytes(30 * number))
+        pair.a.send_datagrams(pair.now, number, [bytes(30 * number)])
         pair.run(0.01)
     assert pair.b.receive_datagrams() == []
     assert pair.a.stats().drops["datagram waited too long"] >= 49
     upgrade(pair)
-    pair.a.send_datagram(pair.now, 7, b"now")
+    pair.a.send_datagrams(pair.now, 7, [b"now"])
     pair.run(0.2)
     assert pair.b.receive_datagrams() == [(7, b"now")]
 
@@ -105,7 +105,7 @@ def test_nothing_is_told_after_the_goodbye() -> None:
     pair.a.close(pair.now, CloseCode.NO_ERROR, "bye")
     late = pair.b.open_stream()
     pair.b.stream_write(late, b"did you hear?")
-    pair.b.send_datagram(pair.now, 1, b"anyone?")
+    pair.b.send_datagrams(pair.now, 1, [b"anyone?"])
     pair.run(3)
     for side in "ab":
         assert [e for e in pair.events[side] if isinstance(e, ConnectionClosed)] == pair.events[side][-1:]

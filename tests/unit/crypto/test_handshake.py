@@ -6,27 +6,32 @@ import pytest
 
 from tunnel.errors import MalformedPacket
 from tunnel.transport.crypto.challenge import SIZE, Challenge, receiver_of
-from tunnel.transport.crypto.cookie import SECRET_LIFETIME, CookieChecker, append_macs, consume_reply, mac1_of, reply_index
+from tunnel.transport.crypto.cookie import (
+    SECRET_LIFETIME,
+    CookieChecker,
+    append_macs,
+    consume_reply,
+    mac1_key,
+    mac1_of,
+    reply_index,
+    verify_mac1,
+)
 from tunnel.transport.crypto.handshake import (
     FINISH,
     Completed,
     Initiator,
-    Params,
     Pattern,
     XxResponder,
-    decode_params,
-    encode_params,
     ik_prologue,
-    mac1_key,
     open_ik_init,
     pair_psk,
     parse_init,
     parse_response,
-    verify_mac1,
     xx_prologue,
 )
 from tunnel.transport.crypto.keys import AES_256_GCM, CHACHA20_POLY1305, choose_aead, preferred_aeads
 from tunnel.transport.crypto.noise import NoiseError
+from tunnel.transport.crypto.params import Params, decode_params, encode_params
 from tunnel.units import Address, Instant
 
 from .helpers import Entropy, private, public

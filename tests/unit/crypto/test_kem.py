@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.errors import MalformedPacket
-from tunnel.transport.crypto.handshake import Completed, Initiator, Params, Pattern, ik_prologue, open_ik_init
+from tunnel.transport.crypto.handshake import Completed, Initiator, Pattern, ik_prologue, open_ik_init
 from tunnel.transport.crypto.kem import (
     PSK_ID_SIZE,
     PUBLIC_SIZE,
@@ -22,7 +22,7 @@ from tunnel.transport.crypto.kem import (
     psk_id,
 )
 from tunnel.transport.crypto.noise import NoiseError
-from tunnel.transport.crypto.params import MAX_INIT_PARAMS_SIZE, MAX_PSKS, decode_params, encode_params
+from tunnel.transport.crypto.params import MAX_INIT_PARAMS_SIZE, MAX_PSKS, Params, decode_params, encode_params
 
 ENTROPY = random.Random(1).randbytes
 FRIEND, HOME = (X25519PrivateKey.from_private_bytes(bytes((number,)) * 32) for number in (1, 2))

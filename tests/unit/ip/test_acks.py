@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.ip.packets import A4, ACK, CWR, ECE, FIN, PSH, RST, SYN, URG, Flow, ip4, padded_options
-from tunnel.room.ip import ACK_SIZES, PureAck, is_needless, is_repeated, read_ack
+from tunnel.room.ip.acks import ACK_SIZES, PureAck, is_needless, is_repeated, read_ack
 
 
 def stamps(value: int = 1000, echo: int = 900) -> bytes:

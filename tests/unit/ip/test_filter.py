@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from tests.unit.ip.packets import A4, A6, B4, B6, Flow, ip4, ip6, padded_options
-from tunnel.room.ip import REASONS, UNSAFE, MemberFilter, parse, parse_head
+from tests.unit.ip.said import REASONS, UNSAFE
 from tunnel.room.ip.filter import (
     CLOCKS,
     ENCAPSULATED,
@@ -20,8 +20,9 @@ from tunnel.room.ip.filter import (
     UNKNOWN_PROTOCOL,
     WRONG_DESTINATION,
     WRONG_SOURCE,
+    MemberFilter,
 )
-from tunnel.room.ip.header import ROUTING_HEADER, SOURCE_ROUTE
+from tunnel.room.ip.header import ROUTING_HEADER, SOURCE_ROUTE, parse, parse_head
 
 LINK_LOCAL_A = bytes.fromhex("fe80000000000000707400000000000a")
 LINK_LOCAL_B = bytes.fromhex("fe80000000000000707400000000000b")

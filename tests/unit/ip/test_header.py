@@ -6,7 +6,6 @@ import pytest
 
 from tests.unit.ip.packets import A4, A6, B4, B6, Flow, ip4, ip6, padded_options
 from tunnel.errors import MalformedPacket
-from tunnel.room.ip import Inner, destination_of, parse, parse_head
 from tunnel.room.ip.header import (
     JUMBO,
     MAX_EXTENSION_HEADERS,
@@ -14,6 +13,10 @@ from tunnel.room.ip.header import (
     ROUTING_HEADER,
     SOURCE_ROUTE,
     TOO_MANY_EXTENSIONS,
+    Inner,
+    destination_of,
+    parse,
+    parse_head,
 )
 
 TIMESTAMPS = b"\x01\x01\x08\x0a" + bytes(8)

@@ -7,8 +7,8 @@ import pytest
 
 from tests.unit.ip.packets import A4, A6, B4, Flow, ip4, ip6, is_right, padded_options
 from tunnel.errors import MalformedPacket
-from tunnel.room.ip import fragment, parse, too_big
-from tunnel.room.ip.icmp import prohibited
+from tunnel.room.ip.header import parse
+from tunnel.room.ip.icmp import fragment, prohibited, too_big
 
 OURS4, OURS6 = bytes((10, 86, 0, 9)), A6[:-1] + b"\x09"
 PAYLOAD = random.Random(3).randbytes(3000)

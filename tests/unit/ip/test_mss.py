@@ -5,8 +5,8 @@ import struct
 import pytest
 
 from tests.unit.ip.packets import ACK, SYN, Flow, ip4, is_right, padded_options
-from tunnel.room.ip import clamp, parse
-from tunnel.room.ip.mss import MIN_MSS, may_be_syn
+from tunnel.room.ip.header import parse
+from tunnel.room.ip.mss import MIN_MSS, clamp, may_be_syn
 
 
 def mss(value: int) -> bytes:

@@ -6,23 +6,9 @@ import struct
 import pytest
 
 from tests.unit.ip.packets import ACK, CWR, FIN, PSH, RST, SYN, Flow, ip4, ip6, is_right, kernel_takes, padded_options
+from tests.unit.ip.said import REFUSALS, is_own_checksum, most_in_run
 from tunnel.errors import MalformedPacket
-from tunnel.room.ip import (
-    MAX_UDP_SEGMENTS,
-    REFUSALS,
-    Offload,
-    build_prefix,
-    build_run,
-    cut_in_software,
-    decode_offload,
-    finish_checksum,
-    finish_foreign_checksum,
-    is_own_checksum,
-    most_in_run,
-    parse,
-    parse_head,
-    wants_cut,
-)
+from tunnel.room.ip.header import parse, parse_head
 from tunnel.room.ip.offload import (
     BAD_PARTIAL,
     BAD_RUN,
@@ -33,8 +19,17 @@ from tunnel.room.ip.offload import (
     GSO_TCPV6,
     GSO_UDP,
     GSO_UDP_L4,
+    MAX_UDP_SEGMENTS,
     MISMATCHED,
     NOT_CUTTABLE,
+    Offload,
+    build_prefix,
+    build_run,
+    cut_in_software,
+    decode_offload,
+    finish_checksum,
+    finish_foreign_checksum,
+    wants_cut,
 )
 
 ETHERNET = bytes(12) + b"\x08\x00"

@@ -3,8 +3,9 @@
 import random
 from collections.abc import Iterable
 
-from tunnel.nat.agent import Agent, Check
+from tunnel.nat.agent import Agent
 from tunnel.nat.candidate import CandidateKind, make_candidate
+from tunnel.nat.checklist import Check
 from tunnel.units import Address, Instant, SocketId
 
 V4, V6, POOL = SocketId(0), SocketId(1), SocketId(9)

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import cast
 
 import pytest
 
 from tests.unit.nat.agents import FAR, FAR_LAN, HOST, POOL, REFLEXIVE, T0, V4, V6, make_agent, remotes, run
 from tunnel.nat import agent as module
 from tunnel.nat import checklist, state
-from tunnel.nat.agent import Agent, AgentState, Check
+from tunnel.nat.agent import Agent
 from tunnel.nat.candidate import MAX_CANDIDATES, Candidate, CandidateKind, Offer, make_candidate
+from tunnel.nat.checklist import Check
 from tunnel.nat.hints import Hint
+from tunnel.nat.state import AgentState
 from tunnel.nat.technique import Measure, PoolSocket, Scene, TechniqueStats
+from tunnel.nat.techniques import Techniques
 from tunnel.units import Address, Instant, Seconds
 
 FAR_V6 = make_candidate(HOST, Address("3fff::7", 4000), V6)
@@ -19,7 +23,7 @@ FAR_V6 = make_candidate(HOST, Address("3fff::7", 4000), V6)
 
 def test_openers_with_a_low_ttl_come_first_and_full_checks_after_the_phase() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR])
+    agent._take_remote(T0, [FAR])
     checks = run(agent, T0, 0.5)
     openers = [(at, check.ttl) for at, check in checks if check.ttl is not None]
     assert [ttl for _, ttl in openers] == [3, 3, 5]
@@ -46,7 +50,7 @@ def test_full_checks_wait_for_our_own_candidates_to_be_named() -> None:
 
 def test_host_and_ipv6_candidates_need_no_openers() -> None:
     agent = make_agent(dual=True)
-    agent.add_remote(T0, [FAR_LAN, FAR_V6])
+    agent._take_remote(T0, [FAR_LAN, FAR_V6])
     checks = run(agent, T0, 0.2)
     assert remotes(checks) == {FAR_LAN.address, FAR_V6.address}
     assert all(check.ttl is None for _, check in checks)
@@ -55,7 +59,7 @@ def test_host_and_ipv6_candidates_need_no_openers() -> None:
 
 def test_checks_are_paced_and_a_pair_falls_off_from_twenty_a_second() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [make_candidate(HOST, Address(f"192.168.7.{n}", 4000), V4) for n in range(1, 17)])
+    agent._take_remote(T0, [make_candidate(HOST, Address(f"192.168.7.{n}", 4000), V4) for n in range(1, 17)])
     checks = run(agent, T0, 60.0)
     gaps = [after - before for (before, _), (after, _) in itertools.pairwise(checks)]
     assert min(gaps) >= module.PACE - 1e-6
@@ -68,7 +72,7 @@ def test_checks_are_paced_and_a_pair_falls_off_from_twenty_a_second() -> None:
 
 def test_the_first_check_to_an_open_address_goes_out_at_once() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR_LAN])
+    agent._take_remote(T0, [FAR_LAN])
     assert agent.poll_timeout() == T0
     assert agent.poll_check(T0) == Check(V4, FAR_LAN.address, None)
     assert agent.poll_check(T0) is None
@@ -78,17 +82,19 @@ def test_what_the_peer_may_not_name_is_not_checked() -> None:
     hosts = ("127.0.0.1", "224.0.0.1", "169.254.169.254", "0.0.0.0", "::ffff:127.0.0.1")
     bad = [Candidate(HOST, Address(host, 80)) for host in hosts]
     agent = make_agent()
-    agent.add_remote(T0, [*bad, Candidate(HOST, Address("10.0.0.1", 0)), Candidate(CandidateKind.RELAYED, Address("9.9.9.9", 9))])
+    agent._take_remote(
+        T0, [*bad, Candidate(HOST, Address("10.0.0.1", 0)), Candidate(CandidateKind.RELAYED, Address("9.9.9.9", 9))]
+    )
     assert agent.state is AgentState.IDLE
     assert run(agent, T0, 100.0) == []
     near = make_agent(allow_loopback=True)
-    near.add_remote(T0, bad)
+    near._take_remote(T0, bad)
     assert remotes(run(near, T0, 1.0)) == {Address("127.0.0.1", 80)}
 
 
 def test_a_peer_that_names_too_many_is_cut() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [Candidate(HOST, Address("10.0.0.1", port)) for port in range(5001, 6000)])
+    agent._take_remote(T0, [Candidate(HOST, Address("10.0.0.1", port)) for port in range(5001, 6000)])
     assert len(agent.remote_candidates) == MAX_CANDIDATES
 
 
@@ -96,13 +102,13 @@ def test_our_own_address_is_not_checked_when_lans_overlap() -> None:
     agent = make_agent()
     ours = make_candidate(HOST, Address("192.168.1.2", 40_000), V4)
     agent.set_local(T0, [ours])
-    agent.add_remote(T0, [ours, FAR_LAN])
+    agent._take_remote(T0, [ours, FAR_LAN])
     assert remotes(run(agent, T0, 1.0)) == {FAR_LAN.address}
 
 
 def test_the_source_of_a_check_is_answered_at_once_at_full_ttl() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR])
+    agent._take_remote(T0, [FAR])
     run(agent, T0, 0.04)
     now = Instant(T0 + 0.043)
     agent.peer_reflexive(now, V4, Address("45.1.1.1", 31_337))
@@ -114,7 +120,7 @@ def test_the_source_of_a_check_is_answered_at_once_at_full_ttl() -> None:
 
 def test_a_known_pair_that_hears_the_peer_stops_opening() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR])
+    agent._take_remote(T0, [FAR])
     assert agent.poll_check(T0) == Check(V4, FAR.address, 3)
     now = Instant(T0 + 0.02)
     agent.peer_reflexive(now, V4, FAR.address)
@@ -166,7 +172,7 @@ def test_we_tell_when_our_openers_are_out() -> None:
 
 def test_after_success_only_better_pairs_go_on() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR, FAR_LAN])
+    agent._take_remote(T0, [FAR, FAR_LAN])
     run(agent, T0, 0.4)
     agent.check_succeeded(Instant(T0 + 0.4), V4, FAR.address, Seconds(0.02))
     assert agent.state is AgentState.CONNECTED
@@ -178,7 +184,7 @@ def test_after_success_only_better_pairs_go_on() -> None:
 
 def test_better_pairs_are_retried_slowly_while_connected() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR, FAR_LAN])
+    agent._take_remote(T0, [FAR, FAR_LAN])
     agent.check_succeeded(Instant(T0 + 0.1), V4, FAR.address, Seconds(0.02))
     checks = [(at, check) for at, check in run(agent, T0 + 0.1, 3600.0) if at > state.ROUND]
     assert remotes(checks) == {FAR_LAN.address}
@@ -187,7 +193,7 @@ def test_better_pairs_are_retried_slowly_while_connected() -> None:
 
 def test_a_round_ends_exhausted_and_short_ones_follow_slowly() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR])
+    agent._take_remote(T0, [FAR])
     first = run(agent, T0, state.ROUND + 1.0)
     assert agent.state is AgentState.EXHAUSTED
     assert 15 < len(first) < 40
@@ -258,7 +264,7 @@ def test_a_peer_that_calls_for_ever_stays_within_the_budget() -> None:
         agent.peer_reflexive(now, V4, Address(f"45.8.{rng.randrange(256)}.{rng.randrange(256)}", 7000))
         for tick in range(5):
             sent += agent.poll_check(Instant(now + 0.006 * tick)) is not None
-        assert agent.stats.pairs <= checklist.MAX_PAIRS
+        assert len(agent._list) <= checklist.MAX_PAIRS
         while agent.poll_offer():
             pass
     assert module.CHECK_BURST < sent <= module.CHECK_BURST + module.CHECK_RATE * (now + 0.03 - T0) + 1
@@ -279,14 +285,14 @@ def test_offers_that_nobody_fetches_do_not_pile_up() -> None:
 
 def test_an_agent_without_a_common_family_says_so() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR_V6])
+    agent._take_remote(T0, [FAR_V6])
     assert agent.state is AgentState.IDLE
     assert "family" in agent.why_relayed
 
 
 def test_a_new_socket_joins_and_a_pool_socket_does_not() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR_LAN, FAR_V6])
+    agent._take_remote(T0, [FAR_LAN, FAR_V6])
     agent.add_socket(T0, V6, True)
     agent.add_socket(T0, POOL, False, plain=False)
     checks = run(agent, T0, 0.3)
@@ -299,7 +305,7 @@ def test_a_new_socket_joins_and_a_pool_socket_does_not() -> None:
 
 def test_a_jump_of_the_clock_does_no_harm() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR, FAR_LAN])
+    agent._take_remote(T0, [FAR, FAR_LAN])
     run(agent, T0, 0.1)
     checks = run(agent, T0 + 40_000.0, 400.0)
     assert agent.state is AgentState.EXHAUSTED
@@ -351,9 +357,9 @@ class Recorder:
 
 def test_a_technique_is_asked_when_nothing_plain_is_due_and_stopped_after_success() -> None:
     technique = Recorder()
-    agent = Agent(controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, technique=technique)
+    agent = Agent(controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, technique=cast(Techniques, technique))
     agent.add_socket(T0, POOL, False, plain=False)
-    agent.add_remote(T0, [FAR])
+    agent._take_remote(T0, [FAR])
     assert technique.started == [T0]
     assert POOL in {check.socket_id for _, check in run(agent, T0, 1.0)}
     agent.check_succeeded(Instant(T0 + 1.0), POOL, Address("45.1.1.1", 9), Seconds(0.01))
@@ -367,4 +373,4 @@ def test_a_peer_that_answers_from_ever_new_addresses_fills_no_memory() -> None:
         address = Address(f"45.1.{index // 250}.{1 + index % 250}", 4000)
         agent.peer_reflexive(now, V4, address)
         agent.check_succeeded(now, V4, address, Seconds(0.05))
-    assert agent.stats.pairs <= checklist.MAX_PAIRS + checklist.MAX_PEER_REFLEXIVE
+    assert len(agent._list) <= checklist.MAX_PAIRS + checklist.MAX_PEER_REFLEXIVE

@@ -31,7 +31,7 @@ def crowd(count: int, budget: Budget) -> list[Agent]:
     agents = []
     for number in range(count):
         agent = Agent(controlling=True, now=T0, rng=random.Random(number), sockets={V4: False}, budget=budget)
-        agent.add_remote(
+        agent._take_remote(
             T0, [make_candidate(HOST, Address(f"45.9.{port % 2}.{number + 1}", 5000 + port), V4) for port in range(16)]
         )
         agents.append(agent)
@@ -69,7 +69,7 @@ def test_all_peers_together_send_a_silent_host_few_checks() -> None:
     budget = Budget(drops)
     agents = crowd(15, budget)
     for number, agent in enumerate(agents):
-        agent.add_remote(T0, [make_candidate(HOST, Address("45.9.0.1", 5000 + 16 * number + port), V4) for port in range(16)])
+        agent._take_remote(T0, [make_candidate(HOST, Address("45.9.0.1", 5000 + 16 * number + port), V4) for port in range(16)])
     checks = sum(map(len, run_all(agents, T0, 9.0)))
     assert SILENT_CHECKS <= checks <= SILENT_CHECKS * (1 + 9.0 / SILENT_REFILL) + 1
     assert drops[SILENT_HOST] > 0
@@ -103,7 +103,7 @@ def test_one_honest_peer_among_a_crowd_gets_its_turn() -> None:
     run_all(agents, T0, 6.0)
     late = Instant(T0 + 6.0)
     agent = Agent(controlling=True, now=late, rng=random.Random(1), sockets={V4: False}, budget=budget)
-    agent.add_remote(late, [FAR_LAN])
+    agent._take_remote(late, [FAR_LAN])
     checks = run_all([*agents, agent], late, 1.0)[-1]
     assert len(checks) >= 4
     assert checks[0] < 0.3
@@ -128,7 +128,7 @@ def test_one_held_back_check_is_counted_once_and_asked_for_calmly() -> None:
         pass
     budget.checks._rate = 0.001
     agent = Agent(controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, budget=budget)
-    agent.add_remote(T0, [FAR_LAN])
+    agent._take_remote(T0, [FAR_LAN])
     now, looks = T0, 0
     while now < T0 + 5.0:
         assert agent.poll_check(now) is None
@@ -143,7 +143,7 @@ def test_one_held_back_check_is_counted_once_and_asked_for_calmly() -> None:
 def test_an_address_that_has_answered_is_checked_whatever_the_others_spend() -> None:
     budget = Budget()
     agent = Agent(controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, budget=budget)
-    agent.add_remote(T0, [FAR_LAN, FAR])
+    agent._take_remote(T0, [FAR_LAN, FAR])
     run(agent, T0, 0.2)
     agent.check_succeeded(Instant(T0 + 0.2), V4, FAR_LAN.address, Seconds(0.02))
     while budget.checks.take(Instant(T0 + 1.0)):
@@ -157,7 +157,7 @@ def test_an_address_that_has_answered_is_checked_whatever_the_others_spend() -> 
 
 def test_answers_from_ever_new_addresses_fill_no_memory() -> None:
     agent = make_agent()
-    agent.add_remote(T0, [FAR])
+    agent._take_remote(T0, [FAR])
     for port in range(1, 1_000):
         agent.check_succeeded(T0, V4, Address("45.1.1.1", port), Seconds(0.02))
     assert list(agent._answered) == [Address("45.1.1.1", port) for port in range(1_000 - module.MAX_ANSWERED, 1_000)]

@@ -6,11 +6,12 @@ import random
 
 import pytest
 
-from tunnel.nat.agent import Agent, AgentState
+from tunnel.nat.agent import Agent
 from tunnel.nat.behaviour import Mapping
 from tunnel.nat.candidate import CandidateKind, Offer, make_candidate
 from tunnel.nat.checklist import Check
 from tunnel.nat.memory import Remembered
+from tunnel.nat.state import AgentState
 from tunnel.nat.technique import Scene
 from tunnel.transport.connection.paths import KEEPALIVE, MIN_KEEPALIVE, Keepalive
 from tunnel.units import Address, Instant, Seconds, SocketId

@@ -69,7 +69,7 @@ def test_nothing_but_the_control_stream_leaves_before_the_step_is_done(by_code: 
         assert not cast.friend.peerings + cast.home.peerings
         stream = connections[1].open_stream()
         connections[1].stream_write(stream, b"x" * 1_000)
-        connections[1].send_datagram(cast.world.now, 2, b"y" * 100)
+        connections[1].send_datagrams(cast.world.now, 2, [b"y" * 100])
         packets = connections[1].packets
         assert packets is None or packets.room is None
         cast.world.touch(cast.friend.host)

@@ -132,7 +132,6 @@ VERBS: Final[dict[str, Callable[[Connection, Instant], object]]] = {
     "release": lambda c, now: c.release(now),
     "remember_keepalive": lambda c, now: c.remember_keepalive(now, c.keepalive),
     "send_control": lambda c, now: c.send_control(b"x"),
-    "send_datagram": lambda c, now: c.send_datagram(now, 1, b"x"),
     "send_datagrams": lambda c, now: c.send_datagrams(now, 1, [b"x"]),
     "set_policy": lambda c, now: c.set_policy(now, "direct"),
     "stream_commit": lambda c, now: c.stream_commit(stream_of(c), 1),

@@ -35,7 +35,7 @@ def puncher(mapped: str, seen: Address | None = SEEN, view: Address | None = Non
 
 
 def mapped_ports(made: Puncher) -> set[Address]:
-    return {each.address for each in made.agent.local_candidates if each.kind is CandidateKind.PORT_MAPPED}
+    return {each.address for each in made.agent._sides.local if each.kind is CandidateKind.PORT_MAPPED}
 
 
 @pytest.mark.parametrize("outside", ["192.168.100.2", "100.64.0.9", "10.0.0.2"])
@@ -69,5 +69,5 @@ def test_an_address_of_any_kind_that_the_driver_has_found_is_offered_for_a_socke
         now=Instant(0.0),
         rng=random.Random(1),
     )
-    found = {each.kind: each.address for each in made.agent.local_candidates}
+    found = {each.kind: each.address for each in made.agent._sides.local}
     assert found == {kind: Address("198.51.100.1", 41_000 + kind.value) for kind in kinds}

@@ -17,7 +17,7 @@ from tunnel.node.flows.claim_code import OTHER_PURPOSE
 from tunnel.node.flows.expose_code import FOR_MANY
 from tunnel.pairing.code import Purpose
 from tunnel.room.core.events import EntryUnanswered
-from tunnel.room.core.membership import ENTER_PATIENCE
+from tunnel.room.core.room import ENTER_PATIENCE
 
 
 def says(endpoint: Endpoint, purpose: int) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from tests.twins.tap import MemoryTap
 from tests.unit.ip.packets import A4, A6, B4, B6, SYN, Flow, ip4
+from tunnel.doors.tun.device import TapDevice
 from tunnel.room.core.discovery import EVERYBODY_BURST
 from tunnel.room.ip.filter import WRONG_DESTINATION
-from tunnel.room.members import LanAddresses, LanMember, LanTable
+from tunnel.room.members import LanAddresses, LanPeer, LanTable
 from tunnel.room.receive import LanReceiver
 from tunnel.shell.packets import PacketRun
 from tunnel.units import Instant
@@ -30,13 +31,13 @@ class Here:
         self.table.set(ME, SUBNET, [OTHER])
         self.tap = MemoryTap()
         self.sent: list[bytes] = []
-        self.receiver = LanReceiver(self.table, self.tap, b"\x02pt\0\0\x02", self._send)
+        self.receiver = LanReceiver(self.table, cast(TapDevice, self.tap), b"\x02pt\0\0\x02", self._send)
 
     @property
-    def member(self) -> LanMember:
+    def member(self) -> LanPeer:
         return self.table.members[OTHER.static]
 
-    def _send(self, member: LanMember, packet: bytes) -> None:
+    def _send(self, member: LanPeer, packet: bytes) -> None:
         assert member is self.member
         self.sent.append(packet)
 

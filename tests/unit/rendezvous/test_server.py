@@ -175,7 +175,7 @@ def test_state_stays_bounded_when_proven_clients_ask_for_everything() -> None:
                         codes[answer.code] += 1
     registry, relay = world.server.registry, world.server.relay
     assert len(registry.sessions) == 48  # 20, 20 and 5; of the last tenth, one for each newcomer
-    assert registry.room_entries <= 100
+    assert registry.room_shares.used <= 100
     assert len(registry.nameplates) <= 30
     assert len(registry.mailboxes) <= 4
     assert len(relay) <= 20
@@ -183,7 +183,7 @@ def test_state_stays_bounded_when_proven_clients_ask_for_everything() -> None:
     assert {RefusalCode.FULL, RefusalCode.QUOTA} <= set(codes)
     world.run(700)  # everybody fell silent
     assert has_no_state(world.server)
-    assert registry.room_entries == 0
+    assert registry.room_shares.used == 0
     tables = (registry.session_shares, registry.nameplate_shares, registry.room_shares, registry.mailbox_shares, relay.shares)
     assert [shares.used for shares in tables] == [0] * 5
     assert not any(shares._counts for shares in tables)
@@ -201,7 +201,7 @@ def test_one_address_cannot_take_all_rooms_or_mailboxes_whatever_sessions_it_mak
         (answer,) = world.ask(A, messages.Join(index % 2, rooms), session=session, cookie=cookie)
         assert isinstance(answer, messages.Done)
         granted += answer.granted.bit_count()
-    assert granted == world.server.registry.room_entries == 30
+    assert granted == world.server.registry.room_shares.used == 30
     moved = Address("198.18.0.99", 7)
     world.ask(moved, messages.Join(0, (ROOM,)), session=bytes((0,)) * 16, cookie=world.cookie(moved))
     shares = world.server.registry.room_shares

@@ -65,7 +65,7 @@ def test_a_home_cannot_fill_the_rooms() -> None:
     world = World(config=ServerConfig(max_room_entries=20_000, rooms_per_address=819, **FAST))  # a tenth of the real ones
     for source in HOME[:64]:
         register(world, source, 0)
-    assert world.server.registry.room_entries == 4 * 819
+    assert world.server.registry.room_shares.used == 4 * 819
     (answer,) = world.ask(FRIEND, messages.Join(Role.LISTEN, tuple(ROOMS)), cookie=world.cookie(FRIEND))
     assert answer == messages.Done(granted=0b111)
 
@@ -112,7 +112,7 @@ def crowded(**options: Any) -> World:
 def test_two_meet_and_are_relayed_though_a_hundred_sites_take_all_rooms_that_they_get() -> None:
     world = crowded()
     registry = world.server.registry
-    assert registry.room_entries == world.config.max_room_entries
+    assert registry.room_shares.used == world.config.max_room_entries
     listener, dialer = world.host("listener", "203.0.113.1"), world.host("dialer", "192.0.2.1")
     listener.client.listen(world.now, ROOMS)
     world.run(1)
@@ -122,7 +122,7 @@ def test_two_meet_and_are_relayed_though_a_hundred_sites_take_all_rooms_that_the
     dialer.relay(introduced.channel.channel, b"\x80hello")
     world.run(1)
     assert world.server.relay.relayed_bursts == 1
-    assert registry.room_entries == world.config.max_room_entries
+    assert registry.room_shares.used == world.config.max_room_entries
     assert world.server.counters()["rooms_given_up"] >= 6
 
 

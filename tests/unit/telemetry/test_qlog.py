@@ -34,7 +34,7 @@ def traced_transfer(
         pair.run(0.3)
     directory = QlogDirectory(folder)
     for number, connection in enumerate((pair.a, pair.b)):
-        trace = directory.open(pair.now, peer="x", instance=number + 1, is_initiator=connection.is_initiator)
+        trace = directory.open(pair.now, peer="x", instance=number + 1, is_initiator=connection is pair.a)
         connection._shared.trace = trace
     stream = pair.a.open_stream()
     pair.write_all("a", stream, bytes(size))

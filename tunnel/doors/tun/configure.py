@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunnel.doors.tun.config import InterfaceConfig, check_mtu
-from tunnel.doors.tun.routes import Network, overlapping, surroundings, taken_networks, taken_prefixes
+from tunnel.doors.tun.routes import Network, overlapping, surroundings, taken_networks
 from tunnel.errors import ConfigurationError
-
-__all__ = ["InterfaceConfig", "apply", "bring_up_loopback", "renumber", "set_mtu", "taken_prefixes"]
 
 _SIOCSIFMTU: Final = 0x8922  # linux/sockios.h
 _SIOCGIFFLAGS: Final = 0x8913

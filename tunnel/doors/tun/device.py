@@ -8,24 +8,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections import Counter
 from typing import Final
 
 import trio
 
 from tunnel.doors.tun.create import agree_on_offloads, check_tap, create_tap
-from tunnel.doors.tun.tap import Pieces, TapCounters
+from tunnel.doors.tun.tap import Pieces
 
 #: Not the frame's fault but the descriptor's: the interface was deleted, or we closed it.
 _GONE: Final = frozenset((errno.EBADFD, errno.EBADF, errno.ENODEV))
 
 
 class TapDevice:
-    """See Tap.  Made by open_tap or from_descriptor."""
+    """One TAP interface by its descriptor.  Made by open_tap or from_descriptor.
+
+    It goes away, with its addresses and routes, when the descriptor is closed.  `offloads`: those that the kernel agreed to;
+    with 0 every frame read is whole, checksummed and no longer than the MTU.  `errors`: what failed how often, by name.
+    """
 
     def __init__(self, fd: int, name: str, offloads: int) -> None:
         self.name = name
         self.offloads = offloads
-        self.counters = TapCounters()
+        self.errors: Counter[str] = Counter()
         self._fd = fd
         # Bound once: the hot path looks up nothing that does not change.
         self._readv = os.readv
@@ -36,35 +41,35 @@ class TapDevice:
         return self._fd
 
     def read_into(self, view: memoryview) -> int:
+        """Read one frame that the host sends; its length in bytes, or 0 when there is none now: then wait_readable.
+
+        Raises trio.ClosedResourceError after close, trio.BrokenResourceError when the interface is gone.
+        """
         try:
-            length = self._readv(self._fd, (view,))
+            return self._readv(self._fd, (view,))
         except BlockingIOError:
             return 0
         except OSError as error:
             self._raise_if_gone(error)
             self._count(error)
             return 0
-        counters = self.counters
-        counters.read_frames += 1
-        counters.read_bytes += length
-        return length
 
     def writev(self, pieces: Pieces) -> bool:
+        """Hand the host one frame, given in pieces.  False: would block; wait_writable, then call again.
+
+        True: taken, or refused by the kernel for what it is (EINVAL, EIO ...) and counted.  Raises as read_into does.
+        """
         try:
-            length = self._writev(self._fd, pieces)
+            self._writev(self._fd, pieces)
         except BlockingIOError:
             return False
         except OSError as error:
             self._raise_if_gone(error)
             self._count(error)
-            return True
-        counters = self.counters
-        counters.written_frames += 1
-        counters.written_bytes += length
         return True
 
     def _count(self, error: OSError) -> None:
-        self.counters.errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
+        self.errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
 
     def _raise_if_gone(self, error: OSError) -> None:
         if self._fd < 0:

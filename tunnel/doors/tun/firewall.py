@@ -17,8 +17,8 @@ from typing import Final
 import trio
 
 from tunnel.doors.tun.config import MAC_PREFIX, InterfaceConfig
+from tunnel.doors.tun.device import TapDevice
 from tunnel.doors.tun.reflector import checksum_of
-from tunnel.doors.tun.tap import Tap
 
 TRIES: Final = 3  # datagrams, should one be lost
 PATIENCE: Final = 1.0  # seconds for each; the kernel hands it over at once
@@ -42,7 +42,7 @@ KNOWN: Final = (
 )
 
 
-async def is_shut(device: Tap, config: InterfaceConfig) -> bool:
+async def is_shut(device: TapDevice, config: InterfaceConfig) -> bool:
     """Whether what a member sends does not arrive; False where there is no IPv4 address to try it with."""
     if config.ipv4 is None:
         return False

@@ -66,7 +66,6 @@ class HostInterface:
         self._wall = wall
         self.facts: list[str] = []
         self.has_ipv4 = True  # its own address; it does without in a subnet that this machine uses elsewhere
-        self.keeper_pid = keeper.pid
         self._keeper = keeper
         self._client = client
         self._config = config

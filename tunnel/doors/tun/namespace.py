@@ -49,11 +49,6 @@ class NamespaceInterface:
     def name(self) -> str:
         return self.device.name
 
-    @property
-    def command_pid(self) -> int:
-        """Of the process that becomes the command."""
-        return self._child.pid
-
     async def set_mtu(self, mtu: int) -> None:
         """Bytes, between MIN_MTU and MAX_MTU.  Raises ConfigurationError."""
         await self._client.set_mtu(mtu)

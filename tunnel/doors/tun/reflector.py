@@ -20,7 +20,6 @@ from typing import Final
 import trio
 
 from tunnel.doors.tun.config import MAC_PREFIX
-from tunnel.doors.tun.groups import GroupMirror
 from tunnel.doors.tun.packet_filter import (
     AD_HATYPE,
     AD_IFINDEX,
@@ -38,8 +37,6 @@ from tunnel.doors.tun.packet_filter import (
 )
 from tunnel.doors.tun.routes import own_addresses
 from tunnel.errors import ConfigurationError, MalformedPacket
-
-__all__ = ["GroupMirror", "Reflector", "rewrite_source"]
 
 ETH_P_ALL: Final = 3  # linux/if_ether.h: only who listens to all protocols hears what leaves
 ETH_P_IP: Final = 0x0800

@@ -40,16 +40,14 @@ class Allowance:
     One for what we send ourselves, and one for each member that sends to us, so that a flood from one starves no other.
     """
 
-    __slots__ = ("_bytes", "_packets", "dropped")
+    __slots__ = ("_bytes", "_packets")
 
     def __init__(self) -> None:
-        self.dropped = 0  # packets over the limit
         self._packets = Bucket(EVERYBODY_BURST, EVERYBODY_RATE)
         self._bytes = Bucket(EVERYBODY_BYTES_BURST, EVERYBODY_BYTES)
 
     def take(self, now: Instant, packets: int, size: int) -> bool:
-        """Whether so many packets, of `size` bytes in all, may pass; those that may not are counted."""
+        """Whether so many packets, of `size` bytes in all, may pass."""
         if self._packets.left(now) < packets or not self._bytes.take(now, size):
-            self.dropped += packets
             return False
         return self._packets.take(now, packets)

@@ -1,12 +1,14 @@
 """A room on an endpoint of its own: the members are its peers, and what the Room has to say goes over their connections.
 
-Sans IO: the owner passes on every event of the endpoint, then calls pump(), and obeys poll_timeout.
+Sans IO: the owner passes on every event of the endpoint, then acts on what pump() returns, and obeys poll_timeout.  Which
+connection is a member's is known here alone; who is a member, to the Room alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from tunnel.core.timers import earliest
@@ -23,7 +25,7 @@ from tunnel.node.events import (
 from tunnel.node.flows.expose_code import FOR_MANY, ExposerPairing
 from tunnel.node.peering import CONTROL_ROOM, Peering
 from tunnel.pairing.code import Purpose
-from tunnel.room.core.events import EntryUnanswered, MemberRemoved, RoomEvent, RosterChanged
+from tunnel.room.core.events import MemberRemoved, RoomEvent, RosterChanged
 from tunnel.room.core.room import Room
 from tunnel.room.core.roster import Member, RoomState
 from tunnel.transport.connection.events import CloseCode, ControlReceived
@@ -31,7 +33,6 @@ from tunnel.units import Instant, Seconds
 
 FIRST_REDIAL: Final = Seconds(1.0)  # after a connection that ended; doubled each time
 LONGEST_REDIAL: Final = Seconds(60.0)
-ENTER_PATIENCE: Final = Seconds(32.0)  # from the first connection until we are let in; the creator's own word comes after 30
 SOUND_AFTER: Final = Seconds(30.0)  # a connection that stood so long: the next wait is the first again
 
 
@@ -56,6 +57,18 @@ class NewcomerStore:
         return peer
 
 
+@dataclass(slots=True)
+class Contact:
+    """The connection to one member, and the way to the next."""
+
+    peering: Peering | None = None  # the connection, reachable or not, ...
+    since: Instant | None = None  # ... and when it began
+    is_online: bool = False  # the Room was told that it is reachable
+    dialing: Peering | None = None
+    redial_at: Instant | None = None
+    wait: Seconds = FIRST_REDIAL  # after the next connection that ends
+
+
 class Membership:
     """Keeps an endpoint connected to whom the room says, and the room informed."""
 
@@ -76,16 +89,9 @@ class Membership:
         self._store = store
         self._server = server
         self._save = save
-        self._live: dict[bytes, Peering] = {}  # the connection of each member, reachable or not
-        self._since: dict[bytes, Instant] = {}  # when it began
-        self._dialing: dict[bytes, Peering] = {}
-        self._redial_at: dict[bytes, Instant] = {}
-        self._waits: dict[bytes, Seconds] = {}
-        self._online: set[bytes] = set()
+        self._contacts: defaultdict[bytes, Contact] = defaultdict(Contact)
         self._known: list[KnownPeer] = []
-        self._events: deque[RoomEvent] = deque()
         self._has_left = False
-        self._enter_by: Instant | None = None  # a joiner's: when it is over
         endpoint.listen(now)
 
     # --- verbs
@@ -106,7 +112,6 @@ class Membership:
         member = self.room.remove(now, name)
         if self.flow is not None:
             self.endpoint.renew_code(now, self.flow)
-        self.pump(now)
         return member
 
     def leave(self, now: Instant) -> bool:
@@ -134,89 +139,78 @@ class Membership:
             case PeeringStarted(peering=peering):
                 self._started(now, peering)
             case PeeringRestarted(peering=peering):
-                if self._live.get(peering.peer.static) is peering:
-                    self._set_online(now, peering.peer.static, False)
-                    self._look(now, peering)
+                if (contact := self._of(peering)) is not None:
+                    self._set_online(now, contact, False)
+                    self._set_online(now, contact, peering.is_reachable)
             case PeeringClosed(peering=peering, reason=reason):
-                static = peering.peer.static
                 self._closed(now, peering, reason.code)
                 if reason.code == CloseCode.FORGOTTEN and reason.by_peer:
-                    self.room.forgotten_by(static)
+                    self.room.forgotten_by(peering.peer.static)
             case PeeringEvent(peering=peering, event=inner):
-                static = peering.peer.static
-                if self._live.get(static) is not peering:
+                if (contact := self._of(peering)) is None:
                     return
-                if isinstance(inner, ControlReceived):
-                    if inner.data[:1] == bytes((CONTROL_ROOM,)):
-                        with peering.wall(now):
-                            self.room.handle_message(now, static, inner.data[1:])
-                else:
-                    self._look(now, peering)
+                if not isinstance(inner, ControlReceived):
+                    self._set_online(now, contact, peering.is_reachable)
+                elif inner.data[:1] == bytes((CONTROL_ROOM,)):
+                    with peering.wall(now):
+                        self.room.handle_message(now, peering.peer.static, inner.data[1:])
             case _:
                 pass
 
+    def _of(self, peering: Peering) -> Contact | None:
+        """Return whose connection it is; None: another has taken its place."""
+        contact = self._contacts.get(peering.peer.static)
+        return contact if contact is not None and contact.peering is peering else None
+
     def _started(self, now: Instant, peering: Peering) -> None:
-        static = peering.peer.static
-        former = self._live.get(static)
-        self._live[static] = peering
-        self._since[static] = now
-        self._redial_at.pop(static, None)
-        if self._dialing.get(static) is peering:
-            del self._dialing[static]
+        contact = self._contacts[peering.peer.static]
+        former, contact.peering = contact.peering, peering
+        contact.since, contact.redial_at = now, None
+        if contact.dialing is peering:
+            contact.dialing = None
         if former is not None and former is not peering:
-            self._set_online(now, static, False)
+            self._set_online(now, contact, False)
             former.close(now, CloseCode.REPLACED, "met anew")
-        self._look(now, peering)
+        self._set_online(now, contact, peering.is_reachable)
 
     def _closed(self, now: Instant, peering: Peering, code: int) -> None:
-        static = peering.peer.static
-        if self._dialing.get(static) is peering:
-            del self._dialing[static]
-        elif self._live.get(static) is peering:
-            del self._live[static]
-            if now - self._since.pop(static, now) >= SOUND_AFTER:
-                self._waits.pop(static, None)
-            self._set_online(now, static, False)
+        contact = self._contacts[peering.peer.static]
+        if contact.dialing is peering:
+            contact.dialing = None
+        elif contact.peering is peering:
+            self._set_online(now, contact, False)
+            contact.peering = None
+            if contact.since is not None and now - contact.since >= SOUND_AFTER:
+                contact.wait = FIRST_REDIAL
         elif peering.is_started:
             return
-        wait = self._waits.get(static, FIRST_REDIAL) if code != CloseCode.PATH_POLICY else LONGEST_REDIAL
-        self._waits[static] = Seconds(min(2 * wait, LONGEST_REDIAL))
-        self._redial_at[static] = Instant(now + wait)
+        wait = contact.wait if code != CloseCode.PATH_POLICY else LONGEST_REDIAL
+        contact.wait = Seconds(min(2 * wait, LONGEST_REDIAL))
+        contact.redial_at = Instant(now + wait)
 
-    def _look(self, now: Instant, peering: Peering) -> None:
-        self._set_online(now, peering.peer.static, peering.is_reachable)
-
-    def _set_online(self, now: Instant, static: bytes, is_online: bool) -> None:
-        if is_online and static not in self._online:
-            self._online.add(static)
-            if self.room.roster is None and self._enter_by is None:
-                self._enter_by = Instant(now + ENTER_PATIENCE)
-            self.room.connected(now, static)
-        elif not is_online and static in self._online:
-            self._online.discard(static)
-            self.room.disconnected(now, static)
-
-    def handle_timeout(self, now: Instant) -> None:
-        self.room.handle_timeout(now)
-        if self._enter_by is not None and now >= self._enter_by:
-            self._enter_by = None
-            if self.room.roster is None and not self.room.is_over:
-                self.room.is_over = True
-                self._events.append(EntryUnanswered())
-        self.pump(now)
+    def _set_online(self, now: Instant, contact: Contact, is_online: bool) -> None:
+        if is_online != contact.is_online and contact.peering is not None:
+            contact.is_online = is_online
+            (self.room.connected if is_online else self.room.disconnected)(now, contact.peering.peer.static)
 
     # --- outputs
 
-    def pump(self, now: Instant) -> None:
-        """After every input: save, let the endpoint know whom to talk to, send, and dial."""
+    def pump(self, now: Instant) -> list[RoomEvent]:
+        """After every input and when it is time: save, let the endpoint know whom to talk to, send, and dial.
+
+        Return what is different.
+        """
+        events: list[RoomEvent] = []
         if self._has_left:
-            return
+            return events
+        if (at := self.room.poll_timeout()) is not None and now >= at:
+            self.room.handle_timeout(now)
         while (event := self.room.poll_event()) is not None:
             if isinstance(event, RosterChanged) and self._save is not None:
                 self._save(self.room.state())
-            if isinstance(event, MemberRemoved):
-                self._forget(event.member.static)
-            self._events.append(event)
+            if isinstance(event, MemberRemoved) and (contact := self._contacts.get(event.member.static)) is not None:
+                contact.redial_at, contact.wait = None, FIRST_REDIAL
+            events.append(event)
         known = [
             KnownPeer(
                 name=peer.name, static=peer.static, psk=peer.psk, server=self._server, is_awaited=not self.room.dials(peer.static)
@@ -229,45 +223,42 @@ class Membership:
             self._known = known
             self.endpoint.set_peers(now, known)
         self._send()
-        for static in [static for static in self._redial_at if static not in statics or not self.room.dials(static)]:
-            del self._redial_at[static]
-        for peer in known:
-            static = peer.static
-            if not peer.is_awaited and not self._is_met(static) and self._may_dial(now, static):
-                self._dialing[static] = self.endpoint.dial(now, peer, self._server)
+        dialed = {peer.static: peer for peer in known if not peer.is_awaited}
+        for static, contact in list(self._contacts.items()):
+            if static not in dialed:
+                contact.redial_at = None
+                if static not in statics and contact.peering is None and contact.dialing is None:
+                    del self._contacts[static]
+        for static, peer in dialed.items():
+            contact = self._contacts[static]
+            if self._may_dial(now, static, contact):
+                contact.redial_at = None
+                contact.dialing = self.endpoint.dial(now, peer, self._server)
+        return events
 
-    def _is_met(self, static: bytes) -> bool:
-        """There is a connection, or one is on its way: dialed, or paired by a code and not yet to be used."""
-        if static in self._live or static in self._dialing:
-            return True
-        return any(peering.peer.static == static and not peering.is_started for peering in self.endpoint.peerings)
-
-    def _may_dial(self, now: Instant, static: bytes) -> bool:
-        if (
-            static in self._store.newcomers
-            or now < self._redial_at.get(static, now)
-            or not self.endpoint.has_server(self._server)
-        ):
-            return False
-        self._redial_at.pop(static, None)
-        return True
-
-    def _forget(self, static: bytes) -> None:
-        self._redial_at.pop(static, None)
-        self._waits.pop(static, None)
+    def _may_dial(self, now: Instant, static: bytes, contact: Contact) -> bool:
+        """There is no connection, none is on its way (dialed, or paired by a code and not yet to be used), and it is time."""
+        return (
+            contact.peering is None
+            and contact.dialing is None
+            and (contact.redial_at is None or now >= contact.redial_at)
+            and static not in self._store.newcomers
+            and self.endpoint.has_server(self._server)
+            and not any(peering.peer.static == static and not peering.is_started for peering in self.endpoint.peerings)
+        )
 
     def _send(self) -> None:
         while (said := self.room.poll_message()) is not None:
-            peering = self._live.get(said[0])
-            if peering is not None:
-                peering.send_message(CONTROL_ROOM, said[1])
-
-    def poll_event(self) -> RoomEvent | None:
-        return self._events.popleft() if self._events else None
+            contact = self._contacts.get(said[0])
+            if contact is not None and contact.peering is not None:
+                contact.peering.send_message(CONTROL_ROOM, said[1])
 
     def poll_timeout(self) -> Instant | None:
-        return None if self._has_left else earliest(self.room.poll_timeout(), self._enter_by, *self._redial_at.values())
+        if self._has_left:
+            return None
+        return earliest(self.room.poll_timeout(), *(contact.redial_at for contact in self._contacts.values()))
 
     def peering(self, static: bytes) -> Peering | None:
         """The connection of a member, if there is one that reaches it."""
-        return self._live.get(static) if static in self._online else None
+        contact = self._contacts.get(static)
+        return contact.peering if contact is not None and contact.is_online else None

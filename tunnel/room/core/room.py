@@ -15,12 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final, Self
 
+from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.room.core import addresses
 from tunnel.room.core.addresses import Prefix
 from tunnel.room.core.events import (
     Entered,
+    EntryUnanswered,
     JoinRefused,
     MemberJoined,
     MemberOffline,
@@ -61,6 +63,7 @@ from tunnel.units import Buffer, Hex, Instant, Seconds
 
 HAVE_INTERVAL: Final = Seconds(30.0)  # between two Have to everybody; they are for what got lost, so rare
 RESEND_AFTER: Final = Seconds(10.0)  # before a State that somebody seems not to have got is sent again
+ENTER_PATIENCE: Final = Seconds(32.0)  # from the first connection until we are let in; the creator's own word comes after 30
 
 
 class Room:
@@ -85,6 +88,7 @@ class Room:
         self._links: dict[bytes, MemberLink] = {}
         self._allowances = Allowances(MESSAGE_BURST, Seconds(1.0 / MESSAGE_RATE))  # of messages
         self._have_at: Instant | None = None
+        self._enter_by: Instant | None = None  # a joiner's: when it is over
         self._messages: deque[tuple[bytes, bytes]] = deque()
         self._events: deque[RoomEvent] = deque()
 
@@ -125,12 +129,6 @@ class Room:
     @property
     def me(self) -> Member | None:
         return self.roster.member(self.static) if self.roster is not None else None
-
-    @property
-    def online(self) -> tuple[Member, ...]:
-        """Other members that we have a connection to."""
-        members = self.roster.members if self.roster is not None else ()
-        return tuple(member for member in members if member.static in self._links and member.static != self.static)
 
     def state(self) -> RoomState:
         """To be saved at every RosterChanged.  The room must have a roster."""
@@ -178,6 +176,8 @@ class Room:
         self._say_hello(static)
         if self._have_at is None:
             self._have_at = Instant(now + HAVE_INTERVAL)
+        if self.roster is None and self._enter_by is None:
+            self._enter_by = Instant(now + ENTER_PATIENCE)
 
     def disconnected(self, now: Instant, static: bytes) -> None:
         if self._links.pop(static, None) is None:
@@ -267,9 +267,14 @@ class Room:
         return self._events.popleft() if self._events else None
 
     def poll_timeout(self) -> Instant | None:
-        return None if self.is_over else self._have_at
+        return None if self.is_over else earliest(self._have_at, self._enter_by)
 
     def handle_timeout(self, now: Instant) -> None:
+        if self._enter_by is not None and now >= self._enter_by:
+            self._enter_by = None
+            if self.roster is None:
+                self.is_over = True
+                self._events.append(EntryUnanswered())
         if self._have_at is not None and now >= self._have_at:
             self._have_at = Instant(now + HAVE_INTERVAL)
             if self.roster is not None:

@@ -26,11 +26,6 @@ HOST_CONFIGURATION: Final = "DHCP"
 UDP_TUNNEL: Final = "a packet inside of a UDP datagram"
 ROUTERS: Final = "a protocol of routers over UDP"
 CLOCKS: Final = "PTP"
-REASONS: Final = (
-    WRONG_SOURCE, WRONG_DESTINATION, REDIRECT_OR_ROUTER, NEIGHBOUR_DISCOVERY, GROUP_MEMBERSHIP, UNKNOWN_ICMP, FOREIGN_QUOTE,
-    ENCAPSULATED, UNKNOWN_PROTOCOL, HOST_CONFIGURATION, UDP_TUNNEL, ROUTERS, CLOCKS,
-)  # fmt: skip
-"""What `why_dropped` gives, besides the values of header.UNSAFE: they name a counter."""
 
 # IP in IP, IPv6, GRE, AX.25, Ethernet, encapsulation header, L2TP, MPLS: a kernel with such a device open to anybody would
 # unpack them, and forward what is inside past this filter.

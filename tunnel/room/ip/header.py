@@ -40,8 +40,6 @@ ROUTING_HEADER: Final = "routing header"
 JUMBO: Final = "jumbo payload option"
 TOO_MANY_EXTENSIONS: Final = "too many extension headers"
 MISPLACED_HOP_BY_HOP: Final = "hop-by-hop header not in front"
-UNSAFE: Final = (SOURCE_ROUTE, ROUTING_HEADER, JUMBO, TOO_MANY_EXTENSIONS, MISPLACED_HOP_BY_HOP)
-"""What `Inner.unsafe` can be, besides empty."""
 
 _LSRR: Final = 131  # loose source and record route, RFC 791 §3.1
 _SSRR: Final = 137  # strict
@@ -66,7 +64,7 @@ class Inner(NamedTuple):
     is_first_fragment: bool  # a fragment, and it begins with the transport header
     ecn: int  # 2 bits, RFC 3168 §5
     dont_fragment: bool  # the DF bit; always true for IPv6, which nobody fragments on the way
-    unsafe: str  # empty, or one of UNSAFE: no honest member sends that
+    unsafe: str  # empty, or one of those above: no honest member sends that
 
 
 def destination_of(buffer: Buffer, at: int, end: int) -> bytes | None:

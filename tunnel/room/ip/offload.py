@@ -28,7 +28,6 @@ GSO_ECN: Final = 0x80  # the first segment alone carries CWR
 # The header is in the byte order of the machine (TUNSETVNETLE is not set).
 _VIRTIO = Struct("=BBHHHH")  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 VIRTIO_HEADER: Final = _VIRTIO.size  # 10 bytes
-ETHERNET_HEADER: Final = 14  # bytes
 
 MAX_UDP_SEGMENTS: Final = 64
 """Segments of one UDP run: UDP_MAX_SEGMENTS of Linux before 6.7 (128 since); a longer run is refused with EINVAL."""
@@ -47,8 +46,6 @@ MISMATCHED: Final = "a super-packet whose kind is not that of its headers"
 BAD_SEGMENT_SIZE: Final = "a super-packet with a segment size out of bounds"
 BAD_RUN: Final = "a run of segments that is no piece of a super-packet"
 BAD_PARTIAL: Final = "a partial checksum where there is none to finish"
-REFUSALS: Final = (NOT_CUTTABLE, MISMATCHED, BAD_SEGMENT_SIZE, BAD_RUN, BAD_PARTIAL)
-"""The texts of every MalformedPacket that is raised here: they name a counter."""
 
 _FIN: Final = 0x01
 _SYN: Final = 0x02
@@ -79,20 +76,10 @@ def decode_offload(buffer: Buffer, at: int) -> Offload:
     return Offload(flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0, gso_type, gso_size, start, offset)
 
 
-def is_own_checksum(offload: Offload, inner: Inner, link_size: int = ETHERNET_HEADER) -> bool:
-    """Whether the partial checksum is that of the transport header which `inner` found, so that the far side finds it too.
-
-    It is not for a packet inside of a packet (VXLAN, WireGuard): finish that with finish_foreign_checksum.
-    """
-    if inner.is_fragment or offload.checksum_start != link_size + inner.network_size:
-        return False
-    return (inner.protocol == TCP and offload.checksum_offset == 16) or (inner.protocol == UDP and offload.checksum_offset == 6)
-
-
 def wants_cut(offload: Offload, inner: Inner, size: int) -> tuple[int, int] | None:
     """Head size and segment size, in bytes, of a super-packet of `size` bytes; None for a packet that goes as it is.
 
-    Raises MalformedPacket with one of REFUSALS for a super-packet that cannot be cut at the borders its kernel gives.
+    Raises MalformedPacket for a super-packet that cannot be cut at the borders its kernel gives.
     """
     kind = offload.gso_type & ~GSO_ECN
     if kind == GSO_NONE:
@@ -113,12 +100,6 @@ def wants_cut(offload: Offload, inner: Inner, size: int) -> tuple[int, int] | No
     if head > MAX_HEAD or step < (MIN_TCP_SEGMENT if kind != GSO_UDP_L4 else 1) or size - head > step * MAX_SEGMENTS:
         raise MalformedPacket(BAD_SEGMENT_SIZE)
     return head, step
-
-
-def most_in_run(inner: Inner, gso_size: int) -> int:
-    """How many segments of `gso_size` bytes (at least 1) one write to the interface may join."""
-    most = (MAX_PACKET - inner.head_size) // gso_size
-    return min(most, MAX_UDP_SEGMENTS) if inner.protocol == UDP else most
 
 
 def build_prefix(inner: Inner, partial: bool, ethernet: bytes) -> bytes:

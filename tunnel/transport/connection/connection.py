@@ -40,7 +40,6 @@ from tunnel.transport.connection.stream_verbs import StreamVerbs
 from tunnel.transport.connection.switching import Switching
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.crypto.params import Params
-from tunnel.transport.stream.receive import StreamSink
 from tunnel.transport.stream.streams import CONTROL_STREAM
 from tunnel.units import Instant, PathKey, Seconds, Transmit
 
@@ -67,7 +66,6 @@ class Connection(StreamVerbs, PathVerbs):
         keypair: Keypair,
         local: Params,
         remote: Params,
-        remote_static: bytes,
         path: PathKey,
         path_kind: PathKind,
         now: Instant,
@@ -81,11 +79,7 @@ class Connection(StreamVerbs, PathVerbs):
         A batch of IP packets that leaves nothing to answer changes only when the connection is due: ask for that after each.
         """
         self._touched = touched
-        self.is_initiator = is_initiator
-        self.peer_static = remote_static
-        self.instance = local.instance
         self.remote_instance = remote.instance
-        self.peer_name = remote.name
         self._shared = Shared(
             is_initiator=is_initiator,
             keypair=keypair,
@@ -383,6 +377,3 @@ class Connection(StreamVerbs, PathVerbs):
                     self._shared.events.append(ControlReceived(message))
         except PeerError as error:
             self.close(self._shared.last_heard, CloseCode.PROTOCOL_VIOLATION, str(error))
-
-
-__all__ = ["Connection", "StreamSink"]

@@ -38,8 +38,6 @@ from tunnel.transport.packet.slots import MAX_PLAINS, PieceCutter, Plains, SlotC
 from tunnel.transport.recovery.pmtu import BASE_PLPMTU
 from tunnel.units import Instant, Seconds, Transmit
 
-__all__ = ["PACKET_PARTIAL", "PACKET_ROOM", "PacketBurst", "PacketJoiner", "PacketRun", "PacketSealer", "PacketSink"]
-
 PACKET_ROOM: Final = PACKET_SIZE  # bytes that a caller leaves free in front of each packet; they are overwritten
 SAMPLE_INTERVAL: Final = Seconds(1.0)  # of PINGs while packets flow: they measure round trip and loss
 DOUBT_INTERVAL: Final = Seconds(0.2)  # of PINGs while packets flow and nothing comes back

@@ -140,10 +140,6 @@ class StreamVerbs:
 
     # datagrams
 
-    def send_datagram(self, now: Instant, flow: int, data: bytes) -> bool:
-        """Queue one; False if it is larger than any UDP payload or the connection is over."""
-        return self.send_datagrams(now, flow, [data]) == 1
-
     def send_datagrams(self, now: Instant, flow: int, batch: list[bytes]) -> int:
         """Queue them; returns how many.  The others are larger than any UDP payload, or the connection is over."""
         shared = self._shared

@@ -38,30 +38,6 @@ from tunnel.transport.crypto.params import (
 )
 from tunnel.units import KEY_SIZE, Buffer
 
-__all__ = [
-    "Completed",
-    "FINISH",
-    "INIT",
-    "IkOpened",
-    "InitHeader",
-    "Initiator",
-    "Params",
-    "Pattern",
-    "RESPONSE",
-    "ResponseHeader",
-    "XxResponder",
-    "decode_params",
-    "encode_params",
-    "ik_prologue",
-    "mac1_key",
-    "open_ik_init",
-    "pair_psk",
-    "parse_init",
-    "parse_response",
-    "verify_mac1",
-    "xx_prologue",
-]
-
 INIT: Final = 0x70
 RESPONSE: Final = 0x71
 FINISH: Final = 0x72

@@ -15,8 +15,6 @@ from tunnel.errors import MalformedPacket
 from tunnel.notation import printable
 from tunnel.units import Buffer
 
-__all__ = ["Frame", "decode_ack", "encode_ack"]
-
 
 class Frame(IntEnum):
     """The first byte of a frame."""

@@ -33,8 +33,6 @@ class AckResult(NamedTuple):
     acked: list[Marked]
     lost: list[Marked]
     spurious: list[Marked]  # arrived after all: were given out as lost before; not in `acked`
-    newly_acked_bytes: int
-    rtt_sample: Seconds | None
 
 
 class TimeoutResult(NamedTuple):
@@ -66,11 +64,9 @@ class Recovery:
         "bytes_in_flight",
         "congestion",
         "loss_deadline",
-        "lost_packets",
         "pto_count",
         "ring",
         "rtt",
-        "spurious_packets",
     )
 
     def __init__(
@@ -89,8 +85,6 @@ class Recovery:
         self.bytes_in_flight = 0
         self.pto_count = 0
         self.loss_deadline: Instant | None = None
-        self.lost_packets = 0  # declared lost, ever; and of those
-        self.spurious_packets = 0  # arrived after all
         self._mss = datagram_size
         self._max_ack_delay = max_ack_delay
         self._rate = DeliveryRate(now)
@@ -148,7 +142,7 @@ class Recovery:
         bursts = ring.bursts
         fresh = self._news.take(ranges, ring.firsts[ring.head]) if ring.head < len(bursts) and ranges else []
         if not fresh:
-            return AckResult(acked, [], spurious, 0, None)
+            return AckResult(acked, [], spurious)
         length = len(bursts)
         arrived = useful = eliciting = 0
         for low, high in reversed(fresh):
@@ -183,13 +177,12 @@ class Recovery:
         if spurious:
             self._on_spurious(spurious, now)
         if not acked:
-            return AckResult(acked, [], spurious, 0, None)
+            return AckResult(acked, [], spurious)
 
         newest, mask = acked[-1]
         top_bit = mask.bit_length() - 1
         if newest.ordinal + top_bit > self._largest:
             self._largest = newest.ordinal + top_bit
-        sample: Seconds | None = None
         if (eliciting or newest.ack_eliciting) and (newest.first + top_bit == ranges[0][1] or self.rtt.samples == 0):
             sample = Seconds(max(now - newest.sent_at, SHORTEST_SAMPLE))
             self.rtt.update(sample, min(ack_delay, self._max_ack_delay), now)
@@ -200,7 +193,7 @@ class Recovery:
         if eliciting:
             self._eliciting -= eliciting
             self.pto_count = 0
-        return AckResult(acked, lost, spurious, arrived, sample)
+        return AckResult(acked, lost, spurious)
 
     def on_timeout(self, now: Instant) -> TimeoutResult:
         """The deadline may have come: losses by time, else probes.  Harmless when called early.  RFC 9002 §A.9."""
@@ -280,11 +273,6 @@ class Recovery:
         return self.congestion.pacing_rate(self.rtt)
 
     @property
-    def delivery_rate(self) -> float:
-        """Bytes a second that lately arrived: the windowed maximum over about ten round trips; 0 before the first sample."""
-        return self._rate.value
-
-    @property
     def loss_delay(self) -> Seconds:
         """How long after sending a packet is lost, once a later one was acknowledged.  RFC 9002 §6.1.2."""
         return self._reordering.loss_delay(self.rtt)
@@ -360,7 +348,6 @@ class Recovery:
         newest: SentBurst | None = None
         for burst, mask in lost:
             number = mask.bit_count()
-            self.lost_packets += number
             if burst.in_flight:
                 size += burst.total if number == burst.count else burst.bytes_of(mask)
                 packets += number
@@ -391,7 +378,6 @@ class Recovery:
         refuted = 0
         for burst, mask in spurious:
             number = mask.bit_count()
-            self.spurious_packets += number
             if burst.in_flight:
                 self._rate.lost -= burst.bytes_of(mask)
                 if burst.event == self._event:
