@@ -1,6 +1,7 @@
 """The notation of a rendezvous server, and of how it is reached over TLS.
 
-HOST[:PORT][,tls=PORT|off][,pin=SHA256]: it may carry TLS options of its own, and is remembered with a peer like that.
+HOST[:PORT][,tls=PORT|off][,pin=SHA256][,dht]: it may carry TLS options of its own, and have the DHT beside it for when it is
+gone; it is remembered with a peer like that.
 """
 
 from __future__ import annotations
@@ -57,11 +58,21 @@ def with_tls_options(word: str, options: TlsOptions, place: str = "--server") ->
     """The server's word with these options written out, where they are not the usual ones.  Raises ConfigurationError."""
     if word == DHT:
         return word
+    first, *others = alternatives(word)
+    if others:
+        return ",".join((with_tls_options(first, options, place), *others))
     chosen = tls_options(word, options, place)
     address, _ = _split_word(word, place)
     if chosen.port != DEFAULT_TLS_PORT:
         address += f",tls={'off' if chosen.port is None else chosen.port}"
     return address if chosen.fingerprint is None else f"{address},pin={chosen.fingerprint}"
+
+
+def alternatives(word: str) -> tuple[str, ...]:
+    """The words of a server and of what stands beside it: `rv.example.net` and `dht` of `rv.example.net,dht`."""
+    parts = [part.strip() for part in word.split(",")]
+    others = [part for part in parts if part != DHT]
+    return (",".join(others), DHT) if others and len(others) < len(parts) else (word,)
 
 
 def split_entry(text: str, place: str) -> list[tuple[str, int]]:
@@ -94,13 +105,13 @@ def read_fingerprint(text: str, place: str = "--tls-fingerprint") -> str:
 
 
 def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
-    address, *rest = word.strip().split(",")
+    address, *rest = alternatives(word.strip())[0].split(",")
     address = _bare_address(address, place)
     said: dict[str, str] = {}
     for item in rest:
         key, equals, value = item.strip().partition("=")
         if key not in ("tls", "pin") or not equals:
-            raise ConfigurationError(f"{place}: {item[:40]!r} is no option of a server, as tls=PORT, tls=off and pin=SHA256 are.")
+            raise ConfigurationError(f"{place}: {item[:40]!r} is no option of a server, as tls=PORT, pin=SHA256 and dht are.")
         said[key] = value
     return address, said
 

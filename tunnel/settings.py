@@ -77,11 +77,13 @@ class Settings:
     server: Annotated[
         str | None,
         Row(
-            meaning="the rendezvous server, HOST or HOST:PORT (24531), dht (no server: the Mainline DHT), or none",
+            meaning="the rendezvous server, HOST or HOST:PORT (24531); dht (no server: the Mainline DHT), or both; or none",
             kind="network",
             metavar="HOST[:PORT]",
-            help="The rendezvous server, 'dht' (without one), 'none'. Also PTUNNEL_SERVER, config.toml, or that of last time.",
+            help="The rendezvous server, 'dht' (without one), 'HOST,dht', 'none'. "
+            "Also PTUNNEL_SERVER, config.toml, or last time's.",
             variable="PTUNNEL_SERVER",
+            is_list=True,
             check=_check_server,
         ),
     ] = None

@@ -28,6 +28,7 @@ from tunnel.settings import load
 from tunnel.shell.dht import DhtExamination, examine_dht, find_entry
 from tunnel.shell.dht_door import MAX_HASHES, NOTICE, DhtDoor
 from tunnel.state.config_file import read_config
+from tunnel.state.home import Home
 from tunnel.units import Address, Instant, Seconds
 
 PATIENCE = 45.0
@@ -57,13 +58,15 @@ async def a_dht(nodes: int = NODES, *, lies: Sequence[Lie] = ()) -> AsyncIterato
 
     for node, lie in zip(reversed(world.nodes.values()), lies, strict=False):
         node.lie = lie
-    async with trio.open_nursery() as nursery:
-        for node, sock in zip(list(world.nodes.values()), sockets, strict=True):
-            nursery.start_soon(serve, node, sock)
-        yield list(world.nodes)
-        nursery.cancel_scope.cancel()
-    for sock in sockets:
-        sock.close()
+    try:
+        async with trio.open_nursery() as nursery:
+            for node, sock in zip(list(world.nodes.values()), sockets, strict=True):
+                nursery.start_soon(serve, node, sock)
+            yield list(world.nodes)
+            nursery.cancel_scope.cancel()
+    finally:
+        for sock in sockets:
+            sock.close()
 
 
 async def test_the_doctor_asks_nodes_that_it_heard_of() -> None:
@@ -156,7 +159,7 @@ async def test_slow_hashes_are_computed_one_at_a_time_and_beside_everything_else
         Core(), {}, "127.0.0.1:6881", clock=lambda: Instant(0.0), flush=lambda: None, faults=Faults(), stretch=slow  # type: ignore[arg-type]
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
-        door.nursery = nursery
+        door.start(nursery)
         with trio.fail_after(PATIENCE):
             await door.open()
             route = door._route
@@ -249,3 +252,23 @@ async def test_two_programs_meet_though_half_of_the_nodes_lie_and_nobody_is_aime
     for each in victims:
         each.close()
     assert 0 < aimed <= 3 * (MAX_CHECKS + MAX_UNANSWERED)  # one after the other there were three programs
+
+
+async def test_nodes_that_answered_lead_into_the_dht_when_those_that_everybody_begins_at_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_dht() as addresses:
+        monkeypatch.setenv("PTUNNEL_DHT_BOOTSTRAP", f"{addresses[0]},{addresses[1]}")
+        heard = Heard()
+        with trio.fail_after(PATIENCE):
+            async with (
+                tunnel.expose("22", server=DHT, home=tmp_path / "home", name="home", on_event=heard),
+                tunnel.connect(await heard.code(), server=DHT, home=tmp_path / "friend", name="friend") as link,
+            ):
+                await link.ping()
+            for each in ("home", "friend"):
+                assert {node.address for node in Home(tmp_path / each).nodes()} <= set(addresses)
+                assert Home(tmp_path / each).nodes()
+            monkeypatch.setenv("PTUNNEL_DHT_BOOTSTRAP", "nowhere.invalid:6881")
+            async with tunnel.expose(server=DHT, home=tmp_path / "home"), tunnel.connect(home=tmp_path / "friend") as link:
+                await link.ping()

@@ -11,7 +11,7 @@ import ipaddress
 import itertools
 import random
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from tunnel.dht.ids import bound_id, distance, is_bound
 from tunnel.dht.route import DhtRoute
 from tunnel.dht.stretch import Stretch, secret_of
 from tunnel.rendezvous.events import Told
+from tunnel.rendezvous.messages import Introduced
 from tunnel.units import Address, Instant, SocketId
 
 BUCKET = 8  # nodes in an answer
@@ -59,7 +60,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.order: list[tuple[int, Address]] = []
+        self.orders: dict[bool, list[tuple[int, Address]]] = {False: [], True: []}  # by family: IPv6 is a DHT of its own
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self.sent: dict[str, int] = {}  # datagrams to each host
@@ -67,12 +68,12 @@ class World:
 
     # --- building
 
-    def add_nodes(self, count: int, *, make_id: Callable[[str], bytes] | None = None) -> list[Node]:
+    def add_nodes(self, count: int, *, make_id: Callable[[str], bytes] | None = None, is_ipv6: bool | None = None) -> list[Node]:
         """Each in a network of its own, with an id that fits its address unless `make_id` says which."""
         fresh = []
         for _ in range(count):
             number = len(self.nodes)
-            if self.is_ipv6:
+            if self.is_ipv6 if is_ipv6 is None else is_ipv6:
                 host = f"3fff:{number:x}::1"
             else:
                 host = f"{44 + (number >> 14)}.{number & 0xFF}.{number >> 8 & 0x3F}.1"
@@ -81,18 +82,24 @@ class World:
             node = Node(node_id, address, fits=is_bound(node_id, host))
             self.nodes[address] = node
             fresh.append(node)
-        self.order = sorted((int.from_bytes(each.id, "big"), each.address) for each in self.nodes.values())
+        self._sort()
         return fresh
 
     def add_node(self, address: Address) -> Node:
         node = self.nodes[address] = Node(self.rng.randbytes(20), address, fits=True)
-        self.order = sorted((int.from_bytes(each.id, "big"), each.address) for each in self.nodes.values())
+        self._sort()
         return node
 
-    def closest(self, target: bytes, count: int = BUCKET) -> list[Node]:
+    def _sort(self) -> None:
+        for is_ipv6 in self.orders:
+            of_family = [each for each in self.nodes.values() if each.address.is_ipv6 == is_ipv6]
+            self.orders[is_ipv6] = sorted((int.from_bytes(each.id, "big"), each.address) for each in of_family)
+
+    def closest(self, target: bytes, count: int = BUCKET, *, is_ipv6: bool | None = None) -> list[Node]:
         """Of all nodes.  A node's own table holds fewer; it knows those near itself best."""
-        at = bisect_left(self.order, (int.from_bytes(target, "big"), Address("", 0)))
-        near = self.order[max(0, at - SHOWN) : at + SHOWN]
+        order = self.orders[self.is_ipv6 if is_ipv6 is None else is_ipv6]
+        at = bisect_left(order, (int.from_bytes(target, "big"), Address("", 0)))
+        near = order[max(0, at - SHOWN) : at + SHOWN]
         found = sorted((self.nodes[address] for _, address in near), key=lambda each: distance(each.id, target))
         return found[:count]
 
@@ -101,15 +108,17 @@ class World:
         apart = distance(node.id, target)
         shared = min(160 - apart.bit_length() + 8, 159)
         low = int.from_bytes(target, "big") >> (160 - shared) << (160 - shared)
-        at = bisect_left(self.order, (low, Address("", 0)))
-        end = bisect_left(self.order, (low + (1 << (160 - shared)), Address("", 0)))
+        order = self.orders[node.address.is_ipv6]
+        at = bisect_left(order, (low, Address("", 0)))
+        end = bisect_left(order, (low + (1 << (160 - shared)), Address("", 0)))
         chance = random.Random(int.from_bytes(node.id[:8], "big") ^ shared)
-        chosen = [self.nodes[self.order[number][1]] for number in chance.sample(range(at, end), min(end - at, SHOWN))]
+        chosen = [self.nodes[order[number][1]] for number in chance.sample(range(at, end), min(end - at, SHOWN))]
         fitting = [each for each in chosen if each.fits]
         if len(fitting) >= BUCKET:
             return fitting[:BUCKET]
         # Those whose ids fit their addresses are preferred, as in libtorrent's own tables.
-        return sorted(self.closest(target, 2 * SHOWN), key=lambda each: not each.fits)[:BUCKET]
+        near = self.closest(target, 2 * SHOWN, is_ipv6=node.address.is_ipv6)
+        return sorted(near, key=lambda each: not each.fits)[:BUCKET]
 
     # --- time
 
@@ -175,7 +184,7 @@ class World:
                 node.peers.setdefault(target, {})[peer] = None
         elif arguments.get(b"want") != []:
             found = [each.id + packed(each.address) for each in self.known_to(node, target)]
-            answer[b"nodes6" if self.is_ipv6 else b"nodes"] = b"".join(found)
+            answer[b"nodes6" if node.address.is_ipv6 else b"nodes"] = b"".join(found)
         if question[b"q"] == b"get_peers":
             answer[b"token"] = token
             known = list(node.peers.get(target, ()))
@@ -232,7 +241,10 @@ class Client:
 
 
 class Home(Client):
-    """A whole route, on socket 0, with what it has told so far; slow hashes are quick ones here."""
+    """A whole route, with what it has told so far; slow hashes are quick ones here.
+
+    On socket 0, or with `families` on one for each of these (is it IPv6?).
+    """
 
     def __init__(
         self,
@@ -242,11 +254,15 @@ class Home(Client):
         seed: int,
         entries: int = 3,
         is_open: bool = False,
-        now: float = 0.0,
+        saved: Sequence[Address] = (),
+        families: Sequence[bool] | None = None,
     ) -> None:
-        entry = [each.address for each in list(world.nodes.values())[:entries]]
+        families = (world.is_ipv6,) if families is None else families
+        self.sockets = {SocketId(number): is_ipv6 for number, is_ipv6 in enumerate(families)}
+        of_families = ([each for each in world.nodes if each.is_ipv6 == is_ipv6] for is_ipv6 in families)
+        entry = [each for family in of_families for each in family[:entries]]
         part = DhtRoute(
-            sockets={SocketId(0): world.is_ipv6}, entry=entry, now=world.now, entropy=random.Random(seed).randbytes,
+            sockets=self.sockets, entry=entry, saved=saved, now=world.now, entropy=random.Random(seed).randbytes,
             unix_time=lambda: world.now + EPOCH,
             order=self._stretch,
         )  # fmt: skip
@@ -263,12 +279,17 @@ class Home(Client):
         self.world.at(0.5, lambda: self.part.stretched(self.world.now, order, secret_of(order._replace(cost=2))))
 
     def hand_in(self, source: Address, data: bytes) -> None:
-        self.part.handle_datagram(self.world.now, SocketId(0), source, data)
+        socket_id = next(each for each, is_ipv6 in self.sockets.items() if is_ipv6 == source.is_ipv6)
+        self.part.handle_datagram(self.world.now, socket_id, source, data)
 
     def heard(self, kind: type[Any]) -> list[Any]:
         """The messages of that kind that the route has told."""
         self.flush()
         return [each.message for each in self.events if isinstance(each, Told) and isinstance(each.message, kind)]
+
+    def paths(self) -> list[Address]:
+        """Where each peer is whom the route has led us to."""
+        return [each.channel.path_key.remote for each in self.told(Introduced) if each.channel is not None]
 
     def told(self, kind: type[Any]) -> list[Told]:
         self.flush()
@@ -278,6 +299,11 @@ class Home(Client):
 def cone(host: str = "198.18.0.7", port: int = 40_000) -> Callable[[Address], Address]:
     """An endpoint-independent mapping."""
     return lambda _target: Address(host, port)
+
+
+def dual(ipv4: Callable[[Address], Address], host: str, port: int = 45_000) -> Callable[[Address], Address]:
+    """An IPv4 NAT, and beside it an IPv6 address that nothing translates."""
+    return lambda target: Address(host, port) if target.is_ipv6 else ipv4(target)
 
 
 def sequential(host: str = "198.18.0.8", port: int = 46_000, step: int = 1) -> Callable[[Address], Address]:

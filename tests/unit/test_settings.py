@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunnel.errors import ConfigurationError
-from tunnel.server_spec import parse_server
+from tunnel.server_spec import DHT, alternatives, parse_server, tls_options
 from tunnel.settings import load
 
 
@@ -36,3 +36,27 @@ def test_a_server_may_be_written_as_a_browser_shows_it(given: str) -> None:
 def test_blanks_around_other_settings_do_not_matter() -> None:
     settings = load({"path": "relay "}, {"PTUNNEL_PORTMAP": "off\n", "PTUNNEL_TLS_PORT": " 8443"})
     assert (settings.path, settings.portmap, settings.tls.port) == ("relay", "off", 8443)
+
+
+@pytest.mark.parametrize(
+    "given", ["rv.example.net:5,dht", "rv.example.net:5, dht", "dht,rv.example.net:5", ["rv.example.net:5", "dht"]]
+)
+def test_a_server_and_the_dht_are_one_word_the_server_first(given: str | list[str]) -> None:
+    said = load({"server": given}, {}).server
+    assert said == "rv.example.net:5,dht"
+    assert alternatives(said) == ("rv.example.net:5", DHT)
+    assert parse_server(said) == ("rv.example.net", 5)
+
+
+def test_options_of_a_server_stay_with_it_when_the_dht_stands_beside() -> None:
+    settings = load({"server": "203.0.113.5,dht", "tls_port": "8443"}, {})
+    assert settings.server == "203.0.113.5,tls=8443,dht"
+    assert alternatives(settings.server) == ("203.0.113.5,tls=8443", DHT)
+    assert tls_options(settings.server, settings.tls).port == 8_443
+    assert alternatives("rv.example.net") == ("rv.example.net",)
+    assert alternatives("dht") == ("dht",)
+
+
+def test_two_servers_are_not_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"'rv2.example.net' is no option of a server, as .* and dht are"):
+        load({"server": ["rv1.example.net", "rv2.example.net"]}, {})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import click
 
+from tunnel.server_spec import DHT
 from tunnel.settings import TABLE, Kind, Settings, choices_of, flag_of, load
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def with_last_server(home: Home, settings: Settings) -> tuple[Settings, str]:
     last = next((server for server in servers if server not in ours), None)
     if last is None:
         return settings, ""
-    return replace(settings, server=last), f"Using the server {last}, as last time (--server none: only in this network)."
+    what = "Meeting over the DHT" if last == DHT else f"Using the server {last}"
+    return replace(settings, server=last), f"{what}, as last time (--server none: only in this network)."
 
 
 async def settle_server(

@@ -26,6 +26,10 @@ FIRST_PATIENCE: Final = Seconds(0.5)  # for an answer, before a slot is given to
 SHORTEST_PATIENCE: Final = Seconds(0.25)  # ... twice their median, within these
 LONGEST_PATIENCE: Final = Seconds(1.0)
 ANSWER_LIFETIME: Final = Seconds(5.0)  # a late answer counts for so long
+MAX_SEARCHES: Final = 4  # lookups at a time; the others wait for their turn
+ENTERED: Final = 8  # nodes that have answered, and no entry node is waited for any more
+SAVED_AT_ONCE: Final = 8  # nodes of an earlier run that are asked at first; one more for each that is silent while nobody answers
+MAX_SAVED: Final = 32  # nodes of an earlier run that are asked
 MAX_PENDING: Final = 256  # questions whose answers are waited for; the oldest is forgotten
 ENTRY_ATTEMPTS: Final = 3  # questions to each of the nodes by which we come in, as one may be lost
 ROUND_TRIPS: Final = 31  # the last ones, of which the median counts
@@ -64,9 +68,12 @@ class DhtClient:
         entry: Iterable[Address],
         entropy: Callable[[int], bytes],
         now: Instant,
+        saved: Iterable[Address] = (),
     ) -> None:
+        """`saved`: nodes that answered in an earlier run.  They are asked beside the entry nodes, and in their place."""
         self.id = entropy(ID_SIZE)
         self.is_ipv6 = is_ipv6
+        self.mapped: Address | None = None  # where a port that our router maps leads to this socket
         self.views = Views()
         self.drops = Drops()
         self.table = Table()
@@ -77,8 +84,10 @@ class DhtClient:
         self._awaited: dict[Address, int] = {}  # how many answers of each
         self._out: deque[tuple[Address, bytes]] = deque()
         self._searches: list[Search] = []
+        self._waiting: deque[Search] = deque()
         self._round_trips: deque[Seconds] = deque(maxlen=ROUND_TRIPS)
         self._entries = list(dict.fromkeys(entry))
+        self._saved = deque(dict.fromkeys(saved), MAX_SAVED)
         self.enter(now)
 
     @property
@@ -89,6 +98,8 @@ class DhtClient:
     @property
     def is_entering(self) -> bool:
         """Whether an entry node may still let us in; as long as none has, also late."""
+        if len(self.table) >= ENTERED:
+            return False
         entering = (each for each in self._pending.values() if isinstance(each.asker, _Entry))
         return any(not each.is_overdue or not len(self.table) for each in entering)
 
@@ -101,9 +112,24 @@ class DhtClient:
 
     def enter(self, now: Instant) -> None:
         """Ask the entry nodes for others; again after the network has changed, or when all that were known have gone."""
-        for address in self._entries:
-            entry = _Entry(self)
-            entry.ask(now, NodeInfo(bytes(ID_SIZE), address))
+        self._ask_entries(now, self._entries)
+        for _ in range(SAVED_AT_ONCE):
+            self.ask_saved(now)
+
+    def add_entries(self, now: Instant, entry: Iterable[Address]) -> None:
+        """More nodes by which to come in, whose names were not known before."""
+        fresh = [each for each in dict.fromkeys(entry) if each not in self._entries]
+        self._entries += fresh
+        self._ask_entries(now, fresh)
+
+    def ask_saved(self, now: Instant) -> None:
+        """One more node of an earlier run, as long as nobody answers."""
+        if self._saved and len(self.table) < ENTERED:
+            _Entry(self, attempts=1).ask(now, NodeInfo(bytes(ID_SIZE), self._saved.popleft()))
+
+    def _ask_entries(self, now: Instant, entry: Iterable[Address]) -> None:
+        for address in entry:
+            _Entry(self, attempts=ENTRY_ATTEMPTS).ask(now, NodeInfo(bytes(ID_SIZE), address))
 
     def network_changed(self, now: Instant) -> None:
         """Forget what nodes said of us: it is no longer true."""
@@ -115,9 +141,7 @@ class DhtClient:
         self.search(now, Search(self, target, now))
 
     def search(self, now: Instant, search: Search) -> None:
-        for node in self.table.closest(search.lookup.target):
-            search.lookup.offer(node)
-        self._searches.append(search)
+        self._waiting.append(search)
         self._go_on(now)
 
     def ask(self, now: Instant, node: NodeInfo, asker: Asker, encode: Callable[[bytes], bytes]) -> bool:
@@ -207,7 +231,7 @@ class DhtClient:
         if seen is not None and seen.is_ipv6 == self.is_ipv6 and may_name(address.host, seen.host):
             self.views.note(address.host, seen, pending.sent_at)
             self._bind_id()
-        self.table.answered(NodeInfo(message.id, address))
+        self.table.answered(NodeInfo(message.id, address), tells_our_address=seen is not None)
         sound = tuple(node for node in message.nodes if self._is_sound(address, node))
         peers = tuple(peer for peer in message.peers if self._is_peer(address, peer))
         told = Reply(transaction=b"", id=message.id, nodes=sound, peers=peers, token=message.token)
@@ -240,6 +264,12 @@ class DhtClient:
         return is_target(source, peer if peer.port != krpc.MARKER_PORT else Address(peer.host, MIN_PORT))
 
     def _go_on(self, now: Instant) -> None:
+        while self._waiting and len(self._searches) < MAX_SEARCHES:
+            fresh = self._waiting.popleft()
+            fresh.begin(now)
+            for known in self.table.closest(fresh.lookup.target):
+                fresh.lookup.offer(known)
+            self._searches.append(fresh)
         for search in list(self._searches):
             while (node := search.lookup.next(now)) is not None:
                 if not self.ask(now, node, search, search.question):
@@ -255,6 +285,10 @@ class Search:
     def __init__(self, client: DhtClient, target: bytes, now: Instant) -> None:
         self.client = client
         self.lookup = Lookup(target, now)
+
+    def begin(self, now: Instant) -> None:
+        """Its turn has come."""
+        self.lookup = Lookup(self.lookup.target, now)
 
     def question(self, transaction: bytes) -> bytes:
         return krpc.encode_find_node(transaction, self.client.id, self.lookup.target)
@@ -273,17 +307,19 @@ class Search:
 class _Entry:
     """The questions to one entry node."""
 
-    def __init__(self, client: DhtClient) -> None:
+    def __init__(self, client: DhtClient, attempts: int) -> None:
         self._client = client
-        self._attempts = 0
+        self._attempts = attempts
 
     def ask(self, now: Instant, node: NodeInfo) -> None:
-        self._attempts += 1
+        self._attempts -= 1
         self._client.ask(now, node, self, lambda each: krpc.encode_find_node(each, self._client.id, self._client.id))
 
     def answered(self, now: Instant, node: NodeInfo, reply: Reply) -> None:
         self._client.met(NodeInfo(reply.id, node.address), reply.nodes)
 
     def silent(self, now: Instant, node: NodeInfo) -> None:
-        if self._attempts < ENTRY_ATTEMPTS:
+        if self._attempts > 0:
             self.ask(now, node)
+        else:
+            self._client.ask_saved(now)

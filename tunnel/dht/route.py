@@ -12,11 +12,11 @@ from typing import Final
 from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
 from tunnel.dht import checks, krpc
+from tunnel.dht.appointment import Appointment, Rounds, why_no_path
 from tunnel.dht.client import DhtClient
 from tunnel.dht.ledger import Ledger
 from tunnel.dht.meeting import MAX_CHECKS, MAX_CHECKS_IN_WINDOW, Heard, Meeting, Opened, Way
 from tunnel.dht.stretch import BORDER, FIRST_NUMBER, HOUR, NUMBERS, Stretch, hours_to_try
-from tunnel.dht.topic import Topic
 from tunnel.errors import MalformedPacket
 from tunnel.rendezvous.events import NO_PATH, ClientEvent, Hearer, Reached, ReflexiveChanged, RelayChannel, Told
 from tunnel.rendezvous.messages import (
@@ -26,51 +26,22 @@ from tunnel.rendezvous.messages import (
     ClaimAccepted,
     ClaimReceived,
     Introduced,
+    Join,
     Posted,
     RefusalCode,
     Refused,
+    Role,
 )
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 CODE_LIFETIME: Final = 600  # seconds, as people are told
 RELEASED: Final = Seconds(60.0)  # for which a code that is over still carries what was said through it
 NOBODY_AFTER: Final = Seconds(20.0)  # of nobody under a code, before that is told
-NO_PATH_AFTER: Final = Seconds(12.0)  # of nothing that gets through to whoever was found, likewise
-POLL_INTERVAL: Final = Seconds(3.0)  # between two questions to the nodes that hold an address of ours ...
-TOPIC_SHARE: Final = Seconds(1.5)  # ... and more where there are many: so long for each, so that all cost no more than two
+NO_PATH_AFTER: Final = Seconds(8.0)  # of nothing that gets through to whoever was found, likewise
+ABSENT_AFTER: Final = Seconds(10.0)  # of nobody in a room, likewise
 MAX_MAILBOXES: Final = 64  # of all meetings; the oldest goes
 CLAIM: Final = 1  # first byte of what is said through a mailbox: who comes, ...
 POST: Final = 2  # ... and everything after that
-
-
-class _Appointment:
-    """A meeting and where it is announced."""
-
-    __slots__ = (
-        "begun_at",
-        "body",
-        "hearer",
-        "hour",
-        "is_over_at",
-        "is_released",
-        "meeting",
-        "nameplate",
-        "polled_at",
-        "room",
-        "topics",
-    )
-
-    def __init__(self, meeting: Meeting, topics: list[Topic], now: Instant) -> None:
-        self.meeting = meeting
-        self.topics = topics
-        self.begun_at = self.polled_at = now
-        self.nameplate: int | None = None
-        self.room = b""
-        self.body: bytes | None = None  # of a claim that nobody has got yet
-        self.is_over_at: Instant | None = None
-        self.hearer: Hearer | None = None
-        self.hour = 0  # of a code
-        self.is_released = False  # a code that takes no claim any more
 
 
 class DhtRoute:
@@ -81,6 +52,7 @@ class DhtRoute:
         *,
         sockets: Mapping[SocketId, bool],
         entry: Iterable[Address],
+        saved: Iterable[Address] = (),
         now: Instant,
         entropy: Callable[[int], bytes],
         unix_time: Callable[[], float],
@@ -88,7 +60,7 @@ class DhtRoute:
     ) -> None:
         """`sockets`: which of ours speak to the DHT, and whether that is over IPv6; the first of each family does.
 
-        `order` begins a slow hash, whose result comes by `stretched`.
+        `saved`: nodes that answered in an earlier run.  `order` begins a slow hash, whose result comes by `stretched`.
         """
         self.drops = Drops()
         self._order_hash = order
@@ -96,22 +68,47 @@ class DhtRoute:
         self._entropy = entropy
         self._unix_time = unix_time
         self._checks = Ledger(MAX_CHECKS, MAX_CHECKS_IN_WINDOW)
-        entry = list(entry)
         self._clients: dict[SocketId, DhtClient] = {}
-        for socket_id, is_ipv6 in sockets.items():
-            of_family = [each for each in entry if each.is_ipv6 == is_ipv6]
-            if of_family and all(each.is_ipv6 != is_ipv6 for each in self._clients.values()):
-                self._clients[socket_id] = DhtClient(is_ipv6=is_ipv6, entry=of_family, entropy=entropy, now=now)
+        self._sockets = dict(sockets)
+        self._mapped: dict[SocketId, Address] = {}
+        self._rounds = Rounds()
         self._events: deque[ClientEvent] = deque()
-        self._by_tag: dict[bytes, _Appointment] = {}
+        self._by_tag: dict[bytes, Appointment] = {}
         #: By number and hour: is it claimed, with which body, and by whom.
         self._wanted: dict[tuple[int, int], tuple[bool, bytes, Hearer | None]] = {}
         self._claims: dict[int, tuple[Instant, Hearer | None]] = {}  # by number: when it was claimed, until somebody was met
-        self._mailboxes: dict[bytes, tuple[_Appointment, Way]] = {}
+        self._mailboxes: dict[bytes, tuple[Appointment, Way]] = {}
         self._seen: dict[SocketId, Address] = {}
         self._is_closed = False
-        for client in self._clients.values():
-            client.look_up(now, client.id)
+        self.enter(now, entry, saved)
+
+    def enter(self, now: Instant, entry: Iterable[Address], saved: Iterable[Address] = ()) -> None:
+        """Come in by these nodes too, whose names were not known before."""
+        entry, saved = list(entry), list(saved)
+        for socket_id, is_ipv6 in self._sockets.items():
+            of_family = [each for each in entry if each.is_ipv6 == is_ipv6]
+            known = [each for each in saved if each.is_ipv6 == is_ipv6]
+            same = [each for each in self._clients.values() if each.is_ipv6 == is_ipv6]
+            if same:
+                same[0].add_entries(now, of_family)
+            elif of_family or known:
+                client = DhtClient(is_ipv6=is_ipv6, entry=of_family, saved=known, entropy=self._entropy, now=now)
+                client.mapped = self._mapped.get(socket_id)
+                self._clients[socket_id] = client
+                client.look_up(now, client.id)
+                for each in self._by_tag.values():
+                    if not each.is_released:
+                        self._announce(now, each, socket_id, client)
+
+    def nodes(self, count: int) -> list[Address]:
+        """Return the nodes that answer: of each family so many, to begin with another time."""
+        return [node.address for client in self._clients.values() for node in client.table.best(count)]
+
+    def set_mapped(self, mapped: Mapping[SocketId, Address]) -> None:
+        """Set the ports that our router maps: they are announced as soon as it is their turn."""
+        self._mapped = dict(mapped)
+        for socket_id, client in self._clients.items():
+            client.mapped = self._mapped.get(socket_id)
 
     # --- what is known
 
@@ -129,6 +126,11 @@ class DhtRoute:
     def round_trip(self) -> Seconds | None:
         known = [client.round_trip for client in self._clients.values() if client.round_trip is not None]
         return min(known, default=None)
+
+    @property
+    def absent_after(self) -> Seconds:
+        """Nobody in a room is a matter of seconds longer than at a server: addresses have to be found and checked."""
+        return ABSENT_AFTER
 
     @property
     def view(self) -> None:
@@ -179,7 +181,7 @@ class DhtRoute:
         for each in self._by_tag.values():
             if each.nameplate == nameplate and each.meeting.side == 0 and not each.is_released:
                 each.is_over_at, each.is_released = Instant(now + RELEASED), True
-                self._close_topics(each)
+                each.close_topics()
 
     def claim(self, now: Instant, nameplate: int, body: bytes, hearer: Hearer | None = None) -> None:
         open_ones = [each for each in self._by_tag.values() if each.nameplate == nameplate and each.meeting.side == 1]
@@ -192,21 +194,30 @@ class DhtRoute:
             for hour in hours_to_try(self._unix_time()):
                 self._order(nameplate, hour, True, body, hearer)
 
+    def knows_mailbox(self, mailbox: bytes) -> bool:
+        """Whether it is one of ours."""
+        return mailbox in self._mailboxes
+
     def post(self, now: Instant, mailbox: bytes, body: bytes) -> None:
         known = self._mailboxes.get(mailbox)
         if known is not None:
             known[0].meeting.say(now, known[1], mailbox, bytes((POST,)) + body)
 
-    def listen(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
-        self._meet(now, rooms, 0, hearer)
+    def listen(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
+        """Each room is announced and asked for, as long as it is waited in: spare ones are not."""
+        if is_spare:
+            self.leave(now, rooms, hearer)
+        else:
+            self._meet(now, rooms, 0, hearer)
 
-    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
-        self._meet(now, rooms, 1, hearer)
+    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
+        if not is_spare:
+            self._meet(now, rooms, 1, hearer)
 
     def leave(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
         for tag, each in list(self._by_tag.items()):
             if each.room and each.room in rooms and hearer in (None, each.hearer):
-                self._close_topics(each)
+                each.close_topics()
                 del self._by_tag[tag]
 
     def leave_channel(self, now: Instant, channel: bytes) -> None:
@@ -234,8 +245,6 @@ class DhtRoute:
     def network_changed(self, now: Instant) -> None:
         for client in self._clients.values():
             client.network_changed(now)
-        for each in self._by_tag.values():
-            each.polled_at = now
 
     def doubt(self, now: Instant) -> None:
         """Nothing goes by way of the DHT that could be missed."""
@@ -266,13 +275,13 @@ class DhtRoute:
             client.handle_timeout(now)
         for tag, each in list(self._by_tag.items()):
             each.meeting.handle_timeout(now)
+            self._pump(now, each)
             if each.is_over_at is not None and now >= each.is_over_at:
-                self._close_topics(each)
+                each.close_topics()
                 del self._by_tag[tag]
-            elif each.topics and now >= self._poll_at(each):
-                each.polled_at = now
-                for topic in each.topics:
-                    topic.poll(now)
+            elif each.room:
+                self._look_for_path(now, each)
+        self._rounds.handle_timeout(now)
         for number, (since, hearer) in list(self._claims.items()):
             self._give_up(now, number, since, hearer)
         self._look(now)
@@ -280,10 +289,9 @@ class DhtRoute:
     def poll_timeout(self) -> Instant | None:
         if self._is_closed:
             return None
-        at = earliest(*(client.poll_timeout() for client in self._clients.values()))
+        at = earliest(self._rounds.poll_timeout(), *(client.poll_timeout() for client in self._clients.values()))
         for each in self._by_tag.values():
-            poll = self._poll_at(each) if each.topics else None
-            at = earliest(at, each.meeting.poll_timeout(), each.is_over_at, poll)
+            at = earliest(at, each.meeting.poll_timeout(), each.is_over_at, self._tells_at(each))
         for number, (since, _) in self._claims.items():
             at = earliest(at, self._gives_up_at(number, since))
         return at
@@ -319,16 +327,12 @@ class DhtRoute:
             elif known.meeting.side == side and known.meeting.open_ways:
                 known.meeting.look_again(now)
 
-    def _begin(self, now: Instant, secret: bytes, side: int) -> _Appointment:
+    def _begin(self, now: Instant, secret: bytes, side: int) -> Appointment:
         meeting = Meeting(secret, side, entropy=self._entropy, ledger=self._checks, drops=self.drops, own_host=self._own_host)
-        appointment = _Appointment(meeting, [], now)
+        appointment = Appointment(meeting)
         self._by_tag[meeting.keys.tag] = appointment
         for socket_id, client in self._clients.items():
-
-            def found(at: Instant, address: Address, node: str, socket_id: SocketId = socket_id) -> None:
-                meeting.found(at, socket_id, address, node)
-
-            appointment.topics.append(Topic(client, meeting.keys.info_hash, now, found=found))
+            self._announce(now, appointment, socket_id, client)
         return appointment
 
     def _own_host(self, socket_id: SocketId) -> str | None:
@@ -336,15 +340,29 @@ class DhtRoute:
         seen = None if client is None else client.views.seen
         return None if seen is None else seen.host
 
-    @staticmethod
-    def _close_topics(appointment: _Appointment) -> None:
-        for topic in appointment.topics:
-            topic.close()
-        appointment.topics.clear()
+    def _announce(self, now: Instant, appointment: Appointment, socket_id: SocketId, client: DhtClient) -> None:
+        def found(at: Instant, address: Address, node: str) -> None:
+            appointment.meeting.found(at, socket_id, address, node)
 
-    def _poll_at(self, appointment: _Appointment) -> Instant:
-        count = sum(len(each.topics) for each in self._by_tag.values())
-        return Instant(appointment.polled_at + max(POLL_INTERVAL, TOPIC_SHARE * count))
+        self._rounds.add(now, appointment.announce(now, client, found))
+
+    @staticmethod
+    def _tells_at(appointment: Appointment) -> Instant | None:
+        """When a person hears that nothing gets through to the peer whose address is in its room."""
+        at = appointment.meeting.found_at
+        if not appointment.room or appointment.meeting.side == 0 or appointment.is_told or at is None:
+            return None
+        return Instant(at + NO_PATH_AFTER)
+
+    def _look_for_path(self, now: Instant, appointment: Appointment) -> None:
+        at = self._tells_at(appointment)
+        if at is None or now < at:
+            return
+        appointment.is_told = True
+        if not appointment.meeting.open_ways:
+            text = why_no_path([appointment.meeting], varies=bool(self.mapping_varies), may_have_gone=True)
+            refused, request = Refused(NO_PATH, text), Join(Role.DIAL, (appointment.room,))
+            self._events.append(Told(refused, request, hearer=appointment.hearer))
 
     def _on_peer(self, now: Instant, way: Way, data: Buffer) -> None:
         try:
@@ -356,6 +374,9 @@ class DhtRoute:
             self.drops["meeting datagram for nobody"] += 1
             return
         appointment.meeting.handle_datagram(now, way, data)
+        self._pump(now, appointment)
+
+    def _pump(self, now: Instant, appointment: Appointment) -> None:
         while appointment.meeting.events:
             match appointment.meeting.events.popleft():
                 case Opened(way=opened):
@@ -363,7 +384,7 @@ class DhtRoute:
                 case Heard(way=source, mailbox=mailbox, body=body):
                     self._on_heard(appointment, source, mailbox, body)
 
-    def _on_opened(self, now: Instant, appointment: _Appointment, way: Way) -> None:
+    def _on_opened(self, now: Instant, appointment: Appointment, way: Way) -> None:
         if appointment.meeting.side == 0:
             return
         if appointment.nameplate is None:
@@ -373,7 +394,7 @@ class DhtRoute:
         elif appointment.body is not None:
             self._send_claim(now, appointment, way)
 
-    def _send_claim(self, now: Instant, appointment: _Appointment, way: Way) -> None:
+    def _send_claim(self, now: Instant, appointment: Appointment, way: Way) -> None:
         assert appointment.nameplate is not None
         assert appointment.body is not None
         mailbox = self._entropy(checks.MAILBOX_SIZE)
@@ -386,7 +407,7 @@ class DhtRoute:
         request = Claim(appointment.nameplate, b"")
         self._events.append(Told(accepted, request, channel, appointment.hearer))
 
-    def _on_heard(self, appointment: _Appointment, way: Way, mailbox: bytes, body: bytes) -> None:
+    def _on_heard(self, appointment: Appointment, way: Way, mailbox: bytes, body: bytes) -> None:
         kind, rest = body[:1], body[1:]
         if mailbox in self._mailboxes:
             if kind == bytes((POST,)):
@@ -400,7 +421,7 @@ class DhtRoute:
             claim = ClaimReceived(appointment.nameplate, mailbox, rest, channel.channel, channel.token, 0)
             self._events.append(Told(claim, channel=channel, hearer=appointment.hearer))
 
-    def _open_mailbox(self, mailbox: bytes, appointment: _Appointment, way: Way) -> None:
+    def _open_mailbox(self, mailbox: bytes, appointment: Appointment, way: Way) -> None:
         while len(self._mailboxes) >= MAX_MAILBOXES:
             del self._mailboxes[next(iter(self._mailboxes))]
         self._mailboxes[mailbox] = appointment, way
@@ -441,23 +462,8 @@ class DhtRoute:
         found = self._found_of(number)
         for tag, each in list(self._by_tag.items()):
             if each.nameplate == number and each.meeting.side == 1:
-                self._close_topics(each)
+                each.close_topics()
                 del self._by_tag[tag]
         code = NO_PATH if found else RefusalCode.UNKNOWN_NAMEPLATE
-        text = self._why_no_path(found) if found else ""
+        text = why_no_path(found, varies=bool(self.mapping_varies), may_have_gone=False) if found else ""
         self._events.append(Told(Refused(code, text), Claim(number, b""), hearer=hearer))
-
-    def _why_no_path(self, found: list[Meeting]) -> str:
-        ours, theirs = bool(self.mapping_varies), any(meeting.is_marked for meeting in found)
-        if ours and theirs:
-            why = "both routers use a new port for every destination"
-        elif ours:
-            why = "the router here uses a new port for every destination"
-        elif theirs:
-            why = "the other side's router uses a new port for every destination"
-        else:
-            why = "a firewall drops UDP, or both are behind one router that does not lead back inside"
-        return (
-            f"The other side was found in the DHT, but no packet gets through to it: {why}. The DHT has no relay; port mapping "
-            "(UPnP-IGD, NAT-PMP or PCP) at either router, IPv6 at both ends, or a server with a relay would help."
-        )

@@ -6,7 +6,8 @@ announcements silently, and forget them, so what they hold is read back, and ann
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from tunnel.dht import krpc
 from tunnel.dht.client import DhtClient, Search
@@ -22,9 +23,9 @@ RENEW_INTERVAL: Final = Seconds(900.0)  # between two whole lookups; nodes forge
 TOKEN_LIFETIME: Final = Seconds(240.0)  # of a node's token, which is good for 5 to 10 minutes
 AGAIN_AFTER: Final = Seconds(5.0)  # before a node that holds nothing of ours is told once more ...
 MAX_AGAIN: Final = 3  # ... so often
+ANEW_AFTER: Final = Seconds(3.0)  # since the last whole lookup, before another address of ours is announced everywhere
 LOOK_AGAIN: Final = Seconds(10.0)  # between two whole lookups where too few nodes hold our address
 ENOUGH_HOLDERS: Final = 4  # of the closest eight
-POLLED: Final = 4  # of the holders, asked in turn at each poll
 MAX_HOLDERS: Final = 2 * CLOSEST  # nodes that are asked and told; the one farthest goes
 
 
@@ -32,16 +33,15 @@ class _Holder:
     """A node that keeps addresses under the infohash."""
 
     __slots__ = (
-        "announced_at",
         "asked_at",
-        "attempts",
         "distance",
-        "has_ours",
         "is_bound",
+        "kept",
         "node",
         "silences",
         "token",
         "token_at",
+        "told",
     )
 
     def __init__(self, node: NodeInfo, info_hash: bytes) -> None:
@@ -50,54 +50,71 @@ class _Holder:
         self.is_bound = is_bound(node.id, node.address.host)
         self.token = b""
         self.token_at: Instant | None = None
-        self.announced_at: Instant | None = None
         self.asked_at: Instant | None = None
-        self.attempts = 0
-        self.has_ours = False
+        self.told: dict[int | None, _Told] = {}  # by the port that was said
+        self.kept: frozenset[Address] = frozenset()  # of ours, as it has shown
         self.silences = 0
+
+
+class _Told:
+    """An announcement to a node."""
+
+    __slots__ = ("at", "attempts")
+
+    def __init__(self) -> None:
+        self.at: Instant | None = None
+        self.attempts = 0
+
+
+class Ours(NamedTuple):
+    """An address to announce, and how: a port of None is the one that the announcement comes from."""
+
+    address: Address | None  # None: no node has told yet where it sees us
+    port: int | None
 
 
 class Topic:
     """Announces and polls until `close`."""
 
-    def __init__(
-        self, client: DhtClient, info_hash: bytes, now: Instant, *, found: Callable[[Instant, Address, str], None]
-    ) -> None:
+    #: (now, address, host of the node that tells of it)
+    Found: TypeAlias = "Callable[[Instant, Address, str], None]"
+
+    def __init__(self, client: DhtClient, info_hash: bytes, now: Instant, *, found: Found) -> None:
         """`found` hears of each address under the infohash that is not ours, and from whom, each time a node tells of it."""
         self.info_hash = info_hash
         self._client = client
         self._found = found
         self._holders: dict[Address, _Holder] = {}
-        self._is_closed = False
+        self.is_closed = False
         self._looked_at = now
         self._is_looking = False
-        self._announced: Address | None = None  # what we have announced last, as far as it was known then
+        self._announced: list[Ours] = []  # the last ones, as far as they were known then
         self._look(now)
 
     @property
     def holders(self) -> int:
-        """Nodes that have shown that they keep our address."""
-        return sum(each.has_ours for each in self._holders.values())
+        """Nodes that have shown that they keep all addresses of ours."""
+        ours = {each.address for each in self._ours()}
+        return sum(each.kept >= ours for each in self._holders.values())
 
     def close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
 
     def poll(self, now: Instant) -> None:
-        """Ask those of the closest nodes whose turn it is who is there now; the caller chooses how often."""
-        ours = self._ours()
-        if self._announced is not None and ours is not None and ours != self._announced:
-            self._announce_anew(now)  # the NAT has given us another port
+        """Ask the one of the closest nodes whose turn it is who is there now; the caller chooses how often."""
+        if self._has_moved() and now >= self._looked_at + ANEW_AFTER:
+            self._announce_anew(now)
         elif now >= self._looked_at + RENEW_INTERVAL or (self.holders < ENOUGH_HOLDERS and now >= self._looked_at + LOOK_AGAIN):
             self._look(now)
-        turn = sorted(self._closest(), key=lambda each: -1.0 if each.asked_at is None else each.asked_at)
-        for holder in turn[:POLLED]:
+        holder = min(self._closest(), key=lambda each: -1.0 if each.asked_at is None else each.asked_at, default=None)
+        if holder is not None:
             holder.asked_at = now
             self._client.ask(now, holder.node, self, self._poll_question)
 
     # --- what nodes say; of polls and announcements
 
     def answered(self, now: Instant, node: NodeInfo, reply: Reply) -> None:
-        if self._is_closed:
+        if self.is_closed:
             return
         holder = self._holders.get(node.address)
         if holder is None:
@@ -107,11 +124,11 @@ class Topic:
         holder.silences = 0
         if reply.token:
             holder.token, holder.token_at = reply.token, now
-        ours = self._ours()
+        ours = {each.address for each in self._ours()}
         if reply.token or reply.peers:  # an answer to an announcement has neither
-            holder.has_ours = ours is not None and ours in reply.peers
+            holder.kept = frozenset(reply.peers) & ours
         for peer in reply.peers:
-            if peer != ours:
+            if peer not in ours:
                 self._found(now, peer, node.address.host)
         if reply.peers or not self._is_looking:
             self._announce(now, holder)
@@ -126,49 +143,66 @@ class Topic:
     def looked(self, now: Instant) -> None:
         """A lookup is over: whoever is closest is told."""
         self._is_looking = False
-        if not self._is_closed:
+        if not self.is_closed:
             for holder in self._closest():
                 self._announce(now, holder)
 
     # --- inside
 
-    def _ours(self) -> Address | None:
-        """Return the address to announce, as far as nodes have told where they see us."""
-        views = self._client.views
-        if views.seen is None or not views.varies:
-            return views.seen
-        return Address(views.seen.host, views.next_port or MARKER_PORT)
+    def _ours(self) -> list[Ours]:
+        """Return what to announce, as far as nodes have told where they see us."""
+        views, mapped = self._client.views, self._client.mapped
+        seen = views.seen
+        if seen is None:
+            return [Ours(None, None)]
+        if mapped is not None and mapped.host != seen.host:
+            mapped = None  # of a router behind another one: an announcement is of the host that it comes from
+        is_open = [] if mapped is None or mapped == seen else [Ours(mapped, mapped.port)]
+        if not views.varies:
+            return [Ours(seen, None), *is_open]
+        return is_open or [Ours(Address(seen.host, port := views.next_port or MARKER_PORT), port)]
 
     def _look(self, now: Instant) -> None:
         if not self._is_looking:
             self._is_looking = True
             self._looked_at = now
             for holder in self._holders.values():
-                holder.attempts = 0
+                for told in holder.told.values():
+                    told.attempts = 0
             self._client.search(now, _TopicSearch(self._client, self, now))
+
+    def _has_moved(self) -> bool:
+        """The NAT has given us another port since we announced, or the router maps one."""
+        before, ours = self._announced, self._ours()
+        if not before or ours[0].address is None:
+            return False
+        if before[0].address is None:
+            return [each.port for each in ours] != [None]
+        return ours != before
 
     def _announce_anew(self, now: Instant) -> None:
         for holder in self._holders.values():
-            holder.announced_at, holder.attempts, holder.has_ours = None, 0, False
+            holder.told.clear()
+            holder.kept = frozenset()
         self._announced = self._ours()
         self._look(now)
 
     def _announce(self, now: Instant, holder: _Holder) -> None:
         """Unless it has what we would say, or was told a moment ago, or too often."""
-        is_fresh = holder.token_at is not None and now < holder.token_at + TOKEN_LIFETIME
-        at = holder.announced_at
-        is_told = at is not None and now < at + (RENEW_INTERVAL if holder.has_ours else AGAIN_AFTER)
-        if not is_fresh or is_told or holder.attempts >= MAX_AGAIN or holder not in self._closest():
+        if holder.token_at is None or now >= holder.token_at + TOKEN_LIFETIME or holder not in self._closest():
             return
-        holder.announced_at = now
-        holder.attempts += 1
-        if self._announced is None:
-            self._announced = self._ours()
-        self._client.ask(now, holder.node, self, lambda each: self._announcement(each, holder.token))
-
-    def _announcement(self, transaction: bytes, token: bytes) -> bytes:
         ours = self._ours()
-        port = ours.port if ours is not None and self._client.views.varies else None
+        for each in ours:
+            told = holder.told.setdefault(each.port, _Told())
+            pause = RENEW_INTERVAL if each.address in holder.kept else AGAIN_AFTER
+            if told.attempts < MAX_AGAIN and (told.at is None or now >= told.at + pause):
+                told.at = now
+                told.attempts += 1
+                self._client.ask(now, holder.node, self, partial(self._announcement, holder.token, each.port))
+        if not self._announced or self._announced[0].address is None:
+            self._announced = ours
+
+    def _announcement(self, token: bytes, port: int | None, transaction: bytes) -> bytes:
         return krpc.encode_announce(transaction, self._client.id, self.info_hash, token, port)
 
     def _poll_question(self, transaction: bytes) -> bytes:

@@ -173,7 +173,15 @@ class Endpoint:
         if self._context.config.path_policy == "relay":
             raise ConfigurationError(f"There is no relay without a server: --path relay and --server {name} do not go together.")
         self._context.emit(Troubled(problem=Problem.STRANGERS, text=notice))
-        self._context.clients.add_client(name, client, kinds)
+        self._context.clients.add_client(now, name, client, kinds)
+        self._control.servers_changed(now)
+
+    def add_alternatives(self, now: Instant, name: str, names: tuple[str, str]) -> None:
+        """Meet by the first of `names`, a server, and where that is gone by the second, under one name.
+
+        Each is added by its own, now or later.  OpenRoute(name) is ordered when the second is wanted.
+        """
+        self._context.clients.add_alternatives(now, name, names)
         self._control.servers_changed(now)
 
     def touch(self, now: Instant) -> None:

@@ -90,7 +90,7 @@ class Twins(Flow):
             if server in self._rooms:
                 client.leave(now, [self._rooms[server]], self)
             self._rooms[server] = room
-            client.dial(now, [room], self)
+            client.dial(now, [room], self, is_spare=True)
 
     def on_server(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
         match event:

@@ -333,6 +333,7 @@ class Meetings:
         context = self._context
         match event:
             case Reached(reflexive=reflexive):
+                context.clients.reached(now, name)
                 is_again = name in self._lost
                 self._lost.discard(name)
                 context.emit(ServerReached(server=name, reflexive=tuple(reflexive.values()), is_again=is_again))
@@ -359,7 +360,7 @@ class Meetings:
 
     def _refresh_candidates(self, now: Instant, server: str) -> None:
         for peering in self.peerings.live:
-            if peering.server == server and peering.puncher is not None:
+            if peering.puncher is not None and self._context.clients.is_part(server, peering.server):
                 peering.refresh_candidates(now)
                 peering.pump(now)
 

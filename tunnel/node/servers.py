@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from tunnel.core.timers import earliest
 from tunnel.errors import ConfigurationError
+from tunnel.node.alternatives import Alternatives
 from tunnel.node.demux import SERVER_KINDS
 from tunnel.node.walls import Wall
 from tunnel.rendezvous.client import Client
@@ -48,11 +49,39 @@ class Servers(dict[str, Client]):
             servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, has_fallback=has_fallback
         )  # fmt: skip
         self._note_ways(self[name])
+        self._appeared(now, name)
 
-    def add_client(self, name: str, client: Client, kinds: Iterable[int]) -> None:
+    def add_client(self, now: Instant, name: str, client: Client, kinds: Iterable[int]) -> None:
         """One that talks to whomever it likes, and hears all datagrams of these first bytes."""
         self[name] = client
         self.kinds.update(dict.fromkeys(kinds, client))
+        self._appeared(now, name)
+
+    def add_alternatives(self, now: Instant, name: str, names: tuple[str, str]) -> None:
+        """The two of these `names`, of which the second is in the place of a server, under one name."""
+        both = Alternatives(self, names, now)
+        self[name] = cast("Client", both)
+        for each in names:
+            if each in self:
+                both.appeared(now, each)
+
+    def _appeared(self, now: Instant, name: str) -> None:
+        for each in self._alternatives(name):
+            each.appeared(now, name)
+
+    def reached(self, now: Instant, name: str) -> None:
+        """That one answers now."""
+        for each in self._alternatives(name):
+            each.look(now)
+
+    def _alternatives(self, name: str) -> list[Alternatives]:
+        """Those to which that client belongs."""
+        return [each for each in self.values() if isinstance(each, Alternatives) and name in each.names]
+
+    def is_part(self, name: str, of: str | None) -> bool:
+        """Whether what is known as `of` is that client, or goes by way of it."""
+        client = self.get(of or "")
+        return name == of or (isinstance(client, Alternatives) and name in client.names)
 
     def move(self, now: Instant, name: str, addresses: Iterable[Address]) -> None:
         """Its name leads to these addresses now."""

@@ -17,6 +17,7 @@ from tunnel.settings import GivenPeer, Settings
 from tunnel.setup.common import SERVER_PATIENCE, OnEvent, require_trio, single_error
 from tunnel.setup.machine import MACHINE
 from tunnel.setup.moving import follow_place
+from tunnel.setup.nodes import NodeKeeper
 from tunnel.setup.servers import Surroundings
 from tunnel.setup.store import HomeStore
 from tunnel.setup.ways import WayKeeper
@@ -133,6 +134,7 @@ async def connect(
         traces=store.traces(),
         port_mapping=machine.has_router and settings.wants_port_mapping,
         memory=ways,
+        nodes=NodeKeeper(store.home),
         faults=store.faults,
         link_type=Link,
         **machine.options(),

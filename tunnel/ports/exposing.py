@@ -21,6 +21,7 @@ from tunnel.settings import GivenPeer, Settings
 from tunnel.setup.common import OnEvent, Words, require_trio, single_error, words
 from tunnel.setup.machine import MACHINE, Machine
 from tunnel.setup.moving import tell_place
+from tunnel.setup.nodes import NodeKeeper
 from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
 from tunnel.setup.store import HomeStore, Lend
 from tunnel.setup.ways import WayKeeper
@@ -349,6 +350,7 @@ async def _expose(
                     traces=store.traces(),
                     port_mapping=maps_ports,
                     memory=ways,
+                    nodes=NodeKeeper(store.home),
                     faults=store.faults,
                     place=lambda: place_id(store.home.path),
                     link_type=Link,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.addresses import ServerAddress
     from tunnel.rendezvous.requests import PendingRequest
 
+ABSENT_AFTER: Final = Seconds(3.0)  # of nobody in a room: a server leads together who is there within a round trip or two
 POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
 RETRY_AFTER_FULL: Final = 30  # seconds before asking again for what was full, at least; the server may say more
 AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
@@ -64,6 +65,11 @@ class Client(Contact):
         )  # fmt: skip
 
     @property
+    def absent_after(self) -> Seconds:
+        """Of nobody in a room, before a person is told."""
+        return ABSENT_AFTER
+
+    @property
     def channels(self) -> list[RelayChannel]:
         return list(self._channels)
 
@@ -96,17 +102,20 @@ class Client(Contact):
         """Send through a mailbox.  Answer only when refused."""
         self._request(now, messages.Post(mailbox, body), lifetime=POST_LIFETIME)
 
-    def listen(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
-        """Wait in these rooms until leave().  Each dialer comes as Introduced with side 0."""
+    def listen(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
+        """Wait in these rooms until leave().  Each dialer comes as Introduced with side 0.
+
+        `is_spare`: for whoever does not go by today's rooms; here they cost nothing.
+        """
         fresh = [room for room in dict.fromkeys(rooms) if room not in self._standing.listening]
         self._standing.listening.update(dict.fromkeys(fresh, hearer))
         self._forget_leaving(now, fresh)
         self._join(now, joins(Role.LISTEN, fresh))
 
-    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
+    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
         """Meet each listener of these rooms (all of one peer) once, now or when it comes: Introduced with side 1.
 
-        Dialing again meets them again.  Leave the rooms when the peer has answered.
+        Dialing again meets them again.  Leave the rooms when the peer has answered.  `is_spare`: see listen.
         """
         group = tuple(rooms[: messages.MAX_ROOMS])
         self._standing.dial(group, hearer)

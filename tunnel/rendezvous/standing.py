@@ -61,7 +61,7 @@ class Standing:
 
     def forget_room(self, room: bytes, hearer: Hearer | None) -> bool:
         """For `hearer`, None for all; True when nobody waits there any more."""
-        if hearer is None or self.listening.get(room) is hearer:
+        if hearer is None or self.listening.get(room) == hearer:
             self.listening.pop(room, None)
         dials = self.dialing.get(room, {})
         dials.pop(hearer, None)

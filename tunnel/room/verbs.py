@@ -37,6 +37,7 @@ from tunnel.room.session import LanMember, LanRoom
 from tunnel.settings import Given, Settings
 from tunnel.setup.common import OnEvent, require_trio, single_error, words
 from tunnel.setup.machine import MACHINE, Machine
+from tunnel.setup.nodes import NodeKeeper
 from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
 from tunnel.setup.store import HomeStore
 from tunnel.shell.endpoint import EndpointDriver, KnownPeer
@@ -262,6 +263,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         settings=settings,
         traces=store.traces(),
         port_mapping=maps_ports,
+        nodes=NodeKeeper(store.home),
         faults=store.faults,
         **machine.options(),
     )

@@ -14,7 +14,7 @@ import trio
 from tunnel.errors import ConfigurationError, OfflineError, ServerUnreachableError
 from tunnel.faults import Faults
 from tunnel.host.interfaces import ANYWHERE, source_address
-from tunnel.server_spec import DEFAULT_PORT, parse_server
+from tunnel.server_spec import DEFAULT_PORT, DHT, parse_server
 from tunnel.setup.common import SERVER_PATIENCE, OnEvent
 from tunnel.setup.machine import Machine
 from tunnel.shell.endpoint import EndpointDriver
@@ -71,15 +71,19 @@ class Surroundings:
     async def speak_of_silence(self, driver: EndpointDriver, server: str) -> None:
         """Once, while a server is waited for that has not answered: a person may see sooner than we what is wrong."""
         await trio.sleep(SERVER_WORD)
-        host, port = parse_server(server, "server")
         is_known = driver.core.has_server(server)
         if not self.has_network(server) or (is_known and driver.core.has_answered(server)):
             return
-        text = (
-            f"No answer from the server {host} yet: is that its address, and does 'ptunnel serve' run there, at UDP port {port}?"
-        )
-        if not is_known:
-            text = f"Nobody has told yet where the server name {host} leads: is the network slow, or its DNS?"
+        host, port = parse_server(server, "server")
+        whose = "the nodes by which the DHT is entered lead" if server == DHT else f"the server name {host} leads"
+        text = f"Nobody has told yet where {whose}: is the network slow, or its DNS?"
+        if is_known and server == DHT:
+            text = "No node of the DHT answers yet: does this network block UDP, or are those gone that are asked first?"
+        elif is_known:
+            text = (
+                f"No answer from the server {host} yet: is that its address, and does 'ptunnel serve' run there, "
+                f"at UDP port {port}?"
+            )
         self.tell("server_slow", f"{text} Waiting.")
 
     def tell(self, code: str, text: str) -> None:
@@ -203,7 +207,8 @@ async def _resolve(driver: EndpointDriver, server: str, tell: OnEvent, around: S
                 tell(Trouble(code="server_unreachable", message=text))
             if driver.core.has_server(server):
                 await driver.servers.wait_reached(server)  # its client goes on by itself
-                tell(Trouble(code="server_back", message=f"The server {server.partition(',')[0]} answers now."))
+                who = "The DHT" if server == DHT else f"The server {server.partition(',')[0]}"
+                tell(Trouble(code="server_back", message=f"{who} answers now."))
                 return
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -48,7 +48,7 @@ from tunnel.node.pool import CloseRoute, OpenRoute, OpenSockets
 from tunnel.server_spec import tls_options
 from tunnel.settings import Settings
 from tunnel.shell.copies import Copies
-from tunnel.shell.dht_door import DhtDoor
+from tunnel.shell.dht_door import DhtDoor, NodeMemory
 from tunnel.shell.lasting import last
 from tunnel.shell.link import Link
 from tunnel.shell.links import Links
@@ -99,6 +99,7 @@ class EndpointDriver:
         traces: Traces | None = None,
         port_mapping: bool = False,
         memory: WayMemory | None = None,
+        nodes: NodeMemory | None = None,
         machine: Callable[[], bytes] = machine_id,
         place: Callable[[], bytes] = bytes,
         faults: Faults | None = None,
@@ -177,10 +178,10 @@ class EndpointDriver:
             clock=self.clock,
             flush=self.flush,
             access_token=settings.access_token_bytes,
-            has_route=self.routes.allows,
-            moved=self.routes.server_moved,
-            trouble=self.routes.troubles.get,
-            dht=DhtDoor(self.core, self._sockets, settings.dht_bootstrap, clock=self.clock, flush=self.flush, faults=self.faults),
+            routes=self.routes,
+            dht=DhtDoor(
+                self.core, self._sockets, settings.dht_bootstrap, nodes, clock=self.clock, flush=self.flush, faults=self.faults
+            ),
         )
         for socket_id, socket in self._sockets.items():
             self.core.add_socket(socket_id, is_ipv6=socket.is_ipv6, port=socket.local_address.port)
@@ -235,6 +236,7 @@ class EndpointDriver:
 
     def close(self, text: str) -> None:
         """Say goodbye to everybody.  Sends without waiting, so there is nothing to shield; then cancel run() and release()."""
+        self.servers.dht.close()
         self.core.close(self.clock(), text)
         self._outbox.forget()
         self.flush()
@@ -385,6 +387,7 @@ class EndpointDriver:
             if external is not None:
                 mapped[sockets[port]] = external
             self.core.set_candidates(self.clock(), CandidateKind.PORT_MAPPED, mapped.items())
+            self.servers.dht.set_mapped(mapped)
             self.flush()
 
         self.port_maps = PortMapKeeper(on_change=changed, clock=self.clock, faults=self.faults)
@@ -416,7 +419,7 @@ class EndpointDriver:
                 is_dry = self._send(now)
                 while (order := core.poll_socket_order()) is not None:
                     if isinstance(order, OpenRoute | CloseRoute):
-                        self.routes.fulfil(order)
+                        self.servers.fulfil(order)
                         continue
                     opened = self.pool.fulfil(order, self._run_pool_socket)
                     if isinstance(order, OpenSockets):

@@ -10,11 +10,13 @@ from typing import Final, TypeAlias
 
 import trio
 
-from tunnel.errors import ServerUnreachableError
+from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.node.endpoint import Endpoint
-from tunnel.server_spec import DHT, parse_server
+from tunnel.node.pool import CloseRoute, OpenRoute
+from tunnel.server_spec import DHT, alternatives, parse_server
 from tunnel.shell.dht_door import DhtDoor
 from tunnel.shell.places import resolve_server
+from tunnel.shell.routes import Routes
 from tunnel.units import Address, Instant
 
 NO_NODES: Final = (
@@ -37,28 +39,24 @@ class Servers:
         clock: Callable[[], Instant],
         flush: Callable[[], None],
         access_token: bytes,
-        has_route: Callable[[str], bool],
-        moved: Callable[[str], None],
-        trouble: Callable[[str], str | None],
+        routes: Routes,
         dht: DhtDoor,
     ) -> None:
-        """`has_route`: a server may be reached by another route than UDP; `trouble` says why it is not.
-
-        `moved` hears of a name that leads elsewhere.
-        """
+        """`routes`: those to servers beside UDP."""
         self._core = core
         self._clock = clock
         self._flush = flush
         self._access_token = access_token
-        self._has_route = has_route
-        self._moved = moved
-        self._trouble = trouble
-        self._dht = dht
+        self._routes = routes
+        self.dht = dht
         self._where: dict[str, list[Address]] = {}
         self._lookups: dict[str, Lookup] = {}
         self._added = trio.Event()
+        self._runs = trio.Event()
         self._changed = trio.Event()
         self._network = 0  # how often it has changed
+        self._nursery: trio.Nursery | None = None  # while the driver runs
+        self._troubles: dict[str, str] = {}  # why one of several that go by one name could not be added so far
 
     def changed(self) -> None:
         """A server has answered, or fallen silent."""
@@ -78,7 +76,14 @@ class Servers:
         if self._core.has_server(name):
             return
         if name == DHT:
-            await self._dht.open()
+            await self.dht.open()
+            self._note_added()
+            return
+        first, *others = alternatives(name)
+        if others:
+            await self._runs.wait()
+            self._core.add_alternatives(self._clock(), name, (first, DHT))
+            self._add_later(first)
             self._note_added()
             return
         if lookup is None:
@@ -89,7 +94,7 @@ class Servers:
             self._lookups[name] = lookup
         addresses = await lookup()
         if not self._core.has_server(name):
-            has_fallback = self._has_route(name)
+            has_fallback = self._routes.allows(name)
             self._core.add_server(self._clock(), name, addresses, self._access_token, has_fallback=has_fallback)
             self._where[name] = addresses
             self._note_added()
@@ -103,6 +108,30 @@ class Servers:
         """Until somebody's `add` of it has come about."""
         while not self._core.has_server(name):
             await self._added.wait()
+
+    def fulfil(self, order: OpenRoute | CloseRoute) -> None:
+        """Another route to a server is wanted, or no longer; where the DHT stands beside the server, that is the route."""
+        if DHT in alternatives(order.server):
+            self._add_later(DHT)
+        else:
+            self._routes.fulfil(order)
+
+    def _add_later(self, name: str) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._insist, name)
+
+    async def _insist(self, name: str) -> None:
+        """Add one of several that go by one name, as soon as it can be found; the others are used meanwhile."""
+        pause = FIRST_LOOK
+        while not self._core.has_server(name):
+            try:
+                await self.add(name)
+            except (ServerUnreachableError, ConfigurationError) as error:
+                self._troubles[name] = str(error)
+                if isinstance(error, ConfigurationError):  # it will not be mended by waiting
+                    return
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_LOOK)
 
     def move(self, name: str, addresses: list[Address]) -> None:
         """The server is reached there from now on, whatever its name says."""
@@ -118,18 +147,27 @@ class Servers:
             while not self._core.is_reached(name):
                 await self._changed.wait()
             return
+        first, *others = alternatives(name)
+        texts = [self._silence_of(first), *(NO_NODES for each in others if self._core.has_server(each))]
+        raise ServerUnreachableError(" ".join(texts))
+
+    def _silence_of(self, name: str) -> str:
         if name == DHT:
-            raise ServerUnreachableError(NO_NODES)
+            return NO_NODES
+        if not self._core.has_server(name) and name in self._troubles:
+            return self._troubles[name]
         host, port = parse_server(name, "server")
         text = f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
-        trouble = self._trouble(name)
-        raise ServerUnreachableError(text if trouble is None else f"{text} Nor {trouble}")
+        trouble = self._routes.troubles.get(name)
+        return text if trouble is None else f"{text} Nor {trouble}"
 
     async def run(self) -> None:
         """Until cancelled."""
         followed: set[str] = set()
         async with trio.open_nursery() as nursery:
-            self._dht.nursery = nursery
+            self.dht.start(nursery)
+            self._nursery = nursery
+            self._runs.set()
             while True:
                 for name in (self._where.keys() & self._lookups.keys()) - followed:
                     followed.add(name)
@@ -162,7 +200,7 @@ class Servers:
         if set(addresses) != set(self._where[name]):
             self._where[name] = addresses
             self._core.move_server(self._clock(), name, addresses)
-            self._moved(name)
+            self._routes.server_moved(name)
             self._flush()
 
 

@@ -1,4 +1,4 @@
-"""PTUNNEL_HOME: identity.json, peers.json, ways.json, server.json, config.toml, the locks, and the directory of control sockets.
+"""PTUNNEL_HOME: identity.json, peers.json, ways.json, nodes.json, server.json, config.toml, locks, and control sockets.
 
 Reading takes no lock, because files are replaced whole; writing reads, changes and replaces under one lock.  A file
 that is damaged or of a newer format raises StateError from reading, and so is never written over.
@@ -21,6 +21,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from msgspec.structs import replace
 
 from tunnel.errors import AlreadyRunningError, StateError
+from tunnel.state import nodes as node_rules
 from tunnel.state import peers as rules
 from tunnel.state import ways as way_rules
 from tunnel.state.config_file import ConfigFile, read_config, with_setting
@@ -36,9 +37,10 @@ from tunnel.state.files import (
     read_private,
     write_private,
 )
+from tunnel.state.nodes import KnownNode
 from tunnel.state.peers import Peer
 from tunnel.state.ways import Way
-from tunnel.units import KEY_SIZE
+from tunnel.units import KEY_SIZE, Address
 
 MAX_REPORTS: Final = 256 * 1024  # bytes of faults.log
 SECRET_VERSION: Final = 1  # of the format of identity.json and server.json
@@ -120,6 +122,7 @@ class Home:
         self._server = _SecretFile(self.path / "server.json", "server", "secret")
         self._peers_path = self.path / "peers.json"
         self._ways_path = self.path / "ways.json"
+        self._nodes_path = self.path / "nodes.json"
         self._config_path = self.path / "config.toml"
         self._lock_path = self.path / "lock"
 
@@ -239,6 +242,17 @@ class Home:
             known = {peer.static for peer in self.peers()}
             after = [way for way in way_rules.merge(self.ways(), fresh, gone) if way.static in known]
             write_document(self._ways_path, way_rules.KIND, way_rules.VERSION, way_rules.encode_ways(after))
+
+    def nodes(self) -> list[KnownNode]:
+        """The nodes of the DHT that have answered, of each family the newest first.  Raises StateError."""
+        return read_document(self._nodes_path, node_rules.KIND, node_rules.VERSION, node_rules.decode_nodes) or []
+
+    def remember_nodes(self, fresh: Iterable[Address], now: float) -> None:
+        """Remember nodes that have answered by `now`, a Unix time.  Raises StateError."""
+        make_private_directory(self.path)
+        with self.exclusive():
+            after = node_rules.merge(self.nodes(), fresh, now)
+            write_document(self._nodes_path, node_rules.KIND, node_rules.VERSION, node_rules.encode_nodes(after))
 
     # -- how we are set up
 

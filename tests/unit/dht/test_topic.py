@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from tests.sim.dht import Client, Home, World, cone
+from tunnel.dht.appointment import QUESTION_INTERVAL
 from tunnel.dht.client import DhtClient
 from tunnel.dht.ids import ID_SIZE, bound_id
 from tunnel.dht.krpc import MAX_TOKEN, NodeInfo, Reply
@@ -19,18 +20,18 @@ ROOM = bytes(range(16))
 
 
 class Party(Client):
-    """A client of the DHT with one topic, polled every three seconds."""
+    """A client of the DHT with one topic, which is polled as a route does."""
 
     def __init__(self, world: World, seed: int = 3) -> None:
         part = DhtClient(is_ipv6=False, entry=list(world.nodes)[:3], entropy=random.Random(seed).randbytes, now=world.now)
         super().__init__(world, part, cone())
         self.found: list[Address] = []
         self.topic = Topic(part, bytes(ID_SIZE), world.now, found=lambda _now, peer, _node: self.found.append(peer))
-        world.at(3.0, self._poll)
+        world.at(QUESTION_INTERVAL, self._poll)
 
     def _poll(self) -> None:
         self.topic.poll(self.world.now)
-        self.world.at(3.0, self._poll)
+        self.world.at(QUESTION_INTERVAL, self._poll)
 
 
 def party(nodes: int = 300) -> tuple[World, Party]:
@@ -110,11 +111,13 @@ def test_an_old_token_is_not_used() -> None:
     world, ours = party()
     world.run(lambda: False, 12.0, ours)
     holder = ours.topic._closest()[0]
-    holder.has_ours, holder.attempts = False, 0
+    holder.kept = frozenset()
+    holder.told.clear()
     before = len(ours.part._out)
     ours.topic._announce(Instant(world.now + TOKEN_LIFETIME), holder)
     assert len(ours.part._out) == before
     holder.token_at = world.now
+    holder.told.clear()
     ours.topic._announce(Instant(world.now + 60.0), holder)
     assert len(ours.part._out) == before + 1
 

@@ -22,12 +22,11 @@ from tunnel.node.walls import Wall
 from tunnel.notation import printable
 from tunnel.pairing.identity import room_id
 from tunnel.rendezvous.client import Client
-from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
+from tunnel.rendezvous.events import NO_PATH, ChannelMoved, RelayChannel, Told
 from tunnel.rendezvous.messages import Hello, Introduced, Join, Refresh, RefusalCode, Refused, Role, Unmet
 from tunnel.units import Instant, Seconds
 
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
-ABSENT_AFTER: Final = Seconds(3.0)  # before a person is told that the peer is not there
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
 LISTENER_SIDE: Final = 0  # of an introduced channel
@@ -45,6 +44,7 @@ class Listener(Flow):
         self._clocks = clocks
         self._twins = twins
         self._rooms: dict[str, dict[bytes, KnownPeer]] = {}  # by server; the most important first
+        self._todays: dict[str, set[bytes]] = {}  # of these, where peers come first; the others are spare
         self._left_out: dict[str, int] = {}  # peers for whom there is no room, by server, as told
         self._told_at: dict[tuple[str, str], Instant] = {}  # that a server refused, by what it said: of few servers
         self._denied_at: dict[str, Instant] = {}  # servers that have denied it, since they last led somebody here
@@ -67,15 +67,22 @@ class Listener(Flow):
             client, before = self._context.clients[server], self._rooms.get(server, {})
             days = self._clocks.days(now, client)
             rooms = self._rooms[server] = self._choose(days, peers)
+            todays = {room_id(peer.psk, days[0]) for peer in rooms.values()}
             seeks_twins = bool(peers) and self._twins.are_sought
             if seeks_twins:
                 rooms[self._twins.room(days[0])] = self._twins.me
             gone = [room for room in before if room not in rooms]
             if gone:
                 client.leave(now, gone, self)  # first, as a server's limit counts both
-            fresh = [room for room in rooms if room not in before]
-            if fresh:
-                client.listen(now, fresh, self)
+            were_todays, self._todays[server] = self._todays.get(server, set()), todays
+            for is_spare in (False, True):
+                fresh = [
+                    room
+                    for room in rooms
+                    if (room not in todays) == is_spare and (room not in before or (room in todays) != (room in were_todays))
+                ]
+                if fresh:
+                    client.listen(now, fresh, self, is_spare=is_spare)
             if seeks_twins:
                 self._twins.seek(now, server, client, days[0])
             self._tell(server, len(peers))
@@ -171,9 +178,9 @@ class Dialer(Flow):
         self._leave(now)  # not what is dialed again: a Leave that overtakes the next Join would undo it
         self._rooms = rooms
         self.client.dial(now, self._rooms, self)
-        self._widen_at = None if wide else Instant(now + NEIGHBOURS_AFTER)
+        self._widen_at = None if wide else Instant(now + max(NEIGHBOURS_AFTER, self.client.absent_after / 2))
         if self._absent_at is None:
-            self._absent_at = Instant(now + ABSENT_AFTER)
+            self._absent_at = Instant(now + self.client.absent_after)
         self._redial_at = None
 
     def follow(self, now: Instant) -> None:
@@ -192,6 +199,10 @@ class Dialer(Flow):
                 self._use(now, channel)  # the newest counts
             case ChannelMoved(old=old, new=new) if self._channel is not None and old.channel == self._channel.channel:
                 self._use(now, new)
+            case Told(Refused(code=code, text=text), Join(rooms=rooms)) if code == NO_PATH and set(rooms) & set(self._rooms):
+                self._absent_at = None
+                text = f"{self.peering.peer.name}: {text} Waiting."
+                self._context.emit(Troubled(problem=Problem.NO_DIRECT, text=text))
             case Told(Refused(text=text), Join(rooms=rooms)) if set(rooms) & set(self._rooms):
                 words = printable(text)
                 self._context.emit(Troubled(problem=Problem.SERVER_REFUSED, text=f"The server refused: {words}"))
