@@ -35,6 +35,7 @@ def command(flags: Flags, is_json: bool, verbose: int) -> int:
       [[expose]]
       what = ["22", "nas=192.168.1.5:445"]
       to = ["ben", "anna"]                     "*" is every remembered peer
+
     \b
     Examples:
       ptunnel up                               and then, in other windows:
