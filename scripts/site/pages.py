@@ -26,8 +26,10 @@ from tunnel.settings import flag_of  # noqa: E402
 
 #: Titles of the groups of the site's menu, and the pages of each in their order.  What is not here comes last, under "More".
 MENU = {
-    "For people": ["README", "docs/if-you-know", "docs/notation", "docs/games", "docs/always-on", "docs/tutorial", "docs/tutorial.tr",
-                   "docs/tutorial-dht", "docs/tutorial-dht.tr"],
+    "For people": [
+        "README", "docs/if-you-know", "docs/notation", "docs/games", "docs/always-on", "docs/tutorial", "docs/tutorial.tr",
+        "docs/tutorial-dht", "docs/tutorial-dht.tr",
+    ],
     "For whoever runs a server": ["docs/server"],
     "Reference": [
         "reference/commands", "reference/settings", "reference/exit-codes", "docs/json", "docs/metrics", "docs/library",

@@ -6,6 +6,7 @@ Both are built with what a package index has, so this is left to the nightly run
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -180,6 +181,28 @@ dpkg --install /srv/package.deb 2>&1 | grep -i conflict | head -1
 )
 
 
+#: As scripts/container/compose.yaml has it: nothing may be written but the volume, no capability, not root.
+AS_CONTAINED = """
+set -euo pipefail
+dpkg --install /srv/package.deb >/dev/null
+mount -t tmpfs -o uid=24531,mode=700 tmpfs /var/tmp
+cd /
+mount -o remount,ro / 2>/dev/null || mount -o remount,ro,bind /
+for place in tmp root home opt usr/local srv; do mount -o remount,ro,bind /$place; done
+contained=(setpriv --reuid 24531 --regid 24531 --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs
+    env PTUNNEL_HOME=/var/tmp PYTHONDONTWRITEBYTECODE=1)
+"${contained[@]}" sh -c 'HEALTH' && echo healthy too early
+"${contained[@]}" touch /tmp/x /etc/x 2>/dev/null && echo writable
+"${contained[@]}" ptunnel serve --json >/dev/shm/said &
+server=$!
+until "${contained[@]}" sh -c 'HEALTH'; do kill -0 $server; sleep 0.2; done
+echo healthy
+kill $server
+wait $server
+"${contained[@]}" find /var/tmp -type f
+"""
+
+
 def built(kind: str, folder: Path) -> Path:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -237,6 +260,15 @@ def test_the_service_of_the_package_runs_under_systemd_is_watched_and_started_an
     ):  # fmt: skip
         assert f"\n{line}\n" in said, told
     assert "127.0.0.1:443" in said, told
+
+
+def test_a_server_needs_no_capability_and_writes_its_secret_alone(package: Path, tmp_path: Path) -> None:
+    """The container's walls and its health check, without a container: those need an image from elsewhere."""
+    file = (ROOT / "scripts" / "container" / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    health = file.split("\nHEALTHCHECK ")[1].split("\n")[0].split(" CMD ")[1].strip()
+    done = run_inside(tmp_path, INSIDE, AS_CONTAINED.replace("'HEALTH'", shlex.quote(health)), package)
+    assert done.stdout.splitlines()[0] == "healthy", done.stdout + done.stderr
+    assert set(done.stdout.splitlines()[1:]) == {"/var/tmp/server.json", "/var/tmp/lock"}
 
 
 def test_the_pex_is_the_whole_program_in_one_file(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ case "$1 $2" in
 esac
 """
 PROGRAM = """#!/bin/bash
-case "$1" in --version) echo "ptunnel 1.2.3" ;; man) echo ".TH PTUNNEL 1" ;; esac
+case "$1" in --version) echo "ptunnel 1.2.3" ;; man) echo ".TH PTUNNEL 1" ;; "") echo "$_PTUNNEL_COMPLETE" ;; esac
 """
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts are bash's")
@@ -126,7 +126,15 @@ def test_what_is_installed_is_the_command_with_its_manual_and_both_go_again(tmp_
     manual = tmp_path / "usr" / "share" / "man" / "man1" / "ptunnel.1"
     assert os.readlink(command) == str(tmp_path / "opt" / "bin" / "ptunnel")
     assert manual.read_text() == ".TH PTUNNEL 1\n"
+    places = {
+        "bash_source": "bash-completion/completions/ptunnel",
+        "zsh_source": "zsh/site-functions/_ptunnel",
+        "fish_source": "fish/vendor_completions.d/ptunnel.fish",
+    }
+    for what, name in places.items():
+        assert (tmp_path / "usr" / "share" / name).read_text() == f"{what}\n"
     assert machine.run("scripts/install", "remove", **place).returncode == 0
     assert not command.exists()
     assert not manual.exists()
+    assert [name for name in places.values() if (tmp_path / "usr" / "share" / name).exists()] == []
     assert not (tmp_path / "opt").exists()
