@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypedD
 
 from tunnel.errors import ConfigurationError
 from tunnel.server_spec import (
+    DEFAULT_METRICS_PORT,
     DEFAULT_TLS_PORT,
     DHT_ENTRY,
     TlsOptions,
@@ -20,6 +21,7 @@ from tunnel.server_spec import (
     read_fingerprint,
     read_tls_port,
     split_entry,
+    split_local_place,
     with_tls_options,
 )
 from tunnel.state.config_file import ConfigFile
@@ -45,6 +47,10 @@ def _check_token(text: str, place: str) -> None:
 def _check_name(text: str, place: str) -> None:
     if not (0 < len(text) <= MAX_NAME and text.isprintable()):
         raise ConfigurationError(f"{place} needs 1 to {MAX_NAME} printable characters.")
+
+
+def _check_metrics(text: str, place: str) -> None:
+    split_local_place(text, place, DEFAULT_METRICS_PORT)
 
 
 def _check_server(text: str, place: str) -> None:
@@ -167,6 +173,13 @@ class Settings:
             check=split_entry,
         ),
     ] = DHT_ENTRY
+    metrics: Annotated[
+        str | None,
+        Row(
+            meaning="where `up` gives figures to Prometheus, as in 127.0.0.1:9464, or a port of this machine alone",
+            check=_check_metrics,
+        ),
+    ] = None
     qlog: Annotated[
         str | None,
         Row(

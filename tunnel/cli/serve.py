@@ -211,19 +211,14 @@ async def _open_scrapes(place: tuple[str, int], running: RunningServer) -> Scrap
     """Raises ConfigurationError."""
     import time
 
-    from tunnel.telemetry.metrics import Exposition
-    from tunnel.telemetry.scrape import Scrapes
+    from tunnel.telemetry.scrape import open_scrapes
 
     started = time.monotonic()
 
     def status() -> dict[str, Any]:
-        found = details(running)
-        found["counters"] |= {f"scrape_{name}": count for name, count in scrapes.counts.items()}
-        return {"role": "serve", "uptime_s": time.monotonic() - started, **found}
+        return {"role": "serve", "uptime_s": time.monotonic() - started, **details(running)}
 
-    scrapes = Scrapes(Exposition(status).text, running.faults)
-    await scrapes.open(*place)
-    return scrapes
+    return await open_scrapes(place, status, running.faults)
 
 
 def _tell(running: RunningServer, scrapes: Scrapes | None, output: Output) -> None:

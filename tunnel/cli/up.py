@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tunnel.cli.options import common, load_settings, meeting, open_home, settle_server
+from tunnel.cli.options import common, load_settings, log_json, meeting, open_home, settle_server
 
 if TYPE_CHECKING:
     from tunnel.cli.options import Flags
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunnel.settings import Settings
     from tunnel.shell.events import Event
     from tunnel.state.home import Home as StateHome
+    from tunnel.telemetry.scrape import Scrapes
     from tunnel.up.home import Home
 
 MOST_LINES: Final = 30  # peers that are shown, one a line
@@ -22,8 +23,9 @@ MOST_LINES: Final = 30  # peers that are shown, one a line
 
 @click.command("up")
 @meeting
+@log_json
 @common
-def command(flags: Flags, is_json: bool, verbose: int) -> int:
+def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int:
     """Run what config.toml asks for, in one process, for as long as it runs: forwards to many peers, what they may reach here,
     rooms.  A peer that is away is waited for, and so is the network.
 
@@ -46,16 +48,19 @@ def command(flags: Flags, is_json: bool, verbose: int) -> int:
       ptunnel join CODE --forward 2222:22
       ptunnel reload                           applies an edited config.toml, as SIGHUP does
     """
+    from tunnel.cli import json_log
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.host.limits import raise_descriptor_limit
     from tunnel.up.config import read_wishes
 
+    if is_log_json:
+        json_log.start(verbose)
     home = open_home()
     settings = load_settings(home, flags)
     read_wishes(home.config())
     raise_descriptor_limit()
-    output = Output(is_json=is_json, may_be_live=not verbose)
+    output = Output(is_json=is_json, may_be_live=not (verbose or is_log_json))
     return run(Running(home, settings, output).run, outlives_terminal=True)
 
 
@@ -92,11 +97,27 @@ class Running:
                 ending.stop = ended.set
                 ending.hung_up = lambda: nursery.start_soon(self._reload, home)
                 nursery.start_soon(self._log.run)
+                if settings.metrics is not None:
+                    nursery.start_soon((await self._open_scrapes(settings.metrics, home)).serve)
                 for each in home.forwards():
                     self._output.emit({"event": "forward", **each})
-                    self._output.say(f"{each['bind']} -> {each['peer']} {each['target']}")
+                    text = f"{each['bind']} -> {each['peer']} {each['target']}"
+                    self._output.say(text, what="forward", who=each["peer"], target=each["target"])
                 await first_of(nursery, home.exposure.run, ended.wait, self._output.clear)
         return 0
+
+    async def _open_scrapes(self, where: str, home: Home) -> Scrapes:
+        """Raises ConfigurationError."""
+        from tunnel.server_spec import DEFAULT_METRICS_PORT, split_local_place
+        from tunnel.telemetry.scrape import notice, open_scrapes
+
+        scrapes = await open_scrapes(split_local_place(where, "metrics", DEFAULT_METRICS_PORT), home.status, home.driver.faults)
+        for address in scrapes.addresses:
+            self._output.emit({"event": "listening", "bind": str(address), "metrics": True})
+        self._output.say(f"Figures for Prometheus are at http://{scrapes.addresses[0]}/metrics.", what="listening")
+        if text := notice(scrapes.addresses):
+            self._output.warn(text, "metrics_public")
+        return scrapes
 
     async def _reload(self, home: Home) -> None:
         """As SIGHUP asks."""
@@ -106,10 +127,10 @@ class Running:
             told = await home.reload()
         except TunnelError as error:
             self._output.emit({"event": "warning", "code": "not_reloaded", "message": str(error)})
-            self._output.warn(f"Nothing was changed: {error}")
+            self._output.warn(f"Nothing was changed: {error}", what="not_reloaded")
         else:
             self._output.emit({"event": "reloaded", **told})
-            self._output.log("config.toml was read again.")
+            self._output.log("config.toml was read again.", what="reloaded")
 
     def _handle(self, event: Event) -> None:
         from tunnel.cli.render import listing
@@ -120,11 +141,12 @@ class Running:
         self._output.emit(event.to_dict())
         match event:
             case Listening(bind=bind, embedded=True):
-                self._output.say(f"A server for codes runs here, at {bind}.")
+                self._output.say(f"A server for codes runs here, at {bind}.", what="listening")
             case Paired(peer=peer):
-                self._output.log(f"Paired with '{peer}'.")
+                self._output.log(f"Paired with '{peer}'.", what="paired", who=peer)
             case Serving(peer=peer, grants=grants):
-                self._output.say(f"{peer} may reach {listing(grants) if grants else 'nothing'} here.")
+                text = f"{peer} may reach {listing(grants) if grants else 'nothing'} here."
+                self._output.say(text, what="serving", who=peer)
             case PathReport():
                 self._log.tell_path(event)
             case Trouble():

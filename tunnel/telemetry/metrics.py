@@ -58,12 +58,14 @@ OF_SERVER: Final[Mapping[str, Metric]] = {
     "overruns": _counter("ptunnel_server_receive_overruns_total", "Datagrams that the kernel lost as a receive buffer was full."),
     "server_internal": _counter("ptunnel_server_faults_total", "Faults in ptunnel, each of which ended one thing."),
 }  # fmt: skip
+#: Of whatever process: what came of the connections to its figures.
+SCRAPES: Final = _counter("ptunnel_scrapes_total", "Connections to this page of figures, by what came of them.", "result")
+OF_SCRAPES: Final = "scrape_"  # with this begin those counters
 #: The same for counters that begin like this; what follows is the label.  The first row that fits counts.
 FAMILIES: Final[Mapping[str, Metric]] = {
     "did_refused_": _counter("ptunnel_server_refusals_total", "Requests that were refused, by why.", "reason"),
     "did_": _counter("ptunnel_server_events_total", "Things done, by what.", "event"),
     "dropped_": _counter("ptunnel_server_drops_total", "Datagrams that were dropped, by why.", "reason"),
-    "scrape_": _counter("ptunnel_scrapes_total", "Connections to this page of figures, by what came of them.", "result"),
     "error_": _counter("ptunnel_server_socket_errors_total", "Things that sockets and TLS connections met, by what.", "reason"),
 }
 #: A field of a link -> its metric, with the peer as its label.
@@ -85,7 +87,7 @@ DROPS: Final = _counter("ptunnel_drops_total", "What the process dropped, by pla
 FORWARDS: Final = _counter("ptunnel_forward_events_total", "What forwards did and dropped, by what.", "event")
 
 METRICS: Final[tuple[Metric, ...]] = (
-    BUILD, UPTIME, *OF_SERVER.values(), *FAMILIES.values(), LINKS, *OF_LINK.values(), DROPS_OF_LINKS, DROPS, FORWARDS,
+    BUILD, UPTIME, SCRAPES, *OF_SERVER.values(), *FAMILIES.values(), LINKS, *OF_LINK.values(), DROPS_OF_LINKS, DROPS, FORWARDS,
 )  # fmt: skip
 
 
@@ -120,7 +122,9 @@ def figures(status: Mapping[str, Any]) -> list[Figures]:
     add(BUILD, 1, _version(), role)
     add(UPTIME, status.get("uptime_s"))
     for name, value in _map(status.get("counters")):
-        if role != "serve":
+        if name.startswith(OF_SCRAPES):
+            add(SCRAPES, value, name.removeprefix(OF_SCRAPES))
+        elif role != "serve":
             add(FORWARDS, value, name)
         elif name in OF_SERVER:
             add(OF_SERVER[name], value)
@@ -134,6 +138,8 @@ def figures(status: Mapping[str, Any]) -> list[Figures]:
         add(LINKS, len(links))
         for link in links:
             _add_link(link, add)
+        for known in status.get("peers") or ():
+            add(OF_LINK["reachable"], 0, str(known.get("peer", "")))  # one with a link has more
     for place, reasons in _map(status.get("drops")):
         for reason, value in _map(reasons):
             add(DROPS, value, place, reason)

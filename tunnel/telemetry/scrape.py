@@ -11,15 +11,15 @@ import ipaddress
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import h11
 import trio
 
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
-from tunnel.telemetry.metrics import CONTENT_TYPE
+from tunnel.telemetry.metrics import CONTENT_TYPE, Exposition, Source
 from tunnel.units import Address
 
 PATH: Final = b"/metrics"
@@ -45,6 +45,19 @@ def notice(addresses: Sequence[Address]) -> str:
         f"Whoever reaches {public[0]} over TCP can read the figures: let your Prometheus alone through the firewall, or use "
         f"--metrics 127.0.0.1:{public[0].port}."
     )
+
+
+async def open_scrapes(place: tuple[str, int], status: Source, faults: Faults) -> Scrapes:
+    """Listen there, and give the figures of `status`, with those of the scrapes.  Raises ConfigurationError."""
+
+    def with_scrapes() -> Mapping[str, Any]:
+        found = status()
+        ours = {f"scrape_{name}": count for name, count in scrapes.counts.items()}
+        return {**found, "counters": {**found.get("counters", {}), **ours}}
+
+    scrapes = Scrapes(Exposition(with_scrapes).text, faults)
+    await scrapes.open(*place)
+    return scrapes
 
 
 class Scrapes:
