@@ -93,19 +93,15 @@ class UdpCounters:
 
     __slots__ = (
         "errors",
-        "receive_calls",
         "received_bytes",
         "received_datagrams",
-        "send_calls",
         "sent_bytes",
         "sent_datagrams",
     )
 
     def __init__(self) -> None:
-        self.send_calls = 0
         self.sent_datagrams = 0
         self.sent_bytes = 0
-        self.receive_calls = 0
         self.received_datagrams = 0
         self.received_bytes = 0
         self.errors: Counter[str] = Counter()

@@ -10,7 +10,7 @@ import trio.testing
 
 from tunnel.doors.udp.socket import UdpSocket, open_socket
 from tunnel.node.pool import CloseSockets, OpenSockets
-from tunnel.shell.pool import PoolSockets
+from tunnel.shell.sockets import PoolSockets
 from tunnel.units import SocketId
 
 

@@ -7,14 +7,13 @@ the same bytes again.  The responder only ever answers, so its side needs no tim
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
 
 from tunnel.core.timers import TimerTable
-from tunnel.core.trace import Drops
 from tunnel.errors import MalformedPacket
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.crypto.challenge import CHALLENGE, receiver_of
@@ -31,8 +30,7 @@ from tunnel.transport.packet.header import HEADER, HEADER_SIZE, NONCE_PREFIX, OV
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds
 
 if TYPE_CHECKING:
-    import random
-
+    from tunnel.node.context import Context
     from tunnel.transport.crypto.noise import Entropy
 
 FIRST_RETRY: Final = Seconds(0.5)
@@ -84,19 +82,17 @@ class InitiatorHandshake:
 
     def __init__(
         self,
-        *,
+        context: Context,
         initiator: Initiator,
         path: PathKey,
         now: Instant,
-        timestamp: Callable[[], int],
-        rng: random.Random,
+        *,
         give_up_after: Seconds | None = None,
-        drops: Drops | None = None,
         others: Iterable[PathKey] = (),
         at_once: bool = False,
         is_awaited: bool = False,
     ) -> None:
-        """`timestamp` gives strictly increasing nanoseconds; `give_up_after` None means: never; `drops` is where to count.
+        """`give_up_after` None means: never.
 
         Repetitions go over `path` and `others` in turn; with `at_once` each goes over `path` and one of the others together.
         `is_awaited`: nothing else goes on until it is done.
@@ -111,10 +107,10 @@ class InitiatorHandshake:
         self.attempts = 0
         self.behind = 0  # nanoseconds: by how much the peer finds our clock behind what it showed before
         self._challenged = 0
-        self.drops = Drops() if drops is None else drops
+        self.drops = context.drops
         self._initiator = initiator
-        self._timestamp = timestamp
-        self._rng = rng
+        self._timestamp = context.timestamp
+        self._rng = context.rng
         self._wait = FIRST_RETRY
         self._longest = LONGEST_AWAITED_RETRY if is_awaited or initiator.pattern is Pattern.XX else LONGEST_RETRY
         self._finishes = 0

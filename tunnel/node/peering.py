@@ -155,13 +155,11 @@ class Peering:
             newer=self.hybrid.newer_psks,
         )
         self.handshake = InitiatorHandshake(
-            initiator=initiator,
-            path=path,
-            now=now,
-            timestamp=context.timestamp,
-            rng=context.rng,
+            context,
+            initiator,
+            path,
+            now,
             give_up_after=give_up_after,
-            drops=context.drops,
             others=others,
             at_once=self.connection is not None and self.connection.is_mute,
             is_awaited=is_awaited,

@@ -55,11 +55,10 @@ from tunnel.shell.links import Links
 from tunnel.shell.outbox import Outbox
 from tunnel.shell.packets import PacketDoor
 from tunnel.shell.places import machine_hosts
-from tunnel.shell.pool import PoolSockets
 from tunnel.shell.receive_coalescing import DRIZZLE_PAUSE, Drizzle
 from tunnel.shell.routes import Routes
 from tunnel.shell.servers import Servers
-from tunnel.shell.sockets import OpenSocket, drops_of, open_all, open_large
+from tunnel.shell.sockets import OpenSocket, PoolSockets, drops_of, open_all, open_large
 from tunnel.shell.traces import WalledTraces
 from tunnel.transport.crypto.keys import preferred_aeads
 from tunnel.units import Address, Instant, Seconds, SocketId

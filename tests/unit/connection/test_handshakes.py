@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 from itertools import count, pairwise
+from types import SimpleNamespace
+from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from tunnel.core.trace import Drops
+from tunnel.node.context import Context
 from tunnel.node.handshakes import FINISH_ATTEMPTS, INITS_UNQUESTIONED, MAX_CHALLENGED, Gatekeeper, InitiatorHandshake
 from tunnel.transport.crypto.challenge import Challenge
 from tunnel.transport.crypto.handshake import Initiator, Pattern, XxResponder, ik_prologue, open_ik_init
@@ -38,14 +42,8 @@ def begin(pattern: Pattern, give_up_after: Seconds | None = None) -> InitiatorHa
         params=params(1),
         entropy=ENTROPY,
     )
-    return InitiatorHandshake(
-        initiator=initiator,
-        path=PATH,
-        now=NOW,
-        timestamp=lambda: next(clock),
-        rng=random.Random(2),
-        give_up_after=give_up_after,
-    )
+    context = cast(Context, SimpleNamespace(timestamp=lambda: next(clock), rng=random.Random(2), drops=Drops()))
+    return InitiatorHandshake(context, initiator, PATH, NOW, give_up_after=give_up_after)
 
 
 def sent_at(handshake: InitiatorHandshake, duration: float) -> list[tuple[float, bytes]]:

@@ -99,7 +99,6 @@ class TlsStream:
     def send(self, buffer: memoryview, segment_size: int) -> None:
         """Send `buffer` as datagrams of `segment_size` bytes, of which the last may be shorter; never waits."""
         counters = self.counters
-        counters.send_calls += 1
         size = min(segment_size, len(buffer))
         if self.is_ended:
             counters.errors["closed"] += 1
@@ -171,7 +170,6 @@ class TlsStream:
             return None
         datagrams, stride = run
         counters = self.counters
-        counters.receive_calls += 1
         counters.received_datagrams += -(-len(datagrams) // stride)
         counters.received_bytes += len(datagrams)
         return ReceivedBatch(self.remote, memoryview(datagrams), stride, 0)

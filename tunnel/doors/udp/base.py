@@ -172,7 +172,6 @@ class BoundSocket:
         self._unfinished = None
         while at < length:
             end = min(at + segment_size, length)
-            counters.send_calls += 1
             try:
                 self._send_one(buffer[at:end], sockaddr, ttl, ecn, source)
             except OSError as error:

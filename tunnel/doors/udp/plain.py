@@ -45,7 +45,6 @@ class PlainSocket(BoundSocket):
     def receive(self) -> ReceivedBatch | None:
         counters = self.counters
         for _ in range(MAX_USELESS):
-            counters.receive_calls += 1
             try:
                 length, sockaddr = self._socket.recvfrom_into(self._buffer)
             except BlockingIOError:

@@ -200,14 +200,7 @@ class ConnectorPairing(Flow):
             entropy=context.entropy,
         )
         self._deadline = Instant(now + ANSWER_TIMEOUT)
-        self.handshake = InitiatorHandshake(
-            initiator=initiator,
-            path=self._channel.path_key,
-            now=now,
-            timestamp=context.timestamp,
-            rng=context.rng,
-            drops=context.drops,
-        )
+        self.handshake = InitiatorHandshake(context, initiator, self._channel.path_key, now)
         context.demux.handshakes[initiator.index] = self
 
     def _wait(self, now: Instant, mailbox: bytes) -> None:

@@ -55,15 +55,7 @@ class KeyQuestion(Flow):
             params=_params(context, peer),
             entropy=context.entropy,
         )
-        self._handshake = InitiatorHandshake(
-            initiator=initiator,
-            path=path,
-            now=now,
-            timestamp=context.timestamp,
-            rng=context.rng,
-            give_up_after=GIVE_UP_AFTER,
-            drops=context.drops,
-        )
+        self._handshake = InitiatorHandshake(context, initiator, path, now, give_up_after=GIVE_UP_AFTER)
         context.demux.handshakes[initiator.index] = self
         context.demux.verdicts[initiator.index] = self._on_verdict
 
