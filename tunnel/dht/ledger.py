@@ -45,13 +45,13 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._hosts)
 
-    def take(self, now: Instant, host: str) -> bool:
-        """Whether one more datagram may go to `host`; it is counted then."""
+    def take(self, now: Instant, host: str, kept: int = 0) -> bool:
+        """Whether one more datagram may go to `host`, so that `kept` may still go after it; it is counted then."""
         found = _entry(self._hosts, host, now)
         network = _entry(self._networks, _network(host), now)
         if now - found.begun_at >= WINDOW:
             found.begun_at, found.in_window = now, 0
-        if found.unanswered >= self._max_unanswered or found.in_window >= self._max_in_window:
+        if found.unanswered + kept >= self._max_unanswered or found.in_window >= self._max_in_window:
             return False
         if network.unanswered >= NETWORK_SHARE * self._max_unanswered:
             return False

@@ -29,6 +29,8 @@ from tunnel.dht.lookup import IPV6_NETWORK_BITS, NETWORK_BITS
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
 
 CHECK_TIMES: Final = (0.0, 0.1, 0.25, 0.5, 0.9, 1.4, 2.0, 3.0, 4.5, 6.5)  # seconds after an address was found
+FRESH_CHECKS: Final = 6  # the first of them: in two seconds, by when both sides mostly know of each other ...
+KEPT: Final = 24  # ... and so many datagrams to a host are kept for these, as its newest port may be told of last
 RECHECK: Final = Seconds(15.0)  # before a check after those, and each time twice as long: most that were in vain stay so, ...
 MAX_DOUBLINGS: Final = 2  # ... up to a minute
 GONE_AFTER: Final = Seconds(60.0)  # of silence, and an address that was met gives way as any other: its owner may have a new port
@@ -127,6 +129,7 @@ class Meeting:
         self._drops = drops
         self._candidates: dict[Way, _Candidate] = {}
         self._voices: OrderedDict[Way, set[int]] = OrderedDict()
+        self._in_vain: OrderedDict[Way, None] = OrderedDict()  # that were checked and gave way
         self._paths: OrderedDict[Way, _Path] = OrderedDict()
         self._unsent: OrderedDict[tuple[bytes, int], _Message] = OrderedDict()
         self._heard: OrderedDict[tuple[bytes, int], None] = OrderedDict()
@@ -154,14 +157,25 @@ class Meeting:
         voices = self._hear_of(way, node)
         if way in self._candidates:
             return
+        voices = 0 if way in self._in_vain else voices
         same = [each for each in self._candidates if each[1].host == address.host]
-        if len(same) >= MAX_PORTS or len(self._candidates) >= MAX_CANDIDATES:
-            gone = min(same if len(same) >= MAX_PORTS else self._candidates, key=lambda each: self._worth(now, each))
-            if self._worth(now, gone) >= voices:
+        is_crowded = len(same) >= MAX_PORTS
+        if is_crowded or len(self._candidates) >= MAX_CANDIDATES:
+            patience = FRESH_CHECKS if is_crowded else len(CHECK_TIMES)
+            gone = min(same if is_crowded else self._candidates, key=lambda each: self._worth(now, each, patience))
+            if self._worth(now, gone, patience) >= voices:
                 self._drops["DHT peers more than are checked"] += 1
                 return
-            del self._candidates[gone]
-        self._candidates[way] = _Candidate(now)
+            self._give_way(gone)
+        self._candidates[way] = candidate = _Candidate(now)
+        if way in self._in_vain:
+            candidate.checks, candidate.due_at = len(CHECK_TIMES), Instant(now + RECHECK)
+
+    def _give_way(self, way: Way) -> None:
+        del self._candidates[way]
+        self._in_vain[way] = None
+        while len(self._in_vain) > MAX_TOLD:
+            self._in_vain.popitem(last=False)
 
     def _hear_of(self, way: Way, node: str) -> int:
         """How many networks of nodes tell of it: a liar has one voice, and strangers that it makes up have no other."""
@@ -173,12 +187,12 @@ class Meeting:
             self._voices.popitem(last=False)
         return len(voices)
 
-    def _worth(self, now: Instant, way: Way) -> int:
+    def _worth(self, now: Instant, way: Way, patience: int) -> int:
         """Of a candidate: whoever was met goes for nobody, and whoever was checked in vain for anybody."""
         path = self._paths.get(way)
         if path is not None and path.is_open and now - path.heard_at < GONE_AFTER:
             return MAX_VOICES + 1
-        return 0 if self._candidates[way].checks > len(CHECK_TIMES) else len(self._voices.get(way, ()))
+        return 0 if self._candidates[way].checks > patience else len(self._voices.get(way, ()))
 
     def look_again(self, now: Instant) -> None:
         """Check all that are known once more: what was open may be closed."""
@@ -272,20 +286,21 @@ class Meeting:
         )
         path = self._path(way)
         # Also where it is open here: the echo that would open it there may have been lost.
-        self._send_check(now, way, path.nonce + path.theirs)
+        self._send_check(now, way, path.nonce + path.theirs, KEPT if done > FRESH_CHECKS else 0)
         if not path.hears_us:
             for step in FORETOLD.get(done, ()):
                 near = (way[0], Address(way[1].host, way[1].port + step))
                 if MIN_PORT <= near[1].port <= MAX_PORT:
-                    self._send_check(now, near, self._path(near).nonce + bytes(NONCE_SIZE))
+                    self._send_check(now, near, self._path(near).nonce + bytes(NONCE_SIZE), KEPT)
 
-    def _send_check(self, now: Instant, way: Way, nonces: bytes) -> None:
-        self._send(now, way, self.keys.seal(CHECK, nonces + pack_host(self._own_host(way[0]))))
+    def _send_check(self, now: Instant, way: Way, nonces: bytes, kept: int = 0) -> None:
+        self._send(now, way, self.keys.seal(CHECK, nonces + pack_host(self._own_host(way[0]))), kept)
 
     def _on_check(self, now: Instant, way: Way, nonce: bytes, echo: bytes, *, is_straight: bool) -> None:
         path = self._path(way)
         is_news = not path.hears_us or nonce != path.theirs
         path.theirs, path.heard_at = nonce, now
+        self._in_vain.pop(way, None)
         hears_us = echo == path.nonce
         if hears_us:
             path.hears_us = True
@@ -306,8 +321,8 @@ class Meeting:
         self._heard[mailbox, number] = None
         self.events.append(Heard(way, mailbox, body))
 
-    def _send(self, now: Instant, way: Way, datagram: bytes) -> None:
-        if self._ledger.take(now, way[1].host):
+    def _send(self, now: Instant, way: Way, datagram: bytes, kept: int = 0) -> None:
+        if self._ledger.take(now, way[1].host, kept):
             self._out.append((*way, datagram))
         else:
             self._drops["meeting datagram too many to a host"] += 1

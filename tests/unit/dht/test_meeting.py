@@ -13,6 +13,8 @@ from tunnel.dht.ledger import Ledger
 from tunnel.dht.meeting import (
     CHECK_TIMES,
     DETOUR_WAIT,
+    FRESH_CHECKS,
+    KEPT,
     MAX_CANDIDATES,
     MAX_CHECKS,
     MAX_CHECKS_IN_WINDOW,
@@ -303,3 +305,21 @@ def test_a_host_that_changes_on_the_way_is_met_after_a_while() -> None:
                 to.handle_datagram(now, (S, source), data)
     assert (home.open_ways, friend.open_ways) == ([(S, STRANGER)], [(S, HOME)])
     assert tick / 10 > DETOUR_WAIT
+
+
+def test_checks_are_kept_for_the_port_that_is_told_of_last() -> None:
+    friend = meeting(1)
+    for number in range(MAX_PORTS):
+        friend.found(START, S, Address(HOME.host, 5_000 + number), NODE)
+    now, sent = START, 0
+    while now < START + 9.0:
+        sent += sum(target.host == HOME.host for target, _ in out(friend, now))
+        now = Instant(now + 0.1)
+    assert MAX_CHECKS - KEPT <= sent <= MAX_CHECKS - 2 * FRESH_CHECKS
+    friend.found(now, S, HOME, NODE)
+    fresh = 0
+    for tick in range(30):
+        fresh += sum(target == HOME for target, _ in out(friend, Instant(now + tick / 10)))
+    assert fresh == FRESH_CHECKS
+    friend.found(now, S, Address(HOME.host, 5_000), NODE)  # gave way, and is not taken for a new one
+    assert (S, Address(HOME.host, 5_000)) not in friend._candidates

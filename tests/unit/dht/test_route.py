@@ -336,3 +336,21 @@ def test_a_route_has_the_face_of_a_client() -> None:
         assert ours is not None, name
         if callable(verb):
             assert list(inspect.signature(ours).parameters) == list(inspect.signature(verb).parameters), name
+
+
+def test_both_sides_may_begin_anew_again_and_again() -> None:
+    """Nodes go on telling of the ports that they had before, for the better part of an hour."""
+    at = world()
+    took = []
+    for number in range(8):
+        home = Home(at, cone(port=40_000 + 100 * number), seed=30 + number)
+        friend = Home(at, cone("198.18.0.9", 50_000 + 100 * number), seed=60 + number)
+        home.part.listen(at.now, [ROOM])
+        friend.part.dial(at.now, [ROOM])
+        begun = at.now
+        at.run(lambda: bool(friend.heard(Introduced)), 30.0, home, friend)  # noqa: B023
+        took.append(round(at.now - begun, 1))
+        for each in (home, friend):
+            each.part.close(at.now)
+            at.homes.remove(each)
+    assert max(took) < 10.0, took
