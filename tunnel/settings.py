@@ -176,7 +176,7 @@ class Settings:
     metrics: Annotated[
         str | None,
         Row(
-            meaning="where `up` gives figures to Prometheus, as in 127.0.0.1:9464, or a port of this machine alone",
+            meaning="where 'ptunnel up' gives figures to Prometheus, as in 127.0.0.1:9464, or a port of this machine alone",
             check=_check_metrics,
         ),
     ] = None

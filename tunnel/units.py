@@ -18,6 +18,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 KEY_SIZE: Final = 32  # bytes of every key: static, ephemeral, a room's, public or private, a psk, a secret, a cipher's
 CHANNEL_SIZE: Final = 8  # bytes of the relay channel that stands before every relayed datagram
+CHANNEL_BYTE: Final = 0xC0  # the first byte of every relayed datagram has these two bits
 
 
 class Hex(bytes):

@@ -16,7 +16,7 @@ from tests.style.source import ROOT, modules, project_files, reads
 from tunnel.cli import main as cli
 from tunnel.nat import candidate
 from tunnel.node import peering
-from tunnel.rendezvous import messages, relay, server
+from tunnel.rendezvous import messages, server
 from tunnel.room.core import messages as room_messages
 from tunnel.room.core.roster import Roster
 from tunnel.settings import TABLE as SETTINGS
@@ -27,6 +27,7 @@ from tunnel.transport.crypto import challenge, cookie, handshake
 from tunnel.transport.packet import header
 from tunnel.transport.packet.frames import Frame
 from tunnel.transport.stream import flow
+from tunnel.units import CHANNEL_BYTE
 
 DOCUMENTS = [path for path in project_files() if path.suffix == ".md" and path.exists()]
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -130,7 +131,7 @@ def test_the_first_byte_table() -> None:
         f"0x{number:02X}": True for number in expected
     }
     assert f"0x{header.TRANSPORT:02X}–0xBF" in table
-    assert f"0x{relay.CHANNEL_BYTE:02X}–0xFF" in table
+    assert f"0x{CHANNEL_BYTE:02X}–0xFF" in table
     assert {int(text, 16) for key in table if "," in key for text in key.split(", ")} == server.DIRECTORY_KINDS
 
 

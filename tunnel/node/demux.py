@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from tunnel.rendezvous.messages import PUSH, RESPONSE
-from tunnel.rendezvous.relay import CHANNEL_BYTE
 from tunnel.transport.crypto.challenge import CHALLENGE
 from tunnel.transport.crypto.handshake import INIT
+from tunnel.units import CHANNEL_BYTE
 
 if TYPE_CHECKING:
     from tunnel.node.flow import Flow

@@ -24,9 +24,8 @@ from tunnel.node.peering import Peering
 from tunnel.node.pool import SocketOrder
 from tunnel.node.punching import LocalSocket, Puncher
 from tunnel.pairing.code import Purpose
-from tunnel.rendezvous.relay import CHANNEL_BYTE
 from tunnel.transport.packet.header import TRANSPORT
-from tunnel.units import CHANNEL_SIZE, Address, Instant, PathKey, SocketId, Transmit
+from tunnel.units import CHANNEL_BYTE, CHANNEL_SIZE, Address, Instant, PathKey, SocketId, Transmit
 
 if TYPE_CHECKING:
     import random

@@ -20,9 +20,8 @@ from tunnel.core.trace import Drops
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import TOKEN_SIZE, rebind_mac
 from tunnel.rendezvous.pacing import ADDRESS_TIMES, PREFIX_TIMES, Ceiling
-from tunnel.units import CHANNEL_SIZE, Address, Instant, SocketId, Transmit
+from tunnel.units import CHANNEL_BYTE, CHANNEL_SIZE, Address, Instant, SocketId, Transmit
 
-CHANNEL_BYTE: Final = 0xC0  # the first byte of every relayed datagram has these two bits
 MIN_RELAYED: Final = CHANNEL_SIZE + 1  # bytes; less carries nothing
 PAYER: Final = 1  # the side that asked for the channel: it dialed or claimed
 

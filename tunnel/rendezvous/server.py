@@ -26,10 +26,10 @@ from tunnel.rendezvous.messages import GoneReason, RefusalCode
 from tunnel.rendezvous.numbers import Numbers
 from tunnel.rendezvous.pushes import Pushes
 from tunnel.rendezvous.registry import Registry, Session
-from tunnel.rendezvous.relay import CHANNEL_BYTE, Relay
+from tunnel.rendezvous.relay import Relay
 from tunnel.rendezvous.strangers import Strangers
 from tunnel.rendezvous.stun import ServerSocket, StunCodec
-from tunnel.units import Address, Buffer, Instant, Seconds, SocketId, Transmit
+from tunnel.units import CHANNEL_BYTE, Address, Buffer, Instant, Seconds, SocketId, Transmit
 
 DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around it forgiven
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired

@@ -21,7 +21,6 @@ from tunnel.shell.endpoint import EndpointDriver
 from tunnel.shell.events import Trouble
 from tunnel.shell.lasting import last
 from tunnel.shell.places import NO_NETWORK, has_network
-from tunnel.shell.serve import RunningServer, ServerConfig, serve
 from tunnel.shell.servers import Lookup
 from tunnel.units import Address
 
@@ -146,6 +145,8 @@ async def embed(nursery: trio.Nursery, machine: Machine, before: Sequence[str], 
     `before` are servers that peers remember.  One of them that was ours is opened again, at the port they know; None when that
     port is taken, which is then a server of its own.  `has_guests`: whoever was led to us may wait there for others too.
     """
+    from tunnel.shell.serve import RunningServer, ServerConfig, serve  # most commands have no server of their own
+
     hosts = list(machine.look())
     own = ServerConfig(own_hosts=OwnHosts(machine.look), has_guests=has_guests)
     extra = machine.options("opener", "clock")

@@ -1,25 +1,27 @@
-"""The DHT in the place of a server, under trio: entry nodes are looked up, and slow hashes computed beside everything else."""
+"""The DHT in the place of a server, under trio: entry nodes are looked up, and slow hashes computed beside everything else.
+
+Every driver has a door, and few open it: what stands behind it is imported when they do.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import trio
 
-from tunnel.dht import checks, krpc
-from tunnel.dht.client import MAX_SAVED
-from tunnel.dht.route import DhtRoute
-from tunnel.dht.stretch import Stretch, secret_of
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults
 from tunnel.host.clock import unix_time
 from tunnel.node.endpoint import Endpoint
 from tunnel.server_spec import DHT
-from tunnel.shell.dht import find_entry
 from tunnel.units import Address, Instant, SocketId
+
+if TYPE_CHECKING:
+    from tunnel.dht.route import DhtRoute
+    from tunnel.dht.stretch import Stretch
 
 NOTICE: Final = "Meeting over the DHT: strangers' machines are asked, and see the address of this one."
 MAX_HASHES: Final = 1  # slow hashes at a time: each takes 128 MB
@@ -50,8 +52,9 @@ class DhtDoor:
         clock: Callable[[], Instant],
         flush: Callable[[], None],
         faults: Faults,
-        stretch: Callable[[Stretch], bytes] = secret_of,
+        stretch: Callable[[Stretch], bytes] | None = None,
     ) -> None:
+        """`stretch` computes in the place of `dht.stretch.secret_of`."""
         self._core = core
         self._sockets = sockets
         self._bootstrap = bootstrap
@@ -76,6 +79,10 @@ class DhtDoor:
 
         Raises ConfigurationError, OfflineError, ServerUnreachableError.
         """
+        from tunnel.dht import checks, krpc
+        from tunnel.dht.route import DhtRoute
+        from tunnel.shell.dht import find_entry
+
         await self._runs.wait()
         saved: list[Address] = []
         if self._memory is not None:
@@ -117,6 +124,8 @@ class DhtDoor:
 
     async def _enter(self) -> None:
         """By the nodes that are set, as soon as their names are known; where none is, those of an earlier run have to do."""
+        from tunnel.shell.dht import find_entry
+
         with self._faults.wall("dht", "kept the DHT from being entered by the nodes that are set"):
             try:
                 entry = await find_entry(self._bootstrap)
@@ -139,15 +148,22 @@ class DhtDoor:
                     await trio.to_thread.run_sync(self._memory.save, nodes, abandon_on_cancel=True)
 
     def _nodes(self) -> list[Address]:
-        return [] if self._route is None else self._route.nodes(MAX_SAVED)
+        if self._route is None:
+            return []
+        from tunnel.dht.client import MAX_SAVED
+
+        return self._route.nodes(MAX_SAVED)
 
     def _begin(self, order: Stretch) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(self._stretch, order)
 
     async def _stretch(self, order: Stretch) -> None:
+        from tunnel.dht.stretch import secret_of
+
+        compute = secret_of if self._secret_of is None else self._secret_of
         with self._faults.wall("dht", "ended the meeting by a code"):
-            secret = await trio.to_thread.run_sync(self._secret_of, order, limiter=self._limit, abandon_on_cancel=True)
+            secret = await trio.to_thread.run_sync(compute, order, limiter=self._limit, abandon_on_cancel=True)
             now = self._clock()
             if self._route is not None:
                 self._route.stretched(now, order, secret)

@@ -24,14 +24,13 @@ from tunnel.host.clock import boottime, unix_time
 from tunnel.node.stun_codec import ServerStun
 from tunnel.rendezvous.access import AccessList
 from tunnel.rendezvous.limits import ServerConfig
-from tunnel.rendezvous.relay import CHANNEL_BYTE
 from tunnel.rendezvous.server import Server
 from tunnel.rendezvous.stun import ServerSocket
 from tunnel.server_spec import DEFAULT_PORT, DEFAULT_TLS_PORT
 from tunnel.shell.lasting import last
 from tunnel.shell.outside import View, Views, servers_named
 from tunnel.shell.server_log import logger
-from tunnel.units import Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
+from tunnel.units import CHANNEL_BYTE, Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
 
 __all__ = [
     "DEFAULT_LISTEN",

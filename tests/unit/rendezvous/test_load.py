@@ -19,9 +19,8 @@ from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.load import Kind, Load
 from tunnel.rendezvous.messages import Role
 from tunnel.rendezvous.pacing import HIGHEST, INTERVAL, Ceiling
-from tunnel.rendezvous.relay import CHANNEL_BYTE
 from tunnel.rendezvous.server import Server
-from tunnel.units import Address, Instant, SocketId
+from tunnel.units import CHANNEL_BYTE, Address, Instant, SocketId
 
 STEP: Final = 0.001  # seconds
 BUFFER: Final = 2_000  # datagrams that the kernel holds
