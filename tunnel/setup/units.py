@@ -99,7 +99,8 @@ def up_unit(program: str = PROGRAM, *, has_room: bool = False, owner: tuple[str,
         user, home = owner
         settings = f"User={user}\nEnvironment={quoted(f'PTUNNEL_HOME={home}')}\n"
         rooms = rooms.replace("DynamicUser=yes", "RemoveIPC=yes")
-        rooms = rooms.replace("ProtectHome=yes", f"ProtectHome=tmpfs\nBindPaths={quoted(home)}")
+        # The program may be in that user's home as well.
+        rooms = rooms.replace("ProtectHome=yes", f"ProtectHome=read-only\nReadWritePaths={quoted(home)}")
     if has_room:
         rooms = rooms.replace("PrivateDevices=yes", "DevicePolicy=closed\nDeviceAllow=/dev/net/tun rw")
     else:

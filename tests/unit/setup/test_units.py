@@ -103,3 +103,10 @@ def test_root_is_needed_for_a_room_alone() -> None:
     assert "tun" not in up_unit().partition("[Service]")[2].replace("ptunnel", "")
     assert "AmbientCapabilities=CAP_NET_ADMIN\n" in up_unit(has_room=True)
     assert "DeviceAllow=/dev/net/tun rw\n" in up_unit(has_room=True)
+
+
+def test_a_user_whose_files_the_service_of_the_machine_has_may_have_the_program_there_too() -> None:
+    text = up_unit("/srv/ben/bin/ptunnel", owner=("ben", "/srv/ben/my tunnels"))
+    assert "User=ben\n" in text
+    assert "DynamicUser" not in text
+    assert 'ProtectHome=read-only\nReadWritePaths="/srv/ben/my tunnels"\n' in text
