@@ -65,6 +65,13 @@ class TestTookTooLong(Exception):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
+    if "PTUNNEL_COVERAGE" in os.environ and (hasattr(config, "workerinput") or not config.getoption("numprocesses", None)):
+        from coverage import Coverage
+
+        measured = Coverage(data_suffix=True)
+        measured.start()
+        config.add_cleanup(measured.save)
+        config.add_cleanup(measured.stop)  # the last goes first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 
 from tests.style.source import ROOT, Import, Module, modules
@@ -166,6 +167,12 @@ def test_the_core_has_no_clock_no_chance_and_no_sockets() -> None:
         if found.target.split(".")[0] in NOT_IN_THE_CORE and not found.for_typing
     ]
     assert wrong == []
+
+
+def test_coverage_is_taken_of_the_core() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["coverage"]
+    assert {folder.removeprefix("tunnel/").replace("/", ".") for folder in settings["run"]["source"]} == SANS_IO
+    assert settings["report"]["fail_under"] > 90
 
 
 def test_only_pake_knows_spake2() -> None:

@@ -103,6 +103,44 @@ def test_a_damaged_record_is_a_state_error(change: dict[str, object]) -> None:
         GrantSet.from_dicts([{key: value for key, value in GOOD.items() if key not in change}])
 
 
+OTHER_KINDS = GrantSet.parse(
+    "net/192.168.1.0/24:80,443", "net/[fd00::]/64:53/udp", "remote/8080", "remote/*:9000-9010", "unix:/run/x.sock"
+)
+
+
+def test_networks_remote_ports_and_sockets_survive_the_state_file_and_read_as_they_are_typed() -> None:
+    assert GrantSet.from_dicts(OTHER_KINDS.to_dicts()) == OTHER_KINDS == GrantSet.parse(*map(str, OTHER_KINDS))
+
+
+def test_networks_and_remote_ports_are_for_what_they_say_and_open_no_port_here() -> None:
+    assert [each.host for each in OTHER_KINDS.nets("tcp", 443)] == ["192.168.1.0/24"]
+    assert [each.host for each in OTHER_KINDS.nets("udp", 53)] == ["fd00::/64"]
+    assert OTHER_KINDS.nets("udp", 443) == []
+    assert OTHER_KINDS.lets_listen("127.0.0.1", 8080)
+    assert OTHER_KINDS.lets_listen("*", 9010)
+    assert not OTHER_KINDS.lets_listen("*", 8080)
+    assert OTHER_KINDS.allows("tcp", 443) is OTHER_KINDS.allows("tcp", 8080) is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        GOOD | {"protocol": "nets/tcp", "host": "10.0.0.0/8"},
+        GOOD | {"protocol": "net/tcp", "host": "10.0.0.1/8"},  # no network's own address
+        GOOD | {"protocol": "net/tcp", "host": "office"},
+        GOOD | {"protocol": "net/tcp", "host": "10.0.0.0/8", "name": "office"},
+        GOOD | {"protocol": "remote/udp"},
+        GOOD | {"protocol": "remote/tcp", "host": "a b"},
+        GOOD | {"protocol": "remote/tcp", "proxy": True},
+        GOOD | {"protocol": "udp", "host": "unix:/run/x.sock", "first": 1, "last": 1},
+        GOOD | {"host": "unix:x.sock", "first": 1, "last": 1},
+    ],
+)
+def test_a_damaged_record_of_another_kind_is_a_state_error(record: dict[str, object]) -> None:
+    with pytest.raises(StateError):
+        GrantSet.from_dicts([record])
+
+
 def test_newer_grants_win_where_they_give_the_same_name() -> None:
     both = GRANTS.union(GrantSet.parse("443", "Nas=other:1", "22"))
     assert both.allows("tcp", "nas") == ("other", 1)
