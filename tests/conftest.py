@@ -42,6 +42,7 @@ THOROUGH = {
     "tests/driver/test_library.py",
     "tests/driver/test_speech.py",
     "tests/driver/test_speech_answers.py",
+    "tests/driver/test_up_page.py",
     "tests/driver/test_floods.py",
     "tests/fuzz/test_rendezvous_decoders.py",
     "tests/sim/test_congestion.py",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, get_args, get_origin, get_type_hints
 
 from tunnel.errors import ConfigurationError
+from tunnel.page.place import read_place
 from tunnel.server_spec import (
     DEFAULT_METRICS_PORT,
     DEFAULT_TLS_PORT,
@@ -83,7 +84,7 @@ class Settings:
     server: Annotated[
         str | None,
         Row(
-            meaning="the rendezvous server, HOST or HOST:PORT (24531); dht (no server: the Mainline DHT), or both; or none",
+            meaning="the rendezvous server, HOST[:PORT]; dht (no server: the Mainline DHT), or both; or none",
             kind="network",
             metavar="HOST[:PORT]",
             help="The rendezvous server, 'dht' (without one), 'HOST,dht', 'none'. "
@@ -176,7 +177,7 @@ class Settings:
     metrics: Annotated[
         str | None,
         Row(
-            meaning="where 'ptunnel up' gives figures to Prometheus, as in 127.0.0.1:9464, or a port of this machine alone",
+            meaning="where ptunnel up gives figures to Prometheus: 127.0.0.1:9464, or a port of this machine",
             check=_check_metrics,
         ),
     ] = None
@@ -189,6 +190,13 @@ class Settings:
             help="Write a trace of each connection into this folder (qlog, for qvis and others).",
             variable="PTUNNEL_QLOG",
             keeps_blanks=True,
+        ),
+    ] = None
+    page: Annotated[
+        str | None,
+        Row(
+            meaning="where ptunnel up shows a page to browsers of this machine: ADDRESS:PORT or unix:/PATH",
+            check=read_place,
         ),
     ] = None
     is_server_given: bool = False  # by a flag: goes before the one that a peer is remembered with

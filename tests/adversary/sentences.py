@@ -274,6 +274,44 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "tests/driver/test_metrics.py::test_silent_connections_keep_prometheus_out_neither_by_number_nor_for_long",
         ),
     },
+    "Who finds the page of `up`": {
+        "Where `page` is set, `ptunnel up` shows a page to the browsers of this machine, at a loopback address or a Unix "
+        "socket; an address that other machines reach is refused.": (
+            "tests/unit/page/test_place.py::test_anything_else_is_refused_with_one_sentence",
+        ),
+        "Nobody without the token is shown what this home holds, or has anything done.": (
+            "tests/unit/page/test_gate.py::test_nothing_without_the_token",
+            "tests/driver/test_page.py::test_nobody_else_learns_or_does_anything",
+            "tests/driver/test_page.py::test_the_bare_page_and_its_files_are_for_everybody_and_hold_nothing_of_the_home",
+        ),
+        "The address that `ptunnel page` prints has it behind a `#`, which a browser sends to nobody.": (
+            "tests/driver/test_page.py::test_the_token_is_in_no_address_that_is_sent_nor_in_a_refusal",
+            "tests/programs/test_page.py::test_the_token_leaves_the_address_and_reaches_no_other_port",
+        ),
+        "Another port of this machine cannot read it.": (
+            "tests/programs/test_page.py::test_the_token_leaves_the_address_and_reaches_no_other_port",
+        ),
+        "Another site cannot have the browser of the owner ask for anything but the bare page.": (
+            "tests/unit/page/test_gate.py::test_another_site_gets_nothing_though_it_had_the_token",
+            "tests/unit/page/test_gate.py::test_a_link_from_anywhere_leads_to_the_bare_page_but_no_frame_does",
+            "tests/programs/test_page.py::test_another_site_in_the_same_browser_gets_nothing",
+        ),
+        "Requests that come under another name than the one that was set (DNS rebinding), or from another origin, are "
+        "refused, though they had the token.": (
+            "tests/unit/page/test_gate.py::test_a_site_that_rebinds_its_name_to_this_machine_gets_nothing",
+            "tests/programs/test_page.py::test_another_site_in_the_same_browser_gets_nothing",
+        ),
+        "The name of a peer cannot become markup: the browser is told to run no code but the page's own, and to make no "
+        "markup from text.": (
+            "tests/driver/test_page.py::test_every_answer_forbids_foreign_code_frames_and_copies",
+            "tests/programs/test_page.py::test_what_a_peer_calls_itself_is_text",
+        ),
+        "Whoever connects without the token gives way to a newcomer when all places are taken, and so cannot keep "
+        "the owner out.": (
+            "tests/driver/test_page_hostile.py::test_those_without_the_token_give_way_and_those_with_it_do_not",
+            "tests/driver/test_page_hostile.py::test_a_thousand_connections_keep_out_nobody_who_has_the_token",
+        ),
+    },
     "Whoever copies PTUNNEL_HOME": {
         "What was recorded before cannot be read: ephemeral keys are gone.": (
             "tests/unit/crypto/test_handshake.py::test_xx_introduces_two_strangers_who_share_a_psk",

@@ -10,9 +10,10 @@ from tests.netns.conftest import lab
 from tests.netns.kernel import why_unavailable
 from tests.netns.lab import Lab
 from tests.netns.rooms import Room
+from tests.programs.browser import driver, elsewhere, seen, served
 from tests.programs.homes import Homes
 
-__all__ = ["homes", "lab", "room"]
+__all__ = ["driver", "elsewhere", "homes", "lab", "room", "seen", "served"]
 
 HERE = Path(__file__).parent
 

@@ -51,15 +51,18 @@ ARROWS: dict[str, set[str]] = {
     "room": {"room.core", "room.ip", "ports", "setup", "shell", "node", "pairing", "doors.tun", "state", *SETTINGS, *WALLS},
     "control": {"shell", *WALLS},
     "up": {"control", "room", "ports", "setup", "shell", "pairing", "host", "state", *SETTINGS, *WALLS},
+    "page": {"page.place", "ports", *WALLS},
+    "page.place": BASE,
     "cli": {
-        "examples", "up", "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", "telemetry",
+        "examples", "up", "page", "page.place",
+        "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", "telemetry",
         *SETTINGS,
         *WALLS,
     },
     # modules of their own
     "faults": set(),
     "disk": BASE,
-    "settings": {"server_spec", "state", *BASE},
+    "settings": {"page.place", "server_spec", "state", *BASE},
     "server_spec": BASE,
     "units": set(),
     "errors": set(),
@@ -81,6 +84,7 @@ TRANSPORT: dict[str, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "cli": {"click", "rich", "segno", "trio", "msgspec"},
     "control": {"trio", "msgspec"},
+    "page": {"h11", "msgspec", "segno", "trio"},
     "ports": {"trio", "msgspec"},
     "room": {"trio", "msgspec"},
     "room.core": {"msgspec", "cryptography"},

@@ -47,6 +47,7 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
       ptunnel invite 22
       ptunnel join CODE --forward 2222:22
       ptunnel reload                           applies an edited config.toml, as SIGHUP does
+      ptunnel page                             a page in a browser, where config.toml has one
     """
     from tunnel.cli import json_log
     from tunnel.cli.render import Output
@@ -99,6 +100,10 @@ class Running:
                 nursery.start_soon(self._log.run)
                 if settings.metrics is not None:
                     nursery.start_soon((await self._open_scrapes(settings.metrics, home)).serve)
+                if settings.page is not None:
+                    from tunnel.cli.page import serve
+
+                    nursery.start_soon(serve, home, settings.page, self._output)
                 for each in home.forwards():
                     self._output.emit({"event": "forward", **each})
                     text = f"{each['bind']} -> {each['peer']} {each['target']}"

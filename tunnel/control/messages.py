@@ -147,6 +147,10 @@ class Reload(msgspec.Struct, frozen=True, tag_field="do", tag="reload"):
     """Go by config.toml as it is now.  Answered by one `reloaded`."""
 
 
+class FindPage(msgspec.Struct, frozen=True, tag_field="do", tag="find_page"):
+    """Ask for the address of the page, with its token.  Answered by one `page`."""
+
+
 class Share(msgspec.Struct, frozen=True, tag_field="do", tag="share"):
     """As Invite, for as long as this conversation lasts: whoever comes by its codes may reach `what` until then.
 
@@ -174,7 +178,7 @@ class Close(msgspec.Struct, frozen=True, tag_field="do", tag="close"):
 
 Request: TypeAlias = (
     Status | Ping | Bench | Check | Forget | Remove | Grant | Look | Reach | Close
-    | AddForward | RemoveForward | Give | Revoke | Invite | Join | Reload | Share | Carry
+    | AddForward | RemoveForward | Give | Revoke | Invite | Join | Reload | FindPage | Share | Carry
 )  # fmt: skip
 #: Those that last as long as the client stays.
 HELD: Final = (Share, Carry)

@@ -43,7 +43,7 @@ from tunnel.state.ways import Way
 from tunnel.units import KEY_SIZE, Address
 
 MAX_REPORTS: Final = 256 * 1024  # bytes of faults.log
-SECRET_VERSION: Final = 1  # of the format of identity.json and server.json
+SECRET_VERSION: Final = 1  # of the format of identity.json, server.json and page.json
 #: Bytes of the longest path a Unix socket may have (sun_path, 104 on macOS), less room for "/4194304.sock".
 MAX_RUN_PATH: Final = 104 - 1 - len("/4194304.sock")
 #: Where a process finds the directories that it has open (Linux): by way of it, the path of a socket is never too long.
@@ -120,6 +120,7 @@ class Home:
         self.path = Path(path if path is not None else default_path()).absolute()
         self._identity = _SecretFile(self.path / "identity.json", "identity", "private_key")
         self._server = _SecretFile(self.path / "server.json", "server", "secret")
+        self._page = _SecretFile(self.path / "page.json", "page", "secret")
         self._peers_path = self.path / "peers.json"
         self._ways_path = self.path / "ways.json"
         self._nodes_path = self.path / "nodes.json"
@@ -138,6 +139,14 @@ class Home:
         Raises StateError.
         """
         return self._secret(self._server)
+
+    def page_secret(self) -> bytes:
+        """Return the secret of which the page's token is made, which is the same after a restart: 32 random bytes, made at the
+        first call.
+
+        Raises StateError.
+        """
+        return self._secret(self._page)
 
     def _secret(self, which: _SecretFile) -> bytes:
         secret = which.read()

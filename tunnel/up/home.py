@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -65,6 +65,8 @@ class Home:
         self._hearers: list[Callable[[EndpointEvent], None]] = []
         self._said: set[str] = set()  # troubles of forwards that cannot be opened, said once
         self.grants = Grants(self)
+        self.page: Mapping[str, Any] | None = None  # where the page is, as the event `page` says it, while there is one
+        self.page_refused: Mapping[str, int] = {}  # requests that it has refused, by reason
         self.codes = Codes(self)
         self.process: Process = process(self)
 
@@ -101,12 +103,18 @@ class Home:
         """The part of this process's `status` beside its links."""
         from tunnel.ports.counters import drops_by_place
 
-        forwards = [{"bind": each["bind"], "target": each["target"], "peer": each["peer"]} for each in self.forwards()]
+        forwards = [
+            {"bind": each["bind"], "target": each["target"], "peer": each["peer"], "spec": door.wish.text}
+            for door in self.doors
+            for each in door.told()
+        ]
         counters = self.counters.as_dict()
-        found = {"forwards": forwards, "peers": [self._told(peer) for peer in self._peers], "counters": counters}
+        found: dict[str, Any] = {"forwards": forwards, "peers": [self._told(peer) for peer in self._peers], "counters": counters}
         if self._exposure is not None and self._exposure.driver is not None:
             found["server"] = self._exposure.server or ""
             found["drops"] = drops_by_place(self._exposure.driver.counters(), counters, self.links)
+            if self.page_refused:
+                found["drops"]["page"] = {**self.page_refused}
         return found
 
     def status(self) -> dict[str, Any]:

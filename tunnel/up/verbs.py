@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from tunnel.control.messages import (
     AddForward,
     Carry,
+    FindPage,
     Give,
     Grant,
     Invite,
@@ -30,6 +31,8 @@ from tunnel.up.news import News
 
 if TYPE_CHECKING:
     from tunnel.up.home import Home
+
+NO_PAGE: Final = "'ptunnel up' shows no page: run 'ptunnel config page 127.0.0.1:24580', and start it anew."
 
 
 def process(home: Home) -> Process:
@@ -62,6 +65,7 @@ class Verbs:
             Invite: self._invite,
             Join: self._join,
             Reload: self._reload,
+            FindPage: self._find_page,
             Share: self._share,
             Carry: self._carry,
         }
@@ -105,6 +109,11 @@ class Verbs:
 
     async def _reload(self, _request: Reload, say: Say) -> None:
         await say({"event": "reloaded", **await self._home.reload()})
+
+    async def _find_page(self, _request: FindPage, say: Say) -> None:
+        if self._home.page is None:
+            raise ConfigurationError(NO_PAGE)
+        await say({"event": "page", **self._home.page})
 
     async def _share(self, request: Share, say: Say) -> None:
         await self._home.codes.share(request.what, keep=request.keep, say=say)
