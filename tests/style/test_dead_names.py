@@ -21,7 +21,7 @@ CALLED_FROM_OUTSIDE = {
     "_on_started", "_on_packets_sent", "_on_packets_received", "_on_packets_lost", "_on_packets_dropped", "_on_metrics",
     "_on_timeout", "_on_keys", "_on_closed",  # telemetry.qlog, by the name of the event
     "METRICS",  # a page's table, which a test compares
-    "serve_unit", "up_unit", "up_unit_of_user",  # setup.units: scripts/units and scripts/package are made by them
+    "serve_unit",  # setup.units: scripts/units and scripts/package are made by it
 }  # fmt: skip
 
 #: Constants of a format, complete though we send only some.

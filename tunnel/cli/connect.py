@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from tunnel.cli import handed
 from tunnel.cli.habits import WithMore
 from tunnel.cli.log import Log
 from tunnel.cli.meant import choose, open_forwards, require_one_peer, require_server
@@ -126,6 +127,10 @@ def command(
     from tunnel.cli.running import run
     from tunnel.host.limits import raise_descriptor_limit
 
+    is_plain = not (stdio or socks or remotes or rates or is_once or timeout)
+    if is_plain and forwards and (pid := handed.who_does_it(home, flags)) is not None:
+        who, code = choose(home, settings, peer, is_new=is_new, may_ask=True)
+        return handed.connect(home, pid, who, code, forwards, Output(is_json=is_json, may_be_live=not verbose))
     raise_descriptor_limit()
     with open_forwards(home, parsed) as listeners:  # first: nobody types a code to hear that a port is taken
         who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from tunnel.cli import handed
 from tunnel.cli.log import Log
 from tunnel.cli.offers import all_in_one, other_command
 from tunnel.cli.options import common, complete_peer, load_settings, meeting, once, open_home, settle_server
@@ -99,6 +100,12 @@ def command(
     settings = load_settings(home, flags)
     for each in to:
         home.peer(each)
+    output = Output(is_json=is_json, may_be_live=not verbose)
+    if not (to or limits) and (pid := handed.who_does_it(home, flags)) is not None:
+        if grants:
+            return handed.expose(home, pid, grants, list(parsed), output, keep=keep)
+        output.say(f"'ptunnel up' (process {pid}) serves the remembered peers already.")
+        return 0
     if not grants:
         from tunnel.ports.granting import require_something_to_share
 
@@ -106,7 +113,6 @@ def command(
 
     from tunnel.cli.running import run
 
-    output = Output(is_json=is_json, may_be_live=not verbose)
     if to and ask_running(home, [str(home.peer(each).name) for each in to], grants, only, output):
         return 0
     raise_descriptor_limit()

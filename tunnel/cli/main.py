@@ -68,6 +68,7 @@ COMMANDS: Final = {
     "forward": "Add, remove and list the forwards of the running 'up'.",
     "invite": "Have the running 'up' give a code for one new peer.",
     "join": "Have the running 'up' pair by a code, and forward ports.",
+    "service": "Have systemd run 'up', now and from each start on.",
     "reload": "Have the running 'up' go by an edited config.toml.",
     "page": "Open the page of the running 'up' in a browser.",
     "lan": "A LAN over the internet for a game: create a room, join one.",
@@ -148,7 +149,7 @@ Scripts: --json on any command prints one JSON object a line on stdout, 'event' 
   listening, code, paired, serving, shared, path, forward, remote, connection, connections,
   member, closed, warning while something runs; error as the last one of a command that failed;
   granted, revoked, peer, renamed, forgotten, setting, room, removed, forward_removed,
-  reloaded, page, status, check, ping, bench, doctor, finding as answers.
+  reloaded, service, page, status, check, ping, bench, doctor, finding as answers.
   People are spoken to on stderr; 'exec' prints events there too.
 
 \b

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from tunnel.control.messages import Request
     from tunnel.state.home import Home
 
-NOT_RUNNING: Final = "'ptunnel up' does not run for this home: start it first."
+NOT_RUNNING: Final = (
+    "'ptunnel up' does not run for this home: start it, or have the system do that with 'ptunnel service install'."
+)
 _OURS: Final = frozenset({code for _kind, code in CODES} | {"busy", "process_silent"})
 
 saves = click.option("--save", "saves", is_flag=True, help="In config.toml, too: it is so after a restart.")
@@ -50,3 +52,15 @@ def require_up(home: Home, request: Request, on_answer: Callable[[dict[str, Any]
     """The same.  Raises UnreachableError where none runs, with what to do."""
     if not ask_up(home, request, on_answer):
         raise UnreachableError(NOT_RUNNING)
+
+
+def find_up(home: Home) -> int | None:
+    """The process that is `up` of this home."""
+    import trio
+
+    from tunnel.control.client import ask_all
+    from tunnel.control.messages import Status
+
+    found: list[dict[str, Any]] = []
+    trio.run(ask_all, home.run_dir(), Status(), lambda _pid, answer: found.append(answer))
+    return next((int(each["pid"]) for each in found if each.get("role") == "up"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -70,15 +71,26 @@ class Running:
 
     def __init__(self, home: StateHome, settings: Settings, output: Output) -> None:
         from tunnel.cli.log import Log
+        from tunnel.host.notify import ServiceManager
 
         self._home = home
         self._settings = settings
         self._output = output
         self._log = Log(output, is_exposer=True)
         self._up: Home | None = None
+        self._manager = ServiceManager.take(os.environ)
 
     async def run(self, ending: Ending) -> int:
         """Its exit code."""
+        import trio
+
+        async with trio.open_nursery() as signs:
+            signs.start_soon(self._manager.keep_alive)
+            code = await self._stay(ending)
+            signs.cancel_scope.cancel()
+        return code
+
+    async def _stay(self, ending: Ending) -> int:
         import trio
 
         from tunnel.cli.running import first_of
@@ -86,16 +98,21 @@ class Running:
         from tunnel.up.home import up
 
         ended = trio.Event()
+
+        def stop() -> None:
+            self._manager.stopping()
+            ended.set()
+
+        ending.stop = stop
         settings, _said = await settle_server(self._home, self._settings, self._handle, waits=True)
         running = up(
             self._home.path, on_event=self._handle, notice=self._output.warn, log=self._log.accesses, settings=settings
         )  # fmt: skip
         async with self._output.live(self._lines), running as home, trio.open_nursery() as nursery:
             self._up = home
-            home.process.close = ended.set
+            home.process.close = stop
             home.process.faults = home.driver.faults
             async with serve_control(self._home.run_dir, home.process):
-                ending.stop = ended.set
                 ending.hung_up = lambda: nursery.start_soon(self._reload, home)
                 nursery.start_soon(self._log.run)
                 if settings.metrics is not None:
@@ -108,6 +125,7 @@ class Running:
                     self._output.emit({"event": "forward", **each})
                     text = f"{each['bind']} -> {each['peer']} {each['target']}"
                     self._output.say(text, what="forward", who=each["peer"], target=each["target"])
+                self._tell_ready()
                 await first_of(nursery, home.exposure.run, ended.wait, self._output.clear)
         return 0
 
@@ -128,6 +146,7 @@ class Running:
         """As SIGHUP asks."""
         from tunnel.errors import TunnelError
 
+        self._manager.reloading()
         try:
             told = await home.reload()
         except TunnelError as error:
@@ -136,6 +155,12 @@ class Running:
         else:
             self._output.emit({"event": "reloaded", **told})
             self._output.log("config.toml was read again.", what="reloaded")
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        assert self._up is not None
+        peers = len({each["peer"] for each in self._up.forwards()})
+        self._manager.ready(f"{len(self._up.forwards())} forwards to {peers} peers")
 
     def _handle(self, event: Event) -> None:
         from tunnel.cli.render import listing
@@ -154,7 +179,9 @@ class Running:
                 self._output.say(text, what="serving", who=peer)
             case PathReport():
                 self._log.tell_path(event)
-            case Trouble():
+            case Trouble(code=code, message=message):
+                if code == "no_network" and self._up is None:
+                    self._manager.ready(message)  # the start of the machine goes on, and may bring one
                 self._log.tell_trouble(event)
             case Closed(peer=peer, reason=reason):
                 self._log.tell_closed(peer, reason)

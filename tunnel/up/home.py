@@ -236,6 +236,7 @@ class Home:
             for wish in wishes:  # first: nobody gives a code away to hear that a port is taken
                 doors.append(Door(wish))
             peer = await self.codes.join(code)
+            await self.grants.look()  # whoever is told of the peer may ask for it
             async with self.changing:
                 for door in doors:
                     door.wish = replace(door.wish, peer=peer.name)
