@@ -38,6 +38,7 @@ THOROUGH = {
     "tests/driver/test_cli_grants.py",
     "tests/driver/test_cli_loopback.py",
     "tests/driver/test_dht_beside.py",
+    "tests/driver/test_dht_programs.py",
     "tests/driver/test_hostile_process.py",
     "tests/driver/test_library.py",
     "tests/driver/test_speech.py",

@@ -12,7 +12,9 @@ import tunnel
 from tests.driver.lan import Player
 from tests.driver.programs import Lab, echo_through
 from tests.driver.test_dht import a_dht
+from tests.driver.ups import configure, echo, local, talk
 from tunnel.server_spec import DHT
+from tunnel.up.home import up
 
 LIMIT = 50.0
 
@@ -44,6 +46,25 @@ async def test_a_room_that_is_kept_is_entered_again(tmp_path: Path, monkeypatch:
             async with tunnel.lan.create("game", **anna.options), tunnel.lan.join(room="game", **ben.options) as room:
                 await ben.member("anna", "online")
                 assert room.server == DHT
+
+
+@pytest.mark.parametrize("servers", ['"dht"', '["127.0.0.1:9,tls=off", "dht"]'])
+async def test_homes_that_are_always_on_meet_and_invite_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: str
+) -> None:
+    async with a_dht() as addresses, echo() as port:
+        monkeypatch.setenv("PTUNNEL_DHT_BOOTSTRAP", f"{addresses[0]},{addresses[1]}")
+        for name in ("ann", "ben"):
+            configure(tmp_path / name, f'server = {servers}\nportmap = "off"\n')
+        with trio.fail_after(LIMIT):
+            async with up(tmp_path / "ann") as anns, up(tmp_path / "ben") as bens:
+                peer = await anns.join(await bens.invite([f"{port}"]), [f"0:{port}"])
+                async with await talk(local(anns, peer)[0]):
+                    pass
+            wishes = f'[[forward]]\npeer = "{peer}"\nlisten = ["0:{port}"]\n'
+            configure(tmp_path / "ann", f'server = {servers}\nportmap = "off"\n{wishes}')
+            async with up(tmp_path / "ann") as anns, up(tmp_path / "ben"), await talk(local(anns, peer)[0]):
+                pass
 
 
 def run_programs(lab: Lab) -> None:

@@ -54,7 +54,7 @@ def meet(dead: float, loss: float, liars: float, seed: int, delay: float = 0.03)
     home = Home(at, cone(), seed=seed, entries=8)
     home.part.allocate(at.now)
     assert at.run(lambda: bool(home.heard(Allocated)), 5.0, home)
-    info_hash = next(iter(home.part._by_tag.values())).meeting.keys.info_hash
+    info_hash = next(iter(home.part._appointments.values())).meeting.keys.info_hash
     for number, each in enumerate(at.closest(info_hash, NEAREST)):
         each.lie = deceiver if (0, 4, 2, 6, 1, 5, 3, 7)[number % 8] < 8 * liars else None
     at.run(lambda: False, 5.0, home)

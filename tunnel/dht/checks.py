@@ -33,6 +33,11 @@ def tag_of(data: Buffer) -> bytes:
     return bytes(data[2:_HEAD])
 
 
+def side_of(data: Buffer) -> int:
+    """Of whoever says that; not yet authentic."""
+    return data[1] >> 7
+
+
 def pack_host(host: str | None) -> bytes:
     if host is None:
         return bytes(HOST_SIZE)

@@ -73,7 +73,8 @@ class DhtRoute:
         self._mapped: dict[SocketId, Address] = {}
         self._rounds = Rounds()
         self._events: deque[ClientEvent] = deque()
-        self._by_tag: dict[bytes, Appointment] = {}
+        #: By tag and our side: who waits for a peer may come to it, too.
+        self._appointments: dict[tuple[bytes, int], Appointment] = {}
         #: By number and hour: is it claimed, with which body, and by whom.
         self._wanted: dict[tuple[int, int], tuple[bool, bytes, Hearer | None]] = {}
         self._claims: dict[int, tuple[Instant, Hearer | None]] = {}  # by number: when it was claimed, until somebody was met
@@ -96,7 +97,7 @@ class DhtRoute:
                 client.mapped = self._mapped.get(socket_id)
                 self._clients[socket_id] = client
                 client.look_up(now, client.id)
-                for each in self._by_tag.values():
+                for each in self._appointments.values():
                     if not each.is_released:
                         self._announce(now, each, socket_id, client)
 
@@ -171,20 +172,20 @@ class DhtRoute:
     def renew(self, now: Instant, nameplate: int) -> None:
         """Whoever comes an hour later looks under another infohash; who came just before still finds the last."""
         hour = int(self._unix_time()) // HOUR
-        known = [each for each in self._by_tag.values() if each.nameplate == nameplate and each.meeting.side == 0]
+        known = [each for each in self._appointments.values() if each.nameplate == nameplate and each.meeting.side == 0]
         if known and all(each.hour != hour for each in known) and (nameplate, hour) not in self._wanted:
             for each in known:
                 each.is_over_at = Instant(now + BORDER)
             self._order(nameplate, hour, False, b"", known[0].hearer)
 
     def release(self, now: Instant, nameplate: int) -> None:
-        for each in self._by_tag.values():
+        for each in self._appointments.values():
             if each.nameplate == nameplate and each.meeting.side == 0 and not each.is_released:
                 each.is_over_at, each.is_released = Instant(now + RELEASED), True
                 each.close_topics()
 
     def claim(self, now: Instant, nameplate: int, body: bytes, hearer: Hearer | None = None) -> None:
-        open_ones = [each for each in self._by_tag.values() if each.nameplate == nameplate and each.meeting.side == 1]
+        open_ones = [each for each in self._appointments.values() if each.nameplate == nameplate and each.meeting.side == 1]
         for each in open_ones:
             each.body = body
             for way in each.meeting.open_ways[-1:]:
@@ -215,10 +216,10 @@ class DhtRoute:
             self._meet(now, rooms, 1, hearer)
 
     def leave(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
-        for tag, each in list(self._by_tag.items()):
+        for key, each in list(self._appointments.items()):
             if each.room and each.room in rooms and hearer in (None, each.hearer):
                 each.close_topics()
-                del self._by_tag[tag]
+                del self._appointments[key]
 
     def leave_channel(self, now: Instant, channel: bytes) -> None:
         """A path is no channel that anybody keeps for us."""
@@ -234,7 +235,7 @@ class DhtRoute:
         if wanted is None or self._is_closed:
             return
         is_claimed, body, hearer = wanted
-        is_first = all(each.nameplate != order.number for each in self._by_tag.values())
+        is_first = all(each.nameplate != order.number for each in self._appointments.values())
         appointment = self._begin(now, secret, int(is_claimed))
         appointment.nameplate, appointment.hour, appointment.hearer = order.number, order.hour, hearer
         if is_claimed:
@@ -251,7 +252,7 @@ class DhtRoute:
 
     def close(self, now: Instant) -> None:
         self._is_closed = True
-        self._by_tag.clear()
+        self._appointments.clear()
 
     # --- inputs and outputs
 
@@ -273,12 +274,12 @@ class DhtRoute:
             return
         for client in self._clients.values():
             client.handle_timeout(now)
-        for tag, each in list(self._by_tag.items()):
+        for key, each in list(self._appointments.items()):
             each.meeting.handle_timeout(now)
             self._pump(now, each)
             if each.is_over_at is not None and now >= each.is_over_at:
                 each.close_topics()
-                del self._by_tag[tag]
+                del self._appointments[key]
             elif each.room:
                 self._look_for_path(now, each)
         self._rounds.handle_timeout(now)
@@ -290,7 +291,7 @@ class DhtRoute:
         if self._is_closed:
             return None
         at = earliest(self._rounds.poll_timeout(), *(client.poll_timeout() for client in self._clients.values()))
-        for each in self._by_tag.values():
+        for each in self._appointments.values():
             at = earliest(at, each.meeting.poll_timeout(), each.is_over_at, self._tells_at(each))
         for number, (since, _) in self._claims.items():
             at = earliest(at, self._gives_up_at(number, since))
@@ -303,7 +304,7 @@ class DhtRoute:
             ready = client.poll_transmit()
             if ready is not None:
                 return (socket_id, *ready)
-        for each in self._by_tag.values():
+        for each in self._appointments.values():
             found = each.meeting.poll_transmit()
             if found is not None:
                 return found
@@ -320,17 +321,17 @@ class DhtRoute:
 
     def _meet(self, now: Instant, rooms: list[bytes], side: int, hearer: Hearer | None) -> None:
         for room in rooms:
-            known = next((each for each in self._by_tag.values() if each.room == room), None)
+            known = next((each for each in self._appointments.values() if (each.room, each.meeting.side) == (room, side)), None)
             if known is None:
                 fresh = self._begin(now, room, side)
                 fresh.room, fresh.hearer = room, hearer
-            elif known.meeting.side == side and known.meeting.open_ways:
+            elif known.meeting.open_ways:
                 known.meeting.look_again(now)
 
     def _begin(self, now: Instant, secret: bytes, side: int) -> Appointment:
         meeting = Meeting(secret, side, entropy=self._entropy, ledger=self._checks, drops=self.drops, own_host=self._own_host)
         appointment = Appointment(meeting)
-        self._by_tag[meeting.keys.tag] = appointment
+        self._appointments[meeting.keys.tag, side] = appointment
         for socket_id, client in self._clients.items():
             self._announce(now, appointment, socket_id, client)
         return appointment
@@ -366,7 +367,7 @@ class DhtRoute:
 
     def _on_peer(self, now: Instant, way: Way, data: Buffer) -> None:
         try:
-            appointment = self._by_tag.get(checks.tag_of(data))
+            appointment = self._appointments.get((checks.tag_of(data), 1 - checks.side_of(data)))
         except MalformedPacket:
             self.drops["meeting datagram malformed"] += 1
             return
@@ -446,7 +447,7 @@ class DhtRoute:
             self._events.append(Reached(server=node, reflexive=self.reflexive, round_trip=round_trip))
 
     def _found_of(self, number: int) -> list[Meeting]:
-        meetings = (each.meeting for each in self._by_tag.values() if each.nameplate == number and each.meeting.side == 1)
+        meetings = (each.meeting for each in self._appointments.values() if each.nameplate == number and each.meeting.side == 1)
         return [meeting for meeting in meetings if meeting.has_candidates]
 
     def _gives_up_at(self, number: int, since: Instant) -> Instant:
@@ -460,10 +461,10 @@ class DhtRoute:
         del self._claims[number]
         self._wanted = {key: value for key, value in self._wanted.items() if key[0] != number}
         found = self._found_of(number)
-        for tag, each in list(self._by_tag.items()):
+        for key, each in list(self._appointments.items()):
             if each.nameplate == number and each.meeting.side == 1:
                 each.close_topics()
-                del self._by_tag[tag]
+                del self._appointments[key]
         code = NO_PATH if found else RefusalCode.UNKNOWN_NAMEPLATE
         text = why_no_path(found, varies=bool(self.mapping_varies), may_have_gone=False) if found else ""
         self._events.append(Told(Refused(code, text), Claim(number, b""), hearer=hearer))

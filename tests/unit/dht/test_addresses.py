@@ -36,7 +36,7 @@ class Forwarded(Home):
 
 def kept(at: World, home: Home, *, is_ipv6: bool = False) -> set[bytes]:
     """The peers that the closest nodes keep under the home's only infohash."""
-    info_hash = next(iter(home.part._by_tag.values())).meeting.keys.info_hash
+    info_hash = next(iter(home.part._appointments.values())).meeting.keys.info_hash
     return {peer for each in at.closest(info_hash, 8, is_ipv6=is_ipv6) for peer in each.peers.get(info_hash, ())}
 
 
@@ -62,7 +62,7 @@ def test_a_mapped_port_is_announced_beside_the_one_that_is_seen() -> None:
     home.part.listen(at.now, [ROOM])
     at.run(lambda: False, 15.0, home)
     assert kept(at, home) == {packed(MAPPED), packed(Address(HOST, 40_000))}
-    (topic,) = next(iter(home.part._by_tag.values())).topics
+    (topic,) = next(iter(home.part._appointments.values())).topics
     assert topic.holders >= 8
 
 

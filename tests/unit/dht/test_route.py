@@ -117,7 +117,7 @@ def test_a_code_that_lasts_is_found_in_the_next_hour_too() -> None:
     assert home.heard(ClaimReceived)
     at.now = Instant(at.now + BORDER)
     home.part.handle_timeout(at.now)
-    assert len(home.part._by_tag) == 1
+    assert len(home.part._appointments) == 1
 
 
 def test_nobody_under_a_code_is_told() -> None:
@@ -251,7 +251,7 @@ def deceiver(at: World, node: Node, question: dict[bytes, Value], source: Addres
 def test_an_honest_pair_meets_where_half_of_the_closest_nodes_lie_about_everything(seed: int) -> None:
     at = world(2_000, seed=seed)
     home, number = offered(at)
-    info_hash = next(iter(home.part._by_tag.values())).meeting.keys.info_hash
+    info_hash = next(iter(home.part._appointments.values())).meeting.keys.info_hash
     for count, each in enumerate(at.closest(info_hash, 24)):
         each.lie = deceiver if count % 2 else None
     at.run(lambda: False, 30.0, home)
@@ -263,7 +263,7 @@ def test_an_honest_pair_meets_where_half_of_the_closest_nodes_lie_about_everythi
 def test_an_honest_pair_meets_where_half_of_the_closest_nodes_lie() -> None:
     at = world()
     home, number = offered(at)
-    info_hash = next(iter(home.part._by_tag.values())).meeting.keys.info_hash
+    info_hash = next(iter(home.part._appointments.values())).meeting.keys.info_hash
     for count, each in enumerate(at.closest(info_hash, 16)):
         each.lie = liar if count % 2 else None
     claimed(at, home, number, cone("198.18.0.9", 50_000))
@@ -276,7 +276,7 @@ def test_an_honest_pair_meets_where_half_of_the_closest_nodes_lie() -> None:
 def test_sybils_next_to_the_infohash_take_half_of_the_places() -> None:
     at = world()
     home, number = offered(at)
-    info_hash = next(iter(home.part._by_tag.values())).meeting.keys.info_hash
+    info_hash = next(iter(home.part._appointments.values())).meeting.keys.info_hash
     rng = random.Random(9)
     for each in at.add_nodes(60, make_id=lambda _host: info_hash[:16] + rng.randbytes(4)):
         each.lie = liar
@@ -306,7 +306,7 @@ def test_a_victim_that_everybody_names_gets_few_datagrams() -> None:
 def test_what_is_not_authentic_is_not_answered() -> None:
     at = world()
     home, _ = offered(at)
-    tag = next(iter(home.part._by_tag.values())).meeting.keys.tag
+    tag = next(iter(home.part._appointments.values())).meeting.keys.tag
     sent = home.sent
     for datagram in (b"\x50", b"\x50\x81" + tag + bytes(32), b"\x50\x81" + bytes(40), b"\x50\x82" + tag + bytes(600)):
         home.hand_in(Address("203.0.113.5", 4_000), datagram)

@@ -140,16 +140,30 @@ def test_whoever_was_met_is_never_said_to_be_out_of_reach() -> None:
     assert not friend.heard(Refused)
 
 
+@pytest.mark.parametrize("both_dial", [False, True])
+def test_who_waits_for_a_peer_may_dial_it_too(both_dial: bool) -> None:
+    """As a home that is always on does."""
+    at = world()
+    home, friend = listening(at), listening(at, THEIRS, seed=22)
+    wait(at, 10.0, home, friend)
+    for each in (friend, home) if both_dial else (friend,):
+        each.part.dial(at.now, [ROOM])
+    assert meet(at, home, friend) < 4.0
+    assert at.run(lambda: bool(home.heard(Introduced)) == both_dial, 5.0, home, friend)
+    friend.part.leave(at.now, [ROOM], None)
+    assert not friend.part._appointments
+
+
 def test_spare_rooms_cost_nothing() -> None:
     at = world()
     home = Home(at, OURS, seed=21)
     home.part.listen(at.now, [ROOM], is_spare=True)
     home.part.dial(at.now, [ROOM], is_spare=True)
-    assert not home.part._by_tag
+    assert not home.part._appointments
     home.part.listen(at.now, [ROOM])
-    assert len(home.part._by_tag) == 1
+    assert len(home.part._appointments) == 1
     home.part.listen(at.now, [ROOM], is_spare=True)  # it was today's
-    assert not home.part._by_tag
+    assert not home.part._appointments
 
 
 def test_many_rooms_are_looked_up_a_few_at_a_time() -> None:
@@ -167,7 +181,7 @@ def test_many_rooms_are_looked_up_a_few_at_a_time() -> None:
     assert at.run(look, 60.0, home)
     assert most == MAX_SEARCHES
     wait(at, 60.0, home)
-    assert all(topic.holders for each in home.part._by_tag.values() for topic in each.topics)
+    assert all(topic.holders for each in home.part._appointments.values() for topic in each.topics)
 
 
 def test_a_question_is_asked_each_half_second_whatever_there_is_to_ask_for() -> None:

@@ -150,8 +150,8 @@ def test_mailboxes_have_an_end() -> None:
     world.add_nodes(50)
     home = Home(world, cone(), seed=1)
     home.part.allocate(world.now)
-    world.run(lambda: bool(home.part._by_tag), 5.0, home)
-    appointment = next(iter(home.part._by_tag.values()))
+    world.run(lambda: bool(home.part._appointments), 5.0, home)
+    appointment = next(iter(home.part._appointments.values()))
     for number in range(2 * MAX_MAILBOXES):
         home.part._open_mailbox(number.to_bytes(16, "big"), appointment, (0, Address("44.1.1.1", 4_000)))
     assert len(home.part._mailboxes) == MAX_MAILBOXES
