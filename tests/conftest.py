@@ -41,6 +41,7 @@ THOROUGH = {
     "tests/driver/test_dht_programs.py",
     "tests/driver/test_hostile_process.py",
     "tests/driver/test_library.py",
+    "tests/driver/test_server_check.py",
     "tests/driver/test_speech.py",
     "tests/driver/test_speech_answers.py",
     "tests/driver/test_up_page.py",

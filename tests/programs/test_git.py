@@ -49,8 +49,7 @@ def test_clone_and_push_by_gits_own_protocol(homes: Homes) -> None:
     clone_and_push(homes, "git://127.0.0.1:19418/project.git", bare)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("way", ["forward", "stdio"])
+@pytest.mark.parametrize("way", [pytest.param("forward", marks=pytest.mark.nightly), "stdio"])
 def test_clone_and_push_over_ssh(homes: Homes, way: str) -> None:
     bare = make_repository(homes)
     sshd = Sshd(homes.lab, homes.home)
