@@ -54,6 +54,13 @@ def until(is_so: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def answers(bind: str) -> bool:
+    try:
+        return echo_through(bind, b"hello") == b"hello"
+    except OSError:
+        return False
+
+
 def is_cut(used: socket.socket) -> bool:
     try:
         return used.recv(5) == b""
@@ -178,3 +185,18 @@ def test_the_service_manager_hears_of_each_turn(lab: Lab) -> None:
         manager.until("READY")
         assert ann.end(signal.SIGTERM)[0] == 0
         manager.until("STOPPING")
+
+
+def test_a_home_that_was_killed_and_started_again_carries_its_forwards_both_ways(lab: Lab) -> None:
+    two = Two(lab)
+    configure(two.ann, (two.ann / "config.toml").read_text() + f'[[expose]]\nwhat = ["{lab.port}"]\nto = ["ben"]\n')
+    configure(two.ben, (two.ben / "config.toml").read_text() + f'[[forward]]\npeer = "ann"\nlisten = ["0:{lab.port}"]\n')
+    ann, ben = two.start(two.ann), two.start(two.ben)
+    theirs = ben.wait("forward")["bind"]
+    assert echo_through(ann.wait("forward")["bind"], b"hello") == b"hello"
+    assert echo_through(theirs, b"hello") == b"hello"
+    ann.process.kill()
+    ann.join()
+    again = two.start(two.ann)
+    assert echo_through(again.wait("forward")["bind"], b"hello") == b"hello"
+    until(lambda: answers(theirs))  # one that was opened over the dead half of the old link is reset, the next one is not

@@ -27,8 +27,8 @@ MOST_LINES: Final = 30  # peers that are shown, one a line
 @log_json
 @common
 def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int:
-    """Run what config.toml asks for, in one process, for as long as it runs: forwards to many peers, what they may reach here,
-    rooms.  A peer that is away is waited for, and so is the network.
+    """Run what config.toml asks for, in one process, for as long as it runs: forwards to many peers, what they may reach here.
+    A peer that is away is waited for, and so is the network.
 
     \b
     config.toml:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import trio
 
 from tunnel.control.server import Process, status_of
-from tunnel.errors import ConfigurationError, TunnelError
+from tunnel.errors import ConfigurationError, TunnelError, command_word
 from tunnel.ports.access import AccessLog
 from tunnel.ports.counters import ForwardCounters
 from tunnel.ports.exposing import Exposure, Resident, stay
@@ -397,6 +397,9 @@ class Home:
         for name, place in self.wishes.names().items():
             if self._find(name) is None:
                 self._say(f"{place} no peer called {name!r} is remembered yet: this waits until one is.")
+
+        for room in self.wishes.rooms:
+            self._say(f"'ptunnel up' opens no rooms yet: run 'sudo ptunnel lan join {command_word(room)}' for [[room]] {room!r}.")
 
     def _say(self, text: str) -> None:
         if text not in self._said:

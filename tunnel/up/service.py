@@ -37,10 +37,10 @@ def unit_path(*, is_system: bool) -> Path:
     return Path(base) / "systemd" / "user" / UP
 
 
-def unit_text(home: Path, owner: str, *, is_system: bool, is_usual: bool, has_room: bool) -> str:
+def unit_text(home: Path, owner: str, *, is_system: bool, is_usual: bool) -> str:
     """It runs `up` with this PTUNNEL_HOME; `is_usual`: the one that the program takes by itself."""
     if is_system:
-        return up_unit(program(), has_room=has_room, owner=(owner, str(home)))
+        return up_unit(program(), owner=(owner, str(home)))
     return up_unit_of_user(program(), home=None if is_usual else str(home))
 
 
