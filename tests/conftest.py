@@ -66,6 +66,18 @@ class TestTookTooLong(Exception):
     __test__ = False
 
 
+class FailuresAtOnce:
+    """Name what failed when it fails: the summary comes many minutes later, and not at all where the run is ended."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and reporter is not None:
+            reporter.write_line(f"\nfailed: {report.nodeid} ({report.when}, {report.duration:.1f} s)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
     if "PTUNNEL_COVERAGE" in os.environ and (hasattr(config, "workerinput") or not config.getoption("numprocesses", None)):
@@ -75,6 +87,8 @@ def pytest_configure(config: pytest.Config) -> None:
         measured.start()
         config.add_cleanup(measured.save)
         config.add_cleanup(measured.stop)  # the last goes first
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
