@@ -77,3 +77,14 @@ async def test_peers_of_one_machine_remember_no_way_to_each_other(tmp_path: Path
             assert await shout(link, b"x") == b"x"
     assert Home(connector).ways() == []
     assert Home(exposer).ways() == []
+
+
+def test_the_network_is_named_when_something_is_noted_as_its_router_may_not_have_been_spoken_with_before(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.save_peer(Peer(name="home", static=STATIC, psk=b"b" * 32))
+    names = iter((b"without a router", b"with its address"))
+    keeper = WayKeeper(home, lambda secret: next(names))
+    keeper.load()
+    keeper.note(STATIC, WAY)
+    keeper.close()
+    assert [way.network for way in home.ways()] == [b"with its address"]

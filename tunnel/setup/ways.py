@@ -30,6 +30,7 @@ class WayKeeper:
         self._name = name
         self._disk = DiskThread()
         self._writers = trio.CapacityLimiter(1)  # of our own: a disk that hangs takes no thread from the lookups of names
+        self._secret = b""
         self._network = b""
         self._known: dict[bytes, Remembered] = {}
         self._pending: dict[tuple[bytes, bytes], Way | None] = {}
@@ -48,11 +49,15 @@ class WayKeeper:
         return self._known
 
     def _read(self) -> tuple[bytes, list[Way]]:
-        return self._name(self._home.identity()), self._home.ways()
+        self._secret = self._home.identity()
+        return self._name(self._secret), self._home.ways()
 
     def note(self, static: bytes, way: Remembered | None) -> None:
         if not self._network:
             return
+        # Named anew: right after the machine's start nobody has spoken with the router yet, which is known by its hardware address.
+        with suppress(OSError, ValueError):
+            self._network = self._name(self._secret)
         record: Way | None = None
         if way is not None:
             record = Way(
