@@ -55,7 +55,7 @@ class WayKeeper:
     def note(self, static: bytes, way: Remembered | None) -> None:
         if not self._network:
             return
-        # Named anew: right after the machine's start nobody has spoken with the router yet, which is known by its hardware address.
+        # Named anew: the router is known by its hardware address, and at the start nobody may have spoken with it yet.
         with suppress(OSError, ValueError):
             self._network = self._name(self._secret)
         record: Way | None = None
