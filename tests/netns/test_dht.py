@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.netns.dht import JS_MODULE, NODES, Farm, OtherNodes, leave_dead_homes
+from tests.netns.dht import JS_MODULE, NODES, Farm, OtherNodes, entry_of, leave_dead_homes
 from tests.netns.dht_meetings import PATIENCE, Homes, end, meet, told
 from tests.netns.lab import Kind, Lab, Site, eventually
 from tests.netns.programs import Event, ptunnel
@@ -88,6 +88,7 @@ def test_ipv6_is_a_dht_of_its_own(lab: Lab) -> None:
 PAIRS: list[tuple[Kind, Kind, float]] = [("prc", "uprc", 0.2), ("cgn", "prc", -0.2), ("uprc", "cgn", 0.05), ("fw", "prc", -0.05)]
 
 
+@pytest.mark.time_limit(300)
 @pytest.mark.usefixtures("others")
 def test_homes_meet_by_a_code_and_by_name_whoever_begins(shared: tuple[Lab, Farm]) -> None:
     lab, farm = shared
@@ -101,6 +102,7 @@ def test_homes_meet_by_a_code_and_by_name_whoever_begins(shared: tuple[Lab, Farm
     print("SECONDS", *((one, other, each) for (one, other, _), each in zip(PAIRS, found, strict=True)), sep="\n")
 
 
+@pytest.mark.time_limit(300)
 def test_a_home_whose_ports_are_given_by_chance_is_told_what_would_help(shared: tuple[Lab, Farm]) -> None:
     lab, farm = shared
     seconds, words = told(lab, farm, lab.add_site("hard", "sym"), lab.add_site("soft", "prc"))
@@ -112,6 +114,7 @@ def test_a_home_whose_ports_are_given_by_chance_is_told_what_would_help(shared: 
 # -------------------------------------------------------------------- between implementations
 
 
+@pytest.mark.time_limit(300)
 def test_announcements_are_found_whoever_made_them(shared: tuple[Lab, Farm], others: OtherNodes) -> None:
     """Ours by lookups of libtorrent and of bittorrent-dht; theirs by ours, which then checks what they named."""
     lab, farm = shared
@@ -143,14 +146,17 @@ def test_announcements_are_found_whoever_made_them(shared: tuple[Lab, Farm], oth
 # -------------------------------------------------------------------- a DHT that decays (it is no good to others afterwards)
 
 
-def test_homes_meet_though_a_third_of_the_nodes_has_died_and_tables_are_full_of_dead_homes(lab: Lab) -> None:
+@pytest.mark.time_limit(300)
+def test_homes_meet_in_a_dht_that_decays(lab: Lab) -> None:
+    """Tables full of dead homes, a third of the nodes died, and in the end nobody is left of those by which all came in."""
     farm = Farm(lab)
     assert leave_dead_homes(farm) > NODES
-    home, friend = lab.add_site("home", "prc"), lab.add_site("friend", "uprc")
-    homes = Homes(lab, farm, home, friend)
-    exposer = homes.expose()
-    code = exposer.wait_event("code", PATIENCE)["code"]
+    homes = Homes(lab, farm, lab.add_site("home", "prc"), lab.add_site("friend", "uprc"))
+    code = homes.expose().wait_event("code", PATIENCE)["code"]
     farm.ask(f"kill {NODES // 3}")
-    connector = homes.connect(code)
-    assert connector.wait_event("path", PATIENCE)["kind"] == "direct"
-    end(exposer, connector)
+    assert homes.connect(code).wait_event("path", PATIENCE)["kind"] == "direct"
+    homes.end()
+    homes.bootstrap = entry_of(farm.hosts, port=9_999)
+    homes.expose()
+    assert homes.connect().wait_event("path", PATIENCE)["kind"] == "direct"
+    homes.end()
