@@ -116,7 +116,6 @@ def test_curl_and_a_dns_client_reach_the_neighbour_and_nothing_else(door: Door) 
         assert (refused.returncode, "(2)" in refused.stderr) == (97, True), (place, refused.stderr)
 
 
-@pytest.mark.nightly
 @needs("chromium")
 @pytest.mark.time_limit(300)
 def test_a_browser_shows_a_page_of_the_neighbour(door: Door, tmp_path: Path) -> None:
