@@ -76,7 +76,12 @@ ExecStart=/bin/bash /srv/script
 ExecStopPost=/bin/systemctl --no-block exit
 END
 printf '[Unit]\\nRequires=basic.target script.service\\n' >"$root/etc/systemd/system/script.target"
-exec "${clean[@]}" container=other chroot "$root" /lib/systemd/systemd --unit=script.target --log-target=console --show-status=no
+# No chroot: a process in one may make no user namespace, which PrivateUsers= needs.
+cd "$root"
+mkdir old
+pivot_root . old
+exec "${clean[@]}" container=other sh -c 'umount -l /old && rmdir /old &&
+    exec /lib/systemd/systemd --unit=script.target --log-target=console --show-status=no' </dev/null >/dev/console 2>&1
 """
 )
 
@@ -112,6 +117,19 @@ kill -STOP "$second"
 anew "$second" "hung, and there again"
 systemctl stop ptunnel-serve
 echo "end: $(asked Result)"
+
+# `up`: with an identity of its own, and as a user who has it installed.
+systemctl start ptunnel
+PTUNNEL_HOME=/var/lib/ptunnel ptunnel status
+systemctl reload ptunnel
+systemctl stop ptunnel
+echo "up: $(systemctl show -p Result --value ptunnel)"
+useradd --create-home ben
+SUDO_USER=ben ptunnel service install --system
+echo "of: $(ps -o user= -p "$(systemctl show -p MainPID --value ptunnel)") $(systemctl is-enabled ptunnel)"
+SUDO_USER=ben ptunnel service remove --system
+echo "whose: $(find /home/ben/.local ! -user ben | wc -l)"
+systemctl is-enabled ptunnel || true
 """
 
 #: One pairing on loopback with $program, and a page by way of it; files go to $at.
@@ -256,7 +274,7 @@ def test_the_service_of_the_package_runs_under_systemd_is_watched_and_started_an
     told = said + done.stderr + (tmp_path / "files" / "console").read_text(encoding="utf-8", errors="replace")
     for line in (
         "status: Serving on udp 127.0.0.1:24531", "user: 0", "reloaded", "killed, and there again", "hung, and there again",
-        "end: success",
+        "end: success", "up: success", "of: ben enabled", "whose: 0",
     ):  # fmt: skip
         assert f"\n{line}\n" in said, told
     assert "127.0.0.1:443" in said, told
