@@ -49,6 +49,8 @@ def install(kind: str, is_json: bool, verbose: int) -> None:
     read_wishes(home.config())
     is_usual = "PTUNNEL_HOME" not in os.environ
     text = service.unit_text(home.path, owner, is_system=kind == "system", is_usual=is_usual)
+    if kind == "system":
+        service.make_home(home.path, owner)
     path = service.install(text, is_system=kind == "system")
     if is_json:
         click.echo(json_line({"event": "service", "state": "installed", "unit": str(path)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -44,6 +45,23 @@ def unit_text(home: Path, owner: str, *, is_system: bool, is_usual: bool) -> str
     return up_unit_of_user(program(), home=None if is_usual else str(home))
 
 
+def make_home(path: Path, owner: str) -> None:
+    """See that PTUNNEL_HOME is there, and the folders above it, as the service may make none outside.  They are its user's.
+
+    Raises StateError.
+    """
+    import pwd
+
+    entry = pwd.getpwnam(owner)
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        for each in reversed(missing):
+            each.mkdir(mode=0o700)
+            os.chown(each, entry.pw_uid, entry.pw_gid)
+    except OSError as error:
+        raise StateError(f"{path} cannot be made: {error.strerror}.") from None
+
+
 def install(text: str, *, is_system: bool, systemctl: Systemctl | None = None) -> Path:
     """Write the unit and start it, now and with the system.  Raises ConfigurationError, StateError; nothing is left then."""
     run = systemctl or _systemctl(is_system=is_system)
@@ -55,6 +73,8 @@ def install(text: str, *, is_system: bool, systemctl: Systemctl | None = None) -
         run(["enable", "--now", UP] if before is None else ["restart", UP])
     except ConfigurationError:
         if before is None:
+            with contextlib.suppress(ConfigurationError):
+                run(["disable", "--now", UP])  # it would be tried again and again
             path.unlink(missing_ok=True)
         else:
             _write(path, before)
@@ -100,7 +120,8 @@ def _systemctl(*, is_system: bool) -> Systemctl:
         except (OSError, subprocess.TimeoutExpired):
             raise ConfigurationError(f"'{' '.join(command)}' does not answer: try it by hand.") from None
         if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["it does not say why"])[0]
+            told = [line for line in done.stderr.strip().splitlines() if not line.startswith("Created symlink")]
+            why = (told or ["it does not say why"])[0]
             raise ConfigurationError(f"'{' '.join(command)}' has failed: {why}")
 
     return run

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import stat
 from pathlib import Path
 
 import pytest
 
 from tunnel.cli.main import run
+from tunnel.up.service import make_home
 
 SYSTEMCTL = '#!/bin/sh\necho "$@" >> "$LOG"\n[ "$1 $2" != "--user $FAILS" ] || { echo "no bus" >&2; exit 1; }\n'
 
@@ -53,6 +56,7 @@ def test_what_systemd_refuses_leaves_no_unit(
     monkeypatch.setenv("FAILS", "enable")
     assert run(["service", "install"]) == 2
     assert "has failed: no bus" in capsys.readouterr().err
+    assert "--user disable --now ptunnel.service" in log.read_text().splitlines(), "it would be tried again and again"
     assert not (tmp_path / "config" / "systemd" / "user" / "ptunnel.service").exists()
 
 
@@ -64,3 +68,13 @@ def test_a_file_that_cannot_be_read_is_told_before_anything_is_installed(
     assert run(["service", "install"]) == 2
     assert "config.toml:" in capsys.readouterr().err
     assert not log.exists()
+
+
+def test_the_home_of_a_service_is_made_with_the_folders_above_it(tmp_path: Path) -> None:
+    """The walls of the unit let it make none."""
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    home = tmp_path / ".local" / "state" / "ptunnel"
+    for _ in range(2):  # the second time it is there
+        make_home(home, owner)
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+        assert home.parent.stat().st_uid == os.geteuid()
