@@ -38,7 +38,7 @@ class Two:
 
     def start(self, home: Path, **environment: str) -> Program:
         running = self.lab.run(home, "up", **environment)
-        until(lambda: any(each["event"] in ("listening", "forward") for each in running.events))
+        until((home / "run" / f"{running.process.pid}.sock").exists)  # it can be asked from then on
         return running
 
     def ask(self, home: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -123,7 +123,8 @@ def test_nothing_running_is_told_with_what_to_do(lab: Lab) -> None:
 def test_a_code_of_one_running_home_is_used_by_another(lab: Lab, tmp_path: Path) -> None:
     for home in (lab.connector, lab.exposer):
         configure(home, f'server = "{lab.server}"\nname = "{home.name}"\n')
-        lab.run(home, "up").wait("listening")
+        running = lab.run(home, "up")
+        until((home / "run" / f"{running.process.pid}.sock").exists)
     done = lab.ask(lab.exposer, "invite", str(lab.port), "--json")
     code = json.loads(done.stdout)
     assert code["server"] == lab.server
