@@ -79,7 +79,7 @@ def show(is_json: bool) -> None:
         raise UnreachableError(NOT_RUNNING)
     for each in ups[0]["forwards"]:
         if is_json:
-            click.echo(json_line({"event": "forward", **each}))
+            click.echo(json_line({"event": "forward", **{key: each[key] for key in ("bind", "target", "peer")}}))
         else:
             put_row(f"{each['bind']} -> {each['peer']} {each['target']}")
     if not ups[0]["forwards"] and not is_json:
