@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tunnel.errors import CODES, ConfigurationError, UnreachableError, error_of
+from tunnel.errors import CODES, ConfigurationError, StateError, UnreachableError, error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,12 +55,16 @@ def require_up(home: Home, request: Request, on_answer: Callable[[dict[str, Any]
 
 
 def find_up(home: Home) -> int | None:
-    """The process that is `up` of this home."""
+    """The process that is `up` of this home; None where there is none, or no place for the sockets by which it could be asked."""
     import trio
 
     from tunnel.control.client import ask_all
     from tunnel.control.messages import Status
 
     found: list[dict[str, Any]] = []
-    trio.run(ask_all, home.run_dir(), Status(), lambda _pid, answer: found.append(answer))
+    try:
+        run_dir = home.run_dir()
+    except StateError:
+        return None
+    trio.run(ask_all, run_dir, Status(), lambda _pid, answer: found.append(answer))
     return next((int(each["pid"]) for each in found if each.get("role") == "up"), None)
