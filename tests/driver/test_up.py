@@ -174,11 +174,3 @@ async def test_what_is_saved_keeps_the_comments_and_the_order_of_the_file(tmp_pa
                 await anns.remove_forward("cleo", "0:3", saves=True)
                 await anns.revoke("cleo", saves=True)
                 assert (tmp_path / "ann" / "config.toml").read_text().strip() == text.strip()
-
-
-async def test_a_room_of_the_file_is_not_passed_over_in_silence(tmp_path: Path) -> None:
-    said: list[str] = []
-    with trio.fail_after(3 * PATIENCE):
-        configure(tmp_path / "ann", '[[room]]\nname = "friends"\n')
-        async with up(tmp_path / "ann", notice=said.append):
-            assert any("opens no rooms yet" in text for text in said)

@@ -198,6 +198,7 @@ def show(is_json: bool) -> None:
     def take(_pid: int, answer: dict[str, Any]) -> None:
         if answer.get("role") == "lan" and "room" in answer:
             running.append(answer)
+        running.extend({**each, "pid": answer["pid"]} for each in answer.get("rooms", ()) if "creator" in each)
 
     rooms = {str(each["room"]): {"event": "room", **each, "kept": True, "pid": None} for each in lan.kept(home.path)}
     trio.run(ask_all, home.run_dir(), Status(), take)

@@ -89,13 +89,13 @@ class Log:
     def tell_member(self, report: MemberReport) -> None:
         """That another one came or left; where no table shows it, its path too."""
         now = (report.state, report.address, report.kind, report.why)
-        before = self._members.get(report.peer)
-        self._members[report.peer] = now
+        name = f"{report.peer} in {report.room}" if report.room else report.peer
+        before = self._members.get(name)
+        self._members[name] = now
         if report.state == "removed":
-            del self._members[report.peer]
+            del self._members[name]
         if before == now or (before is None and report.state == "offline"):
             return
-        name = report.peer
         if report.state == "online":
             is_news = before is None or before[0] != "online"
             way = ", ".join(filter(None, (report.kind, report.why if report.kind == "relay" else "")))

@@ -46,9 +46,9 @@ def install(kind: str, is_json: bool, verbose: int) -> None:
     owner, folder = _owner()
     home = Home(folder) if kind == "system" and folder is not None else open_home()
     load_settings(home)
-    read_wishes(home.config())
+    has_room = bool(read_wishes(home.config()).rooms)
     is_usual = "PTUNNEL_HOME" not in os.environ
-    text = service.unit_text(home.path, owner, is_system=kind == "system", is_usual=is_usual)
+    text = service.unit_text(home.path, owner, is_system=kind == "system", is_usual=is_usual, has_room=has_room)
     if kind == "system":
         service.make_home(home.path, owner)
     path = service.install(text, is_system=kind == "system")
@@ -58,6 +58,8 @@ def install(kind: str, is_json: bool, verbose: int) -> None:
     tell(f"'ptunnel up' runs, and starts with {'this machine' if kind == 'system' else 'your session'}: {path}.")
     if kind == "user":
         tell("'loginctl enable-linger' has it start at boot, before you log in.")
+    if kind == "user" and has_room:
+        tell("The rooms of config.toml stay closed: their interfaces need 'sudo ptunnel service install --system'.")
 
 
 @command.command("remove")

@@ -178,7 +178,11 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
     limits += [(f"{local}: ", each) for local, each in answer.get("rates", {}).items()]
     whom = "each peer " if answer["role"] == "expose" else ""
     lines += [f"    {local}at most {rate(each)} {whom}each way" for local, each in limits[:32]]
-    return lines + [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
+    lines += [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
+    for room in answer.get("rooms", []):
+        lines.append(f"  room {room['room']}  {room['why'] or room.get('subnet', '')}".rstrip())
+        lines += [] if room["why"] else [f"  {line}" for line in members_of(room)]
+    return lines
 
 
 def server_page(answer: Mapping[str, Any]) -> list[str]:
@@ -197,12 +201,18 @@ def server_page(answer: Mapping[str, Any]) -> list[str]:
 
 def room_page(answer: Mapping[str, Any]) -> list[str]:
     """The same for a room: a line for each member."""
-    from tunnel.cli.members import table
     from tunnel.cli.render import duration
 
-    links = {link["peer"]: link for link in answer["links"]}
-    members = [{**links.get(member["peer"], {}), **member} for member in answer.get("members", ())]
     head = (
         f"lan {answer.get('room', '')}  process {answer['pid']}  for {duration(answer['uptime_s'])}  {answer.get('subnet', '')}"
     )
-    return [head.rstrip(), *(f"  {line}" for line in (table(members) if members else ("entering the room",)))]
+    return [head.rstrip(), *members_of(answer)]
+
+
+def members_of(room: Mapping[str, Any]) -> list[str]:
+    """The lines of a room's members, with the figures of its links."""
+    from tunnel.cli.members import table
+
+    links = {link["peer"]: link for link in room["links"]}
+    members = [{**links.get(member["peer"], {}), **member} for member in room.get("members", ())]
+    return [f"  {line}" for line in (table(members) if members else ("entering the room",))]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunnel.state.home import Home as StateHome
     from tunnel.telemetry.scrape import Scrapes
     from tunnel.up.home import Home
+    from tunnel.up.rooms import Interfaces
 
 MOST_LINES: Final = 30  # peers that are shown, one a line
 
@@ -38,6 +39,8 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
       [[expose]]
       what = ["22", "nas=192.168.1.5:445"]
       to = ["ben", "anna"]                     "*" is every remembered peer
+      [[room]]
+      name = "friends"                         as 'ptunnel lan' keeps it; it needs root, or CAP_NET_ADMIN
 
     \b
     Examples:
@@ -60,16 +63,16 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
         json_log.start(verbose)
     home = open_home()
     settings = load_settings(home, flags)
-    read_wishes(home.config())
+    rooms = read_wishes(home.config()).rooms
     raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not (verbose or is_log_json))
-    return run(Running(home, settings, output).run, outlives_terminal=True)
+    return run(Running(home, settings, output, len(rooms)).run, outlives_terminal=True, hurries_later=True)
 
 
 class Running:
     """One run of `up`."""
 
-    def __init__(self, home: StateHome, settings: Settings, output: Output) -> None:
+    def __init__(self, home: StateHome, settings: Settings, output: Output, room_count: int) -> None:
         from tunnel.cli.log import Log
         from tunnel.host.notify import ServiceManager
 
@@ -79,18 +82,28 @@ class Running:
         self._log = Log(output, is_exposer=True)
         self._up: Home | None = None
         self._manager = ServiceManager.take(os.environ)
+        self._room_count = room_count
 
     async def run(self, ending: Ending) -> int:
         """Its exit code."""
         import trio
 
+        from tunnel.up.rooms import PRIVILEGED, Interfaces
+
         async with trio.open_nursery() as signs:
             signs.start_soon(self._manager.keep_alive)
-            code = await self._stay(ending)
+            interfaces = Interfaces()
+            try:
+                if left := await interfaces.prepare(self._room_count):
+                    self._output.warn(PRIVILEGED.format(count=left))
+                ending.hurry()  # its threads have no privilege then
+                code = await self._stay(ending, interfaces)
+            finally:
+                await interfaces.close()
             signs.cancel_scope.cancel()
         return code
 
-    async def _stay(self, ending: Ending) -> int:
+    async def _stay(self, ending: Ending, interfaces: Interfaces) -> int:
         import trio
 
         from tunnel.cli.running import first_of
@@ -106,7 +119,8 @@ class Running:
         ending.stop = stop
         settings, _said = await settle_server(self._home, self._settings, self._handle, waits=True)
         running = up(
-            self._home.path, on_event=self._handle, notice=self._output.warn, log=self._log.accesses, settings=settings
+            self._home.path, on_event=self._handle, notice=self._output.warn, log=self._log.accesses, settings=settings,
+            interfaces=interfaces,
         )  # fmt: skip
         async with self._output.live(self._lines), running as home, trio.open_nursery() as nursery:
             self._up = home
@@ -164,7 +178,7 @@ class Running:
 
     def _handle(self, event: Event) -> None:
         from tunnel.cli.render import listing
-        from tunnel.shell.events import Closed, CodeReady, Listening, Paired, PathReport, Serving, Trouble
+        from tunnel.shell.events import Closed, CodeReady, Listening, MemberReport, Paired, PathReport, Serving, Trouble
 
         if isinstance(event, CodeReady):  # it is for whoever asked for it, and no log
             return
@@ -179,6 +193,10 @@ class Running:
                 self._output.say(text, what="serving", who=peer)
             case PathReport():
                 self._log.tell_path(event)
+            case MemberReport(is_me=True, room=room, peer=name, address=address):
+                self._output.say(f"You are '{name}' in the room '{room}': {address}, {name}.ptunnel.", what="member", who=name)
+            case MemberReport():
+                self._log.tell_member(event)
             case Trouble(code=code, message=message):
                 if code == "no_network" and self._up is None:
                     self._manager.ready(message)  # the start of the machine goes on, and may bring one

@@ -69,6 +69,7 @@ class Process:
 
     role: str  # "connect", "expose", "lan"
     links: Callable[[], Sequence[Link]]
+    members: Callable[[], Sequence[Link]] = tuple  # links besides, which `status` shows elsewhere: to members of rooms
     forget: Callable[[str], None] = _nothing  # drop the peer's key and grants; its links are cut here afterwards
     close: Callable[[], None] = _nothing  # end as Ctrl-C would
     #: (member, room or None) -> (room, member) that was sent away; None where that is no room of ours.  Raises TunnelError.
@@ -331,7 +332,8 @@ class _Conversation:
 
     def _find(self, peer: str | None) -> list[Link]:
         """Those to `peer`, by name or fingerprint; None for all."""
-        return [link for link in self._process.links() if peer is None or peer in (link.peer_name, link.fingerprint)]
+        links = (*self._process.links(), *self._process.members())
+        return [link for link in links if peer is None or peer in (link.peer_name, link.fingerprint)]
 
     def _forget(self, peer: str) -> int:
         links = self._find(peer)  # before the name is gone

@@ -85,12 +85,22 @@ def require_host_interface() -> None:
         raise ConfigurationError(NO_PRIVILEGE)
 
 
-async def open_on_host(config: InterfaceConfig) -> LanInterface:
-    """For all programs of this machine.  Needs privilege, which this process gives up.  Raises ConfigurationError."""
+async def open_on_host(config: InterfaceConfig, *, drop: bool = True) -> LanInterface:
+    """For all programs of this machine.  Needs privilege, which this process gives up, unless not `drop`.
+
+    Raises ConfigurationError.
+    """
     require_host_interface()
     from tunnel.doors.tun.host import open_host_interface
 
-    return await open_host_interface(config)
+    return await open_host_interface(config, drop=drop)
+
+
+async def give_up_privileges() -> int:
+    """After interfaces were opened without: for good.  How many threads keep theirs."""
+    from tunnel.doors.tun.process import drop_privileges_everywhere
+
+    return len(await drop_privileges_everywhere())
 
 
 def interface_config(

@@ -54,6 +54,7 @@ __all__ = [
     "forget",
     "join",
     "kept",
+    "label",
     "no_routes",
     "open_on_host",
     "lacks_privilege",
@@ -150,7 +151,7 @@ async def create(
         waits=waits, settings=settings, given=given, machine=MACHINE.get(),
     )  # fmt: skip
     store = _open_store(options)
-    room_name = make_label(name, "lan")
+    room_name = label(name)
     saved = Rooms(store.home).find(room_name)
     if saved is not None and not saved.is_creator:
         raise ConfigurationError(
@@ -231,6 +232,11 @@ def kept(home: Path | str | None = None) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def label(name: str) -> str:
+    """The name under which a room that is called so is kept."""
+    return make_label(name, "lan")
 
 
 def forget(name: str, home: Path | str | None = None) -> None:

@@ -92,7 +92,8 @@ def serve_unit(program: str = PROGRAM) -> str:
 def up_unit(program: str = PROGRAM, *, has_room: bool = False, owner: tuple[str, str] | None = None) -> str:
     """Of `up` for the manager of the machine, with an identity of its own in /var/lib/ptunnel.
 
-    `owner`: run as this user with this PTUNNEL_HOME instead.  `has_room`: the interface of a room needs CAP_NET_ADMIN.
+    `owner`: run as this user with this PTUNNEL_HOME instead.  `has_room`: the interface of a room needs CAP_NET_ADMIN and
+    has its switches under /proc/sys/net, and the capability is handed on and given up by capset(2).
     """
     settings, rooms = _STATE.format(name="ptunnel"), _ROOMS
     if owner is not None:
@@ -103,9 +104,13 @@ def up_unit(program: str = PROGRAM, *, has_room: bool = False, owner: tuple[str,
         rooms = rooms.replace("ProtectHome=yes", f"ProtectHome=read-only\nReadWritePaths={quoted(home)}")
     if has_room:
         rooms = rooms.replace("PrivateDevices=yes", "DevicePolicy=closed\nDeviceAllow=/dev/net/tun rw")
+        rooms += "ReadWritePaths=/proc/sys/net\nPrivateMounts=yes\n"
     else:
         rooms += "PrivateUsers=yes\n"
-    return _up(program, settings, rooms + _WALLS.format(capabilities="CAP_NET_ADMIN" if has_room else ""), is_user=False)
+    walls = _WALLS.format(capabilities="CAP_NET_ADMIN" if has_room else "")
+    if has_room:
+        walls = walls.replace("@privileged @resources\n", "@privileged @resources\nSystemCallFilter=capset\n")
+    return _up(program, settings, rooms + walls, is_user=False)
 
 
 def up_unit_of_user(program: str = PROGRAM, *, home: str | None = None) -> str:

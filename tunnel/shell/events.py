@@ -85,7 +85,8 @@ class PathReport:
 class MemberReport:
     """A member of our room is now like this.  `state` is online, offline or removed; `kind` and `why` of its path, while online.
 
-    `is_me`: it is ourselves, told when we are in, and again when the room gets other addresses.
+    `is_me`: it is ourselves, told when we are in, and again when the room gets other addresses.  `room`: which one, where a
+    process may be in several.
     """
 
     peer: str
@@ -95,11 +96,13 @@ class MemberReport:
     kind: str | None = None
     why: str = ""
     is_me: bool = False
+    room: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         told: dict[str, Any] = {"event": "member"}
         told |= {name: getattr(self, name) for name in ("peer", "address", "ipv6", "state", "kind", "why")}
-        return {**told, "self": self.is_me}
+        told["self"] = self.is_me
+        return {**told, "room": self.room} if self.room else told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

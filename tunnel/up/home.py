@@ -16,19 +16,20 @@ from typing import Any, Final
 import trio
 
 from tunnel.control.server import Process, status_of
-from tunnel.errors import ConfigurationError, TunnelError, command_word
+from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.ports.access import AccessLog
 from tunnel.ports.counters import ForwardCounters
 from tunnel.ports.exposing import Exposure, Resident, stay
 from tunnel.ports.granting import told
 from tunnel.ports.public_link import Link
 from tunnel.ports.serve import serve_link
+from tunnel.room.verbs import TakenRoutes
 from tunnel.settings import Settings
 from tunnel.setup.common import OnEvent, single_error
 from tunnel.setup.machine import MACHINE
 from tunnel.setup.moving import follow_place
 from tunnel.shell.endpoint import EndpointDriver, KnownPeer
-from tunnel.shell.events import Trouble
+from tunnel.shell.events import Event, Trouble
 from tunnel.shell.lasting import last
 from tunnel.shell.reports import EndpointEvent, is_news
 from tunnel.state.home import Home as StateHome
@@ -38,6 +39,7 @@ from tunnel.up.bond import Bond, Door
 from tunnel.up.codes import Codes
 from tunnel.up.config import Wish, Wishes, grants_of, read_wishes, require_room
 from tunnel.up.grants import Grants, reach
+from tunnel.up.rooms import Interfaces, Rooms
 from tunnel.up.verbs import process
 
 RETRY_INTERVAL: Final = 30.0  # seconds between two looks at whether a forward can be opened that could not
@@ -46,7 +48,14 @@ RETRY_INTERVAL: Final = 30.0  # seconds between two looks at whether a forward c
 class Home:
     """A home that runs, as `up` gives it."""
 
-    def __init__(self, path: Path | str | None, on_event: OnEvent | None, notice: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        path: Path | str | None,
+        on_event: OnEvent | None,
+        notice: Callable[[str], None] | None,
+        interfaces: Interfaces | None = None,
+        routes: TakenRoutes | None = None,
+    ) -> None:
         """Reads config.toml.  Raises ConfigurationError, StateError."""
         self.state = StateHome(path)
         self.counters = ForwardCounters()
@@ -68,6 +77,7 @@ class Home:
         self.page: Mapping[str, Any] | None = None  # where the page is, as the event `page` says it, while there is one
         self.page_refused: Mapping[str, int] = {}  # requests that it has refused, by reason
         self.codes = Codes(self)
+        self.rooms = Rooms(self, interfaces or Interfaces(), routes)
         self.process: Process = process(self)
 
     # --- what others see
@@ -110,6 +120,7 @@ class Home:
         ]
         counters = self.counters.as_dict()
         found: dict[str, Any] = {"forwards": forwards, "peers": [self._told(peer) for peer in self._peers], "counters": counters}
+        found["rooms"] = self.rooms.status()
         if self._exposure is not None and self._exposure.driver is not None:
             found["server"] = self._exposure.server or ""
             found["drops"] = drops_by_place(self._exposure.driver.counters(), counters, self.links)
@@ -125,7 +136,7 @@ class Home:
         """Why there is no link to somebody whom this home knows."""
         peer = self._find(name)
         if peer is None:
-            return None
+            return self.rooms.why_absent(name)
         bond = self._bonds.get(peer.static)
         if bond is None or not bond.doors:
             return f"{peer.name} is not connected; nothing is forwarded to it, so it is not called."
@@ -256,7 +267,8 @@ class Home:
     async def reload(self) -> dict[str, int]:
         """Go by config.toml as it is now.  What did not change is not touched; what cannot be read or opened changes nothing.
 
-        Returns how many forwards were `added` and `removed`.  Raises ConfigurationError, StateError.
+        But a room that cannot be opened is told, and tried again.
+        Returns how many forwards and rooms were `added` and `removed`.  Raises ConfigurationError, StateError.
         """
         async with self.changing:
             wishes = read_wishes(await trio.to_thread.run_sync(self.state.config))
@@ -284,7 +296,8 @@ class Home:
                 self._put(self.peer(door.wish.peer), door)
             self._tell_unknown()
             await self.grants.look()
-            return {"added": len(doors), "removed": len(before - after)}
+            rooms = await self.rooms.set(wishes.rooms)
+            return {"added": len(doors) + rooms["added"], "removed": len(before - after) + rooms["removed"]}
 
     def _heir(self, wish: Wish, gone: Iterable[Door]) -> Door:
         """A door, with the sockets of those that end where it listens at the same place."""
@@ -345,15 +358,21 @@ class Home:
             bond.is_running = True
             run = partial(last, self.driver.faults, "link", f"interrupted the forwards to {peer.name}", bond.run)
             self._nursery.start_soon(run)
-        self._notify()
+        self.note_change()
 
     def _take_away(self, door: Door) -> None:
         for bond in self._bonds.values():
             if door in bond.doors:
                 bond.remove(door)
-        self._notify()
+        self.note_change()
 
-    def _notify(self) -> None:
+    def pass_on(self, event: Event) -> None:
+        """Tell it to whoever runs this home."""
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def note_change(self) -> None:
+        """Whoever waits for a change looks again."""
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
@@ -366,7 +385,7 @@ class Home:
             bond.notify()
         for hearer in list(self._hearers):
             hearer(event)
-        self._notify()
+        self.note_change()
 
     def _peers_changed(self, peers: Sequence[KnownPeer]) -> None:
         self._peers = list(peers)
@@ -379,7 +398,7 @@ class Home:
                     bond.remove(door)
         if self._exposure is not None:
             self._open_all()
-        self._notify()
+        self.note_change()
 
     def _open_all(self) -> None:
         """Open the forwards that are wanted and are not open yet, as far as they can be."""
@@ -398,15 +417,11 @@ class Home:
             if self._find(name) is None:
                 self._say(f"{place} no peer called {name!r} is remembered yet: this waits until one is.")
 
-        for room in self.wishes.rooms:
-            self._say(f"'ptunnel up' opens no rooms yet: run 'sudo ptunnel lan join {command_word(room)}' for [[room]] {room!r}.")
-
     def _say(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             self.notice(text)
-            if self._on_event is not None:
-                self._on_event(Trouble(code="not_forwarded", message=text))
+            self.pass_on(Trouble(code="not_forwarded", message=text))
 
     async def _serve_link(self, link: Link) -> None:
         """A link, whoever has dialed it, as long as it lives: both sides may open streams on it."""
@@ -447,13 +462,16 @@ async def up(
     notice: Callable[[str], None] | None = None,
     log: AccessLog | None = None,
     settings: Settings | None = None,
+    interfaces: Interfaces | None = None,
+    routes: TakenRoutes | None = None,
 ) -> AsyncIterator[Home]:
     """Run a home by its config.toml.  The block is entered when it stands ready; it goes on until the block is left.
 
     `on_event` is told what happens (tunnel.events), `notice` takes sentences, `log` what is opened and closed.
+    `interfaces` are for rooms, `routes` is as tunnel.lan.create has it.
     Raises ConfigurationError, StateError, AlreadyRunningError.
     """
-    house = Home(home, on_event, notice)
+    house = Home(home, on_event, notice, interfaces, routes)
     house.log = log
     machine = MACHINE.get()
     resident = Resident(
@@ -461,15 +479,18 @@ async def up(
     )
     with single_error():
         async with (
+            house.rooms.equipped(len(house.wishes.rooms)),
             stay(resident, house._serve_link, home=home, on_event=on_event, settings=settings) as exposure,
             trio.open_nursery() as nursery,
         ):
             house._exposure, house._nursery = exposure, nursery
             house.codes.machine = machine
+            house.rooms.start(nursery)
             try:
                 await house.grants.look()
                 house._peers_changed(await trio.to_thread.run_sync(exposure.store.load))
                 house._tell_unknown()
+                await house.rooms.set(house.wishes.rooms)
                 nursery.start_soon(last, house.driver.faults, "forward", "interrupted the opening of forwards", house._run)
                 yield house
                 nursery.cancel_scope.cancel()

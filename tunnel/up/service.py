@@ -38,10 +38,13 @@ def unit_path(*, is_system: bool) -> Path:
     return Path(base) / "systemd" / "user" / UP
 
 
-def unit_text(home: Path, owner: str, *, is_system: bool, is_usual: bool) -> str:
-    """It runs `up` with this PTUNNEL_HOME; `is_usual`: the one that the program takes by itself."""
+def unit_text(home: Path, owner: str, *, is_system: bool, is_usual: bool, has_room: bool = False) -> str:
+    """It runs `up` with this PTUNNEL_HOME; `is_usual`: the one that the program takes by itself.
+
+    `has_room`: with what an interface needs, which only the service of the machine can have.
+    """
     if is_system:
-        return up_unit(program(), owner=(owner, str(home)))
+        return up_unit(program(), owner=(owner, str(home)), has_room=has_room)
     return up_unit_of_user(program(), home=None if is_usual else str(home))
 
 

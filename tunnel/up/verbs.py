@@ -40,6 +40,8 @@ def process(home: Home) -> Process:
     return Process(
         role="up",
         links=lambda: home.links,
+        members=lambda: home.rooms.links,
+        remove=lambda member, room: home.rooms.remove(member, room),
         details=home.details,
         absent=home.why_absent,
         bench=measure,

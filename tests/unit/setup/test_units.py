@@ -103,6 +103,9 @@ def test_root_is_needed_for_a_room_alone() -> None:
     assert "tun" not in up_unit().partition("[Service]")[2].replace("ptunnel", "")
     assert "AmbientCapabilities=CAP_NET_ADMIN\n" in up_unit(has_room=True)
     assert "DeviceAllow=/dev/net/tun rw\n" in up_unit(has_room=True)
+    assert "ReadWritePaths=/proc/sys/net\n" in up_unit(has_room=True), "the switches of an interface are there"
+    filters = [line for line in up_unit(has_room=True).splitlines() if line.startswith("SystemCallFilter=")]
+    assert filters[-1] == "SystemCallFilter=capset", "how it gives up what it has; it is one of @privileged"
 
 
 def test_a_user_whose_files_the_service_of_the_machine_has_may_have_the_program_there_too() -> None:

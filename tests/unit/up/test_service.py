@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tunnel.cli.main import run
-from tunnel.up.service import make_home
+from tunnel.state.home import Home
+from tunnel.up.config import read_wishes
+from tunnel.up.service import make_home, unit_text
 
 SYSTEMCTL = '#!/bin/sh\necho "$@" >> "$LOG"\n[ "$1 $2" != "--user $FAILS" ] || { echo "no bus" >&2; exit 1; }\n'
 
@@ -68,6 +70,25 @@ def test_a_file_that_cannot_be_read_is_told_before_anything_is_installed(
     assert run(["service", "install"]) == 2
     assert "config.toml:" in capsys.readouterr().err
     assert not log.exists()
+
+
+def test_a_room_in_the_file_has_the_service_of_the_machine_open_interfaces(tmp_path: Path, log: Path) -> None:
+    (tmp_path / "a home").mkdir(mode=0o700)
+    config = tmp_path / "a home" / "config.toml"
+    for text, is_so in (("", False), ('[[room]]\nname = "friends"\n', True)):
+        config.write_text(text)
+        has_room = bool(read_wishes(Home(config.parent).config()).rooms)
+        unit = unit_text(config.parent, "ben", is_system=True, is_usual=False, has_room=has_room)
+        assert ("AmbientCapabilities=CAP_NET_ADMIN" in unit) is is_so
+
+
+def test_a_room_stays_closed_in_a_service_of_one_user_which_is_said(
+    tmp_path: Path, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a home").mkdir(mode=0o700)
+    (tmp_path / "a home" / "config.toml").write_text('[[room]]\nname = "friends"\n')
+    assert run(["service", "install"]) == 0
+    assert "sudo ptunnel service install --system" in capsys.readouterr().err
 
 
 def test_the_home_of_a_service_is_made_with_the_folders_above_it(tmp_path: Path) -> None:

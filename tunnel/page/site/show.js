@@ -136,7 +136,7 @@ class RoomCard {
   }
 
   show(room) {
-    setText(this.where, [room.creator ? "made here" : "", room.subnet ?? "", room.interface ?? ""].filter(Boolean).join(" · "));
+    setText(this.where, [room.why ?? "", room.creator ? "made here" : "", room.subnet ?? "", room.interface ?? ""].filter(Boolean).join(" · "));
     keep(this.body, room.members ?? [], (member) => member.peer, () => make("tr", {}, make("th", { scope: "row" }), make("td"), make("td"), make("td")));
     (room.members ?? []).forEach((member, index) => {
       const note = [member.self ? "you" : "", member.creator ? "made it" : ""].filter(Boolean).join(", ");
