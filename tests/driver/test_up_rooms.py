@@ -182,6 +182,24 @@ async def test_without_privilege_each_room_is_told_and_the_rest_goes_on(tmp_path
             assert why(home) == {"friends": "An interface needs privilege."}
 
 
+async def test_what_the_system_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_arguments: Any, **_options: Any) -> Any:
+        raise PermissionError(1, "Operation not permitted")
+
+    async def open_one(config: InterfaceConfig, *, drop: bool) -> FakeInterface:
+        assert not drop
+        return FakeInterface(config)
+
+    interfaces = rooms.Interfaces(refuse)
+    assert await interfaces.prepare(1) == 0
+    with pytest.raises(ConfigurationError, match="Operation not permitted"):
+        interfaces.require()
+    monkeypatch.setattr(rooms, "open_on_host", open_one)
+    monkeypatch.setattr(rooms, "give_up_privileges", refuse)
+    with pytest.raises(ConfigurationError, match="may not give up"):
+        await rooms.Interfaces().prepare(1)
+
+
 async def test_a_room_is_commanded_by_the_control_socket(tmp_path: Path) -> None:
     answers: list[dict[str, Any]] = []
 

@@ -34,6 +34,10 @@ NO_INTERFACE: Final = (
     "'ptunnel up' has no interface left, as it has given up what makes one: start it anew"
     " ('systemctl restart ptunnel', where it is a service)."
 )
+MUST_KEEP: Final = (
+    "This process may not give up the privilege that rooms need (capset(2) is refused): 'sudo ptunnel service install --system'"
+    " writes a unit that lets it."
+)
 PRIVILEGED: Final = "{count} threads of this process keep their privileges: start it anew."
 
 
@@ -51,19 +55,23 @@ class Interfaces:
     async def prepare(self, count: int) -> int:
         """See that there are as many, as far as there can be; after this, none is made where it needs privilege.
 
-        Returns how many threads of this process have kept theirs.
+        Returns how many threads of this process have kept theirs.  Raises ConfigurationError where it may not give up its own.
         """
         left = 0
         try:
             while len(self._spare) + len(self._lent) < count:
                 blank = interface_config(None, None)
                 self._spare.append(await (self._open(blank) if self._open is not None else open_on_host(blank, drop=False)))
-        except ConfigurationError as error:
-            self._why = NO_INTERFACE if self._spare or self._lent else str(error)
+        except (ConfigurationError, OSError) as error:
+            why = f"No interface can be opened: {error.strerror}." if isinstance(error, OSError) else str(error)
+            self._why = NO_INTERFACE if self._spare or self._lent else why
         finally:
             if self._open is None and not self._is_plain and (self._spare or self._lent):
                 self._is_plain = True
-                left = await give_up_privileges()
+                try:
+                    left = await give_up_privileges()
+                except OSError:
+                    raise ConfigurationError(MUST_KEEP) from None
         return left
 
     def require(self) -> None:
