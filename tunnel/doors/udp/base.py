@@ -100,7 +100,6 @@ class BoundSocket:
         self.local_address = to_address(self._socket.getsockname())
         self.counters = UdpCounters()
         self._cache = AddressCache(is_ipv6=self.is_ipv6, dual_stack=self._dual_stack)
-        self._buffer = memoryview(bytearray(BATCH_BUFFER))
         # Segments of an unfinished batch that went out one by one before the socket would block.
         self._unfinished: tuple[Address, int, int, bytes] | None = None
         self._unfinished_at = 0

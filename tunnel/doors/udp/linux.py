@@ -6,6 +6,7 @@ Source: udp(7), ip(7), ipv6(7), Documentation/networking/segmentation-offloads; 
 from __future__ import annotations
 
 import errno
+import mmap
 import socket
 import struct
 import sys
@@ -98,7 +99,8 @@ class LinuxSocket(BoundSocket):
         self._recvmsg_into = self._socket.recvmsg_into
         self._most, self._most_segments = batch, MAX_SEGMENTS * max(1, batch // MAX_BATCH)  # of what receive() hands out
         self._join_until = max(batch - MAX_BATCH, MAX_BATCH // 2)  # bytes of a batch up to which more is received behind it
-        self._buffer = memoryview(bytearray(self._join_until + BATCH_BUFFER))
+        # Pages of its own: what nothing has come into takes no memory, and all goes back to the system with the socket.
+        self._buffer = memoryview(mmap.mmap(-1, self._join_until + BATCH_BUFFER, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._into = [self._buffer]
         self._views: dict[tuple[int, int], memoryview] = {}
         self._ahead: tuple[SockAddr, int, int, int, int, str] | None = None  # received, but no part of the batch before it

@@ -6,7 +6,7 @@ import contextlib
 import socket
 
 from tunnel.doors.udp.addresses import SockAddr
-from tunnel.doors.udp.base import MAX_USELESS, RECEIVE_BUFFER, SEND_BUFFER, BoundSocket, segment_count
+from tunnel.doors.udp.base import BATCH_BUFFER, MAX_USELESS, RECEIVE_BUFFER, SEND_BUFFER, BoundSocket, segment_count
 from tunnel.doors.udp.socket import ReceivedBatch
 from tunnel.units import Address
 
@@ -16,6 +16,7 @@ class PlainSocket(BoundSocket):
 
     def __init__(self, host: str, port: int, *, reuse: bool = False, dual_stack: bool = False) -> None:
         super().__init__(host, port, reuse=reuse, dual_stack=dual_stack)
+        self._buffer = memoryview(bytearray(BATCH_BUFFER))
         self._level, self._hops = (
             (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if self.is_ipv6 else (socket.IPPROTO_IP, socket.IP_TTL)
         )
