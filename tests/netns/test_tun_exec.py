@@ -64,16 +64,17 @@ async def main():
                     await interface.set_mtu(mtu)
                 if "names" in orders:
                     await interface.set_names(orders["names"])
-            with trio.open_signal_receiver(2, 15) as signals:
-                async def forward():
+            async def forward(task_status):
+                with trio.open_signal_receiver(2, 15) as signals:
+                    task_status.started()
                     async for number in signals:
                         tell(signal=number)
                         if number == 15:
                             interface.send_signal(number)
-                nursery.start_soon(forward)
-                await interface.start_command()
-                nursery.start_soon(change)
-                code = await interface.wait_command()
+            await nursery.start(forward)
+            await interface.start_command()
+            nursery.start_soon(change)
+            code = await interface.wait_command()
             nursery.cancel_scope.cancel()
         sys.exit(code)
     finally:
@@ -287,7 +288,8 @@ def test_output_ends_when_the_command_ends(start: Starter) -> None:
 
 
 def test_a_command_that_is_killed_gives_a_shells_exit_code(start: Starter) -> None:
-    assert start("sh", "-c", "kill -KILL $$").finish()[0] == 128 + signal.SIGKILL
+    program = start("sh", "-c", "kill -KILL $$")
+    assert program.finish()[0] == 128 + signal.SIGKILL, program.errors
 
 
 def test_a_signal_is_passed_on(start: Starter) -> None:
