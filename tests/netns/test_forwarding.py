@@ -229,7 +229,7 @@ def test_iperf3_udp_flow(lab: Lab) -> None:
     pair.wait_direct()
     words = ["iperf3", "-c", "127.0.0.1", "-p", "5201", "-u", "-b", "20M", "-l", "1200", "-t", "3", "--json"]
     for way in ([], ["-R"]):
-        lost = []
+        lost: list[float] = []
         while not lost or (lost[-1] >= 1 and len(lost) < 3):  # a machine that is busy with other things loses some by itself
             said = friend.host.run(*words, *way, timeout=20, check=False)
             report = json.loads(said.stdout)
