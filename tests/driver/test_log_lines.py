@@ -62,6 +62,17 @@ class Log:
         self._reader.join(PATIENCE_S)
 
 
+def meet_once(lab: Lab, folder: Path, server: str, number: int) -> None:
+    """Two homes meet by a code, and both leave."""
+    exposing = lab.run(folder / f"e{number}", "expose", str(lab.port), "--server", server)
+    code = exposing.wait("code")["code"]
+    way = ("connect", "--server", server, "--forward", f"0:{lab.port}")
+    connecting = lab.run(folder / f"c{number}", *way, PTUNNEL_CODE=code)
+    connecting.wait("forward")
+    connecting.end()
+    exposing.end()
+
+
 @contextmanager
 def logged(home: Path, *words: str, **environment: str) -> Iterator[Log]:
     process = subprocess.Popen(
@@ -166,13 +177,7 @@ def test_a_server_with_v_tells_of_clients_and_pairs_with_the_time_and_nothing_of
     ):
         servers = [each.wait(r"^Serving on udp (\S+) ")[1] for each in (told, silent)]
         for number, server in enumerate(servers):
-            exposing = lab.run(tmp_path / f"e{number}", "expose", str(lab.port), "--server", server)
-            code = exposing.wait("code")["code"]
-            way = ("connect", "--server", server, "--forward", f"0:{lab.port}")
-            connecting = lab.run(tmp_path / f"c{number}", *way, PTUNNEL_CODE=code)
-            connecting.wait("forward")
-            connecting.end()
-            exposing.end()
+            meet_once(lab, tmp_path, server, number)
         told.wait(rf"^{WHEN}{somebody} came \(1 client now\)\.$")
         told.wait(rf"^{WHEN}Pair 1: {somebody} met {somebody} by a code; the relay is open to them\.$")
         told.wait(rf"^{WHEN}Pair 1 ended after \d+ s, [\d,]+ bytes relayed: they have left\.$")
@@ -188,13 +193,7 @@ def test_every_line_of_a_busy_server_with_log_json_is_an_object_that_the_page_kn
     with logged(tmp_path / "json", *words) as told:
         server = told.wait(r"Serving on udp (\S+) ")[1]
         for number in range(3):
-            exposing = lab.run(tmp_path / f"e{number}", "expose", str(lab.port), "--server", server)
-            code = exposing.wait("code")["code"]
-            way = ("connect", "--server", server, "--forward", f"0:{lab.port}")
-            connecting = lab.run(tmp_path / f"c{number}", *way, PTUNNEL_CODE=code)
-            connecting.wait("forward")
-            connecting.end()
-            exposing.end()
+            meet_once(lab, tmp_path, server, number)
         told.wait(r'"what": "pair_ended"[^\n]*"pair": 3,')
         access.write_text("192.0.2.1\n", encoding="utf-8")
         told.process.send_signal(signal.SIGHUP)

@@ -13,7 +13,7 @@ import trio
 
 from tunnel.doors.tls.client import TlsSocket, dial
 from tunnel.doors.udp.socket import UdpSocket, open_socket
-from tunnel.errors import ConfigurationError, MalformedPacket, OfflineError, ServerUnreachableError, UntrustedServerError
+from tunnel.errors import ConfigurationError, MalformedPacket, ServerUnreachableError, UntrustedServerError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime
 from tunnel.host.gateway import default_gateway, is_translated
@@ -23,7 +23,8 @@ from tunnel.node.clocks import spoken
 from tunnel.node.diagnosis import SOCKETS, Diagnosis
 from tunnel.rendezvous import messages
 from tunnel.server_spec import TlsOptions, parse_server, tls_options
-from tunnel.shell.places import NO_NETWORK, has_network, unknown_name
+from tunnel.shell.outside import servers_named
+from tunnel.shell.places import NO_NETWORK
 from tunnel.shell.portmap import PortMapKeeper, is_reachable_from_everywhere
 from tunnel.shell.sockets import OpenSocket
 from tunnel.units import Address, SocketId
@@ -159,15 +160,8 @@ async def examine(
     `unix_time` is this computer's clock.
     """
     options = tls_options(server, TlsOptions() if tls is None else tls)
-    host, port = parse_server(server, "server")
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
-    except (OSError, UnicodeError) as error:
-        raise (unknown_name(host, error) if has_network() else OfflineError(NO_NETWORK)) from None
-    addresses: dict[bool, Address] = {}
-    for *_, sockaddr in found:
-        address = Address(str(sockaddr[0]), port)
-        addresses.setdefault(address.is_ipv6, address)
+    addresses = await servers_named(server, "server")
+    host, _ = parse_server(server, "server")
     results = {family: Findings(is_ipv6=family, own=None, server=addresses.get(family)) for family in (False, True)}
     mapped: list[PortMapFindings | None] = [None]
     over_tls: list[TlsFindings | None] = [None]

@@ -7,6 +7,7 @@ by writing over it.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,16 @@ def _from_text(kind: type, value: Any) -> Hex:
     if kind is not Hex or not isinstance(value, str):
         raise ValueError("not hexadecimal digits")
     return Hex(bytes.fromhex(value))
+
+
+def require_host(host: str) -> None:
+    """`host` has to be an IP address as it is usually written.  Raises BadContent."""
+    try:
+        canonical = str(ipaddress.ip_address(host))
+    except ValueError:
+        raise BadContent("host") from None
+    if canonical != host:
+        raise BadContent("host")
 
 
 def require_printable(*texts: str | None) -> None:

@@ -5,14 +5,13 @@ An entry is a question that will be asked, and no more: one that is old or was p
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from tunnel.state.documents import BadContent, Document, Record, Time, decode_record, encode_record
+from tunnel.state.documents import Document, Record, Time, decode_record, encode_record, require_host
 from tunnel.units import Address
 
 KIND: Final = "nodes"
@@ -45,12 +44,7 @@ def decode_nodes(content: Document) -> list[KnownNode]:
     """Raises BadContent."""
     nodes = decode_record(content, _File).nodes
     for node in nodes:
-        try:
-            canonical = str(ipaddress.ip_address(node.host))
-        except ValueError:
-            raise BadContent("host") from None
-        if canonical != node.host:
-            raise BadContent("host")
+        require_host(node.host)
     return nodes
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from tunnel.state.documents import BadContent, Document, Key, Record, Time, decode_record, encode_record, require_printable
+from tunnel.state.documents import Document, Key, Record, Time, decode_record, encode_record, require_host, require_printable
 
 KIND: Final = "ways"
 VERSION: Final = 1
@@ -46,12 +45,7 @@ def decode_ways(content: Document) -> list[Way]:
     ways = decode_record(content, _File).ways
     for way in ways:
         require_printable(way.host, way.technique)
-        try:
-            canonical = str(ipaddress.ip_address(way.host))
-        except ValueError:
-            raise BadContent("host") from None
-        if canonical != way.host:
-            raise BadContent("host")
+        require_host(way.host)
     return ways
 
 
