@@ -73,6 +73,8 @@ class Introductions:
                 return self._on_leave(now, session, message)
             case messages.Rebind() | messages.Restore():
                 return self._on_channel(now, session, message, cookie)
+            case messages.Follow():
+                return messages.Servers(epoch=0, index=0, servers=())
             case messages.Hello():  # peek_request sees it, unless it is written as no client does
                 return messages.Done()
             case messages.Refresh() | messages.Goodbye():

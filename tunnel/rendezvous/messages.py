@@ -13,11 +13,8 @@ The first ten bytes of a request and of a response never change, so that a serve
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
-from enum import IntEnum
 from functools import lru_cache
-from hashlib import sha256
 from struct import Struct
 from typing import Annotated, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -25,6 +22,15 @@ import msgspec
 from msgspec import Meta
 
 from tunnel.errors import MalformedPacket
+from tunnel.rendezvous.kinds import NOT_LISTED as NOT_LISTED
+from tunnel.rendezvous.kinds import GoneKind as GoneKind
+from tunnel.rendezvous.kinds import GoneReason as GoneReason
+from tunnel.rendezvous.kinds import RefusalCode as RefusalCode
+from tunnel.rendezvous.kinds import Role as Role
+from tunnel.rendezvous.macs import MAC_SIZE as MAC_SIZE
+from tunnel.rendezvous.macs import PROOF_SIZE as PROOF_SIZE
+from tunnel.rendezvous.macs import access_proof as access_proof
+from tunnel.rendezvous.macs import rebind_mac as rebind_mac
 from tunnel.units import CHANNEL_SIZE, Address, Buffer
 
 VERSION: Final = 1
@@ -38,14 +44,14 @@ MAX_DATAGRAM: Final = 1200  # bytes; fits the smallest path that IPv6 allows, wi
 MAX_BODY: Final = 512  # bytes of one PAKE message or mailbox post
 MAX_ROOMS: Final = 24  # rooms in one Join or Leave: eight peers of three days each, still within MAX_DATAGRAM
 MAX_COOKIE: Final = 32  # bytes; ours are 17, another server's may be longer
-MAX_TICKET: Final = 32  # bytes; ours are 24, likewise
+MAX_TICKET: Final = 32  # bytes; ours are 24, or 30 in a fleet, likewise
 SESSION_SIZE: Final = 16  # bytes; unguessable, so a push that names it comes from somebody who saw our requests
 TOKEN_SIZE: Final = 16  # bytes
 MAILBOX_SIZE: Final = 8  # bytes
 ROOM_SIZE: Final = 16  # bytes
-PROOF_SIZE: Final = 16  # bytes, of the access token's MAC
-MAC_SIZE: Final = 16  # bytes, of a Rebind
 MAX_NAMEPLATE: Final = 999_999_999
+MAX_PLACES: Final = 4  # addresses of one server of a fleet: two of each family
+MAX_SERVERS: Final = 64  # servers of a fleet
 ADDRESS_MASK: Final = 0xA5  # addresses are XORed, because some NATs rewrite whatever looks like one (RFC 8489 §14.2)
 
 _REQUEST_HEAD: Final = Struct(">BBQ16s")
@@ -69,49 +75,9 @@ MailboxId = Annotated[bytes, Meta(min_length=MAILBOX_SIZE, max_length=MAILBOX_SI
 Room = Annotated[bytes, Meta(min_length=ROOM_SIZE, max_length=ROOM_SIZE)]
 Mac = Annotated[bytes, Meta(min_length=MAC_SIZE, max_length=MAC_SIZE)]
 PackedAddress = Annotated[bytes, Meta(min_length=6, max_length=18)]
+Places = Annotated[tuple[PackedAddress, ...], Meta(max_length=MAX_PLACES)]
 Side = Annotated[int, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(max_length=200)]
-
-
-class Role(IntEnum):
-    """The role of a registrant: what it waits for."""
-
-    LISTEN = 0
-    DIAL = 1
-
-
-NOT_LISTED: Final = "this server's operator lets only listed clients in"  # the text of DENIED by the access list
-
-
-class RefusalCode(IntEnum):
-    """Why a request was turned down."""
-
-    VERSION = 1  # the server does not speak this version
-    DENIED = 2  # the server's access list does not name this client
-    UNKNOWN_NAMEPLATE = 3  # nobody allocated this code, or it has expired
-    SPENT = 4  # somebody claimed this code before
-    LOCKED_OUT = 5  # too many claims on codes nobody allocated
-    FULL = 6  # a limit of the server, the address or the room
-    QUOTA = 7  # no more relaying for this pair or address for now
-    UNKNOWN_CHANNEL = 8  # the server forgot it: Restore
-    BAD_MAC = 9  # a Rebind or Restore with the wrong token or an old counter
-    UNKNOWN_MAILBOX = 10
-    SLOW_DOWN = 11  # too many requests a second
-    TAKEN = 12  # the wanted nameplate is somebody else's, or none of this server's
-    CLOSING = 13  # the server is shutting down
-    WRONG_SERVER = 14  # this server never gives such a nameplate: another one of the same name may have
-
-
-class GoneKind(IntEnum):
-    CHANNEL = 1
-    MAILBOX = 2
-
-
-class GoneReason(IntEnum):
-    LEFT = 1  # the other side said so
-    EXPIRED = 2  # the other side fell silent
-    QUOTA = 3  # bytes of this pair used up
-    UNKNOWN = 4  # the server does not know this channel, or not from this address
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -212,6 +178,12 @@ class Goodbye(_Message, frozen=True, tag=11):
     """Forget me.  Not answered."""
 
 
+class Follow(_Message, frozen=True, tag=12):
+    """I know Elsewhere, MoveOn and `at` in Refused.  `epoch`: the list of servers that I know; 0: none.  Answered by Servers."""
+
+    epoch: U32 = 0
+
+
 # server → client, responses
 
 
@@ -220,6 +192,7 @@ class Retry(_Message, frozen=True, tag=32):
 
     `second_port`, and `second_host` if that differs, is another socket of the server, to learn whether the mapping varies.
     `unix_time` is the server's calendar, by which the rooms of a day are named; 0: it does not tell.
+    `epoch` is a number of the list of servers in this fleet as it is now: Follow asks for it; 0: there is no fleet.
     """
 
     cookie: Cookie
@@ -228,6 +201,7 @@ class Retry(_Message, frozen=True, tag=32):
     second_host: Annotated[bytes, Meta(max_length=16)]
     instance: U64
     unix_time: UnixTime = 0
+    epoch: U32 = 0
 
 
 class Welcome(_Message, frozen=True, tag=33):
@@ -240,10 +214,11 @@ class Welcome(_Message, frozen=True, tag=33):
     instance: U64
     software: Text
     unix_time: UnixTime = 0  # as in Retry
+    epoch: U32 = 0  # as in Retry
 
 
 class Allocated(_Message, frozen=True, tag=34):
-    """`ticket` brings the nameplate back after a restart of the server, to the same session."""
+    """`ticket` brings the nameplate back after a restart of the server, to the same session; in a fleet to any, at any server."""
 
     nameplate: Nameplate
     expires_s: U16
@@ -264,9 +239,29 @@ class Done(_Message, frozen=True, tag=36):
 
 
 class Refused(_Message, frozen=True, tag=37):
+    """`at`, with WRONG_SERVER: where the server of the fleet is that has this nameplate."""
+
     code: U8
     text: Text
     retry_after_s: U16 = 0
+    at: Places = ()
+
+
+class FleetServer(msgspec.Struct, frozen=True, array_like=True):
+    """One server of a fleet: its number there, its unicast addresses, its load in per cent, the instance that it tells."""
+
+    index: U16
+    load: U8  # DRAINS: it takes nobody any more
+    instance: U64
+    at: Places
+
+
+class Servers(_Message, frozen=True, tag=38):
+    """The servers of this fleet, as many as fit, with the one that answers, which is `index`."""
+
+    epoch: U32
+    index: U16
+    servers: Annotated[tuple[FleetServer, ...], Meta(max_length=MAX_SERVERS)]
 
 
 # server → client, pushes; repeated until acknowledged
@@ -312,11 +307,28 @@ class Unmet(OfRoom, frozen=True, tag=69):
     code: U8
 
 
-RequestMessage: TypeAlias = Hello | Refresh | Allocate | Release | Claim | Post | Join | Leave | Rebind | Restore | Goodbye
-ResponseMessage: TypeAlias = Retry | Welcome | Allocated | ClaimAccepted | Done | Refused
-PushMessage: TypeAlias = ClaimReceived | Posted | Introduced | Gone | Bye | Unmet
+class Elsewhere(OfRoom, frozen=True, tag=70):
+    """Somebody listens in a room that you dial, at another server of the fleet: dial there too.  Only for who follows."""
+
+    index: U16
+    at: Places
+
+
+class MoveOn(_Message, frozen=True, tag=71):
+    """Register at another server of the fleet, here if `at` says so, then take leave.  Only for who follows."""
+
+    within_s: U16  # after that this one may be gone
+    at: Places = ()
+
+
+RequestMessage: TypeAlias = (
+    Hello | Refresh | Allocate | Release | Claim | Post | Join | Leave | Rebind | Restore | Goodbye | Follow
+)
+ResponseMessage: TypeAlias = Retry | Welcome | Allocated | ClaimAccepted | Done | Refused | Servers
+PushMessage: TypeAlias = ClaimReceived | Posted | Introduced | Gone | Bye | Unmet | Elsewhere | MoveOn
 ChannelMessage: TypeAlias = ClaimReceived | ClaimAccepted | Introduced  # that bring a relay channel
 
+DRAINS: Final = 255  # load of a server that takes nobody any more
 HELLO: Final = 1  # tags of the two that are not decoded when they come without a proof
 GOODBYE: Final = 11
 
@@ -375,11 +387,6 @@ def encode_request(
     tail = len(body).to_bytes(2, "big") + body
     proof = access_proof(access_token, head + tail) if access_token else b""
     return (head + bytes((len(proof),)) + proof + tail).ljust(MIN_REQUEST, b"\0")
-
-
-def access_proof(access_token: bytes, proven_part: bytes) -> bytes:
-    """The MAC of a request without its proof field.  The cookie inside it ties it to one address and a few minutes."""
-    return hmac.digest(access_token, b"ptunnel access" + proven_part, sha256)[:PROOF_SIZE]
 
 
 def decode_request_head(datagram: Buffer) -> tuple[int, int]:
@@ -463,12 +470,6 @@ def decode_push_ack(datagram: Buffer) -> tuple[bytes, int]:
     if kind != PUSH_ACK or version != VERSION:
         raise MalformedPacket("rendezvous push-ack: another type or version")
     return session, push_id
-
-
-def rebind_mac(token: bytes, channel: bytes, side: int, counter: int, cookie: bytes) -> bytes:
-    """Ties a move to the token, to one use (the counter) and, through the cookie, to the address it comes from."""
-    text = b"ptunnel rebind" + channel + bytes((side,)) + counter.to_bytes(8, "big") + cookie
-    return hmac.digest(token, text, sha256)[:MAC_SIZE]
 
 
 @lru_cache(maxsize=4096)

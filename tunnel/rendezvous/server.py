@@ -69,6 +69,7 @@ class Server:
         """
         self.config = config
         self.drops = Drops()
+        self.epoch = 0  # of the list of servers, in a fleet
         self._counts: Counter[str] = Counter()
         self.relay = Relay(config, entropy)
         self._kind = Kind.DROPPED  # of the batch that is handled, or was last
@@ -345,6 +346,7 @@ class Server:
             host,
             self._instance,
             self._unix_time(),
+            self.epoch,
         )
         self._counts["retry"] += 1
         self._queue(socket_id, remote, messages.encode_response(peek.transaction, retry))
@@ -417,6 +419,7 @@ class Server:
             instance=self._instance,
             software=self.config.software,
             unix_time=self._unix_time(),
+            epoch=self.epoch,
         )
         encoded = messages.encode_response(request.transaction, welcome)
         if session is not None:

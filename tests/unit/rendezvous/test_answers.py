@@ -46,6 +46,7 @@ ANSWERS: Final[dict[type, Row]] = {
     messages.Rebind: Row("channel", 62),
     messages.Restore: Row("channel", 62),
     messages.Goodbye: Row(),
+    messages.Follow: Row(),
 }
 
 

@@ -22,14 +22,16 @@ LONGEST_REQUESTS: list[m.RequestMessage] = [
     m.Rebind(b"c" * 8, 1, U64, b"m" * 16),
     m.Restore(b"c" * 8, 1, b"t" * 16),
     m.Goodbye(),
+    m.Follow(2**32 - 1),
 ]
 LONGEST_RESPONSES: list[m.ResponseMessage] = [
-    m.Retry(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, b"a" * 16, U64, 2**40 - 1),
-    m.Welcome(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, True, U64, "ş" * 200, 2**40 - 1),
+    m.Retry(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, b"a" * 16, U64, 2**40 - 1, 2**32 - 1),
+    m.Welcome(b"c" * m.MAX_COOKIE, b"a" * 18, 65535, True, U64, "ş" * 200, 2**40 - 1, 2**32 - 1),
     m.Allocated(m.MAX_NAMEPLATE, 65535),
     m.ClaimAccepted(b"m" * 8, b"c" * 8, b"t" * 16, 1),
     m.Done(2**32 - 1),
-    m.Refused(255, "ş" * 200, 65535),
+    m.Refused(255, "ş" * 200, 65535, (b"a" * 18,) * m.MAX_PLACES),
+    m.Servers(2**32 - 1, 65535, (m.FleetServer(65535, m.DRAINS, U64, (b"a" * 6, b"a" * 18)),) * 11),
 ]
 LONGEST_PUSHES: list[m.PushMessage] = [
     m.ClaimReceived(m.MAX_NAMEPLATE, b"m" * 8, b"b" * m.MAX_BODY, b"c" * 8, b"t" * 16, 1),
@@ -37,6 +39,8 @@ LONGEST_PUSHES: list[m.PushMessage] = [
     m.Introduced(b"r" * 16, b"c" * 8, b"t" * 16, 0),
     m.Gone(2, b"c" * 8, 255),
     m.Bye(),
+    m.Elsewhere(b"r" * 16, 65535, (b"a" * 18,) * m.MAX_PLACES),
+    m.MoveOn(65535, (b"a" * 18,) * m.MAX_PLACES),
 ]
 
 
@@ -92,8 +96,8 @@ def test_an_older_client_is_understood_without_the_later_fields() -> None:
 def test_a_calendar_that_is_not_told_is_none_and_one_without_bounds_is_refused() -> None:
     retry = m.Retry(b"c" * 17, b"a" * 6, 0, b"", 1, 5)
     data = m.encode_response(1, retry)
-    assert data[-1:] == b"\x05"
-    as_before = data[:10] + bytes((data[10] - 1,)) + data[11:-1]
+    assert data[-2:] == b"\x05\x00"  # the calendar, and no fleet
+    as_before = data[:10] + bytes((data[10] - 2,)) + data[11:-2]
     assert m.decode_response(as_before).message == m.Retry(b"c" * 17, b"a" * 6, 0, b"", 1, 0)
     for beyond in (-1, 2**40):
         with pytest.raises(MalformedPacket):
