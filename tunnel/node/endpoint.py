@@ -62,6 +62,7 @@ class Endpoint:
         self._agenda = self._context.agenda
         self.ready = self._agenda.ready  # the peerings that may have something to send
         self._is_closing = False
+        self._cold_until: Instant | None = None  # when nothing but connections had something to send
         self._share = FairShare(rng, processor)
 
     @property
@@ -286,7 +287,11 @@ class Endpoint:
         is_route = socket_id in clients.routes
         by_index = self._context.demux.peerings
         share, counted = self._share, 0
-        share.begin(len(self._meetings.peerings.all))
+        peerings = self._meetings.peerings.all
+        was_shared, is_shared = share.is_measuring, share.begin(len(peerings))
+        if is_shared and not was_shared:
+            for each in peerings:
+                each.fresh_streams()  # what was opened before costs nothing
         while position < length:
             end = min(position + stride, length)
             kind = buffer[position]
@@ -311,7 +316,7 @@ class Endpoint:
                         is_due, is_cold = self._leave(now, touched, position - counted, is_due, is_cold)
                         touched, counted = None, position
                     unopened = end if prefix else length  # what comes from the server may be of several peers
-                    refusal = share.refusal(now, peering, unopened - position)
+                    refusal = share.refusal(now, peering, unopened - position) if is_shared else None
                     if refusal is not None:
                         self.drops[refusal] += -(-(unopened - position) // stride)
                         position = unopened
@@ -355,7 +360,7 @@ class Endpoint:
             position = end
         if touched is not None:
             is_due, is_cold = self._leave(now, touched, length - counted, is_due, is_cold)
-        else:
+        elif is_shared:
             share.charge(now, None, length - counted)
         if is_cold:
             self._meetings.pump(now)
@@ -365,7 +370,8 @@ class Endpoint:
         """Its datagrams, of `size` bytes, are opened: say what they brought, and whether anything follows from it."""
         peering.entry.doubt()
         peering.drain(now)
-        self._share.charge(now, peering, size, peering.fresh_streams())
+        if self._share.is_measuring:
+            self._share.charge(now, peering, size, peering.fresh_streams())
         is_due = is_due or peering in self._agenda.untold
         return is_due, is_cold or peering.needs_meeting or peering.is_closed
 
@@ -390,14 +396,14 @@ class Endpoint:
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
         """The next burst; `out` has room for 65,536 bytes and may be lent to the Transmit."""
-        burst: Transmit | None = None
         if self._is_closing:  # the goodbyes to peers go through the server, so they have to come first
-            burst = self._poll_peerings(now, out)
-        if burst is None:
+            return self._poll_peerings(now, out) or self._poll_cold(now, out)
+        if now != self._cold_until:  # once in a run of bursts
             burst = self._poll_cold(now, out)
-        if burst is None and not self._is_closing:
-            burst = self._poll_peerings(now, out)
-        return burst
+            if burst is not None:
+                return burst
+            self._cold_until = now
+        return self._poll_peerings(now, out) or self._poll_cold(now, out)
 
     def _poll_cold(self, now: Instant, out: bytearray) -> Transmit | None:
         context = self._context

@@ -62,7 +62,8 @@ class FairShare:
         """`processor`: seconds that it has worked so far."""
         self._rng = rng
         self._processor = processor
-        self._began: float | None = None  # where it stood then; None: nothing is measured
+        self._began = 0.0  # where it stood then
+        self.is_measuring = False
         self._level = 0.0
         self._until = Instant(0.0)
         self._now: dict[Hashable, _Spent] = {}
@@ -82,15 +83,17 @@ class FairShare:
         self._overflowed = True
         self._level = min(MOST, self._level + STEP_UP)
 
-    def begin(self, peers: int) -> None:
-        """A batch has come; charge() follows.  With one peer only there is nobody to be fair to."""
-        self._began = self._processor() if peers > 1 else None
+    def begin(self, peers: int) -> bool:
+        """A batch has come.  Whether charge() is to follow: with one peer only there is nobody to be fair to."""
+        self.is_measuring = peers > 1
+        if self.is_measuring:
+            self._began = self._processor()
+        return self.is_measuring
 
     def charge(self, now: Instant, sender: Hashable, size: int, streams: int = 0) -> None:
         """Charge `sender` the time since the last charge: it sent `size` bytes and opened so many streams."""
-        if self._began is not None:
-            began, self._began = self._began, self._processor()
-            self.spent(now, sender, size, self._began - began + streams * STREAM_PRICE)
+        began, self._began = self._began, self._processor()
+        self.spent(now, sender, size, self._began - began + streams * STREAM_PRICE)
 
     def refusal(self, now: Instant, sender: Hashable, size: int) -> str | None:
         """Why these `size` bytes of `sender` are to be dropped unopened; None where they may be opened."""

@@ -473,20 +473,18 @@ class Peering:
                 self.lose_puncher(error)
 
     def poll_timeout(self) -> Instant | None:
+        """Must not raise."""
         try:
-            return self._poll_timeout()
+            puncher, connection = self.puncher, self.connection
+            at = connection.poll_timeout() if connection is not None else None
+            due_at = self.hybrid.due_at
+            if due_at is not None and not self.is_closed and (at is None or due_at < at):
+                at = due_at
+            if self.handshake is not None:
+                at = earliest(at, self.handshake.poll_timeout())
+            if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):
+                return at
+            return puncher.next_at if at is None or puncher.next_at < at else at
         except Exception as error:
             self._fault = error
             return Instant(0.0)
-
-    def _poll_timeout(self) -> Instant | None:
-        at = self.connection.poll_timeout() if self.connection is not None else None
-        due_at = self.hybrid.due_at
-        if due_at is not None and not self.is_closed and (at is None or due_at < at):
-            at = due_at
-        if self.handshake is not None:
-            at = earliest(at, self.handshake.poll_timeout())
-        puncher, connection = self.puncher, self.connection
-        if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):
-            return at
-        return puncher.next_at if at is None or puncher.next_at < at else at

@@ -28,6 +28,7 @@ class Copies:
         `suspect(now, text)` may be called whenever the clock is read.  `text` is for a person; "": there is nothing to tell.
         """
         self._suspect = suspect
+        self.unwatched = clock
         if wall is None and clock is boottime:
             wall = time.time
         self.clock = clock if wall is None else watched(clock, self._parted, wall)

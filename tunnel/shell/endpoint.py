@@ -60,6 +60,7 @@ from tunnel.shell.routes import Routes
 from tunnel.shell.servers import Servers
 from tunnel.shell.sockets import OpenSocket, PoolSockets, drops_of, open_all, open_large
 from tunnel.shell.traces import WalledTraces
+from tunnel.transport.connection.events import OF_STREAMS
 from tunnel.transport.crypto.keys import preferred_aeads
 from tunnel.units import Address, Instant, Seconds, SocketId
 
@@ -293,14 +294,13 @@ class EndpointDriver:
             socket.close()
 
     async def _run_socket(self, socket_id: SocketId) -> None:
-        core, clock, socket = self.core, self.clock, self._sockets.get(socket_id)
+        core, clock, socket = self.core, self._copies.unwatched, self._sockets.get(socket_id)  # nothing is sealed before flush
         drizzle = Drizzle()
         seen = 0  # of what the kernel dropped
         while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
             await socket.wait_readable()
             batches = size = datagrams = 0
-            turn_ends = BYTES_A_TURN
-            is_due = False
+            turn_ends, is_due = BYTES_A_TURN, False
             while (batch := socket.receive()) is not None:
                 now = clock()
                 try:
@@ -410,9 +410,10 @@ class EndpointDriver:
         core, first = self.core, self._before_flush
         try:
             while first:
-                with self.faults.wall("local program", "left something unread that a local program said"):
-                    while first:
-                        first.pop()()
+                try:
+                    first.pop()()
+                except Exception as error:
+                    self.faults.note("local program", "left something unread that a local program said", error)
             now = self.clock()
             while True:
                 is_dry = self._send(now)
@@ -458,7 +459,8 @@ class EndpointDriver:
             while (event := self.core.poll_event(now)) is not None:
                 found = True
                 self._dispatch(event)
-                self._tell_owner(event)
+                if type(event) is not PeeringEvent or type(event.event) not in OF_STREAMS:
+                    self._tell_owner(event)
             if found and self.after_events is not None:
                 with self.faults.wall("events", "left something undone"):
                     self.after_events()

@@ -72,7 +72,10 @@ def on_pump(peering: Peering, patch: pytest.MonkeyPatch) -> None:
 
 
 def on_its_timer(peering: Peering, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(peering, "_poll_timeout", fails)
+    class Broken(type(peering.hybrid)):  # type: ignore[misc]
+        due_at = property(fails)
+
+    patch.setattr(peering.hybrid, "__class__", Broken)
 
 
 LINK_FAULTS: dict[str, Callable[[Peering, pytest.MonkeyPatch], None]] = {

@@ -179,7 +179,8 @@ class Connection(StreamVerbs, PathVerbs):
             self._is_receiving = False
         if position == start:
             return position
-        switching.on_keys(now)
+        if switching.is_mute:
+            switching.on_keys(now)
         self._life.on_heard(now)
         if self._shared.stats.packets_received and not self._may_send:
             self._may_send = True

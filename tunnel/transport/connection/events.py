@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tunnel.units import Address, Instant, PathKey, Seconds, StreamId
 
@@ -154,6 +154,9 @@ ConnectionEvent: TypeAlias = (
     | AllPathsLost
     | ConnectionClosed
 )
+
+#: Come with each batch of bytes, and concern nobody but the user of that stream.
+OF_STREAMS: Final[frozenset[type]] = frozenset({StreamReadable, StreamWritable})
 
 
 class CloseCode:

@@ -331,9 +331,15 @@ class Paths:
 
     def better(self) -> Path | None:
         """The path to change to now, or None to stay."""
-        current = self.current
+        current, known = self.current, self.known.values()
+        if current.validated and current.kind is PathKind.DIRECT and not current.is_replaced and self.policy != "relay":
+            for path in known:  # the usual case: nothing but another direct path may be better
+                if path.validated and path.kind is PathKind.DIRECT and path is not current:
+                    break
+            else:
+                return None
         best: Path | None = None
-        for path in self.known.values():
+        for path in known:
             if path.validated and self.is_allowed(path) and (best is None or self._rank(path) < self._rank(best)):
                 best = path
         if best is None or best is current:
