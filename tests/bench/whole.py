@@ -169,10 +169,18 @@ def short_connections(space: Namespace, port: int, count: int, at_once: int = 50
 class Tunnel:
     """serve, expose in A, connect in B."""
 
-    def __init__(self, desk: Desk, tag: str, path: str, forwards: dict[int, int]) -> None:
+    def __init__(
+        self, desk: Desk, tag: str, path: str, forwards: dict[int, int], *, port: int | None = None, code_in: Path | None = None
+    ) -> None:
+        """`port` of the server; `code_in`: another checkout, whose code runs instead of this one's."""
         self.path = path
-        port = 24_531 if path == "auto" else 24_541
+        if port is None:
+            port = 24_531 if path == "auto" else 24_541
         variables = desk.variables
+        if code_in is not None:
+            before = variables.get("PYTHONPATH")
+            found = f"{before}:{code_in}" if before else str(code_in)
+            variables = {**variables, "PYTHONSAFEPATH": "1", "PYTHONPATH": found}
         self.server = Ptunnel(desk, desk.a, f"serve-{tag}", "serve", "--listen", f"{A}:{port}", **variables)
         self.server.wait_event("listening")
         grants = [str(target) for target in forwards.values()] + [f"{target}/udp" for target in forwards.values()]

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.driver.fake_link import WINDOW, FakeStream, Half
+from tunnel.ports import tcp
 from tunnel.ports.counters import ForwardCounters
 from tunnel.ports.tcp import IN_A_ROW, IOV_MAX, SMALL, Relay, cut
 from tunnel.shell.stream import StreamCode
@@ -24,12 +25,18 @@ def sockets() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
+@pytest.fixture
+def small_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "LITTLE", SMALL)
+
+
 def take(relay: Relay, views: list[memoryview]) -> int:
     """Another connection has had its turn."""
     relay._counters.tcp_straight += 1
     return relay._take(views)
 
 
+@pytest.mark.usefixtures("small_is_much")
 async def test_a_connection_alone_leaves_bulk_to_its_task(sockets: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = sockets
     with ours, theirs:
@@ -47,6 +54,7 @@ async def test_a_connection_alone_leaves_bulk_to_its_task(sockets: tuple[socket.
         assert counters.tcp_small == 0
 
 
+@pytest.mark.usefixtures("small_is_much")
 async def test_a_few_bytes_are_taken_always_and_change_no_turn(sockets: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = sockets
     with ours, theirs:
@@ -57,6 +65,18 @@ async def test_a_few_bytes_are_taken_always_and_change_no_turn(sockets: tuple[so
         assert [relay._take(bulk) for _ in range(IN_A_ROW)] == [SMALL + 1] * (IN_A_ROW - 1) + [0]
         assert theirs.recv(1 << 16) == b"keykey" + bytes(SMALL + 1) + b"key" + bytes(SMALL + 1) * (IN_A_ROW - 1)
         assert (counters.tcp_small, counters.tcp_straight) == (3, IN_A_ROW)
+
+
+async def test_what_comes_a_few_datagrams_at_a_time_needs_no_task(sockets: tuple[socket.socket, socket.socket]) -> None:
+    """As over a link of 100 Mbit/s: the task would find no more in its turn."""
+    ours, theirs = sockets
+    with ours, theirs:
+        counters = ForwardCounters()
+        relay = Relay(ours, FakeStream(Half(), Half()), counters)
+        few = [memoryview(bytes(SMALL))] * 9
+        assert [relay._take(few) for _ in range(3 * IN_A_ROW)] == [9 * SMALL] * 3 * IN_A_ROW
+        assert theirs.recv(1 << 20) == bytes(9 * SMALL) * 3 * IN_A_ROW
+        assert (counters.tcp_small, counters.tcp_straight) == (0, 3 * IN_A_ROW)
 
 
 async def test_an_answer_that_is_there_already_leaves_before_the_task_has_its_turn(

@@ -43,6 +43,7 @@ HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")  # CPython on Windows has
 IOV_MAX: Final = 1_024  # pieces in one sendmsg (limits.h of Linux; more fail with EMSGSIZE)
 IN_A_ROW: Final = 3  # batches: a turn of one stream fills two kernel calls, which may come one by one, and overlaps the next
 SMALL: Final = 1_000  # bytes that came alone: less than a full datagram, so no bulk, and somebody may wait for them
+LITTLE: Final = 32 * 1024  # bytes in a batch: what comes in a millisecond at 250 Mbit/s, and the next one comes no sooner
 
 
 def cut(sock: socket.socket) -> None:
@@ -243,11 +244,11 @@ class Relay:
         """The stream's sink: what the socket takes now.  What it does not take wakes `_download`, as does an error.
 
         One busy connection alone is better off with its task, which finds many batches at once and writes them in one call; so
-        of bulk this takes no more than a turn of the peer's brings, until another connection had its turn.
+        of much at once this takes no more than a turn of the peer's brings, until another connection had its turn.
         """
         counters = self._counters
         is_small = len(pieces) == 1 and len(pieces[0]) <= SMALL
-        if not is_small:
+        if sum(map(len, pieces)) > LITTLE:
             if counters.tcp_straight != self._straight:
                 self._in_a_row = 0
             elif self._in_a_row >= IN_A_ROW:

@@ -47,6 +47,7 @@ from tunnel.node.peering import Peering
 from tunnel.node.pool import CloseRoute, OpenRoute, OpenSockets
 from tunnel.server_spec import tls_options
 from tunnel.settings import Settings
+from tunnel.shell.alarm import LONGEST_SLEEP, Alarm
 from tunnel.shell.copies import Copies
 from tunnel.shell.dht_door import DhtDoor, NodeMemory
 from tunnel.shell.lasting import last
@@ -70,8 +71,6 @@ if TYPE_CHECKING:
 BATCHES_A_TURN: Final = 16  # receives of one socket before what they caused is sent and others get their turn ...
 BYTES_A_TURN: Final = 1 << 20  # ... or so many bytes
 BURSTS_A_TURN: Final = 16  # sends before whoever called goes on; the timer task sends the rest
-LONGEST_SLEEP: Final = Seconds(1.0)  # trio's clock stands still in suspend, ours does not: look at it this often
-SHORTEST_SLEEP: Final = Seconds(0.0003)
 Records: TypeAlias = tuple[dict[str, object], ...]
 JUMP: Final = Seconds(5.0)  # of our clock beyond a sleep: the machine was suspended
 
@@ -126,9 +125,8 @@ class EndpointDriver:
         self._outbox = Outbox(self._sockets)
         self._unheard: BrokenPipeError | None = None  # nobody hears our events any more
         self._packet_door = PacketDoor(self._sockets, lambda: self.flush() if self.core.ready else None, self.faults)
-        self._wakeup = trio.Event()
+        self._alarm = Alarm()
         self._changed = trio.Event()
-        self._armed = float("inf")
         self._is_flushing = False
         self._before_flush: list[Callable[[], None]] = []  # each called once, before anything is sent
         make_link = partial(
@@ -296,9 +294,11 @@ class EndpointDriver:
     async def _run_socket(self, socket_id: SocketId) -> None:
         core, clock, socket = self.core, self._copies.unwatched, self._sockets.get(socket_id)  # nothing is sealed before flush
         drizzle = Drizzle()
+        has_paused = False  # so there is something, most likely
         seen = 0  # of what the kernel dropped
         while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
-            await socket.wait_readable()
+            if not has_paused:
+                await socket.wait_readable()
             batches = size = datagrams = 0
             turn_ends, is_due = BYTES_A_TURN, False
             while (batch := socket.receive()) is not None:
@@ -323,14 +323,14 @@ class EndpointDriver:
             if batches and is_due:
                 self.flush()
             self._packet_door.emptied()
-            if drizzle.is_on(now if batches else clock(), size, datagrams):
+            has_paused = drizzle.is_on(now if batches else clock(), size, datagrams)
+            if has_paused:
                 await trio.sleep(DRIZZLE_PAUSE)
 
     async def _run_timers(self) -> None:
         core, clock = self.core, self.clock
         before = clock()
         while True:
-            self._wakeup = trio.Event()
             now = clock()
             if now - before > LONGEST_SLEEP + JUMP:
                 core.network_changed(now)
@@ -344,11 +344,7 @@ class EndpointDriver:
             if self._has_more:
                 await trio.lowlevel.checkpoint()
                 continue
-            delay = LONGEST_SLEEP if deadline is None else min(LONGEST_SLEEP, max(SHORTEST_SLEEP, deadline - now))
-            self._armed = now + delay
-            with trio.move_on_after(delay):
-                await self._wakeup.wait()
-            self._armed = float("-inf")
+            await self._alarm.sleep(now, deadline)
 
     def _network_changed(self) -> None:
         self._load_memory()
@@ -371,7 +367,7 @@ class EndpointDriver:
         """Whoever reads the clock may be about to send, so this comes first; what follows is for the timers' task."""
         self.core.give_up_keys(now, text)
         self.routes.network_changed()
-        self._wakeup.set()
+        self._alarm.ring()
 
     async def _run_port_mapping(self) -> None:
         """Beside everything else; nobody waits for it."""
@@ -428,12 +424,8 @@ class EndpointDriver:
                 if not self._tell(now):
                     break
             self._has_more = not is_dry
-            if self._armed == float("-inf"):
-                return  # the timer task is about to look by itself
-            deadline = core.poll_timeout() if is_dry else now
-            if deadline is not None and deadline < self._armed:
-                self._armed = float("-inf")
-                self._wakeup.set()
+            if self._alarm.is_set:  # else the timer task is about to look by itself
+                self._alarm.move(now, core.poll_timeout() if is_dry else now)
         except Exception as error:  # whoever called has nothing to do with it
             self.faults.note("driver", "interrupted the sending", error)
         finally:

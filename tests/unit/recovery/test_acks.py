@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tunnel.transport.recovery import acks
 from tunnel.transport.recovery.acks import AckTracker
-from tunnel.units import Instant
+from tunnel.units import Instant, Seconds
 
 NOW = Instant(10.0)
 
@@ -133,3 +135,38 @@ def test_slow_flows_are_answered_as_ever() -> None:
         tracker.on_packets(number, 2, True, now)
         assert tracker.due(now)
         tracker.on_ack_sent(now)
+
+
+def long_path(round_trip: float) -> list[float]:
+    """Seconds between the ACKs of a flow of 8,600 packets a second, which come one by one."""
+    tracker = AckTracker()
+    sent_at: list[float] = []
+    for number in range(4_000):
+        now = Instant(NOW + number / 8_600)
+        tracker.on_packets(number, 1, True, now)
+        if tracker.due(now):
+            tracker.on_ack_sent(now, Seconds(round_trip))
+            sent_at.append(now)
+    return [after - before for before, after in pairwise(sent_at)][20:]
+
+
+@pytest.mark.parametrize(("round_trip", "wanted"), [(0.0, 0.001), (0.010, 0.001), (0.040, 0.0025), (0.3, 0.004)])
+def test_a_fast_flow_over_a_long_path_earns_an_ack_sixteen_times_in_a_round_trip_and_every_four_ms(
+    round_trip: float, wanted: float
+) -> None:
+    gaps = long_path(round_trip)
+    assert sum(gaps) / len(gaps) == pytest.approx(wanted, rel=0.25)
+    assert max(gaps) <= acks.MAX_ACK_DELAY
+
+
+def test_a_fast_flow_that_stops_on_a_long_path_is_answered_within_max_ack_delay() -> None:
+    tracker = AckTracker()
+    for number in range(1_000):
+        now = Instant(NOW + number / 8_600)
+        tracker.on_packets(number, 1, True, now)
+        if tracker.due(now):
+            tracker.on_ack_sent(now, Seconds(0.3))
+    tracker.on_ack_sent(now, Seconds(0.3))
+    tracker.on_packets(1_000, 1, True, now)
+    assert not tracker.due(now)
+    assert now < (tracker.deadline() or 0) <= now + acks.MAX_ACK_DELAY

@@ -142,9 +142,10 @@ class Sender:
         room = path.recovery.inflight_limit(shared.peer_receive_buffer) - path.recovery.bytes_in_flight
         if room >= mtu:
             paced = path.pacer.budget(now)
-            if paced < mtu:
+            quantum = path.pacer.quantum
+            if paced < mtu or (paced < quantum - quantum // 8 and not ack_due and self._is_bulk(quantum)):
                 room = 0
-                self.pacing_until = path.pacer.next_at(now, path.pacer.quantum)
+                self.pacing_until = path.pacer.next_at(now, quantum)
             elif paced < room:
                 room = paced
         if room < mtu:
@@ -176,6 +177,14 @@ class Sender:
             return None
         self._look_behind(now, path)
         return Transmit(path.key.socket_id, path.key.remote, first, view[:end])
+
+    def _is_bulk(self, quantum: int) -> bool:
+        """Whether all that waits is more than a quantum of one stream: then a part of it gains nothing by leaving sooner."""
+        shared = self._shared
+        stream = shared.streams.head()
+        if stream is None or stream.lost or shared.datagrams or shared.owed:
+            return False
+        return min(stream.written, stream.limit) - stream.sent > quantum
 
     def _look_behind(self, now: Instant, path: Path) -> None:
         """Is anything left behind this burst?  The answer spares a call that would find nothing."""
@@ -308,7 +317,7 @@ class Sender:
             ranges = shared.acks.build_ranges()
             at = frames.encode_ack(view, at, ranges, shared.acks.ack_delay(now), min(_ACK_ROOM, limit - at))
             largest = ranges[0][1]
-            shared.acks.on_ack_sent(now)
+            shared.acks.on_ack_sent(now, shared.paths.answering.recovery.rtt.min_rtt)
         items: list[Carried] = []
         eliciting = False
         if may_send:

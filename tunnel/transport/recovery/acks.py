@@ -10,12 +10,15 @@ from tunnel.units import Instant, Seconds
 
 MAX_ACK_DELAY: Final = Seconds(0.005)  # how long a lone ack-eliciting packet may wait for company
 ACK_ELICITING_THRESHOLD: Final = 2  # ack-eliciting packets that earn an ACK at once (RFC 9000 §13.2.2)
-ACK_SPACING: Final = Seconds(0.001)  # between ACKs, about, where packets come faster than two in that time
+ACK_SPACING: Final = Seconds(0.001)  # between ACKs, about, where packets come faster than two in that time; on long paths as much
+ACKS_A_ROUND: Final = 16  # as this many in a round trip take: one is needed (RFC 8961), and each wakes both ends
+MAX_ACK_SPACING: Final = Seconds(0.004)  # with what a wake takes still within MAX_ACK_DELAY
 ACK_ELICITING_MOST: Final = (
     128  # packets that wait for an ACK even then: a fifth of a megabyte, of the megabyte in flight at most
 )
 MAX_ACK_RANGES: Final = 32  # in one ACK frame
 MAX_TRACKED_RANGES: Final = 256  # kept here; the oldest are forgotten beyond
+_UNKNOWN: Final = Seconds(0.0)  # a round trip
 MANY_RANGES: Final = 8  # worth asking the peer to acknowledge our ACKs, so that we may forget
 
 
@@ -24,7 +27,7 @@ class AckTracker:
 
     Duplicates never come here: the replay window threw them away.  Call `on_packets` per run of consecutive packets
     of a batch, then ask `due` once when the batch ends.
-    While packets come in order and fast, an ACK covers those of about ACK_SPACING: each costs as much as thirty packets.
+    While packets come in order and fast, an ACK covers those of about `_spacing`: each costs as much as thirty packets.
     """
 
     __slots__ = (
@@ -36,6 +39,7 @@ class AckTracker:
         "_most",
         "_received",
         "_sent_at",
+        "_spacing",
         "_threshold",
         "_urgent",
     )
@@ -43,6 +47,7 @@ class AckTracker:
     def __init__(self, max_ack_delay: Seconds = MAX_ACK_DELAY, most: int = ACK_ELICITING_MOST) -> None:
         """`most` packets may wait for an ACK at any rate: a small part of what our socket holds, and so of what is in flight."""
         self._most = max(most, ACK_ELICITING_THRESHOLD)
+        self._spacing = ACK_SPACING
         self._threshold = ACK_ELICITING_THRESHOLD  # ack-eliciting packets that earn an ACK at once, by the rate of late
         self._sent_at = Instant(float("-inf"))  # the last ACK that was earned
         self._received = RangeSet()
@@ -87,7 +92,7 @@ class AckTracker:
             self._eliciting += count
             if self._deadline is None:
                 is_fast = self._threshold > ACK_ELICITING_THRESHOLD
-                self._deadline = Instant(now + (ACK_SPACING if is_fast else self._max_ack_delay))
+                self._deadline = Instant(now + (self._patience if is_fast else self._max_ack_delay))
         if len(received) > MAX_TRACKED_RANGES:
             received.pop_first()
 
@@ -111,11 +116,17 @@ class AckTracker:
         """The newest ranges as (low, high), both inclusive, highest first; empty when nothing was received."""
         return [(start, stop - 1) for start, stop in islice(reversed(self._received), max_ranges)]
 
-    def on_ack_sent(self, now: Instant) -> None:
-        """An ACK with `build_ranges` leaves now: nothing is owed any more."""
+    @property
+    def _patience(self) -> Seconds:
+        """How long packets of a fast flow wait.  Longer than the spacing, so that the next packets bring the ACK and no timer."""
+        return ACK_SPACING if self._spacing == ACK_SPACING else min(Seconds(2 * self._spacing), self._max_ack_delay)
+
+    def on_ack_sent(self, now: Instant, round_trip: Seconds = _UNKNOWN) -> None:
+        """An ACK with `build_ranges` leaves now: nothing is owed any more.  `round_trip`: the shortest of the path."""
         if self._eliciting:
-            since = max(now - self._sent_at, ACK_SPACING / self._most)
-            self._threshold = min(max(int(self._eliciting * ACK_SPACING / since), ACK_ELICITING_THRESHOLD), self._most)
+            spacing = self._spacing = min(max(ACK_SPACING, Seconds(round_trip / ACKS_A_ROUND)), MAX_ACK_SPACING)
+            since = max(now - self._sent_at, spacing / self._most)
+            self._threshold = min(max(int(self._eliciting * spacing / since), ACK_ELICITING_THRESHOLD), self._most)
             self._sent_at = now
         self._eliciting = 0
         self._urgent = False
