@@ -28,6 +28,7 @@ from tunnel.server_spec import (
 from tunnel.state.config_file import ConfigFile
 
 PathPolicy: TypeAlias = Literal["auto", "direct", "relay"]
+Repeat: TypeAlias = Literal["auto", "off", "always"]
 Switch: TypeAlias = Literal["on", "off"]
 Kind: TypeAlias = Literal["tls", "network", "peer"]  # commands that ask a server; that meet peers; that introduce us to a new one
 MAX_NAME: Final = 64  # characters of a name by which we introduce ourselves
@@ -120,6 +121,15 @@ class Settings:
             kind="network",
             help="Which paths may be used; the stricter of both sides wins. With relay the other side never learns this address.",
             rule="is auto, direct or relay",
+        ),
+    ] = "auto"
+    repeat: Annotated[
+        Repeat,
+        Row(
+            meaning="send small datagrams twice: auto (while the path loses some), off or always",
+            kind="network",
+            help="Send small datagrams (games, voice) twice, so that fewer are lost: while the path loses some, or as said.",
+            rule="is auto, off or always",
         ),
     ] = "auto"
     access_token: Annotated[
@@ -230,6 +240,7 @@ class Given(TypedDict, total=False):
 
     server: str | None
     path: PathPolicy | None
+    repeat: Repeat | None
     portmap: bool | None
     qlog: Any  # a path
     tls: TlsOptions | None

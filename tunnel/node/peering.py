@@ -23,7 +23,7 @@ from tunnel.node.walls import Wall
 from tunnel.pairing.grants import GrantSet
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
 from tunnel.rendezvous.messages import Gone
-from tunnel.transport.connection.connection import Connection
+from tunnel.transport.connection.connection import TAKES, Connection
 from tunnel.transport.connection.events import (
     AllPathsLost,
     CloseCode,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.client import Client
 
 # First byte of a message on the control stream; unknown ones are left for later versions.
-CONTROL_HELLO: Final = 0  # nothing but a first packet under the new keys
+CONTROL_HELLO: Final = 0  # a first packet under the new keys, and what we take: a byte, which older peers leave out
 CONTROL_OFFER: Final = 1  # candidates: nat/candidate.py
 CONTROL_PING: Final = 2  # 8 bytes that come back as
 CONTROL_PONG: Final = 3
@@ -114,7 +114,8 @@ class Peering:
         self.policy = policy
         self._is_explained = False
         connection.set_policy(now, policy)
-        connection.send_control(bytes((CONTROL_HELLO,)))
+        connection.set_repeat(self._context.config.repeat)
+        connection.send_control(bytes((CONTROL_HELLO, TAKES)))
         self.hybrid.attach(now, connection, completed)
         self.pump(now)
 
@@ -191,7 +192,7 @@ class Peering:
         connection.install_keypair(now, completed.keypair, True)
         connection.migrate(now, path, PathKind.RELAY if path.prefix else PathKind.DIRECT)
         self._context.clients.follow(path.prefix, self)
-        connection.send_control(bytes((CONTROL_HELLO,)))
+        connection.send_control(bytes((CONTROL_HELLO, TAKES)))
         if connection.current_path.kind is PathKind.RELAY:
             self.refresh_candidates(now)
         self.hybrid.installed(now, connection, completed)
@@ -362,6 +363,8 @@ class Peering:
                 self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
             else:
                 self._context.drops["pong that nobody asked for"] += 1
+        elif kind == CONTROL_HELLO and len(data) > 1:
+            connection.peer_takes(data[1])
         elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
             self.hybrid.handle(now, connection, bytes(data))
         elif kind in (CONTROL_ROOM, CONTROL_SHARES, CONTROL_SERVER):

@@ -46,6 +46,7 @@ NEEDLESS_IN_A_ROW: Final = (
 SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, TCP and all options are 100
 
 _ETHERTYPES: Final = {0x0800, 0x86DD}
+TCP: Final = 6
 UDP: Final = 17
 WITH_PORTS: Final = 28  # bytes of an IPv4 and a UDP header
 _CHECKSUM_AT: Final = {(6, 16), (UDP, 6)}  # protocol, and where its header has the checksum
@@ -187,7 +188,11 @@ class LanSender:
         sealer, shape, flags, its_end = last
         if end != its_end or _SHAPE.unpack_from(self._buffer, FRONT) != shape:
             return False
-        return sealer.seal_packet(self._burst, now, self._buffer, _IP_AT, end, flags)
+        if not sealer.seal_packet(self._burst, now, self._buffer, _IP_AT, end, flags):
+            return False
+        if sealer.repeats:
+            sealer.repeat(now, self._buffer, _IP_AT, end)
+        return True
 
     # 2
 
@@ -375,6 +380,8 @@ class LanSender:
             self._leave()
             self._aim(member, sealer, ecn)
             sealer.seal_packet(self._burst, now, view, start, end, flags)
+        if sealer.repeats and _protocol(view, start) != TCP:
+            sealer.repeat(now, view, start, end)
 
     def _leave(self) -> None:
         """Send the burst under way; one that would block is kept until `_unstick`."""
@@ -403,6 +410,11 @@ class LanSender:
                 else:
                     await door.wait_writable(transmit)
             self._is_free.set()
+
+
+def _protocol(view: memoryview, start: int) -> int:
+    """Of an IP packet, extension headers not looked at."""
+    return view[start + 9] if view[start] >> 4 == 4 else view[start + 6]
 
 
 def _is_plain_transport(view: memoryview, virtio: offload.Offload) -> bool:

@@ -157,6 +157,7 @@ class EndpointDriver:
             aeads=preferred_aeads(has_aes()),
             receive_buffer=min(socket.receive_buffer for socket in self._sockets.values()),
             path_policy=settings.path,
+            repeat=settings.repeat,
             machine_id=machine(),
             place_id=place(),
         )

@@ -80,6 +80,8 @@ OF_LINK: Final[Mapping[str, Metric]] = {
     "packets_sent": _counter("ptunnel_peer_sent_packets_total", "Packets that were sent to the peer.", "peer"),
     "packets_lost": _counter("ptunnel_peer_lost_packets_total", "Packets of these that were lost.", "peer"),
     "packets_received": _counter("ptunnel_peer_received_packets_total", "Packets that came from the peer.", "peer"),
+    "repeated": _counter("ptunnel_peer_repeated_packets_total", "Packets of small datagrams that were sent twice.", "peer"),
+    "repaired": _counter("ptunnel_peer_repaired_packets_total", "Packets of the peer that came as a second copy only.", "peer"),
 }
 LINKS: Final = _gauge("ptunnel_links", "Links to peers now.")
 DROPS_OF_LINKS: Final = _counter("ptunnel_link_drops_total", "Packets that links dropped, by why.", "reason")

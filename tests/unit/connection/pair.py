@@ -11,7 +11,7 @@ from tunnel.transport.connection.events import ConnectionEvent, PathKind, RekeyD
 from tunnel.transport.connection.records import MOST_PARTS
 from tunnel.transport.crypto.keys import AES_256_GCM, Keypair
 from tunnel.transport.crypto.params import Params
-from tunnel.units import Address, Instant, PathKey, SocketId, StreamId
+from tunnel.units import Address, Instant, PathKey, SocketId, StreamId, Transmit
 
 RELAY = b"\xc0relayed"
 A = Address("192.88.99.1", 1000)
@@ -93,12 +93,15 @@ class Pair:
     def flush(self) -> None:
         for name, side in self.sides.items():
             while (transmit := side.poll_transmit(self.now, self._out)) is not None:
-                self.bursts += 1
-                data = bytes(transmit.buffer)
-                relayed = transmit.remote == SERVER
-                for at in range(0, len(data), transmit.segment_size):
-                    self._send(name, relayed, data[at : at + transmit.segment_size])
+                self.carry(name, transmit)
             self._events(name, side)
+
+    def carry(self, name: str, transmit: Transmit) -> None:
+        """Put a burst of `name` on the line: a packet burst too, which leaves past poll_transmit."""
+        self.bursts += 1
+        data = bytes(transmit.buffer)
+        for at in range(0, len(data), transmit.segment_size):
+            self._send(name, transmit.remote == SERVER, data[at : at + transmit.segment_size])
 
     def _send(self, name: str, relayed: bool, data: bytes) -> None:
         self.datagrams += 1

@@ -130,6 +130,20 @@ def every_other(crowd: Crowd) -> Iterable[bytes]:
     return [ack(*((n, n) for n in range(top, top - 66, -2))) for top in tops]
 
 
+def repeat(number: int, body: bytes) -> bytes:
+    return frames.REPEAT.pack(Frame.REPEAT, number, len(body)) + body
+
+
+def left_out(body: bytes) -> Bodies:
+    """Copies of what packets held that were never sent."""
+
+    def bodies(crowd: Crowd) -> Iterable[bytes]:
+        first, crowd.number = crowd.number, crowd.number + 1_000
+        return full(lambda _, n: repeat(first + n, body))(crowd)
+
+    return bodies
+
+
 ROWS: Final[dict[int, list[Row]]] = {
     Frame.PADDING: [
         Row("a row to the end", lambda _: [bytes(FULL)]),
@@ -211,6 +225,13 @@ ROWS: Final[dict[int, list[Row]]] = {
         Row("empty", alone(lambda _c, _n: frames.PACKET.pack(Frame.PACKET, 0, 0, 0, 0))),
         Row("segments of a byte", alone(lambda _, n: frames.PACKET.pack(Frame.PACKET, 0, n & 0xFF, 0, 1) + b"x")),
         Row("pieces", alone(lambda _, n: frames.PACKET.pack(Frame.PACKET, 4, n % 255, 255, n // 255), 300)),
+    ],
+    Frame.REPEAT: [
+        Row("of what has come", full(lambda _c, _n: repeat(0, b""))),
+        Row("of numbers that were left out", left_out(b"")),
+        Row("of datagrams that did not come", left_out(datagram(1, 1, 0, 1, b""))),
+        Row("of first pieces", left_out(datagram(1, 1, 0, 255, b""))),
+        Row("of packets that did not come", left_out(frames.PACKET.pack(Frame.PACKET, 0, 0, 0, 0))),
     ],
 }
 

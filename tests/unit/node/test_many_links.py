@@ -160,6 +160,7 @@ OTHERS: Final = {
     *("is_confirmed", "is_drained", "is_mute", "keepalive", "knows_path", "last_heard", "packets", "paths"),
     *("receive_datagrams", "stats", "stream_at_end", "stream_is_acked", "streams_accepted", "used_sockets"),
     *("set_packet_sink", "set_stream_sink", "stream_space", "stream_want_space"),
+    *("peer_takes", "set_repeat"),  # of datagrams yet to come
     "stream_read",  # see below
 }
 

@@ -50,6 +50,8 @@ IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is o
 IDLE_LIMIT_WITH_STREAMS: Final = Seconds(43_200.0)  # the same while a stream is open: whoever left a shell open sleeps a night
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
 MAXIMUM_RECEIVE_BUFFER: Final = 1024 * 1024  # bytes of it that we fill: a queue like any other, 4 ms at 2 Gbit/s
+TAKES_REPEATS: Final = 1  # REPEAT frames
+TAKES: Final = TAKES_REPEATS  # what we take, and tell the peer
 IN_A_SINK: Final = "a sink called what only the owner of the connection may call, between batches"
 
 
@@ -152,7 +154,7 @@ class Connection(StreamVerbs, PathVerbs):
     def stats(self) -> ConnectionStats:
         """A snapshot of the counters."""
         shared = self._shared
-        return replace(shared.stats, streams=len(shared.streams), drops=dict(shared.drops))
+        return replace(shared.stats, streams=len(shared.streams), repeated=shared.repeats.count, drops=dict(shared.drops))
 
     # inputs
 
@@ -248,6 +250,7 @@ class Connection(StreamVerbs, PathVerbs):
             keys.seals_until,
             shared.acks.deadline(),
             sender.pacing_until if sender.blocked else None,
+            shared.repeats.due_at(shared.next_number) if self._may_send else None,
             paths.current.pmtu.poll_timeout() if self._may_send else None,
         ):
             if known is not None and known < first:
@@ -311,6 +314,17 @@ class Connection(StreamVerbs, PathVerbs):
     def set_packet_sink(self, sink: PacketSink | None) -> None:
         """Let `sink` take received IP packets, from inside handle_datagrams; docs/transport.md says what it may do."""
         self._receiver.packets.sink = sink
+
+    # datagrams that are sent twice
+
+    def set_repeat(self, mode: str) -> None:
+        """AUTO or ALWAYS of repeats.py, or off: whether small datagrams are sent twice, if the peer takes that."""
+        self._shared.repeats.set_mode(mode)
+
+    def peer_takes(self, bits: int) -> None:
+        """The peer has said what it takes; bits that we do not know are left out."""
+        if bits & TAKES_REPEATS:
+            self._shared.repeats.peer_takes()
 
     # keys
 

@@ -217,6 +217,9 @@ class ConnectionStats:
     received_bytes: int = 0
     packets_sent: int = 0
     packets_received: int = 0
+    repeated: int = 0  # packets of small datagrams that were sent twice
+    repaired: int = 0  # of the peer, which came as a copy only
+    duplicates: int = 0  # of the peer, which had come already
     packets_lost: int = 0
     streams: int = 0  # open now
     drops: dict[str, int] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, TypeAlias, cast
 from tunnel.errors import MalformedPacket
 from tunnel.transport.connection.carried import Ping
 from tunnel.transport.connection.paths import SILENCE, Path
+from tunnel.transport.connection.repeats import MOST_IN_ONE
 from tunnel.transport.connection.shared import Shared
 from tunnel.transport.crypto.batch import run_through, seal_batch
 from tunnel.transport.packet.frames import (
@@ -121,6 +122,17 @@ class PacketSealer:
         if not self._shared.paths.carries(path):
             return None
         return path.capacity - PACKET_SIZE
+
+    @property
+    def repeats(self) -> bool:
+        """Whether small packets are to be sent twice: see `repeat`."""
+        return self._shared.repeats.is_on
+
+    def repeat(self, now: Instant, packet: memoryview, start: int, end: int) -> None:
+        """Have the packet that `seal_packet` has just sealed sent once more, if it is small."""
+        if end - start + PACKET_SIZE <= MOST_IN_ONE:
+            self._shared.repeats.add(now, self._shared.next_number - 1, bytes(packet[start - PACKET_SIZE : end]))
+            self._touched()
 
     # 1
 

@@ -57,6 +57,7 @@ class Receiver:
         self.peer_close: tuple[int, str] | None = None
         self.only_packets = False  # the last batch brought IP packets and nothing else
         self._run = StreamRun(self._opener.plains)
+        self._repeats: list[tuple[int, bytes]] = []  # of the batch at hand: a number, and frames that it had
         # for the trace, if there is one: what the batch at hand brought
         self._traced_runs: list[tuple[int, int]] = []
         self._traced_frames: list[TracedFrame] = []
@@ -170,6 +171,8 @@ class Receiver:
                 self._note(run_first, run_count, run_eliciting, now)
         self._flush_run(now)
         self.packets.flush(now)
+        if self._repeats:
+            self._take_repeats(now)
         self.only_packets = carried == opened
         if shared.trace is not None:
             self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
@@ -307,6 +310,12 @@ class Receiver:
                 if ack is not None:
                     self._ack(now, *ack)
                     ack = None
+            elif kind == Frame.REPEAT:
+                (_, number, length), at = _unpack(frames.REPEAT, plain, at, end)
+                if length > end - at:
+                    raise MalformedPacket("REPEAT: cut short")
+                self._repeats.append((number, bytes(plain[at : at + length])))
+                at += length
             elif kind == Frame.DATAGRAM:
                 (_, flow, identifier, index, count, length), at = _unpack(frames.DATAGRAM, plain, at, end)
                 if length > end - at:
@@ -349,6 +358,39 @@ class Receiver:
         shared.received_datagrams.append((flow, whole))
         shared.received_datagram_bytes += len(whole) + 64
 
+    def _take_repeats(self, now: Instant) -> None:
+        """Deliver what the batch brought once more and had not come.  Raises PeerError.
+
+        Its number counts as seen then; it is not acknowledged, since the packet that had it did not come.
+        """
+        shared = self._shared
+        repeats, self._repeats = self._repeats, []
+        try:
+            for number, body in repeats:
+                if number > shared.replay.highest:
+                    raise PeerError("the peer repeated a packet that it has not sent")
+                if not shared.replay.accept(number):
+                    shared.stats.duplicates += 1
+                    continue
+                shared.stats.repaired += 1
+                self._repeated(now, memoryview(body))
+        except MalformedPacket as error:
+            raise PeerError(f"the peer sent a frame that does not parse: {error}") from error
+        self.packets.flush(now)
+
+    def _repeated(self, now: Instant, body: memoryview) -> None:
+        """DATAGRAM frames, or one PACKET frame.  Raises MalformedPacket."""
+        at, end = 0, len(body)
+        if end and body[0] == _PACKET:
+            self.packets.add(now, body, 0, end, 0)
+            return
+        while at < end:
+            (kind, flow, identifier, index, count, length), at = _unpack(frames.DATAGRAM, body, at, end)
+            if kind != _DATAGRAM or length > end - at:
+                raise MalformedPacket("REPEAT: neither DATAGRAM frames nor a PACKET")
+            self._datagram(now, flow, identifier, index, count, bytes(body[at : at + length]))
+            at += length
+
     def _path_response(self, now: Instant, data: bytes) -> None:
         """A challenge of ours was answered; which path to use is chosen when the batch is done."""
         found = self._shared.paths.on_response(now, data)
@@ -367,6 +409,7 @@ class Receiver:
             self._traced_frames.append(tracing.ack_frame(ranges, delay))
         if not shared.was_sent(ranges):
             raise PeerError("the peer acknowledged a packet that was never sent")
+        shared.on_ack(ranges, now)
         ack_delay = Seconds(min(delay, MAX_ACK_DELAY))
         for path in shared.paths.known.values():
             recovery = path.recovery

@@ -19,6 +19,7 @@ from tunnel.transport.connection.bursts import StreamSealer
 from tunnel.transport.connection.carried import BulkRun, Carried, StreamChunk
 from tunnel.transport.connection.paths import Path
 from tunnel.transport.connection.records import record_step, split
+from tunnel.transport.connection.repeats import MOST_IN_ONE
 from tunnel.transport.connection.shared import Shared
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.packet import frames
@@ -84,6 +85,7 @@ class Sender:
         position = start + frames.PATH.size
         view[position : start + SMALLEST_PROBE] = bytes(start + SMALLEST_PROBE - position)
         size = self._seal(probe.key, view, 0, start + SMALLEST_PROBE)
+        self._shared.losses.leave_out(self._shared.next_number - 1)
         path = self._shared.paths.known.get(probe.key)
         if path is not None:
             path.last_sent = now
@@ -99,6 +101,7 @@ class Sender:
         view[start:end] = bytes(end - start)
         view[start] = Frame.PING
         self._seal(path.key, view, 0, end)
+        self._shared.losses.leave_out(self._shared.next_number - 1)
         path.pmtu.on_probe_sent(self._shared.next_number - 1)
         path.last_sent = now
         if self._shared.trace is not None:
@@ -151,6 +154,8 @@ class Sender:
         if room < mtu:
             self.blocked = True
             shared.datagrams.drop_stale(now)
+            if shared.repeats.waiting:
+                shared.repeats.on_blocked(now, shared.next_number)
             if not ack_due:
                 return None
             size = self._mixed(now, path, view, 0, may_send=False)
@@ -158,7 +163,7 @@ class Sender:
 
         position = 0
         segments = min(room // mtu, len(view) // CALL_ROOM * segments_a_call(mtu))
-        if ack_due or shared.owed or shared.acks.owes:
+        if ack_due or shared.owed or shared.acks.owes or self._has_copies(now):
             position = self._mixed(now, path, view, 0, may_send=True)
             if position != mtu or segments == 1:
                 self._look_behind(now, path)
@@ -201,10 +206,18 @@ class Sender:
             if not self._relay_forbidden(path):
                 return True
             shared.datagrams.drop_stale(now)
+        if self._has_copies(now):
+            if not self._relay_forbidden(path):
+                return True
+            shared.repeats.drop_due(now, shared.next_number)
         stream = shared.streams.head()
         if stream is None:
             return False
         return not self._relay_forbidden(path) or shared.streams.sending[CONTROL_STREAM].has_work()
+
+    def _has_copies(self, now: Instant) -> bool:
+        shared = self._shared
+        return bool(shared.repeats.waiting) and shared.repeats.is_due(now, shared.next_number)
 
     def _relay_forbidden(self, path: Path) -> bool:
         return not self._shared.paths.carries(path)
@@ -320,13 +333,19 @@ class Sender:
             shared.acks.on_ack_sent(now, shared.paths.answering.recovery.rtt.min_rtt)
         items: list[Carried] = []
         eliciting = False
+        repeated = b""  # the DATAGRAM frames, if they are to be sent once more
         if may_send:
             before = at
             at = self._owed_frames(view, at, limit, items)
             if self._streams_first():
                 at = self._stream_chunks(path, view, at, limit, items)
             if not self._relay_forbidden(path):
+                first = at
                 at = self._small_datagrams(view, at, limit)
+                if at > first and shared.repeats.is_on:
+                    repeated = bytes(view[first:at])
+                if shared.repeats.waiting:
+                    at = shared.repeats.write(now, view, at, limit, shared.next_number)
             at = self._stream_chunks(path, view, at, limit, items)
             if (at == before and must_elicit) or (shared.acks.wants_pruning and at == before and largest >= 0):
                 view[at] = Frame.PING
@@ -337,6 +356,8 @@ class Sender:
         size = self._seal(path.key, view, position, at)
         if largest >= 0 and eliciting:
             shared.unacknowledged_acks.append((shared.next_number - 1, largest))
+        if repeated:
+            shared.repeats.add(now, shared.next_number - 1, repeated)
         self._account(now, path, 1, size, size, items or None, eliciting=eliciting, ack=ranges)
         return size
 
@@ -354,7 +375,9 @@ class Sender:
         return at
 
     def _small_datagrams(self, view: memoryview, at: int, limit: int) -> int:
-        queue = self._shared.datagrams
+        queue, first = self._shared.datagrams, at
+        if self._shared.repeats.is_on:  # what is sent twice fits into one copy
+            limit = min(limit, max(first + MOST_IN_ONE, first + DATAGRAM_SIZE + queue.head_size())) if queue else limit
         while queue and at + DATAGRAM_SIZE + queue.head_size() <= limit:
             fragment = queue.next_fragment(queue.head_size())
             if fragment is None:
@@ -424,6 +447,8 @@ class Sender:
         """File the burst that was just sealed; its packets have the last numbers that were taken."""
         shared = self._shared
         path.last_sent = now
+        if path is not shared.paths.current:
+            shared.losses.leave_out(shared.next_number - count)  # all of them is one packet there
         if shared.trace is not None:
             tracing.packets_sent(shared, now, path.number, shared.next_number - count, count, (size, last), content, ack)
         if not eliciting:

@@ -11,11 +11,13 @@ from tunnel.transport.connection.carried import BulkRun, MaxStreams, OwedFrame
 from tunnel.transport.connection.events import ConnectionEvent, ConnectionStats, PathKind, StreamReadable, StreamWritable
 from tunnel.transport.connection.keyring import Keyring
 from tunnel.transport.connection.paths import Paths
+from tunnel.transport.connection.repeats import Repeats
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.crypto.replay import ReplayWindow
 from tunnel.transport.packet.header import HEADER, HEADER_SIZE, TAG_SIZE, TRANSPORT
 from tunnel.transport.recovery.acks import ACK_ELICITING_MOST, AckTracker
+from tunnel.transport.recovery.lossiness import LossMeter
 from tunnel.transport.recovery.pmtu import BASE_PLPMTU
 from tunnel.transport.stream.datagrams import DatagramQueue, Rejoiner
 from tunnel.transport.stream.send import SendStream
@@ -69,6 +71,8 @@ class Shared:
         self.streams = Streams(is_initiator=is_initiator)
         self.datagrams = DatagramQueue(self.drops)
         self.rejoiner = Rejoiner(self.drops)
+        self.repeats = Repeats(self.drops)
+        self.losses = LossMeter()  # of the current path
         self.received_datagrams: deque[tuple[int, bytes]] = deque()
         self.received_datagram_bytes = 0
         self.owed: dict[OwedFrame, None] = {}  # in the order in which they were asked for; `owe` adds to it
@@ -133,6 +137,11 @@ class Shared:
             if index < len(skipped) and skipped[index] <= high:
                 return False
         return True
+
+    def on_ack(self, ranges: list[tuple[int, int]], now: Instant) -> None:
+        """An ACK, which tells how lossy the current path is."""
+        if self.losses.on_ack(ranges, self._skipped, now):
+            self.repeats.judge(now, self.losses, self.paths.current.recovery.rtt)
 
     def owe(self, frame: OwedFrame) -> None:
         """Have `frame` told, once, as of when it is written."""

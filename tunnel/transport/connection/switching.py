@@ -97,6 +97,7 @@ class Switching:
                 self._announce(now)
             return
         previous, paths.current = paths.current, better
+        self._shared.losses.restart(self._shared.next_number)
         if not why:
             if previous.is_replaced:
                 previous.validated = False  # nothing gets through there any more

@@ -29,6 +29,7 @@ class Frame(IntEnum):
     CLOSE = 0x1C
     DATAGRAM = 0x30
     PACKET = 0x31
+    REPEAT = 0x32
 
 
 STREAM: Final = Struct(">BIQH")  # type, stream id, offset, length
@@ -44,6 +45,9 @@ PACKET_PARTIAL: Final = 0x01  # flags: the transport checksum inside is not fill
 PACKET_LAST: Final = 0x02  # the last segment of its super-packet
 PACKET_SPLIT: Final = 0x04  # a piece: `index` of `head size` pieces of packet number `gso size`
 MAX_PACKET_HEAD: Final = 255  # bytes, as its size is a byte: IPv4 and TCP with all options are 120
+
+REPEAT: Final = Struct(">BQH")  # type, number of the packet that had it before, length; then DATAGRAM frames or one PACKET
+REPEAT_SIZE: Final = REPEAT.size  # 11
 
 #: Header and STREAM frame in one call: type and receiver index, sequence number, frame type and stream id, offset, length.
 HEADER_AND_STREAM: Final = Struct(">5sQ5sQH")
