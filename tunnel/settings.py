@@ -266,6 +266,7 @@ _FIELDS: Final = _fields()
 TABLE: Final[Mapping[str, Row]] = {key: row for key, (_type, row) in _FIELDS.items()}
 #: Lists of tables of config.toml that are no settings: `ptunnel up` reads them (tunnel.up.config).
 TABLES_IN_FILE: Final = ("expose", "forward", "room")
+SERVE_TABLE: Final = "serve"  # [serve]: limits of a server
 _taken: dict[str, str] = {}  # secrets out of the environment, by variable
 
 
@@ -306,7 +307,7 @@ def load(
     places: dict[str, str] = {}
     config = file if isinstance(file, ConfigFile) else ConfigFile(file)
     for key, value in config.items():
-        if key in TABLES_IN_FILE:
+        if key in TABLES_IN_FILE or key == SERVE_TABLE:
             continue
         places[key] = f"{config.place(key)} {key}"
         if key not in TABLE or not TABLE[key].is_in_file:

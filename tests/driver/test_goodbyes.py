@@ -9,7 +9,7 @@ import trio
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.faults import Faults
 from tunnel.rendezvous.server import Server
-from tunnel.shell.serve import _Loop
+from tunnel.shell.server_loop import ServerLoop
 from tunnel.units import Address, Instant, SocketId, Transmit
 
 CLIENTS = 100
@@ -51,7 +51,7 @@ class SmallSocket:
 
 async def test_a_request_that_comes_meanwhile_takes_nobodys_goodbye() -> None:
     server, door = LeavingServer(), SmallSocket()
-    loop = _Loop(cast(Server, server), {SocketId(0): cast(UdpSocket, door)}, {}, lambda: Instant(0.0), Faults())
+    loop = ServerLoop(cast(Server, server), {SocketId(0): cast(UdpSocket, door)}, {}, lambda: Instant(0.0), Faults())
 
     async def answer_requests() -> None:
         while True:

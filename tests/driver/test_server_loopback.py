@@ -20,7 +20,8 @@ from tunnel.host.clock import boottime
 from tunnel.nat import stun
 from tunnel.rendezvous import events, messages
 from tunnel.rendezvous.client import Client
-from tunnel.shell.serve import MAX_LOCALS, RunningServer, ServerConfig, _Loop, read_access_file, serve
+from tunnel.shell.serve import RunningServer, ServerConfig, read_access_file, serve
+from tunnel.shell.server_loop import MAX_LOCALS, ServerLoop
 from tunnel.units import Address, ReceivedBatch, SocketId
 
 LOOPBACK = [("127.0.0.1", 0), ("::1", 0)]
@@ -103,7 +104,7 @@ async def test_an_address_is_charged_the_processor_time_that_its_requests_took(m
 def test_requests_behind_relayed_datagrams_in_one_batch_are_charged(kinds: bytes, is_relayed: bool) -> None:
     buffer = memoryview(b"".join(bytes((kind,)) + bytes(599) for kind in kinds)[: 600 * len(kinds) - 7])
     batch = ReceivedBatch(Address("127.0.0.1", 9), buffer, 600, 0)
-    assert _Loop._is_relayed(batch) == is_relayed
+    assert ServerLoop._is_relayed(batch) == is_relayed
 
 
 async def test_two_peers_meet_by_code_across_families_relay_bursts_and_hear_bye() -> None:

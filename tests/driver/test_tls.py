@@ -24,7 +24,8 @@ from tunnel.rendezvous.server import Server
 from tunnel.server_spec import TlsOptions, parse_server
 from tunnel.setup.machine import Machine
 from tunnel.shell.events import PathReport, Trouble
-from tunnel.shell.serve import RunningServer, TlsConfig, _Loop, serve
+from tunnel.shell.serve import RunningServer, TlsConfig, serve
+from tunnel.shell.server_loop import ServerLoop
 from tunnel.units import ReceivedBatch, SocketId
 
 
@@ -131,9 +132,9 @@ async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads
     certificate = make_certificate(tmp_path, name)
     places = {"name leads to": "127.0.0.1"}
     deaf: list[Server] = []
-    handle = _Loop.handle
+    handle = ServerLoop.handle
 
-    async def handle_unless_deaf(loop: _Loop, socket_id: SocketId, batch: ReceivedBatch) -> None:
+    async def handle_unless_deaf(loop: ServerLoop, socket_id: SocketId, batch: ReceivedBatch) -> None:
         if loop._server not in deaf:
             await handle(loop, socket_id, batch)
 
@@ -153,7 +154,7 @@ async def test_a_server_that_falls_silent_over_tls_is_found_where_its_name_leads
         async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
             raise NotImplementedError
 
-    monkeypatch.setattr(_Loop, "handle", handle_unless_deaf)
+    monkeypatch.setattr(ServerLoop, "handle", handle_unless_deaf)
     trio.socket.set_custom_hostname_resolver(Names())
     heard = Heard()
     with trio.fail_after(30):

@@ -17,7 +17,6 @@ CALLED_FROM_OUTSIDE = {
     "wait_send_all_might_not_block",  # trio.abc.HalfCloseableStream
     "format_commands", "create_command", "join_command", "remove_command", "list_command", "forget_command",  # click
     "rename_command",
-    "collect",  # prometheus_client
     "_on_started", "_on_packets_sent", "_on_packets_received", "_on_packets_lost", "_on_packets_dropped", "_on_metrics",
     "_on_timeout", "_on_keys", "_on_closed",  # telemetry.qlog, by the name of the event
     "METRICS",  # a page's table, which a test compares

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunnel.cli.render import Output
     from tunnel.cli.running import Ending
     from tunnel.host.notify import ServiceManager
-    from tunnel.shell.serve import RunningServer
+    from tunnel.shell.serve import RunningServer, ServerConfig
     from tunnel.telemetry.scrape import Scrapes
 
 ADDRESS_EVERY: Final = 1.0  # seconds between two looks whether an address of --listen is there, in a service
@@ -41,6 +41,10 @@ REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "droppe
 @click.option("--open-directory", is_flag=True, help="Also answer the plain-text protocol: 'ip ver' gets the others' addresses.")
 @click.option("--access", metavar="FILE", help="Serve only the addresses, prefixes and tokens that this file lists.")
 @click.option(
+    "--limit", "limits", metavar="NAME=NUMBER", multiple=True,
+    help="Another limit than usual, repeatable; also [serve] in config.toml. docs/server.md says which there are.",
+)  # fmt: skip
+@click.option(
     "--metrics", metavar="ADDR[:PORT]",
     help="Give figures to Prometheus there, over HTTP at /metrics; a lone port means this machine alone.",
 )  # fmt: skip
@@ -52,7 +56,8 @@ REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "droppe
 @common
 def command(
     listen: tuple[str, ...], tls_cert: str | None, tls_key: str | None, tls_port: int, open_directory: bool, access: str | None,
-    metrics: str | None, is_check: bool, check_from: str | None, is_log_json: bool, is_json: bool, verbose: int,
+    limits: tuple[str, ...], metrics: str | None, is_check: bool, check_from: str | None, is_log_json: bool, is_json: bool,
+    verbose: int,
 ) -> int:  # fmt: skip
     """Run a rendezvous server: it introduces peers to one another and, where no direct path exists, relays sealed
     datagrams that it cannot read.  It keeps nothing on disk but a random secret, in PTUNNEL_HOME, by which codes stay good
@@ -66,6 +71,7 @@ def command(
       ptunnel serve --tls-cert fullchain.pem --tls-key privkey.pem
       ptunnel serve --open-directory            log and list those who say 'ip ver'
       ptunnel serve --metrics 127.0.0.1:9464
+      ptunnel serve --limit max_sessions=200000
       ptunnel serve --check --from rv.example.net
     With -v a line for each client that comes and leaves, each pair that meets and ends, and each refusal, with addresses.
     Let UDP ports 24531 and 24532 through the host's firewall, and TCP port 443 where TLS is served.
@@ -75,6 +81,7 @@ def command(
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.errors import ConfigurationError
+    from tunnel.host.collector import tamed
     from tunnel.host.limits import raise_descriptor_limit
     from tunnel.server_spec import DEFAULT_METRICS_PORT, DEFAULT_PORT, split_host_port, split_local_place
     from tunnel.shell.serve import DEFAULT_LISTEN, ServerConfig, TlsConfig, read_access_file
@@ -100,17 +107,42 @@ def command(
         raise ConfigurationError("--from names who tries this server's ports with --check: say --check too.")
     if access is not None:
         options["access"] = read_access_file(access)
-    config = ServerConfig(**options)
+    config = _limited(ServerConfig(**options), limits)
     if tls is not None:
         raise_descriptor_limit()  # one for each connection
     secret = _secret(output)
     told = {"config": config, "tls": tls, "secret": secret, "access_file": access}
-    return run(lambda ending: _serve(places, told, figures, output, ending), outlives_terminal=True)
+    with tamed():
+        return run(lambda ending: _serve(places, told, figures, output, ending), outlives_terminal=True)
 
 
 def _address(text: str) -> str:
     """A lone port means every IPv4 address."""
     return f"0.0.0.0:{text.lstrip(':')}" if text.lstrip(":").isdecimal() and text.count(":") <= 1 else text
+
+
+def _limited(config: ServerConfig, limits: tuple[str, ...]) -> ServerConfig:
+    """With the limits of config.toml and of --limit, which goes before.  Raises ConfigurationError, StateError."""
+    from tunnel.errors import ConfigurationError
+    from tunnel.settings import SERVE_TABLE
+    from tunnel.shell.serve import with_limits
+    from tunnel.state.home import Home
+
+    file = Home().config()
+    table = file.get(SERVE_TABLE, {})
+    if not isinstance(table, dict):
+        raise ConfigurationError(
+            f"{file.place(SERVE_TABLE)} {SERVE_TABLE} is a table: write [serve], and a limit on each line behind it."
+        )
+    config = with_limits(config, table, f"{file.place(SERVE_TABLE)} [serve]")
+    said: dict[str, object] = {}
+    for text in limits:
+        name, _, number = text.partition("=")
+        try:
+            said[name.strip()] = float(number) if "." in number or "e" in number.lower() else int(number)
+        except ValueError:
+            raise ConfigurationError(f"--limit {text[:60]!r}: say NAME=NUMBER, as in max_sessions=200000.") from None
+    return with_limits(config, said, "--limit")
 
 
 def _secret(output: Output) -> bytes | None:

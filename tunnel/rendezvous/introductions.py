@@ -148,7 +148,7 @@ class Introductions:
                     continue
                 granted |= 1 << index
                 if is_new:
-                    for dial in list(self._registry.rooms[name].dialers.values()):
+                    for dial in self._registry.rooms[name].dialers:
                         self._introduce(now, name, session, dial)
         else:
             dial = Dial(session, message.rooms)
@@ -156,7 +156,7 @@ class Introductions:
                 if not self._registry.dial(dial, name):
                     continue
                 granted |= 1 << index
-                for listener in list(self._registry.rooms[name].listeners.values()):
+                for listener in self._registry.rooms[name].listeners:
                     is_full |= not self._introduce(now, name, listener, dial)
         if is_full:
             return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)

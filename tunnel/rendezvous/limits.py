@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Final
 
+from tunnel.errors import ConfigurationError
 from tunnel.rendezvous.access import AccessList
 from tunnel.units import Seconds
 
 GIBIBYTE = 1 << 30
+NUMBERS: Final = frozenset({"int", "float", "Seconds"})  # types of limits
+HIGHEST: Final = 1 << 53  # of any limit; floats are exact up to there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +86,22 @@ class ServerConfig:
     unproven_rate: float = 2000.0  # such answers a second over all addresses
     directory_lifetime: Seconds = field(default=Seconds(600.0))  # "lately": a lesson with hand-typed commands
     directory_entries: int = 256  # clients; about fifty fit into an answer
+
+
+#: The settings that are numbers, each with its type; the others have flags of their own.
+LIMITS: Final = {each.name: int if each.type == "int" else float for each in fields(ServerConfig) if each.type in NUMBERS}
+
+
+def with_limits(config: ServerConfig, said: Mapping[str, object], place: str) -> ServerConfig:
+    """The same with other limits.  Raises ConfigurationError, naming `place` where they were said."""
+    found: dict[str, int | float] = {}
+    for name, value in said.items():
+        kind = LIMITS.get(name)
+        if kind is None:
+            raise ConfigurationError(f"{place}: there is no limit {name[:40]!r}; docs/server.md says which there are.")
+        is_number = isinstance(value, int) or (kind is float and isinstance(value, float))
+        if isinstance(value, bool) or not is_number or not 0 < value <= HIGHEST:  # type: ignore[operator]
+            whole = "a whole number" if kind is int else "a number"
+            raise ConfigurationError(f"{place}: {name} must be {whole} above 0, not {str(value)[:40]!r}.")
+        found[name] = kind(value)  # type: ignore[arg-type,call-overload]
+    return replace(config, **found)  # type: ignore[arg-type]

@@ -50,6 +50,7 @@ class Kind(IntEnum):
     QUESTION = 2  # of anybody: STUN, the open directory, lost channels
     RELAYED = 3
     PROVEN = 4  # requests of who has proven its address
+    KNOWN = 5  # those of clients at rest, which nothing is cheaper than
 
 
 STRANGERS: Final = (Kind.UNPROVEN, Kind.QUESTION)

@@ -53,6 +53,7 @@ class Pushes:
         push_id = int.from_bytes(self._entropy(8), "big")
         push = PendingPush(push_id, message, Instant(now + self._config.push_lifetime))
         session.pushes[push_id] = push
+        session.welcome = b""  # its next word lets more out
         self._repeat(now, session, push)
 
     def heard(self, now: Instant, session: Session, size: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import chain, islice
-from typing import Final
+from typing import Any, Final
 
 from tunnel.core.prefixes import Prefixes, RankedShares, Shares, prefixes
 from tunnel.rendezvous.limits import ServerConfig
@@ -53,6 +53,7 @@ class Session:
         "channels",
         "credit",
         "dialing",
+        "has_asked",
         "has_lost",
         "id",
         "is_guest",
@@ -67,7 +68,17 @@ class Session:
         "seen_at",
         "socket_id",
         "unmet_at",
+        "welcome",
+        "welcome_until",
     )
+
+    # What few of them have at a time; see __getattr__.
+    dialing: dict[bytes, Dial]
+    nameplates: set[int]
+    mailboxes: set[bytes]
+    channels: set[bytes]
+    answers: dict[int, bytes]
+    pushes: dict[int, PendingPush]
 
     def __init__(self, identifier: bytes, socket_id: SocketId, remote: Address, now: Instant) -> None:
         self.id = identifier
@@ -81,13 +92,30 @@ class Session:
         self.has_lost = False  # a room to somebody else, and not registered anything since it was told
         self.knows_loss = False  # that was told
         self.listening: set[bytes] = set()
-        self.dialing: dict[bytes, Dial] = {}
-        self.nameplates: set[int] = set()
         self.last_nameplate = 0  # whoever learned it learned nothing of the next
-        self.mailboxes: set[bytes] = set()
-        self.channels: set[bytes] = set()
-        self.answers: OrderedDict[int, bytes] = OrderedDict()
-        self.pushes: OrderedDict[int, PendingPush] = OrderedDict()
+        self.has_asked = False  # for anything but to stay, since it last rested
+        self.welcome = b""  # what it is told when it says that it is still there, see refreshes.py; empty: not what it was
+        self.welcome_until = now
+
+    def __getattr__(self, name: str) -> Any:
+        """A container that is not there yet: two hundred thousand who only wait have none of them."""
+        made: Any = _CONTAINERS[name]()
+        setattr(self, name, made)
+        return made
+
+    def rest(self) -> None:
+        """Let go of the containers that nothing is in, and of answers once it has rested before: none is asked for again."""
+        if not self.has_asked:
+            self.answers.clear()
+        self.has_asked = False
+        for name in _CONTAINERS:
+            slot = vars(Session)[name]
+            try:
+                held = slot.__get__(self)
+            except AttributeError:
+                continue
+            if not held:
+                slot.__delete__(self)
 
     @property
     def key(self) -> str:
@@ -95,17 +123,30 @@ class Session:
         return self.keys[0]
 
     def remember(self, transaction: int, answer: bytes) -> None:
-        self.answers[transaction] = answer
-        if len(self.answers) > REMEMBERED_ANSWERS:
-            self.answers.popitem(last=False)
+        answers, self.has_asked = self.answers, True
+        answers[transaction] = answer
+        if len(answers) > REMEMBERED_ANSWERS:
+            del answers[next(iter(answers))]
+
+
+_CONTAINERS: Final[dict[str, type]] = {
+    "dialing": dict,
+    "nameplates": set,
+    "mailboxes": set,
+    "channels": set,
+    "answers": dict,
+    "pushes": dict,
+}
 
 
 class Room:
+    """Tuples, as nearly all rooms have one listener and nobody else, and there are three for each who waits."""
+
     __slots__ = ("dialers", "listeners")
 
     def __init__(self) -> None:
-        self.listeners: dict[bytes, Session] = {}
-        self.dialers: dict[bytes, Dial] = {}
+        self.listeners: tuple[Session, ...] = ()
+        self.dialers: tuple[Dial, ...] = ()
 
 
 class Nameplate:
@@ -158,7 +199,7 @@ class Registry:
         self.room_shares = RankedShares(total=config.max_room_entries, each=config.rooms_per_address)
         self.mailbox_shares = Shares(total=config.max_mailboxes, each=config.mailboxes_per_address)
         self.given_up = 0  # registrations in rooms, to others
-        self._at: dict[str, dict[bytes, Session]] = {}  # sessions by address
+        self._at: dict[str, tuple[Session, ...]] = {}  # sessions by address
 
     # sessions
 
@@ -171,7 +212,7 @@ class Registry:
                 return None
             session = self.sessions[identifier] = Session(identifier, socket_id, remote, now)
             self.session_shares.add(keys)
-            self._at.setdefault(session.key, {})[identifier] = session
+            self._come_to_address(session)
             return session
         return session if self.touch(now, session, socket_id, remote) else None
 
@@ -201,13 +242,17 @@ class Registry:
             shares.move(session.keys, keys, count)
         self._leave_address(session)
         session.keys = keys
-        self._at.setdefault(session.key, {})[session.id] = session
+        self._come_to_address(session)
         return True
 
+    def _come_to_address(self, session: Session) -> None:
+        self._at[session.key] = (*self._at.get(session.key, ()), session)
+
     def _leave_address(self, session: Session) -> None:
-        here = self._at[session.key]
-        del here[session.id]
-        if not here:
+        here = tuple(each for each in self._at[session.key] if each is not session)
+        if here:
+            self._at[session.key] = here
+        else:
             del self._at[session.key]
 
     def remove_session(self, session: Session) -> None:
@@ -231,7 +276,7 @@ class Registry:
         if not self._may_enter(session):
             return False
         room = self._room(name)
-        room.listeners[session.id] = session
+        room.listeners += (session,)
         session.listening.add(name)
         self.room_shares.add(session.keys)
         return True
@@ -247,7 +292,7 @@ class Registry:
                 return False
             self.room_shares.add(session.keys)
         room = self._room(name)
-        room.dialers[session.id] = dial
+        room.dialers = (*_but(room.dialers, session), dial)
         session.dialing[name] = dial
         return True
 
@@ -271,10 +316,10 @@ class Registry:
         shares = self.room_shares
         if shares.held(newcomer[0]) + 1 > SCARCE_SHARE * shares.usual or shares.crowded(newcomer) is not None:
             return False
-        session = max(self._at[shares.latest()].values(), key=_held)
+        session = max(self._at[shares.latest()], key=_held)
         names = list(islice(chain(session.listening, session.dialing), LOOKED_AT))
         self.leave(session, {next((name for name in names if not self._has_met(name)), names[0])})
-        session.has_lost, session.knows_loss = True, False
+        session.has_lost, session.knows_loss, session.welcome = True, False, b""
         self.given_up += 1
         return True
 
@@ -285,12 +330,12 @@ class Registry:
                 continue
             if name in session.listening:
                 session.listening.discard(name)
-                del room.listeners[session.id]
+                room.listeners = tuple(each for each in room.listeners if each is not session)
                 self.room_shares.remove(session.keys)
-                for dial in room.dialers.values():  # should it come back, it is met again
+                for dial in room.dialers:  # should it come back, it is met again
                     dial.introduced.discard(session.id)
             if session.dialing.pop(name, None) is not None:
-                del room.dialers[session.id]
+                room.dialers = _but(room.dialers, session)
                 self.room_shares.remove(session.keys)
             if not room.listeners and not room.dialers:
                 del self.rooms[name]
@@ -355,6 +400,10 @@ class Registry:
                 claimed.claims.pop(mailbox.id, None)
         for session in mailbox.sides:
             session.mailboxes.discard(mailbox.id)
+
+
+def _but(dialers: tuple[Dial, ...], session: Session) -> tuple[Dial, ...]:
+    return tuple(each for each in dialers if each.session is not session)
 
 
 def _held(session: Session) -> int:

@@ -13,7 +13,7 @@ import hmac
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
-from typing import Final
+from typing import Final, TypeVar
 
 from tunnel.core.prefixes import Prefixes, Shares, around, prefixes
 from tunnel.core.trace import Drops
@@ -22,7 +22,11 @@ from tunnel.rendezvous.messages import TOKEN_SIZE, rebind_mac
 from tunnel.rendezvous.pacing import ADDRESS_TIMES, PREFIX_TIMES, Ceiling
 from tunnel.units import CHANNEL_BYTE, CHANNEL_SIZE, Address, Instant, SocketId, Transmit
 
+Key = TypeVar("Key")
+Entry = TypeVar("Entry")
+
 MIN_RELAYED: Final = CHANNEL_SIZE + 1  # bytes; less carries nothing
+MAX_AT_ONCE: Final = 1 << 20  # entries looked at in one go, by default: all
 PAYER: Final = 1  # the side that asked for the channel: it dialed or claimed
 
 
@@ -49,12 +53,16 @@ class ChannelSide:
         self.seen_at = now
 
 
+NOBODY: Final = ChannelSide(Instant(0.0))  # has no address
+
+
 class PairAccount:
     """Bytes that two addresses may still relay.  Refills evenly; looked at only when it runs low."""
 
-    __slots__ = ("channels", "due", "keys", "refilled_at", "remaining")
+    __slots__ = ("channels", "due", "key", "keys", "refilled_at", "remaining")
 
-    def __init__(self, now: Instant, remaining: int, keys: Prefixes) -> None:
+    def __init__(self, now: Instant, remaining: int, key: tuple[str, str], keys: Prefixes) -> None:
+        self.key = key
         self.remaining = remaining
         self.refilled_at = now
         self.keys = keys  # to whom it is charged
@@ -101,6 +109,8 @@ class Relay:
         self._opened = 0  # channels, ever
         self.relayed_bytes = 0
         self.relayed_bursts = 0
+        self._unseen: list[bytes] = []
+        self._unseen_accounts: list[tuple[str, str]] = []
         self.exhausted: list[Channel] = []  # pairs that ran out of bytes since the owner last looked
 
     def __len__(self) -> int:
@@ -181,6 +191,35 @@ class Relay:
                 out.append(Transmit(target.socket_id, target.remote, segment, buffer[start:end], None, ecn))
             start = end
         return start
+
+    def forward_one(self, now: Instant, socket_id: SocketId, remote: Address, datagram: memoryview) -> ChannelSide | None:
+        """Where one datagram goes that came alone, as it is: forward() without what only a run of them needs.
+
+        NOBODY: it is lost.  None: it is not so simple, ask forward().
+        """
+        channel = self._channels.get(bytes(datagram[:CHANNEL_SIZE]))
+        if channel is None:
+            return None
+        source, target = channel.sides
+        if source.remote != remote or source.socket_id != socket_id:
+            source, target = target, source
+            if source.remote != remote or source.socket_id != socket_id:
+                return None
+        account, size = channel.account, len(datagram)
+        if target.remote is None or account is None or size < MIN_RELAYED or account.remaining < size:
+            return None
+        source.seen_at = now
+        if self.ceiling.is_low and not self._is_due(now, account, remote.host, size):
+            self.drops["relay_rate"] += 1
+            return NOBODY
+        if account is not self._latest:
+            self._latest = account
+            self.ceiling.others += 1
+        account.remaining -= size
+        channel.relayed_bytes += size
+        self.relayed_bytes += size
+        self.relayed_bursts += 1
+        return target
 
     def _is_due(self, now: Instant, account: PairAccount, sender: str, size: int) -> bool:
         """Whether the ceiling lets that through: of the pair, and of all that comes from around its sender."""
@@ -322,27 +361,35 @@ class Relay:
     def is_room_full(self, room: bytes) -> bool:
         return self._in_room[room] >= self._config.channels_per_room
 
-    def expired(self, now: Instant, is_alive: Callable[[bytes], bool]) -> list[Channel]:
+    def expired(self, now: Instant, is_alive: Callable[[bytes], bool], most: int = MAX_AT_ONCE) -> list[Channel]:
         """Channels of which one side has been silent for too long, or has not come back; the owner closes them.
 
-        `is_alive`: whether a session has given a sign of life lately.
+        `is_alive`: whether a session has given a sign of life lately.  Looks at `most` of them, and at the next ones next time.
         """
         oldest = now - self._config.channel_idle
         unmet = now - self._config.restore_patience
         return [
             channel
-            for channel in self._channels.values()
+            for channel in _next(self._unseen, self._channels, most)
             if any(side.seen_at < oldest and not is_alive(side.session) for side in channel.sides)
             or (channel.opened_at < unmet and channel.is_half_open)
         ]
 
-    def sweep(self, now: Instant) -> None:
-        """Forget the accounts of pairs that have no channel and have earned all their bytes back, and who is held no more."""
+    def sweep(self, now: Instant, most: int = MAX_AT_ONCE) -> None:
+        """Forget the accounts of pairs that have no channel and have earned all their bytes back, and who is held no more.
+
+        Looks at `most` of them, and at the next ones next time.
+        """
         self._due = {key: due for key, due in self._due.items() if due > now}
-        for key, account in list(self._accounts.items()):
+        for account in _next(self._unseen_accounts, self._accounts, most):
             if not account.channels and self._refill(now, account, self._config.pair_bytes):
-                del self._accounts[key]
+                del self._accounts[account.key]
                 self.account_shares.remove(account.keys)
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether there is more to look at than the last time was looked at."""
+        return bool(self._unseen or self._unseen_accounts)
 
     def _has_room(self, keys: Prefixes, other: str = "", room: bytes = b"") -> bool:
         """For one more channel, charged to `keys`; `other` is the address of the other side, where that is known."""
@@ -399,10 +446,19 @@ class Relay:
                 channel.account = None
                 self.drops["relay_pairs_full"] += 1
                 return
-            account = self._accounts[key] = PairAccount(now, self._config.pair_bytes, channel.keys)
+            account = self._accounts[key] = PairAccount(now, self._config.pair_bytes, key, channel.keys)
             self.account_shares.add(channel.keys)
         account.channels += 1
         channel.account, channel.account_key = account, key
+
+
+def _next(unseen: list[Key], table: dict[Key, Entry], most: int) -> list[Entry]:
+    """Up to `most` entries of a table whose keys are gone through bit by bit; `unseen` are those that are left of a round."""
+    if not unseen:
+        unseen.extend(table)
+    part = unseen[-most:]
+    del unseen[-most:]
+    return [table[key] for key in part if key in table]
 
 
 def _whole_run(buffer: memoryview, start: int, stride: int, head: bytes) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from tunnel.core.prefixes import prefixes
 from tunnel.core.timers import earliest
@@ -25,8 +25,9 @@ from tunnel.rendezvous.load import MOST_AT_ONCE, TYPICAL, Kind, Load
 from tunnel.rendezvous.messages import GoneReason, RefusalCode
 from tunnel.rendezvous.numbers import Numbers
 from tunnel.rendezvous.pushes import Pushes
+from tunnel.rendezvous.refreshes import Refreshes
 from tunnel.rendezvous.registry import Registry, Session
-from tunnel.rendezvous.relay import Relay
+from tunnel.rendezvous.relay import ChannelSide, Relay
 from tunnel.rendezvous.strangers import Strangers
 from tunnel.rendezvous.stun import ServerSocket, StunCodec
 from tunnel.units import CHANNEL_BYTE, Address, Buffer, Instant, Seconds, SocketId, Transmit
@@ -34,9 +35,15 @@ from tunnel.units import CHANNEL_BYTE, Address, Buffer, Instant, Seconds, Socket
 DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around it forgiven
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
 CHANNEL_SWEEP_INTERVAL: Final = Seconds(15.0)  # between looks at all channels, which cost more
+SLICE: Final = 256  # sessions that end in one turn; when all expire at once, the others wait milliseconds and not a second
+CHANNEL_SLICE: Final = 2_048  # channels and accounts looked at in one turn, likewise
+SLICE_PAUSE: Final = Seconds(0.01)  # between such turns
 PAID_REFUSALS: Final = frozenset({RefusalCode.UNKNOWN_NAMEPLATE, RefusalCode.SPENT, RefusalCode.TAKEN})  # a repetition is free
 MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and asked for again
 CROWDED: Final = "the server has too many clients, or too many from this address"
+
+
+Cost: TypeAlias = tuple[Kind, float]  # seconds that were charged already
 
 
 class Inbound(NamedTuple):
@@ -76,6 +83,7 @@ class Server:
         self._charged = 0.0  # seconds, of those that it will turn out to have taken
         self._numbers = Numbers(config, entropy, secret)
         self.registry = Registry(config, entropy, self._numbers, self.relay.has_met)
+        self._refreshes = Refreshes(self.registry, unix_time)
         self._trace = trace
         self._unix_time = unix_time
         self._sockets = {each.socket_id: each for each in sockets}
@@ -116,6 +124,7 @@ class Server:
     def replace_access(self, access: AccessList) -> None:
         """Serve those on another list: whoever is not on it is refused from its next request on."""
         self._gate.replace(access)
+        self._refreshes.forget_all()
         self._strangers.access = access
 
     # inputs
@@ -142,14 +151,35 @@ class Server:
         self.load.bursts += len(relayed)
         return relayed
 
-    def charge(self, now: Instant, remote: Address, count: int, seconds: float) -> None:
-        """Call after handle_batch, when its answers have left: what all `count` datagrams took of the processor.
+    def refreshed(self, now: Instant, socket_id: SocketId, remote: Address, request: Buffer) -> bytes | None:
+        """The answer to a request, if it is the Refresh of a client at rest.  None: it is for handle_batch."""
+        answer = self._refreshes.answer(now, socket_id, remote, request)
+        if answer is not None:
+            self.relay.ceiling.others += 1
+        return answer
 
-        Not for those that are relayed: they cost alike, and are only counted.
+    def passed_on(self, now: Instant, socket_id: SocketId, remote: Address, datagram: memoryview) -> ChannelSide | None:
+        """Where to send one relayed datagram that came alone; its `remote` is None where it is lost.  None: for handle_batch."""
+        side = self.relay.forward_one(now, socket_id, remote, datagram)
+        if side is not None:
+            self.load.bursts += 1
+        return side
+
+    @property
+    def cost(self) -> Cost:
+        """Of the last handle_batch, as far as it is known; see charge."""
+        return self._kind, self._charged
+
+    def charge(self, now: Instant, remote: Address, count: int, seconds: float, cost: Cost | None = None) -> None:
+        """Call when the answers to a batch have left: what all its `count` datagrams took of the processor.
+
+        `cost` was told after it was handled; by default it was the last one.  Not for those that are relayed: they cost alike,
+        and are only counted.
         """
-        rest = min(seconds, count * MOST_AT_ONCE) - self._charged
+        kind, charged = self.cost if cost is None else cost
+        rest = min(seconds, count * MOST_AT_ONCE) - charged
         if rest > 0.0:
-            self.load.charge(now, self._kind, remote.host, rest)
+            self.load.charge(now, kind, remote.host, rest)
 
     def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
         """One datagram that is not relayed (those go through handle_batch).  Rubbish is counted, nothing is raised."""
@@ -179,10 +209,10 @@ class Server:
             self._sweep_at = Instant(now + SWEEP_INTERVAL)
             self._sweep(now)
         if now >= self._channel_sweep_at:
-            self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
-            for channel in self.relay.expired(now, self.registry.sessions.__contains__):
+            for channel in self.relay.expired(now, self.registry.sessions.__contains__, CHANNEL_SLICE):
                 self._introductions.end_channel(now, channel, GoneReason.EXPIRED)
-            self.relay.sweep(now)
+            self.relay.sweep(now, CHANNEL_SLICE)
+            self._channel_sweep_at = Instant(now + (SLICE_PAUSE if self.relay.is_looking else CHANNEL_SWEEP_INTERVAL))
 
     def look(self, now: Instant, is_behind: bool) -> None:
         """Call before handle_batch; `is_behind`: the socket's queue has not been empty for a while."""
@@ -215,7 +245,7 @@ class Server:
     @property
     def proofs(self) -> int:
         """Grows with each datagram of a client: a request by somebody who has proven an address, or one that was relayed."""
-        return self._proofs + self.relay.relayed_bursts
+        return self._proofs + self.relay.relayed_bursts + self._refreshes.answered
 
     def counters(self) -> dict[str, int]:
         """A snapshot: what there is now, what was done, what was dropped (by reason)."""
@@ -392,9 +422,10 @@ class Server:
         if is_new:
             self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
         self._pushes.heard(now, session, size)
-        if request.transaction in session.answers:
-            self._pushes.answered(session, len(session.answers[request.transaction]))
-            return session.answers[request.transaction]
+        if (answered := session.answers.get(request.transaction)) is not None:
+            self._pushes.answered(session, len(answered))
+            session.has_asked = True
+            return answered
         answer = self._introductions.answer(now, session, message, request.cookie)
         encoded = self._encode(now, remote, request.transaction, answer)
         if not isinstance(answer, Refusal) or answer.code in PAID_REFUSALS:
@@ -424,16 +455,23 @@ class Server:
         encoded = messages.encode_response(request.transaction, welcome)
         if session is not None:
             self._pushes.answered(session, len(encoded))
+            if welcome.known and not session.pushes:
+                self._refreshes.keep(now, session, welcome, encoded)
+            session.rest()
         return encoded
 
     # expiry
 
     def _sweep(self, now: Instant) -> None:
-        registry = self.registry
+        registry, left = self.registry, SLICE
         while registry.sessions:
             oldest = next(iter(registry.sessions.values()))
             if now - oldest.seen_at < self.config.session_lifetime:
                 break
+            if not left:
+                self._sweep_at = Instant(now + SLICE_PAUSE)
+                break
+            left -= 1
             self._counts["session_expired"] += 1
             self._introductions.end_session(now, oldest, GoneReason.EXPIRED)
         while registry.nameplates:

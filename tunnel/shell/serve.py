@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 import trio
 
@@ -17,20 +15,21 @@ from tunnel.core.trace import Trace
 from tunnel.doors.tls.guests import GuestBook
 from tunnel.doors.tls.queue import Budget
 from tunnel.doors.tls.server import ServerCertificate, TlsListener
-from tunnel.doors.udp.socket import LocalTeller, UdpSocket, open_socket
+from tunnel.doors.udp.socket import UdpSocket, open_socket
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
 from tunnel.host.clock import boottime, unix_time
 from tunnel.node.stun_codec import ServerStun
 from tunnel.rendezvous.access import AccessList
-from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.limits import ServerConfig, with_limits
 from tunnel.rendezvous.server import Server
 from tunnel.rendezvous.stun import ServerSocket
 from tunnel.server_spec import DEFAULT_PORT, DEFAULT_TLS_PORT
 from tunnel.shell.lasting import last
 from tunnel.shell.outside import View, Views, servers_named
 from tunnel.shell.server_log import logger
-from tunnel.units import CHANNEL_BYTE, Address, Instant, ReceivedBatch, Seconds, SocketId, Transmit
+from tunnel.shell.server_loop import ServerLoop
+from tunnel.units import Address, Instant, Seconds, SocketId
 
 __all__ = [
     "DEFAULT_LISTEN",
@@ -39,20 +38,14 @@ __all__ = [
     "TlsConfig",
     "read_access_file",
     "serve",
+    "with_limits",
 ]
 
 DEFAULT_LISTEN: Final = (("0.0.0.0", DEFAULT_PORT), ("::", DEFAULT_PORT))
 FIRST_TLS_ID: Final = 10_000  # socket ids of TLS listeners; those of UDP sockets come in pairs from 0
-FIRST_LOCAL_ID: Final = 20_000  # socket ids of our addresses behind a wildcard; pairs, like those of the sockets
-MAX_LOCALS: Final = 64  # addresses that are answered from one by one; for further ones the system chooses the source
-BATCHES_PER_TURN: Final = 32  # receives of one socket before the others get their turn
-BEHIND_AFTER: Final = Seconds(0.03)  # without an empty queue of a socket, and it counts as one that is not read fast enough
 FAREWELL: Final = Seconds(3.0)  # for telling all clients that the server ends; 32,768 take one
-WRITABLE_PATIENCE: Final = Seconds(
-    0.005
-)  # a relayed burst waits no longer for a full send buffer: then it is lost, as in any router
 
-open_telling_socket: Final = partial(open_socket, tells_local=True)
+open_telling_socket: Final = partial(open_socket, tells_local=True, many=True)
 
 
 class OpenSocket(Protocol):
@@ -215,7 +208,7 @@ async def serve(
             unix_time=unix_time,
         )
         running = RunningServer(server, sockets, addresses, listeners, certificate, access_file)
-        loop = _Loop(server, sockets, listeners, clock, running.faults, running.views)
+        loop = ServerLoop(server, sockets, listeners, clock, running.faults, running.views)
         task_status.started(running)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(last, loop.faults, "timers", "interrupted the timers", loop.run_timers)
@@ -288,163 +281,3 @@ def _open_first(host: str, port: int, *, is_wish: bool, opener: OpenSocket) -> U
         if not is_wish or not port:
             raise
         return opener(host, 0)
-
-
-class _Source:
-    """One address of ours on a socket that is bound to all of them: what was asked there is answered from there."""
-
-    __slots__ = ("_host", "_udp")
-
-    def __init__(self, udp: LocalTeller, host: str) -> None:
-        self._udp = udp
-        self._host = host
-
-    def send(self, remote: Address, buffer: memoryview, segment_size: int, ttl: int | None = None, ecn: int = 0) -> bool:
-        return self._udp.send(remote, buffer, segment_size, ttl, ecn, self._host)
-
-    async def wait_writable(self) -> None:
-        await self._udp.wait_writable()
-
-
-class _Loop:
-    """Moves datagrams between the sockets and the server."""
-
-    def __init__(
-        self,
-        server: Server,
-        sockets: dict[SocketId, UdpSocket],
-        listeners: dict[SocketId, TlsListener],
-        clock: Callable[[], Instant],
-        faults: Faults,
-        views: Views | None = None,
-    ) -> None:
-        self.faults = faults
-        self._views = Views() if views is None else views
-        self._server = server
-        self._sockets = sockets
-        self._doors: dict[SocketId, UdpSocket | TlsListener | _Source] = {**sockets, **listeners}
-        self._locals: dict[tuple[SocketId, str], SocketId] = {}  # by wildcard socket and address of ours
-        self._clock = clock
-        self._armed: float = math.inf
-        self._wakeup = trio.Event()
-        self._is_leaving = False
-
-    async def run_socket(self, socket_id: SocketId) -> None:
-        udp = self._sockets[socket_id]
-        turn = 0
-        full_since: Instant | None = None
-        while True:
-            batch = udp.receive()
-            if batch is None:
-                turn, full_since = 0, None
-                await udp.wait_readable()
-                continue
-            now = self._clock()
-            full_since = now if full_since is None else full_since
-            self._server.look(now, now - full_since > BEHIND_AFTER)
-            here = self._at(socket_id, batch.local) if batch.local else socket_id
-            if not (self._views and self._views.hear(socket_id, batch)):
-                await self._process(here, batch, now)
-            turn += 1
-            if turn >= BATCHES_PER_TURN:
-                turn = 0
-                await trio.lowlevel.checkpoint()
-
-    def _at(self, socket_id: SocketId, host: str) -> SocketId:
-        """The id of one of our addresses on a wildcard socket.  The first datagram to it makes one for each of the two ports."""
-        known = self._locals.get((socket_id, host))
-        if known is not None:
-            return known
-        if len(self._locals) >= 2 * MAX_LOCALS:
-            return socket_id
-        first = FIRST_LOCAL_ID + len(self._locals)
-        for each, twin in ((socket_id & ~1, 0), (socket_id | 1, 1)):
-            udp = self._sockets[SocketId(each)]
-            made = self._locals[SocketId(each), host] = SocketId(first + twin)
-            self._doors[made] = _Source(cast(LocalTeller, udp), host)  # it has told one
-            place = Address(host, udp.local_address.port)
-            self._server.add_socket(ServerSocket(made, place, SocketId(first + (1 - twin))))
-        return self._locals[socket_id, host]
-
-    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> bool:
-        """Handle one receive of a TLS connection.  Return whether it brought something from a client."""
-        before, now = self._server.proofs, self._clock()
-        self._server.look(now, False)
-        await self._process(socket_id, batch, now)
-        return self._server.proofs != before
-
-    async def _process(self, socket_id: SocketId, batch: ReceivedBatch, now: Instant) -> None:
-        """Handle one receive and all that follows from it.  Work that is no relaying is charged the time that it took."""
-        server = self._server
-        before = 0.0 if self._is_relayed(batch) else time.thread_time()
-        try:
-            bursts = server.handle_batch(now, socket_id, batch.remote, batch.buffer, batch.stride, batch.ecn)
-        except Exception as error:
-            self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
-            return
-        for burst in bursts:
-            # a view of the socket's buffer: must be gone before the next receive
-            if not self._doors[burst.socket_id].send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
-                before = 0.0  # others work meanwhile
-                await self._send_late(burst)
-        if server.has_transmits:
-            self.flush()
-        deadline = server.poll_timeout()
-        if deadline is not None and deadline < self._armed:
-            self._wakeup.set()
-        if before:
-            server.charge(now, batch.remote, -(-len(batch.buffer) // batch.stride), time.thread_time() - before)
-
-    @staticmethod
-    def _is_relayed(batch: ReceivedBatch) -> bool:
-        """Whether every datagram is for the relay: none other goes uncharged, whatever it stands behind."""
-        buffer, stride = batch.buffer, batch.stride
-        return buffer[0] >= CHANNEL_BYTE and (len(buffer) <= stride or min(bytes(buffer[::stride])) >= CHANNEL_BYTE)
-
-    async def _send_late(self, burst: Transmit) -> None:
-        """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""
-        udp = self._doors[burst.socket_id]
-        assert not isinstance(udp, TlsListener)  # it never has to wait
-        with trio.move_on_after(WRITABLE_PATIENCE):
-            await udp.wait_writable()
-            if udp.send(burst.remote, burst.buffer, burst.segment_size, None, burst.ecn):
-                return
-        self._server.drops["relay_congested"] += 1
-
-    def flush(self) -> None:
-        """Answers and pushes; what a full buffer does not take is asked for again, so goodbyes do not leave this way."""
-        if self._is_leaving:
-            return
-        now = self._clock()
-        with self.faults.wall("answers", "interrupted the sending"):
-            while (transmit := self._server.poll_transmit(now)) is not None:
-                if not self._doors[transmit.socket_id].send(transmit.remote, transmit.buffer, transmit.segment_size):
-                    self._server.drops["server_congested"] += 1
-
-    async def say_goodbye(self) -> None:
-        """Bye to every client, as fast as the sockets take it; TLS connections are there until then."""
-        self.flush()
-        self._is_leaving = True
-        self._server.stop(self._clock())
-        turn = 0
-        with self.faults.wall("answers", "interrupted the goodbyes"):
-            while (transmit := self._server.poll_transmit(self._clock())) is not None:
-                door = self._doors[transmit.socket_id]
-                if not door.send(transmit.remote, transmit.buffer, transmit.segment_size) and not isinstance(door, TlsListener):
-                    await door.wait_writable()
-                    door.send(transmit.remote, transmit.buffer, transmit.segment_size)
-                turn += 1
-                if turn % BATCHES_PER_TURN == 0:
-                    await trio.lowlevel.checkpoint()
-
-    async def run_timers(self) -> None:
-        while True:
-            self._wakeup = trio.Event()
-            now = self._clock()
-            with self.faults.wall("timers", "interrupted the timers"):
-                self._server.handle_timeout(now)
-            self.flush()
-            deadline = self._server.poll_timeout()
-            self._armed = math.inf if deadline is None else deadline
-            with trio.move_on_after(max(0.0, self._armed - self._clock())):
-                await self._wakeup.wait()

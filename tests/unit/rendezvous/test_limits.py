@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tests.unit.rendezvous.world import V4, World, entropy_of
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.admission import BUCKET_SLOTS, Buckets
@@ -12,7 +14,7 @@ from tunnel.rendezvous.messages import RefusalCode
 from tunnel.rendezvous.numbers import DRAW_EPOCH, DRAWN_NUMBERS, Numbers
 from tunnel.rendezvous.relay import Relay
 from tunnel.rendezvous.requests import MAX_REQUESTS, PendingRequest, RequestTable
-from tunnel.rendezvous.server import CHANNEL_SWEEP_INTERVAL, MAX_QUEUE, SWEEP_INTERVAL
+from tunnel.rendezvous.server import CHANNEL_SLICE, CHANNEL_SWEEP_INTERVAL, MAX_QUEUE, SLICE, SLICE_PAUSE, SWEEP_INTERVAL
 from tunnel.units import Address, Instant
 
 CONFIG = ServerConfig()
@@ -149,3 +151,39 @@ def test_so_many_requests_wait_for_an_answer_and_the_oldest_goes() -> None:
     for number in range(MAX_REQUESTS + 3):
         table.add(PendingRequest(number, messages.Refresh(), None, Instant(1.0)))
     assert [request.transaction for request in table] == list(range(3, MAX_REQUESTS + 3))
+
+
+def test_sessions_that_all_expire_at_once_end_a_few_at_a_time() -> None:
+    world = World()
+    count = 3 * SLICE + 10
+    for number in range(count):
+        source = Address(f"198.{18 + number // 250}.{number % 250}.1", 1_000)
+        session = number.to_bytes(16, "big")
+        cookie = world.cookie(source)
+        world.ask(source, messages.Join(messages.Role.LISTEN, (session,)), session=session, cookie=cookie)
+    registry = world.server.registry
+    assert len(registry.sessions) == count
+    world.now = Instant(world.now + CONFIG.session_lifetime + SWEEP_INTERVAL)
+    left = []
+    for _ in range(4):
+        world.server.handle_timeout(world.now)
+        left.append(len(registry.sessions))
+        if left[-1]:
+            assert world.server.poll_timeout() == Instant(world.now + SLICE_PAUSE)
+            world.now = Instant(world.now + SLICE_PAUSE)
+    assert left == [count - SLICE, count - 2 * SLICE, 10, 0]
+    assert not registry.rooms
+    due = world.server.poll_timeout()
+    assert due is not None
+    assert due > world.now + SLICE_PAUSE
+
+
+def test_all_channels_are_looked_at_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    seen: list[int] = []
+    monkeypatch.setattr(Relay, "is_looking", property(lambda _: len(seen) < 3))
+    monkeypatch.setattr(Relay, "expired", lambda _relay, _now, _is_alive, most: seen.append(most) or [])
+    began = world.now
+    world.run(CHANNEL_SWEEP_INTERVAL + 3 * SLICE_PAUSE)
+    assert seen == [CHANNEL_SLICE] * 3
+    assert world.now == Instant(began + CHANNEL_SWEEP_INTERVAL + 3 * SLICE_PAUSE)

@@ -7,7 +7,9 @@ import random
 import pytest
 
 from tests.unit.rendezvous.world import V4, V6, entropy_of
+from tests.work import instructions
 from tunnel.rendezvous.limits import ServerConfig
+from tunnel.rendezvous.pacing import DEPTH
 from tunnel.rendezvous.relay import Channel, Moved, Relay
 from tunnel.units import Address, Instant, Transmit
 
@@ -135,3 +137,71 @@ def test_a_channel_restored_by_one_side_forwards_nothing_until_the_other_shows_t
     assert relay.restore(NOW, name, 1, token, V4, B, b"b") is Moved.DONE
     assert len(forward(relay, A, name + bytes(40), 48)[0]) == 1
     assert relay.restore(NOW, b"\x70channel", 1, token, V4, B, b"b") is Moved.WRONG
+
+
+def test_one_datagram_that_came_alone_goes_where_forward_would_send_it() -> None:
+    relay, channel, _ = open_relay()
+    other, others_channel, _ = open_relay()
+    for source in (A, B):
+        data = channel.id + b"\x80" + bytes(150)
+        side = relay.forward_one(NOW, V4, source, memoryview(data))
+        ((transmit,), _) = forward(other, source, others_channel.id + data[8:], len(data))
+        assert side is not None
+        assert (side.socket_id, side.remote) == (transmit.socket_id, transmit.remote)
+    for name in ("relayed_bytes", "relayed_bursts"):
+        assert getattr(relay, name) == getattr(other, name)
+    assert channel.relayed_bytes == others_channel.relayed_bytes
+    assert relay.ceiling.others == other.ceiling.others
+    assert (relay._latest is None) == (other._latest is None)
+
+
+@pytest.mark.parametrize("source", [C, Address("198.18.0.1", 2)])
+def test_what_is_not_so_simple_is_left_to_forward(source: Address) -> None:
+    relay, channel, _ = open_relay(pair_bytes=100)
+    assert relay.forward_one(NOW, V4, source, memoryview(channel.id + b"\x80")) is None
+    assert relay.forward_one(NOW, V6, A, memoryview(channel.id + b"\x80")) is None
+    assert relay.forward_one(NOW, V4, A, memoryview(channel.id)) is None  # a runt
+    assert relay.forward_one(NOW, V4, A, memoryview(b"\xc0" + bytes(9))) is None  # no channel
+    assert relay.forward_one(NOW, V4, A, memoryview(channel.id[:5])) is None
+    assert relay.forward_one(NOW, V4, A, memoryview(channel.id + bytes(100))) is None  # beyond the quota
+    assert relay.relayed_bursts == 0
+
+
+def test_under_a_low_ceiling_one_datagram_is_held_to_it_too() -> None:
+    relay, channel, _ = open_relay()
+    relay.ceiling._scale, relay.ceiling.is_low = 1.0, True
+    data = memoryview(channel.id + b"\x80" + bytes(150))
+    sides = [relay.forward_one(NOW, V4, A, data) for _ in range(1_000)]
+    passed = sum(side is not None and side.remote is not None for side in sides)
+    assert all(side is not None for side in sides)
+    assert passed == relay.relayed_bursts
+    assert DEPTH * relay._config.pair_bursts <= passed <= DEPTH * relay._config.pair_bursts + 2
+    assert relay.drops["relay_rate"] == 1_000 - passed
+
+
+def test_one_datagram_alone_takes_half_the_work() -> None:
+    relay, channel, _ = open_relay()
+    data = memoryview(channel.id + b"\x80" + bytes(150))
+    alone = instructions(lambda: relay.forward_one(NOW, V4, A, data))
+    assert 1.5 * alone < instructions(lambda: relay.forward(NOW, V4, A, data, 0, len(data), 0, [], []))
+
+
+def test_all_channels_and_accounts_are_looked_at_a_part_at_a_time() -> None:
+    relay = Relay(ServerConfig(), entropy_of(1))
+    opened = [
+        relay.open(NOW, (V4, Address(f"198.18.{n}.1", 1), b"a"), (V4, Address(f"198.19.{n}.1", 1), b"b")) for n in range(25)
+    ]
+    late = Instant(NOW + ServerConfig().channel_idle + 1)
+    found: list[Channel] = []
+    for turn in range(3):
+        part = relay.expired(late, lambda _: False, 10)
+        assert len(part) == (10, 10, 5)[turn]
+        assert relay.is_looking == (turn < 2)
+        found += part
+    assert {each.id for each in found} == {each.id for each in opened if each is not None}
+    for each in found:
+        relay.close(each)
+    for turn in range(3):
+        relay.sweep(late, 10)
+        assert len(relay._accounts) == (15, 5, 0)[turn]
+        assert relay.is_looking == (turn < 2)

@@ -136,8 +136,8 @@ def test_registrants_are_capped_and_a_newcomer_never_evicts_one() -> None:
             (answer,) = world.ask(source, messages.Join(int(role), (ROOM,)), session=session, cookie=world.cookie(source))
             assert answer == messages.Done(granted=int(index < cap))
     room = world.server.registry.rooms[ROOM]
-    assert [session[1] for session in room.listeners] == [0, 1]
-    assert [session[1] for session in room.dialers] == [0, 1, 2]
+    assert [session.id[1] for session in room.listeners] == [0, 1]
+    assert [dial.session.id[1] for dial in room.dialers] == [0, 1, 2]
 
 
 def test_state_stays_bounded_when_proven_clients_ask_for_everything() -> None:

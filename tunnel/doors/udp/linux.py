@@ -44,7 +44,7 @@ _U16 = struct.Struct("=H")
 _new_batch = tuple.__new__
 _unpack_int = _INT.unpack
 #: Where the traffic class stands, be it one byte (IPv4) or an int (IPv6).
-_LOW_BYTE: Final = 0 if sys.byteorder == "little" else -1
+LOW_BYTE: Final = 0 if sys.byteorder == "little" else -1
 
 
 #: Room for the stride (UDP_GRO) and the traffic class, and one more that some later kernel may add.
@@ -59,7 +59,7 @@ MAX_CONTROLS: Final = 512
 MAX_VIEWS: Final = 256
 _ALONE: Final[Control] = ()
 #: A plain int: the "&" of the enum takes a microsecond.
-_TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
 class LinuxSocket(BoundSocket):
@@ -277,7 +277,7 @@ class LinuxSocket(BoundSocket):
                 if self._count_error(error) == "closed":
                     return None
                 continue
-            if not length or flags & _TRUNCATED:
+            if not length or flags & TRUNCATED:
                 counters.errors["truncated" if length else "empty"] += 1
                 continue
             stride = length
@@ -289,7 +289,7 @@ class LinuxSocket(BoundSocket):
                 elif len(data) >= pktinfo.SMALLEST:
                     local = self._locals.get(data) or self._local_of(data)
                 else:
-                    ecn = data[_LOW_BYTE] & 3
+                    ecn = data[LOW_BYTE] & 3
             counters.received_bytes += length
             if 0 < stride < length:
                 counters.received_datagrams += -(-length // stride)

@@ -76,15 +76,22 @@ def open_socket(
     dual_stack: bool = False,
     batch: int = MAX_BATCH,
     tells_local: bool = False,
+    many: bool = False,
 ) -> UdpSocket:
     """Bind a socket to a numeric host and a port (0: any free one).
 
     `reuse` lets several processes share the port (SO_REUSEPORT); `dual_stack` lets an IPv6 socket speak IPv4 too.
     `batch` is how many bytes one receive may bring (fewer, where the system has no batches): whoever sends on what it received in
     one call leaves it at MAX_BATCH.  `tells_local`: a socket bound to a wildcard says in ReceivedBatch.local which address was
-    asked, so that the answer can leave from there; Linux only.
+    asked, so that the answer can leave from there; Linux only.  `many`: for whoever hears from thousands, see many.py.
     Raises ConfigurationError with a sentence when the address cannot be bound.
     """
+    if sys.platform == "linux" and many:
+        from tunnel.doors.udp.many import ManySocket
+        from tunnel.doors.udp.mmsg import IS_THERE
+
+        if IS_THERE:
+            return ManySocket(host, port, reuse=reuse, tells_local=tells_local)
     if sys.platform == "linux":
         from tunnel.doors.udp.linux import LinuxSocket
 

@@ -1,0 +1,261 @@
+"""Datagrams between the sockets of a rendezvous server and its core: all that has come is handled, and then all answers leave."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from tunnel.doors.tls.server import TlsListener
+from tunnel.doors.udp.batches import BatchSocket, by_batches
+from tunnel.doors.udp.socket import UdpSocket
+from tunnel.faults import Faults
+from tunnel.rendezvous.load import BURST, Kind
+from tunnel.rendezvous.messages import REQUEST
+from tunnel.rendezvous.server import Cost, Server
+from tunnel.rendezvous.stun import ServerSocket
+from tunnel.shell.outside import Views
+from tunnel.units import CHANNEL_BYTE, Address, Buffer, Instant, ReceivedBatch, Seconds, SocketId, Transmit
+
+FIRST_LOCAL_ID: Final = 20_000  # socket ids of our addresses behind a wildcard; pairs, like those of the sockets
+MAX_LOCALS: Final = 64  # addresses that are answered from one by one; for further ones the system chooses the source
+BATCHES_PER_TURN: Final = 128  # receives of one socket before the others get their turn; two milliseconds at most
+BEHIND_AFTER: Final = Seconds(0.03)  # without an empty queue of a socket, and it counts as one that is not read fast enough
+WRITABLE_PATIENCE: Final = Seconds(0.005)  # what is relayed waits no longer for a full send buffer: it is lost, as in any router
+
+
+class _Source:
+    """One address of ours on a socket that is bound to all of them: what was asked there is answered from there."""
+
+    __slots__ = ("_host", "_udp")
+
+    def __init__(self, udp: BatchSocket, host: str) -> None:
+        self._udp = udp
+        self._host = host
+
+    def post(self, remote: Address, buffer: Buffer, segment_size: int, ecn: int = 0) -> bool:
+        return self._udp.post(remote, buffer, segment_size, ecn, self._host)
+
+    async def wait_writable(self) -> None:
+        await self._udp.wait_writable()
+
+
+class _TlsDoor:
+    """A listener for TLS, posted to like a socket; what is posted leaves at once, and never has to wait."""
+
+    __slots__ = ("_listener",)
+
+    def __init__(self, listener: TlsListener) -> None:
+        self._listener = listener
+
+    def post(self, remote: Address, buffer: Buffer, segment_size: int, ecn: int = 0) -> bool:
+        return self._listener.send(remote, memoryview(buffer), segment_size, None, ecn)
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class ServerLoop:
+    """Moves datagrams between the sockets and the server."""
+
+    def __init__(
+        self,
+        server: Server,
+        sockets: dict[SocketId, UdpSocket],
+        listeners: dict[SocketId, TlsListener],
+        clock: Callable[[], Instant],
+        faults: Faults,
+        views: Views | None = None,
+    ) -> None:
+        self.faults = faults
+        self._views = Views() if views is None else views
+        self._server = server
+        self._sockets = {each: by_batches(udp) for each, udp in sockets.items()}
+        self._doors: dict[SocketId, BatchSocket | _TlsDoor | _Source] = {
+            **self._sockets,
+            **{each: _TlsDoor(listener) for each, listener in listeners.items()},
+        }
+        self._locals: dict[tuple[SocketId, str], SocketId] = {}  # by wildcard socket and address of ours
+        self._clock = clock
+        self._armed: float = math.inf
+        self._wakeup = trio.Event()
+        self._is_leaving = False
+
+    async def run_socket(self, socket_id: SocketId) -> None:
+        udp = self._sockets[socket_id]
+        turn = 0
+        full_since: Instant | None = None
+        while True:
+            batches = udp.receive_many()
+            now = self._clock()
+            if batches:
+                full_since = now if full_since is None else full_since
+                self._server.look(now, now - full_since > BEHIND_AFTER)
+                await self._process_all(socket_id, batches, now)
+                turn += len(batches)
+            if udp.is_drained:
+                turn, full_since = 0, None
+                await udp.wait_readable()
+            elif turn >= BATCHES_PER_TURN or not batches:
+                turn = 0
+                await trio.lowlevel.checkpoint()
+
+    def _at(self, socket_id: SocketId, host: str) -> SocketId:
+        """The id of one of our addresses on a wildcard socket.  The first datagram to it makes one for each of the two ports."""
+        known = self._locals.get((socket_id, host))
+        if known is not None:
+            return known
+        if len(self._locals) >= 2 * MAX_LOCALS:
+            return socket_id
+        first = FIRST_LOCAL_ID + len(self._locals)
+        for each, twin in ((socket_id & ~1, 0), (socket_id | 1, 1)):
+            udp = self._sockets[SocketId(each)]
+            made = self._locals[SocketId(each), host] = SocketId(first + twin)
+            self._doors[made] = _Source(udp, host)
+            place = Address(host, udp.local_address.port)
+            self._server.add_socket(ServerSocket(made, place, SocketId(first + (1 - twin))))
+        return self._locals[socket_id, host]
+
+    async def handle(self, socket_id: SocketId, batch: ReceivedBatch) -> bool:
+        """Handle one receive of a TLS connection.  Return whether it brought something from a client."""
+        before, now = self._server.proofs, self._clock()
+        self._server.look(now, False)
+        await self._process_all(socket_id, [batch], now)
+        return self._server.proofs != before
+
+    async def _process_all(self, socket_id: SocketId, batches: list[ReceivedBatch], now: Instant) -> None:
+        """Handle what came at once, and all that follows from it.  Work that is no relaying is charged the time that it took."""
+        server, doors, views, locals_ = self._server, self._doors, self._views, self._locals
+        began = time.thread_time()
+        charges: list[tuple[Address, int, Cost]] = []
+        refreshed = relayed = 0
+        for batch in batches:
+            remote, buffer, stride, ecn, local = batch
+            here = (locals_.get((socket_id, local)) or self._at(socket_id, local)) if local else socket_id
+            if views and views.hear(socket_id, batch):
+                continue
+            try:
+                if len(buffer) <= stride:
+                    kind = buffer[0]
+                    if kind == REQUEST:
+                        answer = server.refreshed(now, here, remote, buffer)
+                        if answer is not None:
+                            refreshed += 1
+                            if not doors[here].post(remote, answer, len(answer)):
+                                server.drops["server_congested"] += 1
+                            continue
+                    elif kind >= CHANNEL_BYTE:
+                        side = server.passed_on(now, here, remote, buffer)
+                        if side is not None:
+                            relayed += 1
+                            if side.remote is not None and not doors[side.socket_id].post(side.remote, buffer, stride, ecn):
+                                began = 0.0  # others work meanwhile
+                                await self._send_late(Transmit(side.socket_id, side.remote, stride, buffer, None, ecn))
+                            continue
+                bursts = server.handle_batch(now, here, remote, buffer, stride, ecn)
+            except Exception as error:
+                self.faults.note("datagram", f"dropped datagrams from {remote}", error)
+                continue
+            for burst in bursts:
+                # a view of the socket's buffer: must be gone before the next receive
+                if not doors[burst.socket_id].post(burst.remote, burst.buffer, burst.segment_size, burst.ecn):
+                    began = 0.0
+                    await self._send_late(burst)
+            if self._is_relayed(batch):
+                relayed += 1
+            else:
+                charges.append((remote, -(-len(buffer) // stride), server.cost))
+        if server.has_transmits:
+            self.post_answers()
+        for udp in self._sockets.values():
+            if not udp.deliver():
+                began = 0.0
+                await self._deliver_late(udp)
+        deadline = server.poll_timeout()
+        if deadline is not None and deadline < self._armed:
+            self._wakeup.set()
+        if began:
+            self._charge(now, charges, refreshed, time.thread_time() - began - relayed * BURST)
+
+    def _charge(self, now: Instant, charges: list[tuple[Address, int, Cost]], refreshed: int, seconds: float) -> None:
+        """Each datagram its part of that time."""
+        datagrams = refreshed + sum(count for _, count, _ in charges)
+        if not datagrams or seconds <= 0.0:
+            return
+        each = seconds / datagrams
+        for remote, count, cost in charges:
+            self._server.charge(now, remote, count, each * count, cost)
+        if refreshed:
+            self._server.load.charge(now, Kind.KNOWN, "", each * refreshed)
+
+    @staticmethod
+    def _is_relayed(batch: ReceivedBatch) -> bool:
+        """Whether every datagram is for the relay: none other goes uncharged, whatever it stands behind."""
+        buffer, stride = batch.buffer, batch.stride
+        return buffer[0] >= CHANNEL_BYTE and (len(buffer) <= stride or min(bytes(buffer[::stride])) >= CHANNEL_BYTE)
+
+    async def _send_late(self, burst: Transmit) -> None:
+        """The send buffer of a UDP socket is full: wait a moment, then the burst is lost."""
+        door = self._doors[burst.socket_id]
+        with trio.move_on_after(WRITABLE_PATIENCE):
+            await door.wait_writable()
+            if door.post(burst.remote, burst.buffer, burst.segment_size, burst.ecn):
+                return
+        self._server.drops["relay_congested"] += 1
+
+    async def _deliver_late(self, udp: BatchSocket) -> None:
+        """Likewise for what was posted."""
+        with trio.move_on_after(WRITABLE_PATIENCE):
+            await udp.wait_writable()
+            if udp.deliver():
+                return
+        self._server.drops["server_congested"] += udp.give_up()
+
+    def flush(self) -> None:
+        """Answers and pushes; what a full buffer does not take is asked for again, so goodbyes do not leave this way."""
+        self.post_answers()
+        for udp in self._sockets.values():
+            if not udp.deliver():
+                self._server.drops["server_congested"] += udp.give_up()
+
+    def post_answers(self) -> None:
+        if self._is_leaving:
+            return
+        now = self._clock()
+        with self.faults.wall("answers", "interrupted the sending"):
+            while (transmit := self._server.poll_transmit(now)) is not None:
+                if not self._doors[transmit.socket_id].post(transmit.remote, transmit.buffer, transmit.segment_size):
+                    self._server.drops["server_congested"] += 1
+
+    async def say_goodbye(self) -> None:
+        """Bye to every client, as fast as the sockets take it; TLS connections are there until then."""
+        self.flush()
+        self._is_leaving = True
+        self._server.stop(self._clock())
+        turn = 0
+        with self.faults.wall("answers", "interrupted the goodbyes"):
+            while (transmit := self._server.poll_transmit(self._clock())) is not None:
+                door = self._doors[transmit.socket_id]
+                while not door.post(transmit.remote, transmit.buffer, transmit.segment_size):
+                    await door.wait_writable()
+                turn += 1
+                if turn % BATCHES_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+            for udp in self._sockets.values():
+                while not udp.deliver():
+                    await udp.wait_writable()
+
+    async def run_timers(self) -> None:
+        while True:
+            self._wakeup = trio.Event()
+            now = self._clock()
+            with self.faults.wall("timers", "interrupted the timers"):
+                self._server.handle_timeout(now)
+            self.flush()
+            deadline = self._server.poll_timeout()
+            self._armed = math.inf if deadline is None else deadline
+            with trio.move_on_after(max(0.0, self._armed - self._clock())):
+                await self._wakeup.wait()
