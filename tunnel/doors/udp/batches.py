@@ -48,7 +48,10 @@ class OneByOne:
 
     def __init__(self, udp: UdpSocket) -> None:
         self._udp = udp
-        self.local_address = udp.local_address
+
+    @property
+    def local_address(self) -> Address:
+        return self._udp.local_address
 
     def receive_many(self) -> list[ReceivedBatch]:
         batch = self._udp.receive()
