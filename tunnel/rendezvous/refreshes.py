@@ -40,7 +40,7 @@ MAX_PLACES: Final = 64  # lengths of answers; all IPv4 clients have one, all IPv
 class Refreshes:
     """The answers are kept in the sessions."""
 
-    __slots__ = ("_calendar", "_ends", "_epoch", "_places", "_rest", "_sessions", "_told", "_unix_time", "answered")
+    __slots__ = ("_calendar", "_ends", "_epoch", "_fleet", "_places", "_rest", "_sessions", "_told", "_unix_time", "answered")
 
     def __init__(self, registry: Registry, unix_time: Callable[[], int]) -> None:
         self._sessions = registry.sessions
@@ -50,11 +50,12 @@ class Refreshes:
         self._places: dict[tuple[int, int], int] = {}  # where the calendar begins, by lengths
         self._told = -1  # the calendar, and ...
         self._calendar = b""  # ... as it is written
-        self._rest = b""  # what follows it, which all are told alike
+        self._rest = b""  # what follows it, which all are told alike: ...
+        self._fleet = 0  # ... the epoch of the fleet
         self.answered = 0
 
-    def answer(self, now: Instant, socket_id: SocketId, remote: Address, request: Buffer) -> bytes | None:
-        """None: it is to take the long way, whatever it is."""
+    def answer(self, now: Instant, socket_id: SocketId, remote: Address, request: Buffer, fleet: int = 0) -> bytes | None:
+        """None: it is to take the long way, whatever it is.  `fleet`: the epoch that clients are told now."""
         head = bytes(request[:_HEAD])
         if (
             not messages.MIN_REQUEST <= len(request) <= messages.MAX_DATAGRAM
@@ -70,6 +71,7 @@ class Refreshes:
         session = self._sessions.get(identifier)
         if (
             session is None
+            or fleet != self._fleet
             or now >= session.welcome_until
             or now - session.seen_at < PACE
             or session.welcome[_TOLD_COOKIE : _TOLD_COOKIE + COOKIE_SIZE] != head[_COOKIE_AT:_COOKIE_END]
@@ -101,7 +103,7 @@ class Refreshes:
             self._epoch, self._ends = epoch, [Instant(end + each * SPREAD / PHASES) for each in range(PHASES)]
         session.welcome = answer[_BODY_AT:place]
         session.welcome_until = self._ends[session.id[0] % PHASES]
-        self._rest = answer[place + _CALENDAR :]
+        self._rest, self._fleet = answer[place + _CALENDAR :], welcome.epoch
 
     def _find(self, lengths: tuple[int, int], welcome: messages.Welcome) -> int:
         one, other = (messages.encode_response(0, msgspec.structs.replace(welcome, unix_time=mark)) for mark in _MARKS)

@@ -153,7 +153,7 @@ class Server:
 
     def refreshed(self, now: Instant, socket_id: SocketId, remote: Address, request: Buffer) -> bytes | None:
         """The answer to a request, if it is the Refresh of a client at rest.  None: it is for handle_batch."""
-        answer = self._refreshes.answer(now, socket_id, remote, request)
+        answer = self._refreshes.answer(now, socket_id, remote, request, self.epoch)
         if answer is not None:
             self.relay.ceiling.others += 1
         return answer

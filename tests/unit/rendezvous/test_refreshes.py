@@ -108,6 +108,18 @@ def test_a_client_at_rest_is_told_what_the_long_way_says(source: Address, socket
     assert quick.message.unix_time == desk.calendar
 
 
+def test_another_epoch_of_the_fleet_is_told_to_all_at_once() -> None:
+    desk = Desk()
+    for source, session in ((A, b"a" * 16), (B, b"b" * 16)):
+        desk.register(source, session)
+    desk.server.epoch = 70_000
+    for source, session, is_quick in ((A, b"a" * 16, False), (B, b"b" * 16, True)):
+        told = desk.refresh(source=source, session=session)
+        assert told.is_quick == is_quick
+        assert isinstance(told.message, messages.Welcome)
+        assert told.message.epoch == 70_000
+
+
 def test_its_session_lives_on_and_earns_the_same() -> None:
     desk, other = Desk(), Desk()
     for each in (desk, other):
@@ -167,6 +179,11 @@ def _without_a_calendar(desk: Desk) -> Told:
     return desk.refresh()
 
 
+def _in_another_fleet(desk: Desk) -> Told:
+    desk.server.epoch = 70_000
+    return desk.refresh()
+
+
 def _of_nobody(desk: Desk) -> Told:
     return desk.refresh(session=b"n" * 16)
 
@@ -175,7 +192,7 @@ def _of_nobody(desk: Desk) -> Told:
     "case",
     [
         _at_another_address, _with_another_cookie, _too_soon, _while_a_push_waits, _after_it_lost_a_room,
-        _after_another_access_list, _without_a_calendar, _of_nobody,
+        _after_another_access_list, _without_a_calendar, _in_another_fleet, _of_nobody,
     ],
 )  # fmt: skip
 def test_whatever_is_not_as_it_was_takes_the_long_way(case: Callable[[Desk], Told]) -> None:
