@@ -16,6 +16,7 @@ from tunnel.rendezvous import messages
 
 STEP: Final = 0.001  # seconds between two bursts of the sender
 FRAME: Final = 150  # bytes of a game's datagram
+SHEET: Final = 16  # datagrams of the load that leave at the same moment
 UNBOUNDED: Final = 1e6  # datagrams a second of a pair: as many as come back, ...
 WINDOW: Final = 1_024  # ... with so many on their way
 FRAMES: Final = 64.0  # of them a second, each way
@@ -194,7 +195,7 @@ class Games:
         ]
         self.sent = self.received = 0
         self.latencies: list[float] = []
-        self._turn = 0
+        self._turn = self._owed = 0
         self._inboxes = [(crowd.udp, mmsg.Inbox(64, 16, 64)) for crowd in (self.ones, self.others)]
 
     def _introduced(self, client: Client, data: memoryview) -> None:
@@ -205,9 +206,10 @@ class Games:
                     client.channel = message.channel
 
     def send(self, count: int) -> None:
-        """So many datagrams, of one after the other."""
-        while count > 0:
-            crowd, sheet = self.sheets[self._turn % len(self.sheets)]
+        """So many more datagrams are due; whole sheets leave."""
+        self._owed += count
+        while self._owed >= (sheet := self.sheets[self._turn % len(self.sheets)][1]).count:
+            crowd = self.sheets[self._turn % len(self.sheets)][0]
             self._turn += 1
             sheet.datagram(0)[8:16] = _TIME.pack(time.monotonic())
             at = 0
@@ -217,7 +219,7 @@ class Games:
                 except BlockingIOError:
                     time.sleep(0.0002)
             self.sent += sheet.count
-            count -= sheet.count
+            self._owed -= sheet.count
 
     def receive(self) -> None:
         for udp, inbox in self._inboxes:
@@ -237,8 +239,8 @@ def _sheets(crowd: Crowd, payload: bytes) -> list[tuple[Crowd, mmsg.Post]]:
     clients = [each for each in crowd.clients if each.channel]
     server = crowd.udp._name(crowd.server)
     assert server is not None
-    for start in range(0, len(clients), 64):
-        part = clients[start : start + 64]
+    for start in range(0, len(clients), SHEET):
+        part = clients[start : start + SHEET]
         sheet = mmsg.Post(len(part), len(server))
         for client in part:
             sheet.put(server, client.channel + payload, crowd.udp._header(True, 0, client.host))
