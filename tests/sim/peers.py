@@ -213,6 +213,8 @@ class PeerNode(EndpointNode, PeersInMemory):
         self.may_use_tls = False
         self.tls_server: Address | None = None  # where OpenRoute leads, if anywhere
         self.has_tls = False  # a connection stands
+        self.parts = False  # each process says goodbye for the one before it, as one that keeps its sessions does
+        self._sessions: tuple[bytes, ...] = ()
         self._transfers: dict[tuple[Peering, StreamId], Transfer] = {}
         self._backlogs: dict[tuple[Peering, StreamId], bytearray] = {}
         self._pool_ids = 1000
@@ -373,7 +375,11 @@ class PeerNode(EndpointNode, PeersInMemory):
 
     def meet(self, server: ServerNode) -> None:
         self.tls_server = server.tls_address if self.may_use_tls else None
-        self.endpoint.add_server(self.world.now, self.server, server.addresses[:1], has_fallback=self.may_use_tls)
+        former = self._sessions if self.parts else ()
+        self.endpoint.add_server(
+            self.world.now, self.server, server.addresses[:1], has_fallback=self.may_use_tls, former=former
+        )  # fmt: skip
+        self._sessions = (self.endpoint.session(self.server),)
         self.world.touch(self.host)
 
     def offer(self, *, keep: bool = False) -> None:

@@ -155,14 +155,16 @@ class Endpoint:
             self._context.emit(Troubled(problem=Problem.KEYS_GIVEN_UP, text=text))
 
     def add_server(
-        self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"", *, has_fallback: bool = False
-    ) -> None:
+        self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes = b"", *, has_fallback: bool = False,
+        former: Iterable[bytes] = (),
+    ) -> None:  # fmt: skip
         """Talk to the rendezvous server `name` at these addresses.  Raises ConfigurationError when we reach none of them.
 
         `has_fallback`: where UDP gets no answer there, OpenRoute is ordered.
+        `former`: sessions there of processes of this home that died; goodbye is said for them first.
         """
         if name not in self._context.clients:
-            self._context.clients.add(now, name, addresses, access_token, has_fallback)
+            self._context.clients.add(now, name, addresses, access_token, has_fallback, former)
             self._control.servers_changed(now)
 
     def add_client(self, now: Instant, name: str, client: Client, kinds: Iterable[int], notice: str) -> None:
@@ -208,6 +210,10 @@ class Endpoint:
 
     def has_server(self, name: str) -> bool:
         return name in self._context.clients
+
+    def session(self, name: str) -> bytes:
+        """The secret by which that server knows us, for whoever comes after us."""
+        return self._context.clients[name].session
 
     def is_reached(self, name: str) -> bool:
         """Has the server answered, and not fallen silent since?"""

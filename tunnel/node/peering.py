@@ -297,6 +297,7 @@ class Peering:
                     connection.add_relay(now, new.path_key, instead_of=old.path_key)
                 case Told(Gone(), channel=RelayChannel(path_key=key)) if not self.is_closed and key in connection.paths:
                     connection.drop_path(now, key)
+                    connection.verify_paths(now)  # the peer may have been killed, of which the server has heard first
                     self.drain(now)
                 case _:
                     pass

@@ -40,13 +40,17 @@ class Servers(dict[str, Client]):
         #: First bytes of what servers say; where anybody may say it, with the client whom it is for.
         self.kinds: dict[int, Client | None] = dict.fromkeys(SERVER_KINDS)
 
-    def add(self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes, has_fallback: bool) -> None:
+    def add(
+        self, now: Instant, name: str, addresses: Iterable[Address], access_token: bytes, has_fallback: bool,
+        former: Iterable[bytes] = (),
+    ) -> None:  # fmt: skip
         """Raises ConfigurationError when we reach none of the addresses."""
         context, ways = self._context, self._ways(addresses)
         if not ways:
             raise ConfigurationError(f"The server {host_of(name)} has no address of a family that this machine speaks.")
         self[name] = Client(
-            servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, has_fallback=has_fallback
+            servers=ways, now=now, rng=context.rng, entropy=context.entropy, access_token=access_token, has_fallback=has_fallback,
+            former=former,
         )  # fmt: skip
         self._note_ways(self[name])
         self._appeared(now, name)

@@ -23,6 +23,7 @@ from tunnel.setup.machine import MACHINE, Machine
 from tunnel.setup.moving import tell_place
 from tunnel.setup.nodes import NodeKeeper
 from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
+from tunnel.setup.sessions import UNWRITTEN, SessionKeeper
 from tunnel.setup.store import HomeStore, Lend
 from tunnel.setup.ways import WayKeeper
 from tunnel.shell.endpoint import EndpointDriver, KnownPeer
@@ -322,6 +323,7 @@ async def _expose(
     lock = store.home.lock_expose(is_resident=resident is not None)
     if lock.trouble:
         not_saved(lock.trouble)
+    sessions = None if lock.trouble else SessionKeeper(store.home, store.home.sessions)
     driver: EndpointDriver | None = None
     try:
         with single_error():
@@ -356,6 +358,7 @@ async def _expose(
                     link_type=Link,
                     **machine.options(),
                 )
+                driver.servers.sessions = sessions
                 try:
                     await nursery.start(driver.run)
                     driver.listen()
@@ -374,6 +377,8 @@ async def _expose(
                     exposure._greet(others)
                     nursery.start_soon(store.watch, exposure._set_peers)
                     nursery.start_soon(last, driver.faults, "state", "kept what led to peers from being remembered", ways.run)
+                    if sessions is not None:
+                        nursery.start_soon(last, driver.faults, "state", UNWRITTEN, sessions.run)
                     where = rendezvous or ", ".join(sorted(others)) or "nowhere"
                     if to:
                         await exposure.grant(to, *grants, only=only)
@@ -391,5 +396,7 @@ async def _expose(
         if driver is not None:
             driver.release()
             ways.close()
+            if sessions is not None:
+                sessions.close()
             store.finish()
         lock.release()

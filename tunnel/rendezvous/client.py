@@ -53,6 +53,7 @@ class Client(Contact):
         entropy: Callable[[int], bytes],
         access_token: bytes = b"",
         has_fallback: bool = False,
+        former: Iterable[bytes] = (),
     ) -> None:
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._standing = Standing()
@@ -61,7 +62,8 @@ class Client(Contact):
         self._rejoin_at: Instant | None = None
         self._full_until = now  # the server has no room for us: it is not asked for everything at each Refresh
         super().__init__(
-            servers=servers, now=now, rng=rng, entropy=entropy, access_token=access_token, has_fallback=has_fallback
+            servers=servers, now=now, rng=rng, entropy=entropy, access_token=access_token, has_fallback=has_fallback,
+            former=former,
         )  # fmt: skip
 
     @property

@@ -35,6 +35,8 @@ PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping co
 SURELY_KNOWN: Final = 0.75  # share of the lifetime that the server gives us; a request and its answer take their time too
 FIRST_WELCOME: Final = Seconds(3.0 * REFRESH_INTERVAL)  # by then the first Refresh should have been answered
 ENDLESS_RETRY: Final = 20  # Retrys of one request, after which it is repeated at the slow pace only
+PARTINGS: Final = 3  # goodbyes for each former self, as none is answered ...
+PARTING_INTERVAL: Final = Seconds(1.0)  # ... and the time between two of them
 
 
 class Contact(Addresses, ABC):
@@ -49,12 +51,19 @@ class Contact(Addresses, ABC):
         entropy: Callable[[int], bytes],
         access_token: bytes = b"",
         has_fallback: bool = False,
+        former: Iterable[bytes] = (),
     ) -> None:
-        """`has_fallback`: the owner can open another route, and wants to hear when one is needed."""
+        """`has_fallback`: the owner can open another route, and wants to hear when one is needed.
+
+        `former`: sessions of processes of ours that died without a goodbye.  It is said for them before anything else.
+        """
         self._entropy = entropy
         self._rng = rng
         self._access_token = access_token
         self._session = entropy(messages.SESSION_SIZE)
+        self._former = tuple(former)
+        self._partings = PARTINGS if self._former else 0
+        self._part_at = now  # once there is somebody to say it to
         super().__init__(ServerAddress(socket_id, address, now) for socket_id, address in servers)
         self._requests = RequestTable(rng)
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
@@ -89,6 +98,11 @@ class Contact(Addresses, ABC):
     @abstractmethod
     def _current(self, request: PendingRequest, home: ServerAddress) -> messages.RequestMessage | None:
         """The message as it has to be sent now; None: no more."""
+
+    @property
+    def session(self) -> bytes:
+        """The secret by which the server knows us."""
+        return self._session
 
     def unix_time(self, now: Instant) -> float | None:
         """The server's calendar; None while it has not told."""
@@ -171,6 +185,7 @@ class Contact(Addresses, ABC):
     # time and outputs
 
     def handle_timeout(self, now: Instant) -> None:
+        self._part(now)
         self._refresh(now)
         for request in self._requests.due(now):
             home = request.home
@@ -185,7 +200,8 @@ class Contact(Addresses, ABC):
     def poll_timeout(self) -> Instant | None:
         refresh = min((home.refresh_at for home in self._homes), default=None)
         fallback = self._fallback.poll_timeout(self._primary) if self._fallback is not None else None
-        return earliest(self._requests.next_due(), refresh, fallback)
+        parting = self._part_at if self._partings and self._primary is not None else None
+        return earliest(self._requests.next_due(), refresh, fallback, parting)
 
     def poll_transmit(self, now: Instant) -> tuple[SocketId, Address, bytes] | None:
         return self._out.popleft() if self._out else None
@@ -242,12 +258,26 @@ class Contact(Addresses, ABC):
         self._requests.on_sent(request, now)
         self._emit(target, request.transaction, message, home)
 
-    def _emit(self, target: Address, transaction: int, message: messages.RequestMessage, home: ServerAddress) -> None:
+    def _emit(
+        self, target: Address, transaction: int, message: messages.RequestMessage, home: ServerAddress, session: bytes = b""
+    ) -> None:
+        """`session`: for whom; empty: for ourselves."""
         if not home.is_up:
             return
+        session = session or self._session
         cookie = b"" if isinstance(message, messages.Hello) else home.cookie
-        datagram = messages.encode_request(transaction, self._session, message, cookie=cookie, access_token=self._access_token)
+        datagram = messages.encode_request(transaction, session, message, cookie=cookie, access_token=self._access_token)
         self._out.append((home.socket_id, target, datagram))
+
+    def _part(self, now: Instant) -> None:
+        """Say goodbye for former selves, where that is due: the server would lead others, and us, to them for a while."""
+        home = self._primary
+        if not self._partings or now < self._part_at or home is None:
+            return
+        self._partings -= 1
+        self._part_at = Instant(now + PARTING_INTERVAL)
+        for session in self._former:
+            self._emit(home.address, self._transaction(), messages.Goodbye(), home, session)
 
     def _greet(self, now: Instant, home: ServerAddress) -> None:
         home.refresh_at = self._next_refresh(now, home)
@@ -271,6 +301,7 @@ class Contact(Addresses, ABC):
         if self._primary is home:
             return
         former, self._primary = self._primary, home
+        self._part(now)  # before what is asked for now: else the server leads us to ourselves
         for request in self._requests:
             if request.is_probe or isinstance(request.message, messages.Hello):
                 continue

@@ -39,6 +39,7 @@ from tunnel.setup.common import OnEvent, require_trio, single_error, words
 from tunnel.setup.machine import MACHINE, Machine
 from tunnel.setup.nodes import NodeKeeper
 from tunnel.setup.servers import Surroundings, embed, found_here, map_server, may_be_ours, reach, resolve, were_ours
+from tunnel.setup.sessions import UNWRITTEN, SessionKeeper
 from tunnel.setup.store import HomeStore
 from tunnel.shell.endpoint import EndpointDriver, KnownPeer
 from tunnel.shell.events import Trouble
@@ -282,6 +283,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
         room = _make_room(entry, driver, member_name, prefixes)
         if room.roster is not None:
             keeper.hold(room.state().room)
+            driver.servers.sessions = keeper.sessions
         # Before a word is said to anybody: it may be refused, and gives up this process's privileges.
         interface = await (options.interface or open_on_host)(
             interface_config(room.roster, room.me, any_subnet=options.any_subnet)
@@ -305,6 +307,8 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                         ("kept the networks of this machine from being watched", watch),
                     ):
                         nursery.start_soon(last, driver.faults, "room", what, task)
+                    if keeper.sessions is not None:
+                        nursery.start_soon(last, driver.faults, "state", UNWRITTEN, keeper.sessions.run)
                     lookup = found_here(rendezvous, machine, running._set_place) if is_embedded else None
                     is_needed = is_embedded or (entry.saved is None and entry.peer is None)
                     if is_needed:
@@ -429,6 +433,7 @@ class _Keeper:
         self._keep = entry.keep
         self._name = entry.saved.name if entry.saved is not None else None
         self._lock: RoomLock | None = None
+        self.sessions: SessionKeeper | None = None  # of a room that was kept before, from the time when it is held
 
     def hold(self, room: bytes) -> None:
         """Raises AlreadyRunningError."""
@@ -436,6 +441,8 @@ class _Keeper:
             self._lock = self._rooms.hold(room)
             if self._lock.trouble:
                 self._store.not_saved(self._lock.trouble)
+            elif self._name is not None:
+                self.sessions = SessionKeeper(self._store.home, partial(self._rooms.sessions, room))
 
     def save(self, state: RoomState) -> None:
         roster = decode_roster(state.roster)
@@ -459,5 +466,7 @@ class _Keeper:
             self._store.disk.ask(partial(self._rooms.forget, self._name), also_late=True)
 
     def release(self) -> None:
+        if self.sessions is not None:
+            self.sessions.close()
         if self._lock is not None:
             self._lock.release()

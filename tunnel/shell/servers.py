@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
@@ -29,6 +29,16 @@ Lookup: TypeAlias = Callable[[], Awaitable[list[Address]]]
 LONGEST_LOOK: Final = 60.0  # ... up to this, as long as the names of homes are commonly kept by others
 
 
+class SessionMemory(Protocol):
+    """Where it is kept by which sessions servers know this process."""
+
+    def former(self, server: str) -> Sequence[bytes]:
+        """Those of earlier processes, which died."""
+
+    def note(self, server: str, session: bytes) -> None:
+        """Remember ours.  Must not wait for a disk."""
+
+
 class Servers:
     """Adds servers to the core by name, and moves them when their names lead elsewhere."""
 
@@ -49,6 +59,7 @@ class Servers:
         self._access_token = access_token
         self._routes = routes
         self.dht = dht
+        self.sessions: SessionMemory | None = None  # given before the first server is added
         self._where: dict[str, list[Address]] = {}
         self._lookups: dict[str, Lookup] = {}
         self._added = trio.Event()
@@ -95,7 +106,12 @@ class Servers:
         addresses = await lookup()
         if not self._core.has_server(name):
             has_fallback = self._routes.allows(name)
-            self._core.add_server(self._clock(), name, addresses, self._access_token, has_fallback=has_fallback)
+            former = () if self.sessions is None else self.sessions.former(name)
+            self._core.add_server(
+                self._clock(), name, addresses, self._access_token, has_fallback=has_fallback, former=former
+            )  # fmt: skip
+            if self.sessions is not None:
+                self.sessions.note(name, self._core.session(name))
             self._where[name] = addresses
             self._note_added()
         self._flush()

@@ -1,4 +1,5 @@
-"""PTUNNEL_HOME: identity.json, peers.json, ways.json, nodes.json, server.json, config.toml, locks, and control sockets.
+"""PTUNNEL_HOME: identity.json, peers.json, ways.json, nodes.json, sessions.json, server.json, config.toml, locks, and control
+sockets.
 
 Reading takes no lock, because files are replaced whole; writing reads, changes and replaces under one lock.  A file
 that is damaged or of a newer format raises StateError from reading, and so is never written over.
@@ -39,6 +40,7 @@ from tunnel.state.files import (
 )
 from tunnel.state.nodes import KnownNode
 from tunnel.state.peers import Peer
+from tunnel.state.sessions import SessionFile
 from tunnel.state.ways import Way
 from tunnel.units import KEY_SIZE, Address
 
@@ -262,6 +264,10 @@ class Home:
         with self.exclusive():
             after = node_rules.merge(self.nodes(), fresh, now)
             write_document(self._nodes_path, node_rules.KIND, node_rules.VERSION, node_rules.encode_nodes(after))
+
+    def sessions(self, place: bytes) -> SessionFile:
+        """For whoever holds the lock of lock_expose, at this place: see SessionFile."""
+        return SessionFile(self.path / "sessions.json", place)
 
     # -- how we are set up
 

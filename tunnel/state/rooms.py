@@ -29,6 +29,7 @@ from tunnel.state.documents import (
 )
 from tunnel.state.files import FileLock, explain, is_incapable, make_private_directory
 from tunnel.state.home import Home
+from tunnel.state.sessions import SessionFile
 
 KIND: Final = "room"
 #: Format of a room's file; one with a larger version is left alone.
@@ -146,6 +147,10 @@ class Rooms:
             with contextlib.suppress(StateError):
                 folder = self._home.spare_dir()
         return RoomLock(folder / f"{room[:16].hex()}.lock", self._home.spare_dir)
+
+    def sessions(self, room: bytes, place: bytes) -> SessionFile:
+        """For whoever holds this room, at this place: see SessionFile."""
+        return SessionFile(self._folder / f"{room[:16].hex()}.sessions.json", place)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"

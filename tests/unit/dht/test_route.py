@@ -324,7 +324,7 @@ def test_near_an_hours_border_both_hours_are_tried() -> None:
 
 
 #: What only whoever talks to a server has to do with.
-OF_A_SERVER = {"fallback_down", "fallback_up", "is_server", "move", "uses_fallback"}
+OF_A_SERVER = {"fallback_down", "fallback_up", "is_server", "move", "session", "uses_fallback"}
 
 
 def test_a_route_has_the_face_of_a_client() -> None:
