@@ -18,9 +18,11 @@ from tunnel.node.servers import Servers
 from tunnel.node.walls import Wall
 from tunnel.pairing.code import Purpose
 from tunnel.pairing.identity import machine_number
+from tunnel.transport.connection.opening import ROOM
 from tunnel.transport.connection.records import MOST_PARTS
 from tunnel.transport.crypto import kem
 from tunnel.transport.crypto.params import MACHINE_SIZE, ML_KEM_768, PATH_AUTO, PATH_DIRECT, PATH_RELAY, Params
+from tunnel.transport.packet.slots import Plains
 from tunnel.units import Instant, PathKey, SocketId
 
 if TYPE_CHECKING:
@@ -109,6 +111,7 @@ class Context:
         self.memory: dict[bytes, Remembered] = {}  # by static key: what worked from the network that we are in
         self.candidates: LocalAddresses = {}
         self.demux = Demux(entropy)
+        self.plains = Plains(ROOM)  # where all connections open what comes, one batch after the other
         self._last_timestamp = 0
 
     def emit(self, event: EndpointEvent) -> None:

@@ -93,6 +93,7 @@ class Peerings:
             rng=context.rng,
             trace=context.trace(now, peering.peer.name, local.instance, is_initiator=peering.is_initiator),
             touched=peering.touch,
+            plains=context.plains,
         )
         policy = combine_policies(PATH_POLICIES[context.config.path_policy], completed.params.path_policy)
         self.add(peering)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunnel.transport.packet.header import CALL_ROOM, HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE
-from tunnel.transport.packet.slots import MAX_BUFFERS, MAX_SHAPES, Kept, PieceCutter, Plains, SlotCutter, cells
+from tunnel.transport.packet.slots import MAX_BUFFERS, MAX_SHAPES, MAX_SIZES, Kept, PieceCutter, Plains, SlotCutter, cells
 
 
 def test_slots_lie_where_a_datagram_has_its_parts() -> None:
@@ -69,7 +69,7 @@ def test_places_of_plaintexts_lie_one_behind_the_other() -> None:
     plains = Plains(65_536)
     plains.view[:] = bytes(index % 251 for index in range(len(plains.view)))
     for _ in range(2):
-        for size in range(1_000, 1_000 + MAX_SHAPES + 3):
+        for size in range(1_000, 1_000 + MAX_SIZES + 3):
             starts = range(0, len(plains.view) - size + 1, size)
             assert plains.wholes(size) == [plains.view[at : at + size] for at in starts]
             assert plains.fronts(size, 60) == [plains.view[at : at + 60] for at in starts]

@@ -40,6 +40,7 @@ from tunnel.transport.connection.stream_verbs import StreamVerbs
 from tunnel.transport.connection.switching import Switching
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.crypto.params import Params
+from tunnel.transport.packet.slots import Plains
 from tunnel.transport.stream.streams import CONTROL_STREAM
 from tunnel.units import Instant, PathKey, Seconds, Transmit
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 IDLE_LIMIT: Final = Seconds(3600.0)  # of silence, after which a connection is over: it outlives a nap, not abandonment
 IDLE_LIMIT_WITH_STREAMS: Final = Seconds(43_200.0)  # the same while a stream is open: whoever left a shell open sleeps a night
+REST_AFTER: Final = Seconds(5.0)  # of having nothing to send: what the next keepalive finds empty goes back to the system
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
 MAXIMUM_RECEIVE_BUFFER: Final = 1024 * 1024  # bytes of it that we fill: a queue like any other, 4 ms at 2 Gbit/s
 TAKES_REPEATS: Final = 1  # REPEAT frames
@@ -74,8 +76,11 @@ class Connection(StreamVerbs, PathVerbs):
         rng: random.Random,
         trace: Trace | None = None,
         touched: Callable[[], None] = lambda: None,
+        plains: Plains | None = None,
     ) -> None:
-        """`touched` is called whenever there may be something to send or to tell, or another deadline: by the verbs, and by
+        """`plains` is where batches are opened to, one after the other: it may be that of other connections too.
+
+        `touched` is called whenever there may be something to send or to tell, or another deadline: by the verbs, and by
         handle_datagrams; not by handle_timeout and the poll_ functions, after which the caller looks by itself.
 
         A batch of IP packets that leaves nothing to answer changes only when the connection is due: ask for that after each.
@@ -97,7 +102,7 @@ class Connection(StreamVerbs, PathVerbs):
         if trace is not None:
             tracing.started(trace, now, self._shared.paths.current)
         self._sender = Sender(self._shared)
-        self._receiver = Receiver(self._shared)
+        self._receiver = Receiver(self._shared, plains)
         self._inflow = self._receiver.inflow
         self._packets = PacketSealer(self._shared, touched)
         self._control = ControlReader()
@@ -226,6 +231,9 @@ class Connection(StreamVerbs, PathVerbs):
             return
         if keys.wants_rekey(now):
             shared.events.append(RekeyDue())
+        if now - shared.paths.current.last_sent >= REST_AFTER:
+            for stream in shared.streams.sending.values():
+                stream.rest()
         self._switching.handle_timeout(now)
 
     @property

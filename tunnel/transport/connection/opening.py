@@ -19,12 +19,12 @@ _STREAM = int(Frame.STREAM)
 
 
 class Opener:
-    """`plains` is the buffer, which serves all batches: nothing points into it once a batch is done."""
+    """`plains` is the buffer, which serves all batches, of many connections too: nothing points into it once a batch is done."""
 
     __slots__ = ("_cells", "plains")
 
-    def __init__(self) -> None:
-        self.plains = Plains(ROOM)
+    def __init__(self, plains: Plains) -> None:
+        self.plains = plains
         self._cells = Kept(cells)
 
     def ahead(

@@ -24,7 +24,7 @@ from tunnel.transport.connection import tracing
 from tunnel.transport.connection.carried import OWED_FRAMES, Ping, TracedFrame, stream_frame
 from tunnel.transport.connection.events import DatagramsReceived, PathKind, PathProbed, PathValidated
 from tunnel.transport.connection.inflow import Inflow
-from tunnel.transport.connection.opening import Opener, StreamRun
+from tunnel.transport.connection.opening import ROOM, Opener, StreamRun
 from tunnel.transport.connection.packets import PacketJoiner
 from tunnel.transport.connection.reassembly import NOT_AUTHENTIC, REPLAYED, RecordOpener
 from tunnel.transport.connection.records import PADDED, RECORD, RECORD_HEADER_SIZE
@@ -34,6 +34,7 @@ from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.packet import frames
 from tunnel.transport.packet.frames import Frame
 from tunnel.transport.packet.header import HEADER, HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
+from tunnel.transport.packet.slots import Plains
 from tunnel.transport.recovery.acks import MAX_ACK_DELAY
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 
@@ -47,9 +48,10 @@ _PACKET = int(Frame.PACKET)
 class Receiver:
     """Opens batches.  One plaintext buffer serves all: streams keep joined copies, so nothing points into it afterwards."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, plains: Plains | None = None) -> None:
+        """`plains` is where batches are opened to, ROOM bytes, which others may use in turn; None: one of its own."""
         self._shared = shared
-        self._opener = Opener()
+        self._opener = Opener(Plains(ROOM) if plains is None else plains)
         self._plain = self._opener.plains.view
         self._records = RecordOpener(shared.replay, shared.drops)
         self.packets = PacketJoiner(shared, self._opener.plains)

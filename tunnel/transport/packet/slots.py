@@ -10,6 +10,9 @@ from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 from tunnel.transport.packet.header import CALL_ROOM, HEADER_SIZE, MAX_SEGMENTS, TAG_SIZE, segments_a_call
 
 MAX_SHAPES: Final = 8  # shapes remembered: flows with other segment sizes, or other options of TCP, take turns
+MAX_SIZES: Final = (
+    24  # shapes of opened datagrams remembered: those of all connections of a process, which have sizes of their own
+)
 MAX_BUFFERS: Final = 24  # received buffers remembered, at most 50 KB of views each: one socket's differ only in where they end
 MAX_CUTS: Final = 256  # segments of a super-packet: their index is a byte
 MAX_PLAINS: Final = 2 * MAX_SEGMENTS  # plaintexts side by side: as many datagrams as one batch has
@@ -181,7 +184,7 @@ class Plains:
         return found
 
     def _cut(self, known: dict[K, Column], shape: K, size: int, low: int, high: int) -> Column:
-        if len(known) >= MAX_SHAPES:
+        if len(known) >= MAX_SIZES:
             known.clear()
         view = self.view
         starts = range(0, size * min(MAX_PLAINS, len(view) // size), size)

@@ -126,6 +126,11 @@ class SendStream:
             self.reset_code = code
             self._drop_ring()
 
+    def rest(self) -> None:
+        """Nothing has been sent for a while: give the ring back, unless something is in it."""
+        if self.base == self.written:
+            self._drop_ring()
+
     def _drop_ring(self) -> None:
         self._ring = _NO_RING
         self._view = _NO_VIEW
