@@ -23,7 +23,11 @@ case "$1 $2" in
 esac
 """
 PROGRAM = """#!/bin/bash
-case "$1" in --version) echo "ptunnel 1.2.3" ;; man) echo ".TH PTUNNEL 1" ;; "") echo "$_PTUNNEL_COMPLETE" ;; esac
+case "$1" in
+    --version) echo "ptunnel 1.2.3" ;;
+    man) for name in ptunnel ptunnel-connect; do echo ".TH PTUNNEL 1" > "$3/$name.1"; done ;;
+    "") echo "$_PTUNNEL_COMPLETE" ;;
+esac
 """
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts are bash's")
@@ -125,7 +129,8 @@ def test_what_is_installed_is_the_command_with_its_manual_and_both_go_again(tmp_
     assert (done.returncode, done.stderr) == (0, "scripts/install: installed: ptunnel 1.2.3, for everybody, with sudo too\n")
     manual = tmp_path / "usr" / "share" / "man" / "man1" / "ptunnel.1"
     assert os.readlink(command) == str(tmp_path / "opt" / "bin" / "ptunnel")
-    assert manual.read_text() == ".TH PTUNNEL 1\n"
+    pages = [manual, manual.with_name("ptunnel-connect.1")]
+    assert [page.read_text() for page in pages] == [".TH PTUNNEL 1\n"] * 2
     places = {
         "bash_source": "bash-completion/completions/ptunnel",
         "zsh_source": "zsh/site-functions/_ptunnel",
@@ -135,6 +140,6 @@ def test_what_is_installed_is_the_command_with_its_manual_and_both_go_again(tmp_
         assert (tmp_path / "usr" / "share" / name).read_text() == f"{what}\n"
     assert machine.run("scripts/install", "remove", **place).returncode == 0
     assert not command.exists()
-    assert not manual.exists()
+    assert [page for page in pages if page.exists()] == []
     assert [name for name in places.values() if (tmp_path / "usr" / "share" / name).exists()] == []
     assert not (tmp_path / "opt").exists()

@@ -210,6 +210,22 @@ def test_the_manual_page_is_made_from_help(capsys: pytest.CaptureFixture[str]) -
     assert not re.search(r"^['.](?!TH|SH|SS|TP|PP|nf|fi|B )", page, re.MULTILINE)
 
 
+def test_each_command_has_a_manual_page_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["man", "--into", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert pages.keys() == {"ptunnel", *(f"ptunnel-{name}" for name in COMMANDS)}
+    for name, page in pages.items():
+        assert page.startswith(f".TH {name.upper()} 1 ")
+        assert "\b" not in page
+        assert not re.search(r"^['.](?!TH|SH|SS|TP|PP|nf|fi|B |BR )", page, re.MULTILINE)
+    assert ".BR ptunnel\\-connect (1)" in pages["ptunnel"]
+    assert ".SS ptunnel forward add " in pages["ptunnel-forward"].replace("\\-", "-")
+    assert ".B \\-\\-socks" in pages["ptunnel-connect"]
+    assert run(["man", "--into", str(tmp_path / "nowhere")]) == 2
+    assert "takes no manual page" in capsys.readouterr().err
+
+
 # -- a code, however it is typed
 
 quotes = st.sampled_from(
