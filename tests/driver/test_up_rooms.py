@@ -227,3 +227,28 @@ async def test_a_room_is_commanded_by_the_control_socket(tmp_path: Path) -> None
                     assert [each["peer"] for each in answers.pop()["rooms"][0]["members"]] == ["anna"]
                 await until(lambda: any("You were removed" in each for each in ben.said))
                 assert KeptRooms(StateHome(tmp_path / "ben")).names() == []
+
+
+async def test_the_code_of_a_room_that_was_made_here_lets_somebody_in_while_it_runs(tmp_path: Path) -> None:
+    with trio.fail_after(3 * PATIENCE):
+        async with a_server() as server:
+            await keep(tmp_path, server, "friends")
+            anna, ben = Machine(), Machine()
+            for name in ("anna", "ben"):
+                configure(tmp_path / name, wants("friends"))
+            async with up(tmp_path / "anna", **anna.options()) as annas, up(tmp_path / "ben", **ben.options()) as bens:
+                await until(lambda: annas.rooms._rooms["friends"].code)
+                found = annas.rooms.code("friends")
+                assert (found["expires_s"], found["server"]) == (None, server)
+                assert not any(type(each).__name__ == "CodeReady" for each in anna.heard), "it is for whoever asks, and no log"
+                assert found["code"] not in str(annas.status())
+                cleo = Player(tmp_path / "cleo", server, "cleo")
+                async with tunnel.lan.join(found["code"], **cleo.options):
+                    await until(lambda: "cleo" in online(annas))
+                await until(lambda: bens.rooms.find("friends"))
+                for home, name, text in (
+                    (bens, "friends", "created by somebody else"),
+                    (bens, "foes", "in no room called 'foes': rooms are friends"),
+                ):
+                    with pytest.raises(ConfigurationError, match=text):
+                        home.rooms.code(name)

@@ -127,10 +127,11 @@ def command(
     from tunnel.cli.running import run
     from tunnel.host.limits import raise_descriptor_limit
 
-    is_plain = not (stdio or socks or remotes or rates or is_once or timeout)
-    if is_plain and forwards and (pid := handed.who_does_it(home, flags)) is not None:
+    is_plain = not (stdio or rates or is_once or timeout)
+    wanted = [*forwards, *([] if socks is None else [f"socks:{socks}"]), *(f"remote:{each}" for each in remotes)]
+    if is_plain and wanted and (pid := handed.who_does_it(home, flags)) is not None:
         who, code = choose(home, settings, peer, is_new=is_new, may_ask=True)
-        return handed.connect(home, pid, who, code, forwards, Output(is_json=is_json, may_be_live=not verbose))
+        return handed.connect(home, pid, who, code, wanted, Output(is_json=is_json, may_be_live=not verbose))
     raise_descriptor_limit()
     with open_forwards(home, parsed) as listeners:  # first: nobody types a code to hear that a port is taken
         who, code = choose(home, settings, peer, is_new=is_new, may_ask=stdio is None)
@@ -319,7 +320,8 @@ class Connecting:
         """See _connect_once.  Raises PermissionDeniedError, UnreachableError."""
         import trio
 
-        from tunnel.ports.serve import serve_nothing
+        from tunnel.cli.running import settled
+        from tunnel.ports.serve_link import serve_nothing
 
         self._link = link
         self._peer, self._code = link.peer_name, None
@@ -328,6 +330,7 @@ class Connecting:
         ready = self._listeners.ready
         if not self._is_ready:
             self._is_ready = True
+            settled()
             for each in ready:
                 told = {"bind": each.bind, "target": each.target, "binds": list(each.binds), "peer": link.peer_name}
                 self._output.emit({"event": "forward", **told})

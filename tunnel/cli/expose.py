@@ -268,7 +268,7 @@ class Exposing:
         return found
 
     async def _serve_link(self, link: Link) -> None:
-        from tunnel.ports.serve import serve_link
+        from tunnel.ports.serve_link import serve_link
 
         await serve_link(link, counters=self._counters, notice=self._output.warn, log=self._log.accesses, limits=self._limits)
 

@@ -41,6 +41,8 @@ def connect(home: Home, pid: int, peer: str | None, code: str | None, forwards: 
     def take(answer: dict[str, Any]) -> None:
         if answer["event"] == "forward":
             output.say(f"{answer['bind']} -> {answer['peer']} {answer['target']}")
+        elif answer["event"] == "remote":
+            output.say(f"{answer['bind']} of {answer['peer']} -> {answer['target']} here")
         else:
             _tell(answer, output, log)
 

@@ -38,7 +38,7 @@ def command(is_printed: bool, is_json: bool, verbose: int) -> int:
 
     \b
     Examples:
-      ptunnel config page 127.0.0.1:24580  and start 'ptunnel up' anew
+      ptunnel config page 127.0.0.1:24580  and 'ptunnel reload'
       ptunnel page
       ptunnel page --print                 elsewhere, by 'ssh -L 24580:localhost:24580 HERE'
     """
@@ -106,7 +106,10 @@ async def serve(home: Home, where: str, output: Output) -> None:
                 home.page = {"url": address_of(place, token), "socket": place.path or None}
                 if is_told:
                     output.log("The page is there now.", what="page")
-                await page.run(listener)
+                try:
+                    await page.run(listener)
+                finally:
+                    home.page = None
         except ConfigurationError as error:
             if not is_told:
                 is_told = True

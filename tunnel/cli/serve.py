@@ -165,6 +165,7 @@ async def _serve(
 
     import trio
 
+    from tunnel.cli.running import settled
     from tunnel.control.server import Process, serve_control
     from tunnel.host.notify import ServiceManager
     from tunnel.state.home import Home
@@ -196,6 +197,7 @@ async def _serve(
                     beside.start_soon(scrapes.serve)
                 manager.ready(_where(running))
                 try:
+                    settled()
                     await running.wait_stop()
                 finally:
                     manager.stopping()

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
+    from tunnel.ports.passed import Passed
     from tunnel.settings import Settings
     from tunnel.shell.events import Event
     from tunnel.state.home import Home as StateHome
-    from tunnel.telemetry.scrape import Scrapes
     from tunnel.up.home import Home
     from tunnel.up.rooms import Interfaces
 
@@ -36,6 +36,9 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
       [[forward]]
       peer = "office"
       listen = ["8080:80", "5353:53/udp"]
+      socks = "1080"                           a SOCKS 5 door to the networks that it shares
+      remote = "8080:3000"                     its port 8080 leads to port 3000 here, where it allows that
+      rate = "10M"                             of all of this table, each way; [[expose]] has it, too: of each peer
       [[expose]]
       what = ["22", "nas=192.168.1.5:445"]
       to = ["ben", "anna"]                     "*" is every remembered peer
@@ -57,6 +60,7 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.host.limits import raise_descriptor_limit
+    from tunnel.ports.passed import Passed
     from tunnel.up.config import read_wishes
 
     if is_log_json:
@@ -66,23 +70,28 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
     rooms = read_wishes(home.config()).rooms
     raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not (verbose or is_log_json))
-    return run(Running(home, settings, output, len(rooms)).run, outlives_terminal=True, hurries_later=True)
+    running = Running(home, flags, settings, output, len(rooms), Passed.from_environment())
+    return run(running.run, outlives_terminal=True, hurries_later=True)
 
 
 class Running:
     """One run of `up`."""
 
-    def __init__(self, home: StateHome, settings: Settings, output: Output, room_count: int) -> None:
+    def __init__(
+        self, home: StateHome, flags: Flags, settings: Settings, output: Output, room_count: int, passed: Passed
+    ) -> None:
         from tunnel.cli.log import Log
         from tunnel.host.notify import ServiceManager
 
         self._home = home
+        self._flags = flags
         self._settings = settings
         self._output = output
         self._log = Log(output, is_exposer=True)
         self._up: Home | None = None
         self._manager = ServiceManager.take(os.environ)
         self._room_count = room_count
+        self._passed = passed
 
     async def run(self, ending: Ending) -> int:
         """Its exit code."""
@@ -106,6 +115,7 @@ class Running:
     async def _stay(self, ending: Ending, interfaces: Interfaces) -> int:
         import trio
 
+        from tunnel.cli.beside import Beside
         from tunnel.cli.running import first_of
         from tunnel.control.server import serve_control
         from tunnel.up.home import up
@@ -120,7 +130,7 @@ class Running:
         settings, _said = await settle_server(self._home, self._settings, self._handle, waits=True)
         running = up(
             self._home.path, on_event=self._handle, notice=self._output.warn, log=self._log.accesses, settings=settings,
-            interfaces=interfaces,
+            interfaces=interfaces, passed=self._passed,
         )  # fmt: skip
         async with self._output.live(self._lines), running as home, trio.open_nursery() as nursery:
             self._up = home
@@ -129,32 +139,20 @@ class Running:
             async with serve_control(self._home.run_dir, home.process):
                 ending.hung_up = lambda: nursery.start_soon(self._reload, home)
                 nursery.start_soon(self._log.run)
-                if settings.metrics is not None:
-                    nursery.start_soon((await self._open_scrapes(settings.metrics, home)).serve)
-                if settings.page is not None:
-                    from tunnel.cli.page import serve
-
-                    nursery.start_soon(serve, home, settings.page, self._output)
+                beside = Beside(nursery, home, self._output, settings)
+                await beside.follow(settings)
+                home.after_reload = lambda: beside.reload(load_settings(self._home, self._flags))
                 for each in home.forwards():
                     self._output.emit({"event": "forward", **each})
                     text = f"{each['bind']} -> {each['peer']} {each['target']}"
                     self._output.say(text, what="forward", who=each["peer"], target=each["target"])
+                for each in home.remotes():
+                    self._output.emit({"event": "remote", **each})
+                    text = f"{each['bind']} of {each['peer']} -> {each['target']} here"
+                    self._output.say(text, what="remote", who=each["peer"], target=each["target"])
                 self._tell_ready()
                 await first_of(nursery, home.exposure.run, ended.wait, self._output.clear)
         return 0
-
-    async def _open_scrapes(self, where: str, home: Home) -> Scrapes:
-        """Raises ConfigurationError."""
-        from tunnel.server_spec import DEFAULT_METRICS_PORT, split_local_place
-        from tunnel.telemetry.scrape import notice, open_scrapes
-
-        scrapes = await open_scrapes(split_local_place(where, "metrics", DEFAULT_METRICS_PORT), home.status, home.driver.faults)
-        for address in scrapes.addresses:
-            self._output.emit({"event": "listening", "bind": str(address), "metrics": True})
-        self._output.say(f"Figures for Prometheus are at http://{scrapes.addresses[0]}/metrics.", what="listening")
-        if text := notice(scrapes.addresses):
-            self._output.warn(text, "metrics_public")
-        return scrapes
 
     async def _reload(self, home: Home) -> None:
         """As SIGHUP asks."""

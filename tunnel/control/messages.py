@@ -130,9 +130,13 @@ class Revoke(msgspec.Struct, frozen=True, tag_field="do", tag="revoke"):
 
 
 class Invite(msgspec.Struct, frozen=True, tag_field="do", tag="invite"):
-    """A code for one new peer, who may reach `what`.  Answered by one `code`, with the `server` that belongs to it."""
+    """A code for one new peer, who may reach `what`; or that of a room which this process has created, for everybody.
+
+    Answered by one `code`, with the `server` that belongs to it.
+    """
 
     what: list[Word] = []
+    room: PeerName | None = None
 
 
 class Join(msgspec.Struct, frozen=True, tag_field="do", tag="join"):

@@ -226,7 +226,7 @@ class Exposure:
 def _forwards(rate: float | None) -> LinkHandler:
     """Carry forwards as the grants allow, at `rate` bytes per second at most for each peer."""
     from tunnel.ports.rate import PeerLimits
-    from tunnel.ports.serve import serve_link
+    from tunnel.ports.serve_link import serve_link
 
     return partial(serve_link, limits=None if rate is None else PeerLimits(rate))
 

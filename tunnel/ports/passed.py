@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Final
 
 from tunnel.ends import UNIX
@@ -27,6 +27,7 @@ class Passed:
 
     def __init__(self, sockets: list[socket.socket] | None = None) -> None:
         self._sockets = [] if sockets is None else sockets
+        self._lent: set[socket.socket] = set()
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ, first: int = FIRST) -> Passed:
@@ -52,14 +53,32 @@ class Passed:
 
     def take(self, forward: Forward) -> list[socket.socket]:
         """Those for this forward; none where nothing was passed for it.  Raises ConfigurationError where they contradict."""
+        found = self._found(forward)
+        self._sockets = [sock for sock in self._sockets if sock not in found]
+        return found
+
+    def _found(self, forward: Forward) -> list[socket.socket]:
         found = [sock for sock in self._sockets if _fits(sock, forward)]
         for sock in found:
             if forward.has_bind and not forward.path and not _is_bound_as_said(sock, forward):
                 raise ConfigurationError(
                     f"The .socket unit listens at {_where(sock)}, and the forward says {forward.bind}: write the same in both."
                 )
-        self._sockets = [sock for sock in self._sockets if sock not in found]
         return found
+
+    def lend(self, forwards: Iterable[Forward]) -> Passed:
+        """Those for these forwards once more; they stay open here, for who wants them next.
+
+        Raises ConfigurationError where they contradict.
+        """
+        found = [sock for forward in forwards for sock in self._found(forward)]
+        self._lent.update(found)
+        return Passed([sock.dup() for sock in found])
+
+    @property
+    def unwanted(self) -> list[str]:
+        """Where those listen that have not been lent."""
+        return [_where(sock) for sock in self._sockets if sock not in self._lent]
 
     def require_none_left(self) -> None:
         """Raises ConfigurationError."""

@@ -18,7 +18,8 @@ from tunnel.ports.open import LENGTH_SIZE, Open, Reach, decode_open, decode_open
 from tunnel.ports.rate import Rates
 from tunnel.ports.refusals import refusal_error
 from tunnel.ports.remote import Remote, parse_remotes
-from tunnel.ports.serve import Listeners, Ready, serve_nothing
+from tunnel.ports.serve import Listeners, Ready
+from tunnel.ports.serve_link import serve_nothing
 from tunnel.ports.spec import Forward, parse_door, parse_forwards, parse_target
 from tunnel.ports.tcp import refuse
 from tunnel.setup.common import single_error, words

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -24,6 +25,7 @@ from tunnel.ports.open import Accepted, Listen, Opened, decode_opened, encode, r
 from tunnel.ports.refusals import REFUSALS
 from tunnel.ports.spec import LOOPBACK, MAX_FORWARDS, Forward
 from tunnel.ports.tcp import TcpForward, code_of, refuse
+from tunnel.shell.lasting import last
 from tunnel.shell.stream import StreamCode
 
 MAX_LISTENING: Final = 64  # ports on which one link has us listen at a time: each is a descriptor or two
@@ -129,6 +131,44 @@ async def serve_remote(
         for sock in sockets:
             sock.close()
         refuse(stream, StreamCode.CANCELLED)
+
+
+class Remotes(dict[tuple[str, int], tuple[str, int]]):
+    """Where a peer listens for us, and where that leads here."""
+
+    def __init__(self, places: Mapping[tuple[str, int], tuple[str, int]] | None = None) -> None:
+        super().__init__(places or {})
+        self._entered: dict[trio.CancelScope, tuple[str, int]] = {}
+
+    def add(self, remotes: Iterable[Remote]) -> None:
+        self.update({(each.host, each.port): each.place for each in remotes})
+
+    def drop(self, remotes: Iterable[Remote]) -> None:
+        """End what came in by them, too."""
+        for each in remotes:
+            self.pop((each.host, each.port), None)
+            for scope, place in self._entered.items():
+                if place == (each.host, each.port):
+                    scope.cancel()
+
+    @contextlib.contextmanager
+    def entered(self, host: str, port: int) -> Iterator[trio.CancelScope]:
+        """Around a connection that came in there: cancelled when that is dropped."""
+        with trio.CancelScope() as scope:
+            self._entered[scope] = (host, port)
+            try:
+                yield scope
+            finally:
+                del self._entered[scope]
+
+
+async def keep_remotes(link: Link, remotes: Sequence[Remote], ready: Callable[[Remote], None], notices: Notices) -> None:
+    """Have the peer listen at all of these, until cancelled: see keep_remote."""
+    async with trio.open_nursery() as nursery:
+        for each in remotes:
+            nursery.start_soon(
+                last, link.faults, "forward", f"ended {each.bind}", partial(keep_remote, link, each, ready, notices)
+            )
 
 
 async def keep_remote(link: Link, remote: Remote, ready: Callable[[Remote], None], notices: Notices) -> None:

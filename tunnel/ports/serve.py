@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import trio
@@ -16,7 +15,7 @@ from tunnel.errors import MalformedPacket, TunnelError, command_word
 from tunnel.notation import SERVICES
 from tunnel.pairing.grants import Grant, GrantSet
 from tunnel.ports.access import AccessLog
-from tunnel.ports.bench import ALLOWANCES, Allowance, serve_bench
+from tunnel.ports.bench import Allowance, serve_bench
 from tunnel.ports.counters import ForwardCounters, Notices
 from tunnel.ports.flows import FlowTable
 from tunnel.ports.link import Allow, Link, Notice, Stream
@@ -27,8 +26,8 @@ from tunnel.ports.nets import allowed_places, find_places
 from tunnel.ports.open import Accepted, Bench, Listen, Open, Reach, decode_open, read_message
 from tunnel.ports.passed import Passed
 from tunnel.ports.proxy_protocol import header
-from tunnel.ports.rate import Limit, PeerLimits, Rates
-from tunnel.ports.remote import MAX_LISTENING, Remote, RemoteForward, keep_remote, serve_remote
+from tunnel.ports.rate import Limit, Rates
+from tunnel.ports.remote import MAX_LISTENING, RemoteForward, Remotes, serve_remote
 from tunnel.ports.socks import SocksDoor
 from tunnel.ports.spec import LOOPBACK, Forward
 from tunnel.ports.tcp import TcpForward, refuse
@@ -36,9 +35,6 @@ from tunnel.ports.tcp_exposed import Head, serve_tcp
 from tunnel.ports.udp import UdpForward, serve_udp
 from tunnel.shell.lasting import last
 from tunnel.shell.stream import StreamCode
-
-if TYPE_CHECKING:
-    from tunnel.shell.link import Link as DriverLink
 
 OPEN_TIMEOUT: Final = 10.0  # seconds for the first message of a stream that the peer opened
 
@@ -102,20 +98,22 @@ class Listeners:
         return any(forward.is_door for forward, _sockets in self._open)
 
     async def serve(
-        self, link: Link, *, notice: Notice | None = None, log: AccessLog | None = None, rates: Rates | None = None
-    ) -> None:
+        self, link: Link, *, notice: Notice | None = None, log: AccessLog | None = None, rates: Rates | None = None,
+        limit: Limit | None = None,
+    ) -> None:  # fmt: skip
         """Carry what arrives to `link`'s peer until the link closes or this is cancelled.
 
-        `notice` takes sentences, `log` what is opened and closed; `rates` limit the bytes.
+        `notice` takes sentences, `log` what is opened and closed; `rates` limit the bytes, or one `limit` those of all.
         """
         notices = Notices(notice)
-        limits = (rates or Rates()).limits([forward for forward, _sockets in self._open])
+        forwards = [forward for forward, _sockets in self._open]
+        limits = (rates or Rates()).limits(forwards) if limit is None else [limit] * len(forwards)
         async with trio.open_nursery() as nursery:
-            for (forward, sockets), limit in zip(self._open, limits, strict=True):
+            for (forward, sockets), pace in zip(self._open, limits, strict=True):
                 kind = _KINDS[forward.protocol]
                 for sock in sockets:
                     one = kind(
-                        sock, forward.target, link=link, counters=self.counters, notices=notices, log=log, pace=limit
+                        sock, forward.target, link=link, counters=self.counters, notices=notices, log=log, pace=pace
                     )  # fmt: skip
                     self._keep(nursery, link, one.run, sock)
             await link.closed()
@@ -168,17 +166,21 @@ class Exposed:
         allowance: Allowance | None = None,
         log: AccessLog | None = None,
         limit: Limit | None = None,
+        limit_of: Callable[[Open | Reach | Listen], Limit | None] | None = None,
         grants: Callable[[], GrantSet] | None = None,
         remotes: Mapping[tuple[str, int], tuple[str, int]] | None = None,
     ) -> None:
-        """`limit`: of the bytes to and from this peer.  `grants` of now: what else they say, beside `allow`.
+        """`limit`: of the bytes to and from this peer; or `limit_of`: of those of one stream.
+
+        `grants` of now: what else they say, beside `allow`.
 
         `remotes`: where the peer listens for us, and where that leads here.
         """
-        self._remotes = remotes or {}
+        self._remotes = remotes if isinstance(remotes, Remotes) else Remotes(remotes or {})
         self._listening = 0
         self._log = log or AccessLog()
         self._limit = limit
+        self._limit_of = limit_of or (lambda _opening: limit)
         self._grants = grants or GrantSet
         self._link = link
         self._allow = allow
@@ -241,7 +243,7 @@ class Exposed:
                         notices=self._notices,
                         asked=self._asked(opening),
                         access=access,
-                        pace=self._limit,
+                        pace=self._limit_of(opening),
                         head=self._head(opening),
                     )
                 else:
@@ -255,7 +257,7 @@ class Exposed:
                         notices=self._notices,
                         asked=self._asked(opening),
                         access=access,
-                        pace=self._limit,
+                        pace=self._limit_of(opening),
                     )
             finally:
                 del self._served[scope]
@@ -309,7 +311,7 @@ class Exposed:
         def make(sock: socket.socket) -> RemoteForward:
             forward = RemoteForward(
                 sock, opening.port, link=self._link, counters=self.counters, notices=self._notices, log=self._log,
-                pace=self._limit,
+                pace=self._limit_of(opening),
             )  # fmt: skip
             forward.place = (opening.host, opening.port)
             return forward
@@ -334,16 +336,19 @@ class Exposed:
             self.counters.loops += 1
             refuse(stream, StreamCode.LOOP)
             return
-        await serve_tcp(
-            stream,
-            early,
-            ("localhost", place[1]) if place[0] == LOOPBACK else place,
-            counters=self.counters,
-            notices=self._notices,
-            asked=f"{self._link.peer_name} has a connection for you",
-            access=self._log.access(self._link.peer_name, f"remote/{opening.port}"),
-            pace=self._limit,
-        )
+        with self._remotes.entered(opening.host, opening.port) as scope:
+            await serve_tcp(
+                stream,
+                early,
+                ("localhost", place[1]) if place[0] == LOOPBACK else place,
+                counters=self.counters,
+                notices=self._notices,
+                asked=f"{self._link.peer_name} has a connection for you",
+                access=self._log.access(self._link.peer_name, f"remote/{opening.port}"),
+                pace=self._limit,
+            )
+        if scope.cancelled_caught:
+            refuse(stream, StreamCode.CANCELLED)
 
     async def _serve_reach(self, stream: Stream, early: list[bytes], opening: Reach) -> None:
         """A machine in a network that is shared.  Where none is for this port, no name is looked up."""
@@ -385,7 +390,7 @@ class Exposed:
                         notices=self._notices,
                         asked=self._asked(opening),
                         access=access,
-                        pace=self._limit,
+                        pace=self._limit_of(opening),
                         connect=connect,
                     )
                 else:
@@ -399,7 +404,7 @@ class Exposed:
                         notices=self._notices,
                         asked=self._asked(opening),
                         access=access,
-                        pace=self._limit,
+                        pace=self._limit_of(opening),
                         find=find,
                     )
             finally:
@@ -431,63 +436,3 @@ class Exposed:
             text += f": 'ptunnel expose {port} --to {command_word(who)}' would do that"
         self._notices.say(f"denied {name}", f"{text}.")
         refuse(stream, StreamCode.DENIED)
-
-
-async def serve_link(
-    link: DriverLink,
-    *,
-    counters: ForwardCounters | None = None,
-    notice: Callable[[str], None] | None = None,
-    log: AccessLog | None = None,
-    limits: PeerLimits | None = None,
-) -> None:
-    """Answer the peer's streams against `link.grants`, read anew for each, until the link closes."""
-    exposed = Exposed(
-        link,
-        lambda protocol, target: link.grants.allows(protocol, target),
-        counters=counters,
-        notice=notice,
-        allowance=ALLOWANCES.of(link.fingerprint),
-        log=log,
-        limit=None if limits is None else limits.of(link.fingerprint),
-        grants=lambda: link.grants,
-    )
-
-    def changed() -> None:
-        exposed.look_again()
-        link.share()
-
-    link.on_grants = changed
-    link.share()
-    try:
-        await link.serve_streams(exposed.handle)
-    finally:
-        link.on_grants = None
-
-
-async def serve_nothing(
-    link: DriverLink,
-    remotes: Sequence[Remote] = (),
-    *,
-    ready: Callable[[Remote], None] = lambda _remote: None,
-    notice: Notice | None = None,
-    log: AccessLog | None = None,
-) -> None:
-    """The connecting side's answer to streams of its peer: measurements, connections to where it listens for us (`remotes`), and
-    no access whatever was granted elsewhere.  `ready` is told of each that it listens at."""
-    exposed = Exposed(
-        link,
-        lambda _protocol, _target: None,
-        notice=notice,
-        allowance=ALLOWANCES.of(link.fingerprint),
-        log=log,
-        remotes={(each.host, each.port): each.place for each in remotes},
-    )
-    notices = Notices(notice)
-    async with trio.open_nursery() as nursery:
-        for each in remotes:
-            nursery.start_soon(
-                last, link.faults, "forward", f"ended {each.bind}", partial(keep_remote, link, each, ready, notices)
-            )
-        await link.serve_streams(exposed.handle)
-        nursery.cancel_scope.cancel()

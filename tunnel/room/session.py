@@ -14,7 +14,7 @@ import trio
 
 from tunnel.errors import PairingError, PermissionDeniedError, TunnelError
 from tunnel.node.events import PeeringClosed, PeeringEvent, Problem
-from tunnel.ports.serve import serve_nothing
+from tunnel.ports.serve_link import serve_nothing
 from tunnel.room.core.addresses import MAX_MEMBERS, Prefix
 from tunnel.room.core.events import (
     Entered,

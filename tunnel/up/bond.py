@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from tunnel.errors import ConfigurationError, TunnelError
-from tunnel.ports.passed import Passed
-from tunnel.ports.rate import Rates
-from tunnel.ports.serve import Listeners
+from tunnel.ports.counters import Notices
+from tunnel.ports.remote import Remote, Remotes, keep_remotes
 from tunnel.shell.link import CloseCode
-from tunnel.up.config import Wish
+from tunnel.up.doors import Door
 
 if TYPE_CHECKING:
     from tunnel.ports.access import AccessLog
@@ -44,34 +43,6 @@ class Around(Protocol):
         """Raises ConfigurationError: none is known."""
 
 
-class Door:
-    """The local end of a forward, bound for as long as it is wanted."""
-
-    def __init__(self, wish: Wish, passed: Passed | None = None) -> None:
-        """Raises ConfigurationError: the port is taken."""
-        self.wish = wish
-        self.listeners = Listeners(wish.forwards, passed)
-        self.rates = Rates(wish.rate)
-        self.scope: trio.CancelScope | None = None  # while a link serves it
-
-    def told(self) -> list[dict[str, Any]]:
-        """As the event `forward` has each of its ports."""
-        return [
-            {"bind": each.bind, "target": each.target, "binds": list(each.binds), "peer": self.wish.peer}
-            for each in self.listeners.ready
-        ]
-
-    def heirs(self) -> Passed:
-        """The same sockets once more, for a door that takes the place of this one."""
-        return Passed([sock.dup() for sock in self.listeners.sockets])
-
-    def close(self) -> None:
-        """End what is open through it, and listen no more."""
-        if self.scope is not None:
-            self.scope.cancel()
-        self.listeners.close()
-
-
 class Bond:
     """All that is wanted of one peer."""
 
@@ -82,6 +53,7 @@ class Bond:
         self.link: Link | None = None  # that carries the doors
         self.trouble = ""  # why there is none, where that is known
         self.is_running = False
+        self.remotes = Remotes()  # where the peer listens for us
         self._around = around
         self._dialed: Any = None  # the peering that we have asked for
         self._pause = FIRST_PAUSE
@@ -97,12 +69,14 @@ class Bond:
 
     def add(self, door: Door) -> None:
         self.doors.append(door)
+        self.remotes.add(door.remotes)
         if self._nursery is not None and self.link is not None:
             self._nursery.start_soon(self._serve, door, self.link)
         self.notify()
 
     def remove(self, door: Door) -> None:
         self.doors.remove(door)
+        self.remotes.drop(door.remotes)
         door.close()
         self.notify()
 
@@ -197,8 +171,20 @@ class Bond:
             self.link = self._nursery = None
 
     async def _serve(self, door: Door, link: Link) -> None:
+        def ready(remote: Remote) -> None:
+            door.there[remote] = None
+
         with trio.CancelScope() as door.scope:
-            await door.listeners.serve(link, notice=self._around.notice, log=self._around.log, rates=door.rates)
+            if not door.remotes:
+                await door.listeners.serve(link, notice=self._around.notice, log=self._around.log, limit=door.limit)
+                return
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keep_remotes, link, door.remotes, ready, Notices(self._around.notice))
+                    await link.closed()
+                    nursery.cancel_scope.cancel()
+            finally:
+                door.there.clear()
 
     async def _stay(self, link: Link) -> None:
         while True:

@@ -8,9 +8,8 @@ from typing import Any
 
 from tunnel.errors import ConfigurationError, StateError
 from tunnel.pairing.grants import GrantSet
-from tunnel.ports.spec import parse_forward
 from tunnel.state.config_file import ConfigFile
-from tunnel.up.config import EVERYBODY
+from tunnel.up.config import EVERYBODY, KEYS, Wish, named
 
 
 def parsed(text: str, path: str) -> ConfigFile:
@@ -24,26 +23,27 @@ def parsed(text: str, path: str) -> ConfigFile:
 def add_forward(text: str, *, peer: str, spec: str) -> str:
     """With that forward: in the peer's table, or in a new one.  The same text where it stands there already."""
     document = _read(text)
-    tables = _tables(document, "forward")
-    for table in tables:
+    key, word = named(spec)
+    for table in _tables(document, "forward"):
         if str(table.get("peer", "")).casefold() == peer.casefold():
-            if any(_is_same(each, spec) for each in _texts(table, "listen")):
+            if any(_is_same(each, word, key) for each in _texts(table, key)):
                 return text
             if "rate" not in table:
-                _add(table, "listen", [spec])
+                _add(table, key, [word])
                 return _written(document)
-    _append(document, "forward", {"peer": peer, "listen": [spec]})
+    _append(document, "forward", {"peer": peer, key: [word]})
     return _written(document)
 
 
 def remove_forward(text: str, *, peer: str, spec: str) -> str:
     """Without it; the same text where it does not stand there."""
     document = _read(text)
+    key, word = named(spec)
     for table in list(_tables(document, "forward")):
         if str(table.get("peer", "")).casefold() == peer.casefold():
-            for each in _texts(table, "listen"):
-                if _is_same(each, spec):
-                    _remove(document, "forward", table, "listen", each)
+            for each in _texts(table, key):
+                if _is_same(each, word, key):
+                    _remove(document, "forward", table, key, each)
     return _written(document)
 
 
@@ -51,7 +51,7 @@ def add_share(text: str, *, what: Sequence[str], to: str) -> str:
     """With these grants for that peer alone."""
     document = _read(text)
     for table in _tables(document, "expose"):
-        if [each.casefold() for each in _texts(table, "to")] == [to.casefold()]:
+        if [each.casefold() for each in _texts(table, "to")] == [to.casefold()] and "rate" not in table:
             there = GrantSet.parse(*_texts(table, "what"))
             fresh = [each for each in what if not set(GrantSet.parse(each)) <= set(there)]
             if fresh:
@@ -96,8 +96,9 @@ def _is_taken(each: str, what: Sequence[str]) -> bool:
     return False
 
 
-def _is_same(one: str, other: str) -> bool:
-    return parse_forward(one) == parse_forward(other)
+def _is_same(one: str, other: str, key: str) -> bool:
+    prefix = next(each for each, name in KEYS.items() if name == key)
+    return Wish("", prefix + one).key == Wish("", prefix + other).key
 
 
 def _read(text: str) -> Any:
@@ -122,8 +123,10 @@ def _texts(table: Any, key: str) -> list[str]:
 
 
 def _add(table: Any, key: str, texts: Sequence[str]) -> None:
-    value = table[key]
-    if isinstance(value, str):
+    value = table.get(key)
+    if value is None:
+        table[key] = [*texts]
+    elif isinstance(value, str):
         table[key] = [str(value), *texts]
     else:
         for text in texts:
@@ -148,10 +151,13 @@ def _append(document: Any, name: str, values: dict[str, Any]) -> None:
 
 
 def _remove(document: Any, name: str, table: Any, key: str, text: str) -> None:
-    """One of the texts; with the last one the table goes, and with the last table the list."""
+    """One of the texts; with the last one of all the table goes, and with the last table the list."""
     value = table[key]
     if not isinstance(value, str) and len(value) > 1:
         del value[[str(each) for each in value].index(text)]
+        return
+    if any(_texts(table, each) for each in KEYS.values() if each != key):
+        del table[key]
         return
     tables = document[name]
     if len(tables) == 1:

@@ -12,17 +12,30 @@ import trio
 from tunnel.errors import ConfigurationError, StateError
 from tunnel.pairing.grants import GrantSet
 from tunnel.ports.granting import readable, told
+from tunnel.ports.open import Listen, Open, Reach
+from tunnel.ports.rate import Limit, PeerLimits
 from tunnel.shell.endpoint import KnownPeer
 from tunnel.up import edit
 from tunnel.up.config import Share, read_wishes
 
 if TYPE_CHECKING:
+    from tunnel.ports.public_link import Link
     from tunnel.up.home import Home
 
 
 def reach(peer: KnownPeer) -> GrantSet:
     """All that it may reach."""
     return readable(peer.grants).union(readable(peer.lent))
+
+
+def _grants(grants: GrantSet, opening: Open | Reach | Listen) -> bool:
+    match opening:
+        case Reach():
+            return bool(grants.nets(opening.kind, opening.port))
+        case Listen():
+            return grants.lets_listen(opening.host, opening.port)
+        case Open():
+            return grants.allows(opening.kind, opening.target) is not None
 
 
 class Grants:
@@ -32,6 +45,7 @@ class Grants:
         self._home = home
         self.session: list[Share] = []  # for as long as somebody asks for them
         self.withdrawn: list[tuple[str, str]] = []  # (peer, what): taken back, though the file grants it
+        self._limits: dict[tuple[float, tuple[str, ...], tuple[str, ...]], PeerLimits] = {}  # by table of config.toml
 
     def lent(self, name: str) -> GrantSet:
         """Beside what is remembered of the peer of this name."""
@@ -44,6 +58,22 @@ class Grants:
                 with contextlib.suppress(ConfigurationError):
                     found = found.without(what)[0]
         return found
+
+    def limit(self, link: Link, opening: Open | Reach | Listen) -> Limit | None:
+        """Of the bytes of a stream that the peer opens: the rate of the first table of config.toml that grants it."""
+        for share in self._home.wishes.shares:
+            if share.is_for(link.peer_name) and _grants(share.grants, opening):
+                return None if share.rate is None else self._limits_of(share, share.rate).of(link.fingerprint)
+        return None
+
+    def _limits_of(self, share: Share, rate: float) -> PeerLimits:
+        """The same as before where the table is."""
+        place = (rate, share.to, tuple(map(str, share.grants)))
+        if place not in self._limits:
+            there = {(each.rate, each.to, tuple(map(str, each.grants))) for each in self._home.wishes.shares}
+            self._limits = {known: limits for known, limits in self._limits.items() if known in there}
+            self._limits[place] = PeerLimits(rate)
+        return self._limits[place]
 
     def lend(self, share: Share) -> Callable[[], None]:
         """Grant this from now on, for as long as somebody asks for it; returns what ends it.  `look` follows."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,9 +20,9 @@ from tunnel.errors import ConfigurationError, TunnelError
 from tunnel.ports.access import AccessLog
 from tunnel.ports.counters import ForwardCounters
 from tunnel.ports.exposing import Exposure, Resident, stay
-from tunnel.ports.granting import told
+from tunnel.ports.passed import Passed
 from tunnel.ports.public_link import Link
-from tunnel.ports.serve import serve_link
+from tunnel.ports.serve_link import serve_link
 from tunnel.room.verbs import TakenRoutes
 from tunnel.settings import Settings
 from tunnel.setup.common import OnEvent, single_error
@@ -35,10 +35,12 @@ from tunnel.shell.reports import EndpointEvent, is_news
 from tunnel.state.home import Home as StateHome
 from tunnel.state.peers import Peer, known
 from tunnel.up import edit
-from tunnel.up.bond import Bond, Door
+from tunnel.up.bond import Bond
 from tunnel.up.codes import Codes
 from tunnel.up.config import Wish, Wishes, grants_of, read_wishes, require_room
-from tunnel.up.grants import Grants, reach
+from tunnel.up.doors import Door, Opener, added
+from tunnel.up.grants import Grants
+from tunnel.up.report import details
 from tunnel.up.rooms import Interfaces, Rooms
 from tunnel.up.verbs import process
 
@@ -55,8 +57,10 @@ class Home:
         notice: Callable[[str], None] | None,
         interfaces: Interfaces | None = None,
         routes: TakenRoutes | None = None,
+        passed: Passed | None = None,
     ) -> None:
         """Reads config.toml.  Raises ConfigurationError, StateError."""
+        self._opener = Opener(passed)
         self.state = StateHome(path)
         self.counters = ForwardCounters()
         self.log: AccessLog | None = None
@@ -66,7 +70,7 @@ class Home:
         self._on_event = on_event
         self._notice = notice
         self._bonds: dict[bytes, Bond] = {}
-        self._peers: list[KnownPeer] = []
+        self.peers: list[KnownPeer] = []  # that are remembered, the one seen last first
         self._exposure: Exposure | None = None
         self._nursery: trio.Nursery | None = None
         self.changing = trio.Lock()
@@ -74,6 +78,7 @@ class Home:
         self._hearers: list[Callable[[EndpointEvent], None]] = []
         self._said: set[str] = set()  # troubles of forwards that cannot be opened, said once
         self.grants = Grants(self)
+        self.after_reload: Callable[[], Awaitable[None]] | None = None  # what else goes by config.toml
         self.page: Mapping[str, Any] | None = None  # where the page is, as the event `page` says it, while there is one
         self.page_refused: Mapping[str, int] = {}  # requests that it has refused, by reason
         self.codes = Codes(self)
@@ -111,22 +116,7 @@ class Home:
 
     def details(self) -> dict[str, Any]:
         """The part of this process's `status` beside its links."""
-        from tunnel.ports.counters import drops_by_place
-
-        forwards = [
-            {"bind": each["bind"], "target": each["target"], "peer": each["peer"], "spec": door.wish.text}
-            for door in self.doors
-            for each in door.told()
-        ]
-        counters = self.counters.as_dict()
-        found: dict[str, Any] = {"forwards": forwards, "peers": [self._told(peer) for peer in self._peers], "counters": counters}
-        found["rooms"] = self.rooms.status()
-        if self._exposure is not None and self._exposure.driver is not None:
-            found["server"] = self._exposure.server or ""
-            found["drops"] = drops_by_place(self._exposure.driver.counters(), counters, self.links)
-            if self.page_refused:
-                found["drops"]["page"] = {**self.page_refused}
-        return found
+        return details(self)
 
     def status(self) -> dict[str, Any]:
         """The `status` of docs/json.md."""
@@ -146,29 +136,30 @@ class Home:
         """As the event `forward` has each."""
         return [each for door in self.doors for each in door.told()]
 
-    def _told(self, peer: KnownPeer) -> dict[str, Any]:
-        bond = self._bonds.get(peer.static)
-        is_here = any(link.is_connected for link in self.links if link.peer.static == peer.static)
-        wanted = bond is not None and bool(bond.doors)
-        state = "connected" if is_here else "awaited" if wanted else "absent"
-        why = bond.trouble if bond is not None else ""
-        return {"peer": peer.name, "state": state, "why": why, "grants": [*told(reach(peer))]}
+    def remotes(self) -> list[dict[str, Any]]:
+        """As the event `remote` has each."""
+        return [each for door in self.doors for each in door.told_remotes()]
+
+    def bond_of(self, peer: KnownPeer) -> Bond | None:
+        return self._bonds.get(peer.static)
 
     # --- forwards
 
     async def add_forward(self, peer: str, spec: str, *, rate: float | None = None, saves: bool = False) -> dict[str, Any]:
         """Forward a port to the remembered peer `peer` from now on, as `--forward` has it; `saves`: in config.toml, too.
 
-        Returns the peer, the spec, and its ports as the event `forward` has them.  Raises ConfigurationError, StateError.
+        `socks:[BIND:]PORT` opens a SOCKS door, `remote:SPEC` has the peer listen as `--remote` asks.
+        Returns the peer, the spec, and its ports as the events `forward` and `remote` have them.
+        Raises ConfigurationError, StateError.
         """
         async with self.changing:
             known_peer = self.peer(peer)
             wish = Wish(known_peer.name, spec, rate)
             same = next((door for door in self.doors if door.wish.key == wish.key), None)
             if same is not None and not saves:
-                return {"peer": wish.peer, "spec": spec, "forwards": same.told(), "was_there": True}
+                return added(same, was_there=True)
             require_room([*(door.wish for door in self.doors if door is not same), wish])
-            door = same or Door(wish)
+            door = same or self._opener.open(wish)
             try:
                 if saves:
                     await self.rewrite(partial(edit.add_forward, peer=wish.peer, spec=spec))
@@ -179,7 +170,7 @@ class Home:
             if same is None:
                 self._live.append(wish)
                 self._put(known_peer, door)
-            return {"peer": wish.peer, "spec": spec, "forwards": door.told(), "was_there": same is not None}
+            return added(door, was_there=same is not None)
 
     async def drop_forward(self, peer: str, spec: str) -> None:
         """End it, where it is still there."""
@@ -245,7 +236,7 @@ class Home:
         doors: list[Door] = []
         try:
             for wish in wishes:  # first: nobody gives a code away to hear that a port is taken
-                doors.append(Door(wish))
+                doors.append(self._opener.open(wish))
             peer = await self.codes.join(code)
             await self.grants.look()  # whoever is told of the peer may ask for it
             async with self.changing:
@@ -282,7 +273,7 @@ class Home:
             doors: list[Door] = []
             try:
                 for wish in fresh:
-                    doors.append(self._heir(wish, gone))
+                    doors.append(self._opener.open(wish, gone))
             except BaseException:
                 for door in doors:
                     door.close()
@@ -290,6 +281,7 @@ class Home:
             self.wishes, self._live = wishes, live
             self.grants.withdrawn.clear()
             self._dropped.clear()
+            self._opener.keep(wishes.forwards)
             for door in gone:
                 self._take_away(door)
             for door in doors:
@@ -297,15 +289,9 @@ class Home:
             self._tell_unknown()
             await self.grants.look()
             rooms = await self.rooms.set(wishes.rooms)
+            if self.after_reload is not None:
+                await self.after_reload()
             return {"added": len(doors) + rooms["added"], "removed": len(before - after) + rooms["removed"]}
-
-    def _heir(self, wish: Wish, gone: Iterable[Door]) -> Door:
-        """A door, with the sockets of those that end where it listens at the same place."""
-        for door in gone:
-            mine = [(each.bind, each.local, each.path, each.protocol) for each in wish.forwards]
-            if mine == [(each.bind, each.local, each.path, each.protocol) for each in door.wish.forwards]:
-                return Door(wish, door.heirs())
-        return Door(wish)
 
     async def rewrite(self, change: Callable[[str], str]) -> None:
         def checked(text: str) -> str:
@@ -321,12 +307,17 @@ class Home:
         """Raises ConfigurationError with the names that there are."""
         found = self._find(name)
         if found is None:
-            known([Peer(name=each.name, static=each.static, psk=each.psk) for each in self._peers], name)
+            known([Peer(name=each.name, static=each.static, psk=each.psk) for each in self.peers], name)
         assert found is not None
         return found
 
+    @property
+    def is_ready(self) -> bool:
+        """Its links can be asked about."""
+        return self._exposure is not None and self._exposure.driver is not None
+
     def _find(self, name: str) -> KnownPeer | None:
-        return next((each for each in self._peers if each.name.casefold() == name.casefold()), None)
+        return next((each for each in self.peers if each.name.casefold() == name.casefold()), None)
 
     def _name(self, name: str) -> str:
         found = self._find(name)
@@ -388,7 +379,7 @@ class Home:
         self.note_change()
 
     def _peers_changed(self, peers: Sequence[KnownPeer]) -> None:
-        self._peers = list(peers)
+        self.peers = list(peers)
         statics = {peer.static: peer for peer in peers}
         for static, bond in list(self._bonds.items()):
             if static in statics:
@@ -408,7 +399,7 @@ class Home:
             if peer is None or wish.key in here or wish.key in self._dropped:
                 continue
             try:
-                self._put(peer, Door(wish))
+                self._put(peer, self._opener.open(wish))
             except ConfigurationError as error:
                 self._say(f"{wish.place} {error} It is tried again." if wish.place else f"{error} It is tried again.")
 
@@ -435,7 +426,10 @@ class Home:
                     assert server is not None
                     follow = partial(follow_place, link, self.exposure.store, self.driver, server)
                     nursery.start_soon(last, link.faults, "server", "kept a peer's server from being followed", follow)
-                await serve_link(link, counters=self.counters, notice=self.notice, log=self.log)
+                await serve_link(
+                    link, counters=self.counters, notice=self.notice, log=self.log, remotes=bond.remotes,
+                    limit_of=partial(self.grants.limit, link),
+                )  # fmt: skip
                 nursery.cancel_scope.cancel()
         finally:
             bond.links.remove(link)
@@ -452,6 +446,7 @@ class Home:
     def _close(self) -> None:
         for door in self.doors:
             door.close()
+        self._opener.close()
 
 
 @asynccontextmanager
@@ -464,14 +459,15 @@ async def up(
     settings: Settings | None = None,
     interfaces: Interfaces | None = None,
     routes: TakenRoutes | None = None,
+    passed: Passed | None = None,
 ) -> AsyncIterator[Home]:
     """Run a home by its config.toml.  The block is entered when it stands ready; it goes on until the block is left.
 
     `on_event` is told what happens (tunnel.events), `notice` takes sentences, `log` what is opened and closed.
-    `interfaces` are for rooms, `routes` is as tunnel.lan.create has it.
+    `interfaces` are for rooms, `routes` is as tunnel.lan.create has it.  `passed` are sockets of a service manager.
     Raises ConfigurationError, StateError, AlreadyRunningError.
     """
-    house = Home(home, on_event, notice, interfaces, routes)
+    house = Home(home, on_event, notice, interfaces, routes, passed)
     house.log = log
     machine = MACHINE.get()
     resident = Resident(
@@ -490,6 +486,8 @@ async def up(
                 await house.grants.look()
                 house._peers_changed(await trio.to_thread.run_sync(exposure.store.load))
                 house._tell_unknown()
+                for text in house._opener.unwanted:
+                    house.notice(text)
                 await house.rooms.set(house.wishes.rooms)
                 nursery.start_soon(last, house.driver.faults, "forward", "interrupted the opening of forwards", house._run)
                 yield house

@@ -19,7 +19,7 @@ from tunnel.room import verbs as lan
 from tunnel.room.interface import LanInterface, OpenInterface, give_up_privileges, interface_config, open_on_host
 from tunnel.room.session import LanRoom
 from tunnel.room.verbs import TakenRoutes
-from tunnel.shell.events import Closed, Event, Listening, MemberReport, PathReport, Trouble
+from tunnel.shell.events import Closed, CodeReady, Event, Listening, MemberReport, PathReport, Trouble
 from tunnel.shell.lasting import last
 from tunnel.shell.link import Link
 from tunnel.state.rooms import Rooms as KeptRooms
@@ -135,6 +135,7 @@ class OneRoom:
         self.room: LanRoom | None = None
         self.why = "It is being entered."  # it is not open
         self.said = ""  # of that, last
+        self.code = ""  # by which others join, while it is open and ours
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self.ended.set()
@@ -227,6 +228,20 @@ class Rooms:
             raise ConfigurationError(f"Several rooms that you have created run here: name one of {', '.join(found)} with --room.")
         return next(((label, room.remove(member)) for label, room in found.items()), None)
 
+    def code(self, name: str) -> dict[str, Any]:
+        """By which others join that room, as the event `code` has it.  Raises ConfigurationError."""
+        one = self._rooms.get(lan.label(name))
+        if one is None:
+            there = f"rooms are {', '.join(self._rooms)}" if self._rooms else "it has none"
+            raise ConfigurationError(f"'ptunnel up' is in no room called {name!r}: {there}.")
+        if one.room is None:
+            raise ConfigurationError(f"The room {one.label} is not open. {one.why}")
+        if not one.room.is_creator:
+            raise ConfigurationError(f"The room {one.label} was created by somebody else: its code is there.")
+        if not one.code:
+            raise ConfigurationError(f"The room {one.label} has no code yet, as its server has not answered: try again.")
+        return {"code": one.code, "expires_s": None, "server": one.room.server}
+
     def why_absent(self, name: str) -> str | None:
         """Why there is no link to a member of this name."""
         for each in self._rooms.values():
@@ -256,7 +271,7 @@ class Rooms:
             except TunnelError as problem:
                 one.why = str(problem)
             finally:
-                one.room = None
+                one.room, one.code = None, ""
                 self._home.note_change()
             if one.why != one.said:
                 one.said = one.why
@@ -291,7 +306,11 @@ class Rooms:
 
     def _heard(self, room: str, event: Event) -> None:
         """Members that come and go are news; where the others meet and how they are reached is seen in `status`."""
-        is_told = not isinstance(event, PathReport | Closed) and not (isinstance(event, Listening) and not event.embedded)
+        if isinstance(event, CodeReady) and (one := self._rooms.get(room)) is not None:
+            one.code = event.code
+        is_told = not isinstance(event, CodeReady | PathReport | Closed) and not (
+            isinstance(event, Listening) and not event.embedded
+        )
         if is_told:
             self._home.pass_on(replace(event, room=room) if isinstance(event, MemberReport) else event)
         self._home.note_change()

@@ -32,7 +32,7 @@ from tunnel.up.news import News
 if TYPE_CHECKING:
     from tunnel.up.home import Home
 
-NO_PAGE: Final = "'ptunnel up' shows no page: run 'ptunnel config page 127.0.0.1:24580', and start it anew."
+NO_PAGE: Final = "'ptunnel up' shows no page: run 'ptunnel config page 127.0.0.1:24580', then 'ptunnel reload'."
 
 
 def process(home: Home) -> Process:
@@ -73,9 +73,7 @@ class Verbs:
         }
 
     async def _add_forward(self, request: AddForward, say: Say) -> None:
-        added = await self._home.add_forward(request.peer, request.spec, saves=request.save)
-        for each in added["forwards"]:
-            await say({"event": "forward", **each})
+        await _tell(await self._home.add_forward(request.peer, request.spec, saves=request.save), say)
 
     async def _remove_forward(self, request: RemoveForward, say: Say) -> None:
         removed = await self._home.remove_forward(request.peer, request.spec, saves=request.save)
@@ -99,15 +97,18 @@ class Verbs:
         await say({"event": "revoked", **revoked, "streams": self._home.counters.revoked - before})
 
     async def _invite(self, request: Invite, say: Say) -> None:
+        if request.room is not None:
+            await say({"event": "code", **self._home.rooms.code(request.room)})
+            return
         code = await self._home.invite(request.what)
         await say({"event": "code", "code": code, "expires_s": self._home.codes.lifetime, "server": self._home.exposure.server})
 
     async def _join(self, request: Join, say: Say) -> None:
         peer = await self._home.join(request.code, request.forwards, saves=request.save)
         await say(self._paired(peer))
-        for each in self._home.forwards():
-            if each["peer"] == peer:
-                await say({"event": "forward", **each})
+        forwards, remotes = self._home.forwards(), self._home.remotes()
+        told = {"forwards": forwards, "remotes": remotes}
+        await _tell({kind: [each for each in all_of if each["peer"] == peer] for kind, all_of in told.items()}, say)
 
     async def _reload(self, _request: Reload, say: Say) -> None:
         await say({"event": "reloaded", **await self._home.reload()})
@@ -148,8 +149,7 @@ class Verbs:
                     await say(Trouble(code="forwarded_already", message=text).to_dict())
                 else:
                     added.append(spec)
-                for each in made["forwards"]:
-                    await say({"event": "forward", **each})
+                await _tell(made, say)
             for link in home.links:
                 if link.peer_name == names[0]:
                     status = link.status()
@@ -166,3 +166,11 @@ class Verbs:
         from tunnel.pairing.identity import fingerprint
 
         return {"event": "paired", "peer": name, "fingerprint": fingerprint(self._home.peer(name).static)}
+
+
+async def _tell(made: Mapping[str, Any], say: Say) -> None:
+    """Say what is forwarded, and what the peer listens for."""
+    for each in made["forwards"]:
+        await say({"event": "forward", **each})
+    for each in made["remotes"]:
+        await say({"event": "remote", **each})
