@@ -102,7 +102,7 @@ PACKAGES: dict[str, set[str]] = {
     "pairing": {"spake2", "cryptography"},
     "rendezvous": {"msgspec"},
     "node": {"msgspec", "cryptography"},
-    "transport": {"cryptography"},
+    "transport": {"cryptography", "msgspec"},
 }
 
 #: What would bring a clock, chance, sockets, files or threads into the core.

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from msgspec import Struct
+
 from tunnel.transport.connection.events import CloseReason, ConnectionEvent
 from tunnel.units import Address
 
@@ -74,8 +76,7 @@ class Problem(Enum):
     STRANGERS = "strangers"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerReached:
+class ServerReached(Struct, frozen=True, kw_only=True):
     """The rendezvous server answers; it sees us at these addresses.  `is_again`: after it was told to be lost."""
 
     server: str
@@ -83,60 +84,52 @@ class ServerReached:
     is_again: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodeIssued:
+class CodeIssued(Struct, frozen=True, kw_only=True):
     """Tell this code to one person, or where it never expires, to all who may join; it replaces any earlier one of this flow."""
 
     code: str
     expires_s: float | None  # None: good for many, as long as we run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerPaired:
+class PeerPaired(Struct, frozen=True, kw_only=True):
     """A code led to this peer, who is remembered from now on."""
 
     peer: KnownPeer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeeringStarted:
+class PeeringStarted(Struct, frozen=True, kw_only=True):
     """A peering has its first connection: bytes may flow."""
 
     peering: Peering
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeeringRestarted:
+class PeeringRestarted(Struct, frozen=True, kw_only=True):
     """The connection was lost on one side or on both; a new one stands in the same peering, and the old streams are gone."""
 
     peering: Peering
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeeringClosed:
+class PeeringClosed(Struct, frozen=True, kw_only=True):
     """The peering is over."""
 
     peering: Peering
     reason: CloseReason
 
 
-@dataclass(frozen=True, slots=True)
-class PeeringEvent:
+class PeeringEvent(Struct, frozen=True):
     """Something happened on the connection of a peering."""
 
     peering: Peering
     event: ConnectionEvent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerBack:
+class PeerBack(Struct, frozen=True, kw_only=True):
     """Something gets through to the peer again, after no path did."""
 
     peering: Peering
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Troubled:
+class Troubled(Struct, frozen=True, kw_only=True):
     """Something a person should know.  `is_final`: retrying cannot heal it, the flow that met it has ended."""
 
     problem: Problem
@@ -144,8 +137,7 @@ class Troubled:
     is_final: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faulted:
+class Faulted(Struct, frozen=True, kw_only=True):
     """An exception that nobody foresaw, raised at `place`; `what` it did, as in `ended the link to ben`."""
 
     place: str
@@ -153,8 +145,7 @@ class Faulted:
     error: Exception
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WayLearned:
+class WayLearned(Struct, frozen=True, kw_only=True):
     """The way that led directly to a peer from the present network; hand it in by set_memory the next time.
 
     None: what was remembered led nowhere.

@@ -10,9 +10,6 @@ import hmac
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
-from spake2.ed25519_basic import NotOnCurve
-
 from tunnel.core.hkdf import hkdf
 from tunnel.errors import MalformedPacket
 from tunnel.pairing.code import Code
@@ -34,6 +31,8 @@ class Pake:
     def __init__(self, side: Side, code: Code, entropy: Callable[[int], bytes]) -> None:
         self.side: Side = side
         identities = [f"ptunnel 1 {role} {code.nameplate}".encode() for role in ("exposer", "connector")]
+        from spake2 import SPAKE2_A, SPAKE2_B  # here, as it builds tables when it is imported, and remembered peers need none
+
         make = SPAKE2_A if side == EXPOSER else SPAKE2_B
         self._spake: Any = make(code.password.encode(), idA=identities[0], idB=identities[1], entropy_f=entropy)
         self.message = bytes([SUITE_SPAKE2_ED25519]) + bytes(self._spake.start())
@@ -52,6 +51,9 @@ class Pake:
             raise MalformedPacket("a PAKE message from our own side")
         if int.from_bytes(message[2:], "little") & (2**255 - 1) >= 2**255 - 19:
             raise MalformedPacket("a PAKE element that is not in canonical form")
+        from spake2 import SPAKEError
+        from spake2.ed25519_basic import NotOnCurve
+
         try:
             self._key = bytes(self._spake.finish(message[1:]))
         except (SPAKEError, NotOnCurve, ValueError, AssertionError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+
+from msgspec import Struct
 
 from tunnel.rendezvous.messages import PushMessage, RequestMessage, ResponseMessage
 from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
@@ -53,8 +54,7 @@ class Told(NamedTuple):
     hearer: Hearer | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reached:
+class Reached(Struct, frozen=True, kw_only=True):
     """The server answered, for the first time or again after Lost.  More reflexive addresses may follow."""
 
     server: Address
@@ -62,16 +62,14 @@ class Reached:
     round_trip: Seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReflexiveChanged:
+class ReflexiveChanged(Struct, frozen=True, kw_only=True):
     """The server sees us elsewhere than before (or sees another socket of ours for the first time)."""
 
     socket_id: SocketId
     address: Address
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelMoved:
+class ChannelMoved(Struct, frozen=True, kw_only=True):
     """A channel is reached by another socket or server address now; its PathKey changed from `old` to `new`.
 
     The server will soon let nothing more through on the old one.
@@ -82,20 +80,17 @@ class ChannelMoved:
     hearer: Hearer | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class Lost(Struct, frozen=True, kw_only=True):
     """The server has been silent since then, or said goodbye.  The client goes on trying for ever."""
 
     since: Instant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FallbackWanted:
+class FallbackWanted(Struct, frozen=True, kw_only=True):
     """UDP does not get through to the server: keep another route open, and tell fallback_up and fallback_down."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FallbackUnwanted:
+class FallbackUnwanted(Struct, frozen=True, kw_only=True):
     """UDP carries everything again: the other route may be closed."""
 
 

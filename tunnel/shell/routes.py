@@ -6,17 +6,19 @@ A kind of route is one line in ROUTES.  Where there are several, they are tried 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from tunnel.doors.tls.client import TlsSocket, dial
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults, Wall
 from tunnel.node.pool import CloseRoute, OpenRoute
 from tunnel.server_spec import TlsOptions, parse_server
 from tunnel.units import Address, SocketId
+
+if TYPE_CHECKING:
+    from tunnel.doors.tls.client import TlsSocket
 
 FIRST_ID: Final = 100  # socket ids; each is given to one server at a time
 MAX_ROUTES: Final = 800  # servers at once, so that the ids stay below those of the pool
@@ -35,6 +37,8 @@ class Route(NamedTuple):
 
 
 async def _dial_tls(host: str, options: TlsOptions) -> TlsSocket:
+    from tunnel.doors.tls.client import dial  # here, as few need it
+
     assert options.port is not None
     return await dial(host, options.port, options.fingerprint)
 

@@ -69,6 +69,23 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == ""
 
 
+#: What `connect` to a remembered peer over UDP needs not: other commands, pairing, TLS, rooms, the DHT, the page, measuring.
+NOT_FOR_CONNECT = (
+    "spake2", "h11", "segno", "prometheus_client", "tomlkit", "pyroute2",
+    "tunnel.dht.client", "tunnel.doors.tls.client", "tunnel.page.server", "tunnel.rendezvous.server", "tunnel.room.core.room",
+    "tunnel.up",
+)  # fmt: skip
+
+
+def test_connect_imports_nothing_that_it_does_not_need() -> None:
+    script = (
+        "import sys, tunnel.cli.main, tunnel.cli.connect, tunnel.ports.connecting, tunnel.control.server, tunnel.ports.stdio;"
+        f"print(*sorted(set({NOT_FOR_CONNECT!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == ""
+
+
 @pytest.mark.parametrize(
     ("problem", "code"),
     [

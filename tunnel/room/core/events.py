@@ -2,81 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from tunnel.room.core.messages import Reason
 from tunnel.room.core.roster import Member, Roster
 
 
-@dataclass(frozen=True, slots=True)
-class Entered:
+class Entered(Struct, frozen=True):
     """We are a member now: the first roster that has us in it."""
 
     roster: Roster
 
 
-@dataclass(frozen=True, slots=True)
-class RosterChanged:
+class RosterChanged(Struct, frozen=True):
     """A newer roster counts: save the room, then send what it has to say.  Follows the events that tell what is different."""
 
     roster: Roster
 
 
-@dataclass(frozen=True, slots=True)
-class MemberJoined:
+class MemberJoined(Struct, frozen=True):
     """Somebody else is in the roster."""
 
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
-class MemberRemoved:
+class MemberRemoved(Struct, frozen=True):
     """Somebody is no longer in the roster: has left for good, or was sent away."""
 
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
-class MemberOnline:
+class MemberOnline(Struct, frozen=True):
     """We have a connection to this member."""
 
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
-class MemberOffline:
+class MemberOffline(Struct, frozen=True):
     """The connection to this member is gone."""
 
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
-class Renumbered:
+class Renumbered(Struct, frozen=True):
     """The room's IPv4 subnet or IPv6 prefix is another one; host numbers stay."""
 
     roster: Roster
 
 
-@dataclass(frozen=True, slots=True)
-class YouWereRemoved:
+class YouWereRemoved(Struct, frozen=True):
     """The creator has sent us away: the room is over for us."""
 
 
-@dataclass(frozen=True, slots=True)
-class JoinRefused:
+class JoinRefused(Struct, frozen=True):
     """The creator does not take us in."""
 
     reason: Reason | int
 
 
-@dataclass(frozen=True, slots=True)
-class EntryUnanswered:
+class EntryUnanswered(Struct, frozen=True):
     """Whoever we connected to has let us into no room: it may have none, or has not heard us."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoomFull:
+class RoomFull(Struct, frozen=True):
     """To the creator: somebody wanted in, and there is no place."""
 
     name: str

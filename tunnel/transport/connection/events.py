@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
+from msgspec import Struct
+
 from tunnel.units import Address, Instant, PathKey, Seconds, StreamId
 
 
@@ -16,8 +18,7 @@ class PathKind(Enum):
     RELAY = "relay"
 
 
-@dataclass(frozen=True, slots=True)
-class CloseReason:
+class CloseReason(Struct, frozen=True):
     """Why a connection ended: `code` is one of CloseCode, `text` a sentence for a person."""
 
     code: int
@@ -25,62 +26,53 @@ class CloseReason:
     by_peer: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StreamOpened:
+class StreamOpened(Struct, frozen=True):
     """The peer opened a stream; it may be readable already."""
 
     stream_id: StreamId
 
 
-@dataclass(frozen=True, slots=True)
-class StreamReadable:
+class StreamReadable(Struct, frozen=True):
     """stream_read has something, or the peer's FIN came."""
 
     stream_id: StreamId
 
 
-@dataclass(frozen=True, slots=True)
-class StreamWritable:
+class StreamWritable(Struct, frozen=True):
     """stream_space has room again after it was empty, or everything written was acknowledged."""
 
     stream_id: StreamId
 
 
-@dataclass(frozen=True, slots=True)
-class StreamReset:
+class StreamReset(Struct, frozen=True):
     """The peer gave up sending (RESET); `code` is a StreamCode.  What came in order before can still be read."""
 
     stream_id: StreamId
     code: int
 
 
-@dataclass(frozen=True, slots=True)
-class StreamsAllowed:
+class StreamsAllowed(Struct, frozen=True):
     """open_stream works again: the peer has raised a limit that was reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamStopped:
+class StreamStopped(Struct, frozen=True):
     """The peer will read no more (STOP_SENDING); our sending half has been reset with the same code."""
 
     stream_id: StreamId
     code: int
 
 
-@dataclass(frozen=True, slots=True)
-class DatagramsReceived:
+class DatagramsReceived(Struct, frozen=True):
     """receive_datagrams has something."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControlReceived:
+class ControlReceived(Struct, frozen=True):
     """One whole message of the control stream."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PathValidated:
+class PathValidated(Struct, frozen=True):
     """The peer answered our PATH_CHALLENGE there: both directions work.  RFC 9000 §8.2."""
 
     key: PathKey
@@ -88,15 +80,13 @@ class PathValidated:
     rtt: Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class PathProbed:
+class PathProbed(Struct, frozen=True):
     """Something authenticated came from an address that is no path yet (peer-reflexive, RFC 8445 §7.3.1.3)."""
 
     key: PathKey
 
 
-@dataclass(frozen=True, slots=True)
-class PathChanged:
+class PathChanged(Struct, frozen=True):
     """Data goes here until the next PathChanged."""
 
     key: PathKey
@@ -107,21 +97,18 @@ class PathChanged:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class PathLost:
+class PathLost(Struct, frozen=True):
     """A path that worked fell silent; it is probed no more unless someone challenges it again."""
 
     key: PathKey
     kind: PathKind
 
 
-@dataclass(frozen=True, slots=True)
-class RekeyDue:
+class RekeyDue(Struct, frozen=True):
     """The keypair is old or worn (REKEY_AFTER): make a new handshake over the current path."""
 
 
-@dataclass(frozen=True, slots=True)
-class AllPathsLost:
+class AllPathsLost(Struct, frozen=True):
     """Nothing can be sent on any path any more; the owner should meet the peer again.
 
     `no_keys`: the keypair has come to its end, though the peer was heard until now: handshakes are lost and data is not.
@@ -130,8 +117,7 @@ class AllPathsLost:
     no_keys: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionClosed:
+class ConnectionClosed(Struct, frozen=True):
     """The last event."""
 
     reason: CloseReason
@@ -189,8 +175,7 @@ class StreamCode:
     TAKEN = 9
 
 
-@dataclass(frozen=True, slots=True)
-class PathView:
+class PathView(Struct, frozen=True):
     """The current path as `status` shows it.  `mtu` is the largest UDP payload in bytes, as sent today.
 
     `newest_rtt` is the newest sample, taken at `measured_at`; None before there was one, when all three are a guess.
