@@ -1,7 +1,7 @@
-"""The notation of a rendezvous server, and of how it is reached over TLS.
+"""The notation of a rendezvous server, of several that stand in for each other, and of how they are reached over TLS.
 
-HOST[:PORT][,tls=PORT|off][,pin=SHA256][,dht]: it may carry TLS options of its own, and have the DHT beside it for when it is
-gone; it is remembered with a peer like that.
+HOST[:PORT][,tls=PORT|off][,pin=SHA256][,HOST...][,dht]: a server may carry TLS options of its own, have others beside it, and the
+DHT for when all are gone; all of it is one word, and is remembered with a peer like that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ DHT: Final = "dht"  # in place of a server: the nodes of the Mainline DHT
 DEFAULT_TLS_PORT: Final = 443  # TCP: the last port that networks close
 DEFAULT_METRICS_PORT: Final = 9_464  # TCP: of figures for Prometheus, as other programs have their own there
 DHT_PORT: Final = 6_881  # of a node of the DHT, where none is said
+MAX_SERVERS: Final = 8  # in one list: each is looked up, and greeted every 20 s
 MAX_ENTRY: Final = 16  # nodes by which we come into the DHT: all are asked at once
 #: They lead whoever is new to other nodes; each is run by somebody who makes a BitTorrent client.
 DHT_ENTRY: Final = "router.bittorrent.com:6881,dht.transmissionbt.com:6881,router.utorrent.com:6881,dht.libtorrent.org:25401"
@@ -38,8 +39,13 @@ class TlsOptions(NamedTuple):
 def parse_server(text: str, place: str = "--server") -> tuple[str, int]:
     """`host`, `host:port`, `1.2.3.4:port`, `[2001:db8::1]:port` or a bare IPv6 address; behind it may stand options for TLS.
 
-    Raises ConfigurationError.
+    Of a list the first one; the others are checked too.  Raises ConfigurationError.
     """
+    places = [_parse_one(member, place) for member in members(text, place)]
+    return places[0]
+
+
+def _parse_one(text: str, place: str) -> tuple[str, int]:
     address, _ = _split_word(text, place)
     host, port = split_host_port(address, place, DEFAULT_PORT)
     if not port:
@@ -47,9 +53,39 @@ def parse_server(text: str, place: str = "--server") -> tuple[str, int]:
     return host, port
 
 
+def members(word: str, place: str = "--server") -> tuple[str, ...]:
+    """The servers of a list, each with its options and once; the DHT beside them is none.  Raises ConfigurationError."""
+    found: list[str] = []
+    for part in alternatives(word.strip())[0].split(","):
+        part = part.strip()
+        if found and ("=" in part or not part):
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    found = list(dict.fromkeys(found))
+    if len(found) > MAX_SERVERS:
+        raise ConfigurationError(f"{place} names {len(found)} servers; {MAX_SERVERS} may stand in for each other.")
+    return tuple(found)
+
+
+def widest(known: str | None, configured: str | None) -> str | None:
+    """The list that is configured, where the servers that a peer is known with are among it; else what is known.
+
+    So a server that got others beside it is left for all of them, without a new pairing.
+    """
+    if known is None or configured is None or DHT in (known, configured):
+        return known
+    try:
+        places = [{_parse_one(each, "server") for each in members(word, "server")} for word in (known, configured)]
+    except ConfigurationError:  # remembered by another version
+        return known
+    has_dht = len(alternatives(known)) <= len(alternatives(configured))
+    return configured if has_dht and len(places[1]) > 1 and places[0] <= places[1] else known
+
+
 def tls_options(word: str, default: TlsOptions, place: str = "--server") -> TlsOptions:
-    """Those of a server's word; what it does not say is as in `default`.  Raises ConfigurationError."""
-    _, said = _split_word(word, place)
+    """Those of a server's word, of a list the first one's; what it does not say is as `default`.  Raises ConfigurationError."""
+    _, said = _split_word(members(word, place)[0], place)
     port = read_tls_port(said["tls"], f"{place}: tls=") if "tls" in said else default.port
     return TlsOptions(port, read_fingerprint(said["pin"], f"{place}: pin=") if "pin" in said else default.fingerprint)
 
@@ -61,6 +97,9 @@ def with_tls_options(word: str, options: TlsOptions, place: str = "--server") ->
     first, *others = alternatives(word)
     if others:
         return ",".join((with_tls_options(first, options, place), *others))
+    several = members(word, place)
+    if len(several) > 1:
+        return ",".join(with_tls_options(each, options, place) for each in several)
     chosen = tls_options(word, options, place)
     address, _ = _split_word(word, place)
     if chosen.port != DEFAULT_TLS_PORT:
@@ -105,6 +144,7 @@ def read_fingerprint(text: str, place: str = "--tls-fingerprint") -> str:
 
 
 def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
+    """Of one server."""
     address, *rest = alternatives(word.strip())[0].split(",")
     address = _bare_address(address, place)
     said: dict[str, str] = {}

@@ -85,7 +85,8 @@ class Settings:
     server: Annotated[
         str | None,
         Row(
-            meaning="the rendezvous server, HOST[:PORT]; dht (no server: the Mainline DHT), or both; or none",
+            meaning="the rendezvous server, HOST[:PORT], or several with commas between; "
+            "dht (no server: the Mainline DHT), or both; or none",
             kind="network",
             metavar="HOST[:PORT]",
             help="The rendezvous server, 'dht' (without one), 'HOST,dht', 'none'. "

@@ -57,6 +57,12 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
     },
     "The rendezvous server, or whoever has taken it over": {
+        "A client greets at most 32 addresses a minute on such a word, each four times with 512 bytes, and gives up where nobody "
+        "answers; the same rule holds.": (
+            "tests/unit/rendezvous/test_following.py"
+            "::test_a_server_can_make_us_greet_so_many_addresses_a_minute_a_few_times_each",
+            "tests/unit/rendezvous/test_following.py::test_addresses_that_a_server_may_not_name_are_not_greeted",
+        ),
         "It sees the nameplate (the number) of a code, never the words.": (
             "tests/unit/pairing/test_pake.py::test_another_code_or_nameplate_gives_another_psk_and_the_confirmation_tells",
             "tests/unit/pairing/test_pake.py::test_one_attempt_takes_one_message",

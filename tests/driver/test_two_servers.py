@@ -12,7 +12,7 @@ import trio
 import tunnel
 from tests.driver.meeting import Heard, echo, homes, shout
 from tunnel.errors import PairingError
-from tunnel.shell.places import ADDRESSES_A_FAMILY, resolve_server
+from tunnel.shell.places import ADDRESSES_A_FAMILY, Names
 from tunnel.shell.serve import RunningServer, serve
 
 NAME = "rv.two.example"
@@ -78,5 +78,5 @@ async def test_a_server_is_found_at_the_last_of_many_addresses_of_its_name(tmp_p
             resolver.order = (*dead, "127.0.0.2", "127.0.0.3")
             async with tunnel.expose(["22"], server=name, home=tmp_path, name="home", on_event=heard, handler=echo):
                 assert await heard.code()
-            assert len(await resolve_server(name)) == ADDRESSES_A_FAMILY >= 8
+            assert len(await Names(name).look()) == ADDRESSES_A_FAMILY >= 8
             running.stop()

@@ -233,11 +233,12 @@ class Pair:
         forward: Sequence[str],
         path: str = "auto",
         ready_s: float = START_S,
+        server: str = "",
     ) -> None:
         self.lab = lab
         self.home = home
         self.friend = friend
-        self.server_word = server_address(lab)
+        self.server_word = server or server_address(lab)
         self.exposer = Ptunnel(
             lab,
             home.host,

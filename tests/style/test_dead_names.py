@@ -24,7 +24,7 @@ CALLED_FROM_OUTSIDE = {
 }  # fmt: skip
 
 #: Constants of a format, complete though we send only some.
-OF_A_FORMAT = {"FLOW_CONTROL", "STREAM_LIMIT", "GSO_UDP", "DRAINS"}
+OF_A_FORMAT = {"FLOW_CONTROL", "STREAM_LIMIT", "GSO_UDP"}
 
 
 def test_every_name_is_used_by_the_product() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from tunnel.errors import ConfigurationError
-from tunnel.server_spec import DHT, alternatives, parse_server, tls_options
+from tunnel.server_spec import DHT, MAX_SERVERS, alternatives, members, parse_server, tls_options, widest
 from tunnel.settings import load
 
 
@@ -57,6 +59,55 @@ def test_options_of_a_server_stay_with_it_when_the_dht_stands_beside() -> None:
     assert alternatives("dht") == ("dht",)
 
 
-def test_two_servers_are_not_one() -> None:
-    with pytest.raises(ConfigurationError, match=r"'rv2.example.net' is no option of a server, as .* and dht are"):
-        load({"server": ["rv1.example.net", "rv2.example.net"]}, {})
+@pytest.mark.parametrize(
+    "given",
+    [
+        "rv1.example.net, rv2.example.net:5,tls=off,dht",
+        ["rv1.example.net", "rv2.example.net:5,tls=off", "dht"],
+        ["rv1.example.net", "dht", "rv2.example.net:5", "tls=off", "rv1.example.net"],
+    ],
+)
+def test_several_servers_are_one_word_each_once_and_with_options_of_its_own(given: str | list[str]) -> None:
+    settings = load({"server": given, "tls_port": "8443"}, {})
+    assert settings.server == "rv1.example.net,tls=8443,rv2.example.net:5,tls=off,dht"
+    assert members(settings.server) == ("rv1.example.net,tls=8443", "rv2.example.net:5,tls=off")
+    assert alternatives(settings.server) == ("rv1.example.net,tls=8443,rv2.example.net:5,tls=off", DHT)
+    assert parse_server(settings.server) == ("rv1.example.net", 24_531)
+    assert [tls_options(each, settings.tls).port for each in members(settings.server)] == [8_443, None]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["rv1.example.net", "pin"], None),  # a host may be called so
+        ("rv1.example.net,port=5", r"'port=5' is no option of a server, as .* and dht are"),
+        ("rv1.example.net,,rv2.example.net", r"'' is no option of a server"),
+        (["rv1.example.net", "300.1.1.1"], "neither a host name nor an address"),
+        (["rv1.example.net", "rv2.example.net:99999"], "no port"),
+        ([f"rv{number}.example.net" for number in range(MAX_SERVERS + 1)], f"names {MAX_SERVERS + 1} servers; {MAX_SERVERS} may"),
+    ],
+)
+def test_each_server_of_a_list_is_checked_and_there_are_only_so_many(given: str | list[str], why: str | None) -> None:
+    with nullcontext() if why is None else pytest.raises(ConfigurationError, match=why):
+        load({"server": given}, {})
+
+
+@pytest.mark.parametrize(
+    ("known", "configured", "used"),
+    [
+        ("rv1.example.net", "rv1.example.net,rv2.example.net", "rv1.example.net,rv2.example.net"),
+        ("rv1.example.net:24531,tls=off", "rv2.example.net,rv1.example.net", "rv2.example.net,rv1.example.net"),
+        ("rv1.example.net", "rv1.example.net", "rv1.example.net"),
+        ("rv3.example.net", "rv1.example.net,rv2.example.net", "rv3.example.net"),
+        ("rv1.example.net,rv2.example.net", "rv1.example.net", "rv1.example.net,rv2.example.net"),
+        ("rv1.example.net,dht", "rv1.example.net,rv2.example.net", "rv1.example.net,dht"),
+        ("dht", "rv1.example.net,rv2.example.net", "dht"),
+        ("what an older one, has remembered", "rv1.example.net,rv2.example.net", "what an older one, has remembered"),
+        (None, "rv1.example.net,rv2.example.net", None),
+        ("rv1.example.net", None, "rv1.example.net"),
+    ],
+)
+def test_a_peer_is_met_by_the_list_when_its_server_got_others_beside_it(
+    known: str | None, configured: str | None, used: str
+) -> None:
+    assert widest(known, configured) == used

@@ -174,6 +174,8 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {head}  {traffic(link)}{keys}")
         if link["kind"] == "relay" and link["why"] and not is_silent(link):
             lines.append(f"    {link['why']}")
+        if link["kind"] == "relay":
+            lines += relay_lines(link)
     limits = [("", answer["rate"])] if answer.get("rate") else []
     limits += [(f"{local}: ", each) for local, each in answer.get("rates", {}).items()]
     whom = "each peer " if answer["role"] == "expose" else ""
@@ -183,6 +185,15 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
         lines.append(f"  room {room['room']}  {room['why'] or room.get('subnet', '')}".rstrip())
         lines += [] if room["why"] else [f"  {line}" for line in members_of(room)]
     return lines
+
+
+def relay_lines(link: Mapping[str, Any]) -> list[str]:
+    """By which of several servers a link goes, and which stands by."""
+    relays: list[Mapping[str, Any]] = link.get("relays", [])
+    if len(relays) < 2:
+        return []
+    roles = {"carries": "carries", "stands_by": "stands by"}
+    return [f"    {each['server']} {roles[each['role']]}: {each['why']}" for each in relays if each["role"] in roles]
 
 
 def server_page(answer: Mapping[str, Any]) -> list[str]:

@@ -211,7 +211,9 @@ class DhtRoute:
         else:
             self._meet(now, rooms, 0, hearer)
 
-    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
+    def dial(
+        self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False, is_wide: bool = False
+    ) -> None:  # fmt: skip
         if not is_spare:
             self._meet(now, rooms, 1, hearer)
 
@@ -223,6 +225,19 @@ class DhtRoute:
 
     def leave_channel(self, now: Instant, channel: bytes) -> None:
         """A path is no channel that anybody keeps for us."""
+
+    def relays(self, now: Instant) -> dict[int, Seconds]:
+        """Nobody relays."""
+        return {}
+
+    def instance_at(self, path: PathKey) -> None:
+        """Likewise."""
+
+    def address_of(self, instance: int) -> None:
+        """Likewise."""
+
+    def open_channel(self, now: Instant, instance: int, channel: bytes, token: bytes, side: int, hearer: Hearer) -> bool:
+        return False
 
     def leave_mailbox(self, now: Instant, mailbox: bytes) -> None:
         known = self._mailboxes.pop(mailbox, None)
@@ -247,7 +262,7 @@ class DhtRoute:
         for client in self._clients.values():
             client.network_changed(now)
 
-    def doubt(self, now: Instant) -> None:
+    def doubt(self, now: Instant, path: PathKey) -> None:
         """Nothing goes by way of the DHT that could be missed."""
 
     def close(self, now: Instant) -> None:

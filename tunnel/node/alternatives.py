@@ -171,12 +171,20 @@ class Alternatives:
         for each in self._both:
             each.listen(now, rooms, self._through(hearer), is_spare=is_spare)
 
-    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
+    def dial(
+        self,
+        now: Instant,
+        rooms: list[bytes],
+        hearer: Hearer | None = None,
+        *,
+        is_spare: bool = False,
+        is_wide: bool = False,
+    ) -> None:
         is_gone = self._alone_until is None and (self._first is None or not self._first.is_reached)
         wide_at = None if is_spare else now if is_gone else Instant(now + HEAD_START)
         self._dialing.update((room, _Dialing(hearer, wide_at)) for room in rooms)
         if self._first is not None:
-            self._first.dial(now, rooms, self._through(hearer), is_spare=is_spare)
+            self._first.dial(now, rooms, self._through(hearer), is_spare=is_spare, is_wide=is_wide)
 
     def leave(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
         for room in rooms:
@@ -187,6 +195,19 @@ class Alternatives:
                 del self._dialing[room]
         for each in self._both:
             each.leave(now, rooms, self._through(hearer))
+
+    def relays(self, now: Instant) -> dict[int, Seconds]:
+        return {} if self._first is None else self._first.relays(now)
+
+    def address_of(self, instance: int) -> Address | None:
+        return None if self._first is None else self._first.address_of(instance)
+
+    def instance_at(self, path: PathKey) -> int | None:
+        return None if self._first is None else self._first.instance_at(path)
+
+    def open_channel(self, now: Instant, instance: int, channel: bytes, token: bytes, side: int, hearer: Hearer) -> bool:
+        first, through = self._first, _Through(self, hearer)
+        return first is not None and first.open_channel(now, instance, channel, token, side, through)
 
     def leave_channel(self, now: Instant, channel: bytes) -> None:
         for each in self._both:
@@ -199,9 +220,9 @@ class Alternatives:
         elif self._first is not None:
             self._first.leave_mailbox(now, mailbox)
 
-    def doubt(self, now: Instant) -> None:
+    def doubt(self, now: Instant, path: PathKey) -> None:
         if self._first is not None:
-            self._first.doubt(now)
+            self._first.doubt(now, path)
 
     def network_changed(self, now: Instant) -> None:
         """The two are told by themselves."""

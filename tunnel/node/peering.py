@@ -19,10 +19,10 @@ from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TE
 from tunnel.node.learning import Learning
 from tunnel.node.pings import TOKEN_SIZE, Pings
 from tunnel.node.punching import Puncher
+from tunnel.node.relays import CONTROL_RELAYS, Relays
 from tunnel.node.walls import Wall
 from tunnel.pairing.grants import GrantSet
-from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
-from tunnel.rendezvous.messages import Gone
+from tunnel.rendezvous.events import ChannelMoved, Told
 from tunnel.transport.connection.connection import TAKES, Connection
 from tunnel.transport.connection.events import (
     AllPathsLost,
@@ -80,6 +80,7 @@ class Peering:
         self._fault: Exception | None = None  # met where nothing could be done about it
         self.hybrid = Hybrid(context, self)
         self._learning = Learning(context, peer.static)
+        self.relays = Relays(context, self)
         self.is_started = False  # PeeringStarted was told
 
     @property
@@ -117,6 +118,7 @@ class Peering:
         connection.set_repeat(self._context.config.repeat)
         connection.send_control(bytes((CONTROL_HELLO, TAKES)))
         self.hybrid.attach(now, connection, completed)
+        self.relays.attach(now)
         self.pump(now)
 
     def start(self) -> None:
@@ -255,10 +257,12 @@ class Peering:
                 if self.handshake is None or self.handshake.completed is not None or self.handshake.has_failed:
                     path, *others = self.connection.handshake_paths
                     self.begin_handshake(now, path, give_up_after=REKEY_GIVES_UP, others=others)
-            case PathLost(kind=PathKind.RELAY):
-                self._context.clients.doubt(now, self.server or "")
+            case PathLost(key=key, kind=PathKind.RELAY):
+                self.relays.lost(now, key)
             case PathChanged(kind=PathKind.DIRECT):
                 self._learning.learn(self.connection, self.puncher)
+            case PathChanged(kind=PathKind.RELAY):
+                self.relays.relayed(now)
             case AllPathsLost(no_keys=no_keys):
                 self._ask_to_meet()
                 if no_keys:
@@ -288,19 +292,8 @@ class Peering:
 
     def hear(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
         """A relay channel that the connection uses has moved, or is gone."""
-        connection = self.connection
-        if connection is None:
-            return
         with self.wall(now):
-            match event:
-                case ChannelMoved(old=old, new=new) if not self.is_closed and connection.knows_path(old.path_key):
-                    connection.add_relay(now, new.path_key, instead_of=old.path_key)
-                case Told(Gone(), channel=RelayChannel(path_key=key)) if not self.is_closed and key in connection.paths:
-                    connection.drop_path(now, key)
-                    connection.verify_paths(now)  # the peer may have been killed, of which the server has heard first
-                    self.drain(now)
-                case _:
-                    pass
+            self.relays.hear(now, client, event)
 
     def network_changed(self, now: Instant) -> None:
         """The host roamed or woke up.  The paths that stand are used until they fail; a fresh round of checks runs beside."""
@@ -368,6 +361,8 @@ class Peering:
             connection.peer_takes(data[1])
         elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
             self.hybrid.handle(now, connection, bytes(data))
+        elif kind == CONTROL_RELAYS:
+            self.relays.handle(now, bytes(data[1:]))
         elif kind in (CONTROL_ROOM, CONTROL_SHARES, CONTROL_SERVER):
             self._context.events.append(PeeringEvent(self, ControlReceived(bytes(data))))
 
@@ -446,6 +441,7 @@ class Peering:
                     self.connection.handle_timeout(now)
                     self.drain(now)
             self.hybrid.handle_timeout(now)
+            self.relays.handle_timeout(now)
         except Exception as error:
             self._fault = None
             self.fail(now, error)
@@ -481,9 +477,10 @@ class Peering:
         try:
             puncher, connection = self.puncher, self.connection
             at = connection.poll_timeout() if connection is not None else None
-            due_at = self.hybrid.due_at
-            if due_at is not None and not self.is_closed and (at is None or due_at < at):
-                at = due_at
+            if not self.is_closed:
+                for due_at in (self.hybrid.due_at, self.relays.due_at):
+                    if due_at is not None and (at is None or due_at < at):
+                        at = due_at
             if self.handshake is not None:
                 at = earliest(at, self.handshake.poll_timeout())
             if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):

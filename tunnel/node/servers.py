@@ -11,7 +11,7 @@ from tunnel.node.alternatives import Alternatives
 from tunnel.node.demux import SERVER_KINDS
 from tunnel.node.walls import Wall
 from tunnel.rendezvous.client import Client
-from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
+from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
     from tunnel.node.context import Context
@@ -128,10 +128,10 @@ class Servers(dict[str, Client]):
         for client in self.values():
             client.follow(channel, hearer)
 
-    def doubt(self, now: Instant, name: str) -> None:
+    def doubt(self, now: Instant, name: str, path: PathKey) -> None:
         """A path through it has died: is it still there?"""
         if name in self:
-            self[name].doubt(now)
+            self[name].doubt(now, path)
             self._context.control.doubt()
 
     # --- faults of ours
@@ -165,6 +165,9 @@ class Servers(dict[str, Client]):
             before = client.drops.total()
             client.handle_datagram(now, socket_id, remote, datagram)
             is_taken |= client.drops.total() == before
+            if one is None and client.has_new_ways:
+                client.has_new_ways = False
+                self._note_ways(client)
         return is_taken
 
     def handle_timeout(self, now: Instant) -> None:
@@ -204,5 +207,6 @@ class Servers(dict[str, Client]):
 
 
 def host_of(server: str) -> str:
-    """How a person is told of a server: without its options."""
-    return server.partition(",")[0]
+    """How a person is told of a server, or of several: without options."""
+    parts = (part.strip() for part in server.split(","))
+    return " or ".join(part for part in parts if part and part != "dht" and "=" not in part) or server.partition(",")[0]

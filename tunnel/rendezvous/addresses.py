@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from tunnel.core.scope import may_name
+from tunnel.core.scope import is_local, may_name
+from tunnel.rendezvous.messages import DRAINS
 from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ FIRST_TIMEOUT: Final = Seconds(0.3)  # before the first round trip is known
 MIN_TIMEOUT: Final = Seconds(0.1)
 PROBES: Final = 4  # times that the server's second socket may be asked in PROBES_PERIOD: its address is only the server's word
 PROBES_PERIOD: Final = Seconds(60.0)
+LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
+MOST_STRETCHED: Final = 16.0  # times the first time-out of a request, while the server leaves others unanswered
 
 
 class ServerAddress:
@@ -25,6 +28,10 @@ class ServerAddress:
         self.socket_id = socket_id
         self.address = address
         self.is_fallback = is_fallback  # reached by another route than UDP
+        self.is_told = False  # a server of its fleet says so
+        self.epoch = 0  # of the list of servers that it has; 0: it is in no fleet
+        self.followed = 0  # the epoch of the list that we have asked it for
+        self.load = 0  # per cent, as a server of its fleet has said
         self.is_named = True  # the server's name still leads there
         self.is_up = True  # a fallback can be down; what is sent there then only waits
         self.cookie = b""
@@ -38,6 +45,12 @@ class ServerAddress:
         self.asked_at: Instant | None = None  # when the request was first sent that has no answer yet
         self.misses = 0  # time-outs since the last answer
         self.answers = 0  # so far
+        self.is_held = False  # carries registrations though it is not the primary one: it is another server
+        self.has_refused = False  # some of these, for now: they are asked for again
+        self.full_until = now  # it has no room for us: it is not asked for everything at each Refresh
+        self.surely_known_until: Instant | None = None  # by what it said last
+        self.leaves_until: Instant | None = None  # it said that it ends: nothing is asked of it before that
+        self.stretch = 1.0  # of time-outs, one for all requests: a server that is behind is asked less often
         self.refresh_at = now
         self.probes: deque[Instant] = deque(maxlen=PROBES)  # when the second socket was last asked
 
@@ -58,11 +71,26 @@ class ServerAddress:
         if sent_at is not None:
             sample = Seconds(now - sent_at)
             self.round_trip = sample if self.round_trip is None else Seconds(0.75 * self.round_trip + 0.25 * sample)
+            self.stretch = 1.0
         self.answered_at = now
         self.answers += 1
         self.answered_after = Seconds(0.0 if self.asked_at is None else now - self.asked_at)
         self.asked_at = None
         self.misses = 0
+
+    def on_missed(self, attempts: int) -> None:
+        """A request was sent so often, the last time in vain too."""
+        self.misses += 1
+        if attempts >= LOST_AFTER:  # not mere loss
+            self.stretch = min(MOST_STRETCHED, max(self.stretch, 2.0 ** min(attempts - 2, 10)))
+
+    def is_well(self, now: Instant) -> bool:
+        """Whether it answers, as far as we know, and means to go on."""
+        is_there = self.is_up and self.instance is not None and self.misses < LOST_AFTER
+        return is_there and self.load != DRAINS and not self.is_leaving(now)
+
+    def is_leaving(self, now: Instant) -> bool:
+        return self.leaves_until is not None and now < self.leaves_until
 
     def timeout(self) -> Seconds:
         if self.round_trip is None:
@@ -75,16 +103,18 @@ class Addresses:
 
     def __init__(self, homes: Iterable[ServerAddress]) -> None:
         self._homes = list(homes)
+        self.has_new_ways = False  # whoever hands in datagrams has to know them: see `ways`
         self._primary: ServerAddress | None = None
 
     @property
     def reflexive(self) -> dict[SocketId, Address]:
-        """Where the server sees each of our UDP sockets, as far as it may say so (scope.may_name)."""
-        return {
-            home.socket_id: home.reflexive
-            for home in self._homes
-            if home.reflexive is not None and not home.is_fallback and home.is_credible
-        }
+        """Where the server sees each of our UDP sockets, as far as it may say so (scope.may_name).
+
+        One of several that stands in our own network does not see what the others see, and they know better.
+        """
+        known = [home for home in self._homes if home.reflexive is not None and not home.is_fallback and home.is_credible]
+        known.sort(key=lambda home: (home.reflexive is not None and not is_local(home.reflexive.host), home is self._primary))
+        return {home.socket_id: home.reflexive for home in known if home.reflexive is not None}
 
     @property
     def view(self) -> Address | None:
@@ -125,7 +155,7 @@ class Addresses:
 
     def is_server(self, socket_id: SocketId, address: Address) -> bool:
         """Whether that is one of the server's addresses, as we reach it from that socket."""
-        return any(home.socket_id == socket_id and home.address == address for home in self._homes)
+        return self._home_at(socket_id, address) is not None
 
     def carries(self, channel: RelayChannel, path: PathKey) -> bool:
         """Whether `path` is that channel, whichever of the server's addresses it leads through."""
@@ -135,3 +165,57 @@ class Addresses:
     def ways(self) -> list[tuple[SocketId, Address]]:
         """All of them."""
         return [(home.socket_id, home.address) for home in self._homes]
+
+    # several servers under one name: each is known by its instance
+
+    def _home_at(self, socket_id: SocketId, address: Address) -> ServerAddress | None:
+        return next((each for each in self._homes if each.socket_id == socket_id and each.address == address), None)
+
+    def _addresses_of(self, instance: int) -> list[ServerAddress]:
+        """Those of one server over UDP, the best first: what is in use stays so while it answers, and then the quickest."""
+        found = [each for each in self._homes if each.instance == instance and not each.is_fallback]
+        found.sort(key=lambda each: (each.misses >= LOST_AFTER, each is not self._primary, not each.is_held, _quickness(each)))
+        return found
+
+    @property
+    def _others(self) -> dict[int, ServerAddress]:
+        """The servers that are not the primary one, by instance, each by its best address."""
+        ours = self._primary.instance if self._primary is not None else None
+        instances = dict.fromkeys(each.instance for each in self._homes if each.instance is not None and not each.is_fallback)
+        return {each: self._addresses_of(each)[0] for each in instances if each != ours}
+
+    def _substitute(self, now: Instant, home: ServerAddress, since: Instant) -> ServerAddress | None:
+        """Another address that has answered since then: of the same server if there is one, and the quickest."""
+        found = [
+            each
+            for each in self._homes
+            if each is not home
+            and each.is_up
+            and each.answered_at is not None
+            and each.answered_at > since
+            and not each.is_leaving(now)
+        ]
+        return min(
+            found, key=lambda each: (each.is_fallback, each.instance != home.instance, each.round_trip or 0.0), default=None
+        )  # fmt: skip
+
+    def relays(self, now: Instant) -> dict[int, Seconds]:
+        """The servers that answer us over UDP, by instance, and how long each takes: of its quickest address."""
+        found: dict[int, Seconds] = {}
+        for home in self._homes:
+            if home.instance is not None and not home.is_fallback and home.round_trip is not None and home.is_well(now):
+                found[home.instance] = min(home.round_trip, found.get(home.instance, home.round_trip))
+        return found
+
+    def address_of(self, instance: int) -> Address | None:
+        found = self._addresses_of(instance)
+        return found[0].address if found else None
+
+    def instance_at(self, path: PathKey) -> int | None:
+        """Of the server that a relayed path leads through."""
+        home = self._home_at(path.socket_id, path.remote)
+        return None if home is None else home.instance
+
+
+def _quickness(home: ServerAddress) -> float:
+    return float("inf") if home.round_trip is None else home.round_trip

@@ -6,7 +6,7 @@ without being asked.  What the server says comes back as it was said, with the o
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +15,10 @@ import msgspec
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.rendezvous import messages
-from tunnel.rendezvous.contact import Contact
+from tunnel.rendezvous.channels import POST_LIFETIME
 from tunnel.rendezvous.events import Hearer, RelayChannel, Told
-from tunnel.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
+from tunnel.rendezvous.following import MAX_MET, Following
+from tunnel.rendezvous.messages import GoneKind, RefusalCode, Role
 from tunnel.rendezvous.seeking import ELSEWHERE, Searches
 from tunnel.rendezvous.standing import ChannelBook, Hearers, OwnNumber, Standing, joins
 from tunnel.units import Address, Buffer, Instant, Seconds, SocketId
@@ -30,18 +31,18 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.requests import PendingRequest
 
 ABSENT_AFTER: Final = Seconds(3.0)  # of nobody in a room: a server leads together who is there within a round trip or two
-POST_LIFETIME: Final = Seconds(60.0)  # a PAKE answer or claim later than this meets nobody
 RETRY_AFTER_FULL: Final = 30  # seconds before asking again for what was full, at least; the server may say more
-AFTER_BYE: Final = Seconds(1.0)  # a server that restarts is back by then
+MAX_MAILBOXES: Final = 64  # at other servers of a fleet: claims of ours that are under way
 SEEN_PUSHES: Final = 256  # push ids remembered, so that repeats are acknowledged but not told again
 
+_OF_THE_MOMENT: Final = (messages.Claim, messages.Post)  # that say nothing about room for what lasts
 _ADVICE: Final = {
     False: "it serves only whom its operator lists; set PTUNNEL_ACCESS_TOKEN to the token that you were given",
     True: "it does not know the token in PTUNNEL_ACCESS_TOKEN or config.toml; ask its operator for it",
 }
 
 
-class Client(Contact):
+class Client(Following):
     """Talks to one server.  Never blocks, never gives up; see the verbs, then events.py for what comes back."""
 
     def __init__(
@@ -57,10 +58,11 @@ class Client(Contact):
     ) -> None:
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._standing = Standing()
-        self._channels = ChannelBook()
         self._searches = Searches()
+        self._channels = ChannelBook()
+        self._led, self._listed, self._met = {}, set(), deque(maxlen=MAX_MET)
+        self._mailboxes: OrderedDict[bytes, ServerAddress] = OrderedDict()  # where they are, if not at the primary server
         self._rejoin_at: Instant | None = None
-        self._full_until = now  # the server has no room for us: it is not asked for everything at each Refresh
         super().__init__(
             servers=servers, now=now, rng=rng, entropy=entropy, access_token=access_token, has_fallback=has_fallback,
             former=former,
@@ -70,10 +72,6 @@ class Client(Contact):
     def absent_after(self) -> Seconds:
         """Of nobody in a room, before a person is told."""
         return ABSENT_AFTER
-
-    @property
-    def channels(self) -> list[RelayChannel]:
-        return list(self._channels)
 
     # verbs; `hearer` hears what comes of it
 
@@ -102,27 +100,38 @@ class Client(Contact):
 
     def post(self, now: Instant, mailbox: bytes, body: bytes) -> None:
         """Send through a mailbox.  Answer only when refused."""
-        self._request(now, messages.Post(mailbox, body), lifetime=POST_LIFETIME)
+        self._request(now, messages.Post(mailbox, body), lifetime=POST_LIFETIME, home=self._mailboxes.get(mailbox))
 
     def listen(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
-        """Wait in these rooms until leave().  Each dialer comes as Introduced with side 0.
+        """Wait in these rooms until leave(), at each of several servers.  Each dialer comes as Introduced with side 0.
 
         `is_spare`: for whoever does not go by today's rooms; here they cost nothing.
         """
         fresh = [room for room in dict.fromkeys(rooms) if room not in self._standing.listening]
         self._standing.listening.update(dict.fromkeys(fresh, hearer))
         self._forget_leaving(now, fresh)
-        self._join(now, joins(Role.LISTEN, fresh))
+        self._join(now, joins(Role.LISTEN, fresh), everywhere=True)
+        self._hold(now)
 
-    def dial(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None, *, is_spare: bool = False) -> None:
+    def dial(
+        self,
+        now: Instant,
+        rooms: list[bytes],
+        hearer: Hearer | None = None,
+        *,
+        is_spare: bool = False,
+        is_wide: bool = False,
+    ) -> None:
         """Meet each listener of these rooms (all of one peer) once, now or when it comes: Introduced with side 1.
 
         Dialing again meets them again.  Leave the rooms when the peer has answered.  `is_spare`: see listen.
+        `is_wide`: at each of several servers, as nobody was met at the one that is in use.
         """
         group = tuple(rooms[: messages.MAX_ROOMS])
-        self._standing.dial(group, hearer)
+        self._standing.dial(group, hearer, is_wide=is_wide)
         self._forget_leaving(now, group)
-        self._join(now, joins(Role.DIAL, group))
+        self._join(now, joins(Role.DIAL, group), everywhere=is_wide)
+        self._hold(now)
 
     def leave(self, now: Instant, rooms: list[bytes], hearer: Hearer | None = None) -> None:
         """Neither listen nor dial there any more: `hearer` does not, or nobody does.  Whoever else waits there goes on."""
@@ -132,19 +141,14 @@ class Client(Contact):
         self._requests.remove_where(lambda r: isinstance(r.message, messages.Join) and gone.issuperset(r.message.rooms))
         for start in range(0, len(known), messages.MAX_ROOMS):
             part = tuple(known[start : start + messages.MAX_ROOMS])
-            self._request(now, messages.Leave(rooms=part), lifetime=POST_LIFETIME)
-
-    def follow(self, channel: bytes, hearer: Hearer) -> None:
-        """`hearer` hears from now on what becomes of a relay channel, beside whoever asked for it."""
-        self._channels.follow(channel, hearer)
-
-    def leave_channel(self, now: Instant, channel: bytes) -> None:
-        """Give a relay channel back; the other side hears Gone."""
-        if self._channels.remove(channel) is not None:
-            self._request(now, messages.Leave(channels=(channel,)), lifetime=POST_LIFETIME)
+            for home in self._places():
+                self._request(now, messages.Leave(rooms=part), lifetime=POST_LIFETIME, home=home)
+        self._forget_led(now, known)
+        self._hold(now)
 
     def leave_mailbox(self, now: Instant, mailbox: bytes) -> None:
-        self._request(now, messages.Leave(mailboxes=(mailbox,)), lifetime=POST_LIFETIME)
+        home = self._mailboxes.pop(mailbox, None)
+        self._request(now, messages.Leave(mailboxes=(mailbox,)), lifetime=POST_LIFETIME, home=home)
 
     # inputs and time
 
@@ -188,9 +192,11 @@ class Client(Contact):
 
     # registrations
 
-    def _join(self, now: Instant, wanted: Iterable[messages.Join]) -> None:
+    def _join(self, now: Instant, wanted: Iterable[messages.Join], *, everywhere: bool = False) -> None:
+        """`everywhere`: at the servers that are held, too."""
         for message in wanted:
-            self._request(now, message)
+            for home in self._places() if everywhere else (None,):
+                self._request(now, message, home=home)
 
     def _forget_leaving(self, now: Instant, rooms: Iterable[bytes]) -> None:
         """A Leave that is still being repeated must not undo the Join that comes after it."""
@@ -201,39 +207,30 @@ class Client(Contact):
                 self._requests.remove(request)
                 rest = tuple(room for room in message.rooms if room not in wanted)
                 if rest:
-                    self._request(now, messages.Leave(rooms=rest), lifetime=POST_LIFETIME)
+                    self._request(now, messages.Leave(rooms=rest), lifetime=POST_LIFETIME, home=request.home)
 
-    def _register(self, now: Instant) -> None:
-        self._requests.remove_where(lambda r: isinstance(r.message, messages.Join | messages.Rebind | messages.Restore))
-        pending = {request.message for request in self._requests}
-        for message in self._standing.wanted():
-            if message not in pending:
-                self._request(now, message)
-        self._rebind_all(now)
-
-    def _may_register(self, now: Instant) -> bool:
-        return now >= self._full_until
-
-    def _on_moved(self, now: Instant, home: ServerAddress | None) -> None:
-        if home is not None:
-            self._events.extend(self._channels.move_all(home.socket_id, home.address))
+    def _register(self, now: Instant, home: ServerAddress) -> None:
+        home.has_refused = False
+        registering = messages.Join | messages.Rebind | messages.Restore
+        self._requests.remove_where(lambda r: r.home is home and isinstance(r.message, registering))
+        pending = {request.message for request in self._requests if request.home is home}
+        if home is self._primary:
+            wanted = self._standing.wanted()
         else:
-            self._rebind_all(now)
+            wanted = self._standing.wanted_elsewhere(self._waits_everywhere, self._led_to(home))
+        for message in wanted:
+            if message not in pending:
+                self._request(now, message, home=home)
+        self._rebind_at(now, home)
+        home.followed = 0  # it does not know that we follow, if it has forgotten us
+        self._on_epoch(now, home, home.epoch)
 
-    def _rebind_all(self, now: Instant) -> None:
-        """Our address changed, or the server forgot: claim our side of every channel."""
-        for channel in self._channels:
-            self._rebind(now, channel)
+    @property
+    def _waits_everywhere(self) -> bool:
+        return self._standing.waits_everywhere and not self._is_fleet
 
-    def _rebind(self, now: Instant, info: RelayChannel) -> None:
-        self._requests.remove_where(lambda r: isinstance(r.message, messages.Rebind) and r.message.channel == info.channel)
-        self._request(now, messages.Rebind(info.channel, info.side, 0, bytes(messages.MAC_SIZE)))
-
-    def _current(self, request: PendingRequest, home: ServerAddress) -> messages.RequestMessage | None:
-        message = request.message
-        if isinstance(message, messages.Rebind):
-            return self._channels.next_rebind(message.channel, home.cookie)
-        return message
+    def _groups_of(self, rooms: set[bytes]) -> list[tuple[bytes, ...]]:
+        return self._standing.groups_of(rooms)
 
     # answers
 
@@ -249,20 +246,33 @@ class Client(Contact):
                     self._tell(message, (request.hearer,), request=allocate)
             case messages.Claim() as claim, messages.ClaimAccepted():
                 channel = self._add_channel(home, message, (request.hearer,))
+                if home is not self._primary:
+                    self._remember_mailbox(message.mailbox, home)
                 self._searches.pop(claim.nameplate, None)
+                self._forget_led(now, (_key_of(claim),))
+                self._hold(now)
                 self._standing.hear(message.mailbox, request.hearer)
                 self._tell(message, (request.hearer,), request=claim, channel=channel)
             case messages.Join() as join, messages.Done(granted=granted):
                 refused = tuple(room for index, room in enumerate(join.rooms) if not granted >> index & 1)
                 if refused:
                     full = messages.Refused(RefusalCode.FULL, "the room or the server is full", RETRY_AFTER_FULL)
-                    self._refuse_rooms(now, messages.Join(join.role, refused), full)
+                    self._refuse_rooms(now, home, messages.Join(join.role, refused), full)
+            case messages.Follow(), messages.Servers() as servers:
+                self._on_servers(now, home, servers)
+            case messages.Restore() as restore, messages.Done():
+                self._on_restored(restore)
             case _, messages.Done():
                 pass
             case _:
                 self.drops["rendezvous_answer"] += 1
 
-    def _refuse_rooms(self, now: Instant, join: messages.Join, refused: messages.Refused) -> None:
+    def _refuse_rooms(
+        self, now: Instant, home: ServerAddress | None, join: messages.Join, refused: messages.Refused
+    ) -> None:  # fmt: skip
+        if home is not None and home is not self._primary:  # the one in use decides what is told; this one is asked again
+            home.has_refused, home.full_until = True, self._after_full(now, refused.retry_after_s)
+            return
         self._rejoin_at = self._after_full(now, refused.retry_after_s)
         self._standing.refuse(join, join.rooms)
         self._tell_refused(join, refused, self._standing.hearers_of(join))
@@ -272,22 +282,26 @@ class Client(Contact):
         return Instant(now + max(RETRY_AFTER_FULL, told_s) * (1.0 + 0.1 * self._rng.random()))
 
     def _on_refused(self, now: Instant, request: PendingRequest, refused: messages.Refused) -> None:
-        if refused.code == RefusalCode.FULL and not isinstance(request.message, messages.Claim | messages.Post):
-            self._full_until = self._after_full(now, refused.retry_after_s)
+        home = request.home
+        if home is not None and refused.code == RefusalCode.FULL and not isinstance(request.message, _OF_THE_MOMENT):
+            home.full_until = self._after_full(now, refused.retry_after_s)
         match request.message:
             case messages.Join() as join:
-                self._refuse_rooms(now, join, refused)
+                self._refuse_rooms(now, home, join, refused)
             case messages.Rebind(channel=identifier, side=side):
                 info = self._channels.get(identifier)
                 if info is not None and refused.code in (RefusalCode.UNKNOWN_CHANNEL, RefusalCode.BAD_MAC):
-                    self._request(now, messages.Restore(identifier, side, info.token))
+                    self._request(now, messages.Restore(identifier, side, info.token), home=home)
             case messages.Restore(channel=identifier):
-                self._end_channel(messages.Gone(GoneKind.CHANNEL, identifier, GoneReason.UNKNOWN))
+                self._gone(now, identifier)
             case messages.Release() | messages.Leave():
                 pass
             case messages.Claim() as claim if refused.code in ELSEWHERE:
-                instance = request.home.instance if request.home is not None else None
-                self._searches.refused(now, claim, request.hearer, instance, refused)
+                instance = home.instance if home is not None else None
+                led = self._credible(home, refused.at) if home is not None else []
+                if led:
+                    self._lead(now, _key_of(claim), led)
+                self._searches.refused(now, claim, request.hearer, instance, refused, led)
                 self._seek(now)
             case messages.Allocate(wanted=wanted) as allocate if wanted:
                 self._standing.nameplates.pop(wanted, None)
@@ -309,20 +323,22 @@ class Client(Contact):
         for nameplate, search in list(self._searches.items()):
             if search.is_asking:
                 continue
-            may_move = not any(self._channels)  # else what stands would be given up for what is only looked for
+            may_move = bool(search.led) or not any(self._channels)  # else what stands would be given up for what is looked for
             home = search.next(self._homes) if may_move else None
             if home is not None:
                 search.is_asking = True
-                self._set_primary(now, home)
-                self._request(now, search.claim, hearer=search.hearer)
+                if not search.led:
+                    self._set_primary(now, home)
+                self._request(now, search.claim, hearer=search.hearer, home=home)
             elif not may_move or search.is_over(now, self._homes):
                 del self._searches[nameplate]
+                self._forget_led(now, (_key_of(search.claim),))
                 self._tell_refused(search.claim, search.refusal, (search.hearer,))
 
     # pushes
 
     def _on_push(self, now: Instant, socket_id: SocketId, remote: Address, push: messages.Push) -> None:
-        home = next((h for h in self._homes if h.socket_id == socket_id and h.address == remote), None)
+        home = self._home_at(socket_id, remote)
         message = push.message
         if home is None:
             self.drops["rendezvous_source"] += 1
@@ -344,42 +360,40 @@ class Client(Contact):
             case messages.Introduced() | messages.ClaimReceived():
                 if self._channels.is_full or not self._is_awaited(message):
                     self.drops["rendezvous_channel"] += 1  # what others open pushes out nothing that is in use
-                    self._request(now, messages.Leave(channels=(message.channel,)), lifetime=POST_LIFETIME)
+                    self._request(now, messages.Leave(channels=(message.channel,)), lifetime=POST_LIFETIME, home=home)
                     return
                 if isinstance(message, messages.ClaimReceived):
                     self._standing.hear(message.mailbox, *hearers)
                 elif self._standing.refused:  # a server that lets nobody wait but its guests: we may be one now
                     self._rejoin_at = now
                 self._tell(message, hearers, channel=self._add_channel(home, message, hearers))
-            case messages.Gone(kind=GoneKind.CHANNEL):
-                self._end_channel(message)
+                self._hold(now)
+            case messages.Elsewhere(room=room, at=at):
+                if room in self._standing.dialing:
+                    self._lead(now, room, self._credible(home, at))
+            case messages.MoveOn():
+                self._move_on(now, home, message)
+            case messages.Gone(kind=GoneKind.CHANNEL, identifier=identifier):
+                info = self._channels.get(identifier)
+                if info is not None and self._is_there(info, home):  # else it is at another server by now
+                    self._end_channel(now, message)
             case messages.Posted(mailbox=mailbox) if not self._standing.hears(mailbox):
                 # It may have overtaken the answer to one of these.
                 self._tell(message, tuple(each.hearer for each in self._requests if isinstance(each.message, messages.Claim)))
             case messages.Bye():
-                self._on_lost(now)
-                for other in self._homes:
-                    other.refresh_at = Instant(now + AFTER_BYE)
+                self._say_goodbye_to(now, home, message)
             case _:
                 self._tell(message, hearers)
+
+    def _remember_mailbox(self, mailbox: bytes, home: ServerAddress) -> None:
+        self._mailboxes[mailbox] = home
+        if len(self._mailboxes) > MAX_MAILBOXES:
+            self._mailboxes.popitem(last=False)
 
     def _is_awaited(self, message: messages.Introduced | messages.ClaimReceived) -> bool:
         return isinstance(message, messages.ClaimReceived) or self._standing.knows_room(message.room)
 
-    def _on_hint(self, now: Instant, message: messages.Gone) -> None:
-        """The server does not know our channel from our address.  Anybody may say so; we only ask, and not often."""
-        info = self._channels.take_hint(now, message.identifier)
-        if info is None:
-            self.drops["rendezvous_hint"] += 1
-            return
-        self._rebind(now, info)
 
-    def _add_channel(self, home: ServerAddress, message: messages.ChannelMessage, hearers: Hearers) -> RelayChannel:
-        info = RelayChannel(message.channel, message.token, message.side, home.socket_id, home.address)
-        return self._channels.add(info, hearers)
-
-    def _end_channel(self, message: messages.Gone) -> None:
-        hearers = self._channels.hearers(message.identifier)
-        info = self._channels.remove(message.identifier)
-        if info is not None:
-            self._tell(message, hearers, channel=info)
+def _key_of(claim: messages.Claim) -> bytes:
+    """By which it is known where the client was led for it."""
+    return b"claim" + claim.nameplate.to_bytes(4, "big")

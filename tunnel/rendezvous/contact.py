@@ -1,7 +1,8 @@
 """The talk with one server, whatever it is about: its addresses, which of them is in use, cookies, questions and silence.
 
 Every address is greeted at once; the first to answer becomes the primary one, which carries all requests.  The others
-keep their NAT mapping warm, and take over when the primary one falls silent.
+keep their NAT mapping warm, and take over when the primary one falls silent.  Several servers may go by one name: then some
+addresses are of another server than the primary one, and are held where that knows something of us too.
 
 Where UDP gets no answer the owner is asked for another route (see fallback.py), which is one more address of the server.  UDP is
 greeted on, and takes over as soon as it answers.
@@ -18,20 +19,20 @@ from tunnel.core.scope import may_be_second, may_name
 from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
 from tunnel.rendezvous import events, messages
-from tunnel.rendezvous.addresses import PROBES, PROBES_PERIOD, Addresses, ServerAddress
+from tunnel.rendezvous.addresses import LOST_AFTER, PROBES, PROBES_PERIOD, Addresses, ServerAddress
 from tunnel.rendezvous.events import ClientEvent, Hearer
-from tunnel.rendezvous.fallback import MAX_FALLBACKS, FallbackWish
+from tunnel.rendezvous.fallback import FallbackWish
 from tunnel.rendezvous.messages import RefusalCode
 from tunnel.rendezvous.requests import PendingRequest, RequestTable
-from tunnel.units import Address, Instant, Seconds, SocketId
+from tunnel.units import Address, Instant, PathKey, Seconds, SocketId
 
 if TYPE_CHECKING:
     from random import Random
 
 REFRESH_INTERVAL: Final = Seconds(7.0)  # some NATs forget a mapping after 8 s, and pushes must find us; ±10 % of jitter
 STANDBY_REFRESH: Final = Seconds(20.0)  # of the addresses that carry no registration: nothing is pushed there
-LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
-PROBE_ATTEMPTS: Final = 4  # sendings to the second socket before the mapping counts as unknown
+TOLD_REFRESH: Final = Seconds(300.0)  # of those of other servers in a fleet: they are asked at once when they are needed
+PROBE_ATTEMPTS: Final = 4  # sendings to what is only a server's word, the second socket for one, before it counts as unknown
 SURELY_KNOWN: Final = 0.75  # share of the lifetime that the server gives us; a request and its answer take their time too
 FIRST_WELCOME: Final = Seconds(3.0 * REFRESH_INTERVAL)  # by then the first Refresh should have been answered
 ENDLESS_RETRY: Final = 20  # Retrys of one request, after which it is repeated at the slow pace only
@@ -68,7 +69,6 @@ class Contact(Addresses, ABC):
         self._requests = RequestTable(rng)
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         self._events: deque[ClientEvent] = deque()
-        self._surely_known_until: Instant | None = None
         self._calendar: tuple[int, Instant] | None = None  # what the server said it was, and when
         self._is_closed = False
         self._fallback = FallbackWish(now) if has_fallback else None
@@ -84,16 +84,20 @@ class Contact(Addresses, ABC):
         """The answer to a request that is not about the contact itself."""
 
     @abstractmethod
-    def _register(self, now: Instant) -> None:
-        """The server has forgotten us: ask for everything again."""
+    def _register(self, now: Instant, home: ServerAddress) -> None:
+        """The server there has forgotten us: ask for everything again."""
 
     @abstractmethod
-    def _may_register(self, now: Instant) -> bool:
-        """Whether the server may be asked for everything: not while it has said that it is full."""
+    def _on_moved(self, now: Instant, former: ServerAddress, home: ServerAddress) -> None:
+        """Go on at `home` with all that we had with the server at `former`."""
 
     @abstractmethod
-    def _on_moved(self, now: Instant, home: ServerAddress | None) -> None:
-        """The server sees us elsewhere than before; we reach it at `home` from now on, if that is another address of it."""
+    def _rebind_at(self, now: Instant, home: ServerAddress) -> None:
+        """The server there sees us elsewhere than before."""
+
+    @abstractmethod
+    def _hold(self, now: Instant) -> None:
+        """Which servers answer, or which is the primary one, may have changed: hold those that should know of us too."""
 
     @abstractmethod
     def _current(self, request: PendingRequest, home: ServerAddress) -> messages.RequestMessage | None:
@@ -127,7 +131,7 @@ class Contact(Addresses, ABC):
         """
         wanted = dict.fromkeys(servers)
         for home in self._homes:
-            home.is_named = home.is_fallback or (home.socket_id, home.address) in wanted
+            home.is_named = home.is_fallback or home.is_told or (home.socket_id, home.address) in wanted
             wanted.pop((home.socket_id, home.address), None)
         self._give_up(lambda home: home.answered_at is None)
         for socket_id, address in wanted:
@@ -137,41 +141,23 @@ class Contact(Addresses, ABC):
 
     def _give_up(self, condition: Callable[[ServerAddress], bool]) -> None:
         """Of the addresses that the name leads to no more, and that are not in use."""
-        for home in [each for each in self._homes if not each.is_named and each is not self._primary and condition(each)]:
+        for home in [
+            each
+            for each in self._homes
+            if not (each.is_named or each.is_told) and each is not self._primary and not each.is_held and condition(each)
+        ]:
             self._forget_home(home)
 
     def _forget_home(self, home: ServerAddress) -> None:
         self._homes.remove(home)
         self._requests.remove_where(lambda r: r.home is home)
 
-    def doubt(self, now: Instant) -> None:
-        """Something that should come by way of the server does not: ask it at once, unless a question is on its way already."""
-        if self._primary is not None and self._primary.asked_at is None:
-            self._primary.refresh_at = now
-            self._refresh(now)
-
-    def fallback_up(self, now: Instant, socket_id: SocketId, address: Address) -> None:
-        """Another route to the server stands, under this socket id: it is one more address of the server."""
-        home = next((h for h in self._homes if h.is_fallback and h.socket_id == socket_id and h.address == address), None)
-        if home is None:
-            home = ServerAddress(socket_id, address, now, is_fallback=True)
-            spare = [h for h in self._homes if h.is_fallback and h is not self._primary]
-            if len(spare) >= MAX_FALLBACKS:
-                self._forget_home(spare[0])
-            self._homes.append(home)
-        home.begin_anew()
-        self._requests.remove_where(lambda r: r.home is home and isinstance(r.message, messages.Hello))
-        self._greet(now, home)
-        for request in self._requests:
-            if request.home is home and not isinstance(request.message, messages.Hello):
-                request.attempts = 0
-                self._send(now, request)
-
-    def fallback_down(self, now: Instant, socket_id: SocketId) -> None:
-        """The route has ended.  What should have gone over it waits for the next one, or for UDP."""
-        for home in self._homes:
-            if home.is_fallback and home.socket_id == socket_id:
-                home.is_up = False
+    def doubt(self, now: Instant, path: PathKey) -> None:
+        """Something that should come by that path does not: ask the server there at once, unless a question is under way."""
+        for home in (self._primary, self._home_at(path.socket_id, path.remote)):
+            if home is not None and home.asked_at is None:
+                home.refresh_at = now
+                self._refresh(now)
 
     def close(self, now: Instant) -> None:
         """Say goodbye once, without waiting for an answer."""
@@ -190,7 +176,8 @@ class Contact(Addresses, ABC):
         for request in self._requests.due(now):
             home = request.home
             assert home is not None
-            if request.is_probe and request.attempts >= PROBE_ATTEMPTS:
+            is_unproven = request.is_probe or (home.answered_at is None and not home.is_named)
+            if is_unproven and request.attempts >= PROBE_ATTEMPTS:
                 self._requests.remove(request)
                 continue
             if request.attempts and not request.is_probe and request.sent_at is not None:
@@ -208,11 +195,6 @@ class Contact(Addresses, ABC):
 
     def poll_event(self) -> ClientEvent | None:
         return self._events.popleft() if self._events else None
-
-    def _look_for_fallback(self, now: Instant) -> None:
-        change = self._fallback.look(now, self._primary) if self._fallback is not None else None
-        if change is not None:
-            self._events.append(change)
 
     # sending
 
@@ -276,6 +258,9 @@ class Contact(Addresses, ABC):
             return
         self._partings -= 1
         self._part_at = Instant(now + PARTING_INTERVAL)
+        self._part_there(home)
+
+    def _part_there(self, home: ServerAddress) -> None:
         for session in self._former:
             self._emit(home.address, self._transaction(), messages.Goodbye(), home, session)
 
@@ -284,8 +269,8 @@ class Contact(Addresses, ABC):
         self._request(now, messages.Hello(), home=home)
 
     def _next_refresh(self, now: Instant, home: ServerAddress) -> Instant:
-        is_standby = self._primary is not None and home is not self._primary
-        interval = STANDBY_REFRESH if is_standby else REFRESH_INTERVAL
+        is_standby = self._primary is not None and home is not self._primary and not home.is_held
+        interval = (TOLD_REFRESH if home.is_told else STANDBY_REFRESH) if is_standby else REFRESH_INTERVAL
         return Instant(now + interval * (0.9 + 0.2 * self._rng.random()))
 
     def _refresh(self, now: Instant) -> None:
@@ -295,15 +280,19 @@ class Contact(Addresses, ABC):
             home.refresh_at = self._next_refresh(now, home)
             if any(r.home is home and isinstance(r.message, messages.Hello | messages.Refresh) for r in self._requests):
                 continue  # the last one is still being repeated
-            self._request(now, messages.Refresh() if home is self._primary else messages.Hello(), home=home)
+            is_registered = home is self._primary or home.is_held
+            self._request(now, messages.Refresh() if is_registered else messages.Hello(), home=home)
 
-    def _set_primary(self, now: Instant, home: ServerAddress) -> None:
+    def _set_primary(self, now: Instant, home: ServerAddress, *, moves_channels: bool = True) -> None:
         if self._primary is home:
             return
         former, self._primary = self._primary, home
+        home.is_held = False
         self._part(now)  # before what is asked for now: else the server leads us to ourselves
         for request in self._requests:
             if request.is_probe or isinstance(request.message, messages.Hello):
+                continue
+            if not moves_channels and isinstance(request.message, messages.Rebind | messages.Restore):
                 continue
             if request.home is None or request.home is former:
                 request.home = home
@@ -312,14 +301,16 @@ class Contact(Addresses, ABC):
         self._give_up(lambda each: home.is_named)
         if former is None:
             return
-        self._on_moved(now, home)
+        if moves_channels:
+            self._on_moved(now, former, home)
         self._request(now, messages.Refresh(), home=home)
         if home.instance is not None and former.instance is not None and home.instance != former.instance:
-            self._register(now)  # another server, which knows nothing of us whatever came first
+            self._register(now, home)  # another server, which knows nothing of us whatever came first
         else:
-            self._on_moved(now, None)
-        if former in self._homes:
+            self._rebind_at(now, home)
+        if former in self._homes and former.leaves_until is None:
             self._greet(now, former)
+        self._hold(now)
 
     # answers
 
@@ -359,13 +350,17 @@ class Contact(Addresses, ABC):
         home.cookie = message.cookie
         self._on_instance(now, home, message.instance)
         self._on_reflexive(now, home, you)
-        if (not message.known or self._may_be_forgotten(now)) and self._may_register(now):
-            self._register(now)
-        self._surely_known_until = Instant(now + SURELY_KNOWN * message.lifetime_s)
+        is_registered = home is self._primary or home.is_held
+        is_forgotten = not message.known or home.has_refused or self._may_be_forgotten(now, home)
+        if is_registered and is_forgotten and now >= home.full_until:
+            self._register(now, home)
+        home.surely_known_until = Instant(now + SURELY_KNOWN * message.lifetime_s)
+        self._on_epoch(now, home, message.epoch)
 
-    def _may_be_forgotten(self, now: Instant) -> bool:
+    @staticmethod
+    def _may_be_forgotten(now: Instant, home: ServerAddress) -> bool:
         """After a sleep, another request may have made a new and empty session before this one asked whether there is one."""
-        return self._surely_known_until is not None and now > self._surely_known_until
+        return home.surely_known_until is not None and now > home.surely_known_until
 
     def _on_retry(self, now: Instant, home: ServerAddress, request: PendingRequest, message: messages.Retry) -> None:
         if message.unix_time:
@@ -383,7 +378,7 @@ class Contact(Addresses, ABC):
             home.instance = message.instance
         if self._primary is None:
             home.reflexive = you
-            self._surely_known_until = Instant(now + FIRST_WELCOME)
+            home.surely_known_until = Instant(now + FIRST_WELCOME)
             self._set_primary(now, home)
         elif self._is_better(now, home, self._primary):
             self._set_primary(now, home)
@@ -393,9 +388,15 @@ class Contact(Addresses, ABC):
             self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=you))
             self._probe_mapping(now, home)
         self._check_reached(home)
+        self._hold(now)
+        self._on_epoch(now, home, message.epoch)
         self._on_greeted(now)
         if not is_hello and request.home is not None and not (request.attempts > ENDLESS_RETRY and now < request.due_at):
             self._send(now, request)
+
+    @abstractmethod
+    def _on_epoch(self, now: Instant, home: ServerAddress, epoch: int) -> None:
+        """The server has said which list of servers it has."""
 
     def _on_greeted(self, now: Instant) -> None:
         """One more address has answered, maybe."""
@@ -405,6 +406,8 @@ class Contact(Addresses, ABC):
         fallback at once."""
         if home is primary:
             return False
+        if primary.is_leaving(now) and home.is_well(now) and not home.is_fallback:
+            return True
         if primary.is_fallback:
             return not home.is_fallback or not primary.is_up
         if not self.is_reached:
@@ -438,20 +441,29 @@ class Contact(Addresses, ABC):
             if not home.is_fallback:
                 self._events.append(events.ReflexiveChanged(socket_id=home.socket_id, address=address))
                 self._probe_mapping(now, home)
-            if home is self._primary:
-                self._on_moved(now, None)
+            if home is self._primary or home.is_held:
+                self._rebind_at(now, home)
 
     def _on_instance(self, now: Instant, home: ServerAddress, instance: int) -> None:
         known, home.instance = home.instance, instance
-        if home is self._primary and known is not None and known != instance:
-            self._register(now)
+        if known is None or known == instance:
+            return
+        home.leaves_until, home.load = None, 0
+        for other in self._homes:  # that were of the same server: of which are they now?
+            if other.instance == known and other is not self._primary and not other.is_held:
+                other.instance, other.leaves_until = None, None
+                other.refresh_at = min(other.refresh_at, now)
+        if home is self._primary or home.is_held:
+            self._register(now, home)
 
     # silence
 
     def _on_miss(self, now: Instant, home: ServerAddress, request: PendingRequest) -> None:
-        home.misses += 1
+        home.on_missed(request.attempts)
         misses = request.miss(home.answers)
         if home is not self._primary:
+            if home.is_held and home.misses == LOST_AFTER:
+                self._hold(now)
             return
         if home.misses == 2:  # ask the other addresses whether they fare better
             for other in self._homes:
@@ -461,11 +473,11 @@ class Contact(Addresses, ABC):
         if misses < LOST_AFTER:
             return
         asked_at = home.asked_at if home.asked_at is not None else now
-        for other in self._homes:
-            if other is not home and other.is_up and other.answered_at is not None and other.answered_at > asked_at:
-                self._set_primary(now, other)
-                return
-        self._on_lost(asked_at)
+        substitute = self._substitute(now, home, asked_at)
+        if substitute is not None:
+            self._set_primary(now, substitute)
+        else:
+            self._on_lost(asked_at)
 
     def _on_lost(self, since: Instant) -> None:
         if self.is_reached:

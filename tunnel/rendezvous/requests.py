@@ -92,9 +92,9 @@ class RequestTable:
         return ready
 
     def on_sent(self, request: PendingRequest, now: Instant) -> None:
-        """Doubles the wait each time, with a fifth of jitter, up to MAX_TIMEOUT."""
+        """Double the wait each time, with a fifth of jitter, up to MAX_TIMEOUT; a server that is behind has longer at once."""
         assert request.home is not None
-        wait = min(MAX_TIMEOUT, request.home.timeout() * 2.0 ** min(request.attempts, 10))
+        wait = min(MAX_TIMEOUT, request.home.timeout() * max(2.0 ** min(request.attempts, 10), request.home.stretch))
         request.attempts += 1
         request.sent_at = now
         request.due_at = Instant(now + wait * (0.9 + 0.2 * self._rng.random()) if wait < MAX_TIMEOUT else now + wait)

@@ -42,7 +42,7 @@ class OwnNumber(NamedTuple):
 class Standing:
     """Rooms and nameplates, and who hears of what."""
 
-    __slots__ = ("_hearers", "dialing", "listening", "nameplates", "refused")
+    __slots__ = ("_hearers", "dialing", "listening", "nameplates", "refused", "wide")
 
     def __init__(self) -> None:
         self.listening: dict[bytes, Hearer | None] = {}
@@ -50,12 +50,20 @@ class Standing:
         self.dialing: dict[bytes, dict[Hearer | None, tuple[bytes, ...]]] = {}
         self.nameplates: dict[int, OwnNumber] = {}
         self.refused: dict[bytes, Role] = {}  # rooms that were full, to be asked for again
+        self.wide: set[bytes] = set()  # rooms that are dialed at each of several servers
         self._hearers: OrderedDict[int | bytes, Hearer | None] = OrderedDict()  # by nameplate and mailbox
 
     def knows_room(self, room: bytes) -> bool:
         return room in self.listening or room in self.dialing
 
-    def dial(self, rooms: tuple[bytes, ...], hearer: Hearer | None) -> None:
+    @property
+    def waits_everywhere(self) -> bool:
+        """Whether something is asked of each of several servers."""
+        return bool(self.listening or self.wide)
+
+    def dial(self, rooms: tuple[bytes, ...], hearer: Hearer | None, *, is_wide: bool = False) -> None:
+        if is_wide:
+            self.wide.update(rooms)
         for room in rooms:
             self.dialing.setdefault(room, {})[hearer] = rooms
 
@@ -67,6 +75,7 @@ class Standing:
         dials.pop(hearer, None)
         if hearer is None or not dials:
             self.dialing.pop(room, None)
+            self.wide.discard(room)
         if not self.knows_room(room):
             self.refused.pop(room, None)
         return not self.knows_room(room)
@@ -74,11 +83,31 @@ class Standing:
     def wanted(self) -> Iterator[messages.RequestMessage]:
         """That ask for everything."""
         self.refused.clear()
-        yield from joins(Role.LISTEN, self.listening)
-        for rooms in dict.fromkeys(rooms for dials in self.dialing.values() for rooms in dials.values()):
-            yield from joins(Role.DIAL, [room for room in rooms if room in self.dialing])
+        yield from self._joins(self.dialing)
         for nameplate, own in self.nameplates.items():
             yield messages.Allocate(nameplate, *own)
+
+    def wanted_elsewhere(self, is_everywhere: bool, led: Collection[bytes]) -> Iterator[messages.RequestMessage]:
+        """That ask a second server, too, which knows no numbers of another one.
+
+        `is_everywhere`: it knows of nobody else either.  `led`: rooms where somebody is there.
+        """
+        if is_everywhere:
+            yield from self._joins(self.wide)
+        else:
+            for group in self.groups_of(led):
+                yield from joins(Role.DIAL, group)
+
+    def groups_of(self, rooms: Collection[bytes]) -> list[tuple[bytes, ...]]:
+        """The rooms of each dial to which one of these belongs."""
+        dials = (group for room in rooms for group in self.dialing.get(room, {}).values())
+        return [tuple(room for room in group if room in self.dialing) for group in dict.fromkeys(dials)]
+
+    def _joins(self, dialed: Collection[bytes]) -> Iterator[messages.RequestMessage]:
+        """Of all rooms that are listened in, and these of those that are dialed."""
+        yield from joins(Role.LISTEN, self.listening)
+        for rooms in dict.fromkeys(rooms for dials in self.dialing.values() for rooms in dials.values()):
+            yield from joins(Role.DIAL, [room for room in rooms if room in dialed])
 
     def refused_joins(self) -> list[messages.Join]:
         """Those that were full; afterwards they are pending again."""
@@ -187,9 +216,10 @@ class ChannelBook:
         channel.hinted_at = now
         return channel.info
 
-    def move_all(self, socket_id: SocketId, server: Address) -> list[ChannelMoved]:
+    def move(self, channels: Iterable[RelayChannel], socket_id: SocketId, server: Address) -> list[ChannelMoved]:
+        """These are reached there from now on."""
         moves: list[ChannelMoved] = []
-        for channel in self._channels.values():
+        for channel in [self._channels[each.channel] for each in channels]:
             old = channel.info
             channel.info = old._replace(socket_id=socket_id, server=server)
             moves += [ChannelMoved(old=old, new=channel.info, hearer=hearer) for hearer in channel.hearers or (None,)]

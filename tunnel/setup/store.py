@@ -20,6 +20,7 @@ from tunnel.faults import Faults
 from tunnel.node.events import KeptPsk
 from tunnel.pairing.grants import GrantSet
 from tunnel.pairing.identity import sanitise_name
+from tunnel.server_spec import widest
 from tunnel.settings import Given, GivenPeer, Settings, load_given
 from tunnel.shell.endpoint import KnownPeer, Traces
 from tunnel.state.home import Home
@@ -154,6 +155,7 @@ class HomeStore:
 
     def _known(self, peer: Peer) -> KnownPeer:
         known = known_peer(peer)
+        known = replace(known, server=widest(known.server, self.settings.server))
         return known if self._lend is None else replace(known, lent=self._lend(peer))
 
     def load(self) -> list[KnownPeer]:
@@ -201,10 +203,10 @@ class HomeStore:
     def choose(self, name: str | None) -> KnownPeer:
         """The peer called `name`, or the only one there is.  Raises ConfigurationError."""
         if name is not None:
-            return known_peer(self.home.peer(name))
+            return self._known(self.home.peer(name))
         peers = self.home.peers()
         if len(peers) == 1:
-            return known_peer(peers[0])
+            return self._known(peers[0])
         if not peers:
             raise ConfigurationError(
                 "No peer is remembered yet: connect with a code from 'ptunnel expose' on the other computer."

@@ -288,6 +288,7 @@ class Link:
             receive_rate=self._rates[1],
             punching=self._peering.punching(now),
             nat=dict(self._peering.nat),
+            relays=self._peering.relays.describe(now),
             post_quantum=self._peering.hybrid.is_reached,
             reachable=self._peering.is_reachable,
         )

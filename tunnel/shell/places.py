@@ -10,10 +10,11 @@ import trio
 
 from tunnel.errors import OfflineError, ServerUnreachableError
 from tunnel.host.interfaces import ANYWHERE, local_addresses, source_address
-from tunnel.server_spec import parse_server
+from tunnel.server_spec import members, parse_server
 from tunnel.units import Address
 
 ADDRESSES_A_FAMILY: Final = 8  # of a name that are tried at once: of one server, or of servers that know nothing of each other
+LIST_PATIENCE: Final = 0.3  # seconds that the names of a list are waited for, once one of them is known
 OWN_INTERFACES: Final = "ptunnel"  # how the names of LAN interfaces begin
 NO_NETWORK: Final = "This computer is not connected to a network."
 
@@ -43,8 +44,53 @@ def unknown_name(host: str, error: Exception) -> ServerUnreachableError:
     return ServerUnreachableError(f"The server name {host} is unknown: check it, and your network connection.")
 
 
-async def resolve_server(name: str) -> list[Address]:
-    """Where it may be, IPv6 first.  Raises ConfigurationError, ServerUnreachableError (unknown name), OfflineError."""
+class Names:
+    """The names of a list of servers, looked up together; often a list of one."""
+
+    def __init__(self, name: str) -> None:
+        self._members = members(name)
+        self._known: dict[str, list[Address]] = {}  # as they were told last
+
+    @property
+    def are_several(self) -> bool:
+        return len(self._members) > 1
+
+    @property
+    def are_known(self) -> bool:
+        """All have been told once."""
+        return len(self._known) == len(self._members)
+
+    async def look(self) -> list[Address]:
+        """Where the servers may be.  A name that nobody tells now costs the others no wait; it stays where it was told last.
+
+        Raises ConfigurationError, ServerUnreachableError (unknown name), OfflineError.
+        """
+        if not self.are_several:
+            return await _resolve(self._members[0])
+        errors: list[ServerUnreachableError] = []
+        fresh: dict[str, list[Address]] = {}
+
+        async def look(member: str) -> None:
+            try:
+                fresh[member] = await _resolve(member)
+            except ServerUnreachableError as error:
+                errors.append(error)
+            if fresh:
+                patience.deadline = min(patience.deadline, trio.current_time() + LIST_PATIENCE)
+
+        with trio.CancelScope() as patience:
+            async with trio.open_nursery() as nursery:
+                for member in self._members:
+                    nursery.start_soon(look, member)
+        self._known.update(fresh)
+        if not self._known:
+            raise errors[0]
+        found = [address for member in self._members for address in self._known.get(member, ())]
+        return list(dict.fromkeys(found))
+
+
+async def _resolve(name: str) -> list[Address]:
+    """Of one server."""
     host, port = parse_server(name)
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)

@@ -14,7 +14,7 @@ from tunnel.doors.udp.socket import UdpSocket
 from tunnel.errors import ServerUnreachableError
 from tunnel.faults import Faults, Wall
 from tunnel.node.pool import CloseRoute, OpenRoute
-from tunnel.server_spec import TlsOptions, parse_server
+from tunnel.server_spec import TlsOptions, members, parse_server
 from tunnel.units import Address, SocketId
 
 if TYPE_CHECKING:
@@ -87,7 +87,12 @@ class Routes:
 
     def allows(self, server: str) -> bool:
         """Whether there is any to that server."""
-        return any(kind.is_allowed(self._options(server)) for kind in self._kinds)
+        return bool(self._ways(server))
+
+    def _ways(self, server: str) -> list[tuple[Route, str]]:
+        """All kinds of routes, and of several servers to each."""
+        several = members(server, "server")
+        return [(kind, each) for each in several for kind in self._kinds if kind.is_allowed(self._options(each))]
 
     def name_of(self, socket_id: SocketId) -> str | None:
         """How its counters are called."""
@@ -120,18 +125,18 @@ class Routes:
             with door.scope:
                 while True:
                     begun = trio.current_time()
-                    kinds = [kind for kind in self._kinds if kind.is_allowed(self._options(door.name))]
+                    ways = self._ways(door.name)
                     door.is_good = False
                     with trio.CancelScope() as door.attempt, self._wall(door):
-                        if kinds:
-                            await self._connect(door, kinds[number % len(kinds)])
+                        if ways:
+                            await self._connect(door, *ways[number % len(ways)])
                     if door.attempt.cancelled_caught or trio.current_time() - begun >= STEADY:
                         pause = FIRST_PAUSE
                     if door.attempt.cancelled_caught:
                         continue
                     if not door.is_good:
                         number += 1
-                        if kinds and number % len(kinds):
+                        if ways and number % len(ways):
                             continue
                     with trio.CancelScope() as door.attempt:
                         await trio.sleep(pause)
@@ -143,10 +148,10 @@ class Routes:
     def _wall(self, door: _Open) -> Wall:
         return self._faults.wall("tls", f"ended a TLS connection to the server {parse_server(door.name)[0]}")
 
-    async def _connect(self, door: _Open, kind: Route) -> None:
+    async def _connect(self, door: _Open, kind: Route, server: str) -> None:
         """One connection from its beginning to its end."""
         try:
-            socket = await kind.dial(parse_server(door.name)[0], self._options(door.name))
+            socket = await kind.dial(parse_server(server)[0], self._options(server))
         except ServerUnreachableError as error:
             self.troubles[door.name] = f"over {kind.words}: {error}"
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 import trio
@@ -13,9 +12,9 @@ import trio
 from tunnel.errors import ConfigurationError, ServerUnreachableError
 from tunnel.node.endpoint import Endpoint
 from tunnel.node.pool import CloseRoute, OpenRoute
-from tunnel.server_spec import DHT, alternatives, parse_server
+from tunnel.server_spec import DHT, alternatives, members, parse_server
 from tunnel.shell.dht_door import DhtDoor
-from tunnel.shell.places import resolve_server
+from tunnel.shell.places import Names
 from tunnel.shell.routes import Routes
 from tunnel.units import Address, Instant
 
@@ -62,6 +61,7 @@ class Servers:
         self.sessions: SessionMemory | None = None  # given before the first server is added
         self._where: dict[str, list[Address]] = {}
         self._lookups: dict[str, Lookup] = {}
+        self._lists: dict[str, Names] = {}  # of several servers
         self._added = trio.Event()
         self._runs = trio.Event()
         self._changed = trio.Event()
@@ -98,8 +98,11 @@ class Servers:
             self._note_added()
             return
         if lookup is None:
-            lookup = partial(resolve_server, name)
-            if not _is_address(parse_server(name, "server")[0]):
+            names = Names(name)
+            lookup = names.look
+            if names.are_several:
+                self._lists[name] = names
+            if not all(_is_address(parse_server(each, "server")[0]) for each in members(name)):
                 self._lookups[name] = lookup
         else:
             self._lookups[name] = lookup
@@ -172,8 +175,9 @@ class Servers:
             return NO_NODES
         if not self._core.has_server(name) and name in self._troubles:
             return self._troubles[name]
-        host, port = parse_server(name, "server")
-        text = f"No ptunnel server answers at {host}, UDP port {port}: is 'ptunnel serve' running there, or a firewall between?"
+        places = (parse_server(each, "server") for each in members(name))
+        where = " or ".join(f"{host}, UDP port {port}" for host, port in places)
+        text = f"No ptunnel server answers at {where}: is 'ptunnel serve' running there, or a firewall between?"
         trouble = self._routes.troubles.get(name)
         return text if trouble is None else f"{text} Nor {trouble}"
 
@@ -191,22 +195,28 @@ class Servers:
                 await self._added.wait()
 
     async def _follow(self, name: str) -> None:
-        pause, look_at, network = FIRST_LOOK, math.inf, self._network
+        pause, rest, look_at, network = FIRST_LOOK, LONGEST_LOOK, math.inf, self._network
         while True:
             now = trio.current_time()
             if self._core.is_reached(name):
-                pause, look_at = FIRST_LOOK, math.inf
+                pause, rest = FIRST_LOOK, self._next_look(name)
+                look_at = min(look_at, now + rest) if rest < math.inf else math.inf
             elif self._network != network:
                 pause, look_at = FIRST_LOOK, now
-            elif look_at == math.inf:
+            elif look_at > now + pause:
                 look_at = now + pause
             network = self._network
             if now >= look_at:
                 await self._look(name)
-                look_at = trio.current_time() + pause
+                look_at = trio.current_time() + (rest if self._core.is_reached(name) else pause)
                 pause = min(2 * pause, LONGEST_LOOK)
             with trio.CancelScope(deadline=look_at):
                 await self._changed.wait()
+
+    def _next_look(self, name: str) -> float:
+        """Seconds until a name that leads to a server which answers is looked up again: of several, another may have moved."""
+        names = self._lists.get(name)
+        return math.inf if names is None else LONGEST_LOOK if names.are_known else FIRST_LOOK
 
     async def _look(self, name: str) -> None:
         try:

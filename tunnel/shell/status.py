@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,5 +29,6 @@ class LinkStatus(ConnectionStats):
     receive_rate: float
     punching: Mapping[str, Any]  # what the search for a direct path has cost and may still cost
     nat: dict[str, str]  # `ours` and `theirs`: how the routers map; `technique` that was needed, if any
+    relays: Sequence[Mapping[str, Any]]  # the servers that it could go by, and what each is to it
     post_quantum: bool  # what is carried now stays secret from quantum computers too
     reachable: bool  # something gets through to the peer; if not, it is silent, and waited for

@@ -24,6 +24,7 @@ from tunnel.node.peering import (
     CONTROL_SHARES,
 )
 from tunnel.node.pings import MAX_PONGS
+from tunnel.node.relays import CONTROL_RELAYS, HAVE, MAX_SAID, OPEN, encode_have
 from tunnel.transport.connection.control import frame
 from tunnel.transport.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.transport.stream.streams import CONTROL_STREAM
@@ -64,6 +65,11 @@ ROWS: Final[dict[int, dict[str, Callable[[int], bytes]]]] = {
     CONTROL_KEM_KEPT: {"kept": lambda _: bytes((CONTROL_KEM_KEPT,))},
     CONTROL_SERVER: {"where its server is": lambda _: bytes((CONTROL_SERVER,)) + b"192.0.2.1:24531"},
     CONTROL_SHARES: {"what may be reached": lambda _: bytes((CONTROL_SHARES,))},
+    CONTROL_RELAYS: {
+        "servers that answer": lambda number: encode_have(dict.fromkeys(range(MAX_SAID), number / 10000.0)),
+        "a channel elsewhere": lambda number: bytes((CONTROL_RELAYS, OPEN)) + with_token(0xC0)(number) + bytes(24),
+        "no list of servers": lambda _: bytes((CONTROL_RELAYS, HAVE, 1)),
+    },
     UNKNOWN: {"of a later version": lambda _: bytes((UNKNOWN,)), "empty": lambda _: b""},
 }
 

@@ -38,7 +38,9 @@ class Costly:
     def listen(self, now: Instant, rooms: list[bytes], hearer: Any = None, *, is_spare: bool = False) -> None:
         self.listened.update(dict.fromkeys(rooms, is_spare))
 
-    def dial(self, now: Instant, rooms: list[bytes], hearer: Any = None, *, is_spare: bool = False) -> None:
+    def dial(
+        self, now: Instant, rooms: list[bytes], hearer: Any = None, *, is_spare: bool = False, is_wide: bool = False
+    ) -> None:
         if not is_spare:
             self.dialed += rooms
             self.hearer = hearer

@@ -123,9 +123,11 @@ VERBS: Final[dict[str, Callable[[Connection, Instant], object]]] = {
     "challenge": lambda c, now: c.challenge(now, ELSEWHERE, PathKind.DIRECT),
     "close": lambda c, now: c.close(now, 0, "bye"),
     "drop_path": lambda c, now: c.drop_path(now, STANDING),
+    "expect_relay": lambda c, now: c.expect_relay(now, ELSEWHERE),
     "give_up_keys": lambda c, now: c.give_up_keys(now),
     "hold": lambda c, now: c.hold(),
     "install_keypair": lambda c, now: c.install_keypair(now, keypairs(c._shared._rng, 500)[0], True),
+    "leave_path": lambda c, now: c.leave_path(now, STANDING),
     "migrate": lambda c, now: c.migrate(now, ELSEWHERE, PathKind.DIRECT),
     "open_stream": lambda c, now: c.open_stream(),
     "ping": lambda c, now: c.ping(now),
@@ -158,7 +160,7 @@ OTHERS: Final = {
         "is_closed",
     ),
     *("is_confirmed", "is_drained", "is_mute", "keepalive", "knows_path", "last_heard", "packets", "paths"),
-    *("receive_datagrams", "stats", "stream_at_end", "stream_is_acked", "streams_accepted", "used_sockets"),
+    *("receive_datagrams", "stats", "relay_paths", "stream_at_end", "stream_is_acked", "streams_accepted", "used_sockets"),
     *("set_packet_sink", "set_stream_sink", "stream_space", "stream_want_space"),
     *("peer_takes", "set_repeat"),  # of datagrams yet to come
     "stream_read",  # see below

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from tests.unit.rendezvous.world import World
+from tests.unit.rendezvous.world import SERVER, V4, World
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import ResponseMessage
 from tunnel.rendezvous.pushes import MAX_CREDIT
-from tunnel.units import Address, Instant
+from tunnel.units import Address, Instant, PathKey
 
 DEAF, LOUD = Address("198.18.0.1", 1000), Address("198.18.0.2", 1000)
 ROOM = b"r" * 16
@@ -100,7 +100,7 @@ def test_what_had_to_wait_comes_as_soon_as_the_session_is_heard() -> None:
     assert not listener.of(messages.Introduced)
     assert world.server.drops["server_push_waits"]
     listener.is_deaf = False
-    listener.client.doubt(world.now)  # asks at once
+    listener.client.doubt(world.now, PathKey(V4, SERVER[V4], b""))  # asks at once
     world.run(0.2)
     assert len(listener.of(messages.Introduced)) == 12
 

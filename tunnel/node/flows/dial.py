@@ -177,7 +177,7 @@ class Dialer(Flow):
         self._rooms = [room for room in self._rooms if room not in rooms]
         self._leave(now)  # not what is dialed again: a Leave that overtakes the next Join would undo it
         self._rooms = rooms
-        self.client.dial(now, self._rooms, self)
+        self.client.dial(now, self._rooms, self, is_wide=wide)
         self._widen_at = None if wide else Instant(now + max(NEIGHBOURS_AFTER, self.client.absent_after / 2))
         if self._absent_at is None:
             self._absent_at = Instant(now + self.client.absent_after)

@@ -53,6 +53,12 @@ class PathVerbs:
         return {key.prefix for key in self._shared.paths.known if key.prefix}
 
     @property
+    def relay_paths(self) -> dict[PathKey, bool]:
+        """All that lead through a server, and whether each works and is not said to end."""
+        relayed = (path for path in self._shared.paths.known.values() if path.kind is PathKind.RELAY)
+        return {path.key: path.validated and not path.is_replaced for path in relayed}
+
+    @property
     def used_sockets(self) -> set[SocketId]:
         """Those of the paths in use, and of all that the peer has lately answered on."""
         paths = self._shared.paths
@@ -96,6 +102,24 @@ class PathVerbs:
         if replaced is not None:
             replaced.is_replaced = True
         paths.expect(now, key, PathKind.RELAY)
+
+    def expect_relay(self, now: Instant, key: PathKey) -> None:
+        """The same for one that stands beside those that work, or that may work again: it counts from when it answers."""
+        self._touched()
+        path = self._shared.paths.known.get(key)
+        if path is not None and path.validated:
+            path.is_replaced = path.is_left = False
+            path.verify(now)
+        else:
+            self._shared.paths.expect(now, key, PathKind.RELAY)
+
+    def leave_path(self, now: Instant, key: PathKey) -> None:
+        """The path is about to stop working, as its server says: use another one from now on, if there is one."""
+        self._touched()
+        path = self._shared.paths.known.get(key)
+        if path is not None:
+            path.is_replaced = path.is_left = True
+            self._switching.choose(now)
 
     def knows_path(self, key: PathKey) -> bool:
         """Whether this has been a path, working or not."""

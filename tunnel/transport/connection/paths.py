@@ -47,7 +47,10 @@ VERIFY_SPACING: Final = Seconds(0.06)  # at least, between two challenges of a p
 PROOF_INTERVAL: Final = Seconds(60.0)  # of the current path being used, after which an answer to a challenge is due once more
 PROOF_SPACING: Final = Seconds(1.0)  # between such challenges until one is answered
 PROOF_ATTEMPTS: Final = 10  # without an answer, and the path carries nothing more: at a loss of 30 % one time in a thousand
-BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works
+BETTER_RTT: Final = 0.7  # another direct path must be this much faster to be preferred to one that works ...
+BETTER_RTT_BY: Final = Seconds(0.001)  # ... and by so much
+BETTER_RELAY: Final = 2 / 3  # the same of another relay, as other users come and go there
+BETTER_RELAY_BY: Final = Seconds(0.010)
 STILL_LOOKED_FOR: Final = "a direct path is still looked for"  # why a path is relayed, until that has come to something
 
 
@@ -67,6 +70,7 @@ class Path:
         "capacity",
         "idle_for",
         "in_doubt_since",
+        "is_left",
         "is_proven",
         "is_replaced",
         "key",
@@ -82,6 +86,7 @@ class Path:
         "proof_at",
         "proof_attempts",
         "recovery",
+        "requeue_at",
         "unanswered_since",
         "validated",
         "verify_at",
@@ -103,7 +108,9 @@ class Path:
         )
         self.pacer = Pacer(self.recovery.pacing_rate(), self.mtu, now)
         self.validated = True
-        self.is_replaced = False  # its relay channel is reached some other way now
+        self.is_replaced = False  # its relay channel is reached some other way now, or is about to end
+        self.is_left = False  # the latter: what is under way there still arrives, or its acknowledgement does
+        self.requeue_at: Instant | None = None  # when the rest of that is sent again elsewhere
         self.proof_at = Instant(now + PROOF_INTERVAL)  # when it is to prove again that the peer gets what we send there
         self.proof_attempts = 0
         self.is_proven = True  # the peer has answered a challenge there lately, or not been asked often enough to tell
@@ -262,7 +269,7 @@ class Paths:
             path = self._make(key, kind, now, None)
             path.validated = False
         elif path.is_replaced:
-            path.is_replaced = path.validated = False
+            path.is_replaced = path.is_left = path.validated = False
         path.in_doubt_since = None
         path.verify(now)
 
@@ -346,9 +353,10 @@ class Paths:
             return None
         if not current.validated or current.is_replaced or not self.is_allowed(current) or best.kind is not current.kind:
             return best
-        if _quickest(best) < BETTER_RTT * _quickest(current) - 0.001:
-            return best
-        return None
+        now, then = _quickest(current), _quickest(best)
+        if current.kind is PathKind.RELAY:
+            return best if is_nearer(then, now) else None
+        return best if then < BETTER_RTT * now - BETTER_RTT_BY else None
 
     @staticmethod
     def _rank(path: Path) -> tuple[bool, bool, float, int]:
@@ -370,6 +378,8 @@ class Paths:
         first: float = current.proof_at
         for path in self.known.values():
             at: float
+            if path.requeue_at is not None and path.requeue_at < first:
+                first = path.requeue_at
             if path.in_doubt_since is not None:
                 at = path.verify_at
             elif path is current:
@@ -437,6 +447,11 @@ class Paths:
             path.last_sent = now
             self.challenge(now, path.key, path.kind)
         return failed
+
+
+def is_nearer(one: float, other: float) -> bool:
+    """Whether a relay with the round trip `one` is so much nearer than another that it is worth a change."""
+    return one < BETTER_RELAY * other and other - one >= BETTER_RELAY_BY
 
 
 def _is_large(burst: SentBurst, mask: int) -> bool:

@@ -14,6 +14,7 @@ from tunnel.transport.connection.shared import Shared
 from tunnel.units import Instant, Seconds
 
 BLACK_HOLE_PTOS: Final = 2  # probe timeouts in a row, before large datagrams are suspected (RFC 8899 §4.3)
+LEFT_PATIENCE: Final = 1.25  # round trips, in which a path that is about to end tells what it has delivered
 BACK_AFTER: Final = Seconds(1.0)  # of silence, a peer that is heard again is asked at once what it missed
 DEMOTED: Final = "the direct path fell silent"
 HEARD_LATELY: Final = Seconds(30.0)  # a live peer is silent for shorter: longer than any keepalive and what follows it
@@ -101,7 +102,7 @@ class Switching:
         if not why:
             if previous.is_replaced:
                 previous.validated = False  # nothing gets through there any more
-                why = "the server is reached another way"
+                why = "the server ends" if previous.is_left else "the server is reached another way"
             elif not previous.validated:
                 why = DEMOTED if previous.kind is PathKind.DIRECT else "the relay fell silent"
             elif better.kind is PathKind.DIRECT:
@@ -109,7 +110,10 @@ class Switching:
         paths.why = why
         self._shared.mtu_changed = False
         if not previous.validated:
-            self._requeue(now, previous)
+            if previous.is_left:
+                previous.requeue_at = Instant(now + LEFT_PATIENCE * previous.recovery.rtt.smoothed_rtt)
+            else:
+                self._requeue(now, previous)
         self._announce(now)
 
     def on_heard(self, silence: Seconds) -> None:
@@ -123,11 +127,14 @@ class Switching:
         was_working, path.validated = path.validated, False
         if was_working:
             self._failed(now, path)
+        elif path.requeue_at is not None:
+            self._requeue(now, path)
         self.choose(now)
         self._shared.paths.remove(path.key)
 
     def _requeue(self, now: Instant, path: Path) -> None:
         path.probes_owed = 0
+        path.requeue_at = None
         for burst, mask in path.recovery.discard(now):
             self._shared.content_lost(burst.content, mask, burst.count)
 
@@ -149,6 +156,8 @@ class Switching:
             return
         paths = self._shared.paths
         for path in list(paths.known.values()):
+            if path.requeue_at is not None and path.requeue_at <= now:
+                self._requeue(now, path)
             at = path.recovery.poll_timeout()
             if at is not None and at <= now:
                 self._recovery_timeout(now, path)
