@@ -176,6 +176,22 @@ class Settings:
             check=read_fingerprint,
         ),
     ] = None
+    fleet: Annotated[
+        str | None,
+        Row(
+            meaning="the store that servers of a fleet share: redis://HOST/ and others of ptunnel serve --fleet",
+            variable="PTUNNEL_FLEET",
+            is_secret=True,
+        ),
+    ] = None
+    fleet_key: Annotated[
+        str | None,
+        Row(
+            meaning="the secret that servers of a fleet share: 32 characters or more",
+            variable="PTUNNEL_FLEET_KEY",
+            is_secret=True,
+        ),
+    ] = None
     dht_bootstrap: Annotated[
         str,
         Row(

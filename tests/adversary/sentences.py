@@ -100,6 +100,17 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "tests/sim/test_keys.py::test_who_drops_handshakes_alone_cannot_keep_old_keys_in_use_and_both_people_are_told",
         ),
     },
+    "The store of a fleet, or whoever reads and writes there": {
+        "Who writes there without the key cannot make a record or a note: each is sealed for its place.": (
+            "tests/unit/rendezvous/fleet/test_seal.py::test_a_record_is_good_in_its_place_and_under_its_key_only",
+            "tests/unit/rendezvous/fleet/test_members.py::test_records_of_somebody_else_or_in_another_place_are_no_servers",
+            "tests/unit/rendezvous/fleet/test_notes.py::test_a_note_under_another_key_or_from_another_channel_is_dropped",
+            "tests/sim/test_fleet.py::test_a_store_that_writes_what_it_likes_sends_nobody_anywhere",
+        ),
+        "Nobody waits for the store longer than a second.": (
+            "tests/unit/rendezvous/fleet/test_codes.py::test_a_claim_waits_for_the_store_no_longer_than_a_second",
+        ),
+    },
     "Someone on the path between two peers, or between a peer and the server": {
         "Whoever sits on it can do what the server can do, and no more.": (
             "tests/unit/rendezvous/test_client_and_server.py::test_a_forged_answer_or_push_from_off_the_path_is_dropped",

@@ -49,13 +49,14 @@ ARROWS: dict[str, set[str]] = {
     "setup": {"shell", "node", "pairing", "state", "host", "telemetry", "disk", *SETTINGS, *WALLS},
     "ports": {"setup", "shell", "pairing", "core", "doors.udp", "host", "state", *SETTINGS, *WALLS},
     "room": {"room.core", "room.ip", "ports", "setup", "shell", "node", "pairing", "doors.tun", "state", *SETTINGS, *WALLS},
+    "fleet": {"rendezvous", "shell", "core", "host", *BASE},
     "control": {"shell", *WALLS},
     "up": {"control", "room", "ports", "setup", "shell", "pairing", "host", "state", *SETTINGS, *WALLS},
     "page": {"page.place", "ports", *WALLS},
     "page.place": BASE,
     "cli": {
         "examples", "up", "page", "page.place",
-        "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", "telemetry",
+        "room", "room.core", "ports", "setup", "control", "shell", "pairing", "host", "state", "telemetry", "fleet",
         *SETTINGS,
         *WALLS,
     },
@@ -83,6 +84,7 @@ TRANSPORT: dict[str, set[str]] = {
 #: folder -> the packages from outside the standard library that it may import.
 PACKAGES: dict[str, set[str]] = {
     "cli": {"click", "rich", "segno", "trio", "msgspec"},
+    "fleet": {"trio", "coredis", "anyio"},
     "control": {"trio", "msgspec"},
     "page": {"h11", "msgspec", "segno", "trio"},
     "ports": {"trio", "msgspec"},

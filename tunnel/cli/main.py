@@ -149,7 +149,7 @@ Scripts: --json on any command prints one JSON object a line on stdout, 'event' 
   listening, code, paired, serving, shared, path, forward, remote, connection, connections,
   member, closed, warning while something runs; error as the last one of a command that failed;
   granted, revoked, peer, renamed, forgotten, setting, room, removed, forward_removed,
-  reloaded, service, page, status, check, ping, bench, doctor, finding as answers.
+  reloaded, service, page, status, check, ping, bench, doctor, finding, fleet as answers.
   People are spoken to on stderr; 'exec' prints events there too.
 
 \b

@@ -36,6 +36,7 @@ class Ending:
     stop: Callable[[], None] | None = None
     hung_up: Callable[[], None] | None = None
     hurry: Callable[[], None] = lambda: None
+    patience: float = 0.0  # seconds more than GOODBYE_LIMIT that it may take to end
 
 
 def ending_signals(*, outlives_terminal: bool = False) -> set[int]:
@@ -74,7 +75,7 @@ def run(
                 if caught:
                     _leave(exit_code(number))
                 caught.append(number)
-                _end_anyway(exit_code(number))
+                _end_anyway(exit_code(number), ending.patience)
                 if ending.stop is not None:
                     ending.stop()
                 else:
@@ -128,9 +129,9 @@ def exit_code(number: int) -> int:
     return 130 if number == signal.SIGINT else 0
 
 
-def _end_anyway(code: int) -> None:
+def _end_anyway(code: int, patience: float) -> None:
     """A thread of the system's resolver cannot be cancelled and must not hold up the end."""
-    timer = threading.Timer(GOODBYE_LIMIT, _leave, [code])
+    timer = threading.Timer(GOODBYE_LIMIT + patience, _leave, [code])
     timer.daemon = True
     timer.start()
 

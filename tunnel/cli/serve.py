@@ -48,6 +48,20 @@ REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "droppe
     "--metrics", metavar="ADDR[:PORT]",
     help="Give figures to Prometheus there, over HTTP at /metrics; a lone port means this machine alone.",
 )  # fmt: skip
+@click.option(
+    "--fleet", metavar="URL",
+    help="Be one of several servers that share this store, and are one service: redis://HOST/ and others; see docs/fleet.md.",
+)  # fmt: skip
+@click.option("--fleet-key", "fleet_key", metavar="FILE", help="With --fleet: the file with the secret of all its servers.")
+@click.option(
+    "--advertise", metavar="ADDR[:PORT]", multiple=True,
+    help="With --fleet, repeatable: where clients reach this server alone; where it listens, unless said.",
+)  # fmt: skip
+@click.option(
+    "--drain", metavar="SECONDS", type=click.FloatRange(0.0, 3600.0), default=30.0, show_default=True,
+    help="With --fleet: how long clients may take to leave for another server when this one is stopped.",
+)  # fmt: skip
+@click.option("--fleet-status", "is_fleet_status", is_flag=True, help="Say which servers the fleet has, and serve nothing.")
 @click.option("--check", "is_check", is_flag=True, help="Say what would keep this server from serving, and serve nothing.")
 @click.option(
     "--from", "check_from", metavar="HOST[:PORT]", help="With --check: have this other server try whether the ports are reached."
@@ -56,8 +70,8 @@ REFUSED: Final = frozenset({"did_denied", "dropped_server_request_rate", "droppe
 @common
 def command(
     listen: tuple[str, ...], tls_cert: str | None, tls_key: str | None, tls_port: int, open_directory: bool, access: str | None,
-    limits: tuple[str, ...], metrics: str | None, is_check: bool, check_from: str | None, is_log_json: bool, is_json: bool,
-    verbose: int,
+    limits: tuple[str, ...], metrics: str | None, fleet: str | None, fleet_key: str | None, advertise: tuple[str, ...],
+    drain: float, is_fleet_status: bool, is_check: bool, check_from: str | None, is_log_json: bool, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Run a rendezvous server: it introduces peers to one another and, where no direct path exists, relays sealed
     datagrams that it cannot read.  It keeps nothing on disk but a random secret, in PTUNNEL_HOME, by which codes stay good
@@ -73,10 +87,13 @@ def command(
       ptunnel serve --metrics 127.0.0.1:9464
       ptunnel serve --limit max_sessions=200000
       ptunnel serve --check --from rv.example.net
+      ptunnel serve --fleet rediss://store.example.net/
+      ptunnel serve --fleet-status
     With -v a line for each client that comes and leaves, each pair that meets and ends, and each refusal, with addresses.
     Let UDP ports 24531 and 24532 through the host's firewall, and TCP port 443 where TLS is served.
     docs/server.md sets a server up, from an empty machine to figures in Prometheus.
     """
+    from tunnel.cli import fleet as cli_fleet
     from tunnel.cli import json_log
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
@@ -108,10 +125,13 @@ def command(
     if access is not None:
         options["access"] = read_access_file(access)
     config = _limited(ServerConfig(**options), limits)
+    door = cli_fleet.door(fleet, fleet_key, advertise, drain, is_asked=is_fleet_status)
+    if door is not None and is_fleet_status:
+        return run(lambda _ending: cli_fleet.status(door, is_json=is_json), is_answer=True)
     if tls is not None:
         raise_descriptor_limit()  # one for each connection
     secret = _secret(output)
-    told = {"config": config, "tls": tls, "secret": secret, "access_file": access}
+    told = {"config": config, "tls": tls, "secret": secret, "access_file": access, "fleet": door}
     with tamed():
         return run(lambda ending: _serve(places, told, figures, output, ending), outlives_terminal=True)
 
@@ -183,6 +203,8 @@ async def _serve(
                 manager.ready()
 
             ending.hung_up = hung_up
+            if told["fleet"] is not None:
+                ending.stop, ending.patience = running.stop, told["fleet"].drain
             _tell(running, scrapes, output)
 
             async def reach(server: str) -> list[dict[str, Any]]:
@@ -292,4 +314,5 @@ def details(running: RunningServer) -> dict[str, Any]:
         "relayed_bytes": counters["relayed_bytes"],
         "refused": sum(count for name, count in counters.items() if name in REFUSED),
         "counters": counters,
+        **({} if running.fleet is None else {"fleet": running.fleet.status()}),
     }

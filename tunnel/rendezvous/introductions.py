@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tunnel.core.trace import Drops
 from tunnel.rendezvous import messages
@@ -16,6 +16,9 @@ from tunnel.rendezvous.pushes import Pushes
 from tunnel.rendezvous.registry import Dial, Mailbox, Registry, Session
 from tunnel.rendezvous.relay import Channel, Moved, Relay
 from tunnel.units import Address, Instant, Seconds, SocketId
+
+if TYPE_CHECKING:
+    from tunnel.rendezvous.fleet.fleet import Fleet
 
 OWNER_SIDE: Final = 0  # of a channel: whoever allocated or listened
 UNMET_INTERVAL: Final = Seconds(30.0)  # between words to one listener that dialers could not be led to it
@@ -38,6 +41,7 @@ class Introductions:
         drops: Drops,
         counts: Counter[str],
         note: Callable[..., None],
+        fleet: Fleet | None = None,
     ) -> None:
         """`note(now, name, **data)` counts what was done, and lets a listener know; `counts` is where it counts."""
         self._config = config
@@ -50,6 +54,7 @@ class Introductions:
         self._drops = drops
         self._counts = counts
         self._note = note
+        self._fleet = fleet
 
     def answer(
         self, now: Instant, session: Session, message: messages.RequestMessage, cookie: bytes
@@ -74,7 +79,9 @@ class Introductions:
             case messages.Rebind() | messages.Restore():
                 return self._on_channel(now, session, message, cookie)
             case messages.Follow():
-                return messages.Servers(epoch=0, index=0, servers=())
+                if self._fleet is None:
+                    return messages.Servers(epoch=0, index=0, servers=())
+                return self._fleet.follow(now, session)
             case messages.Hello():  # peek_request sees it, unless it is written as no client does
                 return messages.Done()
             case messages.Refresh() | messages.Goodbye():
@@ -100,8 +107,11 @@ class Introductions:
         if number is None:
             return Refusal(RefusalCode.FULL, "no more codes for now, or not for this address", RETRY_FULL)
         self._note(now, "allocated", remote=session.remote)
+        if self._fleet is None:
+            ticket = self._numbers.ticket(self._instance, session.id, number)
+        else:
+            ticket = self._fleet.codes.allocated(now, number, message.ticket)
         lifetime = self._registry.nameplates[number].expires_at - now
-        ticket = self._numbers.ticket(self._instance, session.id, number)
         return messages.Allocated(nameplate=number, expires_s=int(lifetime), ticket=ticket)
 
     def _on_claim(self, now: Instant, session: Session, message: messages.Claim) -> messages.ResponseMessage | Refusal:

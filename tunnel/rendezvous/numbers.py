@@ -27,9 +27,9 @@ DRAWS: Final = 64  # tries; a tenth of the numbers is taken, beside those of the
 class Numbers:
     """Without a secret that outlives the process every number may be given, and tickets end with it."""
 
-    __slots__ = ("_density", "_digits", "_draws", "_entropy", "_share", "_tickets")
+    __slots__ = ("_density", "_digits", "_draws", "_entropy", "_of", "_share", "_tickets")
 
-    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes], secret: bytes | None) -> None:
+    def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes], secret: bytes | None, share: int = SHARE) -> None:
         self._entropy = entropy
         self._digits = config.first_nameplate_digits
         self._density = config.nameplate_density
@@ -37,6 +37,7 @@ class Numbers:
         self._tickets = hmac.digest(master, b"ptunnel tickets", sha256)
         self._draws = hmac.digest(master, b"ptunnel draws", sha256)
         self._share = hmac.digest(master, b"ptunnel numbers", sha256) if secret is not None else None
+        self._of = share if secret is not None else 1  # of so many numbers one is ours
 
     def may_be_ours(self, number: int) -> bool:
         """Whether this server could have given it."""
@@ -46,15 +47,14 @@ class Numbers:
         """Ours of the sixteen numbers around this one."""
         if self._share is None:
             return number
-        block = number // SHARE
-        return block * SHARE + hmac.digest(self._share, block.to_bytes(4, "big"), sha256)[0] % SHARE
+        block = number // self._of
+        return block * self._of + hmac.digest(self._share, block.to_bytes(4, "big"), sha256)[0] % self._of
 
     def draw(self, now: Instant, key: str, held: int, taken: Collection[int], but: int = 0) -> int | None:
         """A number for the address `key`, which holds so many: not `but`, and of as many digits as keep guesses wrong nine
         times in ten."""
         digits = self._digits
-        share = 1 if self._share is None else SHARE
-        while len(taken) * share >= self._density * 9 * 10 ** (digits - 1):
+        while len(taken) * self._of >= self._density * 9 * 10 ** (digits - 1):
             digits += 1
         lowest: int = 10 ** (digits - 1)
         choices = DRAWN_NUMBERS + 2 * held

@@ -9,17 +9,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tunnel.core.prefixes import Prefixes, RankedShares, Shares, prefixes
 from tunnel.rendezvous.limits import ServerConfig
-from tunnel.rendezvous.messages import MAILBOX_SIZE, PushMessage
+from tunnel.rendezvous.messages import MAILBOX_SIZE, PushMessage, Request
 from tunnel.rendezvous.numbers import Numbers
 from tunnel.units import Address, Instant, SocketId
 
 REMEMBERED_ANSWERS: Final = 16  # answers a session, so that a repeated request is answered alike instead of done twice
 SCARCE_SHARE: Final = 0.5  # of what addresses usually hold in rooms: so much is had of them when there are no more
 LOOKED_AT: Final = 16  # rooms of who gives way; of these one in which nobody has met goes, if there is one
+
+
+class Inbound(NamedTuple):
+    """Where a request came from and what it was."""
+
+    socket_id: SocketId
+    remote: Address
+    request: Request
+    size: int  # bytes of it
 
 
 class PendingPush:
@@ -37,12 +46,13 @@ class PendingPush:
 class Dial:
     """One wish to meet each listener of some rooms once."""
 
-    __slots__ = ("introduced", "rooms", "session")
+    __slots__ = ("introduced", "rooms", "sent", "session")
 
     def __init__(self, session: Session, rooms: tuple[bytes, ...]) -> None:
         self.session = session
         self.rooms = rooms
         self.introduced: set[bytes] = set()
+        self.sent: dict[int, Instant] | None = None  # to which servers of a fleet, and when
 
 
 class Session:
@@ -53,6 +63,7 @@ class Session:
         "channels",
         "credit",
         "dialing",
+        "follows",
         "has_asked",
         "has_lost",
         "id",
@@ -89,6 +100,7 @@ class Session:
         self.unmet_at: Instant | None = None  # when it was told that somebody could not be led to it
         self.credit = 0  # bytes that it may be told unasked
         self.is_guest = False  # has been led to a session of the server's own hosts
+        self.follows = False  # it goes where it is sent, in a fleet
         self.has_lost = False  # a room to somebody else, and not registered anything since it was told
         self.knows_loss = False  # that was told
         self.listening: set[bytes] = set()
@@ -199,6 +211,8 @@ class Registry:
         self.room_shares = RankedShares(total=config.max_room_entries, each=config.rooms_per_address)
         self.mailbox_shares = Shares(total=config.max_mailboxes, each=config.mailboxes_per_address)
         self.given_up = 0  # registrations in rooms, to others
+        self.on_room: Callable[[bytes], None] | None = None  # hears in which room somebody came or went
+        self.on_number: Callable[[int], None] | None = None  # ... and which number is over
         self._at: dict[str, tuple[Session, ...]] = {}  # sessions by address
 
     # sessions
@@ -279,6 +293,8 @@ class Registry:
         room.listeners += (session,)
         session.listening.add(name)
         self.room_shares.add(session.keys)
+        if self.on_room is not None:
+            self.on_room(name)
         return True
 
     def dial(self, dial: Dial, name: bytes) -> bool:
@@ -294,6 +310,8 @@ class Registry:
         room = self._room(name)
         room.dialers = (*_but(room.dialers, session), dial)
         session.dialing[name] = dial
+        if self.on_room is not None:
+            self.on_room(name)
         return True
 
     def _room(self, name: bytes) -> Room:
@@ -339,6 +357,8 @@ class Registry:
                 self.room_shares.remove(session.keys)
             if not room.listeners and not room.dialers:
                 del self.rooms[name]
+            if self.on_room is not None:
+                self.on_room(name)
 
     # nameplates
 
@@ -370,6 +390,8 @@ class Registry:
         if nameplate is not None:
             nameplate.owner.nameplates.discard(number)
             self.nameplate_shares.remove(nameplate.owner.keys)
+            if self.on_number is not None:
+                self.on_number(number)
 
     # mailboxes
 

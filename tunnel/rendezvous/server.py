@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tunnel.core.prefixes import prefixes
 from tunnel.core.timers import earliest
@@ -19,6 +19,7 @@ from tunnel.rendezvous import messages
 from tunnel.rendezvous.access import AccessList, Gate
 from tunnel.rendezvous.admission import Cookies, TreeBuckets
 from tunnel.rendezvous.codes import Codes, Refusal
+from tunnel.rendezvous.counting import snapshot
 from tunnel.rendezvous.introductions import RETRY_FULL, Introductions
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.load import MOST_AT_ONCE, TYPICAL, Kind, Load
@@ -26,11 +27,14 @@ from tunnel.rendezvous.messages import GoneReason, RefusalCode
 from tunnel.rendezvous.numbers import Numbers
 from tunnel.rendezvous.pushes import Pushes
 from tunnel.rendezvous.refreshes import Refreshes
-from tunnel.rendezvous.registry import Registry, Session
+from tunnel.rendezvous.registry import Inbound, Registry, Session
 from tunnel.rendezvous.relay import ChannelSide, Relay
 from tunnel.rendezvous.strangers import Strangers
 from tunnel.rendezvous.stun import ServerSocket, StunCodec
 from tunnel.units import CHANNEL_BYTE, Address, Buffer, Instant, Seconds, SocketId, Transmit
+
+if TYPE_CHECKING:
+    from tunnel.rendezvous.fleet.fleet import Fleet
 
 DIRECTORY_KINDS: Final = frozenset(b"i \t\r\n")  # `ip ver`, white space around it forgiven
 SWEEP_INTERVAL: Final = Seconds(2.0)  # between looks for what has expired
@@ -44,15 +48,6 @@ CROWDED: Final = "the server has too many clients, or too many from this address
 
 
 Cost: TypeAlias = tuple[Kind, float]  # seconds that were charged already
-
-
-class Inbound(NamedTuple):
-    """Where a request came from and what it was."""
-
-    socket_id: SocketId
-    remote: Address
-    request: messages.Request
-    size: int  # bytes of it
 
 
 class Server:
@@ -69,10 +64,11 @@ class Server:
         trace: Trace | None = None,
         secret: bytes | None = None,
         unix_time: Callable[[], int] = lambda: 0,
+        fleet: Fleet | None = None,
     ) -> None:
         """`secret`: 32 random bytes of this server alone, the same after each restart; see numbers.py.
 
-        `unix_time` is the calendar that clients are told, in seconds since 1970; 0: none.
+        `unix_time` is the calendar that clients are told, in seconds since 1970; 0: none.  `fleet`: this is one of its servers.
         """
         self.config = config
         self.drops = Drops()
@@ -81,7 +77,7 @@ class Server:
         self.relay = Relay(config, entropy)
         self._kind = Kind.DROPPED  # of the batch that is handled, or was last
         self._charged = 0.0  # seconds, of those that it will turn out to have taken
-        self._numbers = Numbers(config, entropy, secret)
+        self._numbers = Numbers(config, entropy, secret) if fleet is None else fleet.numbers(config)
         self.registry = Registry(config, entropy, self._numbers, self.relay.has_met)
         self._refreshes = Refreshes(self.registry, unix_time)
         self._trace = trace
@@ -108,6 +104,7 @@ class Server:
             drops=self.drops,
             counts=self._counts,
             note=self._note,
+            fleet=fleet,
         )
         self._out: deque[tuple[SocketId, Address, bytes]] = deque()
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
@@ -115,6 +112,9 @@ class Server:
         self._proofs = 0
         self._is_stopping = False
         self._to_leave: deque[Session] = deque()  # sessions that have not been told Bye
+        self.fleet = self._codes.fleet = fleet
+        if fleet is not None:
+            fleet.attach(now, self, self._instance, self._pushes, self._codes, self._answer_late)
 
     def add_socket(self, socket: ServerSocket) -> None:
         """One more address of ours that a socket answers for; the owner bounds how many."""
@@ -213,6 +213,8 @@ class Server:
                 self._introductions.end_channel(now, channel, GoneReason.EXPIRED)
             self.relay.sweep(now, CHANNEL_SLICE)
             self._channel_sweep_at = Instant(now + (SLICE_PAUSE if self.relay.is_looking else CHANNEL_SWEEP_INTERVAL))
+        if self.fleet is not None:
+            self.fleet.handle_timeout(now)
 
     def look(self, now: Instant, is_behind: bool) -> None:
         """Call before handle_batch; `is_behind`: the socket's queue has not been empty for a while."""
@@ -240,7 +242,8 @@ class Server:
         return Transmit(socket_id, remote, len(data), memoryview(data))
 
     def poll_timeout(self) -> Instant | None:
-        return earliest(self._pushes.next_due(), self._sweep_at, self._channel_sweep_at)
+        fleet = None if self.fleet is None else self.fleet.poll_timeout()
+        return earliest(self._pushes.next_due(), self._sweep_at, self._channel_sweep_at, fleet)
 
     @property
     def proofs(self) -> int:
@@ -249,18 +252,8 @@ class Server:
 
     def counters(self) -> dict[str, int]:
         """A snapshot: what there is now, what was done, what was dropped (by reason)."""
-        return {
-            "sessions": len(self.registry.sessions),
-            "rooms": len(self.registry.rooms),
-            "rooms_given_up": self.registry.given_up,
-            "nameplates": len(self.registry.nameplates),
-            "mailboxes": len(self.registry.mailboxes),
-            "channels": len(self.relay),
-            "relayed_bytes": self.relay.relayed_bytes,
-            "relayed_bursts": self.relay.relayed_bursts,
-            **{f"did_{name}": count for name, count in sorted(self._counts.items())},
-            **{f"dropped_{name}": count for name, count in sorted((self.drops + self.relay.drops).items())},
-        }
+        found = snapshot(self.registry, self.relay, self._counts, self.drops)
+        return found if self.fleet is None else found | self.fleet.counters()
 
     def _note(self, now: Instant, name: str, **data: Any) -> None:
         """Count what was done and let a listener know; the shell logs, not we."""
@@ -322,6 +315,9 @@ class Server:
             self._refuse(now, Refusal(RefusalCode.VERSION, text), socket_id, remote, transaction)
             return
         peek = messages.peek_request(data)
+        if self.fleet is not None and self.fleet.is_draining and peek.session not in self.registry.sessions:
+            self.drops["server_drains"] += 1  # another server answers
+            return
         if self.load.is_low and not self.load.admits(remote.host, self._has_relation(peek.session, remote)):
             self.drops["server_busy"] += 1
             return
@@ -426,12 +422,25 @@ class Server:
             self._pushes.answered(session, len(answered))
             session.has_asked = True
             return answered
-        answer = self._introductions.answer(now, session, message, request.cookie)
+        is_claim = self.fleet is not None and isinstance(message, messages.Claim) and not self._codes.is_locked_out(now, session)
+        if is_claim and self.fleet is not None and not self.fleet.codes.may_answer(now, inbound):
+            return None  # _answer_late does
+        return self._answer_session(now, session, inbound)
+
+    def _answer_session(self, now: Instant, session: Session, inbound: Inbound) -> bytes:
+        _, remote, request, _ = inbound
+        answer = self._introductions.answer(now, session, request.message, request.cookie)
         encoded = self._encode(now, remote, request.transaction, answer)
         if not isinstance(answer, Refusal) or answer.code in PAID_REFUSALS:
             session.remember(request.transaction, encoded)
         self._pushes.answered(session, len(encoded))
         return encoded
+
+    def _answer_late(self, now: Instant, inbound: Inbound) -> None:
+        """A claim that waited for the directory: its session may have gone, or moved, meanwhile."""
+        session = self.registry.sessions.get(inbound.request.session)
+        if session is not None and session.remote == inbound.remote and inbound.request.transaction not in session.answers:
+            self._queue(inbound.socket_id, inbound.remote, self._answer_session(now, session, inbound))
 
     def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes | Refusal:
         socket_id, remote, request, size = inbound

@@ -75,15 +75,19 @@ WantedBy={wanted_by}
 """
 
 
-def serve_unit(program: str = PROGRAM) -> str:
-    """Of a rendezvous server.  Its options are in /etc/default/ptunnel-serve; CAP_NET_BIND_SERVICE is for TLS on port 443."""
+def serve_unit(program: str = PROGRAM, *, is_template: bool = False) -> str:
+    """Of a rendezvous server.  Its options are in /etc/default/ptunnel-serve; CAP_NET_BIND_SERVICE is for TLS on port 443.
+
+    `is_template`: of a fleet, one for each processor; the instance is the port.
+    """
+    name, where = ("ptunnel-serve-%i", " --listen 0.0.0.0:%i --listen [::]:%i") if is_template else ("ptunnel-serve", "")
     return _SERVICE.format(
-        description="ptunnel rendezvous server",
+        description="ptunnel rendezvous server" + (" on port %i" if is_template else ""),
         after=_AFTER,
-        command=f"{_program(program)} serve $OPTIONS",
+        command=f"{_program(program)} serve{where} $OPTIONS",
         watchdog=WATCHDOG,
         restart_after=RESTART_AFTER,
-        settings="Environment=OPTIONS=\nEnvironmentFile=-/etc/default/ptunnel-serve\n" + _STATE.format(name="ptunnel-serve"),
+        settings="Environment=OPTIONS=\nEnvironmentFile=-/etc/default/ptunnel-serve\n" + _STATE.format(name=name),
         walls=_ROOMS + _WALLS.format(capabilities="CAP_NET_BIND_SERVICE"),
         wanted_by="multi-user.target",
     )

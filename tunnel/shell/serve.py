@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -30,6 +30,10 @@ from tunnel.shell.outside import View, Views, servers_named
 from tunnel.shell.server_log import logger
 from tunnel.shell.server_loop import ServerLoop
 from tunnel.units import Address, Instant, Seconds, SocketId
+
+if TYPE_CHECKING:
+    from tunnel.rendezvous.fleet.fleet import Fleet
+    from tunnel.shell.fleet import FleetDoor
 
 __all__ = [
     "DEFAULT_LISTEN",
@@ -72,8 +76,10 @@ class RunningServer:
         listeners: dict[SocketId, TlsListener],
         certificate: ServerCertificate | None,
         access_file: str | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         self._server = server
+        self.fleet = fleet
         self._sockets = sockets
         self._listeners = listeners
         self._certificate = certificate
@@ -178,6 +184,7 @@ async def serve(
     tls: TlsConfig | None = None,
     secret: bytes | None = None,
     access_file: str | None = None,
+    fleet: FleetDoor | None = None,
     task_status: trio.TaskStatus[RunningServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled or RunningServer.stop(); either way every client hears Bye.
@@ -187,6 +194,7 @@ async def serve(
     With `tls` each host also listens for the same over TLS on one TCP port.
     `secret`, the same after each restart: codes that were given out stay good, and those of other servers are told from guesses.
     `access_file`: where the access list of `config` was read, and is read again when asked for.
+    `fleet`: this is one of the servers that share its store; when it is stopped, its clients go to others first.
     Raises ConfigurationError when an address cannot be bound or the certificate cannot be used.
     """
     sockets: dict[SocketId, UdpSocket] = {}
@@ -196,6 +204,7 @@ async def serve(
         addresses = _open_all(listen, opener, sockets)
         if tls is not None and certificate is not None:
             _listen_tls(tls.port, certificate, addresses, FIRST_TLS_ID, listeners)
+        core = None if fleet is None else fleet.core(addresses)
         places = [ServerSocket(each, sockets[each].local_address, SocketId(each ^ 1)) for each in sockets]
         server = Server(
             config or ServerConfig(),
@@ -206,11 +215,16 @@ async def serve(
             trace=trace,
             secret=secret,
             unix_time=unix_time,
+            fleet=core,
         )
-        running = RunningServer(server, sockets, addresses, listeners, certificate, access_file)
+        running = RunningServer(server, sockets, addresses, listeners, certificate, access_file, core)
         loop = ServerLoop(server, sockets, listeners, clock, running.faults, running.views)
-        task_status.started(running)
         async with trio.open_nursery() as nursery:
+            if fleet is not None and core is not None:
+                loop.feed = fleet.feed(core, clock, loop.changed)
+                talk = partial(fleet.run, loop.feed)
+                nursery.start_soon(last, loop.faults, "fleet", "interrupted the talk with the store", talk)
+            task_status.started(running)
             nursery.start_soon(last, loop.faults, "timers", "interrupted the timers", loop.run_timers)
             for socket_id, udp in sockets.items():
                 what = f"interrupted the reading of udp {udp.local_address}"
@@ -221,6 +235,8 @@ async def serve(
                 nursery.start_soon(last, loop.faults, "tls", what, door)
             try:
                 await running.wait_stop()
+                if fleet is not None and loop.feed is not None:
+                    await loop.feed.drain(fleet.drain)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
                     await loop.say_goodbye()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -19,6 +19,9 @@ from tunnel.rendezvous.server import Cost, Server
 from tunnel.rendezvous.stun import ServerSocket
 from tunnel.shell.outside import Views
 from tunnel.units import CHANNEL_BYTE, Address, Buffer, Instant, ReceivedBatch, Seconds, SocketId, Transmit
+
+if TYPE_CHECKING:
+    from tunnel.shell.fleet import Feed
 
 FIRST_LOCAL_ID: Final = 20_000  # socket ids of our addresses behind a wildcard; pairs, like those of the sockets
 MAX_LOCALS: Final = 64  # addresses that are answered from one by one; for further ones the system chooses the source
@@ -83,6 +86,12 @@ class ServerLoop:
         self._armed: float = math.inf
         self._wakeup = trio.Event()
         self._is_leaving = False
+        self.feed: Feed | None = None  # of a fleet
+
+    def changed(self) -> None:
+        """Something came from elsewhere than a socket."""
+        self.flush()
+        self._wakeup.set()
 
     async def run_socket(self, socket_id: SocketId) -> None:
         udp = self._sockets[socket_id]
@@ -174,6 +183,8 @@ class ServerLoop:
             if not udp.deliver():
                 began = 0.0
                 await self._deliver_late(udp)
+        if self.feed is not None:
+            self.feed.look()
         deadline = server.poll_timeout()
         if deadline is not None and deadline < self._armed:
             self._wakeup.set()
@@ -255,6 +266,8 @@ class ServerLoop:
             with self.faults.wall("timers", "interrupted the timers"):
                 self._server.handle_timeout(now)
             self.flush()
+            if self.feed is not None:
+                self.feed.look()
             deadline = self._server.poll_timeout()
             self._armed = math.inf if deadline is None else deadline
             with trio.move_on_after(max(0.0, self._armed - self._clock())):

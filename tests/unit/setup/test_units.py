@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason=
 
 OF_THE_MACHINE: dict[str, Callable[[str], str]] = {
     "serve": serve_unit,
+    "serve, one of many": partial(serve_unit, is_template=True),
     "up": up_unit,
     "up, with a room": partial(up_unit, has_room=True),
     "up, at home": partial(up_unit, owner=("daemon", "/srv/my tunnels")),
@@ -77,7 +78,10 @@ def test_a_fault_of_a_unit_would_be_found(tmp_path: Path) -> None:
     assert ours(analyze("verify", "--man=no", made(tmp_path, wrong)).stderr) != []
 
 
-@pytest.mark.parametrize(("name", "text"), [("ptunnel-serve.service", serve_unit()), (UP, up_unit())])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("ptunnel-serve.service", serve_unit()), ("ptunnel-serve@.service", serve_unit(is_template=True)), (UP, up_unit())],
+)
 def test_the_units_in_scripts_are_those_that_the_code_makes(name: str, text: str) -> None:
     assert (ROOT / "scripts" / "units" / name).read_text(encoding="utf-8") == text
 
