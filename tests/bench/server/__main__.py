@@ -1,4 +1,4 @@
-"""`python -m tests.bench.server waiting|introductions|relay|gamers|flood|restart [--seconds S] [--tree PATH] ...`.
+"""`python -m tests.bench.server batches|waiting|introductions|relay|gamers|flood|restart [--seconds S] [--tree PATH] ...`.
 
 A row a load.  `--tree` names another working tree whose server is measured with the same clients.  CPU times are of the server's
 process alone; what clients cost is not in them, but both share this machine, so p50 and p99 are of it all.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from tests.bench.server import loads
+from tests.bench.server.batches import batches
 from tests.bench.server.restart import restart
 
 
@@ -21,7 +22,7 @@ def show(rows: list[loads.Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("load", choices=("waiting", "introductions", "relay", "gamers", "flood", "restart"))
+    parser.add_argument("load", choices=("batches", "waiting", "introductions", "relay", "gamers", "flood", "restart"))
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--tree", help="a working tree whose server is measured")
     parser.add_argument("--peers", type=int, nargs="+", help="who wait, or are there at a restart")
@@ -32,6 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     tree, seconds = options.tree, options.seconds
     match options.load:
+        case "batches":
+            rows = [row for each in options.peers or (6_000,) for row in batches(each)]
         case "waiting":
             rows = [loads.waiting(tree, each, seconds, options.families) for each in options.peers or (10_000, 50_000)]
         case "introductions":

@@ -29,7 +29,7 @@ class Client:
 
     def __init__(self, number: int) -> None:
         self.host = address(number)
-        self.session = number.to_bytes(8, "big") + os.urandom(8)
+        self.session = os.urandom(16)
         self.cookie = b""
         self.channel = b""
         self.state = 0
