@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.style.source import ROOT
 from tunnel.cli.serve import _limited
 from tunnel.errors import ConfigurationError
 from tunnel.rendezvous.limits import LIMITS, ServerConfig, with_limits
@@ -53,3 +55,11 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path, monkeypatch: pyte
     (home / "config.toml").write_text('serve = "much"\n')
     with pytest.raises(ConfigurationError, match="is a table"):
         _limited(ServerConfig(), ())
+
+
+def test_the_pages_say_the_defaults() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", (ROOT / "docs/server.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 10
+    assert [(name, str(LIMITS[name](getattr(ServerConfig(), name)))) for name, _ in rows] == rows
+    table = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    assert [name for name in LIMITS if f"`ServerConfig.{name}`" not in table] == []

@@ -7,8 +7,10 @@ import random
 import pytest
 
 from tests.unit.rendezvous.world import V4, World, entropy_of
+from tunnel.core.prefixes import prefixes
 from tunnel.rendezvous import messages
-from tunnel.rendezvous.admission import BUCKET_SLOTS, Buckets
+from tunnel.rendezvous.admission import BUCKET_SLOTS, Buckets, Lockouts
+from tunnel.rendezvous.directory import Directory
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import RefusalCode
 from tunnel.rendezvous.numbers import DRAW_EPOCH, DRAWN_NUMBERS, Numbers
@@ -187,3 +189,28 @@ def test_all_channels_are_looked_at_in_turns(monkeypatch: pytest.MonkeyPatch) ->
     world.run(CHANNEL_SWEEP_INTERVAL + 3 * SLICE_PAUSE)
     assert seen == [CHANNEL_SLICE] * 3
     assert world.now == Instant(began + CHANNEL_SWEEP_INTERVAL + 3 * SLICE_PAUSE)
+
+
+def test_codes_begin_with_so_many_digits() -> None:
+    assert len(str(code_of(World()))) == CONFIG.first_nameplate_digits
+    assert len(str(code_of(World(config=ServerConfig(first_nameplate_digits=6))))) == 6
+
+
+def test_a_wrong_claim_is_forgiven_after_its_time() -> None:
+    lockouts = Lockouts(
+        limit=CONFIG.wrong_claims, refill=CONFIG.wrong_claim_refill, duration=CONFIG.lockout, size=CONFIG.max_lockouts
+    )
+    keys, now = prefixes(A.host), Instant(100.0)
+    for _ in range(CONFIG.wrong_claims - 1):
+        assert not lockouts.is_last(now, keys)
+        lockouts.count(now, keys)
+    assert lockouts.is_last(now, keys)
+    assert lockouts.is_last(Instant(now + CONFIG.wrong_claim_refill - 1), keys)
+    assert not lockouts.is_last(Instant(now + CONFIG.wrong_claim_refill), keys)
+
+
+def test_who_asked_the_directory_is_listed_for_its_lifetime() -> None:
+    directory = Directory(lifetime=CONFIG.directory_lifetime, size=CONFIG.directory_entries)
+    directory.ask(Instant(0.0), A)
+    assert A.host.encode() in directory.ask(Instant(CONFIG.directory_lifetime - 1), B)
+    assert A.host.encode() not in directory.ask(Instant(CONFIG.directory_lifetime + 1), B)
