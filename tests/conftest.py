@@ -52,6 +52,8 @@ THOROUGH = {
     "tests/sim/test_hybrid_crashes.py",
     "tests/sim/test_lan.py",
     "tests/sim/test_lan_changes.py",
+    "tests/sim/test_lan_detours.py",
+    "tests/sim/test_lan_large.py",
     "tests/sim/test_meeting.py",
     "tests/sim/test_replays.py",
     "tests/sim/test_staying_up.py",

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tunnel.room.verbs import LanMember, LanRoom, create, forget, join, kept, no_routes
+from tunnel.room.verbs import LanMember, LanRoom, create, forget, join, kept, no_interface, no_routes
 
-__all__ = ["LanMember", "LanRoom", "create", "forget", "join", "kept", "no_routes"]
+__all__ = ["LanMember", "LanRoom", "create", "forget", "join", "kept", "no_interface", "no_routes"]

@@ -249,6 +249,14 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "of them.": (
             "tests/unit/room/test_roster.py::test_the_psk_of_a_pair_is_the_same_from_both_ends_and_another_in_each_epoch",
         ),
+        "It sees whose that is, how much and when, as a server does that relays, and cannot read it: the two shake hands "
+        "with each other, through it.": (
+            "tests/sim/test_lan_detours.py::test_whoever_carries_sees_what_two_others_have_sealed_and_nothing_of_it",
+            "tests/sim/test_lan_detours.py::test_the_handshake_of_two_that_never_met_goes_by_way_of_a_member",
+        ),
+        "It carries for 64 pairs, 16 of one member, at 1 MiB a second; nobody carries who was not told to.": (
+            "tests/sim/test_lan_detours.py::test_nobody_carries_who_was_not_told_to",
+        ),
         "While the creator is away nobody is removed.": (
             "tests/unit/room/test_room.py::test_only_the_creator_removes_and_not_itself_or_nobody",
         ),

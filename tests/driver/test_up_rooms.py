@@ -252,3 +252,20 @@ async def test_the_code_of_a_room_that_was_made_here_lets_somebody_in_while_it_r
                 ):
                     with pytest.raises(ConfigurationError, match=text):
                         home.rooms.code(name)
+
+
+async def test_a_room_without_an_interface_is_kept_and_needs_none(tmp_path: Path) -> None:
+    with trio.fail_after(3 * PATIENCE):
+        async with a_server() as server:
+            await keep(tmp_path, server, "friends")
+            anna, ben = Machine(most=0), Machine()
+            configure(tmp_path / "anna", wants("friends") + "interface = false\nrelay = true\n")
+            configure(tmp_path / "ben", wants("friends"))
+            async with up(tmp_path / "anna", **anna.options()) as annas, up(tmp_path / "ben", **ben.options()) as bens:
+                await until(lambda: online(annas) == online(bens) == ["anna", "ben"])
+                status = annas.status()
+                assert schema().problems(status, is_line=False) == []
+                [room] = status["rooms"]
+                assert (room["interface"], room["carried"]["pairs"]) == ("", 0)
+            assert anna.said == []
+            assert anna.interfaces == []

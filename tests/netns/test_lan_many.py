@@ -1,54 +1,19 @@
-"""A full room: sixteen members behind routers of several kinds, each pair with a way of its own."""
+"""A room of sixteen members behind routers of several kinds, each pair with a way of its own."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 
-from tests.netns.lab import Lab, Site, eventually
-from tests.netns.programs import Ptunnel, server_address, start_server
-from tests.netns.site import Kind
+from tests.netns.lab import Lab, eventually
+from tests.netns.many_members import HARD, KINDS, Member
+from tests.netns.programs import start_server
 
-KINDS: tuple[Kind, ...] = (
-    "prc", "open", "fw", "prcrace", "prc", "sym", "uprc", "full", "prc", "cgn", "prc", "prc", "sym", "prc", "prc", "prc",
-)  # fmt: skip
-HARD = {"sym"}
-"""Mapping by destination: two such do not meet, and one needs the birthday technique, for one peer at a time."""
 ALL_MET_S = 60.0
 """Seconds until every pair must have a way; sixteen interpreters start on the machine meanwhile."""
 CUT_OFF_S = 25.0
 """Seconds until a crash must be noticed: nobody said goodbye, and the path is asked every fifteen seconds."""
-
-
-class Member:
-    def __init__(self, lab: Lab, number: int, kind: Kind) -> None:
-        self.name = f"m{number:02}"
-        self.site: Site = lab.add_site(self.name, kind, hops=2)
-        self.site.host.be_a_machine(self.name, lab.folder / f"etc-{self.name}")
-        self.kind = kind
-        self.address = ""
-        self._lab = lab
-        self.program: Ptunnel
-
-    def start(self, *words: str, code: str = "") -> None:
-        more: dict[str, Any] = {"PTUNNEL_CODE": code} if code else {}
-        words = ("lan", *words, "--server", server_address(self._lab), "--as", self.name)
-        self.program = Ptunnel(self._lab, self.site.host, f"lan-{self.name}", *words, **more)
-
-    def states(self) -> dict[str, dict[str, Any]]:
-        """The newest that was told of every member."""
-        return {event["peer"]: event for event in self.program.collect() if event["event"] == "member"}
-
-    def sees(self, others: list[Member]) -> bool:
-        states = self.states()
-        return all(states.get(other.name, {}).get("state") == "online" for other in others)
-
-    def reaches(self, others: list[Member]) -> set[str]:
-        """The names of those that answer a ping; all are asked at once."""
-        asked = "\n".join(f"(ping -q -c 2 -i 0.3 -W 3 {other.address} >/dev/null && echo {other.name}) &" for other in others)
-        return set(self.site.host.run("bash", "-c", f"{asked}\nwait", timeout=60).stdout.split())
 
 
 @pytest.mark.time_limit(300)
@@ -84,12 +49,6 @@ def test_sixteen_members_reach_one_another_and_go_on_without_the_creator(lab: La
         told = one.states()[other.name]
         assert told["kind"] == "relay"
         assert told["why"]
-
-    # One more finds the room full.
-    late = Member(lab, len(members), "open")
-    late.start("join", code=code)
-    assert late.program.wait(30) in (5, 6)
-    assert "full" in str(late.program.collect()[-1])
 
     # Somebody crashes, somebody's router forgets all, the creator leaves: the others play on.
     crashed, moved, stays = members[3], members[4], members[10]

@@ -21,9 +21,20 @@ BLACK_HOLE = Link(loss=1.0)
 class MemberNode(EndpointNode):
     """One process of `lan`, with the world's face."""
 
-    def __init__(self, world: World, host: Host, server: ServerNode, name: str, *, keeps: bool = False, routes: str = "") -> None:
+    def __init__(
+        self,
+        world: World,
+        host: Host,
+        server: ServerNode,
+        name: str,
+        *,
+        keeps: bool = False,
+        routes: str = "",
+        carries: bool = False,
+    ) -> None:
         super().__init__(world, host, name)
         self.server = server
+        self.carries = carries  # for others
         self.keeps = keeps
         self.routes = tuple(Prefix.parse(text) for text in routes.split())
         self.saved: RoomState | None = None
@@ -49,7 +60,7 @@ class MemberNode(EndpointNode):
         else:
             room = Room.join(static=static, member_name=self.name, keeps=self.keeps, routes=self.routes, entropy=entropy)
         self.endpoint.add_server(now, SERVER, self.server.addresses[:1])
-        self.members = Membership(self.endpoint, room, store, server=SERVER, now=now, save=self._save)
+        self.members = Membership(self.endpoint, room, store, server=SERVER, now=now, save=self._save, carries=self.carries)
         self.hear(now)
         self.world.attach(self.host, self, {FIRST: self.address})
 
@@ -183,13 +194,13 @@ class Party(InWorld):
     def everybody(self) -> list[MemberNode]:
         return [self.creator, *self.friends]
 
-    def node(self, name: str, *, routes: str = "") -> MemberNode:
-        host = self.world.host(name, self.world.site(name, self.kind))
-        return MemberNode(self.world, host, self.server, name, keeps=self.keeps, routes=routes)
+    def node(self, name: str, *, routes: str = "", kind: str = "", carries: bool = False) -> MemberNode:
+        host = self.world.host(name, self.world.site(name, kind or self.kind))
+        return MemberNode(self.world, host, self.server, name, keeps=self.keeps, routes=routes, carries=carries)
 
-    def friend(self, name: str, *, routes: str = "") -> MemberNode:
+    def friend(self, name: str, *, routes: str = "", kind: str = "", carries: bool = False) -> MemberNode:
         """Somebody more, who knows no code yet."""
-        friend = self.node(name, routes=routes)
+        friend = self.node(name, routes=routes, kind=kind, carries=carries)
         friend.boot()
         self.friends.append(friend)
         return friend

@@ -50,6 +50,9 @@ ANY_SUBNET = click.option(
     "--any-subnet", is_flag=True,
     help="Let the room have a network that may be part of the one that this machine is in, where it does not clash for certain.",
 )  # fmt: skip
+RELAY = click.option(
+    "--relay", is_flag=True, help="Carry, sealed, what two others have for each other that meet in no other way."
+)
 AS_ROOT = "Those of root are shown by 'sudo ptunnel lan'."
 NO_ROOM = "No room of this home runs that you have created: 'ptunnel lan create' opens one."
 
@@ -65,6 +68,7 @@ Examples:
   ptunnel lan create --to friend                    a remembered peer needs none the first time
   ptunnel lan join --peer home                      ... and joins by the name of yours
   ptunnel lan remove ben                            cuts a member off, and makes a fresh code
+  ptunnel lan create game --keep --no-interface     keeps the room on a host that does not play: needs no root
 It needs root, or the capability CAP_NET_ADMIN, and CAP_NET_RAW for what games here broadcast on other networks of this
 machine; 'ptunnel exec' needs none of these.  Alone, lists the rooms.
 """
@@ -84,14 +88,17 @@ def command(context: click.Context, is_json: bool, verbose: int) -> None:
 @click.option("--keep", is_flag=True, help="Remember the room and its members; created again, it is the same one.")
 @click.option("--to", metavar="PEER", multiple=True, shell_complete=complete_peer,
               help="Let this remembered peer join without a code; repeatable.")  # fmt: skip
+@click.option("--no-interface", "is_bare", is_flag=True,
+              help="Keep the room and let others in, and have no network interface: needs no root.")  # fmt: skip
 @AS
 @ANY_SUBNET
+@RELAY
 @once
 @network
 @common
 def create_command(
-    room: str | None, name: str | None, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool, is_once: bool,
-    flags: Flags, is_json: bool, verbose: int,
+    room: str | None, name: str | None, keep: bool, to: tuple[str, ...], member_name: str | None, any_subnet: bool, relay: bool,
+    is_bare: bool, is_once: bool, flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Open a room and let others in: prints a code that is good for all of them, as long as this runs.
 
@@ -106,7 +113,8 @@ def create_command(
     for each in to:
         home.peer(each)
     name = room_name(room, name)
-    require_interface()
+    if not is_bare:
+        require_interface()
     is_new = name not in Rooms(home).names()
 
     @asynccontextmanager
@@ -117,11 +125,11 @@ def create_command(
             if last:
                 say(last)
                 chosen = replace(chosen, is_server_given=True)
-        arguments = {**shared(home, chosen, member_name, is_once=is_once), "any_subnet": any_subnet}
+        arguments = {**shared(home, chosen, member_name, is_once=is_once), "any_subnet": any_subnet, "relay": relay}
         async with lan.create(name, keep=keep, to=to, on_event=on_event, **more, **arguments) as room:
             yield room
 
-    return _run(home, settings, is_json, verbose, enter, is_kept=keep)
+    return _run(home, settings, is_json, verbose, enter, is_kept=keep, is_bare=is_bare)
 
 
 @command.command("join", cls=WithMore, short_help="Join a room: by its code, its name or a remembered peer.")
@@ -132,11 +140,12 @@ def create_command(
 )
 @AS
 @ANY_SUBNET
+@RELAY
 @once
 @network
 @common
 def join_command(
-    room: str | None, keep: bool, peer: str | None, member_name: str | None, any_subnet: bool, is_once: bool,
+    room: str | None, keep: bool, peer: str | None, member_name: str | None, any_subnet: bool, relay: bool, is_once: bool,
     flags: Flags, is_json: bool, verbose: int,
 ) -> int:  # fmt: skip
     """Join a room: by its code, by the name under which it was kept, or without either as a remembered peer (--peer)."""
@@ -146,7 +155,7 @@ def join_command(
     settings = load_settings(home, {**flags, "name": member_name})
     require_interface()
     way, settings = enter_by(home, settings, room, peer, tell)
-    arguments = {**shared(home, settings, member_name, is_once=is_once), "any_subnet": any_subnet}
+    arguments = {**shared(home, settings, member_name, is_once=is_once), "any_subnet": any_subnet, "relay": relay}
     return _run(home, settings, is_json, verbose, lambda _say, **more: lan.join(**way, keep=keep, **more, **arguments))
 
 
@@ -310,19 +319,22 @@ def shared(home: Home, settings: Settings, member_name: str | None, *, is_once: 
     }
 
 
-def _run(home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any, *, is_kept: bool = False) -> int:
+def _run(
+    home: Home, settings: Settings, is_json: bool, verbose: int, enter: Any, *, is_kept: bool = False, is_bare: bool = False
+) -> int:  # fmt: skip
     from tunnel.cli.render import Output
     from tunnel.cli.running import run
     from tunnel.host.limits import raise_descriptor_limit
+    from tunnel.room.verbs import no_interface
 
     raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not verbose)
 
     def enter_with_interface(handle: Any) -> Any:
-        return enter(output.say, on_event=handle, interface=playing.open_interface)
+        return enter(output.say, on_event=handle, interface=no_interface if is_bare else playing.open_interface)
 
     playing = Playing(home, settings, output, enter_with_interface, is_kept=is_kept)
-    return run(playing.run, hurries_later=True)
+    return run(playing.run, hurries_later=not is_bare)
 
 
 class Playing:
@@ -414,9 +426,8 @@ class Playing:
         status = room.status()
         count = len(room.members()) - 1
         others = f", with {count} other{'s' * (count > 1)}" if count else ""
-        self._output.say(
-            f"You are '{me.name}' in the room '{room.name}'{others}: {me.address}, {me.name}.ptunnel, on {status['interface']}."
-        )
+        where = f"{me.address}, {me.name}.ptunnel, on {status['interface']}" if status["interface"] else "without an interface"
+        self._output.say(f"You are '{me.name}' in the room '{room.name}'{others}: {where}.")
         if count and not self._output.is_live and not any(member.is_online and not member.is_me for member in room.members()):
             self._output.say("None of them is there yet: waiting (Ctrl-C ends it).")
 

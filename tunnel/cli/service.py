@@ -46,7 +46,7 @@ def install(kind: str, is_json: bool, verbose: int) -> None:
     owner, folder = _owner()
     home = Home(folder) if kind == "system" and folder is not None else open_home()
     load_settings(home)
-    has_room = bool(read_wishes(home.config()).rooms)
+    has_room = read_wishes(home.config()).interfaces > 0
     is_usual = "PTUNNEL_HOME" not in os.environ
     text = service.unit_text(home.path, owner, is_system=kind == "system", is_usual=is_usual, has_room=has_room)
     if kind == "system":

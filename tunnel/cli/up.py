@@ -43,7 +43,8 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
       what = ["22", "nas=192.168.1.5:445"]
       to = ["ben", "anna"]                     "*" is every remembered peer
       [[room]]
-      name = "friends"                         as 'ptunnel lan' keeps it; it needs root, or CAP_NET_ADMIN
+      name = "friends"                         as 'ptunnel lan' keeps it; it needs root, or CAP_NET_ADMIN,
+                                               unless it has: interface = false
 
     \b
     Examples:
@@ -67,10 +68,10 @@ def command(flags: Flags, is_log_json: bool, is_json: bool, verbose: int) -> int
         json_log.start(verbose)
     home = open_home()
     settings = load_settings(home, flags)
-    rooms = read_wishes(home.config()).rooms
+    room_count = read_wishes(home.config()).interfaces
     raise_descriptor_limit()
     output = Output(is_json=is_json, may_be_live=not (verbose or is_log_json))
-    running = Running(home, flags, settings, output, len(rooms), Passed.from_environment())
+    running = Running(home, flags, settings, output, room_count, Passed.from_environment())
     return run(running.run, outlives_terminal=True, hurries_later=True)
 
 

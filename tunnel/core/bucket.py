@@ -40,6 +40,10 @@ class Bucket:
             return now
         return Instant(self._at + (1.0 - self._tokens) / self._rate)
 
+    def has(self, now: Instant, amount: float) -> bool:
+        """Whether there are so many."""
+        return self.level(now) + _SLACK >= amount
+
     def take(self, now: Instant, amount: float = 1.0) -> bool:
         """Whether there are so many; then they are gone."""
         if self.level(now) + _SLACK < amount:

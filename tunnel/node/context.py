@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tunnel.core.trace import Drops, Trace, Traces
 from tunnel.node.agenda import Agenda
+from tunnel.node.carrying import Carrying
 from tunnel.node.demux import Demux
 from tunnel.node.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.node.pool import SocketPool
@@ -99,6 +100,7 @@ class Context:
         self.traces = traces
         self.drops = Drops()
         self.pool = SocketPool(self.drops)
+        self.carrying = Carrying(self.drops, entropy)
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
         self.clients = Servers(self)

@@ -64,6 +64,7 @@ class Endpoint:
         self._is_closing = False
         self._cold_until: Instant | None = None  # when nothing but connections had something to send
         self._share = FairShare(rng, processor)
+        self.carrying = self._context.carrying
 
     @property
     def _control(self) -> Meetings:
@@ -88,9 +89,8 @@ class Endpoint:
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Return the drops outside of connections, by place and reason."""
-        context = self._context
-        found = {"endpoint": dict(context.drops)}
-        found.update((f"server {name}", dict(client.drops)) for name, client in context.clients.items())
+        found = {"endpoint": dict(self._context.drops)}
+        found.update((f"server {name}", dict(client.drops)) for name, client in self._context.clients.items())
         return found
 
     def add_socket(self, socket_id: SocketId, *, is_ipv6: bool, port: int) -> None:
@@ -122,10 +122,7 @@ class Endpoint:
         return is_change
 
     def set_candidates(self, now: Instant, kind: CandidateKind, found: Iterable[tuple[SocketId, Address]]) -> bool:
-        """All addresses of one kind that lead to our sockets from now on: peers whose path policy allows it are told.
-
-        True when they are others than before.
-        """
+        """All addresses of one kind by which we are reached from now on, for peers that may know.  True if others than before."""
         known = tuple(found)
         if self._context.candidates.get(kind, ()) == known:
             return False
@@ -147,10 +144,8 @@ class Endpoint:
         self._control.network_changed(now)
 
     def give_up_keys(self, now: Instant, text: str) -> None:
-        """A copy of this process may hold our keys too: every link gets new ones.  `text` says why to a person, "" to nobody.
-
-        A handshake by a code is not touched: it ends within seconds, and a rekey follows it.
-        """
+        """A copy of this process may hold our keys too: every link gets new ones (a pairing by a code, by the rekey after it).
+        `text` says why to a person, "" to nobody."""
         if self._control.give_up_keys(now) and text:
             self._context.emit(Troubled(problem=Problem.KEYS_GIVEN_UP, text=text))
 
@@ -307,7 +302,13 @@ class Endpoint:
                 start = position + CHANNEL_SIZE
                 prefix = bytes(buffer[position:start])
                 kind = buffer[start]
-            if is_route and not prefix and kind not in SERVER_KINDS:
+            if prefix and prefix in self.carrying.pairs:
+                if touched is not None:
+                    is_due, is_cold = self._leave(now, touched, position - counted, is_due, is_cold)
+                    touched = None
+                end = counted = self.carrying.handle(now, socket_id, remote, buffer, position, stride, ecn, is_shared and share)
+                is_due = True
+            elif is_route and not prefix and kind not in SERVER_KINDS:
                 self.drops["not relayed over a route to a server"] += 1  # nobody but the server is there
             elif TRANSPORT <= kind <= LAST_TRANSPORT:
                 peering = by_index.get(int.from_bytes(buffer[start + 1 : start + 5], "big"))
@@ -366,7 +367,7 @@ class Endpoint:
             position = end
         if touched is not None:
             is_due, is_cold = self._leave(now, touched, length - counted, is_due, is_cold)
-        elif is_shared:
+        elif is_shared and counted < length:
             share.charge(now, None, length - counted)
         if is_cold:
             self._meetings.pump(now)
@@ -417,7 +418,7 @@ class Endpoint:
             key, datagram = context.out.popleft()
             return _single(key, key.prefix + datagram, out)
         ready = context.clients.poll_transmit(now)
-        return None if ready is None else _single(PathKey(ready[0], ready[1]), ready[2], out)
+        return self.carrying.poll_transmit() if ready is None else _single(PathKey(ready[0], ready[1]), ready[2], out)
 
     def _poll_peerings(self, now: Instant, out: bytearray) -> Transmit | None:
         """Round robin over those who may have something: whoever was served goes to the end."""

@@ -170,6 +170,10 @@ class InitiatorHandshake:
         """
         return path if path in self._sent_on else self.path
 
+    def uses(self, path: PathKey) -> bool:
+        """Whether it goes over that one, among others."""
+        return path in self._paths
+
     def widen(self, paths: Iterable[PathKey]) -> None:
         """Repetitions go over these too from now on."""
         self._paths = list(dict.fromkeys((self._paths[0], *paths, *self._paths)))[:MAX_MOVES]

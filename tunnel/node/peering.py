@@ -395,7 +395,14 @@ class Peering:
 
     def why_relayed(self, now: Instant) -> str:
         """One sentence for a person, about a connection that is relayed."""
-        return reasons.why_relayed(self.policy, self.puncher, self.route, self._has_lost_puncher)
+        why = reasons.why_relayed(self.policy, self.puncher, self.route, self._has_lost_puncher)
+        return why if not self.carried_by else f"{why}; it goes by way of {self.carried_by}"
+
+    @property
+    def carried_by(self) -> str:
+        """Which other peer passes on what goes to this one; empty: none does."""
+        connection = self.connection
+        return "" if connection is None else self._context.carrying.names.get(connection.current_path.key.prefix, "")
 
     @property
     def route(self) -> str:

@@ -211,7 +211,8 @@ class Relays:
         self._barred = {instance: until for instance, until in self._barred.items() if until > now}
         if self._theirs is None:  # of a version that keeps one channel, and moves it where its client goes
             return
-        paths = connection.relay_paths
+        by_members = self._context.carrying.names  # their channels are no server's
+        paths = {key: works for key, works in connection.relay_paths.items() if key.prefix not in by_members}
         self._expire(now, connection, client)
         self._tidy(now, connection, client, paths)
         if peering.is_initiator:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from tunnel.errors import ConfigurationError
-from tunnel.room.core.discovery import Allowance
+from tunnel.room.core.discovery import Allowance, weight_in
 from tunnel.room.ip.filter import MemberFilter
 from tunnel.shell.link import Link
 from tunnel.shell.packets import PacketSealer
@@ -63,6 +63,7 @@ class LanTable:
         self.by_address: dict[bytes, LanPeer] = {}
         self.drops: Counter[str] = Counter()  # by reason
         self.has_ipv4 = True  # the interface; where the subnet clashes it has not
+        self.weight = 1.0  # of a packet to everybody, in a room of this size
 
     @property
     def subnet_broadcast(self) -> bytes:
@@ -78,6 +79,8 @@ class LanTable:
     def set(self, me: LanAddresses, subnet: bytes, others: Iterable[LanAddresses]) -> list[LanPeer]:
         """A newer roster.  Returns who is gone.  Raises ConfigurationError on a clash."""
         self.me, self.subnet = me, subnet
+        others = list(others)
+        self.weight = weight_in(1 + len(others))
         before, self.members = self.members, {}
         self.by_address = {}
         for place in others:

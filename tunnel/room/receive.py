@@ -122,7 +122,7 @@ class LanReceiver:
         if reason is None and run.ecn == CE and inner.ecn == 0:
             reason = "congestion mark on a packet that takes none"
         is_for_all = is_for_everybody(inner.destination, self._table.subnet)
-        if reason is None and is_for_all and not member.allowance.take(now, 1, run.size):
+        if reason is None and is_for_all and not member.allowance.take(now, 1, run.size, self._table.weight):
             reason = "broadcasts over the rate"
         if reason is not None:
             self._table.drops[reason] += 1

@@ -222,7 +222,7 @@ class LanSender:
             self._table.drops["super-packet to everybody"] += 1
         elif self._table.note is not None and self._table.note(self._buffer[_IP_AT:end]):
             self._table.drops["broadcast that the reflector has sent"] += 1
-        elif not self._table.allowance.take(now, 1, end - _IP_AT):
+        elif not self._table.allowance.take(now, 1, end - _IP_AT, self._table.weight):
             self._table.drops["broadcasts over the rate"] += 1
         else:
             if virtio.needs_checksum:  # once: what is finished for one member must not be for the next
@@ -250,7 +250,7 @@ class LanSender:
     def send_to_all(self, packet: bytes) -> None:
         """An IP packet of ours, with our inner source and finished checksums, to every member who is there."""
         now = self._clock()
-        if not self._table.allowance.take(now, 1, len(packet)):
+        if not self._table.allowance.take(now, 1, len(packet), self._table.weight):
             self._table.drops["broadcasts over the rate"] += 1
             return
         if len(packet) < header.IPV4_HEADER:

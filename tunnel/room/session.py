@@ -56,6 +56,10 @@ NOT_LET_IN: Final = (
 )
 _REFUSALS: Final[dict[int, tuple[type[TunnelError], str]]] = {
     Reason.FULL: (PermissionDeniedError, f"The room is full: it has {MAX_MEMBERS} members, and its creator can remove some."),
+    Reason.HELD_SMALL: (
+        PermissionDeniedError,
+        "A member has an older ptunnel, which knows no larger room than this one: join again when that is updated or gone.",
+    ),
     Reason.OTHER_ROOM: (PairingError, "The room that was kept is over, its creator has another one now: join that by a code."),
     Reason.BUSY: (
         PermissionDeniedError,
@@ -108,6 +112,7 @@ class LanRoom:
         server: str,
         is_embedded: bool,
         any_subnet: bool,
+        carries: bool,
         save: Callable[[RoomState], None],
         forget: Callable[[], None],
     ) -> None:
@@ -118,7 +123,9 @@ class LanRoom:
         self.is_embedded = is_embedded
         self.public_server: str | None = None  # host:port of the embedded server as other networks reach it
         self.entered = trio.Event()
-        self.membership = Membership(driver.core, room, newcomers, server=server, now=driver.clock(), save=save)
+        self.membership = Membership(
+            driver.core, room, newcomers, server=server, now=driver.clock(), save=save, carries=carries
+        )  # fmt: skip
         self.plane = Plane(interface, driver.clock, self._warn, driver.faults, any_subnet=any_subnet)
         self._nursery = nursery
         self._on_event = on_event
@@ -190,6 +197,8 @@ class LanRoom:
             found |= {"version": roster.version, "subnet": f"{roster.ipv4(roster.creator).rpartition('.')[0]}.0/24"}
             found["members"] = [member._replace(link=None).to_dict() for member in self.members()]
         found["interface"], found["mtu"] = self.plane.interface.name, None if roster is None else self.plane.forward.mtu
+        if self.membership.detours.carries:
+            found["carried"] = self.driver.core.carrying.to_dict()
         found["drops"] = {"room": dict(self.room.drops), **self.plane.counters(), **self.driver.counters()}
         return found
 
@@ -378,9 +387,8 @@ class LanRoom:
             case Renumbered():
                 for member in self.roster.members:
                     self._report(member, "online" if self._is_there(member) else "offline")
-            case RoomFull(name=name):
-                text = f"{name} wants to join, and the room is full: 'ptunnel lan remove MEMBER' makes place."
-                self.tell(Trouble(code="room_full", message=text))
+            case RoomFull():
+                self.tell(Trouble(code="room_full", message=_why_full(event)))
             case YouWereRemoved():
                 self._forget()
                 self._end(PermissionDeniedError(f"You were removed from the room '{self.name}' by its creator."))
@@ -397,3 +405,14 @@ class LanRoom:
             self._problem = problem
             self.tell(Closed(reason=str(problem), peer=self.name))
             self._over.set()
+
+
+def _why_full(event: RoomFull) -> str:
+    """For the creator."""
+    if not event.held_by:
+        return f"{event.name} wants to join, and the room is full: 'ptunnel lan remove MEMBER' makes place."
+    whose = ", ".join(event.held_by)
+    return (
+        f"{event.name} wants to join, and this ptunnel is too old for a room of more than {event.most}: {whose}. "
+        "Update it there, or 'ptunnel lan remove' makes place."
+    )

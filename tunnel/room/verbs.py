@@ -34,6 +34,7 @@ from tunnel.room.interface import (
     require_host_interface,
 )
 from tunnel.room.session import LanMember, LanRoom
+from tunnel.room.without import no_interface
 from tunnel.settings import Given, Settings
 from tunnel.setup.common import OnEvent, require_trio, single_error, words
 from tunnel.setup.machine import MACHINE, Machine
@@ -56,6 +57,7 @@ __all__ = [
     "join",
     "kept",
     "label",
+    "no_interface",
     "no_routes",
     "open_on_host",
     "lacks_privilege",
@@ -114,6 +116,7 @@ class Options:
     interface: OpenInterface | None
     routes: TakenRoutes | None
     any_subnet: bool
+    relay: bool
     waits: bool
     settings: Settings | None
     given: Given
@@ -132,6 +135,7 @@ async def create(
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
+    relay: bool = False,
     waits: bool = False,
     settings: Settings | None = None,
     **given: Unpack[Given],
@@ -141,15 +145,16 @@ async def create(
     `keep`: the room and its members are remembered.  `to`: remembered peers that may join without a code.
     With no server configured one is embedded; the Listening event carries its address.  `member_name`: how we are called in it.
     `waits`: for a network and somebody who knows names (Trouble, `no_network` and `still_trying`), where a code needs its server.
-    `interface(config)` opens the interface; None means one on this machine, which needs privilege.  `routes(interface)` gives the
-    IPv4 networks that the room must stay clear of; None: those that this machine has, and those around it unless `any_subnet`.
+    `interface(config)` opens the interface; None means one on this machine, which needs privilege, and `no_interface` opens none.
+    `routes(interface)` gives the IPv4 networks that the room must stay clear of; None: those that this machine has, and those
+    around it unless `any_subnet`.  `relay`: pass on what two others have for each other that meet in no other way.
     `on_event` is told what happens (tunnel.events), without awaiting.  `qlog`: a folder for a trace of each connection.
     Raises ConfigurationError, StateError, AlreadyRunningError, ServerUnreachableError.
     """
     require_trio()
     options = Options(
         home=home, member_name=member_name, on_event=on_event, interface=interface, routes=routes, any_subnet=any_subnet,
-        waits=waits, settings=settings, given=given, machine=MACHINE.get(),
+        relay=relay, waits=waits, settings=settings, given=given, machine=MACHINE.get(),
     )  # fmt: skip
     store = _open_store(options)
     room_name = label(name)
@@ -182,6 +187,7 @@ async def join(
     interface: OpenInterface | None = None,
     routes: TakenRoutes | None = None,
     any_subnet: bool = False,
+    relay: bool = False,
     waits: bool = False,
     settings: Settings | None = None,
     **given: Unpack[Given],
@@ -197,7 +203,7 @@ async def join(
         raise ConfigurationError("Join by a code, a room that was kept, or a peer that has invited you: name one of the three.")
     options = Options(
         home=home, member_name=member_name, on_event=on_event, interface=interface, routes=routes, any_subnet=any_subnet,
-        waits=waits, settings=settings, given=given, machine=MACHINE.get(),
+        relay=relay, waits=waits, settings=settings, given=given, machine=MACHINE.get(),
     )  # fmt: skip
     store = _open_store(options)
     saved: SavedRoom | None = None
@@ -278,7 +284,8 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
     keeper = _Keeper(store, entry)
     interface: LanInterface | None = None
     try:
-        taken = options.routes or _host_routes(options.any_subnet)
+        is_bare = options.interface is no_interface
+        taken = options.routes or (no_routes if is_bare else _host_routes(options.any_subnet))
         prefixes = _prefixes(taken(""))
         room = _make_room(entry, driver, member_name, prefixes)
         if room.roster is not None:
@@ -294,7 +301,7 @@ async def _run(store: HomeStore, entry: Entry, options: Options) -> AsyncIterato
                 keeper.server = rendezvous
                 running = LanRoom(
                     driver, room, newcomers, interface, nursery, options.on_event, server=rendezvous, is_embedded=is_embedded,
-                    any_subnet=options.any_subnet, save=keeper.save, forget=keeper.forget,
+                    any_subnet=options.any_subnet, carries=options.relay, save=keeper.save, forget=keeper.forget,
                 )  # fmt: skip
                 if is_embedded and maps_ports:
                     await map_server(nursery, running._set_public, rendezvous, driver.faults)

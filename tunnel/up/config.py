@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -43,6 +43,8 @@ class _Forward(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class _Room(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: str
+    interface: bool = True
+    relay: bool = False
 
 
 def named(text: str) -> tuple[str, str]:
@@ -102,13 +104,26 @@ class Share:
         return EVERYBODY in self.to or name.casefold() in {each.casefold() for each in self.to}
 
 
+class RoomWish(NamedTuple):
+    """A room that is to be open."""
+
+    name: str
+    has_interface: bool = True
+    relays: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """All of a file."""
 
     forwards: tuple[Wish, ...] = ()
     shares: tuple[Share, ...] = ()
-    rooms: tuple[str, ...] = ()
+    rooms: tuple[RoomWish, ...] = ()
+
+    @property
+    def interfaces(self) -> int:
+        """How many of its rooms want one."""
+        return sum(room.has_interface for room in self.rooms)
 
     def lent(self, name: str) -> GrantSet:
         """The grants of the peer of this name by the file."""
@@ -152,7 +167,11 @@ def read_wishes(config: ConfigFile) -> Wishes:
         shares.append(Share(grants, tuple(table.to), place, _rate(config, "expose", index, table)))
     for index, table in enumerate(rooms):
         _require(config.place_in("room", index, "name"), "name", [table.name])
-    return Wishes(tuple(wishes), tuple(shares), tuple(dict.fromkeys(table.name for table in rooms)))
+    return Wishes(
+        tuple(wishes),
+        tuple(shares),
+        tuple({table.name: RoomWish(table.name, table.interface, table.relay) for table in rooms}.values()),
+    )
 
 
 def _rate(config: ConfigFile, name: str, index: int, table: Any) -> float | None:
@@ -199,6 +218,7 @@ def _at(place: str, key: str, read: Callable[[Any], T], value: Any) -> T:
 
 
 _LISTS: Final = ("what", "to", *KEYS.values())
+_FLAGS: Final = ("interface", "relay")
 _KINDS: Final[Mapping[str, type[Any]]] = dict(zip(TABLES_IN_FILE, (_Expose, _Forward, _Room), strict=True))
 _WHERE = re.compile(r"(?P<what>.*?)(?:\s-\sat\s`\$\[(?P<index>\d+)\](?:\.(?P<key>\w+))?.*`)?\Z", re.DOTALL)
 
@@ -231,7 +251,7 @@ def _explain(config: ConfigFile, name: str, kind: type[Any], text: str) -> str:
         known = ", ".join(kind.__struct_fields__)
         return f"{config.place_in(name, index, named[1])} unknown key {named[1]!r} in [[{name}]]: known are {known}."
     key = match["key"] or ""
-    shape = "a list of texts" if key in _LISTS else "text in quotes"
+    shape = "a list of texts" if key in _LISTS else "true or false" if key in _FLAGS else "text in quotes"
     return f"{config.place_in(name, index, key)} {key} of [[{name}]] must be {shape}."
 
 

@@ -475,7 +475,7 @@ async def up(
     )
     with single_error():
         async with (
-            house.rooms.equipped(len(house.wishes.rooms)),
+            house.rooms.equipped(house.wishes.interfaces),
             stay(resident, house._serve_link, home=home, on_event=on_event, settings=settings) as exposure,
             trio.open_nursery() as nursery,
         ):

@@ -23,6 +23,7 @@ from tunnel.shell.events import Closed, CodeReady, Event, Listening, MemberRepor
 from tunnel.shell.lasting import last
 from tunnel.shell.link import Link
 from tunnel.state.rooms import Rooms as KeptRooms
+from tunnel.up.config import RoomWish
 
 if TYPE_CHECKING:
     from tunnel.up.home import Home
@@ -129,9 +130,10 @@ class Lent:
 class OneRoom:
     """A room of the file, whether it is open or not."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.label = lan.label(name)
+    def __init__(self, wish: RoomWish) -> None:
+        self.wish = wish
+        self.name = wish.name
+        self.label = lan.label(wish.name)
         self.room: LanRoom | None = None
         self.why = "It is being entered."  # it is not open
         self.said = ""  # of that, last
@@ -190,29 +192,29 @@ class Rooms:
         """Rooms live in this nursery, as soon as set() wants them."""
         self._nursery = nursery
 
-    async def set(self, names: Sequence[str]) -> dict[str, int]:
+    async def set(self, wishes: Sequence[RoomWish]) -> dict[str, int]:
         """Have these rooms open and no other ones; those that stay are not touched, those that are not open are tried at once.
 
         Returns how many were added and removed.
         """
         assert self._nursery is not None
-        wanted = {lan.label(name): name for name in names}
-        gone = [each for label, each in self._rooms.items() if label not in wanted]
+        wanted = {lan.label(wish.name): wish for wish in wishes}
+        gone = [each for label, each in self._rooms.items() if label not in wanted or wanted[label][1:] != each.wish[1:]]
         for each in gone:
             each.scope.cancel()
         for each in gone:
             await each.ended.wait()  # its interface is free
             self._rooms.pop(each.label, None)
-        await self.prepare(len(wanted))
+        await self.prepare(sum(wish.has_interface for wish in wanted.values()))
         fresh = [label for label in wanted if label not in self._rooms]
-        for label, name in wanted.items():
+        for label, wish in wanted.items():
             waiting = self._rooms.get(label)
             if waiting is not None and waiting.room is None:
                 waiting.scope.cancel()
                 await waiting.ended.wait()
                 waiting.scope = trio.CancelScope()
             if waiting is None:
-                waiting = self._rooms[label] = OneRoom(name)
+                waiting = self._rooms[label] = OneRoom(wish)
             if waiting.ended.is_set():
                 waiting.ended = trio.Event()
                 self._nursery.start_soon(self._run, waiting)
@@ -283,7 +285,8 @@ class Rooms:
 
     def _way(self, one: OneRoom) -> bool:
         """Whether it is ours.  Raises ConfigurationError, StateError."""
-        self._interfaces.require()
+        if one.wish.has_interface:
+            self._interfaces.require()
         saved = KeptRooms(self._home.state).find(one.label)
         if saved is None:
             word = command_word(one.label)
@@ -297,8 +300,9 @@ class Rooms:
         more: Mapping[str, Any] = {
             "home": self._home.state.path,
             "on_event": partial(self._heard, one.label),
-            "interface": self._interfaces.take,
-            "routes": self._routes,
+            "interface": self._interfaces.take if one.wish.has_interface else lan.no_interface,
+            "routes": self._routes if one.wish.has_interface else lan.no_routes,
+            "relay": one.wish.relays,
             "waits": True,
             "settings": self._home.exposure.store.settings,
         }

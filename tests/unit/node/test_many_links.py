@@ -150,6 +150,7 @@ OTHERS: Final = {
     *(
         "channels",
         "close_reason",
+        "direct_path",
         "current_path",
         "datagram_backlog",
         "drops",
@@ -159,7 +160,7 @@ OTHERS: Final = {
         "indices",
         "is_closed",
     ),
-    *("is_confirmed", "is_drained", "is_mute", "keepalive", "knows_path", "last_heard", "packets", "paths"),
+    *("is_confirmed", "is_drained", "is_mute", "is_path", "keepalive", "knows_path", "last_heard", "packets", "paths"),
     *("receive_datagrams", "stats", "relay_paths", "stream_at_end", "stream_is_acked", "streams_accepted", "used_sockets"),
     *("set_packet_sink", "set_stream_sink", "stream_space", "stream_want_space"),
     *("peer_takes", "set_repeat"),  # of datagrams yet to come

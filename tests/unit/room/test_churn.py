@@ -37,7 +37,7 @@ def version(room: Room) -> int:
 
 def come(now: Instant, creator: Room, static: bytes, *rooms: Room) -> None:
     creator.connected(now, static)
-    creator.handle_message(now, static, messages.encode(Hello(b"", 0, "mallory", False)))
+    creator.handle_message(now, static, messages.encode(Hello(b"", 0, "mallory", False, (), True, MAX_MEMBERS)))
     deliver(now, creator, *rooms)
 
 

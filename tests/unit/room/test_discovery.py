@@ -6,14 +6,18 @@ import ipaddress
 
 import pytest
 
+from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.room.core.discovery import (
     EVERYBODY_BURST,
     EVERYBODY_BYTES,
     EVERYBODY_BYTES_BURST,
+    EVERYBODY_MEMBERS,
     EVERYBODY_RATE,
     Allowance,
     is_for_everybody,
+    weight_in,
 )
+from tunnel.room.members import LanAddresses, LanTable
 from tunnel.units import Instant
 
 SUBNET = bytes((10, 1, 2, 0))
@@ -68,3 +72,21 @@ def test_a_clock_that_goes_back_gives_nothing() -> None:
     while allowance.take(Instant(100.0), 1, 1):
         pass
     assert not allowance.take(Instant(50.0), 1, 1)
+
+
+def test_in_a_larger_room_all_together_send_no_more_than_in_one_of_sixteen() -> None:
+    assert weight_in(2) == weight_in(EVERYBODY_MEMBERS) == 1.0
+    table = LanTable(LanAddresses("", b"", b"", ()), SUBNET)
+    places = [
+        LanAddresses(f"m{n}", bytes((n,)) * 32, bytes((10, 1, 2, n)), (bytes(15) + bytes((n,)),))
+        for n in range(2, MAX_MEMBERS + 1)
+    ]
+    table.set(LanAddresses("me", b"\1" * 32, bytes((10, 1, 2, 1)), (bytes(15) + b"\1",)), SUBNET, places)
+    assert table.weight == weight_in(MAX_MEMBERS) == MAX_MEMBERS / EVERYBODY_MEMBERS
+    allowance = Allowance()
+    passed = sum(allowance.take(Instant(0.0), 1, 100, table.weight) for _ in range(1_000))
+    assert passed == EVERYBODY_BURST * EVERYBODY_MEMBERS // MAX_MEMBERS
+    passed = sum(allowance.take(Instant(step / 1_000), 1, 100, table.weight) for step in range(1, 10_001))
+    assert passed * MAX_MEMBERS == pytest.approx(10 * EVERYBODY_RATE * EVERYBODY_MEMBERS, rel=0.02)
+    table.set(LanAddresses("me", b"\1" * 32, bytes((10, 1, 2, 1)), ()), SUBNET, places[:3])
+    assert table.weight == 1.0

@@ -75,9 +75,13 @@ def test_a_file_that_cannot_be_read_is_told_before_anything_is_installed(
 def test_a_room_in_the_file_has_the_service_of_the_machine_open_interfaces(tmp_path: Path, log: Path) -> None:
     (tmp_path / "a home").mkdir(mode=0o700)
     config = tmp_path / "a home" / "config.toml"
-    for text, is_so in (("", False), ('[[room]]\nname = "friends"\n', True)):
+    for text, is_so in (
+        ("", False),
+        ('[[room]]\nname = "friends"\n', True),
+        ('[[room]]\nname = "friends"\ninterface = false\n', False),
+    ):
         config.write_text(text)
-        has_room = bool(read_wishes(Home(config.parent).config()).rooms)
+        has_room = read_wishes(Home(config.parent).config()).interfaces > 0
         unit = unit_text(config.parent, "ben", is_system=True, is_usual=False, has_room=has_room)
         assert ("AmbientCapabilities=CAP_NET_ADMIN" in unit) is is_so
 

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 
 from tunnel.core.scope import PRIVATE
 
-MAX_MEMBERS: Final = 16  # of a room, creator included: each has a connection to every other one
+MAX_MEMBERS: Final = 64  # of a room, creator included: each has a connection to every other one
+MEMBERS_UNSAID: Final = 16  # of a room that somebody takes who does not say how many: what versions took that did not say it
 SUBNET_BITS: Final = 24  # of the room's IPv4 network: 254 hosts are plenty for MAX_MEMBERS, and every game knows such a network
 ULA_BITS: Final = 64  # of its IPv6 prefix (RFC 4193: fd, 40 random bits, 16 of subnet, which are random here too)
 CREATOR_HOST: Final = 1

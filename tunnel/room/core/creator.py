@@ -11,7 +11,7 @@ from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.room.core import addresses
-from tunnel.room.core.addresses import MAX_MEMBERS, HostNumbers, Prefix
+from tunnel.room.core.addresses import MAX_MEMBERS, MEMBERS_UNSAID, HostNumbers, Prefix
 from tunnel.room.core.events import RoomFull, RosterChanged
 from tunnel.room.core.messages import Hello, Reason, Refused, unpack_routes
 from tunnel.room.core.records import Allowances, MemberLink, MemberPeer
@@ -26,7 +26,7 @@ from tunnel.room.core.roster import (
     public_key,
     sign_roster,
 )
-from tunnel.units import KEY_SIZE, Instant, Seconds
+from tunnel.units import KEY_SIZE, Hex, Instant, Seconds
 
 JOIN_PATIENCE: Final = Seconds(30.0)  # from a pairing to the joiner's Hello
 MAX_JOINING: Final = MAX_MEMBERS  # paired ones whose Hello has not come
@@ -67,6 +67,7 @@ class Creator:
         self.expected: dict[bytes, Expected] = {}
         self.routes: dict[bytes, tuple[Prefix, ...]] = {}  # of everybody, ourselves included
         self.narrow: set[bytes] = set()  # members that know no spare subnets
+        self.sizes: dict[bytes, int] = {}  # members of the largest room that a member knows; who is missing knows MEMBERS_UNSAID
         self._entropy = entropy
         self._drops = drops
         self._passing: set[bytes] = set()  # members that will not come back once they have ended
@@ -106,10 +107,11 @@ class Creator:
             if self._may_change_at(now, static) > now:
                 self._drops[TOO_OFTEN] += 1
                 return Reason.BUSY
-            if len(roster.members) >= MAX_MEMBERS:
+            most = self.most(roster, hello.most)
+            if len(roster.members) >= most:
                 idle = next((each for each in roster.members[1:] if self._is_gone(each, present)), None)
-                if idle is None:
-                    return Reason.FULL
+                if idle is None or len(roster.members) > most:
+                    return Reason.FULL if most in (MAX_MEMBERS, hello.most) else Reason.HELD_SMALL
                 changes.append(self.drop(roster, idle))
                 roster = changes[-1].roster
                 self._changes.note(now, ROOM)
@@ -120,6 +122,17 @@ class Creator:
         (self._passing.discard if hello.keeps else self._passing.add)(static)
         self._leaving.pop(static, None)
         return changes
+
+    def most(self, roster: Roster, asked: int) -> int:
+        """How many the room may have with these members and one who knows rooms of `asked`."""
+        return min(MAX_MEMBERS, asked, *(self._size(member) for member in roster.members[1:]))
+
+    def held_by(self, roster: Roster, most: int) -> tuple[str, ...]:
+        """The members who know no larger room than one of `most`."""
+        return tuple(member.name for member in roster.members[1:] if self._size(member) <= most < MAX_MEMBERS)
+
+    def _size(self, member: Member) -> int:
+        return self.sizes.get(member.static, MEMBERS_UNSAID)
 
     def leave(self, now: Instant, roster: Roster, member: Member) -> Change | None:
         """It will not come back.  None: it has said so too often, and is let go later, unless it says Hello before."""
@@ -156,6 +169,7 @@ class Creator:
             self.expected.pop(member.static, None)
         self.routes.pop(member.static, None)
         self.narrow.discard(member.static)
+        self.sizes.pop(member.static, None)
         self._passing.discard(member.static)
         self._leaving.pop(member.static, None)
         self.numbers.give_back(member.static, member.host)
@@ -288,6 +302,7 @@ class CreatorRoom(Room):
             raise MalformedPacket("room state: its parts do not fit together")
         highest = max(state.highest, *(member.host for member in room._signed.members))
         room._office = Creator(state.private_key, entropy, room.drops, HostNumbers(state.former, highest))
+        room._office.sizes = {static: size for static, size in state.sizes.items() if room._signed.member(static) is not None}
         room._office.routes[static] = room._routes
         room._renumber(now)
         return room
@@ -304,6 +319,7 @@ class CreatorRoom(Room):
             private_key=self._office.private_key,
             former=numbers.former,
             highest=numbers.highest,
+            sizes={Hex(static): size for static, size in self._office.sizes.items()},
         )
 
     def peers(self) -> list[MemberPeer]:
@@ -360,11 +376,12 @@ class CreatorRoom(Room):
         if hello.room in (b"", self._room):
             outcome = office.admit(now, self._signed, static, hello, self._links)
         if isinstance(outcome, Reason):
-            if outcome is Reason.FULL:
-                self._events.append(RoomFull(make_label(hello.name)))
-            self._say(static, Refused(outcome))
+            if outcome in (Reason.FULL, Reason.HELD_SMALL):
+                self._events.append(self._full(hello))
+            self.say(static, Refused(outcome))
             return
         (office.narrow.discard if hello.knows_spare else office.narrow.add)(static)
+        office.sizes[static] = min(hello.most, addresses.LAST_HOST)
         expected = office.expected.get(static)
         if expected is not None:
             self._psks[static] = expected.psk
@@ -377,6 +394,13 @@ class CreatorRoom(Room):
             self._events.append(RosterChanged(self._signed))  # paired anew: the same roster, another psk
         self._renumber(now)
         super()._on_hello(now, static, link, hello)
+
+    def _full(self, hello: Hello) -> RoomFull:
+        most, name = self._office.most(self._signed, hello.most), make_label(hello.name)
+        if most == MAX_MEMBERS:
+            return RoomFull(name)
+        held_by = self._office.held_by(self._signed, most)
+        return RoomFull(name, most, held_by if hello.most > most else (name, *held_by))
 
     def _on_routes(self, now: Instant, static: bytes, routes: tuple[Prefix, ...]) -> None:
         if self._signed.member(static) is not None:

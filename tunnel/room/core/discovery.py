@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Final
 
 from tunnel.core.bucket import Bucket
-from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.units import Instant
 
 EVERYBODY_RATE: Final = 200.0  # packets a second from one member to everybody; a server browser asks some ten times a second
 EVERYBODY_BURST: Final = 400  # packets; a program that starts announces itself on every service at once
-EVERYBODY_BYTES: Final = 4096 * 1024.0 / MAX_MEMBERS  # bytes a second from one member to everybody: no video is multicast to all
-EVERYBODY_BYTES_BURST: Final = int(2 * EVERYBODY_BYTES)  # bytes
+EVERYBODY_BYTES: Final = 256 * 1024.0  # bytes a second from one member to everybody: no video is multicast to all
+EVERYBODY_BYTES_BURST: Final = 512 * 1024  # bytes
+#: Members up to which those hold.  In a larger room each packet counts for more, as it costs more copies and more may send: so
+# what leaves one member, and what all together send to one, stay what they are in a room of so many.
+EVERYBODY_MEMBERS: Final = 16
 
 _LIMITED_BROADCAST: Final = b"\xff\xff\xff\xff"
 
@@ -46,8 +48,13 @@ class Allowance:
         self._packets = Bucket(EVERYBODY_BURST, EVERYBODY_RATE)
         self._bytes = Bucket(EVERYBODY_BYTES_BURST, EVERYBODY_BYTES)
 
-    def take(self, now: Instant, packets: int, size: int) -> bool:
-        """Whether so many packets, of `size` bytes in all, may pass."""
-        if self._packets.left(now) < packets or not self._bytes.take(now, size):
+    def take(self, now: Instant, packets: int, size: int, weight: float = 1.0) -> bool:
+        """Whether so many packets, of `size` bytes in all, may pass.  `weight`: see weight_in."""
+        if not self._packets.has(now, packets * weight) or not self._bytes.take(now, size * weight):
             return False
-        return self._packets.take(now, packets)
+        return self._packets.take(now, packets * weight)
+
+
+def weight_in(members: int) -> float:
+    """How many times a packet to everybody counts in a room of so many."""
+    return max(1.0, members / EVERYBODY_MEMBERS)

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from tunnel.room.core.addresses import MAX_MEMBERS
 from tunnel.room.core.messages import Reason
 from tunnel.room.core.roster import Member, Roster
 
@@ -67,9 +68,14 @@ class EntryUnanswered(Struct, frozen=True):
 
 
 class RoomFull(Struct, frozen=True):
-    """To the creator: somebody wanted in, and there is no place."""
+    """To the creator: somebody wanted in, and there is no place.
+
+    `held_by`: whose ptunnel knows rooms of `most` only, where that is why; the one who wanted in may be among them.
+    """
 
     name: str
+    most: int = MAX_MEMBERS
+    held_by: tuple[str, ...] = ()
 
 
 RoomEvent: TypeAlias = (

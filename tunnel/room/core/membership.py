@@ -25,7 +25,9 @@ from tunnel.node.events import (
 from tunnel.node.flows.expose_code import FOR_MANY, ExposerPairing
 from tunnel.node.peering import CONTROL_ROOM, Peering
 from tunnel.pairing.code import Purpose
+from tunnel.room.core.detours import Detours
 from tunnel.room.core.events import MemberRemoved, RoomEvent, RosterChanged
+from tunnel.room.core.records import MemberPeer
 from tunnel.room.core.room import Room
 from tunnel.room.core.roster import Member, RoomState
 from tunnel.transport.connection.events import CloseCode, ControlReceived
@@ -81,8 +83,12 @@ class Membership:
         server: str,
         now: Instant,
         save: Callable[[RoomState], None] | None = None,
+        carries: bool = False,
     ) -> None:
-        """`store` is the one that the endpoint was made with.  `save` is called before anybody is told of what it saves."""
+        """`store` is the one that the endpoint was made with.  `save` is called before anybody is told of what it saves.
+
+        `carries`: pass on what two others have for each other that meet in no other way.
+        """
         self.endpoint = endpoint
         self.room = room
         self.flow: ExposerPairing | None = None
@@ -90,7 +96,17 @@ class Membership:
         self._server = server
         self._save = save
         self._contacts: defaultdict[bytes, Contact] = defaultdict(Contact)
-        self._known: list[KnownPeer] = []
+        self._peers: tuple[list[MemberPeer], list[KnownPeer]] = ([], [])  # of the room and newcomers, as of the last look ...
+        self._statics: set[bytes] = set()  # ... and what follows: of those of the room ...
+        self._dialed: dict[bytes, KnownPeer] = {}  # ... and of all whom we dial
+        self.detours = Detours(
+            room,
+            endpoint.carrying,
+            carries=carries,
+            reached=self.peering,
+            known=lambda static: self._contacts[static].peering if static in self._contacts else None,
+            dialing=lambda static: self._contacts[static].dialing if static in self._contacts else None,
+        )
         self._has_left = False
         endpoint.listen(now)
 
@@ -192,6 +208,7 @@ class Membership:
         if is_online != contact.is_online and contact.peering is not None:
             contact.is_online = is_online
             (self.room.connected if is_online else self.room.disconnected)(now, contact.peering.peer.static)
+            self.detours.changed(now, contact.peering.peer.static)
 
     # --- outputs
 
@@ -205,29 +222,22 @@ class Membership:
             return events
         if (at := self.room.poll_timeout()) is not None and now >= at:
             self.room.handle_timeout(now)
+        self.detours.handle_timeout(now)
         while (event := self.room.poll_event()) is not None:
-            if isinstance(event, RosterChanged) and self._save is not None:
-                self._save(self.room.state())
+            if isinstance(event, RosterChanged):
+                self.detours.changed(now)
+                if self._save is not None:
+                    self._save(self.room.state())
             if isinstance(event, MemberRemoved) and (contact := self._contacts.get(event.member.static)) is not None:
                 contact.redial_at, contact.wait = None, FIRST_REDIAL
             events.append(event)
-        known = [
-            KnownPeer(
-                name=peer.name, static=peer.static, psk=peer.psk, server=self._server, is_awaited=not self.room.dials(peer.static)
-            )
-            for peer in self.room.peers()
-        ]
-        statics = {peer.static for peer in known}
-        known += [peer for peer in self._store.newcomers.values() if peer.static not in statics and not self.room.is_over]
-        if known != self._known:
-            self._known = known
-            self.endpoint.set_peers(now, known)
+        self._know(now)
         self._send()
-        dialed = {peer.static: peer for peer in known if not peer.is_awaited}
+        dialed = self._dialed
         for static, contact in list(self._contacts.items()):
             if static not in dialed:
                 contact.redial_at = None
-                if static not in statics and contact.peering is None and contact.dialing is None:
+                if static not in self._statics and contact.peering is None and contact.dialing is None:
                     del self._contacts[static]
         for static, peer in dialed.items():
             contact = self._contacts[static]
@@ -235,6 +245,23 @@ class Membership:
                 contact.redial_at = None
                 contact.dialing = self.endpoint.dial(now, peer, self._server)
         return events
+
+    def _know(self, now: Instant) -> None:
+        """Let the endpoint know whom to talk to, where that is different."""
+        peers = self.room.peers(), [] if self.room.is_over else list(self._store.newcomers.values())
+        if peers == self._peers:
+            return
+        self._peers = peers
+        known = [
+            KnownPeer(
+                name=peer.name, static=peer.static, psk=peer.psk, server=self._server, is_awaited=not self.room.dials(peer.static)
+            )
+            for peer in peers[0]
+        ]
+        self._statics = {peer.static for peer in known}
+        known += [peer for peer in peers[1] if peer.static not in self._statics]
+        self._dialed = {peer.static: peer for peer in known if not peer.is_awaited}
+        self.endpoint.set_peers(now, known)
 
     def _may_dial(self, now: Instant, static: bytes, contact: Contact) -> bool:
         """There is no connection, none is on its way (dialed, or paired by a code and not yet to be used), and it is time."""
@@ -256,7 +283,9 @@ class Membership:
     def poll_timeout(self) -> Instant | None:
         if self._has_left:
             return None
-        return earliest(self.room.poll_timeout(), *(contact.redial_at for contact in self._contacts.values()))
+        return earliest(
+            self.room.poll_timeout(), self.detours.poll_timeout(), *(contact.redial_at for contact in self._contacts.values())
+        )
 
     def peering(self, static: bytes) -> Peering | None:
         """The connection of a member, if there is one that reaches it."""

@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from tunnel.errors import MalformedPacket
-from tunnel.room.core.addresses import Prefix
+from tunnel.room.core.addresses import LAST_HOST, MAX_MEMBERS, MEMBERS_UNSAID, Prefix
 from tunnel.room.core.roster import MAX_ROSTER, Key
-from tunnel.units import KEY_SIZE, Buffer
+from tunnel.units import CHANNEL_SIZE, KEY_SIZE, Buffer
 
 MAX_BODY: Final = MAX_ROSTER + 4096  # bytes; the largest are a State with its roster, and a Hello with all routes
 MAX_PREFIXES: Final = 64  # routes that one member tells; a home has three, a company's VPN some dozens
@@ -22,6 +22,8 @@ Routes: TypeAlias = Annotated[
     tuple[Annotated[bytes, Meta(min_length=PREFIX_SIZE, max_length=PREFIX_SIZE)], ...], Meta(max_length=MAX_PREFIXES)
 ]
 KnownVersion = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF_FFFF)]
+HostNumber = Annotated[int, Meta(ge=1, le=LAST_HOST)]
+Milliseconds = Annotated[int, Meta(ge=0, le=0xFFFF)]
 
 
 class Reason(IntEnum):
@@ -32,6 +34,7 @@ class Reason(IntEnum):
     UNKNOWN = 3  # not a member, and neither expected nor invited
     BUSY = 4  # so many come and go that nobody is taken in for a moment
     TOO_OLD = 5  # the joiner does not know the block that the room's subnet must be of
+    HELD_SMALL = 6  # the ptunnel of a member knows no larger room
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -43,7 +46,8 @@ class Hello(_Message, frozen=True, tag=1):
 
     `room` is empty while the sender knows none; `version` is that of its roster, 0 for none.  A joiner's asks to be taken in.
     `routes` are for the creator alone, and empty towards others.  `keeps`: the sender will come back after it has ended.
-    `knows_spare`: it takes a roster whose subnet is of addresses.SPARE_BLOCK.
+    `knows_spare`: it takes a roster whose subnet is of addresses.SPARE_BLOCK.  `most`: it takes one of so many members.
+    `knows_detours`: it takes the three messages at the end of this list.
     """
 
     room: Annotated[bytes, Meta(max_length=KEY_SIZE)]
@@ -52,6 +56,8 @@ class Hello(_Message, frozen=True, tag=1):
     keeps: bool
     routes: Routes = ()
     knows_spare: bool = False
+    most: Annotated[int, Meta(ge=1, le=0xFF)] = MEMBERS_UNSAID
+    knows_detours: bool = False
 
 
 class State(_Message, frozen=True, tag=2):
@@ -83,7 +89,28 @@ class Leave(_Message, frozen=True, tag=6):
     """To the creator: the sender ends, and will not come back."""
 
 
-RoomMessage: TypeAlias = Hello | State | Have | Told | Refused | Leave
+class Reach(_Message, frozen=True, tag=7):
+    """From a member that carries for others: whom it reaches directly, by host number, and the round trips in milliseconds."""
+
+    links: Annotated[tuple[tuple[HostNumber, Milliseconds], ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class Carry(_Message, frozen=True, tag=8):
+    """To such a member: the sender wants a channel to the member `host`, or does not need it any more."""
+
+    host: HostNumber
+    is_wanted: bool
+
+
+class Carried(_Message, frozen=True, tag=9):
+    """Its answer, to both: the channel between the receiver and the member `host`; empty: there is none, or no more."""
+
+    host: HostNumber
+    channel: Annotated[bytes, Meta(max_length=CHANNEL_SIZE)]
+
+
+DetourMessage: TypeAlias = Reach | Carry | Carried
+RoomMessage: TypeAlias = Hello | State | Have | Told | Refused | Leave | DetourMessage
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final[msgspec.msgpack.Decoder[RoomMessage]] = msgspec.msgpack.Decoder(RoomMessage)

@@ -24,9 +24,10 @@ class MemberPeer(NamedTuple):
 class MemberLink:
     """A connection to somebody."""
 
-    __slots__ = ("told", "told_at", "version")
+    __slots__ = ("knows_detours", "told", "told_at", "version")
 
     def __init__(self, now: Instant) -> None:
+        self.knows_detours = False  # as they said
         self.version = 0  # what they have at least
         self.told = 0  # the newest that we have sent there ...
         self.told_at = now  # ... and when

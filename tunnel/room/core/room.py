@@ -19,7 +19,7 @@ from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
 from tunnel.errors import ConfigurationError, MalformedPacket
 from tunnel.room.core import addresses
-from tunnel.room.core.addresses import Prefix
+from tunnel.room.core.addresses import MAX_MEMBERS, Prefix
 from tunnel.room.core.events import (
     Entered,
     EntryUnanswered,
@@ -34,9 +34,13 @@ from tunnel.room.core.events import (
     YouWereRemoved,
 )
 from tunnel.room.core.messages import (
+    Carried,
+    Carry,
+    DetourMessage,
     Have,
     Hello,
     Leave,
+    Reach,
     Reason,
     Refused,
     RoomMessage,
@@ -63,6 +67,9 @@ from tunnel.units import Buffer, Hex, Instant, Seconds
 
 HAVE_INTERVAL: Final = Seconds(30.0)  # between two Have to everybody; they are for what got lost, so rare
 RESEND_AFTER: Final = Seconds(10.0)  # before a State that somebody seems not to have got is sent again
+PASS_ON_INTERVAL: Final = Seconds(
+    1.0
+)  # between two times that all are told of a newer roster: when many join at once, each is one
 ENTER_PATIENCE: Final = Seconds(32.0)  # from the first connection until we are let in; the creator's own word comes after 30
 
 
@@ -76,6 +83,7 @@ class Room:
         self.drops = Drops()
         self.roster: Roster | None = None
         self.is_over = False  # we were removed or refused
+        self.on_detour: Callable[[Instant, bytes, DetourMessage], None] | None = None  # what members say of carrying for others
         self._member_name = member_name
         self._keeps = keeps
         self._entropy = entropy
@@ -83,11 +91,14 @@ class Room:
         self._blob = b""
         self._secret = b""
         self._psks: dict[bytes, bytes] = {}
+        self._derived: dict[bytes, bytes] = {}  # psks with other members that follow from the secret
         self._creator: bytes | None = None
         self._routes: tuple[Prefix, ...] = ()
         self._links: dict[bytes, MemberLink] = {}
         self._allowances = Allowances(MESSAGE_BURST, Seconds(1.0 / MESSAGE_RATE))  # of messages
         self._have_at: Instant | None = None
+        self._pass_on_at: Instant | None = None  # when all are told of a newer roster, where it is too early now ...
+        self._pass_on_from = Instant(0.0)  # ... and from when on it is not
         self._enter_by: Instant | None = None  # a joiner's: when it is over
         self._messages: deque[tuple[bytes, bytes]] = deque()
         self._events: deque[RoomEvent] = deque()
@@ -159,7 +170,10 @@ class Room:
     def _psk(self, static: bytes) -> bytes | None:
         if static == self._creator:
             return self._psks.get(static)
-        return pair_psk(self._secret, self.static, static)
+        psk = self._derived.get(static)
+        if psk is None:
+            psk = self._derived[static] = pair_psk(self._secret, self.static, static)
+        return psk
 
     def dials(self, static: bytes) -> bool:
         """Whether we connect to that member, rather than it to us: members to the creator, among others the smaller key."""
@@ -217,6 +231,8 @@ class Room:
                     self._on_refused(static, reason)
                 case Leave():
                     self._on_leave(now, static)
+                case Reach() | Carry() | Carried():
+                    self._on_detour(now, static, message)
         except MalformedPacket:
             self.drops["room message malformed"] += 1
 
@@ -239,7 +255,7 @@ class Room:
         """We end.  Whoever does not keep the room tells the creator (True), so that its place is free."""
         if self._keeps or self.is_over or self._creator not in self._links:
             return False
-        self._say(self._creator, Leave())
+        self.say(self._creator, Leave())
         return True
 
     def set_routes(self, now: Instant, routes: Iterable[Prefix]) -> None:
@@ -251,7 +267,7 @@ class Room:
 
     def _use_routes(self, now: Instant) -> None:
         if self._creator is not None:
-            self._say(self._creator, Told(pack_routes(self._routes)))
+            self.say(self._creator, Told(pack_routes(self._routes)))
 
     # --- outputs
 
@@ -267,7 +283,7 @@ class Room:
         return self._events.popleft() if self._events else None
 
     def poll_timeout(self) -> Instant | None:
-        return None if self.is_over else earliest(self._have_at, self._enter_by)
+        return None if self.is_over else earliest(self._have_at, self._pass_on_at, self._enter_by)
 
     def handle_timeout(self, now: Instant) -> None:
         if self._enter_by is not None and now >= self._enter_by:
@@ -275,21 +291,24 @@ class Room:
             if self.roster is None:
                 self.is_over = True
                 self._events.append(EntryUnanswered())
+        if self._pass_on_at is not None and now >= self._pass_on_at:
+            self._pass_on_to_all(now)
         if self._have_at is not None and now >= self._have_at:
             self._have_at = Instant(now + HAVE_INTERVAL)
             if self.roster is not None:
                 for static in self._links:
-                    self._say(static, Have(self.roster.version))
+                    self.say(static, Have(self.roster.version))
 
     # --- messages
 
-    def _say(self, static: bytes, message: RoomMessage) -> None:
+    def say(self, static: bytes, message: RoomMessage) -> None:
+        """Tell it, if there is a connection."""
         self._messages.append((static, encode(message)))
 
     def _say_hello(self, static: bytes) -> None:
         version = self.roster.version if self.roster is not None else 0
         routes = pack_routes(self._routes) if static == self._creator else ()
-        self._say(static, Hello(self._room, version, self._member_name[:64], self._keeps, routes, True))
+        self.say(static, Hello(self._room, version, self._member_name[:64], self._keeps, routes, True, MAX_MEMBERS, True))
 
     def _tell_state(self, now: Instant, static: bytes, link: MemberLink) -> None:
         """To members only, and each version once, unless it seems to have got lost."""
@@ -298,9 +317,10 @@ class Room:
             return
         if link.told < roster.version or now >= link.told_at + RESEND_AFTER:
             link.told, link.told_at = roster.version, now
-            self._say(static, State(self._blob, self._secret))
+            self.say(static, State(self._blob, self._secret))
 
     def _on_hello(self, now: Instant, static: bytes, link: MemberLink, hello: Hello) -> None:
+        link.knows_detours = hello.knows_detours
         self._on_have(now, static, link, hello.version)
 
     def _on_have(self, now: Instant, static: bytes, link: MemberLink, version: int) -> None:
@@ -314,13 +334,15 @@ class Room:
         if version < roster.version:
             self._tell_state(now, static, link)
         elif version > roster.version:
-            self._say(static, Have(roster.version))
+            self.say(static, Have(roster.version))
 
     def _on_state(self, now: Instant, static: bytes, link: MemberLink, blob: bytes, secret: bytes) -> None:
         roster = decode_roster(blob)
         reason = why_refused(roster, blob, secret, ours=self.roster, sender=static, creator=self._creator, me=self.static)
         if reason is None:
             link.version = roster.version
+            if secret != self._secret:
+                self._derived.clear()
             self._blob, self._secret, self._room = blob, secret, roster.room
             self._accept(now, roster)
             return
@@ -340,6 +362,17 @@ class Room:
 
     def _on_leave(self, now: Instant, static: bytes) -> None:
         """The creator's affair."""
+
+    def _on_detour(self, now: Instant, static: bytes, message: DetourMessage) -> None:
+        if self.on_detour is None or self.roster is None or self.roster.member(static) is None:
+            self.drops["room message from a stranger"] += 1
+        else:
+            self.on_detour(now, static, message)
+
+    def knows_detours(self, static: bytes) -> bool:
+        """Whether that member, to which there is a connection, has said that it does."""
+        link = self._links.get(static)
+        return link is not None and link.knows_detours
 
     # --- the roster
 
@@ -364,11 +397,21 @@ class Room:
         if before is not None and (before.subnet, before.ula) != (roster.subnet, roster.ula):
             self._events.append(Renumbered(roster))
         self._events.append(RosterChanged(roster))
+        is_removal = before is not None and before.epoch != roster.epoch
+        if is_removal or now >= self._pass_on_from:
+            self._pass_on_to_all(now)
+        elif self._pass_on_at is None:
+            self._pass_on_at = self._pass_on_from
+
+    def _pass_on_to_all(self, now: Instant) -> None:
+        """Whoever has a connection to us, and may not know our roster yet."""
+        roster = self.roster
+        assert roster is not None
+        self._pass_on_at, self._pass_on_from = None, Instant(now + PASS_ON_INTERVAL)
         for static, link in self._links.items():
-            if link.version >= roster.version or static not in new:
-                continue
-            self._pass_on(now, static, link, roster)
+            if link.version < roster.version and roster.member(static) is not None:
+                self._pass_on(now, static, link, roster)
 
     def _pass_on(self, now: Instant, static: bytes, link: MemberLink, roster: Roster) -> None:
         """Tell somebody who may not know it of a newer roster: whoever has an older one asks for it."""
-        self._say(static, Have(roster.version))
+        self.say(static, Have(roster.version))

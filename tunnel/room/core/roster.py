@@ -91,7 +91,8 @@ class RoomState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A remembered room, as its file has it: a later field has a default, and is left out while it has that.
 
     `member_name` is how we introduce ourselves; `private_key` is the creator's alone; `roster` is signed; `psks` are by static
-    key, the creator's with all members, a member's with the creator; `former` and `highest` are the creator's HostNumbers.
+    key, the creator's with all members, a member's with the creator; `former` and `highest` are the creator's HostNumbers, and
+    `sizes` says how many members each of them can know.
     """
 
     member_name: str
@@ -103,11 +104,13 @@ class RoomState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     psks: Annotated[dict[Hex, Key], Meta(max_length=addresses.LAST_HOST)]
     former: Annotated[tuple[tuple[Hex, Host], ...], Meta(max_length=addresses.LAST_HOST)]
     highest: Host
+    sizes: Annotated[dict[Hex, Host], Meta(max_length=addresses.LAST_HOST)] = {}
 
     def __post_init__(self) -> None:
         force_setattr(self, "psks", {Hex(static): psk for static, psk in self.psks.items()})
         force_setattr(self, "former", tuple((Hex(static), host) for static, host in self.former))
-        if any(len(static) != KEY_SIZE for static in (*self.psks, *dict(self.former))):
+        force_setattr(self, "sizes", {Hex(static): size for static, size in self.sizes.items()})
+        if any(len(static) != KEY_SIZE for static in (*self.psks, *dict(self.former), *self.sizes)):
             raise ValueError("a static key")
 
     def __repr__(self) -> str:

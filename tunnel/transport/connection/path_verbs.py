@@ -28,6 +28,17 @@ class PathVerbs:
         return PathView(path.key, path.kind, rtt.smoothed_rtt, rtt.min_rtt, newest, at, path.mtu, why)
 
     @property
+    def direct_path(self) -> PathKey | None:
+        """The current path where it is direct."""
+        path = self._shared.paths.current
+        return path.key if path.kind is PathKind.DIRECT and path.validated else None
+
+    def is_path(self, key: PathKey) -> bool:
+        """Whether this is a path that works."""
+        path = self._shared.paths.known.get(key)
+        return path is not None and path.validated
+
+    @property
     def has_path(self) -> bool:
         """Some path has not failed: see AllPathsLost."""
         return any(path.validated for path in self._shared.paths.known.values())
