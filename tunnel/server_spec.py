@@ -17,6 +17,7 @@ DHT: Final = "dht"  # in place of a server: the nodes of the Mainline DHT
 DEFAULT_TLS_PORT: Final = 443  # TCP: the last port that networks close
 DEFAULT_METRICS_PORT: Final = 9_464  # TCP: of figures for Prometheus, as other programs have their own there
 DHT_PORT: Final = 6_881  # of a node of the DHT, where none is said
+OPTIONS: Final = ("tls", "pin")  # of a server, behind it
 MAX_SERVERS: Final = 8  # in one list: each is looked up, and greeted every 20 s
 MAX_ENTRY: Final = 16  # nodes by which we come into the DHT: all are asked at once
 #: They lead whoever is new to other nodes; each is run by somebody who makes a BitTorrent client.
@@ -58,7 +59,7 @@ def members(word: str, place: str = "--server") -> tuple[str, ...]:
     found: list[str] = []
     for part in alternatives(word.strip())[0].split(","):
         part = part.strip()
-        if found and ("=" in part or not part):
+        if found and ("=" in part or part in ("", *OPTIONS)):
             found[-1] += f",{part}"
         else:
             found.append(part)
@@ -150,7 +151,7 @@ def _split_word(word: str, place: str) -> tuple[str, dict[str, str]]:
     said: dict[str, str] = {}
     for item in rest:
         key, equals, value = item.strip().partition("=")
-        if key not in ("tls", "pin") or not equals:
+        if key not in OPTIONS or not equals:
             raise ConfigurationError(f"{place}: {item[:40]!r} is no option of a server, as tls=PORT, pin=SHA256 and dht are.")
         said[key] = value
     return address, said

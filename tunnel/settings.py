@@ -85,8 +85,7 @@ class Settings:
     server: Annotated[
         str | None,
         Row(
-            meaning="the rendezvous server, HOST[:PORT], or several with commas between; "
-            "dht (no server: the Mainline DHT), or both; or none",
+            meaning="rendezvous servers, HOST[:PORT] with commas between; dht (the Mainline DHT) too; or none",
             kind="network",
             metavar="HOST[:PORT]",
             help="The rendezvous server, 'dht' (without one), 'HOST,dht', 'none'. "

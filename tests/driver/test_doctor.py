@@ -17,11 +17,13 @@ from tests.driver.meeting import Heard, a_server
 from tests.driver.programs import Lab
 from tests.driver.test_tls import a_tls_server
 from tests.driver.tls import make_certificate
+from tests.schema import schema
 from tunnel.cli.doctor import _own_link
+from tunnel.errors import ServerUnreachableError
 from tunnel.nat.report import Findings
 from tunnel.server_spec import TlsOptions
 from tunnel.shell import endpoint
-from tunnel.shell.doctor import CLOCK_TOLERANCE, Examination, TlsFindings, examine
+from tunnel.shell.doctor import CLOCK_TOLERANCE, Examination, TlsFindings, examine, examine_all
 from tunnel.state.home import Home as State
 from tunnel.units import Address
 
@@ -135,3 +137,20 @@ async def test_what_a_peer_says_of_our_clock_is_told(tmp_path: Path, monkeypatch
     assert link["peer"] == "home"
     behind_words = "The clock of this computer is 2 hours behind what it showed home before. Set it, if it is wrong now."
     assert said == ([behind_words] if behind else [])
+
+
+async def test_of_a_list_the_first_that_answers_is_told_and_of_the_others_whether_they_do() -> None:
+    dead = "127.0.0.1:9"
+    with trio.fail_after(PATIENCE):
+        async with a_server() as first, a_server() as second:
+            found = await examine_all((dead, first, f"{second},tls=off"), tls=TlsOptions(None))
+        assert found.server == first
+        assert [(other.server, other.is_reached) for other in found.others] == [(dead, False), (f"{second},tls=off", True)]
+        assert found.sentences()[-2] == "127.0.0.1, another server of the list, does not answer over UDP."
+        assert found.sentences()[-1].startswith("127.0.0.1, another server of the list, answers after ")
+        assert schema().problems({"event": "doctor", **found.to_dict()}, is_line=False) == []
+
+
+async def test_of_a_list_that_nobody_knows_the_first_trouble_is_told() -> None:
+    with trio.fail_after(PATIENCE), pytest.raises(ServerUnreachableError):
+        await examine_all(("one.invalid", "two.invalid"))

@@ -71,11 +71,12 @@ def choose_server(home: Home, peer: str | None, given: str | None) -> str:
 async def _examine(server: str, settings: Settings, is_quiet: bool) -> Examination:
     """Raises ConfigurationError, ServerUnreachableError."""
     if server != DHT:
-        from tunnel.shell.doctor import examine
+        from tunnel.server_spec import members
+        from tunnel.shell.doctor import examine_all
 
         if not is_quiet:
             tell(f"Asking {server} what it sees of this machine, for some five seconds ...")
-        return await examine(server, tls=settings.tls)
+        return await examine_all(members(server), tls=settings.tls)
     from tunnel.shell.dht import examine_dht
 
     if not is_quiet:

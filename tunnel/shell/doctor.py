@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -27,7 +27,7 @@ from tunnel.shell.outside import servers_named
 from tunnel.shell.places import NO_NETWORK
 from tunnel.shell.portmap import PortMapKeeper, is_reachable_from_everywhere
 from tunnel.shell.sockets import OpenSocket
-from tunnel.units import Address, SocketId
+from tunnel.units import Address, Seconds, SocketId
 
 __all__ = ["Examination", "advise", "examine"]
 
@@ -68,6 +68,33 @@ class TlsFindings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherServer:
+    """One that stands beside the examined one in a list."""
+
+    server: str
+    is_reached: bool  # it answers over UDP
+    round_trip: Seconds | None
+
+    @classmethod
+    def of(cls, server: str, found: Examination | None) -> OtherServer:
+        """None: nobody tells where its name leads."""
+        families = () if found is None else (found.ipv4, found.ipv6)
+        trips = [each.round_trip for each in families if each.round_trip is not None]
+        return cls(server=server, is_reached=found is not None and found.is_reached, round_trip=min(trips, default=None))
+
+    @property
+    def sentence(self) -> str:
+        host, _ = parse_server(self.server, "server")
+        if not self.is_reached:
+            return f"{host}, another server of the list, does not answer over UDP."
+        after = "" if self.round_trip is None else f" after {self.round_trip * 1000:.0f} ms"
+        return f"{host}, another server of the list, answers{after}."
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"server": self.server, "reached": self.is_reached, "rtt_s": self.round_trip}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
     """All that was found out."""
 
@@ -77,6 +104,7 @@ class Examination:
     portmap: PortMapFindings | None  # None: no router of ours translates
     tls: TlsFindings | None = None  # None: switched off
     clock_off_s: float | None = None  # seconds by which this computer's clock is ahead of the server's; None: it does not tell
+    others: tuple[OtherServer, ...] = ()  # of a list
 
     @property
     def asked(self) -> str:
@@ -129,7 +157,7 @@ class Examination:
             direction = "ahead of" if self.clock_off_s > 0 else "behind"
             how = spoken(abs(self.clock_off_s))
             lines.append(f"The clock of this computer is {how} {direction} that of the server. Set it, if it is the wrong one.")
-        return lines
+        return lines + [other.sentence for other in self.others]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -143,7 +171,31 @@ class Examination:
             "clock_off_s": None if self.clock_off_s is None else round(self.clock_off_s),
             "summary": self.summary,
             "sentences": self.sentences(),
+            **({"others": [other.to_dict() for other in self.others]} if self.others else {}),
         }
+
+
+async def examine_all(servers: Sequence[str], *, tls: TlsOptions | None = None) -> Examination:
+    """Examine a list of servers at once: the first that answers is told at length, of the others whether they answer.
+
+    Raises ConfigurationError, ServerUnreachableError (no name is known).
+    """
+    found: dict[str, Examination] = {}
+    errors: list[ServerUnreachableError] = []
+
+    async def look(server: str) -> None:
+        try:
+            found[server] = await examine(server, tls=tls)
+        except ServerUnreachableError as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for server in servers:
+            nursery.start_soon(look, server)
+    if not found:
+        raise errors[0]
+    best = next((each for each in servers if each in found and found[each].can_meet), next(iter(found)))
+    return replace(found[best], others=tuple(OtherServer.of(each, found.get(each)) for each in servers if each != best))
 
 
 async def examine(
