@@ -334,16 +334,18 @@ def revoke(homes: Homes) -> tuple[float, float]:
     return cut, ended
 
 
-def restart(homes: Homes) -> tuple[float, float]:
-    """Seconds from a kill -9 until one forward answers, and until all do."""
+def restart(homes: Homes) -> tuple[float, float, float]:
+    """Seconds from a kill -9 until one forward answers, and until all do; and those of the processor that it took."""
     before = homes.pid
     began = time.monotonic()
     os.kill(before, 9)
     homes.wait_open(homes.local(0, 0)).close()
     first = time.monotonic() - began
     homes.wait_all()
+    took = time.monotonic() - began
     assert homes.pid != before
-    return first, time.monotonic() - began
+    times = Path(f"/proc/{homes.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return first, took, sum(map(int, times[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def at_rest(homes: Homes, seconds: float) -> tuple[float, float, float]:
@@ -394,6 +396,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["changes", "revoke", "restart", "rest"])
     parser.add_argument("--peers", type=int, default=20, help="at least 3, at most 28 (20)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each look at a home at rest (30)")
+    parser.add_argument("--kills", type=int, default=6, help="one after the other, as soon as all forwards answer (6)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab:
         homes = Homes(lab, arguments.peers)
@@ -407,7 +410,9 @@ def main() -> None:
         if "revoke" in arguments.parts:
             print("revoke: cut after {:.2f} s, the command has ended after {:.2f} s".format(*revoke(homes)), flush=True)
         if "restart" in arguments.parts:
-            print("kill -9: a forward answers after {:.2f} s, all after {:.2f} s".format(*restart(homes)), flush=True)
+            for number in range(1, arguments.kills + 1):
+                words = "kill -9, number {}: a forward answers after {:.2f} s, all after {:.2f} s, with {:.2f} s of the processor"
+                print(words.format(number, *restart(homes)), flush=True)
         if "rest" in arguments.parts:
             for line in rest(homes, arguments.seconds):
                 print(line, flush=True)
