@@ -69,7 +69,7 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
         "If it names a third party on the internet, each client that wants to meet that peer sends at "
         "most 300 checks to that host and one attempt at random ports in an hour: 2,400 datagrams of 57 "
-        "bytes, or 8,000 if the server also withholds what it owes the peer.": (
+        "bytes, or 8,000 if the server also withholds what it owes the peer, or shows it ports that are not its own.": (
             "tests/sim/test_safe_punching.py::test_a_lying_server_aims_nobody_at_a_third_party",
             "tests/unit/nat/test_agent_budget.py::test_all_peers_together_send_a_silent_host_few_checks",
         ),
@@ -187,9 +187,16 @@ SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
         "It names at most 16 at a time.": ("tests/unit/nat/test_agent.py::test_a_peer_that_names_too_many_is_cut",),
         "A host that has sent nothing authentic gets at most 300 checks and one attempt at random ports "
-        "(2,400, or 8,000 if the peer says that it could open few sockets) in an hour, whoever named it.": (
+        "(2,400, or 8,000 if the peer says that it could open few sockets, or that its router draws from few "
+        "ports) in an hour, whoever named it.": (
             "tests/unit/nat/test_agent_budget.py::test_all_peers_together_send_a_silent_host_few_checks",
             "tests/sim/test_safe_punching.py::test_an_authenticated_liar_cannot_make_us_flood_a_third_party",
+        ),
+        "Where your router makes a mapping for each destination, such probes fill its table: 8,000 mappings "
+        "at most in one attempt, half of a block of ports unless one port is seen to serve two, and 96 at "
+        "most beyond the last that it is known to have made.": (
+            "tests/unit/nat/test_quota.py::test_no_more_than_so_many_mappings_are_made_beyond_the_last_confirmed_one",
+            "tests/sim/test_carriers.py::test_of_a_block_whose_ports_serve_one_mapping_each_half_is_left",
         ),
         "Refused are: loopback (except on one machine), multicast, broadcast, link-local, the metadata "
         "services of clouds, also where NAT64, 6to4 or Teredo would carry it there, ports below 1024, and "

@@ -27,7 +27,7 @@ from tunnel.nat.candidate import (
     encode_offer,
     is_allowed,
 )
-from tunnel.nat.hints import MAX_HINTS, MAX_PREDICTED, MAX_STEP, OpenPool, PredictedPorts
+from tunnel.nat.hints import MAX_HINTS, MAX_PREDICTED, MAX_STEP, OpenPool, PortRange, PredictedPorts
 from tunnel.nat.technique import PoolSocket
 from tunnel.nat.techniques import Techniques
 from tunnel.units import Address, Instant, SocketId
@@ -45,7 +45,8 @@ predictions = st.builds(
     st.integers(-MAX_STEP, MAX_STEP).filter(bool),
     st.integers(1, MAX_PREDICTED),
 )
-hints = st.lists(predictions | st.builds(OpenPool, st.integers(0, 0xFFFF)), max_size=MAX_HINTS).map(tuple)
+ranges = st.builds(PortRange, st.integers(0, 0x7FFF), st.integers(1, 0x8000), st.integers(0, 0xFFFF))
+hints = st.lists(predictions | ranges | st.builds(OpenPool, st.integers(0, 0xFFFF)), max_size=MAX_HINTS).map(tuple)
 offers = st.builds(
     Offer,
     st.integers(0, 2**32 - 1),

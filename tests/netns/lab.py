@@ -43,13 +43,15 @@ table %(family)s firewall {
     }
 }
 """
+FIRST_BLOCK, BLOCK = 20_480, 512
+"""The ports of the first site of the kind symblock, and how many each has."""
 DROP = 'iifname "wan" meta l4proto udp counter name thrown_away drop'
 DROP_ALL = 'iifname "wan" meta l4proto { tcp, udp } counter name thrown_away drop'
 NAT = """
 table ip nat {
     chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
-        oifname "wan" masquerade %s
+        oifname "wan" %s
     }
 }
 """
@@ -338,7 +340,13 @@ class Lab:
         unasked = "" if site.kind == "prcrace" else DROP
         gateway.nft(FIREWALL % {"family": "inet", "input": unasked, "forward": forward})
         if natted:
-            gateway.nft(NAT % ("fully-random" if site.kind in ("sym", "upnp") else ""))
+            masquerade = "masquerade fully-random" if site.kind in ("sym", "upnp") else "masquerade"
+            if site.kind == "symblock":
+                first = FIRST_BLOCK + BLOCK * site.index
+                masquerade = (
+                    f'meta l4proto udp masquerade to :{first}-{first + BLOCK - 1} fully-random\n        oifname "wan" masquerade'
+                )
+            gateway.nft(NAT % masquerade)
         if site.kind == "upnp":
             gateway.nft(MINIUPNPD_CHAINS)
             site.start_miniupnpd()

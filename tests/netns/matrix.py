@@ -1,6 +1,8 @@
 """Every kind of site with every other, on real kernels, in both orders: is the path direct, after how long, and by what?
 
-    python -m tests.netns.matrix [--only HOME,FRIEND ...] [--jobs 2] [--results FILE] [--resume] [--write]
+    python -m tests.netns.matrix [--only HOME,FRIEND ...] [--jobs 2] [--results FILE] [--resume] [--render]
+    python -m tests.netns.matrix --delay 0.05 --loss 0.05   # the same over rough lines
+    python -m tests.netns.matrix --carriers                 # pairs behind carriers that give each home few ports
 
 Direct or relayed is what the kernels' byte counters at both hosts say of 200,000 bytes sent through the tunnel; the moment of
 the first direct datagram is that of a packet socket beside ptunnel.  One side, drawn by the seed, hears of all 0 to 250 ms late.
@@ -23,7 +25,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.driver.tls import make_certificate
 from tests.netns.kernel import ROOT, LabError, Namespace, python_module
@@ -49,6 +51,12 @@ SITUATIONS: Final = {
 }
 """Pairs that share something, and whether they can be direct."""
 
+CARRIER_PAIRS: Final = (
+    *((home, friend) for home in ("symblock", "block512", "block2048") for friend in ("symblock", "block512", "block2048")),
+    *(("symblock", "symseq"), ("symseq", "block512"), ("symblock", "sym"), ("sym", "block512")),
+)
+"""Each with a new mapping for every destination; symblock is Linux itself, told to use 512 ports."""
+
 DELAY: Final = 0.010  # seconds, one way, of each site's line
 LATE: Final = 0.250  # seconds at most
 PATIENCE: Final = 20.0  # seconds after the introduction, where a direct path is possible
@@ -71,6 +79,16 @@ table inet matrix {
     }
 }
 """
+
+
+class Line(NamedTuple):
+    """Of each site to its first router."""
+
+    delay: float = DELAY  # seconds, one way
+    loss: float = 0.0  # of 1, each way
+
+
+CLEAN: Final = Line()
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ def can_be_direct(home: str, friend: str) -> bool:
     if home == friend == "dual":
         return True
     # A mapped port lets in everybody.
-    like = {"dual": "sym", "upnp": "full"}
+    like = {"dual": "sym", "upnp": "full", "symblock": "block512"}
     return oracle.can_meet(like.get(home, home), like.get(friend, friend))
 
 
@@ -196,12 +214,14 @@ def status(program: Ptunnel) -> dict[str, Any]:
     return {}
 
 
-def build(lab: Lab, home: str, friend: str, late: dict[str, float]) -> tuple[tuple[Site, Namespace], tuple[Site, Namespace]]:
+def build(
+    lab: Lab, home: str, friend: str, late: dict[str, float], line: Line
+) -> tuple[tuple[Site, Namespace], tuple[Site, Namespace]]:
     """Both places with their hosts, for a pair of kinds or for a situation (whose `friend` is empty)."""
 
     def site(name: str, kind: str, **more: Any) -> Site:
         real: Kind = "sym" if kind == "dual" else kind  # type: ignore[assignment]
-        return lab.add_site(name, real, ipv6=kind == "dual", delay=DELAY, news=late[name], **more)
+        return lab.add_site(name, real, ipv6=kind == "dual", delay=line.delay, loss=line.loss, news=late[name], **more)
 
     if friend:
         sites = site("home", home), site("friend", friend)
@@ -211,17 +231,17 @@ def build(lab: Lab, home: str, friend: str, late: dict[str, float]) -> tuple[tup
         sites = site("home", "prc", lan="192.168.1"), site("friend", "uprc", lan="192.168.1")
         return (sites[0], sites[0].host), (sites[1], sites[1].host)
     if home.startswith("same carrier"):
-        carrier = lab.add_site("carrier", "user", hosts=0, delay=DELAY, rules=hairpin)
+        carrier = lab.add_site("carrier", "user", hosts=0, delay=line.delay, loss=line.loss, rules=hairpin)
         sites = lab.add_site("home", "prc", behind=carrier), lab.add_site("friend", "prc", behind=carrier)
         return (sites[0], sites[0].host), (sites[1], sites[1].host)
     shared = site("home", "uprc", hosts=2, isolated="isolated" in home, rules=hairpin)
     return (shared, shared.hosts[0]), (shared, shared.hosts[1])
 
 
-def run_pair(lab: Lab, home: str, friend: str, late: str, late_s: float) -> Result:
+def run_pair(lab: Lab, home: str, friend: str, late: str, late_s: float, line: Line = CLEAN) -> Result:
     """Introduce two who have never met, wait for the direct path, send something and look at the counters."""
     lateness = {"home": 0.0, "friend": 0.0} | {late: late_s}
-    places = build(lab, home, friend, lateness)
+    places = build(lab, home, friend, lateness, line)
     servers = (lab.server.address, lab.second_address, lab.server.address6)
     load = os.getloadavg()[0]
     watchers = []
@@ -309,16 +329,17 @@ def lateness(home: str, friend: str, seed: int) -> tuple[str, float]:
     return rng.choice(("home", "friend")), round(rng.uniform(0.0, LATE), 3)
 
 
-def one(home: str, friend: str, seed: int) -> Result:
+def one(home: str, friend: str, seed: int, line: Line) -> Result:
     """A pair in this process."""
     late, late_s = lateness(home, friend, seed)
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab:
-        return run_pair(lab, home, friend, late, late_s)
+        return run_pair(lab, home, friend, late, late_s, line)
 
 
-def apart(home: str, friend: str, seed: int) -> Result:
+def apart(home: str, friend: str, seed: int, line: Line) -> Result:
     """A pair in a process of its own, so that one that hangs costs no more than its time."""
-    words = python_module("tests.netns.matrix", "--pair", home, friend, str(seed))
+    lines = ("--delay", str(line.delay), "--loss", str(line.loss))
+    words = python_module("tests.netns.matrix", "--pair", home, friend, str(seed), *lines)
     late, late_s = lateness(home, friend, seed)
     note = ""
     try:
@@ -336,11 +357,11 @@ def everything() -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: "tcp443" in pair)  # those wait the longest
 
 
-def run_all(pairs: list[tuple[str, str]], jobs: int, seed: int, take: Callable[[Result], None]) -> None:
+def run_all(pairs: list[tuple[str, str]], jobs: int, seed: int, line: Line, take: Callable[[Result], None]) -> None:
     for folder in ("tunnel", "tests/netns"):  # else each of a thousand processes compiles it anew, if told to keep nothing
         compileall.compile_dir(ROOT / folder, quiet=1)
     with ThreadPoolExecutor(jobs) as pool:
-        for result in pool.map(lambda pair: apart(pair[0], pair[1], seed), pairs):
+        for result in pool.map(lambda pair: apart(pair[0], pair[1], seed, line), pairs):
             take(result)
 
 
@@ -350,18 +371,25 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="HOME,FRIEND", help="this pair only; * stands for every kind")
     parser.add_argument("--jobs", type=int, default=2, help="pairs at the same time (default 2)")
     parser.add_argument("--seed", type=int, default=1, help="of who is late, and by how much (default 1)")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "reach-matrix.jsonl", help="where each meeting is kept")
+    parser.add_argument("--results", type=Path, help="where each meeting is kept")
+    parser.add_argument("--delay", type=float, default=DELAY, help="seconds of each site's line, one way (default 0.01)")
+    parser.add_argument("--loss", type=float, default=0.0, help="share lost on each site's line, each way")
+    parser.add_argument("--carriers", action="store_true", help="other pairs: those behind carriers with few ports for each home")
     parser.add_argument("--resume", action="store_true", help="leave out what the results already hold")
     parser.add_argument("--render", action="store_true", help="run nothing: page and picture from the results")
     options = parser.parse_args()
+    line = Line(options.delay, options.loss)
+    is_page = line == CLEAN and not options.carriers  # what docs/reach.md shows
+    if options.results is None:
+        options.results = ROOT / "docs" / "reach-matrix.jsonl" if is_page else Path(tempfile.gettempdir()) / "matrix.jsonl"
     if options.pair:
         home, friend, seed = options.pair
-        print(json.dumps(asdict(one(home, friend, int(seed)))))
+        print(json.dumps(asdict(one(home, friend, int(seed), line))))
         return
-    from tests.netns.matrix_page import read_results, write_page
+    from tests.netns.matrix_page import read_results, summary, write_page
 
     if not options.render:
-        pairs = everything()
+        pairs = list(CARRIER_PAIRS) if options.carriers else everything()
         if options.only:
             wanted = [tuple((word + ",").split(",")[:2]) for word in options.only]
             pairs = [
@@ -386,9 +414,11 @@ def main() -> None:
                     flush=True,
                 )
 
-            run_all(pairs, options.jobs, options.seed, take)
+            run_all(pairs, options.jobs, options.seed, line, take)
         print(f"{len(pairs)} pairs in {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    if not options.only or options.render:
+    if not is_page:
+        print("\n".join(summary(read_results(options.results))))
+    elif not options.only or options.render:
         write_page(read_results(options.results), ROOT / "docs" / "reach.md", ROOT / "docs" / "reach-matrix.svg")
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tests.netns.lab import Lab
 
 Kind = Literal[
-    "open", "fw", "prc", "prcrace", "sym", "upnp", "short", "tcp443",  # nftables
+    "open", "fw", "prc", "prcrace", "sym", "symblock", "upnp", "short", "tcp443",  # nftables
     "full", "restricted", "uprc", "symseq", "symad", "user",  # our own NAT; "user" is told its rules
-    "cgn", "cgnsym", "quota",  # prc, behind a carrier's NAT of our own
+    "cgn", "cgnsym", "quota", "block512", "block2048",  # prc, behind a carrier's NAT of our own
 ]  # fmt: skip
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ CARRIERS: dict[str, dict[str, Any]] = {
     "cgn": {"quota": 128},
     "cgnsym": {"mapping": "AP", "quota": 128},
     "quota": {"mapping": "AP", "quota": 64},
+    "block512": {"mapping": "AP", "block": 512, "reuses": True, "quota": 4_000, "rate": 700},
+    "block2048": {"mapping": "AP", "block": 2_048, "reuses": True, "quota": 8_000, "rate": 700},
 }
 """The same in a carrier's network; the quota is of mappings a home."""
 

@@ -17,6 +17,7 @@ import select
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -51,6 +52,9 @@ class Rules:
     life: float = 120.0  # seconds of silence after which a mapping ends (§4.3)
     refreshed_from_outside: bool = False  # §4.3, REQ-6
     quota: int | None = None  # UDP mappings of one inner host; what is over it is thrown away
+    rate: int | None = None  # new UDP mappings of one inner host within any second, likewise
+    block: int | None = None  # ports in a row that an inner host has to itself (RFC 6431, RFC 7422)
+    reuses: bool = False  # one port for UDP mappings towards different remotes, as Linux does
 
 
 @dataclass
@@ -79,8 +83,10 @@ class Nat:
         self._first, self._last = int(self._inside.network_address), int(self._inside.broadcast_address)
         self._pool = {ipaddress.IPv4Address(host).packed: host for host in rules.pool}
         self._by_key: dict[object, Mapping] = {}
-        self._by_outer: dict[tuple[int, str, int], Mapping] = {}
+        self._by_outer: dict[tuple[int, str, int], list[Mapping]] = {}  # more than one where ports are reused
         self._held: dict[str, int] = {}  # UDP mappings by inner host
+        self._made: dict[str, deque[float]] = {}  # when, in the last second, by inner host
+        self._blocks: dict[str, int] = {}  # the first port of each inner host's own
         self._next_port = rng.randrange(20_000, 40_000)
 
     # ---------------------------------------------------------------- one packet
@@ -130,11 +136,11 @@ class Nat:
         if protocol not in (ICMP, TCP, UDP) or (protocol == ICMP and packet[header] != ECHO_REPLY):
             return self._drop("unasked")
         source, destination = _endpoints(packet, header, protocol)
-        mapping = self._find(protocol, destination)
-        if mapping is None:
-            return self._drop("no mapping")
         now = self._clock()
         remote = self._remote(protocol, source)
+        mapping = self._find(protocol, destination, remote)
+        if mapping is None:
+            return self._drop("no mapping")
         if mapping.permitted.get(remote, 0.0) <= now and (protocol != UDP or self.rules.filtering != "E"):
             return self._drop("filtered")
         if self.rules.refreshed_from_outside or protocol != UDP:
@@ -159,7 +165,7 @@ class Nat:
             _rewrite(inner, length, protocol, destination=mapping.outer, partial=True)
             _rewrite(packet, header, 0, source=mapping.outer)
         else:
-            mapping = self._find(protocol, source)
+            mapping = self._find(protocol, source, self._remote(protocol, destination))
             if mapping is None:
                 return self._drop("ICMP about no mapping")
             _rewrite(inner, length, protocol, source=mapping.inner, partial=True)
@@ -181,12 +187,15 @@ class Nat:
     def _remote(self, protocol: int, remote: Endpoint) -> object:
         return _scoped(self.rules.filtering if protocol == UDP else "A" if protocol == ICMP else "AP", remote)
 
-    def _find(self, protocol: int, outer: Endpoint) -> Mapping | None:
-        mapping = self._by_outer.get((protocol, *outer))
-        if mapping is not None and mapping.expires <= self._clock():
-            self._forget(mapping)
-            return None
-        return mapping
+    def _find(self, protocol: int, outer: Endpoint, remote: object) -> Mapping | None:
+        """The mapping there through which the remote may send, or else any."""
+        now, found = self._clock(), None
+        for mapping in list(self._by_outer.get((protocol, *outer), ())):
+            if mapping.expires <= now:
+                self._forget(mapping)
+            elif found is None or mapping.permitted.get(remote, 0.0) > now:
+                found = mapping
+        return found
 
     def _map(self, protocol: int, source: Endpoint, destination: Endpoint) -> Mapping | None:
         key = self._key(protocol, source, destination)
@@ -200,19 +209,25 @@ class Nat:
             self.sweep()
             if self._held.get(source[0], 0) >= quota:
                 return self._drop("quota")
-        outer = self._choose(protocol, source)
+        if protocol == UDP and self.rules.rate is not None and self._is_too_fast(source[0], self.rules.rate):
+            return self._drop("rate")
+        outer = self._choose(protocol, source, self._remote(protocol, destination))
         if outer is None:
             return self._drop("no port left")
         life = self.rules.life if protocol == UDP else TCP_LIFE if protocol == TCP else ICMP_LIFE
         mapping = Mapping(protocol, source, outer, key, life)
-        self._by_key[key] = self._by_outer[protocol, *outer] = mapping
+        self._by_key[key] = mapping
+        self._by_outer.setdefault((protocol, *outer), []).append(mapping)
         if protocol == UDP:
             self._held[source[0]] = self._held.get(source[0], 0) + 1
         return mapping
 
     def _forget(self, mapping: Mapping) -> None:
         del self._by_key[mapping.key]
-        del self._by_outer[mapping.protocol, *mapping.outer]
+        place = (mapping.protocol, *mapping.outer)
+        self._by_outer[place].remove(mapping)
+        if not self._by_outer[place]:
+            del self._by_outer[place]
         if mapping.protocol == UDP:
             self._held[mapping.inner[0]] -= 1
 
@@ -231,30 +246,51 @@ class Nat:
         self.sweep()
         return list(self._by_key.values())
 
-    def _choose(self, protocol: int, source: Endpoint) -> Endpoint | None:
+    def _is_too_fast(self, host: str, rate: int) -> bool:
+        now, made = self._clock(), self._made.setdefault(host, deque())
+        while made and made[0] <= now - 1.0:
+            made.popleft()
+        if len(made) >= rate:
+            return True
+        made.append(now)
+        return False
+
+    def _block_of(self, host: str, size: int) -> int:
+        """The first port of an inner host's own block."""
+        while host not in self._blocks:
+            first = FIRST_PORT + size * self._rng.randrange((LAST_PORT + 1 - FIRST_PORT) // size)
+            if first not in self._blocks.values():
+                self._blocks[host] = first
+        return self._blocks[host]
+
+    def _choose(self, protocol: int, source: Endpoint, remote: object) -> Endpoint | None:
         rules = self.rules
         if rules.paired:
             host = rules.pool[int(ipaddress.IPv4Address(source[0])) % len(rules.pool)]
         else:
             host = self._rng.choice(rules.pool)
         kind = rules.ports if protocol == UDP else "preserving"
-        if kind == "preserving" and self._is_free(protocol, host, source[1]):
+        first, last = FIRST_PORT, LAST_PORT
+        if rules.block is not None and protocol != ICMP:
+            first = self._block_of(source[0], rules.block)
+            last = first + rules.block - 1
+        if kind == "preserving" and first <= source[1] <= last and self._is_free(protocol, host, source[1], remote):
             return host, source[1]
-        for _ in range(LAST_PORT - FIRST_PORT):
+        for _ in range(4 * (last - first)):
             if kind == "sequential":
-                port = self._next_port
-                span = LAST_PORT + 1 - FIRST_PORT
-                self._next_port = FIRST_PORT + (port + rules.step - FIRST_PORT) % span
+                port = self._next_port if first <= self._next_port <= last else first
+                self._next_port = first + (port + rules.step - first) % (last + 1 - first)
             else:
-                port = self._rng.randrange(FIRST_PORT, LAST_PORT + 1)
+                port = self._rng.randrange(first, last + 1)
             if rules.parity and (port ^ source[1]) & 1:
                 continue
-            if self._is_free(protocol, host, port):
+            if self._is_free(protocol, host, port, remote):
                 return host, port
         return None
 
-    def _is_free(self, protocol: int, host: str, port: int) -> bool:
-        return self._find(protocol, (host, port)) is None
+    def _is_free(self, protocol: int, host: str, port: int, remote: object) -> bool:
+        mapping = self._find(protocol, (host, port), remote)
+        return mapping is None or (protocol == UDP and self.rules.reuses and remote not in mapping.permitted)
 
 
 def _scoped(scope: Scope, remote: Endpoint) -> object:

@@ -6,6 +6,8 @@ A box stands between an inner and an outer realm (world.py).  It sees addresses 
 from __future__ import annotations
 
 import random
+import zlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -53,7 +55,16 @@ class Behaviour:
     expiry: Expiry = Expiry()
     hairpins: bool = False
     quota: int | None = None  # mappings per inner host
+    rate: int | None = None  # new mappings per inner host within any second
+    block: int | None = None  # ports in a row that an inner host has to itself (RFC 6431, RFC 7422)
+    reuses: bool = False  # one outer port for mappings towards different remotes, as Linux does
+    addresses: int = 1  # outer ones
+    paired: bool = True  # an inner host always gets the same of them (RFC 4787 §4.1); else each mapping gets any
     translates: bool = True
+
+
+REFUSALS: Final = ("quota", "rate", "no port")
+"""Drops that mean a mapping which was not made."""
 
 
 @dataclass(slots=True)
@@ -83,15 +94,19 @@ class Box:
         """`host` is the outer address (unused by a firewall); `report(reason, text)` is told of every drop."""
         self.behaviour = behaviour
         self.host = host
+        self.more_hosts: tuple[str, ...] = ()  # outer addresses beside it
         self._rng = rng
         self._report = report
         self._entries: dict[object, _Entry] = {}  # by mapping key
         self._by_outer: dict[Address, list[_Entry]] = {}  # more than one only after the race
         self._stolen: dict[tuple[int, Address], float] = {}  # (our port, remote) that conntrack gave to the router itself
         self._held: dict[str, int] = {}  # entries by inner host
+        self._made: dict[str, deque[float]] = {}  # when, in the last second, by inner host
+        self._blocks: dict[str, int] = {}  # the first port of each inner host's own
         self._purge_at = 0.0
         self._next_port = rng.randrange(20_000, 40_000)
         self.drops: dict[str, int] = {}
+        self.made = 0  # mappings, in all
 
     # --- verbs ------------------------------------------------------------------------------------------------------------
 
@@ -115,12 +130,20 @@ class Box:
                 ):
                     if flow is not None:
                         self._forget(flow_key, flow)
-                    key, entry = flow_key, self._create(flow_key, source, avoid=wanted)
+                    outer = self._choose(now, source, destination, avoid=wanted)
+                    key, entry = flow_key, None if outer is None else self._create(flow_key, source, outer)
         if entry is None:
             if behaviour.quota is not None and self._is_full(now, source.host, behaviour.quota):
                 self._drop("quota", f"{source} -> {destination}")
                 return None
-            entry = self._create(key, source)
+            if behaviour.rate is not None and self._is_too_fast(now, source.host, behaviour.rate):
+                self._drop("rate", f"{source} -> {destination}")
+                return None
+            outer = self._choose(now, source, destination)
+            if outer is None:
+                self._drop("no port", f"{source} -> {destination}")
+                return None
+            entry = self._create(key, source, outer)
         permission = entry.permitted.setdefault(self._filter_key(destination), _Permission(0.0))
         if permission.expires_at <= now:
             permission.replied = False
@@ -148,7 +171,7 @@ class Box:
 
     def owns(self, address: Address) -> bool:
         """Is this the box's own outer address?"""
-        return self.behaviour.translates and address.host == self.host
+        return self.behaviour.translates and (address.host == self.host or address.host in self.more_hosts)
 
     def flush(self) -> None:
         """Lose every mapping, as after a restart of the router."""
@@ -193,29 +216,64 @@ class Box:
         self._by_outer[entry.outer].remove(entry)
         self._held[entry.inner.host] -= 1
 
-    def _create(self, key: object, source: Address, avoid: int | None = None) -> _Entry:
-        if not self.behaviour.translates:
-            outer = source
-        else:
-            outer = Address(self.host, self._choose_port(source.port, avoid))
+    def _is_too_fast(self, now: float, host: str, rate: int) -> bool:
+        made = self._made.setdefault(host, deque())
+        while made and made[0] <= now - 1.0:
+            made.popleft()
+        if len(made) >= rate:
+            return True
+        made.append(now)
+        return False
+
+    def _create(self, key: object, source: Address, outer: Address) -> _Entry:
+        self.made += 1
         entry = _Entry(source, outer)
         self._entries[key] = entry
         self._held[source.host] = self._held.get(source.host, 0) + 1
         self._by_outer.setdefault(outer, []).append(entry)
         return entry
 
-    def _choose_port(self, wanted: int, avoid: int | None) -> int:
-        if self.behaviour.ports is Ports.SEQUENTIAL:
-            while True:
-                self._next_port += 1
-                if self._next_port > 65_535:
-                    self._next_port = 1024
-                if not self._by_outer.get(Address(self.host, self._next_port)):
-                    return self._next_port
-        port = wanted if self.behaviour.ports is Ports.PRESERVING else self._rng.randrange(1024, 65_536)
-        while port == avoid or self._by_outer.get(Address(self.host, port)):
-            port = self._rng.randrange(1024, 65_536)
-        return port
+    def _choose(self, now: float, source: Address, destination: Address, avoid: int | None = None) -> Address | None:
+        """The outer address of a new mapping; None: no port is left."""
+        behaviour = self.behaviour
+        if not behaviour.translates:
+            return source
+        hosts = (self.host, *self.more_hosts)
+        host = hosts[zlib.crc32(source.host.encode()) % len(hosts)] if behaviour.paired else self._rng.choice(hosts)
+        first, last = 1024, 65_535
+        if behaviour.block is not None:
+            first = self._block_of(source.host, behaviour.block)
+            last = first + behaviour.block - 1
+        if behaviour.ports is Ports.SEQUENTIAL:
+            for _ in range(last + 1 - first):
+                self._next_port = self._next_port + 1 if first <= self._next_port < last else first
+                if not self._is_taken(now, Address(host, self._next_port), destination):
+                    return Address(host, self._next_port)
+            return None
+        port = source.port if behaviour.ports is Ports.PRESERVING else self._rng.randrange(first, last + 1)
+        for _ in range(20):
+            if port != avoid and first <= port <= last and not self._is_taken(now, Address(host, port), destination):
+                return Address(host, port)
+            port = self._rng.randrange(first, last + 1)
+        free = [at for at in range(first, last + 1) if not self._is_taken(now, Address(host, at), destination)]
+        return Address(host, self._rng.choice(free)) if free else None
+
+    def _block_of(self, host: str, size: int) -> int:
+        """The first port of an inner host's own block."""
+        while host not in self._blocks:
+            first = 1024 + size * self._rng.randrange((65_536 - 1024) // size)
+            if first not in self._blocks.values():
+                self._blocks[host] = first
+        return self._blocks[host]
+
+    def _is_taken(self, now: float, outer: Address, destination: Address) -> bool:
+        entries = self._by_outer.get(outer)
+        if not entries:
+            return False
+        if self.behaviour.block is None and not self.behaviour.reuses:
+            return True
+        remote = self._filter_key(destination)
+        return any(entry.is_alive(now) and (not self.behaviour.reuses or remote in entry.permitted) for entry in entries)
 
 
 #: The kinds of site by name; a double NAT is listed from the home outwards, an empty list is a public address.
@@ -240,3 +298,13 @@ SITES: dict[str, tuple[Behaviour, ...]] = {
 }
 #: An IPv6 site is open or behind this.
 FIREWALL = Behaviour(translates=False)
+#: Carriers that give each home ports of its own, and choose at random among those; the names in `SITES` stay those of the matrix.
+CARRIERS: dict[str, tuple[Behaviour, ...]] = {
+    "block512": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, block=512, reuses=True)),
+    "block1024": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, block=1024, reuses=True)),
+    "block2048": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, block=2048, reuses=True)),
+    "unique512": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, block=512)),  # each port for one mapping
+    "slow512": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, block=512, reuses=True, rate=200)),
+    "few512": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, block=512, reuses=True, quota=300)),
+    "pool512": (HOME, Behaviour(mapping=APD, ports=Ports.RANDOM, block=512, reuses=True, addresses=2, paired=False)),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from tests.sim.nat import FILTER_APD, SITES, Behaviour, Ports
+from tests.sim.nat import CARRIERS, FILTER_APD, SITES, Behaviour, Ports
 from tunnel.nat.behaviour import Mapping
 
 
@@ -12,28 +12,30 @@ class Technique(Enum):
     OPENERS = auto()  # low-TTL openers, against the conntrack race
     PREDICTION = auto()  # of the next port of a NAT that allocates in steps
     BIRTHDAY = auto()  # many sockets on one side, many ports tried by the other
+    BLOCKS = auto()  # both try the few ports of the other's block, or of what it will use next
 
 
+ALL = SITES | CARRIERS
 #: What the agent does.
 TODAY = frozenset(Technique)
 
 
 def outermost(kind: str) -> Behaviour | None:
     """The box that decides: in every double NAT here the outer one is at least as hard as the inner."""
-    boxes = SITES[kind]
+    boxes = ALL[kind]
     return boxes[-1] if boxes else None
 
 
 def is_hard(kind: str) -> bool:
-    return any(box.mapping is not Mapping.ENDPOINT_INDEPENDENT for box in SITES[kind])
+    return any(box.mapping is not Mapping.ENDPOINT_INDEPENDENT for box in ALL[kind])
 
 
 def filters_ports(kind: str) -> bool:
-    return any(box.filtering is FILTER_APD for box in SITES[kind])
+    return any(box.filtering is FILTER_APD for box in ALL[kind])
 
 
 def races(kind: str) -> bool:
-    return any(box.races for box in SITES[kind])
+    return any(box.races for box in ALL[kind])
 
 
 def can_meet(a: str, b: str, techniques: frozenset[Technique] = TODAY, *, ipv6: bool = False, in_step: bool = True) -> bool:
@@ -54,6 +56,8 @@ def can_meet(a: str, b: str, techniques: frozenset[Technique] = TODAY, *, ipv6: 
         return _predictable(hard[0], techniques) or Technique.BIRTHDAY in techniques
     if _predictable(a, techniques) and _predictable(b, techniques):
         return True
+    if Technique.BLOCKS in techniques and all(has_block(kind) or _counts(kind) for kind in hard) and any(map(has_block, hard)):
+        return True
     return Technique.BIRTHDAY in techniques and any(
         _varies_by_address(one) and (_varies_by_address(other) or not has_quota(other)) for one, other in ((a, b), (b, a))
     )
@@ -71,11 +75,21 @@ def is_luck(a: str, b: str) -> bool:
 
 def has_quota(kind: str) -> bool:
     """Too few mappings to try random ports from a NAT that makes one for each."""
-    return any(box.quota is not None for box in SITES[kind])
+    return any(box.quota is not None for box in ALL[kind])
+
+
+def has_block(kind: str) -> bool:
+    """Ports of its own, each of which serves several mappings."""
+    return any(box.block is not None and box.reuses for box in ALL[kind])
+
+
+def _counts(kind: str) -> bool:
+    box = outermost(kind)
+    return box is not None and box.ports is Ports.SEQUENTIAL
 
 
 def _varies_by_address(kind: str) -> bool:
-    return any(box.mapping is Mapping.ADDRESS_DEPENDENT for box in SITES[kind])
+    return any(box.mapping is Mapping.ADDRESS_DEPENDENT for box in ALL[kind])
 
 
 def _predictable(kind: str, techniques: frozenset[Technique]) -> bool:

@@ -121,6 +121,8 @@ class PunchNode:
         self._manage_pool(now)
         while (measure := self.technique.poll_measure(now)) is not None:
             server = self._elsewhere if measure.elsewhere else self._servers[0]
+            if measure.second:
+                server = self._elsewhere or self._mapping_servers[0]
             if server is not None:
                 transaction = self.rng.randbytes(12)
                 self._measures[transaction] = measure

@@ -31,7 +31,7 @@ from tunnel.nat.budget import (
     SILENT_REFILL,
 )
 from tunnel.nat.candidate import MAX_CANDIDATES, NO_GENERATION, CandidateKind, Offer, encode_offer, make_candidate
-from tunnel.nat.hints import OpenPool, PredictedPorts, encode_hints
+from tunnel.nat.hints import OpenPool, PortRange, PredictedPorts, encode_hints
 from tunnel.node.peering import CONTROL_OFFER
 from tunnel.node.stun_codec import ServerStun
 from tunnel.rendezvous import messages
@@ -89,7 +89,11 @@ def test_an_authenticated_liar_cannot_make_us_flood_a_third_party(kind: str) -> 
         cast.world.filter = count
         for generation in range(1_000, 1_000 + MINUTES * 240):
             liar.send_control(bytes((CONTROL_OFFER,)) + lie(rng, generation))
-            hints = (OpenPool(rng.choice((1, 64, 65_535))), PredictedPorts(rng.choice(VICTIMS), rng.randrange(65_536), 1, 32))
+            hints = (
+                OpenPool(rng.choice((1, 64, 65_535))),
+                PredictedPorts(rng.choice(VICTIMS), rng.randrange(65_536), 1, 32),
+                PortRange(rng.randrange(1, 60_000), rng.choice((1, 512, 5_000)), rng.choice((64, 8_000))),
+            )
             notice = encode_offer(Offer(NO_GENERATION, opened=True))
             liar.send_control(bytes((CONTROL_OFFER,)) + notice + encode_hints(hints))
             cast.world.touch(cast.friend.host)

@@ -22,7 +22,7 @@ from tunnel.nat import birthday
 from tunnel.nat.behaviour import Mapping
 from tunnel.nat.birthday import SPRAY_PROBES
 from tunnel.nat.budget import OPENER_BURST, POOL_SOCKETS, PROBE_BURST
-from tunnel.nat.hints import OpenPool, PredictedPorts
+from tunnel.nat.hints import OpenPool, PortRange, PredictedPorts
 from tunnel.nat.state import AgentState
 from tunnel.units import Address, Instant, Seconds
 
@@ -229,7 +229,7 @@ def test_a_malicious_peer_cannot_make_us_flood_anybody(kind: str) -> None:
         )
         mapping = rng.choice(list(Mapping))
         victim.receive_offer(encode_offer(Offer(generation, named, mapping, confirmed=rng.random() < 0.5)))
-        lies = (OpenPool(65_535), PredictedPorts(rng.choice(hosts), rng.randrange(65_536), 1, 32))
+        lies = (OpenPool(65_535), PredictedPorts(rng.choice(hosts), rng.randrange(65_536), 1, 32), PortRange(2_000, 512, 8_000))
         victim.receive_offer(encode_offer(Offer(NO_GENERATION, opened=True, hints=lies)))
         world.run(0.25)
     assert not set(flood.sent) & set(forbidden)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from tests.sim.link import Link, Pipe
-from tests.sim.nat import FIREWALL, SITES, Behaviour, Box
+from tests.sim.nat import CARRIERS, FIREWALL, SITES, Behaviour, Box
 from tunnel.units import Address, Instant, Seconds, SocketId, Transmit
 
 START = Instant(1_000.0)  # not 0, so that nobody counts on it
@@ -119,16 +119,17 @@ class World:
             host = self._public(outer) if behaviour.translates else ""
             gateway = Gateway(f"{name}/v4", self._box(behaviour, host, name), inner, outer)
             inner.gateways[False] = gateway
-            if host:
-                outer.attached[host] = gateway
+            gateway.box.more_hosts = tuple(self._public(outer) for _ in range(behaviour.addresses - 1))
+            for each in filter(None, (host, *gateway.box.more_hosts)):
+                outer.attached[each] = gateway
         if ipv6:
             inner.gateways[True] = Gateway(f"{name}/v6", self._box(FIREWALL, "", name), inner, outer)
         return inner
 
     def site(self, name: str, kind: str, *, outer: Realm | None = None, ipv6: bool = False) -> Realm:
-        """A realm of one of the kinds in nat.SITES."""
+        """A realm of one of the kinds in nat.SITES or nat.CARRIERS."""
         realm = outer or self.internet
-        for level, behaviour in enumerate(reversed(SITES[kind])):
+        for level, behaviour in enumerate(reversed((SITES | CARRIERS)[kind])):
             realm = self.realm(f"{name}.{level}", realm, behaviour, ipv6=ipv6)
         return realm
 

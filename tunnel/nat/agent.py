@@ -106,6 +106,13 @@ class Agent:
         return AgentStats(self.state, self._checks_sent, self._openers_sent, self._rounds, budget)
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing is to be expected of this round any more, though it goes on."""
+        return self.state is AgentState.EXHAUSTED or (
+            self.state is AgentState.CHECKING and self.technique is not None and self.technique.is_hopeless
+        )
+
+    @property
     def why_relayed(self) -> str:
         """One sentence for a person."""
         if not self._sides.has_common_family:

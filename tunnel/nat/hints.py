@@ -1,4 +1,4 @@
-"""Hints: what the costlier techniques of one side tell the other behind an offer: ports worth trying, and that a pool is open.
+"""Hints: what the costlier techniques of one side tell the other behind an offer: ports to try, that a pool is open, a range.
 
 On the wire each is a type u8, a length u8 and a value; docs/protocol.md.  Unknown types and a cut tail are ignored.
 """
@@ -14,6 +14,7 @@ from tunnel.units import Address, Buffer
 
 PREDICTED_PORTS: Final = 1
 OPEN_POOL: Final = 2
+PORT_RANGE: Final = 3
 MAX_HINTS: Final = 4  # read from one offer; more are ignored
 MAX_PREDICTED: Final = 32  # ports in one prediction: what may have been allocated by others meanwhile
 MAX_STEP: Final = 8  # between two ports that a NAT allocates one after the other
@@ -39,7 +40,15 @@ class OpenPool(NamedTuple):
     sockets: int
 
 
-Hint: TypeAlias = PredictedPorts | OpenPool
+class PortRange(NamedTuple):
+    """My NAT draws its ports from `first` on, so many; I make at most `tries` tries, none at all where that is 0."""
+
+    first: int
+    ports: int  # at least 1, and none beyond 65,535
+    tries: int
+
+
+Hint: TypeAlias = PredictedPorts | OpenPool | PortRange
 
 
 def encode_hints(hints: Iterable[Hint]) -> bytes:
@@ -53,6 +62,9 @@ def encode_hints(hints: Iterable[Hint]) -> bytes:
             case OpenPool(sockets):
                 value = Writer().u16(sockets).finish()
                 writer.u8(OPEN_POOL)
+            case PortRange(first, ports, tries):
+                value = Writer().u16(first).u16(ports).u16(tries).finish()
+                writer.u8(PORT_RANGE)
         writer.u8(len(value)).raw(value)
     return writer.finish()
 
@@ -74,4 +86,8 @@ def decode_hints(data: Buffer) -> tuple[Hint, ...]:
                 found.append(PredictedPorts(host, first, step, count))
         elif kind == OPEN_POOL and length >= 2:
             found.append(OpenPool(value.u16()))
+        elif kind == PORT_RANGE and length >= 6:
+            drawn = PortRange(value.u16(), value.u16(), value.u16())
+            if drawn.ports and drawn.first + drawn.ports <= 0x1_0000:
+                found.append(drawn)
     return tuple(found)

@@ -24,7 +24,7 @@ class Remembered(NamedTuple):
 
     remote: Address  # where the direct path led
     kind: CandidateKind  # what the peer called that address; peer-reflexive: nothing
-    technique: str = ""  # "", "prediction" or "birthday"
+    technique: str = ""  # "", "prediction", "birthday" or "blocks"
     opened: bool = False  # birthday: it was our side that opened the pool
     keepalive: Seconds = Seconds(0.0)  # that the path's mappings were found to survive; 0: not known
 

@@ -241,7 +241,11 @@ def prospects(ipv4: Findings, ipv6: Findings, portmap: PortMapFindings | None) -
     return "Direct paths to nearly every peer."
 
 
-_TECHNIQUES: Final = {"prediction": "foretelling the next port", "birthday": "guessing ports"}
+_TECHNIQUES: Final = {
+    "prediction": "foretelling the next port",
+    "birthday": "guessing ports",
+    "blocks": "trying the few ports of a block",
+}
 
 
 def advise(kind: str, why: str, ours: str, theirs: str, technique: str = "") -> list[str]:

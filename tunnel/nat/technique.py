@@ -20,10 +20,14 @@ def is_seen_by_the_world(candidate: Candidate) -> bool:
 
 
 class Measure(NamedTuple):
-    """Ask the server where it sees this socket; `elsewhere`: ask at its other address, which it names itself."""
+    """Ask the server where it sees this socket; `elsewhere`: ask at its other address, which it names itself.
+
+    `second`: at that one too, or where it has none at another port, to see one more mapping.
+    """
 
     socket_id: SocketId
     elsewhere: bool = False
+    second: bool = False
 
 
 class PoolSocket(NamedTuple):

@@ -1,4 +1,4 @@
-"""The costlier ways to meet, in the order of their price: predicted ports, then the birthday technique; one budget over both."""
+"""The costlier ways to meet, in the order of their price: predicted ports, the birthday technique, port blocks; one budget."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.core.timers import earliest
 from tunnel.nat import birthday
+from tunnel.nat.blocks import Blocks
 from tunnel.nat.budget import Budget
 from tunnel.nat.candidate import is_allowed
 from tunnel.nat.checklist import Check
-from tunnel.nat.hints import Hint, OpenPool, PredictedPorts
+from tunnel.nat.hints import Hint, OpenPool, PortRange, PredictedPorts
 from tunnel.nat.memory import Remembered
 from tunnel.nat.prediction import Prediction
 from tunnel.nat.technique import Measure, PoolSocket, Scene, TechniqueStats
@@ -38,6 +39,7 @@ class Techniques:
         self._prediction = Prediction()
         self._pool = birthday.Pool()
         self._spray = birthday.Spray(rng)
+        self._blocks = Blocks(rng, self._prediction, self._allowance)
         self._scene: Scene | None = None
         self._begun: Instant | None = None
         self._attempts_left = 0
@@ -48,12 +50,13 @@ class Techniques:
         self._seconds = 0.0
         self._since: Instant | None = None
         self.used = ""  # the technique under way, or the last one
+        self.is_hopeless = False  # nothing is to be expected any more in this round
 
     # --- the agent's verbs
 
     def start(self, now: Instant, scene: Scene, *, fresh: bool) -> None:
         """A round began; not `fresh` is one of the slow retries."""
-        if self._pool.is_open or self._spray.is_on:
+        if self._pool.is_open or self._spray.is_on or self._blocks.is_busy:
             self.update(now, scene)
             return
         self._scene = scene
@@ -61,14 +64,18 @@ class Techniques:
         if fresh:
             self._attempts_left = MAX_ATTEMPTS
         self._prediction.start(now, scene, at_once=self._needed_before(scene))
+        self._blocks.start(now, scene)
 
     def update(self, now: Instant, scene: Scene) -> None:
         self._scene = scene
         self._prediction.update(now, scene)
+        self._blocks.update(now, scene)
 
     def stop(self, now: Instant) -> None:
         """A path was found, or the round is over."""
         self._prediction.stop()
+        self._blocks.stop()
+        self.is_hopeless = False
         self._close_pool(now)
         self._end_spray(now)
         self._begun = None
@@ -94,17 +101,22 @@ class Techniques:
                 self.used = "birthday"
                 self._spray.begin(now, scene.sockets[0], target.host, hint.sockets, left)
                 self._since = self._since if self._since is not None else now
+            case PortRange():
+                self._blocks.handle_hint(now, hint)
 
     def poll_hint(self) -> Hint | None:
         if self._prediction.hint is not None:
             hint, self._prediction.hint = self._prediction.hint, None
             return hint
+        if self._blocks.hint is not None:
+            ports, self._blocks.hint = self._blocks.hint, None
+            return ports
         return self._hints.pop(0) if self._hints else None
 
     def poll_check(self, now: Instant) -> Check | None:
         self._turn(now)
         budget = self._budget
-        for source in (self._prediction, self._pool, self._spray):
+        for source in (self._prediction, self._pool, self._spray, self._blocks):
             check = source.poll_check(now)
             if check is None:
                 continue
@@ -116,6 +128,8 @@ class Techniques:
                 return check
             if source is self._spray:
                 self._end_spray(now)
+            elif source is self._blocks:
+                self._blocks.end()
             elif source is self._pool:
                 self._close_pool(now)
             else:
@@ -123,26 +137,28 @@ class Techniques:
         return None
 
     def poll_timeout(self) -> Instant | None:
-        due = earliest(self._prediction.poll_timeout(), self._pool.poll_timeout(), self._spray.poll_timeout())
+        sources = self._prediction, self._pool, self._spray, self._blocks
+        due = earliest(*(source.poll_timeout() for source in sources), None if self.is_hopeless else self._blocks.hopeless_at)
         return earliest(due, self._opens_at())
 
     @property
     def busy_until(self) -> Instant | None:
         """The round should last that long."""
-        ends = [at for at in (self._pool.ends_at, self._spray.ends_at, self._opens_at()) if at is not None]
+        ends = [at for at in (self._pool.ends_at, self._spray.ends_at, self._blocks.ends_at, self._opens_at()) if at is not None]
         return max(ends, default=None)
 
     # --- the owner's verbs
 
     @property
     def wanted_sockets(self) -> int:
-        return max(self._prediction.wanted_sockets, self._pool.wanted_sockets)
+        return max(self._prediction.wanted_sockets, self._pool.wanted_sockets, self._blocks.wanted_sockets)
 
     def sockets_opened(self, now: Instant, sockets: tuple[PoolSocket, ...]) -> None:
         """All that there are, also those from before; fewer than wanted is all that can be had."""
         self._sockets = sockets
         self._prediction.sockets_opened(now, sockets)
         self._pool.sockets_opened(now, sockets)
+        self._blocks.sockets_opened(now, sockets)
         if self._pool.hint is not None:
             self._hints.append(self._pool.hint)
             self._pool.hint = None
@@ -157,11 +173,17 @@ class Techniques:
             if measure is not None and not self._budget.openers.take(now):
                 self._close_pool(now)
                 return None
+        if measure is None:
+            measure = self._blocks.poll_measure(now)
+            if measure is not None and not self._budget.openers.take(now):
+                self._blocks.end()
+                return None
         return measure
 
     def measured(self, now: Instant, measure: Measure, address: Address) -> None:
         self._prediction.measured(now, measure, address)
         self._pool.measured(measure)
+        self._blocks.measured(now, measure, address)
 
     @property
     def differs_elsewhere(self) -> bool | None:
@@ -175,7 +197,7 @@ class Techniques:
 
     def stats(self, now: Instant) -> TechniqueStats:
         seconds = self._seconds + (now - self._since if self._since is not None else 0.0)
-        active = "birthday" if self._pool.is_open or self._spray.is_on else ""
+        active = "birthday" if self._pool.is_open or self._spray.is_on else "blocks" if self._blocks.is_busy else ""
         if not active and not self._prediction.is_settled:
             active = "prediction"
         return TechniqueStats(
@@ -189,6 +211,10 @@ class Techniques:
         )
 
     # --- inside
+
+    def _allowance(self, now: Instant, host: str) -> int:
+        """Tries at random ports of a host that the budget has."""
+        return min(self._budget.host_probes_left(now, host, few=True), self._budget.probes.left(now))
 
     def _opens_at(self) -> Instant | None:
         scene = self._scene
@@ -209,6 +235,14 @@ class Techniques:
 
     def _turn(self, now: Instant) -> None:
         self._prediction.poll(now)
+        self._blocks.poll(now)
+        hopeless_at = self._blocks.hopeless_at
+        self.is_hopeless = hopeless_at is not None and now >= hopeless_at
+        if self._blocks.is_searching:
+            self.used = "blocks"
+            self._since = self._since if self._since is not None else now
+        elif self.used == "blocks":
+            self._count(now)
         if self._pool.ends_at is not None and now >= self._pool.ends_at:
             self._close_pool(now)
         at, scene = self._opens_at(), self._scene
@@ -237,6 +271,6 @@ class Techniques:
         self._count(now)
 
     def _count(self, now: Instant) -> None:
-        if self._since is not None and not self._pool.is_open and not self._spray.is_on:
+        if self._since is not None and not self._pool.is_open and not self._spray.is_on and not self._blocks.is_searching:
             self._seconds += now - self._since
             self._since = None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket, StateError, UnreachableError
-from tunnel.nat.state import AgentState
 from tunnel.node import reasons
 from tunnel.node.context import Context
 from tunnel.node.events import KnownPeer, PeerBack, PeeringClosed, PeeringEvent, PeeringStarted, Problem, Troubled
@@ -425,7 +424,7 @@ class Peering:
         connection, puncher = self.connection, self.puncher
         if connection is None or puncher is None or connection.current_path.kind is PathKind.DIRECT:
             self._is_explained = False
-        elif puncher.agent.state is AgentState.EXHAUSTED and not self._is_explained:
+        elif puncher.agent.is_hopeless and not self._is_explained:
             self._is_explained = True
             self._learning.unlearn()
             view, why = connection.current_path, self.why_relayed(now)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tunnel.transport.connection.connection import Connection
 
 MAX_CHECKS_A_TURN: Final = 32
-MAX_MEASURES: Final = 32  # questions to the server that wait for an answer
+MAX_MEASURES: Final = 128  # questions to the server that wait for an answer
 QUESTION_SIZE: Final = 100  # bytes; the padding asks for the server's other address (RFC 5780 §7.6)
 
 
@@ -83,7 +83,8 @@ class Puncher:
         self._send = send
         self._rng = rng
         self._measures: dict[bytes, tuple[Measure, Address]] = {}
-        self._elsewhere: Address | None = None
+        self._elsewhere: Address | None = None  # the server's other address
+        self._beside: Address | None = None  # its other port
         self.technique = Techniques(rng=rng, budget=pool.budget, remembered=remembered) if pool is not None else None
         self._touched = touched
         self._next_at: Instant | None = now
@@ -232,6 +233,8 @@ class Puncher:
             return
         while (measure := technique.poll_measure(now)) is not None:
             server = self._elsewhere if measure.elsewhere else client.ipv4_address
+            if measure.second:
+                server = self._elsewhere or self._beside
             if server is None:
                 continue
             while len(self._measures) >= MAX_MEASURES:
@@ -254,8 +257,11 @@ class Puncher:
         del self._measures[message.transaction]
         if mapped is None or message.type != stun.BINDING_RESPONSE:
             return True
-        if other is not None and other.host != remote.host and may_be_second(remote.host, other.host) and is_allowed(other):
-            self._elsewhere = other
+        if other is not None and not asked[0].elsewhere and not asked[0].second and is_allowed(other):
+            if other.host != remote.host and may_be_second(remote.host, other.host):
+                self._elsewhere = other
+            elif other.host == remote.host and other != remote:
+                self._beside = other
         self.technique.measured(now, asked[0], mapped)
         self.agent.refine_mapping(now)
         self.next_at = now

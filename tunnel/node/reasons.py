@@ -39,6 +39,7 @@ def why_relayed(policy: str, puncher: Puncher | None, route: str, has_lost_punch
         return OVER_ROUTE.format(route)
     if has_lost_puncher:
         return "a fault in ptunnel ended the search for a direct path"
-    if puncher is None or puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING):
+    is_looking = puncher is not None and puncher.agent.state in (AgentState.IDLE, AgentState.CHECKING)
+    if puncher is None or (is_looking and not puncher.agent.is_hopeless):
         return STILL_LOOKED_FOR
     return puncher.why_relayed

@@ -42,6 +42,20 @@ def test_two_hard_routers_are_relayed_and_the_user_is_told_why() -> None:
         assert "both routers" in last.why
 
 
+def test_two_hard_routers_without_blocks_are_explained_within_three_seconds() -> None:
+    with Cast(home="sym", friend="sym") as party:
+        peering = party.pair()
+        begun = party.world.now
+
+        def is_told() -> bool:
+            events = [each.event for each in party.friend.told if isinstance(each, PeeringEvent)]
+            return any(isinstance(each, PathChanged) and "both routers" in each.why for each in events)
+
+        party.world.run_until(is_told, 3)
+        assert party.world.now - begun < 3.0
+        assert "both routers" in peering.why_relayed(party.world.now)
+
+
 def test_with_direct_only_a_person_hears_that_there_is_no_such_path() -> None:
     with Cast(home="sym", friend="sym", friend_path="direct") as party:
         party.pair()
