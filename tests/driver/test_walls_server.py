@@ -123,7 +123,7 @@ async def test_a_fault_in_a_tls_connection_of_ours_is_followed_by_another(monkey
     monkeypatch.setattr(routes, "FIRST_PAUSE", QUICK)
     attempts: list[str] = []
 
-    async def connect(_routes: Routes, door: Any, _kind: object) -> None:
+    async def connect(_routes: Routes, door: Any, _kind: object, _server: str) -> None:
         attempts.append(door.name)
         if len(attempts) < 3:
             fails()
