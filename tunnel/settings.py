@@ -132,6 +132,17 @@ class Settings:
             rule="is auto, off or always",
         ),
     ] = "auto"
+    repair: Annotated[
+        Switch,
+        Row(
+            meaning="send lost packets of TCP in rooms again, on paths that lose some: on or off",
+            kind="network",
+            flag="--no-repair",
+            flag_value="off",
+            help="Do not send lost packets of TCP in rooms again, on paths that lose some.",
+            rule="is on or off",
+        ),
+    ] = "on"
     access_token: Annotated[
         str | None,
         Row(

@@ -1,7 +1,8 @@
-"""A game inside a LAN over a link that loses: `python -m tests.bench.lossy [--runs 3] [--seconds 60]`.
+"""A game, and TCP with CUBIC, inside a LAN over a link that loses: `python -m tests.bench.lossy [--runs 3] [--seconds 60]`.
 
 Two namespaces, 40 ms of round trip; the game is 120 bytes 60 times a second, one way.  What is printed are medians of what it
-misses, with `--repeat off`, which is what the link loses, and with `auto`.
+misses, with `--repeat off`, which is what the link loses, and with `auto`; and of what iperf3 moves, bare and inside the LAN, on
+100 Mbit/s with a queue of 50 ms.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.lan import SERVER
-from tests.bench.whole import Desk
+from tests.bench.lan import SERVER, iperf
+from tests.bench.whole import IPERF, A, Desk
 from tests.netns.emulator import Shape
 from tests.netns.kernel import Namespace
 from tests.netns.lab import eventually
-from tests.netns.programs import Ptunnel, ptunnel
+from tests.netns.programs import Program, Ptunnel, ptunnel
 
 PORT: Final = 27_960
 HERTZ: Final = 60.0
@@ -104,24 +105,67 @@ def wait_lossy(lan: LossyLan) -> None:
     eventually("copies of what is sent", is_noticed, 120)
 
 
+def fast(loss: float, burst: float = 1.0) -> Shape:
+    return Shape(delay=0.020, rate=100e6, queue=0.050, loss=loss, burst=burst)
+
+
+BULK: Final = {
+    "no loss": fast(0.0),
+    "1 % lost": fast(0.01),
+    "5 % lost": fast(0.05),
+    "5 % lost, 3 in a row": fast(0.05, 3.0),
+}
+
+
+def move(desk: Desk, host: str, seconds: float) -> float:
+    """Mbit/s of CUBIC from B to A, of the second half of twice that time: the first is its slow start."""
+    omit = ("-O", str(int(seconds)))
+    end = iperf(desk, host, "-C", "cubic", *omit, seconds=int(seconds))["end"]
+    return float(end["sum_received"]["bits_per_second"]) / 1e6
+
+
+def measure_bulk(runs: int, seconds: float) -> None:
+    for name, shape in BULK.items():
+        rows: dict[str, list[float]] = {"bare": [], "inside": [], "inside, --no-repair": []}
+        for run in range(runs):
+            print(f"TCP, {name}: run {run + 1} of {runs}", file=sys.stderr, flush=True)
+            for words in ((), ("--no-repair",)):
+                with tempfile.TemporaryDirectory() as folder, Desk(Path(folder), shape) as desk:
+                    Program(desk, desk.a, "iperf3", ["iperf3", "-s", "-p", str(IPERF)])
+                    lan = LossyLan(desk, *words)
+                    rows["inside, --no-repair" if words else "inside"].append(move(desk, lan.address, seconds))
+                    if not words:
+                        rows["bare"].append(move(desk, A, seconds))
+        for kind, values in rows.items():
+            print(f"{name + ', TCP ' + kind + ': Mbit/s':<55} {statistics.median(values):.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--only", choices=["game", "tcp"])
     arguments = parser.parse_args()
+    if arguments.only != "game":
+        measure_bulk(arguments.runs, arguments.seconds / 4)
+    if arguments.only != "tcp":
+        measure_games(arguments.runs, arguments.seconds)
+
+
+def measure_games(runs: int, seconds: float) -> None:
     for name, shape in LINKS.items():
         shares: dict[str, list[float]] = {"off": [], "auto": []}
         copies: list[float] = []
-        for run in range(arguments.runs):
+        for run in range(runs):
             for mode in shares:
-                print(f"{name}, {mode}: run {run + 1} of {arguments.runs}", file=sys.stderr, flush=True)
+                print(f"{name}, {mode}: run {run + 1} of {runs}", file=sys.stderr, flush=True)
                 with tempfile.TemporaryDirectory() as folder, Desk(Path(folder), shape) as desk:
                     lan = LossyLan(desk, "--repeat", mode)
                     time.sleep(2)
                     if mode == "auto" and shape.loss:
                         wait_lossy(lan)
                     before = lan.figures(lan.joiner)["repeated"]
-                    sent, came = play(desk.b, desk.a, lan.address, arguments.seconds)
+                    sent, came = play(desk.b, desk.a, lan.address, seconds)
                     shares[mode].append(100 * (1 - came / sent))
                     if mode == "auto":
                         copies.append(100 * (lan.figures(lan.joiner)["repeated"] - before) / sent)

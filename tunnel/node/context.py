@@ -48,6 +48,7 @@ class EndpointConfig:
     receive_buffer: int  # bytes, of the smallest socket
     path_policy: str = "auto"
     repeat: str = "auto"  # whether small datagrams are sent twice: auto, always or off
+    repairs: bool = True  # lost packets of bulk in rooms are sent again
     machine_id: bytes = b""  # what tells this machine from others; empty: nothing does
     place_id: bytes = b""  # what tells this home from copies of it that are in use now; empty: the machine does
     is_hybrid: bool = True  # False: as versions that know no step after handshakes

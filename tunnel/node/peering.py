@@ -115,6 +115,7 @@ class Peering:
         self._is_explained = False
         connection.set_policy(now, policy)
         connection.set_repeat(self._context.config.repeat)
+        connection.set_repair(is_wanted=self._context.config.repairs)
         connection.send_control(bytes((CONTROL_HELLO, TAKES)))
         self.hybrid.attach(now, connection, completed)
         self.relays.attach(now)

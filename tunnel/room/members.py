@@ -9,9 +9,10 @@ from typing import Final, NamedTuple
 from tunnel.errors import ConfigurationError
 from tunnel.room.core.discovery import Allowance, weight_in
 from tunnel.room.ip.filter import MemberFilter
+from tunnel.room.order import MOST_WAIT, WAIT_RTTS, WAIT_SLACK, Order
 from tunnel.shell.link import Link
 from tunnel.shell.packets import PacketSealer
-from tunnel.units import Buffer
+from tunnel.units import Buffer, Seconds
 
 SHOWN: Final = 40  # bytes of a packet that met a fault: the header of IPv6, and little of what it carries
 
@@ -36,12 +37,20 @@ class LanPeer:
         self.place = place
         self.link: Link | None = None
         self.allowance = Allowance()  # of what it sends to everybody
+        self.order = Order()  # of its flows, where it sends lost packets again
         self.take_ours(table)
 
     def take_ours(self, table: LanTable) -> None:
         """Our own addresses have changed."""
         ours = table.me.all if table.has_ipv4 else table.me.ipv6
         self.filter = MemberFilter(self.place.all, ours, (table.subnet_broadcast,))
+
+    @property
+    def wait(self) -> Seconds:
+        """How long a packet of it may wait for what was lost before it."""
+        connection = None if self.link is None else self.link.connection
+        rtt = 0.0 if connection is None else connection.current_path.smoothed_rtt
+        return Seconds(min(WAIT_RTTS * rtt + WAIT_SLACK, MOST_WAIT))
 
     @property
     def sealer(self) -> PacketSealer | None:
@@ -88,6 +97,7 @@ class LanTable:
             member.link = self.links.get(place.static)
             if (known := before.pop(place.static, None)) is not None:
                 member.allowance = known.allowance
+                member.order = known.order
             self.members[place.static] = member
             for address in place.all:
                 if address in self.by_address or address in me.all:

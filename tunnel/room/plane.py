@@ -47,6 +47,7 @@ class LanForward:
         self._warn = warn
         self._faults = Faults() if faults is None else faults
         self._set_mtu = set_mtu
+        self._clock = clock
         self.table = LanTable(LanAddresses("", b"", b"", ()), bytes(4))
         self.table.note = note
         self._mac = bytes(6)
@@ -92,6 +93,19 @@ class LanForward:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sender.run)
             nursery.start_soon(self._follow_mtu)
+            nursery.start_soon(self._release)
+
+    async def _release(self) -> None:
+        """Let go on what waits for a packet that was lost and does not come."""
+        receiver = self._receiver
+        while True:
+            await receiver.has_held.wait()
+            at = receiver.due_at
+            if at is None:
+                receiver.has_held = trio.Event()
+                continue
+            await trio.sleep(max(0.001, at - self._clock()))
+            receiver.release(self._clock())
 
     def _after_receive(self) -> None:
         """Read the interface again: what was written has often made an ACK already, which leaves in the same turn."""

@@ -57,6 +57,8 @@ class LanReceiver:
         self.set_mac(mac)
         self._last: tuple[LanPeer, tuple[int, bool, int], tuple[bytes, ...], bytes] | None = None  # of this batch
         self.has_written = False  # since somebody set it to False
+        self._waiting: dict[LanPeer, None] = {}  # members of whose flows something is held
+        self.has_held = trio.Event()  # set when something is
         self._takes_uso = bool(device.offloads & OFFLOAD_USO4)
 
     def set_mac(self, mac: bytes) -> None:
@@ -65,6 +67,15 @@ class LanReceiver:
         self._mac = mac
 
     def take(self, member: LanPeer, now: Instant, runs: list[PacketRun]) -> None:
+        order = member.order
+        if order or any(run.is_in_order for run in runs):
+            runs = order.take(now, runs, member.wait)
+            if order.due_at is not None:
+                self._waiting[member] = None
+                self.has_held.set()
+        self._take(member, now, runs)
+
+    def _take(self, member: LanPeer, now: Instant, runs: list[PacketRun]) -> None:
         drops = self._table.drops
         self._last = None
         self.has_written = True
@@ -83,6 +94,21 @@ class LanReceiver:
                 drops["inner packet that met a fault"] += 1
                 error.add_note(shown(b"".join((run.head, *run.payloads[:1]))))
                 self._faults.note("inner_packet", f"dropped a packet of {member.place.name}", error)
+
+    @property
+    def due_at(self) -> Instant | None:
+        """When to call `release`."""
+        return min((at for member in self._waiting if (at := member.order.due_at) is not None), default=None)
+
+    def release(self, now: Instant) -> None:
+        """Write what has waited in vain for something before it."""
+        for member in list(self._waiting):
+            if member.order.due_at is None:
+                del self._waiting[member]
+            else:
+                before = member.order.given_up
+                self._take(member, now, member.order.due(now))
+                self._table.drops["waited in vain for a lost packet"] += member.order.given_up - before
 
     def _segments(self, member: LanPeer, run: PacketRun) -> None:
         head = run.head

@@ -48,6 +48,8 @@ SYN_AT_MOST: Final = 160  # bytes of a packet worth looking at for a SYN: IPv6, 
 _ETHERTYPES: Final = {0x0800, 0x86DD}
 TCP: Final = 6
 UDP: Final = 17
+EXPEDITED: Final = 46  # DSCP
+SMALLEST_KEPT: Final = 200  # bytes of a packet of TCP that is worth repair: a newer ACK stands for one that was lost
 WITH_PORTS: Final = 28  # bytes of an IPv4 and a UDP header
 _CHECKSUM_AT: Final = {(6, 16), (UDP, 6)}  # protocol, and where its header has the checksum
 #: Of a frame with a plain IPv4 header: virtio-net header, EtherType, IP but for identification and checksum, UDP ports.
@@ -284,10 +286,13 @@ class LanSender:
             return
         head = bytes(view[_IP_AT : _IP_AT + head_size])
         count = -(-(end - _IP_AT - head_size) // step)
+        flags = PACKET_PARTIAL
+        if sealer.repair_flags and _is_for_repair(view, _IP_AT, inner.protocol):
+            flags |= sealer.repair_flags
         self._aim(member, sealer, inner.ecn)
         index = 0
         while True:
-            index = sealer.seal_segments(self._burst, now, view, _IP_AT, head, end, step, index, PACKET_PARTIAL)
+            index = sealer.seal_segments(self._burst, now, view, _IP_AT, head, end, step, index, flags)
             if index >= count:
                 return
             self._leave()
@@ -375,12 +380,15 @@ class LanSender:
         self, now: Instant, member: LanPeer, sealer: PacketSealer, view: memoryview, start: int, end: int, flags: int
     ) -> None:
         ecn = view[start + 1] & 3 if view[start] >> 4 == 4 else view[start + 1] >> 4 & 3
+        protocol = _protocol(view, start)
+        if sealer.repair_flags and end - start >= SMALLEST_KEPT and _is_for_repair(view, start, protocol):
+            flags |= sealer.repair_flags
         self._aim(member, sealer, ecn)
         if not sealer.seal_packet(self._burst, now, view, start, end, flags):
             self._leave()
             self._aim(member, sealer, ecn)
             sealer.seal_packet(self._burst, now, view, start, end, flags)
-        if sealer.repeats and _protocol(view, start) != TCP:
+        if sealer.repeats and protocol != TCP:
             sealer.repeat(now, view, start, end)
 
     def _leave(self) -> None:
@@ -415,6 +423,12 @@ class LanSender:
 def _protocol(view: memoryview, start: int) -> int:
     """Of an IP packet, extension headers not looked at."""
     return view[start + 9] if view[start] >> 4 == 4 else view[start + 6]
+
+
+def _is_for_repair(view: memoryview, start: int, protocol: int) -> bool:
+    """Of TCP, unless it is marked as one that would rather lose packets than wait (Expedited Forwarding, RFC 3246)."""
+    traffic_class = view[start + 1] if view[start] >> 4 == 4 else (view[start] & 15) << 4 | view[start + 1] >> 4
+    return protocol == TCP and traffic_class >> 2 != EXPEDITED
 
 
 def _is_plain_transport(view: memoryview, virtio: offload.Offload) -> bool:

@@ -158,6 +158,7 @@ class EndpointDriver:
             receive_buffer=min(socket.receive_buffer for socket in self._sockets.values()),
             path_policy=settings.path,
             repeat=settings.repeat,
+            repairs=settings.repair == "on",
             machine_id=machine(),
             place_id=place(),
         )

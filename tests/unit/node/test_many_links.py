@@ -163,7 +163,7 @@ OTHERS: Final = {
     *("is_confirmed", "is_drained", "is_mute", "is_path", "keepalive", "knows_path", "last_heard", "packets", "paths"),
     *("receive_datagrams", "stats", "relay_paths", "stream_at_end", "stream_is_acked", "streams_accepted", "used_sockets"),
     *("set_packet_sink", "set_stream_sink", "stream_space", "stream_want_space"),
-    *("peer_takes", "set_repeat"),  # of datagrams yet to come
+    *("peer_takes", "set_repair", "set_repeat"),  # of datagrams yet to come
     "stream_read",  # see below
 }
 

@@ -53,7 +53,8 @@ REST_AFTER: Final = Seconds(5.0)  # of having nothing to send: what the next kee
 MINIMUM_RECEIVE_BUFFER: Final = 64 * 1024  # bytes; whatever a peer says, it can hold as much
 MAXIMUM_RECEIVE_BUFFER: Final = 1024 * 1024  # bytes of it that we fill: a queue like any other, 4 ms at 2 Gbit/s
 TAKES_REPEATS: Final = 1  # REPEAT frames
-TAKES: Final = TAKES_REPEATS  # what we take, and tell the peer
+TAKES_REPAIR: Final = 2  # it acknowledges PACKET frames that ask for it, and keeps the order of their flows
+TAKES: Final = TAKES_REPEATS | TAKES_REPAIR  # what we take, and tell the peer
 IN_A_SINK: Final = "a sink called what only the owner of the connection may call, between batches"
 
 
@@ -159,7 +160,8 @@ class Connection(StreamVerbs, PathVerbs):
     def stats(self) -> ConnectionStats:
         """A snapshot of the counters."""
         shared = self._shared
-        return replace(shared.stats, streams=len(shared.streams), repeated=shared.repeats.count, drops=dict(shared.drops))
+        twice, again = shared.repeats.count, shared.repair.count
+        return replace(shared.stats, streams=len(shared.streams), repeated=twice, resent=again, drops=dict(shared.drops))
 
     # inputs
 
@@ -259,6 +261,7 @@ class Connection(StreamVerbs, PathVerbs):
             shared.acks.deadline(),
             sender.pacing_until if sender.blocked else None,
             shared.repeats.due_at(shared.next_number) if self._may_send else None,
+            shared.repair.due_at if self._may_send else None,
             paths.current.pmtu.poll_timeout() if self._may_send else None,
         ):
             if known is not None and known < first:
@@ -329,10 +332,16 @@ class Connection(StreamVerbs, PathVerbs):
         """AUTO or ALWAYS of repeats.py, or off: whether small datagrams are sent twice, if the peer takes that."""
         self._shared.repeats.set_mode(mode)
 
+    def set_repair(self, *, is_wanted: bool) -> None:
+        """Whether IP packets that ask for it are sent again where they are lost; never to a peer that does not take it."""
+        self._shared.repair.set_wanted(is_wanted)
+
     def peer_takes(self, bits: int) -> None:
         """The peer has said what it takes; bits that we do not know are left out."""
         if bits & TAKES_REPEATS:
             self._shared.repeats.peer_takes()
+        if bits & TAKES_REPAIR:
+            self._shared.repair.peer_takes()
 
     # keys
 

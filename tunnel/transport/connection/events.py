@@ -205,6 +205,7 @@ class ConnectionStats:
     repeated: int = 0  # packets of small datagrams that were sent twice
     repaired: int = 0  # of the peer, which came as a copy only
     duplicates: int = 0  # of the peer, which had come already
+    resent: int = 0  # IP packets that were lost, and were sent again
     packets_lost: int = 0
     streams: int = 0  # open now
     drops: dict[str, int] = field(default_factory=dict)

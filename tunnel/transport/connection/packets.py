@@ -22,12 +22,16 @@ from typing import Final, NamedTuple, TypeAlias, cast
 from tunnel.errors import MalformedPacket
 from tunnel.transport.connection.carried import Ping
 from tunnel.transport.connection.paths import SILENCE, Path
+from tunnel.transport.connection.repair import Kept
 from tunnel.transport.connection.repeats import MOST_IN_ONE
 from tunnel.transport.connection.shared import Shared
 from tunnel.transport.crypto.batch import run_through, seal_batch
 from tunnel.transport.packet.frames import (
     MAX_PACKET_HEAD,
     PACKET,
+    PACKET_AGAIN,
+    PACKET_IN_ORDER,
+    PACKET_KEPT,
     PACKET_LAST,
     PACKET_PARTIAL,
     PACKET_SIZE,
@@ -37,6 +41,7 @@ from tunnel.transport.packet.frames import (
 from tunnel.transport.packet.header import HEADER, MAX_BURST, MAX_SEGMENTS, NUMBER_SIZE, OVERHEAD, TRANSPORT
 from tunnel.transport.packet.slots import MAX_PLAINS, PieceCutter, Plains, SlotCutter
 from tunnel.transport.recovery.pmtu import BASE_PLPMTU
+from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds, Transmit
 
 PACKET_ROOM: Final = PACKET_SIZE  # bytes that a caller leaves free in front of each packet; they are overwritten
@@ -48,7 +53,7 @@ MAX_WHOLE: Final = 65_535  # bytes of an IP packet
 MAX_INDEX: Final = 255  # of a segment: a byte
 
 _PACKET = int(Frame.PACKET)
-_WHOLE: Final = [PACKET.pack(_PACKET, flags, 0, 0, 0) for flags in (0, PACKET_PARTIAL)]  # by flags, before a whole packet
+_WHOLE: Final = [PACKET.pack(_PACKET, flags, 0, 0, 0) for flags in range(2 * PACKET_IN_ORDER)]  # by flags, before a whole packet
 _ALL: Final = slice(None)
 _put: Final = cast("Callable[[memoryview, slice, memoryview], None]", setitem)
 
@@ -68,6 +73,8 @@ class PacketRun(NamedTuple):
     is_last: bool
     is_partial: bool  # the transport checksum is not filled in
     ecn: int  # of the datagrams that brought it
+    is_in_order: bool = False  # it may wait for what was lost of its flow, which is sent again
+    is_again: bool = False  # it is that
 
 
 PacketSink: TypeAlias = Callable[[Instant, list[PacketRun]], None]
@@ -198,6 +205,12 @@ class PacketSealer:
                 pieces[-1] = pieces[-1][: step - short]
         run_through(map(_put, payloads, repeat(_ALL), pieces))
         seal_batch(keypair.send.encrypt_into, number, count, plains, headers, sealed)
+        if flags & PACKET_KEPT:
+            end = start + head_size + min((index + count) * step, size)
+            data = bytes(packet[start + head_size + index * step : end])
+            self._keep(
+                now, Kept(data, step, index, flags, tail, is_last=index + count == total), number, count, whole, whole - short
+            )
         self._filed(burst, now, path, at, count, whole)
         return index + count
 
@@ -212,7 +225,8 @@ class PacketSealer:
 
     def _append(self, burst: PacketBurst, now: Instant, packet: memoryview, start: int, end: int, frame: bytes) -> bool:
         """One datagram of `frame` and what stands at `packet[start:end]`, where the frame is put before it."""
-        path, at, count = self._shared.paths.current, burst.at, burst.count
+        shared = self._shared
+        path, at, count = shared.paths.current, burst.at, burst.count
         prefix, begin = path.key.prefix, start - PACKET_SIZE
         whole = len(prefix) + OVERHEAD + end - begin
         if burst.path is not path:
@@ -220,7 +234,9 @@ class PacketSealer:
         if count and (burst.is_closed or whole > burst.size or count >= MAX_SEGMENTS or at + whole > MAX_BURST):
             return False
         packet[begin:start] = frame
-        after = self._shared.seal(prefix, burst.out, at, packet[begin:end])
+        after = shared.seal(prefix, burst.out, at, packet[begin:end])
+        if frame[1] & PACKET_KEPT:
+            self._keep(now, Kept(bytes(packet[begin:end])), shared.next_number - 1, 1, whole, whole)
         if count and whole == burst.size:
             burst.count, burst.at = count + 1, after
         else:
@@ -247,6 +263,17 @@ class PacketSealer:
             frame = PACKET.pack(_PACKET, PACKET_SPLIT, index, count, self._next_split)
             self._append(burst, now, piece, PACKET_SIZE, stop, frame)
         return True
+
+    @property
+    def repair_flags(self) -> int:
+        """Flags of `seal_` for packets that are to be sent again where they are lost; 0: that is not done now."""
+        return self._shared.repair.flags
+
+    def _keep(self, now: Instant, kept: Kept, number: int, count: int, size: int, last: int) -> None:
+        """File a burst that has just been sealed: it is acknowledged, and not in flight."""
+        shared, path = self._shared, self._shared.paths.current
+        shared.repair.keep(now, kept, count)
+        path.recovery.on_sent(SentBurst(number, count, size, last, now, kept, in_flight=False, path=path.number), now)
 
     def _filed(self, burst: PacketBurst, now: Instant, path: Path, at: int, count: int, whole: int) -> None:
         shared = self._shared
@@ -320,7 +347,13 @@ class PacketJoiner:
             if size <= 0 or size > gso_size:
                 raise MalformedPacket("PACKET: the segment is empty or larger than it says")
             head = _WITH_HEAD[head_size].unpack_from(plain, at - PACKET_SIZE)[5]
-            if index == self._next and head == self._head and gso_size == self._gso_size and ecn == self._ecn:
+            if (
+                index == self._next
+                and head == self._head
+                and gso_size == self._gso_size
+                and ecn == self._ecn
+                and not (flags ^ self._flags) & PACKET_AGAIN
+            ):
                 self._payloads.append(plain[body:end])
                 self._size += size
                 self._flags |= flags
@@ -343,7 +376,20 @@ class PacketJoiner:
         if head_size:
             raise MalformedPacket("PACKET: a head without segments")
         partial = bool(flags & PACKET_PARTIAL)
-        self._runs.append(PacketRun(b"", [plain[at:end]], end - at, 0, 0, True, partial, ecn))
+        self._runs.append(
+            PacketRun(
+                b"",
+                [plain[at:end]],
+                end - at,
+                0,
+                0,
+                True,
+                partial,
+                ecn,
+                bool(flags & PACKET_IN_ORDER),
+                bool(flags & PACKET_AGAIN),
+            )
+        )
 
     def _follow(self, at: int, size: int, count: int) -> int:
         """Take what goes on with the run that `add` has begun: full segments, judged all together by how they begin."""
@@ -378,6 +424,7 @@ class PacketJoiner:
                 PacketRun(
                     self._head, self._payloads, self._size, self._gso_size, self._index,
                     bool(flags & PACKET_LAST), bool(flags & PACKET_PARTIAL), self._ecn,
+                    bool(flags & PACKET_IN_ORDER), bool(flags & PACKET_AGAIN),
                 )
             )  # fmt: skip
             self._payloads = []

@@ -220,6 +220,7 @@ class Receiver:
             if kind == _PACKET:
                 taken = self.packets.take(now, at, size, (stop - at) // size, ecn)
                 carried += taken
+                eliciting |= bool(plain[at + 1] & frames.PACKET_KEPT)
                 active = True
                 at += taken * size
                 continue

@@ -16,7 +16,7 @@ from typing import Final
 
 from tunnel.transport.connection import tracing
 from tunnel.transport.connection.bursts import StreamSealer
-from tunnel.transport.connection.carried import BulkRun, Carried, StreamChunk
+from tunnel.transport.connection.carried import BulkRun, Carried, Ping, StreamChunk
 from tunnel.transport.connection.paths import Path
 from tunnel.transport.connection.records import record_step, split
 from tunnel.transport.connection.repeats import MOST_IN_ONE
@@ -67,6 +67,11 @@ class Sender:
                 path.probes_owed -= 1
                 size = self._mixed(now, path, view, 0, may_send=True, must_elicit=True)
                 return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
+        while (frame := shared.repair.next_frame(now)) is not None:
+            if (again := self._again(now, current, view, frame)) is not None:
+                return again
+        if shared.repair.takes_ping(now):
+            shared.owe(Ping())
         if shared.owes_large_ping:
             shared.owes_large_ping = False
             return self._large_ping(now, current, view)
@@ -116,6 +121,17 @@ class Sender:
         view[start] = Frame.PING
         size = self._seal(path.key, view, 0, end)
         self._account(now, path, 1, size, size, None, eliciting=True)
+        return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
+
+    def _again(self, now: Instant, path: Path, view: memoryview, frame: bytes) -> Transmit | None:
+        """An IP packet that was lost; past window and pacer, as it was before."""
+        start = len(path.key.prefix) + HEADER_SIZE
+        if len(frame) > path.capacity or self._relay_forbidden(path):
+            self._shared.drops["lost packet left to its flow"] += 1
+            return None
+        view[start : start + len(frame)] = frame
+        size = self._seal(path.key, view, 0, start + len(frame))
+        path.last_sent = now
         return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
 
     def close_packet(self, out: bytearray, code: int, text: str) -> Transmit:

@@ -11,6 +11,7 @@ from tunnel.transport.connection.carried import BulkRun, MaxStreams, OwedFrame
 from tunnel.transport.connection.events import ConnectionEvent, ConnectionStats, PathKind, StreamReadable, StreamWritable
 from tunnel.transport.connection.keyring import Keyring
 from tunnel.transport.connection.paths import Paths
+from tunnel.transport.connection.repair import Kept, Repair
 from tunnel.transport.connection.repeats import Repeats
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.crypto.keys import Keypair
@@ -72,6 +73,7 @@ class Shared:
         self.datagrams = DatagramQueue(self.drops)
         self.rejoiner = Rejoiner(self.drops)
         self.repeats = Repeats(self.drops)
+        self.repair = Repair(self.drops)
         self.losses = LossMeter()  # of the current path
         self.received_datagrams: deque[tuple[int, bytes]] = deque()
         self.received_datagram_bytes = 0
@@ -142,6 +144,7 @@ class Shared:
         """An ACK, which tells how lossy the current path is."""
         if self.losses.on_ack(ranges, self._skipped, now):
             self.repeats.judge(now, self.losses, self.paths.current.recovery.rtt)
+        self.repair.look(now, self.losses, self.paths.current.recovery.rtt)
 
     def owe(self, frame: OwedFrame) -> None:
         """Have `frame` told, once, as of when it is written."""
@@ -172,7 +175,7 @@ class Shared:
         """The packets in `mask` of a burst of `count` arrived."""
         if type(content) is BulkRun:
             content.settle(mask, count, self, acked=True)
-        elif content is not None:
+        elif content is not None and type(content) is not Kept:
             for item in content:  # type: ignore[attr-defined]  # a list of items, see send.py
                 item.acked(self)
 
@@ -182,6 +185,8 @@ class Shared:
         self.records_from = self.next_number + RECORDS_AFTER
         if type(content) is BulkRun:
             content.settle(mask, count, self, acked=False)
+        elif type(content) is Kept:
+            self.repair.on_lost(content, mask)
         elif content is not None:
             for item in content:  # type: ignore[attr-defined]
                 item.lost(self)

@@ -44,6 +44,9 @@ PACKET_SIZE: Final = PACKET.size  # 6
 PACKET_PARTIAL: Final = 0x01  # flags: the transport checksum inside is not filled in
 PACKET_LAST: Final = 0x02  # the last segment of its super-packet
 PACKET_SPLIT: Final = 0x04  # a piece: `index` of `head size` pieces of packet number `gso size`
+PACKET_KEPT: Final = 0x08  # acknowledge it: it may be sent again if it is lost
+PACKET_AGAIN: Final = 0x10  # it is one that was lost
+PACKET_IN_ORDER: Final = 0x20  # keep the order of its flow: what was lost of that is sent again now
 MAX_PACKET_HEAD: Final = 255  # bytes, as its size is a byte: IPv4 and TCP with all options are 120
 
 REPEAT: Final = Struct(">BQH")  # type, number of the packet that had it before, length; then DATAGRAM frames or one PACKET
