@@ -57,6 +57,14 @@ OF_SERVER: Final[Mapping[str, Metric]] = {
     "sent_bytes": _counter("ptunnel_server_sent_bytes_total", "Bytes of these."),
     "overruns": _counter("ptunnel_server_receive_overruns_total", "Datagrams that the kernel lost as a receive buffer was full."),
     "server_internal": _counter("ptunnel_server_faults_total", "Faults in ptunnel, each of which ended one thing."),
+    "fleet_servers": _gauge("ptunnel_fleet_servers", "Servers of the fleet that this one sees, with itself."),
+    "fleet_joined": _gauge("ptunnel_fleet_joined", "1: this server is one of the fleet; 0: not yet, or 64 are there already."),
+    "fleet_store_up": _gauge("ptunnel_fleet_store_up", "1: the store of the fleet answers; 0: it does not."),
+    "fleet_load": _gauge("ptunnel_fleet_load_per_mille", "Load of this server, as the fleet sees it: 1000 is all it can take."),
+    "fleet_pointers": _gauge("ptunnel_fleet_pointers", "Rooms and codes of this server that the store should know of."),
+    "fleet_unwritten": _gauge("ptunnel_fleet_unwritten", "Of these, those whose writing is due or has failed."),
+    "fleet_orders_failed": _counter("ptunnel_fleet_orders_failed_total", "Orders to the store that came to nothing."),
+    "fleet_records_rejected": _counter("ptunnel_fleet_records_rejected_total", "Records in the store that no server made."),
 }  # fmt: skip
 #: Of whatever process: what came of the connections to its figures.
 SCRAPES: Final = _counter("ptunnel_scrapes_total", "Connections to this page of figures, by what came of them.", "result")

@@ -168,6 +168,11 @@ class FleetCodes:
         self._failed.clear()
 
     @property
+    def unwritten(self) -> int:
+        """How many are to be written, now or once the store answers."""
+        return len(self._dirty) + len(self._failed)
+
+    @property
     def wants_turn(self) -> bool:
         return bool(self._dirty) and not self._directory.is_broken
 

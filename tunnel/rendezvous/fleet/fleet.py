@@ -270,9 +270,11 @@ class Fleet:
         """A snapshot, as those of the server."""
         return {
             "fleet_servers": len(self.members) + 1,
-            "fleet_index": -1 if self.members.index is None else self.members.index,
-            "fleet_full": int(self.members.is_full),
+            "fleet_joined": int(self.members.is_settled),
             "fleet_store_up": int(not self.directory.is_broken),
+            "fleet_load": self._record().load,
+            "fleet_pointers": len(self._server.registry.rooms) + len(self._server.registry.nameplates),
+            "fleet_unwritten": self.rooms.unwritten + self.codes.unwritten,
             "fleet_orders_failed": self.directory.failed,
             "fleet_records_rejected": self.members.rejected,
             **{f"did_{name}": count for name, count in sorted(self.counts.items())},

@@ -57,7 +57,6 @@ class Members:
         self.gone: OrderedDict[int, Instant] = OrderedDict()  # instances, and when they went
         self.index: int | None = None  # ours
         self.is_settled = False  # nobody else has it: our record was still there when we looked again
-        self.is_full = False  # no index is free
         self.has_written = False
         self.was_emptied = False  # the store has lost our record since we last looked
         self.rejected = 0  # records that were not made under our key
@@ -126,7 +125,6 @@ class Members:
         ring = ((preferred + step) % MAX_SERVERS for step in range(MAX_SERVERS))
         taken = {record.index for record in records.values() if not self._is_stale(record) and record.at != self._at}
         self.index = next((index for index in (*former, *ring) if index not in taken), None)
-        self.is_full = self.index is None
 
     def _is_stale(self, record: ServerRecord) -> bool:
         return record.instance not in self._alive and record.instance != self._instance

@@ -94,6 +94,11 @@ class Rooms:
                 self._dirty[room] = None
 
     @property
+    def unwritten(self) -> int:
+        """How many are to be written, now or once the store answers."""
+        return len(self._dirty) + len(self._failed)
+
+    @property
     def wants_turn(self) -> bool:
         return bool(self._dirty) and self._directory.free > 0
 

@@ -74,7 +74,7 @@ def test_of_two_that_took_one_index_the_lower_instance_keeps_it() -> None:
 def test_a_fleet_that_is_full_takes_no_more() -> None:
     seen = members()
     seen.hear(NOW, entries(*(record(index) for index in range(messages.MAX_SERVERS))))
-    assert (seen.index, seen.is_full) == (None, True)
+    assert seen.index is None
 
 
 def test_the_list_for_a_client_fits_its_answer_and_differs_between_clients_of_a_large_fleet() -> None:
