@@ -61,8 +61,8 @@ class Fleet:
 
     def status(self) -> list[dict[str, Any]]:
         """The servers that have said something lately."""
-        told = {"PTUNNEL_FLEET": self.url, "PTUNNEL_FLEET_KEY": KEY}
-        done = ptunnel(self.store_site.host, self.lab.folder / "asks", "serve", "--fleet-status", "--json", **told)
+        home, words = self.lab.folder / "asks", ("serve", "--fleet-status", "--json")
+        done = ptunnel(self.store_site.host, home, *words, PTUNNEL_FLEET=self.url, PTUNNEL_FLEET_KEY=KEY)
         found = json.loads(done.stdout)["servers"] if done.returncode == 0 else []
         return [each for each in found if each["age_s"] <= 10 and not each["drains"]]
 
