@@ -78,6 +78,26 @@ def test_a_carriers_quota_ends_new_mappings_and_keeps_the_old_ones(lab: Lab, kin
         sock.close()
 
 
+def test_a_block_of_ports_is_a_homes_own_and_serves_several_remotes_if_it_may(lab: Lab) -> None:
+    carrier = lab.add_site("carrier", "user", hosts=0, rules={"mapping": "AP", "block": 16, "reuses": True})
+    homes = [lab.add_site(name, "prc", behind=carrier) for name in ("one", "two")]
+    echoes = [UdpEcho(lab, lab.server.host, 7000 + number, "0.0.0.0") for number in range(2)]
+    for number in range(2):
+        for home in homes:
+            for port in range(5000, 5016):
+                sock = probe(home.host, port, (lab.server.address, 7000 + number))
+                assert sock.recv(100) == b"probe"  # also where another remote has the same port
+                sock.close()
+    for echo in echoes:
+        ports = [port for _, port in echo.heard]
+        first, second = sorted(ports[:16]), sorted(ports[16:])
+        assert first == list(range(first[0], first[0] + 16))
+        assert second == list(range(second[0], second[0] + 16))
+        assert first[0] != second[0]
+    probe(homes[0].host, 5016, (lab.server.address, 7000)).close()
+    eventually("the seventeenth is thrown away", lambda: carrier.ask_nat("drops").get("no port left") == 1)
+
+
 @pytest.mark.parametrize("from_outside", [True, False])
 def test_a_mapping_lives_by_what_refreshes_it(lab: Lab, from_outside: bool) -> None:
     site = lab.add_site("home", "uprc", rules={"life": 1.0, "refreshed_from_outside": from_outside})
