@@ -78,6 +78,7 @@ class Narrow:
     """A sealer of which only what it seals counts."""
 
     room = 1_000
+    repair_flags, repeats = 0, False  # an older peer
 
     def __init__(self, sealed: list[bytes]) -> None:
         self._sealed = sealed

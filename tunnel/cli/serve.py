@@ -146,9 +146,11 @@ def _limited(config: ServerConfig, limits: tuple[str, ...]) -> ServerConfig:
     from tunnel.errors import ConfigurationError
     from tunnel.settings import SERVE_TABLE
     from tunnel.shell.serve import with_limits
+    from tunnel.state.config_file import ConfigFile
     from tunnel.state.home import Home
 
-    file = Home().config()
+    home = Home()
+    file = home.config() if home.path.is_dir() else ConfigFile({})
     table = file.get(SERVE_TABLE, {})
     if not isinstance(table, dict):
         raise ConfigurationError(

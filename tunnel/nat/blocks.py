@@ -61,6 +61,7 @@ class Blocks:
         self._rng = rng
         self._prediction = prediction
         self._allowance = allowance
+        self._no_block: frozenset[str] = frozenset()  # where the world saw us when our ports came from no block
         self._reset()
 
     def _reset(self) -> None:
@@ -119,6 +120,10 @@ class Blocks:
         if self.phase is Phase.OFF and self.fits(scene):
             self.phase = Phase.WAITING
             self._begun = now
+
+    def _has_no_block(self, scene: Scene) -> bool:
+        """Whether that is known from an earlier round."""
+        return bool(self._no_block) and scene.own_hosts == self._no_block
 
     def stop(self) -> None:
         self._reset()
@@ -185,7 +190,8 @@ class Blocks:
         """Let time do its work."""
         if self.phase is Phase.WAITING and self._prediction.is_settled and self._prediction.step is None:
             seen = list(self._ports.values())
-            if len(seen) > 1 and ranges.is_scattered(seen):
+            if (self._scene is not None and self._has_no_block(self._scene)) or (len(seen) > 1 and ranges.is_scattered(seen)):
+                self._no_block = self._scene.own_hosts if self._scene is not None else frozenset()
                 self._tell(now, ranges.every_port(MOST_MAPPINGS))
             else:
                 self._begin_to_observe(now)
@@ -293,6 +299,8 @@ class Blocks:
             ours = ranges.every_port(0)
         self._spread = max(1.0, self._answered / len(ports))
         self._quota.block = int(ours.ports * self._spread) if ranges.is_block(ours) else None
+        if self._scene is not None and not ranges.is_block(ours):
+            self._no_block = self._scene.own_hosts
         self._tell(now, ours)
 
     def _tell(self, now: Instant, ours: PortRange) -> None:
