@@ -321,15 +321,20 @@ class Client(Following):
     def _seek(self, now: Instant) -> None:
         """Ask the next server of this name for codes that the others do not know.  We move there: that is where the peer is."""
         for nameplate, search in list(self._searches.items()):
-            if search.is_asking:
+            goes_back = search.goes_back(now, self._homes)
+            if search.is_asking and not goes_back:
                 continue
             may_move = bool(search.led) or not any(self._channels)  # else what stands would be given up for what is looked for
-            home = search.next(self._homes) if may_move else None
+            home = search.next(self._homes) if may_move and not search.is_asking else None
             if home is not None:
-                search.is_asking = True
+                search.ask(now)
                 if not search.led:
                     self._set_primary(now, home)
                 self._request(now, search.claim, hearer=search.hearer, home=home)
+            elif goes_back and self._primary is not None:
+                self._requests.remove_where(lambda request, claim=search.claim: request.message is claim)  # type: ignore[misc]
+                search.begin_again()
+                self._request(now, search.claim, hearer=search.hearer, home=self._primary)
             elif not may_move or search.is_over(now, self._homes):
                 del self._searches[nameplate]
                 self._forget_led(now, (_key_of(search.claim),))

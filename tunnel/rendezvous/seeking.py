@@ -13,12 +13,14 @@ from tunnel.units import Address, Instant, Seconds
 
 ELSEWHERE: Final = frozenset({RefusalCode.UNKNOWN_NAMEPLATE, RefusalCode.WRONG_SERVER})  # another server may know it
 PATIENCE: Final = Seconds(1.0)  # for addresses of the name that have not answered yet
+LED_PATIENCE: Final = Seconds(3.0)  # for a server that a claim was led to; then whoever led there is asked again ...
+LED_FOR: Final = Seconds(15.0)  # ... so long: a code whose server was killed is at another one after some seconds
 
 
 class Search:
     """For one code."""
 
-    __slots__ = ("claim", "hearer", "is_asking", "led", "refusal", "tried", "until")
+    __slots__ = ("claim", "ends_at", "hearer", "is_asking", "led", "refusal", "tried", "until")
 
     def __init__(self, now: Instant, claim: Claim, hearer: Hearer | None, refusal: Refused) -> None:
         self.claim = claim
@@ -26,6 +28,7 @@ class Search:
         self.refusal = refusal  # what a person is told if nobody knows it
         self.tried: set[int | None] = set()  # servers, by their instance
         self.until = Instant(now + PATIENCE)
+        self.ends_at = Instant(now + LED_FOR)
         self.is_asking = False  # the next one has the claim
         self.led: list[Address] = []  # where it is, as the last one has said
 
@@ -37,6 +40,23 @@ class Search:
             self.until = Instant(now + PATIENCE)
         if refusal.code != RefusalCode.WRONG_SERVER:  # says more: it could have been there
             self.refusal = refusal
+
+    def ask(self, now: Instant) -> None:
+        """The claim goes to the next one."""
+        self.is_asking = True
+        if self.led:
+            self.until = Instant(now + LED_PATIENCE)
+
+    def goes_back(self, now: Instant, homes: Iterable[ServerAddress]) -> bool:
+        """Whether the server that it was led to is silent, so that the one in use may know better by now."""
+        if not self.led or not self.until <= now < self.ends_at:
+            return False
+        return not any(home.instance in self.tried for home in homes if home.address in self.led)
+
+    def begin_again(self) -> None:
+        self.led = []
+        self.tried.clear()
+        self.is_asking = True
 
     def next(self, homes: Iterable[ServerAddress]) -> ServerAddress | None:
         """An address of a server that has not been asked."""
@@ -70,4 +90,4 @@ class Searches(dict[int, Search]):
         search.refused(now, instance, refusal, led)
 
     def poll_timeout(self) -> Instant | None:
-        return earliest(*(search.until for search in self.values() if not search.is_asking))
+        return earliest(*(search.until for search in self.values() if not search.is_asking or search.led))

@@ -14,6 +14,7 @@ from tunnel.rendezvous.client import MAX_MAILBOXES, Client
 from tunnel.rendezvous.contact import PROBE_ATTEMPTS
 from tunnel.rendezvous.following import MAX_LED, MAX_LISTED, MAX_MET, MAX_TOLD, MET_PERIOD
 from tunnel.rendezvous.messages import DRAINS, FleetServer, RefusalCode, Role
+from tunnel.rendezvous.seeking import LED_PATIENCE
 from tunnel.units import Address, Instant, SocketId
 
 V4, V6 = SocketId(0), SocketId(1)
@@ -226,6 +227,21 @@ def test_a_claim_is_made_where_the_code_is_and_what_follows_goes_there() -> None
     assert [each.body for each in fleet.heard(2, messages.Post)] == [b"more"]
     assert fleet.heard(1, messages.Post) == []
     assert fleet.client.server == place(1)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_claim_that_is_led_to_a_killed_server_is_made_again_where_it_was_until_the_code_is_elsewhere(is_known: bool) -> None:
+    fleet = Fleet(1, 2) if is_known else Fleet(1)
+    fleet.client.claim(fleet.now, 731, b"hello")
+    fleet.run(0)
+    fleet.silent.add(2)
+    at = (messages.pack_address(place(2)),)
+    for _ in range(3):
+        assert len(fleet.heard(1, messages.Claim)) == 1
+        fleet.answer_to(1, messages.Claim, messages.Refused(RefusalCode.WRONG_SERVER, "elsewhere", 0, at))
+        fleet.run(LED_PATIENCE + 0.5)
+    fleet.answer_to(1, messages.Claim, messages.ClaimAccepted(bytes(8), b"\xc1" + bytes(7), bytes(16), 1))
+    assert not fleet.client._searches
 
 
 def test_servers_that_lead_a_claim_in_a_circle_are_each_asked_once() -> None:
