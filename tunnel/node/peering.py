@@ -395,7 +395,10 @@ class Peering:
 
     def why_relayed(self, now: Instant) -> str:
         """One sentence for a person, about a connection that is relayed."""
-        why = reasons.why_relayed(self.policy, self.puncher, self.route, self._has_lost_puncher)
+        return self.by_way(reasons.why_relayed(self.policy, self.puncher, self.route, self._has_lost_puncher))
+
+    def by_way(self, why: str) -> str:
+        """`why` the connection is relayed, and by which other peer, if one carries it."""
         return why if not self.carried_by else f"{why}; it goes by way of {self.carried_by}"
 
     @property
@@ -480,7 +483,6 @@ class Peering:
                 self.lose_puncher(error)
 
     def poll_timeout(self) -> Instant | None:
-        """Must not raise."""
         try:
             puncher, connection = self.puncher, self.connection
             at = connection.poll_timeout() if connection is not None else None

@@ -94,7 +94,10 @@ def to_event(event: EndpointEvent, now: Instant) -> Event | None:
             return Paired(peer=peer.name, fingerprint=fingerprint(peer.static))
         case PeeringEvent(peering=peering, event=PathChanged() as path):
             is_final = path.why and not peering.route
-            why = path.why if path.kind is PathKind.DIRECT or is_final else peering.why_relayed(now)
+            if path.kind is PathKind.DIRECT:
+                why = path.why
+            else:
+                why = peering.by_way(path.why) if is_final else peering.why_relayed(now)
             return PathReport(
                 kind=path.kind.value,
                 remote=str(path.remote),
