@@ -119,7 +119,7 @@ def test_relayed_datagrams_sent_again_by_a_stranger_go_nowhere() -> None:
         cast.world.filter = note
         peering = cast.meet()
         cast.transfer(peering, 20_000)
-        cast.world.run(2.0)
+        cast.world.run(8.0)  # the two have told each other which servers they reach
         before = [state_of(person) for person in cast.people]
         for datagram in list(sent):
             stranger.send(cast.server.addresses[0], datagram)

@@ -37,10 +37,9 @@ class Link(Pair):
 def test_a_steady_flow_over_a_long_path_is_acknowledged_some_sixteen_times_in_a_round_trip() -> None:
     link = Link()
     link.transfer(1.0)
-    share, bursts, acks = link.transfer(SECONDS)
+    share, _, acks = link.transfer(SECONDS)
     assert share > 0.93
     assert 16 / 0.050 * 0.6 < acks < 16 / 0.040 * 1.6
-    assert bursts - acks < 600  # of the sender: each is worth a quantum of the pacer, 2 ms, and what an ACK finds is not cut up
 
 
 def test_on_a_short_path_it_is_acknowledged_every_millisecond_as_ever() -> None:
@@ -49,26 +48,3 @@ def test_on_a_short_path_it_is_acknowledged_every_millisecond_as_ever() -> None:
     share, _, acks = link.transfer(SECONDS)
     assert share > 0.93
     assert 600 < acks < 1_600
-
-
-def test_a_keystroke_beside_bulk_is_not_held_back_for_the_pacer() -> None:
-    """It leaves at the instant at which it is written, wherever the pacer lets a datagram go."""
-    link = Link()
-    link.transfer(1.0)
-    keys = link.a.open_stream()
-    left = 0
-    for number in range(50):
-        link.transfer(0.0037)
-        link.flush()
-        path = link.a._shared.paths.current
-        if (
-            path.pacer.budget(link.now) < path.mtu
-            or path.recovery.bytes_in_flight + 2 * path.mtu > path.recovery.congestion.window
-        ):
-            continue
-        link.a.stream_write(keys, b"k")
-        link.flush()
-        stream = link.a._shared.streams.sending[keys]
-        assert stream.sent == stream.written, number
-        left += 1
-    assert left > 5

@@ -25,7 +25,8 @@ COMMAND_TIMEOUT: Final = 20.0  # seconds for an answer; configuring takes half a
 GOODBYE_TIMEOUT: Final = 2.0  # seconds for a child to end by itself
 ROUNDS: Final = 3  # of asking other threads; a busy one may be missed by the first
 THREAD_TIMEOUT: Final = 1.0  # seconds for idle threads to come together
-SECRETS: Final = ("PTUNNEL_CODE", "PTUNNEL_ACCESS_TOKEN")  # what no child is to know, nor the command that it becomes
+#: What no child is to know, nor the command that it becomes.
+SECRETS: Final = ("PTUNNEL_CODE", "PTUNNEL_ACCESS_TOKEN", "PTUNNEL_FLEET", "PTUNNEL_FLEET_KEY")
 _PACKAGE_PARENT: Final = str(Path(__file__).resolve().parents[3])
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {module} import main; main()"
 

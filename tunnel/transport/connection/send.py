@@ -161,10 +161,9 @@ class Sender:
         room = path.recovery.inflight_limit(shared.peer_receive_buffer) - path.recovery.bytes_in_flight
         if room >= mtu:
             paced = path.pacer.budget(now)
-            quantum = path.pacer.quantum
-            if paced < mtu or (paced < quantum - quantum // 8 and not ack_due and self._is_bulk(quantum)):
+            if paced < mtu:
                 room = 0
-                self.pacing_until = path.pacer.next_at(now, quantum)
+                self.pacing_until = path.pacer.next_at(now, path.pacer.quantum)
             elif paced < room:
                 room = paced
         if room < mtu:
@@ -198,14 +197,6 @@ class Sender:
             return None
         self._look_behind(now, path)
         return Transmit(path.key.socket_id, path.key.remote, first, view[:end])
-
-    def _is_bulk(self, quantum: int) -> bool:
-        """Whether all that waits is more than a quantum of one stream: then a part of it gains nothing by leaving sooner."""
-        shared = self._shared
-        stream = shared.streams.head()
-        if stream is None or stream.lost or shared.datagrams or shared.owed:
-            return False
-        return min(stream.written, stream.limit) - stream.sent > quantum
 
     def _look_behind(self, now: Instant, path: Path) -> None:
         """Is anything left behind this burst?  The answer spares a call that would find nothing."""
