@@ -376,6 +376,10 @@ class Contact(Addresses, ABC):
         home.second = Address(second_host, message.second_port) if is_credible else None
         if home.instance is None:
             home.instance = message.instance
+        elif home.instance != message.instance:  # it has begun anew, and what it left unanswered before is not its fault
+            for each in self._requests:
+                if each.home is home:
+                    each.attempts, each.due_at = 0, now
         if self._primary is None:
             home.reflexive = you
             home.surely_known_until = Instant(now + FIRST_WELCOME)
