@@ -223,7 +223,7 @@ class Blocks:
 
     def poll_check(self, now: Instant) -> Check | None:
         quota, theirs, scene = self._quota, self._theirs, self._scene
-        if self.phase is not Phase.SEARCHING or self._questions or self._tries >= self._wanted:
+        if self.phase is not Phase.SEARCHING or self._questions or self._tries >= self._wanted or not self._sockets:
             return None
         assert quota is not None
         assert theirs is not None
