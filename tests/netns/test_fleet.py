@@ -87,6 +87,12 @@ class Fleet:
         forward = ("--forward", f"{LOCAL_PORT}:{ECHO_PORT}")
         return Ptunnel(self.lab, self.friend.host, "connect", "connect", *words, "--server", where, *forward, home=home, **more)
 
+    def pair(self, exposer: Ptunnel) -> Ptunnel:
+        """A friend that has typed the code."""
+        connector = self.connect(PTUNNEL_CODE=exposer.wait_event("code", SEEN_S)["code"])
+        connector.wait_event("paired", SEEN_S)
+        return connector
+
     def wait_carries(self, connector: Ptunnel) -> None:
         """A connection through the forward comes back."""
         connector.wait_event("forward", SEEN_S)
@@ -104,9 +110,7 @@ class Fleet:
 def test_a_pair_meets_by_code_and_again_whichever_servers_its_sides_are_on(lab: Lab) -> None:
     fleet = Fleet(lab)
     exposer = fleet.expose()
-    code = exposer.wait_event("code", SEEN_S)["code"]
-    first = fleet.connect(PTUNNEL_CODE=code)
-    first.wait_event("paired", SEEN_S)
+    first = fleet.pair(exposer)
     fleet.wait_carries(first)
     fleet.end(first)
     fleet.end(exposer)
@@ -137,9 +141,7 @@ def test_a_code_that_was_given_out_is_good_when_its_server_is_killed(lab: Lab) -
 def test_pairs_across_servers_meet_when_the_store_is_back_and_those_on_one_server_without_it(lab: Lab) -> None:
     fleet = Fleet(lab)
     exposer = fleet.expose()
-    code = exposer.wait_event("code", SEEN_S)["code"]
-    first = fleet.connect(PTUNNEL_CODE=code)
-    first.wait_event("paired", SEEN_S)
+    first = fleet.pair(exposer)
     fleet.end(first)
     fleet.store.process.send_signal(signal.SIGSTOP)
     beside = fleet.connect("home", server=0)
@@ -156,9 +158,7 @@ def test_pairs_across_servers_meet_when_the_store_is_back_and_those_on_one_serve
 def test_a_server_that_is_stopped_sends_who_waits_there_to_the_others(lab: Lab) -> None:
     fleet = Fleet(lab)
     exposer = fleet.expose()
-    code = exposer.wait_event("code", SEEN_S)["code"]
-    first = fleet.connect(PTUNNEL_CODE=code)
-    first.wait_event("paired", SEEN_S)
+    first = fleet.pair(exposer)
     fleet.end(first)
     fleet.servers[0].interrupt()
     fleet.servers[0].wait(SEEN_S)
