@@ -16,6 +16,7 @@ from tests.sim.dht import Node, World, packed
 from tests.unit.dht.test_route import deceiver
 from tunnel.dht.bencode import Value, decode_value, encode_value
 from tunnel.dht.ledger import MAX_UNANSWERED
+from tunnel.dht.lookup import CLOSEST
 from tunnel.dht.meeting import MAX_CHECKS
 from tunnel.dht.stretch import Stretch
 from tunnel.errors import ConfigurationError, ServerUnreachableError
@@ -70,14 +71,14 @@ async def a_dht(nodes: int = NODES, *, lies: Sequence[Lie] = ()) -> AsyncIterato
 
 
 async def test_the_doctor_asks_nodes_that_it_heard_of() -> None:
-    async with a_dht() as addresses:
+    async with a_dht(CLOSEST) as addresses:
         with trio.fail_after(PATIENCE):
             found = await examine_dht(f"{addresses[0]}, {addresses[1]}", portmap=False)
     assert found.is_reached
-    assert found.views == (NODES, 0)
+    assert found.views == (CLOSEST, 0)
     assert found.ipv4.mapping is Mapping.ENDPOINT_INDEPENDENT
-    assert found.to_dict()["views"] == {"ipv4": NODES, "ipv6": 0}
-    assert any(f"Nodes in {NODES} networks were asked." in sentence for sentence in found.sentences())
+    assert found.to_dict()["views"] == {"ipv4": CLOSEST, "ipv6": 0}
+    assert any(f"Nodes in {CLOSEST} networks were asked." in sentence for sentence in found.sentences())
 
 
 async def test_entry_nodes_without_an_address_are_passed_over_and_none_at_all_is_said() -> None:
