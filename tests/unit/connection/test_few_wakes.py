@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.connection.pair import Pair
+from tunnel.transport.connection import shared
 from tunnel.units import StreamId
 
 RATE = 12.5e6  # bytes a second: 100 Mbit/s
@@ -48,3 +51,18 @@ def test_on_a_short_path_it_is_acknowledged_every_millisecond_as_ever() -> None:
     share, _, acks = link.transfer(SECONDS)
     assert share > 0.93
     assert 600 < acks < 1_600
+
+
+def test_an_ack_of_a_side_that_only_receives_stays_short_however_many_numbers_never_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "SKIP_FIRST", 200)
+    monkeypatch.setattr(shared, "SKIP_MOST", 200)
+    link = Link()
+    link.transfer(SECONDS)
+    left_out = link.a._shared.next_number - link.a.stats().packets_sent
+    acks = link.b._shared.acks
+    assert left_out > 100
+    assert len(acks.build_ranges(1_000)) < left_out / 3
+    share, _, told = link.transfer(1.0)
+    assert share > 0.93
+    assert len(acks.build_ranges(1_000)) < left_out / 3
+    assert told < 900  # what asks to be acknowledged is an ACK that leaves anyway

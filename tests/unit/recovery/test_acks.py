@@ -170,3 +170,19 @@ def test_a_fast_flow_that_stops_on_a_long_path_is_answered_within_max_ack_delay(
     tracker.on_packets(1_000, 1, True, now)
     assert not tracker.due(now)
     assert now < (tracker.deadline() or 0) <= now + acks.MAX_ACK_DELAY
+
+
+def test_what_is_to_be_forgotten_is_asked_for_once_in_a_thousand_packets() -> None:
+    tracker = AckTracker()
+    for n in range(0, 2 * (acks.MANY_RANGES + 1), 2):
+        assert not tracker.wants_pruning
+        tracker.on_packets(n, 1, True, NOW)
+    assert tracker.wants_pruning
+    tracker.on_asked()
+    largest = tracker.largest
+    tracker.on_packets(largest + 2, acks.ASK_AFTER - 2, True, NOW)
+    assert not tracker.wants_pruning
+    tracker.on_packets(largest + acks.ASK_AFTER, 1, True, NOW)
+    assert tracker.wants_pruning
+    tracker.prune(largest + 2)
+    assert not tracker.wants_pruning

@@ -155,7 +155,9 @@ class Sender:
             path.recovery.on_app_limited(now)
             if not ack_due:
                 return None
-            size = self._mixed(now, path, view, 0, may_send=False)
+            # Who only receives has nothing else that the peer would acknowledge.
+            asks = shared.acks.wants_pruning and path.recovery.bytes_in_flight < path.recovery.congestion.window
+            size = self._mixed(now, path, view, 0, may_send=asks)
             self.has_sent_all = True
             return Transmit(path.key.socket_id, path.key.remote, size, view[:size]) if size else None
         room = path.recovery.inflight_limit(shared.peer_receive_buffer) - path.recovery.bytes_in_flight
@@ -178,6 +180,7 @@ class Sender:
 
         position = 0
         segments = min(room // mtu, len(view) // CALL_ROOM * segments_a_call(mtu))
+        enough = segments * mtu // 2
         if ack_due or shared.owed or shared.acks.owes or self._has_copies(now):
             position = self._mixed(now, path, view, 0, may_send=True)
             if position != mtu or segments == 1:
@@ -195,7 +198,8 @@ class Sender:
                 first = first if position else end
         if end == 0:
             return None
-        self._look_behind(now, path)
+        if end <= enough:  # most likely all there was; behind more there is mostly more, and the next call looks
+            self._look_behind(now, path)
         return Transmit(path.key.socket_id, path.key.remote, first, view[:end])
 
     def _look_behind(self, now: Instant, path: Path) -> None:
@@ -363,6 +367,7 @@ class Sender:
         size = self._seal(path.key, view, position, at)
         if largest >= 0 and eliciting:
             shared.unacknowledged_acks.append((shared.next_number - 1, largest))
+            shared.acks.on_asked()
         if repeated:
             shared.repeats.add(now, shared.next_number - 1, repeated)
         self._account(now, path, 1, size, size, items or None, eliciting=eliciting, ack=ranges)

@@ -36,9 +36,11 @@ ACK_SHARE: Final = 3  # of what our socket holds may wait for an ACK: the peer h
 RECORDS_AFTER: Final = 4_096
 
 #: Sequence numbers from one that is left out to the next, at random: whoever acknowledges what it did not get cannot know them
-#: (RFC 9000 §21.4).  A gap costs the receiver an ACK and a range in those that follow.
+#: (RFC 9000 §21.4).  A gap costs the receiver an ACK and a range in those that follow, so a flow that goes on has fewer of them:
+#: each time the distance may be twice as long, from SKIP_FIRST to SKIP_MOST.
 SKIP_LEAST: Final = 64
-SKIP_MOST: Final = 4_096
+SKIP_FIRST: Final = 4_096
+SKIP_MOST: Final = 16_384  # some forty a second at 4 Gbit/s
 MAX_SKIPPED: Final = 64  # numbers left out that are remembered: what is in flight lies behind far fewer
 
 RECORDS_AFTER_KEYS: Final = 64  # datagrams: who answers a handshake learns by a packet, not by parts, that its key is used
@@ -83,7 +85,8 @@ class Shared:
         self.trace = trace
         self.next_number = 0  # the last one sealed, and one, over all keys and paths: take_numbers writes it, and nobody else
         self._rng = rng
-        self._skip_at = rng.randint(SKIP_LEAST, SKIP_MOST)  # from this number on the next one is left out
+        self._skip_most = SKIP_FIRST  # how far off the next one may be
+        self._skip_at = rng.randint(SKIP_LEAST, SKIP_FIRST)  # from this number on the next one is left out
         self._skipped: list[int] = []  # the last of those
         self.unacknowledged_acks: deque[tuple[int, int]] = deque(maxlen=64)  # (our packet, largest it acknowledged)
         self.stats = ConnectionStats()
@@ -126,7 +129,8 @@ class Shared:
         """Leave `number` out; returns the next one."""
         self._skipped.append(number)
         del self._skipped[:-MAX_SKIPPED]
-        self._skip_at = number + self._rng.randint(SKIP_LEAST, SKIP_MOST)
+        self._skip_most = min(2 * self._skip_most, SKIP_MOST)
+        self._skip_at = number + self._rng.randint(SKIP_LEAST, self._skip_most)
         return number + 1
 
     def was_sent(self, ranges: list[tuple[int, int]]) -> bool:

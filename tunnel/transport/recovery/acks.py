@@ -19,7 +19,8 @@ ACK_ELICITING_MOST: Final = (
 MAX_ACK_RANGES: Final = 32  # in one ACK frame
 MAX_TRACKED_RANGES: Final = 256  # kept here; the oldest are forgotten beyond
 _UNKNOWN: Final = Seconds(0.0)  # a round trip
-MANY_RANGES: Final = 8  # worth asking the peer to acknowledge our ACKs, so that we may forget
+MANY_RANGES: Final = 2  # kept, which cost both ends in every ACK: worth asking the peer to acknowledge ours, so as to forget
+ASK_AFTER: Final = 1_024  # packets from one such question to the next
 
 
 class AckTracker:
@@ -31,6 +32,7 @@ class AckTracker:
     """
 
     __slots__ = (
+        "_asked",
         "_deadline",
         "_eliciting",
         "_largest",
@@ -52,6 +54,7 @@ class AckTracker:
         self._sent_at = Instant(float("-inf"))  # the last ACK that was earned
         self._received = RangeSet()
         self._largest = -1
+        self._asked = -ASK_AFTER  # the largest when the last ACK left that the peer will acknowledge
         self._largest_at = Instant(0.0)
         self._eliciting = 0
         self._urgent = False
@@ -71,7 +74,11 @@ class AckTracker:
     @property
     def wants_pruning(self) -> bool:
         """Many ranges are kept: an ack-eliciting PING beside the next ACK lets `prune` shorten the ones after."""
-        return len(self._received) > MANY_RANGES
+        return len(self._received) > MANY_RANGES and self._largest - self._asked >= ASK_AFTER
+
+    def on_asked(self) -> None:
+        """An ACK leaves in a packet that the peer will acknowledge."""
+        self._asked = self._largest
 
     def on_packets(self, first: int, count: int, ack_eliciting: bool, now: Instant) -> None:
         """Packets `first` .. `first` + `count` - 1 arrived; `ack_eliciting` when any of them was (count as if all were)."""
