@@ -65,7 +65,7 @@ def test_a_third_server_stands_by_when_one_has_died_and_all_die_but_one() -> Non
         world.run(60)
         (left,) = world.standing_by(world.friend)
         assert left not in (dead, world.carrier(world.friend))
-        assert world.standing_by(world.home) == [left]
+        assert sorted((world.carrier(world.home), *world.standing_by(world.home))) == sorted((world.carrier(world.friend), left))
         world.servers[world.carrier(world.friend)].kill()
         transfer = world.friend.send(peering, b"still there" * 1000)
         world.run_until(lambda: transfer.is_done, 20)

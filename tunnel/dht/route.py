@@ -223,6 +223,14 @@ class DhtRoute:
                 each.close_topics()
                 del self._appointments[key]
 
+    def holds(self, path: PathKey) -> bool:
+        """Nobody keeps channels."""
+        return False
+
+    def waits_in(self, room: bytes) -> bool:
+        """Nor is there one to let go of."""
+        return False
+
     def leave_channel(self, now: Instant, channel: bytes) -> None:
         """A path is no channel that anybody keeps for us."""
 

@@ -196,6 +196,12 @@ class Alternatives:
         for each in self._both:
             each.leave(now, rooms, self._through(hearer))
 
+    def holds(self, path: PathKey) -> bool:
+        return self._first is not None and self._first.holds(path)
+
+    def waits_in(self, room: bytes) -> bool:
+        return self._first is not None and self._first.waits_in(room)
+
     def relays(self, now: Instant) -> dict[int, Seconds]:
         return {} if self._first is None else self._first.relays(now)
 

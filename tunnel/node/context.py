@@ -102,6 +102,8 @@ class Context:
         self.drops = Drops()
         self.pool = SocketPool(self.drops)
         self.carrying = Carrying(self.drops, entropy)
+        #: Whether we wait for a peer by ourselves, where it would dial us now.
+        self.awaits: Callable[[Instant, Peering], bool] = lambda now, peering: False
         self.events: deque[EndpointEvent] = deque()
         self.out: deque[tuple[PathKey, bytes]] = deque()
         self.clients = Servers(self)

@@ -55,6 +55,7 @@ class Meetings:
         self._twins = Twins(context)
         self._listener = Listener(context, self._clocks, self._twins)
         answerer = self._listener.answerer
+        context.awaits = self._listener.awaits
         self._responder = IkResponder(context, self._clocks, self.peerings.find, lambda: self._listener.is_on, answerer.refused)
         answerer.alive = self._on_alive
         self._exposing: list[ExposerPairing] = []
@@ -167,6 +168,7 @@ class Meetings:
     def network_changed(self, now: Instant) -> None:
         for peering in self.peerings.live:
             peering.network_changed(now)
+        self.pump(now)
 
     def give_up_keys(self, now: Instant) -> bool:
         """Seal nothing more under keys that a copy of this process may hold too; True when there were any.

@@ -6,16 +6,18 @@ A peering outlives its connection only where the peer restarted; keys, paths and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket, StateError, UnreachableError
 from tunnel.node import reasons
 from tunnel.node.context import Context
+from tunnel.node.described import Described
 from tunnel.node.events import KnownPeer, PeerBack, PeeringClosed, PeeringEvent, PeeringStarted, Problem, Troubled
 from tunnel.node.handshakes import InitiatorHandshake
 from tunnel.node.hybrid import CONTROL_KEM_KEPT, CONTROL_KEM_KEY, CONTROL_KEM_TEXT, Hybrid
 from tunnel.node.learning import Learning
+from tunnel.node.letting_go import LETS_GO, LettingGo
 from tunnel.node.pings import TOKEN_SIZE, Pings
 from tunnel.node.punching import Puncher
 from tunnel.node.relays import CONTROL_RELAYS, Relays
@@ -31,8 +33,10 @@ from tunnel.transport.connection.events import (
     ConnectionEvent,
     ControlReceived,
     PathChanged,
+    PathInDoubt,
     PathKind,
     PathLost,
+    PathProbed,
     RekeyDue,
 )
 from tunnel.transport.crypto.handshake import Completed, Initiator, Pattern, ik_prologue
@@ -50,10 +54,11 @@ CONTROL_ROOM: Final = 4  # what members of a room tell each other: room/core/mes
 CONTROL_SHARES: Final = 5  # what the receiver may reach at the sender: shares.py
 CONTROL_SERVER: Final = 9  # where the sender's own server is now, and back: that this is remembered
 
+_HELLO: Final = bytes((CONTROL_HELLO, TAKES | LETS_GO))
 REKEY_GIVES_UP: Final = Seconds(9.0)  # before RekeyDue is said again
 
 
-class Peering:
+class Peering(Described):
     """One peer.  `is_initiator` on the connecting side, which also is the one that meets the peer anew."""
 
     def __init__(self, context: Context, peer: KnownPeer, *, is_initiator: bool, server: str | None, instance: int) -> None:
@@ -80,6 +85,7 @@ class Peering:
         self.hybrid = Hybrid(context, self)
         self._learning = Learning(context, peer.static)
         self.relays = Relays(context, self)
+        self.letting_go = LettingGo(context, self)
         self.is_started = False  # PeeringStarted was told
 
     @property
@@ -103,6 +109,11 @@ class Peering:
         """Some path to the peer works, as far as we know."""
         return self.connection is not None and not self.is_closed and self.connection.has_path and not self.hybrid.is_held
 
+    @property
+    def is_sound(self) -> bool:
+        """The peer is reached on the path in use, and that is not in doubt."""
+        return self.is_reachable and self.connection is not None and not self.connection.is_closed and self.connection.is_sound
+
     # --- connection and keys
 
     def attach(self, now: Instant, connection: Connection, puncher: Puncher | None, policy: str, completed: Completed) -> None:
@@ -110,15 +121,15 @@ class Peering:
         self.connection = connection
         self._context.clients.follow(connection.current_path.key.prefix, self)
         self.lacks_keys = False
-        self.puncher = puncher
-        self.policy = policy
+        self.puncher, self.policy = puncher, policy
         self._is_explained = False
         connection.set_policy(now, policy)
         connection.set_repeat(self._context.config.repeat)
         connection.set_repair(is_wanted=self._context.config.repairs)
-        connection.send_control(bytes((CONTROL_HELLO, TAKES)))
+        connection.send_control(_HELLO)
         self.hybrid.attach(now, connection, completed)
         self.relays.attach(now)
+        self.letting_go.attach(now)
         self.pump(now)
 
     def start(self) -> None:
@@ -194,7 +205,7 @@ class Peering:
         connection.install_keypair(now, completed.keypair, True)
         connection.migrate(now, path, PathKind.RELAY if path.prefix else PathKind.DIRECT)
         self._context.clients.follow(path.prefix, self)
-        connection.send_control(bytes((CONTROL_HELLO, TAKES)))
+        connection.send_control(_HELLO)
         if connection.current_path.kind is PathKind.RELAY:
             self.refresh_candidates(now)
         self.hybrid.installed(now, connection, completed)
@@ -254,23 +265,31 @@ class Peering:
                 return
             case RekeyDue():
                 assert self.connection is not None
+                self.letting_go.rekeying(now)
                 if self.handshake is None or self.handshake.completed is not None or self.handshake.has_failed:
                     path, *others = self.connection.handshake_paths
                     self.begin_handshake(now, path, give_up_after=REKEY_GIVES_UP, others=others)
             case PathLost(key=key, kind=PathKind.RELAY):
                 self.relays.lost(now, key)
             case PathChanged(kind=PathKind.DIRECT):
+                self.letting_go.direct(now)
                 self._learning.learn(self.connection, self.puncher)
+            case PathProbed(key=key) if key.prefix:
+                self.relays.probed(now, key)
+            case PathInDoubt():
+                self.letting_go.doubted(now)
+                return
             case PathChanged(kind=PathKind.RELAY):
+                self.letting_go.relayed(now)
                 self.relays.relayed(now)
             case AllPathsLost(no_keys=no_keys):
-                self._ask_to_meet()
+                self.ask_to_meet()
+                is_told_later = self.letting_go.lost(now)
                 if no_keys:
                     self.lacks_keys = self._is_silent = True
                     self._context.emit(reasons.no_keys(self.peer.name))
-                elif not self._is_silent:
-                    self._is_silent = True
-                    self._context.emit(reasons.fell_silent(self.peer.name, is_initiator=self.is_initiator))
+                elif not is_told_later:
+                    self.tell_silence()
                 with Wall(self.lose_puncher):
                     if self.puncher is not None:
                         self.puncher.agent.path_lost(now)
@@ -293,6 +312,8 @@ class Peering:
     def hear(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
         """A relay channel that the connection uses has moved, or is gone."""
         with self.wall(now):
+            if isinstance(event, Told):
+                self.letting_go.hear(now, client, event)
             self.relays.hear(now, client, event)
 
     def network_changed(self, now: Instant) -> None:
@@ -302,6 +323,7 @@ class Peering:
             return
         with self.wall(now):
             connection.verify_paths(now)
+            self.letting_go.doubted(now)
         with Wall(self.lose_puncher):
             if self.puncher is not None:
                 self.puncher.agent.path_lost(now)
@@ -323,11 +345,18 @@ class Peering:
         """An hour of silence is most often a night of sleep: the streams are gone, and the peer is met anew as somebody new."""
         self.end_handshake()
         self.puncher, self.instance = None, self._context.new_instance()
-        self._ask_to_meet()
+        self.ask_to_meet()
 
-    def _ask_to_meet(self) -> None:
+    def ask_to_meet(self) -> None:
+        """The initiator dials the peer anew; the other side waits for that."""
         self.needs_meeting = self.is_initiator
         self._context.restless[self] = None
+
+    def tell_silence(self) -> None:
+        """No path works: a person is told once, until one does."""
+        if not self._is_silent:
+            self._is_silent = True
+            self._context.emit(reasons.fell_silent(self.peer.name, is_initiator=self.is_initiator))
 
     def finish(self, reason: CloseReason) -> None:
         """The peering is over; the connection may still linger to say so."""
@@ -359,6 +388,7 @@ class Peering:
                 self._context.drops["pong that nobody asked for"] += 1
         elif kind == CONTROL_HELLO and len(data) > 1:
             connection.peer_takes(data[1])
+            self.letting_go.peer_takes(data[1])
         elif kind in (CONTROL_KEM_KEY, CONTROL_KEM_TEXT, CONTROL_KEM_KEPT):
             self.hybrid.handle(now, connection, bytes(data))
         elif kind == CONTROL_RELAYS:
@@ -385,43 +415,12 @@ class Peering:
         """`text` is for the peer."""
         if self.is_closed:
             return
-        ours = "this side has ended" if code == CloseCode.NO_ERROR else text
         self.drain(now)
         with self.wall(now):
             if self.connection is not None:
                 self.connection.close(now, code, text)
-        self.finish(CloseReason(code, ours, False))
+        self.finish(CloseReason(code, "this side has ended" if code == CloseCode.NO_ERROR else text, False))
         self.drain(now)
-
-    def why_relayed(self, now: Instant) -> str:
-        """One sentence for a person, about a connection that is relayed."""
-        return self.by_way(reasons.why_relayed(self.policy, self.puncher, self.route, self._has_lost_puncher))
-
-    def by_way(self, why: str) -> str:
-        """`why` the connection is relayed, and by which other peer, if one carries it."""
-        return why if not self.carried_by else f"{why}; it goes by way of {self.carried_by}"
-
-    @property
-    def carried_by(self) -> str:
-        """Which other peer passes on what goes to this one; empty: none does."""
-        connection = self.connection
-        return "" if connection is None else self._context.carrying.names.get(connection.current_path.key.prefix, "")
-
-    @property
-    def route(self) -> str:
-        """By what the current path goes to the server instead of UDP, for a person; empty: by UDP, or past the server."""
-        connection = self.connection
-        found = None if connection is None else self._context.clients.routes.get(connection.current_path.key.socket_id)
-        return "" if found is None else found.words
-
-    @property
-    def nat(self) -> dict[str, str]:
-        """How our router maps and how the peer's does, as far as known, and which costlier technique was used last."""
-        return {} if self.puncher is None else self.puncher.nat
-
-    def punching(self, now: Instant) -> dict[str, Any]:
-        """Return the cost of the search for a direct path, spent and left: packets, sockets, seconds; for `status`."""
-        return {} if self.puncher is None else self.puncher.describe(now)
 
     def _explain(self, now: Instant) -> None:
         """Once punching has come to nothing, say why: the path is what it was, but a person now knows more."""
@@ -452,6 +451,7 @@ class Peering:
                     self.drain(now)
             self.hybrid.handle_timeout(now)
             self.relays.handle_timeout(now)
+            self.letting_go.handle_timeout(now)
         except Exception as error:
             self._fault = None
             self.fail(now, error)
@@ -487,7 +487,7 @@ class Peering:
             puncher, connection = self.puncher, self.connection
             at = connection.poll_timeout() if connection is not None else None
             if not self.is_closed:
-                for due_at in (self.hybrid.due_at, self.relays.due_at):
+                for due_at in (self.hybrid.due_at, self.relays.due_at, self.letting_go.due_at):
                     if due_at is not None and (at is None or due_at < at):
                         at = due_at
             if self.handshake is not None:

@@ -157,6 +157,7 @@ class Peerings:
         connection = peering.connection
         if connection is None or connection.is_drained:
             context = self._context
+            peering.letting_go.close(now)
             client = context.clients.get(peering.server or "")
             if connection is not None and client is not None:
                 for channel in connection.channels:

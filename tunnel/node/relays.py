@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONTROL_RELAYS: Final = 10  # first byte of the messages on the control stream
 HAVE: Final = 0  # second byte: which servers answer the sender, and how soon
 OPEN: Final = 1  # the initiator: show this token to that server
+LET_GO: Final = 2  # neither side needs a channel for now: letting_go.py
 
 STANDBY_AFTER: Final = Seconds(3.0)  # of a relayed link, before it is worth a second channel: most find a direct path by then
 LOOK_INTERVAL: Final = Seconds(5.0)  # between two looks at what the servers of a relayed link take ...
@@ -41,6 +42,8 @@ CLOCK: Final = 1e-4  # seconds; the unit of round trips on the wire
 MAX_TICKS: Final = 0xFFFF
 LISTENER_SIDE: Final = 0  # of a channel, as in a room: the responder's
 DIALER_SIDE: Final = 1  # the initiator's, who pays
+
+LET_GO_OF: Final = "the link is direct, and asks for a channel when it needs one"
 
 _SERVER: Final = Struct(">QH")
 _OPEN: Final = Struct(f">Q{CHANNEL_SIZE}s{TOKEN_SIZE}s")
@@ -116,6 +119,8 @@ class Relays:
                 self._look_soon(now)
             elif kind == OPEN and not self._peering.is_initiator and len(body) == _OPEN.size:
                 self._on_open(now, *_OPEN.unpack(body))
+            elif kind == LET_GO:
+                self._peering.letting_go.handle(now, body)
             else:
                 raise MalformedPacket("no message about relays")
         except (MalformedPacket, IndexError):
@@ -154,6 +159,17 @@ class Relays:
         """A relayed path works no more: is its server still there?"""
         self._context.clients.doubt(now, self._peering.server or "", key)
         self._look_soon(now)
+
+    def probed(self, now: Instant, key: PathKey) -> None:
+        """The peer comes over a channel that is no path yet: if it is ours, it may become one."""
+        client, connection = self._client, self._peering.connection
+        if client is None or connection is None or key.prefix in self._until or not client.holds(key):
+            return  # in _until: Done will say that the server has it
+        if len(connection.channels | self._until.keys()) >= MAX_RELAYS:
+            self._context.drops["relay channel not wanted"] += 1
+            return
+        client.follow(key.prefix, self._peering)
+        connection.expect_relay(now, key)
 
     def hear(self, now: Instant, client: Client, event: Told | ChannelMoved) -> None:
         """A relay channel of the connection has moved, has come to be, ends or is gone."""
@@ -275,6 +291,7 @@ class Relays:
         for key in paths:
             at.setdefault(client.instance_at(key), []).append(key)
         sums = {each: ours[each] + theirs[each] for each in ours if each in theirs} if theirs is not None else {}
+        lets_go = self._peering.letting_go.has_let_go
         shown: list[dict[str, Any]] = []
         for instance in dict.fromkeys([*at, *ours]):
             keys = at.get(instance, [])
@@ -286,7 +303,7 @@ class Relays:
                 "role": role,
                 "rtt_s": trip,
                 "peer_rtt_s": their_trip,
-                "why": _why(role, instance, sums, knows=theirs is not None),
+                "why": LET_GO_OF if lets_go else _why(role, instance, sums, knows=theirs is not None),
             })  # fmt: skip
         order = ("carries", "stands_by", "idle")
         shown.sort(key=lambda each: (order.index(each["role"]), each["rtt_s"] is None, each["rtt_s"]))

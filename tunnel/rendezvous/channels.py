@@ -16,7 +16,7 @@ from tunnel.rendezvous.beside import Beside
 from tunnel.rendezvous.events import Hearer, RelayChannel
 from tunnel.rendezvous.messages import GoneKind, GoneReason
 from tunnel.rendezvous.standing import ChannelBook, Hearers
-from tunnel.units import Instant, Seconds
+from tunnel.units import Instant, PathKey, Seconds
 
 if TYPE_CHECKING:
     from tunnel.rendezvous.addresses import ServerAddress
@@ -57,6 +57,11 @@ class Channels(Beside):
     @property
     def channels(self) -> list[RelayChannel]:
         return list(self._channels)
+
+    def holds(self, path: PathKey) -> bool:
+        """Whether a channel of ours is reached there."""
+        info = self._channels.get(path.prefix)
+        return info is not None and info.path_key == path
 
     # verbs
 

@@ -146,6 +146,10 @@ class Client(Following):
         self._forget_led(now, known)
         self._hold(now)
 
+    def waits_in(self, room: bytes) -> bool:
+        """Whether we listen there, and the server has not refused it."""
+        return self._standing.waits_in(room)
+
     def leave_mailbox(self, now: Instant, mailbox: bytes) -> None:
         home = self._mailboxes.pop(mailbox, None)
         self._request(now, messages.Leave(mailboxes=(mailbox,)), lifetime=POST_LIFETIME, home=home)

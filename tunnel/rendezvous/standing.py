@@ -56,6 +56,10 @@ class Standing:
     def knows_room(self, room: bytes) -> bool:
         return room in self.listening or room in self.dialing
 
+    def waits_in(self, room: bytes) -> bool:
+        """Whether that room is listened in, and is not full."""
+        return room in self.listening and room not in self.refused
+
     @property
     def waits_everywhere(self) -> bool:
         """Whether something is asked of each of several servers."""

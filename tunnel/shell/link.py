@@ -289,6 +289,7 @@ class Link:
             punching=self._peering.punching(now),
             nat=dict(self._peering.nat),
             relays=self._peering.relays.describe(now),
+            holds_relay=self._peering.holds_relay,
             post_quantum=self._peering.hybrid.is_reached,
             reachable=self._peering.is_reachable,
         )

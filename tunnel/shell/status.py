@@ -30,5 +30,6 @@ class LinkStatus(ConnectionStats):
     punching: Mapping[str, Any]  # what the search for a direct path has cost and may still cost
     nat: dict[str, str]  # `ours` and `theirs`: how the routers map; `technique` that was needed, if any
     relays: Sequence[Mapping[str, Any]]  # the servers that it could go by, and what each is to it
+    holds_relay: bool  # some server has a channel for it; false: it is direct, and gets one when it needs it
     post_quantum: bool  # what is carried now stays secret from quantum computers too
     reachable: bool  # something gets through to the peer; if not, it is silent, and waited for

@@ -8,6 +8,7 @@ from tests.sim.cast import Cast
 from tests.sim.peers import SERVER, PeerNode
 from tunnel.node.channels import UNUSED_LIFETIME
 from tunnel.node.events import KnownPeer, Problem, Troubled
+from tunnel.node.letting_go import LET_GO_AFTER
 from tunnel.pairing.identity import meeting_days, room_id
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client
@@ -101,15 +102,17 @@ def test_a_server_with_limits_keeps_room_for_others_whatever_one_peer_dials() ->
         party.world.run_until(lambda: peering.connection is not None, 5)
 
 
-def test_the_channel_of_a_connection_stays_also_beside_a_direct_path() -> None:
-    for path in ("auto", "relay"):
+def test_the_channel_of_a_connection_stays_until_it_is_let_go_of_beside_a_direct_path() -> None:
+    for path, left in (("auto", 0), ("relay", 1)):
         with Cast(friend_path=path) as party:
             party.acquaint()
             peering = party.friend.dial(party.home)
             party.world.run_until(lambda peering=peering: peering.connection is not None)
+            party.world.run(UNUSED_LIFETIME + LET_GO_AFTER / 2)
+            assert held(party.home) == held(party.friend) == len(party.server.server.relay) == 1
             party.world.run(600.0)
             assert party.friend.kinds[-1] is (PathKind.DIRECT if path == "auto" else PathKind.RELAY)
-            assert held(party.home) == held(party.friend) == len(party.server.server.relay) == 1
+            assert held(party.home) == held(party.friend) == len(party.server.server.relay) == left
             party.echoed(peering, b"hello")
 
 

@@ -24,7 +24,7 @@ from tunnel.node.peering import (
     CONTROL_SHARES,
 )
 from tunnel.node.pings import MAX_PONGS
-from tunnel.node.relays import CONTROL_RELAYS, HAVE, MAX_SAID, OPEN, encode_have
+from tunnel.node.relays import CONTROL_RELAYS, HAVE, LET_GO, MAX_SAID, OPEN, encode_have
 from tunnel.transport.connection.control import frame
 from tunnel.transport.crypto.kem import TEXT_SIZE, KemKey
 from tunnel.transport.stream.streams import CONTROL_STREAM
@@ -68,6 +68,7 @@ ROWS: Final[dict[int, dict[str, Callable[[int], bytes]]]] = {
     CONTROL_RELAYS: {
         "servers that answer": lambda number: encode_have(dict.fromkeys(range(MAX_SAID), number / 10000.0)),
         "a channel elsewhere": lambda number: bytes((CONTROL_RELAYS, OPEN)) + with_token(0xC0)(number) + bytes(24),
+        "an offer to let go": lambda number: bytes((CONTROL_RELAYS, LET_GO)) + number.to_bytes(16, "big"),
         "no list of servers": lambda _: bytes((CONTROL_RELAYS, HAVE, 1)),
     },
     UNKNOWN: {"of a later version": lambda _: bytes((UNKNOWN,)), "empty": lambda _: b""},

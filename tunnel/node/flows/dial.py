@@ -29,6 +29,7 @@ from tunnel.units import Instant, Seconds
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
+PROVEN_WITHIN: Final = Seconds(1.0)  # a channel to a connection that stands; else the peer may have restarted, and is greeted
 LISTENER_SIDE: Final = 0  # of an introduced channel
 TELL_AGAIN: Final = Seconds(600.0)  # before a person hears once more that a server keeps peers away
 DENIED_AFTER: Final = Seconds(20.0)  # of being denied to wait, before that is told
@@ -96,6 +97,12 @@ class Listener(Flow):
                 chosen[room_id(peer.psk, day)] = peer
         return chosen
 
+    def awaits(self, now: Instant, peering: Peering) -> bool:
+        """Whether that peer is waited for where it would dial now."""
+        client = self._context.clients.get(peering.server or "")
+        peer = self._context.known(peering.peer)
+        return self.is_on and client is not None and client.waits_in(room_id(peer.psk, self._clocks.days(now, client)[0]))
+
     def _tell(self, server: str, count: int) -> None:
         """More peers than can be waited for: once, and again when there are more still."""
         left_out = max(0, count - MAX_LISTENING)
@@ -154,6 +161,7 @@ class Dialer(Flow):
         self._absent_at: Instant | None = None
         self._redial_at: Instant | None = None
         self._ask_at: Instant | None = None
+        self._prove_at: Instant | None = None
         self._question: KeyQuestion | None = None
         self._told = ""  # of its absence
         self.dial(now)
@@ -220,7 +228,11 @@ class Dialer(Flow):
         self._redial_at = Instant(now + REDIAL_AFTER)
         if self.is_dialing:
             self._ask_at = Instant(now + ASK_AFTER)
-            self.peering.begin_handshake(now, channel.path_key)
+            if self.peering.letting_go.expect(now, channel.path_key):
+                self.client.follow(channel.channel, self.peering)
+                self._prove_at = Instant(now + PROVEN_WITHIN)
+            else:
+                self.peering.begin_handshake(now, channel.path_key)
         elif self.peering.connection is not None:
             self.peering.connection.add_relay(now, channel.path_key)
             self.client.follow(channel.channel, self.peering)
@@ -229,7 +241,7 @@ class Dialer(Flow):
         """The handshake is done: nobody needs to be met any more."""
         self._leave(now)
         self._told = ""
-        self._widen_at = self._absent_at = self._redial_at = self._ask_at = None
+        self._widen_at = self._absent_at = self._redial_at = self._ask_at = self._prove_at = None
         if self._question is not None:
             self._question.close(now)
             self._question = None
@@ -244,6 +256,10 @@ class Dialer(Flow):
         if peering.needs_meeting and not self.is_dialing:
             peering.needs_meeting = False
             self.dial(now)
+        if self._prove_at is not None:
+            self._look_whether_proven(now)
+        if self.is_dialing and peering.is_sound and self._is_due(now):
+            self._call_off(now)
         if self._widen_at is not None and now >= self._widen_at:
             self.dial(now, wide=True)
         if self._absent_at is not None and now >= self._absent_at:
@@ -262,6 +278,27 @@ class Dialer(Flow):
         if self._redial_at is not None and now >= self._redial_at:
             self.dial(now, wide=True)
 
+    def _look_whether_proven(self, now: Instant) -> None:
+        channel, connection = self._channel, self.peering.connection
+        if channel is None or connection is None:
+            return
+        if connection.is_path(channel.path_key):
+            self.answered(now)
+        elif self._prove_at is not None and now >= self._prove_at:
+            self._prove_at = None
+            self.peering.begin_handshake(now, channel.path_key)
+
+    def _is_due(self, now: Instant) -> bool:
+        at = earliest(self._widen_at, self._absent_at, self._redial_at)
+        return at is not None and now >= at
+
+    def _call_off(self, now: Instant) -> None:
+        """The path of the connection was in doubt, and is not any more: nobody needs to be met."""
+        handshake, channel = self.peering.handshake, self._channel
+        if handshake is not None and handshake.completed is None and channel is not None and handshake.uses(channel.path_key):
+            self.peering.end_handshake()
+        self.answered(now)
+
     def _tell_absent(self, text: str) -> None:
         """Once, until the peer was there or something else is known."""
         if text != self._told:
@@ -277,7 +314,7 @@ class Dialer(Flow):
 
     def poll_timeout(self) -> Instant | None:
         question = self._question.poll_timeout() if self._question is not None else None
-        return earliest(self._widen_at, self._absent_at, self._redial_at, self._ask_at, question)
+        return earliest(self._widen_at, self._absent_at, self._redial_at, self._ask_at, self._prove_at, question)
 
     def _leave(self, now: Instant) -> None:
         if self._rooms:

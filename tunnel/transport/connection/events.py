@@ -104,6 +104,10 @@ class PathLost(Struct, frozen=True):
     kind: PathKind
 
 
+class PathInDoubt(Struct, frozen=True):
+    """The current path has left the first challenges unanswered: it may be about to fail."""
+
+
 class RekeyDue(Struct, frozen=True):
     """The keypair is old or worn (REKEY_AFTER): make a new handshake over the current path."""
 
@@ -136,6 +140,7 @@ ConnectionEvent: TypeAlias = (
     | PathProbed
     | PathChanged
     | PathLost
+    | PathInDoubt
     | RekeyDue
     | AllPathsLost
     | ConnectionClosed

@@ -44,6 +44,12 @@ class PathVerbs:
         return any(path.validated for path in self._shared.paths.known.values())
 
     @property
+    def is_sound(self) -> bool:
+        """The current path works, as far as we know, and is not being asked whether it does."""
+        path = self._shared.paths.current
+        return path.validated and path.in_doubt_since is None
+
+    @property
     def paths(self) -> list[PathKey]:
         """The keys of all validated paths, the current one first."""
         paths = self._shared.paths

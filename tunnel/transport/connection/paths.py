@@ -40,6 +40,8 @@ PROOFS: Final = 2
 STANDBY_CHECK: Final = Seconds(25.0)  # how often a path that carries nothing proves that it still would
 SILENCE: Final = Seconds(0.1)  # at least, and a probe timeout, without any answer while we send: then the path is asked
 VERIFY_ATTEMPTS: Final = 4
+DOUBT_TOLD: Final = 3  # with the challenge of that number, as two in a row are seldom lost on a path that works; ...
+DOUBT_TOLD_BUSY: Final = 2  # ... the same where data was under way too, and was sent again, before the first of them
 VERIFY_BACKING_OFF: Final = Seconds(1.0)  # the longest wait between challenges of a silent path that has no substitute, at first
 VERIFY_PATIENCE: Final = Seconds(120.0)  # for so long VERIFY_BACKING_OFF holds: a line that returns is noticed soon
 VERIFY_AT_LEAST: Final = Seconds(5.0)  # the longest such wait after that
@@ -240,6 +242,7 @@ class Paths:
         self.evicted: list[Path] = []  # made room for another; what was under way there has not been sent again yet
         self.policy = "auto"
         self.is_held = False  # only the control stream may use them
+        self.is_doubt_fresh = False  # the current path has just left challenges unanswered, and that was not told yet
         self.keepalive = Keepalive(rng)
         self.why = STILL_LOOKED_FOR if kind is PathKind.RELAY else ""
         self.current = self._make(key, kind, now, None)
@@ -441,6 +444,9 @@ class Paths:
             # The current path is asked for ever, ever more slowly, when there is no other to go to.
             backing_off = max(0, path.verify_attempts - VERIFY_ATTEMPTS)
             path.verify_attempts += 1
+            told_at = DOUBT_TOLD_BUSY if path.recovery.pto_count else DOUBT_TOLD
+            if path is self.current and path.verify_attempts in (told_at, DOUBT_TOLD):
+                self.is_doubt_fresh = True
             is_fresh = path.in_doubt_since is not None and now - path.in_doubt_since < VERIFY_PATIENCE
             longest = VERIFY_BACKING_OFF if is_fresh else VERIFY_AT_LEAST
             path.verify_at = Instant(now + min(path.verify_spacing() * 2 ** min(backing_off, 8), longest))

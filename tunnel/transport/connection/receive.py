@@ -282,8 +282,11 @@ class Receiver:
                     continue
                 may_answer = False
                 shared.paths.respond(key, data)
-                if key not in shared.paths.known:
+                path = shared.paths.known.get(key)
+                if path is None:
                     shared.events.append(PathProbed(key))
+                elif path.kind is PathKind.RELAY and not path.validated:
+                    path.verify(now)  # it did not answer, and now the peer is there
                 continue
             if kind == Frame.PATH_RESPONSE:
                 (_, data), at = _unpack(frames.PATH, plain, at, end)

@@ -62,11 +62,16 @@ class Sender:
             size = self._mixed(now, paths.answering, view, 0, may_send=False)
             if size:
                 return Transmit(paths.answering.key.socket_id, paths.answering.key.remote, size, view[:size])
+        owing: Path | None = None
         for path in paths.known.values():
             if path.probes_owed:
-                path.probes_owed -= 1
-                size = self._mixed(now, path, view, 0, may_send=True, must_elicit=True)
-                return Transmit(path.key.socket_id, path.key.remote, size, view[:size])
+                owing = path
+                if path is not current:  # what is repeated goes there first: the current path has just swallowed it
+                    break
+        if owing is not None:
+            owing.probes_owed -= 1
+            size = self._mixed(now, owing, view, 0, may_send=True, must_elicit=True)
+            return Transmit(owing.key.socket_id, owing.key.remote, size, view[:size])
         while (frame := shared.repair.next_frame(now)) is not None:
             if (again := self._again(now, current, view, frame)) is not None:
                 return again

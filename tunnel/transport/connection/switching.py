@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from tunnel.transport.connection import tracing
-from tunnel.transport.connection.events import AllPathsLost, PathChanged, PathKind, PathLost
+from tunnel.transport.connection.events import AllPathsLost, PathChanged, PathInDoubt, PathKind, PathLost
 from tunnel.transport.connection.paths import Path
 from tunnel.transport.connection.shared import Shared
 from tunnel.units import Instant, Seconds
@@ -163,6 +163,9 @@ class Switching:
                 self._recovery_timeout(now, path)
         for path in paths.handle_timeout(now):
             self._failed(now, path)
+        if paths.is_doubt_fresh:
+            paths.is_doubt_fresh = False
+            self._shared.events.append(PathInDoubt())
         self.choose(now)
 
     def _recovery_timeout(self, now: Instant, path: Path) -> None:
