@@ -74,11 +74,17 @@ class Shares:
     def has_room(self, keys: Prefixes, count: int = 1) -> bool:
         """Whether `count` more fit, in all and for each prefix around the address."""
         used = self.used + count
-        if used > self._total or self.crowded(keys, count) is not None:
+        held = self._counts.get
+        if used > self._total:
+            return False
+        limits = self._limits
+        if len(keys) == IPV4_LEVELS:  # most are, and this is asked four times for each who is introduced
+            if held(keys[0], 0) + count > limits[0] or held(keys[1], 0) + count > limits[1]:
+                return False
+        elif self.crowded(keys, count) is not None:
             return False
         if used <= self._open:
             return True
-        held = self._counts.get
         site = keys[min(SITE, len(keys) - 1)]
         return held(keys[0], 0) + count <= self._newcomer and held(site, 0) + count <= self._new_site
 
@@ -140,9 +146,9 @@ class RankedShares(Shares):
 
     def _change(self, keys: Prefixes, change: int) -> None:
         address = keys[0]
-        before = self.held(address).bit_length()
-        super()._change(keys, change)
-        after = self.held(address).bit_length()
+        held = self._counts.get(address, 0)
+        Shares._change(self, keys, change)
+        before, after = held.bit_length(), max(0, held + change).bit_length()
         if before != after:
             self._classes[before].pop(address, None)
             self._holders += (not before) - (not after)

@@ -14,6 +14,7 @@ from tunnel.units import Address, Instant, Seconds
 
 COOKIE_EPOCH: Final = Seconds(120.0)  # a cookie is good in its own epoch and the next one
 COOKIE_SIZE: Final = 17  # bytes: the epoch's low byte and a MAC
+MAX_COOKIES: Final = 4_096  # addresses whose cookie is remembered while its epoch lasts; then all are forgotten, and made again
 BUCKET_SLOTS: Final = 16_384  # slots; strangers share them, so that no number of strangers grows our memory
 
 
@@ -28,50 +29,64 @@ def address_key(host: str) -> str:
 class Cookies:
     """Stateless proof that somebody receives at an address (RFC 6347 §4.2.1 has the same idea)."""
 
-    __slots__ = ("_master",)
+    __slots__ = ("_epoch", "_keyed", "_known")
 
     def __init__(self, entropy: Callable[[int], bytes]) -> None:
-        self._master = entropy(32)
+        # A third of HMAC's time.
+        self._keyed = blake2b(digest_size=COOKIE_SIZE - 1, key=entropy(32), person=b"ptunnel cookie")
+        self._epoch = -1
+        self._known: dict[Address, bytes] = {}  # of this epoch: whoever comes says two or three things
 
     def issue(self, now: Instant, remote: Address) -> bytes:
-        return self._make(int(now // COOKIE_EPOCH), remote)
+        epoch = int(now // COOKIE_EPOCH)
+        known = self._known.get(remote) if epoch == self._epoch else None
+        if known is not None:
+            return known
+        if epoch != self._epoch or len(self._known) >= MAX_COOKIES:
+            self._epoch = epoch
+            self._known.clear()
+        made = self._known[remote] = self._make(epoch, remote)
+        return made
 
     def check(self, now: Instant, remote: Address, cookie: bytes) -> bytes:
         """Empty if this one is right, else a fresh one: a wrong cookie costs no more than none."""
-        epoch = int(now // COOKIE_EPOCH)
-        fresh = self._make(epoch, remote)
+        fresh = self.issue(now, remote)
         if len(cookie) == COOKIE_SIZE:
             if cookie[0] == fresh[0]:
                 if hmac.compare_digest(cookie, fresh):
                     return b""
-            elif cookie[0] == (epoch - 1) & 0xFF and hmac.compare_digest(cookie, self._make(epoch - 1, remote)):
+            elif cookie[0] == (self._epoch - 1) & 0xFF and hmac.compare_digest(cookie, self._make(self._epoch - 1, remote)):
                 return b""
         return fresh
 
     def _make(self, epoch: int, remote: Address) -> bytes:
-        text = f"{epoch} {remote.host} {remote.port}".encode()
-        mac = blake2b(text, digest_size=COOKIE_SIZE - 1, key=self._master, person=b"ptunnel cookie")  # a third of HMAC's time
+        mac = self._keyed.copy()
+        mac.update(f"{epoch} {remote.host} {remote.port}".encode())
         return bytes((epoch & 0xFF,)) + mac.digest()
 
 
 class Buckets:
     """Token buckets in a table of fixed size: two keys may share a slot, and then share its tokens."""
 
-    __slots__ = ("_at", "_burst", "_rate", "_salt", "_tokens")
+    __slots__ = ("_at", "_burst", "_rate", "_salt", "_slots", "_tokens")
 
     def __init__(self, rate: float, burst: float, salt: bytes, slots: int = BUCKET_SLOTS) -> None:
         self._rate = rate
         self._burst = burst
         self._salt = salt
+        self._slots = slots
         self._tokens = array("d", [burst]) * slots
         self._at = array("d", [0.0]) * slots
 
     def take(self, now: Instant, key: Hashable, amount: float = 1.0) -> bool:
         """Whether so many more are allowed.  An amount beyond the burst is, when the bucket is full."""
-        slot = hash((self._salt, key)) % len(self._tokens)
-        tokens = min(self._burst, self._tokens[slot] + max(0.0, now - self._at[slot]) * self._rate)
+        slot, burst = hash((self._salt, key)) % self._slots, self._burst
+        tokens, elapsed = self._tokens[slot], now - self._at[slot]
+        if elapsed > 0.0:
+            tokens += elapsed * self._rate
+            tokens = burst if tokens > burst else tokens  # twice as quick as min(), and three of these stand before each request
         self._at[slot] = now
-        is_allowed = tokens >= min(amount, self._burst)
+        is_allowed = tokens >= amount or tokens >= burst
         self._tokens[slot] = tokens - amount if is_allowed else tokens
         return is_allowed
 
@@ -86,7 +101,10 @@ class TreeBuckets:
 
     def take(self, now: Instant, keys: Prefixes) -> bool:
         """Whether one more is allowed.  What an address is refused costs the others around it nothing."""
-        return all(level.take(now, key) for level, key in zip(self._levels, keys, strict=False))
+        for level, key in zip(self._levels, keys, strict=False):  # noqa: SIM110  a generator takes twice as long
+            if not level.take(now, key):
+                return False
+        return True
 
 
 class Lockouts:

@@ -12,8 +12,8 @@ from tunnel.rendezvous.codes import Codes, Refusal
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import GoneKind, GoneReason, RefusalCode, Role
 from tunnel.rendezvous.numbers import Numbers
-from tunnel.rendezvous.pushes import Pushes
-from tunnel.rendezvous.registry import Dial, Mailbox, Registry, Session
+from tunnel.rendezvous.pushes import OF_CHANNELS, Pushes
+from tunnel.rendezvous.registry import NO_SET, Dial, Mailbox, Registry, Session
 from tunnel.rendezvous.relay import Channel, Moved, Relay
 from tunnel.units import Address, Instant, Seconds, SocketId
 
@@ -59,8 +59,12 @@ class Introductions:
     def answer(
         self, now: Instant, session: Session, message: messages.RequestMessage, cookie: bytes
     ) -> messages.ResponseMessage | Refusal:
-        """To whatever a session may ask for."""
+        """To whatever a session may ask for.  What comes most often is looked for first."""
         match message:
+            case messages.Join():
+                return self._on_join(now, session, message)
+            case messages.Leave():
+                return self._on_leave(now, session, message)
             case messages.Allocate():
                 return self._on_allocate(now, session, message)
             case messages.Release(nameplate=number):
@@ -72,10 +76,6 @@ class Introductions:
                 return self._on_claim(now, session, message)
             case messages.Post():
                 return self._on_post(now, session, message)
-            case messages.Join():
-                return self._on_join(now, session, message)
-            case messages.Leave():
-                return self._on_leave(now, session, message)
             case messages.Rebind() | messages.Restore():
                 return self._on_channel(now, session, message, cookie)
             case messages.Follow():
@@ -193,7 +193,7 @@ class Introductions:
         self._registry.leave(session, set(message.rooms))
         for identifier in message.channels:
             channel = self._relay.get(identifier)
-            if channel is not None and any(side.session == session.id for side in channel.sides):
+            if channel is not None and session.id in (channel.sides[0].session, channel.sides[1].session):
                 self.end_channel(now, channel, GoneReason.LEFT, leaver=session)
         for identifier in message.mailboxes:
             mailbox = self._registry.mailboxes.get(identifier)
@@ -209,7 +209,7 @@ class Introductions:
         if session is None or (session.remote == remote and session.socket_id == socket_id):
             return
         for push in session.pushes.values():
-            if isinstance(push.message, messages.Introduced | messages.ClaimReceived):
+            if isinstance(push.message, OF_CHANNELS):
                 self._relay.follow(now, push.message.channel, push.message.side, socket_id, remote, session.id)
 
     def _open_channel(self, now: Instant, first: Session, second: Session, room: bytes = b"") -> Channel | None:
@@ -218,11 +218,13 @@ class Introductions:
             spare = self._relay.spare(now, room, second.id, second.channels)
             if spare is not None:
                 self.end_channel(now, spare, GoneReason.LEFT)
-        first_place, second_place = ((each.socket_id, each.remote, each.id) for each in (first, second))
-        channel = self._relay.open(now, first_place, second_place, room)
+        place = (first.socket_id, first.remote, first.id)
+        channel = self._relay.open(now, place, (second.socket_id, second.remote, second.id), room)
         if channel is not None:
-            first.channels.add(channel.id)
-            second.channels.add(channel.id)
+            for each in (first, second):
+                if each.channels is NO_SET:
+                    each.channels = set()
+                each.channels.add(channel.id)
             second.is_guest = second.is_guest or self._is_owner_host(first)
         return channel
 
@@ -251,7 +253,7 @@ class Introductions:
                 pass
         if former != session.id and former in self._registry.sessions:
             self._registry.sessions[former].channels.discard(message.channel)
-        session.channels.add(message.channel)
+        session.own("channels").add(message.channel)
         if isinstance(message, messages.Restore) and (channel := self._relay.get(message.channel)) is not None:
             self._note(now, "restored", pair=channel.number, remote=session.remote)
         return messages.Done()
@@ -261,12 +263,13 @@ class Introductions:
             return  # all who are concerned have been told
         lasted, carried = now - channel.opened_at, channel.relayed_bytes
         self._note(now, "pair_ended", pair=channel.number, seconds=lasted, relayed=carried, reason=reason)
-        for identifier in {side.session for side in channel.sides}:
+        for identifier in {channel.sides[0].session, channel.sides[1].session}:
             session = self._registry.sessions.get(identifier)
             if session is None:
                 continue
             session.channels.discard(channel.id)
-            self._pushes.forget_channel(session, channel.id)
+            if session.pushes:
+                self._pushes.forget_channel(session, channel.id)
             if session is not leaver:
                 self._push(now, session, messages.Gone(GoneKind.CHANNEL, channel.id, reason))
 

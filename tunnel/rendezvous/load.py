@@ -142,8 +142,9 @@ class Load:
         self._lately[kind] += seconds
         if kind is Kind.PROVEN:
             seconds *= self._weight
+            recent = self._recent
             for key in around(host):
-                self._recent[key] = self._recent.get(key, 0.0) + seconds
+                recent[key] = recent.get(key, 0.0) + seconds
         elif kind in STRANGERS:
             self._due[kind] = Instant(max(self._due[kind], now) + seconds / self._budgets[kind])
 

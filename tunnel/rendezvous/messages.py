@@ -13,8 +13,6 @@ The first ten bytes of a request and of a response never change, so that a serve
 
 from __future__ import annotations
 
-import ipaddress
-from functools import lru_cache
 from struct import Struct
 from typing import Annotated, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -31,7 +29,11 @@ from tunnel.rendezvous.macs import MAC_SIZE as MAC_SIZE
 from tunnel.rendezvous.macs import PROOF_SIZE as PROOF_SIZE
 from tunnel.rendezvous.macs import access_proof as access_proof
 from tunnel.rendezvous.macs import rebind_mac as rebind_mac
-from tunnel.units import CHANNEL_SIZE, Address, Buffer
+from tunnel.rendezvous.packing import pack_address as pack_address
+from tunnel.rendezvous.packing import pack_host as pack_host
+from tunnel.rendezvous.packing import unpack_address as unpack_address
+from tunnel.rendezvous.packing import unpack_host as unpack_host
+from tunnel.units import CHANNEL_SIZE, Buffer
 
 VERSION: Final = 1
 REQUEST: Final = 0x40
@@ -52,10 +54,10 @@ ROOM_SIZE: Final = 16  # bytes
 MAX_NAMEPLATE: Final = 999_999_999
 MAX_PLACES: Final = 4  # addresses of one server of a fleet: two of each family
 MAX_SERVERS: Final = 64  # servers of a fleet
-ADDRESS_MASK: Final = 0xA5  # addresses are XORed, because some NATs rewrite whatever looks like one (RFC 8489 §14.2)
 
 _REQUEST_HEAD: Final = Struct(">BBQ16s")
 _REQUEST_START: Final = Struct(">BBQ16sB")  # with the length of the cookie
+_COOKIE_AT: Final = _REQUEST_START.size
 _SHORT_ARRAY: Final = 0x90  # msgpack's array of at most 15 elements, with its tag in the byte behind
 _RESPONSE_HEAD: Final = Struct(">BBQ")
 _PUSH_HEAD: Final = Struct(">BB16sQ")
@@ -337,6 +339,7 @@ MessageT = TypeVar("MessageT")
 _encoder: Final = msgspec.msgpack.Encoder()
 _request_decoder: Final[msgspec.msgpack.Decoder[RequestMessage]] = msgspec.msgpack.Decoder(RequestMessage)
 _response_decoder: Final[msgspec.msgpack.Decoder[ResponseMessage]] = msgspec.msgpack.Decoder(ResponseMessage)
+_new: Final = tuple.__new__  # what a NamedTuple's own constructor does, without its wrapper
 _push_decoder: Final[msgspec.msgpack.Decoder[PushMessage]] = msgspec.msgpack.Decoder(PushMessage)
 
 
@@ -406,13 +409,13 @@ def peek_request(datagram: Buffer) -> Peek:
         raise MalformedPacket("rendezvous request: another type or version")
     if cookie_length > MAX_COOKIE:
         raise MalformedPacket("rendezvous request: cookie too long")
-    cookie_end = _REQUEST_START.size + cookie_length
+    cookie_end = _COOKIE_AT + cookie_length
     proof_length = datagram[cookie_end]  # all of this lies within MIN_REQUEST
     if proof_length and proof_length != PROOF_SIZE:
         raise MalformedPacket("rendezvous request: proof length")
-    body = cookie_end + 1 + proof_length + 2
+    body = cookie_end + 3 + proof_length
     tag = datagram[body + 1] if datagram[body] & 0xF0 == _SHORT_ARRAY else 0
-    return Peek(transaction, session, bytes(datagram[_REQUEST_START.size : cookie_end]), tag, body)
+    return _new(Peek, (transaction, session, bytes(datagram[_COOKIE_AT:cookie_end]), tag, body))
 
 
 def decode_request(datagram: Buffer, peek: Peek | None = None) -> Request:
@@ -422,10 +425,12 @@ def decode_request(datagram: Buffer, peek: Peek | None = None) -> Request:
     if end > len(datagram):
         raise MalformedPacket("rendezvous request: the body is cut off")
     message = _decode_body(_request_decoder, datagram[body:end])
-    head_end = _REQUEST_START.size + len(cookie)
-    proof = bytes(datagram[head_end + 1 : body - 2])
-    proven_part = bytes(datagram[:head_end]) + bytes(datagram[body - 2 : end]) if proof else b""
-    return Request(transaction, session, cookie, proof, message, proven_part)
+    head_end = _COOKIE_AT + len(cookie)
+    proof, proven_part = b"", b""
+    if datagram[head_end]:
+        proof = bytes(datagram[head_end + 1 : body - 2])
+        proven_part = bytes(datagram[:head_end]) + bytes(datagram[body - 2 : end])
+    return _new(Request, (transaction, session, cookie, proof, message, proven_part))
 
 
 def encode_response(transaction: int, message: ResponseMessage) -> bytes:
@@ -470,29 +475,3 @@ def decode_push_ack(datagram: Buffer) -> tuple[bytes, int]:
     if kind != PUSH_ACK or version != VERSION:
         raise MalformedPacket("rendezvous push-ack: another type or version")
     return session, push_id
-
-
-@lru_cache(maxsize=4096)
-def pack_host(host: str) -> bytes:
-    """4 or 16 bytes, masked.  Any zone is left out.  Raises ValueError for what is no numeric address."""
-    return bytes(byte ^ ADDRESS_MASK for byte in ipaddress.ip_address(host.partition("%")[0]).packed)
-
-
-def pack_address(address: Address) -> bytes:
-    return pack_host(address.host) + (address.port ^ (ADDRESS_MASK << 8 | ADDRESS_MASK)).to_bytes(2, "big")
-
-
-def unpack_host(data: bytes) -> str:
-    """Canonical text; an IPv4-mapped IPv6 address becomes IPv4.  Raises MalformedPacket."""
-    if len(data) not in (4, 16):
-        raise MalformedPacket("rendezvous: an address of neither family")
-    address = ipaddress.ip_address(bytes(byte ^ ADDRESS_MASK for byte in data))
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(address)
-
-
-def unpack_address(data: bytes) -> Address:
-    """Raises MalformedPacket."""
-    port = int.from_bytes(data[-2:], "big") ^ (ADDRESS_MASK << 8 | ADDRESS_MASK)
-    return Address(unpack_host(data[:-2]), port)

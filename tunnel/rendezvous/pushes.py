@@ -6,6 +6,7 @@ itself, from the address where it is, but for those that it acknowledged; what i
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final
@@ -13,17 +14,18 @@ from typing import Final
 from tunnel.core.trace import Drops
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.limits import ServerConfig
-from tunnel.rendezvous.registry import PendingPush, Registry, Session
+from tunnel.rendezvous.registry import NO_DICT, PendingPush, Registry, Session
 from tunnel.units import Address, Instant, Seconds, SocketId
 
 FIRST_PUSH_TIMEOUT: Final = Seconds(0.25)  # doubles each time; the server measures no round trips
+OF_CHANNELS: Final = (messages.Introduced, messages.ClaimReceived)  # that bring a relay channel
 MAX_CREDIT: Final = 4_096  # bytes of pushes on their way to one session at most: fifty peers that come back at once
 
 
 class Pushes:
-    """A queue by due time over the pushes that sessions hold."""
+    """Queues by due time over the pushes that sessions hold: of those that were sent once, which wait alike, and of others."""
 
-    __slots__ = ("_config", "_count", "_drops", "_due", "_entropy", "_registry", "_send")
+    __slots__ = ("_config", "_count", "_drops", "_due", "_entropy", "_fresh", "_is_patient", "_registry", "_send")
 
     def __init__(
         self,
@@ -38,11 +40,16 @@ class Pushes:
         self._entropy = entropy
         self._drops = drops
         self._send = send
+        self._fresh: deque[tuple[Instant, bytes, int]] = deque()  # due, session, push id
         self._due: list[tuple[Instant, int, bytes, int]] = []  # due, tie-breaker, session, push id
         self._count = 0
+        self._is_patient = config.push_lifetime > FIRST_PUSH_TIMEOUT
 
     def next_due(self) -> Instant | None:
-        return self._due[0][0] if self._due else None
+        due = self._due[0][0] if self._due else None
+        if self._fresh and (due is None or self._fresh[0][0] < due):
+            return self._fresh[0][0]
+        return due
 
     def push(self, now: Instant, session: Session, message: messages.PushMessage) -> None:
         if session.id not in self._registry.sessions:
@@ -52,14 +59,18 @@ class Pushes:
             return
         push_id = int.from_bytes(self._entropy(8), "big")
         push = PendingPush(push_id, message, Instant(now + self._config.push_lifetime))
+        if session.pushes is NO_DICT:
+            session.pushes = {}
         session.pushes[push_id] = push
         session.welcome = b""  # its next word lets more out
         self._repeat(now, session, push)
 
     def heard(self, now: Instant, session: Session, size: int) -> None:
         """A request of so many bytes came from it: it may be told as much, and what waited for that goes first."""
-        session.credit = min(MAX_CREDIT, session.credit + size)
-        self._resume(now, session)
+        credit = session.credit + size
+        session.credit = credit if credit < MAX_CREDIT else MAX_CREDIT
+        if session.has_waiting:
+            self._resume(now, session)
 
     def answered(self, session: Session, size: int) -> None:
         """That request has cost an answer of so many bytes."""
@@ -75,7 +86,7 @@ class Pushes:
     def forget_channel(self, session: Session, channel: bytes) -> None:
         """It has ended: who has not heard of it need not, and would use it in vain if the news came late."""
         for push_id, push in list(session.pushes.items()):
-            if isinstance(push.message, messages.Introduced | messages.ClaimReceived) and push.message.channel == channel:
+            if isinstance(push.message, OF_CHANNELS) and push.message.channel == channel:
                 del session.pushes[push_id]
 
     def on_ack(self, now: Instant, session_id: bytes, push_id: int) -> None:
@@ -84,41 +95,55 @@ class Pushes:
         push = session.pushes.pop(push_id, None) if session is not None else None
         if session is None or push is None:
             self._drops["server_ack_unknown"] += 1
-        else:
-            self.heard(now, session, push.spent)
+            return
+        credit = session.credit + push.spent  # as heard() does
+        session.credit = credit if credit < MAX_CREDIT else MAX_CREDIT
+        if session.has_waiting:
+            self._resume(now, session)
 
     def on_timeout(self, now: Instant) -> list[messages.PushMessage]:
         """Repeat what is due; returns what never reached anybody."""
         expired: list[messages.PushMessage] = []
+        while self._fresh and self._fresh[0][0] <= now:
+            _, session_id, push_id = self._fresh.popleft()
+            self._on_due(now, session_id, push_id, expired)
         while self._due and self._due[0][0] <= now:
             _, _, session_id, push_id = heappop(self._due)
-            session = self._registry.sessions.get(session_id)
-            push = session.pushes.get(push_id) if session is not None else None
-            if session is None or push is None:
-                continue
-            if now < push.expires_at:
-                self._repeat(now, session, push)
-            else:
-                del session.pushes[push_id]
-                session.credit = 0  # nobody seems to be there
-                self._drops["server_push_expired"] += 1
-                expired.append(push.message)
+            self._on_due(now, session_id, push_id, expired)
         return expired
+
+    def _on_due(self, now: Instant, session_id: bytes, push_id: int, expired: list[messages.PushMessage]) -> None:
+        session = self._registry.sessions.get(session_id)
+        push = session.pushes.get(push_id) if session is not None else None
+        if session is None or push is None:
+            return
+        if now < push.expires_at:
+            self._repeat(now, session, push)
+        else:
+            del session.pushes[push_id]
+            session.credit = 0  # nobody seems to be there
+            self._drops["server_push_expired"] += 1
+            expired.append(push.message)
 
     def _repeat(self, now: Instant, session: Session, push: PendingPush) -> None:
         data = messages.encode_push(session.id, push.push_id, push.message)
-        if session.credit < len(data):
+        size = len(data)
+        if session.credit < size:
             self._drops["server_push_waits"] += 1
-            push.is_waiting = True
+            push.is_waiting = session.has_waiting = True
             self._schedule(push.expires_at, session, push)
             return
-        session.credit -= len(data)
-        push.spent += len(data)
-        self._schedule(Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts)), session, push)
+        session.credit -= size
+        push.spent += size
+        if not push.attempts and self._is_patient:
+            self._fresh.append((Instant(now + FIRST_PUSH_TIMEOUT), session.id, push.push_id))
+        else:
+            self._schedule(Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts)), session, push)
         push.attempts += 1
         self._send(session.socket_id, session.remote, data)
 
     def _resume(self, now: Instant, session: Session) -> None:
+        session.has_waiting = False
         for push in session.pushes.values():
             if push.is_waiting:
                 push.is_waiting = False

@@ -25,6 +25,7 @@ PHASES: Final = 16  # of that time
 _COOKIE_AT: Final = 27  # in a request, behind its head and the cookie's length
 _COOKIE_END: Final = _COOKIE_AT + COOKIE_SIZE
 _PLAIN: Final = b"\0\0\2\x91\2"  # no proof, and a message of two bytes: Refresh
+_LENGTH_AT: Final = _COOKIE_END + 2  # the low byte of the message's length, where there is no proof
 _PROVEN: Final = b"\0\2\x91\2"  # behind a proof, which was tried when the answer was made
 _PROOF_END: Final = _COOKIE_END + 1 + messages.PROOF_SIZE
 _HEAD: Final = _PROOF_END + len(_PROVEN)
@@ -56,9 +57,11 @@ class Refreshes:
 
     def answer(self, now: Instant, socket_id: SocketId, remote: Address, request: Buffer, fleet: int = 0) -> bytes | None:
         """None: it is to take the long way, whatever it is.  `fleet`: the epoch that clients are told now."""
+        if len(request) < messages.MIN_REQUEST or (request[_LENGTH_AT] != 2 and request[_COOKIE_END] != messages.PROOF_SIZE):
+            return None  # most other requests
         head = bytes(request[:_HEAD])
         if (
-            not messages.MIN_REQUEST <= len(request) <= messages.MAX_DATAGRAM
+            len(request) > messages.MAX_DATAGRAM
             or head[1] != messages.VERSION
             or head[_COOKIE_AT - 1] != COOKIE_SIZE
             or (

@@ -55,6 +55,24 @@ class Dial:
         self.sent: dict[int, Instant] | None = None  # to which servers of a fleet, and when
 
 
+class _NoDict(dict[Any, Any]):
+    """Nothing is put in it."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("this is everybody's")
+
+
+class _NoSet(set[Any]):
+    """Nothing is put in it."""
+
+    def add(self, element: Any) -> None:
+        raise TypeError("this is everybody's")
+
+
+NO_DICT: Final = _NoDict()
+NO_SET: Final = _NoSet()
+
+
 class Session:
     """One client process.  Whoever names its 16 random bytes from a proven address is that client."""
 
@@ -66,6 +84,7 @@ class Session:
         "follows",
         "has_asked",
         "has_lost",
+        "has_waiting",
         "id",
         "is_guest",
         "keys",
@@ -83,14 +102,6 @@ class Session:
         "welcome_until",
     )
 
-    # What few of them have at a time; see __getattr__.
-    dialing: dict[bytes, Dial]
-    nameplates: set[int]
-    mailboxes: set[bytes]
-    channels: set[bytes]
-    answers: dict[int, bytes]
-    pushes: dict[int, PendingPush]
-
     def __init__(self, identifier: bytes, socket_id: SocketId, remote: Address, now: Instant) -> None:
         self.id = identifier
         self.socket_id = socket_id
@@ -103,31 +114,43 @@ class Session:
         self.follows = False  # it goes where it is sent, in a fleet
         self.has_lost = False  # a room to somebody else, and not registered anything since it was told
         self.knows_loss = False  # that was told
-        self.listening: set[bytes] = set()
+        self.has_waiting = False  # pushes that wait for it to be heard
+        # What few of them have at a time is empty and common to all, until something is put in: see own().
+        self.listening: set[bytes] = NO_SET
+        self.dialing: dict[bytes, Dial] = NO_DICT
+        self.nameplates: set[int] = NO_SET
+        self.mailboxes: set[bytes] = NO_SET
+        self.channels: set[bytes] = NO_SET
+        self.answers: dict[int, bytes] = NO_DICT
+        self.pushes: dict[int, PendingPush] = NO_DICT
         self.last_nameplate = 0  # whoever learned it learned nothing of the next
         self.has_asked = False  # for anything but to stay, since it last rested
         self.welcome = b""  # what it is told when it says that it is still there, see refreshes.py; empty: not what it was
         self.welcome_until = now
 
-    def __getattr__(self, name: str) -> Any:
-        """A container that is not there yet: two hundred thousand who only wait have none of them."""
-        made: Any = _CONTAINERS[name]()
-        setattr(self, name, made)
-        return made
+    def own(self, name: str) -> Any:
+        """A container to put something in: two hundred thousand who only wait have none of most."""
+        held = getattr(self, name)
+        if held is NO_SET:
+            held = set()
+        elif held is NO_DICT:
+            held = {}
+        else:
+            return held
+        setattr(self, name, held)
+        return held
 
     def rest(self) -> None:
         """Let go of the containers that nothing is in, and of answers once it has rested before: none is asked for again."""
         if not self.has_asked:
             self.answers.clear()
         self.has_asked = False
-        for name in _CONTAINERS:
-            slot = vars(Session)[name]
-            try:
-                held = slot.__get__(self)
-            except AttributeError:
-                continue
-            if not held:
-                slot.__delete__(self)
+        self.dialing = self.dialing or NO_DICT
+        self.answers = self.answers or NO_DICT
+        self.pushes = self.pushes or NO_DICT
+        self.nameplates = self.nameplates or NO_SET
+        self.mailboxes = self.mailboxes or NO_SET
+        self.channels = self.channels or NO_SET
 
     @property
     def key(self) -> str:
@@ -136,29 +159,21 @@ class Session:
 
     def remember(self, transaction: int, answer: bytes) -> None:
         answers, self.has_asked = self.answers, True
+        if answers is NO_DICT:
+            answers = self.answers = {}
         answers[transaction] = answer
         if len(answers) > REMEMBERED_ANSWERS:
             del answers[next(iter(answers))]
 
 
-_CONTAINERS: Final[dict[str, type]] = {
-    "dialing": dict,
-    "nameplates": set,
-    "mailboxes": set,
-    "channels": set,
-    "answers": dict,
-    "pushes": dict,
-}
+class Room(NamedTuple):
+    """Never changed, only replaced: nearly all have one listener and nobody else, and the three of who waits are one object."""
+
+    listeners: tuple[Session, ...] = ()
+    dialers: tuple[Dial, ...] = ()
 
 
-class Room:
-    """Tuples, as nearly all rooms have one listener and nobody else, and there are three for each who waits."""
-
-    __slots__ = ("dialers", "listeners")
-
-    def __init__(self) -> None:
-        self.listeners: tuple[Session, ...] = ()
-        self.dialers: tuple[Dial, ...] = ()
+EMPTY: Final = Room()
 
 
 class Nameplate:
@@ -214,6 +229,7 @@ class Registry:
         self.on_room: Callable[[bytes], None] | None = None  # hears in which room somebody came or went
         self.on_number: Callable[[int], None] | None = None  # ... and which number is over
         self._at: dict[str, tuple[Session, ...]] = {}  # sessions by address
+        self._latest = Room()  # of who came last to a room in which nobody was
 
     # sessions
 
@@ -230,15 +246,25 @@ class Registry:
             return session
         return session if self.touch(now, session, socket_id, remote) else None
 
+    def here(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:
+        """A sign of life of a session that is where it was before; None: it is new, or speaks from elsewhere."""
+        session = self.sessions.get(identifier)
+        if session is None or session.socket_id != socket_id or session.remote != remote:
+            return None
+        session.seen_at = now
+        self.sessions.move_to_end(identifier)
+        return session
+
     def touch(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> bool:
         """A sign of life, maybe from a new address; False when that one has no room for it and all that it holds."""
-        if session.remote != remote and not self._move(session, prefixes(remote.host)):
-            return False
         if session.remote != remote:
+            if not self._move(session, prefixes(remote.host)):
+                return False
             session.credit = 0  # earned elsewhere
+            session.remote = remote  # else it stays the same object, which others hold too
         session.seen_at = now
         self.sessions.move_to_end(session.id)
-        session.socket_id, session.remote = socket_id, remote
+        session.socket_id = socket_id
         return True
 
     def _move(self, session: Session, keys: Prefixes) -> bool:
@@ -289,9 +315,9 @@ class Registry:
             return False
         if not self._may_enter(session):
             return False
-        room = self._room(name)
-        room.listeners += (session,)
-        session.listening.add(name)
+        room = self.rooms.get(name)  # somebody may have given way
+        self.rooms[name] = self._alone(session) if room is None else Room((*room.listeners, session), room.dialers)
+        session.own("listening").add(name)
         self.room_shares.add(session.keys)
         if self.on_room is not None:
             self.on_room(name)
@@ -300,25 +326,26 @@ class Registry:
     def dial(self, dial: Dial, name: bytes) -> bool:
         """Replaces what this session dialed there before."""
         session = dial.session
-        room = self.rooms.get(name)
-        if name not in session.dialing:
-            if room is not None and len(room.dialers) >= self._config.dialers_per_room:
-                return False
-            if not self._may_enter(session):
+        room = self.rooms.get(name, EMPTY)
+        if name in session.dialing:
+            dialers = _but(room.dialers, session)
+        else:
+            if len(room.dialers) >= self._config.dialers_per_room or not self._may_enter(session):
                 return False
             self.room_shares.add(session.keys)
-        room = self._room(name)
-        room.dialers = (*_but(room.dialers, session), dial)
-        session.dialing[name] = dial
+            room = self.rooms.get(name, EMPTY)  # somebody may have given way
+            dialers = room.dialers
+        self.rooms[name] = Room(room.listeners, (*dialers, dial))
+        session.own("dialing")[name] = dial
         if self.on_room is not None:
             self.on_room(name)
         return True
 
-    def _room(self, name: bytes) -> Room:
-        room = self.rooms.get(name)
-        if room is None:
-            room = self.rooms[name] = Room()
-        return room
+    def _alone(self, session: Session) -> Room:
+        """A room with nobody else in it: the same one for all that it enters together."""
+        if session not in self._latest.listeners:
+            self._latest = Room((session,))
+        return self._latest
 
     def _may_enter(self, session: Session) -> bool:
         if _held(session) >= self._config.rooms_per_session:
@@ -346,17 +373,20 @@ class Registry:
             room = self.rooms.get(name)
             if room is None:
                 continue
+            listeners, dialers = room
             if name in session.listening:
                 session.listening.discard(name)
-                room.listeners = tuple(each for each in room.listeners if each is not session)
+                listeners = tuple(each for each in listeners if each is not session) if len(listeners) > 1 else ()
                 self.room_shares.remove(session.keys)
-                for dial in room.dialers:  # should it come back, it is met again
+                for dial in dialers:  # should it come back, it is met again
                     dial.introduced.discard(session.id)
             if session.dialing.pop(name, None) is not None:
-                room.dialers = _but(room.dialers, session)
+                dialers = _but(dialers, session) if len(dialers) > 1 else ()
                 self.room_shares.remove(session.keys)
-            if not room.listeners and not room.dialers:
+            if not listeners and not dialers:
                 del self.rooms[name]
+            elif listeners is not room.listeners or dialers is not room.dialers:
+                self.rooms[name] = Room(listeners, dialers)
             if self.on_room is not None:
                 self.on_room(name)
 
@@ -381,7 +411,7 @@ class Registry:
             return None
         self.nameplates[number] = Nameplate(session, expires_at, claims)
         self.nameplate_shares.add(session.keys)
-        session.nameplates.add(number)
+        session.own("nameplates").add(number)
         session.last_nameplate = number
         return number
 
@@ -392,6 +422,19 @@ class Registry:
             self.nameplate_shares.remove(nameplate.owner.keys)
             if self.on_number is not None:
                 self.on_number(number)
+
+    def sweep_codes(self, now: Instant) -> None:
+        """Forget the nameplates and mailboxes whose time is over."""
+        while self.nameplates:
+            number = next(iter(self.nameplates))
+            if now < self.nameplates[number].expires_at:
+                break
+            self.remove_nameplate(number)
+        while self.mailboxes:
+            mailbox = next(iter(self.mailboxes.values()))
+            if now < mailbox.expires_at:
+                break
+            self.remove_mailbox(mailbox)
 
     # mailboxes
 
@@ -407,8 +450,8 @@ class Registry:
         claimed = self.nameplates[nameplate]
         claimed.left -= 1
         claimed.claims[identifier] = mailbox.keys
-        owner.mailboxes.add(identifier)
-        claimer.mailboxes.add(identifier)
+        owner.own("mailboxes").add(identifier)
+        claimer.own("mailboxes").add(identifier)
         return mailbox
 
     def may_open_mailbox(self, claimer: Session) -> bool:

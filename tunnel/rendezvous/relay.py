@@ -10,7 +10,6 @@ others open to it takes nothing from its share.
 from __future__ import annotations
 
 import hmac
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final, TypeVar
@@ -98,7 +97,7 @@ class Relay:
         self._config = config
         self._entropy = entropy
         self._channels: dict[bytes, Channel] = {}
-        self._in_room: Counter[bytes] = Counter()
+        self._in_room: dict[bytes, int] = {}
         self._accounts: dict[tuple[str, str], PairAccount] = {}
         self.shares = Shares(total=config.max_channels, each=config.channels_per_address)
         self.account_shares = Shares(total=config.max_pairs, each=config.pairs_per_address)
@@ -254,19 +253,19 @@ class Relay:
         room: bytes = b"",
     ) -> Channel | None:
         """A fresh channel between two proven (socket, address, session), of which the second asks; None beyond a quota."""
-        keys = prefixes(second[1].host)
-        if not self._has_room(keys, prefixes(first[1].host)[0], room):
+        other, keys = prefixes(first[1].host), prefixes(second[1].host)
+        if not self._has_room(keys, other[0], room):
             return None
         while True:
-            identifier = bytearray(self._entropy(CHANNEL_SIZE))
-            identifier[0] |= CHANNEL_BYTE
-            if bytes(identifier) not in self._channels:
+            drawn = self._entropy(CHANNEL_SIZE)
+            identifier = bytes((drawn[0] | CHANNEL_BYTE,)) + drawn[1:]
+            if identifier not in self._channels:
                 break
-        channel = Channel(bytes(identifier), self._entropy(TOKEN_SIZE), now, keys, room)
+        channel = Channel(identifier, self._entropy(TOKEN_SIZE), now, keys, room)
         self._add(channel)
-        for side, (socket_id, remote, session) in zip(channel.sides, (first, second), strict=True):
-            self._bind(now, side, socket_id, remote, session)
-        self._settle(now, channel)
+        self._bind(now, channel.sides[0], *first, other)
+        self._bind(now, channel.sides[PAYER], *second, keys)
+        self._settle(now, channel, has_room=True)
         return channel
 
     def may_open(self, keys: Prefixes) -> bool:
@@ -293,7 +292,7 @@ class Relay:
             return Moved.WRONG
         elif not self._charge(channel, index, keys):
             return Moved.QUOTA
-        self._bind(now, channel.sides[index], socket_id, remote, session)
+        self._bind(now, channel.sides[index], socket_id, remote, session, keys)
         self._settle(now, channel)
         return Moved.DONE
 
@@ -317,9 +316,10 @@ class Relay:
         if counter <= side.counter or not hmac.compare_digest(mac, rebind_mac(channel.token, identifier, index, counter, cookie)):
             return Moved.WRONG
         side.counter = counter
-        if not self._charge(channel, index, prefixes(remote.host)):
+        keys = prefixes(remote.host)
+        if not self._charge(channel, index, keys):
             return Moved.QUOTA
-        self._bind(now, side, socket_id, remote, session)
+        self._bind(now, side, socket_id, remote, session, keys)
         self._settle(now, channel)
         return Moved.DONE
 
@@ -328,8 +328,9 @@ class Relay:
         channel = self._channels.get(identifier)
         if channel is None or channel.sides[index].session != session:
             return
-        if self._charge(channel, index, prefixes(remote.host)):
-            self._bind(now, channel.sides[index], socket_id, remote, session)
+        keys = prefixes(remote.host)
+        if self._charge(channel, index, keys):
+            self._bind(now, channel.sides[index], socket_id, remote, session, keys)
             self._settle(now, channel)
 
     def close(self, channel: Channel) -> bool:
@@ -338,8 +339,10 @@ class Relay:
             return False
         self.shares.remove(channel.keys)
         if channel.room:
-            self._in_room[channel.room] -= 1
-            if not self._in_room[channel.room]:
+            left = self._in_room[channel.room] - 1
+            if left:
+                self._in_room[channel.room] = left
+            else:
                 del self._in_room[channel.room]
         if channel.account is not None:
             channel.account.channels -= 1
@@ -359,7 +362,7 @@ class Relay:
         return room in self._in_room
 
     def is_room_full(self, room: bytes) -> bool:
-        return self._in_room[room] >= self._config.channels_per_room
+        return self._in_room.get(room, 0) >= self._config.channels_per_room
 
     def expired(self, now: Instant, is_alive: Callable[[bytes], bool], most: int = MAX_AT_ONCE) -> list[Channel]:
         """Channels of which one side has been silent for too long, or has not come back; the owner closes them.
@@ -400,7 +403,7 @@ class Relay:
             self.drops["relay_room_quota"] += 1
             return False
         if other:
-            account = self._accounts.get((min(keys[0], other), max(keys[0], other)))
+            account = self._accounts.get(_pair(keys[0], other))
             if account is None:
                 return self.account_shares.has_room(keys)
             return account.remaining > 0
@@ -412,7 +415,7 @@ class Relay:
         channel.number = self._opened
         self.shares.add(channel.keys)
         if channel.room:
-            self._in_room[channel.room] += 1
+            self._in_room[channel.room] = self._in_room.get(channel.room, 0) + 1
 
     def _charge(self, channel: Channel, index: int, keys: Prefixes) -> bool:
         """Side `index` is about to be at another address, which pays if that side does; False when it cannot."""
@@ -425,24 +428,24 @@ class Relay:
         channel.keys = keys
         return True
 
-    def _bind(self, now: Instant, side: ChannelSide, socket_id: SocketId, remote: Address, session: bytes) -> None:
-        side.socket_id, side.remote, side.session, side.seen_at = socket_id, remote, session, now
-        side.keys = prefixes(remote.host)
+    def _bind(
+        self, now: Instant, side: ChannelSide, socket_id: SocketId, remote: Address, session: bytes, keys: Prefixes
+    ) -> None:  # fmt: skip
+        side.socket_id, side.remote, side.session, side.seen_at, side.keys = socket_id, remote, session, now, keys
 
-    def _settle(self, now: Instant, channel: Channel) -> None:
-        """Charge the pair of addresses that it now connects."""
+    def _settle(self, now: Instant, channel: Channel, *, has_room: bool = False) -> None:
+        """Charge the pair of addresses that it now connects.  `has_room`: for its account, as has been looked at."""
         first, second = channel.sides
         if first.remote is None or second.remote is None:
             return
-        one, other = first.keys[0], second.keys[0]
-        key = (min(one, other), max(one, other))
+        key = _pair(first.keys[0], second.keys[0])
         if channel.account is not None:
             if key == channel.account_key:
                 return
             channel.account.channels -= 1
         account = self._accounts.get(key)
         if account is None:
-            if not self.account_shares.has_room(channel.keys):
+            if not has_room and not self.account_shares.has_room(channel.keys):
                 channel.account = None
                 self.drops["relay_pairs_full"] += 1
                 return
@@ -450,6 +453,11 @@ class Relay:
             self.account_shares.add(channel.keys)
         account.channels += 1
         channel.account, channel.account_key = account, key
+
+
+def _pair(one: str, other: str) -> tuple[str, str]:
+    """Of addresses, whichever comes first."""
+    return (one, other) if one <= other else (other, one)
 
 
 def _next(unseen: list[Key], table: dict[Key, Entry], most: int) -> list[Entry]:

@@ -48,6 +48,7 @@ CROWDED: Final = "the server has too many clients, or too many from this address
 
 
 Cost: TypeAlias = tuple[Kind, float]  # seconds that were charged already
+Answer: TypeAlias = tuple[SocketId, Address, bytes]
 
 
 class Server:
@@ -77,13 +78,12 @@ class Server:
         self.relay = Relay(config, entropy)
         self._kind = Kind.DROPPED  # of the batch that is handled, or was last
         self._charged = 0.0  # seconds, of those that it will turn out to have taken
+        self._charges_now = True  # before it is measured, as more of the same source may come first and be asked about
         self._numbers = Numbers(config, entropy, secret) if fleet is None else fleet.numbers(config)
         self.registry = Registry(config, entropy, self._numbers, self.relay.has_met)
         self._refreshes = Refreshes(self.registry, unix_time)
         self._trace = trace
         self._unix_time = unix_time
-        self._sockets = {each.socket_id: each for each in sockets}
-        self._seconds: dict[SocketId, tuple[int, bytes]] = {}
         self._cookies = Cookies(entropy)
         self._instance = int.from_bytes(entropy(8), "big")
         self._strangers = Strangers(config, sockets, stun, entropy, self.drops)
@@ -106,7 +106,7 @@ class Server:
             note=self._note,
             fleet=fleet,
         )
-        self._out: deque[tuple[SocketId, Address, bytes]] = deque()
+        self._out: deque[Answer] = deque()
         self._sweep_at = Instant(now + SWEEP_INTERVAL)
         self._channel_sweep_at = Instant(now + CHANNEL_SWEEP_INTERVAL)
         self._proofs = 0
@@ -118,7 +118,6 @@ class Server:
 
     def add_socket(self, socket: ServerSocket) -> None:
         """One more address of ours that a socket answers for; the owner bounds how many."""
-        self._sockets[socket.socket_id] = socket
         self._strangers.add_socket(socket)
 
     def replace_access(self, access: AccessList) -> None:
@@ -136,6 +135,11 @@ class Server:
         relayed: list[Transmit] = []
         length = len(buffer)
         self._kind, self._charged = Kind.DROPPED, 0.0
+        if length <= stride and buffer[0] < CHANNEL_BYTE:
+            self._charges_now = self.load.is_low
+            self.handle_datagram(now, socket_id, remote, buffer)
+            return relayed
+        self._charges_now = True
         start = 0
         while start < length:
             if buffer[start] >= CHANNEL_BYTE:
@@ -201,6 +205,16 @@ class Server:
         except MalformedPacket:
             self.drops["server_malformed"] += 1
 
+    def acknowledged(self, now: Instant, datagram: Buffer) -> None:
+        """One push-ack that came alone, as handle_batch takes it."""
+        self.relay.ceiling.others += 1
+        try:
+            session, push = messages.decode_push_ack(datagram)
+        except MalformedPacket:
+            self.drops["server_malformed"] += 1
+        else:
+            self._pushes.on_ack(now, session, push)
+
     def handle_timeout(self, now: Instant) -> None:
         for message in self._pushes.on_timeout(now):
             if isinstance(message, messages.ClaimReceived):
@@ -233,13 +247,17 @@ class Server:
     def has_transmits(self) -> bool:
         return bool(self._out or self._to_leave)
 
+    def next_answer(self) -> Answer | None:
+        """The next one, as poll_transmit gives it, but for goodbyes and the wrapping: socket, address, datagram."""
+        return self._out.popleft() if self._out else None
+
     def poll_transmit(self, now: Instant) -> Transmit | None:
-        if not self._out and self._to_leave:
-            self._pushes.once(self._to_leave.popleft(), messages.Bye())
         if not self._out:
-            return None
+            if not self._to_leave:
+                return None
+            self._pushes.once(self._to_leave.popleft(), messages.Bye())
         socket_id, remote, data = self._out.popleft()
-        return Transmit(socket_id, remote, len(data), memoryview(data))
+        return tuple.__new__(Transmit, (socket_id, remote, len(data), memoryview(data), None, 0))
 
     def poll_timeout(self) -> Instant | None:
         fleet = None if self.fleet is None else self.fleet.poll_timeout()
@@ -258,7 +276,8 @@ class Server:
     def _note(self, now: Instant, name: str, **data: Any) -> None:
         """Count what was done and let a listener know; the shell logs, not we."""
         self._counts[name] += 1
-        self._tell(now, name, **data)
+        if self._trace is not None:
+            self._trace.event(now, f"rendezvous:{name}", data)
 
     def _tell(self, now: Instant, name: str, **data: Any) -> None:
         if self._trace is not None:
@@ -307,6 +326,7 @@ class Server:
     # requests
 
     def _on_request(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
+        data = bytes(data)  # of which parts are had for less
         if len(data) >= messages.MIN_REQUEST and data[1] != messages.VERSION:
             version, transaction = messages.decode_request_head(data)
             if not self._may_ask(now, remote, Kind.UNPROVEN):
@@ -327,8 +347,9 @@ class Server:
                 self._on_unproven(now, socket_id, remote, peek, fresh)
             return
         self._kind = Kind.PROVEN
-        self._charged += TYPICAL
-        self.load.charge(now, Kind.PROVEN, remote.host, TYPICAL)
+        if self._charges_now:
+            self._charged += TYPICAL
+            self.load.charge(now, Kind.PROVEN, remote.host, TYPICAL)
         transaction, request = peek.transaction, messages.decode_request(data, peek)
         keys = prefixes(remote.host)
         if not self._request_rate.take(now, keys):
@@ -340,7 +361,7 @@ class Server:
         match self._gate.admits(now, remote.host, keys, request):
             case True:
                 self._proofs += 1
-                answer = self._answer(now, Inbound(socket_id, remote, request, len(data)))
+                answer = self._answer(now, tuple.__new__(Inbound, (socket_id, remote, request, len(data))))
             case False:
                 self._counts["denied"] += 1
                 answer = Refusal(RefusalCode.DENIED, messages.NOT_LISTED)
@@ -364,7 +385,7 @@ class Server:
         self._proofs += peek.session in self.registry.sessions  # its 16 bytes are as good as a cookie
         if peek.tag == messages.GOODBYE:
             return
-        port, host = self._seconds.get(socket_id) or self._second(socket_id)
+        port, host = self._strangers.second_of(socket_id)
         retry = messages.Retry(
             cookie or self._cookies.issue(now, remote),
             messages.pack_address(remote),
@@ -376,16 +397,6 @@ class Server:
         )
         self._counts["retry"] += 1
         self._queue(socket_id, remote, messages.encode_response(peek.transaction, retry))
-
-    def _second(self, socket_id: SocketId) -> tuple[int, bytes]:
-        """Port and, where it differs, address of the other socket that a client may measure with."""
-        here = self._sockets.get(socket_id)
-        second = self._sockets.get(here.second) if here is not None and here.second is not None else None
-        if here is None or second is None:
-            return 0, b""
-        host = b"" if second.local.host == here.local.host else messages.pack_host(second.local.host)
-        found = self._seconds[socket_id] = (second.local.port, host)
-        return found
 
     def _refuse(self, now: Instant, refusal: Refusal, socket_id: SocketId, remote: Address, transaction: int) -> None:
         self._queue(socket_id, remote, self._encode(now, remote, transaction, refusal))
@@ -410,13 +421,15 @@ class Server:
             return self._on_refresh(now, inbound)
         if self._is_stopping:
             return Refusal(RefusalCode.CLOSING, "the server is shutting down")
-        self._introductions.follow(now, request.session, socket_id, remote)
-        is_new = request.session not in self.registry.sessions
-        session = self.registry.session(now, request.session, socket_id, remote)
+        session = self.registry.here(now, request.session, socket_id, remote)
         if session is None:
-            return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
-        if is_new:
-            self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
+            self._introductions.follow(now, request.session, socket_id, remote)
+            is_new = request.session not in self.registry.sessions
+            session = self.registry.session(now, request.session, socket_id, remote)
+            if session is None:
+                return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
+            if is_new:
+                self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
         self._pushes.heard(now, session, size)
         if (answered := session.answers.get(request.transaction)) is not None:
             self._pushes.answered(session, len(answered))
@@ -483,14 +496,5 @@ class Server:
             left -= 1
             self._counts["session_expired"] += 1
             self._introductions.end_session(now, oldest, GoneReason.EXPIRED)
-        while registry.nameplates:
-            number = next(iter(registry.nameplates))
-            if now < registry.nameplates[number].expires_at:
-                break
-            registry.remove_nameplate(number)
-        while registry.mailboxes:
-            mailbox = next(iter(registry.mailboxes.values()))
-            if now < mailbox.expires_at:
-                break
-            registry.remove_mailbox(mailbox)
+        registry.sweep_codes(now)
         self._codes.sweep(now)

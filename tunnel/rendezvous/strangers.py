@@ -29,6 +29,8 @@ class Strangers:
         "_directory_rate",
         "_drops",
         "_hint_rate",
+        "_seconds",
+        "_sockets",
         "_stun",
         "_stun_rate",
         "_total_rate",
@@ -47,6 +49,8 @@ class Strangers:
         self._config = config
         self.access = config.access
         self._drops = drops
+        self._sockets = {each.socket_id: each for each in sockets}
+        self._seconds: dict[SocketId, tuple[int, bytes]] = {}
         self._stun = StunDesk(sockets, codec) if codec is not None else None
         self.directory = Directory(lifetime=config.directory_lifetime, size=config.directory_entries)
         salt = entropy(16)
@@ -56,8 +60,22 @@ class Strangers:
         self._total_rate = Buckets(config.unproven_rate, config.unproven_rate, salt, slots=1)
 
     def add_socket(self, socket: ServerSocket) -> None:
+        self._sockets[socket.socket_id] = socket
         if self._stun is not None:
             self._stun.add(socket)
+
+    def second_of(self, socket_id: SocketId) -> tuple[int, bytes]:
+        """Port and, where it differs, address of the other socket that a client may measure with."""
+        known = self._seconds.get(socket_id)
+        if known is not None:
+            return known
+        here = self._sockets.get(socket_id)
+        second = self._sockets.get(here.second) if here is not None and here.second is not None else None
+        if here is None or second is None:
+            return 0, b""
+        host = b"" if second.local.host == here.local.host else messages.pack_host(second.local.host)
+        found = self._seconds[socket_id] = (second.local.port, host)
+        return found
 
     def stun(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> tuple[SocketId, bytes] | None:
         """(socket to answer from, answer).  Raises MalformedPacket."""

@@ -18,6 +18,7 @@ from tunnel.doors.tls.server import ServerCertificate, TlsListener
 from tunnel.doors.udp.socket import UdpSocket, open_socket
 from tunnel.errors import ConfigurationError
 from tunnel.faults import Faults
+from tunnel.host.chance import Chance
 from tunnel.host.clock import boottime, unix_time
 from tunnel.node.stun_codec import ServerStun
 from tunnel.rendezvous.access import AccessList
@@ -210,7 +211,7 @@ async def serve(
             config or ServerConfig(),
             sockets=places,
             now=clock(),
-            entropy=os.urandom,
+            entropy=Chance(),
             stun=ServerStun(),
             trace=trace,
             secret=secret,

@@ -13,8 +13,8 @@ from tunnel.doors.tls.server import TlsListener
 from tunnel.doors.udp.batches import BatchSocket, by_batches
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.faults import Faults
-from tunnel.rendezvous.load import BURST, Kind
-from tunnel.rendezvous.messages import REQUEST
+from tunnel.rendezvous.load import BURST, MOST_AT_ONCE, TYPICAL, Kind
+from tunnel.rendezvous.messages import PUSH_ACK, REQUEST
 from tunnel.rendezvous.server import Cost, Server
 from tunnel.rendezvous.stun import ServerSocket
 from tunnel.shell.outside import Views
@@ -137,18 +137,19 @@ class ServerLoop:
 
     async def _process_all(self, socket_id: SocketId, batches: list[ReceivedBatch], now: Instant) -> None:
         """Handle what came at once, and all that follows from it.  Work that is no relaying is charged the time that it took."""
-        server, doors, views, locals_ = self._server, self._doors, self._views, self._locals
+        server, doors, locals_ = self._server, self._doors, self._locals
+        views = self._views if self._views else None
         began = time.thread_time()
         charges: list[tuple[Address, int, Cost]] = []
-        refreshed = relayed = 0
+        refreshed = relayed = others = 0
         for batch in batches:
             remote, buffer, stride, ecn, local = batch
             here = (locals_.get((socket_id, local)) or self._at(socket_id, local)) if local else socket_id
-            if views and views.hear(socket_id, batch):
+            if views is not None and views.hear(socket_id, batch):
                 continue
+            kind, is_alone = buffer[0], len(buffer) <= stride
             try:
-                if len(buffer) <= stride:
-                    kind = buffer[0]
+                if is_alone:
                     if kind == REQUEST:
                         answer = server.refreshed(now, here, remote, buffer)
                         if answer is not None:
@@ -156,6 +157,10 @@ class ServerLoop:
                             if not doors[here].post(remote, answer, len(answer)):
                                 server.drops["server_congested"] += 1
                             continue
+                    elif kind == PUSH_ACK:
+                        others += 1
+                        server.acknowledged(now, buffer)
+                        continue
                     elif kind >= CHANNEL_BYTE:
                         side = server.passed_on(now, here, remote, buffer)
                         if side is not None:
@@ -173,7 +178,13 @@ class ServerLoop:
                 if not doors[burst.socket_id].post(burst.remote, burst.buffer, burst.segment_size, burst.ecn):
                     began = 0.0
                     await self._send_late(burst)
-            if self._is_relayed(batch):
+            if is_alone and kind < CHANNEL_BYTE:
+                cost = server.cost
+                if cost[0] is Kind.DROPPED:
+                    others += 1
+                else:
+                    charges.append((remote, 1, cost))
+            elif self._is_relayed(batch):
                 relayed += 1
             else:
                 charges.append((remote, -(-len(buffer) // stride), server.cost))
@@ -188,19 +199,23 @@ class ServerLoop:
         deadline = server.poll_timeout()
         if deadline is not None and deadline < self._armed:
             self._wakeup.set()
-        if began:
-            self._charge(now, charges, refreshed, time.thread_time() - began - relayed * BURST)
+        spent = time.thread_time() - began - relayed * BURST if began else None
+        self._charge(now, charges, refreshed, others, spent)
 
-    def _charge(self, now: Instant, charges: list[tuple[Address, int, Cost]], refreshed: int, seconds: float) -> None:
-        """Each datagram its part of that time."""
-        datagrams = refreshed + sum(count for _, count, _ in charges)
-        if not datagrams or seconds <= 0.0:
+    def _charge(
+        self, now: Instant, charges: list[tuple[Address, int, Cost]], refreshed: int, others: int, seconds: float | None
+    ) -> None:
+        """Each datagram its part of that time, or what is typical where it was not measured.  `others`: those of nobody."""
+        datagrams = refreshed + others + sum([count for _, count, _ in charges])
+        if not datagrams or (seconds is not None and seconds <= 0.0):
             return
-        each = seconds / datagrams
+        each = TYPICAL if seconds is None else seconds / datagrams
         for remote, count, cost in charges:
             self._server.charge(now, remote, count, each * count, cost)
         if refreshed:
             self._server.load.charge(now, Kind.KNOWN, "", each * refreshed)
+        if others:
+            self._server.load.charge(now, Kind.DROPPED, "", min(each, MOST_AT_ONCE) * others)
 
     @staticmethod
     def _is_relayed(batch: ReceivedBatch) -> bool:
@@ -235,10 +250,10 @@ class ServerLoop:
     def post_answers(self) -> None:
         if self._is_leaving:
             return
-        now = self._clock()
         with self.faults.wall("answers", "interrupted the sending"):
-            while (transmit := self._server.poll_transmit(now)) is not None:
-                if not self._doors[transmit.socket_id].post(transmit.remote, transmit.buffer, transmit.segment_size):
+            while (answer := self._server.next_answer()) is not None:
+                socket_id, remote, data = answer
+                if not self._doors[socket_id].post(remote, data, len(data)):
                     self._server.drops["server_congested"] += 1
 
     async def say_goodbye(self) -> None:

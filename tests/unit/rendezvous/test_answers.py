@@ -250,7 +250,7 @@ def test_a_refusal_that_was_lost_is_repeated_not_counted_again() -> None:
     cookie = world.cookie(STRANGER)
     data = messages.encode_request(7, b"s" * 16, messages.Claim(999, b"x"), cookie=cookie)
     for _ in range(20):
-        world.server.handle_datagram(world.now, next(iter(world.server._sockets)), STRANGER, data)
+        world.server.handle_datagram(world.now, next(iter(world.server._strangers._sockets)), STRANGER, data)
         transmit = world.server.poll_transmit(world.now)
         assert transmit is not None
         refused = messages.decode_response(transmit.buffer).message

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.rendezvous.world import V4, World, entropy_of
 from tunnel.core.prefixes import prefixes
 from tunnel.rendezvous import messages
-from tunnel.rendezvous.admission import BUCKET_SLOTS, Buckets, Lockouts
+from tunnel.rendezvous.admission import BUCKET_SLOTS, MAX_COOKIES, Buckets, Cookies, Lockouts
 from tunnel.rendezvous.directory import Directory
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import RefusalCode
@@ -29,6 +29,18 @@ def code_of(world: World) -> int:
     owner.client.allocate(world.now)
     world.run(1)
     return int(owner.of(messages.Allocated)[-1].nameplate)
+
+
+def test_so_many_cookies_are_remembered_and_all_others_are_made_again_alike() -> None:
+    cookies = Cookies(entropy_of(1))
+    now = Instant(1000.0)
+    told = {Address(f"20.{n >> 8}.{n & 255}.1", 1000): b"" for n in range(MAX_COOKIES + 100)}
+    for remote in told:
+        told[remote] = cookies.issue(now, remote)
+        assert len(cookies._known) <= MAX_COOKIES
+    assert len(cookies._known) == 100
+    assert all(cookies.check(now, remote, cookie) == b"" for remote, cookie in told.items())
+    assert len(set(told.values())) == len(told)
 
 
 def test_a_code_ends_with_its_lifetime_and_not_before() -> None:

@@ -16,7 +16,7 @@ from tunnel.rendezvous.access import AccessList
 from tunnel.rendezvous.admission import COOKIE_EPOCH
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.refreshes import MAX_PLACES, PACE, PHASES, SPREAD
-from tunnel.rendezvous.registry import Session
+from tunnel.rendezvous.registry import NO_DICT, NO_SET, Session
 from tunnel.rendezvous.server import Server
 from tunnel.units import Address, Instant
 
@@ -298,8 +298,12 @@ def test_a_session_that_only_waits_holds_no_empty_container() -> None:
 
 
 def _is_there(session: Session, name: str) -> bool:
-    try:
-        vars(Session)[name].__get__(session)
-    except AttributeError:
-        return False
-    return True
+    held = getattr(session, name)
+    return held is not NO_SET and held is not NO_DICT
+
+
+def test_nothing_is_put_into_the_container_that_all_share() -> None:
+    with pytest.raises(TypeError):
+        NO_SET.add(b"")
+    with pytest.raises(TypeError):
+        NO_DICT[b""] = b""

@@ -30,6 +30,7 @@ class ManySocket(LinuxSocket):
         self._name_size = _NAME6.size if self.is_ipv6 else _NAME4.size
         self._inbox = mmsg.Inbox(MOST, self._name_size, self._space)
         self._post = mmsg.Post(MOST, self._name_size)
+        self._name_places = [slice(at, at + self._name_size) for at in range(0, MOST * self._name_size, self._name_size)]
         self._ask_for = MOST  # messages
         self.is_drained = True
         self._hosts: dict[bytes, Address] = {}  # by sockaddr
@@ -55,17 +56,16 @@ class ManySocket(LinuxSocket):
         lengths = inbox.lengths[:count].tolist()
         total = sum(lengths)
         self._ask_for = min(MOST, 2 * asked) if total < LARGE else max(2, asked // 2)
-        name_size, space = self._name_size, self._space
+        space, places = self._space, self._name_places
         data, names, controls = inbox.data, inbox.names, inbox.controls
-        control_lengths, hosts, told = inbox.control_lengths, self._hosts, self._told
+        hosts, told = self._hosts, self._told
         are_odd = any(inbox.flags[:count].tolist()) or not all(lengths)
         batches: list[ReceivedBatch] = []
         datagrams = count
-        for index in range(count):
-            length = lengths[index]
+        for index, (length, control_length) in enumerate(zip(lengths, inbox.control_lengths[:count].tolist(), strict=True)):
             start = index * mmsg.SLOT
-            name = names[index * name_size : (index + 1) * name_size].tobytes()
-            control = controls[index * space : index * space + control_lengths[index]].tobytes()
+            name = names[places[index]].tobytes()
+            control = controls[index * space : index * space + control_length].tobytes()
             stride, ecn, local = told.get(control) or self._read(control)
             if are_odd and (not length or inbox.flags[index] & TRUNCATED):
                 counters.errors["truncated" if length else "empty"] += 1
@@ -122,13 +122,15 @@ class ManySocket(LinuxSocket):
             if post.count and not self.deliver():
                 return False
             return self.send(remote, memoryview(buffer), segment_size, None, ecn, source)
-        if post.is_full and not self.deliver():
+        if post.count == MOST and not self.deliver():
             return False
         name = self._names.get(remote) or self._name(remote)
         if name is not None:
-            is_ipv4 = not self.is_ipv6 or ":" not in remote.host
-            key = (is_ipv4, ecn, source)
-            post.put(name, buffer, (self._headers.get(key) or self._header(*key)) if ecn or source else b"")
+            control = b""
+            if ecn or source:
+                key = (not self.is_ipv6 or ":" not in remote.host, ecn, source)
+                control = self._headers.get(key) or self._header(*key)
+            post.put(name, buffer, control)
             self._posted.append((remote, ecn, source))
         return True
 

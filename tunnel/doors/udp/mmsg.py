@@ -138,28 +138,23 @@ class Post:
 
     def __init__(self, count: int, name: int) -> None:
         self._table = _Table(count, name, LETTER, CONTROL)
-        self._name = name
-        self._most = count
+        self._data, self._names = self._table.data, self._table.names
+        self._name_places = [slice(at, at + name) for at in range(0, count * name, name)]
         self._controls = [b""] * count  # that stand in the table
         self._table.control_lengths[:] = memoryview(bytes(self._table.control_lengths.nbytes)).cast("L")
         self._part_lengths = self._table.part_lengths
         self.count = 0
 
-    @property
-    def is_full(self) -> bool:
-        return self.count == self._most
-
     def put(self, name: bytes, data: Buffer, control: bytes = b"") -> None:
-        """One more; the caller has looked at is_full and at the length.  `data` is copied."""
-        index, table = self.count, self._table
+        """One more; the caller has looked at `count` and at the length.  `data` is copied."""
+        index = self.count
         start, size = index * LETTER, len(data)
-        table.data[start : start + size] = data
+        self._data[start : start + size] = data
         self._part_lengths[index] = size
-        start = index * self._name
-        table.names[start : start + self._name] = name
+        self._names[self._name_places[index]] = name
         if control is not self._controls[index]:
             self._controls[index] = control
-            start = index * CONTROL
+            start, table = index * CONTROL, self._table
             table.controls[start : start + len(control)] = control
             table.control_lengths[index] = len(control)
         self.count = index + 1
