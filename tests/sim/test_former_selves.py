@@ -6,6 +6,7 @@ import pytest
 
 from tests.sim.cast import Cast, acquaint
 from tests.sim.peers import PeerNode
+from tunnel.node.turns import AT_ONCE, TURN
 from tunnel.rendezvous.limits import ServerConfig
 
 KINDS = ("prc", "fw", "sym", "prcrace", "prc", "sym")  # of the peers' sites
@@ -64,3 +65,44 @@ def test_a_peer_that_called_a_home_which_was_killed_meets_the_new_one_at_once(ki
         restart(cast, cast.home, [])
         cast.world.run_until(lambda: bool(cast.friend.restarts), SOON)
         cast.transfer(peering, 1_000, SOON)
+
+
+def test_the_link_to_a_home_that_was_killed_costs_its_peer_little() -> None:
+    """Nobody is there to hear where a pool of sockets is open, so none is opened."""
+    with Cast() as cast:
+        home, friend = cast.people
+        home.parts = True
+        acquaint(home, friend)
+        friend.meet(cast.server)
+        friend.listen()
+        start(cast, home, [friend])
+        cast.world.run_until(cast.is_direct, 30)
+        cast.world.run(30.0)
+        [old] = friend.live
+        spent = old.punching(cast.world.now)["checks_sent"]
+        restart(cast, home, [friend])
+        sockets = 0
+        for _ in range(60):
+            cast.world.run(0.25)
+            sockets = max(sockets, len(friend.host.sockets))
+        assert not old.is_reachable
+        assert sockets == 1
+        assert old.punching(cast.world.now)["checks_sent"] - spent < 100
+        assert cast.is_direct() or any(each is not old and each.is_reachable for each in friend.live)
+
+
+def test_a_home_that_meets_many_peers_reaches_them_all_before_it_looks_for_better_paths() -> None:
+    """By the server, at once; then its searches begin one after the other, and each leads to a direct path."""
+    with Cast() as cast:
+        home = cast.home
+        home.parts = True
+        peers = [cast.another(f"peer{number}") for number in range(20)]
+        acquaint(home, *peers)
+        for peer in peers:
+            peer.meet(cast.server)
+            peer.listen()
+        start(cast, home, peers)
+        cast.world.run_until(lambda: len(home.live) == len(peers), 1.0)
+        for peering in home.live:
+            cast.transfer(peering, 100, SOON)
+        cast.world.run_until(lambda: home.is_direct, AT_ONCE + 20 * TURN + SOON)

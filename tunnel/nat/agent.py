@@ -27,6 +27,7 @@ from tunnel.units import Address, Instant, Seconds, SocketId
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
     from tunnel.nat.techniques import Techniques
 
@@ -59,8 +60,12 @@ class Agent:
         technique: Techniques | None = None,
         remembered: Remembered | None = None,
         budget: Budget | None = None,
+        has_way: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`remembered`: what worked last time between these two from this network.  `budget`: what all agents share."""
+        """`remembered`: what worked last time between these two from this network.  `budget`: what all agents share.
+
+        `has_way` to the peer: without one it hears no hint, so that no technique begins.
+        """
         self.state = AgentState.IDLE
         self._sides = Sides(sockets, controlling=controlling, allow_loopback=allow_loopback)
         self._outbox = Outbox()
@@ -80,6 +85,8 @@ class Agent:
         self._remote_generation = 0
         self._peer_has_opened = False  # towards all of ours, in this round or just before it
         self._checks_sent = self._openers_sent = self._rounds = 0
+        self._has_way = has_way
+        self._technique_due: Seconds | None = None  # one waits for a way since the round of that length has begun
         self._early: EarlyChecks | None = None
         if remembered is not None and self._sides.may_try(remembered.remote):
             self._budget.heard_from(remembered.remote.host)
@@ -237,6 +244,7 @@ class Agent:
     def poll_check(self, now: Instant) -> Check | None:
         """The next check that is due, or None; call until None.  Rounds end and begin in here too."""
         self._turn_rounds(now)
+        self._begin_technique(now)
         if self._early is not None and self._early.is_due(now) and now >= self._next_slot and self._tokens.left(now):
             check = self._early.poll_check(now) if self._may_check(now) else None
             if check is not None and all(check.remote != own.address for own in self._sides.local):
@@ -317,8 +325,16 @@ class Agent:
         return self.technique.differs_elsewhere if self.technique is not None else None
 
     def _update(self, now: Instant) -> None:
-        if self.technique is not None and self.state is AgentState.CHECKING:
+        if self.technique is not None and self.state is AgentState.CHECKING and self._technique_due is None:
             self.technique.update(now, self._sides.scene())
+
+    def _begin_technique(self, now: Instant) -> None:
+        """The one that the round of now is waiting to begin, as far as there is a way."""
+        length = self._technique_due
+        if self.technique is not None and length is not None and self._has_way():
+            self._technique_due = None
+            if self.state is AgentState.CHECKING:
+                self.technique.start(now, self._sides.scene(), fresh=length > rounds.RETRY_ROUND)
 
     def _asks_technique(self, now: Instant) -> bool:
         return self.technique is not None and self.state is AgentState.CHECKING and self._is_in_round(now)
@@ -386,8 +402,8 @@ class Agent:
                 self._outbox.tell_opened(self._remote_generation)
         if self.state is not AgentState.CONNECTED:
             self.state = AgentState.CHECKING
-            if self.technique is not None:
-                self.technique.start(now, self._sides.scene(), fresh=length > rounds.RETRY_ROUND)
+            self._technique_due = length
+            self._begin_technique(now)
 
     def _form_pairs(self, now: Instant) -> None:
         sides = self._sides
@@ -405,6 +421,7 @@ class Agent:
                 self._round_ends = busy
                 return
             self._in_round = self._peer_has_opened = False
+            self._technique_due = None
             if self.technique is not None:
                 self.technique.stop(now)
             if self.state is AgentState.CHECKING:

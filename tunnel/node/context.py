@@ -16,6 +16,7 @@ from tunnel.node.demux import Demux
 from tunnel.node.events import EndpointEvent, Faulted, KnownPeer
 from tunnel.node.pool import SocketPool
 from tunnel.node.servers import Servers
+from tunnel.node.turns import Turns
 from tunnel.node.walls import Wall
 from tunnel.pairing.code import Purpose
 from tunnel.pairing.identity import machine_number
@@ -101,6 +102,7 @@ class Context:
         self.traces = traces
         self.drops = Drops()
         self.pool = SocketPool(self.drops)
+        self.turns = Turns()
         self.carrying = Carrying(self.drops, entropy)
         #: Whether we wait for a peer by ourselves, where it would dial us now.
         self.awaits: Callable[[Instant, Peering], bool] = lambda now, peering: False

@@ -138,6 +138,7 @@ class Peerings:
             remembered=context.memory.get(peering.peer.static),
             send=context.send,
             touched=peering.touch,
+            begins_at=context.turns.take(now),
         )
 
     def index(self, peering: Peering) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from tunnel.core.scope import is_local, may_be_second
+from tunnel.core.timers import earliest
 from tunnel.errors import MalformedPacket
 from tunnel.nat import stun
 from tunnel.nat.agent import Agent
 from tunnel.nat.behaviour import Mapping, explain_view
 from tunnel.nat.birthday import POOL_SECONDS
 from tunnel.nat.budget import POOL_SOCKETS
-from tunnel.nat.candidate import Candidate, CandidateKind, decode_offer, encode_offer, is_allowed, make_candidate
+from tunnel.nat.candidate import Candidate, CandidateKind, Offer, decode_offer, encode_offer, is_allowed, make_candidate
 from tunnel.nat.memory import Remembered
 from tunnel.nat.technique import Measure, PoolSocket, TechniqueStats
 from tunnel.nat.techniques import Techniques
@@ -68,8 +69,11 @@ class Puncher:
         remembered: Remembered | None = None,
         send: Callable[[PathKey, bytes], None] | None = None,
         touched: Callable[[], None] = lambda: None,
+        begins_at: Instant | None = None,
     ) -> None:
         """`same_machine`: the peer is known to be on this machine, so loopback addresses are candidates too.
+
+        `begins_at`: when it is the turn of this search; only what is remembered is tried before.
 
         `pool` and `send` are what the costlier techniques need; without them there are none.
         `local` stays the caller's, who calls refresh when it changes.  `touched` is called when `next_at` changes.
@@ -88,6 +92,8 @@ class Puncher:
         self.technique = Techniques(rng=rng, budget=pool.budget, remembered=remembered) if pool is not None else None
         self._touched = touched
         self._next_at: Instant | None = now
+        self._begins_at = begins_at  # None: it has begun
+        self._held: Offer | None = None  # that came before
         self.agent = Agent(
             controlling=controlling,
             now=now,
@@ -97,6 +103,7 @@ class Puncher:
             technique=self.technique,
             remembered=remembered,
             budget=pool.budget if pool is not None else None,
+            has_way=lambda: connection.has_path,
         )
         self.refresh(now)
 
@@ -160,8 +167,17 @@ class Puncher:
 
     def handle_offer(self, now: Instant, data: Buffer) -> None:
         """Candidates of the peer.  Raises MalformedPacket."""
-        self.agent.handle_offer(now, decode_offer(data))
+        offer = decode_offer(data)
+        if self._begins_at is None:
+            self.agent.handle_offer(now, offer)
+        elif not offer.opened:
+            self._held = offer  # all that it has named, so the newest counts
         self.next_at = now
+
+    def _begin(self, now: Instant) -> None:
+        held, self._held, self._begins_at = self._held, None, None
+        if held is not None:
+            self.agent.handle_offer(now, held)
 
     def handle_event(self, now: Instant, event: ConnectionEvent) -> None:
         match event:
@@ -171,6 +187,8 @@ class Puncher:
                 self.agent.peer_reflexive(now, key.socket_id, key.remote)
             case PathLost(kind=PathKind.DIRECT):
                 self.agent.path_lost(now)
+            case PathValidated():
+                pass  # there is a way, for what waited for one
             case _:
                 return
         self.next_at = now
@@ -271,6 +289,8 @@ class Puncher:
         """Queue the checks that are due; returns an offer for the peer, if there is one: call again until None."""
         if self._next_at is None or now < self._next_at:
             return None
+        if self._begins_at is not None and now >= self._begins_at:
+            self._begin(now)
         for _ in range(MAX_CHECKS_A_TURN):
             check = self.agent.poll_check(now)
             if check is None:
@@ -279,8 +299,8 @@ class Puncher:
         if self._pool is not None:
             self._measure(now)
             self._pool.serve(now, self)
-        offer = self.agent.poll_offer()
+        offer = self.agent.poll_offer() if self._begins_at is None else None
         if offer is not None:
             return encode_offer(offer)
-        self.next_at = self.agent.poll_timeout()
+        self.next_at = earliest(self.agent.poll_timeout(), self._begins_at)
         return None

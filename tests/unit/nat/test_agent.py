@@ -366,6 +366,35 @@ def test_a_technique_is_asked_when_nothing_plain_is_due_and_stopped_after_succes
     assert technique.stopped == 1
 
 
+def test_without_a_way_to_the_peer_no_technique_begins_until_there_is_one() -> None:
+    """It needs the peer's ear: both sides would wait for a word that cannot come."""
+    technique, ways = Recorder(), [False]
+    agent = Agent(
+        controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, technique=cast(Techniques, technique),
+        has_way=lambda: ways[0],
+    )  # fmt: skip
+    agent.add_socket(T0, POOL, False, plain=False)
+    agent._take_remote(T0, [FAR])
+    assert FAR.address in remotes(run(agent, T0, 1.0))  # the plain checks cost little, and need nobody's word
+    assert technique.started == []
+    ways[0] = True
+    assert agent.poll_check(Instant(T0 + 1.5)) is None or technique.started
+    assert technique.started == [Instant(T0 + 1.5)]
+
+
+def test_a_technique_does_not_begin_when_its_round_is_over() -> None:
+    technique, ways = Recorder(), [False]
+    agent = Agent(
+        controlling=True, now=T0, rng=random.Random(1), sockets={V4: False}, technique=cast(Techniques, technique),
+        has_way=lambda: ways[0],
+    )  # fmt: skip
+    agent._take_remote(T0, [FAR])
+    run(agent, T0, state.ROUND + 1.0)
+    ways[0] = True
+    agent.poll_check(Instant(T0 + state.ROUND + 2.0))
+    assert technique.started == []
+
+
 def test_a_peer_that_answers_from_ever_new_addresses_fills_no_memory() -> None:
     agent = make_agent()
     for index in range(10_000):
