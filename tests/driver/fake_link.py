@@ -223,6 +223,10 @@ class FakeLink:
                 await self._changed.wait()
             nursery.cancel_scope.cancel()
 
+    @property
+    def close_reason(self) -> object:
+        return "closed" if self._is_closed else None
+
     async def closed(self) -> None:
         while not self._is_closed:
             await self._changed.wait()

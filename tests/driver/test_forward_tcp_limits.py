@@ -264,6 +264,7 @@ class FullLink:
 
     peer_name = "home"
     faults = Faults()
+    close_reason = None
 
     async def open_stream(self, message: bytes) -> Any:
         await trio.sleep_forever()

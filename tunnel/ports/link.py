@@ -100,5 +100,9 @@ class Link(Protocol):
     async def open_stream(self, open_message: bytes) -> Stream:
         """A new stream with `open_message` as its first bytes; waits while the peer's stream limit is reached."""
 
+    @property
+    def close_reason(self) -> object:
+        """Why the connection has ended; None while it has not."""
+
     async def closed(self) -> object:
         """Until the connection has ended."""

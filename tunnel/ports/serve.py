@@ -30,9 +30,10 @@ from tunnel.ports.rate import Limit, Rates
 from tunnel.ports.remote import MAX_LISTENING, RemoteForward, Remotes, serve_remote
 from tunnel.ports.socks import SocksDoor
 from tunnel.ports.spec import LOOPBACK, Forward
-from tunnel.ports.tcp import TcpForward, refuse
+from tunnel.ports.tcp import TcpForward, cut, refuse
 from tunnel.ports.tcp_exposed import Head, serve_tcp
 from tunnel.ports.udp import UdpForward, serve_udp
+from tunnel.ports.unserved import Unserved
 from tunnel.shell.lasting import last
 from tunnel.shell.stream import StreamCode
 
@@ -53,13 +54,14 @@ class Ready(NamedTuple):
 class Listeners:
     """The local sockets of `--forward`: bound once, before anybody is waited for; they outlive links.
 
-    Connections that arrive while no link serves them wait in the kernel's queue.
+    Connections that arrive while no link serves them wait in the kernel's queue; those that a link has left untouched wait here.
     """
 
     def __init__(self, forwards: Sequence[Forward], passed: Passed | None = None) -> None:
         """`passed` are sockets that are open already.  Raises ConfigurationError, with nothing left open."""
         passed = passed or Passed()
         self._open: list[tuple[Forward, list[socket.socket]]] = []
+        self._unserved: dict[socket.socket, Unserved] = {}
         self.counters = ForwardCounters()
         try:
             for forward in forwards:
@@ -115,6 +117,8 @@ class Listeners:
                     one = kind(
                         sock, forward.target, link=link, counters=self.counters, notices=notices, log=log, pace=pace
                     )  # fmt: skip
+                    if isinstance(one, TcpForward):
+                        one.unserved = self._unserved.setdefault(sock, Unserved(cut))
                     self._keep(nursery, link, one.run, sock)
             await link.closed()
             nursery.cancel_scope.cancel()
@@ -128,6 +132,8 @@ class Listeners:
             for sock in sockets:
                 sock.close()
         self._open.clear()
+        for each in self._unserved.values():
+            each.close()
 
     def __enter__(self) -> Listeners:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import socket
 import struct
 import sys
@@ -26,6 +27,7 @@ from tunnel.ports.loops import mark_of_accepted
 from tunnel.ports.open import Open, decode_opened, encode, read_message
 from tunnel.ports.rate import Limit, upload_paced, write_paced
 from tunnel.ports.refusals import describe_refusal
+from tunnel.ports.unserved import Unserved
 from tunnel.shell.stream import StreamCode, StreamResetError, StreamStoppedError
 
 OPEN_SILENCE: Final = 1.0  # seconds that a connection waits for its stream without a word
@@ -115,8 +117,16 @@ class Relay:
         self._in_a_row = 0  # how often it did since another one did
         self._was_cut = False
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether another stream may have the connection, on the opener's side: nothing of it was taken, nothing came for it."""
+        return self._refused is not None and not self._access.sent
+
     async def run(self, early: list[bytes]) -> None:
-        """`early` came behind the first message.  Returns when both directions have ended; the socket is closed then."""
+        """`early` came behind the first message.  Returns when both directions have ended; the socket is closed then.
+
+        One that is untouched is left open where the stream has failed.
+        """
         whole = False
         code = StreamCode.CANCELLED
         try:
@@ -138,7 +148,8 @@ class Relay:
                 self._sock.close()
             else:
                 refuse(self._stream, code)
-                cut(self._sock)
+                if not self.is_untouched:
+                    cut(self._sock)
 
     def _abort(self, code: int) -> None:
         """The peer reset or stopped the stream, or the link closed: the local program hears it behind what came before."""
@@ -336,6 +347,7 @@ class TcpForward:
         self._log = log or AccessLog()
         self._pace = pace
         self._listener = listener
+        self.unserved: Unserved | None = None  # what another link has left to this one, and this one leaves to the next
         self._target = target
         self._link = link
         self._counters = counters
@@ -344,7 +356,10 @@ class TcpForward:
     async def run(self) -> None:
         """Until cancelled.  Running out of descriptors turns connections away and does not end this."""
         listener, counters = self._listener, self._counters
+        left = [] if self.unserved is None else self.unserved.take()
         async with trio.open_nursery() as nursery:
+            for sock in left:
+                nursery.start_soon(self._serve, sock)
             while True:
                 await trio.lowlevel.wait_readable(listener)
                 for _ in range(ACCEPT_BATCH):
@@ -377,20 +392,30 @@ class TcpForward:
     async def _serve(self, sock: socket.socket) -> None:
         counters, link = self._counters, self._link
         access = self._log.access(link.peer_name, self._shown)
+        is_unserved = True
         with link.faults.wall("stream", f"ended a connection to {self._shown} of {link.peer_name}"):
             try:
                 set_up(sock)
                 stream = await self._open(sock)
                 if stream is None:
+                    is_unserved = False
                     return
                 counters.tcp_opened += 1
-                await Relay(sock, stream, counters, self._refused, access, self._pace).run([])
-            except (TunnelError, OSError):
-                pass  # the link closed, or the local program did, before anything was sent
+                relay = Relay(sock, stream, counters, self._refused, access, self._pace)
+                try:
+                    await relay.run([])
+                finally:
+                    is_unserved = relay.is_untouched
+            except TunnelError:
+                pass  # the link closed before there was a stream
+            except OSError:
+                is_unserved = False  # the local program did
             finally:
-                counters.tcp_active -= 1
                 access.closed()
-                cut(sock)  # nothing happens where the relay has closed it
+                is_left = is_unserved and (link.close_reason is not None or trio.current_effective_deadline() == -math.inf)
+                if not (is_left and self.unserved is not None and self.unserved.keep(sock)):
+                    counters.tcp_active -= 1
+                    cut(sock)  # nothing happens where the relay has closed it
 
     @property
     def _shown(self) -> str:

@@ -1,8 +1,8 @@
 """One peer of a home: its forwards go over one link, whichever side has dialed it.
 
 A link that the peer has dialed serves as well as one of ours, as soon as the peer has said over it what it shares: then it
-answers our streams.  Where both sides have dialed at once, the link stays that the home with the smaller static key has dialed,
-and the other one ends once nothing is open on it.
+answers our streams.  Where both sides have dialed at once, both come to prefer the link that the home with the smaller static key
+has dialed.  The other one gives way once nothing is open on it, and stays a while longer for what the other side begins there.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE: Final = 1.0  # seconds before a peer whose link has ended is dialed again, doubling ...
 LONGEST_PAUSE: Final = 60.0  # ... up to this
-PROOF: Final = 1.0  # seconds for a link to answer, where another one to the same peer has come
+PROOF: Final = 1.0  # seconds for a link to answer, where another one to the same peer has come ...
+LOOKS: Final = 10  # ... in which it is looked at so often: a process that stood still hears what has come before it judges
 SETTLE_INTERVAL: Final = 1.0  # seconds between two looks at whether a link that is one too many has nothing open
+LINGER: Final = 3.0  # seconds without anything open until such a link ends: by then the other side has turned to the better one
 
 
 class Around(Protocol):
@@ -57,6 +59,7 @@ class Bond:
         self._around = around
         self._dialed: Any = None  # the peering that we have asked for
         self._pause = FIRST_PAUSE
+        self._idle_since: dict[Link, float] = {}  # links that we have dialed, and that carry nothing
         self._nursery: trio.Nursery | None = None  # while `link` serves
         self._changed = trio.Event()
 
@@ -111,8 +114,9 @@ class Bond:
 
     def _candidates(self) -> list[Link]:
         """Links that can carry the doors, the preferred one last."""
-        ours = [link for link in self.links if link.is_connector][-1:]
-        theirs = [link for link in self.links if not link.is_connector and link.shared is not None]
+        live = [link for link in self.links if link.close_reason is None]
+        ours = [link for link in live if link.is_connector][-1:]
+        theirs = [link for link in live if not link.is_connector and link.shared is not None]
         is_smaller = self._around.driver.core.static_public < self.peer.static
         return [*theirs, *ours] if is_smaller else [*ours, *theirs]
 
@@ -150,12 +154,19 @@ class Bond:
         """Nothing is wanted: what we have dialed ends as soon as the peer uses it for nothing either."""
         self._forget_dial()
         self._dialed = None
-        ours = [link for link in self.links if link.is_connector]
-        for link in ours:
-            if link.is_idle:
-                link.close("nothing is forwarded any more")
-        with trio.move_on_after(SETTLE_INTERVAL if ours else float("inf")):
+        is_watched = self._thin_out(None, "nothing is forwarded any more")
+        with trio.move_on_after(SETTLE_INTERVAL if is_watched else float("inf")):
             await changed.wait()
+
+    def _thin_out(self, kept: Link | None, why: str) -> bool:
+        """End what we have dialed and nobody has used for a while, but for `kept`; whether there is any that may end later."""
+        now = trio.current_time()
+        ours = [each for each in self.links if each.is_connector and each is not kept]
+        self._idle_since = {each: self._idle_since.get(each, now) for each in ours if each.is_idle}
+        for each, since in self._idle_since.items():
+            if now - since >= LINGER:
+                each.close(why)
+        return bool(ours)
 
     async def _carry(self, link: Link) -> None:
         """Until the link ends, nothing is wanted, or another link is better."""
@@ -194,32 +205,48 @@ class Bond:
             candidates = self._candidates()
             if len(candidates) > 1 and await self._is_beaten(link, candidates[-1]):
                 return
-            with trio.move_on_after(SETTLE_INTERVAL if len(candidates) > 1 else float("inf")):
+            is_watched = self._thin_out(link, "one link is enough")
+            with trio.move_on_after(SETTLE_INTERVAL if is_watched or len(candidates) > 1 else float("inf")):
                 await changed.wait()
 
     async def _is_beaten(self, link: Link, best: Link) -> bool:
         """Whether the doors shall move from `link` to another one now, at a moment when nothing is lost by that."""
-        if not await _answers(link):
-            others = [each for each in self._candidates() if each is not link]
-            if not others or not await _answers(others[-1]):
-                return False
-            link.close("another link has taken its place")  # as its other end has died
+        if await self._has_died(link):
+            link.close("another link has taken its place")
             return True
-        if best is link:
-            ours = [each for each in self.links if each.is_connector and each is not link]
-            for each in ours:
-                if each.is_idle:
-                    each.close("one link is enough")
+        if best is link or not await _answers(best):
             return False
-        if not await _answers(best) or not link.is_idle:
+        return link.is_idle and not any(door.listeners.counters.tcp_active for door in self.doors)
+
+    async def _has_died(self, link: Link) -> bool:
+        """Whether the process at its other end is gone: another link to the same peer answers, and this one does not.
+
+        Where the peer stood still, both kept silent; so this one is asked once more when the other one has answered.
+        """
+        if await _answers(link):
             return False
-        if link.is_connector:
-            link.close("one link is enough")
-        return True
+        others = [each for each in self._candidates() if each is not link]
+        if not others or not await _answers(others[-1]):
+            return False
+        return not link.peering.is_reachable or not await _answers(link)
 
 
 async def _answers(link: Link) -> bool:
-    with trio.move_on_after(PROOF), contextlib.suppress(TunnelError):
-        await link.ping()
-        return True
-    return False
+    """Whether it does within PROOF, and has a path until then."""
+    has_answered = False
+
+    async def ask() -> None:
+        nonlocal has_answered
+        with contextlib.suppress(TunnelError):
+            await link.ping()
+            has_answered = True
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        for _ in range(LOOKS):
+            await trio.sleep(PROOF / LOOKS)
+            if not link.peering.is_reachable:
+                break
+        nursery.cancel_scope.cancel()
+    return has_answered
