@@ -10,8 +10,14 @@ import trio
 
 from tunnel.rendezvous.fleet.directory import Entries, Order
 from tunnel.rendezvous.fleet.fleet import Fleet
+from tunnel.shell.server_log import logger
 from tunnel.units import Address, Instant, Seconds
 
+TWIN: Final = (
+    "Another server of this fleet gives the same addresses to clients as this one, so nobody can be sent to either: "
+    "give each its own with --advertise, or a port of its own."
+)
+NO_TWIN: Final = "No other server of this fleet gives this one's addresses any more."
 DRAIN_LOOK: Final = Seconds(0.2)  # between two looks whether all clients have gone
 
 
@@ -42,6 +48,7 @@ class Feed:
         self._changed = changed
         self._wakeup = trio.Event()
         self._batch: list[Order] = []
+        self._has_twin = False
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -65,7 +72,11 @@ class Feed:
     def finish(self, results: Sequence[Entries] | None) -> None:
         """Hear what came of the batch; None: nothing."""
         self._batch = []
-        self._fleet.directory.finish(self._clock(), results)
+        now = self._clock()
+        self._fleet.directory.finish(now, results)
+        if self._fleet.has_twin(now) != self._has_twin:
+            self._has_twin = not self._has_twin
+            logger.warning("%s", TWIN if self._has_twin else NO_TWIN, extra={"facts": {"what": "twin"}})
         self._changed()
 
     async def drain(self, within: Seconds) -> None:

@@ -103,7 +103,7 @@ def test_it_is_bounded_as_the_text_log_is_and_what_strangers_send_stays_one_line
 
 
 def test_every_word_is_on_the_page() -> None:
-    of_fleet = {"store"}
+    of_fleet = {"store", "twin"}
     reloads = {"reload_certificate", "reload_access", "reload_ignored"}
     said = {*SENTENCES, *reloads, *of_fleet, *json_log.BY_LOGGER.values(), json_log.OTHERWISE}
     of_commands = {

@@ -143,6 +143,10 @@ class Fleet:
             self._beat_at = Instant(now + FIRST_BEAT)
         self._shed(now)
 
+    def has_twin(self, now: Instant) -> bool:
+        """Whether another server of the fleet gives our addresses as its own."""
+        return self.members.has_twin(now)
+
     def _write(self, now: Instant) -> None:
         """Our record, and the number of the list that clients know it by."""
         if self.members.index is None:

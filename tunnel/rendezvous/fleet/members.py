@@ -59,6 +59,8 @@ class Members:
         self.is_settled = False  # nobody else has it: our record was still there when we looked again
         self.has_written = False
         self.was_emptied = False  # the store has lost our record since we last looked
+        self._twins: dict[int, int] = {}  # beats by instance, of other records with our addresses
+        self.twin_at: Instant | None = None  # when that one last grew: no former self of ours, but a server that is there
         self.rejected = 0  # records that were not made under our key
 
     def __len__(self) -> int:
@@ -94,7 +96,8 @@ class Members:
             elif record.beat > known.record.beat:
                 known.record, known.grown_at, known.assumed = record, now, 0.0
         self._look(now)
-        self._choose(records)
+        self._look_for_twin(now, records.values())
+        self._choose(now, records)
         return [field for field, each in self._seen.items() if now - each.grown_at >= FORGOTTEN]
 
     def _open(self, field: bytes, value: bytes) -> ServerRecord | None:
@@ -112,7 +115,17 @@ class Members:
                 self.gone.popitem(last=False)
         self._alive = alive
 
-    def _choose(self, records: dict[bytes, ServerRecord]) -> None:
+    def _look_for_twin(self, now: Instant, records: Iterable[ServerRecord]) -> None:
+        same = {each.instance: each.beat for each in records if each.at == self._at and each.instance != self._instance}
+        if any(beat > self._twins.get(instance, beat) for instance, beat in same.items()):
+            self.twin_at = now
+        self._twins = {**self._twins, **same} if len(self._twins) < REMEMBERED_GONE else same
+
+    def has_twin(self, now: Instant) -> bool:
+        """Whether another server that is there tells our addresses as its own, so that nobody can be sent to either."""
+        return self.twin_at is not None and now - self.twin_at < FORGOTTEN
+
+    def _choose(self, now: Instant, records: dict[bytes, ServerRecord]) -> None:
         """Our index: the one that we have, or had before a restart, or one that is free.  Of two that took one the lower instance
         keeps it."""
         mine = None if self.index is None else records.get(_field(self.index))
@@ -120,10 +133,12 @@ class Members:
             return
         if self.index is not None:
             self.index, self.is_settled, self.has_written = None, False, False
-        former = (record.index for record in records.values() if record.at == self._at)
+        has_twin = self.has_twin(now)
+        former = [record.index for record in records.values() if record.at == self._at and not has_twin]
         preferred = int.from_bytes(blake2b(repr(self._at).encode(), digest_size=2).digest(), "big") % MAX_SERVERS
         ring = ((preferred + step) % MAX_SERVERS for step in range(MAX_SERVERS))
-        taken = {record.index for record in records.values() if not self._is_stale(record) and record.at != self._at}
+        others = [record for record in records.values() if has_twin or record.at != self._at]
+        taken = {record.index for record in others if not self._is_stale(record)}
         self.index = next((index for index in (*former, *ring) if index not in taken), None)
 
     def _is_stale(self, record: ServerRecord) -> bool:

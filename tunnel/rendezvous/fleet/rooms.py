@@ -6,10 +6,13 @@ so at the same time one sees the other: the dialer's sends its dialer there, the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
+from tunnel.core.timers import earliest
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.fleet.directory import Directory, Drop, Entries, Put
 from tunnel.rendezvous.fleet.members import BEAT, Member, Members
@@ -29,6 +32,8 @@ LIFETIME: Final = Seconds(3600.0)  # of what is written about a room: a server t
 ANEW: Final = Seconds(1200.0)  # after which all rooms have been written once more: two may fail
 TOLD_AGAIN: Final = Seconds(60.0)  # after which a dialer that is still there may be sent to the same server once more
 LOST_AGAIN: Final = Seconds(5.0)  # after which a room is written again whose note to a dialer's server was lost
+SLICE: Final = 64  # rooms that nobody came to or left are written in one turn ...
+TURN: Final = Seconds(0.025)  # ... of so long: 2,560 a second, so that very many leave most of the processor to clients
 YOUNG: Final = 30  # seconds: a record of a server that we do not know may be of one that has just come
 
 
@@ -59,25 +64,30 @@ class Rooms:
         self._counts = counts
         self._dirty: dict[bytes, None] = {}  # rooms to be written, the first first
         self._failed: dict[bytes, None] = {}  # whose writing came to nothing
+        self._again: deque[bytes] = deque()  # of those, the ones that are written in their turn
         self._strange: dict[bytes, None] = {}  # in which a server waits that we do not know yet
         self._late: dict[bytes, Instant] = {}  # to be written again, and when; the first first
         self._dialed: dict[bytes, bytes] = {}  # name -> room in which somebody dials that can be sent elsewhere
         self._cycle: Iterator[bytes] = iter(())
+        self._owed = 0  # rooms of the cycle that are to be written once more in their turn
+        self._is_anew = False  # as the store has lost them
+        self._turn_at = Instant(0.0)
 
     def changed(self, room: bytes) -> None:
         """Somebody came or went."""
         self._dirty[room] = None
 
     def all_anew(self) -> None:
-        """The store has lost what was written.  Rooms in which somebody dials come first."""
-        rooms = self._registry.rooms
-        dialed = dict.fromkeys(room for room, each in rooms.items() if each.dialers)
-        self._dirty = {**dialed, **self._dirty, **dict.fromkeys(rooms)}
+        """The store has lost what was written.  Rooms in which somebody dials come first, and all in their turn."""
+        dialed, rooms = list(self._dialed.values()), list(self._registry.rooms)
+        self._cycle = chain(dialed, rooms)
+        self._owed, self._is_anew = len(dialed) + len(rooms), True
         self._failed.clear()
+        self._again.clear()
 
     def retry(self) -> None:
         """The store answers again."""
-        self._dirty.update(self._failed)
+        self._again.extend(self._failed)
         self._failed.clear()
 
     def beat(self, now: Instant) -> None:
@@ -85,25 +95,20 @@ class Rooms:
         self._dirty.update(self._strange)
         self._strange.clear()
         share = -(-len(self._registry.rooms) * BEAT // ANEW)
-        for _ in range(int(share)):
-            room = next(self._cycle, None)
-            if room is None:
-                self._cycle = iter(list(self._registry.rooms))
-                return
-            if room in self._registry.rooms:
-                self._dirty[room] = None
+        self._owed = max(self._owed, int(share))
 
     @property
     def unwritten(self) -> int:
         """How many are to be written, now or once the store answers."""
-        return len(self._dirty) + len(self._failed)
+        return len(self._dirty) + len(self._failed) + len(self._again) + (self._owed if self._is_anew else 0)
 
     @property
     def wants_turn(self) -> bool:
         return bool(self._dirty) and self._directory.free > 0
 
     def poll_timeout(self) -> Instant | None:
-        return next(iter(self._late.values()), None)
+        has_turn = (self._again or self._owed) and self._directory.free
+        return earliest(next(iter(self._late.values()), None), self._turn_at if has_turn else None)
 
     def handle_timeout(self, now: Instant) -> None:
         while self._late:
@@ -112,10 +117,31 @@ class Rooms:
                 break
             del self._late[room]
             self._dirty[room] = None
-        for _ in range(min(self._directory.free, len(self._dirty))):
-            room = next(iter(self._dirty))
+        for room in list(islice(self._dirty, self._directory.free)):
             del self._dirty[room]
             self._write(now, room)
+        if now >= self._turn_at and (self._again or self._owed):
+            self._turn_at = Instant(now + TURN)
+            for _ in range(min(SLICE, self._directory.free)):
+                next_room = self._next()
+                if next_room is None:
+                    break
+                self._write(now, next_room)
+
+    def _next(self) -> bytes | None:
+        """The next room that is written once more."""
+        if self._again:
+            return self._again.popleft()
+        while self._owed:
+            self._owed -= 1
+            self._is_anew = self._is_anew and self._owed > 0
+            room = next(self._cycle, None)
+            if room is None:
+                self._cycle = iter(list(self._registry.rooms))
+                self._owed, self._is_anew = 0, False
+            elif room in self._registry.rooms:
+                return room
+        return None
 
     def _write(self, now: Instant, room: bytes) -> None:
         name = self._seal.name(b"room", room)

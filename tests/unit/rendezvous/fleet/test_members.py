@@ -71,6 +71,38 @@ def test_of_two_that_took_one_index_the_lower_instance_keeps_it() -> None:
     assert (lower.index == higher.index, higher.is_settled) == (False, False)
 
 
+def test_of_two_servers_with_one_address_each_has_an_index_and_both_know() -> None:
+    """One may be the former self of the other, which says nothing more; so both must have been heard of twice."""
+    first, second = members(1), members(9)
+    store: dict[bytes, bytes] = {}
+    beats = 0
+    for turn in range(12):
+        now = Instant(NOW + turn * BEAT)
+        for seen in (first, second):
+            seen.hear(now, dict(store))
+            beats += 1
+            assert seen.index is not None
+            own = record(seen.index, beat=beats, instance=seen._instance)
+            own = ServerRecord(own.index, own.instance, beats, 0, seen._at, False, 0, 0, 1000, 0, 0, 0)
+            field, value = seen.close(own)
+            store[field] = value
+    assert first.index != second.index
+    assert (first.has_twin(now), second.has_twin(now)) == (True, True)
+    assert (first.is_settled, second.is_settled) == (True, True)
+    for later in (Instant(now + BEAT), Instant(now + BEAT + FORGOTTEN)):  # the second one says nothing more
+        first.hear(later, dict(store))
+    assert not first.has_twin(later)
+
+
+def test_many_former_selves_are_remembered_no_longer_than_needed() -> None:
+    seen = members(1)
+    for number in range(3 * REMEMBERED_GONE):
+        former = ServerRecord(17, 100 + number, 9, 0, seen._at, False, 0, 0, 1000, 0, 0, 0)
+        seen.hear(NOW, entries(former))
+        assert len(seen._twins) <= REMEMBERED_GONE
+    assert not seen.has_twin(NOW)
+
+
 def test_a_fleet_that_is_full_takes_no_more() -> None:
     seen = members()
     seen.hear(NOW, entries(*(record(index) for index in range(messages.MAX_SERVERS))))
