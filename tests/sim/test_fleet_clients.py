@@ -71,6 +71,17 @@ def test_clients_at_two_servers_meet_at_the_listeners_and_know_all_servers() -> 
     assert (listener.at, dialer.at) == (0, 1)
 
 
+def test_who_has_dialed_for_long_is_led_to_whoever_comes_to_listen_at_another_server() -> None:
+    world = FleetWorld(3)
+    dialer, listener = Person(world, 1, 1), Person(world, 2, 0)
+    dialer.client.dial(world.now, [ROOM])
+    world.run(120.0)
+    assert not dialer.of(messages.Introduced)
+    listener.client.listen(world.now, [ROOM], is_spare=True)
+    world.run(5.0, lambda: bool(listener.of(messages.Introduced) and dialer.of(messages.Introduced)))
+    assert [each.channel for each in dialer.client.channels] == [each.channel for each in listener.client.channels]
+
+
 def test_a_code_is_claimed_by_a_client_of_another_server() -> None:
     world = FleetWorld(3)
     owner, claimer = Person(world, 1, 0), Person(world, 2, 1)

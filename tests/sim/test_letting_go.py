@@ -7,12 +7,12 @@ import random
 import pytest
 
 from tests.sim import healing
-from tests.sim.cast import Cast
+from tests.sim.cast import Cast, acquaint
 from tests.sim.fleet import Several
 from tests.sim.healing import MISFORTUNES, both_holes, heal
 from tests.sim.lan import Party
 from tests.sim.link import Link
-from tests.sim.peers import BLACK_HOLE, PeerNode
+from tests.sim.peers import BLACK_HOLE, SERVER, PeerNode
 from tests.sim.world import Host
 from tunnel.node.events import Problem
 from tunnel.node.letting_go import (
@@ -35,6 +35,7 @@ from tunnel.rendezvous.messages import Introduced
 from tunnel.transport.crypto.keys import REKEY_AFTER
 from tunnel.units import Instant, Seconds, Transmit
 
+BOTH = f"{SERVER},dht"
 SETTLED = LET_GO_AFTER + JOINED_AFTER + 5.0
 SERVER_MISSED = Seconds(9.0)  # the longest silence where the server, too, has to hear from an address that changed, or to return
 
@@ -277,6 +278,42 @@ def test_new_keys_come_over_a_channel_where_the_direct_path_lets_no_handshake_th
         assert not problems(cast)
         cast.world.run(KEPT_AFTER_LOSS / 2)
         assert channels(cast) == 1
+
+
+def test_a_link_that_was_met_by_a_server_or_the_dht_lets_go_and_heals_likewise() -> None:
+    with Cast() as cast:
+        for person in cast.people:
+            person.server = BOTH
+        acquaint(cast.home, cast.friend)
+        for person in cast.people:
+            person.endpoint.add_server(cast.world.now, SERVER, cast.server.addresses[:1])
+            person.endpoint.add_alternatives(cast.world.now, BOTH, (SERVER, "dht"))
+            cast.world.touch(person.host)
+        cast.home.listen()
+        peering = cast.friend.connect(cast.home)
+        cast.world.run(SETTLED + 30.0)
+        assert channels(cast) == 0
+        both_holes(cast)
+        assert cast.transfer(peering) < 1.0
+        cast.world.run(LOOK_AGAIN + 1.0)
+        assert channels(cast) == 1
+
+
+@pytest.mark.parametrize("by", ["home", "friend"])
+def test_of_two_servers_the_one_that_is_left_leads_together_those_whose_path_fails(by: str) -> None:
+    with Several(2, path="auto") as world:
+        world.link(SETTLED + 30.0)
+        assert world.channels() == [0, 0]
+        client = world.friend.endpoint._context.clients[SERVER]
+        used = next(server for server in world.servers if server.addresses[0] == client.server)
+        used.kill()
+        world.run(30.0)
+        for a, b in ((world.home, world.friend), (world.friend, world.home)):
+            world.world.set_link(a.host, b.host, BLACK_HOLE)
+        node = world.home if by == "home" else world.friend
+        transfer = node.send(node.live[0], b"are you there")
+        assert world.run_until(lambda: transfer.is_done, 20) < 1.5
+        assert not node.closed
 
 
 # --- who does not take part -------------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ from tunnel.transport.connection.events import (
     ConnectionClosed,
     ControlReceived,
     PathChanged,
+    PathInDoubt,
     PathKind,
     PathLost,
     PathProbed,
     RekeyDue,
 )
+from tunnel.transport.connection.paths import VERIFY_SPACING
 from tunnel.units import Address, Instant, PathKey, SocketId
 
 
@@ -74,6 +76,98 @@ def test_an_idle_path_that_died_is_noticed_by_its_keepalive() -> None:
     pair.run(25)
     assert pair.a.current_path.kind is PathKind.RELAY
     assert pair.b.current_path.kind is PathKind.RELAY
+
+
+def doubts(pair: Pair, side: str) -> int:
+    return pair.events[side].count(PathInDoubt())
+
+
+def test_a_quiet_path_that_leaves_two_challenges_unanswered_is_told_to_be_in_doubt_before_it_is_lost() -> None:
+    pair = Pair(relayed=False)
+    pair.run(1)
+    pair.cut |= {("a", False), ("b", False)}
+    pair.run_until(lambda: doubts(pair, "a") > 0, 30)
+    assert AllPathsLost() not in pair.events["a"]
+    at = pair.now
+    pair.run_until(lambda: AllPathsLost() in pair.events["a"], 5)
+    assert pair.now > at
+    pair.run(300)
+    assert doubts(pair, "a") == 1  # not with each challenge after that
+
+
+def test_one_challenge_that_is_lost_puts_no_path_in_doubt() -> None:
+    pair = Pair(relayed=False)
+    pair.run(1)
+    lost: list[bytes] = []
+
+    def first_of_each(sender: str, relayed: bool, data: bytes) -> list[float] | None:
+        if sender == "a" and not lost:
+            lost.append(data)
+            return []
+        return None
+
+    for _ in range(5):
+        lost.clear()
+        pair.hook = first_of_each
+        pair.run(40)
+        assert lost
+    assert doubts(pair, "a") == 0
+
+
+def test_a_path_that_swallows_data_is_in_doubt_one_challenge_sooner() -> None:
+    told: list[float] = []
+    for has_data in (False, True):
+        pair = Pair(relayed=False)
+        stream = pair.a.open_stream()
+        pair.write_all("a", stream, b"before", fin=False)
+        pair.run(1)
+        pair.cut |= {("a", False), ("b", False)}
+        if has_data:
+            pair.a.stream_write(stream, b"after")
+        else:
+            pair.a.verify_paths(pair.now)
+        begun = pair.now
+        pair.run_until(lambda pair=pair: doubts(pair, "a") > 0, 30)
+        told.append(pair.now - begun)
+    assert told[1] < told[0] + VERIFY_SPACING / 2  # though the first challenge waits for a probe timeout there
+
+
+def test_what_a_probe_repeats_goes_over_the_other_path_first() -> None:
+    pair = Pair()
+    upgrade(pair)
+    pair.run(0.5)
+    for side in pair.sides.values():  # the relay is the newer path now, as of a link that has got a channel again
+        relay = next(key for key in side.paths if key.prefix)
+        side.drop_path(pair.now, relay)
+        side.add_relay(pair.now, relay)
+    pair.run(1.0)
+    stream = pair.a.open_stream()
+    pair.cut |= {("a", False), ("b", False)}
+    begun = pair.now
+    pair.write_all("a", stream, b"are you there", fin=False)
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == b"are you there", 5)
+    assert pair.now - begun < 0.2  # at the first probe timeout, before the direct path is given up
+    assert pair.a.current_path.kind is PathKind.DIRECT
+
+
+def test_a_relay_that_did_not_answer_is_asked_again_when_the_peer_asks_over_it() -> None:
+    pair = Pair()
+    upgrade(pair)
+    pair.run(0.5)
+    keys = {name: next(key for key in side.paths if key.prefix) for name, side in pair.sides.items()}
+    for name, side in pair.sides.items():
+        side.drop_path(pair.now, keys[name])
+    pair.cut |= {("a", True), ("b", True)}
+    pair.b.expect_relay(pair.now, keys["b"])
+    pair.run(5.0)  # b has asked in vain
+    assert not pair.b.is_path(keys["b"])
+    pair.cut.clear()
+    pair.run(5.0)
+    assert not pair.b.is_path(keys["b"])
+    pair.a.expect_relay(pair.now, keys["a"])
+    pair.run(0.2)
+    assert pair.a.is_path(keys["a"])
+    assert pair.b.is_path(keys["b"])
 
 
 def test_with_no_path_left_the_owner_is_told_and_data_resumes_when_it_heals() -> None:
