@@ -194,10 +194,10 @@ def test_a_home_that_was_killed_and_started_again_carries_its_forwards_both_ways
     configure(two.ben, (two.ben / "config.toml").read_text() + f'[[forward]]\npeer = "ann"\nlisten = ["0:{lab.port}"]\n')
     ann, ben = two.start(two.ann), two.start(two.ben)
     ours, theirs = ann.wait("forward")["bind"], ben.wait("forward")["bind"]
-    until(lambda: answers(ours) and answers(theirs))  # where both dialed at once, the first link gives way to the second
+    assert echo_through(ours, b"hello") == b"hello"
+    assert echo_through(theirs, b"hello") == b"hello"
     ann.process.kill()
     ann.join()
     again = two.start(two.ann)
-    ours = again.wait("forward")["bind"]
-    until(lambda: answers(ours))
+    assert echo_through(again.wait("forward")["bind"], b"hello") == b"hello"
     until(lambda: answers(theirs))  # one that was opened over the dead half of the old link is reset, the next one is not

@@ -90,12 +90,14 @@ class Homes:
 
     def _start(self, site: Site) -> Program:
         run = ["setpriv", "--pdeathsig", "KILL", *python_module("tunnel", "up", "--json")]
+        # As an installed program it finds its modules compiled; the repository keeps none.
+        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(self.lab.folder / "compiled")}
         return Program(
             self.lab,
             site.host,
             f"up-{site.name}",
             ["sh", "-c", SUPERVISE, "supervise", *run],
-            env=environment(self.places[site.name]),
+            env=environment(self.places[site.name], **compiled),
         )
 
     # --- what the home forwards
