@@ -25,7 +25,7 @@ from tunnel.ports.serve import Listeners
 from tunnel.ports.spec import parse_forwards
 from tunnel.ports.unserved import Unserved
 from tunnel.up import bond as module
-from tunnel.up.bond import LINGER, PROOF, Bond
+from tunnel.up.bond import AWAKE_PROOF, LINGER, PROOF, Bond
 
 OURS, THEIRS = b"\x05" * 32, b"\x09" * 32  # static keys: the link that we have dialed is the better one
 
@@ -142,7 +142,7 @@ async def test_a_peer_that_stands_still_for_a_while_has_not_died(autojump_clock:
         theirs = stage.came(is_connector=False)
         theirs.round_trip = PROOF - 0.2
         await trio.sleep(PROOF + 0.7)
-        ours.round_trip = 0.3
+        ours.round_trip = AWAKE_PROOF / 2
         await trio.sleep(60.0)
         assert (stage.door.link, ours.close_reason) == (ours, None)
 
@@ -176,7 +176,7 @@ async def test_a_link_whose_other_end_has_died_makes_room_for_the_new_one(
         ours.round_trip = float("inf")
         ours.peering.is_reachable = not is_known
         theirs = stage.came(is_connector=False)
-        await trio.sleep(0.3 if is_known else 2 * PROOF + 0.3)
+        await trio.sleep(0.3 if is_known else PROOF + AWAKE_PROOF + 0.3)
         assert ours.close_reason is not None
         await trio.sleep(0.1)
         assert stage.door.link is theirs  # though the one that has ended is still among the links

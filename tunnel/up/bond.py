@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE: Final = 1.0  # seconds before a peer whose link has ended is dialed again, doubling ...
 LONGEST_PAUSE: Final = 60.0  # ... up to this
 PROOF: Final = 1.0  # seconds for a link to answer, where another one to the same peer has come ...
-LOOKS: Final = 10  # ... in which it is looked at so often: a process that stood still hears what has come before it judges
+AWAKE_PROOF: Final = 0.3  # ... and once more, when that one has answered
+LOOK: Final = 0.1  # seconds between two looks at it meanwhile: a process that stood still hears what has come before it judges
 SETTLE_INTERVAL: Final = 1.0  # seconds between two looks at whether a link that is one too many has nothing open
 LINGER: Final = 3.0  # seconds without anything open until such a link ends: by then the other side has turned to the better one
 
@@ -228,11 +229,11 @@ class Bond:
         others = [each for each in self._candidates() if each is not link]
         if not others or not await _answers(others[-1]):
             return False
-        return not link.peering.is_reachable or not await _answers(link)
+        return not link.peering.is_reachable or not await _answers(link, AWAKE_PROOF)
 
 
-async def _answers(link: Link) -> bool:
-    """Whether it does within PROOF, and has a path until then."""
+async def _answers(link: Link, within: float = PROOF) -> bool:
+    """Whether it does within so many seconds, and has a path until then."""
     has_answered = False
 
     async def ask() -> None:
@@ -244,8 +245,8 @@ async def _answers(link: Link) -> bool:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
-        for _ in range(LOOKS):
-            await trio.sleep(PROOF / LOOKS)
+        for _ in range(round(within / LOOK)):
+            await trio.sleep(LOOK)
             if not link.peering.is_reachable:
                 break
         nursery.cancel_scope.cancel()
