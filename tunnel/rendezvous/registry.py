@@ -344,7 +344,8 @@ class Registry:
     def _alone(self, session: Session) -> Room:
         """A room with nobody else in it: the same one for all that it enters together."""
         if session not in self._latest.listeners:
-            self._latest = Room((session,))
+            here = self._at[session.key]
+            self._latest = Room(here if len(here) == 1 else (session,))
         return self._latest
 
     def _may_enter(self, session: Session) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.server batches|waiting|introductions|relay|gamers|flood|restart [--seconds S] [--tree PATH] ...`.
+"""`python -m tests.bench.server batches|memory|waiting|introductions|relay|gamers|flood|restart [--seconds S] [--tree PATH] ...`.
 
 A row a load.  `--tree` names another working tree whose server is measured with the same clients.  CPU times are of the server's
 process alone; what clients cost is not in them, but both share this machine, so p50 and p99 are of it all.
@@ -10,6 +10,7 @@ import argparse
 
 from tests.bench.server import loads
 from tests.bench.server.batches import batches
+from tests.bench.server.memory import memory
 from tests.bench.server.restart import restart
 
 
@@ -22,7 +23,7 @@ def show(rows: list[loads.Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("load", choices=("batches", "waiting", "introductions", "relay", "gamers", "flood", "restart"))
+    parser.add_argument("load", choices=("batches", "memory", "waiting", "introductions", "relay", "gamers", "flood", "restart"))
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--tree", help="a working tree whose server is measured")
     parser.add_argument("--peers", type=int, nargs="+", help="who wait, or are there at a restart")
@@ -35,6 +36,8 @@ def main() -> None:
     match options.load:
         case "batches":
             rows = [row for each in options.peers or (6_000,) for row in batches(each)]
+        case "memory":
+            rows = [memory(each) for each in options.peers or (100_000, 200_000)]
         case "waiting":
             rows = [loads.waiting(tree, each, seconds, options.families) for each in options.peers or (10_000, 50_000)]
         case "introductions":

@@ -16,7 +16,8 @@ from tunnel.units import Address
 WINDOW: Final = 512  # questions on their way at once, while clients register
 PATIENCE: Final = 0.5  # seconds, then they are asked again
 vars(many)["MAX_TOLD"] = vars(linux)["MAX_LOCALS"] = 1 << 20  # so that this side costs as little as it can
-_COOKIE_OF_WELCOME: Final = slice(14, 31)
+_TRANSACTION: Final = slice(2, 10)  # in a request
+_HEAD: Final = bytes((messages.REQUEST, messages.VERSION))
 
 
 def address(number: int) -> str:
@@ -31,6 +32,7 @@ class Client:
         self.host = address(number)
         self.session = os.urandom(16)
         self.cookie = b""
+        self.refresh = b""  # the request that it says again and again, behind its transaction
         self.channel = b""
         self.state = 0
         self.sent_at = 0.0
@@ -40,6 +42,13 @@ class Client:
         self.transaction += 1
         cookie = b"" if isinstance(message, messages.Hello) else self.cookie
         return messages.encode_request(self.transaction, self.session, message, cookie=cookie)
+
+    def again(self, message: messages.RequestMessage) -> bytes:
+        """That request, which is always the same one; `refresh` is emptied when the cookie has changed."""
+        if not self.refresh:
+            self.refresh = self.request(message)[_TRANSACTION.stop :]
+        self.transaction += 1
+        return _HEAD + self.transaction.to_bytes(8, "big") + self.refresh
 
 
 class Crowd:

@@ -12,11 +12,11 @@ from tunnel.rendezvous.server import Server
 from tunnel.units import Address, Instant
 
 CLIENTS = 300
-MOST = 2_048  # bytes
+MOST = 1_800  # bytes of objects; with what the allocator and the growth of tables take, less than 2,048 of the process
 CALENDAR = 1_800_000_000
 
 
-def test_a_client_that_waits_takes_two_kilobytes() -> None:
+def test_a_client_that_waits_takes_less_than_two_kilobytes() -> None:
     entropy = entropy_of(3)
     server = Server(ServerConfig(), sockets=SOCKETS, now=Instant(1000.0), entropy=entropy, unix_time=lambda: CALENDAR)
     now = 1000.0

@@ -417,3 +417,24 @@ def test_who_is_not_listed_is_told_what_to_do_with_a_token_and_without(token: by
     assert advice in refused.text
     # what older servers say is understood, too
     assert messages.NOT_LISTED == "this server's operator lets only listed clients in"
+
+
+def test_the_rooms_of_who_waits_are_one_object_and_each_is_its_own_once_somebody_else_comes() -> None:
+    """Three rooms for each of very many who wait: what is alike takes memory once."""
+    world = World()
+    rooms = [bytes((number,)) * 16 for number in range(3)]
+    owner, other, dialer = world.host("owner"), world.host("other"), world.host("dialer")
+    owner.client.listen(world.now, rooms)
+    world.run(1)
+    held = world.server.registry.rooms
+    (session,) = held[rooms[0]].listeners
+    assert held[rooms[0]] is held[rooms[1]] is held[rooms[2]]
+    other.client.listen(world.now, rooms[:1])
+    dialer.client.dial(world.now, rooms[1:2])
+    world.run(1)
+    assert [len(held[name].listeners) for name in rooms] == [2, 1, 1]
+    assert [len(held[name].dialers) for name in rooms] == [0, 1, 0]
+    assert all(held[name].listeners[0] is session for name in rooms)
+    world.server.registry.leave(session, {rooms[0], rooms[2]})
+    assert [len(held[name].listeners) for name in rooms[:2]] == [1, 1]
+    assert rooms[2] not in held
