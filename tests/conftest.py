@@ -6,13 +6,18 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 from collections.abc import Generator
+from pathlib import Path
 from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 IN_CI = os.environ.get("CI") == "true"
+
+TIMES = os.environ.get("PTUNNEL_TEST_TIMES")
+"""Where to note what each test takes, for `python -m tests.thorough`."""
 
 os.environ.setdefault("PTUNNEL_PORTMAP", "off")  # no test asks anything of the router of the machine that runs it
 
@@ -30,36 +35,8 @@ HARD_EXTRA_S = 30
 """Seconds after the limit at which the whole run is ended, with every thread's stack printed."""
 
 
-THOROUGH = {
-    "tests/style/test_release.py",
-    "tests/style/test_site.py",
-    "tests/driver/test_if_you_know.py",
-    "tests/driver/test_bench_loopback.py",
-    "tests/driver/test_cli_grants.py",
-    "tests/driver/test_cli_loopback.py",
-    "tests/driver/test_dht_beside.py",
-    "tests/driver/test_dht_programs.py",
-    "tests/driver/test_hostile_process.py",
-    "tests/driver/test_library.py",
-    "tests/driver/test_server_check.py",
-    "tests/driver/test_speech.py",
-    "tests/driver/test_speech_answers.py",
-    "tests/driver/test_up_page.py",
-    "tests/driver/test_floods.py",
-    "tests/fuzz/test_rendezvous_decoders.py",
-    "tests/sim/test_congestion.py",
-    "tests/sim/test_dht.py",
-    "tests/sim/test_hybrid_crashes.py",
-    "tests/sim/test_lan.py",
-    "tests/sim/test_lan_changes.py",
-    "tests/sim/test_lan_detours.py",
-    "tests/sim/test_lan_large.py",
-    "tests/sim/test_meeting.py",
-    "tests/sim/test_replays.py",
-    "tests/sim/test_staying_up.py",
-    "tests/sim/test_techniques.py",
-}
-"""Files that take ten seconds or more each: in every full run, but not in the quick one."""
+THOROUGH = frozenset(Path(__file__).with_name("thorough.txt").read_text(encoding="utf-8").split())
+"""Files and functions that `scripts/test quick` leaves out; `python -m tests.thorough` writes the list from measured times."""
 
 
 class TestTookTooLong(Exception):
@@ -95,7 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(item.config.rootpath).as_posix() in THOROUGH:
+        file = item.path.relative_to(item.config.rootpath).as_posix()
+        if file in THOROUGH or f"{file}::{getattr(item, 'originalname', item.name)}" in THOROUGH:
             item.add_marker("thorough")
 
 
@@ -115,6 +93,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     def ring(signum: int, frame: FrameType | None) -> None:
         raise TestTookTooLong(f"{item.nodeid} took longer than {limit} s")
 
+    cpu_before, began = sum(os.times()[:4]), time.monotonic()
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, limit)
     # Standard error is captured by now; the stacks must reach the real one.
@@ -125,6 +104,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         faulthandler.cancel_dump_traceback_later()
+        if TIMES:
+            with open(f"{TIMES}.{os.getpid()}", "a", encoding="utf-8") as file:
+                file.write(f"{sum(os.times()[:4]) - cpu_before:.3f} {time.monotonic() - began:.3f} {item.nodeid}\n")
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:

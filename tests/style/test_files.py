@@ -6,6 +6,7 @@ import re
 import subprocess
 
 from tests.style.source import ROOT, project_files
+from tests.thorough import LIST, choose
 
 # Written in pieces, so that this file does not find itself.
 MACHINE_PATHS = re.compile(r"(?<![\w.~-])/(?:wo" r"rk|ro" r"ot|Us" r"ers|ho" r"me/[a-z]\w*|tmp/pl" r"an)/\w")
@@ -50,3 +51,18 @@ def test_scripts_can_be_run_and_parse() -> None:
         assert path.stat().st_mode & 0o111, f"{path.name}: no run bit"
         if "bash" in first:
             subprocess.run(["bash", "-n", str(path)], check=True, timeout=10)
+
+
+def test_what_the_quick_run_leaves_out_exists() -> None:
+    gone = []
+    for name in LIST.read_text(encoding="utf-8").split():
+        file, _, function = name.partition("::")
+        path = ROOT / file
+        if not path.is_file() or (function and not re.search(rf"def {re.escape(function)}\(", path.read_text(encoding="utf-8"))):
+            gone.append(name)
+    assert gone == []
+    assert choose(["0.2 0.2 a.py::long[1]", "0.05 0.1 a.py::short", "0.01 2.0 a.py::waits", "9 9 b.py::x"]) == [
+        "a.py::long",
+        "a.py::waits",
+        "b.py",
+    ]
