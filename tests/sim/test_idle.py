@@ -44,7 +44,7 @@ def test_an_idle_link_costs_less_than_a_megabyte_an_hour(kind: str, monkeypatch:
 
         monkeypatch.setattr(cast.world, "_send", count)
         cast.world.run(3600.0)
-        # All that both ends send and all that they receive: 0.80 MB over a direct path, 0.99 MB over the server.
+        # All that both ends send and all that they receive: 0.71 MB over a direct path, 0.99 MB over the server.
         assert sum(spent.values()) < MEGABYTE
         assert max(spent.values()) < 0.4 * MEGABYTE
 

@@ -137,7 +137,7 @@ class LettingGo:
         self._leave(now)
 
     def doubted(self, now: Instant) -> None:
-        """The current path leaves challenges unanswered, or the host is in another network."""
+        """The current path leaves challenges unanswered."""
         if self.stage is Stage.LET_GO:
             self._want(now)
 

@@ -323,7 +323,6 @@ class Peering(Described):
             return
         with self.wall(now):
             connection.verify_paths(now)
-            self.letting_go.doubted(now)
         with Wall(self.lose_puncher):
             if self.puncher is not None:
                 self.puncher.agent.path_lost(now)

@@ -29,7 +29,7 @@ from tunnel.units import Instant, Seconds
 NEIGHBOURS_AFTER: Final = Seconds(2.0)  # of nobody in today's room
 ASK_AFTER: Final = Seconds(3.0)  # of unanswered inits on an introduced channel, before the peer is asked who it is
 REDIAL_AFTER: Final = Seconds(10.0)  # an introduced channel that leads to no answer: ask for another one
-PROVEN_WITHIN: Final = Seconds(1.0)  # a channel to a connection that stands; else the peer may have restarted, and is greeted
+PROVEN_WITHIN: Final = Seconds(0.5)  # a channel to a connection that stands; else the peer may have restarted, and is greeted too
 LISTENER_SIDE: Final = 0  # of an introduced channel
 TELL_AGAIN: Final = Seconds(600.0)  # before a person hears once more that a server keeps peers away
 DENIED_AFTER: Final = Seconds(20.0)  # of being denied to wait, before that is told
@@ -161,7 +161,8 @@ class Dialer(Flow):
         self._absent_at: Instant | None = None
         self._redial_at: Instant | None = None
         self._ask_at: Instant | None = None
-        self._prove_at: Instant | None = None
+        self._is_proving = False  # the channel leads to a connection that stands, if it answers there
+        self._greet_at: Instant | None = None
         self._question: KeyQuestion | None = None
         self._told = ""  # of its absence
         self.dial(now)
@@ -230,7 +231,8 @@ class Dialer(Flow):
             self._ask_at = Instant(now + ASK_AFTER)
             if self.peering.letting_go.expect(now, channel.path_key):
                 self.client.follow(channel.channel, self.peering)
-                self._prove_at = Instant(now + PROVEN_WITHIN)
+                self._is_proving = True
+                self._greet_at = Instant(now + PROVEN_WITHIN)
             else:
                 self.peering.begin_handshake(now, channel.path_key)
         elif self.peering.connection is not None:
@@ -241,7 +243,8 @@ class Dialer(Flow):
         """The handshake is done: nobody needs to be met any more."""
         self._leave(now)
         self._told = ""
-        self._widen_at = self._absent_at = self._redial_at = self._ask_at = self._prove_at = None
+        self._widen_at = self._absent_at = self._redial_at = self._ask_at = self._greet_at = None
+        self._is_proving = False
         if self._question is not None:
             self._question.close(now)
             self._question = None
@@ -256,7 +259,7 @@ class Dialer(Flow):
         if peering.needs_meeting and not self.is_dialing:
             peering.needs_meeting = False
             self.dial(now)
-        if self._prove_at is not None:
+        if self._is_proving:
             self._look_whether_proven(now)
         if self.is_dialing and peering.is_sound and self._is_due(now):
             self._call_off(now)
@@ -283,9 +286,9 @@ class Dialer(Flow):
         if channel is None or connection is None:
             return
         if connection.is_path(channel.path_key):
-            self.answered(now)
-        elif self._prove_at is not None and now >= self._prove_at:
-            self._prove_at = None
+            self._call_off(now)
+        elif self._greet_at is not None and now >= self._greet_at:
+            self._greet_at = None
             self.peering.begin_handshake(now, channel.path_key)
 
     def _is_due(self, now: Instant) -> bool:
@@ -293,7 +296,7 @@ class Dialer(Flow):
         return at is not None and now >= at
 
     def _call_off(self, now: Instant) -> None:
-        """The path of the connection was in doubt, and is not any more: nobody needs to be met."""
+        """The connection has a path after all, the old one or by the new channel: nobody needs to be met."""
         handshake, channel = self.peering.handshake, self._channel
         if handshake is not None and handshake.completed is None and channel is not None and handshake.uses(channel.path_key):
             self.peering.end_handshake()
@@ -314,7 +317,7 @@ class Dialer(Flow):
 
     def poll_timeout(self) -> Instant | None:
         question = self._question.poll_timeout() if self._question is not None else None
-        return earliest(self._widen_at, self._absent_at, self._redial_at, self._ask_at, self._prove_at, question)
+        return earliest(self._widen_at, self._absent_at, self._redial_at, self._ask_at, self._greet_at, question)
 
     def _leave(self, now: Instant) -> None:
         if self._rooms:
