@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.unit.connection.pair import A, B, Pair, keypairs
+from tests.unit.connection.pair import RELAY, SERVER, A, B, Pair, keypairs
 from tunnel.transport.connection.connection import IDLE_LIMIT
 from tunnel.transport.connection.events import (
     AllPathsLost,
@@ -148,6 +148,24 @@ def test_what_a_probe_repeats_goes_over_the_other_path_first() -> None:
     pair.run_until(lambda: pair.read["b"].get(stream, b"") == b"are you there", 5)
     assert pair.now - begun < 0.2  # at the first probe timeout, before the direct path is given up
     assert pair.a.current_path.kind is PathKind.DIRECT
+
+
+def test_a_path_that_comes_while_the_current_one_is_in_doubt_carries_what_waits_at_once() -> None:
+    pair = Pair(delay=0.1)
+    upgrade(pair)
+    pair.run(0.5)
+    for side in pair.sides.values():
+        side.drop_path(pair.now, next(key for key in side.paths if key.prefix))
+    stream = pair.a.open_stream()
+    pair.write_all("a", stream, b"before", fin=False)
+    pair.run(5.0)
+    pair.cut |= {("a", False), ("b", False)}
+    pair.write_all("a", stream, b" after", fin=False)
+    pair.run_until(lambda: doubts(pair, "a") > 0, 5)
+    for side in pair.sides.values():
+        side.expect_relay(pair.now, PathKey(SocketId(0), SERVER, RELAY))
+    pair.run_until(lambda: pair.read["b"].get(stream, b"") == b"before after", 5)
+    assert pair.a.current_path.kind is PathKind.DIRECT  # that is not given up yet
 
 
 def test_a_relay_that_did_not_answer_is_asked_again_when_the_peer_asks_over_it() -> None:

@@ -201,6 +201,8 @@ class Connection(StreamVerbs, PathVerbs):
             else:
                 self._end(now, Cue.PEER_CLOSED, CloseReason(code, text, True))
         switching.on_heard(Seconds(self._shared.last_heard - heard_before))
+        if self._shared.paths.relief is not None:
+            switching.relieve()
         switching.choose(now)
         if not self._left_nothing():
             self._touched()

@@ -243,6 +243,7 @@ class Paths:
         self.policy = "auto"
         self.is_held = False  # only the control stream may use them
         self.is_doubt_fresh = False  # the current path has just left challenges unanswered, and that was not told yet
+        self.relief: Path | None = None  # a path that has just come to work while the current one is in doubt
         self.keepalive = Keepalive(rng)
         self.why = STILL_LOOKED_FOR if kind is PathKind.RELAY else ""
         self.current = self._make(key, kind, now, None)
@@ -307,6 +308,8 @@ class Paths:
             path = self._make(key, kind, now, rtt)
         elif not path.validated and path is not self.current and path is not self.answering and not path.recovery.rtt.samples:
             path = self._make(key, kind, now, rtt)  # nothing was ever sent there but challenges: this is its first round trip
+        if news and self.current.in_doubt_since is not None:
+            self.relief = path
         path.validated = True
         path.prove(now)
         return path, rtt, news

@@ -168,6 +168,22 @@ class Switching:
             self._shared.events.append(PathInDoubt())
         self.choose(now)
 
+    def _repeat_oldest(self, path: Path, count: int) -> None:
+        """Probes repeat it; that it is declared lost here costs a copy, not a congestion event."""
+        shared = self._shared
+        for burst, mask in path.recovery.oldest_outstanding(count):
+            lost = shared.stats.packets_lost
+            shared.content_lost(burst.content, mask & -mask, burst.count)  # the oldest packet only
+            shared.stats.packets_lost = lost
+
+    def relieve(self) -> None:
+        """Another path has just answered while the current one is in doubt: it carries a probe before that one is given up."""
+        paths = self._shared.paths
+        relief, paths.relief = paths.relief, None
+        if relief is not None and relief is not paths.current and paths.current.recovery.bytes_in_flight:
+            self._repeat_oldest(paths.current, 1)
+            relief.probes_owed = max(relief.probes_owed, 1)
+
     def _recovery_timeout(self, now: Instant, path: Path) -> None:
         shared = self._shared
         result = path.recovery.on_timeout(now)
@@ -185,11 +201,7 @@ class Switching:
             path.set_mtu(path.pmtu.size, now)
             shared.mtu_changed |= path is shared.paths.current
             self._requeue(now, path)
-        # The probes repeat what is oldest; that it is declared lost here costs a copy, not a congestion event.
-        for burst, mask in path.recovery.oldest_outstanding(result.probes):
-            lost = shared.stats.packets_lost
-            shared.content_lost(burst.content, mask & -mask, burst.count)  # the oldest packet only
-            shared.stats.packets_lost = lost
+        self._repeat_oldest(path, result.probes)
         path.probes_owed = result.probes
         path.verify(now)
         if path is shared.paths.current:
