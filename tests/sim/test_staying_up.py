@@ -66,6 +66,24 @@ def test_a_relayed_transfer_goes_on_when_a_server_returns_that_has_forgotten_eve
         cast.transfer(transfer.peering)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_relay_beside_a_direct_path_works_again_after_the_server_restarted(seed: int) -> None:
+    with Cast(seed=seed, link=LINE) as cast:
+        peering = cast.meet_directly()
+        cast.world.run(30.0 + seed)
+        cast.server.kill()
+        cast.world.run(40.0)  # longer than a path in reserve goes unasked
+        cast.server.boot()
+        cast.world.run(20.0)
+        for person in cast.people:
+            (each,) = person.live
+            assert each.connection is not None
+            assert set(each.connection.relay_paths.values()) == {True}
+        cast.black_hole("home")
+        cast.black_hole("friend")
+        assert cast.transfer(peering) < 1.0
+
+
 @pytest.mark.parametrize("pause", [1.0, 20.0, 200.0])
 def test_a_relayed_transfer_goes_on_after_a_black_hole_around_the_server(pause: float) -> None:
     with Cast(link=LINE, home="sym", friend="uprc") as cast:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.errors import MalformedPacket
 from tunnel.rendezvous.events import ChannelMoved, RelayChannel, Told
-from tunnel.rendezvous.messages import TOKEN_SIZE, Bye, Done, Gone, MoveOn, Restore
+from tunnel.rendezvous.messages import TOKEN_SIZE, Bye, Done, Gone, MoveOn, Rebind, Restore
 from tunnel.transport.connection.events import PathKind
 from tunnel.transport.connection.paths import is_nearer
 from tunnel.units import CHANNEL_BYTE, CHANNEL_SIZE, Instant, PathKey, Seconds
@@ -189,7 +189,7 @@ class Relays:
                 connection.verify_paths(now)  # the peer may have been killed, of which the server has heard first
                 self._look_soon(now)
                 peering.drain(now)
-            case Told(Done(), Restore(), channel=RelayChannel(path_key=key)):
+            case Told(Done(), Restore() | Rebind(), channel=RelayChannel(path_key=key)):
                 connection.expect_relay(now, key)
             case Told(Bye() | MoveOn(), channel=RelayChannel(path_key=key)):
                 connection.leave_path(now, key)

@@ -192,10 +192,11 @@ class Channels(Beside):
             return self._channels.next_rebind(message.channel, home.cookie)
         return message
 
-    def _on_restored(self, restore: messages.Restore) -> None:
-        info = self._channels.get(restore.channel)
+    def _on_back(self, back: messages.Restore | messages.Rebind) -> None:
+        """The server knows our side of that channel, or knows it again."""
+        info = self._channels.get(back.channel)
         if info is not None:
-            self._tell(messages.Done(), self._channels.hearers(restore.channel), request=restore, channel=info)
+            self._tell(messages.Done(), self._channels.hearers(back.channel), request=back, channel=info)
 
     def _on_hint(self, now: Instant, message: messages.Gone) -> None:
         """The server does not know our channel from our address.  Anybody may say so; we only ask, and not often."""

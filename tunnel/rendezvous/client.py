@@ -264,8 +264,8 @@ class Client(Following):
                     self._refuse_rooms(now, home, messages.Join(join.role, refused), full)
             case messages.Follow(), messages.Servers() as servers:
                 self._on_servers(now, home, servers)
-            case messages.Restore() as restore, messages.Done():
-                self._on_restored(restore)
+            case (messages.Restore() | messages.Rebind()) as back, messages.Done():
+                self._on_back(back)
             case _, messages.Done():
                 pass
             case _:
