@@ -189,8 +189,10 @@ class Relays:
                 connection.verify_paths(now)  # the peer may have been killed, of which the server has heard first
                 self._look_soon(now)
                 peering.drain(now)
-            case Told(Done(), Restore() | Rebind(), channel=RelayChannel(path_key=key)):
+            case Told(Done(), Restore(), channel=RelayChannel(path_key=key)):
                 connection.expect_relay(now, key)
+            case Told(Done(), Rebind(), channel=RelayChannel(path_key=key)) if not connection.is_path(key):
+                connection.verify_path(now, key)  # the server may have forgotten it, and the peer have come first
             case Told(Bye() | MoveOn(), channel=RelayChannel(path_key=key)):
                 connection.leave_path(now, key)
                 self._look_soon(now)

@@ -141,6 +141,7 @@ VERBS: Final[dict[str, Callable[[Connection, Instant], object]]] = {
     "stream_reset": lambda c, now: c.stream_reset(stream_of(c), 1),
     "stream_stop": lambda c, now: c.stream_stop(stream_of(c), 1),
     "stream_write": lambda c, now: c.stream_write(stream_of(c), b"x"),
+    "verify_path": lambda c, now: c.verify_path(now, c.current_path.key),
     "verify_paths": lambda c, now: c.verify_paths(now),
 }
 

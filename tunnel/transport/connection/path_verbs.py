@@ -165,6 +165,13 @@ class PathVerbs:
         self._touched()
         self._shared.paths.keepalive.remember(now, interval)
 
+    def verify_path(self, now: Instant, key: PathKey) -> None:
+        """Ask on that path, if it is known, whether it works; also on one that was given up."""
+        self._touched()
+        path = self._shared.paths.known.get(key)
+        if path is not None:
+            path.verify(now)
+
     def verify_paths(self, now: Instant) -> None:
         """Something happened to the network or the clock: let every path prove itself at once."""
         self._touched()
