@@ -127,7 +127,9 @@ class FleetServer:
 
     def __init__(self, world: FleetWorld, number: int, config: ServerConfig) -> None:
         self.world = world
-        self.address = Address(f"203.0.113.{number + 1}", 24_531)
+        self.address = (
+            Address("203.0.113.1", 24_531 + 2 * number) if world.is_one_machine else Address(f"203.0.113.{number + 1}", 24_531)
+        )
         self.config = config
         self.skew = 0  # seconds of its calendar
         self.boots = 0
@@ -384,8 +386,12 @@ class Caller:
 class FleetWorld:
     """Time, the network between callers and servers, and the store."""
 
-    def __init__(self, servers: int = 3, *, seed: int = 1, config: ServerConfig | None = None) -> None:
+    def __init__(
+        self, servers: int = 3, *, seed: int = 1, config: ServerConfig | None = None, is_one_machine: bool = False
+    ) -> None:
+        """`is_one_machine`: the servers have one address, and ports of their own."""
         self.seed = seed
+        self.is_one_machine = is_one_machine
         self.rng = random.Random(seed)
         self.now = Instant(1000.0)
         self.delay = 0.01

@@ -318,6 +318,38 @@ def test_a_server_that_drains_takes_nobody_and_sends_all_who_follow_on() -> None
     world.run(3.0, lambda: is_met(friend))
 
 
+def test_servers_of_one_machine_are_a_fleet_by_their_ports_and_may_be_restarted_one_after_the_other() -> None:
+    """A process for each processor, as the template of the unit starts them."""
+    world = FleetWorld(3, is_one_machine=True)
+    assert {len(each.fleet.members) for each in world.servers} == {2}
+    assert not any(each.fleet.has_twin(world.now) for each in world.servers)
+    home, friend = world.caller(0), world.caller(2)
+    home.listen(ROOM)
+    friend.dial(ROOM)
+    world.run(2.0, lambda: is_met(home, friend))
+    home.allocate()
+    number = number_of(home)
+    friend.claim(number)
+    world.run(2.0, lambda: bool(friend.of(messages.ClaimAccepted)))
+    waiting = [world.caller(0) for _ in range(9)]
+    for each, caller in enumerate(waiting):
+        caller.listen(bytes((each,)) * 16)
+    world.run(3.0)
+    for server in world.servers:
+        server.fleet.drain(world.now, 30)  # type: ignore[arg-type]
+        world.run(10.0, lambda server=server: server not in {caller.home for caller in waiting})  # type: ignore[misc]
+        server.fleet.leave(world.now)
+        world.run(1.0)
+        server.kill()
+        world.run(2.0)
+        server.boot()
+        world.run(20.0, lambda: all(len(each.fleet.members) == 2 and each.fleet.members.is_settled for each in world.servers))
+    late = [world.caller(number % 3) for number in range(9)]
+    for each, caller in enumerate(late):
+        caller.dial(bytes((each,)) * 16)
+    world.run(10.0, lambda: is_met(*waiting, *late))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_fails_two_who_both_wait_meet_in_the_end(seed: int) -> None:
     """Servers die and come back, the store fails in every way, news and datagrams are lost, late, twice and in any order."""

@@ -137,7 +137,7 @@ class Server:
         self._kind, self._charged = Kind.DROPPED, 0.0
         if length <= stride and buffer[0] < CHANNEL_BYTE:
             self._charges_now = self.load.is_low
-            self.handle_datagram(now, socket_id, remote, buffer)
+            self.handle_datagram(now, socket_id, remote, bytes(buffer))  # of which parts are had for less
             return relayed
         self._charges_now = True
         start = 0
@@ -326,7 +326,6 @@ class Server:
     # requests
 
     def _on_request(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
-        data = bytes(data)  # of which parts are had for less
         if len(data) >= messages.MIN_REQUEST and data[1] != messages.VERSION:
             version, transaction = messages.decode_request_head(data)
             if not self._may_ask(now, remote, Kind.UNPROVEN):
