@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -23,7 +24,8 @@ from tunnel.pairing.grants import GrantSet
 from tunnel.ports import remote, serve
 from tunnel.ports.counters import Notices
 from tunnel.ports.open import Accepted, Listen, decode_open, encode, read_message
-from tunnel.ports.remote import FIRST_PAUSE, LONGEST_PAUSE, MAX_LISTENING, Remote, keep_remote, parse_remotes
+from tunnel.ports.rate import MIN_BURST, Limit
+from tunnel.ports.remote import FIRST_PAUSE, LONGEST_PAUSE, MAX_LISTENING, Remote, Remotes, keep_remote, parse_remotes
 from tunnel.ports.serve import Exposed
 from tunnel.shell.stream import StreamCode, StreamResetError
 
@@ -49,15 +51,19 @@ class Bench:
 
 
 @asynccontextmanager
-async def asked(grants: Callable[[], GrantSet], *remotes: str) -> AsyncIterator[Bench]:
-    """`here` is said to who connects, `there` to who exposes."""
+async def asked(grants: Callable[[], GrantSet], *remotes: str, rate: float | None = None) -> AsyncIterator[Bench]:
+    """`here` is said to who connects, `there` to who exposes; `rate` is of the first of `remotes`."""
     near, far = linked_pair()
     ready: list[Remote] = []
     here: list[str] = []
     there: list[str] = []
     parsed = parse_remotes(remotes)
     exposed = Exposed(far, lambda kind, target: grants().allows(kind, target), notice=there.append, grants=grants)
-    ours = Exposed(near, lambda _kind, _target: None, remotes={(each.host, each.port): each.place for each in parsed})
+    places = Remotes()
+    places.add(parsed)
+    if rate is not None:
+        places.add(parsed[:1], Limit(rate))
+    ours = Exposed(near, lambda _kind, _target: None, remotes=places)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(far.serve_streams, exposed.handle)
         nursery.start_soon(near.serve_streams, ours.handle)
@@ -94,6 +100,45 @@ async def exchange(port: int, host: str = "127.0.0.1") -> bytes:
         await client.send_all(b"hello")
         await client.send_eof()
         return b"".join([chunk async for chunk in client])
+
+
+SIZE = 300_000
+SLOW = 400_000.0  # bytes per second
+
+
+async def whole(port: int) -> float:
+    """For how many seconds SIZE goes there and comes back."""
+    began, received = time.monotonic(), 0
+    async with await trio.open_tcp_stream("127.0.0.1", port) as client, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await client.send_all(bytes(SIZE))
+            await client.send_eof()
+
+        nursery.start_soon(send)
+        async for chunk in client:
+            received += len(chunk)
+    assert received == SIZE
+    return time.monotonic() - began
+
+
+async def test_what_comes_in_there_is_as_slow_as_it_was_told_and_loses_nothing() -> None:
+    """By the real clock, with nothing asserted of it but how long it takes at least."""
+    there = free_port()
+    grants = GrantSet.parse(f"remote/{there}")
+    async with program() as here, asked(lambda: grants, f"{there}:{here}", rate=SLOW) as bench:
+        await until(lambda: bench.ready)
+        assert await whole(there) > 0.95 * (SIZE - MIN_BURST) / SLOW
+
+
+async def test_what_is_dropped_and_comes_back_without_a_rate_has_none() -> None:
+    places, asked_for = Remotes(), parse_remotes(["8080:3000"])
+    limit = Limit(SLOW)
+    places.add(asked_for, limit)
+    assert places.limit("127.0.0.1", 8080) is limit
+    places.drop(asked_for)
+    places.add(asked_for)
+    assert places.limit("127.0.0.1", 8080) is None
 
 
 async def test_what_connects_there_reaches_a_program_here_over_loopback_alone() -> None:

@@ -130,6 +130,35 @@ async def test_the_rate_of_a_table_is_of_all_of_it_together_and_that_of_a_grant_
                 assert limit.rate == 20e6
 
 
+async def test_the_rate_of_a_table_is_of_what_the_peer_listens_for_too(tmp_path: Path) -> None:
+    there = free_port()
+    with trio.fail_after(3 * PATIENCE):
+        async with a_server() as server, echo() as one:
+            acquaint(server, ann=tmp_path / "ann", ben=tmp_path / "ben")
+            table = f'[[forward]]\npeer = "ben"\nlisten = "0:{one}"\nremote = "{there}:{one}"\n'
+            configure(tmp_path / "ann", table + 'rate = "50M"\n')
+            configure(tmp_path / "ben", f'[[expose]]\nwhat = ["{one}", "remote/{there}"]\nto = "ann"\n')
+            async with up(tmp_path / "ann") as anns, up(tmp_path / "ben"):
+                await until(lambda: listening(anns) == [True])
+                async with await talk(there):
+                    pass
+                bond = anns.bond_of(anns.peer("ben"))
+                assert bond is not None
+                first, second = anns.doors
+                assert first.limit is not None
+                assert bond.remotes.limit("127.0.0.1", there) is second.limit is first.limit
+                details = anns.details()
+                assert [each["rate"] for each in (*details["forwards"], *details["remotes"])] == [50e6, 50e6]
+                configure(tmp_path / "ann", table)
+                await anns.reload()
+                assert bond.remotes.limit("127.0.0.1", there) is None
+                await until(lambda: listening(anns) == [True])
+                async with await talk(there):
+                    pass
+                assert "rate" not in anns.details()["remotes"][0]
+                assert [each["role"] for each in anns.details()["servers"]] == ["in_use"]
+
+
 async def test_forwards_use_the_sockets_of_a_service_manager_again_and_again(tmp_path: Path) -> None:
     passed, other = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
     for sock in (passed, other):

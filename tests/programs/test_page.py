@@ -47,6 +47,18 @@ def test_it_shows_who_is_connected_how_and_why(seen: Seen, served: Served) -> No
     assert rows == [["me (you, made it)", "there", "10.77.1.1", "fd12::1"], ["ben", "there", "10.77.1.2", "fd12::2"],
                     ["anna", "away", "10.77.1.3", "fd12::3"]]  # fmt: skip
     assert "10.77.1.0/24" in seen.text()
+    assert [each.text for each in office.find_elements(By.CSS_SELECTOR, ".servers li")] == [
+        "203.0.113.2:24531 carries: the nearest to both sides, 12 ms from here, 14 ms from there",
+        "203.0.113.1:24531 stands by: the next nearest, 11 ms from here, 31 ms from there",
+    ]
+    assert not ben.find_elements(By.CSS_SELECTOR, ".servers li")
+    servers = seen.driver.find_elements(By.CSS_SELECTOR, "#servers li")
+    assert [each.text for each in servers] == [
+        "203.0.113.1:24531 is in use: it took over from another, 11 ms from here",
+        "203.0.113.2:24531 is silent: it does not answer",
+    ]
+    assert "127.0.0.1:8080 there → 127.0.0.1:3000, at most 10.0 MB/s" in ben.text
+    assert "127.0.0.1:8081 there → 127.0.0.1:3001, not yet" in ben.text
     seen.picture("light")
     seen.scheme("dark")
     seen.picture("dark")
@@ -107,7 +119,7 @@ def test_everything_has_a_name_and_a_place_for_a_screen_reader(seen: Seen, serve
         for kind in ("aria-describedby", "aria-labelledby"):
             for name in (element.get_attribute(kind) or "").split():
                 assert seen.driver.find_elements(By.ID, name), name
-    assert [each.tag_name for each in seen.driver.find_elements(By.CSS_SELECTOR, "h1, h2")] == ["h1", "h2", "h2", "h2"]
+    assert [each.tag_name for each in seen.driver.find_elements(By.CSS_SELECTOR, "h1, h2")] == ["h1", "h2", "h2", "h2", "h2"]
     assert seen.driver.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
 
 
@@ -133,6 +145,24 @@ def test_a_forward_is_added_and_removed(seen: Seen, served: Served) -> None:
     seen.button(dialog, "Remove").click()
     seen.until(lambda: "127.0.0.1:9090" not in card.text)
     assert served.home.calls[1:] == [("remove_forward", "ben", "9090:90", True)]
+    assert seen.console() == []
+
+
+def test_a_port_at_which_the_peer_listens_is_added_and_removed(seen: Seen, served: Served) -> None:
+    seen.open_page(served)
+    card = seen.card("ben")
+    seen.button(card, "Remove 127.0.0.1:8081 there → 127.0.0.1:3001, not yet").click()
+    seen.button(seen.driver.find_element(By.ID, "ask"), "Remove").click()
+    seen.until(lambda: "127.0.0.1:3001" not in card.text)
+    assert served.home.calls == [("remove_forward", "ben", "remote:8081:3001", True)]
+    assert "127.0.0.1:3000" in card.text
+    served.home.remotes.clear()
+    served.home.servers.pop()
+    seen.until(lambda: "Ports of this machine, there" not in card.text)
+    seen.until(lambda: not seen.driver.find_element(By.ID, "servers").is_displayed())
+    seen.labelled(card, "LOCAL:REMOTE, as in 2222:22").send_keys("remote:9000:90")
+    seen.button(card, "Add").click()
+    seen.until(lambda: ("add_forward", "ben", "remote:9000:90", True) in served.home.calls)
     assert seen.console() == []
 
 
@@ -343,6 +373,9 @@ def test_what_a_peer_calls_itself_is_text(seen: Seen, served: Served) -> None:
         home.forwards.append({"peer": text, "bind": text, "target": text, "spec": text})
     text = HOSTILE_NAME
     member = {"peer": text, "address": text, "ipv6": text, "online": True, "self": False, "creator": False}
+    home.servers.append({"server": text, "role": "silent", "rtt_s": None, "why": text})
+    home.links[-1]["relays"] = [{"server": text, "role": "carries", "rtt_s": 1.0, "peer_rtt_s": None, "why": text}]
+    home.remotes.append({"peer": text, "bind": text, "target": text, "spec": text, "listening": True})
     home.rooms.append({"room": text, "creator": False, "interface": text, "subnet": text, "members": [member]})
     home.refusal = HOSTILE_NAME
     seen.open_page(served)

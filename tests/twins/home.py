@@ -15,6 +15,14 @@ SECRET_ADDRESS = "198.51.100.7:41000"
 """Stands in the state alone: whoever has read it has seen the state."""
 
 
+RELAYS = [
+    {"server": "203.0.113.2:24531", "role": "carries", "rtt_s": 0.012, "peer_rtt_s": 0.014, "why": "the nearest to both sides"},
+    {"server": "203.0.113.1:24531", "role": "stands_by", "rtt_s": 0.011, "peer_rtt_s": 0.031, "why": "the next nearest"},
+    {"server": "203.0.113.3:24531", "role": "idle", "rtt_s": 0.150, "peer_rtt_s": None, "why": "farther from both sides"},
+]
+"""The servers of a relayed link."""
+
+
 def link(peer: str, kind: str | None, **more: Any) -> dict[str, Any]:
     return {
         "peer": peer, "fingerprint": f"SHA256:{peer}", "kind": kind, "remote": SECRET_ADDRESS, "rtt_s": 0.023, "rtt_age_s": 1.0,
@@ -40,12 +48,21 @@ class TwinHome:
         self.pid = os.getpid()
         self.links = [
             link("ben", "direct"),
-            link("office", "relay", why="both routers choose a new port for every destination", rtt_s=0.084),
+            link("office", "relay", why="both routers choose a new port for every destination", rtt_s=0.084, relays=RELAYS),
         ]
         self.grants: dict[str, list[str]] = {"ben": ["tcp/22", "nas=192.168.1.5:445"], "office": [], "anna": []}
-        self.forwards: list[dict[str, str]] = [
+        self.forwards: list[dict[str, Any]] = [
             {"peer": "ben", "bind": "127.0.0.1:2222", "target": "tcp/22", "spec": "2222:22"},
             {"peer": "office", "bind": "127.0.0.1:8080", "target": "tcp/80", "spec": "8080:80"},
+        ]
+        self.remotes: list[dict[str, Any]] = [
+            {"peer": "ben", "bind": "127.0.0.1:8080", "target": "127.0.0.1:3000", "spec": "remote:8080:3000", "listening": True,
+             "rate": 10_000_000.0},
+            {"peer": "ben", "bind": "127.0.0.1:8081", "target": "127.0.0.1:3001", "spec": "remote:8081:3001", "listening": False},
+        ]  # fmt: skip
+        self.servers = [
+            {"server": "203.0.113.1:24531", "role": "in_use", "rtt_s": 0.011, "why": "it took over from another"},
+            {"server": "203.0.113.2:24531", "role": "silent", "rtt_s": None, "why": "it does not answer"},
         ]
         self.rooms: list[dict[str, Any]] = [
             {
@@ -75,6 +92,7 @@ class TwinHome:
     async def remove_forward(self, peer: str, spec: str, *, saves: bool = False) -> None:
         await self._asked("remove_forward", peer, spec, saves)
         self.forwards = [each for each in self.forwards if (each["peer"], each["spec"]) != (peer, spec)]
+        self.remotes = [each for each in self.remotes if (each["peer"], each["spec"]) != (peer, spec)]
 
     async def grant(self, peer: str, what: Sequence[str]) -> None:
         await self._asked("grant", peer, list(what))
@@ -104,6 +122,6 @@ class TwinHome:
             each["packets_lost"] += number - 1
         return {
             "event": "status", "pid": self.pid, "role": "up", "uptime_s": self.uptime_s, "server": "rv.example.net",
-            "links": self.links, "forwards": self.forwards, "rooms": self.rooms,
+            "links": self.links, "forwards": self.forwards, "remotes": self.remotes, "rooms": self.rooms, "servers": self.servers,
             "peers": [{"peer": name, "why": "", "grants": list(grants)} for name, grants in self.grants.items()],
         }  # fmt: skip

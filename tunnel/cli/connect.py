@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tunnel.cli.options import Flags
     from tunnel.cli.render import Line, Output
     from tunnel.cli.running import Ending
-    from tunnel.ports.rate import Rates
+    from tunnel.ports.rate import Limit, Rates
     from tunnel.ports.remote import Remote
     from tunnel.ports.serve import Listeners
     from tunnel.settings import Settings
@@ -75,8 +75,8 @@ MOST_SHOWN: Final = 8  # shares in a sentence, and sentences about forwards that
 )  # fmt: skip
 @click.option(
     "--rate", "rates", metavar="[LOCAL=]RATE", multiple=True,
-    help="At most so much each way, of all forwards together or of the one that listens at LOCAL: 10M is ten megabytes a "
-    "second, 80Mbit the same.  Repeatable.",
+    help="At most so much each way, of all forwards together, --socks and --remote among them, or of the one that listens at "
+    "LOCAL: 10M is ten megabytes a second, 80Mbit the same.  Repeatable.",
 )  # fmt: skip
 @click.option("--new", "is_new", is_flag=True, help="Ask for a code, although peers are remembered.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0.1), help="Give up connecting after so long.")
@@ -119,7 +119,7 @@ def command(
     target = None if stdio is None else parse_target(stdio)
     limits, asked = Rates.parse(rates, parsed), parse_remotes(remotes)
     if rates and target is not None:
-        raise ConfigurationError("--rate goes with --forward: what --stdio joins is as fast as its two programs.")
+        raise ConfigurationError("--rate is not for --stdio: what that joins is as fast as its two programs.")
     if stdio is not None and is_json:
         raise ConfigurationError("--stdio and --json both want standard output: leave one of them out.")
     given = load_settings(home, flags)
@@ -340,8 +340,9 @@ class Connecting:
             for text in self._listeners.warnings():
                 self._output.warn(text, "half_bound")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._serve, link, nursery.cancel_scope)
-            serve = partial(serve_nothing, ready=self._tell_remote, notice=self._output.warn, log=self._log.accesses)
+            limit = None if self._rates is None else self._rates.limit()
+            nursery.start_soon(self._serve, link, nursery.cancel_scope, limit)
+            serve = partial(serve_nothing, ready=self._tell_remote, notice=self._output.warn, log=self._log.accesses, limit=limit)
             nursery.start_soon(serve, link, self._remotes)
             nursery.start_soon(self._tell_shares, link)
         return self._verdict(link)
@@ -353,7 +354,7 @@ class Connecting:
             self._output.emit({"event": "remote", "bind": remote.bind, "target": remote.target, "peer": self._peer})
             self._output.say(f"{remote.bind} of {self._peer} -> {remote.target} here")
 
-    async def _serve(self, link: Link, scope: trio.CancelScope) -> None:
+    async def _serve(self, link: Link, scope: trio.CancelScope, limit: Limit | None) -> None:
         """Until the link is closed or standard input and output have ended."""
         from tunnel.ports.stdio import run_stdio
 
@@ -361,7 +362,8 @@ class Connecting:
             await run_stdio(link, self._target, access=self._log.accesses.access(link.peer_name, f"tcp/{self._target}"))
             self._is_leaving = True
         else:
-            await self._listeners.serve(link, notice=self._output.warn, log=self._log.accesses, rates=self._rates)
+            notice, accesses = self._output.warn, self._log.accesses
+            await self._listeners.serve(link, notice=notice, log=accesses, rates=self._rates, limit=limit)
         scope.cancel()
 
     async def _tell_shares(self, link: Link) -> None:

@@ -263,8 +263,10 @@ class Exposing:
         found: dict[str, object] = {"server": self._server, "counters": counters}
         if self._limits is not None:
             found["rate"] = self._limits.rate
-        if self._exposure is not None and self._exposure.driver is not None:
-            found["drops"] = drops_by_place(self._exposure.driver.counters(), counters, self._exposure.links)
+        driver = None if self._exposure is None else self._exposure.driver
+        if self._exposure is not None and driver is not None:
+            found["servers"] = driver.core.servers.describe(driver.clock())
+            found["drops"] = drops_by_place(driver.counters(), counters, self._exposure.links)
         return found
 
     async def _serve_link(self, link: Link) -> None:

@@ -167,7 +167,7 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
     if answer["role"] == "serve":
         return server_page(answer)
     head = f"{answer['role']}  process {answer['pid']}  for {duration(answer['uptime_s'])}"
-    lines = [head if links else f"{head}  no link yet"]
+    lines = [head if links else f"{head}  no link yet", *server_lines(answer)]
     for link in links:
         keys = "" if link.get("post_quantum", True) else "  keys not post-quantum"
         head = path_line(link) if is_silent(link) else f"{link['peer']}  {path_line(link)}"
@@ -180,7 +180,8 @@ def process_page(answer: Mapping[str, Any]) -> list[str]:
     limits += [(f"{local}: ", each) for local, each in answer.get("rates", {}).items()]
     whom = "each peer " if answer["role"] == "expose" else ""
     lines += [f"    {local}at most {rate(each)} {whom}each way" for local, each in limits[:32]]
-    lines += [f"    {each['bind']} -> {each['target']}" for each in answer.get("forwards", [])[:32]]
+    lines += [f"    {each['bind']} -> {each['target']}{_limit_of(each)}" for each in answer.get("forwards", [])[:32]]
+    lines += [_remote_line(each) for each in answer.get("remotes", [])[:32]]
     for room in answer.get("rooms", []):
         lines.append(f"  room {room['room']}  {room['why'] or room.get('subnet', '')}".rstrip())
         lines += [] if room["why"] else [f"  {line}" for line in members_of(room)]
@@ -194,6 +195,28 @@ def relay_lines(link: Mapping[str, Any]) -> list[str]:
         return []
     roles = {"carries": "carries", "stands_by": "stands by"}
     return [f"    {each['server']} {roles[each['role']]}: {each['why']}" for each in relays if each["role"] in roles]
+
+
+def server_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Where others meet it: which server is in use, and of several, which stand by."""
+    servers: list[Mapping[str, Any]] = answer.get("servers", [])
+    roles = {"in_use": "in use", "stands_by": "stands by", "ends": "ends", "silent": "silent"}
+    if len(servers) == 1 and servers[0]["role"] == "in_use" and answer["links"]:
+        return []  # as most have it
+    shown = [each for each in servers if each["role"] in roles]
+    return [f"    server {each['server']} {roles[each['role']]}: {each['why']}" for each in shown[:32]]
+
+
+def _remote_line(each: Mapping[str, Any]) -> str:
+    """A port at which a peer listens for us."""
+    state = "" if each["listening"] else "  not yet"
+    return f"    {each['bind']} of {each['peer']} -> {each['target']} here{_limit_of(each)}{state}"
+
+
+def _limit_of(each: Mapping[str, Any]) -> str:
+    from tunnel.cli.render import rate
+
+    return f"  at most {rate(each['rate'])} each way" if each.get("rate") else ""
 
 
 def server_page(answer: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from tunnel.core.timers import earliest
 from tunnel.core.trace import Drops
@@ -237,6 +237,10 @@ class DhtRoute:
     def relays(self, now: Instant) -> dict[int, Seconds]:
         """Nobody relays."""
         return {}
+
+    def describe(self, now: Instant) -> list[dict[str, Any]]:
+        """There is no server."""
+        return []
 
     def instance_at(self, path: PathKey) -> None:
         """Likewise."""

@@ -205,6 +205,10 @@ class Alternatives:
     def relays(self, now: Instant) -> dict[int, Seconds]:
         return {} if self._first is None else self._first.relays(now)
 
+    def describe(self, now: Instant) -> list[dict[str, Any]]:
+        """Those are the two's."""
+        return []
+
     def address_of(self, instance: int) -> Address | None:
         return None if self._first is None else self._first.address_of(instance)
 

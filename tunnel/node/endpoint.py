@@ -65,6 +65,7 @@ class Endpoint:
         self._cold_until: Instant | None = None  # when nothing but connections had something to send
         self._share = FairShare(rng, processor)
         self.carrying = self._context.carrying
+        self.servers = self._context.clients
 
     @property
     def _control(self) -> Meetings:
@@ -89,9 +90,8 @@ class Endpoint:
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Return the drops outside of connections, by place and reason."""
-        found = {"endpoint": dict(self._context.drops)}
-        found.update((f"server {name}", dict(client.drops)) for name, client in self._context.clients.items())
-        return found
+        servers = {f"server {name}": dict(client.drops) for name, client in self.servers.items()}
+        return {"endpoint": dict(self.drops), **servers}
 
     def add_socket(self, socket_id: SocketId, *, is_ipv6: bool, port: int) -> None:
         self._context.sockets[socket_id] = LocalSocket(socket_id, is_ipv6, port)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from tunnel.core.timers import earliest
 from tunnel.errors import ConfigurationError
 from tunnel.node.alternatives import Alternatives
 from tunnel.node.demux import SERVER_KINDS
 from tunnel.node.walls import Wall
+from tunnel.rendezvous.addresses import ROLES
 from tunnel.rendezvous.client import Client
 from tunnel.units import Address, Buffer, Instant, PathKey, Seconds, SocketId
 
@@ -119,6 +120,14 @@ class Servers(dict[str, Client]):
         route = self.routes.get(socket_id)
         if route is not None:
             self[route.server].fallback_down(now, socket_id)
+
+    def describe(self, now: Instant) -> list[dict[str, Any]]:
+        """All that this node knows, whatever they are called, those in use first; for `status`."""
+        found: dict[str, dict[str, Any]] = {}
+        told = [each for client in self.values() for each in client.describe(now)]
+        for each in sorted(told, key=lambda each: ROLES.index(each["role"])):
+            found.setdefault(each["server"], each)
+        return [*found.values()]
 
     def name_of(self, client: Client) -> str:
         return next((name for name, each in self.items() if each is client), "")

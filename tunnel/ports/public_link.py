@@ -15,7 +15,7 @@ from tunnel.ends import read_rate
 from tunnel.errors import ConfigurationError, MalformedPacket, UnreachableError
 from tunnel.ports.link import Notice
 from tunnel.ports.open import LENGTH_SIZE, Open, Reach, decode_open, decode_opened, encode, read_message
-from tunnel.ports.rate import Rates
+from tunnel.ports.rate import Limit, Rates
 from tunnel.ports.refusals import refusal_error
 from tunnel.ports.remote import Remote, parse_remotes
 from tunnel.ports.serve import Listeners, Ready
@@ -135,14 +135,18 @@ class Link(DriverLink):
             yield forwarding
 
     @asynccontextmanager
-    async def remote(self, *specs: str | int, on_notice: Notice | None = None) -> AsyncIterator[None]:
+    async def remote(
+        self, *specs: str | int, on_notice: Notice | None = None, rate: str | float | None = None
+    ) -> AsyncIterator[None]:
         """While the block runs, the peer listens for programs here, as `--remote` has it: "8080:3000".
 
         It is entered when the peer listens at all of them; where it refuses, `on_notice` is told why, and it is asked again.  The
-        streams that the peer opens are answered meanwhile.  Raises ConfigurationError, UnreachableError (the link has ended).
+        streams that the peer opens are answered meanwhile.  `rate`: as forward has it.
+        Raises ConfigurationError, UnreachableError (the link has ended).
         """
         self._raise_if_closed()
         remotes = parse_remotes(words(specs))
+        limit = None if rate is None else Limit(read_rate(str(rate)))
         left, is_ready = set(remotes), trio.Event()
 
         def ready(remote: Remote) -> None:
@@ -151,7 +155,7 @@ class Link(DriverLink):
                 is_ready.set()
 
         async def serve() -> None:
-            await serve_nothing(self, remotes, ready=ready, notice=on_notice)
+            await serve_nothing(self, remotes, ready=ready, notice=on_notice, limit=limit)
             if not is_ready.is_set():
                 self._raise_if_closed()
 

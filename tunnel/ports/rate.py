@@ -143,9 +143,13 @@ class Rates:
         told: dict[str, Any] = {} if self.of_all is None else {"rate": self.of_all}
         return told | ({"rates": dict(self.of_one)} if self.of_one else {})
 
-    def limits(self, forwards: Iterable[Forward]) -> list[Limit | None]:
-        """That of each forward."""
-        beyond = None if self.of_all is None else Limit(self.of_all)
+    def limit(self) -> Limit | None:
+        """That of all together."""
+        return None if self.of_all is None else Limit(self.of_all)
+
+    def limits(self, forwards: Iterable[Forward], limit: Limit | None = None) -> list[Limit | None]:
+        """That of each forward; `limit`: that of all together, where others have it too."""
+        beyond = limit or self.limit()
         ones = {local: Limit(rate, beyond) for local, rate in self.of_one.items()}
         return [ones.get(_local(forward), beyond) for forward in forwards]
 

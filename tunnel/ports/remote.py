@@ -22,6 +22,7 @@ from tunnel.ports.link import Link, Stream
 from tunnel.ports.local import PortTakenError, open_listeners
 from tunnel.ports.loops import mark_of_accepted
 from tunnel.ports.open import Accepted, Listen, Opened, decode_opened, encode, read_message
+from tunnel.ports.rate import Limit
 from tunnel.ports.refusals import REFUSALS
 from tunnel.ports.spec import LOOPBACK, MAX_FORWARDS, Forward
 from tunnel.ports.tcp import TcpForward, code_of, refuse
@@ -139,14 +140,23 @@ class Remotes(dict[tuple[str, int], tuple[str, int]]):
     def __init__(self, places: Mapping[tuple[str, int], tuple[str, int]] | None = None) -> None:
         super().__init__(places or {})
         self._entered: dict[trio.CancelScope, tuple[str, int]] = {}
+        self._limits: dict[tuple[str, int], Limit] = {}
 
-    def add(self, remotes: Iterable[Remote]) -> None:
-        self.update({(each.host, each.port): each.place for each in remotes})
+    def add(self, remotes: Iterable[Remote], limit: Limit | None = None) -> None:
+        """`limit`: of the bytes of what comes in there, of all of them together."""
+        for each in remotes:
+            self[each.host, each.port] = each.place
+            if limit is not None:
+                self._limits[each.host, each.port] = limit
+
+    def limit(self, host: str, port: int) -> Limit | None:
+        return self._limits.get((host, port))
 
     def drop(self, remotes: Iterable[Remote]) -> None:
         """End what came in by them, too."""
         for each in remotes:
             self.pop((each.host, each.port), None)
+            self._limits.pop((each.host, each.port), None)
             for scope, place in self._entered.items():
                 if place == (each.host, each.port):
                     scope.cancel()

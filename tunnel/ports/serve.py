@@ -105,11 +105,11 @@ class Listeners:
     ) -> None:  # fmt: skip
         """Carry what arrives to `link`'s peer until the link closes or this is cancelled.
 
-        `notice` takes sentences, `log` what is opened and closed; `rates` limit the bytes, or one `limit` those of all.
+        `notice` takes sentences, `log` what is opened and closed; `rates` limit the bytes, and `limit` those of all.
         """
         notices = Notices(notice)
         forwards = [forward for forward, _sockets in self._open]
-        limits = (rates or Rates()).limits(forwards) if limit is None else [limit] * len(forwards)
+        limits = (rates or Rates()).limits(forwards, limit)
         async with trio.open_nursery() as nursery:
             for (forward, sockets), pace in zip(self._open, limits, strict=True):
                 kind = _KINDS[forward.protocol]
@@ -351,7 +351,7 @@ class Exposed:
                 notices=self._notices,
                 asked=f"{self._link.peer_name} has a connection for you",
                 access=self._log.access(self._link.peer_name, f"remote/{opening.port}"),
-                pace=self._limit,
+                pace=self._remotes.limit(opening.host, opening.port) or self._limit,
             )
         if scope.cancelled_caught:
             refuse(stream, StreamCode.CANCELLED)

@@ -67,6 +67,7 @@ async def serve_nothing(
     ready: Callable[[Remote], None] = lambda _remote: None,
     notice: Notice | None = None,
     log: AccessLog | None = None,
+    limit: Limit | None = None,
 ) -> None:
     """The connecting side's answer to streams of its peer: measurements, connections to where it listens for us (`remotes`), and
     no access whatever was granted elsewhere.  `ready` is told of each that it listens at."""
@@ -77,6 +78,7 @@ async def serve_nothing(
         notice=notice,
         allowance=ALLOWANCES.of(link.fingerprint),
         log=log,
+        limit=limit,
         remotes=places,
     )
     async with trio.open_nursery() as nursery:

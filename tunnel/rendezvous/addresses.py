@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.core.scope import is_local, may_name
 from tunnel.rendezvous.messages import DRAINS
@@ -19,6 +19,8 @@ PROBES: Final = 4  # times that the server's second socket may be asked in PROBE
 PROBES_PERIOD: Final = Seconds(60.0)
 LOST_AFTER: Final = 3  # unanswered sendings in a row before Lost is reported and another address takes over
 MOST_STRETCHED: Final = 16.0  # times the first time-out of a request, while the server leaves others unanswered
+#: What a server is to us, the most important first.
+ROLES: Final = ("in_use", "stands_by", "idle", "ends", "silent")
 
 
 class ServerAddress:
@@ -105,6 +107,7 @@ class Addresses:
         self._homes = list(homes)
         self.has_new_ways = False  # whoever hands in datagrams has to know them: see `ways`
         self._primary: ServerAddress | None = None
+        self._before: int | None = None  # the server that was in use before that
 
     @property
     def reflexive(self) -> dict[SocketId, Address]:
@@ -215,6 +218,40 @@ class Addresses:
         """Of the server that a relayed path leads through."""
         home = self._home_at(path.socket_id, path.remote)
         return None if home is None else home.instance
+
+    def describe(self, now: Instant) -> list[dict[str, Any]]:
+        """Each server of the name, and what it is to us, the one in use first; for `status`."""
+        by_server: dict[int | Address, list[ServerAddress]] = {}
+        for home in self._homes:
+            if home.instance is not None or not home.is_fallback:
+                by_server.setdefault(home.address if home.instance is None else home.instance, []).append(home)
+        families = {home.address.is_ipv6 for home in self._homes if home.instance is not None}
+        best = [min(homes, key=self._rank) for homes in by_server.values()]
+        if families:  # what is of another one leads nowhere from here
+            best = [home for home in best if home.instance is not None or home.address.is_ipv6 in families]
+        best.sort(key=self._rank)
+        shown = [(home, *self._role(now, home, is_only=len(best) == 1)) for home in best]
+        shown.sort(key=lambda each: ROLES.index(each[1]))
+        return [
+            {"server": str(home.address), "role": role, "rtt_s": None if role == "silent" else home.round_trip, "why": why}
+            for home, role, why in shown
+        ]
+
+    def _rank(self, home: ServerAddress) -> tuple[bool, bool, bool, float]:
+        return home.misses >= LOST_AFTER, home is not self._primary, not home.is_held, _quickness(home)
+
+    def _role(self, now: Instant, home: ServerAddress, *, is_only: bool) -> tuple[str, str]:
+        """The place of a server among all, and why, in one clause for a person."""
+        if home.instance is None or home.misses >= LOST_AFTER or not home.is_up:
+            return "silent", "it has not answered yet" if home.instance is None else "it does not answer"
+        if home is self._primary:
+            is_first = self._before in (None, home.instance)
+            return "in_use", "the only one" if is_only else "the first that answered" if is_first else "it took over from another"
+        if not home.is_well(now):
+            return "ends", "it has said so"
+        if home.is_held:
+            return "stands_by", "peers are awaited there, too"
+        return "idle", "nothing is asked of it now"
 
 
 def _quickness(home: ServerAddress) -> float:

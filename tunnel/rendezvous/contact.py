@@ -287,6 +287,7 @@ class Contact(Addresses, ABC):
         if self._primary is home:
             return
         former, self._primary = self._primary, home
+        self._before = None if former is None else former.instance
         home.is_held = False
         self._part(now)  # before what is asked for now: else the server leads us to ourselves
         for request in self._requests:

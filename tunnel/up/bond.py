@@ -73,7 +73,7 @@ class Bond:
 
     def add(self, door: Door) -> None:
         self.doors.append(door)
-        self.remotes.add(door.remotes)
+        self.remotes.add(door.remotes, door.limit)
         if self._nursery is not None and self.link is not None:
             self._nursery.start_soon(self._serve, door, self.link)
         self.notify()

@@ -59,7 +59,8 @@ class Opener:
     def open(self, wish: Wish, gone: Iterable[Door] = ()) -> Door:
         """With the sockets of one of those that end, where that listens at the same place.  Raises ConfigurationError."""
         mine = _places(wish)
-        heirs = next((door.heirs() for door in gone if mine and mine == _places(door.wish)), None)
+        is_fixed = bool(mine) and all(port or path for _bind, port, path, _protocol in mine)  # no place that is drawn anew
+        heirs = next((door.heirs() for door in gone if is_fixed and mine == _places(door.wish)), None)
         return Door(wish, self._passed.lend(wish.forwards) if heirs is None else heirs, self._limit(wish))
 
     def _limit(self, wish: Wish) -> Limit | None:

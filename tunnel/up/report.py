@@ -9,6 +9,7 @@ from tunnel.up.grants import reach
 
 if TYPE_CHECKING:
     from tunnel.shell.endpoint import KnownPeer
+    from tunnel.up.doors import Door
     from tunnel.up.home import Home
 
 
@@ -17,12 +18,12 @@ def details(home: Home) -> dict[str, Any]:
     from tunnel.ports.counters import drops_by_place
 
     forwards = [
-        {"bind": each["bind"], "target": each["target"], "peer": each["peer"], "spec": door.wish.text}
+        {"bind": each["bind"], "target": each["target"], "peer": each["peer"], "spec": door.wish.text, **_rate(door)}
         for door in home.doors
         for each in door.told()
     ]
     remotes = [
-        {**each, "spec": door.wish.text, "listening": remote in door.there}
+        {**each, "spec": door.wish.text, "listening": remote in door.there, **_rate(door)}
         for door in home.doors
         for remote, each in zip(door.remotes, door.told_remotes(), strict=True)
     ]
@@ -31,10 +32,15 @@ def details(home: Home) -> dict[str, Any]:
     found["counters"], found["rooms"] = counters, home.rooms.status()
     if home.is_ready:
         found["server"] = home.exposure.server or ""
+        found["servers"] = home.driver.core.servers.describe(home.driver.clock())
         found["drops"] = drops_by_place(home.driver.counters(), counters, home.links)
         if home.page_refused:
             found["drops"]["page"] = {**home.page_refused}
     return found
+
+
+def _rate(door: Door) -> dict[str, float]:
+    return {} if door.limit is None else {"rate": door.limit.rate}
 
 
 def _peer(home: Home, peer: KnownPeer) -> dict[str, Any]:

@@ -44,6 +44,27 @@ def test_status_shows_a_silent_peer_as_waited_for() -> None:
     assert [line.split("  loss")[0] for line in lines[1:]] == ["  waiting for home"] * 2
 
 
+def test_status_of_who_waits_names_the_server_in_use_and_those_that_stand_by_and_what_peers_listen_for() -> None:
+    servers = [
+        {"server": "203.0.113.1:24531", "role": "in_use", "rtt_s": 0.01, "why": "the first that answered"},
+        {"server": "203.0.113.2:24531", "role": "stands_by", "rtt_s": 0.02, "why": "peers are awaited there, too"},
+        {"server": "203.0.113.3:24531", "role": "idle", "rtt_s": 0.02, "why": "nothing is asked of it now"},
+    ]
+    remotes = [
+        {"bind": "127.0.0.1:8080", "target": "127.0.0.1:3000", "peer": "ben", "listening": True, "rate": 10e6},
+        {"bind": "127.0.0.1:8081", "target": "127.0.0.1:3001", "peer": "ben", "listening": False},
+    ]
+    home: dict[str, Any] = {"event": "status", "pid": 7, "role": "up", "uptime_s": 5, "links": []}
+    assert process_page({**home, "servers": servers, "remotes": remotes})[1:] == [
+        "    server 203.0.113.1:24531 in use: the first that answered",
+        "    server 203.0.113.2:24531 stands by: peers are awaited there, too",
+        "    127.0.0.1:8080 of ben -> 127.0.0.1:3000 here  at most 10.0 MB/s each way",
+        "    127.0.0.1:8081 of ben -> 127.0.0.1:3001 here  not yet",
+    ]
+    assert len(process_page({**home, "servers": servers[:1]})) == 2
+    assert len(process_page({**home, "servers": servers[:1], "links": [SILENT]})) == 2
+
+
 @pytest.mark.parametrize("kind", ["direct", "relay"])
 def test_the_live_lines_of_both_sides_say_whom_they_wait_for(home: Path, kind: str) -> None:
     link: Any = SimpleNamespace(peer_name="home", status=lambda: SimpleNamespace(to_dict=lambda: {**SILENT, "kind": kind}))

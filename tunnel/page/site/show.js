@@ -2,6 +2,8 @@
 
 import { Plot, duration, milliseconds, percent, rate } from "./plot.js";
 
+const ROLES = { carries: "carries", in_use: "is in use", stands_by: "stands by", ends: "ends", silent: "is silent", idle: "is not needed" };
+
 let serial = 0;
 
 /** An element with its properties and what is in it: texts and elements. */
@@ -52,6 +54,27 @@ class Things {
   }
 }
 
+/** What each of several servers is, and why. */
+class Servers {
+  constructor(name) {
+    this.element = make("ul", { className: "servers", ariaLabel: name });
+  }
+
+  /** Those of these roles. */
+  show(servers, roles) {
+    const shown = servers.filter((each) => roles.includes(each.role));
+    this.element.hidden = !shown.length;
+    keep(this.element, shown, (each) => each.server, () => make("li", {}, make("span", { className: "mono" }), make("span")));
+    shown.forEach((each, index) => {
+      const trips = [each.rtt_s, each.peer_rtt_s].map((trip) => (trip == null ? "" : milliseconds(trip)));
+      const [here, there] = [trips[0] && `${trips[0]} from here`, trips[1] && `${trips[1]} from there`];
+      const [server, text] = this.element.children[index].children;
+      setText(server, each.server);
+      setText(text, ` ${ROLES[each.role]}: ${[each.why, here, there].filter(Boolean).join(", ")}`);
+    });
+  }
+}
+
 /** A form of one field in a card. */
 function fieldForm(label, placeholder, verb, onSend) {
   const id = `field-${++serial}`;
@@ -77,14 +100,17 @@ class PeerCard {
       up: new Plot("Sent", rate, 10_000),
     };
     this.plotRow = make("div", { className: "plots" }, ...Object.values(this.plots).map((plot) => plot.element));
-    this.forwards = new Things("Ports of theirs, here", "None yet.", "Remove", (text) => actions.removeForward(name, this.specs.get(text), this));
+    const remove = (text) => actions.removeForward(name, this.specs.get(text), this);
+    this.relays = new Servers(`Servers that could relay to ${name}`);
+    this.forwards = new Things("Ports of theirs, here", "None yet.", "Remove", remove);
+    this.remotes = new Things("Ports of this machine, there", "", "Remove", remove);
     this.grants = new Things("What they may reach here", "Nothing.", "Take back", (text) => actions.revoke(name, text, this));
     this.answer = make("p", { className: "answer", role: "alert" });
-    const add = fieldForm("LOCAL:REMOTE, as in 2222:22", "8080:80", "Add", (form) => actions.addForward(name, form));
+    const add = fieldForm("LOCAL:REMOTE, as in 2222:22", "8080:80 or remote:8080:3000", "Add", (form) => actions.addForward(name, form));
     const grant = fieldForm("Ports of this machine", "22 8080", "Allow", (form) => actions.grant(name, form));
     this.element = make("article", { className: "card" },
-      make("div", { className: "top" }, this.title, this.badge, this.path), this.why, this.plotRow,
-      make("div", { className: "pair" }, make("div", {}, this.forwards.element, add), make("div", {}, this.grants.element, grant)),
+      make("div", { className: "top" }, this.title, this.badge, this.path), this.why, this.relays.element, this.plotRow,
+      make("div", { className: "pair" }, make("div", {}, this.forwards.element, this.remotes.element, add), make("div", {}, this.grants.element, grant)),
       this.answer);
     this.element.setAttribute("aria-labelledby", titleId);
     this.before = null;
@@ -104,8 +130,13 @@ class PeerCard {
     this.plotRow.hidden = !link;
     if (link) this.plot(link, at);
     else this.before = null;
-    this.specs = specsOf(peer.forwards);
-    this.forwards.show([...this.specs.keys()]);
+    const forwards = specsOf(peer.forwards, (each) => `${each.bind} → ${each.target}${limitOf(each)}`);
+    const remotes = specsOf(peer.remotes, (each) => `${each.bind} there → ${each.target}${limitOf(each)}${each.listening ? "" : ", not yet"}`);
+    this.specs = new Map([...forwards, ...remotes]);
+    this.forwards.show([...forwards.keys()]);
+    this.remotes.show([...remotes.keys()]);
+    this.remotes.element.hidden = !remotes.size;
+    this.relays.show(kind === "relay" ? link.relays ?? [] : [], ["carries", "stands_by"]);
     this.grants.show(peer.grants);
   }
 
@@ -151,6 +182,8 @@ export class Screen {
     this.actions = actions;
     this.peers = new Map();
     this.rooms = new Map();
+    this.servers = new Servers("Servers");
+    document.getElementById("servers").append(this.servers.element);
   }
 
   show(state, at) {
@@ -158,6 +191,9 @@ export class Screen {
     const peers = peersOf(state);
     document.getElementById("no-peers").hidden = peers.length > 0;
     this.cards(document.getElementById("peers"), this.peers, peers, (peer) => peer.name, (peer) => new PeerCard(peer.name, this.actions), at);
+    const servers = state.servers ?? [];
+    document.getElementById("servers-section").hidden = servers.length < 2 && servers.every((each) => each.role !== "silent");
+    this.servers.show(servers, Object.keys(ROLES));
     const rooms = state.rooms ?? [];
     document.getElementById("rooms-section").hidden = !rooms.length;
     this.cards(document.getElementById("rooms"), this.rooms, rooms, (room) => room.room, (room) => new RoomCard(room.room), at);
@@ -178,18 +214,23 @@ export class Screen {
 /** Everybody who is remembered or connected, with the link, the forwards and the grants of each. */
 function peersOf(state) {
   const peers = new Map();
-  const of = (name) => peers.get(name) ?? peers.set(name, { name, link: null, forwards: [], grants: [], why: "" }).get(name);
+  const of = (name) => peers.get(name) ?? peers.set(name, { name, link: null, forwards: [], remotes: [], grants: [], why: "" }).get(name);
   for (const each of state.peers ?? []) Object.assign(of(each.peer), { grants: each.grants ?? [], why: each.why ?? "" });
   for (const link of state.links) of(link.peer).link = link;
   for (const forward of state.forwards ?? []) if (forward.peer) of(forward.peer).forwards.push(forward);
+  for (const remote of state.remotes ?? []) of(remote.peer).remotes.push(remote);
   return [...peers.values()].sort((one, other) => one.name.localeCompare(other.name));
 }
 
 /** What is shown of each forward -> how it was asked for; one that has many ports is shown by its first. */
-function specsOf(forwards) {
+function specsOf(forwards, shown) {
   const bySpec = new Map();
-  for (const each of forwards) bySpec.set(each.spec, [...bySpec.get(each.spec) ?? [], `${each.bind} → ${each.target}`]);
+  for (const each of forwards) bySpec.set(each.spec, [...bySpec.get(each.spec) ?? [], shown(each)]);
   return new Map([...bySpec].map(([spec, [first, ...more]]) => [more.length ? `${first} and ${more.length} more` : first, spec]));
+}
+
+function limitOf(each) {
+  return each.rate ? `, at most ${rate(each.rate)}` : "";
 }
 
 function summary(state) {
