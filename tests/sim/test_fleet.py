@@ -6,11 +6,13 @@ import random
 
 import pytest
 
-from tests.sim.fleet_servers import Caller, FleetWorld
+from tests.sim.fleet_servers import Caller, FleetServer, FleetWorld
 from tunnel.rendezvous import messages
+from tunnel.rendezvous.fleet.codes import LOOK_PATIENCE
 from tunnel.rendezvous.fleet.members import SERVERS
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import RefusalCode
+from tunnel.units import Seconds
 
 ROOM = b"r" * 16
 ALLOCATED = messages.Allocated
@@ -68,6 +70,54 @@ def test_who_does_not_follow_is_sent_nowhere_and_meets_who_is_on_its_server() ->
     assert not old.pushes
     beside.listen(ROOM)
     world.run(2.0, lambda: is_met(beside, old))
+
+
+def test_a_server_that_has_come_is_known_to_the_others_at_once_and_to_who_comes_there_then() -> None:
+    world = FleetWorld(1)
+    world.servers.append(FleetServer(world, 1, ServerConfig()))
+    world.run(0.5)
+    assert [len(each.fleet.members) for each in world.servers] == [1, 1]
+    caller = world.caller(0)
+    caller.allocate()
+    world.run(1.0, lambda: bool(caller.numbers))
+    assert caller.list is not None
+    assert len(caller.list.servers) == 2
+
+
+def test_a_server_that_drains_and_one_that_has_left_are_known_to_the_others_at_once() -> None:
+    world = FleetWorld(2)
+    one, other = (each.fleet for each in world.servers)
+    one.drain(world.now, Seconds(30.0))
+    world.run(0.5)
+    assert [each.record.drains for each in other.members] == [True]
+    one.leave(world.now)
+    world.run(0.5)
+    assert len(other.members) == 0
+
+
+def test_a_code_is_told_when_the_store_has_it() -> None:
+    world = FleetWorld(2)
+    world.store.delay = 0.2
+    home = world.caller(0)
+    home.allocate()
+    world.run(2.0, lambda: bool(home.numbers))
+    (number,) = home.numbers
+    assert world.store.hashes[world.servers[0].fleet.codes._name(number)]
+    assert list(world.servers[0].server.registry.nameplates) == [number]
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "cut off"])
+def test_a_code_is_told_within_a_second_where_the_store_does_not_take_it(how: str) -> None:
+    world = FleetWorld(2)
+    home = world.caller(1)
+    world.run(1.0)
+    fails(world, how)
+    home.allocate()
+    world.run(LOOK_PATIENCE + 0.2, lambda: bool(home.numbers))
+    comes_back(world, how)
+    world.run(10.0)
+    (number,) = home.numbers
+    assert world.store.hashes[world.servers[1].fleet.codes._name(number)]
 
 
 def test_a_code_is_found_from_every_server() -> None:

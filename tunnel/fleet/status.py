@@ -13,11 +13,9 @@ from tunnel.rendezvous.fleet.records import ServerRecord, decode
 from tunnel.rendezvous.fleet.seal import Seal
 
 
-async def servers(fleet: Door) -> list[dict[str, Any]] | None:
-    """By index; None when the store does not answer.  `age_s`: seconds since a server wrote, by both calendars."""
+async def servers(fleet: Door) -> list[dict[str, Any]]:
+    """By index.  `age_s`: seconds since a server wrote, by both calendars.  Raises ServerUnreachableError."""
     entries = await fleet.store.ask(Look(SERVERS))
-    if entries is None:
-        return None
     seal = Seal(fleet.key)
     found = [decode(ServerRecord, seal.open(SERVERS + field, value)) for field, value in entries.items()]
     records = sorted((each for each in found if each is not None), key=lambda each: each.index)

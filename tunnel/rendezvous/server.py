@@ -431,13 +431,14 @@ class Server:
                 self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
         self._pushes.heard(now, session, size)
         if (answered := session.answers.get(request.transaction)) is not None:
+            if self.fleet is not None and self.fleet.codes.is_kept(inbound):
+                return None
             self._pushes.answered(session, len(answered))
             session.has_asked = True
             return answered
-        is_claim = self.fleet is not None and isinstance(message, messages.Claim) and not self._codes.is_locked_out(now, session)
-        if is_claim and self.fleet is not None and not self.fleet.codes.may_answer(now, inbound):
-            return None  # _answer_late does
-        return self._answer_session(now, session, inbound)
+        if self.fleet is None:
+            return self._answer_session(now, session, inbound)
+        return self.fleet.answer(now, session, inbound, self._answer_session)  # None: _answer_late does
 
     def _answer_session(self, now: Instant, session: Session, inbound: Inbound) -> bytes:
         _, remote, request, _ = inbound
@@ -449,10 +450,11 @@ class Server:
         return encoded
 
     def _answer_late(self, now: Instant, inbound: Inbound) -> None:
-        """A claim that waited for the directory: its session may have gone, or moved, meanwhile."""
+        """What waited for the directory: its session may have gone, or moved, meanwhile."""
         session = self.registry.sessions.get(inbound.request.session)
-        if session is not None and session.remote == inbound.remote and inbound.request.transaction not in session.answers:
-            self._queue(inbound.socket_id, inbound.remote, self._answer_session(now, session, inbound))
+        if session is not None and session.remote == inbound.remote:
+            answer = session.answers.get(inbound.request.transaction) or self._answer_session(now, session, inbound)
+            self._queue(inbound.socket_id, inbound.remote, answer)
 
     def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes | Refusal:
         socket_id, remote, request, size = inbound

@@ -14,12 +14,14 @@ from hashlib import sha256
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tunnel.core.timers import earliest
 from tunnel.rendezvous.codes import Refusal
 from tunnel.rendezvous.fleet.directory import Directory, Drop, Entries, Look, Put
 from tunnel.rendezvous.fleet.members import Member, Members
 from tunnel.rendezvous.fleet.notes import Notes
 from tunnel.rendezvous.fleet.records import Kind, Note, NumberRecord, decode, encode
 from tunnel.rendezvous.fleet.seal import MARK_SIZE, FleetTicket, Seal
+from tunnel.rendezvous.fleet.unsaid import Unsaid
 from tunnel.rendezvous.messages import MAX_SERVERS, Claim, RefusalCode
 from tunnel.rendezvous.numbers import Numbers
 from tunnel.units import Instant, Seconds
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.limits import ServerConfig
     from tunnel.rendezvous.registry import Inbound, Registry
 
-LOOK_PATIENCE: Final = Seconds(1.0)  # for the store to say where a number is
-MAX_LOOKS: Final = 1_024  # claims that wait for that; further ones are answered without it
+LOOK_PATIENCE: Final = Seconds(1.0)  # for the store to say where a number is, or that it has a new one
+MAX_LOOKS: Final = 1_024  # claims that wait for the one, answers that wait for the other; further ones go without it
 FRESH: Final = Seconds(2.0)  # for which the answer is good: the repetition of a claim finds it
 MAX_FRESH: Final = 4_096  # such answers
 ORPHAN: Final = Seconds(60.0)  # after the end of a server, in which the owners of its codes may come to another one
@@ -116,8 +118,18 @@ class FleetCodes:
         self._until: dict[int, Instant] = {}  # when they are answered at the latest, by number
         self._due: list[tuple[Instant, int]] = []  # the same, the first first
         self._fresh: dict[int, tuple[Instant, Member | Unsure | None]] = {}
+        self._unsaid = Unsaid(MAX_LOOKS, LOOK_PATIENCE, ready)
 
     # our own numbers
+
+    def is_unsaid(self, now: Instant, inbound: Inbound, number: int) -> bool:
+        """Whether the answer with that new number has to wait until the store has it; `ready` hears of it then."""
+        is_written = number not in self._dirty or self._directory.is_broken
+        return not is_written and self._unsaid.keep(now, number, inbound)
+
+    def is_kept(self, inbound: Inbound) -> bool:
+        """Whether that repeats a request whose answer waits for that."""
+        return self._unsaid.is_kept(inbound)
 
     def is_ticket(self, number: int, ticket: bytes) -> bool:
         return self._open(number, ticket) is not None
@@ -191,6 +203,7 @@ class FleetCodes:
             self._failed[number] = None
 
     def _written(self, number: int, name: bytes, now: Instant, entries: Entries | None) -> None:
+        self._unsaid.say(now, number)
         if entries is None:
             self._failed[number] = None
             return
@@ -321,6 +334,7 @@ class FleetCodes:
             due, number = heappop(self._due)
             if self._until.get(number) == due:
                 self._answer(now, number, self._by_giver(number) or Unsure.NOBODY_SAYS)
+        self._unsaid.handle_timeout(now)
         while self._ends and self._ends[0][0] <= now:
             _, number = heappop(self._ends)
             nameplate = self._registry.nameplates.get(number)
@@ -334,7 +348,7 @@ class FleetCodes:
     def poll_timeout(self) -> Instant | None:
         due = self._due[0][0] if self._due else None
         ends = self._ends[0][0] if self._ends else None
-        return due if ends is None or (due is not None and due < ends) else ends
+        return earliest(due, ends, self._unsaid.poll_timeout())
 
 
 def _no_matter(now: Instant) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.server import Server
 
 FIRST_BEAT: Final = Seconds(0.3)  # after the first record: is it still there?
+LOOK_SOON: Final = Seconds(0.1)  # after a server has said that it has come or goes; one look for all who say so meanwhile
 RECORD_LIFETIME: Final = Seconds(3600.0)  # of the list of servers in the store; each beat renews it
 TOLD_AT_ONCE: Final = 256  # clients that are told to move on in one turn ...
 TURN: Final = Seconds(0.05)  # ... of so long: a hundred thousand in twenty seconds
@@ -153,10 +154,12 @@ class Fleet:
             self._server.epoch = 0
             return
         self._beat += 1
-        record = self._record()
+        record, has_come = self._record(), not self.members.has_written
         field, value = self.members.close(record)
         self.directory.order(now, Put(SERVERS, field, value, RECORD_LIFETIME), _no_matter)
         self._server.epoch = self.members.epoch(record)
+        if has_come:  # else who came to another one a moment ago would not know where to go when that one dies
+            self.notes.shout(now, Kind.LOOK)
 
     def _on_back(self, now: Instant) -> None:
         """The store answers, after it did not: look at once, and write again what it did not take."""
@@ -164,6 +167,19 @@ class Fleet:
         self._beat_at = now
 
     # clients
+
+    def answer(
+        self, now: Instant, session: Session, inbound: Inbound, answer: Callable[[Instant, Session, Inbound], bytes]
+    ) -> bytes | None:  # fmt: skip
+        """What `answer` gives; None: the store has to be asked or told first, and the answer comes later."""
+        message, is_new_code = inbound.request.message, False
+        match message:
+            case messages.Claim() if not self._guesses.is_locked_out(now, session) and not self.codes.may_answer(now, inbound):
+                return None
+            case messages.Allocate(wanted=0):
+                is_new_code = True
+        answered = answer(now, session, inbound)
+        return None if is_new_code and self.codes.is_unsaid(now, inbound, session.last_nameplate) else answered
 
     def follow(self, now: Instant, session: Session) -> messages.Servers:
         """It knows how to go elsewhere."""
@@ -215,12 +231,14 @@ class Fleet:
         self._leaving.extend(each for each in self._server.registry.sessions.values() if each.follows)
         self._turn_at = now
         self._write(now)
+        self.notes.shout(now, Kind.LOOK)
 
     def leave(self, now: Instant) -> None:
         """The last word: our record goes, so that nobody waits for it to grow."""
         self._beat_at, self._has_left = None, True
         if self.members.index is not None:
             self.directory.order(now, Drop(SERVERS, b"%d" % self.members.index), _no_matter)
+            self.notes.shout(now, Kind.LOOK)
 
     @property
     def is_empty(self) -> bool:
@@ -240,6 +258,8 @@ class Fleet:
         elif note.kind == Kind.GUESS and note.keys:
             self.counts["guess_elsewhere"] += 1
             self._guesses.count_elsewhere(now, note.keys)
+        elif note.kind == Kind.LOOK and self._beat_at is not None:
+            self._beat_at = min(self._beat_at, Instant(now + LOOK_SOON))
 
     # time and orders
 

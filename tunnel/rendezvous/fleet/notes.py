@@ -66,7 +66,7 @@ class Notes:
         self._sent[self._number] = _Sent(to, self._close(channel_of(to), note), lost)
         self._repeat(now, self._number)
 
-    def shout(self, now: Instant, kind: Kind, keys: tuple[str, ...]) -> None:
+    def shout(self, now: Instant, kind: Kind, keys: tuple[str, ...] = ()) -> None:
         """To every server, once."""
         self._number = (self._number + 1) & 0xFFFFFFFF
         self._tell(now, ALL, self._close(ALL, Note(kind, self._instance, self._number, keys=keys)))

@@ -61,6 +61,7 @@ class Kind(IntEnum):
     LISTENS = 1  # `what`: the name of a room in which somebody began to listen, where the receiver has somebody that dials
     MOVED = 2  # `what`: the name of a number that the sender took over, `mark`: which one
     GUESS = 3  # `keys`: the address, and prefixes around it, from which somebody guessed a number wrong
+    LOOK = 4  # the sender has come, takes nobody any more, or leaves: its record in the store says so
 
 
 class Note(_Record, frozen=True):

@@ -99,3 +99,17 @@ def test_each_server_gives_its_own_of_as_many_numbers_as_there_may_be_servers() 
         assert [number for number in block if one.may_be_ours(number)] == [
             number for number in block if one.giver(number) == world.servers[0].fleet.members.index
         ]
+
+
+def test_more_new_codes_than_may_wait_for_the_store_are_told_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = FleetWorld(2)
+    monkeypatch.setattr(world.servers[0].fleet.codes._unsaid, "_most", 3)
+    world.store.is_stopped = True
+    callers = [world.caller(0) for _ in range(5)]
+    for caller in callers:
+        caller.allocate()
+    world.run(0.5)
+    assert sum(bool(caller.numbers) for caller in callers) == 2
+    world.run(LOOK_PATIENCE)
+    assert all(len(caller.numbers) == 1 for caller in callers)
+    assert len(world.servers[0].server.registry.nameplates) == 5
