@@ -13,7 +13,7 @@ from tunnel.errors import ConfigurationError
 
 
 class Kind(Enum):
-    """What stands at the hosts of a URL."""
+    """That which stands at the hosts of a URL."""
 
     ALONE = "alone"
     CLUSTER = "cluster"

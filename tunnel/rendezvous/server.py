@@ -450,7 +450,7 @@ class Server:
         return encoded
 
     def _answer_late(self, now: Instant, inbound: Inbound) -> None:
-        """What waited for the directory: its session may have gone, or moved, meanwhile."""
+        """Answer a request that waited for the directory: its session may have gone, or moved, meanwhile."""
         session = self.registry.sessions.get(inbound.request.session)
         if session is not None and session.remote == inbound.remote:
             answer = session.answers.get(inbound.request.transaction) or self._answer_session(now, session, inbound)

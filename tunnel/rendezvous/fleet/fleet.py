@@ -171,7 +171,7 @@ class Fleet:
     def answer(
         self, now: Instant, session: Session, inbound: Inbound, answer: Callable[[Instant, Session, Inbound], bytes]
     ) -> bytes | None:  # fmt: skip
-        """What `answer` gives; None: the store has to be asked or told first, and the answer comes later."""
+        """Return what `answer` gives; None: the store has to be asked or told first, and the answer comes later."""
         message, is_new_code = inbound.request.message, False
         match message:
             case messages.Claim() if not self._guesses.is_locked_out(now, session) and not self.codes.may_answer(now, inbound):
