@@ -436,9 +436,8 @@ class Server:
             self._pushes.answered(session, len(answered))
             session.has_asked = True
             return answered
-        if self.fleet is None:
-            return self._answer_session(now, session, inbound)
-        return self.fleet.answer(now, session, inbound, self._answer_session)  # None: _answer_late does
+        answer = self._answer_session  # with a fleet maybe None: _answer_late does
+        return answer(now, session, inbound) if self.fleet is None else self.fleet.answer(now, session, inbound, answer)
 
     def _answer_session(self, now: Instant, session: Session, inbound: Inbound) -> bytes:
         _, remote, request, _ = inbound
