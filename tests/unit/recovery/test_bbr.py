@@ -206,6 +206,17 @@ def test_a_lost_packet_or_two_are_chance() -> None:
     assert background.is_excess(45, 100, 0.02)
 
 
+def test_two_runs_of_losses_are_chance_and_as_many_single_ones_are_not() -> None:
+    background = BackgroundLoss()
+    assert not background.is_excess(16, 400, 0.01, 8.0)
+    assert background.is_excess(16, 400, 0.01)
+    assert background.is_excess(40, 400, 0.01, 8.0)
+    assert background.is_excess(300, 400, 0.01, 300.0)  # LONGEST_RUN
+    background.on_round(20, 400, has_queue=False, is_startup=False, is_check=False)
+    assert background.is_excess(15, 400, 0.01)
+    assert not background.is_excess(15, 1_200, 0.01, is_suspicion_enough=True)
+
+
 def test_losses_that_were_reordering_are_undone() -> None:
     path = Path()
     for _ in range(8):

@@ -408,3 +408,18 @@ def test_persistent_congestion_is_a_run_of_two_seconds_without_an_arrival(
     runs: list[tuple[float, int, int]], persistent: bool
 ) -> None:
     assert reordering.is_persistent(lost_bursts(*runs), Instant(0.9), 2.0) is persistent
+
+
+def test_losses_in_a_row_are_one_run_however_they_are_sent_and_found_out() -> None:
+    sender = Sender().with_rtt(0.1)
+    sender.send(10)  # 1 to 10
+    sender.send(10)  # 11 to 20
+    sender.ack((12, 12), (1, 7))  # 8 and 9 are lost; 10 and 11 may be late
+    sender.ack((12, 14), (1, 7))
+    rate = sender.recovery._rate
+    assert rate.lost == 4 * 1200
+    assert rate.lost_runs == 1
+    assert rate.lost_run == pytest.approx(4.0)
+    sender.ack((19, 19), (12, 14), (1, 7))  # 15 and 16
+    assert rate.lost_runs == 2
+    assert rate.lost_run < 4.0

@@ -15,6 +15,9 @@ WEIGHT: Final = 0.25  # of a new share in the average
 LARGEST_SHARE: Final = 0.5  # beyond, a path is not worth feeding
 WORTH_ASKING: Final = 0.005  # a smaller share changes nothing
 DEVIATIONS: Final = 2.0  # of a count that pass for chance; at least two packets
+LONGEST_RUN: Final = (
+    1 / 4
+)  # of the packets looked at: a longer run of losses counts as several, as nothing arrives without a path
 TOLERANCE: Final = 0.02  # share lost above the background that is no sign of congestion (LossThresh of the draft, §2.7)
 
 
@@ -66,7 +69,14 @@ class BackgroundLoss:
                 deviation = math.sqrt(max(share, self.share) / ENOUGH_PACKETS)
                 self.share = share if abs(share - self.share) > 3 * deviation else self.share + (share - self.share) * WEIGHT
 
-    def is_excess(self, lost: float, total: float, tolerance: float) -> bool:
-        """Whether `lost` of `total` packets is more than background and chance explain."""
-        expected = self.share * total
-        return lost > expected + DEVIATIONS * math.sqrt(expected + 1.0) + tolerance * total
+    def is_excess(
+        self, lost: float, total: float, tolerance: float, run: float = 1.0, *, is_suspicion_enough: bool = False
+    ) -> bool:
+        """Whether `lost` of `total` packets is more than background and chance explain.
+
+        `run` packets are lost in a row on average: by chance come runs, so the fewer there are the more one of them may change
+        (the draft, §5.3.1.3, counts runs too).  `is_suspicion_enough`: what is suspected counts as background.
+        """
+        expected = total * (max(self.share, self._suspected) if is_suspicion_enough else self.share)
+        run = max(1.0, min(run, total * LONGEST_RUN))
+        return lost > expected + DEVIATIONS * math.sqrt(run * (expected + run)) + tolerance * total

@@ -1,9 +1,10 @@
 """BBRv3 (draft-ietf-ccwg-bbr): a model of the path, its rate and its round trip, says how fast and how much to send.
 
-Section numbers are the draft's.  It differs in six things, argued in docs/decisions/congestion-control.md: loss that
-is no sign of a queue is compensated instead of obeyed (see background.py); all is counted per ACK and burst, never per
-packet; a round trip as short as the shortest one puts off PROBE_RTT; PROBE_UP ends when a queue shows; cruising
-yields to a queue that grows meanwhile; and the window is large enough for a queue that others keep standing.
+Section numbers are the draft's.  It differs in seven things, argued in docs/decisions/congestion-control.md: loss that
+is no sign of a queue is compensated instead of obeyed (see background.py); losses in a row count as one piece of chance; all is
+counted per ACK and burst, never per packet; a round trip as short as the shortest one puts off PROBE_RTT; PROBE_UP ends when a
+queue shows, which one late ACK does not; cruising yields to a queue that grows meanwhile; and the window is large enough for a
+queue that others keep standing.
 
 Long because it is one machine whose parts all look at the same model, kept in the draft's order.
 """
@@ -51,6 +52,7 @@ WINDOW_GAIN: Final = (2.0, 2.0, 2.0, 2.0, 2.0, 2.25, 0.5)
 PACING_MARGIN: Final = 0.99  # BBR.PacingMarginPercent, §2.5
 FULL_GROWTH: Final = 1.25  # a smaller growth of the rate within a round does not count, §5.3.1.2
 FULL_ROUNDS: Final = 3  # such rounds mean that the pipe is full
+FULL_LOSSES: Final = 6  # runs of losses in a round, at least, where they show a full pipe (BBR.StartupFullLossCnt), §5.3.1.3
 BETA: Final = 0.7  # what is left of a lower bound after a round with losses, §2.7
 HEADROOM: Final = 0.15  # share of the known room that is left to others, §2.7
 MIN_PIPE_PACKETS: Final = 4  # BBR.MinPipeCwnd
@@ -69,6 +71,7 @@ QUEUE_SHARE: Final = 1 / 8  # a round trip this share of the shortest, or LONG_Q
 LONG_QUEUE: Final = 0.005
 QUEUE_SLACK: Final = 0.000_5  # seconds above that, and
 QUEUE_PACKETS: Final = 3  # the time these take: a burst queues behind itself
+RECENT: Final = 1 / 8  # of the shortest round trip, to twice that: what is long all that time is a queue, one late ACK is none
 UP_QUEUE_SHARE: Final = 1 / 4  # of the shortest round trip: the queue that one round at a gain of 1.25 adds ends the probe
 NO_QUEUE_TOLERANCE: Final = 0.1  # share that a probe may lose above the background while no queue shows: a policer's is 0.2
 CRUISE_YIELD: Final = 0.95  # of the rate, while there is more of a queue than there was since cruising began: it may be ours
@@ -105,9 +108,12 @@ class Bbr:
         self._rounds = 0
         self._round_delivered = 0
         self._round_lost = 0
+        self._round_lost_runs = 0
         self._round_began_delivered = 0
         self._round_rtt = math.inf  # shortest of this round
-        self._round_sum, self._round_samples = 0.0, 0  # of its round trips
+        self._recent = self._recent_now = math.inf  # shortest of the last moments, and of those since `_recent_at`
+        self._recent_at = now
+        self._round_sum, self._round_samples = 0.0, 0  # of the round trips of this round
         self._last_rtt = math.inf  # shortest of the last one
         self._latest_bw = 0.0
         self._latest_inflight = 0
@@ -196,6 +202,10 @@ class Bbr:
         is_round = newest.delivered >= self._round_delivered
         if is_round:
             self._end_round(rate)
+        if latest < math.inf:
+            self._look_at(latest, now)
+            self._round_sum += latest
+            self._round_samples += 1
         if sample > self._latest_bw:
             self._latest_bw = sample
         inflight = delivered - newest.delivered
@@ -206,17 +216,14 @@ class Bbr:
             self._bw_max = max(sample, self._bw_before)
         if latest < self._round_rtt:
             self._round_rtt = latest
-        if latest < math.inf:
-            self._round_sum += latest
-            self._round_samples += 1
         self._count_extra(rate.newly_acked, now)
-        self._check_full(sample, limited and not self._is_queue(latest), is_round)
+        self._check_full(sample, limited and not self._is_queue(self._recent), is_round)
         if self.phase is Phase.STARTUP and self._is_full:
             self.phase = Phase.DRAIN
         if self.phase is Phase.DRAIN and self._in_flight <= self._inflight(1.0):
             self._start_down(now)
         if self._is_full:
-            self._adapt_high(rate, latest, now, is_round)
+            self._adapt_high(rate, now, is_round)
             if self.phase in _CYCLE:
                 self._advance(now, latest, sample, is_round)
         self._update_min_rtt(latest, now, is_round)
@@ -228,21 +235,24 @@ class Bbr:
     def _end_round(self, rate: DeliveryRate) -> None:
         """A packet sent in this round was acknowledged: look back on the last one.  §5.5.1, §5.5.10.3."""
         lost, arrived = rate.lost - self._round_lost, rate.delivered - self._round_began_delivered
+        runs, self._round_lost_runs = rate.lost_runs - self._round_lost_runs, rate.lost_runs
         self._round_lost, self._round_began_delivered = rate.lost, rate.delivered
         self._round_delivered = rate.delivered
         self._rounds += 1
         self._rounds_since_probe += 1
         # While starting, the queue grows within the round; one late ACK is none.
-        has_queue = self._is_queue(self._round_rtt if self._is_full else self._round_sum / max(self._round_samples, 1))
+        shown = self._round_rtt if self._is_full else min(self._round_sum / max(self._round_samples, 1), self._recent)
+        has_queue = self._is_queue(shown)
         self._last_rtt = self._round_rtt
         self._round_rtt, self._round_sum, self._round_samples = math.inf, 0.0, 0
         mss = self._mss
         if lost > 0 or self.background.wants_check:
             lost_packets, packets = max(lost, 0) / mss, (max(lost, 0) + arrived) / mss
-            if lost and has_queue and self.background.is_excess(lost_packets, packets, TOLERANCE / 2):
+            is_excess, run = self.background.is_excess, rate.lost_run
+            if lost and has_queue and is_excess(lost_packets, packets, TOLERANCE / 2, run, is_suspicion_enough=True):
                 if self.phase not in _PROBING:
                     self._adapt_low()
-                elif self.phase is Phase.STARTUP and self.background.is_excess(lost_packets, packets, TOLERANCE):
+                elif self.phase is Phase.STARTUP and runs >= FULL_LOSSES and is_excess(lost_packets, packets, TOLERANCE, run):
                     self._is_full = True  # §5.3.1.3
                     self._inflight_high = max(self._bdp(1.0), self._latest_inflight)
         else:
@@ -256,6 +266,16 @@ class Bbr:
         )
         self._latest_bw = 0.0
         self._latest_inflight = 0
+
+    def _look_at(self, latest: float, now: Instant) -> None:
+        """Keep the shortest round trip of the last moments: who was not scheduled for a while meets long ones and short ones."""
+        span = RECENT * self._min_rtt if self._min_rtt < math.inf else 0.0
+        if now - self._recent_at >= span:
+            self._recent_at, before, self._recent_now = now, self._recent_now, latest
+            self._recent = min(before, latest)
+        else:
+            self._recent_now = min(self._recent_now, latest)
+            self._recent = min(self._recent, latest)
 
     def _is_queue(self, rtt: float, before: float = 0.0) -> bool:
         """Whether `rtt` shows one; more of a queue than there was at a round trip of `before`."""
@@ -304,7 +324,7 @@ class Bbr:
 
     # Probing for bandwidth, §5.3.3
 
-    def _adapt_high(self, rate: DeliveryRate, latest: float, now: Instant, is_round: bool) -> None:
+    def _adapt_high(self, rate: DeliveryRate, now: Instant, is_round: bool) -> None:
         """Learn from a probe how much the path takes.  §5.3.3.6."""
         newest = rate.newest
         assert newest is not None
@@ -319,8 +339,8 @@ class Bbr:
                     self._bw_max = self._bw_before
         lost = rate.lost - newest.lost_before
         flight = newest.flight
-        tolerance = TOLERANCE if self._is_queue(latest) else NO_QUEUE_TOLERANCE
-        if lost > 0 and self.background.is_excess(lost / self._mss, flight / self._mss, tolerance):
+        tolerance = TOLERANCE if self._is_queue(self._recent) else NO_QUEUE_TOLERANCE
+        if lost > 0 and self.background.is_excess(lost / self._mss, flight / self._mss, tolerance, rate.lost_run):
             if self._probe_samples:
                 self._probe_samples = False
                 if not newest.app_limited:
@@ -366,7 +386,7 @@ class Bbr:
                 self._reset_full(sample)
             elif self._full_now or (
                 self._rounds > self._phase_round
-                and math.inf > latest > self._up_rtt + self._min_rtt * UP_QUEUE_SHARE + self._slack()
+                and math.inf > self._recent > self._up_rtt + self._min_rtt * UP_QUEUE_SHARE + self._slack()
             ):
                 self._start_down(now)
 

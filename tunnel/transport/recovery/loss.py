@@ -51,6 +51,7 @@ class Recovery:
         "_event_losses",
         "_largest",
         "_last_eliciting_at",
+        "_lost_until",
         "_max_ack_delay",
         "_mss",
         "_news",
@@ -97,6 +98,7 @@ class Recovery:
         self._reordering = Reordering()
         self._event = 0  # number of the latest congestion event, and its losses not yet refuted
         self._event_losses = 0
+        self._lost_until = -1  # the ordinal behind the last packet declared lost
         self._round_end = 0  # ordinal that ends this round trip; most bytes in flight in it and in the one before
         self._peak = 0
         self._peak_before = 0
@@ -344,7 +346,7 @@ class Recovery:
 
     def _on_lost(self, lost: list[Marked], now: Instant) -> None:
         """Account for newly lost packets and tell congestion control.  RFC 9002 §B.8."""
-        size = packets = 0
+        size = packets = runs = 0
         newest: SentBurst | None = None
         for burst, mask in lost:
             number = mask.bit_count()
@@ -352,6 +354,10 @@ class Recovery:
                 size += burst.total if number == burst.count else burst.bytes_of(mask)
                 packets += number
                 newest = burst
+                runs += (mask & ~(mask << 1)).bit_count()
+                if burst.ordinal + (mask & -mask).bit_length() - 1 == self._lost_until:
+                    runs -= 1  # the run before goes on
+                self._lost_until = burst.ordinal + mask.bit_length()
                 if burst.ack_eliciting:
                     self._eliciting -= number
             elif not burst.outstanding:
@@ -360,6 +366,7 @@ class Recovery:
             return
         self.bytes_in_flight -= size
         self._rate.lost += size
+        self._rate.on_lost(packets, runs)
         duration = self.rtt.pto(self._max_ack_delay) * PERSISTENT_CONGESTION_THRESHOLD
         persistent = is_persistent(lost, self.rtt.first_sample_at, duration)
         if self.congestion.on_loss(size, newest.sent_at, now, persistent):

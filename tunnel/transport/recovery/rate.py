@@ -11,6 +11,7 @@ from tunnel.transport.recovery.sent import SentBurst
 from tunnel.units import Instant, Seconds
 
 WINDOW_RTTS: Final = 10  # how long a maximum is believed, in round trips (it is replaced after 5 to 10)
+RUNS_AVERAGED: Final = 8  # of losses, about
 SHORTEST_WINDOW: Final = 0.010  # seconds: on a very short path ten round trips say nothing
 
 
@@ -25,11 +26,14 @@ class DeliveryRate:
         "_best_before",
         "_epoch_at",
         "_first_sent_at",
+        "_run_packets",
+        "_runs",
         "app_limited_until",
         "delivered",
         "delivered_at",
         "in_flight",
         "lost",
+        "lost_runs",
         "newest",
         "newly_acked",
         "sample",
@@ -39,6 +43,7 @@ class DeliveryRate:
         self.delivered = 0  # bytes in flight that arrived, ever
         self.delivered_at = now
         self.lost = 0  # bytes in flight declared lost and not refuted since, ever
+        self.lost_runs = 0  # runs of packets declared lost, ever
         self.in_flight = 0  # bytes in flight after the last ACK
         self.newest: SentBurst | None = None  # the latest sent burst among those of the last ACK
         self.newly_acked = 0  # bytes of the last ACK
@@ -47,6 +52,7 @@ class DeliveryRate:
         self._first_sent_at = now
         self._best = 0.0
         self._best_before = 0.0
+        self._run_packets = self._runs = 0.0  # of the last runs
         self._epoch_at = now
 
     @property
@@ -62,6 +68,18 @@ class DeliveryRate:
         burst.first_sent_at = self._first_sent_at
         burst.lost_before = self.lost
         burst.app_limited = self.delivered < self.app_limited_until
+
+    def on_lost(self, packets: int, runs: int) -> None:
+        """So many more packets were lost; with them began so many runs of packets that were sent one after the other."""
+        fade = RUNS_AVERAGED / (RUNS_AVERAGED + runs)
+        self._run_packets = self._run_packets * fade + packets
+        self._runs = self._runs * fade + runs
+        self.lost_runs += runs
+
+    @property
+    def lost_run(self) -> float:
+        """How many packets were lost in a row, on average over the last runs."""
+        return self._run_packets / self._runs if self._runs else 1.0
 
     def on_ack(self, newest: SentBurst, acked: int, now: Instant, min_rtt: Seconds, smoothed_rtt: Seconds) -> None:
         """`acked` bytes arrived; `newest` is the latest sent burst among them."""
