@@ -59,7 +59,8 @@ for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-mkdir "$root/dev/pts" "$root/dev/shm"
+mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/net"
+mknod --mode=666 "$root/dev/net/tun" c 10 200             # as udev makes it
 mount -t devpts devpts "$root/dev/pts"
 ln -s /proc/self/fd "$root/dev/fd"
 ln -s pts/ptmx "$root/dev/ptmx"
@@ -130,6 +131,55 @@ echo "of: $(ps -o user= -p "$(systemctl show -p MainPID --value ptunnel)") $(sys
 SUDO_USER=ben ptunnel service remove --system
 echo "whose: $(find /home/ben/.local ! -user ben | wc -l)"
 systemctl is-enabled ptunnel || true
+"""
+
+#: Servers of one machine by their ports, and a room as the service of a user, who has made it before.
+ROOMS = r"""
+set -eEuo pipefail
+trap 'systemctl status --no-pager -n 30 ptunnel; tail /srv/room /srv/ping' ERR
+dpkg --install /srv/package.deb
+until_it() { for _ in $(seq 300); do if eval "$1"; then return; fi; sleep 0.2; done; echo "never: $1"; false; }
+pid() { systemctl show -p MainPID --value "$1"; }
+systemctl enable --now ptunnel-serve@24600 ptunnel-serve@24602
+for port in 24600 24602; do
+    echo "status: $(systemctl show -p StatusText --value ptunnel-serve@$port)"
+    PTUNNEL_HOME=/var/lib/ptunnel-serve-$port ptunnel status --json | grep -c '"role": "serve"'
+done
+dpkg --install /srv/package.deb 2>&1 | tail -1                # as an update does: both are started anew
+systemctl is-active ptunnel-serve@24600 ptunnel-serve@24602
+
+useradd --create-home ben
+ben() { (cd / && exec runuser -u ben -- env PTUNNEL_PORTMAP=off "$@"); }
+ben ptunnel config server 127.0.0.1:24600
+ben ptunnel lan create friends --keep --no-interface --json >/srv/room 2>&1 & room=$!
+until_it "grep -q '\"code\"' /srv/room"
+kill -TERM $(pgrep -u ben -f 'lan create')
+wait $room || true
+ben sh -c 'printf "[[room]]\nname = \"friends\"\n" >>~/.local/state/ptunnel/config.toml'
+SUDO_USER=ben ptunnel service install --system
+until_it "ip -o -4 address show | grep -q ptunnel"
+address=$(ip -o -4 address show | sed -n 's,.*ptunnel.* inet \([0-9.]*\)/.*,\1,p')
+echo "room: $(ps -o user= -p "$(pid ptunnel)") $(sed -n 's/CapPrm:.//p' /proc/$(pid ptunnel)/status)"
+member() {                                                   # the code is another one after a restart
+    code=$(ben ptunnel invite --room friends --json | sed -n 's/.*"code": *"\([^"]*\)".*/\1/p')
+    local run=(ptunnel exec --server 127.0.0.1:24600 --once -- ping -c 1 -W 5 "$address")
+    [[ $code ]] && PTUNNEL_HOME=/srv/anna PTUNNEL_CODE=$code "${run[@]}"
+}
+until_it member >/srv/ping 2>&1 || { cat /srv/ping; false; }
+echo "the room is reached"
+first=$(pid ptunnel)
+kill -KILL "$first"
+until_it '[[ $(pid ptunnel) != "$first" && $(pid ptunnel) != 0 && $(systemctl is-active ptunnel) == active ]]'
+until_it member >/srv/ping 2>&1 || { cat /srv/ping; false; }
+echo "the room is reached again"
+systemctl stop ptunnel
+echo "left: $(ip -o link show | grep -c ptunnel || true) $(systemctl show -p Result --value ptunnel)"
+SUDO_USER=ben ptunnel service remove --system
+dpkg --remove ptunnel-p2p
+active() { systemctl list-units --plain --no-legend --state=active "$@"; }
+echo "servers: $(active 'ptunnel-serve@*' | wc -l) $(find /etc/systemd -name 'ptunnel*' | wc -l)"
+dpkg --purge ptunnel-p2p
+echo "states: $(find /var/lib -maxdepth 2 -name 'ptunnel-serve*' | wc -l)"
 """
 
 #: One pairing on loopback with $program, and a page by way of it; files go to $at.
@@ -278,6 +328,19 @@ def test_the_service_of_the_package_runs_under_systemd_is_watched_and_started_an
     ):  # fmt: skip
         assert f"\n{line}\n" in said, told
     assert "127.0.0.1:443" in said, told
+
+
+def test_servers_by_their_ports_and_a_room_run_under_systemd_and_go_with_the_package(package: Path, tmp_path: Path) -> None:
+    done = run_inside(tmp_path, UNDER_SYSTEMD, ROOMS, package)
+    said = (tmp_path / "files" / "said").read_text(encoding="utf-8")
+    told = said + done.stderr + (tmp_path / "files" / "console").read_text(encoding="utf-8", errors="replace")
+    assert said.count("status: Serving on udp 0.0.0.0:2460") == 2, told
+    assert "\nactive\nactive\n" in said, told
+    for line in (
+        f"room: ben {'0' * 16}", "the room is reached", "the room is reached again", "left: 0 success", "servers: 0 0",
+        "states: 0",
+    ):  # fmt: skip
+        assert f"\n{line}\n" in said, told
 
 
 def test_a_server_needs_no_capability_and_writes_its_secret_alone(package: Path, tmp_path: Path) -> None:
