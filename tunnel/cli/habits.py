@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -37,6 +36,8 @@ HOW_TO_END: Final = "Ctrl-C in its window ends a command, and 'ptunnel status' s
 
 def unknown(word: str, group: str, known: Iterable[str]) -> ConfigurationError:
     """The error for `word`, which `group` does not have: with the command that is meant, or with all that there are."""
+    import difflib
+
     prefix = "" if group == "ptunnel" else f"{group} "
     known = list(known)
     near = [f"{prefix}{each}" for each in difflib.get_close_matches(word.lower(), known, n=1)]

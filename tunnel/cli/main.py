@@ -18,6 +18,7 @@ from typing import Final
 import click
 
 from tunnel.cli import voice
+from tunnel.cli.later import LATER, put_off
 from tunnel.errors import (
     AlreadyRunningError,
     CommandNotFoundError,
@@ -241,6 +242,7 @@ def version_line() -> str:
 def main() -> None:
     """The program."""
     take_secrets(os.environ)
+    put_off(*LATER)
     out, err = voice.install()
     try:
         code = run(sys.argv[1:])

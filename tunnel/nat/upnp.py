@@ -12,12 +12,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
-
-import h11
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.errors import MalformedPacket
 from tunnel.units import Buffer
+
+if TYPE_CHECKING:
+    import h11  # most routers answer PCP or nothing, so it is read when the first one wants HTTP
 
 SSDP_GROUP: Final = "239.255.255.250"
 SSDP_PORT: Final = 1900
@@ -139,10 +140,12 @@ class Exchange:
 
     def __init__(self, gateway: str, place: Place, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> None:
         """GET, or POST where there is a `body`."""
+        import h11
+
         common = [("Host", f"{gateway}:{place.port}"), ("User-Agent", "ptunnel"), ("Connection", "close")]
         if body:
             common.append(("Content-Length", str(len(body))))
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HTTP_HEADER)
+        self._http: h11.Connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HTTP_HEADER)
         head = h11.Request(method="POST" if body else "GET", target=place.path, headers=[*common, *headers])
         parts = (head, h11.Data(data=body), h11.EndOfMessage()) if body else (head, h11.EndOfMessage())
         self.request = b"".join(self._http.send(part) or b"" for part in parts)
@@ -153,6 +156,8 @@ class Exchange:
 
     def feed(self, data: Buffer) -> bool:
         """True when the answer is complete.  `data` is empty when the connection has ended.  Raises MalformedPacket."""
+        import h11
+
         self._fed += len(data)
         if self._fed > MAX_HTTP:
             raise MalformedPacket(f"an HTTP answer beyond {MAX_HTTP} bytes")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Final
 
 from tunnel.errors import ConfigurationError
 from tunnel.notation import printable
-from tunnel.pairing.words import WORDS
 
 MIN_NAMEPLATE_DIGITS: Final = 3
 MAX_NAMEPLATE_DIGITS: Final = 9
@@ -30,8 +29,15 @@ _LOOKS_LIKE: Final = re.compile(r"[0-9]{3,}(?:[\s\-_.,\u2010-\u2015\u2212]+[^\W\
 _AROUND: Final = (
     " \t\r\n\v\f\u00a0\"'`.,;!<>()\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a"  # what a chat puts around a code
 )
-_WORD_SET: Final = frozenset(WORDS)
-_LONGEST_WORD: Final = max(map(len, WORDS))
+_LONGEST_WORD: Final = 8  # letters
+
+
+@cache
+def _words() -> dict[str, None]:
+    """All words that codes are made of, in their order: read when the first code is, as most commands meet none."""
+    from tunnel.pairing.words import WORDS
+
+    return dict.fromkeys(WORDS)
 
 
 class Purpose(Enum):
@@ -64,8 +70,9 @@ def make_code(nameplate: int, entropy: Callable[[int], bytes], words: int = MIN_
     """A fresh code; `entropy` gives two secret bytes a word, of which eleven bits are used."""
     if not 0 <= nameplate <= MAX_NAMEPLATE or not MIN_WORDS <= words <= MAX_WORDS:
         raise ValueError("a nameplate of at most nine digits and two to eight words")
-    numbers = (int.from_bytes(entropy(2), "big") % len(WORDS) for _ in range(words))
-    return "-".join([str(nameplate).zfill(MIN_NAMEPLATE_DIGITS), *(WORDS[number] for number in numbers)])
+    known = tuple(_words())
+    drawn = (known[int.from_bytes(entropy(2), "big") % len(known)] for _ in range(words))
+    return "-".join([str(nameplate).zfill(MIN_NAMEPLATE_DIGITS), *drawn])
 
 
 def _normalise(text: str) -> str:
@@ -80,7 +87,9 @@ def looks_like_code(text: str) -> bool:
     number, *words = _parts(normal) or ("",)
     if not number.isdecimal() or len(number) < MIN_NAMEPLATE_DIGITS:
         return False
-    return bool(_split_words(words[0])) if len(words) == 1 else len(words) >= MIN_WORDS and _WORD_SET.issuperset(words)
+    return (
+        bool(_split_words(words[0])) if len(words) == 1 else len(words) >= MIN_WORDS and all(word in _words() for word in words)
+    )
 
 
 def split_server(text: str) -> tuple[str, str | None]:
@@ -103,13 +112,13 @@ def parse_code(text: str) -> Code:
         raise ConfigurationError(f"A code begins with a number, as in {_EXAMPLE}.")
     if not MIN_NAMEPLATE_DIGITS <= len(number) <= MAX_NAMEPLATE_DIGITS:
         raise ConfigurationError(f"The number of a code has three to nine digits, as in {_EXAMPLE}.")
-    if len(words) == 1 and words[0] not in _WORD_SET:
+    if len(words) == 1 and words[0] not in _words():
         readings = _split_words(words[0])
         if len(readings) > 1:
             raise ConfigurationError("That code can be read in several ways: put hyphens between its words.")
         words = readings[0] if readings else words
     for word in words:
-        if word not in _WORD_SET:
+        if word not in _words():
             raise ConfigurationError(_unknown_word(word))
     if not MIN_WORDS <= len(words) <= MAX_WORDS:
         raise ConfigurationError(f"A code has at least two words after its number, as in {_EXAMPLE}.")
@@ -142,15 +151,17 @@ def _split_words(text: str) -> list[list[str]]:
     for end in range(1, len(text) + 1):
         found: list[list[str]] = []
         for start in range(max(0, end - _LONGEST_WORD), end):
-            if text[start:end] in _WORD_SET:
+            if text[start:end] in _words():
                 found += [[*before, text[start:end]] for before in ends[start] if len(before) < MAX_WORDS]
         ends.append(found[:3])
     return [reading for reading in ends[-1] if len(reading) >= MIN_WORDS][:2]
 
 
 def _unknown_word(word: str) -> str:
+    import difflib
+
     shown = printable(word)[:24]
-    nearest = difflib.get_close_matches(word[:24], WORDS, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(word[:24], _words(), n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}" if nearest else "please compare it with the code on the other screen"
     return f"No code has the word {shown!r} in it; {hint}{'?' if nearest else '.'}"
 
@@ -161,4 +172,4 @@ def complete(prefix: str) -> list[str]:
     head, hyphen, beginning = text.rpartition("-")
     if not hyphen or not head or not head[0].isdigit() or head.count("-") >= MAX_WORDS:
         return []
-    return [f"{head}-{word}" for word in WORDS if word.startswith(beginning)]
+    return [f"{head}-{word}" for word in _words() if word.startswith(beginning)]

@@ -7,7 +7,6 @@ MAX_BYTES_AN_HOUR in all.  What the source sends is zeros; what the sink gets is
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -227,6 +226,8 @@ async def _pings(link: Any, count: float) -> dict[str, Any]:
 
 
 def _round_trips(times: list[float], lost: int) -> dict[str, Any]:
+    import statistics
+
     if not times:
         return {"min_s": None, "median_s": None, "max_s": None, "pings": lost, "lost": lost}
     low, middle, high = min(times), statistics.median(times), max(times)

@@ -42,7 +42,7 @@ def bind(host: str, port: int, *, reuse: bool, dual_stack: bool) -> socket.socke
     if not 0 <= port < 65_536:
         raise ConfigurationError(f"{port} is not a port: choose one between 1 and 65535.")
     try:
-        info = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE)
+        info = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE)
     except (OSError, ValueError):
         raise ConfigurationError(f"{host!r} is not an IP address that a socket can be bound to.") from None
     raw: socket.socket | None = None
