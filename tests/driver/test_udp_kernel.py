@@ -85,6 +85,7 @@ class Raw:
         self._real, self._failures = udp._socket, failures
         if hasattr(udp, "_sendmsg"):
             udp._sendmsg = self.sendmsg
+            udp._sends_runs = False  # test_udp_runs.py has the same for those
         udp._socket = self
 
     def __getattr__(self, name: str) -> Any:

@@ -115,7 +115,13 @@ NOT_IN_THE_CORE = {
 
 #: Modules that Windows or macOS lack.
 NOT_EVERYWHERE = {"fcntl", "grp", "pwd", "pyroute2", "resource", "termios", "tty", "pty", "syslog", "spwd", "readline"}
-ONLY_ON_LINUX = ("tunnel.doors.udp.linux", "tunnel.doors.udp.many", "tunnel.doors.udp.mmsg", "tunnel.doors.tun")
+ONLY_ON_LINUX = (
+    "tunnel.doors.udp.linux",
+    "tunnel.doors.udp.many",
+    "tunnel.doors.udp.mmsg",
+    "tunnel.doors.udp.run",
+    "tunnel.doors.tun",
+)
 
 
 def folder_of(name: str) -> str:

@@ -26,7 +26,7 @@ BATCH_BUFFER = 65_536
 #: Useless receives in a row (errors, empty datagrams) before the caller gets to do something else.
 MAX_USELESS = 64
 
-_WOULD_BLOCK = frozenset((errno.EAGAIN, errno.EWOULDBLOCK))
+WOULD_BLOCK = frozenset((errno.EAGAIN, errno.EWOULDBLOCK))
 
 Counts: TypeAlias = dict[str, int]
 
@@ -174,7 +174,7 @@ class BoundSocket:
             try:
                 self._send_one(buffer[at:end], sockaddr, ttl, ecn, source)
             except OSError as error:
-                if error.errno in _WOULD_BLOCK:
+                if error.errno in WOULD_BLOCK:
                     self._unfinished, self._unfinished_at = mark, at
                     return False, errors
                 name = self._count_error(error)

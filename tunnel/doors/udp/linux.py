@@ -9,18 +9,28 @@ import errno
 import mmap
 import socket
 import struct
-import sys
 from typing import Final
 
 from tunnel.doors.udp import pktinfo
 from tunnel.doors.udp.addresses import SockAddr
-from tunnel.doors.udp.base import BATCH_BUFFER, MAX_USELESS, RECEIVE_BUFFER, SEND_BUFFER, BoundSocket, segment_count
+from tunnel.doors.udp.base import (
+    BATCH_BUFFER,
+    MAX_USELESS,
+    RECEIVE_BUFFER,
+    SEND_BUFFER,
+    WOULD_BLOCK,
+    BoundSocket,
+    Counts,
+    segment_count,
+)
+from tunnel.doors.udp.mmsg import IS_THERE, LOW_BYTE, SOL_UDP, TRUNCATED, write_name
 from tunnel.doors.udp.pktinfo import Control
+from tunnel.doors.udp.run_reader import Found, RunReader
+from tunnel.doors.udp.runs import RunPost
 from tunnel.doors.udp.socket import MAX_BATCH, MAX_SEGMENTS, ReceivedBatch
 from tunnel.units import Address
 
 # What the socket module does not name (linux/udp.h, linux/in.h, linux/in6.h, asm-generic/socket.h).
-SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
 IP_TOS: Final = 1
@@ -43,8 +53,6 @@ _U16 = struct.Struct("=H")
 #: What ReceivedBatch(...) does, without its wrapper: half the time.
 _new_batch = tuple.__new__
 _unpack_int = _INT.unpack
-#: Where the traffic class stands, be it one byte (IPv4) or an int (IPv6).
-LOW_BYTE: Final = 0 if sys.byteorder == "little" else -1
 
 
 #: Room for the stride (UDP_GRO) and the traffic class, and one more that some later kernel may add.
@@ -57,9 +65,11 @@ MAX_LOCALS: Final = 256
 MAX_CONTROLS: Final = 512
 #: Views of the receive buffer remembered, by where they begin and end.
 MAX_VIEWS: Final = 256
+#: Receivers of runs remembered with their sockaddr.
+MAX_RUN_NAMES: Final = 64
+#: Times in a row that the socket was read until it was empty, and the kernel had joined nothing: then it is read by runs.
+LONE: Final = 8
 _ALONE: Final[Control] = ()
-#: A plain int: the "&" of the enum takes a microsecond.
-TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
 class LinuxSocket(BoundSocket):
@@ -103,6 +113,14 @@ class LinuxSocket(BoundSocket):
         self._buffer = memoryview(mmap.mmap(-1, self._join_until + BATCH_BUFFER, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._into = [self._buffer]
         self._views: dict[tuple[int, int], memoryview] = {}
+        self._reader: RunReader | None = None  # once there was use for it
+        self._reads_runs = False
+        self._has_joined = False  # the kernel has, since the socket was empty
+        self._lone = 0  # times in a row that it had not
+        self._ready: list[Found] = []  # of a run, the next one last; what it points to stands until another is read
+        self._sends_runs = IS_THERE
+        self._run_post: RunPost | None = None
+        self._run_names: dict[SockAddr, bytes] = {}  # of whom runs are sent to
         self._ahead: tuple[SockAddr, int, int, int, int, str] | None = None  # received, but no part of the batch before it
         self._is_drained = False
         self._sockaddrs = self._cache.sockaddrs
@@ -191,6 +209,51 @@ class LinuxSocket(BoundSocket):
             control += self._sources.get(source) or self._source_control(source)
         self._sendmsg((datagram,), control, 0, sockaddr)
 
+    def _send_each(
+        self,
+        remote: Address,
+        sockaddr: SockAddr,
+        buffer: memoryview,
+        segment_size: int,
+        ttl: int | None,
+        ecn: int,
+        source: str = "",
+    ) -> tuple[bool, Counts]:
+        length = len(buffer)
+        if not self._sends_runs or ttl is not None or ecn or source or length <= segment_size or buffer.readonly:
+            return super()._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn, source)
+        post = self._run_post
+        if post is None:
+            post = self._run_post = RunPost(MAX_SEGMENTS)
+        counters = self.counters
+        errors: Counts = {}
+        mark = (remote, length, segment_size, bytes(buffer[:32]))
+        at = self._unfinished_at if mark == self._unfinished else 0
+        self._unfinished = None
+        descriptor, name = self._socket.fileno(), self._run_names.get(sockaddr) or self._run_name(sockaddr)
+        while at < length:
+            try:
+                sent = post.send(descriptor, name, buffer, segment_size, at)
+            except OSError as error:
+                if error.errno in WOULD_BLOCK:
+                    self._unfinished, self._unfinished_at = mark, at
+                    return False, errors
+                reason = self._count_error(error)
+                errors[reason] = errors.get(reason, 0) + 1
+                at += segment_size
+            else:
+                counters.sent_datagrams += -(-sent // segment_size)
+                counters.sent_bytes += sent
+                at += sent
+        return True, errors
+
+    def _run_name(self, sockaddr: SockAddr) -> bytes:
+        """The kernel's form of it."""
+        if len(self._run_names) >= MAX_RUN_NAMES:
+            self._run_names.clear()
+        name = self._run_names[sockaddr] = write_name(sockaddr, is_ipv6=self.is_ipv6)
+        return name
+
     def _segment_control(self, segment_size: int) -> Control:
         control: Control = ((SOL_UDP, UDP_SEGMENT, _U16.pack(segment_size)),)
         if len(self._controls) >= MAX_CONTROLS:
@@ -227,11 +290,15 @@ class LinuxSocket(BoundSocket):
 
     def receive(self) -> ReceivedBatch | None:
         """Datagrams that the kernel did not join are joined here: what comes after costs a call a batch, not a datagram."""
+        if self._ready:
+            return self._batch(self._ready.pop())
         found, self._ahead = self._ahead, None
         if found is None:
             if self._is_drained:
                 self._is_drained = False
                 return None
+            if self._reads_runs:
+                return self._receive_run()
             found = self._receive_at(0)
             if found is None:
                 return None
@@ -240,6 +307,7 @@ class LinuxSocket(BoundSocket):
             more = self._receive_at(end)
             if more is None:
                 self._is_drained = True  # saves the next call; what comes meanwhile wakes whoever waits
+                self._read_runs(stride)
                 break
             after, size = more[2], more[3]
             if (
@@ -256,6 +324,48 @@ class LinuxSocket(BoundSocket):
             end = after
         remote = self._addresses.get(sockaddr) or self._cache.address(sockaddr)
         return _new_batch(ReceivedBatch, (remote, self._views.get((start, end)) or self._view(start, end), stride, ecn, local))
+
+    def _batch(self, found: Found) -> ReceivedBatch:
+        sockaddr, view, stride, ecn, local = found
+        remote = self._addresses.get(sockaddr) or self._cache.address(sockaddr)
+        return _new_batch(ReceivedBatch, (remote, view, stride, ecn, local))
+
+    def _read_runs(self, stride: int) -> None:
+        """The socket is empty.  Shall it be read by runs from now on?  Not where the kernel joins what comes."""
+        self._lone = 0 if self._has_joined else self._lone + 1
+        self._has_joined = False
+        if self._lone < LONE or not IS_THERE:
+            return
+        if self._reader is None:
+            most = self._most, self._most_segments
+            self._reader = RunReader(
+                self._buffer, most, is_ipv6=self.is_ipv6, space=self._space, local_of=self._local_of, view=self._view
+            )
+        self._reader.set_stride(stride)
+        self._reads_runs = True
+
+    def _receive_run(self) -> ReceivedBatch | None:
+        reader = self._reader
+        assert reader is not None
+        for _ in range(MAX_USELESS):
+            try:
+                found = reader.read(self._socket.fileno(), self.counters)
+            except OSError as error:
+                if self._count_error(error) == "closed":
+                    return None
+                continue
+            if found:
+                self._is_drained = reader.is_drained
+                if reader.has_joined:
+                    reader.rest()
+                    self._reads_runs = False
+                    self._lone = 0
+                found.reverse()
+                self._ready = found
+                return self._batch(found.pop())
+            if reader.is_drained:
+                return None
+        return None
 
     def _view(self, start: int, end: int) -> memoryview:
         """The same object every time that this part is asked for: who cuts it up can keep the pieces."""
@@ -293,6 +403,7 @@ class LinuxSocket(BoundSocket):
             counters.received_bytes += length
             if 0 < stride < length:
                 counters.received_datagrams += -(-length // stride)
+                self._has_joined = True
             else:
                 stride = length
                 counters.received_datagrams += 1

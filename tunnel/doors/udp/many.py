@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import struct
-import sys
 from typing import Final
 
-from tunnel.doors.udp import mmsg, pktinfo
+from tunnel.doors.udp import mmsg
 from tunnel.doors.udp.addresses import AddressError, to_address, to_sockaddr
-from tunnel.doors.udp.linux import LOW_BYTE, SOL_UDP, TRUNCATED, LinuxSocket
+from tunnel.doors.udp.linux import LinuxSocket
+from tunnel.doors.udp.mmsg import NAME4, NAME6, TRUNCATED
 from tunnel.doors.udp.socket import ReceivedBatch
 from tunnel.units import Address, Buffer
 
@@ -17,9 +15,7 @@ MOST: Final = 64  # messages of one call; 256 gain nothing more
 LARGE: Final = 131_072  # bytes of one call, and fewer messages are asked for: bursts that were joined shall stay in the cache
 MAX_NAMES: Final = 8_192  # senders remembered with their sockaddr; then all are forgotten, which takes a millisecond
 MAX_TOLD: Final = 512  # kinds of control messages remembered; likewise
-_NAME4: Final = struct.Struct("=H2s4s8x")  # sockaddr_in: family, port, address
 _new_batch = tuple.__new__  # what ReceivedBatch(...) does, without its wrapper
-_NAME6: Final = struct.Struct("=H2sI16sI")  # sockaddr_in6: family, port, flow, address, scope
 
 
 class ManySocket(LinuxSocket):
@@ -27,7 +23,7 @@ class ManySocket(LinuxSocket):
 
     def __init__(self, host: str, port: int, *, reuse: bool = False, tells_local: bool = False) -> None:
         super().__init__(host, port, reuse=reuse, tells_local=tells_local)
-        self._name_size = _NAME6.size if self.is_ipv6 else _NAME4.size
+        self._name_size = NAME6.size if self.is_ipv6 else NAME4.size
         self._inbox = mmsg.Inbox(MOST, self._name_size, self._space)
         self._post = mmsg.Post(MOST, self._name_size)
         self._name_places = [slice(at, at + self._name_size) for at in range(0, MOST * self._name_size, self._name_size)]
@@ -83,27 +79,13 @@ class ManySocket(LinuxSocket):
         return batches
 
     def _read(self, control: bytes) -> tuple[int, int, str]:
-        stride, ecn, local = 0, 0, ""
-        for level, _kind, data in mmsg.read_control(control):
-            if level == SOL_UDP:
-                stride = int.from_bytes(data, sys.byteorder)
-            elif len(data) >= pktinfo.SMALLEST:
-                local = self._locals.get(data) or self._local_of(data)
-            else:
-                ecn = data[LOW_BYTE] & 3
         if len(self._told) >= MAX_TOLD:
             self._told.clear()
-        found = self._told[control] = (stride, ecn, local)
+        found = self._told[control] = mmsg.read_told(control, lambda data: self._locals.get(data) or self._local_of(data))
         return found
 
     def _host(self, name: bytes) -> Address:
-        if self.is_ipv6:
-            _, port, flow, packed, scope = _NAME6.unpack(name)
-            text = socket.inet_ntop(socket.AF_INET6, packed)
-            address = to_address((text, int.from_bytes(port, "big"), flow, scope))
-        else:
-            _, port, packed = _NAME4.unpack(name)
-            address = Address(socket.inet_ntoa(packed), int.from_bytes(port, "big"))
+        address = to_address(mmsg.read_name(name))
         self._remember(address, name)
         return address
 
@@ -140,12 +122,7 @@ class ManySocket(LinuxSocket):
         except AddressError as error:
             self.counters.errors[str(error)] += 1
             return None
-        port = remote.port.to_bytes(2, "big")
-        if self.is_ipv6:
-            _, _, flow, scope = (*sockaddr, 0, 0) if len(sockaddr) == 2 else sockaddr
-            name = _NAME6.pack(socket.AF_INET6, port, flow, socket.inet_pton(socket.AF_INET6, sockaddr[0]), scope)
-        else:
-            name = _NAME4.pack(socket.AF_INET, port, socket.inet_aton(sockaddr[0]))
+        name = mmsg.write_name(sockaddr, is_ipv6=self.is_ipv6)
         self._remember(remote, name)
         return name
 

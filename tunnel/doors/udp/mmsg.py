@@ -10,27 +10,36 @@ import ctypes
 import errno
 import mmap
 import os
+import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from tunnel.doors.udp import pktinfo
+from tunnel.doors.udp.addresses import SockAddr
 from tunnel.doors.udp.pktinfo import Control
 from tunnel.units import Buffer
 
-NAME_SIZE: Final = 28  # bytes of a sockaddr_in6; a sockaddr_in has 16
+NAME4: Final = struct.Struct("=H2s4s8x")  # sockaddr_in: family, port, address
+NAME6: Final = struct.Struct("=H2sI16sI")  # sockaddr_in6: family, port, flow, address, scope
+SOL_UDP: Final = 17  # linux/udp.h
+#: Where the traffic class stands, be it one byte (IPv4) or an int (IPv6).
+LOW_BYTE: Final = 0 if sys.byteorder == "little" else -1
+TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # a plain int: the "&" of the enum takes a microsecond
 SLOT: Final = 65_536  # bytes of a received message: more than any datagram, and any super-packet of UDP_GRO
 LETTER: Final = 2_048  # bytes of a posted one; a larger one is worth a call of its own
 CONTROL: Final = 128  # bytes of control messages that one can be posted with
 _CMSG: Final = struct.Struct("@Nii")  # length with this header, level, type: cmsg(3)
 
 
-class _Part(ctypes.Structure):
+class Part(ctypes.Structure):
     """struct iovec."""
 
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Header(ctypes.Structure):
+class Header(ctypes.Structure):
     """struct msghdr."""
 
     _fields_ = (
@@ -44,10 +53,10 @@ class _Header(ctypes.Structure):
     )
 
 
-class _Message(ctypes.Structure):
+class Message(ctypes.Structure):
     """struct mmsghdr."""
 
-    _fields_ = (("header", _Header), ("length", ctypes.c_uint32))
+    _fields_ = (("header", Header), ("length", ctypes.c_uint32))
 
 
 def _find(name: str, *more: Any) -> Callable[..., int] | None:
@@ -61,10 +70,10 @@ def _find(name: str, *more: Any) -> Callable[..., int] | None:
     return call
 
 
-_recvmmsg = _find("recvmmsg", ctypes.c_void_p)
-_sendmmsg = _find("sendmmsg")
-IS_THERE: Final = _recvmmsg is not None and _sendmmsg is not None  # both calls, on this system
-_WOULD_BLOCK: Final = frozenset((errno.EAGAIN, errno.EWOULDBLOCK))
+recvmmsg = _find("recvmmsg", ctypes.c_void_p)
+sendmmsg = _find("sendmmsg")
+IS_THERE: Final = recvmmsg is not None and sendmmsg is not None  # both calls, on this system
+WOULD_BLOCK: Final = frozenset((errno.EAGAIN, errno.EWOULDBLOCK))
 
 
 class _Table:
@@ -76,12 +85,12 @@ class _Table:
         # Pages of its own: what nothing has come into takes no memory.
         self.data = memoryview(mmap.mmap(-1, count * data, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self.controls = memoryview(bytearray(count * control))
-        pieces = bytearray(count * ctypes.sizeof(_Part))
-        parts = (_Part * count).from_buffer(pieces)
-        size = ctypes.sizeof(_Message)
+        pieces = bytearray(count * ctypes.sizeof(Part))
+        parts = (Part * count).from_buffer(pieces)
+        size = ctypes.sizeof(Message)
         table = bytearray(count * size)
-        headers = (_Message * count).from_buffer(table)
-        places = [_address_of(each) for each in (self.names, self.data, self.controls)]
+        headers = (Message * count).from_buffer(table)
+        places = [address_of(each) for each in (self.names, self.data, self.controls)]
         for index in range(count):
             header = headers[index].header
             header.name, header.name_length = places[0] + index * name, name
@@ -91,15 +100,15 @@ class _Table:
         self.address = ctypes.addressof(headers)
         self.stride = size
         words = memoryview(table).cast("I")
-        self.flags = words[_Header.flags.offset // 4 :: size // 4]
-        self.lengths = words[_Message.length.offset // 4 :: size // 4]
+        self.flags = words[Header.flags.offset // 4 :: size // 4]
+        self.lengths = words[Message.length.offset // 4 :: size // 4]
         sizes = memoryview(table).cast("L")
         width = sizes.itemsize
-        self.control_lengths = sizes[_Header.control_length.offset // width :: size // width]
-        self.part_lengths = memoryview(pieces).cast("L")[_Part.length.offset // width :: ctypes.sizeof(_Part) // width]
+        self.control_lengths = sizes[Header.control_length.offset // width :: size // width]
+        self.part_lengths = memoryview(pieces).cast("L")[Part.length.offset // width :: ctypes.sizeof(Part) // width]
 
 
-def _address_of(memory: memoryview) -> int:
+def address_of(memory: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
@@ -120,15 +129,15 @@ class Inbox:
 
     def receive(self, descriptor: int, most: int) -> int:
         """How many came, of `most` that were wanted; 0 where none has.  Raises OSError."""
-        assert _recvmmsg is not None
+        assert recvmmsg is not None
         if self._used:  # the kernel has written there how much it used
             self.control_lengths[: self._used] = self._fresh[: self._used]
-        count = _recvmmsg(descriptor, self._table.address, most, 0, None)
+        count = recvmmsg(descriptor, self._table.address, most, 0, None)
         self._used = max(0, count)
         if count >= 0:
             return count
         reason = ctypes.get_errno()
-        if reason in _WOULD_BLOCK:
+        if reason in WOULD_BLOCK:
             return 0
         raise OSError(reason, os.strerror(reason))
 
@@ -169,8 +178,8 @@ class Post:
 
     def send(self, descriptor: int, first: int) -> int:
         """How many left, of those from `first` on.  Raises OSError (BlockingIOError among them) when that one cannot."""
-        assert _sendmmsg is not None
-        count = _sendmmsg(descriptor, self._table.address + first * self._table.stride, self.count - first, 0)
+        assert sendmmsg is not None
+        count = sendmmsg(descriptor, self._table.address + first * self._table.stride, self.count - first, 0)
         if count < 0:
             reason = ctypes.get_errno()
             raise OSError(reason, os.strerror(reason))
@@ -186,6 +195,37 @@ def read_control(told: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         yield level, kind, told[at + _CMSG.size : at + length]
         at += _aligned(length)
+
+
+def read_told(told: bytes, local_of: Callable[[bytes], str]) -> tuple[int, int, str]:
+    """Of one received message: the stride (0: one datagram), the ECN mark, and the address of ours, which `local_of` reads."""
+    stride, ecn, local = 0, 0, ""
+    for level, _kind, data in read_control(told):
+        if level == SOL_UDP:
+            stride = int.from_bytes(data, sys.byteorder)
+        elif len(data) >= pktinfo.SMALLEST:
+            local = local_of(data)
+        else:
+            ecn = data[LOW_BYTE] & 3
+    return stride, ecn, local
+
+
+def read_name(name: bytes) -> SockAddr:
+    """The sender of one received message, as recvmsg tells it."""
+    if len(name) == NAME4.size:
+        _, port, packed = NAME4.unpack(name)
+        return socket.inet_ntoa(packed), int.from_bytes(port, "big")
+    _, port, flow, packed, scope = NAME6.unpack(name)
+    return socket.inet_ntop(socket.AF_INET6, packed), int.from_bytes(port, "big"), socket.ntohl(flow), scope
+
+
+def write_name(sockaddr: SockAddr, *, is_ipv6: bool) -> bytes:
+    """An address that sendmsg takes, as the kernel reads it.  The host is numeric."""
+    port = sockaddr[1].to_bytes(2, "big")
+    if not is_ipv6:
+        return NAME4.pack(socket.AF_INET, port, socket.inet_aton(sockaddr[0]))
+    flow, scope = sockaddr[2:] if len(sockaddr) == 4 else (0, 0)
+    return NAME6.pack(socket.AF_INET6, port, socket.htonl(flow), socket.inet_pton(socket.AF_INET6, sockaddr[0]), scope)
 
 
 def write_control(control: Control) -> bytes:
