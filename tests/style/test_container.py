@@ -80,3 +80,15 @@ def test_the_health_check_knows_a_server_that_runs_from_one_that_does_not(tmp_pa
         finally:
             server.close()
     assert not is_healthy()
+
+
+def test_the_health_check_is_there_too_where_a_build_leaves_it_out_of_the_image() -> None:
+    """Images of the OCI format have none, and `podman build` makes such unless told otherwise."""
+    [options] = said("HEALTHCHECK")
+    flags, _, command = options.partition(" CMD ")
+    check = dict(SERVICE["healthcheck"])
+    assert check.pop("test") == ["CMD-SHELL", command.strip()]
+    assert check == {
+        name.replace("-", "_"): int(value) if name == "retries" else value for name, value in re.findall(r"--(\S+?)=(\S+)", flags)
+    }
+    assert "podman build --format docker " in FILE
