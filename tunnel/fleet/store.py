@@ -90,6 +90,8 @@ class Store:
                         await self._carry(client, feed, scope)
             except* FAILURES as errors:
                 reason = _reason(errors)
+            except* Exception as errors:  # a defect of the library, or of ours: the store is lost, the server goes on
+                reason = f"unforeseen, please report it: {_first(errors)!r}"
         return reason
 
     async def _carry(self, client: Any, feed: Feed, scope: trio.CancelScope) -> None:
@@ -178,11 +180,16 @@ def _bytes(value: bytes | str) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def _reason(errors: BaseExceptionGroup[Any]) -> str:
-    """The first of them, for a person; a store's own words may quote what was sent, but never the password."""
+def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _reason(errors: BaseExceptionGroup[Any]) -> str:
+    """The first of them, for a person; a store's own words may quote what was sent, but never the password."""
+    error = _first(errors)
     if isinstance(error, AuthenticationError):
         return "it does not accept our name or password"
     text = str(error).strip().rstrip(".")
