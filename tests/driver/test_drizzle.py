@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.shell.receive_coalescing import (
-    DRIZZLE_PAUSE,
-    LARGE_WAKE,
-    LONGEST_PAUSE,
-    PAUSES,
-    PAUSES_A_ROUND,
-    SPACING,
-    WAKES,
-    Drizzle,
-)
-from tunnel.units import Instant, Seconds
+from tunnel.shell.receive_coalescing import LARGE_WAKE, SPACING, WAKES, Drizzle
+from tunnel.units import Instant
 
 
 def wakes(drizzle: Drizzle, count: int, *, size: int, datagrams: int = 1, spacing: float = 0.000_1) -> list[bool]:
     return [drizzle.is_on(Instant(number * spacing), size, datagrams) for number in range(count)]
 
 
-def dry(round_trip: float = 0.0) -> Drizzle:
-    return Drizzle(lambda: Seconds(round_trip))
-
-
-def raining(round_trip: float = 0.0) -> Drizzle:
-    drizzle = dry(round_trip)
+def raining() -> Drizzle:
+    drizzle = Drizzle()
     assert wakes(drizzle, WAKES + 1, size=1472) == [False] * WAKES + [True]
     return drizzle
 
@@ -39,9 +26,9 @@ def test_many_full_datagrams_one_by_one_are_let_gather() -> None:
 
 
 def test_nothing_else_is() -> None:
-    assert not any(wakes(dry(), 100, size=60))  # keystrokes and ACKs
-    assert not any(wakes(dry(), 100, size=1472, spacing=2 * SPACING))  # 12 Mbit/s
-    assert not any(wakes(dry(), 100, size=44 * 1472, datagrams=44))  # 2 Gbit/s, joined by the kernel
+    assert not any(wakes(Drizzle(), 100, size=60))  # keystrokes and ACKs
+    assert not any(wakes(Drizzle(), 100, size=1472, spacing=2 * SPACING))  # 12 Mbit/s
+    assert not any(wakes(Drizzle(), 100, size=44 * 1472, datagrams=44))  # 2 Gbit/s, joined by the kernel
 
 
 @pytest.mark.parametrize(("size", "datagrams"), [(1472, 1), (9 * 60, 9), (LARGE_WAKE + 1472, 45), (0, 0)])
@@ -49,26 +36,3 @@ def test_it_ends_with_the_rain(size: int, datagrams: int) -> None:
     drizzle = raining()
     assert not drizzle.is_on(Instant(1.0), size, datagrams)
     assert not drizzle.is_on(Instant(1.0 + SPACING), 1472, 1)
-
-
-def test_on_a_long_path_more_gathers_and_where_that_is_much_less_does() -> None:
-    drizzle = raining(0.040)
-    assert drizzle.pause == pytest.approx(0.040 / PAUSES_A_ROUND)
-    assert drizzle.is_on(Instant(1.0), LARGE_WAKE + 1472, 45)
-    assert drizzle.pause == pytest.approx(0.040 / PAUSES_A_ROUND / 2)
-    assert drizzle.is_on(Instant(1.1), LARGE_WAKE + 1472, 45)
-    assert drizzle.pause == DRIZZLE_PAUSE
-    assert not drizzle.is_on(Instant(1.2), LARGE_WAKE + 1472, 45)
-    assert raining(1.0).pause == LONGEST_PAUSE
-
-
-def test_a_nearer_peer_is_noticed() -> None:
-    far = [0.040]
-    drizzle = Drizzle(lambda: Seconds(far[0]))
-    wakes(drizzle, WAKES + 1, size=1472)
-    far[0] = 0.001
-    pauses = []
-    for number in range(PAUSES):
-        assert drizzle.is_on(Instant(1.0 + number), 9 * 1472, 9)
-        pauses.append(drizzle.pause)
-    assert pauses[-2:] == [pytest.approx(0.040 / PAUSES_A_ROUND), DRIZZLE_PAUSE]

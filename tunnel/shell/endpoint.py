@@ -56,7 +56,7 @@ from tunnel.shell.links import Links
 from tunnel.shell.outbox import Outbox
 from tunnel.shell.packets import PacketDoor
 from tunnel.shell.places import machine_hosts
-from tunnel.shell.receive_coalescing import Drizzle, nearest
+from tunnel.shell.receive_coalescing import DRIZZLE_PAUSE, Drizzle
 from tunnel.shell.routes import Routes
 from tunnel.shell.servers import Servers
 from tunnel.shell.sockets import OpenSocket, PoolSockets, drops_of, open_all, open_large
@@ -295,7 +295,7 @@ class EndpointDriver:
 
     async def _run_socket(self, socket_id: SocketId) -> None:
         core, clock, socket = self.core, self._copies.unwatched, self._sockets.get(socket_id)  # nothing is sealed before flush
-        drizzle = Drizzle(lambda: nearest(core.peerings))
+        drizzle = Drizzle()
         has_paused = False  # so there is something, most likely
         seen = 0  # of what the kernel dropped
         while socket is not None and socket_id in self._sockets:  # what it received may have closed it, if it was one of the pool
@@ -327,7 +327,7 @@ class EndpointDriver:
             self._packet_door.emptied()
             has_paused = drizzle.is_on(now if batches else clock(), size, datagrams)
             if has_paused:
-                await trio.sleep(drizzle.pause)
+                await trio.sleep(DRIZZLE_PAUSE)
 
     async def _run_timers(self) -> None:
         core, clock = self.core, self.clock
