@@ -15,7 +15,6 @@ CALLED_FROM_OUTSIDE = {
     "__dir__", "__getattr__", "__call__",
     "wait_link", "new_code", "open_tcp", "receive_exactly",  # tunnel: docs/library.md
     "wait_send_all_might_not_block",  # trio.abc.HalfCloseableStream
-    "before_io_wait",  # trio.abc.Instrument
     "format_commands", "create_command", "join_command", "remove_command", "list_command", "forget_command",  # click
     "rename_command",
     "_on_started", "_on_packets_sent", "_on_packets_received", "_on_packets_lost", "_on_packets_dropped", "_on_metrics",

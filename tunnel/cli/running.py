@@ -17,8 +17,6 @@ import trio
 
 from tunnel.cli.main import logger
 from tunnel.cli.voice import Voice
-from tunnel.host.breaths import Breaths
-from tunnel.host.quota import processor_quota
 
 GOODBYE_LIMIT: Final = 2.5  # seconds from the signal until the process ends, whatever still hangs
 
@@ -94,21 +92,12 @@ def run(
             nursery.cancel_scope.cancel()
 
     try:
-        trio.run(body, instruments=_pauses(), strict_exception_groups=True)
+        trio.run(body, strict_exception_groups=True)
     except BaseException:
         if not caught:
             raise
         logger.debug("while ending", exc_info=True)
     return exit_code(caught[0]) if caught else result or 0
-
-
-def _pauses() -> list[trio.abc.Instrument]:
-    """Where a control group leaves this process less than a processor."""
-    quota = processor_quota()
-    if quota is None or quota.share >= 1:
-        return []
-    logger.info("this process may use %.0f %% of a processor, and pauses by itself when it has much to do", 100 * quota.share)
-    return [Breaths(quota)]
 
 
 def settled() -> None:
