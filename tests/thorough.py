@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-CPU_S: Final = 0.1  # of the processor, on the machine that measured: a test that takes more is a long one
-WALL_S: Final = 1.5  # likewise, of waiting
+CPU_S: Final = 0.05  # of the processor, on the machine that measured: a test that takes more is a long one
+WALL_S: Final = 0.7  # likewise, of waiting
 WHOLE_S: Final = 6.0  # of a file
 
 LIST: Final = Path(__file__).with_name("thorough.txt")
