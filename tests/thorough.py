@@ -24,19 +24,17 @@ LIST: Final = Path(__file__).with_name("thorough.txt")
 def choose(lines: Iterable[str]) -> list[str]:
     """The names for thorough.txt.  A line: seconds of the processor, seconds in all, the test's id."""
     took: defaultdict[str, float] = defaultdict(float)
-    long: defaultdict[str, float] = defaultdict(float)
+    in_long: defaultdict[str, float] = defaultdict(float)
+    long: set[str] = set()
     for line in lines:
         cpu, wall, node = line.rstrip("\n").split(" ", 2)
         file, _, function = node.partition("::")
         took[file] += float(cpu)
         if float(cpu) > CPU_S or float(wall) > WALL_S:
-            long[f"{file}::{function.partition('[')[0]}"] += float(cpu)
-    whole = {file for file, seconds in took.items() if seconds > WHOLE_S and _of(file, long) > seconds / 2}
+            in_long[file] += float(cpu)
+            long.add(f"{file}::{function.partition('[')[0]}")
+    whole = {file for file, seconds in took.items() if seconds > WHOLE_S and in_long[file] > seconds / 2}
     return sorted(whole | {name for name in long if name.partition("::")[0] not in whole})
-
-
-def _of(file: str, long: dict[str, float]) -> float:
-    return sum(seconds for name, seconds in long.items() if name.partition("::")[0] == file)
 
 
 def main() -> None:

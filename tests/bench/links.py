@@ -1,15 +1,14 @@
 """ptunnel on bad links and beside others, on real kernels: `python -m tests.bench.links [PART ...] [--runs 3] [--seconds 10]`.
 
 Parts: `rates` (loss, reordering, duplication: against kernel CUBIC and BBR in the same run), `narrow` (2 Mbit/s, 30 % lost),
-`neighbour` (a minute beside one kernel CUBIC flow, four sizes of buffer), `queue` (what a saturating transfer adds to ping, to
-a keystroke on another stream and to a UDP datagram), `datagrams` (a UDP forward on the bare veth, from 10,000 a second to more
-than it carries).  Each line says what is wanted, so that a reader can judge; nothing is
-asserted, as the machine may be busy with other things.  The links are the laboratory's emulator.  As root.
+`neighbour` (six times as long, beside one kernel CUBIC flow, four sizes of buffer), `queue` (what a saturating transfer adds to
+ping, to a keystroke on another stream and to a UDP datagram), `datagrams` (a UDP forward on the bare veth, from 10,000 a second
+to more than it carries).  Each line says what is wanted, so that a reader can judge; nothing is asserted, as the machine may be
+busy with other things.  The links are the laboratory's emulator.  As root.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import socket
@@ -23,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.bench.parts import parts_parser
 from tests.bench.whole import ECHO, IPERF, A, Desk, Tunnel, echo_server
 from tests.netns.emulator import Shape
 from tests.netns.kernel import ROOT, python_module
@@ -264,10 +264,7 @@ PARTS: dict[str, Callable[[int, float], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them when none is named")
-    parser.add_argument("--runs", type=int, default=3, help="interleaved; medians are shown (3)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each transfer (10); `neighbour` takes six times as long")
+    parser = parts_parser(__doc__, PARTS, runs=3, seconds=10.0)
     arguments = parser.parse_args()
     for part in arguments.parts or PARTS:
         PARTS[part](arguments.runs, arguments.seconds * (6 if part == "neighbour" else 1))

@@ -31,6 +31,7 @@ from pathlib import Path
 from tests.bench.compare import BASE, Bench, Tool
 from tests.bench.lan import Lan, Rows
 from tests.bench.links import OTHER_IPERF, percentile
+from tests.bench.parts import parts_parser
 from tests.bench.whole import ECHO, IPERF, Desk, Tunnel, echo_server
 from tests.netns.emulator import Shape
 from tests.netns.kernel import LabError
@@ -271,10 +272,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"rates": rates, "echo"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them when none is named")
-    parser.add_argument("--runs", type=int, default=5, help="interleaved; medians are shown (5)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each transfer (4)")
+    parser = parts_parser(__doc__, PARTS, runs=5, seconds=4.0)
     parser.add_argument("--mbit", type=float, action="append", help="not 20, 100 and 500; repeatable")
     parser.add_argument("--no-lan", action="store_true", help="leave the LAN out")
     parser.add_argument("--short", action="store_true", help="leave the echo of every second out")

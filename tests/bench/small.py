@@ -31,6 +31,7 @@ from tests.bench.compare import Tool
 from tests.bench.lan import Rows
 from tests.bench.links import percentile
 from tests.bench.lone import arrived, load, say
+from tests.bench.parts import parts_parser
 from tests.bench.whole import ECHO, IPERF, Desk, Tunnel, echo_server
 from tests.netns.emulator import Shape
 from tests.netns.kernel import ROOT, LabError, python_module
@@ -275,10 +276,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"carry": carry, "memor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them when none is named")
-    parser.add_argument("--runs", type=int, default=5, help="interleaved; medians are shown (5)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each transfer (10)")
+    parser = parts_parser(__doc__, PARTS, runs=5, seconds=10.0)
     parser.add_argument("--share", type=float, default=0.25, help="of a processor for each process (0.25)")
     parser.add_argument("--mbit", type=float, default=50.0, help="of the second load (50)")
     parser.add_argument("--link", type=float, help="Mbit/s of an emulated link, which delivers each datagram by itself")

@@ -191,13 +191,11 @@ async def test_an_empty_datagram_is_counted_and_passed_over(opened: Socket) -> N
     assert receiver.counters.errors["empty"] == 3
 
 
-async def test_what_the_kernel_did_not_take_is_sent_later_and_nothing_twice(
-    opened: Socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sender, receiver = opened(), opened()
+def takes(monkeypatch: pytest.MonkeyPatch, *datagrams: int) -> Iterator[int]:
+    """The kernel takes so many of each call; 0: it would block.  Returns what is left of them."""
     whole = runs.sendmmsg
     assert whole is not None
-    answers = iter([7, 0, 20, 0, 0, 100])  # datagrams that it takes; 0: it would block
+    answers = iter(datagrams)
 
     def some(descriptor: int, address: int, count: int, flags: int) -> int:
         most = next(answers)
@@ -207,6 +205,14 @@ async def test_what_the_kernel_did_not_take_is_sent_later_and_nothing_twice(
         return whole(descriptor, address, min(count, most), flags)
 
     monkeypatch.setattr(runs, "sendmmsg", some)
+    return answers
+
+
+async def test_what_the_kernel_did_not_take_is_sent_later_and_nothing_twice(
+    opened: Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, receiver = opened(), opened()
+    answers = takes(monkeypatch, 7, 0, 20, 0, 0, 100)
     buffer = view(PAYLOAD)
     assert not sender.send(receiver.local_address, buffer, 1200)
     assert sender.counters.sent_datagrams == 7
@@ -268,18 +274,7 @@ async def test_where_gso_is_refused_the_burst_leaves_by_a_run_and_so_do_all_othe
 
 async def test_after_a_burst_that_blocked_another_one_is_sent_whole(opened: Socket, monkeypatch: pytest.MonkeyPatch) -> None:
     sender, receiver = opened(), opened()
-    whole = runs.sendmmsg
-    assert whole is not None
-    answers = iter([2, 0, 9, 9])
-
-    def some(descriptor: int, address: int, count: int, flags: int) -> int:
-        most = next(answers)
-        if not most:
-            ctypes.set_errno(errno.EAGAIN)
-            return -1
-        return whole(descriptor, address, min(count, most), flags)
-
-    monkeypatch.setattr(runs, "sendmmsg", some)
+    takes(monkeypatch, 2, 0, 9, 9)
     batch, other = view(PAYLOAD[:6000]), view(b"other" * 600)
     assert not sender.send(receiver.local_address, batch, 1000)
     assert sender.send(receiver.local_address, other, 1000)

@@ -12,7 +12,7 @@ from tests.sim.fleet import Several
 from tests.sim.healing import MISFORTUNES, both_holes, heal
 from tests.sim.lan import Party
 from tests.sim.link import Link
-from tests.sim.peers import BLACK_HOLE, SERVER, PeerNode
+from tests.sim.peers import BLACK_HOLE, SERVER, PeerNode, Transfer
 from tests.sim.world import Host
 from tunnel.node.events import Problem
 from tunnel.node.letting_go import (
@@ -54,6 +54,14 @@ def settled(cast: Cast) -> Peering:
     cast.world.run(SETTLED)
     assert channels(cast) == 0
     return peering
+
+
+def alone(cast: Cast) -> tuple[Peering, Transfer]:
+    """A link that has let go, then neither path nor server, and a question on its way."""
+    peering = settled(cast)
+    cast.server.kill()
+    both_holes(cast)
+    return peering, cast.friend.send(peering, b"are you there")
 
 
 def of(person: PeerNode) -> LettingGo:
@@ -203,10 +211,7 @@ def test_a_bad_moment_of_the_path_costs_a_channel_for_a_while_and_no_word() -> N
 
 def test_while_no_server_answers_a_link_waits_and_people_are_told_and_then_it_heals() -> None:
     with Cast() as cast:
-        peering = settled(cast)
-        cast.server.kill()
-        both_holes(cast)
-        transfer = cast.friend.send(peering, b"are you there")
+        _, transfer = alone(cast)
         cast.world.run(SILENCE_TOLD)
         assert not {Problem.PEER_LOST, Problem.PEER_SILENT} & set(problems(cast))
         cast.world.run(300.0)
@@ -220,10 +225,7 @@ def test_while_no_server_answers_a_link_waits_and_people_are_told_and_then_it_he
 
 def test_a_direct_path_that_returns_while_no_server_answers_calls_the_search_off() -> None:
     with Cast() as cast:
-        peering = settled(cast)
-        cast.server.kill()
-        both_holes(cast)
-        transfer = cast.friend.send(peering, b"are you there")
+        peering, transfer = alone(cast)
         cast.world.run(20.0)
         heals(cast)
         cast.world.run_until(lambda: transfer.is_done, 10)

@@ -13,7 +13,7 @@ from tunnel.errors import ConfigurationError
 
 
 class Kind(Enum):
-    """That which stands at the hosts of a URL."""
+    """How a store is made up: one server, a cluster, or one that sentinels watch."""
 
     ALONE = "alone"
     CLUSTER = "cluster"

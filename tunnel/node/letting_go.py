@@ -173,14 +173,13 @@ class LettingGo:
             return
         if any(self._relayed(connection).values()):
             self._settle(now)
-        elif peering.is_initiator:
+            return
+        if peering.is_initiator:
             peering.ask_to_meet()
-            self._look(Instant(now + LOOK_AGAIN))
-        else:
-            if not self._is_listening:
-                self._is_listening = True
-                client.listen(now, [self._room], peering, is_spare=True)
-            self._look(Instant(now + LOOK_AGAIN))
+        elif not self._is_listening:
+            self._is_listening = True
+            client.listen(now, [self._room], peering, is_spare=True)
+        self._look(Instant(now + LOOK_AGAIN))
 
     def _settle(self, now: Instant) -> None:
         """There is a channel, or the channel is kept: the room has done its work, and the time begins anew."""

@@ -96,10 +96,7 @@ class Pushes:
         if session is None or push is None:
             self._drops["server_ack_unknown"] += 1
             return
-        credit = session.credit + push.spent  # as heard() does
-        session.credit = credit if credit < MAX_CREDIT else MAX_CREDIT
-        if session.has_waiting:
-            self._resume(now, session)
+        self.heard(now, session, push.spent)
 
     def on_timeout(self, now: Instant) -> list[messages.PushMessage]:
         """Repeat what is due; returns what never reached anybody."""

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import TypeAlias
 
 import trio
@@ -152,6 +153,18 @@ class BoundSocket:
         """One datagram by itself.  Raises OSError."""
         raise NotImplementedError
 
+    def _sending(
+        self, sockaddr: SockAddr, buffer: memoryview, segment_size: int, ttl: int | None, ecn: int, source: str
+    ) -> Callable[[int], int]:
+        """Return what sends from a place in the batch on, and says how many bytes left.  That raises OSError where none did."""
+
+        def send(at: int) -> int:
+            datagram = buffer[at : at + segment_size]
+            self._send_one(datagram, sockaddr, ttl, ecn, source)
+            return len(datagram)
+
+        return send
+
     def _send_each(
         self,
         remote: Address,
@@ -162,27 +175,28 @@ class BoundSocket:
         ecn: int,
         source: str = "",
     ) -> tuple[bool, Counts]:
-        """Send a batch one datagram at a time, from where an earlier call had to stop."""
+        """Send a batch a few datagrams at a time, from where an earlier call had to stop."""
         length = len(buffer)
         counters = self.counters
         errors: Counts = {}
         mark = (remote, length, segment_size, bytes(buffer[:32])) if length > segment_size else None
         at = self._unfinished_at if mark is not None and mark == self._unfinished else 0
         self._unfinished = None
+        send = self._sending(sockaddr, buffer, segment_size, ttl, ecn, source)
         while at < length:
-            end = min(at + segment_size, length)
             try:
-                self._send_one(buffer[at:end], sockaddr, ttl, ecn, source)
+                sent = send(at)
             except OSError as error:
                 if error.errno in WOULD_BLOCK:
                     self._unfinished, self._unfinished_at = mark, at
                     return False, errors
                 name = self._count_error(error)
                 errors[name] = errors.get(name, 0) + 1
+                at += segment_size
             else:
-                counters.sent_datagrams += 1
-                counters.sent_bytes += end - at
-            at = end
+                counters.sent_datagrams += -(-sent // segment_size)
+                counters.sent_bytes += sent
+                at += sent
         return True, errors
 
     def _count_error(self, error: OSError) -> str:

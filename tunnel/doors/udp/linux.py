@@ -9,6 +9,8 @@ import errno
 import mmap
 import socket
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from tunnel.doors.udp import pktinfo
@@ -18,9 +20,7 @@ from tunnel.doors.udp.base import (
     MAX_USELESS,
     RECEIVE_BUFFER,
     SEND_BUFFER,
-    WOULD_BLOCK,
     BoundSocket,
-    Counts,
     segment_count,
 )
 from tunnel.doors.udp.mmsg import IS_THERE, LOW_BYTE, SOL_UDP, TRUNCATED, write_name
@@ -209,43 +209,15 @@ class LinuxSocket(BoundSocket):
             control += self._sources.get(source) or self._source_control(source)
         self._sendmsg((datagram,), control, 0, sockaddr)
 
-    def _send_each(
-        self,
-        remote: Address,
-        sockaddr: SockAddr,
-        buffer: memoryview,
-        segment_size: int,
-        ttl: int | None,
-        ecn: int,
-        source: str = "",
-    ) -> tuple[bool, Counts]:
-        length = len(buffer)
-        if not self._sends_runs or ttl is not None or ecn or source or length <= segment_size or buffer.readonly:
-            return super()._send_each(remote, sockaddr, buffer, segment_size, ttl, ecn, source)
-        post = self._run_post
-        if post is None:
-            post = self._run_post = RunPost(MAX_SEGMENTS)
-        counters = self.counters
-        errors: Counts = {}
-        mark = (remote, length, segment_size, bytes(buffer[:32]))
-        at = self._unfinished_at if mark == self._unfinished else 0
-        self._unfinished = None
-        descriptor, name = self._socket.fileno(), self._run_names.get(sockaddr) or self._run_name(sockaddr)
-        while at < length:
-            try:
-                sent = post.send(descriptor, name, buffer, segment_size, at)
-            except OSError as error:
-                if error.errno in WOULD_BLOCK:
-                    self._unfinished, self._unfinished_at = mark, at
-                    return False, errors
-                reason = self._count_error(error)
-                errors[reason] = errors.get(reason, 0) + 1
-                at += segment_size
-            else:
-                counters.sent_datagrams += -(-sent // segment_size)
-                counters.sent_bytes += sent
-                at += sent
-        return True, errors
+    def _sending(
+        self, sockaddr: SockAddr, buffer: memoryview, segment_size: int, ttl: int | None, ecn: int, source: str
+    ) -> Callable[[int], int]:
+        if not self._sends_runs or ttl is not None or ecn or source or len(buffer) <= segment_size or buffer.readonly:
+            return super()._sending(sockaddr, buffer, segment_size, ttl, ecn, source)
+        if self._run_post is None:
+            self._run_post = RunPost(MAX_SEGMENTS)
+        name = self._run_names.get(sockaddr) or self._run_name(sockaddr)
+        return partial(self._run_post.send, self._socket.fileno(), name, buffer, segment_size)
 
     def _run_name(self, sockaddr: SockAddr) -> bytes:
         """The kernel's form of it."""

@@ -7,7 +7,6 @@ array of headers, so that a call makes no Python object for a datagram; its read
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import socket
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 from tunnel.doors.udp import pktinfo
 from tunnel.doors.udp.addresses import SockAddr
+from tunnel.doors.udp.base import WOULD_BLOCK
 from tunnel.doors.udp.pktinfo import Control
 from tunnel.units import Buffer
 
@@ -73,7 +73,6 @@ def _find(name: str, *more: Any) -> Callable[..., int] | None:
 recvmmsg = _find("recvmmsg", ctypes.c_void_p)
 sendmmsg = _find("sendmmsg")
 IS_THERE: Final = recvmmsg is not None and sendmmsg is not None  # both calls, on this system
-WOULD_BLOCK: Final = frozenset((errno.EAGAIN, errno.EWOULDBLOCK))
 
 
 class _Table:

@@ -12,7 +12,8 @@ import os
 from array import array
 from typing import Final
 
-from tunnel.doors.udp.mmsg import IS_THERE, NAME4, NAME6, WOULD_BLOCK, Header, Message, Part, address_of, recvmmsg, sendmmsg
+from tunnel.doors.udp.base import WOULD_BLOCK
+from tunnel.doors.udp.mmsg import IS_THERE, NAME4, NAME6, Header, Message, Part, address_of, recvmmsg, sendmmsg
 
 __all__ = ["IS_THERE", "RunInbox", "RunPost", "recvmmsg", "sendmmsg"]
 

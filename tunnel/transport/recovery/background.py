@@ -15,9 +15,8 @@ WEIGHT: Final = 0.25  # of a new share in the average
 LARGEST_SHARE: Final = 0.5  # beyond, a path is not worth feeding
 WORTH_ASKING: Final = 0.005  # a smaller share changes nothing
 DEVIATIONS: Final = 2.0  # of a count that pass for chance; at least two packets
-LONGEST_RUN: Final = (
-    1 / 4
-)  # of the packets looked at: a longer run of losses counts as several, as nothing arrives without a path
+#: Of the packets looked at: a longer run of losses counts as several, as nothing arrives without a path.
+LONGEST_RUN: Final = 0.25
 TOLERANCE: Final = 0.02  # share lost above the background that is no sign of congestion (LossThresh of the draft, §2.7)
 
 
