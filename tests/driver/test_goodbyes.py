@@ -26,8 +26,8 @@ class LeavingServer:
         places = (Address("192.0.2.1", 1_000 + number) for number in range(CLIENTS))
         self.byes = [Transmit(SocketId(0), place, 3, memoryview(b"bye")) for place in places]
 
-    def next_answer(self) -> None:
-        return None
+    def answers(self) -> tuple[()]:
+        return ()
 
     def poll_transmit(self, now: Instant) -> Transmit | None:
         return self.byes.pop(0) if self.byes else None

@@ -61,7 +61,7 @@ async def test_a_server_goes_on_whatever_one_datagram_or_timer_meets(
 
     exposer, connector = homes(tmp_path)
     heard = Heard()
-    left = {"handle_batch": 3, "handle_timeout": 1, "next_answer": 3}
+    left = {"handle_alone": 3, "handle_timeout": 1, "answers": 3}
 
     def sometimes(name: str) -> Callable[..., Any]:
         whole = getattr(Server, name)

@@ -74,15 +74,12 @@ class Shares:
     def has_room(self, keys: Prefixes, count: int = 1) -> bool:
         """Whether `count` more fit, in all and for each prefix around the address."""
         used = self.used + count
-        held = self._counts.get
         if used > self._total:
             return False
-        limits = self._limits
-        if len(keys) == IPV4_LEVELS:  # most are, and this is asked four times for each who is introduced
-            if held(keys[0], 0) + count > limits[0] or held(keys[1], 0) + count > limits[1]:
+        held = self._counts.get
+        for key, limit in zip(keys, self._limits):  # noqa: B905  IPv4 has fewer; this is asked four times for each introduction
+            if held(key, 0) + count > limit:
                 return False
-        elif self.crowded(keys, count) is not None:
-            return False
         if used <= self._open:
             return True
         site = keys[min(SITE, len(keys) - 1)]
@@ -99,26 +96,32 @@ class Shares:
     def add(self, keys: Prefixes, count: int = 1) -> None:
         """Whoever has looked at has_room, or is owed it, takes it."""
         self.used += count
-        self._change(keys, count)
+        self._take(keys, count)
 
     def remove(self, keys: Prefixes, count: int = 1) -> None:
         self.used -= count
-        self._change(keys, -count)
+        self._give_back(keys, count)
 
     def may_move(self, old: Prefixes, new: Prefixes, count: int = 1) -> bool:
         """Whether entries may change hands; prefixes that both addresses are in are not asked."""
         return not count or self.crowded(new, count, besides=old) is None
 
     def move(self, old: Prefixes, new: Prefixes, count: int = 1) -> None:
-        self._change(old, -count)
-        self._change(new, count)
+        if count:
+            self._give_back(old, count)
+            self._take(new, count)
 
-    def _change(self, keys: Prefixes, change: int) -> None:
+    def _take(self, keys: Prefixes, count: int) -> None:
         counts = self._counts
         for key in keys:
-            count = counts.get(key, 0) + change
-            if count > 0:
-                counts[key] = count
+            counts[key] = counts.get(key, 0) + count
+
+    def _give_back(self, keys: Prefixes, count: int) -> None:
+        counts = self._counts
+        for key in keys:
+            left = counts.get(key, 0) - count
+            if left > 0:
+                counts[key] = left
             else:
                 counts.pop(key, None)
 
@@ -144,11 +147,18 @@ class RankedShares(Shares):
         last = [next(reversed(each.items())) for each in self._classes[self.usual.bit_length() :] if each]
         return max(last, key=itemgetter(1))[0]
 
-    def _change(self, keys: Prefixes, change: int) -> None:
-        address = keys[0]
-        held = self._counts.get(address, 0)
-        Shares._change(self, keys, change)
-        before, after = held.bit_length(), max(0, held + change).bit_length()
+    def _take(self, keys: Prefixes, count: int) -> None:
+        super()._take(keys, count)
+        held = self._counts[keys[0]]
+        self._rank(keys[0], held - count, held)
+
+    def _give_back(self, keys: Prefixes, count: int) -> None:
+        super()._give_back(keys, count)
+        held = self._counts.get(keys[0], 0)
+        self._rank(keys[0], held + count, held)
+
+    def _rank(self, address: str, held: int, holds: int) -> None:
+        before, after = held.bit_length(), holds.bit_length()
         if before != after:
             self._classes[before].pop(address, None)
             self._holders += (not before) - (not after)

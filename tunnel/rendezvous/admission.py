@@ -15,6 +15,7 @@ from tunnel.units import Address, Instant, Seconds
 COOKIE_EPOCH: Final = Seconds(120.0)  # a cookie is good in its own epoch and the next one
 COOKIE_SIZE: Final = 17  # bytes: the epoch's low byte and a MAC
 MAX_COOKIES: Final = 4_096  # addresses whose cookie is remembered while its epoch lasts; then all are forgotten, and made again
+ROUNDING: Final = 1e-6  # tokens, by which a sum of many may be too large
 BUCKET_SLOTS: Final = 16_384  # slots; strangers share them, so that no number of strangers grows our memory
 
 
@@ -29,34 +30,33 @@ def address_key(host: str) -> str:
 class Cookies:
     """Stateless proof that somebody receives at an address (RFC 6347 §4.2.1 has the same idea)."""
 
-    __slots__ = ("_epoch", "_keyed", "_known")
+    __slots__ = ("_ends_at", "_epoch", "_keyed", "_known")
 
     def __init__(self, entropy: Callable[[int], bytes]) -> None:
         # A third of HMAC's time.
         self._keyed = blake2b(digest_size=COOKIE_SIZE - 1, key=entropy(32), person=b"ptunnel cookie")
         self._epoch = -1
+        self._ends_at = Instant(0.0)
         self._known: dict[Address, bytes] = {}  # of this epoch: whoever comes says two or three things
 
     def issue(self, now: Instant, remote: Address) -> bytes:
-        epoch = int(now // COOKIE_EPOCH)
-        known = self._known.get(remote) if epoch == self._epoch else None
-        if known is not None:
-            return known
-        if epoch != self._epoch or len(self._known) >= MAX_COOKIES:
-            self._epoch = epoch
+        if now >= self._ends_at or len(self._known) >= MAX_COOKIES:
+            self._epoch = int(now // COOKIE_EPOCH)
+            self._ends_at = Instant((self._epoch + 1) * COOKIE_EPOCH)
             self._known.clear()
-        made = self._known[remote] = self._make(epoch, remote)
-        return made
+        known = self._known.get(remote)
+        if known is None:
+            known = self._known[remote] = self._make(self._epoch, remote)
+        return known
 
     def check(self, now: Instant, remote: Address, cookie: bytes) -> bytes:
         """Empty if this one is right, else a fresh one: a wrong cookie costs no more than none."""
         fresh = self.issue(now, remote)
-        if len(cookie) == COOKIE_SIZE:
-            if cookie[0] == fresh[0]:
-                if hmac.compare_digest(cookie, fresh):
-                    return b""
-            elif cookie[0] == (self._epoch - 1) & 0xFF and hmac.compare_digest(cookie, self._make(self._epoch - 1, remote)):
-                return b""
+        if cookie and (
+            hmac.compare_digest(cookie, fresh)
+            or (cookie[0] == (self._epoch - 1) & 0xFF and hmac.compare_digest(cookie, self._make(self._epoch - 1, remote)))
+        ):
+            return b""
         return fresh
 
     def _make(self, epoch: int, remote: Address) -> bytes:
@@ -66,29 +66,30 @@ class Cookies:
 
 
 class Buckets:
-    """Token buckets in a table of fixed size: two keys may share a slot, and then share its tokens."""
+    """Token buckets in a table of fixed size: two keys may share a slot, and then share its tokens.
 
-    __slots__ = ("_at", "_burst", "_rate", "_salt", "_slots", "_tokens")
+    Of each one number is kept: when it is full again, in tokens that have come since the clock's beginning.
+    """
+
+    __slots__ = ("_burst", "_full", "_rate", "_salt", "_slots")
 
     def __init__(self, rate: float, burst: float, salt: bytes, slots: int = BUCKET_SLOTS) -> None:
         self._rate = rate
         self._burst = burst
         self._salt = salt
         self._slots = slots
-        self._tokens = array("d", [burst]) * slots
-        self._at = array("d", [0.0]) * slots
+        self._full = array("d", [0.0]) * slots
 
     def take(self, now: Instant, key: Hashable, amount: float = 1.0) -> bool:
         """Whether so many more are allowed.  An amount beyond the burst is, when the bucket is full."""
-        slot, burst = hash((self._salt, key)) % self._slots, self._burst
-        tokens, elapsed = self._tokens[slot], now - self._at[slot]
-        if elapsed > 0.0:
-            tokens += elapsed * self._rate
-            tokens = burst if tokens > burst else tokens  # twice as quick as min(), and three of these stand before each request
-        self._at[slot] = now
-        is_allowed = tokens >= amount or tokens >= burst
-        self._tokens[slot] = tokens - amount if is_allowed else tokens
-        return is_allowed
+        slot = hash((self._salt, key)) % self._slots
+        come, full = now * self._rate, self._full[slot]
+        if full < come:
+            full = come
+        elif full - come > self._burst - amount + ROUNDING and full > come:
+            return False
+        self._full[slot] = full + amount
+        return True
 
 
 class TreeBuckets:

@@ -48,6 +48,7 @@ class Introductions:
         self._registry = registry
         self._relay = relay
         self._pushes = pushes
+        self._push = pushes.push
         self._codes = codes
         self._numbers = numbers
         self._instance = instance
@@ -276,7 +277,7 @@ class Introductions:
     def _end_mailbox(self, now: Instant, mailbox: Mailbox, reason: GoneReason, *, leaver: Session | None = None) -> None:
         self._registry.remove_mailbox(mailbox)
         for session in mailbox.sides:
-            if session is not leaver and session.id in self._registry.sessions:
+            if session is not leaver:
                 self._push(now, session, messages.Gone(GoneKind.MAILBOX, mailbox.id, reason))
 
     def end_session(self, now: Instant, session: Session, reason: GoneReason) -> None:
@@ -289,9 +290,6 @@ class Introductions:
             if channel is not None:
                 self.end_channel(now, channel, reason, leaver=session)
         session.pushes.clear()
-
-    def _push(self, now: Instant, session: Session, message: messages.PushMessage) -> None:
-        self._pushes.push(now, session, message)
 
     def on_deaf_owner(self, now: Instant, message: messages.ClaimReceived) -> None:
         """The owner of a code never heard of a claim: the claimer is told, and the code is whole again."""

@@ -9,10 +9,10 @@ is left out is dropped unread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from math import exp
-from typing import Final
+from typing import Final, TypeAlias
 
 from tunnel.core.prefixes import around
 from tunnel.rendezvous.admission import Buckets, address_key
@@ -53,6 +53,7 @@ class Kind(IntEnum):
     KNOWN = 5  # those of clients at rest, which nothing is cheaper than
 
 
+Cost: TypeAlias = tuple[str, int, Kind, float]  # whose datagrams, how many, and seconds that were charged already
 STRANGERS: Final = (Kind.UNPROVEN, Kind.QUESTION)
 
 
@@ -136,6 +137,14 @@ class Load:
         if self._seldom.take(now, (kind, key)):
             depth = KNOWN_DEPTH if self._sessions(key) else STRANGER_DEPTH
         return self._due[kind] - now <= depth
+
+    def charge_all(self, now: Instant, costs: Iterable[Cost], each: float) -> None:
+        """Charge datagrams that came at once: `each` of them has taken so many seconds."""
+        each = min(each, MOST_AT_ONCE)
+        for host, count, kind, charged in costs:
+            rest = each * count - charged
+            if rest > 0.0:
+                self.charge(now, kind, host, rest)
 
     def charge(self, now: Instant, kind: Kind, host: str, seconds: float) -> None:
         """Charge the time that a batch took; `host` is proven where the kind is PROVEN."""

@@ -400,16 +400,16 @@ def decode_request_head(datagram: Buffer) -> tuple[int, int]:
     return version, transaction
 
 
-def peek_request(datagram: Buffer) -> Peek:
-    """Read the parts of a request that take no decoding.  Raises MalformedPacket."""
+def peek_request(datagram: Buffer) -> Peek | None:
+    """Read the parts of a request that take no decoding; None: it is of another version.  Raises MalformedPacket."""
     if not MIN_REQUEST <= len(datagram) <= MAX_DATAGRAM:
         raise MalformedPacket("rendezvous request: length out of bounds")
     kind, version, transaction, session, cookie_length = _REQUEST_START.unpack_from(datagram)
-    if kind != REQUEST or version != VERSION:
-        raise MalformedPacket("rendezvous request: another type or version")
-    if cookie_length > MAX_COOKIE:
-        raise MalformedPacket("rendezvous request: cookie too long")
+    if version != VERSION:
+        return None
     cookie_end = _COOKIE_AT + cookie_length
+    if kind != REQUEST or cookie_length > MAX_COOKIE:
+        raise MalformedPacket("rendezvous request: another type, or cookie too long")
     proof_length = datagram[cookie_end]  # all of this lies within MIN_REQUEST
     if proof_length and proof_length != PROOF_SIZE:
         raise MalformedPacket("rendezvous request: proof length")
@@ -420,7 +420,10 @@ def peek_request(datagram: Buffer) -> Peek:
 
 def decode_request(datagram: Buffer, peek: Peek | None = None) -> Request:
     """`peek`: what peek_request found in it, if it was asked before.  Raises MalformedPacket."""
-    transaction, session, cookie, _, body = peek_request(datagram) if peek is None else peek
+    peek = peek or peek_request(datagram)
+    if peek is None:
+        raise MalformedPacket("rendezvous request: another version")
+    transaction, session, cookie, _, body = peek
     end = body + (datagram[body - 2] << 8 | datagram[body - 1])
     if end > len(datagram):
         raise MalformedPacket("rendezvous request: the body is cut off")

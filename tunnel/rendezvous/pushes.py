@@ -40,8 +40,8 @@ class Pushes:
         self._entropy = entropy
         self._drops = drops
         self._send = send
-        self._fresh: deque[tuple[Instant, bytes, int]] = deque()  # due, session, push id
-        self._due: list[tuple[Instant, int, bytes, int]] = []  # due, tie-breaker, session, push id
+        self._fresh: deque[tuple[Instant, Session, int]] = deque()  # due, session, push id
+        self._due: list[tuple[Instant, int, Session, int]] = []  # due, tie-breaker, session, push id
         self._count = 0
         self._is_patient = config.push_lifetime > FIRST_PUSH_TIMEOUT
 
@@ -52,18 +52,25 @@ class Pushes:
         return due
 
     def push(self, now: Instant, session: Session, message: messages.PushMessage) -> None:
-        if session.id not in self._registry.sessions:
+        if not session.is_here:
             return
         if len(session.pushes) >= self._config.pushes_per_session:
             self._drops["server_pushes_full"] += 1
             return
         push_id = int.from_bytes(self._entropy(8), "big")
-        push = PendingPush(push_id, message, Instant(now + self._config.push_lifetime))
         if session.pushes is NO_DICT:
             session.pushes = {}
-        session.pushes[push_id] = push
+        push = session.pushes[push_id] = PendingPush(push_id, message, Instant(now + self._config.push_lifetime))
         session.welcome = b""  # its next word lets more out
-        self._repeat(now, session, push)
+        data = messages.encode_push(session.id, push_id, message)
+        size = len(data)
+        if session.credit < size or not self._is_patient:
+            self._repeat(now, session, push)
+            return
+        session.credit -= size
+        push.spent, push.attempts = size, 1
+        self._fresh.append((Instant(now + FIRST_PUSH_TIMEOUT), session, push_id))
+        self._send(session.socket_id, session.remote, data)
 
     def heard(self, now: Instant, session: Session, size: int) -> None:
         """A request of so many bytes came from it: it may be told as much, and what waited for that goes first."""
@@ -102,17 +109,16 @@ class Pushes:
         """Repeat what is due; returns what never reached anybody."""
         expired: list[messages.PushMessage] = []
         while self._fresh and self._fresh[0][0] <= now:
-            _, session_id, push_id = self._fresh.popleft()
-            self._on_due(now, session_id, push_id, expired)
+            _, session, push_id = self._fresh.popleft()
+            self._on_due(now, session, push_id, expired)
         while self._due and self._due[0][0] <= now:
-            _, _, session_id, push_id = heappop(self._due)
-            self._on_due(now, session_id, push_id, expired)
+            _, _, session, push_id = heappop(self._due)
+            self._on_due(now, session, push_id, expired)
         return expired
 
-    def _on_due(self, now: Instant, session_id: bytes, push_id: int, expired: list[messages.PushMessage]) -> None:
-        session = self._registry.sessions.get(session_id)
-        push = session.pushes.get(push_id) if session is not None else None
-        if session is None or push is None:
+    def _on_due(self, now: Instant, session: Session, push_id: int, expired: list[messages.PushMessage]) -> None:
+        push = session.pushes.get(push_id)  # who has left has none
+        if push is None:
             return
         if now < push.expires_at:
             self._repeat(now, session, push)
@@ -132,10 +138,7 @@ class Pushes:
             return
         session.credit -= size
         push.spent += size
-        if not push.attempts and self._is_patient:
-            self._fresh.append((Instant(now + FIRST_PUSH_TIMEOUT), session.id, push.push_id))
-        else:
-            self._schedule(Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts)), session, push)
+        self._schedule(Instant(min(push.expires_at, now + FIRST_PUSH_TIMEOUT * 2.0**push.attempts)), session, push)
         push.attempts += 1
         self._send(session.socket_id, session.remote, data)
 
@@ -150,4 +153,4 @@ class Pushes:
 
     def _schedule(self, due_at: Instant, session: Session, push: PendingPush) -> None:
         self._count += 1
-        heappush(self._due, (due_at, self._count, session.id, push.push_id))
+        heappush(self._due, (due_at, self._count, session, push.push_id))

@@ -87,6 +87,7 @@ class Session:
         "has_waiting",
         "id",
         "is_guest",
+        "is_here",
         "keys",
         "knows_loss",
         "last_nameplate",
@@ -110,6 +111,7 @@ class Session:
         self.seen_at = now
         self.unmet_at: Instant | None = None  # when it was told that somebody could not be led to it
         self.credit = 0  # bytes that it may be told unasked
+        self.is_here = True  # has not left
         self.is_guest = False  # has been led to a session of the server's own hosts
         self.follows = False  # it goes where it is sent, in a fleet
         self.has_lost = False  # a room to somebody else, and not registered anything since it was told
@@ -299,6 +301,7 @@ class Registry:
         """With its rooms and nameplates; mailboxes and channels have two sides, the server tells the other."""
         if self.sessions.pop(session.id, None) is None:
             return
+        session.is_here = False
         self.leave(session, session.listening | session.dialing.keys())
         for number in list(session.nameplates):
             self.remove_nameplate(number)

@@ -27,6 +27,7 @@ Entry = TypeVar("Entry")
 MIN_RELAYED: Final = CHANNEL_SIZE + 1  # bytes; less carries nothing
 MAX_AT_ONCE: Final = 1 << 20  # entries looked at in one go, by default: all
 PAYER: Final = 1  # the side that asked for the channel: it dialed or claimed
+NOWHERE: Final = SocketId(-1)
 
 
 class Moved(Enum):
@@ -43,11 +44,13 @@ class ChannelSide:
 
     __slots__ = ("counter", "keys", "remote", "seen_at", "session", "socket_id")
 
-    def __init__(self, now: Instant) -> None:
-        self.socket_id = SocketId(-1)
-        self.remote: Address | None = None
-        self.keys: Prefixes = ()
-        self.session = b""
+    def __init__(
+        self, now: Instant, socket: SocketId = NOWHERE, remote: Address | None = None, session: bytes = b"", keys: Prefixes = ()
+    ) -> None:  # fmt: skip
+        self.socket_id = socket
+        self.remote = remote
+        self.keys = keys
+        self.session = session
         self.counter = 0
         self.seen_at = now
 
@@ -72,7 +75,9 @@ class PairAccount:
 class Channel:
     __slots__ = ("account", "account_key", "id", "keys", "number", "opened_at", "relayed_bytes", "room", "sides", "token")
 
-    def __init__(self, identifier: bytes, token: bytes, now: Instant, keys: Prefixes, room: bytes = b"") -> None:
+    def __init__(
+        self, identifier: bytes, token: bytes, now: Instant, keys: Prefixes, sides: tuple[ChannelSide, ChannelSide], room: bytes
+    ) -> None:  # fmt: skip
         self.id = identifier
         self.token = token
         self.number = 0  # by which a log calls it
@@ -80,7 +85,7 @@ class Channel:
         self.opened_at = now
         self.keys = keys  # to whom it is charged
         self.room = room  # that led to it; empty after a code, or after a restart
-        self.sides = (ChannelSide(now), ChannelSide(now))
+        self.sides = sides
         self.account: PairAccount | None = None
         self.account_key = ("", "")
 
@@ -254,18 +259,21 @@ class Relay:
     ) -> Channel | None:
         """A fresh channel between two proven (socket, address, session), of which the second asks; None beyond a quota."""
         other, keys = prefixes(first[1].host), prefixes(second[1].host)
-        if not self._has_room(keys, other[0], room):
+        pair = _pair(other[0], keys[0])
+        account = self._accounts.get(pair)
+        if not self._has_room(keys, room):
+            return None
+        if not (self.account_shares.has_room(keys) if account is None else account.remaining > 0):
             return None
         while True:
             drawn = self._entropy(CHANNEL_SIZE)
             identifier = bytes((drawn[0] | CHANNEL_BYTE,)) + drawn[1:]
             if identifier not in self._channels:
                 break
-        channel = Channel(identifier, self._entropy(TOKEN_SIZE), now, keys, room)
+        sides = (ChannelSide(now, *first, other), ChannelSide(now, *second, keys))
+        channel = Channel(identifier, self._entropy(TOKEN_SIZE), now, keys, sides, room)
         self._add(channel)
-        self._bind(now, channel.sides[0], *first, other)
-        self._bind(now, channel.sides[PAYER], *second, keys)
-        self._settle(now, channel, has_room=True)
+        self._account(now, channel, pair, account)
         return channel
 
     def may_open(self, keys: Prefixes) -> bool:
@@ -286,7 +294,7 @@ class Relay:
                 return Moved.WRONG
             if not self._has_room(keys):
                 return Moved.QUOTA
-            channel = Channel(identifier, token, now, keys)
+            channel = Channel(identifier, token, now, keys, (ChannelSide(now), ChannelSide(now)), b"")
             self._add(channel)
         elif not hmac.compare_digest(channel.token, token):
             return Moved.WRONG
@@ -394,19 +402,14 @@ class Relay:
         """Whether there is more to look at than the last time was looked at."""
         return bool(self._unseen or self._unseen_accounts)
 
-    def _has_room(self, keys: Prefixes, other: str = "", room: bytes = b"") -> bool:
-        """For one more channel, charged to `keys`; `other` is the address of the other side, where that is known."""
+    def _has_room(self, keys: Prefixes, room: bytes = b"") -> bool:
+        """For one more channel, charged to `keys`."""
         if not self.shares.has_room(keys):
             self.drops["relay_full" if self.shares.crowded(keys) is None else "relay_address_quota"] += 1
             return False
         if room and self.is_room_full(room):
             self.drops["relay_room_quota"] += 1
             return False
-        if other:
-            account = self._accounts.get(_pair(keys[0], other))
-            if account is None:
-                return self.account_shares.has_room(keys)
-            return account.remaining > 0
         return True
 
     def _add(self, channel: Channel) -> None:
@@ -433,8 +436,8 @@ class Relay:
     ) -> None:  # fmt: skip
         side.socket_id, side.remote, side.session, side.seen_at, side.keys = socket_id, remote, session, now, keys
 
-    def _settle(self, now: Instant, channel: Channel, *, has_room: bool = False) -> None:
-        """Charge the pair of addresses that it now connects.  `has_room`: for its account, as has been looked at."""
+    def _settle(self, now: Instant, channel: Channel) -> None:
+        """Charge the pair of addresses that it now connects."""
         first, second = channel.sides
         if first.remote is None or second.remote is None:
             return
@@ -444,11 +447,15 @@ class Relay:
                 return
             channel.account.channels -= 1
         account = self._accounts.get(key)
+        if account is None and not self.account_shares.has_room(channel.keys):
+            channel.account = None
+            self.drops["relay_pairs_full"] += 1
+            return
+        self._account(now, channel, key, account)
+
+    def _account(self, now: Instant, channel: Channel, key: tuple[str, str], account: PairAccount | None) -> None:
+        """Charge that pair; `account` is its one, if it has one."""
         if account is None:
-            if not has_room and not self.account_shares.has_room(channel.keys):
-                channel.account = None
-                self.drops["relay_pairs_full"] += 1
-                return
             account = self._accounts[key] = PairAccount(now, self._config.pair_bytes, key, channel.keys)
             self.account_shares.add(channel.keys)
         account.channels += 1

@@ -22,7 +22,7 @@ from tunnel.rendezvous.codes import Codes, Refusal
 from tunnel.rendezvous.counting import snapshot
 from tunnel.rendezvous.introductions import RETRY_FULL, Introductions
 from tunnel.rendezvous.limits import ServerConfig
-from tunnel.rendezvous.load import MOST_AT_ONCE, TYPICAL, Kind, Load
+from tunnel.rendezvous.load import TYPICAL, Cost, Kind, Load
 from tunnel.rendezvous.messages import GoneReason, RefusalCode
 from tunnel.rendezvous.numbers import Numbers
 from tunnel.rendezvous.pushes import Pushes
@@ -47,7 +47,6 @@ MAX_QUEUE: Final = 4096  # answers waiting for a socket; more are dropped and as
 CROWDED: Final = "the server has too many clients, or too many from this address"
 
 
-Cost: TypeAlias = tuple[Kind, float]  # seconds that were charged already
 Answer: TypeAlias = tuple[SocketId, Address, bytes]
 
 
@@ -133,14 +132,8 @@ class Server:
     ) -> list[Transmit]:
         """All datagrams of one receive.  What it returns are views of `buffer`: send them before the next receive."""
         relayed: list[Transmit] = []
-        length = len(buffer)
-        self._kind, self._charged = Kind.DROPPED, 0.0
-        if length <= stride and buffer[0] < CHANNEL_BYTE:
-            self._charges_now = self.load.is_low
-            self.handle_datagram(now, socket_id, remote, bytes(buffer))  # of which parts are had for less
-            return relayed
-        self._charges_now = True
-        start = 0
+        self._kind, self._charged, self._charges_now = Kind.DROPPED, 0.0, True
+        length, start = len(buffer), 0
         while start < length:
             if buffer[start] >= CHANNEL_BYTE:
                 strangers: list[tuple[bytes, int]] = []
@@ -154,6 +147,12 @@ class Server:
                 start += stride
         self.load.bursts += len(relayed)
         return relayed
+
+    def handle_alone(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> Cost:
+        """One datagram that came alone and is not relayed.  Its cost is for load.charge_all, when the answers have left."""
+        self._kind, self._charged, self._charges_now = Kind.DROPPED, 0.0, self.load.is_low
+        self.handle_datagram(now, socket_id, remote, bytes(datagram))  # of which parts are had for less
+        return remote.host, 1, self._kind, self._charged
 
     def refreshed(self, now: Instant, socket_id: SocketId, remote: Address, request: Buffer) -> bytes | None:
         """The answer to a request, if it is the Refresh of a client at rest.  None: it is for handle_batch."""
@@ -169,21 +168,12 @@ class Server:
             self.load.bursts += 1
         return side
 
-    @property
-    def cost(self) -> Cost:
-        """Of the last handle_batch, as far as it is known; see charge."""
-        return self._kind, self._charged
+    def cost(self, remote: Address, count: int) -> Cost:
+        """Of the `count` datagrams of the last handle_batch, likewise.
 
-    def charge(self, now: Instant, remote: Address, count: int, seconds: float, cost: Cost | None = None) -> None:
-        """Call when the answers to a batch have left: what all its `count` datagrams took of the processor.
-
-        `cost` was told after it was handled; by default it was the last one.  Not for those that are relayed: they cost alike,
-        and are only counted.
+        Not for those that are relayed: they cost alike, and are only counted.
         """
-        kind, charged = self.cost if cost is None else cost
-        rest = min(seconds, count * MOST_AT_ONCE) - charged
-        if rest > 0.0:
-            self.load.charge(now, kind, remote.host, rest)
+        return remote.host, count, self._kind, self._charged
 
     def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
         """One datagram that is not relayed (those go through handle_batch).  Rubbish is counted, nothing is raised."""
@@ -243,13 +233,12 @@ class Server:
 
     # outputs
 
-    @property
-    def has_transmits(self) -> bool:
-        return bool(self._out or self._to_leave)
-
-    def next_answer(self) -> Answer | None:
-        """The next one, as poll_transmit gives it, but for goodbyes and the wrapping: socket, address, datagram."""
-        return self._out.popleft() if self._out else None
+    def answers(self) -> Sequence[Answer]:
+        """All that there are, as poll_transmit gives them, but for goodbyes and the wrapping: socket, address, datagram."""
+        if not self._out:
+            return ()
+        answers, self._out = self._out, deque()
+        return answers
 
     def poll_transmit(self, now: Instant) -> Transmit | None:
         if not self._out:
@@ -326,14 +315,14 @@ class Server:
     # requests
 
     def _on_request(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:
-        if len(data) >= messages.MIN_REQUEST and data[1] != messages.VERSION:
+        peek = messages.peek_request(data)
+        if peek is None:
             version, transaction = messages.decode_request_head(data)
             if not self._may_ask(now, remote, Kind.UNPROVEN):
                 return
             text = f"this server speaks version {messages.VERSION} of the protocol, not {version}"
             self._refuse(now, Refusal(RefusalCode.VERSION, text), socket_id, remote, transaction)
             return
-        peek = messages.peek_request(data)
         if self.fleet is not None and self.fleet.is_draining and peek.session not in self.registry.sessions:
             self.drops["server_drains"] += 1  # another server answers
             return

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from tunnel.doors.tls.server import TlsListener
-from tunnel.doors.udp.batches import BatchSocket, by_batches
+from tunnel.doors.udp.batches import BatchSocket, Letter, by_batches
 from tunnel.doors.udp.socket import UdpSocket
 from tunnel.faults import Faults
-from tunnel.rendezvous.load import BURST, MOST_AT_ONCE, TYPICAL, Kind
+from tunnel.rendezvous.load import BURST, TYPICAL, Cost, Kind
 from tunnel.rendezvous.messages import PUSH_ACK, REQUEST
-from tunnel.rendezvous.server import Cost, Server
+from tunnel.rendezvous.server import Server
 from tunnel.rendezvous.stun import ServerSocket
 from tunnel.shell.outside import Views
 from tunnel.units import CHANNEL_BYTE, Address, Buffer, Instant, ReceivedBatch, Seconds, SocketId, Transmit
@@ -42,6 +44,9 @@ class _Source:
     def post(self, remote: Address, buffer: Buffer, segment_size: int, ecn: int = 0) -> bool:
         return self._udp.post(remote, buffer, segment_size, ecn, self._host)
 
+    def post_all(self, letters: Iterable[Letter]) -> int:
+        return self._udp.post_all(letters, self._host)
+
     async def wait_writable(self) -> None:
         await self._udp.wait_writable()
 
@@ -56,6 +61,9 @@ class _TlsDoor:
 
     def post(self, remote: Address, buffer: Buffer, segment_size: int, ecn: int = 0) -> bool:
         return self._listener.send(remote, memoryview(buffer), segment_size, None, ecn)
+
+    def post_all(self, letters: Iterable[Letter]) -> int:
+        return sum([not self.post(remote, data, len(data)) for _, remote, data in letters])
 
     async def wait_writable(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -140,7 +148,7 @@ class ServerLoop:
         server, doors, locals_ = self._server, self._doors, self._locals
         views = self._views if self._views else None
         began = time.thread_time()
-        charges: list[tuple[Address, int, Cost]] = []
+        costs: list[Cost] = []
         refreshed = relayed = others = 0
         for batch in batches:
             remote, buffer, stride, ecn, local = batch
@@ -169,6 +177,9 @@ class ServerLoop:
                                 began = 0.0  # others work meanwhile
                                 await self._send_late(Transmit(side.socket_id, side.remote, stride, buffer, None, ecn))
                             continue
+                    if kind < CHANNEL_BYTE:
+                        costs.append(server.handle_alone(now, here, remote, buffer))
+                        continue
                 bursts = server.handle_batch(now, here, remote, buffer, stride, ecn)
             except Exception as error:
                 self.faults.note("datagram", f"dropped datagrams from {remote}", error)
@@ -178,18 +189,11 @@ class ServerLoop:
                 if not doors[burst.socket_id].post(burst.remote, burst.buffer, burst.segment_size, burst.ecn):
                     began = 0.0
                     await self._send_late(burst)
-            if is_alone and kind < CHANNEL_BYTE:
-                cost = server.cost
-                if cost[0] is Kind.DROPPED:
-                    others += 1
-                else:
-                    charges.append((remote, 1, cost))
-            elif self._is_relayed(batch):
+            if self._is_relayed(batch):
                 relayed += 1
             else:
-                charges.append((remote, -(-len(buffer) // stride), server.cost))
-        if server.has_transmits:
-            self.post_answers()
+                costs.append(server.cost(remote, -(-len(buffer) // stride)))
+        self.post_answers()
         for udp in self._sockets.values():
             if not udp.deliver():
                 began = 0.0
@@ -200,22 +204,14 @@ class ServerLoop:
         if deadline is not None and deadline < self._armed:
             self._wakeup.set()
         spent = time.thread_time() - began - relayed * BURST if began else None
-        self._charge(now, charges, refreshed, others, spent)
+        self._charge(now, costs, refreshed, others, spent)
 
-    def _charge(
-        self, now: Instant, charges: list[tuple[Address, int, Cost]], refreshed: int, others: int, seconds: float | None
-    ) -> None:
+    def _charge(self, now: Instant, costs: list[Cost], refreshed: int, others: int, seconds: float | None) -> None:
         """Each datagram its part of that time, or what is typical where it was not measured.  `others`: those of nobody."""
-        datagrams = refreshed + others + sum([count for _, count, _ in charges])
-        if not datagrams or (seconds is not None and seconds <= 0.0):
-            return
-        each = TYPICAL if seconds is None else seconds / datagrams
-        for remote, count, cost in charges:
-            self._server.charge(now, remote, count, each * count, cost)
-        if refreshed:
-            self._server.load.charge(now, Kind.KNOWN, "", each * refreshed)
-        if others:
-            self._server.load.charge(now, Kind.DROPPED, "", min(each, MOST_AT_ONCE) * others)
+        costs += (("", refreshed, Kind.KNOWN, 0.0), ("", others, Kind.DROPPED, 0.0))
+        datagrams = sum([count for _, count, _, _ in costs])
+        if datagrams:
+            self._server.load.charge_all(now, costs, TYPICAL if seconds is None else seconds / datagrams)
 
     @staticmethod
     def _is_relayed(batch: ReceivedBatch) -> bool:
@@ -251,10 +247,10 @@ class ServerLoop:
         if self._is_leaving:
             return
         with self.faults.wall("answers", "interrupted the sending"):
-            while (answer := self._server.next_answer()) is not None:
-                socket_id, remote, data = answer
-                if not self._doors[socket_id].post(remote, data, len(data)):
-                    self._server.drops["server_congested"] += 1
+            for socket_id, answers in groupby(self._server.answers(), itemgetter(0)):
+                lost = self._doors[socket_id].post_all(answers)
+                if lost:
+                    self._server.drops["server_congested"] += lost
 
     async def say_goodbye(self) -> None:
         """Bye to every client, as fast as the sockets take it; TLS connections are there until then."""

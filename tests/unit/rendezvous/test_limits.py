@@ -142,7 +142,7 @@ def test_any_number_of_strangers_shares_a_table_of_fixed_size() -> None:
     buckets = Buckets(0.0, 1.0, b"salt")
     allowed = sum(buckets.take(Instant(1.0), number) for number in range(4 * BUCKET_SLOTS))
     assert 0.9 * BUCKET_SLOTS < allowed <= BUCKET_SLOTS
-    assert len(buckets._tokens) == len(buckets._at) == BUCKET_SLOTS
+    assert len(buckets._full) == BUCKET_SLOTS
 
 
 def test_answers_that_no_socket_takes_are_dropped_beyond_the_queue_and_counted() -> None:

@@ -158,7 +158,7 @@ class Machine:
             answered = answered or transmit.remote == source
         cost = COSTS[Kind.RELAYED if relayed else server._kind]
         if data[0] < CHANNEL_BYTE:
-            server.charge(self.now, source, 1, cost)
+            server.load.charge_all(self.now, [server.cost(source, 1)], cost)
         self.time_left -= cost
         if answered and self.now - sent_at <= PATIENCE:
             self.answered[what] += 1
@@ -462,7 +462,7 @@ def test_of_strangers_those_that_ask_seldom_come_first() -> None:
     assert not found.admits_stranger(later, Kind.QUESTION, "50.1.1.1")
     later = Instant(later + load.STRANGER_DEPTH)
     assert found.admits_stranger(later, Kind.QUESTION, "50.1.1.1")  # as nobody else wants it
-    assert len(found._seldom._at) == load.STRANGER_SLOTS
+    assert len(found._seldom._full) == load.STRANGER_SLOTS
 
 
 def test_of_those_that_ask_seldom_an_address_with_a_session_comes_first() -> None:
@@ -485,7 +485,7 @@ def test_one_pause_of_the_machine_is_charged_to_nobody() -> None:
     source = Address("50.1.1.1", 1_000)
     data = machine.request(source, messages.Refresh(), machine.cookie(source))
     machine.server.handle_batch(machine.now, SocketId(0), source, memoryview(data), len(data))
-    machine.server.charge(machine.now, source, 1, 0.2)
+    machine.server.load.charge_all(machine.now, [machine.server.cost(source, 1)], 0.2)
     assert machine.server.load._recent["50.1.1.1"] == pytest.approx(load.MOST_AT_ONCE)
     assert load.TYPICAL < load.MOST_AT_ONCE
     many = b"".join(machine.request(source, messages.Refresh(), machine.cookie(source)) for _ in range(10))

@@ -5,10 +5,13 @@ Where the system has no calls for that (see many.py), a socket that moves one ba
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from collections.abc import Iterable
+from typing import Protocol, TypeAlias, cast
 
 from tunnel.doors.udp.socket import LocalTeller, ReceivedBatch, UdpSocket
-from tunnel.units import Address, Buffer
+from tunnel.units import Address, Buffer, SocketId
+
+Letter: TypeAlias = tuple[SocketId, Address, bytes]  # one datagram; which socket it is for has been looked at
 
 
 class BatchSocket(Protocol):
@@ -29,6 +32,9 @@ class BatchSocket(Protocol):
 
         `source` as in LocalTeller.send.
         """
+
+    def post_all(self, letters: Iterable[Letter], source: str = "") -> int:
+        """Post each of them; returns how many it has no place for."""
 
     def deliver(self) -> bool:
         """Send what was posted.  False: would block; wait_writable, and call again, or give_up."""
@@ -63,6 +69,9 @@ class OneByOne:
         if source:
             return cast(LocalTeller, self._udp).send(remote, memoryview(buffer), segment_size, None, ecn, source)
         return self._udp.send(remote, memoryview(buffer), segment_size, None, ecn)
+
+    def post_all(self, letters: Iterable[Letter], source: str = "") -> int:
+        return sum([not self.post(remote, data, len(data), 0, source) for _, remote, data in letters])
 
     def deliver(self) -> bool:
         return True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from tunnel.doors.udp import mmsg
 from tunnel.doors.udp.addresses import AddressError, to_address, to_sockaddr
+from tunnel.doors.udp.batches import Letter
 from tunnel.doors.udp.linux import LinuxSocket
 from tunnel.doors.udp.mmsg import NAME4, NAME6, TRUNCATED
 from tunnel.doors.udp.socket import ReceivedBatch
@@ -53,15 +55,16 @@ class ManySocket(LinuxSocket):
         total = sum(lengths)
         self._ask_for = min(MOST, 2 * asked) if total < LARGE else max(2, asked // 2)
         space, places = self._space, self._name_places
-        data, names, controls = inbox.data, inbox.names, inbox.controls
+        data, controls = inbox.data, inbox.controls[: count * space].tobytes()
+        names = inbox.names[: count * self._name_size].tobytes()
         hosts, told = self._hosts, self._told
         are_odd = any(inbox.flags[:count].tolist()) or not all(lengths)
         batches: list[ReceivedBatch] = []
         datagrams = count
         for index, (length, control_length) in enumerate(zip(lengths, inbox.control_lengths[:count].tolist(), strict=True)):
             start = index * mmsg.SLOT
-            name = names[places[index]].tobytes()
-            control = controls[index * space : index * space + control_length].tobytes()
+            name = names[places[index]]
+            control = controls[index * space : index * space + control_length]
             stride, ecn, local = told.get(control) or self._read(control)
             if are_odd and (not length or inbox.flags[index] & TRUNCATED):
                 counters.errors["truncated" if length else "empty"] += 1
@@ -115,6 +118,22 @@ class ManySocket(LinuxSocket):
             post.put(name, buffer, control)
             self._posted.append((remote, ecn, source))
         return True
+
+    def post_all(self, letters: Iterable[Letter], source: str = "") -> int:
+        post, names, posted, lost = self._post, self._names, self._posted, 0
+        for _, remote, data in letters:
+            if post.count == MOST or len(data) > mmsg.LETTER:
+                lost += not self.post(remote, data, len(data), 0, source)
+                continue
+            name = names.get(remote) or self._name(remote)
+            if name is not None:
+                control = b""
+                if source:
+                    key = (not self.is_ipv6 or ":" not in remote.host, 0, source)
+                    control = self._headers.get(key) or self._header(*key)
+                post.put(name, data, control)
+                posted.append((remote, 0, source))
+        return lost
 
     def _name(self, remote: Address) -> bytes | None:
         try:
