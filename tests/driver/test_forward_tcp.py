@@ -279,13 +279,17 @@ async def test_a_connection_that_is_given_up_as_it_succeeds_is_closed_and_leaves
     """The opener goes in the very turn in which the program here answers."""
     made: list[socket.socket] = []
 
-    async def connected_too_late(family: int, address: tuple[str, int]) -> socket.socket:
+    def begin(family: int, address: tuple[str, int]) -> tuple[socket.socket, bool]:
         made.append(socket.socket(family))
         OWN.note(made[-1], address)
-        given_up.cancel()
-        return made[-1]
+        return made[-1], False
 
-    monkeypatch.setattr(local, "_connect", connected_too_late)
+    async def connected_too_late(sock: socket.socket) -> socket.socket:
+        given_up.cancel()
+        return sock
+
+    monkeypatch.setattr(local, "_begin", begin)
+    monkeypatch.setattr(local, "_finish", connected_too_late)
     with trio.CancelScope() as given_up:
         await local.connect_tcp("localhost", 9)
     assert given_up.cancelled_caught

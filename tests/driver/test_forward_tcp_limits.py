@@ -304,28 +304,46 @@ async def test_a_connection_that_has_to_wait_is_spoken_of_and_does_not_wait_for_
 async def test_an_address_that_does_not_answer_costs_a_moment_where_the_name_has_others(
     dead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = local._connect
+    real = local._begin
 
-    async def connect(family: int, address: tuple[str, int]) -> socket.socket:
+    def begin(family: int, address: tuple[str, int]) -> tuple[socket.socket, bool]:
         if address[0] != "192.0.2.1":
-            return await real(family, address)
-        if dead == "silent":
-            await trio.sleep_forever()
-        raise OSError(errno.EHOSTUNREACH, "no way there")
+            return real(family, address)
+        if dead == "refused":
+            raise OSError(errno.EHOSTUNREACH, "no way there")
+        return near, False
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    async def finish(sock: socket.socket) -> socket.socket:
+        assert sock is near
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with socket.socket() as near, socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
         async def resolve(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
             return [(socket.AF_INET, ("192.0.2.1", port)), (socket.AF_INET, ("127.0.0.1", port))]
 
-        monkeypatch.setattr(local, "_connect", connect)
+        monkeypatch.setattr(local, "_begin", begin)
+        monkeypatch.setattr(local, "_finish", finish)
         monkeypatch.setattr(local, "resolve", resolve)
         monkeypatch.setattr(local, "ATTEMPT_DELAY", 0.01)
         with trio.fail_after(20):
             sock = await local.connect_tcp("nas.example", port)
         assert sock.getpeername() == ("127.0.0.1", port)
         local._give_up(sock)
+
+
+@pytest.mark.skipif(not local.TELLS_AGAIN, reason="the kernel does not tell")
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+async def test_a_program_of_this_machine_is_reached_without_a_turn_of_the_loop(family: int) -> None:
+    """Wherever it listens, also where another loopback address refuses first."""
+    with socket.create_server(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), family=family) as server:
+        with trio.testing.assert_no_checkpoints():
+            sock = await local.connect_tcp("localhost", server.getsockname()[1])
+        with sock:
+            assert sock.getpeername() == server.getsockname()
+        OWN.forget(sock)
 
 
 def test_a_port_that_another_program_has_on_the_other_loopback_is_spoken_of() -> None:

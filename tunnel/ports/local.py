@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Awaitable
 from itertools import zip_longest
 from typing import Final
 
@@ -25,6 +26,8 @@ CONNECT_TIMEOUT: Final = 20.0  # seconds; name resolution included
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address of a name is tried as well; RFC 8305 §5
 LISTEN_BACKLOG: Final = 1_024  # connections that wait while no link is up
 UDP_BUFFER: Final = 2 * 1024 * 1024  # bytes asked for; an ordinary user gets net.core.rmem_max
+#: Whether a second connect() tells how the first one went: connect(2).
+TELLS_AGAIN: Final = sys.platform == "linux"
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _CODES: Final = {
@@ -75,9 +78,23 @@ async def connect_tcp(host: str, port: int) -> socket.socket:
 
 
 async def connect_places(places: list[Place]) -> socket.socket:
-    """The same to one of these.  The caller bounds the time."""
-    places = alternate(places)
-    return await _connect(*places[0]) if len(places) == 1 else await _race(places)
+    """The same to one of these.  The caller bounds the time.
+
+    A program of this machine answers at once, and costs no task.
+    """
+    left = alternate(places)
+    refused = OSError(errno.EHOSTUNREACH, "the name has no address")
+    while left:
+        family, address = left.pop(0)
+        try:
+            sock, is_connected = _begin(family, address)
+            if is_connected:
+                return sock
+            return await _race(sock, left) if left else await _finish(sock)
+        except OSError as error:
+            if _says(error) >= _says(refused):
+                refused = error
+    raise refused
 
 
 def alternate(places: list[Place]) -> list[Place]:
@@ -88,18 +105,19 @@ def alternate(places: list[Place]) -> list[Place]:
     return [place for pair in zip_longest(ours, others) for place in pair if place is not None]
 
 
-async def _race(places: list[Place]) -> socket.socket:
-    """The first of them that answers; each is begun a moment after the one before, or when that has failed.  RFC 8305 §5.
+async def _race(begun: socket.socket, places: list[Place]) -> socket.socket:
+    """The first that answers, of one that was begun and of others; each is begun a moment after the one before, or when that has
+    failed.  RFC 8305 §5.
 
-    Raises OSError: the one that says most.
+    `places` are taken out of the list.  Raises OSError: the one that says most.
     """
     won: socket.socket | None = None
     refused: OSError = OSError(errno.EHOSTUNREACH, "the name has no address")
 
-    async def attempt(place: Place, failed: trio.Event) -> None:
+    async def attempt(connecting: Awaitable[socket.socket], failed: trio.Event) -> None:
         nonlocal won, refused
         try:
-            sock = await _connect(*place)
+            sock = await connecting
         except OSError as error:
             if _says(error) >= _says(refused):
                 refused = error
@@ -113,11 +131,15 @@ async def _race(places: list[Place]) -> socket.socket:
 
     try:
         async with trio.open_nursery() as nursery:
-            for place in places:
+            connecting: Awaitable[socket.socket] = _finish(begun)
+            while True:
                 failed = trio.Event()
-                nursery.start_soon(attempt, place, failed)
+                nursery.start_soon(attempt, connecting, failed)
+                if not places:
+                    break
                 with trio.move_on_after(ATTEMPT_DELAY):
                     await failed.wait()
+                connecting = _connect(*places.pop(0))
     except BaseException:  # cancelled at the very moment when one was connected: nobody gets it
         if won is not None:
             _give_up(won)
@@ -139,8 +161,8 @@ def _give_up(sock: socket.socket) -> None:
     sock.close()
 
 
-async def _connect(family: int, address: tuple[str, int]) -> socket.socket:
-    """Its mark is noted; who closes it has it forgotten."""
+def _begin(family: int, address: tuple[str, int]) -> tuple[socket.socket, bool]:
+    """A socket that connects, and whether it has already.  Its mark is noted; who closes it has it forgotten.  Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -149,17 +171,36 @@ async def _connect(family: int, address: tuple[str, int]) -> socket.socket:
             OWN.note(sock, address)
         except BlockingIOError:
             OWN.note(sock, address)
-            await trio.lowlevel.wait_writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, os.strerror(code)) from None
+            if not TELLS_AGAIN:
+                return sock, False
+            try:
+                sock.connect(address)  # over loopback the answer is there, but the kernel had not looked yet
+            except BlockingIOError:
+                return sock, False
     except BaseException as error:
-        OWN.forget(sock)
-        sock.close()
+        _give_up(sock)
         if family == socket.AF_INET6 and isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL and not is_ipv6_here():
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT)) from None  # not that no port is free
         raise
+    return sock, True
+
+
+async def _finish(sock: socket.socket) -> socket.socket:
+    """Wait until it has connected; otherwise it is closed.  Raises OSError."""
+    try:
+        await trio.lowlevel.wait_writable(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        _give_up(sock)
+        raise
     return sock
+
+
+async def _connect(family: int, address: tuple[str, int]) -> socket.socket:
+    sock, is_connected = _begin(family, address)
+    return sock if is_connected else await _finish(sock)
 
 
 async def udp_places(host: str, port: int) -> list[Place]:
