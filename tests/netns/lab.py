@@ -4,8 +4,9 @@
 
 Addresses come from prefixes that count as global (192.88.99.0/24, 3fff::/20), so that nothing treats them as private.
 Each site has 192.88.99.(8i)/29 and 3fff:i::/32; miniupnpd counts the former as reserved, so a upnp site has 44.128.0.(8i)/29,
-from a prefix that radio amateurs keep for tests and that is routed nowhere.  The core counts the UDP bytes from each site to
-each other one, so whether two peers speak directly or over the server is seen without asking ptunnel.
+from a prefix that radio amateurs keep for tests and that is routed nowhere.  After SITES_IN_A_ROW the next /24 follows.
+The core counts the UDP bytes from each site to each other one, so whether two peers speak directly or over the server is seen
+without asking ptunnel.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ class Lab:
                 f"route add default via {first}\nroute add default via {first6}"
             )
             edge, edge_device = hop, "south"
-        outer = f"{site.net}.{8 * index}"
+        outer = f"{site.net}.{site.first}"
         outer6 = f"3fff:{index:x}:ff::1"
         self._cable(border, device, edge, edge_device, shape)
         downwards = [f"link set {edge_device} up"]
@@ -299,8 +300,8 @@ class Lab:
             lan = lan or (f"192.168.{10 + site.index}" if hosts else f"100.127.{site.index}")
             inner, mask, first = f"{lan}.1", 24, 10
         else:
-            lan = "192.88.99"
-            inner, mask, first = f"{lan}.{8 * site.index + 5}", 30, 8 * site.index + 6
+            lan = site.net
+            inner, mask, first = f"{lan}.{site.first + 5}", 30, site.first + 6
             hosts = 1  # the site's own prefix holds no more
         inner6 = f"3fff:{site.index:x}:1::1"
         gateway.ip("link add lan type bridge mcast_snooping 0\nlink set lan up")
@@ -326,7 +327,7 @@ class Lab:
 
         if rules is not None:
             addresses = rules.pop("addresses", 1)
-            site.pool = tuple(f"{site.net}.{8 * site.index + 2 + number}" for number in range(addresses))
+            site.pool = tuple(f"{site.net}.{site.first + 2 + number}" for number in range(addresses))
             site.wan = site.pool[0]
             gateway.nft(FIREWALL % {"family": "ip6", "input": "", "forward": DROP_ALL})
             site.start_nat(lan, rules)

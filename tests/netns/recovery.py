@@ -167,7 +167,7 @@ class Stage:
         site = self.site(name)
         gateway = site.gateway
         assert gateway is not None
-        fresh = f"{site.net}.{8 * site.index + 3}"
+        fresh = f"{site.net}.{site.first + 3}"
         gateway.ip(f"addr add {fresh}/32 dev wan")
         gateway.nft(f'flush chain ip nat postrouting\nadd rule ip nat postrouting oifname "wan" snat to {fresh}')
         site.forget_mappings()

@@ -41,6 +41,7 @@ CARRIERS: dict[str, dict[str, Any]] = {
 }
 """The same in a carrier's network; the quota is of mappings a home."""
 
+SITES_IN_A_ROW = 16  # that share a /24: half of it, since a server lets neighbours together have only so much
 SHORT_LIFE = 10  # seconds that a mapping of a `short` site lives
 MINIUPNPD_SETTINGS = """
 ext_ifname=wan
@@ -85,10 +86,11 @@ class Site:
         self.behind = behind  # the carrier's site, if this home hangs on one
         self.gateway: Namespace | None = None
         self.hosts: list[Namespace] = []
-        self.net = "44.128.0" if kind == "upnp" else "192.88.99"
-        self.prefix: str = f"{self.net}.{8 * index}/29" if behind is None else behind.prefix
+        row, self.first = index // SITES_IN_A_ROW, 8 * (index % SITES_IN_A_ROW)  # the latter: the last byte of its prefix
+        self.net = f"44.128.{row}" if kind == "upnp" else f"192.88.{99 + row}"
+        self.prefix: str = f"{self.net}.{self.first}/29" if behind is None else behind.prefix
         self.prefix6 = f"3fff:{index:x}::/32"
-        self.line = f"{self.net}.{8 * index + 1}"  # the address of the border's own device towards the core
+        self.line = f"{self.net}.{self.first + 1}"  # the address of the border's own device towards the core
         self.pool: tuple[str, ...] = ()  # of our own NAT: addresses that are no device's
         self.wan: str = self.line if behind is None else behind.wan  # the address at which the world sees a site with one
         self.wan6 = f"3fff:{index:x}:ff::2"

@@ -121,12 +121,12 @@ class MemberNode(EndpointNode):
         self.world.touch(self.host)
 
     def invite(self, other: MemberNode, psk: bytes) -> None:
-        self.room.expect(self.world.now, other.static, invited_psk(psk), invited=True)
+        self.members.meet(self.world.now, other.static, invited_psk(psk), invited=True)
         self.hear(self.world.now)
         self.world.touch(self.host)
 
     def join_peer(self, other: MemberNode, psk: bytes) -> None:
-        self.room.paired(other.static, invited_psk(psk))
+        self.members.meet(self.world.now, other.static, invited_psk(psk))
         self.hear(self.world.now)
         self.world.touch(self.host)
 
@@ -182,8 +182,9 @@ class Party(InWorld):
         keeps: bool = False,
         config: ServerConfig | None = None,
         kind: str = "prc",
+        are_apart: bool = False,
     ) -> None:
-        self.world = World(seed, link or Link(delay=Seconds(0.010)))
+        self.world = World(seed, link or Link(delay=Seconds(0.010)), are_apart=are_apart)
         self.server = ServerNode(self.world, self.world.host("server"), config)
         self.keeps = keeps
         self.kind = kind
@@ -222,12 +223,11 @@ class Party(InWorld):
     def is_whole(self, members: list[MemberNode] | None = None) -> bool:
         """All of these have the same roster, and see all the others."""
         members = self.everybody if members is None else members
-        names = {each.room.me.name for each in members if each.room.me is not None}
-        return (
-            len(names) == len(members)
-            and len({each.version for each in members}) == 1
-            and all(names - {each.room.me.name} <= each.online for each in members if each.room.me is not None)
-        )
+        if not all(each.version for each in members) or len({each.version for each in members}) > 1:
+            return False
+        statics = {each.static for each in members}
+        names = {member.name for member in members[0].roster.members if member.static in statics}
+        return len(names) == len(members) and all(len(names & each.online) == len(names) - 1 for each in members)
 
     def is_whole_but_for(self, name: str) -> bool:
         """All friends have the same roster and see one another, and this one, whom the roster has, is not to be seen."""

@@ -303,7 +303,7 @@ def test_members_meet_at_an_embedded_server_and_strangers_find_no_relay_there() 
         for stranger in (one, other):
             stranger.boot()
         other.room.expect(party.world.now, one.static, PSK)  # it is no creator, so this says nothing
-        one.room.paired(other.static, PSK)
+        one.members.meet(party.world.now, other.static, PSK)
         other.endpoint.listen(party.world.now)
         other.offer()
         party.world.run(20.0)

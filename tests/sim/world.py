@@ -86,8 +86,10 @@ class Host:
 class World:
     """Steps any number of nodes by the next deadline and routes their bursts through links and boxes."""
 
-    def __init__(self, seed: int = 0, link: Link | None = None) -> None:
+    def __init__(self, seed: int = 0, link: Link | None = None, *, are_apart: bool = False) -> None:
+        """`are_apart`: no two public IPv4 addresses are neighbours; a server lets those of a /24 have so much, too."""
         self.seed = seed
+        self.are_apart = are_apart
         self.now = START
         self.rng = random.Random(seed)
         self.internet = Realm("internet", link or Link(), CORE_HOPS, 0)
@@ -263,7 +265,8 @@ class World:
     def _public(self, realm: Realm) -> str:
         realm.counter += 1
         if realm is self.internet:
-            return f"45.1.{realm.counter >> 8}.{realm.counter & 255}"
+            high, low = realm.counter >> 8, realm.counter & 255
+            return f"45.{1 + high}.{low}.1" if self.are_apart else f"45.1.{high}.{low}"
         return f"100.64.{realm.number}.{realm.counter & 255}"
 
     def _box(self, behaviour: Behaviour, host: str, name: str) -> Box:

@@ -367,12 +367,9 @@ def _make_room(entry: Entry, driver: EndpointDriver, member_name: str, routes: I
 
 def _begin(running: LanRoom, entry: Entry) -> None:
     """Begin to wait for the members."""
-    now, room = running.driver.clock(), running.room
-    if entry.makes:
-        for peer in entry.to:
-            room.expect(now, peer.static, invited_psk(peer.psk), invited=True)
-    elif entry.peer is not None:
-        room.paired(entry.peer.static, invited_psk(entry.peer.psk))
+    now, peers = running.driver.clock(), entry.to if entry.makes else () if entry.peer is None else (entry.peer,)
+    for peer in peers:
+        running.membership.meet(now, peer.static, invited_psk(peer.psk), invited=True)
     running.driver.flush()
 
 

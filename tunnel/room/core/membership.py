@@ -107,6 +107,8 @@ class Membership:
             known=lambda static: self._contacts[static].peering if static in self._contacts else None,
             dialing=lambda static: self._contacts[static].dialing if static in self._contacts else None,
         )
+        self._redial_at: Instant | None = None  # the first of those of the contacts, as of the last look at them
+        self._is_stale = True  # something has happened after which other connections may be wanted, or somebody waits for one
         self._has_left = False
         endpoint.listen(now)
 
@@ -130,6 +132,14 @@ class Membership:
             self.endpoint.renew_code(now, self.flow)
         return member
 
+    def meet(self, now: Instant, static: bytes, psk: bytes, *, invited: bool = False) -> None:
+        """A creator's: whoever holds this key may join (Room.expect).  A joiner's: that is the creator's key."""
+        self._is_stale = True
+        if self.room.is_creator:
+            self.room.expect(now, static, psk, invited=invited)
+        else:
+            self.room.paired(static, psk)
+
     def leave(self, now: Instant) -> bool:
         """We end: whoever has to know is told.  Send what poll_transmit gives before the endpoint is closed.
 
@@ -145,13 +155,11 @@ class Membership:
     def handle_event(self, now: Instant, event: EndpointEvent) -> None:
         if self._has_left:
             return
+        self._is_stale |= not isinstance(event, PeeringEvent) or isinstance(event.event, ControlReceived)
         match event:
             case PeerPaired(peer=peer):
                 self._store.newcomers.pop(peer.static, None)
-                if self.room.is_creator:
-                    self.room.expect(now, peer.static, peer.psk)
-                else:
-                    self.room.paired(peer.static, peer.psk)
+                self.meet(now, peer.static, peer.psk)
             case PeeringStarted(peering=peering):
                 self._started(now, peering)
             case PeeringRestarted(peering=peering):
@@ -222,6 +230,7 @@ class Membership:
             return events
         if (at := self.room.poll_timeout()) is not None and now >= at:
             self.room.handle_timeout(now)
+            self._is_stale = True
         self.detours.handle_timeout(now)
         while (event := self.room.poll_event()) is not None:
             if isinstance(event, RosterChanged):
@@ -231,20 +240,32 @@ class Membership:
             if isinstance(event, MemberRemoved) and (contact := self._contacts.get(event.member.static)) is not None:
                 contact.redial_at, contact.wait = None, FIRST_REDIAL
             events.append(event)
-        self._know(now)
+        # Most inputs are no news of this kind, and a look at each member for each of them would cost the cube of the members.
+        looks = bool(events) or self._is_stale or (self._redial_at is not None and now >= self._redial_at)
+        if looks:
+            self._know(now)
         self._send()
+        if looks:
+            self._is_stale = self._dial(now)
+            self._redial_at = earliest(*(contact.redial_at for contact in self._contacts.values()))
+        return events
+
+    def _dial(self, now: Instant) -> bool:
+        """Whoever is not connected to us, is not dialed yet and has to be; True when one waits for what tells no time."""
         dialed = self._dialed
         for static, contact in list(self._contacts.items()):
             if static not in dialed:
                 contact.redial_at = None
                 if static not in self._statics and contact.peering is None and contact.dialing is None:
                     del self._contacts[static]
+        waits = False
         for static, peer in dialed.items():
             contact = self._contacts[static]
             if self._may_dial(now, static, contact):
                 contact.redial_at = None
                 contact.dialing = self.endpoint.dial(now, peer, self._server)
-        return events
+            waits |= contact.peering is None and contact.dialing is None and contact.redial_at is None
+        return waits
 
     def _know(self, now: Instant) -> None:
         """Let the endpoint know whom to talk to, where that is different."""
@@ -283,9 +304,7 @@ class Membership:
     def poll_timeout(self) -> Instant | None:
         if self._has_left:
             return None
-        return earliest(
-            self.room.poll_timeout(), self.detours.poll_timeout(), *(contact.redial_at for contact in self._contacts.values())
-        )
+        return earliest(self.room.poll_timeout(), self.detours.poll_timeout(), self._redial_at)
 
     def peering(self, static: bytes) -> Peering | None:
         """The connection of a member, if there is one that reaches it."""
