@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from tests.sim.fleet_servers import SOCKET, FleetServer, FleetWorld
+from tests.sim.fleet_servers import REFRESH, SOCKET, FleetServer, FleetWorld
 from tunnel.rendezvous import messages
 from tunnel.rendezvous.client import Client
 from tunnel.rendezvous.events import Told
@@ -129,3 +129,15 @@ def test_a_client_whose_server_drains_is_at_another_before_it_is_gone_and_its_ch
         person.client.leave_channel(world.now, person.client.channels[0].channel)
     world.run(2.0)
     assert not world.servers[0].server.registry.sessions
+
+
+def test_a_server_that_was_restarted_counts_again_when_the_list_says_so() -> None:
+    world = FleetWorld(3)
+    person = Person(world, 1, 0)
+    world.run(10.0, lambda: len(person.client.relays(world.now)) == 3)
+    before = person.client.relays(world.now).keys()
+    for server in world.servers[1:]:  # whoever is not in use is asked every five minutes only
+        server.kill()
+        world.run(2.0)
+        server.boot()
+    world.run(2 * REFRESH, lambda: len(person.client.relays(world.now).keys() - before) == 2)

@@ -58,8 +58,14 @@ class Following(Channels):
             told.update(places)
             for each in self._meet(now, places):
                 each.load = server.load
+                if each.instance not in (None, server.instance):  # it has begun anew, and what it was asked before is lost
+                    self._greet_anew(now, each)
         self._listed = told
         self._drop_strays()
+
+    def _greet_anew(self, now: Instant, home: ServerAddress) -> None:
+        self._requests.remove_where(lambda r: r.home is home and isinstance(r.message, messages.Hello))
+        self._greet(now, home)
 
     def _drop_strays(self) -> None:
         """Leave alone those that are listed no more, and that nobody is led to."""
