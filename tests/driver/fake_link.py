@@ -9,7 +9,7 @@ import trio
 
 from tunnel.errors import UnreachableError
 from tunnel.faults import Faults
-from tunnel.shell.stream import StreamCode, StreamResetError, StreamSink, StreamStoppedError
+from tunnel.shell.stream import StreamCode, StreamResetError, StreamSink, StreamSource, StreamStoppedError
 
 WINDOW = 64 * 1024  # bytes sent and not yet read, of one half
 
@@ -60,6 +60,15 @@ class FakeStream:
             if out.held < WINDOW:
                 return self._lent[: WINDOW - out.held]
             await out.changed.wait()
+
+    async def pull(self, source: StreamSource) -> bool:
+        while True:
+            space = await self.wait_send_space()
+            count = source(space)
+            if count:
+                self.commit(count)
+            if count < len(space):
+                return True
 
     def send_space(self) -> memoryview:
         out = self.out

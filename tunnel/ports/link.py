@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from tunnel.faults import Faults
-from tunnel.shell.stream import StreamSink
+from tunnel.shell.stream import StreamSink, StreamSource
 from tunnel.units import Buffer
 
 #: (protocol, target) -> where that is on the exposer's side, or None when it is not granted.  Asked for each stream and flow.
@@ -28,6 +28,9 @@ class Stream(Protocol):
 
     async def wait_send_space(self) -> memoryview:
         """Room in the send buffer, never empty; valid until the next await."""
+
+    async def pull(self, source: StreamSource) -> bool:
+        """Send what `source` puts into the room it is given, until that is less than all; False, at once: that is of no use."""
 
     def send_space(self) -> memoryview:
         """The same at once; empty where wait_send_space would wait or raise."""

@@ -80,6 +80,7 @@ class Relay:
     __slots__ = (
         "_access",
         "_counters",
+        "_has_said_all",
         "_in_a_row",
         "_is_reading",
         "_is_unwritable",
@@ -111,7 +112,8 @@ class Relay:
         self._uploading = trio.CancelScope()
         self._is_unwritable = False  # a write failed: what comes from the local program now is its last words
         self._is_reading = False  # `_upload` waits for the local program
-        self._read_error: Exception | None = None  # met by `_hear`
+        self._has_said_all = False  # found by `_give`
+        self._read_error: Exception | None = None  # met by `_hear` or `_give`
         self._write_error: Exception | None = None  # met by the sink
         self._straight = -1  # the counter of all, when this one last wrote straight
         self._in_a_row = 0  # how often it did since another one did
@@ -197,12 +199,19 @@ class Relay:
                         break
                     commit(count)
                     self._access.sent += count
-                if count < len(space):  # drained: waiting now saves the failing call
-                    self._is_reading = True
-                    await trio.lowlevel.wait_readable(sock)
-                    self._is_reading = False
+                if count == len(space):  # bulk
+                    if not await stream.pull(self._give):
+                        continue
                     if self._read_error is not None:
                         raise self._read_error
+                    if self._has_said_all:
+                        break
+                # drained: waiting now saves the failing call
+                self._is_reading = True
+                await trio.lowlevel.wait_readable(sock)
+                self._is_reading = False
+                if self._read_error is not None:
+                    raise self._read_error
             else:
                 await upload_paced(sock, stream, pace, self._access)
             if not self._is_unwritable:
@@ -282,21 +291,27 @@ class Relay:
             self._in_a_row += 1
         return count
 
-    def _hear(self) -> None:
-        """The local program may have answered already: then that leaves together with our ACK, and without a turn of the loop."""
-        space = self._stream.send_space() if self._is_reading else b""
-        if not len(space):
-            return
+    def _give(self, room: memoryview) -> int:
+        """The stream's source: what the local program has said."""
         try:
-            count = self._sock.recv_into(space)
+            count = self._sock.recv_into(room)
         except BlockingIOError:
-            return
+            return 0
         except Exception as error:  # for `_upload`
             self._read_error = error
+            return 0
+        self._has_said_all = not count
+        self._access.sent += count
+        return count
+
+    def _hear(self) -> None:
+        """The local program may have answered already: then that leaves together with our ACK, and without a turn of the loop."""
+        space = self._stream.send_space() if self._is_reading else memoryview(b"")
+        if not len(space):
             return
-        if count:  # else `_upload` is about to see the end by itself
+        count = self._give(space)
+        if count:  # else `_upload` is about to see the end, or the error
             self._stream.commit(count)
-            self._access.sent += count
             self._counters.tcp_heard += 1
 
     async def _hear_last_words(self) -> None:

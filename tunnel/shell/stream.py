@@ -15,9 +15,10 @@ from tunnel.errors import TunnelError, UnreachableError
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import StreamCode
 from tunnel.transport.stream.receive import StreamSink
+from tunnel.transport.stream.send import StreamSource
 from tunnel.units import StreamId
 
-__all__ = ["StreamCode", "StreamResetError", "StreamSink", "StreamStoppedError", "TunnelStream"]
+__all__ = ["StreamCode", "StreamResetError", "StreamSink", "StreamSource", "StreamStoppedError", "TunnelStream"]
 
 CLOSED_HERE = "this stream was closed by this program"
 CHUNKS_A_READ = 256  # received pieces handed over at once: one GRO batch
@@ -103,6 +104,33 @@ class TunnelStream(trio.abc.HalfCloseableStream):
                 return space
             waiter = self._writable = trio.Event()
             await waiter.wait()
+
+    async def pull(self, source: StreamSource) -> bool:
+        """Send what `source` puts into the room it is given, until that is less than all.  Raises as wait_send_space does.
+
+        It is called when its turn to send has come, without a turn of this task.  False, at once, where no other stream has
+        something to send.
+        """
+        if self._send_error is not None:
+            raise self._send_error
+        waiter = self._writable = trio.Event()
+
+        def fill(room: memoryview) -> int:
+            count = source(room)
+            if count < len(room):
+                waiter.set()
+            return count
+
+        if not self._connection.set_stream_source(self.stream_id, fill):
+            return False
+        self._flush()
+        try:
+            await waiter.wait()
+        finally:
+            self._connection.set_stream_source(self.stream_id, None)
+        if self._send_error is not None:
+            raise self._send_error
+        return True
 
     def send_space(self) -> memoryview:
         """Return what wait_send_space would give now; empty where it would wait or raise."""

@@ -12,6 +12,7 @@ from tests.unit.connection.pair import keypairs
 from tests.work import instructions
 from tunnel.transport.connection.connection import Connection
 from tunnel.transport.connection.events import PathKind
+from tunnel.transport.stream.streams import CONTROL_STREAM
 from tunnel.units import Address, Instant, PathKey, SocketId
 
 MANY: Final = 100
@@ -136,6 +137,7 @@ VERBS: Final[dict[str, Callable[[Connection, Instant], object]]] = {
     "send_control": lambda c, now: c.send_control(b"x"),
     "send_datagrams": lambda c, now: c.send_datagrams(now, 1, [b"x"]),
     "set_policy": lambda c, now: c.set_policy(now, "direct"),
+    "set_stream_source": lambda c, now: c.set_stream_source(stream_of(c), len),
     "stream_commit": lambda c, now: c.stream_commit(stream_of(c), 1),
     "stream_finish": lambda c, now: c.stream_finish(stream_of(c)),
     "stream_reset": lambda c, now: c.stream_reset(stream_of(c), 1),
@@ -200,6 +202,8 @@ def test_a_connection_says_that_a_verb_was_called(verb: str) -> None:
     if verb == "stream_commit":
         connection.stream_space(stream)[:1] = b"x"
     star.flush()
+    if verb == "set_stream_source":  # another stream has something to send
+        connection._shared.streams.scheduler.wake(connection._shared.streams.sending[CONTROL_STREAM])
     assert not endpoint._agenda.ready
     assert not endpoint._agenda.untold
     VERBS[verb](connection, star.now)

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import PeerError, StreamLimitError
-from tunnel.transport.stream.flow import GROWTH_IN_ALL, MAX_STREAM_WINDOW, MAX_STREAMS, Growth, ReceiveWindow, SendCredit
+from tunnel.transport.stream.flow import (
+    GROWTH_IN_ALL,
+    INITIAL_STREAM_WINDOW,
+    MAX_STREAM_WINDOW,
+    MAX_STREAMS,
+    Growth,
+    ReceiveWindow,
+    SendCredit,
+)
 from tunnel.transport.stream.send import SMALLEST_RING, SendStream
 from tunnel.transport.stream.streams import LARGEST_QUANTUM, LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, Streams
 from tunnel.units import Instant, Seconds, StreamId
@@ -272,6 +280,25 @@ def test_credit_never_shrinks() -> None:
     assert credit.available == 40
     assert credit.raise_to(2**64 - 1)
     assert credit.available == 2**64 - 61
+
+
+def test_a_window_grows_where_half_of_it_came_at_once_however_rarely_that_is() -> None:
+    for count, at_once, grows in ((600, True, True), (500, True, False), (600, False, False)):
+        window = ReceiveWindow(1000, Growth())
+        window.consume(1, Instant(0.0), Seconds(0.1), at_once=True)
+        for minute in range(1, 4):
+            window.consume(count, Instant(60.0 * minute), Seconds(0.1), at_once=at_once)
+        assert (window.window > 1000) == grows
+
+
+def test_many_windows_have_a_first_step_each_and_none_goes_far_ahead() -> None:
+    growth = Growth()
+    windows = [ReceiveWindow(INITIAL_STREAM_WINDOW, growth) for _ in range(200)]
+    for step in range(6):
+        for window in windows:
+            window.consume(window.window, Instant(step * 0.01), Seconds(0.1))
+    assert {window.window for window in windows} == {4 * INITIAL_STREAM_WINDOW}
+    assert growth.left >= 0
 
 
 def test_growth_always_leaves_some_for_the_next_one_and_comes_back() -> None:

@@ -54,7 +54,7 @@ class Inflow:
             if self._early_pieces > MAX_GAPS_IN_ALL:
                 raise PeerError(f"more than {MAX_GAPS_IN_ALL} gaps in all streams together")
         if stream.read_offset != before:  # its sink took it, or nobody reads it any more
-            self.consumed(now, stream_id, stream.read_offset - before)
+            self.consumed(now, stream_id, stream.read_offset - before, at_once=stream.stop_code is None)
         shared.readable(stream_id)
         if stream.is_done:
             shared.forget_if_done(stream_id)
@@ -77,12 +77,12 @@ class Inflow:
         if self._received > limit:
             raise PeerError(f"{self._received} bytes sent on all streams, {limit} granted")
 
-    def consumed(self, now: Instant, stream_id: StreamId, count: int) -> None:
+    def consumed(self, now: Instant, stream_id: StreamId, count: int, *, at_once: bool = False) -> None:
         """The application took `count` bytes of a stream, or they were thrown away: return the credit."""
         shared = self.shared
         rtt = shared.paths.current.recovery.rtt.smoothed_rtt
         stream = shared.streams.receiving.get(stream_id)
-        if stream is not None and stream.window.consume(count, now, rtt) and not stream.is_done:
+        if stream is not None and stream.window.consume(count, now, rtt, at_once=at_once) and not stream.is_done:
             shared.owe(MaxStreamData(stream_id))
         if shared.streams.receive_window.consume(count, now, rtt):
             shared.owe(MaxData())

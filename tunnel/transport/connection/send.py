@@ -246,7 +246,8 @@ class Sender:
         """Fill equal datagrams with bytes of the stream whose turn it is; returns the end, `position` if there is too little."""
         shared = self._shared
         scheduler = shared.streams.scheduler
-        scheduler.set_pace(path.pacer.quantum)
+        ring_limit = shared.streams.ring_limit(path.recovery.inflight_limit(shared.peer_receive_buffer))
+        scheduler.set_pace(path.pacer.quantum, ring_limit)
         stream = shared.streams.head()
         if stream is None or self._relay_forbidden(path):
             return position

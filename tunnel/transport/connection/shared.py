@@ -165,7 +165,10 @@ class Shared:
         """Bytes of `stream` were acknowledged: its writer may go on."""
         if (stream.wants_space and not stream.is_half_full) or stream.is_done:
             stream.wants_space = False
-            self.events.append(StreamWritable(stream.stream_id))
+            if stream.source is None:
+                self.events.append(StreamWritable(stream.stream_id))
+        if stream.source is not None and not stream.wants_space:
+            self.streams.scheduler.wake(stream)
         if stream.is_done:
             self.forget_if_done(stream.stream_id)
 

@@ -10,6 +10,7 @@ from tunnel.transport.connection.shared import Shared
 from tunnel.transport.connection.state import Life
 from tunnel.transport.stream.datagrams import MAX_DATAGRAM
 from tunnel.transport.stream.receive import StreamSink
+from tunnel.transport.stream.send import StreamSource
 from tunnel.units import Buffer, Instant, StreamId
 
 
@@ -50,6 +51,24 @@ class StreamVerbs:
             stream.commit(count)
             self._shared.streams.scheduler.wake(stream)
             self._touched()
+
+    def set_stream_source(self, stream_id: StreamId, source: StreamSource | None) -> bool:
+        """Let `source` put bytes into the send buffer when they are about to be sent, from inside poll_transmit.
+
+        docs/transport.md says what it may do.  With the first bytes that it does not give it is let go.  False where it is of
+        no use: no other stream has something to send, so that nobody else is served while a task fills the buffer.
+        """
+        streams = self._shared.streams
+        stream = streams.sending.get(stream_id)
+        if stream is None or self._life.is_over or stream.finished or stream.reset_code is not None:
+            return False
+        stream.source = source if streams.scheduler.is_busy(stream) else None
+        if stream.source is None:
+            return False
+        stream.wants_space = False
+        streams.scheduler.wake(stream)
+        self._touched()
+        return True
 
     def stream_write(self, stream_id: StreamId, data: Buffer) -> int:
         """Copy in what fits; returns how many bytes that was."""

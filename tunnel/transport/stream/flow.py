@@ -22,24 +22,31 @@ class Growth:
     Source: Choudhury and Hahne, dynamic queue length thresholds (1998): the share follows how many ask.
     """
 
-    __slots__ = ("left",)
+    __slots__ = ("grown", "left")
 
     def __init__(self) -> None:
         self.left = GROWTH_IN_ALL
+        self.grown = 0  # windows that have taken some
 
-    def take(self, count: int) -> bool:
-        if count > self.left // 2:
+    def take(self, window: int, count: int, *, is_first: bool) -> bool:
+        """Whether a window may take `count` bytes more; one that has taken some already at most up to twice its part."""
+        if count > self.left // 2 or (not is_first and (window + count) * self.grown > 2 * GROWTH_IN_ALL):
             return False
         self.left -= count
+        self.grown += is_first
         return True
 
     def give_back(self, count: int) -> None:
+        """A window that has taken `count` bytes ends."""
         self.left += count
+        self.grown -= count > 0
 
 
 class ReceiveWindow:
     """The limit we grant, moved at every quarter that the application reads; made GROWTH_FACTOR times as large while that
     takes fewer than GROWTH_ROUNDS round trips: a sender doubles every round trip, and what it may send must not lag behind.
+    The same where half of it comes at once and is taken at once: of many streams each has its turn rarely, and a small window
+    would cut its turns into small ones.
 
     `limit` is the highest offset the peer may use.  Without a `growth` to take from it never grows.
     """
@@ -53,17 +60,18 @@ class ReceiveWindow:
         self.consumed = 0
         self._moved_at: Instant | None = None  # before that, when the first byte was read
 
-    def consume(self, count: int, now: Instant, smoothed_rtt: Seconds) -> bool:
-        """The application read `count` bytes; True when the limit moved far enough to be worth a frame."""
+    def consume(self, count: int, now: Instant, smoothed_rtt: Seconds, *, at_once: bool = False) -> bool:
+        """The application read `count` bytes, `at_once` on arrival; True when the limit moved far enough to be worth a frame."""
         self.consumed += count
         moved_at = self._moved_at
         if moved_at is None:
             moved_at = self._moved_at = now
         if self.limit - self.consumed > self.window - self.window // 4:
             return False
-        if self._growth is not None and now - moved_at < GROWTH_ROUNDS * smoothed_rtt and self.window < MAX_STREAM_WINDOW:
+        keeps_up = now - moved_at < GROWTH_ROUNDS * smoothed_rtt or (at_once and 2 * count > self.window)
+        if keeps_up and self._growth is not None and self.window < MAX_STREAM_WINDOW:
             more = min((GROWTH_FACTOR - 1) * self.window, MAX_STREAM_WINDOW - self.window)
-            if self._growth.take(more):
+            if self._growth.take(self.window, more, is_first=self.window == self._first):
                 self.window += more
         self._moved_at = now
         self.limit = self.consumed + self.window

@@ -5,7 +5,8 @@ The local socket is read straight into the ring (`space`, `commit`), datagrams a
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from tunnel.core.ranges import RangeSet
 from tunnel.units import StreamId
@@ -13,6 +14,9 @@ from tunnel.units import StreamId
 SMALLEST_RING: Final = 16 * 1024  # bytes
 _NO_RING: Final = bytearray(0)
 _NO_VIEW: Final = memoryview(_NO_RING)
+
+#: Puts what a local program has said into the room it is given, when that is about to be sent: how many bytes that was.
+StreamSource: TypeAlias = Callable[[memoryview], int]
 
 
 class SendStream:
@@ -37,6 +41,7 @@ class SendStream:
         "reset_code",
         "scheduled",
         "sent",
+        "source",
         "stream_id",
         "wants_space",
         "written",
@@ -60,7 +65,8 @@ class SendStream:
         self.reset_code: int | None = None
         self.reset_acked = False
         self.scheduled = False  # owned by Scheduler
-        self.wants_space = False  # the application met an empty space()
+        self.wants_space = False  # the application met an empty space(), or the source a full ring
+        self.source: StreamSource | None = None
 
     # the application's side
 
@@ -75,15 +81,17 @@ class SendStream:
         """Less than half of the ring is free: who met it full waits, and then fills much at once."""
         return 2 * (self.written - self.base) > len(self._ring)
 
-    def space(self, ring_limit: int) -> memoryview:
+    def space(self, ring_limit: int, wanted: int = 0) -> memoryview:
         """Free contiguous room to read a local socket into; grows the ring up to `ring_limit` bytes.  May be empty."""
         if self.finished or self.reset_code is not None:
             return self._view[:0]
         size = len(self._ring)
         held = self.written - self.base
         if not self.is_roomy and size < ring_limit:
-            self._grow(max(SMALLEST_RING, size * 2))
-            size = len(self._ring)
+            size = max(SMALLEST_RING, size * 2)
+            while size < held + wanted and size < ring_limit:
+                size *= 2
+            self._grow(size)
         index = self.written & self._mask
         return self._view[index : index + min(size - held, size - index)]
 
@@ -105,6 +113,27 @@ class SendStream:
             done += count
         return done
 
+    def pull(self, most: int, least: int, ring_limit: int, *, are_others: bool) -> bool:
+        """Have the source top up what is unsent to `most` bytes, if that is less than `least`; False if that has to wait.
+
+        A source that gives less than it could is let go.  Where others have something to send, bulk waits until the peer's
+        credit is enough for all of `most`, or no more of it is on its way: small turns cost as much as large ones.
+        """
+        if self.written - self.sent >= least or self.lost:
+            return True
+        if are_others and self.limit - self.sent < most and self.base < self.sent:
+            return False
+        while self.source is not None and (wanted := min(self.sent + most, self.limit) - self.written) > 0:
+            room = self.space(ring_limit, wanted)[:wanted]
+            if not len(room):
+                self.wants_space = True
+                return self.written - self.sent >= least
+            count = self.source(room)
+            self.commit(count)
+            if count < len(room):
+                self.source = None
+        return True
+
     def _grow(self, size: int) -> None:
         ring = bytearray(size)
         view = memoryview(ring)
@@ -119,11 +148,13 @@ class SendStream:
 
     def finish(self) -> None:
         self.finished = True
+        self.source = None
 
     def reset(self, code: int) -> None:
         """Give up: what is not acknowledged is thrown away, the peer is told `code`."""
         if self.reset_code is None and not self.is_done:
             self.reset_code = code
+            self.source = None
             self._drop_ring()
 
     def rest(self) -> None:
@@ -155,7 +186,7 @@ class SendStream:
             return False
         if self.lost or self.fin_lost:
             return True
-        if self.sent < self.written:
+        if self.sent < self.written or (self.source is not None and not self.wants_space):
             return may_send_new and self.sent < self.limit
         return self.finished and not self.fin_sent
 

@@ -28,6 +28,7 @@ LARGEST_QUANTUM: Final = 122 * 1024
 LEAST_TURN: Final = (
     8 * 1024
 )  # bytes: the rest of a turn that is less is added to the next, as a short burst costs like a full one
+TURN_MORE: Final = 4 * 1024  # bytes beyond its turn that a stream has at hand, as a turn is rounded up to whole datagrams
 LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
 RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
@@ -40,9 +41,10 @@ class Scheduler:
     not the number of those who wait for it.
     """
 
-    __slots__ = ("_credit", "_held", "_new", "_old", "quantum")
+    __slots__ = ("_credit", "_held", "_new", "_old", "quantum", "ring_limit")
 
     def __init__(self) -> None:
+        self.ring_limit = 4 * SMALLEST_RING
         self.quantum = QUANTUM  # of the turns that begin now
         self._new: deque[SendStream] = deque()
         self._old: deque[SendStream] = deque()
@@ -56,6 +58,10 @@ class Scheduler:
             self._new.append(stream)
             if self._held:
                 self._held.pop(stream.stream_id, None)
+
+    def is_busy(self, stream: SendStream) -> bool:
+        """Whether others than `stream` may have something to send."""
+        return len(self._new) + len(self._old) + len(self._held) > stream.scheduled
 
     def forget(self, stream: SendStream) -> None:
         """It is over.  In the round it may still stand: without work it leaves that by itself."""
@@ -76,12 +82,13 @@ class Scheduler:
             else:
                 return None
             stream = queue[0]
-            if stream.has_work(may_send_new):
-                if self._credit[stream.stream_id] >= LEAST_TURN:
-                    return stream
+            has_work = stream.has_work(may_send_new)
+            if has_work and self._credit[stream.stream_id] < LEAST_TURN:
                 self._credit[stream.stream_id] += self.quantum
                 queue.popleft()
                 self._old.append(stream)
+            elif has_work and (stream.source is None or not may_send_new or self._pull(stream)):
+                return stream
             else:
                 queue.popleft()
                 is_held = not may_send_new and stream.has_work()
@@ -93,9 +100,19 @@ class Scheduler:
                     if is_held:
                         self._held[stream.stream_id] = stream
 
-    def set_pace(self, burst: int) -> None:
-        """`burst` bytes leave at about one instant: a turn is no more than that, so that fast paths have full bursts."""
-        self.quantum = min(max(burst, QUANTUM), LARGEST_QUANTUM)
+    def _pull(self, stream: SendStream) -> bool:
+        """Its turn has come: take what its source has.  False where it has nothing to send now."""
+        are_others = len(self._new) + len(self._old) > 1
+        is_ready = stream.pull(self.quantum + TURN_MORE, LEAST_TURN, self.ring_limit, are_others=are_others)
+        return is_ready and stream.has_work()
+
+    def set_pace(self, burst: int, ring_limit: int = LARGEST_RING) -> None:
+        """`burst` bytes leave at about one instant: a turn is no more than that, so that fast paths have full bursts.
+
+        Nor is it more than a ring holds, if each is `ring_limit` bytes at most.
+        """
+        self.ring_limit = ring_limit
+        self.quantum = min(max(burst, QUANTUM), LARGEST_QUANTUM, ring_limit - TURN_MORE)
 
     def charge(self, stream: SendStream, count: int) -> None:
         self._credit[stream.stream_id] -= max(count, 1)
