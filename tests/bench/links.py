@@ -40,6 +40,9 @@ RATES: dict[str, Shape] = {
     "5 % lost": HUNDRED._replace(loss=0.05),
     "1 % lost in bursts of 8": HUNDRED._replace(loss=0.01, burst=8),
     "5 % lost in bursts of 8": HUNDRED._replace(loss=0.05, burst=8),
+    "20 ms bad, 5 % of the time": HUNDRED._replace(loss=0.05, bad=0.020),
+    "30 ms of jitter, in order": HUNDRED._replace(jitter=0.030),
+    "30 ms of jitter": HUNDRED._replace(jitter=0.030, overtakes=1),
     "5 % late by 5 ms": HUNDRED._replace(reorder=0.05, late=0.005),
     "5 % twice": HUNDRED._replace(duplicate=0.05),
 }
@@ -98,11 +101,11 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-def rates(runs: int, seconds: float) -> None:
+def rates(runs: int, seconds: float, only: str = "") -> None:
     say(f"medians of {runs} runs of {seconds:g} s, Mbit/s")
     say(f"{'100 Mbit/s, 40 ms, 40 ms of queue':<34}{'CUBIC':>8}{'BBR':>8}{'ptunnel':>16}   ratio up and down")
     clean = 0.0
-    for name, shape in RATES.items():
+    for name, shape in {only: RATES[only]}.items() if only else RATES.items():
         found: dict[str, list[float]] = {}
         with bench(shape) as (desk, _):
             for _ in range(runs):
@@ -265,7 +268,11 @@ PARTS: dict[str, Callable[[int, float], None]] = {
 
 def main() -> None:
     parser = parts_parser(__doc__, PARTS, runs=3, seconds=10.0)
+    parser.add_argument("--only", choices=RATES, help="of `rates`, this line alone")
     arguments = parser.parse_args()
+    if arguments.only:
+        rates(arguments.runs, arguments.seconds, arguments.only)
+        return
     for part in arguments.parts or PARTS:
         PARTS[part](arguments.runs, arguments.seconds * (6 if part == "neighbour" else 1))
 

@@ -31,6 +31,9 @@ class Shape(NamedTuple):
     duplicate: float = 0.0  # share of the frames that come twice
     queue: float = 0.1  # seconds of rate that the queue holds; a frame that would wait longer is dropped
     news: float = 0.0  # seconds that the words of some come late, from the second device to the first
+    bad: float = 0.0  # seconds that nothing passes each time, on average, for the `loss` share of the time (Gilbert-Elliott)
+    jitter: float = 0.0  # seconds added to the delay of each frame, at most, by chance; ...
+    overtakes: float = 0.0  # ... 1 when a frame may thereby overtake another
 
 
 def is_neighbour_talk(frame: bytes) -> bool:
@@ -55,8 +58,10 @@ class Direction:
         self._late_senders = late_senders
         self._byte_time = 8 / shape.rate if shape.rate else 0.0
         self._rng = random.Random(seed)
-        self._is_bad = False  # within a burst of losses
+        self._is_bad = False  # within a burst of losses, or within bad seconds
+        self._bad_changes_at = 0.0
         self._free_at = 0.0  # when the link has sent all that was given to it
+        self._latest = 0.0  # when the last frame comes out, with its jitter
         self._frames: list[tuple[float, int, bytes]] = []  # a heap: due, in which order they came, frame
         self._count = 0
 
@@ -66,10 +71,21 @@ class Direction:
 
     def _loses(self) -> bool:
         shape, rng = self._shape, self._rng
+        if shape.bad:
+            return self._is_bad_time()
         if shape.burst <= 1:
             return bool(shape.loss) and rng.random() < shape.loss
         stays = rng.random() >= 1 / shape.burst
         self._is_bad = stays if self._is_bad else rng.random() < shape.loss / (shape.burst * (1 - shape.loss))
+        return self._is_bad
+
+    def _is_bad_time(self) -> bool:
+        shape, rng, now = self._shape, self._rng, time.monotonic()
+        self._bad_changes_at = self._bad_changes_at or now
+        while now >= self._bad_changes_at:
+            self._is_bad = not self._is_bad
+            length = shape.bad if self._is_bad else shape.bad * (1 - shape.loss) / shape.loss
+            self._bad_changes_at += rng.expovariate(1 / length)
         return self._is_bad
 
     def take(self) -> None:
@@ -96,6 +112,10 @@ class Direction:
             due += shape.news
         if shape.reorder and rng.random() < shape.reorder:
             due += shape.late
+        if shape.jitter:
+            due += rng.random() * shape.jitter
+            if not shape.overtakes:
+                due = self._latest = max(due, self._latest)
         for _ in range(2 if shape.duplicate and rng.random() < shape.duplicate else 1):
             self._count += 1
             heappush(self._frames, (due, self._count, frame))

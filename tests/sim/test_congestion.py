@@ -11,6 +11,7 @@ import statistics
 
 import pytest
 
+from tests.sim.bbr1 import Bbr1
 from tests.sim.bottleneck import MBIT, SIZE, Bottleneck, Flow, Make, bursty_loss, random_loss
 from tests.sim.cubic import Cubic
 from tests.unit.connection.pair import Pair
@@ -55,6 +56,22 @@ def test_loss_behind_the_bottleneck_costs_what_is_lost_and_hardly_more() -> None
 @pytest.mark.parametrize(("share", "seed"), [(0.01, 1), (0.05, 2)])
 def test_loss_in_bursts_is_no_worse(share: float, seed: int) -> None:
     assert goodput(Bottleneck(seed, loss=bursty_loss(share))) > 0.9 * (1 - share)
+
+
+@pytest.mark.parametrize(("rate", "seed"), [(100 * MBIT, 5), (20 * MBIT, 31)])
+def test_losses_in_a_row_without_a_queue_set_no_limit(rate: float, seed: int) -> None:
+    """In these runs several follow one another at the start and in the first probes."""
+    assert goodput(Bottleneck(seed, rate=rate, loss=bursty_loss(0.05)), warm=2.0, seconds=4.0) > 0.92
+
+
+def test_loss_in_bursts_leaves_as_much_as_to_the_kernels_bbr() -> None:
+    def found(make: Make) -> list[float]:
+        links = [Bottleneck(seed, rate=20 * MBIT, loss=bursty_loss(0.05)) for seed in range(30, 36)]
+        return sorted(goodput(link, make, warm=0.5, seconds=3.0) for link in links)
+
+    ours, theirs = found(OURS), found(Bbr1)
+    assert statistics.mean(ours) > 0.95 * statistics.mean(theirs), (ours, theirs)
+    assert ours[0] > 0.95 * theirs[0], (ours, theirs)
 
 
 @pytest.mark.parametrize("make", EITHER)

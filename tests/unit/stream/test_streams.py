@@ -17,7 +17,7 @@ from tunnel.transport.stream.flow import (
     SendCredit,
 )
 from tunnel.transport.stream.send import SMALLEST_RING, SendStream
-from tunnel.transport.stream.streams import LARGEST_QUANTUM, LARGEST_RING, LAST_STREAM, QUANTUM, Scheduler, Streams
+from tunnel.transport.stream.streams import LARGEST_QUANTUM, LARGEST_RING, LAST_STREAM, LOSSY, QUANTUM, Scheduler, Streams
 from tunnel.units import Instant, Seconds, StreamId
 
 BIG = 1 << 40
@@ -255,6 +255,13 @@ def test_ring_limits_are_bounded_powers_of_two(window: int, count: int) -> None:
     limit = streams.ring_limit(window)
     assert limit & (limit - 1) == 0
     assert 4 * SMALLEST_RING <= limit <= LARGEST_RING
+
+
+def test_a_ring_has_room_for_what_is_lost_twice() -> None:
+    streams = Streams(is_initiator=True)
+    in_flight = 8 * SMALLEST_RING
+    assert streams.ring_limit(in_flight) == 2 * in_flight
+    assert streams.ring_limit(in_flight, LOSSY) == 4 * in_flight
 
 
 @settings(max_examples=100, deadline=None)

@@ -84,7 +84,8 @@ class StreamVerbs:
 
     def _ring_limit(self) -> int:
         recovery = self._shared.paths.current.recovery
-        return self._shared.streams.ring_limit(recovery.inflight_limit(self._shared.peer_receive_buffer))
+        in_flight = recovery.inflight_limit(self._shared.peer_receive_buffer)
+        return self._shared.streams.ring_limit(in_flight, self._shared.losses.share)
 
     def stream_finish(self, stream_id: StreamId) -> None:
         """No more bytes: the FIN follows what was written."""

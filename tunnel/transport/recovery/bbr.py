@@ -1,10 +1,10 @@
 """BBRv3 (draft-ietf-ccwg-bbr): a model of the path, its rate and its round trip, says how fast and how much to send.
 
-Section numbers are the draft's.  It differs in seven things, argued in docs/decisions/congestion-control.md: loss that
+Section numbers are the draft's.  It differs in eight things, argued in docs/decisions/congestion-control.md: loss that
 is no sign of a queue is compensated instead of obeyed (see background.py); losses in a row count as one piece of chance; all is
 counted per ACK and burst, never per packet; a round trip as short as the shortest one puts off PROBE_RTT; PROBE_UP ends when a
-queue shows, which one late ACK does not; cruising yields to a queue that grows meanwhile; and the window is large enough for a
-queue that others keep standing.
+queue shows, which one late ACK does not; what ended without one is soon tried again; cruising yields to a queue that grows
+meanwhile; and the window is large enough for a queue that others keep standing.
 
 Long because it is one machine whose parts all look at the same model, kept in the draft's order.
 """
@@ -58,6 +58,8 @@ HEADROOM: Final = 0.15  # share of the known room that is left to others, §2.7
 MIN_PIPE_PACKETS: Final = 4  # BBR.MinPipeCwnd
 PROBE_WAIT: Final = 2.0  # seconds between probes for bandwidth, and up to PROBE_WAIT_EXTRA more by chance, §5.3.3.5.3
 PROBE_WAIT_EXTRA: Final = 1.0
+AGAIN_ROUNDS: Final = 4.0  # shortest round trips to the next one after one that ended without a queue; each in vain doubles it
+IN_VAIN: Final = 10  # such doublings: the ordinary wait is over sooner
 MAX_RENO_ROUNDS: Final = 63  # a probe comes no later than a Reno flow of this size would have grown, §5.3.3.5.1
 MIN_RTT_FILTER: Final = 10.0  # seconds a round trip stays the shortest, §2.8.1
 PROBE_RTT_INTERVAL: Final = 5.0  # seconds without a short round trip until one is made, §2.8.2
@@ -133,6 +135,8 @@ class Bbr:
         self._up_rounds = 0
         self._up_share = 0.0
         self._up_rtt = math.inf
+        self._up_bw = 0.0
+        self._in_vain = 0  # probes in a row that found neither a queue nor a higher rate; IN_VAIN after a queue
         self._cruise_rtt = math.inf  # the shortest since cruising began
         self._limited_until = -1  # packets sent up to this much delivered found the window full
         # §5.3.4
@@ -219,6 +223,7 @@ class Bbr:
         self._count_extra(rate.newly_acked, now)
         self._check_full(sample, limited and not self._is_queue(self._recent), is_round)
         if self.phase is Phase.STARTUP and self._is_full:
+            self._judge_probe()
             self.phase = Phase.DRAIN
         if self.phase is Phase.DRAIN and self._in_flight <= self._inflight(1.0):
             self._start_down(now)
@@ -339,13 +344,15 @@ class Bbr:
                     self._bw_max = self._bw_before
         lost = rate.lost - newest.lost_before
         flight = newest.flight
-        tolerance = TOLERANCE if self._is_queue(self._recent) else NO_QUEUE_TOLERANCE
+        has_queue = self._is_queue(self._recent)
+        tolerance = TOLERANCE if has_queue else NO_QUEUE_TOLERANCE
         if lost > 0 and self.background.is_excess(lost / self._mss, flight / self._mss, tolerance, rate.lost_run):
             if self._probe_samples:
                 self._probe_samples = False
-                if not newest.app_limited:
+                if has_queue and not newest.app_limited:
                     self._inflight_high = max(flight, self._target() * BETA)
                 if self.phase is Phase.UP:
+                    self._judge_probe()
                     self._start_down(now)
             return
         if self._inflight_high == math.inf:
@@ -388,7 +395,17 @@ class Bbr:
                 self._rounds > self._phase_round
                 and math.inf > self._recent > self._up_rtt + self._min_rtt * UP_QUEUE_SHARE + self._slack()
             ):
+                self._judge_probe()
                 self._start_down(now)
+
+    def _judge_probe(self) -> None:
+        """Losses in a row end a probe as a full pipe does; where no queue shows, the next one follows soon.  Not in the draft."""
+        if self._is_queue(self._recent):
+            self._in_vain = IN_VAIN
+        elif self._bw_max >= self._up_bw * FULL_GROWTH:
+            self._in_vain = 0
+        else:
+            self._in_vain = min(self._in_vain + 1, IN_VAIN)
 
     def _maybe_refill(self, now: Instant) -> bool:
         """§5.3.3.5.3."""
@@ -408,7 +425,7 @@ class Bbr:
         self._probe_samples = True
         self._start_round()
         self._reset_full(sample)
-        self._up_rtt = max(self._last_rtt, self._min_rtt)
+        self._up_rtt, self._up_bw = max(self._last_rtt, self._min_rtt), self._bw_max
         self.phase = Phase.UP
         self._raise_slope()
 
@@ -417,7 +434,8 @@ class Bbr:
         self._up_share = 0.0
         self._probe = Probe.STOPPING
         self._rounds_since_probe = int(self._rng.random() * 2)
-        self._probe_wait = PROBE_WAIT + self._rng.random() * PROBE_WAIT_EXTRA
+        wait = PROBE_WAIT + self._rng.random() * PROBE_WAIT_EXTRA
+        self._probe_wait = min(wait, AGAIN_ROUNDS * (1 << self._in_vain) * self._min_rtt)
         self._cycle_at = now
         self._start_round()
         self.phase = Phase.DOWN

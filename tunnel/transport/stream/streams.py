@@ -30,6 +30,7 @@ LEAST_TURN: Final = (
 )  # bytes: the rest of a turn that is less is added to the next, as a short burst costs like a full one
 TURN_MORE: Final = 4 * 1024  # bytes beyond its turn that a stream has at hand, as a turn is rounded up to whole datagrams
 LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
+LOSSY: Final = 0.01
 RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
 
@@ -224,9 +225,12 @@ class Streams:
         self.max_streams = self._peer_closed + MAX_STREAMS
         return True
 
-    def ring_limit(self, inflight_limit: int) -> int:
-        """Bytes one stream may hold: at least twice what may be in flight, within a fair part of RINGS_IN_ALL; a power of two."""
+    def ring_limit(self, inflight_limit: int, lost: float = 0.0) -> int:
+        """Bytes one stream may hold: at least twice what may be in flight, within a fair part of RINGS_IN_ALL; a power of two.
+
+        Four times if a share of LOSSY or more is `lost`: what was lost twice keeps all behind it here for three round trips.
+        """
         fair = RINGS_IN_ALL // max(len(self.sending) - 1, 1)  # the control stream needs next to nothing
         least = 4 * SMALLEST_RING
         most = max(min(LARGEST_RING, fair), least)
-        return min(1 << (max(2 * inflight_limit, least) - 1).bit_length(), 1 << (most.bit_length() - 1))
+        return min(1 << (max((4 if lost >= LOSSY else 2) * inflight_limit, least) - 1).bit_length(), 1 << (most.bit_length() - 1))
