@@ -11,6 +11,8 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Final, TypeAlias
 
+from tunnel.core.parts import PARTS, SHIFT
+
 IPV6_BYTES: Final = (8, 7, 6, 4)  # of the prefixes that are counted: /64, /56, /48, /32
 GROWTH: Final = 4  # times as much for each wider prefix, though it holds 256 times as many: most of them are one owner's
 WIDEST_SHARE: Final = 0.5  # of a table, for any prefix that holds several addresses
@@ -48,6 +50,11 @@ def limits(each: int, total: int) -> tuple[int, ...]:
     return (each, *(min(each * GROWTH**level, widest) for level in range(1, len(IPV6_BYTES))))
 
 
+def in_parts() -> tuple[dict[str, int], ...]:
+    """Dicts as core.parts has them in a class, for who looks into them ten times for each who is introduced."""
+    return tuple({} for _ in range(PARTS))
+
+
 class Shares:
     """Counts the entries of one bounded table by who holds them.  Never evicts: it says who may have one more."""
 
@@ -61,11 +68,11 @@ class Shares:
         self._newcomer = max(1, int(each * NEWCOMER))
         self._new_site = max(1, int(each * NEW_SITE))
         self._limits = limits(each, total)
-        self._counts: dict[str, int] = {}
+        self._counts = in_parts()  # all prefixes around an address are in the part of the widest
 
-    def held(self, key: str) -> int:
-        """By one address or prefix."""
-        return self._counts.get(key, 0)
+    def held(self, keys: Prefixes) -> int:
+        """By one address."""
+        return self._counts[hash(keys[-1]) >> SHIFT].get(keys[0], 0)
 
     @property
     def is_full(self) -> bool:
@@ -76,7 +83,7 @@ class Shares:
         used = self.used + count
         if used > self._total:
             return False
-        held = self._counts.get
+        held = self._counts[hash(keys[-1]) >> SHIFT].get
         for key, limit in zip(keys, self._limits):  # noqa: B905  IPv4 has fewer; this is asked four times for each introduction
             if held(key, 0) + count > limit:
                 return False
@@ -87,20 +94,31 @@ class Shares:
 
     def crowded(self, keys: Prefixes, count: int = 1, *, besides: Prefixes = ()) -> str | None:
         """The narrowest prefix that has no room for so many more, those of `besides` aside; None if all have."""
-        held = self._counts.get
+        held = self._counts[hash(keys[-1]) >> SHIFT].get
         for key, limit in zip(keys, self._limits, strict=False):
             if held(key, 0) + count > limit and key not in besides:
                 return key
         return None
 
-    def add(self, keys: Prefixes, count: int = 1) -> None:
-        """Whoever has looked at has_room, or is owed it, takes it."""
+    def add(self, keys: Prefixes, count: int = 1) -> int:
+        """Whoever has looked at has_room, or is owed it, takes it.  Returns what the address holds then."""
         self.used += count
-        self._take(keys, count)
+        counts = self._counts[hash(keys[-1]) >> SHIFT]
+        for key in keys:
+            counts[key] = counts.get(key, 0) + count
+        return counts[keys[0]]
 
-    def remove(self, keys: Prefixes, count: int = 1) -> None:
+    def remove(self, keys: Prefixes, count: int = 1) -> int:
+        """Likewise."""
         self.used -= count
-        self._give_back(keys, count)
+        counts = self._counts[hash(keys[-1]) >> SHIFT]
+        for key in keys:
+            left = counts.get(key, 0) - count
+            if left > 0:
+                counts[key] = left
+            else:
+                counts.pop(key, None)
+        return counts.get(keys[0], 0)
 
     def may_move(self, old: Prefixes, new: Prefixes, count: int = 1) -> bool:
         """Whether entries may change hands; prefixes that both addresses are in are not asked."""
@@ -108,22 +126,8 @@ class Shares:
 
     def move(self, old: Prefixes, new: Prefixes, count: int = 1) -> None:
         if count:
-            self._give_back(old, count)
-            self._take(new, count)
-
-    def _take(self, keys: Prefixes, count: int) -> None:
-        counts = self._counts
-        for key in keys:
-            counts[key] = counts.get(key, 0) + count
-
-    def _give_back(self, keys: Prefixes, count: int) -> None:
-        counts = self._counts
-        for key in keys:
-            left = counts.get(key, 0) - count
-            if left > 0:
-                counts[key] = left
-            else:
-                counts.pop(key, None)
+            self.remove(old, count)
+            self.add(new, count)
 
 
 class RankedShares(Shares):
@@ -133,7 +137,7 @@ class RankedShares(Shares):
 
     def __init__(self, *, total: int, each: int) -> None:
         super().__init__(total=total, each=each)
-        self._classes: list[dict[str, int]] = [{} for _ in range(total.bit_length() + 1)]  # by the bits of what they hold
+        self._classes = [in_parts() for _ in range(total.bit_length() + 1)]  # by the bits of what they hold
         self._turn = 0
         self._holders = 0  # addresses that hold something
 
@@ -144,24 +148,30 @@ class RankedShares(Shares):
 
     def latest(self) -> str:
         """The address that came last to hold what is usual, or more.  There is one wherever anybody holds anything."""
-        last = [next(reversed(each.items())) for each in self._classes[self.usual.bit_length() :] if each]
+        classes = self._classes[self.usual.bit_length() :]
+        last = [next(reversed(part.items())) for each in classes for part in each if part]
         return max(last, key=itemgetter(1))[0]
 
-    def _take(self, keys: Prefixes, count: int) -> None:
-        super()._take(keys, count)
-        held = self._counts[keys[0]]
+    def add(self, keys: Prefixes, count: int = 1) -> int:
+        held = super().add(keys, count)
         self._rank(keys[0], held - count, held)
+        return held
 
-    def _give_back(self, keys: Prefixes, count: int) -> None:
-        super()._give_back(keys, count)
-        held = self._counts.get(keys[0], 0)
+    def remove(self, keys: Prefixes, count: int = 1) -> int:
+        held = super().remove(keys, count)
         self._rank(keys[0], held + count, held)
+        return held
 
     def _rank(self, address: str, held: int, holds: int) -> None:
         before, after = held.bit_length(), holds.bit_length()
         if before != after:
-            self._classes[before].pop(address, None)
-            self._holders += (not before) - (not after)
+            part = hash(address) >> SHIFT
+            if before:
+                self._classes[before][part].pop(address, None)
+            else:
+                self._holders += 1
             if after:
                 self._turn += 1
-                self._classes[after][address] = self._turn
+                self._classes[after][part][address] = self._turn
+            else:
+                self._holders -= 1

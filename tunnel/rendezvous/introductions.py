@@ -164,10 +164,11 @@ class Introductions:
         else:
             dial = Dial(session, message.rooms)
             for index, name in enumerate(message.rooms):
-                if not self._registry.dial(dial, name):
+                listeners = self._registry.dial(dial, name)
+                if listeners is None:
                     continue
                 granted |= 1 << index
-                for listener in self._registry.rooms[name].listeners:
+                for listener in listeners:
                     is_full |= not self._introduce(now, name, listener, dial)
         if is_full:
             return Refusal(RefusalCode.QUOTA, "no more relay channels for these addresses", 30)
@@ -204,10 +205,9 @@ class Introductions:
 
     # channels
 
-    def follow(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> None:
+    def follow(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> None:
         """A session speaks from elsewhere: channels it was told of in vain move with it, the others wait for its Rebind."""
-        session = self._registry.sessions.get(identifier)
-        if session is None or (session.remote == remote and session.socket_id == socket_id):
+        if session.remote == remote and session.socket_id == socket_id:
             return
         for push in session.pushes.values():
             if isinstance(push.message, OF_CHANNELS):

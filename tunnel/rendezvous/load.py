@@ -14,7 +14,7 @@ from enum import IntEnum
 from math import exp
 from typing import Final, TypeAlias
 
-from tunnel.core.prefixes import around
+from tunnel.core.prefixes import Prefixes, around, prefixes
 from tunnel.rendezvous.admission import Buckets, address_key
 from tunnel.rendezvous.pacing import FALL, INTERVAL, RISE, Ceiling
 from tunnel.units import Instant, Seconds
@@ -60,7 +60,7 @@ STRANGERS: Final = (Kind.UNPROVEN, Kind.QUESTION)
 class Load:
     """Driven by look(), like the ceiling for pairs, which it drives in turn."""
 
-    def __init__(self, ceiling: Ceiling, salt: bytes, sessions: Callable[[str], int]) -> None:
+    def __init__(self, ceiling: Ceiling, salt: bytes, sessions: Callable[[Prefixes], int]) -> None:
         """`sessions`: how many an address has here (an IPv4 address, or an IPv6 /64)."""
         self.is_low = False  # who has proven itself is held to a level
         self.bursts = 0  # relayed since the last look
@@ -135,7 +135,7 @@ class Load:
             return True
         key, depth = address_key(host), 0.0
         if self._seldom.take(now, (kind, key)):
-            depth = KNOWN_DEPTH if self._sessions(key) else STRANGER_DEPTH
+            depth = KNOWN_DEPTH if self._sessions(prefixes(host)) else STRANGER_DEPTH
         return self._due[kind] - now <= depth
 
     def charge_all(self, now: Instant, costs: Iterable[Cost], each: float) -> None:

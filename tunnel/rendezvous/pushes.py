@@ -98,7 +98,7 @@ class Pushes:
 
     def on_ack(self, now: Instant, session_id: bytes, push_id: int) -> None:
         """The push id is random, so only who received the push can name it."""
-        session = self._registry.sessions.get(session_id)
+        session = self._registry.sessions.of(session_id).get(session_id)
         push = session.pushes.pop(push_id, None) if session is not None else None
         if session is None or push is None:
             self._drops["server_ack_unknown"] += 1

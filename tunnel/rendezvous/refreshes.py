@@ -71,7 +71,8 @@ class Refreshes:
         ):
             return None
         identifier = head[10:26]
-        session = self._sessions.get(identifier)
+        sessions = self._sessions.of(identifier)
+        session = sessions.get(identifier)
         if (
             session is None
             or fleet != self._fleet
@@ -88,7 +89,7 @@ class Refreshes:
                 return None
             self._told, self._calendar = told, b"\xce" + told.to_bytes(4, "big")
         session.seen_at = now
-        self._sessions.move_to_end(identifier)
+        sessions[identifier] = sessions.pop(identifier)
         answer = _ANSWER_HEAD + head[2:10] + session.welcome + self._calendar + self._rest
         session.credit = min(MAX_CREDIT, session.credit + len(request)) - len(answer)
         self.answered += 1

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
+from tunnel.core.parts import Parts
 from tunnel.core.prefixes import Prefixes, RankedShares, Shares, prefixes
 from tunnel.rendezvous.limits import ServerConfig
 from tunnel.rendezvous.messages import MAILBOX_SIZE, PushMessage, Request
@@ -219,8 +220,8 @@ class Registry:
         self._has_met = has_met
         self._entropy = entropy
         self._numbers = numbers
-        self.sessions: OrderedDict[bytes, Session] = OrderedDict()  # the longest silent first
-        self.rooms: dict[bytes, Room] = {}
+        self.sessions: Parts[bytes, Session] = Parts()  # in each part the longest silent first
+        self.rooms: Parts[bytes, Room] = Parts()
         self.nameplates: OrderedDict[int, Nameplate] = OrderedDict()  # the first to expire first
         self.mailboxes: OrderedDict[bytes, Mailbox] = OrderedDict()  # likewise
         self.session_shares = Shares(total=config.max_sessions, each=config.sessions_per_address)
@@ -230,31 +231,19 @@ class Registry:
         self.given_up = 0  # registrations in rooms, to others
         self.on_room: Callable[[bytes], None] | None = None  # hears in which room somebody came or went
         self.on_number: Callable[[int], None] | None = None  # ... and which number is over
-        self._at: dict[str, tuple[Session, ...]] = {}  # sessions by address
+        self._at: Parts[str, tuple[Session, ...]] = Parts()  # sessions by address
         self._latest = Room()  # of who came last to a room in which nobody was
 
     # sessions
 
-    def session(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:
-        """The session, made if need be, moved to where it speaks from; None when a limit forbids that."""
-        session = self.sessions.get(identifier)
-        if session is None:
-            keys = prefixes(remote.host)
-            if not self.session_shares.has_room(keys):
-                return None
-            session = self.sessions[identifier] = Session(identifier, socket_id, remote, now)
-            self.session_shares.add(keys)
-            self._come_to_address(session)
-            return session
-        return session if self.touch(now, session, socket_id, remote) else None
-
-    def here(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:
-        """A sign of life of a session that is where it was before; None: it is new, or speaks from elsewhere."""
-        session = self.sessions.get(identifier)
-        if session is None or session.socket_id != socket_id or session.remote != remote:
+    def enter(self, now: Instant, identifier: bytes, socket_id: SocketId, remote: Address) -> Session | None:
+        """A new session; None when a limit forbids that."""
+        keys = prefixes(remote.host)
+        if not self.session_shares.has_room(keys):
             return None
-        session.seen_at = now
-        self.sessions.move_to_end(identifier)
+        session = self.sessions[identifier] = Session(identifier, socket_id, remote, now)
+        self.session_shares.add(keys)
+        self._come_to_address(session)
         return session
 
     def touch(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> bool:
@@ -265,7 +254,8 @@ class Registry:
             session.credit = 0  # earned elsewhere
             session.remote = remote  # else it stays the same object, which others hold too
         session.seen_at = now
-        self.sessions.move_to_end(session.id)
+        sessions = self.sessions.of(session.id)
+        sessions[session.id] = sessions.pop(session.id)
         session.socket_id = socket_id
         return True
 
@@ -288,14 +278,16 @@ class Registry:
         return True
 
     def _come_to_address(self, session: Session) -> None:
-        self._at[session.key] = (*self._at.get(session.key, ()), session)
+        at = self._at.of(session.key)
+        at[session.key] = (*at.get(session.key, ()), session)
 
     def _leave_address(self, session: Session) -> None:
-        here = tuple(each for each in self._at[session.key] if each is not session)
+        at = self._at.of(session.key)
+        here = tuple(each for each in at[session.key] if each is not session)
         if here:
-            self._at[session.key] = here
+            at[session.key] = here
         else:
-            del self._at[session.key]
+            del at[session.key]
 
     def remove_session(self, session: Session) -> None:
         """With its rooms and nameplates; mailboxes and channels have two sides, the server tells the other."""
@@ -313,36 +305,38 @@ class Registry:
     def listen(self, session: Session, name: bytes) -> bool:
         if name in session.listening:
             return True
-        room = self.rooms.get(name)
+        rooms = self.rooms.of(name)
+        room = rooms.get(name)
         if room is not None and len(room.listeners) >= self._config.listeners_per_room:
             return False
         if not self._may_enter(session):
             return False
-        room = self.rooms.get(name)  # somebody may have given way
-        self.rooms[name] = self._alone(session) if room is None else Room((*room.listeners, session), room.dialers)
+        room = rooms.get(name)  # somebody may have given way
+        rooms[name] = self._alone(session) if room is None else Room((*room.listeners, session), room.dialers)
         session.own("listening").add(name)
         self.room_shares.add(session.keys)
         if self.on_room is not None:
             self.on_room(name)
         return True
 
-    def dial(self, dial: Dial, name: bytes) -> bool:
-        """Replaces what this session dialed there before."""
+    def dial(self, dial: Dial, name: bytes) -> tuple[Session, ...] | None:
+        """Replaces what this session dialed there before.  Returns who listens there; None: a limit forbids it."""
         session = dial.session
-        room = self.rooms.get(name, EMPTY)
+        rooms = self.rooms.of(name)
+        room = rooms.get(name, EMPTY)
         if name in session.dialing:
             dialers = _but(room.dialers, session)
         else:
             if len(room.dialers) >= self._config.dialers_per_room or not self._may_enter(session):
-                return False
+                return None
             self.room_shares.add(session.keys)
-            room = self.rooms.get(name, EMPTY)  # somebody may have given way
+            room = rooms.get(name, EMPTY)  # somebody may have given way
             dialers = room.dialers
-        self.rooms[name] = Room(room.listeners, (*dialers, dial))
+        rooms[name] = Room(room.listeners, (*dialers, dial))
         session.own("dialing")[name] = dial
         if self.on_room is not None:
             self.on_room(name)
-        return True
+        return room.listeners
 
     def _alone(self, session: Session) -> Room:
         """A room with nobody else in it: the same one for all that it enters together."""
@@ -363,7 +357,7 @@ class Registry:
         The last to come, so that a crowd takes from itself before it takes from those who were here.
         """
         shares = self.room_shares
-        if shares.held(newcomer[0]) + 1 > SCARCE_SHARE * shares.usual or shares.crowded(newcomer) is not None:
+        if shares.held(newcomer) + 1 > SCARCE_SHARE * shares.usual or shares.crowded(newcomer) is not None:
             return False
         session = max(self._at[shares.latest()], key=_held)
         names = list(islice(chain(session.listening, session.dialing), LOOKED_AT))
@@ -374,7 +368,8 @@ class Registry:
 
     def leave(self, session: Session, names: set[bytes]) -> None:
         for name in names:
-            room = self.rooms.get(name)
+            rooms = self.rooms.of(name)
+            room = rooms.get(name)
             if room is None:
                 continue
             listeners, dialers = room
@@ -388,9 +383,9 @@ class Registry:
                 dialers = _but(dialers, session) if len(dialers) > 1 else ()
                 self.room_shares.remove(session.keys)
             if not listeners and not dialers:
-                del self.rooms[name]
+                del rooms[name]
             elif listeners is not room.listeners or dialers is not room.dialers:
-                self.rooms[name] = Room(listeners, dialers)
+                rooms[name] = Room(listeners, dialers)
             if self.on_room is not None:
                 self.on_room(name)
 
@@ -409,7 +404,7 @@ class Registry:
                 return wanted if known.owner is session else None
         if not self.nameplate_shares.has_room(session.keys):
             return None
-        held = self.nameplate_shares.held(session.key)
+        held = self.nameplate_shares.held(session.keys)
         number = wanted or self._numbers.draw(now, session.key, held, self.nameplates, session.last_nameplate)
         if number is None:
             return None

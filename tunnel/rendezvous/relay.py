@@ -10,10 +10,11 @@ others open to it takes nothing from its share.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from enum import Enum, auto
 from typing import Final, TypeVar
 
+from tunnel.core.parts import Parts
 from tunnel.core.prefixes import Prefixes, Shares, around, prefixes
 from tunnel.core.trace import Drops
 from tunnel.rendezvous.limits import ServerConfig
@@ -102,8 +103,8 @@ class Relay:
         self._config = config
         self._entropy = entropy
         self._channels: dict[bytes, Channel] = {}
-        self._in_room: dict[bytes, int] = {}
-        self._accounts: dict[tuple[str, str], PairAccount] = {}
+        self._in_room: Parts[bytes, int] = Parts()
+        self._accounts: Parts[tuple[str, str], PairAccount] = Parts()
         self.shares = Shares(total=config.max_channels, each=config.channels_per_address)
         self.account_shares = Shares(total=config.max_pairs, each=config.pairs_per_address)
         self.ceiling = Ceiling(config)
@@ -467,7 +468,7 @@ def _pair(one: str, other: str) -> tuple[str, str]:
     return (one, other) if one <= other else (other, one)
 
 
-def _next(unseen: list[Key], table: dict[Key, Entry], most: int) -> list[Entry]:
+def _next(unseen: list[Key], table: MutableMapping[Key, Entry], most: int) -> list[Entry]:
     """Up to `most` entries of a table whose keys are gone through bit by bit; `unseen` are those that are left of a round."""
     if not unseen:
         unseen.extend(table)

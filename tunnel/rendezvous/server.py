@@ -409,15 +409,14 @@ class Server:
             return self._on_refresh(now, inbound)
         if self._is_stopping:
             return Refusal(RefusalCode.CLOSING, "the server is shutting down")
-        session = self.registry.here(now, request.session, socket_id, remote)
+        session = self.registry.sessions.get(request.session)
         if session is None:
-            self._introductions.follow(now, request.session, socket_id, remote)
-            is_new = request.session not in self.registry.sessions
-            session = self.registry.session(now, request.session, socket_id, remote)
+            session = self.registry.enter(now, request.session, socket_id, remote)
             if session is None:
                 return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
-            if is_new:
-                self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
+            self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
+        elif not self._is_at(now, session, socket_id, remote):
+            return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
         self._pushes.heard(now, session, size)
         if (answered := session.answers.get(request.transaction)) is not None:
             if self.fleet is not None and self.fleet.codes.is_kept(inbound):
@@ -427,6 +426,11 @@ class Server:
             return answered
         answer = self._answer_session  # with a fleet maybe None: _answer_late does
         return answer(now, session, inbound) if self.fleet is None else self.fleet.answer(now, session, inbound, answer)
+
+    def _is_at(self, now: Instant, session: Session, socket_id: SocketId, remote: Address) -> bool:
+        """A sign of life of that session; False when there is no room for it where it is now."""
+        self._introductions.follow(now, session, socket_id, remote)
+        return self.registry.touch(now, session, socket_id, remote)
 
     def _answer_session(self, now: Instant, session: Session, inbound: Inbound) -> bytes:
         _, remote, request, _ = inbound
@@ -446,10 +450,9 @@ class Server:
 
     def _on_refresh(self, now: Instant, inbound: Inbound) -> bytes | Refusal:
         socket_id, remote, request, size = inbound
-        self._introductions.follow(now, request.session, socket_id, remote)
         session = self.registry.sessions.get(request.session)
         if session is not None:
-            if not self.registry.touch(now, session, socket_id, remote):
+            if not self._is_at(now, session, socket_id, remote):
                 return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
             self._pushes.heard(now, session, size)
             session.knows_loss = session.has_lost
@@ -475,15 +478,16 @@ class Server:
 
     def _sweep(self, now: Instant) -> None:
         registry, left = self.registry, SLICE
-        while registry.sessions:
-            oldest = next(iter(registry.sessions.values()))
-            if now - oldest.seen_at < self.config.session_lifetime:
-                break
-            if not left:
-                self._sweep_at = Instant(now + SLICE_PAUSE)
-                break
-            left -= 1
-            self._counts["session_expired"] += 1
-            self._introductions.end_session(now, oldest, GoneReason.EXPIRED)
+        for sessions in registry.sessions.parts:
+            while sessions:
+                oldest = next(iter(sessions.values()))
+                if now - oldest.seen_at < self.config.session_lifetime:
+                    break
+                if not left:
+                    self._sweep_at = Instant(now + SLICE_PAUSE)
+                    break
+                left -= 1
+                self._counts["session_expired"] += 1
+                self._introductions.end_session(now, oldest, GoneReason.EXPIRED)
         registry.sweep_codes(now)
         self._codes.sweep(now)

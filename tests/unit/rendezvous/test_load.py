@@ -338,7 +338,7 @@ def test_whoever_waits_for_somebody_may_ask_for_more() -> None:
 
 def fresh_load(*known: str) -> Load:
     """`known`: addresses that have a session."""
-    return Load(Ceiling(ServerConfig()), b"salt", known.count)
+    return Load(Ceiling(ServerConfig()), b"salt", lambda keys: known.count(keys[0]))
 
 
 def low_load(level: float = load.LEAST_WORK) -> Load:

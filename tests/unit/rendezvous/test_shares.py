@@ -137,8 +137,8 @@ def test_rooms_are_given_back_by_the_last_that_hold_many_and_not_by_who_was_ther
     assert [take(world, source, 3) for source in late] == [3] * 50
     held = world.server.registry.room_shares.held
     assert world.server.registry.given_up > 50
-    assert held(large.host) == 300
-    assert {held(source.host) for source in (*small, *late)} == {3}
+    assert held(prefixes(large.host)) == 300
+    assert {held(prefixes(source.host)) for source in (*small, *late)} == {3}
 
 
 def test_when_there_are_no_more_rooms_one_address_gets_half_of_what_is_usual() -> None:
@@ -149,7 +149,7 @@ def test_when_there_are_no_more_rooms_one_address_gets_half_of_what_is_usual() -
     newcomer = Address("203.0.113.1", 1000)
     assert take(world, newcomer, 400) == SCARCE_SHARE * usual
     assert take(world, Address(newcomer.host, 7), 400, number=1) == 0  # nor by another session
-    assert shares.held(newcomer.host) == SCARCE_SHARE * usual
+    assert shares.held(prefixes(newcomer.host)) == SCARCE_SHARE * usual
 
 
 def test_what_is_refused_costs_less_than_what_is_given() -> None:
@@ -173,7 +173,7 @@ def test_who_has_given_rooms_back_registers_again_what_it_can() -> None:
     owner.client.listen(world.now, rooms)
     world.run(1)
     registry = world.server.registry
-    assert registry.room_shares.held("203.0.113.1") == 6
+    assert registry.room_shares.held(prefixes("203.0.113.1")) == 6
     (session,) = (each for each in registry.sessions.values() if each.remote.host == "203.0.113.1")
     registry.leave(session, set(rooms[:2]))  # as if it had held most
     session.has_lost = True
@@ -241,8 +241,8 @@ def test_sessions_are_not_gathered_at_one_address_by_moving_there() -> None:
         (answer,) = world.ask(keeper, messages.Refresh(), session=session, cookie=world.cookie(keeper))
         assert isinstance(answer, messages.Welcome) == (number < 10)
     registry = world.server.registry
-    assert registry.session_shares.held(keeper.host) == registry.nameplate_shares.held(keeper.host) == 10
-    assert registry.session_shares.held(maker.host) == 10
+    assert registry.session_shares.held(prefixes(keeper.host)) == registry.nameplate_shares.held(prefixes(keeper.host)) == 10
+    assert registry.session_shares.held(prefixes(maker.host)) == 10
     assert isinstance(answer, messages.Refused)
     assert answer.code == RefusalCode.FULL
 
@@ -258,7 +258,7 @@ def test_a_channel_does_not_move_to_an_address_that_has_its_share() -> None:
         dialer.addresses = {socket_id: Address("198.18.9.9", address.port) for socket_id, address in dialer.addresses.items()}
         dialer.client.network_changed(world.now)
         world.run(1)
-    assert world.server.relay.shares.held("198.18.9.9") == 2
+    assert world.server.relay.shares.held(prefixes("198.18.9.9")) == 2
     assert world.server.relay.drops["relay_address_quota"] >= 1
 
 
@@ -278,9 +278,9 @@ def test_who_dials_a_listener_pays_for_the_channels() -> None:
         world.run(0.05)
     relay, config = world.server.relay, world.config
     assert codes == {0, RefusalCode.QUOTA}
-    assert len(relay) == relay.shares.held("198.18.66.6") == 3 * config.channels_per_room
+    assert len(relay) == relay.shares.held(prefixes("198.18.66.6")) == 3 * config.channels_per_room
     assert relay.drops["relay_room_quota"]
-    assert not relay.shares.held("198.18.0.1")
+    assert not relay.shares.held(prefixes("198.18.0.1"))
     friend = world.host("friend", "198.18.1.1")
     listener.client.listen(world.now, [b"another pair's room"[:16]])
     friend.client.dial(world.now, [b"another pair's room"[:16]])

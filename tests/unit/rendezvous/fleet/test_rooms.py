@@ -42,7 +42,7 @@ class Desk:
 
     def session(self, number: int) -> Session:
         identifier = number.to_bytes(16, "big")
-        found = self.registry.session(self.now, identifier, SocketId(0), Address(f"20.0.0.{number}", 1))
+        found = self.registry.enter(self.now, identifier, SocketId(0), Address(f"20.0.0.{number}", 1))
         assert found is not None
         found.follows = True
         return found
@@ -74,7 +74,7 @@ def test_a_store_that_lost_everything_is_written_anew_a_few_rooms_at_a_time_and_
         assert desk.registry.listen(waiting, _room(number))
     dialed = [_room(number) for number in range(MANY - 3, MANY)]
     for name in dialed:
-        assert desk.registry.dial(Dial(dialer, (name,)), name)
+        assert desk.registry.dial(Dial(dialer, (name,)), name) is not None
     desk.settle()
     desk.rooms.all_anew()
     assert desk.rooms.unwritten >= MANY
