@@ -43,4 +43,8 @@ class TimerTable(Generic[Name]):
 
 def earliest(*deadlines: Instant | None) -> Instant | None:
     """The first of several optional deadlines."""
-    return min((at for at in deadlines if at is not None), default=None)
+    first: Instant | None = None
+    for at in deadlines:
+        if at is not None and (first is None or at < first):
+            first = at
+    return first

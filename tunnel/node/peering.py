@@ -26,6 +26,7 @@ from tunnel.pairing.grants import GrantSet
 from tunnel.rendezvous.events import ChannelMoved, Told
 from tunnel.transport.connection.connection import TAKES, Connection
 from tunnel.transport.connection.events import (
+    OF_PROGRAMS,
     AllPathsLost,
     CloseCode,
     CloseReason,
@@ -259,6 +260,9 @@ class Peering(Described):
         return max(0, self._streams_seen - before)
 
     def _on_event(self, now: Instant, event: ConnectionEvent) -> None:
+        if type(event) in OF_PROGRAMS:
+            self._context.events.append(PeeringEvent(self, event))
+            return
         match event:
             case ControlReceived(data=data):
                 self._on_control(now, data)
@@ -485,15 +489,12 @@ class Peering(Described):
         try:
             puncher, connection = self.puncher, self.connection
             at = connection.poll_timeout() if connection is not None else None
-            if not self.is_closed:
-                for due_at in (self.hybrid.due_at, self.relays.due_at, self.letting_go.due_at):
-                    if due_at is not None and (at is None or due_at < at):
-                        at = due_at
             if self.handshake is not None:
                 at = earliest(at, self.handshake.poll_timeout())
-            if puncher is None or puncher.next_at is None or self.is_closed or (connection is not None and connection.is_mute):
+            if self.is_closed:
                 return at
-            return puncher.next_at if at is None or puncher.next_at < at else at
+            search_at = None if puncher is None or (connection is not None and connection.is_mute) else puncher.next_at
+            return earliest(at, self.hybrid.due_at, self.relays.due_at, self.letting_go.due_at, search_at)
         except Exception as error:
             self._fault = error
             return Instant(0.0)

@@ -146,10 +146,11 @@ def _grants(text: str, otherwise: tuple[Protocol, ...]) -> tuple[Grant, ...]:
 class GrantSet:
     """The grants of one peer."""
 
-    __slots__ = ("_grants",)
+    __slots__ = ("_announces", "_grants")
 
     def __init__(self, grants: Iterable[Grant] = ()) -> None:
         self._grants = tuple(dict.fromkeys(grants))
+        self._announces = any(grant.proxy for grant in self._grants)
 
     @classmethod
     def parse(cls, *texts: str) -> GrantSet:
@@ -237,7 +238,7 @@ class GrantSet:
 
     def announces(self, protocol: str, target: int | str) -> bool:
         """Whether the program there is told by the PROXY protocol who connects."""
-        found = self.find(protocol, target)
+        found = self.find(protocol, target) if self._announces else None
         return found is not None and found[0].proxy
 
     def nets(self, protocol: str, port: int) -> list[Grant]:

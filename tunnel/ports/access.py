@@ -87,7 +87,8 @@ class LineLimit:
         if window.lines < self._most:
             window.lines += 1
             return True
-        window.beyond.update(amounts)
+        for name, amount in amounts.items():  # Counter.update asks first what it was given
+            window.beyond[name] += amount
         self._has_more.set()
         return False
 

@@ -464,7 +464,9 @@ class EndpointDriver:
 
     def _dispatch(self, event: EndpointEvent) -> None:
         match event:
-            case PeeringEvent() | PeeringStarted() | PeeringRestarted() | PeeringClosed():
+            case PeeringEvent():
+                self._links.pass_on(event)
+            case PeeringStarted() | PeeringRestarted() | PeeringClosed():
                 self._links.handle_event(event, self.on_link)
             case WayLearned(static=static, way=way):
                 if self._memory is not None:

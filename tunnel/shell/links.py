@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunnel.node.events import EndpointEvent, PeeringClosed, PeeringEvent, PeeringRestarted, PeeringStarted
+from tunnel.node.events import PeeringClosed, PeeringEvent, PeeringRestarted, PeeringStarted
 from tunnel.node.peering import Peering
 from tunnel.shell.link import Link
 
@@ -19,13 +19,17 @@ class Links:
         self.of: dict[Peering, Link] = {}
         self._make = make
 
-    def handle_event(self, event: EndpointEvent, on_link: Callable[[Link], None] | None) -> None:
+    def pass_on(self, event: PeeringEvent) -> None:
+        """What the connection under a link tells."""
+        link = self.of.get(event.peering)
+        if link is not None:
+            link.handle_event(event.event)
+
+    def handle_event(
+        self, event: PeeringStarted | PeeringRestarted | PeeringClosed, on_link: Callable[[Link], None] | None
+    ) -> None:
         """`on_link` gets each new link."""
         match event:
-            case PeeringEvent(peering=peering, event=inner):
-                link = self.of.get(peering)
-                if link is not None:
-                    link.handle_event(inner)
             case PeeringStarted(peering=peering):
                 link = self.of[peering] = self._make(peering)
                 if on_link is not None:
@@ -40,11 +44,9 @@ class Links:
                 except Exception as error:
                     link.fail(error)
             case PeeringClosed(peering=peering, reason=reason):
-                link = self.of.pop(peering, None)
-                if link is not None:
-                    link.handle_closed(reason)
-            case _:
-                pass
+                ended = self.of.pop(peering, None)
+                if ended is not None:
+                    ended.handle_closed(reason)
 
     def peers_changed(self) -> None:
         """Apply the newly read memory of peers."""

@@ -65,12 +65,12 @@ def test_records_open_by_what_the_protocol_page_says(prefix: bytes) -> None:
     for _ in range(2):  # views are kept from one burst to the next
         frames.clear()
         ours = bytes([RECORD]) + receiver.to_bytes(4, "big")
-        sealer.headers(buffer, size, prefix, first, ours, number, records, parts)
+        used = parts * record_step(size - len(prefix))
+        plain = sealer.headers(buffer, size, prefix, first, ours, number, records, parts, used)
         for record in range(records):
-            body = rng.randbytes(parts * record_step(size - len(prefix)))
-            plain = sealer.plain(len(body), parts)
-            plain[: len(body)] = body
-            sealer.seal(aead.encrypt_into, number + record * parts, first + record * parts, parts, plain)
+            body = rng.randbytes(used)
+            plain[:used] = body
+            sealer.seal(aead.encrypt_into, number + record * parts, first + record * parts)
             frames.append(body)
         for record in range(records):
             pieces = []

@@ -18,6 +18,7 @@ from tunnel.transport.packet.header import HEADER, NUMBER_SIZE, TRANSPORT
 from tunnel.transport.packet.slots import SlotCutter
 
 _HEADER_AND_STREAM = frames.HEADER_AND_STREAM
+_STREAM, _STREAM_FIN = int(Frame.STREAM), int(Frame.STREAM_FIN)
 _FRAME_AND_ID: Final = 5  # bytes of a STREAM frame before its offset
 
 
@@ -75,12 +76,10 @@ class StreamSealer:
         ours = HEADER.pack(RECORD, keypair.remote_index, 0)[:-NUMBER_SIZE]
         sealer, seal = self._records, keypair.send.encrypt_into
         first = position // mtu
-        sealer.headers(view, mtu, prefix, first, ours, number, records, parts)
+        plain = sealer.headers(view, mtu, prefix, first, ours, number, records, parts, STREAM_SIZE + length)
+        pack, stream_id, last = STREAM.pack_into, stream.stream_id, (records - 1) * parts
         for at in range(0, records * parts, parts):
-            is_last = at == (records - 1) * parts
-            kind = Frame.STREAM_FIN if run.fin and is_last else Frame.STREAM
-            plain = sealer.plain(STREAM_SIZE + length, parts)
-            STREAM.pack_into(plain, 0, kind, stream.stream_id, offset, length)
+            pack(plain, 0, _STREAM_FIN if run.fin and at == last else _STREAM, stream_id, offset, length)
             stream.copy_to(plain, STREAM_SIZE, offset, length)
-            sealer.seal(seal, number + at, first + at, parts, plain)
+            sealer.seal(seal, number + at, first + at)
             offset += length

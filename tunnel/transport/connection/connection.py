@@ -37,7 +37,7 @@ from tunnel.transport.connection.send import Sender
 from tunnel.transport.connection.shared import RECORDS_AFTER_KEYS, Shared
 from tunnel.transport.connection.state import Cue, Life, State
 from tunnel.transport.connection.stream_verbs import StreamVerbs
-from tunnel.transport.connection.switching import Switching
+from tunnel.transport.connection.switching import BACK_AFTER, Switching
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.crypto.params import Params
 from tunnel.transport.packet.slots import Plains
@@ -170,13 +170,14 @@ class Connection(StreamVerbs, PathVerbs):
 
         Returns the position of the first one that is not this connection's, or the end.
         """
-        if self._life.state in (State.CLOSED, State.DRAINING):
+        life, shared, switching = self._life, self._shared, self._switching
+        if life.is_over and life.state is not State.CLOSING:
             return len(buffer)
         if self._is_receiving:
             raise InternalError(IN_A_SINK)
-        heard_before, keys, switching = self._shared.last_heard, self._shared.keys, self._switching
-        if now >= keys.expires_at:
-            keys.expire(now)
+        heard_before = shared.last_heard
+        if now >= shared.keys.expires_at:
+            shared.keys.expire(now)
         self._is_receiving = True
         try:
             position = self._receiver.handle_datagrams(now, key, buffer, start, stride, ecn)
@@ -190,31 +191,33 @@ class Connection(StreamVerbs, PathVerbs):
             return position
         if switching.is_mute:
             switching.on_keys(now)
-        self._life.on_heard(now)
-        if self._shared.stats.packets_received and not self._may_send:
+        if life.is_over:
+            life.on_heard(now)
+        if not self._may_send and shared.stats.packets_received:
             self._may_send = True
-            self._shared.owe(Ping())
+            shared.owe(Ping())
         if self._receiver.peer_close is not None:
             code, text = self._receiver.peer_close
             if self.is_closed:
                 self._life.on_close()
             else:
                 self._end(now, Cue.PEER_CLOSED, CloseReason(code, text, True))
-        switching.on_heard(Seconds(self._shared.last_heard - heard_before))
-        if self._shared.paths.relief is not None:
+        if shared.last_heard - heard_before >= BACK_AFTER:
+            switching.on_heard_again()
+        if shared.paths.relief is not None:
             switching.relieve()
         switching.choose(now)
-        if not self._left_nothing():
+        if not (self._receiver.only_packets and self._left_nothing()):
             self._touched()
-        if self._shared.sink_error is not None:
-            met, self._shared.sink_error = self._shared.sink_error, None
+        if shared.sink_error is not None:
+            met, shared.sink_error = shared.sink_error, None
             raise met
         return position
 
     def _left_nothing(self) -> bool:
-        """Whether the batch brought IP packets only, and nothing to tell or to answer."""
+        """Whether a batch that brought IP packets only left nothing to tell or to answer."""
         shared = self._shared
-        if not self._receiver.only_packets or self._life.is_over or shared.events or shared.owed or shared.paths.probes:
+        if self._life.is_over or shared.events or shared.owed or shared.paths.probes:
             return False
         return shared.acks.deadline() is None and not shared.owes_large_ping
 
@@ -252,22 +255,25 @@ class Connection(StreamVerbs, PathVerbs):
             return self._life.poll_timeout(may_send=self._may_send)
         shared, sender = self._shared, self._sender
         paths, keys = shared.paths, shared.keys
+        known: Instant | None
         if self._switching.is_mute:
             return earliest(self._gives_up_at, keys.rekey_at(), keys.expires_at, self._switching.lost_at)
-        first = paths.poll_timeout()
-        for known in (
-            self._gives_up_at,
-            keys.rekey_at(),
-            keys.expires_at,
-            keys.seals_until,
-            shared.acks.deadline(),
-            sender.pacing_until if sender.blocked else None,
-            shared.repeats.due_at(shared.next_number) if self._may_send else None,
-            shared.repair.due_at if self._may_send else None,
-            paths.current.pmtu.poll_timeout() if self._may_send else None,
-        ):
-            if known is not None and known < first:
-                first = known
+        first = min(paths.poll_timeout(), keys.due_at())
+        if first > shared.last_heard + IDLE_LIMIT:  # which is the shorter one
+            first = min(first, self._gives_up_at)
+        known = shared.acks.deadline()
+        if known is not None and known < first:
+            first = known
+        if sender.blocked and (known := sender.pacing_until) is not None and known < first:
+            first = known
+        if self._may_send:
+            for known in (
+                shared.repeats.due_at(shared.next_number) if shared.repeats.waiting else None,
+                shared.repair.due_at,
+                paths.current.pmtu.poll_timeout(),
+            ):
+                if known is not None and known < first:
+                    first = known
         for path in paths.known.values():
             known = path.recovery.poll_timeout()
             if known is not None and known < first:

@@ -148,6 +148,8 @@ ConnectionEvent: TypeAlias = (
 
 #: Come with each batch of bytes, and concern nobody but the user of that stream.
 OF_STREAMS: Final[frozenset[type]] = frozenset({StreamReadable, StreamWritable})
+#: Of what programs carry: these change nothing of the connection.
+OF_PROGRAMS: Final[frozenset[type]] = OF_STREAMS | {StreamOpened, StreamReset, StreamStopped, StreamsAllowed, DatagramsReceived}
 
 
 class CloseCode:

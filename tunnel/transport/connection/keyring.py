@@ -106,15 +106,14 @@ class Keyring:
         """Whether the current keypair has come to its end, rather than been given up before."""
         return now >= _ends_at(self.current) or self.current.sent_packets >= REJECT_AFTER_PACKETS
 
-    @property
-    def seals_until(self) -> Instant:
-        """Until when, as far as age tells."""
-        return self._seals_until
-
     def give_up(self, now: Instant) -> None:
         """Seal nothing more: somebody else may hold the same keys and numbers.  What the peer sent still opens."""
         self._seals_until = now
         self._said_at = _LONG_AGO
+
+    def due_at(self) -> Instant:
+        """When something changes by itself: one is to be replaced, opens nothing any more, or seals nothing any more."""
+        return min(self.rekey_at(), self.expires_at, self._seals_until)
 
     def rekey_at(self) -> Instant:
         """When `wants_rekey` becomes true, if nothing is sealed until then."""

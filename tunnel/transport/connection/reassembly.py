@@ -6,7 +6,6 @@ part costs at most the record it pretends to belong to, as does a lost one.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -33,6 +32,7 @@ MAX_WAITING: Final = 4  # records of which some part is missing, 64 KiB each: tw
 LEAST_BODY: Final = HEADER_SIZE + SMALLEST_PROBE + TAG_SIZE - RECORD_HEADER_SIZE
 
 _INDICES: Final = bytes(range(MOST_PARTS))
+_NONE: Final = (0, 0, 0)
 NOT_AUTHENTIC: Final = "does not authenticate"
 REPLAYED: Final = "replayed"
 
@@ -77,35 +77,39 @@ class RecordOpener:
         `stride` is the size of all datagrams there but the last, `skip` that of the channel before each.  The plaintext goes to
         the front of `out`.
         """
-        parts = self._beside(buffer, position, stride, skip)
+        parts, receiver, number = self._beside(buffer, position, stride, skip)
         body = stride - skip - RECORD_HEADER_SIZE
         size = parts * body - TAG_SIZE
         if 0 < size <= len(out):
             cell, head = position // stride, position + skip
             header = buffer[head : head + RECORD_HEADER_SIZE]
-            _, receiver, number, _, _ = RECORD_HEADER.unpack(header)
             copy_into(self._staging.pieces(body), self._bodies.of(buffer, stride, skip)[cell : cell + parts])
-            with suppress(InvalidTag):
+            try:
                 unseal(nonce_of(number), self._staging.whole[: parts * body], header, out[:size])
+            except InvalidTag:
+                return 1, self._part(unseal, buffer[position + skip : position + stride], out)
+            if self._waiting:
                 self._waiting.pop((receiver, number), None)  # a part that came twice
-                return parts, self._fresh(number, parts, size)
+            return parts, self._fresh(number, parts, size)
         return 1, self._part(unseal, buffer[position + skip : position + stride], out)
 
-    def _beside(self, buffer: memoryview, position: int, stride: int, skip: int) -> int:
-        """How many parts there are, if all of the record seem to lie side by side from `position` on, otherwise 0.
+    def _beside(self, buffer: memoryview, position: int, stride: int, skip: int) -> tuple[int, int, int]:
+        """How many parts there are, if all of the record seem to lie side by side from `position` on, receiver index and number.
 
         A look at the first, the last and all indices, not a proof: no datagram is opened as part of two such records.
         """
         if position % stride or position + stride > len(buffer) or stride < skip + RECORD_HEADER_SIZE + LEAST_BODY:
-            return 0
+            return _NONE
         _, receiver, number, index, parts = RECORD_HEADER.unpack_from(buffer, position + skip)
         after = position + parts * stride
         if index or not 2 <= parts <= MOST_PARTS or after > len(buffer) or parts * (stride - skip) > MOST_BYTES:
-            return 0
+            return _NONE
         last = RECORD_HEADER.unpack_from(buffer, after - stride + skip)
         if last != (RECORD, receiver, number + parts - 1, parts - 1, parts):
-            return 0
-        return parts if bytes(buffer[position + skip + HEADER_SIZE : after : stride]) == _INDICES[:parts] else 0
+            return _NONE
+        if bytes(buffer[position + skip + HEADER_SIZE : after : stride]) != _INDICES[:parts]:
+            return _NONE
+        return parts, receiver, number
 
     def _part(self, unseal: Crypt, datagram: memoryview, out: memoryview) -> Opened | None:
         """Keep one part, without its channel; the record, if this was the last that was missing."""

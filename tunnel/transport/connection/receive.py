@@ -32,13 +32,14 @@ from tunnel.transport.connection.shared import Shared
 from tunnel.transport.crypto.batch import nonce_of
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.packet import frames
-from tunnel.transport.packet.frames import Frame
+from tunnel.transport.packet.frames import DATAGRAM_SIZE, PACKET_KEPT, STREAM, STREAM_SIZE, Frame
 from tunnel.transport.packet.header import HEADER, HEADER_SIZE, SMALLEST_PROBE, TAG_SIZE, TRANSPORT
 from tunnel.transport.packet.slots import Plains
 from tunnel.transport.recovery.acks import MAX_ACK_DELAY
 from tunnel.units import Instant, PathKey, Seconds, StreamId
 
 MAX_UNREAD_DATAGRAM_BYTES: Final = 4 * 1024 * 1024  # bytes the application has not taken; the newest are dropped beyond
+_unpack_stream = STREAM.unpack_from
 _STREAM = int(Frame.STREAM)
 _STREAM_FIN = int(Frame.STREAM_FIN)
 _DATAGRAM = int(Frame.DATAGRAM)
@@ -154,7 +155,7 @@ class Receiver:
                         continue
                     run_first, run_count, run_eliciting = number, 1, False
                 count = 1
-                if number > known_highest:
+                if number > known_highest and position < end:
                     count += self._opener.ahead(unseal, buffer, position, stride, prefix, index, number + 1, at + size)
                     run_count += count - 1
                     position += (count - 1) * stride
@@ -220,13 +221,13 @@ class Receiver:
             if kind == _PACKET:
                 taken = self.packets.take(now, at, size, (stop - at) // size, ecn)
                 carried += taken
-                eliciting |= bool(plain[at + 1] & frames.PACKET_KEPT)
+                eliciting |= bool(plain[at + 1] & PACKET_KEPT)
                 active = True
                 at += taken * size
                 continue
-            if (kind == _STREAM or kind == _STREAM_FIN) and size >= frames.STREAM_SIZE:
-                _, stream, offset, length = frames.STREAM.unpack_from(plain, at)
-                spare = size - frames.STREAM_SIZE - length
+            if (kind == _STREAM or kind == _STREAM_FIN) and size >= STREAM_SIZE:
+                _, stream, offset, length = _unpack_stream(plain, at)
+                spare = size - STREAM_SIZE - length
                 if not spare or (0 < spare <= len(PADDED) and plain[end - spare : end] == PADDED[:spare]):
                     if stream != run.stream or offset != run.end or run.fin:
                         self._flush_run(now)
@@ -235,10 +236,10 @@ class Receiver:
                     eliciting = active = True
                     at += size * run.take(at, size - spare, 1 if spare else (stop - at) // size)
                     continue
-            elif kind == _DATAGRAM and size >= frames.DATAGRAM_SIZE:
+            elif kind == _DATAGRAM and size >= DATAGRAM_SIZE:
                 _, flow, _, _, pieces, length = frames.DATAGRAM.unpack_from(plain, at)
-                if pieces == 1 and length == size - frames.DATAGRAM_SIZE:
-                    self._whole_datagram(flow, bytes(plain[at + frames.DATAGRAM_SIZE : end]))
+                if pieces == 1 and length == size - DATAGRAM_SIZE:
+                    self._whole_datagram(flow, bytes(plain[at + DATAGRAM_SIZE : end]))
                     eliciting = active = True
                     at = end
                     continue

@@ -93,44 +93,54 @@ class Whole:
 class RecordSealer:
     """Seals records into the caller's buffer, by way of one of its own, where the record lies in one piece."""
 
-    __slots__ = ("_cutter", "_pieces", "_slots", "_staging")
+    __slots__ = ("_cutter", "_padding", "_parts", "_pieces", "_plain", "_rest", "_sealed", "_slots", "_staging")
 
     def __init__(self) -> None:
         self._staging = Whole()
         self._pieces: Column = []
         self._cutter = SlotCutter(RECORD_HEADER_SIZE)
         self._slots = Slots([], [], [], [], [])
+        self._parts = 0
+        self._padding = b""
+        self._plain = self._rest = self._sealed = memoryview(b"")  # of the staging buffer: frames, what they leave, and all
 
     def headers(
-        self, buffer: memoryview, size: int, prefix: bytes, first: int, ours: bytes, number: int, records: int, parts: int
-    ) -> None:
+        self,
+        buffer: memoryview,
+        size: int,
+        prefix: bytes,
+        first: int,
+        ours: bytes,
+        number: int,
+        records: int,
+        parts: int,
+        used: int,
+    ) -> memoryview:
         """Write prefix and header of the datagrams of so many records; `ours` is type and receiver index.
 
         The burst's datagrams are `size` bytes each, prefix included; the records' begin with the one numbered `first`, whose
-        sequence number is `number`.
+        sequence number is `number`.  Returns where the frames of each record belong before it is sealed, one after the other:
+        `used` bytes of it, behind which comes PADDING.
         """
         skip, count = len(prefix), records * parts
         self._pieces = self._staging.pieces(size - skip - RECORD_HEADER_SIZE)
         self._slots = slots = self._cutter.of(buffer, size, skip, 0)
+        self._parts = parts
         places = slots.whole[first : first + count]
         if prefix:
             slots.part(first, count).put_prefix(prefix)
         numbers = range(number, number + count)
         indices = chain.from_iterable(repeat(range(parts), records))
         run_through(map(_PART.pack_into, places, repeat(skip), repeat(ours), numbers, indices, repeat(parts)))
+        if (sealed := parts * len(self._pieces[0])) != len(self._sealed) or used + len(self._padding) + TAG_SIZE != sealed:
+            self._padding = bytes(sealed - TAG_SIZE - used)
+            self._sealed = self._staging.whole[:sealed]
+            self._plain = self._sealed[: sealed - TAG_SIZE]
+            self._rest = self._plain[used:]
+        return self._plain
 
-    def plain(self, used: int, parts: int) -> memoryview:
-        """Where the frames of the next record belong, `used` bytes of them; what is left over is PADDING now.
-
-        Call headers() before.
-        """
-        size = parts * len(self._pieces[0]) - TAG_SIZE
-        plain = self._staging.whole[:size]
-        if used < size:
-            plain[used:] = bytes(size - used)
-        return plain
-
-    def seal(self, seal: Crypt, number: int, first: int, parts: int, plain: memoryview) -> None:
-        """Seal `plain`, which came from plain(), as the record with that number, whose parts begin with the one at `first`."""
-        seal(nonce_of(number), plain, self._slots.header[first], self._staging.whole[: len(plain) + TAG_SIZE])
-        copy_into(self._slots.sealed[first : first + parts], self._pieces)
+    def seal(self, seal: Crypt, number: int, first: int) -> None:
+        """Seal the frames as the record with that number, whose parts begin with the one at `first`."""
+        self._rest[:] = self._padding  # there is the end of the record before
+        seal(nonce_of(number), self._plain, self._slots.header[first], self._sealed)
+        run_through(map(_fill, self._slots.sealed[first : first + self._parts], repeat(_ALL), self._pieces))

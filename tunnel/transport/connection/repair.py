@@ -116,6 +116,8 @@ class Repair:
     def look(self, now: Instant, meter: LossMeter, rtt: RttEstimator) -> None:
         """An ACK came."""
         self._look_for_queue(now, rtt)
+        if meter.lost < FEWEST_LOST and not self._is_lossy:
+            return
         if meter.share >= REPAIR_FROM and meter.lost >= FEWEST_LOST and not self._has_queue:
             self._is_lossy = True
             self._lossy_until = Instant(now + REPAIR_FOR)
@@ -125,7 +127,8 @@ class Repair:
 
     def _look_for_queue(self, now: Instant, rtt: RttEstimator) -> None:
         """One that stands: the shortest round trip of some time shows it, since the flows inside send in bursts."""
-        self._shortest = min(self._shortest, rtt.latest_rtt)
+        if rtt.latest_rtt < self._shortest:
+            self._shortest = rtt.latest_rtt
         if now >= self._round_until:
             self._has_queue = self._shortest > rtt.min_rtt + max(QUEUE_LEAST, rtt.min_rtt * QUEUE_SHARE)
             self._shortest = math.inf
@@ -160,8 +163,13 @@ class Repair:
             self._first.append(kept.frame(number))
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether `next_frame` and `takes_ping` may have something to say, now or later."""
+        return bool(self._first or self._second or self._pings)
+
+    @property
     def due_at(self) -> Instant | None:
-        """When to ask `next_frame` and `takes_ping`."""
+        """When to ask them."""
         second = self._second[0][0] if self._second else None
         if not self._pings:
             return second

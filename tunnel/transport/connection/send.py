@@ -72,11 +72,12 @@ class Sender:
             owing.probes_owed -= 1
             size = self._mixed(now, owing, view, 0, may_send=True, must_elicit=True)
             return Transmit(owing.key.socket_id, owing.key.remote, size, view[:size])
-        while (frame := shared.repair.next_frame(now)) is not None:
-            if (again := self._again(now, current, view, frame)) is not None:
-                return again
-        if shared.repair.takes_ping(now):
-            shared.owe(Ping())
+        if shared.repair.is_at_work:
+            while (frame := shared.repair.next_frame(now)) is not None:
+                if (again := self._again(now, current, view, frame)) is not None:
+                    return again
+            if shared.repair.takes_ping(now):
+                shared.owe(Ping())
         if shared.owes_large_ping:
             shared.owes_large_ping = False
             return self._large_ping(now, current, view)

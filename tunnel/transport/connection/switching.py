@@ -116,11 +116,10 @@ class Switching:
                 self._requeue(now, previous)
         self._announce(now)
 
-    def on_heard(self, silence: Seconds) -> None:
-        """The peer was heard, `silence` after the time before."""
-        if silence >= BACK_AFTER:
-            for path in self._shared.paths.known.values():
-                path.recovery.on_heard_again()
+    def on_heard_again(self) -> None:
+        """The peer was silent for BACK_AFTER, and is heard again."""
+        for path in self._shared.paths.known.values():
+            path.recovery.on_heard_again()
 
     def drop(self, now: Instant, path: Path) -> None:
         """The path is gone for certain."""

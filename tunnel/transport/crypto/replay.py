@@ -57,10 +57,15 @@ class ReplayWindow:
         if count <= 0 or first < 0:
             return 0
         last = min(first + count, LIMIT) - 1
+        is_ahead = self.highest < first <= last
         if last > self.highest:
             self._advance(last)
-        number = max(first, self.highest - WINDOW + 1)  # older ones are refused
         blocks = self._blocks
+        if is_ahead and (offset := first & (_BLOCK - 1)) + last - first < _BLOCK:  # as nearly always: all are new, in one block
+            wanted = (2 << (last - first)) - 1
+            blocks[(first >> _BLOCK_SHIFT) % _BLOCKS] |= wanted << offset
+            return wanted
+        number = max(first, self.highest - WINDOW + 1)  # older ones are refused
         accepted = 0
         while number <= last:
             offset = number & (_BLOCK - 1)
