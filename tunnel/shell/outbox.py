@@ -39,10 +39,12 @@ class Outbox:
         if socket is None:
             return
         _, remote, size, buffer, ttl, ecn = burst
-        datagrams = -(-len(buffer) // size)
-        calls = -(-datagrams // min(MAX_SEGMENTS, max(1, MAX_BATCH // size)))
-        step = size * -(-datagrams // calls)  # equal calls: see records.py
-        for at in range(0, len(buffer), step):
+        step = length = len(buffer)
+        if length > size:
+            datagrams = -(-length // size)
+            calls = -(-datagrams // min(MAX_SEGMENTS, max(1, MAX_BATCH // size)))
+            step = size * -(-datagrams // calls)  # equal calls: see records.py
+        for at in range(0, length, step):
             if not socket.send(remote, buffer[at : at + step], size, ttl, ecn):
                 self._left = burst._replace(buffer=buffer[at:])
                 self._blocks.set()

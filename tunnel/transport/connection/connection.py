@@ -285,13 +285,13 @@ class Connection(StreamVerbs, PathVerbs):
         if self._is_receiving:
             raise InternalError(IN_A_SINK)
         life, keys = self._life, self._shared.keys
-        if life.state is State.CLOSING:
-            if not self._may_send or not life.takes_close(now) or not keys.may_seal(now):
+        if not self._may_send:
+            return None
+        if life.state is not State.ESTABLISHED:
+            if life.state is not State.CLOSING or not life.takes_close(now) or not keys.may_seal(now):
                 return None
             assert life.reason is not None
             return self._sender.close_packet(out, life.reason.code, life.reason.text)
-        if life.state is not State.ESTABLISHED or not self._may_send:
-            return None
         if not keys.may_seal(now) and not self._switching.may_seal(now):
             return None
         if self._control_out:
