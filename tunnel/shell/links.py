@@ -20,7 +20,7 @@ class Links:
         self._make = make
 
     def pass_on(self, event: PeeringEvent) -> None:
-        """What the connection under a link tells."""
+        """Tell a link what happened to the connection under it."""
         link = self.of.get(event.peering)
         if link is not None:
             link.handle_event(event.event)
