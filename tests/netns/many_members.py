@@ -1,13 +1,15 @@
 """A room of as many members as the machine takes, each behind a router of its own, on real kernels.  As root:
 
-`python -m tests.netns.many_members [--members 64] [--seconds 30]` prints how long until all see one another, and what that costs
-a member: memory, processor time, and both at rest.
+`python -m tests.netns.many_members [--members 64] [--keeper]` prints how long until all see one another, and what that costs a
+member: memory, processor time, and both at rest.  Then everybody pings everybody, one speaks to all, one plays with all, and one
+is removed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.netns.lab import Lab, Site, eventually
-from tests.netns.programs import Ptunnel, server_address, start_server
+from tests.netns.programs import Ptunnel, ptunnel, server_address, start_server
 from tests.netns.site import Kind
 
 KINDS: Final[tuple[Kind, ...]] = (
@@ -23,6 +25,16 @@ KINDS: Final[tuple[Kind, ...]] = (
 )  # fmt: skip
 EASY: Final[tuple[Kind, ...]] = ("prc", "open", "fw", "prcrace", "uprc", "full")
 """Of the command: those that meet directly, so that what is measured is the room and not the search for hard paths."""
+PATIENCE_S: Final = 120.0
+SHOUT: Final = """
+import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"ptunnel0")
+for _ in range({count}):
+    s.sendto(b"who plays?", ("255.255.255.255", 9))
+    time.sleep(0.2)
+"""
 HARD: Final = {"sym"}
 """Mapping by destination: two such do not meet, and one needs the birthday technique, for one peer at a time."""
 
@@ -57,6 +69,12 @@ class Member:
         asked = "\n".join(f"(ping -q -c 2 -i 0.3 -W 3 {other.address} >/dev/null && echo {other.name}) &" for other in others)
         return set(self.site.host.run("bash", "-c", f"{asked}\nwait", timeout=60).stdout.split())
 
+    @property
+    def broadcasts(self) -> int:
+        """Datagrams to everybody that its kernel got so far, and that nobody there wanted."""
+        names, values = self.site.host.run("grep", "^Udp:", "/proc/net/snmp").stdout.splitlines()
+        return int(dict(zip(names.split(), values.split(), strict=True))["IgnoredMulti"])
+
     # what it costs
 
     @property
@@ -76,24 +94,82 @@ class Member:
         return sum(states.get(other.name, {}).get("kind") == "direct" for other in others)
 
 
-def measure(lab: Lab, count: int, seconds: float) -> None:
-    start_server(lab)
-    members = [Member(lab, number, EASY[number % len(EASY)]) for number in range(count)]
-    creator, *others = members
-    creator.start("create", "--name", "full")
-    code = str(creator.program.wait_event("code", 60)["code"])
-    alone = creator.memory_mb
+class Party:
+    """A room that comes in groups, since all its interpreters start on one machine.
+
+    With a keeper its creator is a host without an interface that relays, and the last two of the others meet in no other way.
+    """
+
+    def __init__(self, lab: Lab, count: int, *, has_keeper: bool) -> None:
+        self.server = start_server(lab)
+        kinds: list[Kind] = [EASY[number % len(EASY)] for number in range(count)]
+        if has_keeper:
+            kinds[0], kinds[-2:] = "open", ["sym", "sym"]
+        self.members = [Member(lab, number, kind) for number, kind in enumerate(kinds)]
+        self.creator, *self.others = self.members
+        self.players = self.others if has_keeper else self.members
+        self.creator.start("create", "--name", "full", *(("--no-interface", "--relay") if has_keeper else ()))
+        self.creator.program.wait_event("code", 60)
+
+    def besides(self, member: Member) -> list[Member]:
+        return [other for other in self.players if other is not member]
+
+    def come(self, group: int) -> None:
+        for first in range(0, len(self.others), group):
+            together = self.others[first : first + group]
+            code = [event["code"] for event in self.creator.program.collect() if event["event"] == "code"][-1]
+            for member in together:
+                member.start("join", code=str(code))
+            for member in together:
+                eventually(f"{member.name} is in", lambda m=member: m.sees([m]), PATIENCE_S, 0.2)
+        for member in self.members:
+            others = [other for other in self.members if other is not member]
+            eventually(f"{member.name} sees all others", lambda m=member, o=others: m.sees(o), PATIENCE_S, 1.0)
+        for member in self.members:
+            member.address = self.creator.states()[member.name]["address"]
+
+    def answered(self) -> int:
+        """Pings of every player to every other one that come back, one player after the other."""
+        return sum(len(member.reaches(self.besides(member))) for member in self.players)
+
+    def heard(self, count: int) -> list[int]:
+        """Of so many broadcasts of one player, those that each other one has got."""
+        sender, *others = self.players
+        before = [other.broadcasts for other in others]
+        sender.site.host.run("python3", "-c", SHOUT.format(count=count), timeout=60)
+        time.sleep(2.0)
+        return [other.broadcasts - then for other, then in zip(others, before, strict=True)]
+
+    def play(self) -> tuple[float, float]:
+        """A host and each other one exchange 20 datagrams a second: the part that is lost, and the mean round trip (ms)."""
+        host, *others = self.players
+        asked = "\n".join(f"ping -q -c 200 -i 0.05 -s 120 -W 2 {other.address} &" for other in others)
+        said = host.site.host.run("bash", "-c", f"{asked}\nwait", timeout=120).stdout
+        came = [int(number) for number in re.findall(r"(\d+) received", said)]
+        trips = [float(mean) for mean in re.findall(r"= [\d.]+/([\d.]+)/", said)]
+        return 1.0 - sum(came) / (200 * len(others)), statistics.mean(trips)
+
+    def remove(self, member: Member) -> float:
+        """Seconds until all others were told that it is gone."""
+        began = time.monotonic()
+        done = ptunnel(self.creator.site.host, self.creator.program.home, "lan", "remove", member.name, "--json")
+        assert done.returncode == 0, done.stdout
+        self.members.remove(member)
+        self.players.remove(member)
+        for other in self.members:
+            eventually(f"{other.name} knows", lambda o=other: o.states()[member.name]["state"] == "removed", 60, 0.1)
+        return time.monotonic() - began
+
+
+def measure(lab: Lab, count: int, seconds: float, group: int, *, has_keeper: bool) -> None:
+    party = Party(lab, count, has_keeper=has_keeper)
+    members, players = party.members, len(party.players)
+    alone = party.creator.memory_mb
     began = time.monotonic()
-    for member in others:
-        member.start("join", code=code)
-    for member in members:
-        patience = 30.0 + 10.0 * count
-        eventually(f"{member.name} sees all others", lambda m=member: m.sees([o for o in members if o is not m]), patience, 1.0)
+    party.come(group)
     took = time.monotonic() - began
-    spent = [member.processor_s for member in members]
-    print(
-        f"{count} members: all see one another after {took:.0f} s; a member took {_spread(spent)} s of the processor", flush=True
-    )
+    print(f"{count} members, {group} at a time: all see one another after {took:.0f} s", flush=True)
+    print(f"a member took {_spread([member.processor_s for member in members])} s of the processor", flush=True)
     time.sleep(seconds)
     direct = [member.is_direct([other for other in members if other is not member]) for member in members]
     print(f"direct paths of a member: {_spread(direct)} of {count - 1}", flush=True)
@@ -104,6 +180,22 @@ def measure(lab: Lab, count: int, seconds: float) -> None:
     print(f"at rest a member takes {_spread(rest)} % of a processor", flush=True)
     memory = [member.memory_mb for member in members]
     print(f"memory: {_spread(memory)} MB; the creator alone had {alone:.1f} MB", flush=True)
+    print(f"pings: {party.answered()} of {players * (players - 1)} pairs answer", flush=True)
+    print(f"of 20 broadcasts the others got {_spread(party.heard(20))}", flush=True)
+    lost, trip = party.play()
+    print(
+        f"a host with {players - 1} players, 20 datagrams a second each: {lost:.2%} lost, {trip:.1f} ms there and back",
+        flush=True,
+    )
+    print(f"removed: all others know after {party.remove(party.players[1]):.1f} s", flush=True)
+    if has_keeper:
+        one, other = party.players[-2:]
+        party.server.kill()
+        began = time.monotonic()
+        by = f"by way of {party.creator.name}"
+        eventually("the keeper carries", lambda: by in one.states()[other.name].get("why", ""), PATIENCE_S, 0.5)
+        eventually("they reach each other", lambda: one.reaches([other]), PATIENCE_S, 0.5)
+        print(f"the server killed: the keeper carries for two that meet in no other way after {time.monotonic() - began:.0f} s")
 
 
 def _spread(values: list[float] | list[int]) -> str:
@@ -113,10 +205,12 @@ def _spread(values: list[float] | list[int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=64)
+    parser.add_argument("--group", type=int, default=4, help="members that start together (4)")
     parser.add_argument("--seconds", type=float, default=30.0, help="until paths are found, and of the look at rest (30)")
+    parser.add_argument("--keeper", action="store_true", help="the creator has no interface, and carries for two")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab:
-        measure(lab, arguments.members, arguments.seconds)
+        measure(lab, arguments.members, arguments.seconds, arguments.group, has_keeper=arguments.keeper)
 
 
 if __name__ == "__main__":

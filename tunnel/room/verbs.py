@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from tunnel.errors import ConfigurationError, MalformedPacket, StateError
 from tunnel.pairing.code import Purpose, parse_code, require_purpose
-from tunnel.room.core.addresses import Prefix, subnet_prefix
+from tunnel.room.core.addresses import MAX_MEMBERS, Prefix, subnet_prefix
 from tunnel.room.core.creator import CreatorRoom
 from tunnel.room.core.membership import NewcomerStore
 from tunnel.room.core.room import Room
@@ -406,7 +406,7 @@ async def _find_server(
     found = settings.given_server or (known if not ours else None) or settings.server
     if found is not None:
         return found, False
-    embedded = await embed(nursery, options.machine, ours, has_guests=True)
+    embedded = await embed(nursery, options.machine, ours, guests=MAX_MEMBERS)
     return (embedded, True) if embedded is not None else (ours[0], False)
 
 

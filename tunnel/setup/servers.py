@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -23,6 +24,9 @@ from tunnel.shell.lasting import last
 from tunnel.shell.places import NO_NETWORK, has_network
 from tunnel.shell.servers import Lookup
 from tunnel.units import Address
+
+if TYPE_CHECKING:
+    from tunnel.shell.serve import ServerConfig
 
 FIRST_PAUSE: Final = 1.0  # seconds before a server that was not found is looked for again, doubling ...
 LONGEST_PAUSE: Final = 30.0  # ... up to this
@@ -139,16 +143,25 @@ def _best_host(hosts: Iterable[str]) -> str:
     return best if best is not None and best in hosts else next((each for each in hosts if ":" not in each), "127.0.0.1")
 
 
-async def embed(nursery: trio.Nursery, machine: Machine, before: Sequence[str], *, has_guests: bool = False) -> str | None:
+def embedded_config(own_hosts: Container[str], guests: int = 0) -> ServerConfig:
+    """The settings of a server for the codes of `own_hosts` alone, and for so many who meet there, all of them at one place."""
+    from tunnel.shell.serve import ServerConfig  # most commands have no server of their own
+
+    usual = ServerConfig()
+    channels = max(usual.channels_per_address, guests * guests // 2)  # a channel for each two
+    return replace(usual, own_hosts=own_hosts, has_guests=guests > 0, channels_per_address=channels)
+
+
+async def embed(nursery: trio.Nursery, machine: Machine, before: Sequence[str], *, guests: int = 0) -> str | None:
     """A server of our own on the LAN, for our own codes and peers.  Returns host:port as others reach it.
 
     `before` are servers that peers remember.  One of them that was ours is opened again, at the port they know; None when that
-    port is taken, which is then a server of its own.  `has_guests`: whoever was led to us may wait there for others too.
+    port is taken, which is then a server of its own.  `guests`: of whoever was led to us so many may wait there for each other.
     """
-    from tunnel.shell.serve import RunningServer, ServerConfig, serve  # most commands have no server of their own
+    from tunnel.shell.serve import RunningServer, serve
 
     hosts = list(machine.look())
-    own = ServerConfig(own_hosts=OwnHosts(machine.look), has_guests=has_guests)
+    own = embedded_config(OwnHosts(machine.look), guests)
     extra = machine.options("opener", "clock")
 
     async def run(port: int, *, task_status: trio.TaskStatus[RunningServer]) -> None:
