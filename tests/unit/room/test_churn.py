@@ -6,18 +6,19 @@ import random
 
 from tests.unit.room.test_room import PSK, T0, a_creator, a_joiner, connect, deliver, events_of, joined, static_of
 from tunnel.room.core import messages
-from tunnel.room.core.addresses import MAX_MEMBERS
+from tunnel.room.core.addresses import BLOCKS, MAX_MEMBERS, SPARE_BLOCK, Prefix
 from tunnel.room.core.creator import (
     MAX_RENUMBERS,
     MEMBER_CHANGES,
     MEMBER_REFILL,
+    RENUMBER_INTERVAL,
     RENUMBER_REFILL,
     ROOM_CHANGES,
     ROOM_REFILL,
     TOO_OFTEN,
 )
 from tunnel.room.core.events import JoinRefused, MemberRemoved
-from tunnel.room.core.messages import Have, Hello, Leave, Reason
+from tunnel.room.core.messages import Have, Hello, Leave, Reason, Told, pack_routes
 from tunnel.room.core.records import MAX_SPENDERS, MESSAGE_BURST, MESSAGE_RATE, Allowances
 from tunnel.room.core.room import Room
 from tunnel.room.core.roster import Roster
@@ -193,6 +194,22 @@ def test_a_renumbering_that_was_spent_is_not_given_back_by_leaving() -> None:
         creator.handle_timeout(Instant(now + 32))
     most = 1 + MAX_RENUMBERS + 30 * 60 / RENUMBER_REFILL
     assert most - 1 <= len(seen) <= most
+
+
+def test_who_has_all_networks_costs_the_creator_one_search_for_a_subnet_and_not_one_for_each_message() -> None:
+    creator = a_creator()
+    joined(creator, "ben")
+    everything = messages.encode(
+        Told(pack_routes(tuple(Prefix.parse(f"{base}/{bits}") for base, bits in (*BLOCKS, SPARE_BLOCK))))
+    )
+    for _ in range(MESSAGE_BURST // 2):
+        creator.handle_message(T0, static_of("ben"), everything)
+    assert creator.drops["no subnet without a clash"] == 1
+    later = Instant(T0 + RENUMBER_INTERVAL)
+    for _ in range(MESSAGE_BURST // 4):
+        creator.handle_timeout(later)
+        creator.handle_message(later, static_of("ben"), everything)
+    assert creator.drops["no subnet without a clash"] == 2
 
 
 def test_allowances_are_kept_for_so_many_and_come_back_in_time() -> None:

@@ -30,7 +30,7 @@ from tunnel.units import KEY_SIZE, Hex, Instant, Seconds
 
 JOIN_PATIENCE: Final = Seconds(30.0)  # from a pairing to the joiner's Hello
 MAX_JOINING: Final = MAX_MEMBERS  # paired ones whose Hello has not come
-RENUMBER_INTERVAL: Final = Seconds(5.0)  # between two subnets, whatever members say of their routes
+RENUMBER_INTERVAL: Final = Seconds(5.0)  # between two searches for a subnet, whatever members say of their routes
 MAX_RENUMBERS: Final = 4  # subnets that one member's routes may cost all others in a row; a laptop roams from home to a train
 RENUMBER_REFILL: Final = Seconds(600.0)  # after which it may cost one more
 MEMBER_CHANGES: Final = 8  # rosters that the comings and goings of one key may cost all others in a row; ...
@@ -194,12 +194,10 @@ class Creator:
             self._renumber_at = earliest_at
             return None
         self._renumber_at = None
+        self._renumber_from = Instant(now + RENUMBER_INTERVAL)  # whatever is found: the search is work already
         subnet = self._choose(now, creator)
-        if subnet is None:
+        if subnet is None or self._cost(creator, subnet) >= self._cost(creator, roster.subnet):
             return None
-        if self._cost(creator, subnet) >= self._cost(creator, roster.subnet):
-            return None
-        self._renumber_from = Instant(now + RENUMBER_INTERVAL)
         self._changes.note(now, ROOM)
         for static in may:
             self._renumbers.note(now, static)
