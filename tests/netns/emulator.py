@@ -11,6 +11,7 @@ import ipaddress
 import os
 import random
 import select
+import signal
 import sys
 import time
 from heapq import heappop, heappush
@@ -34,6 +35,7 @@ class Shape(NamedTuple):
     bad: float = 0.0  # seconds that nothing passes each time, on average, for the `loss` share of the time (Gilbert-Elliott)
     jitter: float = 0.0  # seconds added to the delay of each frame, at most, by chance; ...
     overtakes: float = 0.0  # ... 1 when a frame may thereby overtake another
+    spell: float = 0.0  # seconds of delay more, one way, from every other SIGUSR1 to the next one
 
 
 def is_neighbour_talk(frame: bytes) -> bool:
@@ -64,6 +66,7 @@ class Direction:
         self._latest = 0.0  # when the last frame comes out, with its jitter
         self._frames: list[tuple[float, int, bytes]] = []  # a heap: due, in which order they came, frame
         self._count = 0
+        self.is_slow = False  # a spell lasts
 
     @property
     def due(self) -> float | None:
@@ -104,7 +107,7 @@ class Direction:
                     continue
                 self._free_at += len(frame) * self._byte_time
                 due = self._free_at
-            self._deliver(due + self._shape.delay, frame)
+            self._deliver(due + self._shape.delay + self.is_slow * self._shape.spell, frame)
 
     def _deliver(self, due: float, frame: bytes) -> None:
         shape, rng = self._shape, self._rng
@@ -138,6 +141,11 @@ def main() -> None:
     there = Direction(first, second, shape, seed)
     back = Direction(second, first, shape, seed + 1, late_senders)
     by_source = {first: there, second: back}
+
+    def turn(*_: object) -> None:
+        there.is_slow = back.is_slow = not back.is_slow
+
+    signal.signal(signal.SIGUSR1, turn)
     while True:
         dues = [direction.due for direction in (there, back) if direction.due is not None]
         wait = None if not dues else max(0.0, min(dues) - time.monotonic())

@@ -129,10 +129,11 @@ class Lab:
         space.ip("link set lo up")
         return space
 
-    def _cable(self, one: Namespace, one_name: str, other: Namespace, other_name: str, shape: Shape) -> None:
+    def _cable(self, one: Namespace, one_name: str, other: Namespace, other_name: str, shape: Shape) -> int | None:
+        """Return the process id of the emulator, if it takes one."""
         if shape == Shape():
             one.ip(f"link add dev {one_name} type veth peer name {other_name} netns {other.path}")
-            return
+            return None
         try:
             fds = [one.tap(one_name), other.tap(other_name)]
         except PermissionError:
@@ -158,6 +159,7 @@ class Lab:
             process.wait()
 
         self.on_close(stop)
+        return process.pid
 
     def add_site(
         self,
@@ -174,6 +176,7 @@ class Lab:
         rate: float = 0.0,
         loss: float = 0.0,
         news: float = 0.0,
+        spell: float = 0.0,
         rules: dict[str, Any] | None = None,
         behind: Site | None = None,
         isolated: bool = False,
@@ -182,11 +185,11 @@ class Lab:
 
         `lan` is the first three bytes of the private network (default 192.168.(10+i)).  `mapping_life` is in seconds.
         `delay` (s, one way), `rate` (bit/s) and `loss` (0 to 1) are of the link between the site and its first router;
-        what the server says comes in `news` (s) later than the rest.
+        what the server says comes in `news` (s) later than the rest; Site.turn begins and ends spells of `spell` (s) more.
         `rules` are those of our own NAT, beyond what its kind says (usernat.Rules).  `behind` is the carrier's site that this
         home hangs on; of `hosts` on one LAN that are `isolated` none reaches another there.
         """
-        shape = Shape(delay, rate, loss, news=news)
+        shape = Shape(delay, rate, loss, news=news, spell=spell)
         if kind in CARRIERS and behind is None:
             behind = self.add_site(
                 f"{name}-carrier",
@@ -250,7 +253,7 @@ class Lab:
             edge, edge_device = hop, "south"
         outer = f"{site.net}.{site.first}"
         outer6 = f"3fff:{index:x}:ff::1"
-        self._cable(border, device, edge, edge_device, shape)
+        site.emulator = self._cable(border, device, edge, edge_device, shape)
         downwards = [f"link set {edge_device} up"]
         upwards = [f"link set {device} up"]
         if site.ipv4:

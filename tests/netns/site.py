@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -96,6 +97,7 @@ class Site:
         self.wan6 = f"3fff:{index:x}:ff::2"
         self.addresses: list[str] = []  # of the hosts, as they know them
         self.addresses6: list[str] = []
+        self.emulator: int | None = None  # the process that is the site's line
         self._nat: subprocess.Popen[str] | None = None
         self._miniupnpd: subprocess.Popen[str] | None = None
 
@@ -120,6 +122,11 @@ class Site:
         if self.gateway is None:
             raise LabError(f"{self.name} is an open site and has no gateway")
         return self.gateway
+
+    def turn(self) -> None:
+        """Begin a spell in which the line takes longer, or end it."""
+        assert self.emulator is not None
+        os.kill(self.emulator, signal.SIGUSR1)
 
     def start_nat(self, lan: str, rules: dict[str, Any]) -> None:
         """Our own NAT between the LAN (its first three bytes) and the addresses of `pool`."""
