@@ -17,7 +17,7 @@ from tunnel.doors.udp.batches import OneByOne, by_batches
 from tunnel.doors.udp.many import MOST, ManySocket
 from tunnel.doors.udp.mmsg import LETTER
 from tunnel.doors.udp.socket import ReceivedBatch, open_socket
-from tunnel.units import Address
+from tunnel.units import Address, SocketId
 
 pytestmark = on_linux
 HOSTS = ["127.0.0.1", "::1"]
@@ -107,6 +107,25 @@ async def test_what_is_posted_to_many_leaves_in_one_call(host: str, monkeypatch:
             assert each.recv(100) == bytes((number,)) * (number + 1)
         assert udp.counters.sent_datagrams == 40
         assert udp.counters.sent_bytes == sum(range(41))
+
+
+@pytest.mark.parametrize("source", ["", "127.0.0.77"])
+async def test_many_answers_are_posted_at_once_and_what_has_no_place_is_told(
+    monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    with a_socket("0.0.0.0", tells_local=True) as udp, a_socket("127.0.0.9") as peer:
+        letters = [(SocketId(0), peer.local_address, number.to_bytes(2, "big")) for number in range(MOST + 5)]
+        assert udp.post_all(letters, source) == 0
+        assert udp.deliver()
+        batches = await received(peer, len(letters))
+        assert [bytes(each.buffer) for each in batches] == [data for _, _, data in letters]
+        assert {each.remote.host for each in batches} == {source or "127.0.0.1"}
+        monkeypatch.setattr(ManySocket, "deliver", lambda _: False)
+        assert udp.post_all(letters, source) == 5
+    network = MemoryNetwork()
+    one, other = (by_batches(network.open_socket("127.0.0.1", port)) for port in (1_000, 1_001))
+    assert one.post_all([(SocketId(0), other.local_address, b"hello")]) == 0
+    assert [bytes(each.buffer) for each in other.receive_many()] == [b"hello"]
 
 
 async def test_more_than_one_call_takes_is_all_there_in_order() -> None:

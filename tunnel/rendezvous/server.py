@@ -151,7 +151,15 @@ class Server:
     def handle_alone(self, now: Instant, socket_id: SocketId, remote: Address, datagram: Buffer) -> Cost:
         """One datagram that came alone and is not relayed.  Its cost is for load.charge_all, when the answers have left."""
         self._kind, self._charged, self._charges_now = Kind.DROPPED, 0.0, self.load.is_low
-        self.handle_datagram(now, socket_id, remote, bytes(datagram))  # of which parts are had for less
+        data = bytes(datagram)  # of which parts are had for less
+        if data[0] == messages.REQUEST:  # most are
+            self.relay.ceiling.others += 1
+            try:
+                self._on_request(now, socket_id, remote, data)
+            except MalformedPacket:
+                self.drops["server_malformed"] += 1
+        else:
+            self.handle_datagram(now, socket_id, remote, data)
         return remote.host, 1, self._kind, self._charged
 
     def refreshed(self, now: Instant, socket_id: SocketId, remote: Address, request: Buffer) -> bytes | None:
@@ -169,10 +177,7 @@ class Server:
         return side
 
     def cost(self, remote: Address, count: int) -> Cost:
-        """Of the `count` datagrams of the last handle_batch, likewise.
-
-        Not for those that are relayed: they cost alike, and are only counted.
-        """
+        """Of the `count` datagrams of the last handle_batch, likewise; relayed ones cost alike, and are only counted."""
         return remote.host, count, self._kind, self._charged
 
     def handle_datagram(self, now: Instant, socket_id: SocketId, remote: Address, data: Buffer) -> None:

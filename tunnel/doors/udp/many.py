@@ -35,8 +35,7 @@ class ManySocket(LinuxSocket):
         self._names: dict[Address, bytes] = {}
         self._told: dict[bytes, tuple[int, int, str]] = {}  # stride, ECN, address of ours
         self._headers: dict[tuple[bool, int, str], bytes] = {}  # control messages to send with
-        self._posted: list[tuple[Address, int, str]] = []
-        self._delivered = 0  # of those
+        self._delivered = 0  # of those that were posted
 
     # -- receiving
 
@@ -116,11 +115,10 @@ class ManySocket(LinuxSocket):
                 key = (not self.is_ipv6 or ":" not in remote.host, ecn, source)
                 control = self._headers.get(key) or self._header(*key)
             post.put(name, buffer, control)
-            self._posted.append((remote, ecn, source))
         return True
 
     def post_all(self, letters: Iterable[Letter], source: str = "") -> int:
-        post, names, posted, lost = self._post, self._names, self._posted, 0
+        post, names, lost = self._post, self._names, 0
         for _, remote, data in letters:
             if post.count == MOST or len(data) > mmsg.LETTER:
                 lost += not self.post(remote, data, len(data), 0, source)
@@ -132,7 +130,6 @@ class ManySocket(LinuxSocket):
                     key = (not self.is_ipv6 or ":" not in remote.host, 0, source)
                     control = self._headers.get(key) or self._header(*key)
                 post.put(name, data, control)
-                posted.append((remote, 0, source))
         return lost
 
     def _name(self, remote: Address) -> bytes | None:
@@ -163,8 +160,9 @@ class ManySocket(LinuxSocket):
             except BlockingIOError:
                 return False
             except OSError:  # the way for one datagram alone says what to do about it
-                remote, ecn, source = self._posted[first]
-                datagram = post.datagram(first)
+                name, control, datagram = post.name(first), post.control(first), post.datagram(first)
+                remote = self._hosts.get(name) or self._host(name)
+                _, ecn, source = next((key for key, made in self._headers.items() if made is control), (False, 0, ""))
                 if not self.send(remote, datagram, len(datagram), None, ecn, source):
                     return False
                 self._delivered += 1
@@ -182,4 +180,3 @@ class ManySocket(LinuxSocket):
 
     def _forget(self) -> None:
         self._post.count = self._delivered = 0
-        self._posted.clear()

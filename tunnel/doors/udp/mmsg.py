@@ -167,6 +167,12 @@ class Post:
             table.control_lengths[index] = len(control)
         self.count = index + 1
 
+    def name(self, index: int) -> bytes:
+        return self._names[self._name_places[index]].tobytes()
+
+    def control(self, index: int) -> bytes:
+        return self._controls[index]
+
     def datagram(self, index: int) -> memoryview:
         start = index * LETTER
         return self._table.data[start : start + self._part_lengths[index]]
