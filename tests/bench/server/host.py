@@ -49,6 +49,12 @@ with tamed():
 """
 
 
+def times(process: int) -> tuple[float, float]:
+    """Seconds of all its threads so far: on a processor, and ready for one that others had."""
+    found = [(each / "schedstat").read_text().split() for each in Path(f"/proc/{process}/task").iterdir()]
+    return sum(int(each[0]) for each in found) / 1e9, sum(int(each[1]) for each in found) / 1e9
+
+
 class Host(NamedTuple):
     port: int
     process: subprocess.Popen[str]
@@ -56,8 +62,11 @@ class Host(NamedTuple):
     @property
     def cpu(self) -> float:
         """Seconds of all threads so far."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return sum(int((each / "schedstat").read_text().split()[0]) for each in tasks) / 1e9
+        return self.times[0]
+
+    @property
+    def times(self) -> tuple[float, float]:
+        return times(self.process.pid)
 
     @property
     def resident(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 import statistics
 import struct
 import time
@@ -10,12 +12,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from tests.bench.server.crowd import Client, Crowd, ignore, room
-from tests.bench.server.host import Host, serving
+from tests.bench.server.host import Host, serving, times
 from tunnel.doors.udp import mmsg
 from tunnel.host.collector import tamed
 from tunnel.rendezvous import messages
 
 STEP: Final = 0.001  # seconds between two bursts of the sender
+STRETCH: Final = 0.005  # seconds' worth of what gamers send that leaves at once, where the sender was late
 FRAME: Final = 150  # bytes of a game's datagram
 SHEET: Final = 16  # datagrams of the load that leave at the same moment
 UNBOUNDED: Final = 1e6  # datagrams a second of a pair: as many as come back, ...
@@ -26,6 +29,9 @@ HELLOS: Final = 0.05  # ... and of its other family
 SAMPLE: Final = 16  # one datagram in so many is timed
 _COOKIE: Final = slice(14, 31)  # in a Welcome
 _TIME: Final = struct.Struct("<d")
+_ARRIVED: Final = struct.Struct("@ll")  # struct timespec
+SO_TIMESTAMPNS: Final = 35  # asm-generic/socket.h: the kernel tells when a datagram came into the buffer
+_SPACE: Final = 128  # bytes of control messages of one datagram, with that one
 
 Row = dict[str, str]
 
@@ -37,13 +43,16 @@ def quantiles(seconds: list[float]) -> Row:
     return {"p50 ms": f"{1e3 * cuts[49]:.1f}", "p99 ms": f"{1e3 * cuts[98]:.1f}"}
 
 
-def ticks(seconds: float, rate: float) -> Iterator[int]:
-    """How many are due, again and again for so long."""
+def ticks(seconds: float, rate: float, stretch: float = math.inf) -> Iterator[int]:
+    """How many are due, again and again for so long; what is due for longer than `stretch` is not made up for.
+
+    Else a sender that was kept from sending for a while fills the server's buffer at once, which no crowd of clients does.
+    """
     began, sent = time.monotonic(), 0
     while (elapsed := time.monotonic() - began) < seconds:
         due = int(elapsed * rate) - sent
         sent += due
-        yield due
+        yield int(min(due, max(1.0, stretch * rate)))
         if rate < UNBOUNDED:
             time.sleep(STEP)
 
@@ -81,11 +90,10 @@ def waiting(tree: str | None, peers: int, seconds: float, families: int) -> Row:
 
         share = HELLOS / (REFRESHES + HELLOS) if families == 2 else 0.0
         rate = peers * (REFRESHES + (HELLOS if families == 2 else 0.0))
-        owed = 0.0
-        cpu = 0.0
+        owed = cpu = wait = own_wait = 0.0
         for phase in (7.0, seconds):  # a round before it counts: all have their mean pace then
             taken = host.counters()["received_datagrams"]
-            cpu, began, sent, answered = host.cpu, time.monotonic(), 0, 0
+            (cpu, wait), (_, own_wait), began, sent, answered = host.times, times(os.getpid()), time.monotonic(), 0, 0
             latencies.clear()
             for due in ticks(phase, rate):
                 now = time.monotonic()
@@ -105,7 +113,7 @@ def waiting(tree: str | None, peers: int, seconds: float, families: int) -> Row:
                 crowd.deliver()
                 others.deliver()
                 listen()
-            cpu = host.cpu - cpu
+            cpu, wait, own_wait = host.times[0] - cpu, host.times[1] - wait, times(os.getpid())[1] - own_wait
             elapsed = time.monotonic() - began
         time.sleep(0.3)
         listen()
@@ -120,6 +128,8 @@ def waiting(tree: str | None, peers: int, seconds: float, families: int) -> Row:
             "answered": f"{100 * answered / max(1, sent):.1f} %",
             "us each": f"{each:.1f}",
             "core": f"{100 * cpu / elapsed:.0f} %",
+            "kept from it": f"{100 * wait / elapsed:.0f} %",
+            "clients kept from theirs": f"{100 * own_wait / elapsed:.0f} %",
             **quantiles(latencies),
             "worst ms": f"{1e3 * max(latencies, default=0.0):.0f}",
             "bytes a peer": f"{memory:,.0f}",
@@ -204,9 +214,12 @@ class Games:
             sheet for crowd in (self.ones, self.others) for sheet in _sheets(crowd, (b"\0" * 8 + bytes(FRAME - 16))[: FRAME - 8])
         ]
         self.sent = self.received = 0
-        self.latencies: list[float] = []
+        self.latencies: list[float] = []  # from the call that sent it until we read it
+        self.carried: list[float] = []  # ... until it was in our socket's buffer: what is beyond that is ours
         self._turn = self._owed = 0
-        self._inboxes = [(crowd.udp, mmsg.Inbox(64, 16, 64)) for crowd in (self.ones, self.others)]
+        self._inboxes = [(crowd.udp, mmsg.Inbox(64, 16, _SPACE)) for crowd in (self.ones, self.others)]
+        for udp, _ in self._inboxes:
+            udp._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
 
     def _introduced(self, client: Client, data: memoryview) -> None:
         for crowd in (self.ones, self.others):
@@ -221,7 +234,7 @@ class Games:
         while self._owed >= (sheet := self.sheets[self._turn % len(self.sheets)][1]).count:
             crowd = self.sheets[self._turn % len(self.sheets)][0]
             self._turn += 1
-            sheet.datagram(0)[8:16] = _TIME.pack(time.monotonic())
+            sheet.datagram(0)[8:16] = _TIME.pack(time.time())
             at = 0
             while at < sheet.count:
                 try:
@@ -234,14 +247,24 @@ class Games:
     def receive(self) -> None:
         for udp, inbox in self._inboxes:
             while count := inbox.receive(udp.fileno(), 64):
-                now = time.monotonic()
+                now = time.time()
                 self.received += count
                 for index, size in enumerate(inbox.lengths[:count].tolist()):
                     if size == FRAME:
                         start = index * mmsg.SLOT
                         (at,) = _TIME.unpack_from(inbox.data, start + 8)
                         if at:
+                            told = inbox.controls[index * _SPACE : index * _SPACE + inbox.control_lengths[index]]
+                            arrived = next(
+                                _arrival(data) for _, kind, data in mmsg.read_control(bytes(told)) if kind == SO_TIMESTAMPNS
+                            )
                             self.latencies.append(now - at)
+                            self.carried.append(arrived - at)
+
+
+def _arrival(told: bytes) -> float:
+    seconds, nanoseconds = _ARRIVED.unpack(told)
+    return float(seconds + nanoseconds / 1e9)
 
 
 def _sheets(crowd: Crowd, payload: bytes) -> list[tuple[Crowd, mmsg.Post]]:
@@ -270,23 +293,34 @@ def gamers(tree: str | None, pairs: int, seconds: float, rate: float = FRAMES, f
         for phase in (1.0, seconds):
             games.sent = games.received = 0
             games.latencies.clear()
-            cpu, began = host.cpu, time.monotonic()
-            for due in ticks(phase, 2 * pairs * rate):
+            games.carried.clear()
+            before, (own, own_wait), (cpu, wait), began = host.counters(), times(os.getpid()), host.times, time.monotonic()
+            for due in ticks(phase, 2 * pairs * rate, STRETCH):
                 games.send(min(due, WINDOW - games.sent + games.received) if rate >= UNBOUNDED else due)
                 games.receive()
-            elapsed, cpu = time.monotonic() - began, host.cpu - cpu
+            elapsed = time.monotonic() - began
+            cpu, wait = host.times[0] - cpu, host.times[1] - wait
+            own, own_wait = times(os.getpid())[0] - own, times(os.getpid())[1] - own_wait
         for _ in range(30):
             time.sleep(0.01)
             games.receive()
         if child:
             os.waitpid(child, 0)
+        after = host.counters()
+        came, left = (after[each] - before[each] for each in ("received_datagrams", "relayed_bursts"))
         return {
             "pairs": f"{pairs:,}",
             "datagrams/s": f"{games.sent / elapsed:,.0f}",
             "lost": f"{100 * (1 - games.received / max(1, games.sent)):.2f} %",
+            "before the server": f"{100 * (1 - came / max(1, games.sent)):.2f} %",
+            "after it": f"{100 * (1 - games.received / max(1, left)):.2f} %",
             "us each": f"{1e6 * cpu / max(1, games.received):.1f}",
             "core": f"{100 * cpu / elapsed:.0f} %",
+            "kept from it": f"{100 * wait / elapsed:.0f} %",
+            "clients' core": f"{100 * own / elapsed:.0f} %",
+            "kept from theirs": f"{100 * own_wait / elapsed:.0f} %",
             **quantiles(games.latencies),
+            **{f"{name}, until it came": value for name, value in quantiles(games.carried).items()},
             "flood/s": f"{flood:,.0f}",
         }
 
