@@ -128,15 +128,20 @@ class AccessLog:
     def next_number(self) -> int:
         return next(self._numbers)
 
-    def note(self, report: ConnectionReport) -> None:
+    def note(self, peer: str, target: str, number: int, duration: float | None = None, sent: int = 0, received: int = 0) -> None:
+        """One has opened, or closed after `duration` seconds."""
         if self._tell is None:
             return
-        if report.duration_s is None:
-            is_told = self._limit.admits(report.peer, opened=1)
+        if duration is None:
+            is_told = self._limit.admits(peer, opened=1)
         else:
-            is_told = self._limit.admits(report.peer, closed=1, sent=report.sent_bytes, received=report.received_bytes)
+            is_told = self._limit.admits(peer, closed=1, sent=sent, received=received)
         if is_told:
-            self._tell(report)
+            self._tell(
+                ConnectionReport(
+                    peer=peer, target=target, number=number, duration_s=duration, sent_bytes=sent, received_bytes=received
+                )
+            )
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -176,19 +181,10 @@ class Access:
         if log is not None:
             self._began = log.clock()
             self._number = log.next_number()
-            log.note(ConnectionReport(peer=self._peer, target=self._target, number=self._number))
+            log.note(self._peer, self._target, self._number)
 
     def closed(self) -> None:
         """It is over.  One that never opened is told by its refusal."""
         log = self._log
         if log is not None and self._number:
-            log.note(
-                ConnectionReport(
-                    peer=self._peer,
-                    target=self._target,
-                    number=self._number,
-                    duration_s=log.clock() - self._began,
-                    sent_bytes=self.sent,
-                    received_bytes=self.received,
-                )
-            )
+            log.note(self._peer, self._target, self._number, log.clock() - self._began, self.sent, self.received)

@@ -212,17 +212,8 @@ class Exposed:
         except TunnelError:
             refuse(stream, StreamCode.CANCELLED)
             return
-        if isinstance(opening, Bench):
-            await serve_bench(stream, early, opening, flows=self._link.flows, allowance=self._allowance)
-            return
-        if isinstance(opening, Reach):
-            await self._serve_reach(stream, early, opening)
-            return
-        if isinstance(opening, Listen):
-            await self._serve_listen(stream, opening)
-            return
-        if isinstance(opening, Accepted):
-            await self._serve_accepted(stream, early, opening)
+        if not isinstance(opening, Open):
+            await self._serve_other(stream, early, opening)
             return
         address = self._allow(opening.kind, opening.target)
         if address is None and (port := SERVICES.get(str(opening.target).lower())) is not None:  # nothing here has that name
@@ -267,6 +258,16 @@ class Exposed:
                     )
             finally:
                 del self._served[scope]
+
+    async def _serve_other(self, stream: Stream, early: list[bytes], opening: Bench | Reach | Listen | Accepted) -> None:
+        if isinstance(opening, Bench):
+            await serve_bench(stream, early, opening, flows=self._link.flows, allowance=self._allowance)
+        elif isinstance(opening, Reach):
+            await self._serve_reach(stream, early, opening)
+        elif isinstance(opening, Listen):
+            await self._serve_listen(stream, opening)
+        else:
+            await self._serve_accepted(stream, early, opening)
 
     def look_again(self) -> None:
         """The grants have changed: what leads where it may not any more ends now, and nothing else does."""

@@ -47,6 +47,7 @@ class Sender:
         self.has_sent_all = False  # nothing is left behind the burst that poll_transmit returned last
         self._sealer = StreamSealer()
         self._datagrams_ahead = 0  # bytes that datagrams sent while streams waited
+        self._pace_of = (-1, 0, 0)  # path, ACKs and streams by which the scheduler's pace was set: nothing else moves it by much
 
     def poll_transmit(self, now: Instant, out: bytearray) -> Transmit | None:
         """The next burst, or None.  `out` has room for that of one or several calls, CALL_ROOM bytes each, and is overwritten."""
@@ -247,8 +248,11 @@ class Sender:
         """Fill equal datagrams with bytes of the stream whose turn it is; returns the end, `position` if there is too little."""
         shared = self._shared
         scheduler = shared.streams.scheduler
-        ring_limit = shared.streams.ring_limit(path.recovery.inflight_limit(shared.peer_receive_buffer))
-        scheduler.set_pace(path.pacer.quantum, ring_limit)
+        pace_of = path.number, path.recovery.rtt.samples, len(shared.streams.sending)
+        if pace_of != self._pace_of:
+            self._pace_of = pace_of
+            ring_limit = shared.streams.ring_limit(path.recovery.inflight_limit(shared.peer_receive_buffer))
+            scheduler.set_pace(path.pacer.quantum, ring_limit)
         stream = shared.streams.head()
         if stream is None or self._relay_forbidden(path):
             return position
