@@ -56,6 +56,10 @@ class Member:
         words = ("lan", *words, "--server", server_address(self._lab), "--as", self.name)
         self.program = Ptunnel(self._lab, self.site.host, f"lan-{self.name}", *words, **more)
 
+    @property
+    def has_ended(self) -> bool:
+        return self.program.process.poll() is not None
+
     def states(self) -> dict[str, dict[str, Any]]:
         """The newest that was told of every member."""
         return {event["peer"]: event for event in self.program.collect() if event["event"] == "member"}
@@ -107,7 +111,7 @@ class Party:
             kinds[0], kinds[-2:] = "open", ["sym", "sym"]
         self.members = [Member(lab, number, kind) for number, kind in enumerate(kinds)]
         self.creator, *self.others = self.members
-        self.players = self.others if has_keeper else self.members
+        self.players = list(self.others if has_keeper else self.members)
         self.creator.start("create", "--name", "full", *(("--no-interface", "--relay") if has_keeper else ()))
         self.creator.program.wait_event("code", 60)
 
@@ -115,13 +119,20 @@ class Party:
         return [other for other in self.players if other is not member]
 
     def come(self, group: int) -> None:
-        for first in range(0, len(self.others), group):
-            together = self.others[first : first + group]
-            code = [event["code"] for event in self.creator.program.collect() if event["event"] == "code"][-1]
+        """All others join; who is told to try again, since the machine was too busy for the code, does so."""
+        left, tries = list(self.others), 0
+        while left:
+            tries += 1
+            assert tries <= 2 * len(self.others), left[0].program.said()
+            together, code = (
+                left[:group],
+                [said["code"] for said in self.creator.program.collect() if said["event"] == "code"][-1],
+            )
             for member in together:
                 member.start("join", code=str(code))
             for member in together:
-                eventually(f"{member.name} is in", lambda m=member: m.sees([m]), PATIENCE_S, 0.2)
+                eventually(f"{member.name} is in", lambda m=member: m.sees([m]) or m.has_ended, PATIENCE_S, 0.2)
+            left = [*left[group:], *(member for member in together if member.has_ended)]
         for member in self.members:
             others = [other for other in self.members if other is not member]
             eventually(f"{member.name} sees all others", lambda m=member, o=others: m.sees(o), PATIENCE_S, 1.0)

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from tunnel.errors import ConfigurationError
 from tunnel.room.core.discovery import Allowance, weight_in
 from tunnel.room.ip.filter import MemberFilter
-from tunnel.room.order import MOST_WAIT, WAIT_RTTS, WAIT_SLACK, Order
+from tunnel.room.order import MOST_WAIT, WAIT_RTTS, WAIT_SLACK, Held, Order
 from tunnel.shell.link import Link
 from tunnel.shell.packets import PacketSealer
 from tunnel.units import Buffer, Seconds
@@ -37,7 +37,7 @@ class LanPeer:
         self.place = place
         self.link: Link | None = None
         self.allowance = Allowance()  # of what it sends to everybody
-        self.order = Order()  # of its flows, where it sends lost packets again
+        self.order = Order(table.held)  # of its flows, where it sends lost packets again
         self.take_ours(table)
 
     def take_ours(self, table: LanTable) -> None:
@@ -68,6 +68,7 @@ class LanTable:
         self.allowance = Allowance()  # of what we send to everybody
         #: Told of every packet to everybody, ours and theirs; True when that packet has left some other way already.
         self.note: Callable[[memoryview], bool] | None = None
+        self.held = Held()  # of what waits for lost packets, by the orders of all members
         self.members: dict[bytes, LanPeer] = {}  # by static key
         self.by_address: dict[bytes, LanPeer] = {}
         self.drops: Counter[str] = Counter()  # by reason
@@ -103,6 +104,8 @@ class LanTable:
                 if address in self.by_address or address in me.all:
                     raise ConfigurationError("Two members of the room have one address: leave the room and create a new one.")
                 self.by_address[address] = member
+        for gone in before.values():
+            gone.order.forget()
         return list(before.values())
 
 

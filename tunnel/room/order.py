@@ -15,6 +15,7 @@ from tunnel.units import Buffer, Instant, Seconds
 
 MOST_FLOWS: Final = 256  # of one member; the one longest silent is forgotten
 MOST_HELD: Final = 4 * 1024 * 1024  # bytes held of one member: 0.3 s at 100 Mbit/s; then its flows go on
+MOST_HELD_OF_ALL: Final = 16 * MOST_HELD  # bytes held of all members together: a room may have 64
 ENTRY: Final = 512  # bytes that each of them counts for besides, so that empty ones are bounded too
 WAIT_RTTS: Final = 1.5  # round trips that a packet waits for one that was lost before it ...
 WAIT_SLACK: Final = Seconds(0.020)  # ... and so much: until the loss is noticed, and for the second time that it is sent
@@ -73,10 +74,20 @@ class _Flow:
         self.held: list[_Held] = []
 
 
+class Held:
+    """What is held of all members together."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 class Order:
     """Of one member."""
 
-    def __init__(self) -> None:
+    def __init__(self, of_all: Held | None = None) -> None:
+        self._of_all = Held() if of_all is None else of_all
         self._kept_at = Instant(0.0)
         self._flows: OrderedDict[bytes, _Flow] = OrderedDict()
         self._waiting: dict[bytes, _Flow] = {}  # those that hold something
@@ -113,7 +124,7 @@ class Order:
                 continue
             self._flows.move_to_end(key)
             ahead = (sequence - flow.expected) % _SPACE
-            if 0 < ahead < _HALF and run.is_in_order and self._bytes + run.size + ENTRY <= MOST_HELD:
+            if 0 < ahead < _HALF and run.is_in_order and self._has_room(run.size + ENTRY):
                 self._hold(key, flow, sequence, size, run, Instant(now + wait))
                 continue
             if run.is_again and ahead >= _HALF:
@@ -137,6 +148,19 @@ class Order:
                 self._release(key, flow, passed)
         return passed
 
+    def forget(self) -> None:
+        """The member is gone, and what is held of it with it."""
+        self._count(-self._bytes)
+        self._flows.clear()
+        self._waiting.clear()
+
+    def _has_room(self, size: int) -> bool:
+        return self._bytes + size <= MOST_HELD and self._of_all.bytes + size <= MOST_HELD_OF_ALL
+
+    def _count(self, change: int) -> None:
+        self._bytes += change
+        self._of_all.bytes += change
+
     def _begin(self, key: bytes, expected: int, passed: list[PacketRun]) -> None:
         self._flows[key] = _Flow(expected)
         if len(self._flows) > MOST_FLOWS:
@@ -150,7 +174,7 @@ class Order:
         distance = (sequence - flow.base) % _SPACE
         if any(each.distance == distance and each.size == size for each in flow.held[-64:]):
             return  # it came twice
-        self._bytes += run.size + ENTRY
+        self._count(run.size + ENTRY)
         whole = memoryview(b"".join(run.payloads))
         step = run.gso_size or len(whole)
         payloads = [whole[at : at + step] for at in range(0, len(whole), step)]
@@ -167,7 +191,7 @@ class Order:
         held, count = flow.held, 0
         while count < len(held) and not 0 < (held[count].sequence - flow.expected) % _SPACE < _HALF:
             each = held[count]
-            self._bytes -= each.run.size + ENTRY
+            self._count(-each.run.size - ENTRY)
             self._advance(flow, each.sequence, each.size)
             passed.append(each.run)
             count += 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.ip.packets import RST, SYN, Flow
-from tunnel.room.order import ENTRY, FORGET_AFTER, MOST_FLOWS, MOST_HELD, Order
+from tunnel.room.order import ENTRY, FORGET_AFTER, MOST_FLOWS, MOST_HELD, MOST_HELD_OF_ALL, Held, Order
 from tunnel.transport.connection.packets import PacketRun
 from tunnel.units import Instant, Seconds
 
@@ -132,6 +132,27 @@ def test_flows_and_what_they_hold_are_bounded() -> None:
     order.take(AT, [whole(0)], WAIT)
     assert order.take(AT, [whole(number) for number in range(2, held + 2)], WAIT) == []
     assert len(order.take(AT, [whole(held + 2)], WAIT)) == held + 1  # the flow goes on as it came
+
+
+def test_all_members_together_hold_only_so_much_and_whoever_goes_gives_its_part_back() -> None:
+    of_all = Held()
+    held = MOST_HELD // (STEP + 40 + ENTRY)
+    orders = [Order(of_all) for _ in range(MOST_HELD_OF_ALL // MOST_HELD)]
+    runs = [whole(number) for number in range(2, held + 2)]
+    for order in orders:
+        order.take(AT, [whole(0)], WAIT)
+        assert order.take(AT, runs, WAIT) == []
+    last = Order(of_all)
+    last.take(AT, [whole(0)], WAIT)
+    came = 0
+    for number in range(2, held + 2):
+        came += len(last.take(AT, [whole(number)], WAIT))
+    assert came > held // 2  # the others hold what there is, so its flows go on as they come
+    assert of_all.bytes <= MOST_HELD_OF_ALL
+    for order in (last, *orders[1:]):
+        order.forget()
+    orders[0].due(Instant(AT + WAIT))
+    assert of_all.bytes == 0
 
 
 def test_without_repair_for_a_while_no_flow_is_looked_at() -> None:
