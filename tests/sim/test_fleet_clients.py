@@ -11,7 +11,7 @@ from tunnel.rendezvous.client import Client
 from tunnel.rendezvous.events import Told
 from tunnel.units import Address, Seconds
 
-ROOM = b"r" * 16
+ROOM, OWN = b"r" * 16, b"o" * 16
 
 
 class Person:
@@ -141,3 +141,23 @@ def test_a_server_that_was_restarted_counts_again_when_the_list_says_so() -> Non
         world.run(2.0)
         server.boot()
     world.run(2 * REFRESH, lambda: len(person.client.relays(world.now).keys() - before) == 2)
+
+
+def test_who_waits_in_a_room_for_others_of_itself_goes_from_a_server_that_drains_for_good() -> None:
+    world = FleetWorld(3)
+    listener, dialer = Person(world, 1, 0), Person(world, 2, 0)
+    listener.client.listen(world.now, [ROOM])
+    dialer.client.dial(world.now, [ROOM])
+    world.run(5.0, lambda: bool(listener.client.channels and dialer.client.channels))
+    dialer.client.leave(world.now, [ROOM])
+    for person in (listener, dialer):  # as a program does that looks for copies of itself
+        person.client.listen(world.now, [OWN])
+        person.client.dial(world.now, [OWN])
+    world.run(5.0)
+    world.servers[0].fleet.drain(world.now, Seconds(30.0))
+    world.run(10.0, lambda: listener.at != 0 and dialer.at != 0)
+    world.run(4.0)  # the other servers have said that somebody waits where they were
+    for person in (listener, dialer):
+        for channel in person.client.channels:
+            person.client.leave_channel(world.now, channel.channel)
+    world.run(4.0, lambda: not world.servers[0].server.registry.sessions)

@@ -104,7 +104,8 @@ class Channels(Beside):
         if not others and not any(home.is_held for home in self._homes):
             return  # one server, as most have
         with_channel = {self.instance_at(each.path_key) for each in self._channels}
-        with_channel.update(home.instance for home in others.values() if self._led_to(home))
+        # Whoever waits at a server that we were told to leave was told so, too.
+        with_channel.update(home.instance for home in others.values() if self._led_to(home) and not home.is_leaving(now))
         well = [home for home in others.values() if home.is_well(now)] if self._waits_everywhere else []
         well.sort(key=lambda home: (not home.is_held, home.round_trip or 0.0))
         wanted = {home for instance, home in others.items() if instance in with_channel}
