@@ -202,6 +202,7 @@ class FakeLink:
     def __init__(self, name: str) -> None:
         self.peer_name = name
         self.flows = FakeFlows()
+        self.hurry: Callable[[], None] = lambda: None
         self.faults = Faults()
         self.direct_remote: tuple[str, int] | None = None
         self.peer: FakeLink = self

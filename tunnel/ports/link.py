@@ -100,6 +100,10 @@ class Link(Protocol):
     def faults(self) -> Faults:
         """The fault walls around each connection and flow."""
 
+    @property
+    def hurry(self) -> Callable[[], None]:
+        """Has turns be short for a moment, as somebody waits for the first bytes of a stream."""
+
     async def open_stream(self, open_message: bytes) -> Stream:
         """A new stream with `open_message` as its first bytes; waits while the peer's stream limit is reached."""
 

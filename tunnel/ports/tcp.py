@@ -393,6 +393,7 @@ class TcpForward:
                         self._notices.say("capped", f"{MAX_CONNECTIONS} connections are open: a further one was turned away.")
                         continue
                     counters.tcp_active += 1
+                    self._link.hurry()
                     nursery.start_soon(self._serve, sock)
                 else:
                     await trio.lowlevel.checkpoint()

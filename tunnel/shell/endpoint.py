@@ -50,6 +50,7 @@ from tunnel.settings import Settings
 from tunnel.shell.alarm import LONGEST_SLEEP, Alarm
 from tunnel.shell.copies import Copies
 from tunnel.shell.dht_door import DhtDoor, NodeMemory
+from tunnel.shell.hurry import BURSTS_IN_A_HURRY, Hurry
 from tunnel.shell.lasting import last
 from tunnel.shell.link import Link
 from tunnel.shell.links import Links
@@ -129,10 +130,12 @@ class EndpointDriver:
         self._changed = trio.Event()
         self._is_flushing = False
         self._before_flush: list[Callable[[], None]] = []  # each called once, before anything is sent
+        self._hurry = Hurry(self.clock)
         make_link = partial(
             link_type,
             flush=self.flush,
             before_flush=self._before_flush.append,
+            hurry=self._hurry,
             clock=self.clock,
             counters=self.counters,
             door=self._packet_door,
@@ -315,7 +318,7 @@ class EndpointDriver:
                     self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
                 batches, size = batches + 1, size + len(batch.buffer)
                 datagrams += -(-len(batch.buffer) // batch.stride)
-                if batches >= BATCHES_A_TURN or size >= turn_ends:
+                if batches >= BATCHES_A_TURN or size >= turn_ends or now < self._hurry.until:
                     batches, turn_ends = 0, size + BYTES_A_TURN
                     if (overruns := socket.overruns()) != seen:
                         seen = overruns
@@ -436,7 +439,7 @@ class EndpointDriver:
     def _send(self, now: Instant) -> bool:
         """False when there is more to send than one turn allows."""
         core, outbox = self.core, self._outbox
-        for _ in range(BURSTS_A_TURN):
+        for _ in range(BURSTS_A_TURN if now >= self._hurry.until else BURSTS_IN_A_HURRY):
             if outbox.is_blocked:
                 return True
             burst = core.poll_transmit(now, outbox.room)

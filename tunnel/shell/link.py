@@ -56,6 +56,7 @@ class Link:
         *,
         flush: Callable[[], None],
         before_flush: Callable[[Callable[[], None]], None],
+        hurry: Callable[[], None] = lambda: None,
         clock: Callable[[], Instant],
         counters: Callable[[], dict[str, dict[str, int]]] = dict,
         door: PacketDoor | None = None,
@@ -70,6 +71,8 @@ class Link:
         self._peering = peering
         self._flush = flush
         self._before_flush = before_flush
+        #: Has turns be short for a moment, as somebody waits for the first bytes of a stream.
+        self.hurry = hurry
         self._clock = clock
         self._streams: dict[StreamId, TunnelStream] = {}
         self._accepted: deque[TunnelStream] = deque()
@@ -159,6 +162,7 @@ class Link:
                     pass
                 else:
                     stream = self._make_stream(connection, stream_id)
+                    self.hurry()
                     if open_message:
                         written = connection.stream_write(stream_id, open_message)
                         self._flush()
@@ -453,6 +457,7 @@ class Link:
             stream.stop(StreamCode.REFUSED)
             return
         self._accepted.append(stream)
+        self.hurry()
         self.notify()
 
     def _forget(self, stream: TunnelStream) -> None:

@@ -289,6 +289,18 @@ def test_credit_never_shrinks() -> None:
     assert credit.available == 2**64 - 61
 
 
+def test_what_just_woke_goes_before_bulk_that_comes_back() -> None:
+    scheduler = Scheduler()
+    bulk, small = SendStream(StreamId(2), 1 << 20), SendStream(StreamId(4), 1 << 20)
+    bulk.source = len  # has as much as there is room for
+    scheduler.wake(bulk)
+    small.write(memoryview(b"a key"), 1 << 16)
+    scheduler.wake(small)
+    assert scheduler.head(True) is small
+    small.mark_sent(0, 5, False, True)
+    assert scheduler.head(True) is bulk
+
+
 def test_a_window_grows_where_half_of_it_came_at_once_however_rarely_that_is() -> None:
     for count, at_once, grows in ((600, True, True), (500, True, False), (600, False, False)):
         window = ReceiveWindow(1000, Growth())

@@ -56,7 +56,7 @@ class Scheduler:
         if not stream.scheduled:
             stream.scheduled = True
             self._credit[stream.stream_id] = self.quantum
-            self._new.append(stream)
+            (self._new if stream.source is None else self._old).append(stream)  # bulk does not go before others
             if self._held:
                 self._held.pop(stream.stream_id, None)
 
