@@ -266,6 +266,9 @@ class FullLink:
     faults = Faults()
     close_reason = None
 
+    def hurry(self) -> None:
+        pass
+
     async def open_stream(self, message: bytes) -> Any:
         await trio.sleep_forever()
 
