@@ -75,7 +75,7 @@ class _Flow:
 
 
 class Held:
-    """What is held of all members together."""
+    """The bytes that are held of all members together."""
 
     __slots__ = ("bytes",)
 
