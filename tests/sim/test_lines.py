@@ -17,6 +17,11 @@ def test_losses_in_bursts_between_busy_ends_pass_for_no_full_queue(seed: int) ->
     assert line.measure(4.0, 2.0) > 0.65
 
 
+def test_a_sender_that_is_woken_late_does_not_lose_the_time() -> None:
+    line = Line(seed=1, rate=20 * MBIT, pauses=(0.030, 0.015))
+    assert line.measure(2.0, 2.0) > 0.9
+
+
 def test_what_is_lost_in_twenty_bad_milliseconds_costs_little_more_than_that_time() -> None:
     line = Line(lambda: bad_times(0.020, 0.05), seed=2, rate=20 * MBIT)
     assert line.measure(2.0, 4.0) > 0.85 * 0.95 * PAYLOAD

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.transport.recovery.pacer import MAX_BURST_BYTES, Pacer
+from tunnel.transport.recovery.pacer import LATEST, MAX_BURST_BYTES, Pacer
 from tunnel.units import Instant
 
 
@@ -66,3 +66,15 @@ def test_a_changed_rate_counts_from_now() -> None:
     assert pacer.budget(Instant(0.004)) == pytest.approx(2_000 + 4_000, abs=1)
     pacer.set_datagram_size(1400, Instant(0.004))
     assert pacer.budget(Instant(9.0)) == 8_000
+
+
+def test_who_has_more_to_send_and_is_woken_late_sends_what_was_missed_up_to_sixteen_milliseconds() -> None:
+    assert drain(Pacer(10e6, 1200, Instant(0.0)), 1.0, wake_late=0.013) == pytest.approx(10e6, rel=0.01)
+    pacer = Pacer(10e6, 1200, Instant(0.0))
+    pacer.consume(pacer.budget(Instant(0.0)))
+    pacer.next_at(Instant(0.0), 1 << 20)
+    assert pacer.budget(Instant(100.0)) == pytest.approx(LATEST * 10e6, abs=1)
+    pacer.consume(1200)  # and that was all there was
+    assert pacer.budget(Instant(200.0)) <= LATEST * 10e6
+    pacer.consume(pacer.budget(Instant(200.0)))
+    assert pacer.budget(Instant(300.0)) == 40_000
