@@ -199,6 +199,8 @@ class FakeFlows:
 class FakeLink:
     """One end.  `streams` are those that were opened here, for tests that look behind the forward."""
 
+    can_open = True
+
     def __init__(self, name: str) -> None:
         self.peer_name = name
         self.flows = FakeFlows()

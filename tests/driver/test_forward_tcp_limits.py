@@ -265,6 +265,7 @@ class FullLink:
     peer_name = "home"
     faults = Faults()
     close_reason = None
+    can_open = False
 
     def hurry(self) -> None:
         pass

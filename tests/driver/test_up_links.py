@@ -207,6 +207,8 @@ def port_of(listeners: Listeners) -> int:
 class Deaf(FakeLink):
     """Opens no stream, as a peer that is away."""
 
+    can_open = False
+
     async def open_stream(self, open_message: bytes = b"") -> Any:
         await trio.sleep_forever()
 

@@ -104,6 +104,10 @@ class Link(Protocol):
     def hurry(self) -> Callable[[], None]:
         """Has turns be short for a moment, as somebody waits for the first bytes of a stream."""
 
+    @property
+    def can_open(self) -> bool:
+        """Whether open_stream would wait for nothing."""
+
     async def open_stream(self, open_message: bytes) -> Stream:
         """A new stream with `open_message` as its first bytes; waits while the peer's stream limit is reached."""
 

@@ -146,6 +146,12 @@ class Link:
 
     # --- streams
 
+    @property
+    def can_open(self) -> bool:
+        """Whether open_stream would wait for nothing now."""
+        connection = self._peering.connection
+        return connection is not None and not connection.is_closed and connection.can_open_stream
+
     async def open_stream(self, open_message: bytes = b"") -> TunnelStream:
         """A new stream whose first bytes are `open_message`; waits while the peer is away or its stream limit is reached.
 

@@ -29,6 +29,11 @@ class StreamVerbs:
         """How many the peer has opened so far."""
         return self._shared.streams.accepted
 
+    @property
+    def can_open_stream(self) -> bool:
+        """Whether the peer allows one more."""
+        return self._shared.streams.can_open
+
     def open_stream(self) -> StreamId:
         """Raises StreamLimitError."""
         self._touched()  # one with an open stream may be silent for longer
