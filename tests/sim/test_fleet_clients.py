@@ -161,3 +161,18 @@ def test_who_waits_in_a_room_for_others_of_itself_goes_from_a_server_that_drains
         for channel in person.client.channels:
             person.client.leave_channel(world.now, channel.channel)
     world.run(4.0, lambda: not world.servers[0].server.registry.sessions)
+
+
+def test_a_code_of_a_server_that_the_others_miss_is_good_when_it_has_the_store_again() -> None:
+    world = FleetWorld(3)
+    world.run(5.0)
+    world.store.cut.add(world.servers[0])
+    world.run(16.0)
+    owner, friend = Person(world, 1, 0), Person(world, 2, 1)
+    owner.client.allocate(world.now)
+    world.run(5.0, lambda: bool(owner.of(messages.Allocated)))
+    friend.client.claim(world.now, owner.of(messages.Allocated)[0].nameplate, b"pake")
+    world.run(3.0)
+    world.store.cut.clear()
+    world.run(8.0, lambda: bool(friend.of(messages.ClaimAccepted)))
+    assert friend.of(messages.Refused) == []

@@ -286,6 +286,8 @@ class FleetCodes:
         gone = [self._members.gone.get(int.from_bytes(field, "big")) for field, _ in self._records(name, entries)]
         if any(at is not None and now - at < ORPHAN for at in gone):
             return Unsure.OWNER_MOVES
+        if giver is None and self._members.is_missed(self._numbers.giver(number)):
+            return Unsure.OWNER_MOVES  # it may go on without the store, and give numbers
         return giver  # it may not have been able to write; nobody: it is not there
 
     def _answer(self, now: Instant, number: int, where: Member | Unsure | None) -> None:

@@ -76,6 +76,11 @@ class Members:
     def at_index(self, index: int) -> Member | None:
         return next((each for each in self._alive.values() if each.record.index == index), None)
 
+    def is_missed(self, index: int) -> bool:
+        """Whether the server of that index has fallen silent, and is not forgotten."""
+        member = self._seen.get(_field(index))
+        return member is not None and member.record.instance not in self._alive
+
     # records
 
     def hear(self, now: Instant, entries: Entries) -> list[bytes]:
