@@ -5,52 +5,53 @@ Those that have an entry for each client would all do so at the same client.  In
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, MutableMapping
-from typing import Final, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
-Key = TypeVar("Key")
 Value = TypeVar("Value")
 Other = TypeVar("Other")
 
-PARTS: Final = 16
-SHIFT: Final = sys.hash_info.width - 4  # the upper bits of a hash: a dict goes by the lower ones
 
+class Parts(MutableMapping[bytes, Value], Generic[Value]):
+    """A dict of random keys in 256 parts, by their last byte: entries are in the order of their coming within a part only.
 
-class Parts(MutableMapping[Key, Value]):
-    """A dict in PARTS parts: entries are in the order of their coming within a part only."""
+    An empty one is never there.  Who chooses his keys alike has them in one part, which then grows as the whole table would.
+    """
 
     __slots__ = ("parts",)
 
     def __init__(self) -> None:
-        self.parts: tuple[dict[Key, Value], ...] = tuple({} for _ in range(PARTS))
+        self.parts: tuple[dict[bytes, Value], ...] = tuple({} for _ in range(256))
 
-    def of(self, key: Key) -> dict[Key, Value]:
+    def of(self, key: bytes) -> dict[bytes, Value]:
         """The part that this key is in, or would be."""
-        return self.parts[hash(key) >> SHIFT]  # -8 to 7, and so each of them
+        return self.parts[key[-1]]
 
     @overload
-    def get(self, key: Key, /) -> Value | None: ...
+    def get(self, key: bytes, /) -> Value | None: ...
     @overload
-    def get(self, key: Key, default: Value | Other, /) -> Value | Other: ...
-    def get(self, key: Key, default: Value | Other | None = None, /) -> Value | Other | None:
-        return self.parts[hash(key) >> SHIFT].get(key, default)
+    def get(self, key: bytes, default: Value | Other, /) -> Value | Other: ...
+    def get(self, key: bytes, default: Value | Other | None = None, /) -> Value | Other | None:
+        return self.parts[key[-1]].get(key, default) if key else default
 
-    def __getitem__(self, key: Key) -> Value:
-        return self.parts[hash(key) >> SHIFT][key]
+    def __getitem__(self, key: bytes) -> Value:
+        return self.parts[key[-1]][key]
 
-    def __setitem__(self, key: Key, value: Value) -> None:
-        self.parts[hash(key) >> SHIFT][key] = value
+    def __setitem__(self, key: bytes, value: Value) -> None:
+        self.parts[key[-1]][key] = value
 
-    def __delitem__(self, key: Key) -> None:
-        del self.parts[hash(key) >> SHIFT][key]
+    def __delitem__(self, key: bytes) -> None:
+        del self.parts[key[-1]][key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self.parts[hash(key) >> SHIFT]
+        return isinstance(key, bytes) and key != b"" and key in self.parts[key[-1]]
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[bytes]:
         for part in self.parts:
             yield from part
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+    def __bool__(self) -> bool:
+        return any(self.parts)

@@ -7,11 +7,10 @@ address alone is no limit for whoever holds a prefix.  IPv4 addresses are counte
 from __future__ import annotations
 
 import ipaddress
+from collections import defaultdict
 from functools import lru_cache
 from operator import itemgetter
 from typing import Final, TypeAlias
-
-from tunnel.core.parts import PARTS, SHIFT
 
 IPV6_BYTES: Final = (8, 7, 6, 4)  # of the prefixes that are counted: /64, /56, /48, /32
 GROWTH: Final = 4  # times as much for each wider prefix, though it holds 256 times as many: most of them are one owner's
@@ -50,11 +49,6 @@ def limits(each: int, total: int) -> tuple[int, ...]:
     return (each, *(min(each * GROWTH**level, widest) for level in range(1, len(IPV6_BYTES))))
 
 
-def in_parts() -> tuple[dict[str, int], ...]:
-    """Dicts as core.parts has them in a class, for who looks into them ten times for each who is introduced."""
-    return tuple({} for _ in range(PARTS))
-
-
 class Shares:
     """Counts the entries of one bounded table by who holds them.  Never evicts: it says who may have one more."""
 
@@ -68,11 +62,12 @@ class Shares:
         self._newcomer = max(1, int(each * NEWCOMER))
         self._new_site = max(1, int(each * NEW_SITE))
         self._limits = limits(each, total)
-        self._counts = in_parts()  # all prefixes around an address are in the part of the widest
+        # In parts, as core.parts has them, by how the widest prefix ends: all around an address are in the same part.
+        self._counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
 
     def held(self, keys: Prefixes) -> int:
         """By one address."""
-        return self._counts[hash(keys[-1]) >> SHIFT].get(keys[0], 0)
+        return self._counts[keys[-1][-1]].get(keys[0], 0)
 
     @property
     def is_full(self) -> bool:
@@ -83,10 +78,13 @@ class Shares:
         used = self.used + count
         if used > self._total:
             return False
-        held = self._counts[hash(keys[-1]) >> SHIFT].get
-        for key, limit in zip(keys, self._limits):  # noqa: B905  IPv4 has fewer; this is asked four times for each introduction
-            if held(key, 0) + count > limit:
+        held = self._counts[keys[-1][-1]].get
+        limits = self._limits
+        if len(keys) == IPV4_LEVELS:  # most are, and this is asked four times for each who is introduced
+            if held(keys[0], 0) + count > limits[0] or held(keys[1], 0) + count > limits[1]:
                 return False
+        elif self.crowded(keys, count) is not None:
+            return False
         if used <= self._open:
             return True
         site = keys[min(SITE, len(keys) - 1)]
@@ -94,7 +92,7 @@ class Shares:
 
     def crowded(self, keys: Prefixes, count: int = 1, *, besides: Prefixes = ()) -> str | None:
         """The narrowest prefix that has no room for so many more, those of `besides` aside; None if all have."""
-        held = self._counts[hash(keys[-1]) >> SHIFT].get
+        held = self._counts[keys[-1][-1]].get
         for key, limit in zip(keys, self._limits, strict=False):
             if held(key, 0) + count > limit and key not in besides:
                 return key
@@ -103,7 +101,7 @@ class Shares:
     def add(self, keys: Prefixes, count: int = 1) -> int:
         """Whoever has looked at has_room, or is owed it, takes it.  Returns what the address holds then."""
         self.used += count
-        counts = self._counts[hash(keys[-1]) >> SHIFT]
+        counts = self._counts[keys[-1][-1]]
         for key in keys:
             counts[key] = counts.get(key, 0) + count
         return counts[keys[0]]
@@ -111,7 +109,7 @@ class Shares:
     def remove(self, keys: Prefixes, count: int = 1) -> int:
         """Likewise."""
         self.used -= count
-        counts = self._counts[hash(keys[-1]) >> SHIFT]
+        counts = self._counts[keys[-1][-1]]
         for key in keys:
             left = counts.get(key, 0) - count
             if left > 0:
@@ -137,7 +135,8 @@ class RankedShares(Shares):
 
     def __init__(self, *, total: int, each: int) -> None:
         super().__init__(total=total, each=each)
-        self._classes = [in_parts() for _ in range(total.bit_length() + 1)]  # by the bits of what they hold
+        # By the bits of what they hold, and in parts likewise.
+        self._classes: list[defaultdict[str, dict[str, int]]] = [defaultdict(dict) for _ in range(total.bit_length() + 1)]
         self._turn = 0
         self._holders = 0  # addresses that hold something
 
@@ -146,26 +145,31 @@ class RankedShares(Shares):
         """The mean number of entries of an address, rounded down to a power of two."""
         return 1 << (self.used // self._holders).bit_length() - 1 if self._holders else 0
 
-    def latest(self) -> str:
-        """The address that came last to hold what is usual, or more.  There is one wherever anybody holds anything."""
+    def latest(self) -> tuple[str, str]:
+        """The address that came last to hold what is usual, or more, behind the name of its part.
+
+        There is one wherever anybody holds anything.
+        """
         classes = self._classes[self.usual.bit_length() :]
-        last = [next(reversed(part.items())) for each in classes for part in each if part]
-        return max(last, key=itemgetter(1))[0]
+        last = [(*next(reversed(part.items())), name) for each in classes for name, part in each.items() if part]
+        address, _, name = max(last, key=itemgetter(1))
+        return name, address
 
     def add(self, keys: Prefixes, count: int = 1) -> int:
-        held = super().add(keys, count)
-        self._rank(keys[0], held - count, held)
+        held = Shares.add(self, keys, count)
+        self._rank(keys, held - count, held)
         return held
 
     def remove(self, keys: Prefixes, count: int = 1) -> int:
-        held = super().remove(keys, count)
-        self._rank(keys[0], held + count, held)
+        held = Shares.remove(self, keys, count)
+        self._rank(keys, held + count, held)
         return held
 
-    def _rank(self, address: str, held: int, holds: int) -> None:
+    def _rank(self, keys: Prefixes, held: int, holds: int) -> None:
+        address = keys[0]
         before, after = held.bit_length(), holds.bit_length()
         if before != after:
-            part = hash(address) >> SHIFT
+            part = keys[-1][-1]
             if before:
                 self._classes[before][part].pop(address, None)
             else:

@@ -282,7 +282,7 @@ class Introductions:
 
     def end_session(self, now: Instant, session: Session, reason: GoneReason) -> None:
         self._registry.remove_session(session)
-        self._note(now, "left", remote=session.remote, reason=reason, clients=len(self._registry.sessions))
+        self._note(now, "left", remote=session.remote, reason=reason, clients=self._registry.session_shares.used)
         for identifier in list(session.mailboxes):
             self._end_mailbox(now, self._registry.mailboxes[identifier], reason, leaver=session)
         for identifier in list(session.channels):

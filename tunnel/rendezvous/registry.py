@@ -6,7 +6,7 @@ holds many gives some back, when there are no more, to one that wants few.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
@@ -220,8 +220,8 @@ class Registry:
         self._has_met = has_met
         self._entropy = entropy
         self._numbers = numbers
-        self.sessions: Parts[bytes, Session] = Parts()  # in each part the longest silent first
-        self.rooms: Parts[bytes, Room] = Parts()
+        self.sessions: Parts[Session] = Parts()  # in each part the longest silent first
+        self.rooms: Parts[Room] = Parts()
         self.nameplates: OrderedDict[int, Nameplate] = OrderedDict()  # the first to expire first
         self.mailboxes: OrderedDict[bytes, Mailbox] = OrderedDict()  # likewise
         self.session_shares = Shares(total=config.max_sessions, each=config.sessions_per_address)
@@ -231,7 +231,7 @@ class Registry:
         self.given_up = 0  # registrations in rooms, to others
         self.on_room: Callable[[bytes], None] | None = None  # hears in which room somebody came or went
         self.on_number: Callable[[int], None] | None = None  # ... and which number is over
-        self._at: Parts[str, tuple[Session, ...]] = Parts()  # sessions by address
+        self._at: defaultdict[str, dict[str, tuple[Session, ...]]] = defaultdict(dict)  # by address, in parts as in Shares
         self._latest = Room()  # of who came last to a room in which nobody was
 
     # sessions
@@ -278,11 +278,11 @@ class Registry:
         return True
 
     def _come_to_address(self, session: Session) -> None:
-        at = self._at.of(session.key)
+        at = self._at[session.keys[-1][-1]]
         at[session.key] = (*at.get(session.key, ()), session)
 
     def _leave_address(self, session: Session) -> None:
-        at = self._at.of(session.key)
+        at = self._at[session.keys[-1][-1]]
         here = tuple(each for each in at[session.key] if each is not session)
         if here:
             at[session.key] = here
@@ -341,7 +341,7 @@ class Registry:
     def _alone(self, session: Session) -> Room:
         """A room with nobody else in it: the same one for all that it enters together."""
         if session not in self._latest.listeners:
-            here = self._at[session.key]
+            here = self._at[session.keys[-1][-1]][session.key]
             self._latest = Room(here if len(here) == 1 else (session,))
         return self._latest
 
@@ -359,7 +359,8 @@ class Registry:
         shares = self.room_shares
         if shares.held(newcomer) + 1 > SCARCE_SHARE * shares.usual or shares.crowded(newcomer) is not None:
             return False
-        session = max(self._at[shares.latest()], key=_held)
+        part, address = shares.latest()
+        session = max(self._at[part][address], key=_held)
         names = list(islice(chain(session.listening, session.dialing), LOOKED_AT))
         self.leave(session, {next((name for name in names if not self._has_met(name)), names[0])})
         session.has_lost, session.knows_loss, session.welcome = True, False, b""

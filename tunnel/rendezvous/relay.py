@@ -102,9 +102,9 @@ class Relay:
     def __init__(self, config: ServerConfig, entropy: Callable[[int], bytes]) -> None:
         self._config = config
         self._entropy = entropy
-        self._channels: dict[bytes, Channel] = {}
-        self._in_room: Parts[bytes, int] = Parts()
-        self._accounts: Parts[tuple[str, str], PairAccount] = Parts()
+        self._channels: Parts[Channel] = Parts()
+        self._in_room: Parts[int] = Parts()
+        self._accounts: dict[tuple[str, str], PairAccount] = {}
         self.shares = Shares(total=config.max_channels, each=config.channels_per_address)
         self.account_shares = Shares(total=config.max_pairs, each=config.pairs_per_address)
         self.ceiling = Ceiling(config)
@@ -159,7 +159,7 @@ class Relay:
                 while end + CHANNEL_SIZE < length and buffer[end : end + CHANNEL_SIZE] == head:
                     end += stride
                 end = min(end, length)
-            channel = self._channels.get(head)
+            channel = self._channels.of(head).get(head)
             if channel is not None:
                 first, second = channel.sides
                 if first.remote == remote and first.socket_id == socket_id:
@@ -202,7 +202,8 @@ class Relay:
 
         NOBODY: it is lost.  None: it is not so simple, ask forward().
         """
-        channel = self._channels.get(bytes(datagram[:CHANNEL_SIZE]))
+        head = bytes(datagram[:CHANNEL_SIZE])
+        channel = self._channels.parts[head[-1]].get(head)
         if channel is None:
             return None
         source, target = channel.sides

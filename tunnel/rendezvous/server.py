@@ -419,7 +419,7 @@ class Server:
             session = self.registry.enter(now, request.session, socket_id, remote)
             if session is None:
                 return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
-            self._note(now, "registered", remote=remote, clients=len(self.registry.sessions))
+            self._note(now, "registered", remote=remote, clients=self.registry.session_shares.used)
         elif not self._is_at(now, session, socket_id, remote):
             return Refusal(RefusalCode.FULL, CROWDED, RETRY_FULL)
         self._pushes.heard(now, session, size)

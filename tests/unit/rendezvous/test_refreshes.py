@@ -136,7 +136,9 @@ def test_its_session_lives_on_and_earns_the_same() -> None:
 def test_the_longest_silent_session_is_still_the_first_to_go() -> None:
     desk = Desk()
     sessions = desk.server.registry.sessions
-    other = next(each for each in (b"%016d" % number for number in range(10_000)) if sessions.of(each) is sessions.of(b"a" * 16))
+    other = next(
+        each for each in (bytes((number,)) + b"a" * 15 for number in range(10)) if sessions.of(each) is sessions.of(b"a" * 16)
+    )
     desk.register(A, b"a" * 16)
     desk.register(B, other)
     assert desk.refresh(source=A, session=b"a" * 16).is_quick
