@@ -448,10 +448,8 @@ class Peering(Described):
             if self._fault is not None:
                 raise self._fault
             if self.connection is not None:
-                at = self.connection.poll_timeout()
-                if at is not None and at <= now:
-                    self.connection.handle_timeout(now)
-                    self.drain(now)
+                self.connection.handle_timeout(now)
+                self.drain(now)
             self.hybrid.handle_timeout(now)
             self.relays.handle_timeout(now)
             self.letting_go.handle_timeout(now)

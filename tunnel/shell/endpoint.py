@@ -325,7 +325,7 @@ class EndpointDriver:
                         core.overflowed()
                     self.flush()
                     await trio.lowlevel.checkpoint()
-            if batches and is_due:
+            if batches and (is_due or self._before_flush):
                 self.flush()
             self._packet_door.emptied()
             has_paused = drizzle.is_on(now if batches else clock(), size, datagrams)

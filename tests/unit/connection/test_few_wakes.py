@@ -66,3 +66,26 @@ def test_an_ack_of_a_side_that_only_receives_stays_short_however_many_numbers_ne
     assert share > 0.93
     assert len(acks.build_ranges(1_000)) < left_out / 3
     assert told < 900  # what asks to be acknowledged is an ACK that leaves anyway
+
+
+def test_between_two_acks_bytes_that_a_sink_takes_call_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link()
+    link.transfer(1.0)
+    calls = taken = 0
+
+    def touched() -> None:
+        nonlocal calls
+        calls += 1
+
+    def take(pieces: list[memoryview]) -> int:
+        nonlocal taken
+        size = sum(map(len, pieces))
+        taken += size
+        return size
+
+    link.b.stream_read(link.bulk, 10_000, link.now)
+    link.b.set_stream_sink(link.bulk, take)
+    monkeypatch.setattr(link.b, "_touched", touched)
+    _, _, acks = link.transfer(0.5)
+    assert taken > 0.9 * RATE * 0.5
+    assert calls < 2.5 * acks * 0.5  # of 4,000 datagrams: one that an ACK waits for from then on, and one that brings it

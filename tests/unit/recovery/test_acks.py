@@ -172,6 +172,44 @@ def test_a_fast_flow_that_stops_on_a_long_path_is_answered_within_max_ack_delay(
     assert now < (tracker.deadline() or 0) <= now + acks.MAX_ACK_DELAY
 
 
+def test_the_deadline_of_a_fast_flow_over_a_long_path_stands_before_its_packets_come() -> None:
+    tracker = AckTracker()
+    now = NOW
+    for number in range(0, 400, 4):
+        now = Instant(now + 0.000_5)
+        tracker.on_packets(number, 4, True, now)
+        if tracker.due(now):
+            tracker.on_ack_sent(now, Seconds(0.04))
+    tracker.on_ack_sent(now, Seconds(0.04))
+    standing = tracker.deadline()
+    assert standing is not None
+    assert now + 0.002_5 < standing <= now + acks.MAX_ACK_DELAY
+    assert not tracker.owes
+    tracker.on_packets(400, 4, True, Instant(now + 0.000_5))
+    assert tracker.deadline() == standing
+    assert not tracker.due(Instant(now + 0.000_5))
+    assert tracker.due(standing)
+    tracker.handle_timeout(standing)
+    assert tracker.due(standing)
+
+
+def test_a_deadline_that_stands_for_nothing_is_let_go() -> None:
+    for is_asked in (True, False):
+        tracker = AckTracker()
+        for number in (0, 100):
+            tracker.on_packets(number, 100, True, NOW)
+            tracker.on_ack_sent(NOW, Seconds(0.04))
+        standing = tracker.deadline()
+        assert standing is not None
+        assert not tracker.due(standing)
+        if is_asked:
+            tracker.handle_timeout(standing)
+            assert tracker.deadline() is None
+        tracker.on_packets(200, 1, True, standing)
+        assert not tracker.due(standing)
+        assert tracker.deadline() == pytest.approx(standing + acks.MAX_ACK_DELAY)
+
+
 def test_what_is_to_be_forgotten_is_asked_for_once_in_a_thousand_packets() -> None:
     tracker = AckTracker()
     for n in range(0, 2 * (acks.MANY_RANGES + 1), 2):

@@ -5,11 +5,11 @@ The hot loops of sending: one copy out of the ring, sealing in place, and `map`s
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Final
 
 from tunnel.transport.connection.carried import BulkRun
-from tunnel.transport.connection.records import RECORD, RecordSealer
+from tunnel.transport.connection.records import RECORD, RecordSealer, copy_into
 from tunnel.transport.crypto.batch import run_through, seal_batch
 from tunnel.transport.crypto.keys import Keypair
 from tunnel.transport.packet import frames
@@ -52,8 +52,9 @@ class StreamSealer:
         ring, mask = stream.contiguous
         low = offset & mask
         if low + length <= mask + 1:
-            for payload in payloads:
-                payload[:] = ring[low : (low := low + len(payload))]
+            high = low + length
+            cuts = map(slice, range(low, high, step), chain(range(low + step, high, step), (high,)))
+            copy_into(payloads, map(ring.__getitem__, cuts))
         else:
             for payload, offset in zip(payloads, offsets, strict=True):
                 stream.copy_to(payload, 0, offset, len(payload))

@@ -84,7 +84,8 @@ class Connection(StreamVerbs, PathVerbs):
         `touched` is called whenever there may be something to send or to tell, or another deadline: by the verbs, and by
         handle_datagrams; not by handle_timeout and the poll_ functions, after which the caller looks by itself.
 
-        A batch of IP packets that leaves nothing to answer changes only when the connection is due: ask for that after each.
+        Batches that bring bytes only (IP packets, or those of streams that sinks take), with nothing to answer yet, change at
+        most when the connection is due, and that to no earlier instant than it was: they touch nothing.
         """
         self._touched = touched
         self.remote_instance = remote.instance
@@ -175,7 +176,7 @@ class Connection(StreamVerbs, PathVerbs):
             return len(buffer)
         if self._is_receiving:
             raise InternalError(IN_A_SINK)
-        heard_before = shared.last_heard
+        heard_before, ack_at = shared.last_heard, shared.acks.deadline()
         if now >= shared.keys.expires_at:
             shared.keys.expire(now)
         self._is_receiving = True
@@ -191,6 +192,7 @@ class Connection(StreamVerbs, PathVerbs):
             return position
         if switching.is_mute:
             switching.on_keys(now)
+            self._touched()  # what waited may leave
         if life.is_over:
             life.on_heard(now)
         if not self._may_send and shared.stats.packets_received:
@@ -207,19 +209,19 @@ class Connection(StreamVerbs, PathVerbs):
         if shared.paths.relief is not None:
             switching.relieve()
         switching.choose(now)
-        if not (self._receiver.only_packets and self._left_nothing()):
+        if not (self._receiver.only_payload and self._left_nothing(now, ack_at)):
             self._touched()
         if shared.sink_error is not None:
             met, shared.sink_error = shared.sink_error, None
             raise met
         return position
 
-    def _left_nothing(self) -> bool:
-        """Whether a batch that brought IP packets only left nothing to tell or to answer."""
+    def _left_nothing(self, now: Instant, ack_at: Instant | None) -> bool:
+        """Whether a batch that brought bytes only left nothing to tell or to answer.  `ack_at`: when an ACK was due before it."""
         shared = self._shared
         if self._life.is_over or shared.events or shared.owed or shared.paths.probes:
             return False
-        return shared.acks.deadline() is None and not shared.owes_large_ping
+        return not shared.acks.due(now) and shared.acks.deadline() == ack_at and not shared.owes_large_ping
 
     def handle_timeout(self, now: Instant) -> None:
         """Call when poll_timeout's instant has come; earlier is harmless."""
@@ -231,6 +233,7 @@ class Connection(StreamVerbs, PathVerbs):
         shared = self._shared
         keys = shared.keys
         keys.expire(now)
+        shared.acks.handle_timeout(now)
         if now >= self._gives_up_at:
             hours = round((now - shared.last_heard) / 3600)
             text = f"nothing was heard from the peer for {'an hour' if hours <= 1 else f'{hours} hours'}"

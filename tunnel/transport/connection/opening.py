@@ -5,6 +5,9 @@ What consecutive ones carry of one stream is gathered where it lies, and becomes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat, takewhile
+from operator import eq
 from typing import Final
 
 from tunnel.transport.crypto.batch import Crypt, open_batch
@@ -92,12 +95,11 @@ class StreamRun:
             self.pieces.append(self._plains.view[at + STREAM_SIZE : at + size])
             self.end += length
             return taken
-        stream, stop = self.stream, first + count
-        following = map(STREAM.unpack_from, self._plains.wholes(size)[first + 1 : stop])
-        for frame, offset in zip(following, range(self.end + length, self.end + count * length, length), strict=True):
-            if frame != (_STREAM, stream, offset, length):
-                break
-            taken += 1
+        following = map(STREAM.unpack_from, self._plains.wholes(size)[first + 1 : first + count])
+        offsets = range(self.end + length, self.end + count * length, length)
+        expected = zip(repeat(_STREAM), repeat(self.stream), offsets, repeat(length))  # the offsets end it
+        go_on: Iterator[bool] = map(eq, following, expected)
+        taken += sum(takewhile(bool, go_on))
         self.pieces.extend(self._plains.bodies(size, STREAM_SIZE)[first : first + taken])
         self.end += taken * length
         return taken

@@ -58,7 +58,7 @@ class Receiver:
         self.packets = PacketJoiner(shared, self._opener.plains)
         self.inflow = Inflow(shared)
         self.peer_close: tuple[int, str] | None = None
-        self.only_packets = False  # the last batch brought IP packets and nothing else
+        self.only_payload = False  # the last batch brought IP packets and whole packets of a stream's bytes, nothing else
         self._run = StreamRun(self._opener.plains)
         self._repeats: list[tuple[int, bytes]] = []  # of the batch at hand: a number, and frames that it had
         # for the trace, if there is one: what the batch at hand brought
@@ -83,7 +83,7 @@ class Receiver:
         index = -1
         at = 0  # in the plaintext buffer
         run_first, run_count, run_eliciting = 0, 0, False  # consecutive packet numbers that opened
-        opened = carried = arrived = 0  # packets, those of them that carried an IP packet, and the bytes of all
+        opened = payload = arrived = 0  # packets, those of them that only_payload means, and the bytes of all
         highest_before = known_highest = shared.replay.highest
         acted = False  # some frame other than probes arrived
         try:
@@ -118,7 +118,7 @@ class Receiver:
                     position += min(taken * stride, end - position)
                     if record is not None:
                         first, count, size = record
-                        eliciting, active, _ = self._plaintexts(now, key, at, size, 1, ecn)
+                        eliciting, active, whole = self._plaintexts(now, key, at, size, 1, ecn)
                         if run_count and first == run_first + run_count:
                             run_count += count
                             run_eliciting |= eliciting
@@ -128,6 +128,7 @@ class Receiver:
                                 known_highest = shared.replay.highest
                             run_first, run_count, run_eliciting = first, count, eliciting
                         opened += count
+                        payload += whole * count
                         arrived += size + TAG_SIZE + count * (skip + RECORD_HEADER_SIZE)
                         heard = keypair
                         acted |= active
@@ -165,7 +166,7 @@ class Receiver:
                 eliciting, active, whole = self._plaintexts(now, key, at, size, count, ecn)
                 run_eliciting |= eliciting
                 acted |= active
-                carried += whole
+                payload += whole
                 at += count * size
         except MalformedPacket as error:
             raise PeerError(f"the peer sent a frame that does not parse: {error}") from error
@@ -176,7 +177,7 @@ class Receiver:
         self.packets.flush(now)
         if self._repeats:
             self._take_repeats(now)
-        self.only_packets = carried == opened
+        self.only_payload = payload == opened
         if shared.trace is not None:
             self._report(shared.trace, now, key, stride, (position - start - 1) % stride + 1)
         if opened:
@@ -209,18 +210,19 @@ class Receiver:
     def _plaintexts(self, now: Instant, key: PathKey, at: int, size: int, count: int, ecn: int) -> tuple[bool, bool, int]:
         """Handle the frames of `count` packets of `size` bytes, which were opened to `at` and behind.
 
-        Returns whether any is ack-eliciting, whether any was more than a probe, and how many carried an IP packet.
+        Returns whether any is ack-eliciting, whether any was more than a probe, and how many carried an IP packet or a stream's
+        bytes and nothing else.
         """
         plain, run = self._plain, self._run
         stop = at + count * size
         eliciting = active = False
-        carried = 0
+        payload = 0
         while at < stop:
             end = at + size
             kind = plain[at]
             if kind == _PACKET:
                 taken = self.packets.take(now, at, size, (stop - at) // size, ecn)
-                carried += taken
+                payload += taken
                 eliciting |= bool(plain[at + 1] & PACKET_KEPT)
                 active = True
                 at += taken * size
@@ -234,7 +236,9 @@ class Receiver:
                         run.begin(stream, offset)
                     run.fin = kind == _STREAM_FIN
                     eliciting = active = True
-                    at += size * run.take(at, size - spare, 1 if spare else (stop - at) // size)
+                    taken = run.take(at, size - spare, 1 if spare else (stop - at) // size)
+                    payload += taken
+                    at += taken * size
                     continue
             elif kind == _DATAGRAM and size >= DATAGRAM_SIZE:
                 _, flow, _, _, pieces, length = frames.DATAGRAM.unpack_from(plain, at)
@@ -247,7 +251,7 @@ class Receiver:
             eliciting |= asks
             active |= acts
             at = end
-        return eliciting, active, carried
+        return eliciting, active, payload
 
     # 4
 

@@ -96,6 +96,7 @@ class AckTracker:
                 self._largest = first + count - 1
                 self._largest_at = now
         if ack_eliciting:
+            self._let_go(now)
             self._eliciting += count
             if self._deadline is None:
                 is_fast = self._threshold > ACK_ELICITING_THRESHOLD
@@ -107,13 +108,25 @@ class AckTracker:
         """Whether an ACK must leave now, be it alone.  RFC 9000 §13.2.1, §13.2.2."""
         if self._eliciting >= self._threshold or self._urgent:
             return True
-        return self._deadline is not None and now >= self._deadline
+        return self._eliciting > 0 and self._deadline is not None and now >= self._deadline
 
     def deadline(self) -> Instant | None:
-        """When the owed ACK is due at the latest; None when none is owed.  Not in the future when it is due already."""
+        """When the owed ACK is due at the latest, or will be if packets go on coming; None where neither is known.
+
+        Not in the future when it is due already.  Call `handle_timeout` when that instant has come.
+        """
         if self._eliciting >= self._threshold or self._urgent:
             return self._largest_at
         return self._deadline
+
+    def handle_timeout(self, now: Instant) -> None:
+        """The deadline may have come; an ACK that is owed then is due until it is sent."""
+        self._let_go(now)
+
+    def _let_go(self, now: Instant) -> None:
+        """Forget a deadline that came while nothing was owed."""
+        if not self._eliciting and self._deadline is not None and now >= self._deadline:
+            self._deadline = None
 
     def ack_delay(self, now: Instant) -> Seconds:
         """How long the largest packet has waited for its ACK."""
@@ -129,15 +142,21 @@ class AckTracker:
         return ACK_SPACING if self._spacing == ACK_SPACING else min(Seconds(2 * self._spacing), self._max_ack_delay)
 
     def on_ack_sent(self, now: Instant, round_trip: Seconds = _UNKNOWN) -> None:
-        """An ACK with `build_ranges` leaves now: nothing is owed any more.  `round_trip`: the shortest of the path."""
+        """An ACK with `build_ranges` leaves now: nothing is owed any more.  `round_trip`: the shortest of the path.
+
+        The deadline of the next one stands already where packets come fast: that they move it cost more than to open them.  It
+        is no later than theirs would be, and late enough for packets to bring the ACK before.
+        """
+        self._deadline = None
         if self._eliciting:
             spacing = self._spacing = min(max(ACK_SPACING, Seconds(round_trip / ACKS_A_ROUND)), MAX_ACK_SPACING)
             since = max(now - self._sent_at, spacing / self._most)
             self._threshold = min(max(int(self._eliciting * spacing / since), ACK_ELICITING_THRESHOLD), self._most)
             self._sent_at = now
+            if spacing > ACK_SPACING and self._threshold > ACK_ELICITING_THRESHOLD:
+                self._deadline = Instant(now + self._patience)
         self._eliciting = 0
         self._urgent = False
-        self._deadline = None
 
     def prune(self, below: int) -> None:
         """Forget the ranges that lie wholly under `below`; the highest is never forgotten.
