@@ -23,7 +23,7 @@ from tunnel.nat.candidate import is_allowed
 from tunnel.nat.checklist import Check
 from tunnel.nat.hints import MAX_STEP, PortRange
 from tunnel.nat.prediction import ATTEMPTS, SOCKETS_AN_ATTEMPT
-from tunnel.nat.quota import ASK_EVERY_LATER, MOST_MAPPINGS, Quota
+from tunnel.nat.quota import ASK_EVERY, Borne, Limits, Quota
 from tunnel.nat.technique import Measure, PoolSocket, Scene
 from tunnel.units import Address, Instant, Seconds, SocketId
 
@@ -56,8 +56,11 @@ class Phase(Enum):
 class Blocks:
     """Ours and theirs.  The owner counts what it sends against a budget."""
 
-    def __init__(self, rng: random.Random, prediction: Prediction, allowance: Callable[[Instant, str], int]) -> None:
-        """`allowance`: tries that the budget has for a host."""
+    def __init__(
+        self, rng: random.Random, prediction: Prediction, allowance: Callable[[Instant, str], int], limits: Limits
+    ) -> None:
+        """`allowance`: tries that the budget has for a host; `limits`: what our NATs were found to bear."""
+        self._limits = limits
         self._rng = rng
         self._prediction = prediction
         self._allowance = allowance
@@ -84,7 +87,6 @@ class Blocks:
         self._theirs: PortRange | None = None
         self._quota: Quota | None = None
         self._tries = self._wanted = self._place = self._stride = 0
-        self._step = 0  # of our NAT, once it is certain
 
     # --- verbs
 
@@ -183,16 +185,19 @@ class Blocks:
                 return FIRST_SOCKET + OBSERVERS if is_observer else FIRST_SOCKET
         assert self._theirs is not None
         searching = self._wanted // self._theirs.ports + 1
-        asking = OBSERVERS + self._wanted // ASK_EVERY_LATER // 2
+        asking = OBSERVERS + self._wanted // (2 * ASK_EVERY) // 2
         return min(POOL_SOCKETS, FIRST_SOCKET + max(searching, asking))
 
     def poll(self, now: Instant) -> None:
         """Let time do its work."""
         if self.phase is Phase.WAITING and self._prediction.is_settled and self._prediction.step is None:
-            seen = list(self._ports.values())
-            if (self._scene is not None and self._has_no_block(self._scene)) or (len(seen) > 1 and ranges.is_scattered(seen)):
+            seen, borne = list(self._ports.values()), self._borne(now)
+            if borne.is_resting(now) or borne.most < 2 * OBSERVERS:
+                self._tell(now, ranges.every_port(0))
+                self.end()
+            elif (self._scene is not None and self._has_no_block(self._scene)) or (len(seen) > 1 and ranges.is_scattered(seen)):
                 self._no_block = self._scene.own_hosts if self._scene is not None else frozenset()
-                self._tell(now, ranges.every_port(MOST_MAPPINGS))
+                self._tell(now, ranges.every_port(borne.most))
             else:
                 self._begin_to_observe(now)
         elif self.phase is Phase.WAITING:
@@ -233,7 +238,7 @@ class Blocks:
             self.end()
         if at is None or at > now or target is None:
             return None
-        if quota.wants_question and not self._step and self._ask():
+        if quota.asks and quota.wants_question and self._ask():
             return None
         for _ in range(theirs.ports):
             number, place = divmod(self._tries, theirs.ports)
@@ -271,6 +276,9 @@ class Blocks:
 
     # --- inside
 
+    def _borne(self, now: Instant) -> Borne:
+        return self._limits.of(now, self._scene.own_hosts if self._scene is not None else ())
+
     def _begin_to_observe(self, now: Instant) -> None:
         self.phase = Phase.OBSERVING
         self._observed_at = Instant(now + OBSERVED_WITHIN)
@@ -281,7 +289,7 @@ class Blocks:
     def _observe(self, now: Instant) -> None:
         """Ask where the world sees sockets that have spoken to nobody."""
         observers = self._sockets[FIRST_SOCKET : FIRST_SOCKET + OBSERVERS]
-        self._quota = Quota(now)
+        self._quota = Quota(now, self._borne(now))
         self._observed_at = Instant(now + OBSERVED_WITHIN)
         self._questions = [Measure(each.socket_id) for each in observers]
         self._questions.insert(1, Measure(observers[0].socket_id, second=True))  # has it a second address?
@@ -294,7 +302,7 @@ class Blocks:
             self._tell(now, ranges.every_port(0))
             self.end()
             return
-        ours = ranges.estimate(ports, MOST_MAPPINGS)
+        ours = ranges.estimate(ports, max(0, self._borne(now).most - self._quota.made))
         if ours.ports < ranges.LEAST_BLOCK:
             ours = ranges.every_port(0)
         self._spread = max(1.0, self._answered / len(ports))
@@ -326,8 +334,10 @@ class Blocks:
             return
         self.phase = Phase.SEARCHING
         if self._quota is None:
-            self._quota, self._next_question = Quota(now), 2 * FIRST_SOCKET
+            self._quota, self._next_question = Quota(now, self._borne(now)), 2 * FIRST_SOCKET
             self._questions = [Measure(each.socket_id, second=True) for each in self._sockets[-1:]]  # has it a second address?
+        if self._quota.asks:  # else the next ports are wanted before others in the home take them
+            self._quota.need(ranges.pace(ours, theirs) * self._spread)
         self._place, self._tries = self._rng.randrange(theirs.ports), 0
         self._stride = _coprime(self._rng.randrange(theirs.ports) + 1, theirs.ports)
         self.ends_at = Instant(now + SEARCH_SECONDS)
@@ -347,7 +357,7 @@ class Blocks:
             self._look(now)
 
     def _look(self, now: Instant) -> None:
-        self._quota = Quota(now)
+        self._quota = Quota(now, self._borne(now))
         self._questions = [Measure(each.socket_id) for each in self._sockets[FIRST_SOCKET - LOOKS : FIRST_SOCKET]]
 
     def _count_on(self, now: Instant) -> None:
@@ -362,7 +372,8 @@ class Blocks:
         if ours is None:
             self.end()
             return
-        self._step = step
+        if self._quota is not None:
+            self._quota.asks = False  # each question would take a port
         self._tell(now, ours)
 
     def _ask(self) -> bool:

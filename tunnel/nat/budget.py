@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from typing import Final
 
 from tunnel.core.bucket import Bucket
+from tunnel.nat.quota import Limits
 from tunnel.units import Instant, Seconds
 
 #: Checks of addresses that have not answered yet, in one go.  A stranger's address can be named by as many peers as somebody
@@ -44,6 +45,7 @@ class Budget:
         """`drops` counts what was held back, by reason."""
         self._drops: MutableMapping[str, int] = {} if drops is None else drops
         self._waiting: dict[int, Instant] = {}  # who waits for a check, in the order in which they came, and when they last asked
+        self.limits = Limits()
         self.checks = Bucket(ALL_CHECKS_BURST, ALL_CHECKS_RATE)
         self.probes = Bucket(PROBE_BURST, PROBE_RATE)
         self.openers = Bucket(OPENER_BURST, OPENER_RATE)

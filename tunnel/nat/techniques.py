@@ -39,7 +39,7 @@ class Techniques:
         self._prediction = Prediction()
         self._pool = birthday.Pool()
         self._spray = birthday.Spray(rng)
-        self._blocks = Blocks(rng, self._prediction, self._allowance)
+        self._blocks = Blocks(rng, self._prediction, self._allowance, self._budget.limits)
         self._scene: Scene | None = None
         self._begun: Instant | None = None
         self._attempts_left = 0

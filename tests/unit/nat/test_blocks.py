@@ -13,7 +13,7 @@ from tunnel.nat.blocks import FIRST_SOCKET, LOOKS, OBSERVERS, SEARCH_SECONDS, SL
 from tunnel.nat.budget import PROBE_BURST, SILENT_PROBES_OF_FEW
 from tunnel.nat.candidate import CandidateKind, make_candidate
 from tunnel.nat.hints import Hint, PortRange, PredictedPorts, decode_hints, encode_hints
-from tunnel.nat.quota import MOST_MAPPINGS, UNCONFIRMED
+from tunnel.nat.quota import MOST_MAPPINGS, RESTS, UNCONFIRMED
 from tunnel.nat.technique import PoolSocket, Scene
 from tunnel.nat.techniques import Techniques
 from tunnel.units import Address, Instant, SocketId
@@ -74,6 +74,12 @@ class Home:
             while (hint := technique.poll_hint()) is not None:
                 self.hints.append(hint)
             self.now += 0.001
+        return self
+
+    def begin_again(self) -> Home:
+        """Another round."""
+        self.technique.stop(Instant(self.now))
+        self.technique.start(Instant(self.now), scene(), fresh=True)
         return self
 
     def hear(self, hint: Hint) -> Home:
@@ -141,7 +147,7 @@ def test_a_block_is_told_and_the_ports_of_the_peers_are_tried() -> None:
     assert home.told[0].ports == pytest.approx(512, abs=90)
     assert not home.tried
     theirs = PortRange(40_000, 700, MOST_MAPPINGS)
-    home.hear(theirs).run(6.0)
+    home.hear(theirs).run(SEARCH_SECONDS - 1.0)
     assert {address.host for _, address in home.tried} == {FAR.host}
     assert {address.port for _, address in home.tried} == set(range(40_000, 40_700))
     assert len(set(home.tried)) == len(home.tried)  # each a mapping of its own
@@ -185,8 +191,30 @@ def test_a_limit_that_shows_in_the_midst_of_it_ends_it() -> None:
     home = Home(range(20_480, 20_992)).run(1.4)
     home.is_answered = False
     home.hear(BLOCK).run(5.0)
-    assert 0 < len(home.tried) <= UNCONFIRMED
+    assert 0 < len(home.tried) <= UNCONFIRMED / 2
     assert not home.hear(BLOCK).run(5.0).technique.is_hopeless  # the peer's tries may still find one of ours
+
+
+def test_a_nat_that_had_enough_is_left_alone_and_then_asked_for_less() -> None:
+    home = Home(range(20_480, 20_992)).run(1.4).hear(BLOCK).run(1.0)
+    home.is_answered = False
+    home.run(16.0)
+    home.is_answered = True
+    questions = home.questions
+    home.begin_again().run(4.0)
+    assert home.told[-1] == ranges.every_port(0)
+    assert home.questions - questions <= FIRST_SOCKET
+    home.now += RESTS
+    home.begin_again().run(4.0)
+    assert 0 < home.told[-1].tries < OBSERVERS + UNCONFIRMED
+
+
+def test_both_try_as_fast_as_the_meeting_needs_and_no_faster() -> None:
+    for size in (512, 1_024, 2_048):
+        block = PortRange(20_480, size, MOST_MAPPINGS)
+        assert ranges.pace(block, block) * ranges.HALF_WITHIN == pytest.approx(math.sqrt(math.log(2)) * size, abs=1)
+    few = PortRange(5_000, 72, STEPS)
+    assert ranges.pace(BLOCK, few) * ranges.MOST_WITHIN == pytest.approx(math.log(20) * 512 * 72 / STEPS, abs=1)
 
 
 @pytest.mark.parametrize("step", [1, -2])
@@ -208,7 +236,7 @@ def test_two_ports_of_a_block_that_look_like_steps_are_looked_at_again() -> None
     home.first = [20_700, 20_704]
     home.run(0.3)
     assert home.technique.port_step == 4
-    home.hear(BLOCK).run(2.0)
+    home.hear(BLOCK).run(3.0)
     assert [told.ports for told in home.told] == [pytest.approx(512, abs=90)]
     assert len({port for _, (_, port) in home.tried}) > 2 * STEPS
 

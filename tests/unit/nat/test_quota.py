@@ -12,9 +12,13 @@ from tunnel.nat.quota import (
     BLOCK_SHARE,
     FIRST_RATE,
     LEAST_RATE,
+    MAX_NETWORKS,
     MOST_MAPPINGS,
     MOST_RATE,
+    REMEMBERED,
+    RESTS,
     UNCONFIRMED,
+    Limits,
     Quota,
 )
 from tunnel.units import Address, Instant
@@ -101,6 +105,38 @@ def test_a_nat_that_makes_hardly_any_is_left_alone() -> None:
     assert LEAST_RATE > 20
 
 
+def test_a_pace_below_the_limit_is_never_refused_and_little_is_where_the_limit_is_in_all() -> None:
+    quota, router = Quota(T0), Router(rate=200)
+    quota.need(FIRST_RATE)
+    assert len(run(quota, router, 12.0)) > 1_300
+    assert (quota.signs, router.refused) == (0, 0)
+    quota, router = Quota(T0), Router(quota=300)
+    quota.need(FIRST_RATE)
+    run(quota, router, 12.0)
+    assert quota.is_over
+    assert router.refused <= UNCONFIRMED / 2 + ASKS
+
+
+def test_a_limit_is_met_once_and_remembered_by_all_of_a_process() -> None:
+    limits, hosts = Limits(), ("45.1.1.1",)
+    run(Quota(T0, limits.of(T0, hosts)), Router(quota=300), 12.0)
+    assert limits.of(Instant(T0 + RESTS), hosts).is_resting(T0)
+    later = Instant(T0 + 12.0 + RESTS)
+    assert not limits.of(later, hosts).is_resting(later)
+    router = Router(quota=300)
+    run(Quota(T0, limits.of(later, hosts)), router, 12.0)
+    assert router.refused == 0
+    assert len(router.made) > 150
+    assert limits.of(Instant(T0 + 12.0 + REMEMBERED), hosts).most == MOST_MAPPINGS  # carriers change their minds
+    slow, quick = Router(rate=300), Router(rate=300)
+    run(Quota(T0, limits.of(T0, ("45.1.1.2",))), slow, 12.0)
+    run(Quota(T0, limits.of(T0, ("45.1.1.2",))), quick, 12.0)
+    assert slow.refused > 10 * quick.refused
+    for number in range(2 * MAX_NETWORKS):
+        limits.of(T0, (f"45.1.2.{number}",))
+    assert limits.of(T0, ("45.1.1.2",)).rate == MOST_RATE
+
+
 def test_a_tenth_of_the_answers_lost_ends_nothing() -> None:
     quota, router = Quota(T0), Router(loss=0.1)
     quota.block = 2_048
@@ -108,7 +144,7 @@ def test_a_tenth_of_the_answers_lost_ends_nothing() -> None:
     moments = run(quota, router, 8.0)
     assert not quota.is_over
     assert quota.signs <= 2
-    assert len(moments) > 1_500
+    assert len(moments) > 1_000
 
 
 @pytest.mark.parametrize(("block", "most"), [(512, 256), (2_048, 1_024)])
