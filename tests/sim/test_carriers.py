@@ -64,7 +64,7 @@ def test_of_a_block_whose_ports_serve_one_mapping_each_half_is_left() -> None:
 
 def test_a_carriers_limit_in_all_is_noticed_at_its_first_sign() -> None:
     found = [meet("few512", "few512", seed) for seed in range(6)]
-    assert max(each.refused for each in found) <= 2 * (UNCONFIRMED / 2 + ASKS)  # both sides
+    assert max(each.refused for each in found) <= 2 * (0.8 * UNCONFIRMED + ASKS)  # both sides
 
 
 @pytest.mark.parametrize(

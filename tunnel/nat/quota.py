@@ -24,7 +24,7 @@ MOST_RATE: Final = 600.0  # ... growing to this as they are confirmed
 LEAST_RATE: Final = 50.0  # below that an attempt ends before it has a chance
 MOST_MAPPINGS: Final = 8_000  # in one attempt: half of what the smallest Linux router keeps (16,384)
 BLOCK_SHARE: Final = 0.5  # of the block, until one port is seen to serve two mappings
-UNCONFIRMED: Final = 96  # mappings made and not confirmed, at most: three questions' worth, and a round trip's
+UNCONFIRMED: Final = 96  # mappings made and not confirmed, at most: five questions' worth, and a round trip's
 ASK_EVERY: Final = 4  # mappings, from one question to the next, until one port is seen to serve two mappings; ...
 ASK_EVERY_LATER: Final = 24  # ... and from then on, at a pace of twelve questions a second or more
 QUESTIONS_RATE: Final = 12.0  # a second, at a slower pace
@@ -116,7 +116,7 @@ class Quota:
 
     @property
     def is_held(self) -> bool:
-        most = 3 * self._ask_every + 1.5 * self._round_trip * self.rate
+        most = 5 * self._ask_every + 1.5 * self._round_trip * self.rate
         return self.made - self._confirmed >= (min(UNCONFIRMED, most) if self.asks else UNCONFIRMED)
 
     def ready_at(self) -> Instant | None:

@@ -30,7 +30,7 @@ MIN_OBSERVED: Final = 8  # ports; so many of 64,512 lie within a block by chance
 CERTAINTY: Final = 7.0  # m n / (a b) of a whole attempt: 999 of 1,000 meet
 #: The pace of both: half of all pairs, and 95 %, have met after so long.  A faster one would only be nearer to a carrier's limit.
 HALF_WITHIN: Final = Seconds(3.0)
-MOST_WITHIN: Final = Seconds(10.0)
+MOST_WITHIN: Final = Seconds(6.3)
 LEAST_CHANCE: Final = 1 / 3  # of meeting, for an attempt to begin
 
 

@@ -191,7 +191,7 @@ def test_a_limit_that_shows_in_the_midst_of_it_ends_it() -> None:
     home = Home(range(20_480, 20_992)).run(1.4)
     home.is_answered = False
     home.hear(BLOCK).run(5.0)
-    assert 0 < len(home.tried) <= UNCONFIRMED / 2
+    assert 0 < len(home.tried) <= UNCONFIRMED
     assert not home.hear(BLOCK).run(5.0).technique.is_hopeless  # the peer's tries may still find one of ours
 
 

@@ -114,7 +114,7 @@ def test_a_pace_below_the_limit_is_never_refused_and_little_is_where_the_limit_i
     quota.need(FIRST_RATE)
     run(quota, router, 12.0)
     assert quota.is_over
-    assert router.refused <= UNCONFIRMED / 2 + ASKS
+    assert router.refused <= 0.8 * UNCONFIRMED + ASKS
 
 
 def test_a_limit_is_met_once_and_remembered_by_all_of_a_process() -> None:
