@@ -16,6 +16,7 @@ from tests.unit.connection.pair import Pair
 from tunnel.node.events import PeeringEvent, PeeringStarted, Problem, Troubled
 from tunnel.node.peering import Peering
 from tunnel.shell.endpoint import EndpointDriver
+from tunnel.shell.hurry import BYTES_IN_A_HURRY
 from tunnel.shell.link import Link
 from tunnel.transport.connection.events import DatagramsReceived
 from tunnel.units import Address, SocketId
@@ -214,3 +215,15 @@ async def test_a_peering_has_its_link_before_what_the_same_batch_brought_for_it(
             *("batch 1", "PeeringEvent", "sent"),
         ]
         assert flows == [1, 1]
+
+
+@pytest.mark.parametrize(("most", "sent"), [(BYTES_IN_A_HURRY, 1), (1, 2)])
+async def test_in_a_hurry_bulk_ends_a_turn_at_once_and_a_few_bytes_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, sent: int
+) -> None:
+    monkeypatch.setattr("tunnel.shell.endpoint.BYTES_IN_A_HURRY", most)
+    async with a_turn(tmp_path, monkeypatch) as turn:
+        turn.driver._hurry()
+        monkeypatch.setattr(turn.driver._hurry, "until", float("inf"))
+        turn.causes = [turn.emit("a"), turn.emit("b")]
+        assert (await turn.run()).count("sent") == sent

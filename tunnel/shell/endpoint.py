@@ -50,7 +50,7 @@ from tunnel.settings import Settings
 from tunnel.shell.alarm import LONGEST_SLEEP, Alarm
 from tunnel.shell.copies import Copies
 from tunnel.shell.dht_door import DhtDoor, NodeMemory
-from tunnel.shell.hurry import BURSTS_IN_A_HURRY, Hurry
+from tunnel.shell.hurry import BURSTS_IN_A_HURRY, BYTES_IN_A_HURRY, Hurry
 from tunnel.shell.lasting import last
 from tunnel.shell.link import Link
 from tunnel.shell.links import Links
@@ -305,7 +305,7 @@ class EndpointDriver:
             if not has_paused:
                 await socket.wait_readable()
             batches = size = datagrams = 0
-            turn_ends, is_due = BYTES_A_TURN, False
+            turn_ends, soon, is_due = BYTES_A_TURN, BYTES_IN_A_HURRY, False
             while (batch := socket.receive()) is not None:
                 now = clock()
                 try:
@@ -318,8 +318,8 @@ class EndpointDriver:
                     self.faults.note("datagram", f"dropped datagrams from {batch.remote}", error)
                 batches, size = batches + 1, size + len(batch.buffer)
                 datagrams += -(-len(batch.buffer) // batch.stride)
-                if batches >= BATCHES_A_TURN or size >= turn_ends or now < self._hurry.until:
-                    batches, turn_ends = 0, size + BYTES_A_TURN
+                if batches >= BATCHES_A_TURN or size >= turn_ends or (size >= soon and now < self._hurry.until):
+                    batches, turn_ends, soon = 0, size + BYTES_A_TURN, size + BYTES_IN_A_HURRY
                     if (overruns := socket.overruns()) != seen:
                         seen = overruns
                         core.overflowed()

@@ -13,6 +13,7 @@ from tunnel.units import Instant, Seconds
 
 LASTS: Final = Seconds(0.03)  # after a stream was opened: the peer's local program has answered by then
 BURSTS_IN_A_HURRY: Final = 2  # sends before others get their turn
+BYTES_IN_A_HURRY: Final = 48 * 1024  # received before others do: one receive of bulk, many of short connections
 
 
 class Hurry:
