@@ -151,6 +151,7 @@ VERBS: Final[dict[str, Callable[[Connection, Instant], object]]] = {
 OTHERS: Final = {
     *QUESTIONS,
     *(
+        "can_open_stream",
         "channels",
         "close_reason",
         "direct_path",

@@ -59,6 +59,7 @@ MIN_PIPE_PACKETS: Final = 4  # BBR.MinPipeCwnd
 PROBE_WAIT: Final = 2.0  # seconds between probes for bandwidth, and up to PROBE_WAIT_EXTRA more by chance, §5.3.3.5.3
 PROBE_WAIT_EXTRA: Final = 1.0
 AGAIN_ROUNDS: Final = 4.0  # shortest round trips to the next one after one that ended without a queue; each in vain doubles it
+AGAIN_LEAST: Final = 0.1  # seconds, at least: where all is lost for a moment, a short path would spend it on probes
 IN_VAIN: Final = 10  # such doublings: the ordinary wait is over sooner
 MAX_RENO_ROUNDS: Final = 63  # a probe comes no later than a Reno flow of this size would have grown, §5.3.3.5.1
 MIN_RTT_FILTER: Final = 10.0  # seconds a round trip stays the shortest, §2.8.1
@@ -435,7 +436,7 @@ class Bbr:
         self._probe = Probe.STOPPING
         self._rounds_since_probe = int(self._rng.random() * 2)
         wait = PROBE_WAIT + self._rng.random() * PROBE_WAIT_EXTRA
-        self._probe_wait = min(wait, AGAIN_ROUNDS * (1 << self._in_vain) * self._min_rtt)
+        self._probe_wait = min(wait, max(AGAIN_ROUNDS * self._min_rtt, AGAIN_LEAST) * (1 << self._in_vain))
         self._cycle_at = now
         self._start_round()
         self.phase = Phase.DOWN
