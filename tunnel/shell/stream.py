@@ -108,7 +108,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     async def pull(self, source: StreamSource) -> bool:
         """Send what `source` puts into the room it is given, until that is less than all.  Raises as wait_send_space does.
 
-        It is called when its turn to send has come, without a turn of this task.  False, at once, where no other stream has
+        It is called when its turn to send has come, without a turn of this task.  False, at once, where few other streams have
         something to send.
         """
         if self._send_error is not None:

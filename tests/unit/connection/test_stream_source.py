@@ -9,11 +9,17 @@ import pytest
 
 from tests.unit.connection.pair import Pair
 from tunnel.transport.packet.header import CALL_ROOM
+from tunnel.transport.stream import streams
 from tunnel.transport.stream.flow import INITIAL_STREAM_WINDOW
 from tunnel.units import StreamId, Transmit
 
 MANY = 150  # streams: rings of 64 KiB are the part of each
 FULL = 60_000  # bytes of a call, nearly
+
+
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MANY", 1)
 
 
 class Teller:
@@ -143,3 +149,14 @@ def test_bulk_waits_for_credit_that_is_worth_a_turn_and_never_for_ever() -> None
         teller.wit = lambda size: asked.append(size) or size
     pair.run_until(lambda: all(teller.said >= 300_000 for teller in found))
     assert sum(asked) / len(asked) > INITIAL_STREAM_WINDOW / 2
+
+
+def test_beside_few_others_a_source_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    pair = Pair(relayed=False, delay=0.001)
+    opened = [pair.a.open_stream() for _ in range(streams.MANY + 1)]
+    for stream in opened[:-1]:
+        pair.a.stream_write(stream, b"!")
+    assert not pair.a.set_stream_source(opened[0], len)
+    pair.a.stream_write(opened[-1], b"!")
+    assert pair.a.set_stream_source(opened[0], len)

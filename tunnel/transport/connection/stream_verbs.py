@@ -61,7 +61,7 @@ class StreamVerbs:
         """Let `source` put bytes into the send buffer when they are about to be sent, from inside poll_transmit.
 
         docs/transport.md says what it may do.  With the first bytes that it does not give it is let go.  False where it is of
-        no use: no other stream has something to send, so that nobody else is served while a task fills the buffer.
+        no use: fewer than MANY others have something to send, and a task that fills the buffer costs less.
         """
         streams = self._shared.streams
         stream = streams.sending.get(stream_id)

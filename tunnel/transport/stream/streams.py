@@ -31,6 +31,7 @@ LEAST_TURN: Final = (
 TURN_MORE: Final = 4 * 1024  # bytes beyond its turn that a stream has at hand, as a turn is rounded up to whole datagrams
 LARGEST_RING: Final = 8 * 1024 * 1024  # bytes a stream may hold for the network: 100 Mbit/s at 300 ms, twice
 LOSSY: Final = 0.01
+MANY: Final = 64  # streams; fewer have rings of whole turns, and a task that fills one beside the sends costs less
 RINGS_IN_ALL: Final = 16 * 1024 * 1024  # bytes that all rings share; each gets its part, but never less than 64 KiB
 
 
@@ -61,8 +62,8 @@ class Scheduler:
                 self._held.pop(stream.stream_id, None)
 
     def is_busy(self, stream: SendStream) -> bool:
-        """Whether others than `stream` may have something to send."""
-        return len(self._new) + len(self._old) + len(self._held) > stream.scheduled
+        """Whether so many others than `stream` may have something to send that their rings are small."""
+        return len(self._new) + len(self._old) + len(self._held) - stream.scheduled >= MANY
 
     def forget(self, stream: SendStream) -> None:
         """It is over.  In the round it may still stand: without work it leaves that by itself."""
