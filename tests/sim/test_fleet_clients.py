@@ -112,13 +112,19 @@ def test_a_client_whose_server_dies_goes_to_another_by_itself_with_its_rooms_and
     assert owner.of(messages.Refused) == friend.of(messages.Refused) == []
 
 
-def test_a_client_whose_server_drains_is_at_another_before_it_is_gone_and_its_channel_stays_meanwhile() -> None:
-    world = FleetWorld(3)
+def introduced(world: FleetWorld) -> tuple[Person, Person]:
+    """Two that have met at the first server: who listens and who dialled, with a channel."""
     listener, dialer = Person(world, 1, 0), Person(world, 2, 0)
     listener.client.listen(world.now, [ROOM])
     dialer.client.dial(world.now, [ROOM])
     world.run(5.0, lambda: bool(listener.client.channels and dialer.client.channels))
     dialer.client.leave(world.now, [ROOM])
+    return listener, dialer
+
+
+def test_a_client_whose_server_drains_is_at_another_before_it_is_gone_and_its_channel_stays_meanwhile() -> None:
+    world = FleetWorld(3)
+    listener, dialer = introduced(world)
     world.run(1.0)
     world.servers[0].fleet.drain(world.now, Seconds(30.0))
     world.run(10.0, lambda: listener.at != 0 and dialer.at != 0)
@@ -145,11 +151,7 @@ def test_a_server_that_was_restarted_counts_again_when_the_list_says_so() -> Non
 
 def test_who_waits_in_a_room_for_others_of_itself_goes_from_a_server_that_drains_for_good() -> None:
     world = FleetWorld(3)
-    listener, dialer = Person(world, 1, 0), Person(world, 2, 0)
-    listener.client.listen(world.now, [ROOM])
-    dialer.client.dial(world.now, [ROOM])
-    world.run(5.0, lambda: bool(listener.client.channels and dialer.client.channels))
-    dialer.client.leave(world.now, [ROOM])
+    listener, dialer = introduced(world)
     for person in (listener, dialer):  # as a program does that looks for copies of itself
         person.client.listen(world.now, [OWN])
         person.client.dial(world.now, [OWN])
